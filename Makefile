@@ -1,0 +1,53 @@
+# Everything starts here: each target first sets up whatever is missing (scripts/setup.sh), then does its work.
+
+PYTHON := .venv/bin/python
+# Options for the demo and for pytest: make demo DEMO_ARGS="--seed=1", make test PYTEST_ARGS="-k solvers".
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+
+# Nothing that runs here may reach for the network, and two cores are shared by torch and the tokenizers.
+export HF_HUB_OFFLINE := 1
+export HF_DATASETS_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow check format lint types contracts docstrings lock
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+
+setup: ## set up .venv with all that is needed (does nothing where that is done)
+	@sh scripts/setup.sh
+
+demo: setup ## reflow the small teacher that ships with the repository; results in outputs/demo, demo-2, ...
+	@dir=outputs/demo; n=1; \
+	while [ -e "$$dir" ]; do n=$$((n + 1)); dir=outputs/demo-$$n; done; \
+	.venv/bin/chordflow demo --output_dir="$$dir" $(DEMO_ARGS)
+
+test: setup ## run the tests, but for the slow ones
+	@$(PYTHON) -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-slow: setup ## run the slow tests
+	@$(PYTHON) -m pytest -m slow $(PYTEST_ARGS)
+
+check: setup lint types contracts docstrings test ## all that CI checks: format, lint, types, contracts, docstrings, tests
+
+lint: setup
+	@.venv/bin/ruff format --check
+	@.venv/bin/ruff check
+
+types: setup
+	@.venv/bin/mypy
+
+contracts: setup
+	@.venv/bin/lint-imports
+
+docstrings: setup
+	@$(PYTHON) scripts/docstring_ratchet.py
+
+format: setup ## put the code in shape and mend what can be mended without thought
+	@.venv/bin/ruff check --fix --exit-zero --quiet
+	@.venv/bin/ruff format
+
+lock: setup ## remake requirements.lock from pyproject.toml
+	@sh scripts/lock.sh

@@ -1,0 +1,1 @@
+"""Teacher to (noise, endpoint): making couplings, and the buffer in memory that keeps them."""

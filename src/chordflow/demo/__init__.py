@@ -1,0 +1,1 @@
+"""The small teacher and the steps of the demo."""

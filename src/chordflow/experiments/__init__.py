@@ -1,0 +1,1 @@
+"""Jobs that need training and evaluation: the main job, rounds, comparisons, studies."""

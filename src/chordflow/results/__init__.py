@@ -1,0 +1,1 @@
+"""The schema of what is measured, and its statistics."""

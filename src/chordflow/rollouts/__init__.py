@@ -1,0 +1,1 @@
+"""Environments, paired noise, and episodes as rows."""

@@ -1,0 +1,1 @@
+"""Training the student: initialisation and freezing, methods, the loop, checkpoints."""
