@@ -1,0 +1,155 @@
+"""How far a flow's own trajectories are from straight lines.
+
+The grid is always an argument, never a policy's saved step count: on a single Euler step every field is
+perfectly straight.
+
+Shapes: B batch, H chunk, D padded dimension, A real dimensions (the first A of D), N grid steps.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from chordflow.errors import UserError
+from chordflow.flow.solvers import Euler, Velocity
+
+DEFAULT_GRID = 100
+"""Euler steps of the grid on which curvature is measured unless another is asked for."""
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """Sums over trajectories, from which S and the curvature follow; add batches with ``merge``.
+
+    S is the straightness of Liu et al. 2022 (arXiv 2209.03003, section 2.2),
+    ``S = integral over t of E || (x_1 - x_0) - v(x_t, t) ||^2``, along the model's own trajectories. Norms
+    are means over the chunk's H rows, so that S does not grow with the chunk.
+
+    Attributes:
+        deviation: Sum over trajectories, mean over H, of ``((x_1 - x_0) - v(x_t, t))^2``, by grid time and
+            dimension. float64, shape (N, D).
+        chord: The same of ``(x_1 - x_0)^2``. float64, shape (D,).
+        times: Grid times, from 1 downwards. float64, shape (N,).
+        count: Number of trajectories.
+        real_dims: A, the number of real dimensions.
+    """
+
+    deviation: Tensor
+    chord: Tensor
+    times: Tensor
+    count: int
+    real_dims: int
+
+    def merge(self, other: "Curvature") -> "Curvature":
+        """Curvature over the trajectories of both.
+
+        Raises:
+            ValueError: If the two were measured on different grids or dimensions.
+        """
+        if self.deviation.shape != other.deviation.shape or self.real_dims != other.real_dims:
+            raise ValueError(
+                f"measures on (steps, dimensions) {tuple(self.deviation.shape)} and "
+                f"{tuple(other.deviation.shape)} with {self.real_dims} and {other.real_dims} real dimensions "
+                "cannot be merged."
+            )
+        return Curvature(
+            self.deviation + other.deviation,
+            self.chord + other.chord,
+            self.times,
+            self.count + other.count,
+            self.real_dims,
+        )
+
+    @property
+    def num_steps(self) -> int:
+        """Euler steps of the grid."""
+        return self.deviation.shape[0]
+
+    @property
+    def s_by_time_and_dim(self) -> Tensor:
+        """Integrand of S at each grid time, by dimension. Shape (N, D)."""
+        return self.deviation / self.count
+
+    @property
+    def s_by_dim(self) -> Tensor:
+        """S of each dimension alone. Shape (D,)."""
+        return self.s_by_time_and_dim.mean(dim=0)
+
+    @property
+    def s_by_time(self) -> Tensor:
+        """Integrand of S over the real dimensions at each grid time; its mean is ``s``. Shape (N,)."""
+        return self.s_by_time_and_dim[:, : self.real_dims].sum(dim=1)
+
+    @property
+    def s(self) -> float:
+        """S over the real dimensions."""
+        return float(self.s_by_dim[: self.real_dims].sum())
+
+    @property
+    def s_all_dims(self) -> float:
+        """S over all padded dimensions."""
+        return float(self.s_by_dim.sum())
+
+    @property
+    def curvature(self) -> float:
+        """``sqrt(S / E ||x_1 - x_0||^2)`` over the real dimensions, as a fraction: 0 is straight."""
+        return self._relative(slice(self.real_dims))
+
+    @property
+    def curvature_all_dims(self) -> float:
+        """The same over all padded dimensions."""
+        return self._relative(slice(None))
+
+    def _relative(self, dims: slice) -> float:
+        chord = float(self.chord[dims].sum()) / self.count
+        # A field that moves nothing has no direction to deviate from.
+        return math.sqrt(float(self.s_by_dim[dims].sum()) / chord) if chord > 0 else 0.0
+
+
+@torch.no_grad()
+def measure_curvature(
+    velocity: Velocity, noise: Tensor, num_steps: int = DEFAULT_GRID, *, real_dims: int
+) -> tuple[Curvature, Tensor]:
+    """Follow trajectories from noise on an Euler grid and compare their velocity with their chord.
+
+    Args:
+        velocity: The field, ``velocity(x_t, t) -> v_t``.
+        noise: Starting points at t = 1, shape (B, H, D), B at least 1. The velocities of all N steps are
+            held in memory, on the device of the noise.
+        num_steps: N, the Euler steps of the grid; at least 2, because one step is always straight.
+        real_dims: A, from 1 to D: the first A dimensions are the robot's.
+
+    Returns:
+        The curvature of these B trajectories, and their endpoints of shape (B, H, D).
+
+    Raises:
+        UserError: If num_steps is below 2 or real_dims is not within 1 and D.
+    """
+    if num_steps < 2:
+        raise UserError(
+            f"num_steps is {num_steps}; curvature needs a grid of at least 2 steps (100 is usual)."
+        )
+    if not 1 <= real_dims <= noise.shape[-1]:
+        raise UserError(
+            f"real_dims is {real_dims}; choose from 1 to the {noise.shape[-1]} dimensions of noise."
+        )
+    velocities: list[Tensor] = []
+    times: list[float] = []
+
+    def record(_step: int, t: float, _x: Tensor, v_t: Tensor) -> None:
+        times.append(t)
+        velocities.append(v_t)
+
+    endpoint = Euler().integrate(velocity, noise, num_steps, callback=record)
+    chord = noise.double() - endpoint.double()
+    deviation = torch.stack([(chord - v_t.double()).square().mean(dim=1).sum(dim=0) for v_t in velocities])
+    sums = Curvature(
+        deviation=deviation.cpu(),
+        chord=chord.square().mean(dim=1).sum(dim=0).cpu(),
+        times=torch.tensor(times, dtype=torch.float64),
+        count=noise.shape[0],
+        real_dims=real_dims,
+    )
+    return sums, endpoint

@@ -1,0 +1,209 @@
+"""Explicit solvers that carry noise at t = 1 to an action at t = 0 along a velocity field.
+
+A solver never asks a policy how many steps to take: the number is an argument.
+
+Shapes: B batch, H chunk, D padded dimension.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from chordflow.errors import UserError
+
+Velocity = Callable[[Tensor, Tensor], Tensor]
+"""``velocity(x_t, t) -> v_t`` with ``x_t`` and ``v_t`` of shape (B, H, D) and ``t`` float32 of shape (B,)."""
+
+OnStep = Callable[[int, float, Tensor, Tensor], None]
+"""``callback(step, t, x_t, v_t)`` with the state before the step and the velocity there."""
+
+
+class Solver(ABC):
+    """One rule for a step of the ODE ``d x / d t = v(x, t)``.
+
+    Attributes:
+        name: The name on the command line.
+        order: The global error falls as ``num_steps ** -order`` on a smooth field; a test measures it.
+        nfe_per_step: Network evaluations per step.
+    """
+
+    name: ClassVar[str]
+    order: ClassVar[int]
+    nfe_per_step: ClassVar[int]
+
+    @abstractmethod
+    def increment(self, velocity: Velocity, x: Tensor, t: float, dt: float, v_t: Tensor) -> Tensor:
+        """Change of x over one step, given the velocity ``v_t`` at its start.
+
+        Args:
+            velocity: The field.
+            x: State at t, shape (B, H, D).
+            t: Time at the start of the step.
+            dt: Signed length of the step; negative, because time runs from 1 to 0.
+            v_t: ``velocity(x, t)``, shape (B, H, D).
+
+        Returns:
+            The change of x, shape (B, H, D).
+        """
+
+    def step(self, velocity: Velocity, x: Tensor, t: float, t_next: float) -> Tensor:
+        """State at ``t_next`` from the state at ``t``.
+
+        Args:
+            velocity: The field.
+            x: State at t, shape (B, H, D).
+            t: Time at the start of the step, in [0, 1].
+            t_next: Time at its end; smaller than t on the way to the action.
+
+        Returns:
+            State at t_next, shape (B, H, D).
+        """
+        return x + self.increment(velocity, x, t, t_next - t, velocity(x, time_tensor(t, x)))
+
+    def integrate(
+        self, velocity: Velocity, noise: Tensor, num_steps: int, *, callback: OnStep | None = None
+    ) -> Tensor:
+        """Carry noise from t = 1 to the endpoint at t = 0 on a uniform grid.
+
+        With Euler the arithmetic is that of LeRobot's ``euler_integrate``, operation by operation.
+
+        Args:
+            velocity: The field.
+            noise: State at t = 1, shape (B, H, D).
+            num_steps: Number of steps, at least 1.
+            callback: Called as each step starts; it costs no evaluation.
+
+        Returns:
+            The endpoint, shape (B, H, D).
+
+        Raises:
+            UserError: If num_steps is not a whole number above 0.
+        """
+        num_steps = require_num_steps(num_steps)
+        dt = -1.0 / num_steps
+        x = noise
+        for step in range(num_steps):
+            t = 1.0 + step * dt
+            v_t = velocity(x, time_tensor(t, x))
+            if callback is not None:
+                callback(step, t, x, v_t)
+            x = x + self.increment(velocity, x, t, dt, v_t)
+        return x
+
+    def path(self, velocity: Velocity, noise: Tensor, num_steps: int) -> Tensor:
+        """All states on the way, from the noise to the endpoint.
+
+        Args:
+            velocity: The field.
+            noise: State at t = 1, shape (B, H, D).
+            num_steps: Number of steps, at least 1.
+
+        Returns:
+            Shape (num_steps + 1, B, H, D): the noise first, the endpoint last.
+
+        Raises:
+            UserError: If num_steps is not a whole number above 0.
+        """
+        states: list[Tensor] = []
+        endpoint = self.integrate(velocity, noise, num_steps, callback=lambda _s, _t, x, _v: states.append(x))
+        return torch.stack([*states, endpoint])
+
+    def nfe(self, num_steps: int) -> int:
+        """Network evaluations that ``integrate`` makes with this number of steps."""
+        return self.nfe_per_step * num_steps
+
+
+class Euler(Solver):
+    """Forward Euler: the velocity at the start of the step. What LeRobot's policies run."""
+
+    name = "euler"
+    order = 1
+    nfe_per_step = 1
+
+    def increment(self, velocity: Velocity, x: Tensor, t: float, dt: float, v_t: Tensor) -> Tensor:
+        """See the base class."""
+        return dt * v_t
+
+
+class Midpoint(Solver):
+    """Explicit midpoint rule: the velocity half a step ahead. Never evaluates the field at t = 0."""
+
+    name = "midpoint"
+    order = 2
+    nfe_per_step = 2
+
+    def increment(self, velocity: Velocity, x: Tensor, t: float, dt: float, v_t: Tensor) -> Tensor:
+        """See the base class."""
+        middle = x + (0.5 * dt) * v_t
+        return dt * velocity(middle, time_tensor(t + 0.5 * dt, x))
+
+
+class Heun(Solver):
+    """Heun's rule (explicit trapezoid): mean of the velocities at both ends of an Euler step.
+
+    Its last step evaluates the field at t = 0, which flow-matching training hardly visits, so on learned
+    fields it can be far worse than its order says.
+    """
+
+    name = "heun"
+    order = 2
+    nfe_per_step = 2
+
+    def increment(self, velocity: Velocity, x: Tensor, t: float, dt: float, v_t: Tensor) -> Tensor:
+        """See the base class."""
+        v_next = velocity(x + dt * v_t, time_tensor(t + dt, x))
+        return (0.5 * dt) * (v_t + v_next)
+
+
+SOLVERS: dict[str, type[Solver]] = {solver.name: solver for solver in (Euler, Midpoint, Heun)}
+"""Every solver by its name."""
+
+
+def get_solver(name: str) -> Solver:
+    """The solver of this name.
+
+    Args:
+        name: A key of ``SOLVERS``.
+
+    Returns:
+        An instance; solvers have no state.
+
+    Raises:
+        UserError: If no solver has this name.
+    """
+    if name not in SOLVERS:
+        raise UserError(f"solver is {name!r}; choose one of {', '.join(SOLVERS)}.")
+    return SOLVERS[name]()
+
+
+def time_tensor(t: float, x: Tensor) -> Tensor:
+    """The time t once per sample of x, as LeRobot's networks expect it.
+
+    Args:
+        t: A time; values below 0, which rounding can leave at the end of a grid, become 0.
+        x: Shape (B, ...).
+
+    Returns:
+        float32, shape (B,), on the device of x.
+    """
+    return torch.tensor(max(t, 0.0), dtype=torch.float32, device=x.device).expand(x.shape[0])
+
+
+def require_num_steps(num_steps: int) -> int:
+    """Check a number of solver steps.
+
+    Args:
+        num_steps: The number to check.
+
+    Returns:
+        The same number.
+
+    Raises:
+        UserError: If it is not a whole number above 0.
+    """
+    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
+        raise UserError(f"num_steps is {num_steps!r}; choose a whole number of at least 1.")
+    return num_steps
