@@ -40,10 +40,10 @@ types: setup
 	@.venv/bin/mypy
 
 contracts: setup
-	@.venv/bin/lint-imports
+	@.venv/bin/lint-imports --no-logo
 
 docstrings: setup
-	@$(PYTHON) scripts/docstring_ratchet.py
+	@.venv/bin/interrogate src packages
 
 format: setup ## put the code in shape and mend what can be mended without thought
 	@.venv/bin/ruff check --fix --exit-zero --quiet

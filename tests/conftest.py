@@ -1,0 +1,25 @@
+"""Settings for the whole test run: no network, few threads, nothing random between runs."""
+
+import os
+
+# Before torch, tokenizers and huggingface_hub are imported: they read these once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["WANDB_MODE"] = "disabled"
+os.environ["MPLBACKEND"] = "Agg"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import hypothesis
+import torch
+
+# The tests' tensors are small: a second thread costs more than it gives.
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+# The same examples on every run, and no deadline: the first call of a torch operator is slow on a busy machine.
+hypothesis.settings.register_profile("steady", derandomize=True, deadline=None, max_examples=50)
+hypothesis.settings.register_profile("wide", deadline=None, max_examples=1000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
+
+pytest_plugins = ["fixtures"]
