@@ -1,0 +1,259 @@
+"""Couplings in memory: filled before training, refreshed block by block while it goes on.
+
+The buffer is a window over an endless sequence of blocks. What a block holds (which observations, which
+noises, hence which endpoints) is a pure function of the seed and the block's number, and which blocks are
+resident is a function of the training step. So a run can resume at any step without a stored buffer.
+
+Shapes: B couplings in a batch, H chunk size, D padded action dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from chordflow.couplings.generate import CouplingConfig, endpoints
+from chordflow.couplings.observations import Observations
+from chordflow.errors import UserError
+from chordflow.flow.seeds import generator
+from chordflow.policies import Context, FlowPolicy
+
+
+@dataclass
+class BufferConfig:
+    """How many couplings are kept and how long.
+
+    Attributes:
+        num_observations: observations in the buffer.
+        noises_per_observation: noises that share one encoded observation.
+        uses_per_coupling: how often a coupling is trained on, on average, before it is replaced; 0 keeps the
+            first filling for the whole run.
+        block_size: observations that are encoded together, and replaced together.
+    """
+
+    num_observations: int = 2048
+    noises_per_observation: int = 4
+    uses_per_coupling: int = 12
+    block_size: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("num_observations", "noises_per_observation", "block_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"buffer.{name}={getattr(self, name)}: give at least 1.")
+        if self.uses_per_coupling < 0:
+            raise UserError(f"buffer.uses_per_coupling={self.uses_per_coupling}: give 0 or more.")
+
+
+@dataclass(frozen=True)
+class CouplingBatch:
+    """A batch of couplings.
+
+    Attributes:
+        noise: x_1, (B, H, D).
+        endpoint: x_0, (B, H, D).
+        context: the student's encoded observations, or None where it has to encode them anew.
+        batch: the preprocessed observations, where `context` is None.
+    """
+
+    noise: Tensor
+    endpoint: Tensor
+    context: Context | None
+    batch: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class _Block:
+    noise: Tensor
+    endpoint: Tensor
+    context: Context | None
+    batch: dict[str, Any] | None
+
+
+class CouplingBuffer:
+    """Couplings of one teacher on one set of observations.
+
+    Args:
+        teacher: the frozen teacher.
+        observations: what it looks at.
+        coupling: how its ODE is solved.
+        config: how much is kept.
+        seed: of the run.
+        batch_size: couplings that a training step draws.
+        num_workers: processes that read observations ahead.
+        student_encode: how the student encodes where it does not share the teacher's prefix; None where it
+            does. It is called once per observation.
+        student_context: whether the student's context can be kept at all; false where its prefix trains, so
+            that it must encode at every step.
+    """
+
+    def __init__(
+        self,
+        teacher: FlowPolicy,
+        observations: Observations,
+        coupling: CouplingConfig,
+        config: BufferConfig,
+        *,
+        seed: int,
+        batch_size: int,
+        num_workers: int = 0,
+        student_encode: Callable[[dict[str, Any]], Context] | None = None,
+        student_context: bool = True,
+    ) -> None:
+        self.teacher = teacher
+        self.observations = observations
+        self.coupling = coupling
+        self.config = config
+        self.seed = seed
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.student_encode = student_encode
+        self.student_context = student_context
+        self.block_size = min(config.block_size, config.num_observations)
+        self.num_blocks = -(-config.num_observations // self.block_size)
+        self.per_block = self.block_size * config.noises_per_observation
+        if batch_size > self.num_couplings:
+            raise UserError(
+                f"batch_size={batch_size} is larger than the buffer's {self.num_couplings} couplings; raise "
+                "buffer.num_observations or buffer.noises_per_observation."
+            )
+        self._blocks: dict[int, _Block] = {}
+        self._joined: Context | None = None
+
+    @property
+    def num_couplings(self) -> int:
+        """Couplings in a full buffer."""
+        return self.num_blocks * self.per_block
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the resident couplings and contexts, in bytes."""
+        total = 0
+        for block in self._blocks.values():
+            total += block.noise.nbytes + block.endpoint.nbytes
+            total += block.context.num_bytes if block.context is not None else 0
+            total += sum(v.nbytes for v in (block.batch or {}).values() if isinstance(v, Tensor))
+        return total
+
+    def first_block(self, step: int) -> int:
+        """Number of the oldest block that is resident at a training step (0, 1, ...)."""
+        if self.config.uses_per_coupling == 0:
+            return 0
+        return step * self.batch_size // (self.per_block * self.config.uses_per_coupling)
+
+    def observation_indices(self, block: int) -> list[int]:
+        """Which observations a block holds: a walk through reshuffled passes over all of them."""
+        count = len(self.observations)
+        indices = []
+        for position in range(block * self.block_size, (block + 1) * self.block_size):
+            indices.append(self._order(position // count)[position % count])
+        return indices
+
+    def fill(self, step: int) -> Iterator[int]:
+        """Makes the blocks that are resident at `step` and are not in memory; yields after each one.
+
+        Yields:
+            The number of blocks that are in memory.
+
+        Raises:
+            UserError: if the buffer would not fit into memory.
+        """
+        first = self.first_block(step)
+        wanted = range(first, first + self.num_blocks)
+        for block in [block for block in self._blocks if block not in wanted]:
+            del self._blocks[block]
+        missing = [block for block in wanted if block not in self._blocks]
+        if not missing:
+            return
+        order = [index for block in missing for index in self.observation_indices(block)]
+        workers = self.num_workers if len(missing) > 1 else 0
+        items = self.observations.batches(order, self.block_size, workers)
+        for block, item in zip(missing, items, strict=True):
+            self._blocks[block] = self._make(block, item)
+            if len(self._blocks) == 1:
+                self._check_memory()
+            yield len(self._blocks)
+
+    def batch(self, step: int) -> CouplingBatch:
+        """The couplings that training step `step` uses; the buffer must be filled for it."""
+        first = self.first_block(step)
+        chosen = torch.randperm(self.num_couplings, generator=generator(self.seed, "batch", step))
+        chosen = chosen[: self.batch_size].sort().values
+        blocks, rows = chosen // self.per_block + first, chosen % self.per_block
+        noise, endpoint, contexts, batches = [], [], [], []
+        for number in blocks.unique().tolist():
+            block = self._blocks[number]
+            inside = rows[blocks == number]
+            observation = inside // self.config.noises_per_observation
+            noise.append(block.noise[inside])
+            endpoint.append(block.endpoint[inside])
+            if block.context is not None:
+                contexts.append(block.context.index(observation))
+            if block.batch is not None:
+                batches.append(_pick(block.batch, observation))
+        device = self.teacher.device
+        return CouplingBatch(
+            noise=torch.cat(noise).to(device),
+            endpoint=torch.cat(endpoint).to(device),
+            context=type(contexts[0]).concatenate(contexts).to(device) if contexts else None,
+            batch=_join(batches) if batches else None,
+        )
+
+    @torch.no_grad()
+    def _make(self, number: int, items: dict[str, Any]) -> _Block:
+        noises = self.config.noises_per_observation
+        prepared = self.teacher.preprocess(items)
+        context = self.teacher.encode(prepared)
+        noise = self.teacher.sample_noise(self.per_block, generator(self.seed, "noise", number))
+        noise = noise.to(self.teacher.device)
+        endpoint = endpoints(self.teacher, context.repeat(noises), noise, self.coupling)
+        if not endpoint.isfinite().all():
+            raise UserError(
+                "the teacher's endpoints are not finite; check the checkpoint's weights and the dataset's values."
+            )
+        kept = context if self.student_encode is None else self.student_encode(prepared)
+        return _Block(
+            noise=noise,
+            endpoint=endpoint,
+            context=kept.detach() if self.student_context else None,
+            batch=None if self.student_context else prepared,
+        )
+
+    def _order(self, epoch: int) -> list[int]:
+        if getattr(self, "_epoch", None) != epoch:
+            shuffled = torch.randperm(len(self.observations), generator=generator(self.seed, "order", epoch))
+            self._epoch, self._epoch_order = epoch, shuffled.tolist()
+        return self._epoch_order
+
+    def _check_memory(self) -> None:
+        expected = self.num_bytes * self.num_blocks
+        device = self.teacher.device
+        free = (
+            torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+        )
+        if expected - self.num_bytes > 0.9 * free:
+            raise UserError(
+                f"buffer.num_observations={self.config.num_observations} takes {expected / 2**30:.1f} GiB, but "
+                f"{free / 2**30:.1f} GiB are free on {device}; choose a smaller number."
+            )
+
+
+def _pick(batch: dict[str, Any], rows: Tensor) -> dict[str, Any]:
+    """The observations `rows` of a preprocessed batch, without what is not a tensor."""
+    return {k: v[rows.to(v.device)] for k, v in batch.items() if isinstance(v, Tensor) and v.dim() > 0}
+
+
+def _join(batches: list[dict[str, Any]]) -> dict[str, Any]:
+    """Joins preprocessed batches; token rows of unequal length are padded with masked zeros."""
+    joined = {}
+    for key in batches[0]:
+        values = [batch[key] for batch in batches]
+        if values[0].dim() == 2 and len({v.shape[1] for v in values}) > 1:
+            length = max(v.shape[1] for v in values)
+            values = [torch.nn.functional.pad(v, (0, length - v.shape[1])) for v in values]
+        joined[key] = torch.cat(values)
+    return joined

@@ -1,0 +1,259 @@
+"""Observations from a LeRobotDataset, for couplings and for measuring.
+
+A coupling asks for what a policy sees, never for what a demonstrator did: actions are not read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+
+from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.utils.constants import ACTION, OBS_PREFIX, OBS_STATE
+
+from chordflow.errors import UserError
+from chordflow.policies import FlowPolicy
+
+
+@dataclass
+class DatasetConfig:
+    """Which observations; names as in LeRobot.
+
+    Attributes:
+        repo_id: LeRobot dataset, a Hub id or a name for a local one.
+        root: local folder of the dataset; by default $HF_LEROBOT_HOME/repo_id, or the Hub's cache.
+        revision: branch, tag or commit on the Hub.
+        episodes: use these episodes only.
+        eval_split: share of the episodes of every task that training leaves out and measures use, in (0, 1).
+        video_backend: decoder for videos (torchcodec, pyav); by default the best that is installed.
+    """
+
+    repo_id: str
+    root: str | None = None
+    revision: str | None = None
+    episodes: list[int] | None = None
+    eval_split: float = 0.1
+    video_backend: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.eval_split < 1.0:
+            raise UserError(
+                f"dataset.eval_split={self.eval_split}: give the share of episodes to measure on, "
+                "above 0 and below 1."
+            )
+
+
+class Observations(Dataset[dict[str, Any]]):
+    """The frames of some episodes, without their actions.
+
+    Args:
+        dataset: a LeRobotDataset.
+        frames: indices into it.
+    """
+
+    def __init__(self, dataset: LeRobotDataset, frames: Sequence[int]) -> None:
+        self.dataset = dataset
+        self.frames = list(frames)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item = self.dataset[self.frames[index]]
+        kept = {
+            key: value
+            for key, value in item.items()
+            if key.startswith(OBS_PREFIX) or key in ("task", "episode_index", "frame_index")
+        }
+        for key, value in kept.items():
+            if isinstance(value, torch.Tensor) and value.is_floating_point() and not value.isfinite().all():
+                raise UserError(
+                    f"dataset: {key} is NaN or infinite in episode {int(kept['episode_index'])}, frame "
+                    f"{int(kept['frame_index'])}; mend or drop that episode (--dataset.episodes)."
+                )
+        return kept
+
+    def batches(self, order: Sequence[int], batch_size: int, num_workers: int = 0) -> Iterator[dict[str, Any]]:
+        """Collated batches in the given order.
+
+        The workers only read: what they return, and in which order, does not depend on their number.
+
+        Args:
+            order: indices into these observations.
+            batch_size: observations a batch; the last may be smaller.
+            num_workers: processes that read ahead.
+
+        Raises:
+            UserError: where an observation is not finite.
+        """
+        loader = DataLoader(
+            Subset(self, list(order)),
+            batch_size=batch_size,
+            shuffle=False,
+            num_workers=num_workers,
+            collate_fn=default_collate,
+            # LeRobot's choice: video decoders do not survive a fork.
+            multiprocessing_context="spawn" if num_workers else None,
+            worker_init_fn=_quiet_worker if num_workers else None,
+        )
+        try:
+            yield from loader
+        except UserError as error:
+            # A worker's exception arrives with its traceback in the message.
+            lines = [line for line in str(error).splitlines() if "dataset: " in line]
+            text = lines[-1] if lines else str(error)
+            raise UserError(text[text.index("dataset: ") :] if "dataset: " in text else text) from None
+
+
+@dataclass(frozen=True)
+class Split:
+    """Observations to train on and to measure on, apart by episode."""
+
+    train: Observations
+    held_out: Observations
+    held_out_episodes: list[int]
+    metadata: LeRobotDatasetMetadata
+
+
+def open_split(config: DatasetConfig, policy: FlowPolicy, rename_map: dict[str, str] | None = None) -> Split:
+    """Opens a dataset, checks that it fits the policy, and holds episodes out as LeRobot does.
+
+    Raises:
+        UserError: if it cannot be found, is empty, or lacks what the policy looks at.
+    """
+    metadata = _metadata(config)
+    check_fits(metadata, policy, rename_map or {})
+    episodes = config.episodes if config.episodes is not None else list(range(metadata.total_episodes))
+    unknown = [episode for episode in episodes if not 0 <= episode < metadata.total_episodes]
+    if unknown:
+        raise UserError(
+            f"dataset.episodes holds {unknown[0]}, but {config.repo_id} has episodes 0 to "
+            f"{metadata.total_episodes - 1}."
+        )
+    if len(episodes) < 2:
+        raise UserError(
+            f"dataset.repo_id={config.repo_id}: {len(episodes)} episode(s) cannot be split into training and "
+            "held-out ones; give at least 2."
+        )
+    train, held_out = split_episodes(metadata, episodes, config.eval_split)
+    dataset = LeRobotDataset(
+        config.repo_id,
+        root=config.root,
+        revision=config.revision,
+        delta_timestamps=_observation_timestamps(policy, metadata),
+        video_backend=config.video_backend or ("pyav" if metadata.video_keys else None),
+    )
+    starts = {int(row["episode_index"]): row for row in metadata.episodes}
+
+    def frames(chosen: list[int]) -> list[int]:
+        return [
+            frame
+            for episode in chosen
+            for frame in range(starts[episode]["dataset_from_index"], starts[episode]["dataset_to_index"])
+        ]
+
+    return Split(Observations(dataset, frames(train)), Observations(dataset, frames(held_out)), held_out, metadata)
+
+
+def split_episodes(
+    metadata: LeRobotDatasetMetadata, episodes: Sequence[int], eval_split: float
+) -> tuple[list[int], list[int]]:
+    """LeRobot's rule: of every task the last ceil(n * eval_split) episodes are held out.
+
+    A task with a single episode keeps it for training here, and if that leaves nothing held out, the last
+    episode is.
+    """
+    by_task: dict[str, list[int]] = {}
+    tasks = metadata.episodes["tasks"]
+    for episode in episodes:
+        by_task.setdefault(tasks[episode][0] if tasks[episode] else "", []).append(episode)
+    train: list[int] = []
+    held_out: list[int] = []
+    for chosen in by_task.values():
+        count = min(math.ceil(len(chosen) * eval_split), len(chosen) - 1)
+        train += chosen[: len(chosen) - count]
+        held_out += chosen[len(chosen) - count :]
+    if not held_out:
+        held_out.append(train.pop())
+    return train, held_out
+
+
+def check_fits(metadata: LeRobotDatasetMetadata, policy: FlowPolicy, rename_map: dict[str, str]) -> None:
+    """Makes sure that a dataset has what a checkpoint looks at.
+
+    Raises:
+        UserError: for missing cameras or another size of state or action.
+    """
+    repo_id, features = metadata.repo_id, metadata.features
+    for key in rename_map:
+        if key not in features:
+            raise UserError(
+                f"rename_map names {key!r}, which {repo_id} does not have; its observations are "
+                f"{', '.join(name for name in features if name.startswith(OBS_PREFIX))}."
+            )
+    names = {rename_map.get(name, name): feature for name, feature in features.items()}
+    missing = [key for key in policy.image_keys if key not in names]
+    if len(missing) > policy.max_missing_cameras or len(missing) == len(policy.image_keys):
+        cameras = [name for name in metadata.camera_keys]
+        raise UserError(
+            f"dataset.repo_id={repo_id} lacks the checkpoint's camera(s) {', '.join(missing)}; it has "
+            f"{', '.join(cameras) or 'none'}: map them with "
+            f'--rename_map=\'{{"{cameras[0] if cameras else "observation.images.NAME"}": "{missing[0]}"}}\'.'
+        )
+    expected = {ACTION: policy.config.action_feature, OBS_STATE: policy.config.robot_state_feature}
+    for key, feature in expected.items():
+        if feature is None:
+            continue
+        if key not in names:
+            raise UserError(f"dataset.repo_id={repo_id} has no {key}, which the checkpoint needs.")
+        if tuple(names[key]["shape"]) != tuple(feature.shape):
+            raise UserError(
+                f"dataset.repo_id={repo_id}: {key} has shape {tuple(names[key]['shape'])}, but the checkpoint was "
+                f"trained with {tuple(feature.shape)}; give the dataset that it was fine-tuned on."
+            )
+
+
+def _metadata(config: DatasetConfig) -> LeRobotDatasetMetadata:
+    if config.root is not None and not Path(config.root).is_dir():
+        raise UserError(f"dataset.root={config.root}: there is no such folder.")
+    if config.root is not None and not (Path(config.root) / "meta" / "info.json").is_file():
+        raise UserError(
+            f"dataset.root={config.root}: this folder is not a LeRobot dataset (meta/info.json is missing)."
+        )
+    try:
+        metadata = LeRobotDatasetMetadata(config.repo_id, root=config.root, revision=config.revision)
+    except Exception as error:
+        raise UserError(
+            f"dataset.repo_id={config.repo_id}: no local dataset of that name, and the Hub has none within reach "
+            f"({type(error).__name__}); check the name, the network, or give --dataset.root."
+        ) from error
+    if metadata.total_episodes == 0 or metadata.total_frames == 0:
+        raise UserError(f"dataset.repo_id={config.repo_id}: the dataset is empty; record episodes first.")
+    return metadata
+
+
+def _observation_timestamps(
+    policy: FlowPolicy, metadata: LeRobotDatasetMetadata
+) -> dict[str, list[float]] | None:
+    indices = policy.observation_delta_indices
+    if indices is None:
+        return None
+    return {
+        key: [index / metadata.fps for index in indices]
+        for key in metadata.features
+        if key.startswith(OBS_PREFIX)
+    }
+
+
+def _quiet_worker(_worker: int) -> None:
+    from chordflow.quiet import silence_libraries
+
+    silence_libraries()
+    torch.set_num_threads(1)

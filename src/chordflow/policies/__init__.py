@@ -1,0 +1,19 @@
+"""One adapter per LeRobot family, behind one interface; loading, saving and relocating checkpoints.
+
+Only this package touches a policy's private parts.
+"""
+
+from chordflow.policies.base import ChunkSpec, Context, FlowPolicy, Role, VelocityModule
+from chordflow.policies.checkpoint import load_flow_policy, relocate, resolve_checkpoint, save_student
+
+__all__ = [
+    "ChunkSpec",
+    "Context",
+    "FlowPolicy",
+    "Role",
+    "VelocityModule",
+    "load_flow_policy",
+    "relocate",
+    "resolve_checkpoint",
+    "save_student",
+]

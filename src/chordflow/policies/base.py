@@ -1,0 +1,250 @@
+"""What every flow-matching policy answers, whatever its family.
+
+Shapes: B batch, H chunk size, D padded action dimension, A real action dimension.
+Convention: t = 1 is noise, t = 0 is the action, v = d x / d t. An adapter converts its family's
+convention here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+Batch = dict[str, Any]
+
+
+class Role(StrEnum):
+    """The parts of a policy in which freezing and initialising are told."""
+
+    VISION = "vision"
+    LANGUAGE = "language"
+    PREFIX_PROJECTIONS = "prefix_projections"
+    ACTION_HEAD = "action_head"
+
+
+PREFIX_ROLES = (Role.VISION, Role.LANGUAGE, Role.PREFIX_PROJECTIONS)
+
+
+@dataclass(frozen=True)
+class ChunkSpec:
+    """The shape of noise and chunk as the network sees them.
+
+    Attributes:
+        horizon: H, the number of actions in a chunk.
+        padded_dim: D, the dimensions that the network denoises.
+        action_dim: A, the leading dimensions that the robot uses.
+        num_executed: actions of a chunk that are run before the next one is asked for.
+    """
+
+    horizon: int
+    padded_dim: int
+    action_dim: int
+    num_executed: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, D)."""
+        return self.horizon, self.padded_dim
+
+
+class Context(ABC):
+    """What depends on the observation alone, computed once and used for many noises and times.
+
+    Using a context never changes it: two velocity calls with one context give the same answer.
+    """
+
+    @property
+    @abstractmethod
+    def batch_size(self) -> int:
+        """Number of observations."""
+
+    @abstractmethod
+    def index(self, indices: Tensor) -> Self:
+        """The contexts at `indices` (int64, any order, repeats allowed)."""
+
+    @classmethod
+    @abstractmethod
+    def concatenate(cls, contexts: Sequence[Self]) -> Self:
+        """Joins contexts along the batch; prefixes of unequal length are padded and masked."""
+
+    @abstractmethod
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Every tensor held, for sizes and moves."""
+
+    @abstractmethod
+    def map(self, function: Any) -> Self:
+        """A context whose tensors are `function(tensor)`."""
+
+    def repeat(self, times: int) -> Self:
+        """Each observation `times` in a row: a, a, b, b, ..."""
+        rows = torch.arange(self.batch_size).repeat_interleave(times)
+        return self.index(rows)
+
+    def detach(self) -> Self:
+        """The same values without a graph."""
+        return self.map(lambda tensor: tensor.detach())
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same values on `device`."""
+        return self.map(lambda tensor: tensor.to(device))
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the tensors take, in bytes."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())
+
+
+class FlowPolicy(ABC):
+    """One LeRobot policy as a velocity field.
+
+    Attributes:
+        family: LeRobot's name of the policy type, such as `smolvla`.
+        policy_class: LeRobot's class of it.
+        config: the policy's own config.
+        module: the policy itself, an `nn.Module`.
+    """
+
+    family: str
+    policy_class: type[Any]
+    config: Any
+    module: nn.Module
+
+    @abstractmethod
+    def __init__(self, policy: Any, preprocessor: Any, postprocessor: Any) -> None:
+        """Wraps a loaded policy and its pipelines."""
+
+    @property
+    @abstractmethod
+    def chunk(self) -> ChunkSpec:
+        """Shape of noise and chunk."""
+
+    @abstractmethod
+    def preprocess(self, items: Mapping[str, Any]) -> Batch:
+        """Runs the checkpoint's own preprocessor on a batch of observations (images in [0, 1])."""
+
+    @abstractmethod
+    def to_action(self, endpoint: Tensor) -> Tensor:
+        """Endpoints (B, H, D) to actions in the robot's units (B, H, A), by the checkpoint's postprocessor."""
+
+    @abstractmethod
+    def encode(self, batch: Batch) -> Context:
+        """Encodes a preprocessed batch. Gradients flow where parameters of the prefix ask for them."""
+
+    @abstractmethod
+    def velocity(self, x_t: Tensor, t: Tensor, context: Context) -> Tensor:
+        """d x / d t, shape (B, H, D), at `x_t` (B, H, D) and `t` (B,)."""
+
+    @abstractmethod
+    def sample_noise(self, n: int, generator: torch.Generator) -> Tensor:
+        """Noise (n, H, D) by the family's own law, all padded dimensions included, on the generator's device."""
+
+    @abstractmethod
+    def action_target(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Demonstrations as the family's own loss sees them.
+
+        Returns:
+            The zero-padded actions (B, H, D) and a mask of the same shape, true where the loss counts.
+        """
+
+    @property
+    @abstractmethod
+    def default_num_steps(self) -> int:
+        """The solver steps that the checkpoint is saved with."""
+
+    @abstractmethod
+    def set_num_steps(self, num_steps: int) -> None:
+        """Sets the config's number of solver steps, whatever the family calls that field."""
+
+    @abstractmethod
+    def parameters_by_role(self) -> dict[Role, dict[str, nn.Parameter]]:
+        """Every parameter once, by role and by its name in the policy."""
+
+    @abstractmethod
+    def fresh(self, roles: Iterable[Role], seed: int) -> None:
+        """Initialises the parameters of `roles` anew, as the family's own constructor would, from `seed`."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the policy's parameters live."""
+        return next(self.module.parameters()).device
+
+    @property
+    def observation_delta_indices(self) -> list[int] | None:
+        """Frames of observation that the policy looks at, relative to now."""
+        return self.config.observation_delta_indices
+
+    @property
+    def image_keys(self) -> list[str]:
+        """The cameras that the checkpoint was trained with."""
+        return list(self.config.image_features)
+
+    @property
+    def max_missing_cameras(self) -> int:
+        """How many of them an observation may lack."""
+        return 0
+
+    def train_roles(self, roles: Iterable[Role]) -> dict[str, nn.Parameter]:
+        """Freezes all but `roles` and makes these float32 masters.
+
+        Returns:
+            The trainable parameters by name.
+        """
+        chosen = set(roles)
+        trainable: dict[str, nn.Parameter] = {}
+        for role, named in self.parameters_by_role().items():
+            for name, parameter in named.items():
+                parameter.requires_grad_(role in chosen)
+                if role in chosen:
+                    # In bf16 an AdamW step at lr 2e-5 is smaller than half a unit in the last place
+                    # of most weights and rounds away.
+                    parameter.data = parameter.data.float()
+                    trainable[name] = parameter
+        return trainable
+
+    def prefix_hash(self) -> str:
+        """SHA-256 over the weights that a context depends on.
+
+        Two policies may share contexts only if these agree.
+        """
+        digest = hashlib.sha256()
+        by_role = self.parameters_by_role()
+        for role in PREFIX_ROLES:
+            for name, parameter in sorted(by_role[role].items()):
+                data = parameter.detach().cpu().contiguous()
+                digest.update(f"{name}:{data.dtype}:{tuple(data.shape)}".encode())
+                digest.update(data.view(torch.uint8).numpy().tobytes() if data.dim() else b"")
+        return digest.hexdigest()
+
+
+class VelocityModule(nn.Module):
+    """The student's velocity as the `forward` of one module: DDP and FSDP see nothing else."""
+
+    def __init__(self, policy: FlowPolicy) -> None:
+        super().__init__()
+        self.policy = policy
+        self.module = policy.module
+
+    def forward(
+        self, x_t: Tensor, t: Tensor, context: Context | None = None, batch: Batch | None = None
+    ) -> Tensor:
+        """The velocity (B, H, D).
+
+        Args:
+            x_t: states (B, H, D).
+            t: times (B,).
+            context: the encoded observations; where it is None they are encoded from `batch`, so that a
+                trainable prefix receives gradients.
+            batch: the preprocessed observations.
+        """
+        if context is None:
+            if batch is None:
+                raise ValueError("a velocity needs a context or a batch")
+            context = self.policy.encode(batch)
+        return self.policy.velocity(x_t, t, context)

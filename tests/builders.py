@@ -1,0 +1,119 @@
+"""Small real LeRobot checkpoints and datasets for tests: stock classes, random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lerobot.configs import FeatureType, PolicyFeature
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.policies.factory import make_pre_post_processors
+from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
+from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+
+from chordflow.demo.tiny_vlm import TinyVLMSize, build_tiny_vlm
+from chordflow.quiet import quiet_stdout
+
+TASKS = ("go left", "go right", "go any way round the obstacle")
+SIZE = TinyVLMSize(
+    image_size=32, patch_size=8, scale_factor=2, vision_width=16, vision_layers=1, text_width=32, text_layers=2,
+    num_heads=2,
+)  # fmt: skip
+STATE_DIM, ACTION_DIM = 3, 2
+
+
+def build_vlm(folder: Path) -> Path:
+    """A SmolVLM of a few thousand parameters."""
+    return build_tiny_vlm(folder, TASKS, SIZE, weights=False)
+
+
+def make_config(vlm: Path, cameras: tuple[str, ...] = ("top",), **options: Any) -> SmolVLAConfig:
+    """A stock config around `vlm`."""
+    inputs = {"observation.state": PolicyFeature(FeatureType.STATE, (STATE_DIM,))}
+    for camera in cameras:
+        inputs[f"observation.images.{camera}"] = PolicyFeature(FeatureType.VISUAL, (3, 32, 32))
+    defaults: dict[str, Any] = {
+        "chunk_size": 8,
+        "n_action_steps": 4,
+        "max_action_dim": 6,
+        "max_state_dim": 8,
+        "resize_imgs_with_padding": (32, 32),
+        "num_vlm_layers": 2,
+        "vlm_model_name": str(vlm),
+        "device": "cpu",
+        "push_to_hub": False,
+    }
+    return SmolVLAConfig(
+        input_features=inputs,
+        output_features={"action": PolicyFeature(FeatureType.ACTION, (ACTION_DIM,))},
+        **{**defaults, **options},
+    )
+
+
+def stats() -> dict[str, dict[str, torch.Tensor]]:
+    """Normalisation statistics that are not the identity."""
+    return {
+        "observation.state": {"mean": torch.tensor([0.5, -0.5, 0.0]), "std": torch.tensor([2.0, 1.0, 0.5])},
+        "action": {"mean": torch.tensor([1.0, -2.0]), "std": torch.tensor([3.0, 0.5])},
+    }
+
+
+def build_checkpoint(folder: Path, vlm: Path, seed: int = 0, **options: Any) -> Path:
+    """A stock SmolVLA checkpoint with random weights and its processors."""
+    torch.manual_seed(seed)
+    config = make_config(vlm, **options)
+    with quiet_stdout():
+        policy = SmolVLAPolicy(config)
+    with torch.no_grad():
+        # A network at its random initialisation has a field that hardly bends.
+        for name, parameter in policy.named_parameters():
+            if "lm_expert" in name or "action_" in name:
+                parameter.mul_(2.0)
+    policy.save_pretrained(folder)
+    for pipeline in make_pre_post_processors(config, dataset_stats=stats()):
+        pipeline.save_pretrained(folder)
+    return folder
+
+
+def observations(batch: int, cameras: tuple[str, ...] = ("top",), seed: int = 0) -> dict[str, Any]:
+    """Raw observations as LeRobot's data loader hands them on, with prompts of unequal length."""
+    generator = torch.Generator().manual_seed(seed)
+    items: dict[str, Any] = {
+        "observation.state": torch.randn(batch, STATE_DIM, generator=generator),
+        "task": [TASKS[i % len(TASKS)] for i in range(batch)],
+    }
+    for camera in cameras:
+        items[f"observation.images.{camera}"] = torch.rand(batch, 3, 32, 32, generator=generator)
+    return items
+
+
+def build_dataset(
+    root: Path, episodes: int = 6, length: int = 5, cameras: tuple[str, ...] = ("top",), state_dim: int = STATE_DIM,
+    action_dim: int = ACTION_DIM,
+) -> Path:  # fmt: skip
+    """A LeRobotDataset v3 with random frames; episodes are shorter than a chunk."""
+    features: dict[str, Any] = {
+        "observation.state": {"dtype": "float32", "shape": (state_dim,), "names": None},
+        "action": {"dtype": "float32", "shape": (action_dim,), "names": None},
+    }
+    for camera in cameras:
+        features[f"observation.images.{camera}"] = {
+            "dtype": "image", "shape": (32, 32, 3), "names": ["height", "width", "channels"],
+        }  # fmt: skip
+    dataset = LeRobotDataset.create("test/tiny", fps=10, features=features, root=root, use_videos=False)
+    rng = np.random.default_rng(0)
+    for episode in range(episodes):
+        for _ in range(length):
+            frame: dict[str, Any] = {
+                "observation.state": rng.normal(size=state_dim).astype(np.float32),
+                "action": rng.normal(size=action_dim).astype(np.float32),
+                "task": TASKS[episode % len(TASKS)],
+            }
+            for camera in cameras:
+                frame[f"observation.images.{camera}"] = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            dataset.add_frame(frame)
+        dataset.save_episode()
+    dataset.finalize()
+    return root

@@ -1,0 +1,37 @@
+"""Fixtures that build small checkpoints and datasets once per run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from builders import build_checkpoint, build_dataset, build_vlm
+
+from chordflow.policies import load_flow_policy
+from chordflow.policies.smolvla import SmolVLAFlowPolicy
+
+
+@pytest.fixture(scope="session")
+def vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny SmolVLM folder."""
+    return build_vlm(tmp_path_factory.mktemp("vlm") / "tiny-smolvlm")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(vlm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stock SmolVLA checkpoint; not to be written to."""
+    return build_checkpoint(tmp_path_factory.mktemp("checkpoint") / "pretrained_model", vlm)
+
+
+@pytest.fixture(scope="session")
+def dataset_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LeRobotDataset v3 that fits the checkpoint; not to be written to."""
+    return build_dataset(tmp_path_factory.mktemp("dataset") / "tiny")
+
+
+@pytest.fixture
+def tiny_policy(checkpoint: Path) -> SmolVLAFlowPolicy:
+    """The checkpoint, loaded afresh."""
+    policy = load_flow_policy(checkpoint, device="cpu")
+    assert isinstance(policy, SmolVLAFlowPolicy)
+    return policy
