@@ -1,0 +1,328 @@
+"""Intervals and tests for the few kinds of comparison that chordflow reports.
+
+Everything is seeded or exact, so a table repeats to the last digit.
+
+Shapes: n pairs, episodes or samples; a *cluster* is an observation that several of them share.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.proportion import proportion_confint
+
+FloatArray = NDArray[np.float64]
+
+CONFIDENCE = 0.95
+"""Level of every interval."""
+
+RESAMPLES = 9_999
+"""Bootstrap samples behind an interval."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A 95 % interval.
+
+    Attributes:
+        low: Lower end, in the unit of the measure.
+        high: Upper end.
+    """
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measure with its interval.
+
+    Attributes:
+        value: The measure on the data as they are.
+        interval: Its 95 % interval; None with fewer than two clusters, which tell nothing of their spread.
+    """
+
+    value: float
+    interval: Interval | None
+
+
+@dataclass(frozen=True)
+class PairedSuccess:
+    """Two policies on the same episodes with the same noise.
+
+    Attributes:
+        difference: Success rate of the first less that of the second, a fraction, with Newcombe's interval.
+        p_value: McNemar's exact two-sided test of equal rates.
+        only_first: Episodes that only the first policy solved.
+        only_second: Episodes that only the second policy solved.
+        episodes: Number of paired episodes.
+    """
+
+    difference: Estimate
+    p_value: float
+    only_first: int
+    only_second: int
+    episodes: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A set of distances in four figures, since few large ones can decide a mean.
+
+    Attributes:
+        rms: Root of the mean square.
+        median: Median.
+        mean: Mean.
+        max: Largest.
+    """
+
+    rms: float
+    median: float
+    mean: float
+    max: float
+
+
+def summarise(values: ArrayLike) -> Summary:
+    """RMS, median, mean and maximum.
+
+    Args:
+        values: Distances of any shape, at least one, all finite.
+
+    Raises:
+        ValueError: If there are none, or one is not finite.
+    """
+    v = _finite("values", values)
+    return Summary(
+        rms=float(np.sqrt(np.mean(v**2))),
+        median=float(np.median(v)),
+        mean=float(v.mean()),
+        max=float(v.max()),
+    )
+
+
+def wilson_interval(successes: int, episodes: int) -> Interval:
+    """Wilson's score interval for a success rate (Wilson 1927).
+
+    Args:
+        successes: From 0 to episodes.
+        episodes: At least 1.
+
+    Returns:
+        The interval, as fractions.
+
+    Raises:
+        ValueError: If the counts are impossible.
+    """
+    if episodes < 1 or not 0 <= successes <= episodes:
+        raise ValueError(f"{successes} successes in {episodes} episodes is impossible.")
+    low, high = proportion_confint(successes, episodes, alpha=1 - CONFIDENCE, method="wilson")
+    # Rounding leaves ends such as 3e-18 where the interval touches 0 or 1.
+    return Interval(float(low) if successes > 0 else 0.0, float(high) if successes < episodes else 1.0)
+
+
+def compare_success(first: ArrayLike, second: ArrayLike) -> PairedSuccess:
+    """Compare two policies that ran the same episodes.
+
+    The test is McNemar's, exact (McNemar 1947). The interval is Newcombe's square-and-add of Wilson
+    intervals with the correlation of the pairs (Newcombe 1998, Statistics in Medicine 17:2635, method 10):
+    unlike a bootstrap it does not shrink to nothing where the policies agree on every episode.
+
+    Args:
+        first: Whether the first policy solved each episode, shape (n,).
+        second: The same of the second policy, in the same order, shape (n,).
+
+    Raises:
+        ValueError: If the lengths differ, there is no episode, or a value is neither true nor false.
+    """
+    a, b = _outcomes("first", first), _outcomes("second", second)
+    if a.shape != b.shape:
+        raise ValueError(f"first has {a.size} episodes and second {b.size}; they must be the same episodes.")
+    both, only_a = int(np.sum(a & b)), int(np.sum(a & ~b))
+    only_b, neither = int(np.sum(~a & b)), int(np.sum(~a & ~b))
+    p_value = (
+        float(mcnemar([[both, only_a], [only_b, neither]], exact=True).pvalue) if only_a + only_b else 1.0
+    )
+    return PairedSuccess(
+        difference=Estimate((only_a - only_b) / a.size, _newcombe_paired(both, only_a, only_b, neither)),
+        p_value=min(p_value, 1.0),
+        only_first=only_a,
+        only_second=only_b,
+        episodes=a.size,
+    )
+
+
+def paired_difference(
+    first: ArrayLike,
+    second: ArrayLike,
+    *,
+    seed: int,
+    clusters: Sequence[int] | NDArray[np.int_] | None = None,
+) -> Estimate:
+    """Mean of ``first - second`` over pairs, with a bootstrap interval over clusters.
+
+    Args:
+        first: Shape (n,).
+        second: The paired values, shape (n,).
+        seed: Seed of the bootstrap.
+        clusters: Which observation each pair belongs to, shape (n,); each pair its own by default.
+
+    Raises:
+        ValueError: If shapes differ, there is no pair, or a value is not finite.
+    """
+    a, b = _paired("first", first, "second", second)
+    return _bootstrap(_ratio_of_sums, a - b, np.ones_like(a), clusters, seed)
+
+
+def ratio_of_means(
+    numerator: ArrayLike,
+    denominator: ArrayLike,
+    *,
+    seed: int,
+    clusters: Sequence[int] | NDArray[np.int_] | None = None,
+) -> Estimate:
+    """``mean(numerator) / mean(denominator)`` over pairs, with a bootstrap interval over clusters.
+
+    Args:
+        numerator: Shape (n,).
+        denominator: The paired values, not negative, shape (n,).
+        seed: Seed of the bootstrap.
+        clusters: Which observation each pair belongs to, shape (n,); each pair its own by default.
+
+    Raises:
+        ValueError: If shapes differ, there is no pair, a value is not finite, or the denominator is zero.
+    """
+    num, den = _paired("numerator", numerator, "denominator", denominator)
+    _require_denominator(den)
+    return _bootstrap(_ratio_of_sums, num, den, clusters, seed)
+
+
+def ratio_of_rms(
+    numerator: ArrayLike,
+    denominator: ArrayLike,
+    *,
+    seed: int,
+    clusters: Sequence[int] | NDArray[np.int_] | None = None,
+) -> Estimate:
+    """``rms(numerator) / rms(denominator)`` over pairs, with a bootstrap interval over clusters.
+
+    Noises of one observation are not independent, and few observations can decide an RMS: resampling whole
+    observations shows both.
+
+    Args:
+        numerator: Distances of one policy, shape (n,).
+        denominator: Distances of the other on the same pairs, shape (n,).
+        seed: Seed of the bootstrap.
+        clusters: Which observation each pair belongs to, shape (n,); each pair its own by default.
+
+    Raises:
+        ValueError: If shapes differ, there is no pair, a value is not finite, or the denominator is zero.
+    """
+    num, den = _paired("numerator", numerator, "denominator", denominator)
+    _require_denominator(den**2)
+    return _bootstrap(_root_ratio_of_sums, num**2, den**2, clusters, seed)
+
+
+_Statistic = Callable[..., FloatArray]
+
+
+def _ratio_of_sums(num: FloatArray, den: FloatArray, axis: int = -1) -> FloatArray:
+    return np.asarray(num.sum(axis=axis) / den.sum(axis=axis))
+
+
+def _root_ratio_of_sums(num: FloatArray, den: FloatArray, axis: int = -1) -> FloatArray:
+    return np.asarray(np.sqrt(_ratio_of_sums(num, den, axis)))
+
+
+def _bootstrap(
+    statistic: _Statistic,
+    num: FloatArray,
+    den: FloatArray,
+    clusters: Sequence[int] | NDArray[np.int_] | None,
+    seed: int,
+) -> Estimate:
+    """Value and BCa interval (Efron 1987), resampling whole clusters.
+
+    Both statistics depend on the data through sums alone, so a cluster is its two sums.
+    """
+    if clusters is not None:
+        labels = np.asarray(clusters)
+        if labels.shape != num.shape:
+            raise ValueError(
+                f"clusters has shape {labels.shape}; it must name one for each of {num.size} pairs."
+            )
+        _, index = np.unique(labels, return_inverse=True)
+        num, den = (np.bincount(index, weights=w).astype(np.float64) for w in (num, den))
+    value = float(statistic(num, den))
+    if num.size < 2:
+        return Estimate(value, None)
+    # Where every cluster says the same, or the rest says the same without any one of them, BCa's correction
+    # divides by zero; the percentile interval is right there.
+    low, high = float("nan"), float("nan")
+    for method in ("BCa", "percentile"):
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            low, high = stats.bootstrap(
+                (num, den),
+                statistic,
+                paired=True,
+                vectorized=True,
+                n_resamples=RESAMPLES,
+                batch=500,
+                confidence_level=CONFIDENCE,
+                method=method,
+                rng=np.random.default_rng(seed),
+            ).confidence_interval
+        if np.isfinite(low) and np.isfinite(high):
+            return Estimate(value, Interval(float(low), float(high)))
+    return Estimate(value, None)
+
+
+def _newcombe_paired(both: int, only_a: int, only_b: int, neither: int) -> Interval:
+    n = both + only_a + only_b + neither
+    rate_a, rate_b = (both + only_a) / n, (both + only_b) / n
+    wilson_a, wilson_b = wilson_interval(both + only_a, n), wilson_interval(both + only_b, n)
+    margins = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
+    product = both * neither - only_a * only_b
+    # Newcombe's continuity correction applies to positive association alone.
+    association = max(product - n / 2, 0.0) if product > 0 else float(product)
+    phi = association / np.sqrt(float(margins)) if margins else 0.0
+
+    def reach(a: float, b: float) -> float:
+        return float(np.sqrt(max(a**2 - 2 * phi * a * b + b**2, 0.0)))
+
+    difference = rate_a - rate_b
+    low = difference - reach(rate_a - wilson_a.low, wilson_b.high - rate_b)
+    high = difference + reach(wilson_a.high - rate_a, rate_b - wilson_b.low)
+    return Interval(max(low, -1.0), min(high, 1.0))
+
+
+def _finite(name: str, values: ArrayLike) -> FloatArray:
+    array = np.asarray(values, dtype=np.float64)
+    if array.size == 0:
+        raise ValueError(f"{name} is empty; a measure needs at least one value.")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} holds {int((~np.isfinite(array)).sum())} values that are not finite.")
+    return array
+
+
+def _paired(name_a: str, a: ArrayLike, name_b: str, b: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    first, second = _finite(name_a, a), _finite(name_b, b)
+    if first.ndim != 1 or first.shape != second.shape:
+        raise ValueError(f"{name_a} has shape {first.shape} and {name_b} {second.shape}; both must be (n,).")
+    return first, second
+
+
+def _outcomes(name: str, values: ArrayLike) -> NDArray[np.bool_]:
+    array = _finite(name, values)
+    if array.ndim != 1 or not np.isin(array, (0.0, 1.0)).all():
+        raise ValueError(f"{name} must be one true or false per episode.")
+    return array.astype(bool)
+
+
+def _require_denominator(den: FloatArray) -> None:
+    if den.min() < 0 or den.sum() == 0:
+        raise ValueError("denominator must hold no negative value and not be zero throughout.")
