@@ -23,7 +23,7 @@ DEFAULT_GRID = 100
 class Curvature:
     """Sums over trajectories, from which S and the curvature follow; add batches with ``merge``.
 
-    S is the straightness of Liu et al. 2022 (arXiv 2209.03003, section 2.2),
+    S is the straightness of Liu et al. 2022 (arXiv 2209.03003),
     ``S = integral over t of E || (x_1 - x_0) - v(x_t, t) ||^2``, along the model's own trajectories. Norms
     are means over the chunk's H rows, so that S does not grow with the chunk.
 

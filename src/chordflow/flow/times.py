@@ -2,7 +2,7 @@
 
 Every sample is a pure function of the generator it is given: ``torch.distributions`` draws from the global
 generator, so it is not used here. Samples are drawn in float64 on the generator's own device, then rounded
-to float32 and moved, so that a seed means the same times on every accelerator.
+to float32 and moved: with a generator on the CPU a seed means the same times on every accelerator.
 
 Shapes: n number of samples.
 """
@@ -145,9 +145,9 @@ class LogitNormal(TimeDistribution):
 class UShaped(TimeDistribution):
     """Mass at both ends: density proportional to ``exp(a * s) + exp(-a * s)`` with ``s = t - 1/2``.
 
-    Source: Lee et al. 2024 (arXiv 2405.20320), section 4.1, with a = 4. The paper prints the formula in t
-    itself, where on [0, 1] it would rise from t = 0 to t = 1 without a second arm; measured from the middle
-    it is the U that the text describes, and equals the mixture of ``exp(a * t)`` and ``exp(a * (1 - t))``.
+    Source: Lee et al. 2024 (arXiv 2405.20320), section 4, with a = 4. The paper prints the formula in t
+    itself, which on [0, 1] would rise throughout; measured from the middle it is the U that the text
+    describes, and the mixture of ``exp(a * t)`` and ``exp(a * (1 - t))`` that the authors' code draws.
 
     Attributes:
         a: Steepness, positive. The density at the ends is cosh(a / 2) times that in the middle.
