@@ -6,6 +6,9 @@
 # and so is one whose checkout has moved, since a virtual environment holds its own path.
 set -eu
 
+# Build tools write the checkout's path in the locale's encoding; without this word, Python picks UTF-8 by itself.
+case ${LC_ALL:-} in C | POSIX) unset LC_ALL ;; esac
+
 cd "$(dirname "$0")/.."
 root=$(pwd -P)
 venv=.venv
@@ -115,6 +118,13 @@ for project in packages/*/pyproject.toml; do
     if [ -f "$project" ]; then set -- "$@" --editable "${project%/pyproject.toml}"; fi
 done
 step "install chordflow itself" "$@"
+# The paths of editable packages are read in the locale's encoding, and a Python that cannot read one does not start:
+# made relative to the file that holds them, they contain no letter of the checkout's own path.
+for file in "$venv"/lib/python3.12/site-packages/*.pth; do
+    [ -f "$file" ] || continue
+    path=$(cat "$file")
+    case $path in "$root"/*) printf '../../../../%s\n' "${path#"$root"/}" >"$file" ;; esac
+done
 
 printf '%s\n%s\n' "$(fingerprint)" "$root" >"$stamp.new"
 mv "$stamp.new" "$stamp"

@@ -1,0 +1,39 @@
+"""What the lowest floors may import: the contracts name what is forbidden, these name all that is allowed."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ROOT / "src" / "chordflow"
+
+
+def imported(folder: Path) -> set[str]:
+    """The top-level names of all that the modules under `folder` import from outside the standard library."""
+    names = set()
+    for file in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                names.add(node.module.split(".")[0])
+    assert names, f"{folder} holds no module"
+    return names - set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize(
+    ("folder", "allowed"),
+    [
+        (SOURCES / "flow", {"chordflow", "torch"}),
+        (SOURCES / "results", {"chordflow", "numpy", "scipy", "statsmodels"}),
+        (
+            ROOT / "packages" / "lerobot_env_detour" / "src",
+            {"gymnasium", "lerobot", "lerobot_env_detour", "numpy"},
+        ),
+    ],
+    ids=lambda value: value.name if isinstance(value, Path) else "",
+)
+def test_a_lowest_floor_imports_only_what_it_may(folder: Path, allowed: set[str]) -> None:
+    assert imported(folder) <= allowed
