@@ -33,8 +33,8 @@ test-slow: setup ## run the slow tests
 check: setup lint types contracts docstrings test ## all that CI checks: format, lint, types, contracts, docstrings, tests
 
 lint: setup
-	@.venv/bin/ruff format --check
-	@.venv/bin/ruff check
+	@.venv/bin/ruff format --check --output-format=concise
+	@.venv/bin/ruff check --output-format=concise
 
 types: setup
 	@.venv/bin/mypy

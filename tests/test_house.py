@@ -2,9 +2,13 @@
 
 import ast
 import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "src" / "chordflow"
@@ -37,3 +41,13 @@ def imported(folder: Path) -> set[str]:
 )
 def test_a_lowest_floor_imports_only_what_it_may(folder: Path, allowed: set[str]) -> None:
     assert imported(folder) <= allowed
+
+
+def test_whatever_chordflow_imports_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {canonicalize_name(Requirement(line).name) for line in project["dependencies"]}
+    providers = packages_distributions()
+    # The demo's environment comes with the repository, not from a registry.
+    for name in imported(SOURCES) - {"chordflow", "lerobot_env_detour"}:
+        of = {canonicalize_name(provider) for provider in providers[name]}
+        assert of & declared, f"{name} is imported, but {' or '.join(of)} is not among the dependencies"
