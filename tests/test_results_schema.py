@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from chordflow.errors import UserError
 from chordflow.results.schema import (
     SCHEMA_VERSION,
+    CouplingSummary,
     CurvatureRow,
     GapRow,
     HeldOut,
@@ -23,6 +24,7 @@ from chordflow.results.schema import (
     LossCurve,
     Results,
     SuccessRow,
+    TrajectoryRow,
     installed_versions,
 )
 from chordflow.results.statistics import Estimate, Interval, compare_success
@@ -53,6 +55,9 @@ latencies = st.builds(Latency, seconds, seconds, whole, whole, st.integers(1, 10
 losses = st.lists(st.tuples(whole, finite), max_size=5).map(
     lambda p: LossCurve([a for a, _ in p], [b for _, b in p])
 )
+trajectories = st.lists(st.tuples(finite, finite), min_size=2, max_size=4).flatmap(
+    lambda p: st.builds(TrajectoryRow, roles, whole, st.just([a for a, _ in p]), st.just([b for _, b in p]))
+)
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | finite | words,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
@@ -73,6 +78,9 @@ results = st.builds(
     gaps=st.lists(rows, max_size=2),
     latency=st.none() | latencies,
     success=st.lists(successes, max_size=2),
+    trajectories=st.lists(trajectories, max_size=2),
+    trajectory_axes=numbers,
+    couplings=st.none() | st.builds(CouplingSummary, whole, whole, words, whole, whole),
     loss=st.none() | losses,
     training_s=st.none() | finite,
     verdict=words,
@@ -153,6 +161,13 @@ def test_rows_are_found_by_what_they_measure() -> None:
     assert value.curvature_of("teacher") is None
 
 
+def test_the_student_steps_are_the_saved_ones_not_the_fewest_measured() -> None:
+    assert _results().student_num_steps == 2
+    assert _results(latency=None).student_num_steps == 1
+    assert _results(latency=None, gaps=[], success=[]).student_num_steps is None
+    assert _results(student=None).student_num_steps is None
+
+
 def test_save_and_load(tmp_path: Path) -> None:
     path = tmp_path / "dossier été 结果" / "results.json"
     path.parent.mkdir()
@@ -221,6 +236,14 @@ def _cut(text: str, *keys: str | int) -> str:
         (_edited(training_s=1.0).replace('"training_s": 1.0', '"training_s": 1e999'), "it holds 1e999"),
         (_cut(_results().to_json(), "gaps", 0, "rms"), r"gaps\[0\]\.rms is missing"),
         (_edited(loss={"steps": [1], "losses": []}), "1 steps and 0 losses"),
+        (
+            _edited(trajectories=[{"policy": "student", "observation": 0, "x": [0, 1], "y": [0]}]),
+            r"trajectories\[0\]: x has 2 states and y 1",
+        ),
+        (
+            _edited(trajectories=[{"policy": "student", "observation": 0, "x": [0], "y": [0]}]),
+            "both need the same two or more",
+        ),
         (_results().to_json().replace('"successes": 45', '"successes": 450'), "450 successes in 50"),
     ],
 )

@@ -6,7 +6,6 @@ written for the reader's convenience and computed anew on loading.
 
 import json
 import math
-import os
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Literal
 
 from chordflow.errors import UserError
 from chordflow.results.codec import DecodeError, decode, encode
+from chordflow.results.files import write_whole
 from chordflow.results.statistics import Estimate, Interval, PairedSuccess, wilson_interval
 
 SCHEMA_VERSION = 1
@@ -181,6 +181,52 @@ class LossCurve:
 
 
 @dataclass(frozen=True)
+class TrajectoryRow:
+    """One trajectory from noise to action, flattened for a picture.
+
+    A state is a whole chunk over the real dimensions; x and y are its two main components, which all rows
+    of a file share, so that trajectories of different policies can be laid over each other.
+
+    Attributes:
+        policy: Whose velocity.
+        observation: Index among the held-out observations; rows of several policies that have it in common,
+            in the same order, start at the same noise.
+        x: First component of the states on a fine grid, the noise first and the endpoint last.
+        y: Second component of the same states.
+    """
+
+    policy: PolicyRole
+    observation: int
+    x: list[float]
+    y: list[float]
+
+    def __post_init__(self) -> None:
+        if len(self.x) != len(self.y) or len(self.x) < 2:
+            raise ValueError(
+                f"x has {len(self.x)} states and y {len(self.y)}; both need the same two or more."
+            )
+
+
+@dataclass(frozen=True)
+class CouplingSummary:
+    """What the student was trained on.
+
+    Attributes:
+        observations: Observations that couplings were made for, refreshed ones included.
+        noises_per_observation: Noises for each.
+        solver: Solver of the teacher's endpoints.
+        num_steps: Its steps.
+        buffer_bytes: Memory that the buffer holds.
+    """
+
+    observations: int
+    noises_per_observation: int
+    solver: str
+    num_steps: int
+    buffer_bytes: int
+
+
+@dataclass(frozen=True)
 class HeldOut:
     """The observations that gaps and curvature were measured on.
 
@@ -215,6 +261,10 @@ class Results:
         gaps: One row per policy, solver, steps and reference.
         latency: None where it was not measured.
         success: One row per policy, steps and group.
+        trajectories: Some trajectories of each policy, for the picture.
+        trajectory_axes: Share of the trajectories' variance along x and along y, fractions; empty where it
+            was not computed.
+        couplings: None where nothing was trained.
         loss: None where nothing was trained.
         training_s: Seconds of training, couplings included; None where nothing was trained.
         verdict: The finding in one sentence.
@@ -234,6 +284,9 @@ class Results:
     gaps: list[GapRow] = field(default_factory=list)
     latency: Latency | None = None
     success: list[SuccessRow] = field(default_factory=list)
+    trajectories: list[TrajectoryRow] = field(default_factory=list)
+    trajectory_axes: list[float] = field(default_factory=list)
+    couplings: CouplingSummary | None = None
     loss: LossCurve | None = None
     training_s: float | None = None
     verdict: str = ""
@@ -246,6 +299,16 @@ class Results:
         wanted = (policy, num_steps, reference, solver)
         rows = (r for r in self.gaps if (r.policy, r.num_steps, r.reference, r.solver) == wanted)
         return next(rows, None)
+
+    @property
+    def student_num_steps(self) -> int | None:
+        """Steps of the student as saved, by its latency; by its smallest measured number where that is absent."""
+        if self.student is None:
+            return None
+        if self.latency is not None:
+            return self.latency.student_num_steps
+        rows = [*self.gaps, *self.success]
+        return min((r.num_steps for r in rows if r.policy == "student"), default=None)
 
     @property
     def floor(self) -> GapRow | None:
@@ -319,22 +382,7 @@ class Results:
         Raises:
             UserError: If the file cannot be written, or a number is not finite.
         """
-        path = Path(path)
-        text = self.to_json()
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            try:
-                with temporary.open("w", encoding="utf-8") as file:
-                    file.write(text)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"{path} cannot be written ({error.strerror}); choose a folder that exists and has room."
-            ) from error
+        write_whole(path, self.to_json().encode("utf-8"))
 
     @classmethod
     def load(cls, path: str | Path) -> "Results":
