@@ -1,0 +1,208 @@
+"""The finding of a run in one sentence, by rules that are written down."""
+
+from chordflow.results.schema import GapRow, Results, SuccessRow
+from chordflow.results.wording import percent, points, steps
+
+FEW_STEPS = 2
+"""An untrained teacher with this many network evaluations is held against every student."""
+
+TAIL = 1.5
+"""From this ratio of RMS to median on, few large misses decide the RMS."""
+
+NOTICEABLE_SPEEDUP = 1.05
+"""Below this chunks come no sooner, as far as a median latency can tell."""
+
+LONGEST = 60
+"""Words that the sentence may have before details are left out."""
+
+
+def verdict(results: Results) -> str:
+    """Say whether reflow was worth it, the bad news first.
+
+    The clauses, in their order; one that was not measured is left out and nothing is claimed for it:
+
+    1. *Free alternative.* The untrained teacher with at most two network evaluations (or the student's
+       number, if that is higher). If its RMS gap to the converged ODE is at most the floor, and its paired
+       success is not below the deployed teacher's (the interval reaches 0 or success was not measured), no
+       training was needed. Else, if its gap is at most the student's, or its success rate at least the
+       lower end of the student's interval, it is as near or not told apart.
+    2. *Gap* of the student at its own steps, with the ratio to the untrained teacher's at the same steps and
+       its 95 % interval: a gain only if the whole interval is below 1, worse if it is above 1, and
+       otherwise no better. The reference is the teacher as deployed, or the
+       converged ODE where there is no ratio for the former.
+    3. *Few pairs*, if the RMS is at least 1.5 times the median; flips are named if there are any.
+    4. *Curvature*: falls, or does not.
+    5. *Success* over all episodes, paired with the deployed teacher: not distinguishable if the interval of
+       the difference holds 0. The untrained teacher's at the student's steps is named with it; there is no
+       clear gain over it if its rate is at least the lower end of the student's interval.
+    6. *Time* of a chunk against the teacher's, with the ceiling that the encoder sets.
+
+    Beyond 60 words first curvature, then the time, then the few pairs are left out. The rules see the
+    measures as they are; only what is printed is rounded.
+
+    Args:
+        results: What was measured.
+
+    Returns:
+        One sentence.
+    """
+    if results.student is None:
+        return _of_the_teacher_alone(results)
+    n = results.student_num_steps
+    if n is None:
+        return "The student's actions were not measured, so nothing can be said of them."
+    free, gap, pairs = _free_alternative(results, n), *_gap(results, n)
+    curvature, success, time = _curvature(results), _success(results, n), _time(results)
+    kept = (gap + pairs, curvature, success, time)
+    for shorter in ((gap + pairs, "", success, time), (gap + pairs, "", success, ""), (gap, "", success, "")):
+        if len(_sentence(free, *kept).replace(" %", "").split()) <= LONGEST:
+            break
+        kept = shorter
+    return _sentence(free, *kept)
+
+
+def _sentence(free: str, *clauses: str) -> str:
+    *others, last = [clause for clause in clauses if clause] or [""]
+    listed = f"{', '.join(others)}, and {last}" if others else last
+    text = "; ".join(part for part in (free, listed) if part)
+    return text and text[0].upper() + text[1:] + "."
+
+
+def _free_alternative(results: Results, n: int) -> str:
+    rows, floor = _free_rows(results, n), results.floor
+    for row in rows:
+        if floor is None or row.rms > floor.rms or _clearly_lower(_success_beside(results, row)):
+            continue
+        figures = f"{percent(row.rms)} against {percent(floor.rms)} RMS"
+        return f"no training was needed: {_untrained(row)} already {_verb(row, 'lie')} within the floor ({figures})"
+    student, own = results.gap("student", n, "converged"), results.success_of("student", n)
+    found = []
+    for row in rows:
+        near = student is not None and row.rms <= student.rms
+        often = _not_told_apart(_success_beside(results, row), own)
+        # At the student's own Euler steps the ratio says more than this rule could.
+        if (near or often) and (row.num_steps, row.solver) != (n, "euler"):
+            found.append((near, often, row))
+    if not found:
+        return ""
+    near, often, row = max(found, key=lambda f: (f[0] and f[1], f[0]))
+    if near and often:
+        return f"{_untrained(row)} already {_verb(row, 'are')} as good as the student by gap and success"
+    if near:
+        return f"{_untrained(row)} already {_verb(row, 'lie')} as near to the converged ODE as the student"
+    return f"{_untrained(row)} cannot be told from the student by success"
+
+
+def _free_rows(results: Results, n: int) -> list[GapRow]:
+    """The untrained teacher at few evaluations, the fewest and nearest first."""
+    rows = [
+        row
+        for row in results.gaps
+        if row.policy == "teacher"
+        and row.reference == "converged"
+        and row.nfe <= max(FEW_STEPS, n)
+        and row.nfe < results.teacher_num_steps
+    ]
+    return sorted(rows, key=lambda row: (row.nfe, row.rms))
+
+
+def _untrained(row: GapRow) -> str:
+    return steps(row.num_steps, "untrained" if row.solver == "euler" else f"untrained {row.solver}")
+
+
+def _verb(row: GapRow, plural: str) -> str:
+    return {"lie": "lies", "are": "is"}[plural] if row.num_steps == 1 else plural
+
+
+def _success_beside(results: Results, row: GapRow) -> SuccessRow | None:
+    return results.success_of(row.policy, row.num_steps, solver=row.solver)
+
+
+def _clearly_lower(row: SuccessRow | None) -> bool:
+    if row is None or row.versus_teacher is None or row.versus_teacher.difference.interval is None:
+        return False
+    return row.versus_teacher.difference.interval.high < 0
+
+
+def _not_told_apart(untrained: SuccessRow | None, student: SuccessRow | None) -> bool:
+    return untrained is not None and student is not None and untrained.rate >= student.interval.low
+
+
+def _gap(results: Results, n: int) -> tuple[str, str]:
+    """The gap, and the few pairs that decide it."""
+    rows = [r for r in (results.gap("student", n, "deployed"), results.gap("student", n, "converged")) if r]
+    if not rows:
+        return "", ""
+    row = next((r for r in rows if r.ratio_to_untrained is not None), rows[0])
+    target = "" if row.reference == "deployed" else " to the converged ODE"
+    gap, pairs = f"{percent(row.rms)} RMS{target}", _few_pairs(row)
+    student, ratio = f"at {steps(n)} the student", row.ratio_to_untrained
+    if ratio is None:
+        return f"{student}'s action gap is {gap}, not compared with the untrained teacher's", pairs
+    if ratio.interval is None:
+        share = f"{ratio.value:.2f} of the untrained teacher's on too few observations to tell"
+        return f"{student}'s action gap is {gap}, {share}", pairs
+    low, high = ratio.interval.low, ratio.interval.high
+    span = f"{low:.2f} to {high:.2f}"
+    if high < 1:
+        share = f"{ratio.value:.2f} ({span}) of the untrained teacher's"
+        return f"{student}'s action gap is {gap}, {share}", pairs
+    finding = "worse" if low > 1 else "no better"
+    figures = f"action gap {gap}, ratio {ratio.value:.2f}, {span}"
+    return f"{student} is {finding} than the untrained teacher ({figures})", pairs
+
+
+def _few_pairs(row: GapRow) -> str:
+    if row.rms == 0 or row.rms < TAIL * row.median:
+        return ""
+    flips = f", flips {percent(row.flip_rate)}" if row.flip_rate else ""
+    return f", mostly from few pairs (median {percent(row.median)}{flips})"
+
+
+def _curvature(results: Results) -> str:
+    teacher, student = results.curvature_of("teacher"), results.curvature_of("student")
+    if teacher is None or student is None:
+        return ""
+    verb = "falls" if student.curvature < teacher.curvature else "does not fall:"
+    return f"curvature {verb} from {percent(teacher.curvature)} to {percent(student.curvature)}"
+
+
+def _success(results: Results, n: int) -> str:
+    row = results.success_of("student", n)
+    if row is None or row.versus_teacher is None or row.versus_teacher.difference.interval is None:
+        return ""
+    difference, interval = row.versus_teacher.difference.value, row.versus_teacher.difference.interval
+    if interval.low <= 0 <= interval.high:
+        finding = "not distinguishable"
+    else:
+        finding = "lower" if difference < 0 else "higher"
+    span = f"{points(interval.low)} to {points(interval.high)} points"
+    teacher = percent(row.rate - difference, 1)
+    text = f"success is {percent(row.rate, 1)} against the teacher's {teacher} ({finding}: {span})"
+    untrained = results.success_of("teacher", n)
+    if untrained is None or n == results.teacher_num_steps:
+        return text
+    gain = ", no clear gain" if _not_told_apart(untrained, row) else ""
+    return f"{text} and {percent(untrained.rate, 1)} untrained{gain}"
+
+
+def _time(results: Results) -> str:
+    latency = results.latency
+    if latency is None:
+        return ""
+    share = percent(latency.encode_s / latency.chunk_s(latency.student_num_steps), 0)
+    if latency.speedup < NOTICEABLE_SPEEDUP:
+        return f"chunks come no faster (encoding is {share})"
+    ceiling = "the ceiling" if latency.student_num_steps == 1 else f"ceiling {latency.ceiling:.1f}"
+    return f"chunks come {latency.speedup:.1f} times as fast ({ceiling}: encoding is {share})"
+
+
+def _of_the_teacher_alone(results: Results) -> str:
+    few = [row for k in (1, FEW_STEPS) if (row := results.gap("teacher", k, "deployed"))]
+    gap = ""
+    if few:
+        gaps = " and ".join(f"{percent(row.rms)} RMS at {steps(row.num_steps)}" for row in few)
+        gap = f"the untrained teacher's action gap to its {steps(results.teacher_num_steps)} is {gaps}"
+    latency = results.latency
+    time = f"one step can make a chunk at most {latency.ceiling:.1f} times as fast" if latency else ""
+    return _sentence(_free_alternative(results, FEW_STEPS), gap, time) or "Nothing was measured."

@@ -1,0 +1,249 @@
+"""The verdict says what the rules say, at their borders too, and claims nothing that was not measured."""
+
+import dataclasses
+import itertools
+from typing import Any
+
+import pytest
+
+from chordflow.results.schema import GapRow, Latency, Results
+from chordflow.results.statistics import Estimate
+from chordflow.results.verdict import verdict
+from chordflow.results.wording import amount, number, percent, points, steps
+from report_samples import curvature, gap, ratio, sample, success
+
+
+def _with_gap(results: Results, wanted: GapRow) -> Results:
+    """The results with one gap row put in the place of the one for the same way to act."""
+
+    def key(row: GapRow) -> tuple[Any, ...]:
+        return (row.policy, row.solver, row.num_steps, row.reference)
+
+    kept = [row for row in results.gaps if key(row) != key(wanted)]
+    assert len(kept) == len(results.gaps) - 1
+    return dataclasses.replace(results, gaps=[*kept, wanted])
+
+
+def _student(estimate: Estimate | None, **changes: Any) -> Results:
+    row = gap("student", 1, "deployed", 0.091, ratio_to_untrained=estimate, **changes)
+    return _with_gap(sample(), row)
+
+
+def _alone(*, latency: Latency | None = None, **changes: Any) -> Results:
+    """Results with nothing but what is given."""
+    empty: dict[str, Any] = {"curvature": [], "gaps": [], "success": []}
+    return sample(**(empty | {"latency": latency} | changes))
+
+
+ONE = Latency(0.009, 0.004, 1, 50, 10, 1)
+
+
+def test_a_good_student() -> None:
+    assert verdict(sample()) == (
+        "At one step the student's action gap is 9.1 % RMS, 0.39 (0.33 to 0.45) of the untrained teacher's, "
+        "mostly from few pairs (median 4.3 %, flips 1.6 %), curvature falls from 15 % to 4.5 %, "
+        "success is 91.0 % against the teacher's 92.2 % (not distinguishable: -3.0 to +0.6 points) "
+        "and 71.2 % untrained, and chunks come 3.8 times as fast (the ceiling: encoding is 69 %)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("estimate", "expected", "forbidden"),
+    [
+        (ratio(0.9, 0.8, 0.999), "0.90 (0.80 to 1.00) of the untrained teacher's", "no better"),
+        (ratio(0.9, 0.8, 1.0), "the student is no better than the untrained teacher (", "worse"),
+        (ratio(1.1, 1.0, 1.2), "the student is no better than the untrained teacher (", "worse"),
+        (ratio(1.1, 1.001, 1.2), "the student is worse than the untrained teacher (", "no better"),
+        (Estimate(0.5, None), "0.50 of the untrained teacher's on too few observations to tell", "better"),
+        (None, "not compared with the untrained teacher's", "better"),
+    ],
+)
+def test_a_gain_needs_the_whole_interval(estimate: Estimate | None, expected: str, forbidden: str) -> None:
+    results = _student(estimate)
+    assert expected in verdict(results)
+    assert forbidden not in verdict(results)
+
+
+def test_without_a_ratio_to_the_deployed_teacher_the_converged_one_serves() -> None:
+    rows = [
+        gap("student", 1, "deployed", 0.05),
+        gap("student", 1, "converged", 0.09, ratio_to_untrained=ratio(0.5, 0.4, 0.6)),
+    ]
+    assert "9.0 % RMS to the converged ODE, 0.50 (0.40 to 0.60)" in verdict(_alone(gaps=rows, latency=ONE))
+
+
+@pytest.mark.parametrize("rms", [0.043, 0.0429])
+def test_two_untrained_steps_within_the_floor_come_first(rms: float) -> None:
+    results = _with_gap(sample(), gap("teacher", 2, "converged", rms))
+    results = dataclasses.replace(results, success=[success("teacher", 2, 0.9, (-0.01, -0.02, 0.0))])
+    assert verdict(results).startswith(
+        "No training was needed: two untrained steps already lie within the floor (4.3 % against 4.3 % RMS); "
+        "at one step the student"
+    )
+
+
+def test_training_was_needed_where_the_floor_is_missed_or_success_is_lost() -> None:
+    above = _with_gap(sample(success=[]), gap("teacher", 2, "converged", 0.0431))
+    assert "No training" not in verdict(above)
+    within = _with_gap(sample(), gap("teacher", 2, "converged", 0.04))
+    lost = dataclasses.replace(within, success=[success("teacher", 2, 0.8, (-0.1, -0.2, -0.001))])
+    assert "No training" not in verdict(lost)
+
+
+def test_other_solvers_count_by_their_evaluations() -> None:
+    free = "No training was needed: one untrained midpoint step already lies within the floor"
+    row = gap("teacher", 1, "converged", 0.02, solver="midpoint", nfe=2)
+    assert verdict(_with_gap(sample(), row)).startswith(free)
+    more = _with_gap(sample(), dataclasses.replace(row, nfe=3))
+    assert "No training" not in verdict(more)
+    three = dataclasses.replace(more, latency=Latency(0.009, 0.004, 1, 50, 10, 3))
+    assert verdict(three).startswith(free)
+
+
+def test_a_teacher_deployed_at_two_steps_is_not_its_own_alternative() -> None:
+    rows = [gap("teacher", 2, "converged", 0.1), gap("student", 1, "deployed", 0.05)]
+    assert verdict(_alone(gaps=rows, teacher_num_steps=2, latency=ONE)).startswith("At one step the student")
+
+
+@pytest.mark.parametrize(
+    ("rms", "rate", "expected"),
+    [
+        (0.099, 0.70, "Two untrained steps already lie as near to the converged ODE as the student;"),
+        (0.0991, 0.90, "Two untrained steps cannot be told from the student by success;"),
+        (0.099, 0.90, "Two untrained steps already are as good as the student by gap and success;"),
+        (0.0991, 0.70, "At one step the student"),
+    ],
+)
+def test_two_untrained_steps_are_held_against_the_student(rms: float, rate: float, expected: str) -> None:
+    rows = [success("teacher", 2, rate, (-0.2, -0.3, -0.1)), success("student", 1, 0.9, None)]
+    results = _with_gap(sample(success=rows), gap("teacher", 2, "converged", rms))
+    assert verdict(results).startswith(expected)
+
+
+def test_success_is_told_apart_down_to_the_lower_end_of_the_students_interval() -> None:
+    student = success("student", 1, 0.5, (0.0, -0.1, 0.1), episodes=100)
+    assert 0.40 < student.interval.low < 0.41
+    for rate, found in ((0.41, True), (0.40, False)):
+        rows = [student, success("teacher", 1, rate, (-0.1, -0.2, -0.05), episodes=100)]
+        assert ("untrained, no clear gain" in verdict(_alone(success=rows, latency=ONE))) is found
+
+
+@pytest.mark.parametrize(
+    ("versus", "finding"),
+    [
+        ((-0.03, -0.06, 0.0), "not distinguishable: -6.0 to 0.0 points"),
+        ((0.03, 0.0, 0.06), "not distinguishable: 0.0 to +6.0 points"),
+        ((-0.03, -0.06, -0.001), "lower: -6.0 to -0.1 points"),
+        ((0.03, 0.001, 0.06), "higher: +0.1 to +6.0 points"),
+    ],
+)
+def test_success_is_distinguishable_only_if_the_interval_leaves_zero_out(
+    versus: tuple[float, float, float], finding: str
+) -> None:
+    results = _alone(success=[success("student", 1, 0.9, versus)], latency=ONE)
+    teacher = percent(0.9 - versus[0], 1)
+    assert f"success is 90.0 % against the teacher's {teacher} ({finding})" in verdict(results)
+
+
+def test_what_was_not_measured_is_not_claimed() -> None:
+    unpaired = sample(success=[success("student", 1, 0.9, None)])
+    elsewhere = sample(success=[success("student", 2, 0.9, (0.0, -0.1, 0.1))])
+    group = sample(success=[success("student", 1, 0.9, (0.0, -0.1, 0.1), "go left")])
+    for results in (sample(success=[]), unpaired, elsewhere, group):
+        assert "success" not in verdict(results)
+    assert "fast" not in verdict(sample(latency=None))
+    assert "curvature" not in verdict(sample(curvature=[curvature("student", 0.04)]))
+    assert verdict(_alone()) == "The student's actions were not measured, so nothing can be said of them."
+    assert verdict(_alone(student=None)) == "Nothing was measured."
+
+
+@pytest.mark.parametrize(("median", "found"), [(0.06, True), (0.0601, False)])
+def test_few_pairs_are_named_where_they_decide(median: float, found: bool) -> None:
+    rows = [gap("student", 1, "deployed", 0.09, median, flip_rate=0.02)]
+    assert (
+        "mostly from few pairs (median 6.0 %, flips 2.0 %)" in verdict(_alone(gaps=rows, latency=ONE))
+    ) is found
+
+
+@pytest.mark.parametrize("flips", [None, 0.0])
+def test_flips_are_not_named_where_there_are_none(flips: float | None) -> None:
+    rows = [gap("student", 1, "deployed", 0.09, 0.03, flip_rate=flips)]
+    assert "mostly from few pairs (median 3.0 %)" in verdict(_alone(gaps=rows, latency=ONE))
+
+
+def test_curvature_that_does_not_fall_is_said() -> None:
+    same = _alone(curvature=[curvature("teacher", 0.15), curvature("student", 0.15)], latency=ONE)
+    assert verdict(same).startswith("Curvature does not fall: from 15 % to 15 %")
+
+
+@pytest.mark.parametrize(
+    ("latency", "expected"),
+    [
+        (Latency(0.95, 0.05, 1, 50, 2, 1), "chunks come 1.1 times as fast (the ceiling: encoding is 95 %)"),
+        (Latency(0.96, 0.04, 1, 50, 2, 1), "chunks come no faster (encoding is 96 %)"),
+        (Latency(0.5, 0.5, 1, 50, 10, 2), "chunks come 3.7 times as fast (ceiling 5.5: encoding is 33 %)"),
+    ],
+)
+def test_time_comes_with_its_ceiling(latency: Latency, expected: str) -> None:
+    assert expected in verdict(_alone(latency=latency)).replace("Chunks", "chunks")
+
+
+def test_a_teacher_alone() -> None:
+    text = verdict(sample(student=None))
+    assert text.startswith(
+        "The untrained teacher's action gap to its ten steps is 23 % RMS at one step and 13 % RMS"
+    )
+    assert text.endswith("one step can make a chunk at most 3.8 times as fast.")
+    free = _with_gap(sample(student=None, success=[]), gap("teacher", 2, "converged", 0.04))
+    assert verdict(free).startswith(
+        "No training was needed: two untrained steps already lie within the floor (4.0 %"
+    )
+
+
+def test_every_verdict_is_one_readable_sentence() -> None:
+    good = sample()
+    fast = Latency(0.009, 0.004, 1, 50, 10, 1)
+    floors = (0.166, 0.099, 0.04)
+    ratios = (ratio(0.4, 0.3, 0.5), ratio(1.0, 0.9, 1.1), ratio(1.2, 1.1, 1.3), Estimate(0.4, None), None)
+    untrained = (0.7, 0.9)
+    lengths = []
+    for two, share, rate in itertools.product(floors, ratios, untrained):
+        results = _with_gap(good, gap("teacher", 2, "converged", two))
+        results = _with_gap(results, gap("student", 1, "deployed", 0.091, 0.03, ratio_to_untrained=share))
+        rows = [good.success_of("teacher", 10), success("teacher", 2, rate, (-0.01, -0.05, 0.01))]
+        rows += [
+            success("teacher", 1, rate, (-0.01, -0.05, 0.01)),
+            success("student", 1, 0.91, (-0.1, -0.2, -0.05)),
+        ]
+        text = verdict(dataclasses.replace(results, success=[r for r in rows if r], latency=fast))
+        assert text.endswith(".")
+        assert text.count(". ") == 0
+        lengths.append(len(text.replace(" %", "").split()))
+    assert min(lengths) >= 25
+    assert max(lengths) <= 60
+
+
+@pytest.mark.parametrize(
+    ("fraction", "text"),
+    [
+        (0.0, "0 %"), (0.091, "9.1 %"), (0.0996, "10 %"), (0.231, "23 %"), (1.0, "100 %"), (2.5, "250 %"),
+        (0.0043, "0.43 %"), (0.00012, "0.01 %"), (0.00001, "<0.01 %"), (-0.031, "-3.1 %"),
+    ],
+)  # fmt: skip
+def test_percent(fraction: float, text: str) -> None:
+    assert percent(fraction) == text
+
+
+def test_numbers_as_a_person_reads_them() -> None:
+    assert percent(0.9966, 1) == "99.7 %"
+    assert percent(0.0001, 1) == "<0.1 %"
+    assert [points(x) for x in (0.012, -0.0301, 0.0, -0.0004)] == ["+1.2", "-3.0", "0.0", "0.0"]
+    assert [amount(x) for x in (0.0, 0.01234, 12.34, 1234.0, 1e-6)] == [
+        "0",
+        "0.0123",
+        "12.3",
+        "1234",
+        "1.00e-06",
+    ]
+    assert (number(2), number(11)) == ("two", "11")
+    assert (steps(1), steps(2, "untrained")) == ("one step", "two untrained steps")
