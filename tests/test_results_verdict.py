@@ -142,7 +142,7 @@ def test_success_is_distinguishable_only_if_the_interval_leaves_zero_out(
 ) -> None:
     results = _alone(success=[success("student", 1, 0.9, versus)], latency=ONE)
     teacher = percent(0.9 - versus[0], 1)
-    assert f"success is 90.0 % against the teacher's {teacher} ({finding})" in verdict(results)
+    assert f"Success is 90.0 % against the teacher's {teacher} ({finding})" in verdict(results)
 
 
 def test_what_was_not_measured_is_not_claimed() -> None:

@@ -307,7 +307,7 @@ class Results:
             return None
         if self.latency is not None:
             return self.latency.student_num_steps
-        rows = [*self.gaps, *self.success]
+        rows: list[GapRow | SuccessRow] = [*self.gaps, *self.success]
         return min((r.num_steps for r in rows if r.policy == "student"), default=None)
 
     @property
