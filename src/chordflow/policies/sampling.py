@@ -1,0 +1,48 @@
+"""From noise to endpoint with one policy, for callers that hold no flow mathematics of their own.
+
+Shapes: B batch, H chunk size, D padded action dimension.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from chordflow.flow.seeds import generator
+from chordflow.flow.solvers import get_solver, require_num_steps
+from chordflow.policies.base import Context, FlowPolicy
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A policy with an explicit solver and number of steps; never the step count that it is saved with.
+
+    Attributes:
+        policy: whose velocity is followed.
+        num_steps: solver steps from noise to endpoint.
+        solver: euler (LeRobot's own), midpoint, or heun.
+
+    Raises:
+        UserError: if there is no such solver, or num_steps is not a whole number above 0.
+    """
+
+    policy: FlowPolicy
+    num_steps: int
+    solver: str = "euler"
+
+    def __post_init__(self) -> None:
+        get_solver(self.solver)
+        require_num_steps(self.num_steps)
+
+    @torch.no_grad()
+    def __call__(self, context: Context, noise: Tensor) -> Tensor:
+        """The endpoints (B, H, D) of `noise` (B, H, D), all padded dimensions carried along."""
+        solver = get_solver(self.solver)
+        return solver.integrate(lambda x, t: self.policy.velocity(x, t, context), noise, self.num_steps)
+
+
+def seeded_noise(policy: FlowPolicy, *parts: int | str) -> Tensor:
+    """Noise (H, D) on the CPU by the family's own law, a pure function of `parts` (see `flow.seeds`)."""
+    return policy.sample_noise(1, generator(*parts))[0]

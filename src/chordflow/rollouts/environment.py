@@ -1,0 +1,108 @@
+"""LeRobot's environments, one sub-environment at a time.
+
+LeRobot's factory makes a vector environment, whose `step` drives all sub-environments at once and resets
+those that ended without a seed. Rollouts here step the sub-environments themselves: an episode starts by
+an explicit seed only, and none is stepped beyond its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector.utils import concatenate, create_empty_array
+from lerobot.envs import close_envs, make_env, preprocess_observation
+from lerobot.envs.utils import NEW_ROLLOUT_OPTION
+from numpy.typing import NDArray
+
+from chordflow.errors import UserError
+from chordflow.quiet import quiet_stdout
+
+
+@contextmanager
+def open_environments(env_cfg: Any, count: int) -> Iterator[list[gym.Env[Any, Any]]]:
+    """Makes `count` sub-environments by LeRobot's factory and closes them afterwards.
+
+    Args:
+        env_cfg: a LeRobot `EnvConfig`.
+        count: how many.
+
+    Raises:
+        UserError: if they cannot be made, hold several tasks, or run in other processes.
+    """
+    name = f"env.type={env_cfg.type}"
+    with quiet_stdout():
+        try:
+            made = make_env(env_cfg, n_envs=count, use_async_envs=False)
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"{name}: the environment cannot be made ({reason}); check the env options and that its "
+                "package is installed."
+            ) from error
+    try:
+        vectors = [vector for tasks in made.values() for vector in tasks.values()]
+        if len(vectors) != 1:
+            raise UserError(f"{name}: env.task={env_cfg.task} holds {len(vectors)} tasks; name a single one.")
+        if not isinstance(vectors[0].unwrapped, gym.vector.SyncVectorEnv):
+            raise UserError(
+                f"{name}: this environment is no SyncVectorEnv of separate sub-environments, which paired "
+                "episodes need; give one that is."
+            )
+        yield list(vectors[0].unwrapped.envs)
+    finally:
+        close_envs(made)
+
+
+def reset(env: gym.Env[Any, Any], seed: int) -> Any:
+    """Starts the episode of `seed` and returns its first observation."""
+    # The option that LeRobot's rollout passes: its wrappers tell a new episode from an autoreset by it.
+    observation, _ = env.reset(seed=seed, options={NEW_ROLLOUT_OPTION: True})
+    return observation
+
+
+def instruction(env: gym.Env[Any, Any]) -> str:
+    """What LeRobot's rollout gives the policy as `task`: `task_description`, else `task`, else nothing."""
+    for name in ("task_description", "task"):
+        try:
+            value = env.get_wrapper_attr(name)
+        except (AttributeError, NotImplementedError):
+            continue
+        return str(value() if callable(value) else value)
+    return ""
+
+
+def step_limit(env: gym.Env[Any, Any]) -> int | None:
+    """Steps after which LeRobot's rollout cuts an episode off; None where the environment names none."""
+    try:
+        return int(env.get_wrapper_attr("_max_episode_steps"))
+    except (AttributeError, TypeError):
+        return None
+
+
+def batch_observations(env: gym.Env[Any, Any], observations: Sequence[Any]) -> dict[str, Any]:
+    """Joins observations as a vector environment does, and names them as LeRobot does (images in [0, 1])."""
+    space = env.observation_space
+    joined = concatenate(space, observations, create_empty_array(space, n=len(observations)))
+    return preprocess_observation(joined)
+
+
+def frame(env: gym.Env[Any, Any], observation: Any) -> NDArray[np.uint8]:
+    """A picture of the scene, uint8 (height, width, 3): what `render` returns, else the first camera.
+
+    Raises:
+        UserError: if the environment shows neither.
+    """
+    picture = env.render() if env.render_mode is not None else None
+    if not isinstance(picture, np.ndarray):
+        picture = observation.get("pixels") if isinstance(observation, dict) else None
+        if isinstance(picture, dict):
+            picture = next(iter(picture.values()), None)
+    if picture is None:
+        raise UserError(
+            "record_frames: the environment neither renders nor has a camera; set env.render_mode=rgb_array."
+        )
+    return np.array(picture, dtype=np.uint8)

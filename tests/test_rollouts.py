@@ -1,0 +1,412 @@
+"""Rollouts: episodes that depend on seed and policy alone, truly paired noise, and their measures."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lerobot.configs import FeatureType, PolicyFeature
+from lerobot.envs import make_env, preprocess_observation
+from lerobot.policies.factory import make_pre_post_processors
+from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+
+from builders import build_checkpoint, make_config
+from chordflow.errors import UserError
+from chordflow.policies import load_flow_policy
+from chordflow.policies.smolvla import SmolVLAFlowPolicy
+from chordflow.quiet import quiet_stdout
+from chordflow.rollouts import Episode, chunk_noise, chunk_noises, paired, run_episodes, success_rows
+from chordflow.rollouts.episodes import jerk, jump
+from drift_env import TIME_LIMIT, DriftEnv, DriftEnvConfig
+from lerobot_env_detour import DetourEnvConfig
+
+SEEDS = list(range(20))
+
+
+def load(folder: Path) -> SmolVLAFlowPolicy:
+    policy = load_flow_policy(folder, device="cpu")
+    assert isinstance(policy, SmolVLAFlowPolicy)
+    return policy
+
+
+def spy(policy: SmolVLAFlowPolicy, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
+    """What the network is asked: batch sizes of encodings, (x_t, t) of velocities."""
+    calls: dict[str, list[Any]] = {"encode": [], "velocity": []}
+    encode, velocity = policy.encode, policy.velocity
+
+    def spied_encode(batch: Any) -> Any:
+        context = encode(batch)
+        calls["encode"].append(context.batch_size)
+        return context
+
+    def spied_velocity(x_t: Any, t: Any, context: Any) -> Any:
+        calls["velocity"].append((x_t.clone(), float(t[0])))
+        return velocity(x_t, t, context)
+
+    monkeypatch.setattr(policy, "encode", spied_encode)
+    monkeypatch.setattr(policy, "velocity", spied_velocity)
+    return calls
+
+
+def assert_same(first: list[Episode], second: list[Episode], atol: float = 0.0) -> None:
+    """The same episodes step by step: outcomes exactly, actions to `atol`."""
+    assert len(first) == len(second)
+    for a, b in zip(first, second, strict=True):
+        for name in ("seed", "task", "success", "length", "side", "chunks", "num_steps", "solver"):
+            assert getattr(a, name) == getattr(b, name), (a.seed, name)
+        np.testing.assert_allclose(a.actions, b.actions, rtol=0, atol=atol)
+        assert a.sum_reward == pytest.approx(b.sum_reward, abs=100 * atol)
+
+
+class TestNoise:
+    def test_is_a_function_of_seed_and_chunk_alone(self, tiny_policy: SmolVLAFlowPolicy) -> None:
+        torch.manual_seed(0)
+        first = chunk_noise(tiny_policy, 3, 1)
+        torch.manual_seed(1)
+        tiny_policy.set_num_steps(1)
+        with torch.no_grad():
+            for parameter in tiny_policy.module.parameters():
+                parameter.add_(1.0)
+        assert torch.equal(chunk_noise(tiny_policy, 3, 1), first)
+        assert first.shape == tiny_policy.chunk.shape
+        assert first.dtype == torch.float32
+
+    def test_differs_between_seeds_and_chunks(self, tiny_policy: SmolVLAFlowPolicy) -> None:
+        keys = [(seed, chunk) for seed in range(12) for chunk in range(12)]
+        noises = chunk_noises(tiny_policy, keys)
+        assert len({noise.numpy().tobytes() for noise in noises}) == len(keys)
+        # Unrelated, too: the mean product of two rows of 48 normal numbers has a deviation of 0.14.
+        flat = noises.flatten(1)
+        products = (flat @ flat.T / flat.shape[1])[~torch.eye(len(keys), dtype=torch.bool)]
+        assert abs(float(products.mean())) < 0.02
+        assert float(products.std()) == pytest.approx(0.144, rel=0.1)
+        assert float(flat.std()) == pytest.approx(1.0, rel=0.05)
+
+    def test_batch_equals_one_by_one(self, tiny_policy: SmolVLAFlowPolicy) -> None:
+        keys = [(5, 0), (2, 7), (5, 1)]
+        expected = torch.stack([chunk_noise(tiny_policy, *key) for key in keys])
+        assert torch.equal(chunk_noises(tiny_policy, keys), expected)
+
+
+class TestEpisodes:
+    @pytest.fixture(scope="class")
+    def reference(self, checkpoint: Path) -> list[Episode]:
+        return run_episodes(load(checkpoint), DriftEnvConfig(), SEEDS, num_steps=3, batch_size=1)
+
+    def test_the_environment_tells_episodes_apart(self, reference: list[Episode]) -> None:
+        # Otherwise the comparisons below would say nothing.
+        assert len({episode.length for episode in reference}) > 3
+        assert {episode.success for episode in reference} == {True, False}
+        assert {episode.side for episode in reference} == {"left", "right"}
+        assert max(episode.length for episode in reference) == TIME_LIMIT
+        assert len({episode.task for episode in reference}) == 3
+        assert max(episode.chunks for episode in reference) == 4
+
+    @pytest.mark.parametrize("batch_size", [4, 16, 64])
+    def test_batch_size_changes_nothing(
+        self, tiny_policy: SmolVLAFlowPolicy, reference: list[Episode], batch_size: int
+    ) -> None:
+        episodes = run_episodes(tiny_policy, DriftEnvConfig(), SEEDS, num_steps=3, batch_size=batch_size)
+        assert_same(episodes, reference, atol=1e-4)
+
+    def test_company_and_order_change_nothing(
+        self, tiny_policy: SmolVLAFlowPolicy, reference: list[Episode]
+    ) -> None:
+        chosen = [17, 3, 11, 4]
+        episodes = run_episodes(tiny_policy, DriftEnvConfig(), chosen, num_steps=3, batch_size=3)
+        assert_same(episodes, [reference[seed] for seed in chosen], atol=1e-4)
+
+    def test_repeats_to_the_bit(self, tiny_policy: SmolVLAFlowPolicy) -> None:
+        runs = []
+        for global_seed in (0, 1):
+            torch.manual_seed(global_seed)
+            np.random.seed(global_seed)  # noqa: NPY002 - what must not matter
+            runs.append(run_episodes(tiny_policy, DriftEnvConfig(), SEEDS, num_steps=2, batch_size=8))
+        assert_same(*runs)
+        assert runs[0] == runs[1]
+
+    def test_equals_a_hand_loop_over_the_stock_policy(
+        self, checkpoint: Path, tiny_policy: SmolVLAFlowPolicy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """LeRobot's vector environment, processors and `predict_action_chunk`, with the same noise."""
+        seed, stock = 7, load(checkpoint)
+        stock.config.num_steps = 5
+        with quiet_stdout():
+            (env,) = make_env(DriftEnvConfig(), n_envs=1)["drift_of_the_tests"].values()
+        # A vector environment resets what ended, without a seed.
+        monkeypatch.setattr(DriftEnv, "lenient", True)
+        stock.policy.reset()
+        observation, _ = env.reset(seed=[seed])
+        actions, chunk, done, success = [], 0, False, False
+        while not done:
+            batch = preprocess_observation(observation)
+            batch["task"] = list(env.call("task_description"))
+            noise = chunk_noise(stock, seed, chunk)[None]
+            predicted = stock.policy.predict_action_chunk(stock.preprocessor(batch), noise=noise)
+            chunk += 1
+            for step in range(stock.config.n_action_steps):
+                action = stock.postprocessor(predicted[:, step]).numpy()
+                actions.append(action[0])
+                observation, _, terminated, truncated, info = env.step(action)
+                done = bool(terminated[0] or truncated[0])
+                if done:
+                    success = bool(info["final_info"]["is_success"][0])
+                    break
+        monkeypatch.setattr(DriftEnv, "lenient", False)
+        (episode,) = run_episodes(tiny_policy, DriftEnvConfig(), [seed], num_steps=5)
+        np.testing.assert_allclose(episode.actions, np.stack(actions), rtol=0, atol=1e-5)
+        assert (episode.success, episode.length, episode.chunks) == (success, len(actions), chunk)
+        assert chunk > 1
+
+    def test_no_step_and_no_pass_is_wasted(
+        self, tiny_policy: SmolVLAFlowPolicy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        calls, before = spy(tiny_policy, monkeypatch), DriftEnv.steps
+        episodes = run_episodes(tiny_policy, DriftEnvConfig(), SEEDS, num_steps=1, batch_size=6)
+        assert DriftEnv.steps - before == sum(episode.length for episode in episodes)
+        assert sum(calls["encode"]) == sum(episode.chunks for episode in episodes)
+        # Full batches while seeds last: a finished episode makes room at once.
+        assert calls["encode"][0] == 6
+        assert calls["encode"] == sorted(calls["encode"], reverse=True)
+
+    def test_executed_actions_can_be_chosen(self, tiny_policy: SmolVLAFlowPolicy) -> None:
+        own = run_episodes(tiny_policy, DriftEnvConfig(), SEEDS[:4], num_steps=1)
+        same = run_episodes(tiny_policy, DriftEnvConfig(), SEEDS[:4], num_steps=1, n_action_steps=4)
+        other = run_episodes(tiny_policy, DriftEnvConfig(), SEEDS[:4], num_steps=1, n_action_steps=1)
+        assert own == same
+        assert [episode.chunks for episode in other] == [episode.length for episode in other]
+
+    def test_progress_and_time(self, tiny_policy: SmolVLAFlowPolicy) -> None:
+        told: list[Episode] = []
+        begin = time.perf_counter()
+        episodes = run_episodes(
+            tiny_policy, DriftEnvConfig(), SEEDS, num_steps=1, batch_size=5, progress=told.append
+        )
+        assert sorted(told, key=lambda episode: episode.seed) == episodes
+        assert all(episode.seconds > 0 for episode in episodes)
+        assert sum(episode.seconds for episode in episodes) < time.perf_counter() - begin
+
+    def test_training_mode_comes_back(self, tiny_policy: SmolVLAFlowPolicy) -> None:
+        tiny_policy.module.train()
+        run_episodes(tiny_policy, DriftEnvConfig(), [0], num_steps=1)
+        assert tiny_policy.module.training
+
+    def test_frames_of_chosen_seeds(self, tiny_policy: SmolVLAFlowPolicy) -> None:
+        for render_mode, size in ((None, 32), ("rgb_array", 64)):
+            config = DriftEnvConfig(render_mode=render_mode)
+            episodes = run_episodes(tiny_policy, config, [0, 1, 2], num_steps=1, record_frames={1})
+            assert episodes[0].frames is None
+            assert episodes[2].frames is None
+            frames = episodes[1].frames
+            assert frames is not None
+            assert frames.shape == (episodes[1].length + 1, size, size, 3)
+            assert frames.dtype == np.uint8
+            assert len({frame.tobytes() for frame in frames}) == len(frames)
+
+
+class TestPairing:
+    def test_two_policies_get_the_same_noise(
+        self, vlm: Path, tiny_policy: SmolVLAFlowPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        other = load(build_checkpoint(tmp_path / "other", vlm, seed=1, num_steps=4))
+        seen: list[dict[tuple[int, int], bytes]] = []
+        for policy, num_steps in ((tiny_policy, 1), (other, 3)):
+            calls = spy(policy, monkeypatch)
+            # One at a time, so that what the network saw can be told by episode.
+            episodes = run_episodes(policy, DriftEnvConfig(), SEEDS[:8], num_steps=num_steps, batch_size=1)
+            starts = [x_t[0].numpy().tobytes() for x_t, t in calls["velocity"] if t == 1.0]
+            keys = [(episode.seed, chunk) for episode in episodes for chunk in range(episode.chunks)]
+            seen.append(dict(zip(keys, starts, strict=True)))
+        common = seen[0].keys() & seen[1].keys()
+        assert len(common) > 8
+        assert all(seen[0][key] == seen[1][key] for key in common)
+        assert all(chunk_noise(other, *key).numpy().tobytes() == noise for key, noise in seen[1].items())
+
+    def test_saved_step_count_is_not_used(
+        self, vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        policy = load(build_checkpoint(tmp_path / "one", vlm, num_steps=1))
+        calls = spy(policy, monkeypatch)
+        episodes = run_episodes(policy, DriftEnvConfig(), SEEDS[:3], num_steps=10)
+        assert len(calls["velocity"]) == 10 * len(calls["encode"])
+        assert sorted({round(t, 6) for _, t in calls["velocity"]}) == [i / 10 for i in range(1, 11)]
+        assert policy.default_num_steps == 1
+        assert {episode.num_steps for episode in episodes} == {10}
+
+    def test_solver(self, tiny_policy: SmolVLAFlowPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+        calls = spy(tiny_policy, monkeypatch)
+        (episode,) = run_episodes(tiny_policy, DriftEnvConfig(), [0], num_steps=2, solver="midpoint")
+        assert len(calls["velocity"]) == 4 * episode.chunks
+        assert episode.solver == "midpoint"
+
+
+def episode(seed: int, success: bool, task: str = "go", num_steps: int = 1) -> Episode:
+    return Episode(
+        seed,
+        task,
+        success,
+        3,
+        0.0,
+        None,
+        1,
+        num_steps,
+        "euler",
+        None,
+        None,
+        0.1,
+        np.zeros((3, 2), np.float32),
+    )
+
+
+class TestMeasures:
+    def test_jerk_of_polynomials(self) -> None:
+        t = np.arange(8.0)[:, None]
+        assert jerk(np.hstack([t**2, 3 * t])) == pytest.approx(0.0, abs=1e-12)
+        assert jerk(t**3) == pytest.approx(36.0)
+        assert jerk(np.hstack([t**3, t])) == pytest.approx(18.0)
+        assert jerk(t[:3]) is None
+
+    def test_jump_is_at_boundaries_only(self) -> None:
+        actions = np.array([[0.0], [9.0], [10.0], [4.0], [5.0], [7.0]])
+        assert jump(actions, [0, 2, 5]) == pytest.approx((1.0 + 2.0) / 2)
+        assert jump(actions, [0]) is None
+
+    def test_measures_belong_to_the_actions(self, tiny_policy: SmolVLAFlowPolicy) -> None:
+        episodes = run_episodes(tiny_policy, DriftEnvConfig(), SEEDS, num_steps=1)
+        for one in episodes:
+            assert one.actions.shape == (one.length, 2)
+            assert one.jerk == jerk(one.actions)
+            assert one.jump == jump(one.actions, range(0, one.length, 4))
+            assert one.chunks == -(-one.length // 4)
+
+    def test_rows_are_plain(self, tiny_policy: SmolVLAFlowPolicy) -> None:
+        (one,) = run_episodes(tiny_policy, DriftEnvConfig(), [5], num_steps=1, record_frames=[5])
+        row = one.row()
+        assert json.loads(json.dumps(row)) == row
+        assert {"seed", "success", "length", "jerk", "jump", "seconds"} <= row.keys()
+        assert not {"actions", "frames"} & row.keys()
+
+    def test_success_by_instruction(self) -> None:
+        student = [episode(0, True, "left"), episode(1, False, "right"), episode(2, True, "left")]
+        teacher = [episode(2, True, "left"), episode(0, False, "left"), episode(1, False, "right")]
+        rows = success_rows(student, "student", teacher)
+        counts = [(row.group, row.successes, row.episodes) for row in rows]
+        assert counts == [("all", 2, 3), ("left", 2, 2), ("right", 0, 1)]
+        assert rows[0].versus_teacher is not None
+        assert (rows[0].versus_teacher.only_first, rows[0].versus_teacher.only_second) == (1, 0)
+        assert rows[2].versus_teacher is not None
+        assert rows[2].versus_teacher.episodes == 1
+        assert [row.group for row in success_rows([episode(0, True)], "teacher")] == ["all"]
+
+    def test_pairs_are_by_seed(self) -> None:
+        first, second = [episode(3, True), episode(1, False)], [episode(1, True), episode(3, False)]
+        assert [(a.seed, a.success, b.success) for a, b in paired(first, second)] == [
+            (1, False, True),
+            (3, True, False),
+        ]
+
+    @pytest.mark.parametrize(
+        ("first", "second", "words"),
+        [
+            ([episode(0, True)], [episode(1, True)], "seed 0 in the first"),
+            ([episode(0, True)], [episode(0, True), episode(4, True)], "seed 4 in the second"),
+            ([episode(0, True), episode(0, True)], [episode(0, True)], "give each seed once"),
+            ([episode(0, True, "left")], [episode(0, True, "right")], "the instruction 'left'"),
+        ],
+    )
+    def test_what_cannot_be_paired(self, first: list[Episode], second: list[Episode], words: str) -> None:
+        with pytest.raises(UserError, match=words):
+            paired(first, second)
+
+    def test_runs_are_not_mixed(self) -> None:
+        with pytest.raises(UserError, match="2 different solver settings"):
+            success_rows([episode(0, True), episode(1, True, num_steps=2)], "teacher")
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            ({"seeds": []}, "seeds is empty"),
+            ({"seeds": [0, 0]}, "each seed once"),
+            ({"seeds": [-1]}, "seeds holds -1"),
+            ({"num_steps": 0}, "num_steps is 0"),
+            ({"solver": "rk45"}, "solver is 'rk45'"),
+            ({"batch_size": 0}, "batch_size is 0"),
+            ({"n_action_steps": 9}, "n_action_steps is 9; a chunk has 8"),
+            ({"record_frames": [4]}, "record_frames holds the seed 4"),
+        ],
+    )
+    def test_arguments(self, tiny_policy: SmolVLAFlowPolicy, arguments: dict[str, Any], words: str) -> None:
+        with pytest.raises(UserError, match=words):
+            run_episodes(tiny_policy, DriftEnvConfig(), **{"seeds": [0], "num_steps": 1, **arguments})
+
+    def test_missing_camera(self, vlm: Path, tmp_path: Path) -> None:
+        policy = load(build_checkpoint(tmp_path / "two", vlm, cameras=("top", "wrist")))
+        with pytest.raises(
+            UserError, match=r"camera\(s\) observation.images.wrist; it observes .*images.top"
+        ):
+            run_episodes(policy, DriftEnvConfig(), [0], num_steps=1)
+        run_episodes(policy, DriftEnvConfig(cameras=("top", "wrist", "extra")), [0], num_steps=1)
+
+    def test_empty_cameras_may_be_missing(self, vlm: Path, tmp_path: Path) -> None:
+        folder = build_checkpoint(tmp_path / "empty", vlm, cameras=("top",), empty_cameras=1)
+        assert "observation.images.empty_camera_0" in load(folder).image_keys
+        run_episodes(load(folder), DriftEnvConfig(), [0], num_steps=1)
+        with pytest.raises(UserError, match="lacks the checkpoint's camera"):
+            run_episodes(load(folder), DriftEnvConfig(cameras=("front",)), [0], num_steps=1)
+
+    def test_renamed_camera(self, checkpoint: Path) -> None:
+        rename = {"observation.images.front": "observation.images.top"}
+        policy = load_flow_policy(checkpoint, device="cpu", rename_map=rename)
+        run_episodes(policy, DriftEnvConfig(cameras=("front",)), [0], num_steps=1)
+
+    def test_other_sizes(self, tiny_policy: SmolVLAFlowPolicy) -> None:
+        with pytest.raises(UserError, match=r"takes actions of shape \(3,\).*have shape \(2,\)"):
+            run_episodes(tiny_policy, DriftEnvConfig(action_dim=3), [0], num_steps=1)
+        with pytest.raises(UserError, match=r"observation.state has shape \(5,\).*\(3,\)"):
+            run_episodes(tiny_policy, DriftEnvConfig(state_dim=5), [0], num_steps=1)
+
+    def test_action_that_is_not_finite(self, tiny_policy: SmolVLAFlowPolicy) -> None:
+        with torch.no_grad():
+            tiny_policy.policy.model.action_out_proj.bias[0] = torch.nan
+        with pytest.raises(UserError, match="NaN or infinite in episode 3, step 0"):
+            run_episodes(tiny_policy, DriftEnvConfig(), [3], num_steps=1)
+
+    def test_environment_that_cannot_be_made(self, tiny_policy: SmolVLAFlowPolicy) -> None:
+        with pytest.raises(UserError, match=r"env.type=detour: the environment cannot be made \(.*'go up'"):
+            run_episodes(tiny_policy, DetourEnvConfig(instruction="go up"), [0], num_steps=1)
+
+
+def test_detour(vlm: Path, tmp_path: Path) -> None:
+    """The demo's environment: a single camera without a name, sides, an image as observed."""
+    config = make_config(vlm)
+    config.input_features = {
+        "observation.image": PolicyFeature(FeatureType.VISUAL, (3, 64, 64)),
+        "observation.state": PolicyFeature(FeatureType.STATE, (2,)),
+    }
+    torch.manual_seed(0)
+    with quiet_stdout():
+        SmolVLAPolicy(config).save_pretrained(tmp_path)
+    # Actions that on the whole go up, so that some random walks pass the obstacle.
+    statistics = {
+        "observation.state": {"mean": torch.zeros(2), "std": torch.ones(2)},
+        "action": {"mean": torch.tensor([-0.2, 0.35]), "std": torch.tensor([0.4, 0.2])},
+    }
+    for pipeline in make_pre_post_processors(config, dataset_stats=statistics):
+        pipeline.save_pretrained(tmp_path)
+    policy, env_cfg = load(tmp_path), DetourEnvConfig()
+    together = run_episodes(policy, env_cfg, SEEDS, num_steps=2, batch_size=16, record_frames=[2])
+    assert_same(run_episodes(policy, env_cfg, SEEDS, num_steps=2, batch_size=1), together, atol=1e-4)
+    assert {episode.task for episode in together} == {"go left", "go right", "go any way"}
+    assert {episode.side for episode in together} == {"left", "right", "none"}
+    assert {episode.success for episode in together} == {True, False}
+    assert all(episode.success == (episode.sum_reward == 1.0) for episode in together)
+    frames = together[2].frames
+    assert frames is not None
+    assert frames.shape == (together[2].length + 1, 64, 64, 3)
