@@ -122,7 +122,6 @@ class CouplingBuffer:
                 "buffer.num_observations or buffer.noises_per_observation."
             )
         self._blocks: dict[int, _Block] = {}
-        self._joined: Context | None = None
 
     @property
     def num_couplings(self) -> int:
@@ -163,12 +162,12 @@ class CouplingBuffer:
             UserError: if the buffer would not fit into memory.
         """
         first = self.first_block(step)
+        if first in self._blocks and first + self.num_blocks - 1 in self._blocks:
+            return
         wanted = range(first, first + self.num_blocks)
         for block in [block for block in self._blocks if block not in wanted]:
             del self._blocks[block]
         missing = [block for block in wanted if block not in self._blocks]
-        if not missing:
-            return
         order = [index for block in missing for index in self.observation_indices(block)]
         workers = self.num_workers if len(missing) > 1 else 0
         items = self.observations.batches(order, self.block_size, workers)

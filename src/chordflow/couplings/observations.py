@@ -99,8 +99,8 @@ class Observations(Dataset[dict[str, Any]]):
             shuffle=False,
             num_workers=num_workers,
             collate_fn=default_collate,
-            # LeRobot's choice: video decoders do not survive a fork.
-            multiprocessing_context="spawn" if num_workers else None,
+            # Video decoders do not survive a fork; for images a spawned worker only costs its imports.
+            multiprocessing_context="spawn" if num_workers and self.dataset.meta.video_keys else None,
             worker_init_fn=_quiet_worker if num_workers else None,
         )
         try:

@@ -1,1 +1,1 @@
-"""What is measured of a policy: curvature, action gap, step sweep, latency; never training."""
+"""Measures of a few-step policy: curvature, action gap, latency. Never training."""

@@ -1,1 +1,1 @@
-"""Jobs that need training and evaluation: the main job, rounds, comparisons, studies."""
+"""What needs training and evaluation together: the main job."""

@@ -1,1 +1,1 @@
-"""Training the student: initialisation and freezing, methods, the loop, checkpoints."""
+"""From couplings to a student: initialisation and freezing, methods, the loop, checkpoints."""

@@ -1,0 +1,81 @@
+"""`chordflow reflow`: the main job."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from draccus import cfgparsing
+
+from chordflow.cli.options import CONFIG_PATH, build, help_text, read_options
+from chordflow.console import console, say
+from chordflow.errors import UserError
+from chordflow.experiments.reflow import (
+    REFLOW_CONFIG,
+    ReflowJobConfig,
+    check_same_teacher,
+    reflow,
+    resume_folder,
+)
+from chordflow.report.figures import save_figures
+from chordflow.report.table import render
+
+USAGE = """
+chordflow reflow --teacher.path=CHECKPOINT --dataset.repo_id=USER/DATASET --output_dir=outputs/student
+chordflow reflow --resume=true --config_path=outputs/student/checkpoints/last/pretrained_model/train_config.json
+"""
+
+
+def run(arguments: list[str]) -> None:
+    """Parses the options, trains, measures, prints the table and saves the pictures."""
+    if "--help" in arguments or "-h" in arguments:
+        print(help_text(ReflowJobConfig, (ReflowJobConfig.__doc__ or "").split("\n")[0], USAGE))
+        return
+    config, resume_from = parse(arguments)
+    finished = reflow(config, ["chordflow", "reflow", *arguments], resume_from)
+    console.print(render(finished.results))
+    figures = config.output_dir / "figures"
+    figures.mkdir(exist_ok=True)
+    pictures = save_figures(finished.results, figures)
+    say(f"Results: {config.output_dir / 'results.json'}, {len(pictures)} pictures in {figures}")
+    say(f"Student: {finished.student}")
+
+
+def parse(arguments: list[str]) -> tuple[ReflowJobConfig, Path | None]:
+    """The job's settings, and the checkpoint to go on from.
+
+    Raises:
+        UserError: for options that cannot be used.
+    """
+    values = read_options(arguments)
+    config_path = values.pop(CONFIG_PATH, None)
+    resume = values.get("resume", "false").lower() == "true"
+    if not resume:
+        return build(ReflowJobConfig, values, _read(Path(config_path)) if config_path else None), None
+    if config_path is None:
+        raise UserError(
+            "resume=true needs --config_path=OUTPUT_DIR/checkpoints/last/pretrained_model/train_config.json."
+        )
+    checkpoint = resume_folder(config_path)
+    base = _read(checkpoint / "pretrained_model" / REFLOW_CONFIG)
+    sha256 = base.pop("teacher_sha256", None)
+    base.pop("chordflow_version", None)
+    # The run may have been moved since: it is where its checkpoint is.
+    base["output_dir"] = str(checkpoint.parent.parent)
+    config = build(ReflowJobConfig, values, base)
+    check_same_teacher(config, sha256)
+    return config, checkpoint
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            content = cfgparsing.load_config(file, file=str(path))
+    except OSError as error:
+        raise UserError(f"{CONFIG_PATH}={shlex.quote(str(path))} cannot be read ({error.strerror}).") from error
+    except Exception as error:
+        raise UserError(f"{CONFIG_PATH}={path} is neither JSON nor YAML; mend the file.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{CONFIG_PATH}={path} holds no settings; give a JSON object or a YAML mapping.")
+    return content

@@ -1,0 +1,70 @@
+"""What chordflow says while it works."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+class _Note(ProgressColumn):
+    """Whatever the work wants to show beside its bar."""
+
+    def render(self, task: Task) -> Text:
+        return Text(str(task.fields.get("note", "")), style="cyan")
+
+
+class Bar:
+    """A progress bar, or a line now and then where the output is not a terminal."""
+
+    def __init__(self, progress: Progress | None, description: str) -> None:
+        self._progress = progress
+        self._description = description
+        self._task = progress.add_task(description, total=None, note="") if progress else None
+        self._shown = 0.0
+
+    def update(self, done: float, total: float, note: str = "") -> None:
+        """Shows that `done` of `total` is done."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done, total=total, note=note)
+        elif total and (done / total - self._shown >= 0.25 or done >= total > self._shown * total):
+            self._shown = done / total
+            console.print(f"  {self._description}: {100 * self._shown:.0f} %" + (f", {note}" if note else ""))
+
+
+@contextmanager
+def bar(description: str) -> Iterator[Bar]:
+    """A bar that shows its note, the time gone and the time left."""
+    if not console.is_terminal:
+        yield Bar(None, description)
+        return
+    columns = (
+        TextColumn("  {task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        _Note(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=False) as progress:
+        yield Bar(progress, description)
+
+
+def say(text: str) -> None:
+    """One line to the user; no markup is read from `text`."""
+    console.print(text, markup=False)

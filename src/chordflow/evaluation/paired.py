@@ -1,0 +1,168 @@
+"""Held-out observations and noises on which policies are compared.
+
+Shapes: N observations, K noises for each, H chunk size, D padded action dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from chordflow.couplings import Observations
+from chordflow.errors import UserError
+from chordflow.evaluation.modes import MIN_ENDPOINTS
+from chordflow.flow.seeds import generator
+from chordflow.flow.solvers import get_solver
+from chordflow.policies import Context, FlowPolicy
+
+Tick = Callable[[int], None]
+
+
+@dataclass
+class MeasureConfig:
+    """How much is measured after training.
+
+    Attributes:
+        num_observations: held-out observations; fewer if the held-out episodes have fewer frames.
+        noises_per_observation: noises for each; at least 16, from which modes are found.
+        num_steps: solver steps to compare.
+        converged_num_steps: Euler steps of the teacher's converged ODE and of the grid for curvature; at
+            least 100.
+        converged_noises: noises of each observation that the converged ODE is solved for.
+        batch_size: noises that go through the network together.
+        latency_repeats: timed runs behind a latency.
+        seed: of the observations and noises chosen.
+    """
+
+    num_observations: int = 200
+    noises_per_observation: int = 16
+    num_steps: list[int] = field(default_factory=lambda: [1, 2, 4, 10])
+    converged_num_steps: int = 100
+    converged_noises: int = 4
+    batch_size: int = 64
+    latency_repeats: int = 30
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        minimum = {
+            "num_observations": 1, "noises_per_observation": MIN_ENDPOINTS, "converged_num_steps": 100,
+            "converged_noises": 1, "batch_size": 1, "latency_repeats": 1,
+        }  # fmt: skip
+        for name, least in minimum.items():
+            if getattr(self, name) < least:
+                raise UserError(f"eval.{name}={getattr(self, name)}: give at least {least}.")
+        if self.converged_noises > self.noises_per_observation:
+            raise UserError(
+                f"eval.converged_noises={self.converged_noises} is more than eval.noises_per_observation="
+                f"{self.noises_per_observation}."
+            )
+        if not self.num_steps or min(self.num_steps) < 1:
+            raise UserError(f"eval.num_steps={self.num_steps}: give solver steps of at least 1, such as [1,2,4,10].")
+
+
+@dataclass(frozen=True)
+class HeldOutSet:
+    """Encoded observations with their noises.
+
+    Attributes:
+        contexts: by policy; several names share one object where their prefixes are equal.
+        noise: (N, K, H, D).
+    """
+
+    contexts: dict[str, Context]
+    noise: Tensor
+
+    @property
+    def num_observations(self) -> int:
+        """N."""
+        return self.noise.shape[0]
+
+
+@torch.no_grad()
+def encode_held_out(
+    policies: dict[str, FlowPolicy], observations: Observations, config: MeasureConfig, on_batch: Tick = lambda n: None
+) -> HeldOutSet:
+    """Chooses held-out frames, encodes them for every policy, and draws their noises.
+
+    Args:
+        policies: by name; the first one's noise law is used, and a policy whose prefix has the same weights
+            as the first one's shares its contexts.
+        observations: the held-out ones.
+        config: how many.
+        on_batch: told how many observations a batch had.
+    """
+    count = min(config.num_observations, len(observations))
+    chosen = torch.randperm(len(observations), generator=generator(config.seed, "held-out"))[:count]
+    order = chosen.sort().values.tolist()
+    first = next(iter(policies.values()))
+    reference = first.prefix_hash()
+    own = {name: policy for name, policy in policies.items() if policy.prefix_hash() != reference}
+    parts: dict[str, list[Context]] = {name: [] for name in ["", *own]}
+    for items in observations.batches(order, min(config.batch_size, 64)):
+        parts[""].append(first.encode(first.preprocess(items)))
+        for name, policy in own.items():
+            parts[name].append(policy.encode(policy.preprocess(items)))
+        on_batch(len(items["episode_index"]))
+    joined = {name: type(contexts[0]).concatenate(contexts) for name, contexts in parts.items()}
+    noises = [
+        first.sample_noise(config.noises_per_observation, generator(config.seed, "held-out noise", index))
+        for index in order
+    ]
+    return HeldOutSet(
+        contexts={name: joined[name if name in own else ""] for name in policies},
+        noise=torch.stack(noises).to(first.device),
+    )
+
+
+def batches(
+    context: Context, noise: Tensor, batch_size: int
+) -> Iterator[tuple[slice, Context, Tensor]]:
+    """Cuts N observations with K noises each into network batches.
+
+    Yields:
+        The observations' slice, their contexts repeated K times, and their noises (n * K, H, D).
+    """
+    count, noises = noise.shape[:2]
+    size = max(1, batch_size // noises)
+    for start in range(0, count, size):
+        part = slice(start, min(start + size, count))
+        rows = torch.arange(part.start, part.stop)
+        yield part, context.index(rows).repeat(noises), noise[part].flatten(0, 1)
+
+
+@torch.no_grad()
+def solve(
+    policy: FlowPolicy,
+    context: Context,
+    noise: Tensor,
+    num_steps: int,
+    *,
+    solver: str = "euler",
+    batch_size: int = 64,
+    on_batch: Tick = lambda nfe: None,
+) -> Tensor:
+    """Endpoints (N, K, H, D) of noises (N, K, H, D), on the CPU.
+
+    Args:
+        policy: the velocity.
+        context: of the N observations.
+        noise: (N, K, H, D).
+        num_steps: solver steps; never the policy's saved number.
+        solver: by name.
+        batch_size: noises that go through the network together.
+        on_batch: told the network evaluations of each batch.
+    """
+    method = get_solver(solver)
+    ends = torch.empty(noise.shape, dtype=torch.float32)
+    for part, repeated, flat in batches(context, noise, batch_size):
+        field_of = _velocity(policy, repeated)
+        ends[part] = method.integrate(field_of, flat, num_steps).unflatten(0, (-1, noise.shape[1])).float().cpu()
+        on_batch(method.nfe_per_step * num_steps)
+    return ends
+
+
+def _velocity(policy: FlowPolicy, context: Context) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda x, t: policy.velocity(x, t, context)

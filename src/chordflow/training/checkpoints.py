@@ -1,0 +1,160 @@
+"""Checkpoints in LeRobot's layout, whole at any moment.
+
+    checkpoints/000500/pretrained_model/   the student, loadable by stock LeRobot
+    checkpoints/000500/training_state/     what resuming needs: safetensors and JSON
+    checkpoints/last -> 000500
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lerobot.common.train_utils import get_step_identifier, load_training_state, save_training_state
+from lerobot.utils.constants import (
+    CHECKPOINTS_DIR,
+    LAST_CHECKPOINT_LINK,
+    PRETRAINED_MODEL_DIR,
+    TRAINING_STATE_DIR,
+)
+
+from chordflow.errors import UserError
+from chordflow.quiet import quiet_stdout
+
+MASTERS = "master_weights.safetensors"
+EMA_WEIGHTS = "ema_weights.safetensors"
+
+
+@dataclass
+class TrainingState:
+    """What changes while training.
+
+    Attributes:
+        masters: the trained parameters by name, float32.
+        ema: their moving averages by name, float32; None without EMA.
+        optimizer: over `masters`.
+        scheduler: of the learning rate.
+    """
+
+    masters: dict[str, nn.Parameter]
+    ema: dict[str, Tensor] | None
+    optimizer: Optimizer
+    scheduler: LRScheduler
+
+    @property
+    def student_weights(self) -> Mapping[str, Tensor]:
+        """The weights that make the student: the averages where there are any."""
+        return self.ema if self.ema is not None else self.masters
+
+
+def save_checkpoint(
+    output_dir: Path,
+    step: int,
+    total_steps: int,
+    state: TrainingState,
+    batch_size: int,
+    write_student: Callable[[Path], None],
+) -> Path:
+    """Writes a checkpoint under a temporary name, renames it, and moves the `last` link by rename.
+
+    Args:
+        output_dir: of the run.
+        step: optimiser steps done.
+        total_steps: of the run, for the number of digits.
+        state: what resuming needs.
+        batch_size: recorded as LeRobot does.
+        write_student: fills a `pretrained_model` folder.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        UserError: if it cannot be written; the checkpoints before it stand.
+    """
+    root = output_dir / CHECKPOINTS_DIR
+    name = get_step_identifier(step, total_steps)
+    temporary, final = root / f".{name}.tmp", root / name
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        write_student(temporary / PRETRAINED_MODEL_DIR)
+        save_training_state(
+            temporary, step, state.optimizer, state.scheduler, num_processes=1, batch_size=batch_size
+        )
+        _save(state.masters, temporary / TRAINING_STATE_DIR / MASTERS)
+        if state.ema is not None:
+            _save(state.ema, temporary / TRAINING_STATE_DIR / EMA_WEIGHTS)
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _flush(file)
+        if final.exists():
+            old = root / f".{name}.old"
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(final, old)
+            os.replace(temporary, final)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, final)
+        link = root / f".{LAST_CHECKPOINT_LINK}.tmp"
+        link.unlink(missing_ok=True)
+        link.symlink_to(name)
+        os.replace(link, root / LAST_CHECKPOINT_LINK)
+    except (OSError, RuntimeError) as error:
+        # safetensors reports a full disk as a RuntimeError of its own.
+        shutil.rmtree(temporary, ignore_errors=True)
+        last = root / LAST_CHECKPOINT_LINK
+        kept = f"the last good checkpoint is {last.resolve()}" if last.exists() else "no checkpoint was written yet"
+        raise UserError(
+            f"output_dir={output_dir}: checkpoint {name} cannot be written ({error}); {kept}; make room or "
+            "choose another folder."
+        ) from error
+    return final
+
+
+def load_checkpoint(checkpoint_dir: Path, state: TrainingState) -> int:
+    """Puts a checkpoint's weights, optimiser, schedule and generators into `state`.
+
+    Returns:
+        The number of optimiser steps done.
+
+    Raises:
+        UserError: if the checkpoint is not complete or does not fit.
+    """
+    folder = checkpoint_dir / TRAINING_STATE_DIR
+    try:
+        masters = load_file(folder / MASTERS)
+        if masters.keys() != state.masters.keys():
+            raise KeyError("other parameters were trained")
+        with torch.no_grad():
+            for name, parameter in state.masters.items():
+                parameter.copy_(masters[name])
+            if state.ema is not None:
+                for name, tensor in load_file(folder / EMA_WEIGHTS).items():
+                    state.ema[name].copy_(tensor)
+        with quiet_stdout():
+            step, _, _ = load_training_state(checkpoint_dir, state.optimizer, state.scheduler)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"config_path: the checkpoint {checkpoint_dir} cannot be resumed ({reason}); resume from another one in "
+            f"{checkpoint_dir.parent}."
+        ) from error
+    return step
+
+
+def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
+
+
+def _flush(file: Path) -> None:
+    with file.open("rb") as handle:
+        os.fsync(handle.fileno())

@@ -1,0 +1,255 @@
+"""The training loop: couplings in, a student out."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from lerobot.optim.schedulers import CosineAnnealingWithWarmupSchedulerConfig
+
+from chordflow.couplings import CouplingBuffer
+from chordflow.errors import UserError
+from chordflow.flow.seeds import generator
+from chordflow.policies import FlowPolicy, VelocityModule
+from chordflow.training.checkpoints import TrainingState, load_checkpoint, save_checkpoint
+from chordflow.training.methods import Method
+
+METRICS = "metrics.jsonl"
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW, with LeRobot's names.
+
+    Attributes:
+        lr: peak learning rate. 2e-5 suits a fine-tuned checkpoint of full size; a tiny model wants 1e-3.
+        betas: decay rates of the moments.
+        eps: added to the denominator.
+        weight_decay: decoupled weight decay.
+        grad_clip_norm: gradients are scaled down to this norm.
+    """
+
+    lr: float = 2e-5
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 1e-10
+    grad_clip_norm: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise UserError(f"optimizer.lr={self.lr}: give a learning rate above 0.")
+        if not self.grad_clip_norm > 0:
+            raise UserError(f"optimizer.grad_clip_norm={self.grad_clip_norm}: give a norm above 0.")
+
+
+@dataclass
+class SchedulerConfig:
+    """Linear warm-up, then a cosine to zero.
+
+    Attributes:
+        num_warmup_steps: steps until the peak; by default a twentieth of all steps, at most 1000.
+    """
+
+    num_warmup_steps: int | None = None
+
+    def warmup(self, steps: int) -> int:
+        """Warm-up steps of a run of `steps`."""
+        return min(1000, steps // 20) if self.num_warmup_steps is None else self.num_warmup_steps
+
+
+@dataclass
+class EMAConfig:
+    """An exponential moving average of the trained weights, saved as the student.
+
+    Attributes:
+        enable: whether to average.
+        decay: weight of the old average at every step.
+    """
+
+    enable: bool = False
+    decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.decay < 1.0:
+            raise UserError(f"ema.decay={self.decay}: give a number between 0 and 1.")
+
+
+@dataclass
+class LoopConfig:
+    """What the loop itself needs to know; names as in LeRobot."""
+
+    steps: int
+    batch_size: int
+    seed: int
+    log_freq: int
+    save_freq: int
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    ema: EMAConfig = field(default_factory=EMAConfig)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What an observer of the loop is told after every step."""
+
+    step: int
+    loss: float
+    lr: float
+    samples_per_second: float
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the loop leaves behind.
+
+    Attributes:
+        checkpoint: the last checkpoint's folder.
+        seconds: of training, couplings included, of this process.
+        samples: couplings trained on, repeats counted.
+    """
+
+    checkpoint: Path
+    seconds: float
+    samples: int
+
+
+def train(
+    config: LoopConfig,
+    student: FlowPolicy,
+    trainable: dict[str, nn.Parameter],
+    buffer: CouplingBuffer,
+    method: Method,
+    output_dir: Path,
+    write_student: Callable[[Path, dict[str, Tensor]], None],
+    *,
+    resume_from: Path | None = None,
+    on_step: Callable[[Progress], None] = lambda progress: None,
+) -> Trained:
+    """Trains the student on the buffer's couplings.
+
+    The couplings, times and order of a step depend on the seed and the step alone, so a resumed run ends in
+    the same weights as one that was never stopped.
+
+    Args:
+        config: steps, rates and sizes.
+        student: with only `trainable` requiring gradients.
+        trainable: float32 parameters by name.
+        buffer: of couplings.
+        method: the loss.
+        output_dir: of the run.
+        write_student: called as `write_student(folder, weights)` to write a `pretrained_model` folder.
+        resume_from: a checkpoint folder of this run.
+        on_step: told of every step.
+
+    Raises:
+        UserError: if a loss or gradient is not finite, or a checkpoint cannot be written.
+    """
+    accelerator = Accelerator(cpu=student.device.type == "cpu", step_scheduler_with_optimizer=False)
+    if accelerator.num_processes > 1:
+        raise UserError(
+            f"num_processes={accelerator.num_processes}: training runs in one process; start chordflow without "
+            "torchrun or accelerate launch."
+        )
+    module = VelocityModule(student)
+    optimizer = torch.optim.AdamW(
+        list(trainable.values()),
+        lr=config.optimizer.lr,
+        betas=config.optimizer.betas,
+        eps=config.optimizer.eps,
+        weight_decay=config.optimizer.weight_decay,
+    )
+    warmup = config.scheduler.warmup(config.steps)
+    scheduler = CosineAnnealingWithWarmupSchedulerConfig(num_warmup_steps=warmup).build(optimizer, config.steps)
+    averages = {k: v.detach().clone() for k, v in trainable.items()} if config.ema.enable else None
+    state = TrainingState(trainable, averages, optimizer, scheduler)
+    start = load_checkpoint(resume_from, state) if resume_from is not None else 0
+    _cut_metrics(output_dir / METRICS, start)
+    module, optimizer, scheduler = accelerator.prepare(module, optimizer, scheduler)
+
+    def save(step: int) -> Path:
+        weights = {name: tensor.detach() for name, tensor in state.student_weights.items()}
+        return save_checkpoint(
+            output_dir, step, config.steps, state, config.batch_size, lambda folder: write_student(folder, weights)
+        )
+
+    checkpoint = resume_from
+    began = logged_at = time.perf_counter()
+    losses: list[float] = []
+    for step in range(start, config.steps):
+        for _ in buffer.fill(step):
+            pass
+        if step == start:
+            logged_at = time.perf_counter()
+        loss = method.loss(module, buffer.batch(step), generator(config.seed, "times", step))
+        accelerator.backward(loss)
+        norm = accelerator.clip_grad_norm_(trainable.values(), config.optimizer.grad_clip_norm)
+        value = loss.item()
+        if not (math.isfinite(value) and math.isfinite(float(norm))):
+            kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was written yet"
+            raise UserError(
+                f"the loss is not finite at step {step + 1} (loss {value}, gradient norm {float(norm)}); {kept}; "
+                "lower --optimizer.lr and resume from it or start again."
+            )
+        lr = scheduler.get_last_lr()[0]
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        if averages is not None:
+            _average(averages, trainable, config.ema.decay)
+        losses.append(value)
+        done_steps = step + 1
+        now = time.perf_counter()
+        rate = len(losses) * config.batch_size / max(now - logged_at, 1e-9)
+        on_step(Progress(done_steps, value, lr, rate))
+        if done_steps % config.log_freq == 0 or done_steps == config.steps:
+            mean = sum(losses) / len(losses)
+            _append_metrics(
+                output_dir / METRICS,
+                {"step": done_steps, "loss": mean, "grad_norm": float(norm), "lr": lr, "samples_per_s": rate},
+            )
+            losses, logged_at = [], now
+        if done_steps == config.steps or (config.save_freq > 0 and done_steps % config.save_freq == 0):
+            checkpoint = save(done_steps)
+    assert checkpoint is not None
+    samples = (config.steps - start) * config.batch_size
+    return Trained(checkpoint, time.perf_counter() - began, samples)
+
+
+@torch.no_grad()
+def _average(averages: dict[str, Tensor], parameters: dict[str, nn.Parameter], decay: float) -> None:
+    for name, parameter in parameters.items():
+        averages[name].lerp_(parameter.detach(), 1.0 - decay)
+
+
+def read_metrics(file: Path) -> list[dict[str, float]]:
+    """The logged lines of a run, oldest first; a last line that was cut short is left out."""
+    lines = []
+    if file.is_file():
+        for line in file.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return lines
+
+
+def _append_metrics(file: Path, line: dict[str, float]) -> None:
+    with file.open("a", encoding="utf-8") as handle:
+        handle.write(json.dumps(line) + "\n")
+
+
+def _cut_metrics(file: Path, step: int) -> None:
+    """Drops what a run logged after the checkpoint that it resumes from."""
+    kept = [line for line in read_metrics(file) if line["step"] <= step]
+    if file.is_file():
+        temporary = file.with_name(f".{file.name}.tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        temporary.replace(file)

@@ -1,0 +1,88 @@
+"""How a student begins: from what, and with which parts frozen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from torch import nn
+
+from chordflow.policies import FlowPolicy, Role, load_flow_policy
+from chordflow.policies.base import PREFIX_ROLES
+
+
+class StudentInit(StrEnum):
+    """Where the student's weights come from.
+
+    Starting from the teacher is practice, not theory: the optimum of the reflow loss does not depend on it,
+    but training gets there sooner.
+    """
+
+    TEACHER = "teacher"
+    TEACHER_VLM = "teacher_vlm"
+    RANDOM = "random"
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student before its first step.
+
+    Attributes:
+        policy: the whole policy.
+        trainable: its trained parameters by name, float32.
+        fresh: parameters by name that are frozen and yet not the teacher's, since they were initialised anew;
+            they have to be saved with the trained ones.
+    """
+
+    policy: FlowPolicy
+    trainable: dict[str, nn.Parameter]
+    fresh: dict[str, nn.Parameter]
+
+
+def make_student(
+    teacher: FlowPolicy,
+    teacher_dir: Path,
+    init: StudentInit,
+    train_roles: list[Role],
+    *,
+    seed: int,
+    rename_map: dict[str, str] | None = None,
+) -> Student:
+    """Loads the teacher's checkpoint once more and makes a student of it.
+
+    Frozen parameters that equal the teacher's share its memory.
+
+    Args:
+        teacher: the loaded teacher.
+        teacher_dir: its local folder.
+        init: the teacher as it is; its vision-language model with a fresh action head; or all at random.
+        train_roles: the parts that are trained, as float32 masters; all others are frozen.
+        seed: for fresh weights.
+        rename_map: as for the teacher.
+    """
+    student = load_flow_policy(teacher_dir, device=str(teacher.device), rename_map=rename_map)
+    fresh = {
+        StudentInit.TEACHER: [],
+        StudentInit.TEACHER_VLM: [Role.ACTION_HEAD],
+        StudentInit.RANDOM: list(Role),
+    }[init]
+    if fresh:
+        student.fresh(fresh, seed)
+    trainable = student.train_roles(train_roles)
+    originals = teacher.parameters_by_role()
+    frozen_fresh: dict[str, nn.Parameter] = {}
+    for role, named in student.parameters_by_role().items():
+        if role in train_roles:
+            continue
+        if role in fresh:
+            frozen_fresh |= named
+            continue
+        for name, parameter in named.items():
+            parameter.data = originals[role][name].data
+    return Student(student, trainable, frozen_fresh)
+
+
+def shares_prefix(teacher: FlowPolicy, student: FlowPolicy, train_roles: list[Role]) -> bool:
+    """Whether one encoded observation serves both: nothing of the prefix trains and its weights agree."""
+    return not set(train_roles) & set(PREFIX_ROLES) and teacher.prefix_hash() == student.prefix_hash()

@@ -1,0 +1,250 @@
+"""Couplings: whole dimensions, counted evaluations, blocks as pure functions of seed and number."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from builders import build_checkpoint, build_dataset
+from lerobot.configs.default import DatasetConfig as LeRobotDatasetConfig
+from lerobot.configs.train import TrainPipelineConfig
+from lerobot.datasets.factory import make_train_eval_datasets
+from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+
+from chordflow.couplings import (
+    BufferConfig,
+    CouplingBuffer,
+    CouplingConfig,
+    DatasetConfig,
+    Split,
+    endpoints,
+    open_split,
+)
+from chordflow.errors import UserError
+from chordflow.flow.seeds import derive_seed, generator
+from chordflow.policies import load_flow_policy
+from chordflow.policies.smolvla import SmolVLAFlowPolicy
+
+SMALL = BufferConfig(num_observations=12, noises_per_observation=2, uses_per_coupling=1, block_size=4)
+
+
+@pytest.fixture
+def split(tiny_policy: SmolVLAFlowPolicy, dataset_root: Path) -> Split:
+    return open_split(DatasetConfig("test/tiny", root=str(dataset_root), eval_split=0.4), tiny_policy)
+
+
+def make_buffer(policy: SmolVLAFlowPolicy, split: Split, **options: object) -> CouplingBuffer:
+    arguments = {"seed": 3, "batch_size": 8, **options}
+    config = arguments.pop("config", SMALL)
+    coupling = arguments.pop("coupling", CouplingConfig(num_steps=2))
+    return CouplingBuffer(policy, split.train, coupling, config, **arguments)  # type: ignore[arg-type]
+
+
+def test_seeds_tell_purposes_and_types_apart() -> None:
+    seeds = {derive_seed(0, "noise", 1), derive_seed(0, "noise", 2), derive_seed(0, "noise", "1"),
+             derive_seed(0, "order", 1), derive_seed(1, "noise", 1), derive_seed(0, "noise1")}  # fmt: skip
+    assert len(seeds) == 6
+    assert derive_seed(5, "a") == derive_seed(5, "a") < 2**63
+
+
+def test_a_teacher_saved_with_one_step_still_gives_ten_step_couplings(
+    tmp_path: Path, vlm: Path, dataset_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = []
+    for num_steps in (1, 10):
+        policy = load_flow_policy(build_checkpoint(tmp_path / str(num_steps), vlm, num_steps=num_steps), device="cpu")
+        split = open_split(DatasetConfig("test/tiny", root=str(dataset_root)), policy)
+        calls = []
+        velocity = policy.velocity
+        monkeypatch.setattr(policy, "velocity", lambda x, t, c, v=velocity, n=calls: n.append(1) or v(x, t, c))
+        context = policy.encode(policy.preprocess(next(split.train.batches([0, 1], 2))))
+        noise = policy.sample_noise(2, generator(0))
+        ends.append(endpoints(policy, context, noise, CouplingConfig(num_steps=10)))
+        assert len(calls) == 10
+    assert torch.equal(ends[0], ends[1])
+
+
+def test_couplings_keep_all_padded_dimensions(tiny_policy: SmolVLAFlowPolicy, split: Split) -> None:
+    buffer = make_buffer(tiny_policy, split)
+    list(buffer.fill(0))
+    batch = buffer.batch(0)
+    assert batch.noise.shape == batch.endpoint.shape == (8, *tiny_policy.chunk.shape)
+    padded = slice(tiny_policy.chunk.action_dim, None)
+    assert batch.noise[..., padded].std() > 0.5
+    assert batch.endpoint[..., padded].abs().min() > 0
+    # And they are the policy's own: the stock sampler carries each noise to the same endpoint.
+    context = batch.context
+    with torch.no_grad():
+        x = batch.noise
+        for step in range(2):
+            x = x - 0.5 * tiny_policy.velocity(x, torch.full((8,), 1 - 0.5 * step), context)
+    torch.testing.assert_close(x, batch.endpoint, rtol=1e-4, atol=1e-5)
+
+
+def test_actions_are_never_read(tiny_policy: SmolVLAFlowPolicy, split: Split) -> None:
+    item = split.train[0]
+    assert not any("action" in key for key in item)
+    assert {"observation.state", "observation.images.top", "task"} <= item.keys()
+
+
+def test_every_observation_is_encoded_once(
+    tiny_policy: SmolVLAFlowPolicy, split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = []
+    encode = tiny_policy.encode
+    monkeypatch.setattr(tiny_policy, "encode", lambda b: encoded.append(len(b["observation.state"])) or encode(b))
+    buffer = make_buffer(tiny_policy, split, config=BufferConfig(12, 2, 0, 4))
+    list(buffer.fill(0))
+    for step in range(20):
+        list(buffer.fill(step))
+        buffer.batch(step)
+    assert encoded == [4, 4, 4]
+
+
+def test_a_buffer_at_any_step_is_a_pure_function_of_seed_and_step(
+    tiny_policy: SmolVLAFlowPolicy, split: Split
+) -> None:
+    walked, jumped = make_buffer(tiny_policy, split), make_buffer(tiny_policy, split, num_workers=2)
+    for step in range(5):
+        list(walked.fill(step))
+        batch = walked.batch(step)
+    list(jumped.fill(4))
+    again = jumped.batch(4)
+    assert walked.first_block(4) == 4
+    assert torch.equal(batch.noise, again.noise)
+    assert torch.equal(batch.endpoint, again.endpoint)
+    assert batch.context is not None
+    assert again.context is not None
+    for a, b in zip(batch.context.tensors(), again.context.tensors(), strict=True):
+        assert torch.equal(a, b)
+    other = make_buffer(tiny_policy, split, seed=4)
+    list(other.fill(4))
+    assert not torch.equal(other.batch(4).noise, again.noise)
+
+
+def test_couplings_are_used_as_often_as_asked(tiny_policy: SmolVLAFlowPolicy, split: Split) -> None:
+    buffer = make_buffer(tiny_policy, split, config=BufferConfig(12, 2, 3, 4))
+    # 8 couplings a block, used 3 times each at 8 a step: one block is replaced every 3 steps.
+    assert [buffer.first_block(step) for step in range(7)] == [0, 0, 0, 1, 1, 1, 2]
+    made = []
+    for step in range(7):
+        made += list(buffer.fill(step))
+    assert len(made) == 3 + 2
+    assert len(buffer._blocks) == 3
+
+
+def test_blocks_walk_through_all_observations(tiny_policy: SmolVLAFlowPolicy, split: Split) -> None:
+    buffer = make_buffer(tiny_policy, split)
+    count = len(split.train)
+    walk = [index for block in range(2 * count) for index in buffer.observation_indices(block)]
+    for epoch in range(4):
+        assert sorted(walk[epoch * count : (epoch + 1) * count]) == list(range(count))
+    assert walk[:count] != walk[count : 2 * count]
+
+
+def test_the_split_is_lerobots(tiny_policy: SmolVLAFlowPolicy, dataset_root: Path) -> None:
+    ours = open_split(DatasetConfig("test/tiny", root=str(dataset_root), eval_split=0.4), tiny_policy)
+    stock = TrainPipelineConfig(
+        dataset=LeRobotDatasetConfig("test/tiny", root=str(dataset_root), eval_split=0.4),
+        policy=tiny_policy.config,
+    )
+    train, held_out = make_train_eval_datasets(stock)
+    assert sorted(held_out.episodes) == sorted(ours.held_out_episodes)
+    assert len(train) == len(ours.train)
+    assert not set(ours.train.frames) & set(ours.held_out.frames)
+
+
+def test_an_own_encoder_is_used_where_the_prefix_is_not_shared(
+    tiny_policy: SmolVLAFlowPolicy, split: Split
+) -> None:
+    buffer = make_buffer(
+        tiny_policy, split, student_encode=lambda b: tiny_policy.encode(b).map(lambda x: x * 0)
+    )
+    list(buffer.fill(0))
+    context = buffer.batch(0).context
+    assert context is not None
+    assert all((tensor == 0).all() for tensor in context.tensors())
+    trains = make_buffer(tiny_policy, split, student_encode=tiny_policy.encode, student_context=False)
+    list(trains.fill(0))
+    batch = trains.batch(0)
+    assert batch.context is None
+    assert batch.batch is not None
+    plain = make_buffer(tiny_policy, split)
+    list(plain.fill(0))
+    noise = batch.noise
+    with torch.no_grad():
+        own = tiny_policy.velocity(noise, torch.ones(8), tiny_policy.encode(batch.batch))
+        shared = tiny_policy.velocity(noise, torch.ones(8), plain.batch(0).context)
+    torch.testing.assert_close(own, shared, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cameras": ("side",)}, "observation.images.top"),
+        ({"state_dim": 4}, "observation.state has shape \\(4,\\)"),
+        ({"action_dim": 3}, "action has shape \\(3,\\)"),
+    ],
+)
+def test_a_dataset_that_does_not_fit_is_refused(
+    tmp_path: Path, tiny_policy: SmolVLAFlowPolicy, options: dict, message: str
+) -> None:
+    root = build_dataset(tmp_path / "other", episodes=2, length=2, **options)
+    with pytest.raises(UserError, match=message):
+        open_split(DatasetConfig("test/tiny", root=str(root)), tiny_policy)
+
+
+def test_a_camera_of_another_name_can_be_mapped(tmp_path: Path, checkpoint: Path) -> None:
+    root = build_dataset(tmp_path / "other", episodes=2, length=2, cameras=("side",))
+    rename = {"observation.images.side": "observation.images.top"}
+    policy = load_flow_policy(checkpoint, device="cpu", rename_map=rename)
+    split = open_split(DatasetConfig("test/tiny", root=str(root)), policy, rename)
+    assert policy.encode(policy.preprocess(next(split.train.batches([0], 1)))).batch_size == 1
+    with pytest.raises(UserError, match="rename_map names 'nonsense'"):
+        open_split(DatasetConfig("test/tiny", root=str(root)), policy, {"nonsense": "observation.images.top"})
+
+
+def test_values_that_are_not_finite_are_named(
+    tmp_path: Path, tiny_policy: SmolVLAFlowPolicy, dataset_root: Path
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    root = tmp_path / "broken"
+    shutil.copytree(dataset_root, root)
+    file = next((root / "data").rglob("*.parquet"))
+    table = pq.read_table(file)
+    column = table.column_names.index("observation.state")
+    states = table.column("observation.state").to_pylist()
+    states[1][0] = float("nan")
+    field = table.schema.field(column)
+    pq.write_table(table.set_column(column, field, pa.array(states, type=field.type)), file)
+    split = open_split(DatasetConfig("test/tiny", root=str(root)), tiny_policy)
+    for workers in (0, 2):
+        with pytest.raises(UserError, match=r"^dataset: observation.state is NaN or infinite in episode 0, frame 1"):
+            list(split.train.batches(range(4), 2, workers))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (lambda root: DatasetConfig("test/tiny", root=str(root / "absent")), "there is no such folder"),
+        (lambda root: DatasetConfig("nobody/nothing"), "nobody/nothing"),
+        (lambda root: DatasetConfig("test/tiny", root=str(root), episodes=[0, 99]), "episodes holds 99"),
+        (lambda root: DatasetConfig("test/tiny", root=str(root), episodes=[0]), "cannot be split"),
+    ],
+)
+def test_bad_datasets(tiny_policy: SmolVLAFlowPolicy, dataset_root: Path, config: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        open_split(config(dataset_root), tiny_policy)  # type: ignore[operator]
+
+
+def test_a_buffer_smaller_than_a_batch_is_refused(tiny_policy: SmolVLAFlowPolicy, split: Split) -> None:
+    with pytest.raises(UserError, match="batch_size=99"):
+        make_buffer(tiny_policy, split, batch_size=99)
+
+
+def test_the_teacher_is_stock(tiny_policy: SmolVLAFlowPolicy) -> None:
+    assert type(tiny_policy.module) is SmolVLAPolicy

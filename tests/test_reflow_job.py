@@ -1,0 +1,365 @@
+"""The main job end to end on a real, shrunken policy: train, save, resume, measure, load with stock LeRobot."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from builders import SIZE, TASKS, build_checkpoint, observations
+from lerobot.configs.train import TrainPipelineConfig
+from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+from safetensors.torch import load_file, save_file
+
+from chordflow.cli.main import main
+from chordflow.demo.tiny_vlm import build_tiny_vlm
+from chordflow.policies import Role, load_flow_policy
+from chordflow.results.schema import Results
+from chordflow.training.methods import ReflowMethod
+
+SMALL = [
+    "--steps=6", "--save_freq=3", "--log_freq=2", "--batch_size=8", "--optimizer.lr=1e-3", "--num_workers=0",
+    "--seed=5", "--buffer.num_observations=16", "--buffer.noises_per_observation=2", "--buffer.block_size=4",
+    "--buffer.uses_per_coupling=1", "--coupling.num_steps=2", "--eval.num_observations=3",
+    "--eval.latency_repeats=2", "--eval.converged_noises=1", "--eval.num_steps=[1,2]",
+]  # fmt: skip
+
+
+def options(teacher: Path, dataset: Path, output: Path, *more: str) -> list[str]:
+    """A command line; later options replace earlier ones of the same name."""
+    chosen = {}
+    for option in [f"--teacher.path={teacher}", "--dataset.repo_id=test/tiny", f"--dataset.root={dataset}",
+                   f"--output_dir={output}", *SMALL, *more]:  # fmt: skip
+        chosen[option.split("=")[0]] = option
+    return ["reflow", *chosen.values()]
+
+
+@pytest.fixture(scope="module")
+def run(checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with EMA and loader workers, in a folder with a space and other letters."""
+    output = tmp_path_factory.mktemp("runs") / "läuft gut 你好"
+    assert main(options(checkpoint, dataset_root, output, "--ema.enable=true", "--num_workers=2")) == 0
+    return output
+
+
+def student_of(output: Path) -> Path:
+    return output / "checkpoints" / "last" / "pretrained_model"
+
+
+def test_the_folders_are_lerobots(run: Path) -> None:
+    checkpoints = run / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["000003", "000006", "last"]
+    assert (checkpoints / "last").is_symlink()
+    assert os.readlink(checkpoints / "last") == "000006"
+    files = {path.name for path in student_of(run).iterdir()}
+    assert {"config.json", "model.safetensors", "train_config.json", "policy_preprocessor.json",
+            "policy_postprocessor.json", "reflow_config.json"} <= files  # fmt: skip
+    state = {path.name for path in (checkpoints / "last" / "training_state").iterdir()}
+    assert {"optimizer_state.safetensors", "training_step.json", "rng_state.safetensors", "scheduler_state.json",
+            "master_weights.safetensors", "ema_weights.safetensors"} <= state  # fmt: skip
+    suffixes = {path.suffix for path in run.rglob("*") if path.is_file()}
+    assert suffixes <= {".json", ".safetensors", ".jsonl", ".png"}
+
+
+def test_the_student_is_the_teachers_checkpoint(run: Path, checkpoint: Path) -> None:
+    student, teacher = load_file(student_of(run) / "model.safetensors"), load_file(checkpoint / "model.safetensors")
+    assert student.keys() == teacher.keys()
+    head = load_flow_policy(checkpoint, device="cpu").parameters_by_role()[Role.ACTION_HEAD]
+    for name, tensor in teacher.items():
+        assert student[name].dtype == tensor.dtype
+        assert torch.equal(student[name], tensor) == (name not in head), name
+    before, after = (json.loads((p / "config.json").read_text()) for p in (checkpoint, student_of(run)))
+    assert after.pop("num_steps") == 1
+    assert before.pop("num_steps") == 10
+    assert before == after
+    for file in checkpoint.glob("policy_*"):
+        assert file.read_bytes() == (student_of(run) / file.name).read_bytes()
+
+
+def test_stock_tools_read_the_configs(run: Path) -> None:
+    stock = TrainPipelineConfig.from_pretrained(student_of(run))
+    assert (stock.steps, stock.batch_size, stock.seed) == (6, 8, 5)
+    assert stock.policy is not None
+    assert stock.policy.num_steps == 1  # type: ignore[attr-defined]
+    assert stock.optimizer is not None
+    assert stock.optimizer.lr == 1e-3
+    ours = json.loads((student_of(run) / "reflow_config.json").read_text())
+    assert ours["method"]["type"] == "reflow"
+    assert len(ours["teacher_sha256"]) == 64
+
+
+def test_what_was_measured_is_the_reloaded_student(run: Path, checkpoint: Path) -> None:
+    results = Results.load(run / "results.json")
+    assert {row.policy for row in results.curvature} == {"teacher", "student"}
+    assert {row.num_steps for row in results.curvature} == {100}
+    assert results.floor is not None
+    for reference in ("deployed", "converged"):
+        for num_steps in (1, 2):
+            row = results.gap("student", num_steps, reference)
+            assert row is not None
+            assert row.ratio_to_untrained is not None
+            assert results.gap("teacher", num_steps, reference) is not None
+    deployed = results.gap("teacher", 10, "deployed")
+    assert deployed is not None
+    assert deployed.rms == 0
+    assert results.latency is not None
+    assert results.latency.ceiling >= results.latency.speedup > 1
+    assert results.loss is not None
+    assert results.loss.steps == [2, 4, 6]
+    assert results.held_out is not None
+    assert results.held_out.maybe_seen_by_teacher
+    assert results.verdict
+    assert sorted(p.name for p in (run / "figures").iterdir()) == ["gap.png", "loss.png", "trajectories.png"]
+
+    # The one-step gap, by hand and by stock classes alone: the averages were saved, not the last weights.
+    student = SmolVLAPolicy.from_pretrained(student_of(run))
+    ema = load_file(run / "checkpoints" / "last" / "training_state" / "ema_weights.safetensors")
+    for name, parameter in student.named_parameters():
+        if name in ema:
+            assert torch.equal(parameter, ema[name])
+
+
+def test_a_resumed_run_ends_in_the_same_bits(
+    run: Path, checkpoint: Path, dataset_root: Path, tmp_path: Path
+) -> None:
+    cut = tmp_path / "moved elsewhere"
+    shutil.copytree(run, cut, symlinks=True)
+    # As if killed after the third step's checkpoint, with a half-written one behind it.
+    shutil.rmtree(cut / "checkpoints" / "000006")
+    (cut / "checkpoints" / ".000006.tmp").mkdir()
+    (cut / "checkpoints" / "last").unlink()
+    (cut / "checkpoints" / "last").symlink_to("000003")
+    (cut / "results.json").unlink()
+    config = cut / "checkpoints" / "last" / "pretrained_model" / "train_config.json"
+    assert main(["reflow", "--resume=true", f"--config_path={config}"]) == 0
+    ends = [path / "checkpoints" / "000006" for path in (run, cut)]
+    for name in ("pretrained_model/model.safetensors", "training_state/master_weights.safetensors",
+                 "training_state/ema_weights.safetensors", "training_state/optimizer_state.safetensors"):  # fmt: skip
+        whole, resumed = (load_file(end / name) for end in ends)
+        assert whole.keys() == resumed.keys()
+        for key in whole:
+            assert torch.equal(whole[key], resumed[key]), f"{name}: {key}"
+    a, b = ([json.loads(line) for line in (p / "metrics.jsonl").read_text().splitlines()] for p in (run, cut))
+    assert [line["step"] for line in a] == [line["step"] for line in b] == [2, 4, 6]
+    assert a[-1]["loss"] == b[-1]["loss"]
+    assert [row.rms for row in Results.load(run / "results.json").gaps] == [
+        row.rms for row in Results.load(cut / "results.json").gaps
+    ]
+    assert sorted(path.name for path in (cut / "checkpoints").iterdir()) == ["000003", "000006", "last"]
+
+
+def test_workers_do_not_change_the_run(
+    run: Path, checkpoint: Path, dataset_root: Path, tmp_path: Path
+) -> None:
+    assert main(options(checkpoint, dataset_root, tmp_path / "out", "--ema.enable=true", "--save_freq=0")) == 0
+    assert [p.name for p in (tmp_path / "out" / "checkpoints").iterdir() if not p.is_symlink()] == ["000006"]
+    whole, other = (load_file(student_of(path) / "model.safetensors") for path in (run, tmp_path / "out"))
+    assert all(torch.equal(whole[name], other[name]) for name in whole)
+
+
+WITHOUT_CHORDFLOW = "import sys; sys.modules['chordflow'] = None\n"
+
+
+def stock_python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Runs code where `import chordflow` fails."""
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT_CHORDFLOW + code], cwd=cwd, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_stock_lerobot_runs_the_student_without_chordflow(run: Path, tmp_path: Path) -> None:
+    noise_file, batch_file = tmp_path / "noise.safetensors", tmp_path / "batch.safetensors"
+    policy = load_flow_policy(student_of(run), device="cpu")
+    batch = policy.preprocess(observations(2))
+    tensors = {key: value for key, value in batch.items() if isinstance(value, torch.Tensor)}
+    save_file({key: value.contiguous() for key, value in tensors.items()}, batch_file)
+    noise = torch.randn(2, *policy.chunk.shape)
+    with torch.no_grad():
+        expected = noise - policy.velocity(noise, torch.ones(2), policy.encode(batch))
+    save_file({"noise": noise, "expected": expected[..., :2].contiguous()}, noise_file)
+    done = stock_python(
+        f"""
+try:
+    import chordflow
+except ImportError:
+    pass
+else:
+    sys.exit("chordflow could be imported")
+import torch
+from safetensors.torch import load_file
+from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+policy = SmolVLAPolicy.from_pretrained({str(student_of(run))!r})
+assert policy.config.num_steps == 1
+given = load_file({str(noise_file)!r})
+actions = policy.predict_action_chunk(load_file({str(batch_file)!r}), noise=given["noise"])
+torch.testing.assert_close(actions, given["expected"], rtol=1e-5, atol=1e-5)
+print("same actions")
+""",
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "same actions" in done.stdout
+
+
+def test_a_moved_run_is_relocated_and_runs_from_a_third_place(
+    vlm: Path, dataset_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b, c = (tmp_path / name for name in ("a", "b b", "c"))
+    c.mkdir()
+    shutil.copytree(vlm, a / "vlm")
+    build_checkpoint(a / "teacher", a / "vlm")
+    assert main(options(a / "teacher", dataset_root, a / "out", "--steps=1")) == 0
+    a.rename(b)
+    assert main(options(b / "teacher", dataset_root, tmp_path / "never")) == 2
+    message = capsys.readouterr().err
+    assert f"chordflow relocate {b / 'teacher'}" in message
+    assert not (tmp_path / "never").exists()
+    assert main(["relocate", str(b)]) == 0
+    folder = student_of(b / "out")
+    for file, names in (("config.json", "vlm_model_name"), ("policy_preprocessor.json", "tokenizer_name")):
+        assert str(a) not in (folder / file).read_text()
+        assert str(b / "vlm") in (folder / file).read_text()
+        assert names in (folder / file).read_text()
+    done = stock_python(
+        f"""
+from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+from lerobot.policies.factory import make_pre_post_processors
+policy = SmolVLAPolicy.from_pretrained({str(folder)!r})
+pre, post = make_pre_post_processors(policy.config, pretrained_path={str(folder)!r})
+import torch
+batch = pre({{"observation.state": torch.zeros(1, 3), "observation.images.top": torch.zeros(1, 3, 32, 32),
+             "task": ["go left"]}})
+print("acts", tuple(post(policy.select_action(batch)).shape))
+""",
+        c,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "acts (1, 2)" in done.stdout
+    assert main(["relocate", str(b)]) == 0
+    assert "Nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("more", [
+    ["--student.init=teacher_vlm"],
+    ["--student.init=random"],
+    ["--student.train=[action_head,prefix_projections]"],
+    ["--student.train=[action_head,vision,language]", "--student.init=random"],
+    ["--num_inference_steps=2", "--coupling.solver=midpoint", "--method.times.type=u_shaped"],
+])  # fmt: skip
+def test_every_way_to_begin_trains_what_it_says(
+    checkpoint: Path, dataset_root: Path, tmp_path: Path, more: list[str]
+) -> None:
+    output = tmp_path / "out"
+    assert main(options(checkpoint, dataset_root, output, "--steps=2", *more)) == 0
+    student, teacher = load_file(student_of(output) / "model.safetensors"), load_file(checkpoint / "model.safetensors")
+    assert student.keys() == teacher.keys()
+    policy = load_flow_policy(student_of(output), device="cpu")
+    changed = {
+        role
+        for role, named in policy.parameters_by_role().items()
+        if any(name in student and not torch.equal(student[name], teacher[name]) for name in named)
+    }
+    expected = {Role.ACTION_HEAD}
+    if "--student.init=random" in more:
+        expected = set(Role)
+    elif any("prefix_projections" in option for option in more):
+        expected |= {Role.PREFIX_PROJECTIONS}
+    assert changed == expected
+    assert policy.default_num_steps == (2 if "--num_inference_steps=2" in more else 1)
+
+
+def test_a_bfloat16_teacher_learns_as_a_float32_one(dataset_root: Path, tmp_path: Path) -> None:
+    """With bf16 weights most AdamW updates at this rate would round away."""
+    # Only with weights in the VLM's folder does LeRobot make the VLM bf16, and the expert with it.
+    low_vlm = build_tiny_vlm(tmp_path / "vlm", TASKS, SIZE, weights=True)
+    low = build_checkpoint(tmp_path / "low", low_vlm, load_vlm_weights=True)
+    tensors = load_file(low / "model.safetensors")
+    assert any(tensor.dtype == torch.bfloat16 for name, tensor in tensors.items() if "lm_expert" in name)
+    # The same weights in float32.
+    high = tmp_path / "high"
+    shutil.copytree(low, high)
+    save_file({name: tensor.float() for name, tensor in tensors.items()}, high / "model.safetensors")
+    config = json.loads((high / "config.json").read_text())
+    (high / "config.json").write_text(json.dumps({**config, "load_vlm_weights": False}))
+    falls = []
+    for name, teacher in (("high", high), ("low", low)):
+        output = tmp_path / f"out-{name}"
+        more = ["--steps=150", "--log_freq=10", "--optimizer.lr=2e-5", "--buffer.uses_per_coupling=0"]
+        assert main(options(teacher, dataset_root, output, *more)) == 0
+        losses = [json.loads(line)["loss"] for line in (output / "metrics.jsonl").read_text().splitlines()]
+        falls.append(sum(losses[:3]) - sum(losses[-3:]))
+    student = load_file(student_of(tmp_path / "out-low") / "model.safetensors")
+    assert {name: tensor.dtype for name, tensor in student.items()} == {n: t.dtype for n, t in tensors.items()}
+    head = [name for name in student if "lm_expert" in name]
+    assert any(not torch.equal(student[name], tensors[name]) for name in head)
+    assert all(torch.equal(student[n], tensors[n]) for n in student if ".vlm." in n or "state_proj" in n)
+    assert falls[0] > 0
+    assert falls[1] >= 0.9 * falls[0]
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(
+    checkpoint: Path,
+    dataset_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    calls = []
+    loss = ReflowMethod.loss
+
+    def break_down(self: ReflowMethod, *arguments: object) -> torch.Tensor:
+        calls.append(1)
+        value = loss(self, *arguments)  # type: ignore[arg-type]
+        return value * float("nan") if len(calls) == 5 else value
+
+    monkeypatch.setattr(ReflowMethod, "loss", break_down)
+    output = tmp_path / "out"
+    assert main(options(checkpoint, dataset_root, output)) == 2
+    message = capsys.readouterr().err
+    assert "not finite at step 5" in message
+    assert "000003" in message
+    assert "Traceback" not in message
+    assert sorted(path.name for path in (output / "checkpoints").iterdir()) == ["000003", "last"]
+    SmolVLAPolicy.from_pretrained(student_of(output))
+
+
+@pytest.mark.parametrize("fails_at", range(1, 8))
+def test_a_write_that_fails_leaves_the_last_good_checkpoint(
+    checkpoint: Path,
+    dataset_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fails_at: int,
+) -> None:
+    import chordflow.training.checkpoints as checkpoints
+
+    count = [0]
+
+    def counted(function: object) -> object:
+        def call(*arguments: object, **named: object) -> object:
+            count[0] += 1
+            if count[0] == fails_at + 5:  # the first checkpoint takes five such calls
+                raise OSError(28, "No space left on device")
+            return function(*arguments, **named)  # type: ignore[operator]
+
+        return call
+
+    monkeypatch.setattr(checkpoints.os, "replace", counted(os.replace))
+    monkeypatch.setattr(checkpoints, "save_file", counted(checkpoints.save_file))
+    monkeypatch.setattr(checkpoints, "save_training_state", counted(checkpoints.save_training_state))
+    output = tmp_path / "out"
+    code = main(options(checkpoint, dataset_root, output))
+    left = sorted(path.name for path in (output / "checkpoints").iterdir())
+    if code == 2:
+        assert "No space left" in capsys.readouterr().err
+        assert "last" in left
+        assert not any(name.endswith(".tmp") and name != ".last.tmp" for name in left)
+    else:
+        assert left == ["000003", "000006", "last"]
+    SmolVLAPolicy.from_pretrained(student_of(output))
