@@ -11,7 +11,7 @@ from chordflow.errors import UserError
 from chordflow.experiments.reflow import ReflowJobConfig
 from chordflow.policies import Role
 from chordflow.training.methods import ReflowMethodConfig
-from chordflow.training.times import BetaTimes, UShapedTimes, UniformTimes
+from chordflow.training.times import BetaTimes, UniformTimes, UShapedTimes
 
 REQUIRED = ["--teacher.path=t", "--dataset.repo_id=a/b", "--output_dir=out"]
 
@@ -112,4 +112,3 @@ def test_the_command_line_has_not_changed_unnoticed() -> None:
     """Users' scripts depend on these names: a change has to be made here as well, on purpose."""
     names = "".join(f"--{option.name} ({option.kind})\n" for option in options_of(ReflowJobConfig, None))
     assert names == FROZEN.read_text(encoding="utf-8")
-

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import build_checkpoint, build_dataset
 from lerobot.configs.default import DatasetConfig as LeRobotDatasetConfig
 from lerobot.configs.train import TrainPipelineConfig
 from lerobot.datasets.factory import make_train_eval_datasets
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
+from builders import build_checkpoint, build_dataset
 from chordflow.couplings import (
     BufferConfig,
     CouplingBuffer,
@@ -54,11 +54,15 @@ def test_a_teacher_saved_with_one_step_still_gives_ten_step_couplings(
 ) -> None:
     ends = []
     for num_steps in (1, 10):
-        policy = load_flow_policy(build_checkpoint(tmp_path / str(num_steps), vlm, num_steps=num_steps), device="cpu")
+        policy = load_flow_policy(
+            build_checkpoint(tmp_path / str(num_steps), vlm, num_steps=num_steps), device="cpu"
+        )
         split = open_split(DatasetConfig("test/tiny", root=str(dataset_root)), policy)
         calls = []
         velocity = policy.velocity
-        monkeypatch.setattr(policy, "velocity", lambda x, t, c, v=velocity, n=calls: n.append(1) or v(x, t, c))
+        monkeypatch.setattr(
+            policy, "velocity", lambda x, t, c, v=velocity, n=calls: n.append(1) or v(x, t, c)
+        )
         context = policy.encode(policy.preprocess(next(split.train.batches([0, 1], 2))))
         noise = policy.sample_noise(2, generator(0))
         ends.append(endpoints(policy, context, noise, CouplingConfig(num_steps=10)))
@@ -94,7 +98,9 @@ def test_every_observation_is_encoded_once(
 ) -> None:
     encoded = []
     encode = tiny_policy.encode
-    monkeypatch.setattr(tiny_policy, "encode", lambda b: encoded.append(len(b["observation.state"])) or encode(b))
+    monkeypatch.setattr(
+        tiny_policy, "encode", lambda b: encoded.append(len(b["observation.state"])) or encode(b)
+    )
     buffer = make_buffer(tiny_policy, split, config=BufferConfig(12, 2, 0, 4))
     list(buffer.fill(0))
     for step in range(20):
@@ -223,7 +229,9 @@ def test_values_that_are_not_finite_are_named(
     pq.write_table(table.set_column(column, field, pa.array(states, type=field.type)), file)
     split = open_split(DatasetConfig("test/tiny", root=str(root)), tiny_policy)
     for workers in (0, 2):
-        with pytest.raises(UserError, match=r"^dataset: observation.state is NaN or infinite in episode 0, frame 1"):
+        with pytest.raises(
+            UserError, match=r"^dataset: observation.state is NaN or infinite in episode 0, frame 1"
+        ):
             list(split.train.batches(range(4), 2, workers))
 
 
@@ -236,7 +244,9 @@ def test_values_that_are_not_finite_are_named(
         (lambda root: DatasetConfig("test/tiny", root=str(root), episodes=[0]), "cannot be split"),
     ],
 )
-def test_bad_datasets(tiny_policy: SmolVLAFlowPolicy, dataset_root: Path, config: object, message: str) -> None:
+def test_bad_datasets(
+    tiny_policy: SmolVLAFlowPolicy, dataset_root: Path, config: object, message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         open_split(config(dataset_root), tiny_policy)  # type: ignore[operator]
 

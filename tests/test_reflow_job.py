@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import SIZE, TASKS, build_checkpoint, observations
 from lerobot.configs.train import TrainPipelineConfig
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from safetensors.torch import load_file, save_file
 
+from builders import SIZE, TASKS, build_checkpoint, observations
 from chordflow.cli.main import main
 from chordflow.demo.tiny_vlm import build_tiny_vlm
 from chordflow.policies import Role, load_flow_policy
@@ -67,7 +67,10 @@ def test_the_folders_are_lerobots(run: Path) -> None:
 
 
 def test_the_student_is_the_teachers_checkpoint(run: Path, checkpoint: Path) -> None:
-    student, teacher = load_file(student_of(run) / "model.safetensors"), load_file(checkpoint / "model.safetensors")
+    student, teacher = (
+        load_file(student_of(run) / "model.safetensors"),
+        load_file(checkpoint / "model.safetensors"),
+    )
     assert student.keys() == teacher.keys()
     head = load_flow_policy(checkpoint, device="cpu").parameters_by_role()[Role.ACTION_HEAD]
     for name, tensor in teacher.items():
@@ -156,7 +159,9 @@ def test_a_resumed_run_ends_in_the_same_bits(
 def test_workers_do_not_change_the_run(
     run: Path, checkpoint: Path, dataset_root: Path, tmp_path: Path
 ) -> None:
-    assert main(options(checkpoint, dataset_root, tmp_path / "out", "--ema.enable=true", "--save_freq=0")) == 0
+    assert (
+        main(options(checkpoint, dataset_root, tmp_path / "out", "--ema.enable=true", "--save_freq=0")) == 0
+    )
     assert [p.name for p in (tmp_path / "out" / "checkpoints").iterdir() if not p.is_symlink()] == ["000006"]
     whole, other = (load_file(student_of(path) / "model.safetensors") for path in (run, tmp_path / "out"))
     assert all(torch.equal(whole[name], other[name]) for name in whole)
@@ -256,7 +261,10 @@ def test_every_way_to_begin_trains_what_it_says(
 ) -> None:
     output = tmp_path / "out"
     assert main(options(checkpoint, dataset_root, output, "--steps=2", *more)) == 0
-    student, teacher = load_file(student_of(output) / "model.safetensors"), load_file(checkpoint / "model.safetensors")
+    student, teacher = (
+        load_file(student_of(output) / "model.safetensors"),
+        load_file(checkpoint / "model.safetensors"),
+    )
     assert student.keys() == teacher.keys()
     policy = load_flow_policy(student_of(output), device="cpu")
     changed = {
@@ -294,7 +302,9 @@ def test_a_bfloat16_teacher_learns_as_a_float32_one(dataset_root: Path, tmp_path
         losses = [json.loads(line)["loss"] for line in (output / "metrics.jsonl").read_text().splitlines()]
         falls.append(sum(losses[:3]) - sum(losses[-3:]))
     student = load_file(student_of(tmp_path / "out-low") / "model.safetensors")
-    assert {name: tensor.dtype for name, tensor in student.items()} == {n: t.dtype for n, t in tensors.items()}
+    assert {name: tensor.dtype for name, tensor in student.items()} == {
+        n: t.dtype for n, t in tensors.items()
+    }
     head = [name for name in student if "lm_expert" in name]
     assert any(not torch.equal(student[name], tensors[name]) for name in head)
     assert all(torch.equal(student[n], tensors[n]) for n in student if ".vlm." in n or "state_proj" in n)

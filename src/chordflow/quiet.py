@@ -9,7 +9,16 @@ import os
 import warnings
 from collections.abc import Iterator
 
-_LIBRARIES = ("lerobot", "transformers", "accelerate", "datasets", "huggingface_hub", "torch", "PIL", "matplotlib")
+_LIBRARIES = (
+    "lerobot",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "huggingface_hub",
+    "torch",
+    "PIL",
+    "matplotlib",
+)
 
 
 def silence_libraries() -> None:

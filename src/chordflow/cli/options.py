@@ -130,7 +130,9 @@ def help_text(config_class: type, title: str, usage: str) -> str:
     return "\n".join(lines)
 
 
-def options_of(config_class: type, choices: dict[str, str] | None, prefix: str = "", only: str = "") -> list[Option]:
+def options_of(
+    config_class: type, choices: dict[str, str] | None, prefix: str = "", only: str = ""
+) -> list[Option]:
     """Every option of a config, groups after plain options.
 
     Args:
@@ -277,19 +279,27 @@ def _nest(values: dict[str, str]) -> dict[str, Any]:
         try:
             parsed[name] = cfgparsing.parse_string(text)
         except Exception as error:
-            raise UserError(f"{name}={text}: this value cannot be read; quote it, as in --{name}='...'.") from error
+            raise UserError(
+                f"{name}={text}: this value cannot be read; quote it, as in --{name}='...'."
+            ) from error
         if not text.strip():
             raise UserError(f"{name}= is empty; give a value.")
     try:
         return deflatten(parsed, sep=".")
     except (TypeError, AttributeError) as error:
-        raise UserError(f"--{next(iter(values))}: a group cannot have a value of its own; see --help.") from error
+        raise UserError(
+            f"--{next(iter(values))}: a group cannot have a value of its own; see --help."
+        ) from error
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for key, value in over.items():
-        if isinstance(value, dict) and isinstance(result.get(key), dict) and not _is_other_choice(result[key], value):
+        if (
+            isinstance(value, dict)
+            and isinstance(result.get(key), dict)
+            and not _is_other_choice(result[key], value)
+        ):
             result[key] = _merge(result[key], value)
         else:
             result[key] = value

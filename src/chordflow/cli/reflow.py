@@ -73,7 +73,9 @@ def _read(path: Path) -> dict[str, Any]:
         with path.open(encoding="utf-8") as file:
             content = cfgparsing.load_config(file, file=str(path))
     except OSError as error:
-        raise UserError(f"{CONFIG_PATH}={shlex.quote(str(path))} cannot be read ({error.strerror}).") from error
+        raise UserError(
+            f"{CONFIG_PATH}={shlex.quote(str(path))} cannot be read ({error.strerror})."
+        ) from error
     except Exception as error:
         raise UserError(f"{CONFIG_PATH}={path} is neither JSON nor YAML; mend the file.") from error
     if not isinstance(content, dict):

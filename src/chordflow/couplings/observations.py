@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate
-
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import ACTION, OBS_PREFIX, OBS_STATE
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from chordflow.errors import UserError
 from chordflow.policies import FlowPolicy
@@ -80,7 +79,9 @@ class Observations(Dataset[dict[str, Any]]):
                 )
         return kept
 
-    def batches(self, order: Sequence[int], batch_size: int, num_workers: int = 0) -> Iterator[dict[str, Any]]:
+    def batches(
+        self, order: Sequence[int], batch_size: int, num_workers: int = 0
+    ) -> Iterator[dict[str, Any]]:
         """Collated batches in the given order.
 
         The workers only read: what they return, and in which order, does not depend on their number.
@@ -159,7 +160,9 @@ def open_split(config: DatasetConfig, policy: FlowPolicy, rename_map: dict[str, 
             for frame in range(starts[episode]["dataset_from_index"], starts[episode]["dataset_to_index"])
         ]
 
-    return Split(Observations(dataset, frames(train)), Observations(dataset, frames(held_out)), held_out, metadata)
+    return Split(
+        Observations(dataset, frames(train)), Observations(dataset, frames(held_out)), held_out, metadata
+    )
 
 
 def split_episodes(

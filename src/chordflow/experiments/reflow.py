@@ -13,8 +13,6 @@ from pathlib import Path
 
 import draccus
 import torch
-from torch import Tensor
-
 from lerobot.common.train_utils import load_training_step
 from lerobot.configs import PreTrainedConfig
 from lerobot.configs.default import DatasetConfig as LeRobotDatasetConfig
@@ -22,6 +20,7 @@ from lerobot.configs.train import TrainPipelineConfig
 from lerobot.optim import AdamWConfig
 from lerobot.optim.schedulers import CosineAnnealingWithWarmupSchedulerConfig
 from lerobot.utils.constants import PRETRAINED_MODEL_DIR, TRAINING_STATE_DIR
+from torch import Tensor
 
 from chordflow import __version__
 from chordflow.console import bar, say
@@ -184,7 +183,9 @@ def reflow(config: ReflowJobConfig, command: list[str], resume_from: Path | None
     teacher.module.requires_grad_(False)
     split = open_split(config.dataset, teacher, config.rename_map)
     _claim_output_dir(config.output_dir, resume_from)
-    say(f"Teacher: {config.teacher.path} ({teacher.family}, {_millions(teacher)} parameters, on {device_name(teacher.device)})")
+    say(
+        f"Teacher: {config.teacher.path} ({teacher.family}, {_millions(teacher)} parameters, on {device_name(teacher.device)})"
+    )
     say(
         f"Data:    {config.dataset.repo_id}, {len(split.train):,} observations to train on, "
         f"{len(split.held_out_episodes)} episodes held out"
@@ -220,7 +221,10 @@ def check_same_teacher(config: ReflowJobConfig, sha256: str | None) -> None:
     Raises:
         UserError: if the weights at `teacher.path` have changed.
     """
-    if sha256 is not None and _sha256(resolve_checkpoint(config.teacher.path, config.teacher.revision)) != sha256:
+    if (
+        sha256 is not None
+        and _sha256(resolve_checkpoint(config.teacher.path, config.teacher.revision)) != sha256
+    ):
         raise UserError(
             f"teacher.path={config.teacher.path}: its weights are not those that the run began with; restore them "
             "or start a new run."
@@ -258,7 +262,9 @@ def _train(
     )
 
     def write(folder: Path, weights: dict[str, Tensor]) -> None:
-        save_student(student.policy, teacher_dir, folder, {**student.fresh, **weights}, config.num_inference_steps)
+        save_student(
+            student.policy, teacher_dir, folder, {**student.fresh, **weights}, config.num_inference_steps
+        )
         _write_configs(config, teacher_dir, folder)
 
     start = load_training_step(resume_from / TRAINING_STATE_DIR) if resume_from is not None else 0
@@ -461,7 +467,9 @@ def _claim_output_dir(output_dir: Path, resume_from: Path | None) -> None:
     try:
         output_dir.mkdir(parents=True)
     except OSError as error:
-        raise UserError(f"output_dir={output_dir} cannot be made ({error.strerror}); name another folder.") from error
+        raise UserError(
+            f"output_dir={output_dir} cannot be made ({error.strerror}); name another folder."
+        ) from error
 
 
 def _millions(policy: FlowPolicy) -> str:

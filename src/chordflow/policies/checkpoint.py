@@ -16,12 +16,11 @@ from typing import Any
 
 from huggingface_hub import snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from lerobot.configs import PreTrainedConfig
+from lerobot.policies.factory import make_pre_post_processors
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-
-from lerobot.configs import PreTrainedConfig
-from lerobot.policies.factory import make_pre_post_processors
 
 from chordflow.errors import UserError
 from chordflow.policies.base import FlowPolicy
@@ -63,10 +62,14 @@ def resolve_checkpoint(path: str | Path, revision: str | None = None, field: str
                 "name; check the path, the id, and the network."
             ) from error
     else:
-        raise UserError(f"{field}={path}: there is no such folder; give a checkpoint's pretrained_model folder.")
+        raise UserError(
+            f"{field}={path}: there is no such folder; give a checkpoint's pretrained_model folder."
+        )
     for name in (CONFIG, WEIGHTS, PREPROCESSOR, POSTPROCESSOR):
         if not (folder / name).is_file():
-            raise UserError(f"{field}={path}: the file {name} is missing; give a complete pretrained_model folder.")
+            raise UserError(
+                f"{field}={path}: the file {name} is missing; give a complete pretrained_model folder."
+            )
     return folder
 
 
@@ -192,7 +195,9 @@ def relocate(checkpoint_dir: str | Path, vlm_dir: str | Path | None = None) -> l
     checkpoints = sorted({file.parent.resolve() for file in root.rglob(PREPROCESSOR)})
     checkpoints = [folder for folder in checkpoints if (folder / CONFIG).is_file()]
     if not checkpoints:
-        raise UserError(f"{root}: no checkpoint (config.json with policy_preprocessor.json) is in this folder.")
+        raise UserError(
+            f"{root}: no checkpoint (config.json with policy_preprocessor.json) is in this folder."
+        )
     targets: dict[Path, Path] = {}
     for folder in checkpoints:
         names = [value for _, _, value in _asset_paths(folder)]
@@ -236,7 +241,9 @@ def save_student(
         metadata = file.metadata()
     for name, tensor in trained.items():
         if name not in tensors:
-            raise UserError(f"the teacher's {WEIGHTS} has no tensor {name!r}; it shares weights that are trained.")
+            raise UserError(
+                f"the teacher's {WEIGHTS} has no tensor {name!r}; it shares weights that are trained."
+            )
         tensors[name] = tensor.detach().to("cpu", tensors[name].dtype).contiguous()
     save_file(tensors, output_dir / WEIGHTS, metadata=metadata)
     saved = policy.default_num_steps
@@ -270,7 +277,9 @@ def _read_json(file: Path, field: str) -> dict[str, Any]:
             f"{field}={file.parent}: {file.name} is not valid JSON; restore it from a good copy."
         ) from error
     if not isinstance(content, dict):
-        raise UserError(f"{field}={file.parent}: {file.name} is not a JSON object; restore it from a good copy.")
+        raise UserError(
+            f"{field}={file.parent}: {file.name} is not a JSON object; restore it from a good copy."
+        )
     return content
 
 
@@ -328,7 +337,9 @@ def _check_weights(file: Path, field: str) -> None:
     try:
         with safe_open(file, framework="pt") as handle:
             if not list(handle.keys()):
-                raise UserError(f"{field}={file.parent}: {file.name} holds no tensors; give complete weights.")
+                raise UserError(
+                    f"{field}={file.parent}: {file.name} holds no tensors; give complete weights."
+                )
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{field}={file.parent}: {file.name} is cut or broken ({_first_line(error)}); copy it again."

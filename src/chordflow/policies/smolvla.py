@@ -15,13 +15,12 @@ from dataclasses import replace
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
-
 from lerobot.policies.common.vla_utils import make_att_2d_masks, pad_vector
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from chordflow.errors import UserError
 from chordflow.policies.base import Batch, ChunkSpec, Context, FlowPolicy, Role
@@ -240,4 +239,6 @@ def _role_of(name: str) -> Role:
         return Role.LANGUAGE
     if name.startswith("vlm_with_expert.vlm.model."):
         return Role.VISION
-    raise ValueError(f"parameter {name!r} has no known role in SmolVLA; this LeRobot version is not supported")
+    raise ValueError(
+        f"parameter {name!r} has no known role in SmolVLA; this LeRobot version is not supported"
+    )

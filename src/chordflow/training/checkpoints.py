@@ -1,8 +1,8 @@
 """Checkpoints in LeRobot's layout, whole at any moment.
 
-    checkpoints/000500/pretrained_model/   the student, loadable by stock LeRobot
-    checkpoints/000500/training_state/     what resuming needs: safetensors and JSON
-    checkpoints/last -> 000500
+checkpoints/000500/pretrained_model/   the student, loadable by stock LeRobot
+checkpoints/000500/training_state/     what resuming needs: safetensors and JSON
+checkpoints/last -> 000500
 """
 
 from __future__ import annotations
@@ -14,11 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-
 from lerobot.common.train_utils import get_step_identifier, load_training_state, save_training_state
 from lerobot.utils.constants import (
     CHECKPOINTS_DIR,
@@ -26,6 +21,10 @@ from lerobot.utils.constants import (
     PRETRAINED_MODEL_DIR,
     TRAINING_STATE_DIR,
 )
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from chordflow.errors import UserError
 from chordflow.quiet import quiet_stdout
@@ -112,7 +111,11 @@ def save_checkpoint(
         # safetensors reports a full disk as a RuntimeError of its own.
         shutil.rmtree(temporary, ignore_errors=True)
         last = root / LAST_CHECKPOINT_LINK
-        kept = f"the last good checkpoint is {last.resolve()}" if last.exists() else "no checkpoint was written yet"
+        kept = (
+            f"the last good checkpoint is {last.resolve()}"
+            if last.exists()
+            else "no checkpoint was written yet"
+        )
         raise UserError(
             f"output_dir={output_dir}: checkpoint {name} cannot be written ({error}); {kept}; make room or "
             "choose another folder."

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
-
 from lerobot.optim.schedulers import CosineAnnealingWithWarmupSchedulerConfig
+from torch import Tensor, nn
 
 from chordflow.couplings import CouplingBuffer
 from chordflow.errors import UserError
@@ -167,7 +166,9 @@ def train(
         weight_decay=config.optimizer.weight_decay,
     )
     warmup = config.scheduler.warmup(config.steps)
-    scheduler = CosineAnnealingWithWarmupSchedulerConfig(num_warmup_steps=warmup).build(optimizer, config.steps)
+    scheduler = CosineAnnealingWithWarmupSchedulerConfig(num_warmup_steps=warmup).build(
+        optimizer, config.steps
+    )
     averages = {k: v.detach().clone() for k, v in trainable.items()} if config.ema.enable else None
     state = TrainingState(trainable, averages, optimizer, scheduler)
     start = load_checkpoint(resume_from, state) if resume_from is not None else 0
@@ -177,7 +178,12 @@ def train(
     def save(step: int) -> Path:
         weights = {name: tensor.detach() for name, tensor in state.student_weights.items()}
         return save_checkpoint(
-            output_dir, step, config.steps, state, config.batch_size, lambda folder: write_student(folder, weights)
+            output_dir,
+            step,
+            config.steps,
+            state,
+            config.batch_size,
+            lambda folder: write_student(folder, weights),
         )
 
     checkpoint = resume_from
@@ -193,7 +199,9 @@ def train(
         norm = accelerator.clip_grad_norm_(trainable.values(), config.optimizer.grad_clip_norm)
         value = loss.item()
         if not (math.isfinite(value) and math.isfinite(float(norm))):
-            kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was written yet"
+            kept = (
+                f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was written yet"
+            )
             raise UserError(
                 f"the loss is not finite at step {step + 1} (loss {value}, gradient norm {float(norm)}); {kept}; "
                 "lower --optimizer.lr and resume from it or start again."
