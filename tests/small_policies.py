@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from builders import build_checkpoint, build_dataset, build_vlm
 
+from builders import build_checkpoint, build_dataset, build_vlm
 from chordflow.policies import load_flow_policy
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import build_checkpoint, observations
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
+from builders import build_checkpoint, observations
 from chordflow.flow.seeds import generator
 from chordflow.flow.solvers import Euler
 from chordflow.policies import Role, VelocityModule, load_flow_policy
@@ -169,7 +169,9 @@ def test_action_target_is_padded_and_masked_like_the_stock_loss(tiny_policy: Smo
     batch = tiny_policy.preprocess(items)
     target, valid = tiny_policy.action_target(batch)
     assert target.shape == valid.shape == (2, *tiny_policy.chunk.shape)
-    assert (target[..., 2:] == 0).all() and not valid[..., 2:].any() and not valid[1, 5:].any()
+    assert (target[..., 2:] == 0).all()
+    assert not valid[..., 2:].any()
+    assert not valid[1, 5:].any()
     noise, t = torch.randn(2, 8, 6), torch.tensor([0.4, 0.9])
     x_t = t[:, None, None] * noise + (1 - t[:, None, None]) * target
     with torch.no_grad():

@@ -208,11 +208,12 @@ def _choices(config_class: type, merged: dict[str, Any], prefix: str = "") -> di
         inside = merged.get(field.name)
         inside = inside if isinstance(inside, dict) else {}
         if issubclass(hint, draccus.ChoiceRegistry):
+            registry: type[Any] = hint
             default = _default_of(field)
-            chosen = str(inside.get("type", hint.get_choice_name(type(default))))
+            chosen = str(inside.get("type", registry.get_choice_name(type(default))))
             found[name] = chosen
-            if chosen in hint.get_known_choices():
-                found |= _choices(hint.get_choice_class(chosen), inside, name + ".")
+            if chosen in registry.get_known_choices():
+                found |= _choices(registry.get_choice_class(chosen), inside, name + ".")
         else:
             found |= _choices(hint, inside, name + ".")
     return found
@@ -228,10 +229,11 @@ def _with_types(config_class: type, merged: dict[str, Any]) -> dict[str, Any]:
             continue
         target: type = hint
         if issubclass(hint, draccus.ChoiceRegistry):
-            inside = {"type": hint.get_choice_name(type(_default_of(field))), **inside}
-            if inside["type"] not in hint.get_known_choices():
+            registry: type[Any] = hint
+            inside = {"type": registry.get_choice_name(type(_default_of(field))), **inside}
+            if inside["type"] not in registry.get_known_choices():
                 continue
-            target = hint.get_choice_class(inside["type"])
+            target = registry.get_choice_class(inside["type"])
         result[field.name] = _with_types(target, inside)
     return result
 

@@ -184,7 +184,8 @@ def reflow(config: ReflowJobConfig, command: list[str], resume_from: Path | None
     split = open_split(config.dataset, teacher, config.rename_map)
     _claim_output_dir(config.output_dir, resume_from)
     say(
-        f"Teacher: {config.teacher.path} ({teacher.family}, {_millions(teacher)} parameters, on {device_name(teacher.device)})"
+        f"Teacher: {config.teacher.path} ({teacher.family}, {_millions(teacher)} parameters, "
+        f"on {device_name(teacher.device)})"
     )
     say(
         f"Data:    {config.dataset.repo_id}, {len(split.train):,} observations to train on, "
@@ -255,9 +256,10 @@ def _train(
         student_encode=None if shared else student.policy.encode,
         student_context=not prefix_trains,
     )
+    trained_millions = sum(p.numel() for p in student.trainable.values()) / 1e6
     say(
-        f"Method:  {config.method.get_choice_name(type(config.method))}, {config.steps:,} steps of {config.batch_size}, "
-        f"lr {config.optimizer.lr:g}, {sum(p.numel() for p in student.trainable.values()) / 1e6:.2f} M trained parameters; "
+        f"Method:  {config.method.get_choice_name(type(config.method))}, {config.steps:,} steps of "
+        f"{config.batch_size}, lr {config.optimizer.lr:g}, {trained_millions:.2f} M trained parameters; "
         + ("one prefix for teacher and student" if shared else "the student encodes its own prefix")
     )
 

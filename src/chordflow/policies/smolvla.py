@@ -233,9 +233,7 @@ def _role_of(name: str) -> Role:
         return Role.ACTION_HEAD
     if name.startswith("state_proj."):
         return Role.PREFIX_PROJECTIONS
-    if name.startswith("vlm_with_expert.vlm.model.text_model.") or name.startswith(
-        "vlm_with_expert.vlm.lm_head."
-    ):
+    if name.startswith(("vlm_with_expert.vlm.model.text_model.", "vlm_with_expert.vlm.lm_head.")):
         return Role.LANGUAGE
     if name.startswith("vlm_with_expert.vlm.model."):
         return Role.VISION
