@@ -15,7 +15,7 @@ from lerobot_env_detour import DetourEnv, DetourExpert
 from lerobot_env_detour.env import FPS
 
 DATASET_REPO_ID = "chordflow/detour"
-NUM_EPISODES = 600
+NUM_EPISODES = 800
 FIRST_SEED = 1_000_000
 """Seeds of demonstrations count up from here; evaluation counts up from 0, so the two never meet."""
 

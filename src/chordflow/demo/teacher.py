@@ -48,9 +48,9 @@ class TeacherRecipe:
     """
 
     num_episodes: int = NUM_EPISODES
-    steps: int = 3000
+    steps: int = 2500
     batch_size: int = 64
-    lr: float = 2e-3
+    lr: float = 1e-3
     seed: int = 0
     chunk_size: int = 16
     n_action_steps: int = 8

@@ -18,14 +18,16 @@ class DetourEnvConfig(EnvConfig):
     Attributes:
         instruction: "go left", "go right" or "go any way" for all episodes; None draws one at each reset
             (25, 25 and 50 percent).
-        image_size: Side of the square image, in pixels.
-        episode_length: Steps after which an episode is cut off. The expert needs about 16.
+        image_size: Side of the square image in the observation, in pixels.
+        render_size: Side of the square pictures in videos, in pixels.
+        episode_length: Steps after which an episode is cut off. The expert needs about 14.
     """
 
     task: str | None = "Detour-v0"
     fps: int = FPS
     instruction: str | None = None
     image_size: int = 64
+    render_size: int = 256
     episode_length: int = 40
     render_mode: str = "rgb_array"
     features: dict[str, PolicyFeature] = field(default_factory=dict)
@@ -52,6 +54,7 @@ class DetourEnvConfig(EnvConfig):
         return {
             "instruction": self.instruction,
             "image_size": self.image_size,
+            "render_size": self.render_size,
             "render_mode": self.render_mode,
             "max_episode_steps": self.episode_length,
         }

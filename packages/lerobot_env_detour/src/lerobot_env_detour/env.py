@@ -41,22 +41,28 @@ class DetourEnv(gym.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
     task = "Detour-v0"
 
     def __init__(
-        self, instruction: str | None = None, image_size: int = 64, render_mode: str | None = "rgb_array"
+        self,
+        instruction: str | None = None,
+        image_size: int = 64,
+        render_size: int = 256,
+        render_mode: str | None = "rgb_array",
     ) -> None:
         """Make the environment.
 
         Args:
             instruction: One of ``INSTRUCTIONS`` for all episodes, or None to draw one at each reset.
-            image_size: Side of the square image, in pixels.
+            image_size: Side of the square image in the observation, in pixels.
+            render_size: Side of the square image that ``render`` returns, in pixels.
             render_mode: "rgb_array" or None.
 
         Raises:
-            ValueError: If the instruction is unknown or the image is smaller than 16 pixels.
+            ValueError: If the instruction is unknown or an image is smaller than 16 pixels.
         """
         if instruction is not None and instruction not in INSTRUCTIONS:
             raise ValueError(f"instruction is {instruction!r}; it must be one of {list(INSTRUCTIONS)}.")
-        if image_size < 16:
-            raise ValueError(f"image_size is {image_size}; it must be at least 16.")
+        for name, size in (("image_size", image_size), ("render_size", render_size)):
+            if size < 16:
+                raise ValueError(f"{name} is {size}; it must be at least 16.")
         self.render_mode = render_mode
         self.observation_space = gym.spaces.Dict(
             {
@@ -67,6 +73,8 @@ class DetourEnv(gym.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
         self.action_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
         self._instruction = instruction
         self._image_size = image_size
+        self._render_size = render_size
+        self._render_ground: NDArray[np.float32] | None = None
         self._scene: Scene | None = None
         self._side: Side = "none"
 
@@ -105,6 +113,7 @@ class DetourEnv(gym.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
         instruction = (options or {}).get("instruction", self._instruction)
         self._scene = draw_scene(self.np_random, instruction)
         self._ground = draw_ground(self._scene, self._image_size)
+        self._render_ground = None
         self._position = np.array(self._scene.start)
         self._side = "none"
         return self._observe(), self._info("running")
@@ -136,8 +145,10 @@ class DetourEnv(gym.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
         return self._observe(), float(outcome == "success"), ended, False, self._info(outcome)
 
     def render(self) -> NDArray[np.uint8]:
-        """The image that the policy sees, shape (size, size, 3)."""
-        return draw_agent(self._ground, self._position)
+        """A picture for people, shape (render_size, render_size, 3)."""
+        if self._render_ground is None:
+            self._render_ground = draw_ground(self.scene, self._render_size)
+        return draw_agent(self._render_ground, self._position)
 
     def _observe(self) -> dict[str, NDArray[Any]]:
         return {

@@ -5,21 +5,26 @@ from numpy.typing import NDArray
 
 from lerobot_env_detour.scene import MAX_STEP, Scene
 
-CLEARANCE = 0.58
+CLEARANCE = 0.55
 """Distance from the obstacle's centre at which the expert passes it, in world units."""
-SPEED = 0.125
-"""Distance that the expert covers in a step, in world units."""
-RUN_UP = 0.55
-"""How far below the obstacle's centre the expert leaves its straight way upwards, in world units."""
-JITTER = 0.03
+FORWARD = 0.13
+"""Distance that the expert moves upwards in a step where it does not swerve, in world units."""
+SLOWING = 2.0
+"""How much of ``FORWARD`` is lost to each world unit of sideways movement in a step."""
+GAIN = 0.5
+"""Share of the sideways distance to where it wants to be that the expert covers in a step."""
+RETURN_LENGTH = 0.35
+"""Over this distance behind the obstacle the expert's aim moves from its lane to the goal, in world units."""
+JITTER = 0.01
 """Standard deviation of the noise on each component of the expert's action, in units of the action."""
 
 
 class DetourExpert:
-    """Goes straight up at first, then heads for a point beside the obstacle, then for the goal.
+    """Swerves into a lane beside the obstacle at once, passes, and returns to the goal.
 
     On "go any way" the side is a fair coin thrown with the expert's own seed, whatever the layout: nothing
-    that a policy sees tells which side it will be.
+    that a policy sees tells which side it will be. The swerve is quick at first and then settles, so that
+    the first action already tells the side.
     """
 
     def __init__(self, scene: Scene, seed: int) -> None:
@@ -30,10 +35,10 @@ class DetourExpert:
             seed: Decides the side on "go any way", and the noise on the actions.
         """
         self._rng = np.random.default_rng(seed)
+        self._scene = scene
         self.side = str(self._rng.choice(scene.allowed_sides))
         sign = -1.0 if self.side == "left" else 1.0
-        self._beside = np.array([scene.obstacle[0] + sign * CLEARANCE, scene.obstacle[1]])
-        self._goal = np.array(scene.goal)
+        self._lane = scene.obstacle[0] + sign * CLEARANCE
 
     def act(self, position: NDArray[np.floating]) -> NDArray[np.float32]:
         """The action at a position.
@@ -44,19 +49,13 @@ class DetourExpert:
         Returns:
             Action of shape (2,) in [-1, 1].
         """
-        to_beside, to_goal = self._beside - position, self._goal - position
-        if to_beside[1] > RUN_UP:
-            return self._move(np.array([0.0, 1.0]), SPEED)
-        # Blend from one aim to the other over the last SPEED units before the obstacle's height.
-        passed = np.clip(1.0 - to_beside[1] / SPEED, 0.0, 1.0)
-        aim = (1.0 - passed) * _unit(to_beside) + passed * _unit(to_goal)
-        # Do not overshoot a goal that is nearer than one step.
-        return self._move(aim, min(SPEED, float(np.hypot(*to_goal))))
-
-    def _move(self, direction: NDArray[np.floating], distance: float) -> NDArray[np.float32]:
-        action = distance / MAX_STEP * _unit(direction) + JITTER * self._rng.standard_normal(2)
+        x, y = float(position[0]), float(position[1])
+        goal_x, goal_y = self._scene.goal
+        # No sudden switch: a policy sees the obstacle's height to within a pixel or so.
+        returned = float(np.clip((y - self._scene.obstacle[1]) / RETURN_LENGTH, 0.0, 1.0))
+        wanted_x = self._lane + returned * (goal_x - self._lane)
+        sideways = GAIN * (wanted_x - x)
+        forward = FORWARD * max(1.0 - SLOWING * abs(sideways), 0.25)
+        move = np.array([sideways, np.clip(goal_y - y, -forward, forward)])
+        action = move / MAX_STEP + JITTER * self._rng.standard_normal(2)
         return np.clip(action, -1.0, 1.0).astype(np.float32)
-
-
-def _unit(vector: NDArray[np.floating]) -> NDArray[np.float64]:
-    return np.asarray(vector / max(float(np.hypot(*vector)), 1e-9))

@@ -17,8 +17,8 @@ INSTRUCTION_PROBABILITIES: tuple[float, float, float] = (0.25, 0.25, 0.5)
 
 AGENT_RADIUS = 0.05
 OBSTACLE_RADIUS = 0.16
-GOAL_RADIUS = 0.16
-MAX_STEP = 0.16
+GOAL_RADIUS = 0.2
+MAX_STEP = 0.3
 """Distance in world units that an action component of 1 moves the agent."""
 
 

@@ -1,0 +1,175 @@
+"""The demo's parts: the tiny VLM folder, the recorded dataset, the training recipe, the shipped teacher."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+
+from chordflow.demo.cached_train import DecodedTable
+from chordflow.demo.record import FIRST_SEED, record_demonstrations
+from chordflow.demo.teacher import ASSETS, TeacherRecipe, make_teacher, place_teacher
+from chordflow.demo.tiny_vlm import TinyVLMSize, build_tiny_vlm
+from chordflow.errors import UserError
+from lerobot_env_detour import INSTRUCTIONS, DetourEnv
+
+TINY = TinyVLMSize(
+    patch_size=16, scale_factor=4, vision_width=16, vision_layers=1, text_width=16, text_layers=2
+)
+
+
+def test_the_vlm_folder_is_a_real_one_and_repeats_from_its_seed(tmp_path):
+    before = torch.get_rng_state()
+    folders = [
+        build_tiny_vlm(tmp_path / str(i), INSTRUCTIONS, TINY, seed=seed) for i, seed in enumerate((3, 3, 4))
+    ]
+    assert torch.equal(before, torch.get_rng_state())
+    weights = [load_file(folder / "model.safetensors") for folder in folders]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert any(not torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
+    model = AutoModelForImageTextToText.from_pretrained(folders[0])
+    processor = AutoProcessor.from_pretrained(folders[0])
+    assert processor.tokenizer.fake_image_token_id != processor.tokenizer.unk_token_id
+    features = model.model.vision_model(
+        pixel_values=torch.zeros(1, 3, 64, 64), patch_attention_mask=None
+    ).last_hidden_state
+    assert model.model.connector(features).shape == (1, TINY.image_tokens, TINY.text_width)
+
+
+def test_a_vlm_folder_without_weights_holds_all_but_them(tmp_path):
+    folder = build_tiny_vlm(tmp_path / "vlm", INSTRUCTIONS, TINY, weights=False)
+    assert not list(folder.glob("*.safetensors"))
+    assert AutoConfig.from_pretrained(folder).text_config.hidden_size == TINY.text_width
+    assert not [file for file in folder.iterdir() if str(tmp_path) in file.read_text()]
+
+
+def test_instructions_are_short_and_other_text_survives(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(build_tiny_vlm(tmp_path, INSTRUCTIONS, TINY, weights=False))
+    ids = [tokenizer(f"{instruction}\n").input_ids for instruction in INSTRUCTIONS]
+    assert max(map(len, ids)) <= 4
+    assert len({tuple(one) for one in ids}) == 3
+    for text in ("pick up the ünlikely möhre\n", "向左走"):
+        assert tokenizer.decode(tokenizer(text).input_ids) == text
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    seen = []
+    root = tmp_path_factory.mktemp("demo") / "dataset"
+    return record_demonstrations(root, 5, progress=lambda done, total: seen.append((done, total))), seen
+
+
+def test_demonstrations_are_a_lerobot_dataset_of_solved_episodes(recording):
+    result, seen = recording
+    assert seen == [(i, 5) for i in range(1, 6)]
+    dataset = LeRobotDataset("chordflow/detour", root=result.root)
+    assert (dataset.num_episodes, dataset.num_frames) == (5, result.num_frames)
+    env = DetourEnv()
+    start = 0
+    # The recorded actions, run again from the recorded seeds, give the recorded frames and end in success.
+    for episode in range(5):
+        observation, info = env.reset(seed=FIRST_SEED + episode)
+        assert dataset[start]["task"] == env.task_description
+        end = start + dataset.meta.episodes[episode]["length"]
+        for index in range(start, end):
+            item = dataset[index]
+            torch.testing.assert_close(item["observation.state"], torch.from_numpy(observation["agent_pos"]))
+            pixels = (item["observation.image"] * 255).round().byte().permute(1, 2, 0).numpy()
+            np.testing.assert_array_equal(pixels, observation["pixels"])
+            observation, _, _, _, info = env.step(item["action"].numpy())
+        assert info["is_success"]
+        start = end
+
+
+def test_recording_refuses_what_it_cannot_do(recording, tmp_path):
+    with pytest.raises(UserError, match="num_episodes is 0"):
+        record_demonstrations(tmp_path / "new", 0)
+    with pytest.raises(UserError, match="exists already"):
+        record_demonstrations(recording[0].root, 1)
+
+
+def test_a_decoded_table_gives_the_items_that_lerobot_gives(recording):
+    dataset = LeRobotDataset(
+        "chordflow/detour", root=recording[0].root, delta_timestamps={"action": [i / 10 for i in range(4)]}
+    )
+    expected = [dataset[index] for index in range(len(dataset))]
+    dataset.reader.hf_dataset = DecodedTable(dict(dataset.reader.hf_dataset[:]))
+    assert len(dataset.reader.hf_dataset) == len(expected)
+    for index, item in enumerate(expected):
+        for name, value in dataset[index].items():
+            assert value == item[name] if isinstance(value, str) else torch.equal(value, item[name])
+
+
+@pytest.mark.slow
+def test_a_teacher_is_made_from_nothing_and_equals_stock_training(tmp_path):
+    recipe = TeacherRecipe(num_episodes=3, steps=3, batch_size=4, vlm=TINY)
+    seen = []
+    teacher = make_teacher(tmp_path / "made", recipe, train_progress=lambda done, total: seen.append(done))
+    assert seen[-1] == 3
+    trained = tmp_path / "made" / "teacher_training/checkpoints/last/pretrained_model"
+    for file in trained.glob("*.json"):
+        assert str(tmp_path) not in file.read_text()
+
+    stock = tmp_path / "stock"
+    stock.mkdir()
+    for name in ("vlm", "dataset"):
+        (stock / name).symlink_to(tmp_path / "made" / name)
+    command = [sys.executable, "-m", "lerobot.scripts.lerobot_train", *recipe.train_arguments()]
+    done = subprocess.run(command, cwd=stock, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    ours = load_file(teacher / "model.safetensors")
+    theirs = load_file(stock / "teacher_training/checkpoints/last/pretrained_model/model.safetensors")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_shipped_teacher_is_small_and_names_no_machine():
+    files = [file for file in ASSETS.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 8_000_000
+    for file in files:
+        if file.suffix == ".json":
+            content = file.read_text()
+            assert not any(root in content for root in ('"/home', '"/tmp', '"/root', '"/work', '"/Users'))
+            json.loads(content)
+
+
+def test_the_shipped_teacher_is_placed_with_paths_that_resolve(tmp_path):
+    teacher = place_teacher(tmp_path / "out")
+    config = json.loads((teacher / "config.json").read_text())
+    steps = json.loads((teacher / "policy_preprocessor.json").read_text())["steps"]
+    tokenizer = next(step["config"]["tokenizer_name"] for step in steps if "tokenizer_name" in step["config"])
+    for path in (config["vlm_model_name"], tokenizer):
+        assert Path(path).is_absolute()
+        assert (Path(path) / "tokenizer.json").is_file()
+    with pytest.raises(UserError, match="exists already"):
+        place_teacher(tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_stock_lerobot_eval_runs_the_placed_teacher(tmp_path):
+    teacher = place_teacher(tmp_path / "out")
+    script = (
+        "import sys; sys.modules['chordflow'] = None; from lerobot.scripts.lerobot_eval import main; main()"
+    )
+    arguments = [
+        f"--policy.path={teacher}",
+        "--policy.device=cpu",
+        "--env.type=detour",
+        "--eval.n_episodes=20",
+        "--eval.batch_size=20",
+        "--eval.use_async_envs=false",
+        f"--output_dir={tmp_path / 'eval'}",
+        "--seed=0",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads((tmp_path / "eval" / "eval_info.json").read_text())
+    assert result["overall"]["pc_success"] >= 70
