@@ -21,7 +21,7 @@ class GaussianFlow:
     ``x_t = (1 - t) m + g(t) x_1``; everything below follows from it by differentiation and integration.
 
     Attributes:
-        mean: ``m``, shape (H, D).
+        mean: ``m``, shape (H, D); for velocities and endpoints also (B, H, D), one mean per sample.
         std: ``s``, positive, shape (H, D).
     """
 
@@ -83,7 +83,7 @@ class GaussianMixtureFlow:
 
     Attributes:
         weights: Probability of each mode, shape (K,), summing to 1.
-        means: Shape (K, H, D).
+        means: Shape (K, H, D); for velocities and modes also (B, K, H, D), means for each sample.
         stds: Positive, shape (K, H, D).
     """
 
