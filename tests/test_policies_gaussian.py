@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gaussian_setup import euler_factor, make_observations, make_policy
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +13,7 @@ from chordflow.flow.seeds import generator
 from chordflow.policies import Role, VelocityModule
 from chordflow.policies.gaussian import GaussianConfig, GaussianContext, GaussianFlowPolicy
 from chordflow.policies.sampling import Sampler, seeded_noise
+from gaussian_setup import euler_factor, make_observations, make_policy
 
 
 def encode(policy: GaussianFlowPolicy, count: int, seed: int = 0) -> GaussianContext:
@@ -22,7 +22,10 @@ def encode(policy: GaussianFlowPolicy, count: int, seed: int = 0) -> GaussianCon
 
 
 @given(
-    st.integers(1, 12), st.floats(0.1, 2.0), st.integers(1, 3), st.sampled_from(["closed form", "two Euler steps"])
+    st.integers(1, 12),
+    st.floats(0.1, 2.0),
+    st.integers(1, 3),
+    st.sampled_from(["closed form", "two Euler steps"]),
 )
 def test_endpoints_of_one_mode_are_known(num_steps: int, std: float, seed: int, how: str) -> None:
     policy = make_policy(std=std, seed=seed)
@@ -170,7 +173,8 @@ def test_actions_are_scaled_and_targets_padded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "field"), [({"std": 0.0}, "std=0.0"), ({"action_dim": 5}, "action_dim=5"), ({"num_modes": 0}, "num_modes=0")]
+    ("options", "field"),
+    [({"std": 0.0}, "std=0.0"), ({"action_dim": 5}, "action_dim=5"), ({"num_modes": 0}, "num_modes=0")],
 )
 def test_bad_settings_are_refused(options: dict, field: str) -> None:
     with pytest.raises(UserError, match=field):

@@ -5,12 +5,15 @@ A coupling asks for what a policy sees, never for what a demonstrator did: actio
 
 from __future__ import annotations
 
+import json
 import math
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
@@ -65,7 +68,14 @@ class Observations(Dataset[dict[str, Any]]):
         return len(self.frames)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        item = self.dataset[self.frames[index]]
+        frame = self.frames[index]
+        try:
+            item = self.dataset[frame]
+        except Exception as error:
+            raise UserError(
+                f"dataset: frame {frame} of {self.dataset.repo_id} in {self.dataset.root} cannot be read "
+                f"({_reason(error)}); mend the file or drop its episode (--dataset.episodes)."
+            ) from error
         kept = {
             key: value
             for key, value in item.items()
@@ -73,11 +83,29 @@ class Observations(Dataset[dict[str, Any]]):
         }
         for key, value in kept.items():
             if isinstance(value, torch.Tensor) and value.is_floating_point() and not value.isfinite().all():
-                raise UserError(
-                    f"dataset: {key} is NaN or infinite in episode {int(kept['episode_index'])}, frame "
-                    f"{int(kept['frame_index'])}; mend or drop that episode (--dataset.episodes)."
-                )
+                raise _not_finite(key, kept["episode_index"], kept["frame_index"])
         return kept
+
+    def check_states(self) -> None:
+        """Looks through every frame's vectors at once, so that a run does not fail on its last frame.
+
+        Images are looked at as they are read.
+
+        Raises:
+            UserError: naming the first value that is not finite.
+        """
+        table = self.dataset.hf_dataset.with_format("numpy")
+        rows = np.asarray(self.frames)
+        for key in table.column_names:
+            if not key.startswith(OBS_PREFIX) or key in self.dataset.meta.camera_keys:
+                continue
+            values = np.asarray(table[key][:])
+            if not np.issubdtype(values.dtype, np.floating):
+                continue
+            bad = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)[rows]
+            if bad.any():
+                row = int(rows[bad.argmax()])
+                raise _not_finite(key, table["episode_index"][row], table["frame_index"][row])
 
     def batches(
         self, order: Sequence[int], batch_size: int, num_workers: int = 0
@@ -92,7 +120,7 @@ class Observations(Dataset[dict[str, Any]]):
             num_workers: processes that read ahead.
 
         Raises:
-            UserError: where an observation is not finite.
+            UserError: where an observation cannot be read or is not finite, or a worker dies.
         """
         loader = DataLoader(
             Subset(self, list(order)),
@@ -111,6 +139,13 @@ class Observations(Dataset[dict[str, Any]]):
             lines = [line for line in str(error).splitlines() if "dataset: " in line]
             text = lines[-1] if lines else str(error)
             raise UserError(text[text.index("dataset: ") :] if "dataset: " in text else text) from None
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UserError(
+                f"num_workers={num_workers}: a process that reads observations died ({_reason(error)}), as it does "
+                "where memory or /dev/shm runs out; lower num_workers, down to 0."
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -138,19 +173,33 @@ def open_split(config: DatasetConfig, policy: FlowPolicy, rename_map: dict[str, 
             f"dataset.episodes holds {unknown[0]}, but {config.repo_id} has episodes 0 to "
             f"{metadata.total_episodes - 1}."
         )
+    if len(set(episodes)) < len(episodes):
+        twice = next(episode for episode in episodes if episodes.count(episode) > 1)
+        raise UserError(f"dataset.episodes names {twice} twice; name every episode once.")
     if len(episodes) < 2:
         raise UserError(
             f"dataset.repo_id={config.repo_id}: {len(episodes)} episode(s) cannot be split into training and "
             "held-out ones; give at least 2."
         )
     train, held_out = split_episodes(metadata, episodes, config.eval_split)
-    dataset = LeRobotDataset(
-        config.repo_id,
-        root=config.root,
-        revision=config.revision,
-        delta_timestamps=_observation_timestamps(policy, metadata),
-        video_backend=config.video_backend or ("pyav" if metadata.video_keys else None),
-    )
+    try:
+        dataset = LeRobotDataset(
+            config.repo_id,
+            root=config.root,
+            revision=config.revision,
+            delta_timestamps=_observation_timestamps(policy, metadata),
+            video_backend=config.video_backend or ("pyav" if metadata.video_keys else None),
+        )
+    except Exception as error:
+        raise UserError(
+            f"dataset.repo_id={config.repo_id}: the frames in {metadata.root} are incomplete or broken, and the Hub "
+            f"gives no others ({_reason(error)}); copy or fetch the dataset again."
+        ) from error
+    if len(dataset.hf_dataset) != metadata.total_frames:
+        raise UserError(
+            f"dataset.repo_id={config.repo_id}: {metadata.root} holds {len(dataset.hf_dataset)} frames, but its meta "
+            f"folder tells of {metadata.total_frames}; copy or fetch the dataset again."
+        )
     starts = {int(row["episode_index"]): row for row in metadata.episodes}
 
     def frames(chosen: list[int]) -> list[int]:
@@ -160,9 +209,12 @@ def open_split(config: DatasetConfig, policy: FlowPolicy, rename_map: dict[str, 
             for frame in range(starts[episode]["dataset_from_index"], starts[episode]["dataset_to_index"])
         ]
 
-    return Split(
+    split = Split(
         Observations(dataset, frames(train)), Observations(dataset, frames(held_out)), held_out, metadata
     )
+    split.train.check_states()
+    split.held_out.check_states()
+    return split
 
 
 def split_episodes(
@@ -195,7 +247,18 @@ def check_fits(metadata: LeRobotDatasetMetadata, policy: FlowPolicy, rename_map:
         UserError: for missing cameras or another size of state or action.
     """
     repo_id, features = metadata.repo_id, metadata.features
-    for key in rename_map:
+    looked_at = list(policy.config.input_features or {})
+    for key, target in rename_map.items():
+        if target not in looked_at:
+            raise UserError(
+                f"rename_map={json.dumps(rename_map)}: the checkpoint has no {target!r}; it looks at "
+                f"{', '.join(looked_at)}."
+            )
+        if target in features and target not in rename_map:
+            raise UserError(
+                f"rename_map={json.dumps(rename_map)}: {repo_id} has a {target!r} already; map that one elsewhere or "
+                "drop the entry."
+            )
         if key not in features:
             raise UserError(
                 f"rename_map names {key!r}, which {repo_id} does not have; its observations are "
@@ -225,14 +288,20 @@ def check_fits(metadata: LeRobotDatasetMetadata, policy: FlowPolicy, rename_map:
 
 def _metadata(config: DatasetConfig) -> LeRobotDatasetMetadata:
     if config.root is not None and not Path(config.root).is_dir():
-        raise UserError(f"dataset.root={config.root}: there is no such folder.")
+        raise UserError(f"dataset.root={config.root}: there is no such folder; give a LeRobot dataset's.")
     if config.root is not None and not (Path(config.root) / "meta" / "info.json").is_file():
         raise UserError(
-            f"dataset.root={config.root}: this folder is not a LeRobot dataset (meta/info.json is missing)."
+            f"dataset.root={config.root}: this folder is not a LeRobot dataset (meta/info.json is missing); give the "
+            "folder that holds meta, data and videos."
         )
     try:
         metadata = LeRobotDatasetMetadata(config.repo_id, root=config.root, revision=config.revision)
     except Exception as error:
+        if config.root is not None:
+            raise UserError(
+                f"dataset.root={config.root}: its meta folder is incomplete or broken ({_reason(error)}); copy or "
+                "fetch the dataset again."
+            ) from error
         raise UserError(
             f"dataset.repo_id={config.repo_id}: no local dataset of that name, and the Hub has none within reach "
             f"({type(error).__name__}); check the name, the network, or give --dataset.root."
@@ -255,8 +324,23 @@ def _observation_timestamps(
     }
 
 
+def _not_finite(key: str, episode: int, frame: int) -> UserError:
+    return UserError(
+        f"dataset: {key} is NaN or infinite in episode {int(episode)}, frame {int(frame)}; mend or drop that episode "
+        "(--dataset.episodes)."
+    )
+
+
+def _reason(error: Exception) -> str:
+    """An exception in a few words."""
+    text = (str(error).strip().splitlines() or [""])[0][:200]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def _quiet_worker(_worker: int) -> None:
     from chordflow.quiet import silence_libraries
 
+    # Ctrl-C reaches every process of the terminal; the main one ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     silence_libraries()
     torch.set_num_threads(1)

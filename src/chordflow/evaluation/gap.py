@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from chordflow.errors import UserError
 from chordflow.evaluation.modes import mode_centres, nearest_mode
 from chordflow.policies import FlowPolicy
 
@@ -69,7 +70,9 @@ class Modes:
     def labels(self, endpoints: Tensor) -> NDArray[np.int_]:
         """Nearest mode of each endpoint, (N, K)."""
         flat = _flat(endpoints, self.action_dim)
-        return np.stack([nearest_mode(ends, centres) for ends, centres in zip(flat, self.centres, strict=True)])
+        return np.stack(
+            [nearest_mode(ends, centres) for ends, centres in zip(flat, self.centres, strict=True)]
+        )
 
 
 def action_gap(actual: Tensor, reference: Tensor, modes: Modes, policy: FlowPolicy) -> Gap:
@@ -80,12 +83,19 @@ def action_gap(actual: Tensor, reference: Tensor, modes: Modes, policy: FlowPoli
         reference: endpoints of the teacher from the same noises.
         modes: the teacher's.
         policy: for the way from endpoints to the robot's units.
+
+    Raises:
+        UserError: if the reference's endpoints do not differ, so that a relative gap is not defined.
     """
     a, r = _flat(actual, modes.action_dim), _flat(reference, modes.action_dim)
     spread = np.mean(np.sum((r - r.mean(axis=(0, 1))) ** 2, axis=-1))
     squared = np.sum((a - r) ** 2, axis=-1)
     if spread == 0:
-        raise ValueError("the reference's endpoints are all equal; a relative gap is not defined")
+        raise UserError(
+            f"eval.num_observations: the teacher's endpoints are all equal over {r.shape[0]} observation(s) and "
+            f"{r.shape[1]} noise(s), so a relative gap is not defined; measure on more observations "
+            "(--dataset.eval_split) or raise eval.converged_noises."
+        )
     units = (_units(actual, policy) - _units(reference, policy)).abs()
     return Gap(
         distance=np.sqrt(squared / spread),

@@ -13,7 +13,14 @@ from torch import Tensor
 from chordflow.couplings import Observations
 from chordflow.evaluation.gap import Gap, Modes, action_gap
 from chordflow.evaluation.latency import measure_latency
-from chordflow.evaluation.paired import HeldOutSet, MeasureConfig, batches, encode_held_out, solve
+from chordflow.evaluation.paired import (
+    HeldOutSet,
+    MeasureConfig,
+    batches,
+    encode_held_out,
+    solve,
+    velocity_of,
+)
 from chordflow.flow.curvature import Curvature, measure_curvature
 from chordflow.flow.solvers import get_solver
 from chordflow.policies import FlowPolicy
@@ -82,10 +89,10 @@ def measure(
         on_progress: told the network evaluations done, of how many.
     """
     policies: dict[PolicyRole, FlowPolicy] = {"teacher": teacher, "student": student}
-    held_out = encode_held_out(dict(policies), observations, config)
+    held_out = encode_held_out(policies, observations, config)
     work = _Work(held_out, config, on_progress)
     plan = _plan(config.num_steps, teacher_num_steps)
-    work.total = work.cost(sum(get_solver(s).nfe_per_step * n for _, s, n in plan) + teacher_num_steps)
+    work.total = work.cost(sum(get_solver(s).nfe_per_step * n for _, s, n in plan))
     work.total += 2 * work.cost(config.converged_num_steps, config.converged_noises)
 
     action_dim = teacher.chunk.action_dim
@@ -104,7 +111,8 @@ def measure(
     gaps: list[GapRow] = []
     untrained: dict[tuple[str, int, str], Gap] = {}
     for name, solver, num_steps in plan:
-        ends = work.solve(name, policies[name], solver, num_steps)
+        is_deployed = (name, solver, num_steps) == ("teacher", "euler", teacher_num_steps)
+        ends = deployed if is_deployed else work.solve(name, policies[name], solver, num_steps)
         for reference, (target, reference_steps) in references.items():
             gap = action_gap(ends[:, : target.shape[1]], target, modes, teacher)
             key = (solver, num_steps, reference)
@@ -161,7 +169,7 @@ class _Work:
         total: Curvature | None = None
         for part, context, flat in batches(self.held_out.contexts[name], noise, self.config.batch_size):
             sums, end = measure_curvature(
-                lambda x, t, context=context: policy.velocity(x, t, context),
+                velocity_of(policy, context),
                 flat,
                 self.config.converged_num_steps,
                 real_dims=policy.chunk.action_dim,
@@ -200,7 +208,10 @@ def _curvature_row(policy: PolicyRole, sums: Curvature) -> CurvatureRow:
 def _ratio(gap: Gap, untrained: Gap, seed: int) -> Estimate:
     count, noises = gap.distance.shape
     return ratio_of_rms(
-        gap.distance.ravel(), untrained.distance.ravel(), seed=seed, clusters=np.repeat(np.arange(count), noises)
+        gap.distance.ravel(),
+        untrained.distance.ravel(),
+        seed=seed,
+        clusters=np.repeat(np.arange(count), noises),
     )
 
 
@@ -232,7 +243,11 @@ def _gap_row(
 
 
 def _latency(
-    teacher: FlowPolicy, observations: Observations, config: MeasureConfig, teacher_steps: int, student_steps: int
+    teacher: FlowPolicy,
+    observations: Observations,
+    config: MeasureConfig,
+    teacher_steps: int,
+    student_steps: int,
 ) -> Latency:
     items = next(observations.batches([0], 1))
     return measure_latency(
@@ -265,11 +280,7 @@ def _trajectories(
     paths: dict[PolicyRole, NDArray[np.float64]] = {}
     for name, policy in policies.items():
         context = held_out.contexts[name].index(torch.tensor([observation])).repeat(len(noise))
-        states = get_solver("euler").path(
-            lambda x, t, policy=policy, context=context: policy.velocity(x, t, context),  # type: ignore[misc]
-            noise,
-            config.converged_num_steps,
-        )
+        states = get_solver("euler").path(velocity_of(policy, context), noise, config.converged_num_steps)
         paths[name] = states[..., :action_dim].flatten(2).double().cpu().numpy()
     cloud = paths["teacher"].reshape(-1, paths["teacher"].shape[-1])
     centre = cloud.mean(axis=0)
@@ -279,10 +290,12 @@ def _trajectories(
         components, scales = np.pad(components, ((0, 1), (0, 0))), np.pad(scales, (0, 1))
     every = max(1, config.converged_num_steps // 50)
     rows = []
-    for name, states in paths.items():
-        kept = (np.concatenate([states[:-1:every], states[-1:]]) - centre) @ components[:2].T
+    for name, path in paths.items():
+        kept = (np.concatenate([path[:-1:every], path[-1:]]) - centre) @ components[:2].T
         rows += [
-            TrajectoryRow(policy=name, observation=observation, x=kept[:, k, 0].tolist(), y=kept[:, k, 1].tolist())
+            TrajectoryRow(
+                policy=name, observation=observation, x=kept[:, k, 0].tolist(), y=kept[:, k, 1].tolist()
+            )
             for k in range(kept.shape[1])
         ]
     return rows, (scales[:2] ** 2 / (scales**2).sum()).tolist()

@@ -5,7 +5,7 @@ Shapes: N observations, K noises for each, H chunk size, D padded action dimensi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -15,8 +15,9 @@ from chordflow.couplings import Observations
 from chordflow.errors import UserError
 from chordflow.evaluation.modes import MIN_ENDPOINTS
 from chordflow.flow.seeds import generator
-from chordflow.flow.solvers import get_solver
+from chordflow.flow.solvers import Velocity, get_solver
 from chordflow.policies import Context, FlowPolicy
+from chordflow.results.schema import PolicyRole
 
 Tick = Callable[[int], None]
 
@@ -60,7 +61,9 @@ class MeasureConfig:
                 f"{self.noises_per_observation}."
             )
         if not self.num_steps or min(self.num_steps) < 1:
-            raise UserError(f"eval.num_steps={self.num_steps}: give solver steps of at least 1, such as [1,2,4,10].")
+            raise UserError(
+                f"eval.num_steps={self.num_steps}: give solver steps of at least 1, such as [1,2,4,10]."
+            )
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class HeldOutSet:
         noise: (N, K, H, D).
     """
 
-    contexts: dict[str, Context]
+    contexts: dict[PolicyRole, Context]
     noise: Tensor
 
     @property
@@ -83,7 +86,10 @@ class HeldOutSet:
 
 @torch.no_grad()
 def encode_held_out(
-    policies: dict[str, FlowPolicy], observations: Observations, config: MeasureConfig, on_batch: Tick = lambda n: None
+    policies: Mapping[PolicyRole, FlowPolicy],
+    observations: Observations,
+    config: MeasureConfig,
+    on_batch: Tick = lambda n: None,
 ) -> HeldOutSet:
     """Chooses held-out frames, encodes them for every policy, and draws their noises.
 
@@ -117,9 +123,7 @@ def encode_held_out(
     )
 
 
-def batches(
-    context: Context, noise: Tensor, batch_size: int
-) -> Iterator[tuple[slice, Context, Tensor]]:
+def batches(context: Context, noise: Tensor, batch_size: int) -> Iterator[tuple[slice, Context, Tensor]]:
     """Cuts N observations with K noises each into network batches.
 
     Yields:
@@ -158,11 +162,12 @@ def solve(
     method = get_solver(solver)
     ends = torch.empty(noise.shape, dtype=torch.float32)
     for part, repeated, flat in batches(context, noise, batch_size):
-        field_of = _velocity(policy, repeated)
-        ends[part] = method.integrate(field_of, flat, num_steps).unflatten(0, (-1, noise.shape[1])).float().cpu()
+        end = method.integrate(velocity_of(policy, repeated), flat, num_steps)
+        ends[part] = end.unflatten(0, (-1, noise.shape[1])).float().cpu()
         on_batch(method.nfe_per_step * num_steps)
     return ends
 
 
-def _velocity(policy: FlowPolicy, context: Context) -> Callable[[Tensor, Tensor], Tensor]:
+def velocity_of(policy: FlowPolicy, context: Context) -> Velocity:
+    """The policy's velocity at fixed observations, as solvers ask for it."""
     return lambda x, t: policy.velocity(x, t, context)

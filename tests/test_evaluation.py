@@ -1,0 +1,508 @@
+"""The measures against closed forms: gap, flips, modes, curvature, and the rows that `measure` makes."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chi
+from torch import Tensor
+
+from chordflow.errors import UserError
+from chordflow.evaluation.gap import Modes, action_gap
+from chordflow.evaluation.latency import measure_latency
+from chordflow.evaluation.measure import Measures, measure
+from chordflow.evaluation.modes import least_silhouette, mode_centres, nearest_mode
+from chordflow.evaluation.paired import MeasureConfig, encode_held_out, solve
+from chordflow.flow.closed_forms import GaussianFlow
+from chordflow.flow.seeds import generator
+from chordflow.flow.solvers import SOLVERS
+from chordflow.policies import Context
+from chordflow.policies.base import VelocityModule
+from chordflow.policies.gaussian import GaussianConfig, GaussianFlowPolicy
+from chordflow.results.schema import GapRow
+from gaussian_setup import AffineStudent, euler_factor, make_observations, make_policy
+
+N, K = 40, 64
+MEASURE = MeasureConfig(
+    num_observations=30, noises_per_observation=64, num_steps=[1, 2, 4], converged_noises=64, batch_size=256,
+    latency_repeats=3,
+)  # fmt: skip
+
+
+def on_grid(
+    policy: GaussianFlowPolicy, num_steps: int, noise: Tensor, context: Context, **options: object
+) -> Tensor:
+    return solve(policy, context, noise, num_steps, batch_size=512, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def policy() -> GaussianFlowPolicy:
+    return make_policy(std=0.6, action_scale=2.5)
+
+
+@pytest.fixture(scope="module")
+def context(policy: GaussianFlowPolicy) -> Context:
+    items = next(make_observations(N).batches(range(N), N))
+    return policy.encode(policy.preprocess(items))
+
+
+@pytest.fixture(scope="module")
+def noise(policy: GaussianFlowPolicy) -> Tensor:
+    return policy.sample_noise(N * K, generator(0, "noise")).unflatten(0, (N, K))
+
+
+# The gap
+
+
+@pytest.mark.parametrize(("num_steps", "reference_steps"), [(1, 10), (2, 10), (4, 10), (10, None), (1, None)])
+def test_the_gap_is_the_closed_form(
+    policy: GaussianFlowPolicy, context: Context, noise: Tensor, num_steps: int, reference_steps: int | None
+) -> None:
+    """Endpoints are m + c * noise with c known for each step count; None: the exact endpoints, c = std."""
+    std, real = policy.std[:, :2], (slice(None), slice(0, 2))
+    reference_c = std if reference_steps is None else euler_factor(policy.std, reference_steps)[real]
+    delta = euler_factor(policy.std, num_steps)[real] - reference_c
+    if reference_steps is None:
+        reference = policy.flow(context.repeat(K)).endpoint(noise.flatten(0, 1)).unflatten(0, (N, K))
+    else:
+        reference = on_grid(policy, reference_steps, noise, context)
+    actual = on_grid(policy, num_steps, noise, context)
+    gap = action_gap(actual, reference, Modes(reference, 2), policy)
+
+    # By the law of the noise: E ||delta * x||^2 over the variance of m over observations plus c^2.
+    means = policy.flow(context).mean[..., :2]
+    spread = float((means.var(dim=0, correction=0) + reference_c**2).sum())
+    assert gap.rms == pytest.approx(math.sqrt(float((delta**2).sum()) / spread), rel=0.01)
+    assert gap.median == pytest.approx(
+        float(delta[0, 0].abs()) * chi(8).median() / math.sqrt(spread), rel=0.01
+    )
+    # One blob at each observation; a cloud that looks parted by chance is rare (tested below).
+    assert gap.flip_rate < 0.01
+    # And in the robot's units, from the very noises.
+    differences = (delta * noise[..., :2]).abs() * 2.5
+    assert gap.max_abs == pytest.approx(float(differences.max()), rel=1e-3)
+    assert gap.mean_abs == pytest.approx(float(differences.mean()), rel=1e-3)
+
+
+def test_the_denominator_is_the_spread_of_the_reference_over_observations_and_noises(
+    policy: GaussianFlowPolicy, noise: Tensor
+) -> None:
+    reference, actual = noise * 2.0, noise * 2.0 + 0.5
+    gap = action_gap(actual, reference, Modes(reference, 2), policy)
+    flat = reference[..., :2].double().flatten(2).flatten(0, 1)
+    spread = (flat - flat.mean(dim=0)).square().sum(dim=1).mean()
+    assert gap.rms == pytest.approx(math.sqrt(8 * 0.25 / float(spread)))
+    assert gap.median == pytest.approx(gap.rms)
+    assert gap.distance == pytest.approx(np.full((N, K), gap.rms), rel=1e-4)
+    assert gap.distance.shape == (N, K)
+    swapped = action_gap(reference, actual, Modes(reference, 2), policy)
+    assert swapped.rms == pytest.approx(gap.rms)
+    doubled = action_gap(2 * actual, 2 * reference, Modes(2 * reference, 2), policy)
+    assert doubled.rms == pytest.approx(gap.rms)
+    assert doubled.max_abs == pytest.approx(2 * gap.max_abs)
+
+
+def test_padded_dimensions_do_not_count(policy: GaussianFlowPolicy, noise: Tensor) -> None:
+    actual = noise.clone()
+    actual[..., 2:] += 100.0
+    assert action_gap(actual, noise, Modes(noise, 2), policy).rms == 0.0
+
+
+def test_the_median_is_not_moved_by_a_few_far_pairs(policy: GaussianFlowPolicy, noise: Tensor) -> None:
+    actual = noise + 0.1
+    far = actual.clone()
+    far[0, 0] += 100.0
+    near, gap = (action_gap(a, noise, Modes(noise, 2), policy) for a in (actual, far))
+    assert gap.median == pytest.approx(near.median)
+    assert gap.rms > 10 * near.rms
+
+
+def test_a_reference_without_spread_is_refused_with_a_sentence(policy: GaussianFlowPolicy) -> None:
+    one = torch.ones(1, 1, 4, 4)
+    modes = Modes(torch.randn(1, 16, 4, 4, generator=generator(0)), 2)
+    with pytest.raises(UserError, match="endpoints are all equal over 1 observation"):
+        action_gap(one, one, modes, policy)
+
+
+# Flips
+
+
+def test_flips_are_exactly_the_pairs_that_change_sides() -> None:
+    policy = make_policy(num_modes=2, separation=4.0, std=0.3)
+    observations = make_observations(30)
+    held_out = encode_held_out({"teacher": policy}, observations, MeasureConfig(noises_per_observation=64))
+    context, noise = held_out.contexts["teacher"], held_out.noise
+    reference = on_grid(policy, 50, noise, context)
+    modes = Modes(reference, 2)
+    assert (modes.counts == 2).all()
+
+    rng = np.random.default_rng(0)
+    swapped = rng.random((30, 64)) < 0.07
+    centre = context.means.mean(dim=1)[:, None]  # type: ignore[attr-defined]
+    other = torch.where(torch.from_numpy(swapped)[..., None, None], 2 * centre - reference, reference)
+    gap = action_gap(other, reference, modes, policy)
+    assert np.array_equal(gap.flips, swapped)
+    assert gap.flip_rate == swapped.mean()
+    # Pairs that stay near their own mode are no flips, however far the gap.
+    moved = action_gap(reference + 0.5, reference, modes, policy)
+    assert moved.flip_rate == 0.0
+    assert moved.rms > 0.1
+
+
+def test_the_labels_are_the_sides_that_the_noise_chooses() -> None:
+    policy = make_policy(num_modes=2, separation=4.0, std=0.3)
+    held_out = encode_held_out(
+        {"teacher": policy}, make_observations(10), MeasureConfig(noises_per_observation=32)
+    )
+    ends = on_grid(policy, 50, held_out.noise, held_out.contexts["teacher"])
+    labels = Modes(ends, 2).labels(ends)
+    right = (held_out.noise[..., :2].sum(dim=(2, 3)) > 0).numpy()
+    for row in range(10):
+        assert len(set(zip(labels[row], right[row], strict=True))) == 2
+
+
+# Modes
+
+
+@pytest.mark.parametrize("dim", [1, 2, 32])
+@pytest.mark.parametrize("count", [16, 32, 64])
+def test_one_blob_has_one_mode(dim: int, count: int) -> None:
+    """Over 1,000 draws the false splits were 0 to 1.3 %, most at 16 and 32 points; 200 draws leave room."""
+    rng = np.random.default_rng(dim + 100 * count)
+    split = sum(len(mode_centres(rng.normal(size=(count, dim)))) > 1 for _ in range(200))
+    assert split <= 6
+
+
+@pytest.mark.parametrize("dim", [1, 2, 32])
+@pytest.mark.parametrize(("count", "separation"), [(16, 9.0), (32, 7.0), (64, 6.0)])
+def test_two_modes_apart_are_found(dim: int, count: int, separation: float) -> None:
+    """Separation in standard deviations of a mode; with few points only wider gaps are told from chance."""
+    rng, found, right = np.random.default_rng(dim + 7 * count), 0, []
+    direction = rng.normal(size=dim)
+    direction /= np.linalg.norm(direction)
+    for _ in range(100):
+        side = rng.permutation(np.arange(count) % 3 == 0)
+        points = rng.normal(size=(count, dim)) + separation * side[:, None] * direction
+        centres = mode_centres(points)
+        if len(centres) == 2:
+            found += 1
+            labels = nearest_mode(points, centres)
+            right.append(max((labels == side).mean(), (labels != side).mean()))
+    assert found >= 95
+    assert np.mean(right) > 0.99
+
+
+@pytest.mark.parametrize("modes", [3, 4])
+def test_more_modes_are_told_apart(modes: int) -> None:
+    rng = np.random.default_rng(modes)
+    places = 10 * np.eye(8)[:modes]
+    points = np.repeat(places, 16, axis=0) + 0.5 * rng.normal(size=(16 * modes, 8))
+    centres = mode_centres(points)
+    assert len(centres) == modes
+    assert len(set(nearest_mode(places, centres))) == modes
+
+
+@given(st.integers(0, 10_000), st.floats(0.01, 100.0))
+@settings(max_examples=25)
+def test_modes_do_not_depend_on_scale_place_or_order(seed: int, scale: float) -> None:
+    rng = np.random.default_rng(seed)
+    points = rng.normal(size=(24, 3)) + 8.0 * (rng.random(24) < 0.5)[:, None]
+    count = len(mode_centres(points))
+    assert len(mode_centres(rng.permutation(points) * scale + 3 * scale)) == count
+
+
+def test_few_points_need_a_wider_gap_and_equal_points_are_one_mode() -> None:
+    assert least_silhouette(16) > least_silhouette(32) >= least_silhouette(64) == 0.7
+    assert len(mode_centres(np.ones((16, 4)))) == 1
+    with pytest.raises(ValueError, match="15 endpoints are too few"):
+        mode_centres(np.zeros((15, 2)))
+
+
+# Solving on held-out observations
+
+
+class Counting(GaussianFlowPolicy):
+    """Counts what its network is asked."""
+
+    evaluations = 0
+    encoded = 0
+
+    def velocity(self, x_t: Tensor, t: Tensor, context: Context) -> Tensor:
+        self.evaluations += 1
+        return super().velocity(x_t, t, context)
+
+    def encode(self, batch: dict) -> Context:  # type: ignore[override]
+        self.encoded += len(batch["observation.state"])
+        return super().encode(batch)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("saved", [1, 7])
+def test_solve_makes_the_evaluations_it_is_asked_for(solver: str, saved: int) -> None:
+    policy = Counting(GaussianConfig(num_steps=saved))
+    held_out = encode_held_out({"teacher": policy}, make_observations(6), MeasureConfig())
+    told: list[int] = []
+    # 6 observations with 16 noises each, two observations a batch: three batches.
+    solve(
+        policy,
+        held_out.contexts["teacher"],
+        held_out.noise,
+        3,
+        solver=solver,
+        batch_size=32,
+        on_batch=told.append,
+    )
+    assert policy.evaluations == 3 * SOLVERS[solver].nfe_per_step * 3 == sum(told)
+
+
+@given(st.integers(1, 200))
+@settings(max_examples=20)
+def test_solving_does_not_depend_on_the_batch_size(batch_size: int) -> None:
+    policy = make_policy(num_modes=2)
+    held_out = encode_held_out({"teacher": policy}, make_observations(5), MeasureConfig())
+    context, noise = held_out.contexts["teacher"], held_out.noise
+    ends = solve(policy, context, noise, 3, batch_size=batch_size)
+    torch.testing.assert_close(ends, solve(policy, context, noise, 3, batch_size=80), rtol=1e-5, atol=1e-5)
+
+
+def test_contexts_are_shared_where_prefixes_agree_and_only_there() -> None:
+    teacher, student = (Counting(GaussianConfig(seed=1)) for _ in range(2))
+    student.fresh(["action_head"], seed=5)  # type: ignore[list-item]
+    observations, config = make_observations(8), MeasureConfig(num_observations=6)
+    shared = encode_held_out({"teacher": teacher, "student": student}, observations, config)
+    assert shared.contexts["student"] is shared.contexts["teacher"]
+    assert (teacher.encoded, student.encoded) == (6, 0)
+
+    with torch.no_grad():
+        student.module.get_parameter("state_proj.bias")[0] += 1.0
+    apart = encode_held_out({"teacher": teacher, "student": student}, observations, config)
+    assert student.encoded == 6
+    assert torch.equal(apart.noise, shared.noise)
+    means = [apart.contexts[name].tensors()[0] for name in ("teacher", "student")]
+    difference = (means[1] - means[0]).flatten(2)
+    torch.testing.assert_close(difference[..., 0], torch.ones(6, 1))
+    assert (difference[..., 1:] == 0).all()
+
+
+def test_noises_belong_to_observations_whatever_else_is_chosen() -> None:
+    policy, observations = make_policy(), make_observations(9)
+    whole = encode_held_out({"teacher": policy}, observations, MeasureConfig())
+    assert whole.num_observations == 9
+    assert whole.noise.flatten(0, 1).unique(dim=0).shape[0] == 9 * 16
+    some = encode_held_out({"teacher": policy}, observations, MeasureConfig(num_observations=4))
+    rows = [int((whole.noise[:, 0] == n).all(dim=(1, 2)).nonzero()) for n in some.noise[:, 0]]
+    assert rows == sorted(set(rows))
+    for name in ("noise", "context"):
+        a, b = ((h.noise if name == "noise" else h.contexts["teacher"].tensors()[0]) for h in (whole, some))
+        assert torch.equal(a[rows], b)
+    other = encode_held_out({"teacher": policy}, observations, MeasureConfig(seed=1))
+    assert not torch.equal(other.noise, whole.noise)
+
+
+# All measures together
+
+
+class Straight(AffineStudent):
+    """The optimum of one reflow on exact couplings, in closed form; saved with one step."""
+
+    def velocity(self, x_t: Tensor, t: Tensor, context: Context) -> Tensor:
+        return GaussianFlow(context.tensors()[0][:, 0], torch.full((4, 4), 0.6)).reflowed_velocity(x_t, t)
+
+
+class Measured:
+    """A teacher saved with one step, measured at ten, and its exact student."""
+
+    def __init__(self) -> None:
+        self.teacher = make_policy(std=0.6, num_steps=1, action_scale=2.5)
+        self.student = Straight(copy.deepcopy(self.teacher.config))
+        self.ticks: list[tuple[int, int]] = []
+        self.measures: Measures = measure(
+            self.teacher,
+            self.student,
+            make_observations(30),
+            MEASURE,
+            teacher_num_steps=10,
+            student_num_steps=1,
+            on_progress=lambda done, total: self.ticks.append((done, total)),
+        )
+
+    def gap(self, policy: str, num_steps: int, reference: str, solver: str = "euler") -> GapRow:
+        wanted = (policy, num_steps, reference, solver)
+        rows = [r for r in self.measures.gaps if (r.policy, r.num_steps, r.reference, r.solver) == wanted]
+        assert len(rows) == 1
+        return rows[0]
+
+
+@pytest.fixture(scope="module")
+def measured() -> Measured:
+    return Measured()
+
+
+def test_curvature_is_measured_on_the_fine_grid_whatever_the_policy_is_saved_with(measured: Measured) -> None:
+    teacher, student = measured.measures.curvature
+    assert (teacher.policy, student.policy) == ("teacher", "student")
+    assert teacher.num_steps == student.num_steps == len(teacher.times) == 100
+    assert teacher.trajectories == 30 * 64
+    # On the grid itself everything is known: v = slope * c_k * x_1 - m at the state m (1 - t) + c_k x_1.
+    held_out = encode_held_out({"teacher": measured.teacher}, make_observations(30), MEASURE)
+    noise, means = held_out.noise.double(), held_out.contexts["teacher"].tensors()[0].double()
+    factor, along = 1.0, []
+    for t in teacher.times:
+        slope = (t - (1 - t) * 0.36) / (t**2 + (1 - t) ** 2 * 0.36)
+        along.append(slope * factor)
+        factor *= 1 - slope / 100
+    power = noise.square().mean(dim=(0, 1, 2))
+    chord = ((1 - factor) * noise - means).square().mean(dim=(0, 1, 2))
+    on_the_grid = power * np.mean([(1 - factor - v) ** 2 for v in along])
+    assert teacher.s == pytest.approx(float(on_the_grid[:2].sum()), rel=1e-3)
+    assert teacher.s_by_dim == pytest.approx(on_the_grid.tolist(), rel=1e-3)
+    assert teacher.curvature == pytest.approx(math.sqrt(on_the_grid[:2].sum() / chord[:2].sum()), rel=1e-3)
+    assert teacher.curvature_all_dims == pytest.approx(math.sqrt(on_the_grid.sum() / chord.sum()), rel=1e-3)
+    # The grid of 100 itself costs 1.5 % against the continuous curvature, S = (2 - pi / 2) std E x_1^2.
+    exact = (2 - math.pi / 2) * 0.6 * power
+    true_chord = (0.4 * noise - means).square().mean(dim=(0, 1, 2))
+    assert teacher.curvature == pytest.approx(math.sqrt(exact[:2].sum() / true_chord[:2].sum()), rel=0.02)
+    # And by the law, with the error that 1,920 trajectories leave.
+    rows = means[:, 0].flatten(0, 1)
+    law = GaussianFlow(rows, torch.full_like(rows, 0.6))
+    assert teacher.curvature == pytest.approx(law.curvature(2), rel=0.03)
+    assert teacher.s_all_dims == pytest.approx(sum(teacher.s_by_dim))
+    assert sum(teacher.s_by_time) / 100 == pytest.approx(teacher.s)
+    assert student.curvature < 1e-3 * teacher.curvature
+
+
+def test_the_floor_and_the_teacher_as_deployed(measured: Measured) -> None:
+    assert measured.gap("teacher", 10, "deployed").rms == 0.0
+    floor = measured.gap("teacher", 10, "converged")
+    ten, hundred = (float(euler_factor(torch.tensor(0.6), n)) for n in (10, 100))
+    assert floor.reference_num_steps == 100
+    assert floor.rms == pytest.approx((hundred - ten) / (hundred - 0.0) * measured.gap("teacher", 1, "converged").rms,
+                                      rel=1e-3)  # fmt: skip
+    assert (
+        0
+        < floor.rms
+        < measured.gap("teacher", 4, "converged").rms
+        < measured.gap("teacher", 2, "converged").rms
+    )
+    assert measured.gap("teacher", 10, "deployed").flip_rate == 0.0
+
+
+def test_the_rows_are_those_of_the_plan(measured: Measured) -> None:
+    rows = {(r.policy, r.solver, r.num_steps, r.nfe) for r in measured.measures.gaps}
+    assert rows == {
+        *(("teacher", "euler", n, n) for n in (1, 2, 4, 10)),
+        *(("teacher", "midpoint", n, 2 * n) for n in (1, 2, 5)),
+        *(("student", "euler", n, n) for n in (1, 2, 4)),
+    }
+    assert len(measured.measures.gaps) == 2 * len(rows)
+    for row in measured.measures.gaps:
+        assert (row.observations, row.pairs) == (30, 30 * 64)
+        assert row.reference_num_steps == (10 if row.reference == "deployed" else 100)
+
+
+def test_the_ratio_is_the_student_over_the_untrained_teacher(measured: Measured) -> None:
+    for reference in ("deployed", "converged"):
+        for num_steps in (1, 2, 4):
+            student, teacher = (measured.gap(name, num_steps, reference) for name in ("student", "teacher"))
+            assert teacher.ratio_to_untrained is None
+            assert student.ratio_to_untrained is not None
+            assert student.ratio_to_untrained.value == pytest.approx(student.rms / teacher.rms)
+            interval = student.ratio_to_untrained.interval
+            assert interval is not None
+            assert interval.low <= student.ratio_to_untrained.value <= interval.high
+    # One step of the exact student is the exact endpoint, c = std; one untrained step is the mean, c = 0.
+    hundred = float(euler_factor(torch.tensor(0.6), 100))
+    one = measured.gap("student", 1, "converged").ratio_to_untrained
+    assert one is not None
+    assert one.value == pytest.approx((0.6 - hundred) / hundred, rel=1e-2)
+
+
+def test_latency_is_split_and_bounded(measured: Measured) -> None:
+    latency = measured.measures.latency
+    assert latency.encode_s > 0
+    assert latency.step_s > 0
+    assert 1 < latency.speedup <= latency.ceiling
+    assert (latency.teacher_num_steps, latency.student_num_steps, latency.repeats) == (10, 1, 3)
+    slower = measure_latency(
+        measured.teacher,
+        next(make_observations(4).batches(range(4), 4)),
+        2,
+        teacher_num_steps=10,
+        student_num_steps=4,
+    )
+    assert slower.speedup < slower.ceiling
+    assert slower.batch_size == 4
+
+
+def test_trajectories_start_at_the_same_noise_and_share_a_plane(measured: Measured) -> None:
+    by_policy = {
+        name: [row for row in measured.measures.trajectories if row.policy == name]
+        for name in ("teacher", "student")
+    }
+    assert len(by_policy["teacher"]) == len(by_policy["student"]) == 24
+    bends = dict.fromkeys(by_policy, 0.0)
+    for teacher, student in zip(by_policy["teacher"], by_policy["student"], strict=True):
+        assert teacher.observation == student.observation
+        assert (teacher.x[0], teacher.y[0]) == pytest.approx((student.x[0], student.y[0]))
+        for row in (teacher, student):
+            points = np.stack([row.x, row.y], axis=1)
+            assert len(points) == 51
+            chord = points[-1] - points[0]
+            across = (points - points[0]) @ np.array([-chord[1], chord[0]]) / np.linalg.norm(chord)
+            bends[row.policy] += float(np.abs(across).max())
+    assert bends["student"] < 0.01 * bends["teacher"]
+    axes = measured.measures.trajectory_axes
+    assert 1 >= axes[0] >= axes[1] > 0
+    assert sum(axes) <= 1 + 1e-9
+
+
+def test_progress_ends_where_it_said(measured: Measured) -> None:
+    done, totals = zip(*measured.ticks, strict=True)
+    assert set(totals) == {done[-1]}
+    assert list(done) == sorted(done)
+
+
+def test_two_modes_are_seen_and_one_step_falls_between_them() -> None:
+    teacher = make_policy(num_modes=2, separation=4.0, std=0.3)
+    config = MeasureConfig(num_observations=12, num_steps=[1], converged_noises=16, latency_repeats=1)
+    measures = measure(
+        teacher, teacher, make_observations(12), config, teacher_num_steps=10, student_num_steps=1
+    )
+    assert measures.multimodal == 1.0
+    assert measures.num_observations == 12
+    student, untrained = (
+        next(r for r in measures.gaps if (r.policy, r.num_steps, r.reference) == (name, 1, "deployed"))
+        for name in ("student", "teacher")
+    )
+    assert student.rms == untrained.rms > 0.5
+    assert student.ratio_to_untrained is not None
+    assert student.ratio_to_untrained.value == 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"noises_per_observation": 15}, "eval.noises_per_observation=15: give at least 16"),
+        ({"converged_num_steps": 50}, "eval.converged_num_steps=50: give at least 100"),
+        ({"converged_noises": 17}, "eval.converged_noises=17 is more than eval.noises_per_observation=16"),
+        ({"num_steps": []}, "eval.num_steps="),
+        ({"num_steps": [0, 1]}, "eval.num_steps="),
+        ({"num_observations": 0}, "eval.num_observations=0"),
+    ],
+)
+def test_bad_settings_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message.replace("[", "\\[")):
+        MeasureConfig(**options)
+
+
+def test_the_module_that_trains_and_the_policy_that_is_measured_agree(
+    policy: GaussianFlowPolicy, context: Context
+) -> None:
+    noise, t = policy.sample_noise(N, generator(3)), torch.linspace(0, 1, N)
+    assert torch.equal(VelocityModule(policy)(noise, t, context), policy.velocity(noise, t, context))
