@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from lerobot.configs.default import DatasetConfig as LeRobotDatasetConfig
 from lerobot.configs.train import TrainPipelineConfig
 from lerobot.datasets.factory import make_train_eval_datasets
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
 from builders import build_checkpoint, build_dataset
@@ -227,12 +230,46 @@ def test_values_that_are_not_finite_are_named(
     states[1][0] = float("nan")
     field = table.schema.field(column)
     pq.write_table(table.set_column(column, field, pa.array(states, type=field.type)), file)
-    split = open_split(DatasetConfig("test/tiny", root=str(root)), tiny_policy)
-    for workers in (0, 2):
-        with pytest.raises(
-            UserError, match=r"^dataset: observation.state is NaN or infinite in episode 0, frame 1"
-        ):
-            list(split.train.batches(range(4), 2, workers))
+    config = DatasetConfig("test/tiny", root=str(root), episodes=[0, 1, 3])
+    with pytest.raises(
+        UserError, match=r"^dataset: observation.state is NaN or infinite in episode 0, frame 1"
+    ):
+        open_split(config, tiny_policy)
+    # Left out, the episode does no harm.
+    open_split(replace(config, episodes=[1, 3]), tiny_policy)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_cannot_be_used_is_named(
+    tiny_policy: SmolVLAFlowPolicy, split: Split, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    read = LeRobotDataset.__getitem__
+
+    def broken(self: LeRobotDataset, index: int) -> dict:
+        item = read(self, index)
+        if index == 3:
+            item["observation.images.top"][0, 0, 0] = float("inf")
+        if index == 7:
+            raise OSError("image file is truncated")
+        return item
+
+    monkeypatch.setattr(LeRobotDataset, "__getitem__", broken)
+    assert split.train.frames[:8] == list(range(8))
+    list(split.train.batches(range(3), 2, workers))
+    with pytest.raises(
+        UserError, match=r"^dataset: observation.images.top is NaN or infinite in episode 0, frame 3;"
+    ):
+        list(split.train.batches(range(4), 2, workers))
+    with pytest.raises(
+        UserError, match=r"^dataset: frame 7 of test/tiny in .* cannot be read \(OSError: image file"
+    ):
+        list(split.train.batches(range(6, 8), 2, workers))
+
+
+def test_a_worker_that_dies_is_told_of(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LeRobotDataset, "__getitem__", lambda self, index: os._exit(1))
+    with pytest.raises(UserError, match=r"^num_workers=2: a process that reads observations died"):
+        list(split.train.batches(range(4), 2, 2))
 
 
 @pytest.mark.parametrize(
@@ -242,6 +279,7 @@ def test_values_that_are_not_finite_are_named(
         (lambda root: DatasetConfig("nobody/nothing"), "nobody/nothing"),
         (lambda root: DatasetConfig("test/tiny", root=str(root), episodes=[0, 99]), "episodes holds 99"),
         (lambda root: DatasetConfig("test/tiny", root=str(root), episodes=[0]), "cannot be split"),
+        (lambda root: DatasetConfig("test/tiny", root=str(root), episodes=[0, 1, 0]), "names 0 twice"),
     ],
 )
 def test_bad_datasets(

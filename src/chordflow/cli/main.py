@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from importlib import import_module
 
 from chordflow import __version__
 from chordflow.errors import UserError
+
+# What the machine refuses, as against what a program gets wrong.
+_MACHINE_ERRORS = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EFBIG: "make room",
+    errno.EROFS: "choose a folder that can be written to",
+    errno.EACCES: "check the permissions",
+    errno.EPERM: "check the permissions",
+    errno.EIO: "check the disk",
+    errno.EMFILE: "raise the limit of open files (ulimit -n) or lower --num_workers",
+    errno.ENFILE: "close other programs or lower --num_workers",
+    errno.ENOMEM: "free memory or lower --num_workers",
+}
 
 VERBS = {
     "reflow": ("chordflow.cli.reflow", "train a student that acts in one or two steps, and measure it"),
@@ -29,8 +44,12 @@ def usage() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Runs a verb.
 
+    What the user or the machine is the cause of is said in one line; a fault of chordflow's own keeps its
+    traceback.
+
     Returns:
-        0 where it went well, 2 for input that cannot be used, 130 where it was interrupted.
+        0 where it went well, 2 for input that cannot be used or a machine that refuses, 130 where it was
+        interrupted.
     """
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -50,16 +69,33 @@ def main(argv: list[str] | None = None) -> int:
         silence_libraries()
         import_module(VERBS[verb][0]).run(options)
     except UserError as error:
-        print(f"chordflow {verb}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\nchordflow {verb}: interrupted; what was saved stands.", file=sys.stderr)
+        return _refuse(verb, str(error))
+    except KeyboardInterrupt as interrupt:
+        # A terminal has just shown ^C in the same line.
+        start = "\n" if sys.stderr.isatty() else ""
+        notes = " ".join(getattr(interrupt, "__notes__", ["what was saved stands."]))
+        print(f"{start}chordflow {verb}: interrupted; {notes}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of a pipe has gone, as with `chordflow reflow --help | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in _MACHINE_ERRORS:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        return _refuse(verb, f"{where}{error.strerror}; {_MACHINE_ERRORS[error.errno]} and try again.")
+    except Exception as error:
+        if type(error).__name__ != "OutOfMemoryError" and not isinstance(error, MemoryError):
+            raise
+        text = "out of memory" + (f" ({str(error).splitlines()[0]})" if str(error) else "")
+        return _refuse(verb, f"{text}; lower --batch_size, --buffer.num_observations or --eval.batch_size.")
     return 0
+
+
+def _refuse(verb: str, message: str) -> int:
+    print(f"chordflow {verb}: {' '.join(message.split())}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,11 @@ from draccus import cfgparsing
 from chordflow.cli.options import CONFIG_PATH, build, help_text, read_options
 from chordflow.console import console, say
 from chordflow.errors import UserError
-from chordflow.experiments.reflow import (
-    REFLOW_CONFIG,
-    ReflowJobConfig,
-    check_same_teacher,
-    reflow,
-    resume_folder,
-)
+from chordflow.experiments.reflow import ReflowJobConfig, check_same_teacher, reflow
+from chordflow.experiments.run_folder import REFLOW_CONFIG, resume_folder
 from chordflow.report.figures import save_figures
 from chordflow.report.table import render
+from chordflow.results.schema import Results
 
 USAGE = """
 chordflow reflow --teacher.path=CHECKPOINT --dataset.repo_id=USER/DATASET --output_dir=outputs/student
@@ -35,11 +32,30 @@ def run(arguments: list[str]) -> None:
     config, resume_from = parse(arguments)
     finished = reflow(config, ["chordflow", "reflow", *arguments], resume_from)
     console.print(render(finished.results))
-    figures = config.output_dir / "figures"
-    figures.mkdir(exist_ok=True)
-    pictures = save_figures(finished.results, figures)
-    say(f"Results: {config.output_dir / 'results.json'}, {len(pictures)} pictures in {figures}")
+    pictures = _save_pictures(finished.results, config.output_dir / "figures")
+    say(
+        f"Results: {config.output_dir / 'results.json'}, {pictures} pictures in {config.output_dir / 'figures'}"
+    )
     say(f"Student: {finished.student}")
+
+
+def _save_pictures(results: Results, folder: Path) -> int:
+    """Draws all pictures into a folder that appears whole or not at all; returns their number."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        pictures = save_figures(results, temporary)
+        # A resumed run draws anew.
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    except (OSError, UserError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(
+            f"output_dir={folder.parent}: the pictures cannot be written ({error}); checkpoints and results.json "
+            "are whole; make room and resume the run to draw them."
+        ) from error
+    return len(pictures)
 
 
 def parse(arguments: list[str]) -> tuple[ReflowJobConfig, Path | None]:
@@ -50,8 +66,7 @@ def parse(arguments: list[str]) -> tuple[ReflowJobConfig, Path | None]:
     """
     values = read_options(arguments)
     config_path = values.pop(CONFIG_PATH, None)
-    resume = values.get("resume", "false").lower() == "true"
-    if not resume:
+    if not _wants_resume(values):
         return build(ReflowJobConfig, values, _read(Path(config_path)) if config_path else None), None
     if config_path is None:
         raise UserError(
@@ -66,6 +81,14 @@ def parse(arguments: list[str]) -> tuple[ReflowJobConfig, Path | None]:
     config = build(ReflowJobConfig, values, base)
     check_same_teacher(config, sha256)
     return config, checkpoint
+
+
+def _wants_resume(values: dict[str, str]) -> bool:
+    given = values.get("resume", "false")
+    resume = cfgparsing.parse_string(given) if given.strip() else given
+    if not isinstance(resume, bool):
+        raise UserError(f"resume={given}: give true or false.")
+    return resume
 
 
 def _read(path: Path) -> dict[str, Any]:

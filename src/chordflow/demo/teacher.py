@@ -19,7 +19,7 @@ from pathlib import Path
 from chordflow.demo.record import DATASET_REPO_ID, NUM_EPISODES, record_demonstrations
 from chordflow.demo.tiny_vlm import TinyVLMSize, build_tiny_vlm
 from chordflow.errors import UserError
-from chordflow.policies.checkpoint import relocate
+from chordflow.policies import relocate
 from lerobot_env_detour import INSTRUCTIONS
 
 ASSETS = Path(__file__).parent / "assets"

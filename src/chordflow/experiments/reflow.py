@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -13,13 +14,12 @@ from pathlib import Path
 
 import draccus
 import torch
-from lerobot.common.train_utils import load_training_step
 from lerobot.configs import PreTrainedConfig
 from lerobot.configs.default import DatasetConfig as LeRobotDatasetConfig
 from lerobot.configs.train import TrainPipelineConfig
 from lerobot.optim import AdamWConfig
 from lerobot.optim.schedulers import CosineAnnealingWithWarmupSchedulerConfig
-from lerobot.utils.constants import PRETRAINED_MODEL_DIR, TRAINING_STATE_DIR
+from lerobot.utils.constants import PRETRAINED_MODEL_DIR
 from torch import Tensor
 
 from chordflow import __version__
@@ -35,12 +35,14 @@ from chordflow.couplings import (
 from chordflow.errors import UserError
 from chordflow.evaluation.measure import measure
 from chordflow.evaluation.paired import MeasureConfig
+from chordflow.experiments.run_folder import REFLOW_CONFIG, how_to_go_on, new_folder, refuse_existing
 from chordflow.policies import FlowPolicy, Role, load_flow_policy, resolve_checkpoint, save_student
 from chordflow.policies.base import PREFIX_ROLES
 from chordflow.policies.checkpoint import TRAIN_CONFIG, WEIGHTS, write_json
 from chordflow.quiet import quiet_stdout
 from chordflow.results.schema import CouplingSummary, HeldOut, LossCurve, Results, installed_versions
 from chordflow.results.verdict import verdict
+from chordflow.training.checkpoints import training_step
 from chordflow.training.loop import (
     METRICS,
     EMAConfig,
@@ -55,7 +57,6 @@ from chordflow.training.loop import (
 from chordflow.training.methods import MethodConfig, ReflowMethodConfig
 from chordflow.training.student import StudentInit, make_student, shares_prefix
 
-REFLOW_CONFIG = "reflow_config.json"
 RESULTS = "results.json"
 
 
@@ -73,6 +74,10 @@ class TeacherConfig:
     path: str
     revision: str | None = None
     num_inference_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_inference_steps is not None and self.num_inference_steps < 1:
+            raise UserError(f"teacher.num_inference_steps={self.num_inference_steps}: give at least 1.")
 
 
 @dataclass
@@ -178,11 +183,30 @@ def reflow(config: ReflowJobConfig, command: list[str], resume_from: Path | None
         UserError: for input that cannot be used.
     """
     started = time.perf_counter()
+    if resume_from is None:
+        refuse_existing(config.output_dir)
     teacher_dir = resolve_checkpoint(config.teacher.path, config.teacher.revision)
     teacher = load_flow_policy(teacher_dir, device=config.device, rename_map=config.rename_map)
     teacher.module.requires_grad_(False)
     split = open_split(config.dataset, teacher, config.rename_map)
-    _claim_output_dir(config.output_dir, resume_from)
+    with contextlib.nullcontext() if resume_from is not None else new_folder(config.output_dir):
+        try:
+            finished = _run(config, command, teacher, teacher_dir, split, resume_from)
+        except KeyboardInterrupt as interrupt:
+            interrupt.add_note(how_to_go_on(config.output_dir))
+            raise
+    say(f"Done in {time.perf_counter() - started:.0f} s.")
+    return finished
+
+
+def _run(
+    config: ReflowJobConfig,
+    command: list[str],
+    teacher: FlowPolicy,
+    teacher_dir: Path,
+    split: Split,
+    resume_from: Path | None,
+) -> Finished:
     say(
         f"Teacher: {config.teacher.path} ({teacher.family}, {_millions(teacher)} parameters, "
         f"on {device_name(teacher.device)})"
@@ -196,24 +220,7 @@ def reflow(config: ReflowJobConfig, command: list[str], resume_from: Path | None
     say(f"Student: {student_dir}")
     results = _measure(config, command, teacher, teacher_dir, student_dir, split, trained, couplings)
     results.save(config.output_dir / RESULTS)
-    say(f"Done in {time.perf_counter() - started:.0f} s.")
     return Finished(student_dir, results)
-
-
-def resume_folder(config_path: str | Path) -> Path:
-    """The checkpoint folder of a `train_config.json`, or of the folder that holds it.
-
-    Raises:
-        UserError: if it is not one of a chordflow run.
-    """
-    path = Path(config_path)
-    folder = path.parent if path.name == TRAIN_CONFIG else path
-    if not (folder / REFLOW_CONFIG).is_file():
-        raise UserError(
-            f"config_path={config_path}: no {REFLOW_CONFIG} beside it; give "
-            "OUTPUT_DIR/checkpoints/last/pretrained_model/train_config.json of a chordflow run."
-        )
-    return folder.resolve().parent
 
 
 def check_same_teacher(config: ReflowJobConfig, sha256: str | None) -> None:
@@ -269,7 +276,9 @@ def _train(
         )
         _write_configs(config, teacher_dir, folder)
 
-    start = load_training_step(resume_from / TRAINING_STATE_DIR) if resume_from is not None else 0
+    start = training_step(resume_from) if resume_from is not None else 0
+    if start > config.steps:
+        raise UserError(f"steps={config.steps}: the run has done {start} already; give at least that many.")
     with bar("couplings") as progress:
         for done in buffer.fill(min(start, config.steps - 1)):
             progress.update(done, buffer.num_blocks, _megabytes(buffer.num_bytes))
@@ -456,22 +465,6 @@ def _loop_config(config: ReflowJobConfig) -> LoopConfig:
         scheduler=config.scheduler,
         ema=config.ema,
     )
-
-
-def _claim_output_dir(output_dir: Path, resume_from: Path | None) -> None:
-    if resume_from is not None:
-        return
-    if output_dir.exists():
-        raise UserError(
-            f"output_dir={output_dir} exists already; name a new folder, or go on with --resume=true "
-            f"--config_path={output_dir}/checkpoints/last/pretrained_model/train_config.json."
-        )
-    try:
-        output_dir.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(
-            f"output_dir={output_dir} cannot be made ({error.strerror}); name another folder."
-        ) from error
 
 
 def _millions(policy: FlowPolicy) -> str:

@@ -1,4 +1,4 @@
-"""Loading, saving and relocating LeRobot checkpoints.
+"""Loading and saving LeRobot checkpoints.
 
 A checkpoint is LeRobot's `pretrained_model` folder: `config.json`, `model.safetensors`, the two processor
 files and their tensors.
@@ -14,17 +14,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import make_pre_post_processors
+from lerobot.utils.device_utils import is_torch_device_available
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from chordflow.errors import UserError
 from chordflow.policies.base import FlowPolicy
-from chordflow.policies.registry import adapter_for
+from chordflow.policies.registry import adapter_for, supported_families
 from chordflow.quiet import quiet_stdout
 
 CONFIG = "config.json"
@@ -45,7 +47,8 @@ def resolve_checkpoint(path: str | Path, revision: str | None = None, field: str
         field: the option that the path came from, for the message.
 
     Raises:
-        UserError: if neither a folder nor a reachable repository, or if a file is missing.
+        UserError: if neither a folder nor a reachable repository, if it is of a family without adapter, or if a
+            file is missing.
     """
     folder = Path(path)
     if folder.is_dir():
@@ -65,12 +68,27 @@ def resolve_checkpoint(path: str | Path, revision: str | None = None, field: str
         raise UserError(
             f"{field}={path}: there is no such folder; give a checkpoint's pretrained_model folder."
         )
-    for name in (CONFIG, WEIGHTS, PREPROCESSOR, POSTPROCESSOR):
-        if not (folder / name).is_file():
-            raise UserError(
-                f"{field}={path}: the file {name} is missing; give a complete pretrained_model folder."
-            )
+    _require_file(folder, CONFIG, field)
+    # Before the other files: what a checkpoint lacks does not matter if it cannot be reflowed at all.
+    check_family(folder, field)
+    for name in (WEIGHTS, PREPROCESSOR, POSTPROCESSOR):
+        _require_file(folder, name, field)
     return folder
+
+
+def check_family(folder: Path, field: str = "teacher.path") -> str:
+    """The LeRobot policy type of a checkpoint.
+
+    Raises:
+        UserError: if there is no adapter for it.
+    """
+    family = read_config(folder, field).get("type")
+    if family not in supported_families():
+        raise UserError(
+            f"{field}={folder}: {CONFIG} is of policy type {family!r}, which cannot be reflowed; give a checkpoint "
+            f"of a flow-matching family that chordflow supports: {', '.join(supported_families())}."
+        )
+    return str(family)
 
 
 def read_config(folder: Path, field: str = "teacher.path") -> dict[str, Any]:
@@ -79,7 +97,7 @@ def read_config(folder: Path, field: str = "teacher.path") -> dict[str, Any]:
     Raises:
         UserError: if it is not a policy's config.
     """
-    return _read_json(folder / CONFIG, field)
+    return read_json(folder / CONFIG, field)
 
 
 def load_flow_policy(
@@ -107,9 +125,10 @@ def load_flow_policy(
             not match, or a vision-language model that is not where the config says.
     """
     folder = resolve_checkpoint(path, revision, field)
-    family = str(read_config(folder, field).get("type"))
-    adapter = adapter_for(family)
+    adapter = adapter_for(check_family(folder, field))
     check_assets(folder, field)
+    if device:
+        _check_device(device)
     cli_overrides = [f"--device={device}"] if device else []
     with quiet_stdout():
         try:
@@ -123,7 +142,9 @@ def load_flow_policy(
         try:
             # LeRobot drops keys that do not match in silence unless it is asked to be strict.
             policy = adapter.policy_class.from_pretrained(folder, config=config, strict=True)
-        except (RuntimeError, SafetensorError, KeyError) as error:
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except (RuntimeError, SafetensorError) as error:
             raise UserError(
                 f"{field}={path}: {WEIGHTS} does not fit {CONFIG} ({_key_problem(error)}); "
                 "give weights saved with this config."
@@ -132,6 +153,11 @@ def load_flow_policy(
             raise UserError(
                 f"{field}={path}: the vision-language model that {CONFIG} names cannot be read "
                 f"({_first_line(error)}); run: chordflow relocate {folder} --vlm.path=FOLDER"
+            ) from error
+        except Exception as error:
+            raise UserError(
+                f"{field}={path}: LeRobot cannot build the policy that {CONFIG} describes ({type(error).__name__}: "
+                f"{_first_line(error)}); check {CONFIG} and the vision-language model that it names."
             ) from error
         overrides: dict[str, Any] = {"device_processor": {"device": config.device}}
         if rename_map:
@@ -142,7 +168,7 @@ def load_flow_policy(
             )
         except Exception as error:
             raise UserError(
-                f"{field}={path}: the processors cannot be loaded ({_first_line(error)}); "
+                f"{field}={path}: the processors cannot be loaded ({type(error).__name__}: {_first_line(error)}); "
                 f"check {PREPROCESSOR}, {POSTPROCESSOR} and their .safetensors files."
             ) from error
     return adapter(policy, preprocessor, postprocessor)
@@ -154,7 +180,7 @@ def check_assets(folder: Path, field: str = "teacher.path") -> None:
     Raises:
         UserError: naming `chordflow relocate` where a local folder has moved.
     """
-    for file, key, value in _asset_paths(folder):
+    for file, key, value in asset_paths(folder, field):
         if Path(value).is_dir():
             continue
         if _looks_like_hub_id(value):
@@ -170,51 +196,6 @@ def check_assets(folder: Path, field: str = "teacher.path") -> None:
             f"{field}={folder}: {key}={value} in {file} does not exist; "
             f"run: chordflow relocate {folder} --vlm.path=FOLDER"
         )
-
-
-def relocate(checkpoint_dir: str | Path, vlm_dir: str | Path | None = None) -> list[Path]:
-    """Points a checkpoint, or every checkpoint under a run's folder, to a vision-language model that moved.
-
-    Rewrites `vlm_model_name` in `config.json` and `train_config.json` and `tokenizer_name` in
-    `policy_preprocessor.json` to the absolute path, each file by rename.
-
-    Args:
-        checkpoint_dir: a `pretrained_model` folder, or a folder with several below it.
-        vlm_dir: the new folder; by default one of the old folder's name is looked for in and above the
-            checkpoint.
-
-    Returns:
-        The files that were changed.
-
-    Raises:
-        UserError: if there is no checkpoint, or no such folder.
-    """
-    root = Path(checkpoint_dir)
-    if not root.is_dir():
-        raise UserError(f"{root}: there is no such folder; give a checkpoint's pretrained_model folder.")
-    checkpoints = sorted({file.parent.resolve() for file in root.rglob(PREPROCESSOR)})
-    checkpoints = [folder for folder in checkpoints if (folder / CONFIG).is_file()]
-    if not checkpoints:
-        raise UserError(
-            f"{root}: no checkpoint (config.json with policy_preprocessor.json) is in this folder."
-        )
-    targets: dict[Path, Path] = {}
-    for folder in checkpoints:
-        names = [value for _, _, value in _asset_paths(folder)]
-        if not names:
-            raise UserError(f"{folder}: this checkpoint names no vision-language model; nothing to relocate.")
-        targets[folder] = _find_vlm(folder, names, vlm_dir)
-    changed = []
-    for folder, target in targets.items():
-        for name, setter in ((CONFIG, _set_vlm), (TRAIN_CONFIG, _set_vlm), (PREPROCESSOR, _set_tokenizer)):
-            file = folder / name
-            if not file.is_file():
-                continue
-            content = _read_json(file, "relocate")
-            if setter(content, str(target)):
-                write_json(file, content)
-                changed.append(file)
-    return changed
 
 
 def save_student(
@@ -261,15 +242,46 @@ def save_student(
 def write_json(file: Path, content: Any) -> None:
     """Writes JSON beside `file` and renames it over it."""
     temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, file)
+    try:
+        temporary.write_text(json.dumps(content, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(temporary, file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _require_file(folder: Path, name: str, field: str) -> None:
+    if not (folder / name).is_file():
+        raise UserError(
+            f"{field}={folder}: the file {name} is missing; give a complete pretrained_model folder (one from before "
+            "LeRobot had processors is converted by: python -m lerobot.processor.migrate_policy_normalization)."
+            if name in (PREPROCESSOR, POSTPROCESSOR)
+            else f"{field}={folder}: the file {name} is missing; give a complete pretrained_model folder."
+        )
+
+
+def _check_device(device: str) -> None:
+    # LeRobot itself falls back to another device with a warning.
+    try:
+        available = is_torch_device_available(device)
+    except ValueError:
+        available = False
+    if not available:
+        raise UserError(
+            f"device={device} is not available here; give cpu, cuda or mps, whichever this machine has."
+        )
 
 
 def _looks_like_hub_id(value: str) -> bool:
     return bool(_HUB_ID.match(value)) and not Path(value).is_absolute()
 
 
-def _read_json(file: Path, field: str) -> dict[str, Any]:
+def read_json(file: Path, field: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        UserError: if it is none.
+    """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -283,54 +295,24 @@ def _read_json(file: Path, field: str) -> dict[str, Any]:
     return content
 
 
-def _asset_paths(folder: Path) -> Iterator[tuple[str, str, str]]:
+def asset_paths(folder: Path, field: str = "checkpoint") -> Iterator[tuple[str, str, str]]:
     """(file, key, value) of every place in which a checkpoint names a model or tokenizer."""
-    config = _read_json(folder / CONFIG, "checkpoint")
+    config = read_json(folder / CONFIG, field)
     if config.get("vlm_model_name"):
-        yield CONFIG, "vlm_model_name", config["vlm_model_name"]
+        yield CONFIG, "vlm_model_name", str(config["vlm_model_name"])
     if (folder / PREPROCESSOR).is_file():
-        for step in _read_json(folder / PREPROCESSOR, "checkpoint").get("steps", []):
-            name = step.get("config", {}).get("tokenizer_name")
+        for step in processor_steps(read_json(folder / PREPROCESSOR, field)):
+            name = step["config"].get("tokenizer_name")
             if name:
-                yield PREPROCESSOR, "tokenizer_name", name
+                yield PREPROCESSOR, "tokenizer_name", str(name)
 
 
-def _set_vlm(content: dict[str, Any], target: str) -> bool:
-    holder = content.get("policy") if isinstance(content.get("policy"), dict) else content
-    if holder is None or holder.get("vlm_model_name") in (None, target):
-        return False
-    holder["vlm_model_name"] = target
-    return True
-
-
-def _set_tokenizer(content: dict[str, Any], target: str) -> bool:
-    changed = False
-    for step in content.get("steps", []):
-        if step.get("config", {}).get("tokenizer_name") not in (None, target):
-            step["config"]["tokenizer_name"] = target
-            changed = True
-    return changed
-
-
-def _find_vlm(folder: Path, names: list[str], vlm_dir: str | Path | None) -> Path:
-    if vlm_dir is not None:
-        candidates = [Path(vlm_dir)]
-    else:
-        below = [Path(name).name for name in dict.fromkeys(names)]
-        candidates = [place / name for place in (folder, *list(folder.parents)[:6]) for name in below]
-        candidates += [Path(name) for name in names]
-    for candidate in candidates:
-        if (candidate / "config.json").is_file() and (candidate / "tokenizer_config.json").is_file():
-            return candidate.resolve()
-    if vlm_dir is not None:
-        raise UserError(
-            f"vlm.path={vlm_dir}: this folder holds no model with a tokenizer (config.json, tokenizer_config.json); "
-            "give the folder that the checkpoint was built on."
-        )
-    raise UserError(
-        f"{folder}: no folder named {Path(names[0]).name!r} is in or above this checkpoint; "
-        "give it with --vlm.path=FOLDER."
-    )
+def processor_steps(processor: dict[str, Any]) -> list[dict[str, Any]]:
+    """The steps of a processor file that have settings; LeRobot complains of what is no step at all."""
+    steps = processor.get("steps")
+    if not isinstance(steps, list):
+        return []
+    return [step for step in steps if isinstance(step, dict) and isinstance(step.get("config"), dict)]
 
 
 def _check_weights(file: Path, field: str) -> None:

@@ -14,13 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from lerobot.common.train_utils import get_step_identifier, load_training_state, save_training_state
+from lerobot.common.train_utils import (
+    get_step_identifier,
+    load_training_state,
+    load_training_step,
+    save_training_state,
+)
 from lerobot.utils.constants import (
     CHECKPOINTS_DIR,
     LAST_CHECKPOINT_LINK,
     PRETRAINED_MODEL_DIR,
     TRAINING_STATE_DIR,
 )
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -95,20 +101,16 @@ def save_checkpoint(
         for file in temporary.rglob("*"):
             if file.is_file():
                 _flush(file)
+        # One of an earlier attempt at this step; `last` does not point to it (see begin_from).
         if final.exists():
-            old = root / f".{name}.old"
+            old = root / f".{name}.old.tmp"
             shutil.rmtree(old, ignore_errors=True)
             os.replace(final, old)
-            os.replace(temporary, final)
             shutil.rmtree(old)
-        else:
-            os.replace(temporary, final)
-        link = root / f".{LAST_CHECKPOINT_LINK}.tmp"
-        link.unlink(missing_ok=True)
-        link.symlink_to(name)
-        os.replace(link, root / LAST_CHECKPOINT_LINK)
-    except (OSError, RuntimeError) as error:
-        # safetensors reports a full disk as a RuntimeError of its own.
+        os.replace(temporary, final)
+        _point_last(root, name)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # A full disk is a SafetensorError to safetensors and a RuntimeError to torch.
         shutil.rmtree(temporary, ignore_errors=True)
         last = root / LAST_CHECKPOINT_LINK
         kept = (
@@ -120,7 +122,47 @@ def save_checkpoint(
             f"output_dir={output_dir}: checkpoint {name} cannot be written ({error}); {kept}; make room or "
             "choose another folder."
         ) from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     return final
+
+
+def begin_from(checkpoint_dir: Path) -> None:
+    """Makes a checkpoint the last one of its run, and clears away what a killed run left half-written.
+
+    Checkpoints of later steps, if there are any, are replaced as the run comes to them; from here on `last`
+    does not depend on them.
+
+    Raises:
+        UserError: if the run's folder cannot be written to.
+    """
+    root = checkpoint_dir.parent
+    try:
+        for leftover in root.glob(".*.tmp"):
+            if leftover.is_symlink():
+                leftover.unlink()
+            else:
+                shutil.rmtree(leftover)
+        if (root / LAST_CHECKPOINT_LINK).resolve() != checkpoint_dir.resolve():
+            _point_last(root, checkpoint_dir.name)
+    except OSError as error:
+        raise UserError(
+            f"config_path: the run in {root.parent} cannot go on there ({error}); copy it to a place that can be "
+            "written to."
+        ) from error
+
+
+def training_step(checkpoint_dir: Path) -> int:
+    """The number of optimiser steps that a checkpoint has behind it.
+
+    Raises:
+        UserError: if the checkpoint does not say.
+    """
+    try:
+        return int(load_training_step(checkpoint_dir / TRAINING_STATE_DIR))
+    except Exception as error:
+        raise _cannot_resume(checkpoint_dir, error) from error
 
 
 def load_checkpoint(checkpoint_dir: Path, state: TrainingState) -> int:
@@ -146,12 +188,23 @@ def load_checkpoint(checkpoint_dir: Path, state: TrainingState) -> int:
         with quiet_stdout():
             step, _, _ = load_training_state(checkpoint_dir, state.optimizer, state.scheduler)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"config_path: the checkpoint {checkpoint_dir} cannot be resumed ({reason}); resume from another one in "
-            f"{checkpoint_dir.parent}."
-        ) from error
+        raise _cannot_resume(checkpoint_dir, error) from error
     return step
+
+
+def _cannot_resume(checkpoint_dir: Path, error: Exception) -> UserError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UserError(
+        f"config_path: the checkpoint {checkpoint_dir} cannot be resumed ({reason}); resume from another one in "
+        f"{checkpoint_dir.parent}."
+    )
+
+
+def _point_last(root: Path, name: str) -> None:
+    link = root / f".{LAST_CHECKPOINT_LINK}.tmp"
+    link.unlink(missing_ok=True)
+    link.symlink_to(name)
+    os.replace(link, root / LAST_CHECKPOINT_LINK)
 
 
 def _save(tensors: Mapping[str, Tensor], file: Path) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from chordflow.couplings import CouplingBuffer
 from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
 from chordflow.policies import FlowPolicy, VelocityModule
-from chordflow.training.checkpoints import TrainingState, load_checkpoint, save_checkpoint
+from chordflow.training.checkpoints import TrainingState, begin_from, load_checkpoint, save_checkpoint
 from chordflow.training.methods import Method
 
 METRICS = "metrics.jsonl"
@@ -45,6 +46,11 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if not self.lr > 0:
             raise UserError(f"optimizer.lr={self.lr}: give a learning rate above 0.")
+        if not (len(self.betas) == 2 and all(0.0 <= beta < 1.0 for beta in self.betas)):
+            raise UserError(f"optimizer.betas={list(self.betas)}: give two numbers from 0 up to but not 1.")
+        for name in ("eps", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"optimizer.{name}={getattr(self, name)}: give 0 or more.")
         if not self.grad_clip_norm > 0:
             raise UserError(f"optimizer.grad_clip_norm={self.grad_clip_norm}: give a norm above 0.")
 
@@ -58,6 +64,10 @@ class SchedulerConfig:
     """
 
     num_warmup_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_warmup_steps is not None and self.num_warmup_steps < 0:
+            raise UserError(f"scheduler.num_warmup_steps={self.num_warmup_steps}: give 0 or more.")
 
     def warmup(self, steps: int) -> int:
         """Warm-up steps of a run of `steps`."""
@@ -172,7 +182,10 @@ def train(
     averages = {k: v.detach().clone() for k, v in trainable.items()} if config.ema.enable else None
     state = TrainingState(trainable, averages, optimizer, scheduler)
     start = load_checkpoint(resume_from, state) if resume_from is not None else 0
-    _cut_metrics(output_dir / METRICS, start)
+    if resume_from is not None:
+        begin_from(resume_from)
+    with _metrics_can_be_written(output_dir, resume_from):
+        _cut_metrics(output_dir / METRICS, start)
     module, optimizer, scheduler = accelerator.prepare(module, optimizer, scheduler)
 
     def save(step: int) -> Path:
@@ -199,11 +212,9 @@ def train(
         norm = accelerator.clip_grad_norm_(trainable.values(), config.optimizer.grad_clip_norm)
         value = loss.item()
         if not (math.isfinite(value) and math.isfinite(float(norm))):
-            kept = (
-                f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was written yet"
-            )
             raise UserError(
-                f"the loss is not finite at step {step + 1} (loss {value}, gradient norm {float(norm)}); {kept}; "
+                f"the loss is not finite at step {step + 1} (loss {value}, gradient norm {float(norm)}); "
+                f"{_kept(checkpoint)}; "
                 "lower --optimizer.lr and resume from it or start again."
             )
         lr = scheduler.get_last_lr()[0]
@@ -219,10 +230,15 @@ def train(
         on_step(Progress(done_steps, value, lr, rate))
         if done_steps % config.log_freq == 0 or done_steps == config.steps:
             mean = sum(losses) / len(losses)
-            _append_metrics(
-                output_dir / METRICS,
-                {"step": done_steps, "loss": mean, "grad_norm": float(norm), "lr": lr, "samples_per_s": rate},
-            )
+            line = {
+                "step": done_steps,
+                "loss": mean,
+                "grad_norm": float(norm),
+                "lr": lr,
+                "samples_per_s": rate,
+            }
+            with _metrics_can_be_written(output_dir, checkpoint):
+                _append_metrics(output_dir / METRICS, line)
             losses, logged_at = [], now
         if done_steps == config.steps or (config.save_freq > 0 and done_steps % config.save_freq == 0):
             checkpoint = save(done_steps)
@@ -247,6 +263,21 @@ def read_metrics(file: Path) -> list[dict[str, float]]:
             except json.JSONDecodeError:
                 break
     return lines
+
+
+def _kept(checkpoint: Path | None) -> str:
+    return f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was written yet"
+
+
+@contextlib.contextmanager
+def _metrics_can_be_written(output_dir: Path, checkpoint: Path | None) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"output_dir={output_dir}: {METRICS} cannot be written ({error.strerror}); {_kept(checkpoint)}; make "
+            "room and resume from it or start again."
+        ) from error
 
 
 def _append_metrics(file: Path, line: dict[str, float]) -> None:

@@ -1,0 +1,95 @@
+"""The folder of a run: made new, found again, and not left behind empty."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
+
+from chordflow.errors import UserError
+from chordflow.policies.checkpoint import TRAIN_CONFIG
+
+REFLOW_CONFIG = "reflow_config.json"
+
+
+def refuse_existing(output_dir: Path) -> None:
+    """Makes sure that a new run would not write into a folder that is there.
+
+    Raises:
+        UserError: if there is anything of that name.
+    """
+    if has_checkpoint(output_dir):
+        raise UserError(
+            f"output_dir={output_dir} exists already; name a new folder, or go on with: {resume_command(output_dir)}"
+        )
+    if output_dir.exists():
+        raise UserError(f"output_dir={output_dir} exists already; name a new folder.")
+
+
+@contextlib.contextmanager
+def new_folder(output_dir: Path) -> Iterator[None]:
+    """Makes the folder of a run, and takes it away again if the run fails before anything is in it.
+
+    Raises:
+        UserError: if it cannot be made.
+    """
+    made = [folder for folder in (output_dir, *output_dir.parents) if not folder.exists()]
+    try:
+        output_dir.mkdir(parents=True)
+    except OSError as error:
+        _remove_empty(made)
+        raise UserError(
+            f"output_dir={output_dir} cannot be made ({error.strerror}); name a new folder in a place that can be "
+            "written to."
+        ) from error
+    try:
+        yield
+    except BaseException:
+        _remove_empty([output_dir / CHECKPOINTS_DIR, *made])
+        raise
+
+
+def has_checkpoint(output_dir: Path) -> bool:
+    """Whether a run has written a checkpoint."""
+    return (output_dir / CHECKPOINTS_DIR / LAST_CHECKPOINT_LINK).exists()
+
+
+def resume_command(output_dir: Path) -> str:
+    """The command line that goes on with a run."""
+    config_path = output_dir / CHECKPOINTS_DIR / LAST_CHECKPOINT_LINK / PRETRAINED_MODEL_DIR / TRAIN_CONFIG
+    return f"chordflow reflow --resume=true --config_path={shlex.quote(str(config_path))}"
+
+
+def how_to_go_on(output_dir: Path) -> str:
+    """What to tell the user of a run that was stopped."""
+    if has_checkpoint(output_dir):
+        return f"go on with: {resume_command(output_dir)}"
+    return "no checkpoint was written yet, so start a new run."
+
+
+def resume_folder(config_path: str | Path) -> Path:
+    """The checkpoint folder of a `train_config.json`, or of the folder that holds it.
+
+    Raises:
+        UserError: if it is not one of a chordflow run.
+    """
+    path = Path(config_path)
+    if not path.exists():
+        raise UserError(f"config_path={config_path}: there is no such file; {_WHERE}")
+    folder = path.parent if path.name == TRAIN_CONFIG else path
+    if not (folder / REFLOW_CONFIG).is_file():
+        raise UserError(f"config_path={config_path}: no {REFLOW_CONFIG} is beside it; {_WHERE}")
+    return folder.resolve().parent
+
+
+_WHERE = "give OUTPUT_DIR/checkpoints/last/pretrained_model/train_config.json of a chordflow run."
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        # The system refuses where something is inside.
+        with contextlib.suppress(OSError):
+            folder.rmdir()
