@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from chordflow.couplings import CouplingConfig, endpoints
+from chordflow.couplings.observations import check_fits
 from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
 from chordflow.policies import Role, VelocityModule
@@ -179,3 +182,18 @@ def test_actions_are_scaled_and_targets_padded() -> None:
 def test_bad_settings_are_refused(options: dict, field: str) -> None:
     with pytest.raises(UserError, match=field):
         GaussianConfig(**options)
+
+
+def test_a_policy_without_cameras_fits_a_dataset_without_cameras() -> None:
+    shape = SimpleNamespace(shape=(2,))
+    policy = make_policy()
+    config = SimpleNamespace(
+        action_feature=shape, robot_state_feature=shape, image_features={}, input_features={}
+    )
+    policy.config = config  # type: ignore[assignment]
+    features = {"observation.state": {"shape": (2,)}, "action": {"shape": (2,)}}
+    metadata = SimpleNamespace(repo_id="test/states", features=features, camera_keys=[])
+    check_fits(metadata, policy, {})  # type: ignore[arg-type]
+    features["action"] = {"shape": (3,)}
+    with pytest.raises(UserError, match="action has shape"):
+        check_fits(metadata, policy, {})  # type: ignore[arg-type]

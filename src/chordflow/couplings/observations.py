@@ -266,7 +266,7 @@ def check_fits(metadata: LeRobotDatasetMetadata, policy: FlowPolicy, rename_map:
             )
     names = {rename_map.get(name, name): feature for name, feature in features.items()}
     missing = [key for key in policy.image_keys if key not in names]
-    if len(missing) > policy.max_missing_cameras or len(missing) == len(policy.image_keys):
+    if missing and (len(missing) > policy.max_missing_cameras or len(missing) == len(policy.image_keys)):
         cameras = list(metadata.camera_keys)
         raise UserError(
             f"dataset.repo_id={repo_id} lacks the checkpoint's camera(s) {', '.join(missing)}; it has "
