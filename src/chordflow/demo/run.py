@@ -30,7 +30,7 @@ from chordflow.experiments.reflow import RESULTS, ReflowJobConfig, reflow
 from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.policies.sampling import Sampler, seeded_noise
 from chordflow.report.gif import save_side_by_side
-from chordflow.results.schema import FlipCheck, Results
+from chordflow.results.schema import FlipCheck, PolicyRole, Results
 from chordflow.results.verdict import verdict
 from chordflow.rollouts import Episode, chunk_noise, paired, run_episodes, success_rows
 
@@ -38,7 +38,7 @@ ANY_WAY = "go any way"
 CHECKED = 200
 """Episodes for which flips are compared with sides."""
 
-SHOWN = 4
+SHOWN = 3
 """Episodes in the moving picture."""
 
 
@@ -96,16 +96,20 @@ def run_demo(config: DemoConfig) -> Results:
         ("student", student, 1),
     ]
     runs = {
-        (name, n): _episodes(policy, n, config.episodes, f"{name}, {n} steps") for name, policy, n in arms
+        (name, n): _episodes(policy, n, config.episodes, f"{name}, {n} step{'s' * (n > 1)}") for name, policy, n in arms
     }
     deployed = runs["teacher", steps]
     success = [
         row
         for (name, n), episodes in runs.items()
-        for row in success_rows(episodes, name, None if episodes is deployed else deployed)  # type: ignore[arg-type]
+        for row in success_rows(episodes, name, None if episodes is deployed else deployed)
     ]
-    check = flip_check(teacher, student, deployed, runs["student", 1], steps)
-    results = dataclasses.replace(finished.results, success=success, flip_check=check)
+    checks = [
+        flip_check(teacher, deployed, steps, name, policy, n, runs[name, n])
+        for name, policy, n in arms
+        if (name, n) in (("student", 1), ("teacher", 2))
+    ]
+    results = dataclasses.replace(finished.results, success=success, flip_checks=checks)
     results = dataclasses.replace(results, verdict=verdict(results))
     results.save(output / RESULTS)
     _moving_picture(output / "demo.gif", runs, steps)
@@ -129,7 +133,13 @@ def reflow_options(config: DemoConfig, teacher_dir: Path) -> dict[str, Any]:
 
 
 def flip_check(
-    teacher: FlowPolicy, student: FlowPolicy, deployed: list[Episode], one_step: list[Episode], num_steps: int
+    teacher: FlowPolicy,
+    deployed: list[Episode],
+    deployed_steps: int,
+    name: PolicyRole,
+    policy: FlowPolicy,
+    num_steps: int,
+    episodes: list[Episode],
 ) -> FlipCheck:
     """Compares flips of the first chunk with the sides on which the obstacle is passed.
 
@@ -138,12 +148,14 @@ def flip_check(
 
     Args:
         teacher: as deployed.
-        student: at one step.
-        deployed: the teacher's episodes.
-        one_step: the student's, on the same seeds.
-        num_steps: of the teacher as deployed.
+        deployed: its episodes.
+        deployed_steps: its steps.
+        name: of the other policy.
+        policy: the other policy.
+        num_steps: its steps.
+        episodes: its episodes, on the same seeds.
     """
-    pairs = [(a, b) for a, b in paired(deployed, one_step) if a.task == ANY_WAY][:CHECKED]
+    pairs = [(a, b) for a, b in paired(deployed, episodes) if a.task == ANY_WAY][:CHECKED]
     pairs = [(a, b) for a, b in pairs if "none" not in (a.side, b.side)]
     flips = other = agree = 0
     env = DetourEnv(instruction=ANY_WAY)
@@ -151,7 +163,7 @@ def flip_check(
         context = teacher.encode(teacher.preprocess(_observation(env, first.seed)))
         noises = [seeded_noise(teacher, first.seed, "modes", k) for k in range(MIN_ENDPOINTS)]
         noise = torch.stack([*noises, chunk_noise(teacher, first.seed, 0)])
-        ends = Sampler(teacher, num_steps)(context.repeat(len(noise)), noise)
+        ends = Sampler(teacher, deployed_steps)(context.repeat(len(noise)), noise)
         mine = Sampler(student, 1)(
             student.encode(student.preprocess(_observation(env, first.seed))), noise[-1:]
         )
@@ -159,7 +171,7 @@ def flip_check(
         flip = bool(modes.labels(mine[None])[0, 0] != modes.labels(ends[None, -1:])[0, 0])
         changed = first.side != second.side
         flips, other, agree = flips + flip, other + changed, agree + (flip == changed)
-    return FlipCheck(episodes=len(pairs), flips=flips, other_side=other, agree=agree)
+    return FlipCheck(name, num_steps, episodes=len(pairs), flips=flips, other_side=other, agree=agree)
 
 
 def _teacher_and_data(config: DemoConfig) -> Path:
@@ -210,12 +222,13 @@ def _moving_picture(path: Path, runs: dict[tuple[str, int], list[Episode]], step
         "teacher, 1 step": runs["teacher", 1],
         "student, 1 step": runs["student", 1],
     }
-    recorded = {label: [e for e in run if e.frames is not None] for label, run in columns.items()}
-    chosen = {label: episodes[:SHOWN] for label, episodes in recorded.items()}
+    chosen = {label: [e for e in run if e.frames is not None] for label, run in columns.items()}
     save_side_by_side(
         {label: [list(e.frames) for e in episodes] for label, episodes in chosen.items()},  # type: ignore[arg-type]
         path,
         outcomes={label: [e.success for e in episodes] for label, episodes in chosen.items()},
+        # The environment renders at 256 x 256 already.
+        scale=1,
     )
 
 

@@ -266,6 +266,15 @@ def _facts(results: Results) -> list[tuple[str, str]]:
                 f"{_plural(held.noises, 'noise')} each{seen}",
             )
         )
+    for check in results.flip_checks:
+        facts.append(
+            (
+                "flips seen",
+                f"{check.policy} at {steps(check.num_steps)}: {check.flips} first chunks at another mode, "
+                f"{_plural(check.other_side, 'episode')} by the other side, the two agree in {check.agree} of "
+                f"{check.episodes}",
+            )
+        )
     if results.couplings is not None:
         made = results.couplings
         facts.append(

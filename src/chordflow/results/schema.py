@@ -244,6 +244,27 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
+class FlipCheck:
+    """Whether a flip of the first chunk is what an onlooker sees: the other side taken.
+
+    Attributes:
+        policy: Whose chunks are compared with those of the teacher as deployed.
+        num_steps: Its Euler steps.
+        episodes: Paired episodes of both from the same start and noise in which both passed the obstacle.
+        flips: Of these, the ones whose first chunks lie at different modes of the teacher's.
+        other_side: Of these, the ones in which this policy took the other side than the teacher.
+        agree: Of these, the ones in which both say the same.
+    """
+
+    policy: PolicyRole
+    num_steps: int
+    episodes: int
+    flips: int
+    other_side: int
+    agree: int
+
+
+@dataclass(frozen=True)
 class Results:
     """Everything that one run measured, with what it takes to measure it again.
 
@@ -261,6 +282,8 @@ class Results:
         gaps: One row per policy, solver, steps and reference.
         latency: None where it was not measured.
         success: One row per policy, steps and group.
+        flip_checks: Flips compared with sides, one row per policy and steps; empty where the environment does
+            not tell sides.
         trajectories: Some trajectories of each policy, for the picture.
         trajectory_axes: Share of the trajectories' variance along x and along y, fractions; empty where it
             was not computed.
@@ -284,6 +307,7 @@ class Results:
     gaps: list[GapRow] = field(default_factory=list)
     latency: Latency | None = None
     success: list[SuccessRow] = field(default_factory=list)
+    flip_checks: list[FlipCheck] = field(default_factory=list)
     trajectories: list[TrajectoryRow] = field(default_factory=list)
     trajectory_axes: list[float] = field(default_factory=list)
     couplings: CouplingSummary | None = None

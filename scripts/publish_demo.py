@@ -1,0 +1,49 @@
+"""Puts what a demo measured into the repository's documents.
+
+    .venv/bin/python scripts/publish_demo.py outputs/demo
+
+Copies results, pictures and table to docs/demo and writes the table and the verdict into README.md, between
+their markers. A test holds README.md to docs/demo/results.json.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from chordflow.report.table import markdown
+from chordflow.results.schema import Results
+
+ROOT = Path(__file__).parent.parent
+TARGET = ROOT / "docs" / "demo"
+FILES = ("results.json", "demo.gif", "figures/trajectories.png", "figures/gap.png", "figures/loss.png")
+
+
+def fill(text: str, results: Results) -> str:
+    """README.md with the measured parts in their places.
+
+    Raises:
+        ValueError: if a marker is missing.
+    """
+    parts = {"verdict": f"> {results.verdict}", "table": markdown(results)}
+    for name, content in parts.items():
+        pattern = re.compile(rf"(<!-- demo {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+        text, count = pattern.subn(lambda m, c=content: m[1] + c + m[2], text)
+        if count != 1:
+            raise ValueError(f"README.md has {count} places for the demo's {name}; it needs one")
+    return text
+
+
+def main(output: Path) -> None:
+    """Copies and fills."""
+    TARGET.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        shutil.copyfile(output / name, TARGET / Path(name).name)
+    readme = ROOT / "README.md"
+    readme.write_text(fill(readme.read_text(encoding="utf-8"), Results.load(TARGET / "results.json")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

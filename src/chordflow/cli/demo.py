@@ -1,0 +1,37 @@
+"""`chordflow demo`: the whole job on a small teacher that comes with chordflow."""
+
+from __future__ import annotations
+
+import os
+
+from chordflow.cli.options import CONFIG_PATH, build, help_text, read_options
+from chordflow.console import console, say
+from chordflow.errors import UserError
+
+
+def run(arguments: list[str]) -> None:
+    """Runs the demo and prints its table."""
+    # The demo's teacher and tokenizer are local: no look-up on the Hub can help it.
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    from chordflow.demo.run import DemoConfig, run_demo
+    from chordflow.report.figures import save_figures
+    from chordflow.report.table import markdown, render
+    from chordflow.results.files import write_whole
+
+    if "--help" in arguments or "-h" in arguments:
+        usage = "chordflow demo --output_dir=outputs/demo"
+        print(help_text(DemoConfig, (DemoConfig.__doc__ or "").split("\n")[0], usage))
+        return
+    options = read_options(arguments)
+    if CONFIG_PATH in options:
+        raise UserError(f"--{CONFIG_PATH} is not an option of the demo; see --help.")
+    config = build(DemoConfig, options)
+    results = run_demo(config)
+    console.print(render(results))
+    figures = config.output_dir / "figures"
+    figures.mkdir()
+    save_figures(results, figures)
+    write_whole(config.output_dir / "table.md", (markdown(results) + "\n").encode())
+    say(f"Results:  {config.output_dir / 'results.json'} and {config.output_dir / 'table.md'}")
+    say(f"Pictures: {figures} and {config.output_dir / 'demo.gif'}")
+    say(f"Student:  {config.output_dir / 'student/checkpoints/last/pretrained_model'}")
