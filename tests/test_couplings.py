@@ -296,3 +296,35 @@ def test_a_buffer_smaller_than_a_batch_is_refused(tiny_policy: SmolVLAFlowPolicy
 
 def test_the_teacher_is_stock(tiny_policy: SmolVLAFlowPolicy) -> None:
     assert type(tiny_policy.module) is SmolVLAPolicy
+
+
+def test_more_noises_go_where_endpoints_spread(tiny_policy: SmolVLAFlowPolicy, split: Split) -> None:
+    config = BufferConfig(num_observations=8, noises_per_observation=16, block_size=8, adaptive_share=0.5)
+    buffer = make_buffer(tiny_policy, split, config=config)
+    list(buffer.fill(0))
+    block = buffer._blocks[0]
+    counts = torch.bincount(block.observation, minlength=8)
+    assert counts.min() >= 8
+    assert counts.sum() == 8 * 16
+    spread = buffer._spread(block.endpoint[:64].unflatten(0, (8, 8)))
+    expected = 8 + 64 * spread / spread.sum()
+    assert (counts - expected).abs().max() < 4 * expected.sqrt().max()
+    # Every coupling belongs to the observation that it says.
+    with torch.no_grad():
+        again = endpoints(
+            tiny_policy, block.context.index(block.observation), block.noise, CouplingConfig(num_steps=2)
+        )
+    torch.testing.assert_close(again, block.endpoint, rtol=1e-4, atol=1e-5)
+    plain = make_buffer(tiny_policy, split, config=BufferConfig(8, 16, 1, 8, adaptive_share=0.0))
+    list(plain.fill(0))
+    assert (torch.bincount(plain._blocks[0].observation) == 16).all()
+
+
+def test_spread_weights_the_observations(tiny_policy: SmolVLAFlowPolicy, split: Split) -> None:
+    buffer = make_buffer(tiny_policy, split)
+    ends = torch.zeros(3, 4, *tiny_policy.chunk.shape)
+    ends[1, :2, :, :2], ends[1, 2:, :, :2] = 1.0, -1.0
+    ends[2, :, :, 2:] = torch.randn(4, 8, 4)  # padded dimensions do not count
+    spread = buffer._spread(ends)
+    assert spread.argmax() == 1
+    assert spread[0] == spread[2] == 1e-12

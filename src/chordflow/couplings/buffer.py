@@ -30,16 +30,19 @@ class BufferConfig:
 
     Attributes:
         num_observations: observations in the buffer.
-        noises_per_observation: noises that share one encoded observation.
+        noises_per_observation: noises that share one encoded observation, on average.
         uses_per_coupling: how often a coupling is trained on, on average, before it is replaced; 0 keeps the
             first filling for the whole run.
         block_size: observations that are encoded together, and replaced together.
+        adaptive_share: share of the noises that goes to the observations in proportion to how far their
+            endpoints spread, where a policy has to decide; the rest, at least two each, goes to all alike.
     """
 
     num_observations: int = 2048
     noises_per_observation: int = 4
     uses_per_coupling: int = 12
     block_size: int = 64
+    adaptive_share: float = 0.5
 
     def __post_init__(self) -> None:
         for name in ("num_observations", "noises_per_observation", "block_size"):
@@ -47,6 +50,16 @@ class BufferConfig:
                 raise UserError(f"buffer.{name}={getattr(self, name)}: give at least 1.")
         if self.uses_per_coupling < 0:
             raise UserError(f"buffer.uses_per_coupling={self.uses_per_coupling}: give 0 or more.")
+        if not 0.0 <= self.adaptive_share <= 1.0:
+            raise UserError(f"buffer.adaptive_share={self.adaptive_share}: give a share from 0 to 1.")
+
+    @property
+    def even_noises(self) -> int:
+        """Noises that every observation gets."""
+        if self.adaptive_share == 0.0:
+            return self.noises_per_observation
+        even = round(self.noises_per_observation * (1.0 - self.adaptive_share))
+        return min(self.noises_per_observation, max(2, even))
 
 
 @dataclass(frozen=True)
@@ -68,6 +81,7 @@ class CouplingBatch:
 
 @dataclass(frozen=True)
 class _Block:
+    observation: Tensor  # of each coupling, an index into the block's context
     noise: Tensor
     endpoint: Tensor
     context: Context | None
@@ -187,7 +201,7 @@ class CouplingBuffer:
         for number in blocks.unique().tolist():
             block = self._blocks[number]
             inside = rows[blocks == number]
-            observation = inside // self.config.noises_per_observation
+            observation = block.observation[inside]
             noise.append(block.noise[inside])
             endpoint.append(block.endpoint[inside])
             if block.context is not None:
@@ -204,23 +218,44 @@ class CouplingBuffer:
 
     @torch.no_grad()
     def _make(self, number: int, items: dict[str, Any]) -> _Block:
-        noises = self.config.noises_per_observation
         prepared = self.teacher.preprocess(items)
         context = self.teacher.encode(prepared)
         noise = self.teacher.sample_noise(self.per_block, generator(self.seed, "noise", number))
         noise = noise.to(self.teacher.device)
-        endpoint = endpoints(self.teacher, context.repeat(noises), noise, self.coupling)
+        even = self.config.even_noises
+        observation = torch.arange(self.block_size).repeat_interleave(even)
+        count = len(observation)
+        endpoint = endpoints(self.teacher, context.index(observation), noise[:count], self.coupling)
+        if count < self.per_block:
+            spread = self._spread(endpoint.unflatten(0, (self.block_size, even)))
+            drawn = torch.multinomial(
+                spread,
+                self.per_block - count,
+                replacement=True,
+                generator=generator(self.seed, "adaptive", number),
+            )
+            more = endpoints(self.teacher, context.index(drawn), noise[count:], self.coupling)
+            observation, endpoint = torch.cat([observation, drawn]), torch.cat([endpoint, more])
         if not endpoint.isfinite().all():
             raise UserError(
-                "the teacher's endpoints are not finite; check the checkpoint's weights and the dataset's values."
+                "teacher.path: the teacher's endpoints are NaN or infinite; check the checkpoint's weights and its "
+                "processors' statistics."
             )
         kept = context if self.student_encode is None else self.student_encode(prepared)
         return _Block(
+            observation=observation,
             noise=noise,
             endpoint=endpoint,
             context=kept.detach() if self.student_context else None,
             batch=None if self.student_context else prepared,
         )
+
+    def _spread(self, endpoint: Tensor) -> Tensor:
+        """How far the endpoints (N, K, H, D) of each observation lie apart in the real dimensions, (N,)."""
+        real = endpoint[..., : self.teacher.chunk.action_dim].double().cpu()
+        spread = real.var(dim=1).mean(dim=(1, 2)).sqrt()
+        # Weights of zero throughout cannot be drawn from; NaN is reported by whoever looks at the endpoints.
+        return spread.nan_to_num(0.0, 0.0, 0.0) + 1e-12
 
     def _order(self, epoch: int) -> list[int]:
         if getattr(self, "_epoch", None) != epoch:

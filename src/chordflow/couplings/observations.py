@@ -20,7 +20,7 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import ACTION, OBS_PREFIX, OBS_STATE
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
-from chordflow.errors import UserError
+from chordflow.errors import UserError, machine_refuses, reason
 from chordflow.policies import FlowPolicy
 
 
@@ -74,7 +74,7 @@ class Observations(Dataset[dict[str, Any]]):
         except Exception as error:
             raise UserError(
                 f"dataset: frame {frame} of {self.dataset.repo_id} in {self.dataset.root} cannot be read "
-                f"({_reason(error)}); mend the file or drop its episode (--dataset.episodes)."
+                f"({reason(error)}); mend the file or drop its episode (--dataset.episodes)."
             ) from error
         kept = {
             key: value
@@ -143,7 +143,7 @@ class Observations(Dataset[dict[str, Any]]):
             if "DataLoader worker" not in str(error):
                 raise
             raise UserError(
-                f"num_workers={num_workers}: a process that reads observations died ({_reason(error)}), as it does "
+                f"num_workers={num_workers}: a process that reads observations died ({reason(error)}), as it does "
                 "where memory or /dev/shm runs out; lower num_workers, down to 0."
             ) from error
 
@@ -191,9 +191,11 @@ def open_split(config: DatasetConfig, policy: FlowPolicy, rename_map: dict[str, 
             video_backend=config.video_backend or ("pyav" if metadata.video_keys else None),
         )
     except Exception as error:
+        if machine_refuses(error):
+            raise
         raise UserError(
             f"dataset.repo_id={config.repo_id}: the frames in {metadata.root} are incomplete or broken, and the Hub "
-            f"gives no others ({_reason(error)}); copy or fetch the dataset again."
+            f"gives no others ({reason(error)}); copy or fetch the dataset again."
         ) from error
     if len(dataset.hf_dataset) != metadata.total_frames:
         raise UserError(
@@ -297,9 +299,11 @@ def _metadata(config: DatasetConfig) -> LeRobotDatasetMetadata:
     try:
         metadata = LeRobotDatasetMetadata(config.repo_id, root=config.root, revision=config.revision)
     except Exception as error:
+        if machine_refuses(error):
+            raise
         if config.root is not None:
             raise UserError(
-                f"dataset.root={config.root}: its meta folder is incomplete or broken ({_reason(error)}); copy or "
+                f"dataset.root={config.root}: its meta folder is incomplete or broken ({reason(error)}); copy or "
                 "fetch the dataset again."
             ) from error
         raise UserError(
@@ -329,12 +333,6 @@ def _not_finite(key: str, episode: int, frame: int) -> UserError:
         f"dataset: {key} is NaN or infinite in episode {int(episode)}, frame {int(frame)}; mend or drop that episode "
         "(--dataset.episodes)."
     )
-
-
-def _reason(error: Exception) -> str:
-    """An exception in a few words."""
-    text = (str(error).strip().splitlines() or [""])[0][:200]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _quiet_worker(_worker: int) -> None:
