@@ -172,14 +172,14 @@ def test_the_labels_are_the_sides_that_the_noise_chooses() -> None:
 @pytest.mark.parametrize("dim", [1, 2, 32])
 @pytest.mark.parametrize("count", [16, 32, 64])
 def test_one_blob_has_one_mode(dim: int, count: int) -> None:
-    """Over 1,000 draws the false splits were 0 to 1.3 %, most at 16 and 32 points; 200 draws leave room."""
+    """Over 2,000 draws at most 0.3 % were parted, most in 32 dimensions with 16 points."""
     rng = np.random.default_rng(dim + 100 * count)
     split = sum(len(mode_centres(rng.normal(size=(count, dim)))) > 1 for _ in range(200))
-    assert split <= 6
+    assert split <= 2
 
 
 @pytest.mark.parametrize("dim", [1, 2, 32])
-@pytest.mark.parametrize(("count", "separation"), [(16, 9.0), (32, 7.0), (64, 6.0)])
+@pytest.mark.parametrize(("count", "separation"), [(16, 10.0), (32, 7.0), (64, 6.0)])
 def test_two_modes_apart_are_found(dim: int, count: int, separation: float) -> None:
     """Separation in standard deviations of a mode; with few points only wider gaps are told from chance."""
     rng, found, right = np.random.default_rng(dim + 7 * count), 0, []
@@ -214,6 +214,15 @@ def test_modes_do_not_depend_on_scale_place_or_order(seed: int, scale: float) ->
     points = rng.normal(size=(24, 3)) + 8.0 * (rng.random(24) < 0.5)[:, None]
     count = len(mode_centres(points))
     assert len(mode_centres(rng.permutation(points) * scale + 3 * scale)) == count
+
+
+def test_an_outlier_is_no_mode() -> None:
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(64, 4))
+    points[:2] += 30.0
+    assert len(mode_centres(points)) == 1
+    points[2:4] += 30.0
+    assert len(mode_centres(points)) == 2
 
 
 def test_few_points_need_a_wider_gap_and_equal_points_are_one_mode() -> None:
