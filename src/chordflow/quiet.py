@@ -9,20 +9,9 @@ import os
 import warnings
 from collections.abc import Iterator
 
-_LIBRARIES = (
-    "lerobot",
-    "transformers",
-    "accelerate",
-    "datasets",
-    "huggingface_hub",
-    "torch",
-    "PIL",
-    "matplotlib",
-)
-
 
 def silence_libraries() -> None:
-    """Lets libraries speak at level ERROR only, for the rest of the process.
+    """Takes the word from libraries for the rest of the process; chordflow itself does not log.
 
     LeRobot prints some sixty lines where ffmpeg is missing, and transformers warns about settings that a
     LeRobot checkpoint fixes on purpose. What goes wrong still reaches the user as an exception.
@@ -32,10 +21,9 @@ def silence_libraries() -> None:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore")
-    # Many LeRobot modules log through the root logger.
-    logging.getLogger().setLevel(logging.ERROR)
-    for name in _LIBRARIES:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    # Above the level of any single logger: libraries set theirs anew as they are imported, and some log an
+    # error that they then raise as well.
+    logging.disable(logging.ERROR)
 
 
 @contextlib.contextmanager

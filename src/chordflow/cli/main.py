@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from importlib import import_module
 
 from chordflow import __version__
-from chordflow.errors import UserError
-
-# What the machine refuses, as against what a program gets wrong.
-_MACHINE_ERRORS = {
-    errno.ENOSPC: "make room",
-    errno.EDQUOT: "make room",
-    errno.EFBIG: "make room",
-    errno.EROFS: "choose a folder that can be written to",
-    errno.EACCES: "check the permissions",
-    errno.EPERM: "check the permissions",
-    errno.EIO: "check the disk",
-    errno.EMFILE: "raise the limit of open files (ulimit -n) or lower --num_workers",
-    errno.ENFILE: "close other programs or lower --num_workers",
-    errno.ENOMEM: "free memory or lower --num_workers",
-}
+from chordflow.errors import MACHINE_ERRORS, UserError
 
 VERBS = {
     "reflow": ("chordflow.cli.reflow", "train a student that acts in one or two steps, and measure it"),
@@ -81,10 +66,10 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in _MACHINE_ERRORS:
+        if error.errno not in MACHINE_ERRORS:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        return _refuse(verb, f"{where}{error.strerror}; {_MACHINE_ERRORS[error.errno]} and try again.")
+        return _refuse(verb, f"{where}{error.strerror}; {MACHINE_ERRORS[error.errno]} and try again.")
     except Exception as error:
         if type(error).__name__ != "OutOfMemoryError" and not isinstance(error, MemoryError):
             raise

@@ -13,7 +13,7 @@ from chordflow.cli.options import CONFIG_PATH, build, help_text, read_options
 from chordflow.console import console, say
 from chordflow.errors import UserError
 from chordflow.experiments.reflow import ReflowJobConfig, check_same_teacher, reflow
-from chordflow.experiments.run_folder import REFLOW_CONFIG, resume_folder
+from chordflow.experiments.run_folder import REFLOW_CONFIG, resume_command, resume_folder
 from chordflow.report.figures import save_figures
 from chordflow.report.table import render
 from chordflow.results.schema import Results
@@ -53,7 +53,7 @@ def _save_pictures(results: Results, folder: Path) -> int:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
             f"output_dir={folder.parent}: the pictures cannot be written ({error}); checkpoints and results.json "
-            "are whole; make room and resume the run to draw them."
+            f"are whole: make room and go on with: {resume_command(folder.parent)}"
         ) from error
     return len(pictures)
 

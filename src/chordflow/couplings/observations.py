@@ -132,8 +132,9 @@ class Observations(Dataset[dict[str, Any]]):
             multiprocessing_context="spawn" if num_workers and self.dataset.meta.video_keys else None,
             worker_init_fn=_quiet_worker if num_workers else None,
         )
+        iterator = iter(loader)
         try:
-            yield from loader
+            yield from iterator
         except UserError as error:
             # A worker's exception arrives with its traceback in the message.
             lines = [line for line in str(error).splitlines() if "dataset: " in line]
@@ -146,6 +147,9 @@ class Observations(Dataset[dict[str, Any]]):
                 f"num_workers={num_workers}: a process that reads observations died ({reason(error)}), as it does "
                 "where memory or /dev/shm runs out; lower num_workers, down to 0."
             ) from error
+        finally:
+            # Left to the garbage collector after an exception, torch waits five seconds for every worker.
+            getattr(iterator, "_shutdown_workers", lambda: None)()
 
 
 @dataclass(frozen=True)

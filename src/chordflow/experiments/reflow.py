@@ -35,7 +35,13 @@ from chordflow.couplings import (
 from chordflow.errors import UserError
 from chordflow.evaluation.measure import measure
 from chordflow.evaluation.paired import MeasureConfig
-from chordflow.experiments.run_folder import REFLOW_CONFIG, how_to_go_on, new_folder, refuse_existing
+from chordflow.experiments.run_folder import (
+    REFLOW_CONFIG,
+    how_to_go_on,
+    new_folder,
+    refuse_existing,
+    resume_command,
+)
 from chordflow.policies import FlowPolicy, Role, load_flow_policy, resolve_checkpoint, save_student
 from chordflow.policies.base import PREFIX_ROLES
 from chordflow.policies.checkpoint import TRAIN_CONFIG, WEIGHTS, write_json
@@ -219,7 +225,15 @@ def _run(
     student_dir = trained.checkpoint / PRETRAINED_MODEL_DIR
     say(f"Student: {student_dir}")
     results = _measure(config, command, teacher, teacher_dir, student_dir, split, trained, couplings)
-    results.save(config.output_dir / RESULTS)
+    try:
+        results.save(config.output_dir / RESULTS)
+    except UserError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        raise UserError(
+            f"output_dir={config.output_dir}: {RESULTS} cannot be written ({error.__cause__.strerror}); the "
+            f"checkpoints are whole: make room and go on with: {resume_command(config.output_dir)}"
+        ) from error
     return Finished(student_dir, results)
 
 

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from chordflow.errors import UserError
+from chordflow.errors import UserError, machine_refuses, reason
 from chordflow.policies.base import FlowPolicy
 from chordflow.policies.registry import adapter_for, supported_families
 from chordflow.quiet import quiet_stdout
@@ -83,6 +83,8 @@ def check_family(folder: Path, field: str = "teacher.path") -> str:
         UserError: if there is no adapter for it.
     """
     family = read_config(folder, field).get("type")
+    if family is None:
+        raise UserError(f"{field}={folder}: {CONFIG} names no policy type; restore it from a good copy.")
     if family not in supported_families():
         raise UserError(
             f"{field}={folder}: {CONFIG} is of policy type {family!r}, which cannot be reflowed; give a checkpoint "
@@ -134,9 +136,12 @@ def load_flow_policy(
         try:
             config = PreTrainedConfig.from_pretrained(folder, cli_overrides=cli_overrides)
         except Exception as error:
+            if machine_refuses(error):
+                raise
+            # The outermost error names the field, the innermost what is wrong with it.
             raise UserError(
-                f"{field}={path}: {CONFIG} is not a config that this LeRobot can read ({_first_line(error)}); "
-                "save the checkpoint again with LeRobot 0.6.1."
+                f"{field}={path}: {CONFIG} is not a config that this LeRobot can read ({_first_line(error)}: "
+                f"{reason(error)}); save the checkpoint again with LeRobot 0.6.1."
             ) from error
         _check_weights(folder / WEIGHTS, field)
         try:
@@ -150,14 +155,18 @@ def load_flow_policy(
                 "give weights saved with this config."
             ) from error
         except OSError as error:
+            if machine_refuses(error):
+                raise
             raise UserError(
                 f"{field}={path}: the vision-language model that {CONFIG} names cannot be read "
                 f"({_first_line(error)}); run: chordflow relocate {folder} --vlm.path=FOLDER"
             ) from error
         except Exception as error:
+            if machine_refuses(error):
+                raise
             raise UserError(
-                f"{field}={path}: LeRobot cannot build the policy that {CONFIG} describes ({type(error).__name__}: "
-                f"{_first_line(error)}); check {CONFIG} and the vision-language model that it names."
+                f"{field}={path}: LeRobot cannot build the policy that {CONFIG} describes ({reason(error)}); check "
+                f"{CONFIG} and the vision-language model that it names."
             ) from error
         overrides: dict[str, Any] = {"device_processor": {"device": config.device}}
         if rename_map:
@@ -167,8 +176,10 @@ def load_flow_policy(
                 policy_cfg=config, pretrained_path=str(folder), preprocessor_overrides=overrides
             )
         except Exception as error:
+            if machine_refuses(error):
+                raise
             raise UserError(
-                f"{field}={path}: the processors cannot be loaded ({type(error).__name__}: {_first_line(error)}); "
+                f"{field}={path}: the processors cannot be loaded ({reason(error)}); "
                 f"check {PREPROCESSOR}, {POSTPROCESSOR} and their .safetensors files."
             ) from error
     return adapter(policy, preprocessor, postprocessor)
@@ -324,7 +335,7 @@ def _check_weights(file: Path, field: str) -> None:
                 )
     except (SafetensorError, OSError) as error:
         raise UserError(
-            f"{field}={file.parent}: {file.name} is cut or broken ({_first_line(error)}); copy it again."
+            f"{field}={file.parent}: {file.name} is cut or broken ({error}); copy it again."
         ) from error
 
 

@@ -17,7 +17,13 @@ from typing import Any, Self
 import torch
 from lerobot.policies.common.vla_utils import make_att_2d_masks, pad_vector
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
-from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
+from lerobot.utils.constants import (
+    ACTION,
+    OBS_IMAGES,
+    OBS_LANGUAGE_ATTENTION_MASK,
+    OBS_LANGUAGE_TOKENS,
+    OBS_STATE,
+)
 from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -125,6 +131,12 @@ class SmolVLAFlowPolicy(FlowPolicy):
             action_dim=self.config.action_feature.shape[0],
             num_executed=self.config.n_action_steps,
         )
+
+    @property
+    def image_keys(self) -> list[str]:
+        """The cameras, without the blank ones that `empty_cameras` adds to the config."""
+        blank = {f"{OBS_IMAGES}.empty_camera_{i}" for i in range(self.config.empty_cameras)}
+        return [key for key in self.config.image_features if key not in blank]
 
     @property
     def max_missing_cameras(self) -> int:

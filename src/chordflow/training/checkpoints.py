@@ -177,14 +177,15 @@ def load_checkpoint(checkpoint_dir: Path, state: TrainingState) -> int:
     folder = checkpoint_dir / TRAINING_STATE_DIR
     try:
         masters = load_file(folder / MASTERS)
-        if masters.keys() != state.masters.keys():
-            raise KeyError("other parameters were trained")
+        if {k: v.shape for k, v in masters.items()} != {k: v.shape for k, v in state.masters.items()}:
+            raise ValueError("other parameters were trained")
         with torch.no_grad():
             for name, parameter in state.masters.items():
                 parameter.copy_(masters[name])
             if state.ema is not None:
-                for name, tensor in load_file(folder / EMA_WEIGHTS).items():
-                    state.ema[name].copy_(tensor)
+                averages = load_file(folder / EMA_WEIGHTS)
+                for name, tensor in state.ema.items():
+                    tensor.copy_(averages[name])
         with quiet_stdout():
             step, _, _ = load_training_state(checkpoint_dir, state.optimizer, state.scheduler)
     except Exception as error:
