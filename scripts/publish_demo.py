@@ -42,7 +42,9 @@ def main(output: Path) -> None:
     for name in FILES:
         shutil.copyfile(output / name, TARGET / Path(name).name)
     readme = ROOT / "README.md"
-    readme.write_text(fill(readme.read_text(encoding="utf-8"), Results.load(TARGET / "results.json")), encoding="utf-8")
+    readme.write_text(
+        fill(readme.read_text(encoding="utf-8"), Results.load(TARGET / "results.json")), encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import argparse
 import json
 import platform
 import shutil
-import time
 from pathlib import Path
 
 import torch
@@ -56,11 +55,8 @@ def main() -> None:
     arguments = parser.parse_args()
     silence_libraries()
     folder, recipe = arguments.folder, TeacherRecipe()
-    seconds = None
     if not (folder / TRAINING_FOLDER).exists():
-        begin = time.perf_counter()
         make_teacher(folder, recipe)
-        seconds = round(time.perf_counter() - begin)
     for name, source in (
         (TEACHER_FOLDER, folder / TRAINING_FOLDER / "checkpoints" / "last" / "pretrained_model"),
         (VLM_FOLDER, folder / VLM_FOLDER),
@@ -89,7 +85,6 @@ def main() -> None:
         "made_by": "python scripts/ship_teacher.py FOLDER",
         "training": ["lerobot-train", *recipe.train_arguments()],
         "demonstrations": {"episodes": recipe.num_episodes, "first_seed": FIRST_SEED},
-        "seconds": seconds,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}",
         "parameters": sum(p.numel() for p in policy.module.parameters()),
         "evaluation": {"first_seed": arguments.first_seed, "episodes": arguments.episodes},

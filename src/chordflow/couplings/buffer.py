@@ -225,7 +225,7 @@ class CouplingBuffer:
         even = self.config.even_noises
         observation = torch.arange(self.block_size).repeat_interleave(even)
         count = len(observation)
-        endpoint = endpoints(self.teacher, context.index(observation), noise[:count], self.coupling)
+        endpoint = self._endpoints(context, observation, noise[:count])
         if count < self.per_block:
             spread = self._spread(endpoint.unflatten(0, (self.block_size, even)))
             drawn = torch.multinomial(
@@ -234,7 +234,7 @@ class CouplingBuffer:
                 replacement=True,
                 generator=generator(self.seed, "adaptive", number),
             )
-            more = endpoints(self.teacher, context.index(drawn), noise[count:], self.coupling)
+            more = self._endpoints(context, drawn, noise[count:])
             observation, endpoint = torch.cat([observation, drawn]), torch.cat([endpoint, more])
         if not endpoint.isfinite().all():
             raise UserError(
@@ -249,6 +249,11 @@ class CouplingBuffer:
             context=kept.detach() if self.student_context else None,
             batch=None if self.student_context else prepared,
         )
+
+    def _endpoints(self, context: Context, observation: Tensor, noise: Tensor) -> Tensor:
+        """The teacher's endpoints, as many at a time as a training step takes."""
+        parts = zip(observation.split(self.batch_size), noise.split(self.batch_size), strict=True)
+        return torch.cat([endpoints(self.teacher, context.index(o), x, self.coupling) for o, x in parts])
 
     def _spread(self, endpoint: Tensor) -> Tensor:
         """How far the endpoints (N, K, H, D) of each observation lie apart in the real dimensions, (N,)."""

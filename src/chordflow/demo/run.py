@@ -16,26 +16,23 @@ from pathlib import Path
 from typing import Any
 
 import draccus
-import torch
 from draccus.utils import deflatten
-from lerobot_env_detour import DetourEnv, DetourEnvConfig
 
 from chordflow.console import bar, say
+from chordflow.demo.flips import Starts
 from chordflow.demo.record import DATASET_REPO_ID, record_demonstrations
 from chordflow.demo.teacher import DATASET_FOLDER, make_teacher, place_teacher
 from chordflow.errors import UserError
-from chordflow.evaluation.gap import Modes
-from chordflow.evaluation.modes import MIN_ENDPOINTS
 from chordflow.experiments.reflow import RESULTS, ReflowJobConfig, reflow
 from chordflow.policies import FlowPolicy, load_flow_policy
-from chordflow.policies.sampling import Sampler, seeded_noise
 from chordflow.report.gif import save_side_by_side
-from chordflow.results.schema import FlipCheck, PolicyRole, Results
+from chordflow.results.schema import PolicyRole, Results
 from chordflow.results.verdict import verdict
-from chordflow.rollouts import Episode, chunk_noise, paired, run_episodes, success_rows
+from chordflow.rollouts import Episode, run_episodes, success_rows
+from lerobot_env_detour import DetourEnvConfig
 
 ANY_WAY = "go any way"
-CHECKED = 200
+CHECKED = 100
 """Episodes for which flips are compared with sides."""
 
 SHOWN = 3
@@ -89,14 +86,15 @@ def run_demo(config: DemoConfig) -> Results:
     teacher = load_flow_policy(teacher_dir, device="cpu")
     student = load_flow_policy(finished.student, device="cpu", field="student")
     steps = finished.results.teacher_num_steps
-    arms = [
+    arms: list[tuple[PolicyRole, FlowPolicy, int]] = [
         ("teacher", teacher, steps),
         ("teacher", teacher, 2),
         ("teacher", teacher, 1),
         ("student", student, 1),
     ]
     runs = {
-        (name, n): _episodes(policy, n, config.episodes, f"{name}, {n} step{'s' * (n > 1)}") for name, policy, n in arms
+        (name, n): _episodes(policy, n, config.episodes, f"{name}, {n} step{'s' * (n > 1)}")
+        for name, policy, n in arms
     }
     deployed = runs["teacher", steps]
     success = [
@@ -104,8 +102,9 @@ def run_demo(config: DemoConfig) -> Results:
         for (name, n), episodes in runs.items()
         for row in success_rows(episodes, name, None if episodes is deployed else deployed)
     ]
+    starts = Starts(teacher, steps, [episode for episode in deployed if episode.task == ANY_WAY][:CHECKED])
     checks = [
-        flip_check(teacher, deployed, steps, name, policy, n, runs[name, n])
+        starts.check(name, policy, n, runs[name, n])
         for name, policy, n in arms
         if (name, n) in (("student", 1), ("teacher", 2))
     ]
@@ -130,48 +129,6 @@ def reflow_options(config: DemoConfig, teacher_dir: Path) -> dict[str, Any]:
         "num_workers": 0,
         "seed": config.seed,
     }
-
-
-def flip_check(
-    teacher: FlowPolicy,
-    deployed: list[Episode],
-    deployed_steps: int,
-    name: PolicyRole,
-    policy: FlowPolicy,
-    num_steps: int,
-    episodes: list[Episode],
-) -> FlipCheck:
-    """Compares flips of the first chunk with the sides on which the obstacle is passed.
-
-    The modes of a start are clusters of the teacher's endpoints from 16 noises of their own; the chunk in
-    question is the one that both policies began the paired episode with.
-
-    Args:
-        teacher: as deployed.
-        deployed: its episodes.
-        deployed_steps: its steps.
-        name: of the other policy.
-        policy: the other policy.
-        num_steps: its steps.
-        episodes: its episodes, on the same seeds.
-    """
-    pairs = [(a, b) for a, b in paired(deployed, episodes) if a.task == ANY_WAY][:CHECKED]
-    pairs = [(a, b) for a, b in pairs if "none" not in (a.side, b.side)]
-    flips = other = agree = 0
-    env = DetourEnv(instruction=ANY_WAY)
-    for first, second in pairs:
-        context = teacher.encode(teacher.preprocess(_observation(env, first.seed)))
-        noises = [seeded_noise(teacher, first.seed, "modes", k) for k in range(MIN_ENDPOINTS)]
-        noise = torch.stack([*noises, chunk_noise(teacher, first.seed, 0)])
-        ends = Sampler(teacher, deployed_steps)(context.repeat(len(noise)), noise)
-        mine = Sampler(student, 1)(
-            student.encode(student.preprocess(_observation(env, first.seed))), noise[-1:]
-        )
-        modes = Modes(ends[None], teacher.chunk.action_dim)
-        flip = bool(modes.labels(mine[None])[0, 0] != modes.labels(ends[None, -1:])[0, 0])
-        changed = first.side != second.side
-        flips, other, agree = flips + flip, other + changed, agree + (flip == changed)
-    return FlipCheck(name, num_steps, episodes=len(pairs), flips=flips, other_side=other, agree=agree)
 
 
 def _teacher_and_data(config: DemoConfig) -> Path:
@@ -215,7 +172,7 @@ def _episodes(policy: FlowPolicy, num_steps: int, count: int, name: str) -> list
     return episodes
 
 
-def _moving_picture(path: Path, runs: dict[tuple[str, int], list[Episode]], steps: int) -> None:
+def _moving_picture(path: Path, runs: dict[tuple[PolicyRole, int], list[Episode]], steps: int) -> None:
     """The same starts side by side, the first ones by seed: the picture shows the run, not a choice from it."""
     columns = {
         f"teacher, {steps} steps": runs["teacher", steps],
@@ -230,11 +187,3 @@ def _moving_picture(path: Path, runs: dict[tuple[str, int], list[Episode]], step
         # The environment renders at 256 x 256 already.
         scale=1,
     )
-
-
-def _observation(env: DetourEnv, seed: int) -> dict[str, Any]:
-    """The first observation of an episode as the checkpoint's preprocessor takes it."""
-    observation, _ = env.reset(seed=seed)
-    pixels = torch.from_numpy(observation["pixels"]).permute(2, 0, 1)[None].float() / 255
-    state = torch.from_numpy(observation["agent_pos"])[None]
-    return {"observation.image": pixels, "observation.state": state, "task": [ANY_WAY]}

@@ -1,0 +1,147 @@
+"""The demo end to end, shrunken; stock lerobot-eval on its student; what the documents say was measured."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import chordflow.demo.run as demo
+from chordflow.cli.main import main
+from chordflow.results.schema import Results
+
+ROOT = Path(__file__).parent.parent
+MEASURED = ROOT / "docs" / "demo" / "results.json"
+ANY_WAY = "go any way"
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A demo with few episodes, steps and measurements, on the shipped teacher."""
+    folder = tmp_path_factory.mktemp("demo") / "out"
+    options = demo.reflow_options
+
+    def shrunken(*arguments: Any) -> dict[str, Any]:
+        small = {"buffer.num_observations": 64, "batch_size": 16, "eval.num_observations": 2,
+                 "eval.converged_noises": 1, "eval.num_steps": [1, 2], "eval.latency_repeats": 2}  # fmt: skip
+        return {**options(*arguments), **small}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "reflow_options", shrunken)
+        patch.setattr(demo, "CHECKED", 4)
+        arguments = [f"--output_dir={folder}", "--demonstrations=12", "--steps=3", "--episodes=6"]
+        assert main(["demo", *arguments]) == 0
+    return folder
+
+
+def test_the_demo_leaves_what_it_promises(output: Path) -> None:
+    results = Results.load(output / "results.json")
+    for policy, num_steps in (("teacher", 10), ("teacher", 2), ("teacher", 1), ("student", 1)):
+        row = results.success_of(policy, num_steps, ANY_WAY)  # type: ignore[arg-type]
+        assert row is not None
+        assert row.episodes == 6
+    everything = results.success_of("student", 1)
+    assert everything is not None
+    assert everything.episodes == 12
+    assert everything.versus_teacher is not None
+    assert {(check.policy, check.num_steps) for check in results.flip_checks} == {
+        ("student", 1),
+        ("teacher", 2),
+    }
+    assert sorted(p.name for p in (output / "figures").iterdir()) == [
+        "gap.png",
+        "loss.png",
+        "trajectories.png",
+    ]
+    with Image.open(output / "demo.gif") as picture:
+        assert picture.n_frames > 5  # type: ignore[attr-defined]
+        assert picture.width > picture.height * 0.8
+    assert "go any way" in (output / "table.md").read_text()
+
+
+def test_the_same_episodes_again(output: Path) -> None:
+    """The teacher's episodes depend on seed and weights alone, so a second run has the same ones."""
+    from chordflow.policies import load_flow_policy
+
+    teacher = load_flow_policy(output / "teacher", device="cpu")
+    again = demo._episodes(teacher, 1, 6, "teacher, 1 step")
+    row = Results.load(output / "results.json").success_of("teacher", 1)
+    assert row is not None
+    assert sum(episode.success for episode in again) == row.successes
+
+
+def test_stock_lerobot_eval_runs_the_student_without_chordflow(output: Path, tmp_path: Path) -> None:
+    student = output / "student" / "checkpoints" / "last" / "pretrained_model"
+    code = (
+        "import sys; sys.modules['chordflow'] = None\n"
+        f"sys.argv = ['lerobot-eval', '--policy.path={student}', '--env.type=detour', '--eval.n_episodes=2',"
+        f" '--eval.batch_size=2', '--eval.use_async_envs=false', '--output_dir={tmp_path / 'eval'}']\n"
+        "from lerobot.scripts.lerobot_eval import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    info = json.loads((tmp_path / "eval" / "eval_info.json").read_text())
+    assert info["overall"]["n_episodes"] == 2
+
+
+def test_an_existing_folder_is_left_alone(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(path.name for path in output.rglob("*"))
+    assert main(["demo", f"--output_dir={output}"]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert before == sorted(path.name for path in output.rglob("*"))
+
+
+def test_the_readme_says_what_was_measured() -> None:
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        from publish_demo import fill
+    finally:
+        sys.path.pop(0)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert fill(readme, Results.load(MEASURED)) == readme
+
+
+def check_bars(results: Results) -> None:
+    """What the demo has to show for one saved student, all of it together."""
+    deployed = results.teacher_num_steps
+    teacher, untrained, student = (
+        results.success_of(policy, num_steps, ANY_WAY)
+        for policy, num_steps in (("teacher", deployed), ("teacher", 1), ("student", 1))  # type: ignore[arg-type]
+    )
+    everything = results.success_of("teacher", deployed)
+    assert teacher is not None
+    assert untrained is not None
+    assert student is not None
+    assert everything is not None
+    assert teacher.episodes == student.episodes == untrained.episodes >= 500
+    assert everything.rate >= 0.90
+    assert teacher.rate >= 0.85
+    assert teacher.rate - untrained.rate >= 0.20
+    assert student.rate - untrained.rate >= 0.20
+    assert teacher.rate - student.rate <= 0.08
+    before, after = results.gap("teacher", 1, "deployed"), results.gap("student", 1, "deployed")
+    assert before is not None
+    assert after is not None
+    assert after.rms <= 0.45 * before.rms
+    arc, chord = results.curvature_of("teacher"), results.curvature_of("student")
+    assert arc is not None
+    assert chord is not None
+    assert chord.curvature <= arc.curvature / 3
+
+
+def test_the_committed_demo_shows_what_it_has_to() -> None:
+    check_bars(Results.load(MEASURED))
+
+
+@pytest.mark.slow
+def test_a_fresh_demo_shows_what_it_has_to(tmp_path: Path) -> None:
+    """Ten minutes on two busy cores: teacher as shipped, everything else anew."""
+    assert main(["demo", f"--output_dir={tmp_path / 'demo'}"]) == 0
+    check_bars(Results.load(tmp_path / "demo" / "results.json"))
