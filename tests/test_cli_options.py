@@ -8,7 +8,7 @@ import pytest
 
 from chordflow.cli.options import build, help_text, options_of, read_options
 from chordflow.errors import UserError
-from chordflow.experiments.reflow import ReflowJobConfig
+from chordflow.experiments.config import ReflowJobConfig
 from chordflow.policies import Role
 from chordflow.training.methods import ReflowMethodConfig
 from chordflow.training.times import BetaTimes, UniformTimes, UShapedTimes

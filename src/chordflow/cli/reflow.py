@@ -12,7 +12,9 @@ from draccus import cfgparsing
 from chordflow.cli.options import CONFIG_PATH, build, help_text, read_options
 from chordflow.console import console, say
 from chordflow.errors import UserError
-from chordflow.experiments.reflow import ReflowJobConfig, check_same_teacher, reflow
+from chordflow.experiments.config import ReflowJobConfig
+from chordflow.experiments.provenance import check_same_teacher
+from chordflow.experiments.reflow import reflow
 from chordflow.experiments.run_folder import REFLOW_CONFIG, resume_command, resume_folder
 from chordflow.report.figures import save_figures
 from chordflow.report.table import render

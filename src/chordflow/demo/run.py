@@ -23,7 +23,8 @@ from chordflow.demo.flips import Starts
 from chordflow.demo.record import DATASET_REPO_ID, record_demonstrations
 from chordflow.demo.teacher import DATASET_FOLDER, make_teacher, place_teacher
 from chordflow.errors import UserError
-from chordflow.experiments.reflow import RESULTS, ReflowJobConfig, reflow
+from chordflow.experiments.config import ReflowJobConfig
+from chordflow.experiments.reflow import RESULTS, reflow
 from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.report.gif import save_side_by_side
 from chordflow.results.schema import PolicyRole, Results

@@ -1,0 +1,112 @@
+"""All settings of the main job; the command line is made from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from chordflow.couplings import BufferConfig, CouplingConfig, DatasetConfig
+from chordflow.errors import UserError
+from chordflow.evaluation.paired import MeasureConfig
+from chordflow.policies import Role
+from chordflow.training.loop import EMAConfig, OptimizerConfig, SchedulerConfig
+from chordflow.training.methods import MethodConfig, ReflowMethodConfig
+from chordflow.training.student import StudentInit
+
+
+@dataclass
+class TeacherConfig:
+    """The checkpoint to reflow.
+
+    Attributes:
+        path: `pretrained_model` folder of a LeRobot checkpoint, or a Hub id.
+        revision: branch, tag or commit on the Hub.
+        num_inference_steps: Euler steps of the teacher as deployed, against which gaps are measured; by
+            default what the checkpoint is saved with.
+    """
+
+    path: str
+    revision: str | None = None
+    num_inference_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_inference_steps is not None and self.num_inference_steps < 1:
+            raise UserError(f"teacher.num_inference_steps={self.num_inference_steps}: give at least 1.")
+
+
+@dataclass
+class StudentConfig:
+    """How the student begins and what of it is trained.
+
+    Attributes:
+        init: teacher (its weights), teacher_vlm (its vision-language model with a fresh action head), or
+            random (everything fresh).
+        train: parts that are trained, of action_head, prefix_projections, language, vision. While the last
+            three are frozen, teacher and student share one encoded prefix.
+    """
+
+    init: StudentInit = StudentInit.TEACHER
+    train: list[Role] = field(default_factory=lambda: [Role.ACTION_HEAD])
+
+    def __post_init__(self) -> None:
+        if not self.train:
+            raise UserError("student.train=[]: nothing would be trained; give at least [action_head].")
+
+
+@dataclass
+class ReflowJobConfig:
+    """Reflow a flow-matching policy: same checkpoint, same keys, acting in one or two steps.
+
+    Attributes:
+        teacher: the checkpoint to reflow.
+        dataset: LeRobot dataset whose observations are used (its actions are not).
+        output_dir: new folder for checkpoints, metrics, results and pictures.
+        steps: optimiser steps.
+        batch_size: couplings a step.
+        num_inference_steps: Euler steps that the student is saved with.
+        seed: of everything random in training.
+        num_workers: processes that read observations ahead while the buffer is filled.
+        log_freq: steps between lines of metrics.jsonl.
+        save_freq: steps between checkpoints; 0 keeps only the last.
+        device: cuda, mps or cpu; by default the checkpoint's, or what is available.
+        rename_map: observation keys of the dataset to keys of the policy, as JSON.
+        resume: go on from the checkpoint that --config_path names.
+        student: initialisation and freezing.
+        method: how the student is trained.
+        coupling: how the teacher's ODE is solved.
+        buffer: how many couplings are kept in memory.
+        optimizer: AdamW.
+        scheduler: warm-up and cosine.
+        ema: moving average of the weights.
+        eval: what is measured after training.
+    """
+
+    teacher: TeacherConfig
+    dataset: DatasetConfig
+    output_dir: Path
+    steps: int = 20_000
+    batch_size: int = 64
+    num_inference_steps: int = 1
+    seed: int = 1000
+    num_workers: int = 4
+    log_freq: int = 50
+    save_freq: int = 2_000
+    device: str | None = None
+    rename_map: dict[str, str] = field(default_factory=dict)
+    resume: bool = False
+    student: StudentConfig = field(default_factory=StudentConfig)
+    method: MethodConfig = field(default_factory=ReflowMethodConfig)
+    coupling: CouplingConfig = field(default_factory=CouplingConfig)
+    buffer: BufferConfig = field(default_factory=BufferConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    eval: MeasureConfig = field(default_factory=MeasureConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "num_inference_steps", "log_freq"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: give at least 1.")
+        for name in ("save_freq", "num_workers"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}={getattr(self, name)}: give 0 or more.")

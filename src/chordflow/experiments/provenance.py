@@ -1,0 +1,123 @@
+"""Where a student comes from: what is written beside it, and what is checked when a run goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+
+import draccus
+import torch
+from lerobot.configs import PreTrainedConfig
+from lerobot.configs.default import DatasetConfig as LeRobotDatasetConfig
+from lerobot.configs.train import TrainPipelineConfig
+from lerobot.optim import AdamWConfig
+from lerobot.optim.schedulers import CosineAnnealingWithWarmupSchedulerConfig
+
+from chordflow import __version__
+from chordflow.couplings import DatasetConfig
+from chordflow.errors import UserError
+from chordflow.experiments.config import ReflowJobConfig
+from chordflow.experiments.run_folder import REFLOW_CONFIG
+from chordflow.policies import resolve_checkpoint
+from chordflow.policies.checkpoint import TRAIN_CONFIG, WEIGHTS, write_json
+from chordflow.quiet import quiet_stdout
+
+
+def check_same_teacher(config: ReflowJobConfig, sha256: str | None) -> None:
+    """Makes sure that a run goes on with the teacher that it began with.
+
+    Raises:
+        UserError: if the weights at `teacher.path` have changed.
+    """
+    if (
+        sha256 is not None
+        and weights_sha256(resolve_checkpoint(config.teacher.path, config.teacher.revision)) != sha256
+    ):
+        raise UserError(
+            f"teacher.path={config.teacher.path}: its weights are not those that the run began with; restore them "
+            "or start a new run."
+        )
+
+
+def teacher_may_have_seen(teacher_dir: Path, dataset: DatasetConfig, held_out: list[int]) -> bool:
+    """Whether the held-out episodes may have been in the teacher's own training.
+
+    False only where its `train_config.json` shows that they were not: another dataset, a list of episodes
+    without them, or the same share held out by LeRobot's own rule.
+    """
+    try:
+        trained_on = json.loads((teacher_dir / TRAIN_CONFIG).read_text(encoding="utf-8"))["dataset"]
+        if trained_on["repo_id"] != dataset.repo_id:
+            return False
+        episodes = trained_on.get("episodes")
+        if episodes is not None and not set(episodes) & set(held_out):
+            return False
+        same_episodes = episodes == dataset.episodes
+        return not (same_episodes and trained_on.get("eval_split", 0.0) >= dataset.eval_split)
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
+
+
+def device_name(device: torch.device) -> str:
+    """The device as a person would name it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"
+
+
+def write_configs(config: ReflowJobConfig, teacher_dir: Path, folder: Path) -> None:
+    """`train_config.json` as stock tools read it, and chordflow's own settings beside it."""
+    with quiet_stdout():
+        policy = PreTrainedConfig.from_pretrained(folder)
+    policy.pretrained_path = Path(config.teacher.path)
+    warmup = config.scheduler.warmup(config.steps)
+    stock = TrainPipelineConfig(
+        dataset=LeRobotDatasetConfig(
+            repo_id=config.dataset.repo_id,
+            root=config.dataset.root,
+            revision=config.dataset.revision,
+            episodes=config.dataset.episodes,
+            eval_split=config.dataset.eval_split,
+            video_backend=config.dataset.video_backend or "pyav",
+        ),
+        policy=policy,
+        output_dir=config.output_dir,
+        job_name="reflow",
+        seed=config.seed,
+        num_workers=config.num_workers,
+        batch_size=config.batch_size,
+        steps=config.steps,
+        env_eval_freq=0,
+        log_freq=config.log_freq,
+        save_freq=config.save_freq,
+        use_policy_training_preset=False,
+        optimizer=AdamWConfig(
+            lr=config.optimizer.lr,
+            betas=config.optimizer.betas,
+            eps=config.optimizer.eps,
+            weight_decay=config.optimizer.weight_decay,
+            grad_clip_norm=config.optimizer.grad_clip_norm,
+        ),
+        scheduler=CosineAnnealingWithWarmupSchedulerConfig(num_warmup_steps=warmup),
+        rename_map=config.rename_map,
+    )
+    stock.save_pretrained(folder)
+    write_json(
+        folder / REFLOW_CONFIG,
+        {
+            "chordflow_version": __version__,
+            "teacher_sha256": weights_sha256(teacher_dir),
+            **draccus.encode(config),
+        },
+    )
+
+
+@cache
+def weights_sha256(teacher_dir: Path) -> str:
+    digest = hashlib.sha256()
+    with (teacher_dir / WEIGHTS).open("rb") as file:
+        while chunk := file.read(1 << 24):
+            digest.update(chunk)
+    return digest.hexdigest()
