@@ -1,4 +1,4 @@
-"""Keeps the libraries' own talk out of chordflow's output."""
+"""Keeps the libraries' own talk out of chordflow's output, and their patience within bounds."""
 
 from __future__ import annotations
 
@@ -24,6 +24,30 @@ def silence_libraries() -> None:
     # Above the level of any single logger: libraries set theirs anew as they are imported, and some log an
     # error that they then raise as well.
     logging.disable(logging.ERROR)
+
+
+def limit_waiting(seconds: float = 20.0) -> None:
+    """Lets a request to the Hub fail after `seconds` of silence; by itself its client waits for ever.
+
+    Requests that set a limit of their own, such as downloads, keep it.
+    """
+    import httpx
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils._http import default_client_factory
+
+    def limit(request: httpx.Request) -> None:
+        given = request.extensions.get("timeout", {})
+        limits = {part: given.get(part) or seconds for part in ("connect", "read", "write", "pool")}
+        request.extensions["timeout"] = limits
+
+    def impatient() -> httpx.Client:
+        client = default_client_factory()
+        # Some calls ask for no limit by name, so that the client's own would not reach them.
+        hooks = client.event_hooks
+        client.event_hooks = {**hooks, "request": [*hooks["request"], limit]}
+        return client
+
+    set_client_factory(impatient)
 
 
 @contextlib.contextmanager

@@ -49,9 +49,10 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     try:
         # Only now: the libraries behind a verb take seconds to import and talk while they do.
-        from chordflow.quiet import silence_libraries
+        from chordflow.quiet import limit_waiting, silence_libraries
 
         silence_libraries()
+        limit_waiting()
         import_module(VERBS[verb][0]).run(options)
     except UserError as error:
         return _refuse(verb, str(error))

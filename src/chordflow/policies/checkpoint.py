@@ -14,8 +14,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import httpx
 import torch
-from huggingface_hub import snapshot_download, try_to_load_from_cache
+from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import make_pre_post_processors
@@ -59,7 +60,13 @@ def resolve_checkpoint(path: str | Path, revision: str | None = None, field: str
             folder = Path(
                 snapshot_download(str(path), revision=revision, allow_patterns=["*.json", "*.safetensors"])
             )
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        except (
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+            httpx.HTTPError,
+            OSError,
+        ) as error:
             raise UserError(
                 f"{field}={path}: there is no such folder, and the Hub has no reachable repository of that "
                 "name; check the path, the id, and the network."
@@ -195,18 +202,25 @@ def check_assets(folder: Path, field: str = "teacher.path") -> None:
         if Path(value).is_dir():
             continue
         if _looks_like_hub_id(value):
-            if os.environ.get("HF_HUB_OFFLINE") == "1" and not isinstance(
-                try_to_load_from_cache(value, "config.json"), str
-            ):
+            # Once, here: transformers would try every file of it many times over.
+            if not isinstance(try_to_load_from_cache(value, CONFIG), str) and not _is_on_hub(value):
                 raise UserError(
-                    f"{field}={folder}: {key}={value} in {file} is not in the local Hub cache and there is no "
-                    f"network; fetch it once while online, or run: chordflow relocate {folder} --vlm.path=FOLDER"
+                    f"{field}={folder}: {key}={value} in {file} is neither in the local Hub cache nor on a Hub within "
+                    f"reach; fetch it once while online, or run: chordflow relocate {folder} --vlm.path=FOLDER"
                 )
             continue
         raise UserError(
             f"{field}={folder}: {key}={value} in {file} does not exist; "
             f"run: chordflow relocate {folder} --vlm.path=FOLDER"
         )
+
+
+def _is_on_hub(repo_id: str) -> bool:
+    try:
+        HfApi().model_info(repo_id, timeout=20)
+    except (HFValidationError, httpx.HTTPError, OSError):
+        return False
+    return True
 
 
 def save_student(
