@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -75,19 +76,23 @@ def test_the_same_episodes_again(output: Path) -> None:
     assert sum(episode.success for episode in again) == row.successes
 
 
-def test_stock_lerobot_eval_runs_the_student_without_chordflow(output: Path, tmp_path: Path) -> None:
-    student = output / "student" / "checkpoints" / "last" / "pretrained_model"
+def test_stock_lerobot_eval_runs_a_relocated_student_without_chordflow(output: Path, tmp_path: Path) -> None:
+    """Built in one place, relocated to another, evaluated from a third."""
+    elsewhere, here = tmp_path / "b b", tmp_path / "c"
+    here.mkdir()
+    shutil.copytree(output / "student" / "checkpoints" / "last" / "pretrained_model", elsewhere / "student")
+    shutil.copytree(output / "vlm", elsewhere / "vlm")
+    assert main(["relocate", str(elsewhere / "student")]) == 0
+    assert str(elsewhere / "vlm") in (elsewhere / "student" / "config.json").read_text()
     code = (
         "import sys; sys.modules['chordflow'] = None\n"
-        f"sys.argv = ['lerobot-eval', '--policy.path={student}', '--env.type=detour', '--eval.n_episodes=2',"
-        f" '--eval.batch_size=2', '--eval.use_async_envs=false', '--output_dir={tmp_path / 'eval'}']\n"
+        f"sys.argv = ['lerobot-eval', '--policy.path={elsewhere / 'student'}', '--env.type=detour',"
+        " '--eval.n_episodes=2', '--eval.batch_size=2', '--eval.use_async_envs=false', '--output_dir=eval']\n"
         "from lerobot.scripts.lerobot_eval import main; main()"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    info = json.loads((tmp_path / "eval" / "eval_info.json").read_text())
+    info = json.loads((here / "eval" / "eval_info.json").read_text())
     assert info["overall"]["n_episodes"] == 2
 
 

@@ -47,6 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"chordflow: there is no verb {verb!r}; choose one of {', '.join(VERBS)}.", file=sys.stderr)
         return 2
+    # Read when torch is first imported. OpenMP's threads otherwise spin while they wait for each other, and on a
+    # machine that does something else as well a small network then runs many times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         # Only now: the libraries behind a verb take seconds to import and talk while they do.
         from chordflow.quiet import limit_waiting, silence_libraries
