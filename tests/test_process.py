@@ -1,0 +1,252 @@
+"""Runs as a user starts them: what reaches the terminal, and what a signal leaves behind."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+from rich.console import Console
+from safetensors.torch import load_file
+
+from builders import ACTION_DIM, STATE_DIM, TASKS
+from chordflow.cli.main import main
+from chordflow.report.table import render
+from chordflow.results.schema import Results
+from test_reflow_job import options, student_of
+
+CHORDFLOW = str(Path(sys.executable).with_name("chordflow"))
+
+PROGRESS = [
+    r"Teacher: .* \(smolvla, [\d.]+ M parameters, on cpu, 1 threads\)",
+    r"Data:    test/tiny, \d+ observations to train on, \d+ episodes held out",
+    r"Method:  reflow, .*",
+    r"  couplings: \d+ %, \d+ MB in memory",
+    r"Buffer:  .* in memory",
+    r"  training: \d+ %, loss [\d.]+, lr [\d.e-]+, [\d,]+ samples/s",
+    r"Student: .*/checkpoints/\d{6}/pretrained_model",
+    r"  measuring: \d+ %",
+    r"Done in \d+ s\.",
+]
+
+
+def start(arguments: list[str]) -> subprocess.Popen[str]:
+    """A process of its own group, in which libraries would talk if they could."""
+    talkative = (
+        "TOKENIZERS_PARALLELISM",
+        "HF_HUB_DISABLE_PROGRESS_BARS",
+        "TRANSFORMERS_VERBOSITY",
+        "MPLBACKEND",
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in talkative}
+    environment |= {
+        "PYTHONWARNINGS": "default",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "COLUMNS": "100",
+    }
+    return subprocess.Popen(
+        [CHORDFLOW, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 240
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def check_quiet(process: subprocess.Popen[str], output: Path) -> None:
+    """Makes sure that every line is chordflow's own."""
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert err == ""
+    progress, done, report = out.partition("Done in ")
+    assert done
+    for line in progress.splitlines():
+        assert any(re.fullmatch(pattern, line) for pattern in PROGRESS), line
+    buffer = io.StringIO()
+    Console(file=buffer, highlight=False, soft_wrap=True, width=100).print(
+        render(Results.load(output / "results.json"))
+    )
+    first, _, rest = report.partition("\n")
+    assert re.fullmatch(r"\d+ s\.", first)
+    assert rest == (
+        f"{buffer.getvalue()}Results: {output / 'results.json'}, 3 pictures in {output / 'figures'}\n"
+        f"Student: {output / 'checkpoints/000006/pretrained_model'}\n"
+    )
+
+
+LONG = ["--steps=100000", "--save_freq=3", "--num_workers=2"]
+
+
+@pytest.fixture(scope="module")
+def together(
+    checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, tuple[subprocess.Popen[str], Path]]]:
+    """Processes that start at once, since most of their time goes into imports."""
+    place = tmp_path_factory.mktemp("processes") / "ein Ordner 你好"
+    started = {
+        name: (start(options(checkpoint, dataset_root, place / name, *more)), place / name)
+        for name, more in {"quiet": ["--num_workers=2"], "interrupted": LONG}.items()
+    }
+    yield started
+    for process, _ in started.values():
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def test_ctrl_c_says_how_to_go_on(together: dict[str, tuple[subprocess.Popen[str], Path]]) -> None:
+    process, output = together["interrupted"]
+    wait_for(student_of(output), process)
+    # As a terminal does: to every process of the group, the workers included.
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, (out, err)
+    assert err.count("\n") == 1, err
+    said = re.fullmatch(r"chordflow reflow: interrupted; go on with: chordflow (.*)\n", err)
+    assert said, err
+    assert not list((output / "checkpoints").glob(".*"))
+    SmolVLAPolicy.from_pretrained(student_of(output))
+    # The very command that was printed, with fewer steps so that it ends.
+    step = int((output / "checkpoints" / "last").resolve().name)
+    assert main([*shlex.split(said.group(1)), f"--steps={step + 2}"]) == 0
+    assert Results.load(output / "results.json").loss is not None
+
+
+def test_a_good_run_prints_its_own_words_alone(
+    together: dict[str, tuple[subprocess.Popen[str], Path]],
+) -> None:
+    check_quiet(*together["quiet"])
+
+
+@pytest.mark.slow
+def test_a_run_without_workers_is_as_quiet(checkpoint: Path, dataset_root: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    check_quiet(start(options(checkpoint, dataset_root, output)), output)
+
+
+@pytest.mark.slow
+def test_a_run_on_videos_is_as_quiet(checkpoint: Path, tmp_path: Path) -> None:
+    """Videos are decoded in spawned workers, which import everything anew."""
+    root, output = tmp_path / "videos", tmp_path / "out"
+    features: dict[str, Any] = {
+        "observation.state": {"dtype": "float32", "shape": (STATE_DIM,), "names": None},
+        "action": {"dtype": "float32", "shape": (ACTION_DIM,), "names": None},
+        "observation.images.top": {
+            "dtype": "video",
+            "shape": (64, 64, 3),
+            "names": ["height", "width", "channels"],
+        },
+    }
+    dataset = LeRobotDataset.create("test/tiny", fps=10, features=features, root=root, use_videos=True)
+    rng = np.random.default_rng(0)
+    for episode in range(6):
+        for _ in range(5):
+            dataset.add_frame(
+                {
+                    "observation.state": rng.normal(size=STATE_DIM).astype(np.float32),
+                    "action": rng.normal(size=ACTION_DIM).astype(np.float32),
+                    "observation.images.top": rng.integers(0, 256, (64, 64, 3), dtype=np.uint8),
+                    "task": TASKS[episode % len(TASKS)],
+                }
+            )
+        dataset.save_episode()
+    dataset.finalize()
+    check_quiet(start(options(checkpoint, root, output, "--num_workers=2")), output)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_the_last_good_checkpoint_stands(
+    checkpoint: Path, dataset_root: Path, tmp_path: Path
+) -> None:
+    """Killed again and again, the run ends in the bits of one that never was."""
+    more = ["--steps=400", "--save_freq=7", "--ema.enable=true"]
+    whole, output = tmp_path / "whole", tmp_path / "out"
+    assert main(options(checkpoint, dataset_root, whole, *more)) == 0
+    process = start(options(checkpoint, dataset_root, output, *more))
+    rng = np.random.default_rng(0)
+    last = student_of(output)
+    steps = []
+    for _ in range(4):
+        wait_for(last, process)
+        begun = os.readlink(output / "checkpoints" / "last")
+        while os.readlink(output / "checkpoints" / "last") == begun:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0.0, 0.3))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        SmolVLAPolicy.from_pretrained(last)
+        steps.append(int(os.readlink(output / "checkpoints" / "last")))
+        process = start(["reflow", "--resume=true", f"--config_path={last / 'train_config.json'}"])
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert steps == sorted(set(steps)), steps
+    names = [sorted(path.name for path in (run / "checkpoints").iterdir()) for run in (whole, output)]
+    assert names[0] == names[1]
+    for file in ("pretrained_model/model.safetensors", "training_state/ema_weights.safetensors"):
+        a, b = (load_file(run / "checkpoints" / "last" / file) for run in (whole, output))
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    lines = [[json.loads(line) for line in (run / "metrics.jsonl").open()] for run in (whole, output)]
+    assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]]
+
+
+def test_interrupted_before_the_first_checkpoint_nothing_is_left(
+    checkpoint: Path,
+    dataset_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import chordflow.training.checkpoints as checkpoints
+
+    def interrupt(*arguments: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    # In the middle of writing the first checkpoint.
+    monkeypatch.setattr(checkpoints, "save_training_state", interrupt)
+    output = tmp_path / "new" / "out"
+    assert main(options(checkpoint, dataset_root, output, "--log_freq=100")) == 130
+    said = capsys.readouterr().err
+    assert said == "chordflow reflow: interrupted; no checkpoint was written yet, so start a new run.\n"
+    assert not (tmp_path / "new").exists()
+    # And of the second: the first stands.
+    monkeypatch.undo()
+    save, calls = checkpoints.save_training_state, []
+
+    def second(*arguments: Any, **named: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        save(*arguments, **named)
+
+    monkeypatch.setattr(checkpoints, "save_training_state", second)
+    assert main(options(checkpoint, dataset_root, output)) == 130
+    assert "go on with: chordflow reflow --resume=true --config_path=" in capsys.readouterr().err
+    assert sorted(path.name for path in (output / "checkpoints").iterdir()) == ["000003", "last"]
