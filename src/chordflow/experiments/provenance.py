@@ -21,7 +21,7 @@ from chordflow.errors import UserError
 from chordflow.experiments.config import ReflowJobConfig
 from chordflow.experiments.run_folder import REFLOW_CONFIG
 from chordflow.policies import resolve_checkpoint
-from chordflow.policies.checkpoint import TRAIN_CONFIG, WEIGHTS, write_json
+from chordflow.policies.files import TRAIN_CONFIG, WEIGHTS, write_json
 from chordflow.quiet import quiet_stdout
 
 
@@ -116,6 +116,7 @@ def write_configs(config: ReflowJobConfig, teacher_dir: Path, folder: Path) -> N
 
 @cache
 def weights_sha256(teacher_dir: Path) -> str:
+    """The SHA-256 of a checkpoint's weights file, in hexadecimal."""
     digest = hashlib.sha256()
     with (teacher_dir / WEIGHTS).open("rb") as file:
         while chunk := file.read(1 << 24):

@@ -10,7 +10,7 @@ from pathlib import Path
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
 
 from chordflow.errors import UserError
-from chordflow.policies.checkpoint import TRAIN_CONFIG
+from chordflow.policies.files import TRAIN_CONFIG
 
 REFLOW_CONFIG = "reflow_config.json"
 

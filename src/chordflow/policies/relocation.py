@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from chordflow.errors import UserError
-from chordflow.policies.checkpoint import (
+from chordflow.policies.files import (
     CONFIG,
     PREPROCESSOR,
     TRAIN_CONFIG,
