@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,6 +17,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 console = Console(highlight=False, soft_wrap=True)
@@ -36,6 +38,7 @@ class Bar:
         self._description = description
         self._task = progress.add_task(description, total=None, note="") if progress else None
         self._shown = 0.0
+        self._began = time.monotonic()
 
     def update(self, done: float, total: float, note: str = "") -> None:
         """Shows that `done` of `total` is done."""
@@ -43,7 +46,13 @@ class Bar:
             self._progress.update(self._task, completed=done, total=total, note=note)
         elif total and (done / total - self._shown >= 0.25 or done >= total > self._shown * total):
             self._shown = done / total
-            console.print(f"  {self._description}: {100 * self._shown:.0f} %" + (f", {note}" if note else ""))
+            left = (time.monotonic() - self._began) * (total - done) / done
+            parts = [
+                f"{100 * self._shown:.0f} %",
+                *([note] if note else []),
+                *([f"{left:.0f} s left"] if done < total else []),
+            ]
+            console.print(f"  {self._description}: {', '.join(parts)}", markup=False)
 
 
 @contextmanager
@@ -54,12 +63,12 @@ def bar(description: str) -> Iterator[Bar]:
         return
     columns = (
         TextColumn("  {task.description}"),
-        BarColumn(bar_width=30),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
-        _Note(),
-        TimeElapsedColumn(),
+        _Note(table_column=Column(no_wrap=True, overflow="ellipsis")),
+        TimeElapsedColumn(table_column=Column(min_width=7)),
         TextColumn("left"),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(table_column=Column(min_width=7)),
     )
     with Progress(*columns, console=console, transient=False) as progress:
         yield Bar(progress, description)
