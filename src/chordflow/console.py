@@ -68,7 +68,7 @@ def bar(description: str) -> Iterator[Bar]:
         _Note(table_column=Column(no_wrap=True, overflow="ellipsis")),
         TimeElapsedColumn(table_column=Column(min_width=7)),
         TextColumn("left"),
-        TimeRemainingColumn(table_column=Column(min_width=7)),
+        TimeRemainingColumn(compact=True, table_column=Column(min_width=5)),
     )
     with Progress(*columns, console=console, transient=False) as progress:
         yield Bar(progress, description)
