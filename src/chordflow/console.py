@@ -62,7 +62,7 @@ def bar(description: str) -> Iterator[Bar]:
         yield Bar(None, description)
         return
     columns = (
-        TextColumn("  {task.description}"),
+        TextColumn("{task.description:>9}"),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
         _Note(table_column=Column(no_wrap=True, overflow="ellipsis")),
