@@ -29,9 +29,15 @@ def build_vlm(folder: Path) -> Path:
     return build_tiny_vlm(folder, TASKS, SIZE, weights=False)
 
 
-def make_config(vlm: Path, cameras: tuple[str, ...] = ("top",), **options: Any) -> SmolVLAConfig:
+def make_config(
+    vlm: Path,
+    cameras: tuple[str, ...] = ("top",),
+    state_dim: int = STATE_DIM,
+    action_dim: int = ACTION_DIM,
+    **options: Any,
+) -> SmolVLAConfig:
     """A stock config around `vlm`."""
-    inputs = {"observation.state": PolicyFeature(FeatureType.STATE, (STATE_DIM,))}
+    inputs = {"observation.state": PolicyFeature(FeatureType.STATE, (state_dim,))}
     for camera in cameras:
         inputs[f"observation.images.{camera}"] = PolicyFeature(FeatureType.VISUAL, (3, 32, 32))
     defaults: dict[str, Any] = {
@@ -47,7 +53,7 @@ def make_config(vlm: Path, cameras: tuple[str, ...] = ("top",), **options: Any) 
     }
     return SmolVLAConfig(
         input_features=inputs,
-        output_features={"action": PolicyFeature(FeatureType.ACTION, (ACTION_DIM,))},
+        output_features={"action": PolicyFeature(FeatureType.ACTION, (action_dim,))},
         **{**defaults, **options},
     )
 
@@ -72,7 +78,8 @@ def build_checkpoint(folder: Path, vlm: Path, seed: int = 0, **options: Any) -> 
             if "lm_expert" in name or "action_" in name:
                 parameter.mul_(2.0)
     policy.save_pretrained(folder)
-    for pipeline in make_pre_post_processors(config, dataset_stats=stats()):
+    known = stats() if config.action_feature.shape == (ACTION_DIM,) else None
+    for pipeline in make_pre_post_processors(config, dataset_stats=known):
         pipeline.save_pretrained(folder)
     return folder
 

@@ -27,7 +27,7 @@ class StateDataset:
             "observation.state": self.states[index],
             "action": torch.full((1,), torch.nan),  # never to be read
             "task": "",
-            "episode_index": torch.tensor(0),
+            "episode_index": torch.tensor(index // 2),
             "frame_index": torch.tensor(index),
         }
 

@@ -112,3 +112,10 @@ def test_the_command_line_has_not_changed_unnoticed() -> None:
     """Users' scripts depend on these names: a change has to be made here as well, on purpose."""
     names = "".join(f"--{option.name} ({option.kind})\n" for option in options_of(ReflowJobConfig, None))
     assert names == FROZEN.read_text(encoding="utf-8")
+
+
+def test_everything_that_is_missing_is_named_at_once() -> None:
+    with pytest.raises(
+        UserError, match=r"--output_dir and --teacher.path and --dataset.repo_id are missing: "
+    ):
+        build(ReflowJobConfig, {})

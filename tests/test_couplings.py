@@ -304,7 +304,10 @@ def test_more_noises_go_where_endpoints_spread(tiny_policy: SmolVLAFlowPolicy, s
     list(buffer.fill(0))
     block = buffer._blocks[0]
     counts = torch.bincount(block.observation, minlength=8)
+    assert config.even_noises == 8
+    assert (block.observation[:64] == torch.arange(8).repeat_interleave(8)).all()
     assert counts.min() >= 8
+    assert counts.max() > counts.min()
     assert counts.sum() == 8 * 16
     spread = buffer._spread(block.endpoint[:64].unflatten(0, (8, 8)))
     expected = 8 + 64 * spread / spread.sum()
@@ -328,3 +331,16 @@ def test_spread_weights_the_observations(tiny_policy: SmolVLAFlowPolicy, split: 
     spread = buffer._spread(ends)
     assert spread.argmax() == 1
     assert spread[0] == spread[2] == 1e-12
+
+
+def test_a_buffer_that_does_not_fit_is_refused(
+    tiny_policy: SmolVLAFlowPolicy, split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import psutil
+
+    free = psutil.virtual_memory()._replace(available=1000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    with pytest.raises(
+        UserError, match=r"buffer.num_observations=12 takes 0.0 GiB, but 0.0 GiB are free on cpu"
+    ):
+        list(make_buffer(tiny_policy, split).fill(0))

@@ -194,3 +194,27 @@ def test_bfloat16_prefix_and_head_run_with_float32_masters(tmp_path: Path, vlm: 
         high = policy.velocity(noise, t, policy.encode(batch))
     assert high.dtype == torch.float32
     torch.testing.assert_close(low, high, rtol=0.1, atol=0.1)
+
+
+def test_aloha_joints_are_adapted_as_in_the_stock_policy(tmp_path: Path, vlm: Path) -> None:
+    options = {
+        "adapt_to_pi_aloha": True,
+        "state_dim": 14,
+        "action_dim": 14,
+        "max_action_dim": 16,
+        "max_state_dim": 16,
+    }
+    policy = load_flow_policy(build_checkpoint(tmp_path / "c", vlm, **options), device="cpu")
+    items = {**observations(3), "observation.state": torch.rand(3, 14)}
+    noise = policy.sample_noise(3, generator(0, "aloha"))
+    # The stock policy writes into the state that it is given: each gets its own.
+    batch = policy.preprocess({**items, "observation.state": items["observation.state"].clone()})
+    state = batch["observation.state"].clone()
+    with torch.no_grad():
+        context = policy.encode(batch)
+        endpoint = Euler().integrate(lambda x, t: policy.velocity(x, t, context), noise, 2)
+    assert torch.equal(batch["observation.state"], state)
+    policy.set_num_steps(2)
+    stock = policy.module.predict_action_chunk(policy.preprocess(dict(items)), noise=noise.clone())
+    torch.testing.assert_close(policy.to_action(endpoint), policy.postprocessor(stock), rtol=1e-5, atol=1e-5)
+    assert not torch.equal(policy.to_action(endpoint), endpoint[..., :14])

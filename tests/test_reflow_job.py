@@ -325,7 +325,8 @@ def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(
     def break_down(self: ReflowMethod, *arguments: object) -> torch.Tensor:
         calls.append(1)
         value = loss(self, *arguments)  # type: ignore[arg-type]
-        return value * float("nan") if len(calls) == 5 else value
+        # The fourth call looks at the weights before the third step's checkpoint is written.
+        return value * float("nan") if len(calls) == 6 else value
 
     monkeypatch.setattr(ReflowMethod, "loss", break_down)
     output = tmp_path / "out"
@@ -373,3 +374,86 @@ def test_a_write_that_fails_leaves_the_last_good_checkpoint(
     else:
         assert left == ["000003", "000006", "last"]
     SmolVLAPolicy.from_pretrained(student_of(output))
+
+
+def resume(run: Path, step: int, *more: str) -> list[str]:
+    return ["reflow", "--resume=true", f"--config_path={run}/checkpoints/{step:06d}/pretrained_model", *more]
+
+
+@pytest.fixture
+def short_run(checkpoint: Path, dataset_root: Path, tmp_path: Path) -> Path:
+    """A finished run of four steps with a checkpoint at two."""
+    output = tmp_path / "short"
+    assert main(options(checkpoint, dataset_root, output, "--steps=4", "--save_freq=2", "--log_freq=1")) == 0
+    return output
+
+
+def test_a_learning_rate_given_on_resume_is_used(short_run: Path) -> None:
+    before = [json.loads(line) for line in (short_run / "metrics.jsonl").read_text().splitlines()]
+    assert main(resume(short_run, 2, "--optimizer.lr=1e-5")) == 0
+    after = [json.loads(line) for line in (short_run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in after] == [1, 2, 3, 4]
+    assert before[:2] == after[:2]
+    for old, new in zip(before[2:], after[2:], strict=True):
+        assert new["lr"] == pytest.approx(old["lr"] / 100)
+    stock = TrainPipelineConfig.from_pretrained(student_of(short_run))
+    assert stock.optimizer is not None
+    assert stock.optimizer.lr == 1e-5
+
+
+@pytest.mark.parametrize("more", [
+    "--student.init=random", "--seed=9", "--batch_size=4", "--coupling.num_steps=1", "--num_inference_steps=2",
+    "--ema.enable=true", "--output_dir=elsewhere", "--buffer.block_size=2", "--student.train=[language]",
+    "--method.times.at_noise=0.1",
+])  # fmt: skip
+def test_what_would_make_it_another_run_is_refused(
+    run: Path, more: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (run / "metrics.jsonl").read_text()
+    given = "--ema.enable=false" if more == "--ema.enable=true" else more
+    assert main(resume(run, 3, given)) == 2
+    assert "resuming cannot change it" in capsys.readouterr().err
+    assert (run / "metrics.jsonl").read_text() == before
+
+
+def test_a_run_goes_on_from_any_directory(
+    checkpoint: Path, dataset_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(checkpoint, tmp_path / "teacher")
+    shutil.copytree(dataset_root, tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    assert main(options(Path("teacher"), Path("data"), Path("out"), "--steps=2")) == 0
+    (tmp_path / "deep").mkdir()
+    monkeypatch.chdir(tmp_path / "deep")
+    # More steps than at first may be asked for.
+    assert main(resume(tmp_path / "out", 2, "--steps=3")) == 0
+    assert os.readlink(tmp_path / "out" / "checkpoints" / "last") == "000003"
+
+
+@pytest.mark.parametrize("steps", [1, 6])
+def test_weights_that_an_update_destroyed_are_not_kept(
+    checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], steps: int
+) -> None:
+    output = tmp_path / "out"
+    more = ["--optimizer.lr=1e30", f"--steps={steps}", "--log_freq=1", "--scheduler.num_warmup_steps=0"]
+    assert main(options(checkpoint, dataset_root, output, *more)) == 2
+    message = capsys.readouterr().err
+    assert "not finite at step" in message
+    assert "start again with a lower --optimizer.lr" in message
+    # Nothing to go on from is left, so the same command may be given again.
+    assert not output.exists()
+
+
+def test_two_processes_do_not_train_in_one_folder(
+    short_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import fcntl
+
+    handle = os.open(short_run, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        assert main(resume(short_run, 2)) == 2
+    finally:
+        os.close(handle)
+    assert "another process is training" in capsys.readouterr().err
+    assert main(resume(short_run, 2)) == 0

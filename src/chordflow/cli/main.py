@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from importlib import import_module
 
 from chordflow import __version__
@@ -56,7 +60,9 @@ def main(argv: list[str] | None = None) -> int:
 
         silence_libraries()
         limit_waiting()
-        import_module(VERBS[verb][0]).run(options)
+        with _interruptible(verb):
+            module = import_module(VERBS[verb][0])
+        module.run(options)
     except UserError as error:
         return _refuse(verb, str(error))
     except KeyboardInterrupt as interrupt:
@@ -80,6 +86,24 @@ def main(argv: list[str] | None = None) -> int:
         text = "out of memory" + (f" ({str(error).splitlines()[0]})" if str(error) else "")
         return _refuse(verb, f"{text}; lower --batch_size, --buffer.num_observations or --eval.batch_size.")
     return 0
+
+
+@contextlib.contextmanager
+def _interruptible(verb: str) -> Iterator[None]:
+    """Leaves at once on Ctrl-C while libraries are imported: they turn it into errors of their own."""
+
+    def leave(_signal: int, _frame: object) -> None:
+        os.write(2, f"chordflow {verb}: interrupted; nothing had begun.\n".encode())
+        os._exit(130)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _refuse(verb: str, message: str) -> int:

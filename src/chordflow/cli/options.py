@@ -90,9 +90,15 @@ def build[T](config_class: type[T], values: dict[str, str], base: dict[str, Any]
     for name in values:
         if name not in known:
             raise UserError(_unknown(name, list(known), groups))
-    for option in known.values():
-        if option.default is dataclasses.MISSING and _look_up(merged, option.name) is None:
-            raise UserError(f"--{option.name} is missing: {option.text}.")
+    missing = [
+        option
+        for option in known.values()
+        if option.default is dataclasses.MISSING and _look_up(merged, option.name) is None
+    ]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        names = " and ".join(f"--{option.name}" for option in missing)
+        raise UserError(f"{names} {verb} missing: {'; '.join(option.text for option in missing)}.")
     try:
         return draccus.decode(config_class, _with_types(config_class, merged))
     except (DraccusException, ValueError, TypeError) as error:

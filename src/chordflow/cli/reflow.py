@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import draccus
 from draccus import cfgparsing
 
 from chordflow.cli.options import CONFIG_PATH, build, help_text, read_options
@@ -81,8 +82,33 @@ def parse(arguments: list[str]) -> tuple[ReflowJobConfig, Path | None]:
     # The run may have been moved since: it is where its checkpoint is.
     base["output_dir"] = str(checkpoint.parent.parent)
     config = build(ReflowJobConfig, values, base)
+    _refuse_another_run(config, build(ReflowJobConfig, {}, base), values)
     check_same_teacher(config, sha256)
     return config, checkpoint
+
+
+CHANGEABLE = (
+    "resume", "steps", "save_freq", "log_freq", "num_workers", "device", "teacher.path", "dataset.root",
+    "dataset.video_backend", "optimizer.", "scheduler.", "eval.",
+)  # fmt: skip
+"""What may be another when a run goes on; all else would make it another run."""
+
+
+def _refuse_another_run(config: ReflowJobConfig, saved: ReflowJobConfig, values: dict[str, str]) -> None:
+    now, before = draccus.encode(config), draccus.encode(saved)
+    for name in values:
+        if name.startswith(CHANGEABLE) or _look_up(now, name) == _look_up(before, name):
+            continue
+        raise UserError(
+            f"{name}={values[name]}: the run began with {_look_up(before, name)} and resuming cannot change it; "
+            "leave the option out, or start a new run."
+        )
+
+
+def _look_up(settings: Any, name: str) -> Any:
+    for part in name.split("."):
+        settings = settings.get(part) if isinstance(settings, dict) else None
+    return settings
 
 
 def _wants_resume(values: dict[str, str]) -> bool:

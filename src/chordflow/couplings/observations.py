@@ -34,7 +34,7 @@ class DatasetConfig:
         revision: branch, tag or commit on the Hub.
         episodes: use these episodes only.
         eval_split: share of the episodes of every task that training leaves out and measures use, in (0, 1).
-        video_backend: decoder for videos (torchcodec, pyav); by default the best that is installed.
+        video_backend: decoder for videos: pyav, the default, or torchcodec, which needs ffmpeg.
     """
 
     repo_id: str
@@ -45,6 +45,8 @@ class DatasetConfig:
     video_backend: str | None = None
 
     def __post_init__(self) -> None:
+        if self.video_backend not in (None, "pyav", "torchcodec"):
+            raise UserError(f"dataset.video_backend={self.video_backend}: choose pyav or torchcodec.")
         if not 0.0 < self.eval_split < 1.0:
             raise UserError(
                 f"dataset.eval_split={self.eval_split}: give the share of episodes to measure on, "

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from chordflow.couplings import Observations
+from chordflow.errors import UserError
 from chordflow.evaluation.gap import Gap, Modes, action_gap
 from chordflow.evaluation.latency import measure_latency
 from chordflow.evaluation.paired import (
@@ -120,7 +121,7 @@ def measure(
             if name == "teacher":
                 untrained[key] = gap
             elif key in untrained and untrained[key].rms > 0:
-                ratio = _ratio(gap, untrained[key], config.seed)
+                ratio = _ratio(gap, untrained[key], held_out.episodes, config.seed)
             gaps.append(_gap_row(name, solver, num_steps, reference, reference_steps, gap, ratio))
     trajectories, axes = _trajectories(policies, held_out, deployed, config, action_dim)
     return Measures(
@@ -152,7 +153,7 @@ class _Work:
         self.on_progress(self.done, self.total)
 
     def solve(self, name: PolicyRole, policy: FlowPolicy, solver: str, num_steps: int) -> Tensor:
-        return solve(
+        ends = solve(
             policy,
             self.held_out.contexts[name],
             self.held_out.noise,
@@ -161,6 +162,7 @@ class _Work:
             batch_size=self.config.batch_size,
             on_batch=self.tick,
         )
+        return _finite(ends, name, solver, num_steps)
 
     def converge(self, name: PolicyRole, policy: FlowPolicy) -> tuple[Curvature, Tensor]:
         """Curvature on the fine grid, and the endpoints (N, converged_noises, H, D) that come with it."""
@@ -178,7 +180,21 @@ class _Work:
             total = sums if total is None else total.merge(sums)
             self.tick(self.config.converged_num_steps)
         assert total is not None
-        return total, ends
+        return total, _finite(ends, name, "euler", self.config.converged_num_steps)
+
+
+def _finite(ends: Tensor, name: PolicyRole, solver: str, num_steps: int) -> Tensor:
+    """The endpoints, if they can be measured.
+
+    Raises:
+        UserError: if one is NaN or infinite.
+    """
+    if not ends.isfinite().all():
+        raise UserError(
+            f"{name}: {num_steps} {solver} steps end in NaN or infinite actions; train again with a lower "
+            "--optimizer.lr, or check the teacher's weights."
+        )
+    return ends
 
 
 def _plan(num_steps: list[int], teacher_num_steps: int) -> list[tuple[PolicyRole, str, int]]:
@@ -205,13 +221,13 @@ def _curvature_row(policy: PolicyRole, sums: Curvature) -> CurvatureRow:
     )
 
 
-def _ratio(gap: Gap, untrained: Gap, seed: int) -> Estimate:
-    count, noises = gap.distance.shape
+def _ratio(gap: Gap, untrained: Gap, episodes: Tensor, seed: int) -> Estimate:
+    """The RMS ratio with its interval over episodes: frames of one episode are not independent."""
     return ratio_of_rms(
         gap.distance.ravel(),
         untrained.distance.ravel(),
         seed=seed,
-        clusters=np.repeat(np.arange(count), noises),
+        clusters=np.repeat(episodes.numpy(), gap.distance.shape[1]),
     )
 
 

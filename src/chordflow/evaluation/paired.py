@@ -73,10 +73,12 @@ class HeldOutSet:
     Attributes:
         contexts: by policy; several names share one object where their prefixes are equal.
         noise: (N, K, H, D).
+        episodes: the episode that each observation is from, (N,).
     """
 
     contexts: dict[PolicyRole, Context]
     noise: Tensor
+    episodes: Tensor
 
     @property
     def num_observations(self) -> int:
@@ -106,12 +108,14 @@ def encode_held_out(
     first = next(iter(policies.values()))
     reference = first.prefix_hash()
     own = {name: policy for name, policy in policies.items() if policy.prefix_hash() != reference}
+    episodes: list[Tensor] = []
     parts: dict[str, list[Context]] = {name: [] for name in ["", *own]}
     for items in observations.batches(order, min(config.batch_size, 64)):
         parts[""].append(first.encode(first.preprocess(items)))
         for name, policy in own.items():
             parts[name].append(policy.encode(policy.preprocess(items)))
-        on_batch(len(items["episode_index"]))
+        episodes.append(items["episode_index"].flatten())
+        on_batch(len(episodes[-1]))
     joined = {name: type(contexts[0]).concatenate(contexts) for name, contexts in parts.items()}
     noises = [
         first.sample_noise(config.noises_per_observation, generator(config.seed, "held-out noise", index))
@@ -120,6 +124,7 @@ def encode_held_out(
     return HeldOutSet(
         contexts={name: joined[name if name in own else ""] for name in policies},
         noise=torch.stack(noises).to(first.device),
+        episodes=torch.cat(episodes),
     )
 
 

@@ -22,7 +22,7 @@ class TeacherConfig:
         path: `pretrained_model` folder of a LeRobot checkpoint, or a Hub id.
         revision: branch, tag or commit on the Hub.
         num_inference_steps: Euler steps of the teacher as deployed, against which gaps are measured; by
-            default what the checkpoint is saved with.
+            default what the checkpoint is saved with, or `coupling.num_steps` where that is 1.
     """
 
     path: str

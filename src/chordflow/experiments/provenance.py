@@ -44,13 +44,14 @@ def check_same_teacher(config: ReflowJobConfig, sha256: str | None) -> None:
 def teacher_may_have_seen(teacher_dir: Path, dataset: DatasetConfig, held_out: list[int]) -> bool:
     """Whether the held-out episodes may have been in the teacher's own training.
 
-    False only where its `train_config.json` shows that they were not: another dataset, a list of episodes
-    without them, or the same share held out by LeRobot's own rule.
+    False only where its `train_config.json` shows that they were not: a list of episodes of this dataset without
+    them, or the same share held out by LeRobot's own rule.
     """
     try:
         trained_on = json.loads((teacher_dir / TRAIN_CONFIG).read_text(encoding="utf-8"))["dataset"]
         if trained_on["repo_id"] != dataset.repo_id:
-            return False
+            # Another name is no proof: local copies and forks have names of their own.
+            return True
         episodes = trained_on.get("episodes")
         if episodes is not None and not set(episodes) & set(held_out):
             return False
@@ -71,12 +72,15 @@ def write_configs(config: ReflowJobConfig, teacher_dir: Path, folder: Path) -> N
     """`train_config.json` as stock tools read it, and chordflow's own settings beside it."""
     with quiet_stdout():
         policy = PreTrainedConfig.from_pretrained(folder)
-    policy.pretrained_path = Path(config.teacher.path)
+    # A run is gone on with from wherever the user happens to be.
+    teacher_path = _absolute(config.teacher.path)
+    root = _absolute(config.dataset.root) if config.dataset.root is not None else None
+    policy.pretrained_path = Path(teacher_path)
     warmup = config.scheduler.warmup(config.steps)
     stock = TrainPipelineConfig(
         dataset=LeRobotDatasetConfig(
             repo_id=config.dataset.repo_id,
-            root=config.dataset.root,
+            root=root,
             revision=config.dataset.revision,
             episodes=config.dataset.episodes,
             eval_split=config.dataset.eval_split,
@@ -104,14 +108,15 @@ def write_configs(config: ReflowJobConfig, teacher_dir: Path, folder: Path) -> N
         rename_map=config.rename_map,
     )
     stock.save_pretrained(folder)
-    write_json(
-        folder / REFLOW_CONFIG,
-        {
-            "chordflow_version": __version__,
-            "teacher_sha256": weights_sha256(teacher_dir),
-            **draccus.encode(config),
-        },
-    )
+    settings = draccus.encode(config)
+    settings["teacher"]["path"], settings["dataset"]["root"] = teacher_path, root
+    made_by = {"chordflow_version": __version__, "teacher_sha256": weights_sha256(teacher_dir)}
+    write_json(folder / REFLOW_CONFIG, {**made_by, **settings})
+
+
+def _absolute(path: str) -> str:
+    """A local folder's whole path; a Hub id as it is."""
+    return str(Path(path).resolve()) if Path(path).is_dir() else path
 
 
 @cache

@@ -26,6 +26,7 @@ from chordflow.experiments.provenance import device_name, teacher_may_have_seen,
 from chordflow.experiments.run_folder import (
     how_to_go_on,
     new_folder,
+    only_run,
     refuse_existing,
     resume_command,
 )
@@ -78,7 +79,8 @@ def reflow(config: ReflowJobConfig, command: list[str], resume_from: Path | None
     teacher = load_flow_policy(teacher_dir, device=config.device, rename_map=config.rename_map)
     teacher.module.requires_grad_(False)
     split = open_split(config.dataset, teacher, config.rename_map)
-    with contextlib.nullcontext() if resume_from is not None else new_folder(config.output_dir):
+    folder = contextlib.nullcontext() if resume_from is not None else new_folder(config.output_dir)
+    with folder, only_run(config.output_dir):
         try:
             finished = _run(config, command, teacher, teacher_dir, split, resume_from)
         except KeyboardInterrupt as interrupt:
@@ -98,7 +100,7 @@ def _run(
 ) -> Finished:
     say(
         f"Teacher: {config.teacher.path} ({teacher.family}, {_millions(teacher)} parameters, "
-        f"on {device_name(teacher.device)})"
+        f"on {device_name(teacher.device)}), deployed at {deployed_steps(config, teacher)} steps"
     )
     say(
         f"Data:    {config.dataset.repo_id}, {len(split.train):,} observations to train on, "
@@ -165,7 +167,8 @@ def _train(
             progress.update(done, buffer.num_blocks, _megabytes(buffer.num_bytes))
     say(
         f"Buffer:  {buffer.num_blocks * buffer.block_size:,} observations x {config.buffer.noises_per_observation} "
-        f"noises by {config.coupling.num_steps} {config.coupling.solver} steps, {_megabytes(buffer.num_bytes)}"
+        f"noises on average, by {config.coupling.num_steps} {config.coupling.solver} steps, "
+        f"{_megabytes(buffer.num_bytes)}"
     )
     with bar("training") as progress:
 

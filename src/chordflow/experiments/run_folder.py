@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETR
 
 from chordflow.errors import UserError
 from chordflow.policies.files import TRAIN_CONFIG
+from chordflow.training.loop import METRICS
 
 REFLOW_CONFIG = "reflow_config.json"
 
@@ -48,8 +51,37 @@ def new_folder(output_dir: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
+        if not has_checkpoint(output_dir):
+            # Without a checkpoint nobody can go on from here, and the same command must work again.
+            (output_dir / METRICS).unlink(missing_ok=True)
         _remove_empty([output_dir / CHECKPOINTS_DIR, *made])
         raise
+
+
+@contextlib.contextmanager
+def only_run(output_dir: Path) -> Iterator[None]:
+    """Holds a run's folder for one process at a time, by a lock that ends with the process.
+
+    Raises:
+        UserError: if another process trains in it.
+    """
+    if sys.platform == "win32":
+        # Windows has no such locks.
+        yield
+        return
+    import fcntl
+
+    handle = os.open(output_dir, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"output_dir={output_dir}: another process is training in this folder; wait for it to end."
+            ) from error
+        yield
+    finally:
+        os.close(handle)
 
 
 def has_checkpoint(output_dir: Path) -> bool:

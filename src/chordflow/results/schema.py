@@ -76,7 +76,7 @@ class GapRow:
         observations: Number of held-out observations.
         pairs: Number of pairs of observation and noise.
         ratio_to_untrained: RMS divided by that of the untrained teacher with the same solver, steps and
-            pairs, with an interval over observations; None for the teacher.
+            pairs, with an interval over held-out episodes; None for the teacher.
     """
 
     policy: PolicyRole

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from lerobot.optim.schedulers import CosineAnnealingWithWarmupSchedulerConfig
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from chordflow.couplings import CouplingBuffer
 from chordflow.errors import UserError
@@ -44,8 +45,11 @@ class OptimizerConfig:
     grad_clip_norm: float = 10.0
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
+        if not (self.lr > 0 and math.isfinite(self.lr)):
             raise UserError(f"optimizer.lr={self.lr}: give a learning rate above 0.")
+        for name in ("eps", "weight_decay"):
+            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
+                raise UserError(f"optimizer.{name}={getattr(self, name)}: give a number of at least 0.")
         if not (len(self.betas) == 2 and all(0.0 <= beta < 1.0 for beta in self.betas)):
             raise UserError(f"optimizer.betas={list(self.betas)}: give two numbers from 0 up to but not 1.")
         for name in ("eps", "weight_decay"):
@@ -181,14 +185,24 @@ def train(
     )
     averages = {k: v.detach().clone() for k, v in trainable.items()} if config.ema.enable else None
     state = TrainingState(trainable, averages, optimizer, scheduler)
-    start = load_checkpoint(resume_from, state) if resume_from is not None else 0
+    start = 0
     if resume_from is not None:
+        start = load_checkpoint(resume_from, state)
+        _use_settings(state, config.optimizer)
         begin_from(resume_from)
     with _metrics_can_be_written(output_dir, resume_from):
         _cut_metrics(output_dir / METRICS, start)
     module, optimizer, scheduler = accelerator.prepare(module, optimizer, scheduler)
 
     def save(step: int) -> Path:
+        # The loss that was looked at came before the update: weights that the update destroyed must not become
+        # the checkpoint that a run is told to go back to.
+        with torch.no_grad():
+            again = method.loss(
+                module, buffer.batch(step - 1), generator(config.seed, "times", step - 1)
+            ).item()
+        if not math.isfinite(again):
+            raise _not_finite(step, f"loss {again} after the update", checkpoint)
         weights = {name: tensor.detach() for name, tensor in state.student_weights.items()}
         return save_checkpoint(
             output_dir,
@@ -212,11 +226,7 @@ def train(
         norm = accelerator.clip_grad_norm_(trainable.values(), config.optimizer.grad_clip_norm)
         value = loss.item()
         if not (math.isfinite(value) and math.isfinite(float(norm))):
-            raise UserError(
-                f"the loss is not finite at step {step + 1} (loss {value}, gradient norm {float(norm)}); "
-                f"{_kept(checkpoint)}; "
-                "lower --optimizer.lr and resume from it or start again."
-            )
+            raise _not_finite(step + 1, f"loss {value}, gradient norm {float(norm)}", checkpoint)
         lr = scheduler.get_last_lr()[0]
         optimizer.step()
         scheduler.step()
@@ -245,6 +255,30 @@ def train(
     assert checkpoint is not None
     samples = (config.steps - start) * config.batch_size
     return Trained(checkpoint, time.perf_counter() - began, samples)
+
+
+def _use_settings(state: TrainingState, config: OptimizerConfig) -> None:
+    """Puts the settings of this start over those that a checkpoint brings along: they may have been changed.
+
+    Where they were not, every number stays what it was.
+    """
+    state.scheduler.base_lrs = [config.lr for _ in state.scheduler.base_lrs]
+    for group in state.optimizer.param_groups:
+        group.update(
+            initial_lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
+        )
+    assert isinstance(state.scheduler, LambdaLR)
+    factors = [rule(state.scheduler.last_epoch) for rule in state.scheduler.lr_lambdas]
+    state.scheduler._last_lr = [config.lr * factor for factor in factors]
+    for group, lr in zip(state.optimizer.param_groups, state.scheduler._last_lr, strict=True):
+        group["lr"] = lr
+
+
+def _not_finite(step: int, what: str, checkpoint: Path | None) -> UserError:
+    advice = (
+        "lower --optimizer.lr and resume from it" if checkpoint else "start again with a lower --optimizer.lr"
+    )
+    return UserError(f"the loss is not finite at step {step} ({what}); {_kept(checkpoint)}; {advice}.")
 
 
 @torch.no_grad()
