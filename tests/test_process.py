@@ -32,14 +32,14 @@ from test_reflow_job import options, student_of
 CHORDFLOW = str(Path(sys.executable).with_name("chordflow"))
 
 PROGRESS = [
-    r"Teacher: .* \(smolvla, [\d.]+ M parameters, on cpu, 1 threads\)",
+    r"Teacher: .* \(smolvla, [\d.]+ M parameters, on cpu, 1 threads\).*",
     r"Data:    test/tiny, \d+ observations to train on, \d+ episodes held out",
     r"Method:  reflow, .*",
-    r"  couplings: \d+ %, \d+ MB in memory",
+    r"  couplings: \d+ %, \d+ MB in memory(, \d+ s left)?",
     r"Buffer:  .* in memory",
-    r"  training: \d+ %, loss [\d.]+, lr [\d.e-]+, [\d,]+ samples/s",
+    r"  training: \d+ %, loss [\d.]+, lr [\d.e-]+, [\d,]+ samples/s(, \d+ s left)?",
     r"Student: .*/checkpoints/\d{6}/pretrained_model",
-    r"  measuring: \d+ %",
+    r"  measuring: \d+ %(, \d+ s left)?",
     r"Done in \d+ s\.",
 ]
 

@@ -126,7 +126,9 @@ def help_text(config_class: type, title: str, usage: str) -> str:
         if prefix != group:
             group = prefix
             lines += ["", f"{prefix} options:" if prefix else "options:"]
-        default = "required" if option.default is dataclasses.MISSING else f"default: {_show(option.default)}"
+        default = (
+            "required" if option.default is dataclasses.MISSING else f"default: {show_value(option.default)}"
+        )
         only = f"with {option.only_for}; " if option.only_for else ""
         lines.append(f"  --{option.name}  ({option.kind})")
         text = f"{option.text} [{only}{default}]"
@@ -269,13 +271,14 @@ def _kind(hint: Any) -> str:
     return names.get(hint, getattr(hint, "__name__", str(hint)))
 
 
-def _show(value: Any) -> str:
+def show_value(value: Any) -> str:
+    """A setting as one would write it on the command line."""
     if value is None:
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):
-        return "[" + ",".join(_show(item) for item in value) + "]"
+        return "[" + ",".join(show_value(item) for item in value) + "]"
     if isinstance(value, Enum):
         return str(value.value)
     return str(value)

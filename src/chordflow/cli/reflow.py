@@ -10,7 +10,7 @@ from typing import Any
 import draccus
 from draccus import cfgparsing
 
-from chordflow.cli.options import CONFIG_PATH, build, help_text, read_options
+from chordflow.cli.options import CONFIG_PATH, build, help_text, read_options, show_value
 from chordflow.console import console, say
 from chordflow.errors import UserError
 from chordflow.experiments.config import ReflowJobConfig
@@ -100,7 +100,7 @@ def _refuse_another_run(config: ReflowJobConfig, saved: ReflowJobConfig, values:
         if name.startswith(CHANGEABLE) or _look_up(now, name) == _look_up(before, name):
             continue
         raise UserError(
-            f"{name}={values[name]}: the run began with {_look_up(before, name)} and resuming cannot change it; "
+            f"{name}={values[name]}: the run began with {show_value(_look_up(before, name))} and resuming cannot change it; "
             "leave the option out, or start a new run."
         )
 
