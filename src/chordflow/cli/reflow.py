@@ -100,8 +100,8 @@ def _refuse_another_run(config: ReflowJobConfig, saved: ReflowJobConfig, values:
         if name.startswith(CHANGEABLE) or _look_up(now, name) == _look_up(before, name):
             continue
         raise UserError(
-            f"{name}={values[name]}: the run began with {show_value(_look_up(before, name))} and resuming cannot change it; "
-            "leave the option out, or start a new run."
+            f"{name}={values[name]}: the run began with {show_value(_look_up(before, name))} and resuming cannot "
+            "change it; leave the option out, or start a new run."
         )
 
 
