@@ -2,8 +2,8 @@
 
     .venv/bin/python scripts/publish_demo.py outputs/demo
 
-Copies results, pictures and table to docs/demo and writes the table and the verdict into README.md, between
-their markers. A test holds README.md to docs/demo/results.json.
+Copies results, pictures and table to docs/demo and writes table and verdict into README.md, between
+markers. A test holds README.md to docs/demo/results.json.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def fill(text: str, results: Results) -> str:
     Raises:
         ValueError: if a marker is missing.
     """
-    parts = {"verdict": f"> {results.verdict}", "table": markdown(results)}
+    parts = {"table": markdown(results)}
     for name, content in parts.items():
-        pattern = re.compile(rf"(<!-- demo {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
-        text, count = pattern.subn(lambda m, c=content: m[1] + c + m[2], text)
+        pattern = re.compile(rf"(<!-- demo {name} -->\n)[^<]*(?:<(?!!--)[^<]*)*(<!-- end -->)")
+        text, count = pattern.subn(lambda m, c=content: f"{m[1]}{c}\n{m[2]}", text)
         if count != 1:
             raise ValueError(f"README.md has {count} places for the demo's {name}; it needs one")
     return text
