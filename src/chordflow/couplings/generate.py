@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from chordflow.errors import UserError
 from chordflow.flow.solvers import get_solver
 from chordflow.policies import Context, FlowPolicy
+from chordflow.policies.sampling import Sampler
 
 
 @dataclass
@@ -33,7 +33,6 @@ class CouplingConfig:
         get_solver(self.solver)
 
 
-@torch.no_grad()
 def endpoints(teacher: FlowPolicy, context: Context, noise: Tensor, config: CouplingConfig) -> Tensor:
     """The endpoints (B, H, D) of `noise` (B, H, D) under the teacher's ODE (Liu et al. 2022, 2209.03003).
 
@@ -41,5 +40,4 @@ def endpoints(teacher: FlowPolicy, context: Context, noise: Tensor, config: Coup
     dimensions depend on them. Nothing is cut, and no demonstration's mask is applied, because the robot will
     run the teacher's whole chunk.
     """
-    solver = get_solver(config.solver)
-    return solver.integrate(lambda x, t: teacher.velocity(x, t, context), noise, config.num_steps)
+    return Sampler(teacher, config.num_steps, config.solver)(context, noise)
