@@ -103,6 +103,15 @@ def test_an_existing_folder_is_left_alone(output: Path, capsys: pytest.CaptureFi
     assert before == sorted(path.name for path in output.rglob("*"))
 
 
+def test_the_help_offers_only_what_the_demo_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--from_scratch" in text
+    assert "config_path" not in text
+    assert main(["demo", "--output_dir=x", "--config_path=y"]) == 2
+    assert "--config_path is not an option" in capsys.readouterr().err
+
+
 def test_the_readme_says_what_was_measured() -> None:
     sys.path.insert(0, str(ROOT / "scripts"))
     try:

@@ -20,7 +20,7 @@ def run(arguments: list[str]) -> None:
 
     if "--help" in arguments or "-h" in arguments:
         usage = "chordflow demo --output_dir=outputs/demo"
-        print(help_text(DemoConfig, (DemoConfig.__doc__ or "").split("\n")[0], usage))
+        print(help_text(DemoConfig, (DemoConfig.__doc__ or "").split("\n")[0], usage, config_file=False))
         return
     options = read_options(arguments)
     if CONFIG_PATH in options:

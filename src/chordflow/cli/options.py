@@ -116,7 +116,7 @@ def build[T](config_class: type[T], values: dict[str, str], base: dict[str, Any]
         raise UserError(f"{text}; see --help.") from error
 
 
-def help_text(config_class: type, title: str, usage: str) -> str:
+def help_text(config_class: type, title: str, usage: str, *, config_file: bool = True) -> str:
     """All options of a verb, by group, with types, meaning and defaults."""
     width = min(shutil.get_terminal_size((100, 20)).columns, 110)
     lines = [title, "", "usage:", *(f"  {line}" for line in usage.strip().splitlines())]
@@ -133,8 +133,9 @@ def help_text(config_class: type, title: str, usage: str) -> str:
         lines.append(f"  --{option.name}  ({option.kind})")
         text = f"{option.text} [{only}{default}]"
         lines += textwrap.wrap(text, width, initial_indent="      ", subsequent_indent="      ")
-    lines += ["", f"  --{CONFIG_PATH}  (path)"]
-    lines.append("      settings to start from, JSON or YAML; other options override them")
+    if config_file:
+        lines += ["", f"  --{CONFIG_PATH}  (path)"]
+        lines.append("      settings to start from, JSON or YAML; other options override them")
     return "\n".join(lines)
 
 
