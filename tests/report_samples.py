@@ -12,7 +12,7 @@ from chordflow.results.schema import (
     HeldOut,
     Latency,
     LossCurve,
-    PolicyRole,
+    PolicyName,
     Reference,
     Results,
     SuccessRow,
@@ -24,7 +24,7 @@ GROUPS = {"all": 500, "go any way": 250, "go left": 125, "go right": 125}
 
 
 def gap(
-    policy: PolicyRole, steps: int, reference: Reference, rms: float, median: float = 0.0, **changes: Any
+    policy: PolicyName, steps: int, reference: Reference, rms: float, median: float = 0.0, **changes: Any
 ) -> GapRow:
     """An Euler gap row; the median is four fifths of the RMS unless given."""
     row = GapRow(
@@ -39,7 +39,7 @@ def ratio(value: float, low: float, high: float) -> Estimate:
 
 
 def success(
-    policy: PolicyRole, steps: int, rate: float, versus: tuple[float, float, float] | None, group: str = "all",
+    policy: PolicyName, steps: int, rate: float, versus: tuple[float, float, float] | None, group: str = "all",
     episodes: int = 500,
 ) -> SuccessRow:  # fmt: skip
     """A success row; ``versus`` is the paired difference to the teacher and its interval."""
@@ -51,7 +51,7 @@ def success(
     return SuccessRow(policy, "euler", steps, group, round(rate * episodes), episodes, paired)
 
 
-def curvature(policy: PolicyRole, value: float) -> CurvatureRow:
+def curvature(policy: PolicyName, value: float) -> CurvatureRow:
     times = [1 - i / 100 for i in range(100)]
     return CurvatureRow(policy, 100, 800, value**2, value, value**2, value, times, [value**2] * 100, [value])
 

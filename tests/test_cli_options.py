@@ -22,11 +22,11 @@ def parse(*arguments: str) -> ReflowJobConfig:
 
 def test_values_reach_their_fields() -> None:
     config = parse(
-        "--steps=7", "--optimizer.lr", "1e-3", "--optimizer.betas=[0.8,0.9]", "--resume", "--eval.num_steps=[1,3]",
+        "--steps=7", "--optimizer.lr", "1e-3", "--optimizer.betas=[0.8,0.9]", "--resume", "--measure.num_steps=[1,3]",
         "--student.train=[action_head,prefix_projections]", '--rename_map={"a": "b"}', "--dataset.root=/x y/ü",
     )  # fmt: skip
     assert (config.steps, config.optimizer.lr, config.optimizer.betas) == (7, 1e-3, (0.8, 0.9))
-    assert (config.resume, config.eval.num_steps, config.rename_map) == (True, [1, 3], {"a": "b"})
+    assert (config.resume, config.measure.num_steps, config.rename_map) == (True, [1, 3], {"a": "b"})
     assert config.student.train == [Role.ACTION_HEAD, Role.PREFIX_PROJECTIONS]
     assert (config.dataset.root, config.output_dir) == ("/x y/ü", Path("out"))
 
@@ -74,7 +74,7 @@ def test_options_override_the_settings_of_a_file() -> None:
         (["--student.init=nobody"], "student.init=nobody: give teacher | teacher_vlm | random"),
         (["--student.train=[]"], "student.train="),
         (["--dataset.eval_split=1.5"], "dataset.eval_split=1.5"),
-        (["--eval.noises_per_observation=4"], "at least 16"),
+        (["--measure.noises_per_observation=4"], "at least 16"),
         (["--rename_map={"], "rename_map={"),
     ],
 )

@@ -28,8 +28,8 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = demo.reflow_options
 
     def shrunken(*arguments: Any) -> dict[str, Any]:
-        small = {"buffer.num_observations": 64, "batch_size": 16, "eval.num_observations": 2,
-                 "eval.converged_noises": 1, "eval.num_steps": [1, 2], "eval.latency_repeats": 2}  # fmt: skip
+        small = {"buffer.num_observations": 64, "batch_size": 16, "measure.num_observations": 2,
+                 "measure.converged_noises": 1, "measure.num_steps": [1, 2], "measure.latency_repeats": 2}  # fmt: skip
         return {**options(*arguments), **small}
 
     with pytest.MonkeyPatch.context() as patch:

@@ -496,12 +496,15 @@ def test_two_modes_are_seen_and_one_step_falls_between_them() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"noises_per_observation": 15}, "eval.noises_per_observation=15: give at least 16"),
-        ({"converged_num_steps": 50}, "eval.converged_num_steps=50: give at least 100"),
-        ({"converged_noises": 17}, "eval.converged_noises=17 is more than eval.noises_per_observation=16"),
-        ({"num_steps": []}, "eval.num_steps="),
-        ({"num_steps": [0, 1]}, "eval.num_steps="),
-        ({"num_observations": 0}, "eval.num_observations=0"),
+        ({"noises_per_observation": 15}, "measure.noises_per_observation=15: give at least 16"),
+        ({"converged_num_steps": 50}, "measure.converged_num_steps=50: give at least 100"),
+        (
+            {"converged_noises": 17},
+            "measure.converged_noises=17 is more than measure.noises_per_observation=16",
+        ),
+        ({"num_steps": []}, "measure.num_steps="),
+        ({"num_steps": [0, 1]}, "measure.num_steps="),
+        ({"num_observations": 0}, "measure.num_observations=0"),
     ],
 )
 def test_bad_settings_are_refused(options: dict, message: str) -> None:

@@ -25,8 +25,8 @@ from chordflow.training.methods import ReflowMethod
 SMALL = [
     "--steps=6", "--save_freq=3", "--log_freq=2", "--batch_size=8", "--optimizer.lr=1e-3", "--num_workers=0",
     "--seed=5", "--buffer.num_observations=16", "--buffer.noises_per_observation=2", "--buffer.block_size=4",
-    "--buffer.uses_per_coupling=1", "--coupling.num_steps=2", "--eval.num_observations=3",
-    "--eval.latency_repeats=2", "--eval.converged_noises=1", "--eval.num_steps=[1,2]",
+    "--buffer.uses_per_coupling=1", "--coupling.num_steps=2", "--measure.num_observations=3",
+    "--measure.latency_repeats=2", "--measure.converged_noises=1", "--measure.num_steps=[1,2]",
 ]  # fmt: skip
 
 

@@ -125,8 +125,8 @@ def test_values_that_are_not_finite_are_not_written(bad: float, tmp_path: Path) 
 
 
 def test_what_could_not_be_read_back_is_not_written() -> None:
-    gap = dataclasses.replace(_results().gaps[0], policy="expert")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"gaps\[0\]\.policy is 'expert'; known are teacher, student"):
+    gap = dataclasses.replace(_results().gaps[0], reference="expert")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"gaps\[0\]\.reference is 'expert'; known are deployed, converged"):
         _results(gaps=[gap]).to_json()
     with pytest.raises(UserError, match=r"settings\.path is a PosixPath"):
         _results(settings={"path": Path("x")}).to_json()

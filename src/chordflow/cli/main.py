@@ -84,7 +84,9 @@ def main(argv: list[str] | None = None) -> int:
         if type(error).__name__ != "OutOfMemoryError" and not isinstance(error, MemoryError):
             raise
         text = "out of memory" + (f" ({str(error).splitlines()[0]})" if str(error) else "")
-        return _refuse(verb, f"{text}; lower --batch_size, --buffer.num_observations or --eval.batch_size.")
+        return _refuse(
+            verb, f"{text}; lower --batch_size, --buffer.num_observations or --measure.batch_size."
+        )
     return 0
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from chordflow.evaluation.gap import Modes
 from chordflow.policies import FlowPolicy
 from chordflow.policies.sampling import Sampler, seeded_noise
-from chordflow.results.schema import FlipCheck, PolicyRole
+from chordflow.results.schema import FlipCheck, PolicyName
 from chordflow.rollouts import Episode, chunk_noise
 from lerobot_env_detour import DetourEnv
 
@@ -41,7 +41,7 @@ class Starts:
             self.labels.append(int(self.modes[-1].labels(ends[None, -1:])[0, 0]))
 
     def check(
-        self, name: PolicyRole, policy: FlowPolicy, num_steps: int, episodes: Sequence[Episode]
+        self, name: PolicyName, policy: FlowPolicy, num_steps: int, episodes: Sequence[Episode]
     ) -> FlipCheck:
         """Compares flips of the first chunk with sides, in the episodes in which both pass the obstacle.
 

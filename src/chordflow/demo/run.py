@@ -27,7 +27,7 @@ from chordflow.experiments.config import ReflowJobConfig
 from chordflow.experiments.reflow import RESULTS, reflow
 from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.report.gif import save_side_by_side
-from chordflow.results.schema import PolicyRole, Results
+from chordflow.results.schema import PolicyName, Results
 from chordflow.results.verdict import verdict
 from chordflow.rollouts import Episode, run_episodes, success_rows
 from lerobot_env_detour import DetourEnvConfig
@@ -87,7 +87,7 @@ def run_demo(config: DemoConfig) -> Results:
     teacher = load_flow_policy(teacher_dir, device="cpu")
     student = load_flow_policy(finished.student, device="cpu", field="student")
     steps = finished.results.teacher_num_steps
-    arms: list[tuple[PolicyRole, FlowPolicy, int]] = [
+    arms: list[tuple[PolicyName, FlowPolicy, int]] = [
         ("teacher", teacher, steps),
         ("teacher", teacher, 2),
         ("teacher", teacher, 1),
@@ -185,7 +185,7 @@ def _episodes(policy: FlowPolicy, num_steps: int, count: int, name: str) -> list
     return episodes
 
 
-def _moving_picture(path: Path, runs: dict[tuple[PolicyRole, int], list[Episode]], steps: int) -> None:
+def _moving_picture(path: Path, runs: dict[tuple[PolicyName, int], list[Episode]], steps: int) -> None:
     """The same starts side by side, the first ones by seed: the picture shows the run, not a choice from it."""
     columns = {
         f"teacher, {steps} steps": runs["teacher", steps],

@@ -92,9 +92,9 @@ def action_gap(actual: Tensor, reference: Tensor, modes: Modes, policy: FlowPoli
     squared = np.sum((a - r) ** 2, axis=-1)
     if spread == 0:
         raise UserError(
-            f"eval.num_observations: the teacher's endpoints are all equal over {r.shape[0]} observation(s) and "
+            f"measure.num_observations: the teacher's endpoints are all equal over {r.shape[0]} observation(s) and "
             f"{r.shape[1]} noise(s), so a relative gap is not defined; measure on more observations "
-            "(--dataset.eval_split) or raise eval.converged_noises."
+            "(--dataset.eval_split) or raise measure.converged_noises."
         )
     units = (_units(actual, policy) - _units(reference, policy)).abs()
     return Gap(

@@ -29,7 +29,7 @@ from chordflow.results.schema import (
     CurvatureRow,
     GapRow,
     Latency,
-    PolicyRole,
+    PolicyName,
     Reference,
     TrajectoryRow,
 )
@@ -89,7 +89,7 @@ def measure(
         student_num_steps: the student's steps as deployed.
         on_progress: told the network evaluations done, of how many.
     """
-    policies: dict[PolicyRole, FlowPolicy] = {"teacher": teacher, "student": student}
+    policies: dict[PolicyName, FlowPolicy] = {"teacher": teacher, "student": student}
     held_out = encode_held_out(policies, observations, config)
     work = _Work(held_out, config, on_progress)
     plan = _plan(config.num_steps, teacher_num_steps)
@@ -152,7 +152,7 @@ class _Work:
         self.done += nfe
         self.on_progress(self.done, self.total)
 
-    def solve(self, name: PolicyRole, policy: FlowPolicy, solver: str, num_steps: int) -> Tensor:
+    def solve(self, name: PolicyName, policy: FlowPolicy, solver: str, num_steps: int) -> Tensor:
         ends = solve(
             policy,
             self.held_out.contexts[name],
@@ -164,7 +164,7 @@ class _Work:
         )
         return _finite(ends, name, solver, num_steps)
 
-    def converge(self, name: PolicyRole, policy: FlowPolicy) -> tuple[Curvature, Tensor]:
+    def converge(self, name: PolicyName, policy: FlowPolicy) -> tuple[Curvature, Tensor]:
         """Curvature on the fine grid, and the endpoints (N, converged_noises, H, D) that come with it."""
         noise = self.held_out.noise[:, : self.config.converged_noises]
         ends = torch.empty(noise.shape, dtype=torch.float32)
@@ -183,7 +183,7 @@ class _Work:
         return total, _finite(ends, name, "euler", self.config.converged_num_steps)
 
 
-def _finite(ends: Tensor, name: PolicyRole, solver: str, num_steps: int) -> Tensor:
+def _finite(ends: Tensor, name: PolicyName, solver: str, num_steps: int) -> Tensor:
     """The endpoints, if they can be measured.
 
     Raises:
@@ -197,16 +197,16 @@ def _finite(ends: Tensor, name: PolicyRole, solver: str, num_steps: int) -> Tens
     return ends
 
 
-def _plan(num_steps: list[int], teacher_num_steps: int) -> list[tuple[PolicyRole, str, int]]:
+def _plan(num_steps: list[int], teacher_num_steps: int) -> list[tuple[PolicyName, str, int]]:
     """Which policy is solved how: the teacher first, so that the student's ratios have their denominator."""
     steps = sorted({*num_steps, teacher_num_steps})
-    plan: list[tuple[PolicyRole, str, int]] = [("teacher", "euler", n) for n in steps]
+    plan: list[tuple[PolicyName, str, int]] = [("teacher", "euler", n) for n in steps]
     # Midpoint spends two evaluations a step: what the same budget gives without training.
     plan += [("teacher", "midpoint", n // 2) for n in steps if n % 2 == 0]
     return plan + [("student", "euler", n) for n in sorted(set(num_steps))]
 
 
-def _curvature_row(policy: PolicyRole, sums: Curvature) -> CurvatureRow:
+def _curvature_row(policy: PolicyName, sums: Curvature) -> CurvatureRow:
     return CurvatureRow(
         policy=policy,
         num_steps=sums.num_steps,
@@ -232,7 +232,7 @@ def _ratio(gap: Gap, untrained: Gap, episodes: Tensor, seed: int) -> Estimate:
 
 
 def _gap_row(
-    policy: PolicyRole,
+    policy: PolicyName,
     solver: str,
     num_steps: int,
     reference: Reference,
@@ -276,7 +276,7 @@ def _latency(
 
 
 def _trajectories(
-    policies: dict[PolicyRole, FlowPolicy],
+    policies: dict[PolicyName, FlowPolicy],
     held_out: HeldOutSet,
     deployed: Tensor,
     config: MeasureConfig,
@@ -293,7 +293,7 @@ def _trajectories(
     flat = deployed[..., :action_dim].flatten(2)
     observation = int(flat.var(dim=1).sum(dim=-1).argmax())
     noise = held_out.noise[observation, : min(NUM_PICTURED, held_out.noise.shape[1])]
-    paths: dict[PolicyRole, NDArray[np.float64]] = {}
+    paths: dict[PolicyName, NDArray[np.float64]] = {}
     for name, policy in policies.items():
         context = held_out.contexts[name].index(torch.tensor([observation])).repeat(len(noise))
         states = get_solver("euler").path(velocity_of(policy, context), noise, config.converged_num_steps)

@@ -17,7 +17,7 @@ from chordflow.evaluation.modes import MIN_ENDPOINTS
 from chordflow.flow.seeds import generator
 from chordflow.flow.solvers import Velocity, get_solver
 from chordflow.policies import Context, FlowPolicy
-from chordflow.results.schema import PolicyRole
+from chordflow.results.schema import PolicyName
 
 Tick = Callable[[int], None]
 
@@ -54,15 +54,15 @@ class MeasureConfig:
         }  # fmt: skip
         for name, least in minimum.items():
             if getattr(self, name) < least:
-                raise UserError(f"eval.{name}={getattr(self, name)}: give at least {least}.")
+                raise UserError(f"measure.{name}={getattr(self, name)}: give at least {least}.")
         if self.converged_noises > self.noises_per_observation:
             raise UserError(
-                f"eval.converged_noises={self.converged_noises} is more than eval.noises_per_observation="
+                f"measure.converged_noises={self.converged_noises} is more than measure.noises_per_observation="
                 f"{self.noises_per_observation}."
             )
         if not self.num_steps or min(self.num_steps) < 1:
             raise UserError(
-                f"eval.num_steps={self.num_steps}: give solver steps of at least 1, such as [1,2,4,10]."
+                f"measure.num_steps={self.num_steps}: give solver steps of at least 1, such as [1,2,4,10]."
             )
 
 
@@ -76,7 +76,7 @@ class HeldOutSet:
         episodes: the episode that each observation is from, (N,).
     """
 
-    contexts: dict[PolicyRole, Context]
+    contexts: dict[PolicyName, Context]
     noise: Tensor
     episodes: Tensor
 
@@ -88,7 +88,7 @@ class HeldOutSet:
 
 @torch.no_grad()
 def encode_held_out(
-    policies: Mapping[PolicyRole, FlowPolicy],
+    policies: Mapping[PolicyName, FlowPolicy],
     observations: Observations,
     config: MeasureConfig,
     on_batch: Tick = lambda n: None,

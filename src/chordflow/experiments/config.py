@@ -78,7 +78,7 @@ class ReflowJobConfig:
         optimizer: AdamW.
         scheduler: warm-up and cosine.
         ema: moving average of the weights.
-        eval: what is measured after training.
+        measure: what is measured after training.
     """
 
     teacher: TeacherConfig
@@ -101,7 +101,7 @@ class ReflowJobConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
-    eval: MeasureConfig = field(default_factory=MeasureConfig)
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "num_inference_steps", "log_freq"):

@@ -15,11 +15,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from chordflow.results.files import write_whole
-from chordflow.results.schema import GapRow, PolicyRole, Reference, Results, TrajectoryRow
+from chordflow.results.schema import GapRow, PolicyName, Reference, Results, TrajectoryRow
 from chordflow.results.wording import number, percent, steps
 
 # Two hues of Okabe and Ito's palette, which colour-blind readers tell apart, one dark and one light in grey.
-COLOURS: dict[PolicyRole, str] = {"teacher": "#0072B2", "student": "#D55E00"}
+COLOURS: dict[PolicyName, str] = {"teacher": "#0072B2", "student": "#D55E00"}
 """Colour of each policy, the same in all pictures."""
 
 INK, QUIET, FAINT = "#222222", "#666666", "#dddddd"
@@ -131,7 +131,7 @@ def trajectories(results: Results) -> Figure | None:
     return figure
 
 
-def _panels_size(by_policy: Mapping[PolicyRole, Sequence[TrajectoryRow]], panels: int) -> tuple[float, float]:
+def _panels_size(by_policy: Mapping[PolicyName, Sequence[TrajectoryRow]], panels: int) -> tuple[float, float]:
     """Width and height in inches that leave no white bands around panels of equal scales."""
     rows = [row for rows in by_policy.values() for row in rows]
     x, y = np.concatenate([row.x for row in rows]), np.concatenate([row.y for row in rows])
@@ -155,7 +155,7 @@ def _axis_label(component: int, shares: Sequence[float]) -> str:
     return f"Component {component} of the chunk{share}"
 
 
-def _trajectories_title(results: Results, shown: Sequence[PolicyRole]) -> str:
+def _trajectories_title(results: Results, shown: Sequence[PolicyName]) -> str:
     rows = [results.curvature_of(policy) for policy in ("teacher", "student")]
     teacher, student = rows
     if len(shown) < 2 or teacher is None or student is None:
@@ -198,7 +198,7 @@ def gap_by_steps(results: Results) -> Figure | None:
     return figure
 
 
-def _draw_gap_lines(panel: Axes, rows: Sequence[GapRow], policy: PolicyRole) -> None:
+def _draw_gap_lines(panel: Axes, rows: Sequence[GapRow], policy: PolicyName) -> None:
     styles: dict[Reference, Any] = {"deployed": "-", "converged": _DASHES}
     for reference, style in styles.items():
         own = [r for r in rows if (r.policy, r.reference, r.solver) == (policy, reference, "euler")]
@@ -229,8 +229,8 @@ def _draw_other_solvers(panel: Axes, rows: Iterable[GapRow]) -> None:
         )
 
 
-def _gap_legend(results: Results, policies: Collection[PolicyRole]) -> list[Line2D]:
-    names: dict[PolicyRole, str] = {"teacher": "teacher, untrained", "student": "student"}
+def _gap_legend(results: Results, policies: Collection[PolicyName]) -> list[Line2D]:
+    names: dict[PolicyName, str] = {"teacher": "teacher, untrained", "student": "student"}
     entries = [
         Line2D([], [], color=COLOURS[policy], lw=1.8, marker="o", ms=5, label=name)
         for policy, name in names.items()

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from chordflow.results.schema import GapRow, Latency, PolicyRole, Results, SuccessRow
+from chordflow.results.schema import GapRow, Latency, PolicyName, Results, SuccessRow
 from chordflow.results.statistics import Estimate
 from chordflow.results.verdict import verdict
 from chordflow.results.wording import amount, number, percent, points, steps
@@ -156,7 +156,7 @@ def _gaps(results: Results) -> _Section:
     return section
 
 
-def _ways(results: Results) -> list[tuple[PolicyRole, str, int]]:
+def _ways(results: Results) -> list[tuple[PolicyName, str, int]]:
     """Every policy, solver and step count that has a gap: the teacher first, Euler first, few steps last."""
     ways = {(row.policy, row.solver, row.num_steps) for row in results.gaps}
     return sorted(ways, key=lambda way: (way[0] != "teacher", way[1] != "euler", way[1], -way[2]))
@@ -339,7 +339,7 @@ def _time(latency: Latency, device: str) -> str:
 # ---- Text -----------------------------------------------------------------------------------------------
 
 
-def _name(policy: PolicyRole, solver: str) -> str:
+def _name(policy: PolicyName, solver: str) -> str:
     return policy if solver == "euler" else f"{policy}, {_clean(solver)}"
 
 

@@ -17,14 +17,74 @@ from chordflow.results.codec import DecodeError, decode, encode
 from chordflow.results.files import write_whole
 from chordflow.results.statistics import Estimate, Interval, PairedSuccess, wilson_interval
 
-SCHEMA_VERSION = 1
-"""Version of the file's layout; raised whenever a field is added, dropped or changes its meaning."""
+SCHEMA_VERSION = 2
+"""Version of the file's layout; raised whenever a field is added, dropped or changes its meaning.
 
-PolicyRole = Literal["teacher", "student"]
-"""``teacher`` is the untrained checkpoint at whatever step count the row says."""
+Files of older versions are read: what they do not hold takes its default.
+
+1. Curvature, gaps, latency, success, flips, trajectories and training of a student beside its teacher.
+2. Any number of named policies; intervals of gaps and curvature, curvature by time and dimension, spreads, latency
+   percentiles, memory, findings, motion, delays, sequential decisions, timing of rollouts, clips.
+"""
+
+PolicyName = str
+"""``teacher`` is the untrained checkpoint at whatever step count the row says, ``student`` the one in question; any
+other is a name that the user gave."""
+
+TEACHER, STUDENT = "teacher", "student"
+
+PolicyRole = PolicyName
 
 Reference = Literal["deployed", "converged"]
 """``deployed``: the teacher at its default steps. ``converged``: the teacher's ODE on a fine grid."""
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """Percentiles of a set of times, in seconds."""
+
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+
+
+@dataclass(frozen=True)
+class NonInferiority:
+    """What paired episodes say at a margin.
+
+    Attributes:
+        margin: How much lower success may be, a fraction.
+        decision: By the interval of the paired difference.
+        lower: Lower end of that interval.
+        upper: Upper end.
+        episodes: Paired episodes run.
+        episodes_needed: Where undecided, about how many it would take; None where no number can be named.
+    """
+
+    margin: float
+    decision: Literal["non-inferior", "inferior", "undecided"]
+    lower: float
+    upper: float
+    episodes: int
+    episodes_needed: int | None
+
+
+@dataclass(frozen=True)
+class SequentialDecision:
+    """Outcome of a test that stays valid under looking early."""
+
+    method: str
+    margin: float
+    alpha: float
+    episodes: int
+    decision: Literal["non-inferior", "inferior", "undecided"]
+    low: float
+    high: float
+    e_non_inferior: float
+    e_inferior: float
+    looks: int
+    stopped_early: bool
 
 
 @dataclass(frozen=True)
@@ -42,9 +102,12 @@ class CurvatureRow:
         times: Grid times, from 1 downwards; ``num_steps`` of them.
         s_by_time: Integrand of S over the real dimensions at those times.
         s_by_dim: S of each padded dimension.
+        s_by_time_and_dim: The integrand of S at those times by real dimension, a row per time; empty where it was
+            not kept.
+        interval: Interval of ``curvature`` over held-out episodes; None where they are too few.
     """
 
-    policy: PolicyRole
+    policy: PolicyName
     num_steps: int
     trajectories: int
     s: float
@@ -54,6 +117,8 @@ class CurvatureRow:
     times: list[float]
     s_by_time: list[float]
     s_by_dim: list[float]
+    s_by_time_and_dim: list[list[float]] = field(default_factory=list)
+    interval: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -77,9 +142,10 @@ class GapRow:
         pairs: Number of pairs of observation and noise.
         ratio_to_untrained: RMS divided by that of the untrained teacher with the same solver, steps and
             pairs, with an interval over held-out episodes; None for the teacher.
+        interval: Interval of ``rms`` over held-out episodes; None where they are too few.
     """
 
-    policy: PolicyRole
+    policy: PolicyName
     solver: str
     num_steps: int
     nfe: int
@@ -93,6 +159,80 @@ class GapRow:
     observations: int
     pairs: int
     ratio_to_untrained: Estimate | None = None
+    interval: Interval | None = None
+
+
+@dataclass(frozen=True)
+class ObservationSpread:
+    """How many ways to act a policy sees at one observation.
+
+    Attributes:
+        observation: Index among the held-out observations.
+        episode: Its episode in the dataset.
+        frame: Its frame within the episode.
+        task: Its instruction.
+        spread: Root-mean-square distance of the endpoints of this observation from their mean, divided by the same
+            over all observations: 0 where noise decides nothing, 1 where it decides as much as the observation does.
+        modes: Number of modes among the endpoints.
+        shares: Share of the endpoints in each mode, the largest first.
+    """
+
+    observation: int
+    episode: int
+    frame: int
+    task: str
+    spread: float
+    modes: int
+    shares: list[float]
+
+
+@dataclass(frozen=True)
+class WideObservation:
+    """An observation at which endpoints spread most, for a picture.
+
+    Attributes:
+        observation: Index among the held-out observations, as in ``ObservationSpread``.
+        x: Endpoints along the first main component of this observation's endpoints.
+        y: The same along the second.
+        labels: Mode of each endpoint, from 0.
+        axes: Share of the endpoints' variance along x and y, fractions.
+        pictures: What the cameras show, PNG files in base64 by camera; empty where the policy has none.
+    """
+
+    observation: int
+    x: list[float]
+    y: list[float]
+    labels: list[int]
+    axes: list[float]
+    pictures: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ChunkTime:
+    """Measured time of a whole chunk, from the preprocessed observation to the endpoint.
+
+    Attributes:
+        num_steps: Euler steps.
+        seconds: Percentiles of the time.
+    """
+
+    num_steps: int
+    seconds: Percentiles
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory that the policy takes while it acts.
+
+    Attributes:
+        weights_bytes: Parameters and buffers.
+        peak_bytes: Most memory in use while chunks were made.
+        kind: What ``peak_bytes`` counts: allocations on the accelerator, or the whole process.
+    """
+
+    weights_bytes: int
+    peak_bytes: int
+    kind: Literal["accelerator", "process"]
 
 
 @dataclass(frozen=True)
@@ -108,6 +248,12 @@ class Latency:
         student_num_steps: Steps of the student.
         speedup: *Derived.* Time of the teacher's chunk divided by that of the student's.
         ceiling: *Derived.* The same for a one-step student: the most that step distillation can give here.
+        encode: Percentiles behind ``encode_s``; None where only the median was kept.
+        step: Percentiles behind ``step_s``.
+        chunks: Whole chunks at several step counts, measured rather than summed up.
+        processors_s: Median seconds of the checkpoint's processors for one observation and its actions; they are
+            not part of ``encode_s``. None where they were not timed.
+        memory: None where it was not measured.
     """
 
     encode_s: float
@@ -116,6 +262,11 @@ class Latency:
     repeats: int
     teacher_num_steps: int
     student_num_steps: int
+    encode: Percentiles | None = None
+    step: Percentiles | None = None
+    chunks: list[ChunkTime] = field(default_factory=list)
+    processors_s: float | None = None
+    memory: Memory | None = None
     speedup: float = field(init=False)
     ceiling: float = field(init=False)
 
@@ -144,23 +295,216 @@ class SuccessRow:
         episodes: Episodes run.
         versus_teacher: Paired comparison with the teacher as deployed on the same episodes and noise, this
             policy first; None for the teacher as deployed itself.
+        noninferiority: What the pairs say at the margin; None for the teacher as deployed.
+        coverage: Exact coverage of Wilson's interval at this rate and number of episodes, a fraction.
         rate: *Derived.* ``successes / episodes``.
         interval: *Derived.* Wilson's 95 % interval of the rate.
     """
 
-    policy: PolicyRole
+    policy: PolicyName
     solver: str
     num_steps: int
     group: str
     successes: int
     episodes: int
     versus_teacher: PairedSuccess | None = None
+    noninferiority: NonInferiority | None = None
+    coverage: float | None = None
     rate: float = field(init=False)
     interval: Interval = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "interval", wilson_interval(self.successes, self.episodes))
         object.__setattr__(self, "rate", self.successes / self.episodes)
+
+
+MotionMeasure = Literal["jerk", "path length", "jump", "length", "seconds"]
+"""What is measured of an episode's motion; see ``rollouts.episodes.Episode`` for units."""
+
+
+@dataclass(frozen=True)
+class MotionRow:
+    """One measure of how one way to act moves, over all its episodes.
+
+    Attributes:
+        policy: Whose actions.
+        solver: Solver that made them.
+        num_steps: Its steps.
+        measure: jerk, path length, jump (at chunk boundaries), length (control steps) or seconds (an episode's share
+            of wall-clock time).
+        mean: Mean over episodes with its interval.
+        difference: Mean paired difference to the teacher as deployed; None for that one.
+        episodes: Episodes that have the measure.
+    """
+
+    policy: PolicyName
+    solver: str
+    num_steps: int
+    measure: MotionMeasure
+    mean: Estimate
+    difference: Estimate | None
+    episodes: int
+
+
+DelayMode = Literal["none", "sync", "async", "rtc"]
+"""``sync``: the robot waits for each chunk. ``async``: it goes on with the old chunk and then takes the new one.
+``rtc``: as before, with LeRobot's real-time chunking."""
+
+
+@dataclass(frozen=True)
+class DelayRow:
+    """Success and motion under an inference delay.
+
+    Attributes:
+        policy: Whose actions.
+        num_steps: Euler steps.
+        mode: What the robot does meanwhile.
+        delay: Control steps between asking for a chunk and having it.
+        guidance_weight: ``max_guidance_weight`` of real-time chunking; None in other modes.
+        successes: Episodes solved.
+        episodes: Episodes run.
+        versus_undelayed: Paired comparison with the same policy and steps without delay.
+        jump: Mean jump at chunk boundaries with its interval, robot units; None with single chunks.
+        jerk: Mean jerk with its interval; None for very short episodes.
+        rate: *Derived.* ``successes / episodes``.
+        interval: *Derived.* Wilson's 95 % interval of the rate.
+    """
+
+    policy: PolicyName
+    num_steps: int
+    mode: DelayMode
+    delay: int
+    guidance_weight: float | None
+    successes: int
+    episodes: int
+    versus_undelayed: PairedSuccess | None = None
+    jump: Estimate | None = None
+    jerk: Estimate | None = None
+    rate: float = field(init=False)
+    interval: Interval = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "interval", wilson_interval(self.successes, self.episodes))
+        object.__setattr__(self, "rate", self.successes / self.episodes)
+
+
+@dataclass(frozen=True)
+class SequentialRow:
+    """Where the paired evidence stood when the run stopped.
+
+    Attributes:
+        policy: Whose actions were held against the teacher as deployed.
+        num_steps: Its steps.
+        decision: The test.
+    """
+
+    policy: PolicyName
+    num_steps: int
+    decision: SequentialDecision
+
+
+@dataclass(frozen=True)
+class TimingRow:
+    """Where the time of a policy's rollouts went.
+
+    Attributes:
+        policy: Whose rollouts.
+        num_steps: Its steps.
+        network_s: In the policy's network: encoding and velocities.
+        simulator_s: In the environment: making, resetting, stepping, rendering.
+        processors_s: In the checkpoint's and the environment's processors, LeRobot's.
+        other_s: All else: chordflow itself.
+        total_s: *Derived.* Their sum.
+        overhead: *Derived.* Share of all but network and simulator.
+    """
+
+    policy: PolicyName
+    num_steps: int
+    network_s: float
+    simulator_s: float
+    processors_s: float
+    other_s: float
+    total_s: float = field(init=False)
+    overhead: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        total = self.network_s + self.simulator_s + self.processors_s + self.other_s
+        object.__setattr__(self, "total_s", total)
+        share = (self.processors_s + self.other_s) / total if total > 0 else 0.0
+        object.__setattr__(self, "overhead", share)
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """How episodes were run.
+
+    Attributes:
+        env: The environment's `type` and task, as a person would say it.
+        noise: ``paired``: a function of seed and chunk, the same for every policy. ``lerobot``: drawn from the global
+            generator, as `lerobot-eval` does; rates may then be compared, episodes are not paired.
+        first_seed: Seed of the first episode; the others follow.
+        batch_size: Episodes side by side.
+        num_workers: Processes that held the environments; 0 for none of their own.
+        margin: Of the non-inferiority statement, a fraction.
+    """
+
+    env: str
+    noise: Literal["paired", "lerobot"]
+    first_seed: int
+    batch_size: int
+    num_workers: int
+    margin: float
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A moving picture of the same starts, policies side by side.
+
+    Attributes:
+        path: File, relative to the results.
+        columns: What stands side by side, from left to right.
+        seeds: Seeds of its episodes, in their order.
+        outcomes: For each seed, whether each column succeeded.
+    """
+
+    path: str
+    columns: list[str]
+    seeds: list[int]
+    outcomes: list[list[bool]]
+
+
+@dataclass(frozen=True)
+class PolicyInfo:
+    """A policy of the run.
+
+    Attributes:
+        name: As rows call it.
+        path: Checkpoint folder or Hub id.
+        family: LeRobot's policy type.
+        num_steps: Steps that it is evaluated at as deployed.
+        parameters: Number of parameters.
+        weights_sha256: Of its weights file.
+    """
+
+    name: PolicyName
+    path: str
+    family: str
+    num_steps: int
+    parameters: int
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that the measures say, by a rule that is written down in ``results.findings``.
+
+    Attributes:
+        rule: Name of the rule.
+        text: What it found, a sentence.
+    """
+
+    rule: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -195,7 +539,7 @@ class TrajectoryRow:
         y: Second component of the same states.
     """
 
-    policy: PolicyRole
+    policy: PolicyName
     observation: int
     x: list[float]
     y: list[float]
@@ -256,7 +600,7 @@ class FlipCheck:
         agree: Of these, the ones in which both say the same.
     """
 
-    policy: PolicyRole
+    policy: PolicyName
     num_steps: int
     episodes: int
     flips: int
@@ -291,6 +635,17 @@ class Results:
         loss: None where nothing was trained.
         training_s: Seconds of training, couplings included; None where nothing was trained.
         verdict: The finding in one sentence.
+        kind: Which command measured.
+        policies: The policies of the run.
+        findings: What the measures say, rule by rule, the most important first.
+        spreads: How two-sided the teacher is at each held-out observation.
+        widest: The observations at which its endpoints spread most.
+        rollouts: How episodes were run; None without.
+        motion: Rows of how policies move.
+        delays: Rows under an inference delay.
+        sequential: Where a sequential run stopped, one row per policy; empty for a run of fixed length.
+        timing: Where the time of rollouts went.
+        clips: Moving pictures beside the results.
         schema_version: Layout of the file.
     """
 
@@ -314,10 +669,21 @@ class Results:
     loss: LossCurve | None = None
     training_s: float | None = None
     verdict: str = ""
+    kind: Literal["reflow", "diagnose", "evaluate"] = "reflow"
+    policies: list[PolicyInfo] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    spreads: list[ObservationSpread] = field(default_factory=list)
+    widest: list[WideObservation] = field(default_factory=list)
+    rollouts: Rollouts | None = None
+    motion: list[MotionRow] = field(default_factory=list)
+    delays: list[DelayRow] = field(default_factory=list)
+    sequential: list[SequentialRow] = field(default_factory=list)
+    timing: list[TimingRow] = field(default_factory=list)
+    clips: list[Clip] = field(default_factory=list)
     schema_version: int = SCHEMA_VERSION
 
     def gap(
-        self, policy: PolicyRole, num_steps: int, reference: Reference, solver: str = "euler"
+        self, policy: PolicyName, num_steps: int, reference: Reference, solver: str = "euler"
     ) -> GapRow | None:
         """The gap row of this policy, step count, reference and solver, or None."""
         wanted = (policy, num_steps, reference, solver)
@@ -339,12 +705,12 @@ class Results:
         """Gap of the teacher as deployed to its own converged ODE, below which a gap means little."""
         return self.gap("teacher", self.teacher_num_steps, "converged")
 
-    def curvature_of(self, policy: PolicyRole) -> CurvatureRow | None:
+    def curvature_of(self, policy: PolicyName) -> CurvatureRow | None:
         """The curvature row of this policy, or None."""
         return next((r for r in self.curvature if r.policy == policy), None)
 
     def success_of(
-        self, policy: PolicyRole, num_steps: int, group: str = "all", solver: str = "euler"
+        self, policy: PolicyName, num_steps: int, group: str = "all", solver: str = "euler"
     ) -> SuccessRow | None:
         """The success row of this policy, step count, group and solver, or None."""
         wanted = (policy, num_steps, group, solver)
