@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
+import draccus
 import pytest
+from lerobot.envs.configs import EnvConfig
 
 from chordflow.cli.options import build, help_text, options_of, read_options
+from chordflow.couplings import DatasetConfig
 from chordflow.errors import UserError
 from chordflow.experiments.config import ReflowJobConfig
 from chordflow.policies import Role
 from chordflow.training.methods import ReflowMethodConfig
 from chordflow.training.times import BetaTimes, UniformTimes, UShapedTimes
+from lerobot_env_detour import DetourEnvConfig
 
 REQUIRED = ["--teacher.path=t", "--dataset.repo_id=a/b", "--output_dir=out"]
 
@@ -119,3 +124,41 @@ def test_everything_that_is_missing_is_named_at_once() -> None:
         UserError, match=r"--output_dir and --teacher.path and --dataset.repo_id are missing: "
     ):
         build(ReflowJobConfig, {})
+
+
+@dataclass
+class WithGroups:
+    """Groups that may be left out whole.
+
+    Attributes:
+        dataset: data.
+        env: environment.
+    """
+
+    dataset: DatasetConfig | None = None
+    env: EnvConfig | None = None
+
+
+def test_a_group_may_be_left_out_whole_and_is_asked_for_whole() -> None:
+    assert build(WithGroups, {}) == WithGroups()
+    config = build(WithGroups, {"dataset.repo_id": "a/b", "env.type": "detour", "env.instruction": "go left"})
+    assert config.dataset == DatasetConfig("a/b")
+    assert config.env == DetourEnvConfig(instruction="go left")
+    assert build(WithGroups, {}, draccus.encode(config)) == config
+    assert "required with --dataset.*" in " ".join(help_text(WithGroups, "t", "u").split())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"dataset.root": "x"}, "--dataset.repo_id is missing"),
+        ({"env.instruction": "x"}, "--env.type is missing: choose one of"),
+        ({"env.type": "nowhere"}, "env.type=nowhere: choose one of"),
+        ({"env.type": "detour", "env.image_sise": "9"}, "did you mean --env.image_size"),
+        ({"env.type": "detour", "env.image_size": "x"}, "env.image_size=x: give whole number"),
+    ],
+)
+def test_what_is_wrong_in_such_a_group(values: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        build(WithGroups, values)
+    assert message in str(caught.value)

@@ -37,6 +37,7 @@ class Option:
         text: what it does.
         default: its default; `dataclasses.MISSING` where it must be given.
         only_for: the choice of a `.type` option under which alone it exists.
+        only_with: the group that may be left out whole; then the option is not asked for.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Option:
     text: str
     default: Any
     only_for: str = ""
+    only_with: str = ""
 
 
 def read_options(arguments: list[str]) -> dict[str, str]:
@@ -93,7 +95,9 @@ def build[T](config_class: type[T], values: dict[str, str], base: dict[str, Any]
     missing = [
         option
         for option in known.values()
-        if option.default is dataclasses.MISSING and _look_up(merged, option.name) is None
+        if option.default is dataclasses.MISSING
+        and _look_up(merged, option.name) is None
+        and (not option.only_with or _look_up(merged, option.only_with) is not None)
     ]
     if missing:
         verb = "is" if len(missing) == 1 else "are"
@@ -108,6 +112,8 @@ def build[T](config_class: type[T], values: dict[str, str], base: dict[str, Any]
                 raise cause from None
             cause = cause.__cause__
         text = " ".join(str(error).split())
+        # Of a group that may be left out draccus says first that no type fits, and only then why.
+        text = re.sub(r"^`([\w.]+)`: Could not decode .*?: `([\w.]+)`: ", r"`\1.\2`: ", text)
         field = re.match(r"`([\w.]+)`: (.*)", text)
         name = field.group(1) if field else ""
         if name in known:
@@ -126,8 +132,9 @@ def help_text(config_class: type, title: str, usage: str, *, config_file: bool =
         if prefix != group:
             group = prefix
             lines += ["", f"{prefix} options:" if prefix else "options:"]
+        required = f"required with --{option.only_with}.*" if option.only_with else "required"
         default = (
-            "required" if option.default is dataclasses.MISSING else f"default: {show_value(option.default)}"
+            required if option.default is dataclasses.MISSING else f"default: {show_value(option.default)}"
         )
         only = f"with {option.only_for}; " if option.only_for else ""
         lines.append(f"  --{option.name}  ({option.kind})")
@@ -156,13 +163,14 @@ def options_of(
     for field in dataclasses.fields(config_class):
         if not field.init:
             continue
-        hint, name = hints[field.name], prefix + field.name
+        (hint, optional), name = _group(hints[field.name]), prefix + field.name
         default = _default_of(field)
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
             if issubclass(hint, draccus.ChoiceRegistry):
-                grouped += _choice_options(hint, choices, name, default, texts.get(field.name, ""))
+                members = _choice_options(hint, choices, name, default, texts.get(field.name, ""))
             else:
-                grouped += options_of(hint, choices, name + ".", only)
+                members = options_of(hint, choices, name + ".", only)
+            grouped += [dataclasses.replace(m, only_with=name) if optional else m for m in members]
         else:
             plain.append(Option(name, _kind(hint), texts.get(field.name, ""), default, only))
     return plain + grouped
@@ -184,8 +192,11 @@ def _choice_options(
     registry: type[Any], choices: dict[str, str] | None, name: str, default: Any, text: str
 ) -> list[Option]:
     known = registry.get_known_choices()
-    default_name = registry.get_choice_name(type(default))
-    options = [Option(f"{name}.type", " | ".join(known), text, default_name)]
+    if default is None and (choices is None or name not in choices):
+        # A family of another library's making: its members are listed once one is chosen.
+        return [Option(f"{name}.type", " | ".join(known), text, None)]
+    default_name = registry.get_choice_name(type(default)) if default is not None else ""
+    options = [Option(f"{name}.type", " | ".join(known), text, default_name or None)]
     shared = {field.name for field in dataclasses.fields(registry)}
     chosen = list(known) if choices is None else [choices.get(name, default_name)]
     seen: set[str] = set()
@@ -211,15 +222,20 @@ def _choices(config_class: type, merged: dict[str, Any], prefix: str = "") -> di
     found: dict[str, str] = {}
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
-        hint, name = hints[field.name], prefix + field.name
+        (hint, optional), name = _group(hints[field.name]), prefix + field.name
         if not (dataclasses.is_dataclass(hint) and isinstance(hint, type)):
             continue
         inside = merged.get(field.name)
+        if optional and not inside:
+            continue
         inside = inside if isinstance(inside, dict) else {}
         if issubclass(hint, draccus.ChoiceRegistry):
             registry: type[Any] = hint
             default = _default_of(field)
-            chosen = str(inside.get("type", registry.get_choice_name(type(default))))
+            if default is None and "type" not in inside:
+                known = ", ".join(registry.get_known_choices())
+                raise UserError(f"--{name}.type is missing: choose one of {known}.")
+            chosen = str(inside["type"] if "type" in inside else registry.get_choice_name(type(default)))
             found[name] = chosen
             if chosen in registry.get_known_choices():
                 found |= _choices(registry.get_choice_class(chosen), inside, name + ".")
@@ -233,18 +249,29 @@ def _with_types(config_class: type, merged: dict[str, Any]) -> dict[str, Any]:
     result = dict(merged)
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
-        hint, inside = hints[field.name], merged.get(field.name)
+        (hint, _), inside = _group(hints[field.name]), merged.get(field.name)
         if not (isinstance(inside, dict) and dataclasses.is_dataclass(hint) and isinstance(hint, type)):
             continue
         target: type = hint
         if issubclass(hint, draccus.ChoiceRegistry):
             registry: type[Any] = hint
-            inside = {"type": registry.get_choice_name(type(_default_of(field))), **inside}
+            default = _default_of(field)
+            if default is not None:
+                inside = {"type": registry.get_choice_name(type(default)), **inside}
             if inside["type"] not in registry.get_known_choices():
                 continue
             target = registry.get_choice_class(inside["type"])
         result[field.name] = _with_types(target, inside)
     return result
+
+
+def _group(hint: Any) -> tuple[Any, bool]:
+    """A field's type, and whether it is a group of options that may be left out whole."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        inner = [part for part in typing.get_args(hint) if part is not type(None)]
+        if len(inner) == 1 and dataclasses.is_dataclass(inner[0]):
+            return inner[0], True
+    return hint, False
 
 
 def _default_of(field: dataclasses.Field[Any]) -> Any:
