@@ -186,6 +186,16 @@ class FlowPolicy(ABC):
         return list(self.config.image_features)
 
     @property
+    def supports_real_time_chunking(self) -> bool:
+        """Whether LeRobot guides this family's chunks by the previous ones (`--inference.type=rtc`)."""
+        return False
+
+    @property
+    def rtc_config(self) -> Any | None:
+        """LeRobot's `RTCConfig` that the checkpoint is saved with; None where it has none."""
+        return getattr(self.config, "rtc_config", None)
+
+    @property
     def max_missing_cameras(self) -> int:
         """How many of them an observation may lack."""
         return 0

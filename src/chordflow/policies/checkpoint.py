@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from chordflow.policies.files import (
     check_family,
     resolve_checkpoint,
 )
+from chordflow.policies.realtime import guidance_weight
 from chordflow.policies.registry import adapter_for
 from chordflow.quiet import quiet_stdout
 
@@ -121,6 +123,12 @@ def save_student(
     Frozen tensors are copied from the teacher's file rather than from memory, where LeRobot may have cast
     them: bytes, dtypes and keys stay the teacher's.
 
+    Where the config has an `rtc_config`, its `max_guidance_weight` follows the step count (see
+    `policies.realtime.guidance_weight`): the teacher's own would overshoot by the ratio of the steps. Where
+    it has none, none is added: with real-time chunking enabled a policy's `select_action`, and so
+    `lerobot-eval`, refuses to run. (`lerobot-rollout` replaces the saved one by its `--inference.rtc.*`
+    options in any case.)
+
     Args:
         policy: the student, for its config.
         teacher_dir: the teacher's local folder.
@@ -142,12 +150,17 @@ def save_student(
             )
         tensors[name] = tensor.detach().to("cpu", tensors[name].dtype).contiguous()
     save_file(tensors, output_dir / WEIGHTS, metadata=metadata)
-    saved = policy.default_num_steps
+    saved, saved_rtc = policy.default_num_steps, policy.rtc_config
     policy.set_num_steps(num_steps)
+    if saved_rtc is not None:
+        weight = guidance_weight(num_steps, saved_rtc.max_guidance_weight, saved)
+        policy.config.rtc_config = replace(saved_rtc, max_guidance_weight=weight)
     try:
         policy.config.save_pretrained(output_dir)
     finally:
         policy.set_num_steps(saved)
+        if saved_rtc is not None:
+            policy.config.rtc_config = saved_rtc
     # Everything else that the processors consist of, and nothing of the teacher's training.
     for file in teacher_dir.iterdir():
         if file.name.startswith(("policy_preprocessor", "policy_postprocessor")):

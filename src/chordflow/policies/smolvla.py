@@ -139,6 +139,11 @@ class SmolVLAFlowPolicy(FlowPolicy):
         return [key for key in self.config.image_features if key not in blank]
 
     @property
+    def supports_real_time_chunking(self) -> bool:
+        """What the stock policy says of itself."""
+        return self.policy.supports_rtc()
+
+    @property
     def max_missing_cameras(self) -> int:
         """`empty_cameras`: SmolVLA fills that many with blank, masked images."""
         return self.config.empty_cameras
