@@ -11,10 +11,10 @@ export HF_DATASETS_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format lint types contracts docstrings lock
+.PHONY: help setup demo test test-slow test-browser check format lint types contracts docstrings lock
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 setup: ## set up .venv with all that is needed (does nothing where that is done)
 	@sh scripts/setup.sh
@@ -24,11 +24,15 @@ demo: setup ## reflow the small teacher that ships with the repository; results 
 	while [ -e "$$dir" ]; do n=$$((n + 1)); dir=outputs/demo-$$n; done; \
 	.venv/bin/chordflow demo --output_dir="$$dir" $(DEMO_ARGS)
 
-test: setup ## run the tests, but for the slow ones
-	@$(PYTHON) -m pytest -m "not slow" $(PYTEST_ARGS)
+test: setup ## run the tests, but for the slow ones and those that need a browser
+	@$(PYTHON) -m pytest -m "not slow and not browser" $(PYTEST_ARGS)
 
 test-slow: setup ## run the slow tests
 	@$(PYTHON) -m pytest -m slow $(PYTEST_ARGS)
+
+test-browser: setup ## open reports in headless Chromium (sets it up: Debian's chromium, playwright-core and axe-core)
+	@sh scripts/setup_browser.sh
+	@$(PYTHON) -m pytest -m browser $(PYTEST_ARGS)
 
 check: setup lint types contracts docstrings test ## all that CI checks: format, lint, types, contracts, docstrings, tests
 
