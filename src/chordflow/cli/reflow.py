@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 from pathlib import Path
 from typing import Any
 
 import draccus
-from draccus import cfgparsing
 
 from chordflow.cli.options import CONFIG_PATH, build, help_text, read_options, show_value
+from chordflow.cli.settings import read_settings, wants_resume
 from chordflow.console import console, say
 from chordflow.errors import UserError
 from chordflow.experiments.config import ReflowJobConfig
@@ -69,14 +68,14 @@ def parse(arguments: list[str]) -> tuple[ReflowJobConfig, Path | None]:
     """
     values = read_options(arguments)
     config_path = values.pop(CONFIG_PATH, None)
-    if not _wants_resume(values):
-        return build(ReflowJobConfig, values, _read(Path(config_path)) if config_path else None), None
+    if not wants_resume(values):
+        return build(ReflowJobConfig, values, read_settings(config_path) if config_path else None), None
     if config_path is None:
         raise UserError(
             "resume=true needs --config_path=OUTPUT_DIR/checkpoints/last/pretrained_model/train_config.json."
         )
     checkpoint = resume_folder(config_path)
-    base = _read(checkpoint / "pretrained_model" / REFLOW_CONFIG)
+    base = read_settings(checkpoint / "pretrained_model" / REFLOW_CONFIG)
     sha256 = base.pop("teacher_sha256", None)
     base.pop("chordflow_version", None)
     # The run may have been moved since: it is where its checkpoint is.
@@ -109,26 +108,3 @@ def _look_up(settings: Any, name: str) -> Any:
     for part in name.split("."):
         settings = settings.get(part) if isinstance(settings, dict) else None
     return settings
-
-
-def _wants_resume(values: dict[str, str]) -> bool:
-    given = values.get("resume", "false")
-    resume = cfgparsing.parse_string(given) if given.strip() else given
-    if not isinstance(resume, bool):
-        raise UserError(f"resume={given}: give true or false.")
-    return resume
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            content = cfgparsing.load_config(file, file=str(path))
-    except OSError as error:
-        raise UserError(
-            f"{CONFIG_PATH}={shlex.quote(str(path))} cannot be read ({error.strerror})."
-        ) from error
-    except Exception as error:
-        raise UserError(f"{CONFIG_PATH}={path} is neither JSON nor YAML; mend the file.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{CONFIG_PATH}={path} holds no settings; give a JSON object or a YAML mapping.")
-    return content

@@ -33,7 +33,7 @@ def resolve_checkpoint(path: str | Path, revision: str | None = None, field: str
     """The local folder of a checkpoint, fetched from the Hub where `path` is a repository id.
 
     Args:
-        path: a folder that holds `config.json`, or a Hub id.
+        path: a folder that holds `config.json`, a run's folder with checkpoints in it, or a Hub id.
         revision: branch, tag or commit on the Hub.
         field: the option that the path came from, for the message.
 
@@ -43,8 +43,10 @@ def resolve_checkpoint(path: str | Path, revision: str | None = None, field: str
     """
     folder = Path(path)
     if folder.is_dir():
-        if not (folder / CONFIG).is_file() and (folder / "pretrained_model" / CONFIG).is_file():
-            folder = folder / "pretrained_model"
+        # A step's folder, or that of a whole run, stands for the checkpoint in it.
+        for inside in ("pretrained_model", "checkpoints/last/pretrained_model"):
+            if not (folder / CONFIG).is_file() and (folder / inside / CONFIG).is_file():
+                folder = folder / inside
     elif _looks_like_hub_id(str(path)):
         try:
             folder = Path(
