@@ -12,10 +12,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+
+from chordflow.errors import UserError
 
 Batch = dict[str, Any]
 
@@ -52,6 +54,20 @@ class ChunkSpec:
     def shape(self) -> tuple[int, int]:
         """(H, D)."""
         return self.horizon, self.padded_dim
+
+
+class StockPolicy(NamedTuple):
+    """What LeRobot's own code asks for to run a policy.
+
+    Attributes:
+        policy: the `PreTrainedPolicy`; it draws its noise from the global generator.
+        preprocessor: from observations to its batch.
+        postprocessor: from its actions to the robot's units.
+    """
+
+    policy: Any
+    preprocessor: Any
+    postprocessor: Any
 
 
 class Context(ABC):
@@ -194,6 +210,17 @@ class FlowPolicy(ABC):
     def rtc_config(self) -> Any | None:
         """LeRobot's `RTCConfig` that the checkpoint is saved with; None where it has none."""
         return getattr(self.config, "rtc_config", None)
+
+    def stock(self) -> StockPolicy:
+        """The policy as LeRobot's own code runs it.
+
+        Raises:
+            UserError: for a policy that LeRobot does not know.
+        """
+        raise UserError(
+            f"policy type {self.family!r} is not LeRobot's, so LeRobot's own rollout cannot run it; use the "
+            "paired noise."
+        )
 
     @property
     def max_missing_cameras(self) -> int:

@@ -29,7 +29,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from chordflow.errors import UserError
-from chordflow.policies.base import Batch, ChunkSpec, Context, FlowPolicy, Role
+from chordflow.policies.base import Batch, ChunkSpec, Context, FlowPolicy, Role, StockPolicy
 from chordflow.quiet import quiet_stdout
 
 _ACTION_HEAD = ("action_in_proj.", "action_out_proj.", "action_time_mlp_in.", "action_time_mlp_out.")
@@ -142,6 +142,10 @@ class SmolVLAFlowPolicy(FlowPolicy):
     def supports_real_time_chunking(self) -> bool:
         """What the stock policy says of itself."""
         return self.policy.supports_rtc()
+
+    def stock(self) -> StockPolicy:
+        """The policy and its pipelines as they were loaded."""
+        return StockPolicy(self.policy, self.preprocessor, self.postprocessor)
 
     @property
     def max_missing_cameras(self) -> int:

@@ -23,20 +23,23 @@ from chordflow.quiet import quiet_stdout
 
 
 @contextmanager
-def open_environments(env_cfg: Any, count: int) -> Iterator[list[gym.Env[Any, Any]]]:
-    """Makes `count` sub-environments by LeRobot's factory and closes them afterwards.
+def open_vector(
+    env_cfg: Any, count: int, use_async_envs: bool = False
+) -> Iterator[gym.vector.VectorEnv[Any, Any, Any]]:
+    """Makes the vector environment of a single task by LeRobot's factory and closes it afterwards.
 
     Args:
         env_cfg: a LeRobot `EnvConfig`.
-        count: how many.
+        count: how many sub-environments.
+        use_async_envs: whether they run in processes of their own.
 
     Raises:
-        UserError: if they cannot be made, hold several tasks, or run in other processes.
+        UserError: if it cannot be made or holds several tasks.
     """
     name = f"env.type={env_cfg.type}"
     with quiet_stdout():
         try:
-            made = make_env(env_cfg, n_envs=count, use_async_envs=False)
+            made = make_env(env_cfg, n_envs=count, use_async_envs=use_async_envs)
         except Exception as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
@@ -47,14 +50,29 @@ def open_environments(env_cfg: Any, count: int) -> Iterator[list[gym.Env[Any, An
         vectors = [vector for tasks in made.values() for vector in tasks.values()]
         if len(vectors) != 1:
             raise UserError(f"{name}: env.task={env_cfg.task} holds {len(vectors)} tasks; name a single one.")
-        if not isinstance(vectors[0].unwrapped, gym.vector.SyncVectorEnv):
-            raise UserError(
-                f"{name}: this environment is no SyncVectorEnv of separate sub-environments, which paired "
-                "episodes need; give one that is."
-            )
-        yield list(vectors[0].unwrapped.envs)
+        yield vectors[0]
     finally:
         close_envs(made)
+
+
+@contextmanager
+def open_environments(env_cfg: Any, count: int) -> Iterator[list[gym.Env[Any, Any]]]:
+    """Makes `count` sub-environments by LeRobot's factory and closes them afterwards.
+
+    Args:
+        env_cfg: a LeRobot `EnvConfig`.
+        count: how many.
+
+    Raises:
+        UserError: if they cannot be made, hold several tasks, or run in other processes.
+    """
+    with open_vector(env_cfg, count) as vector:
+        if not isinstance(vector.unwrapped, gym.vector.SyncVectorEnv):
+            raise UserError(
+                f"env.type={env_cfg.type}: this environment is no SyncVectorEnv of separate sub-environments, "
+                "which paired episodes need; give one that is."
+            )
+        yield list(vector.unwrapped.envs)
 
 
 def reset(env: gym.Env[Any, Any], seed: int) -> Any:

@@ -1,0 +1,233 @@
+"""`lerobot-eval`, episode by episode: its own rollout, its seeds, its global generator.
+
+Paired noise (`rollouts.noise`) is the better measure of a difference between policies. This is to show that
+both agree: with the same seed, batch size and number of steps the outcomes are those of stock LeRobot.
+
+Shapes: B batch, S steps until the last episode of a batch ends, T executed actions, A action dimension.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from lerobot.envs import make_env_pre_post_processors
+from lerobot.scripts.lerobot_eval import rollout
+from lerobot.utils.constants import ACTION
+from lerobot.utils.random_utils import get_rng_state, set_rng_state, set_seed
+from numpy.typing import NDArray
+from torch import Tensor
+
+from chordflow.errors import UserError
+from chordflow.policies import FlowPolicy
+from chordflow.policies.sampling import Sampler
+from chordflow.rollouts.environment import open_vector
+from chordflow.rollouts.episodes import Episode, jerk, jump
+from chordflow.rollouts.fit import check_actions, check_inputs, check_state
+
+
+def run_lerobot_episodes(
+    load: Callable[[], FlowPolicy],
+    env_cfg: Any,
+    *,
+    seed: int,
+    n_episodes: int,
+    batch_size: int,
+    num_steps: int | None = None,
+    n_action_steps: int | None = None,
+    use_async_envs: bool = False,
+    progress: Callable[[Episode], None] | None = None,
+) -> list[Episode]:
+    """Runs the episodes that `lerobot-eval` runs with the same `--seed`, `--eval.n_episodes` and `--eval.batch_size`.
+
+    The order of `lerobot-eval` is kept, because everything draws from one generator: seed it, make the
+    environment, build the policy (whose initial weights are drawn before the checkpoint's replace them), then
+    one batch of seeds after the other, each until its last episode ends. Noise is drawn for the whole batch
+    whenever a chunk is due, also for episodes that are over and for the surplus ones of the last batch, which
+    are then cut. So an episode depends on the batch size and on its neighbours.
+
+    Two numbers are LeRobot's in a way that paired episodes do not share: `lerobot-eval` counts one step beyond
+    an episode's end into its sum of rewards and its success (where the environment resets itself, the first
+    step of an episode that nobody asked for), and so do `sum_reward` and `success` here. `side` is None:
+    LeRobot's rollout hands on no such thing.
+
+    Args:
+        load: loads the policy afresh (`load_flow_policy`); it is called once, at its place in the order.
+        env_cfg: a LeRobot `EnvConfig` with a single task.
+        seed: of the generators and of the first episode; episode i has `seed + i`.
+        n_episodes: how many.
+        batch_size: environments side by side; like `lerobot-eval`, no more than there are episodes.
+        num_steps: solver steps for each chunk, as `--policy.num_steps`; the saved ones by default.
+        n_action_steps: executed actions of each chunk, as `--policy.n_action_steps`; the saved ones by default.
+        use_async_envs: whether the environments run in processes of their own, as in `lerobot-eval` by default;
+            no outcome depends on it where an environment draws from its seed alone.
+        progress: called with the episodes of each batch as it ends.
+
+    Returns:
+        The episodes by rising seed.
+
+    Raises:
+        UserError: for impossible arguments, an environment that cannot be made or does not fit the policy, a
+            policy that `lerobot-eval` refuses, or an action that is not finite.
+    """
+    for name, number, least in (
+        ("seed", seed, 0),
+        ("n_episodes", n_episodes, 1),
+        ("batch_size", batch_size, 1),
+    ):
+        if number < least:
+            raise UserError(f"{name} is {number}; give at least {least}.")
+    count = min(batch_size, n_episodes)
+    episodes: list[Episode] = []
+    with _seeded(seed), open_vector(env_cfg, count, use_async_envs) as env:
+        policy = load()
+        _configure(policy, num_steps, n_action_steps)
+        check_actions(policy, env_cfg, env.single_action_space.shape or ())
+        for start in range(0, n_episodes, count):
+            seeds = list(range(seed + start, seed + start + count))
+            batch = _run_batch(policy, env, env_cfg, seeds, kept=min(count, n_episodes - start))
+            episodes += batch
+            if progress is not None:
+                for episode in batch:
+                    progress(episode)
+    return episodes
+
+
+def _configure(policy: FlowPolicy, num_steps: int | None, n_action_steps: int | None) -> None:
+    """Sets what `--policy.*` would set, and refuses what `lerobot-eval` refuses."""
+    if num_steps is not None:
+        policy.set_num_steps(Sampler(policy, num_steps).num_steps)
+    if n_action_steps is not None:
+        if not 1 <= n_action_steps <= policy.chunk.horizon:
+            raise UserError(
+                f"n_action_steps is {n_action_steps}; a chunk has {policy.chunk.horizon} actions: choose 1 to "
+                f"{policy.chunk.horizon}."
+            )
+        policy.config.n_action_steps = n_action_steps
+    rtc = policy.rtc_config
+    if rtc is not None and rtc.enabled:
+        raise UserError(
+            "rtc_config.enabled=true in config.json: lerobot-eval cannot run a policy with real-time chunking; "
+            "use the paired noise, or set it to false."
+        )
+
+
+def _run_batch(
+    policy: FlowPolicy, env: gym.vector.VectorEnv[Any, Any, Any], env_cfg: Any, seeds: list[int], kept: int
+) -> list[Episode]:
+    """LeRobot's rollout of a whole batch; the first `kept` of its episodes."""
+    begin = time.perf_counter()
+    stock = policy.stock()
+    stock.policy.eval()
+    before, after = make_env_pre_post_processors(env_cfg, policy_cfg=policy.config)
+    tasks: list[str] = []
+
+    def note_tasks(env: gym.vector.VectorEnv[Any, Any, Any]) -> None:
+        # First called after the reset: later on an environment may have begun another episode by itself.
+        if not tasks:
+            tasks.extend(_instructions(env))
+
+    def preprocess(observation: dict[str, Any]) -> dict[str, Any]:
+        check_state(policy, env_cfg, observation)
+        batch: dict[str, Any] = stock.preprocessor(observation)
+        check_inputs(policy, env_cfg, batch, observation)
+        return batch
+
+    # Its own bar is hidden; callers have `progress`.
+    with _lerobot_settings(policy), redirect_stderr(io.StringIO()):
+        data = rollout(
+            env,
+            stock.policy,
+            env_preprocessor=before,
+            env_postprocessor=after,
+            preprocessor=preprocess,
+            postprocessor=stock.postprocessor,
+            seeds=seeds,
+            render_callback=note_tasks,
+        )
+    lengths, sum_rewards, successes = _outcomes(data)
+    seconds = (time.perf_counter() - begin) / kept
+    executed, num_steps = policy.chunk.num_executed, policy.default_num_steps
+    episodes = []
+    for row in range(kept):
+        actions = data[ACTION][row, : lengths[row]].to(torch.float32).numpy()
+        _check_finite(actions, seeds[row])
+        starts = range(0, len(actions), executed)
+        episodes.append(
+            Episode(
+                seed=seeds[row],
+                task=tasks[row],
+                success=successes[row],
+                length=len(actions),
+                sum_reward=sum_rewards[row],
+                side=None,
+                chunks=len(starts),
+                num_steps=num_steps,
+                solver="euler",
+                jerk=jerk(actions),
+                jump=jump(actions, starts),
+                seconds=seconds,
+                actions=actions,
+            )
+        )
+    return episodes
+
+
+def _outcomes(data: dict[str, Tensor]) -> tuple[list[int], list[float], list[bool]]:
+    """Length, sum of rewards and success of each episode, as LeRobot's `eval_policy` reduces (B, S)."""
+    done, reward, success = data["done"], data["reward"], data["success"]
+    last = done.int().argmax(dim=1)
+    # LeRobot's mask, with the step beyond the last.
+    mask = (torch.arange(done.shape[1]) <= last[:, None] + 1).int()
+    sums = (reward * mask).sum(dim=1)
+    return (last + 1).tolist(), sums.tolist(), (success * mask).bool().any(dim=1).tolist()
+
+
+def _instructions(env: gym.vector.VectorEnv[Any, Any, Any]) -> list[str]:
+    """What LeRobot's rollout gives the policy as `task` of each sub-environment."""
+    for name in ("task_description", "task"):
+        try:
+            return [str(task) for task in env.call(name)]
+        except (AttributeError, NotImplementedError):
+            continue
+    return [""] * env.num_envs
+
+
+def _check_finite(actions: NDArray[np.float32], seed: int) -> None:
+    bad = np.flatnonzero(~np.isfinite(actions).all(axis=1))
+    if bad.size:
+        raise UserError(
+            f"the policy's action is NaN or infinite in episode {seed}, step {bad[0]}; check the checkpoint's "
+            "weights and the observations."
+        )
+
+
+@contextmanager
+def _lerobot_settings(policy: FlowPolicy) -> Iterator[None]:
+    """The precision that `lerobot-eval` sets for the whole process, and back."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    saved = matmul.allow_tf32, cudnn.benchmark
+    matmul.allow_tf32 = cudnn.benchmark = True
+    amp = torch.autocast(device_type=policy.device.type) if policy.config.use_amp else nullcontext()
+    try:
+        with torch.no_grad(), amp:
+            yield
+    finally:
+        matmul.allow_tf32, cudnn.benchmark = saved
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seeds the global generators as `lerobot-eval` does, and leaves the caller's streams as they were."""
+    state = get_rng_state()
+    set_seed(seed)
+    try:
+        yield
+    finally:
+        set_rng_state(state)
