@@ -1,6 +1,7 @@
 """Intervals and tests for the few kinds of comparison that chordflow reports.
 
-Everything is seeded or exact, so a table repeats to the last digit.
+Everything is seeded or exact, so a table repeats to the last digit. What each interval assumes and how often
+it covers the truth is told in docs/statistics.md.
 
 Shapes: n pairs, episodes or samples; a *cluster* is an observation that several of them share.
 """
@@ -8,20 +9,28 @@ Shapes: n pairs, episodes or samples; a *cluster* is an observation that several
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.proportion import proportion_confint
 
-FloatArray = NDArray[np.float64]
-
-CONFIDENCE = 0.95
-"""Level of every interval."""
+from chordflow.results.limits import (
+    CONFIDENCE,
+    FloatArray,
+    bootstrap_limits,
+    newcombe_limits,
+    wilson_limits,
+)
+from chordflow.results.power import check_margin, episodes_needed
 
 RESAMPLES = 9_999
 """Bootstrap samples behind an interval."""
+
+
+Decision = Literal["non-inferior", "inferior", "undecided"]
+"""What paired episodes say of the first policy at a margin."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,8 @@ class PairedSuccess:
         only_first: Episodes that only the first policy solved.
         only_second: Episodes that only the second policy solved.
         episodes: Number of paired episodes.
+        bootstrap: Percentile bootstrap interval of the difference over paired episodes; None where every pair
+            says the same, so that resampling shows no spread, and in results written without it.
     """
 
     difference: Estimate
@@ -67,6 +78,30 @@ class PairedSuccess:
     only_first: int
     only_second: int
     episodes: int
+    bootstrap: Interval | None = None
+
+
+@dataclass(frozen=True)
+class NonInferiority:
+    """What paired episodes say at a margin.
+
+    Attributes:
+        margin: How much lower success may be, a fraction.
+        decision: ``non-inferior`` where the whole 95 % interval of the difference lies above -margin,
+            ``inferior`` where it lies below, else ``undecided``.
+        lower: Lower end of that interval (Newcombe's).
+        upper: Upper end.
+        episodes: Paired episodes run.
+        episodes_needed: Where undecided, the number of paired episodes that would decide with 80 % power were the
+            observed rates the true ones; None where decided, or where no number would do.
+    """
+
+    margin: float
+    decision: Decision
+    lower: float
+    upper: float
+    episodes: int
+    episodes_needed: int | None
 
 
 @dataclass(frozen=True)
@@ -84,6 +119,38 @@ class Summary:
     median: float
     mean: float
     max: float
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """The slow end of a set of times, which a mean hides.
+
+    Attributes:
+        p50: Median, in the unit of the values.
+        p90: 90th percentile.
+        p95: 95th percentile.
+        p99: 99th percentile.
+    """
+
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+
+
+def percentiles(values: ArrayLike) -> Percentiles:
+    """Percentiles by linear interpolation between order statistics (numpy's default, Hyndman and Fan's 7).
+
+    With fewer than 100 values the 99th lies between the two largest: it says little of rarer delays.
+
+    Args:
+        values: Times of any shape, at least one, all finite.
+
+    Raises:
+        ValueError: If there are none, or one is not finite.
+    """
+    p50, p90, p95, p99 = np.percentile(_finite("values", values), [50, 90, 95, 99])
+    return Percentiles(float(p50), float(p90), float(p95), float(p99))
 
 
 def summarise(values: ArrayLike) -> Summary:
@@ -119,9 +186,8 @@ def wilson_interval(successes: int, episodes: int) -> Interval:
     """
     if episodes < 1 or not 0 <= successes <= episodes:
         raise ValueError(f"{successes} successes in {episodes} episodes is impossible.")
-    low, high = proportion_confint(successes, episodes, alpha=1 - CONFIDENCE, method="wilson")
-    # Rounding leaves ends such as 3e-18 where the interval touches 0 or 1.
-    return Interval(float(low) if successes > 0 else 0.0, float(high) if successes < episodes else 1.0)
+    low, high = wilson_limits(successes, episodes)
+    return Interval(float(low), float(high))
 
 
 def compare_success(first: ArrayLike, second: ArrayLike) -> PairedSuccess:
@@ -129,7 +195,8 @@ def compare_success(first: ArrayLike, second: ArrayLike) -> PairedSuccess:
 
     The test is McNemar's, exact (McNemar 1947). The interval is Newcombe's square-and-add of Wilson
     intervals with the correlation of the pairs (Newcombe 1998, Statistics in Medicine 17:2635, method 10):
-    unlike a bootstrap it does not shrink to nothing where the policies agree on every episode.
+    unlike a bootstrap it does not shrink to nothing where the policies agree on every episode. The bootstrap
+    interval beside it is the one that infinitely many resamples would give: it needs no seed.
 
     Args:
         first: Whether the first policy solved each episode, shape (n,).
@@ -138,21 +205,89 @@ def compare_success(first: ArrayLike, second: ArrayLike) -> PairedSuccess:
     Raises:
         ValueError: If the lengths differ, there is no episode, or a value is neither true nor false.
     """
-    a, b = _outcomes("first", first), _outcomes("second", second)
-    if a.shape != b.shape:
-        raise ValueError(f"first has {a.size} episodes and second {b.size}; they must be the same episodes.")
+    a, b = paired_outcomes(first, second)
     both, only_a = int(np.sum(a & b)), int(np.sum(a & ~b))
     only_b, neither = int(np.sum(~a & b)), int(np.sum(~a & ~b))
     p_value = (
         float(mcnemar([[both, only_a], [only_b, neither]], exact=True).pvalue) if only_a + only_b else 1.0
     )
+    low, high = newcombe_limits(both, only_a, only_b, neither)
     return PairedSuccess(
-        difference=Estimate((only_a - only_b) / a.size, _newcombe_paired(both, only_a, only_b, neither)),
+        difference=Estimate((only_a - only_b) / a.size, Interval(float(low), float(high))),
         p_value=min(p_value, 1.0),
         only_first=only_a,
         only_second=only_b,
         episodes=a.size,
+        bootstrap=_bootstrap_of_pairs(only_a, only_b, a.size),
     )
+
+
+def non_inferiority(paired: PairedSuccess, margin: float) -> NonInferiority:
+    """Decide non-inferiority of the first policy by the interval of the paired difference.
+
+    Both one-sided claims are made at 2.5 %. The number of episodes is fixed before looking: who looks early needs
+    `chordflow.results.sequential`.
+
+    Args:
+        paired: The comparison, from `compare_success`.
+        margin: How much lower the first policy's success may be, a fraction between 0 and 1.
+
+    Raises:
+        ValueError: If the margin is out of range or the comparison has no interval.
+    """
+    check_margin(margin)
+    interval = paired.difference.interval
+    if interval is None:
+        raise ValueError("the comparison has no interval of its difference; make it with compare_success.")
+    decision: Decision = "undecided"
+    if interval.low > -margin:
+        decision = "non-inferior"
+    elif interval.high < -margin:
+        decision = "inferior"
+    needed = None
+    if decision == "undecided":
+        needed = _needed_after(paired.only_first, paired.only_second, paired.episodes, margin)
+    return NonInferiority(margin, decision, interval.low, interval.high, paired.episodes, needed)
+
+
+def _needed_after(only_first: int, only_second: int, episodes: int, margin: float) -> int | None:
+    rates = only_first / episodes, only_second / episodes
+    if only_first + only_second == 0:
+        # No disagreement in n pairs is no proof that there is none. Half a pair in each cell of the table, as for
+        # intervals of paired differences (Agresti and Min 2005, Statistics in Medicine 24:729), keeps a short run
+        # from promising that a short one will do.
+        rates = 0.5 / (episodes + 2), 0.5 / (episodes + 2)
+    needed = episodes_needed(*rates, margin)
+    return None if needed is None else max(needed, episodes + 1)
+
+
+def _bootstrap_of_pairs(only_first: int, only_second: int, episodes: int) -> Interval | None:
+    if max(only_first, only_second, episodes - only_first - only_second) == episodes:
+        return None
+    low, high = bootstrap_limits(only_first, only_second, episodes)
+    return Interval(float(low), float(high))
+
+
+def mean_interval(
+    values: ArrayLike,
+    *,
+    seed: int,
+    clusters: Sequence[int] | NDArray[np.int_] | None = None,
+) -> Estimate:
+    """Mean with a bootstrap interval over clusters.
+
+    Args:
+        values: Shape (n,).
+        seed: Seed of the bootstrap.
+        clusters: Which observation or episode each value belongs to, shape (n,); each its own by default.
+
+    Raises:
+        ValueError: If the shape is another, there is no value, or one is not finite.
+    """
+    v = _finite("values", values)
+    if v.ndim != 1:
+        raise ValueError(f"values has shape {v.shape}; it must be (n,).")
+    return _bootstrap(_ratio_of_sums, v, np.ones_like(v), clusters, seed)
 
 
 def paired_difference(
@@ -281,25 +416,6 @@ def _bootstrap(
     return Estimate(value, None)
 
 
-def _newcombe_paired(both: int, only_a: int, only_b: int, neither: int) -> Interval:
-    n = both + only_a + only_b + neither
-    rate_a, rate_b = (both + only_a) / n, (both + only_b) / n
-    wilson_a, wilson_b = wilson_interval(both + only_a, n), wilson_interval(both + only_b, n)
-    margins = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
-    product = both * neither - only_a * only_b
-    # Newcombe's continuity correction applies to positive association alone.
-    association = max(product - n / 2, 0.0) if product > 0 else float(product)
-    phi = association / np.sqrt(float(margins)) if margins else 0.0
-
-    def reach(a: float, b: float) -> float:
-        return float(np.sqrt(max(a**2 - 2 * phi * a * b + b**2, 0.0)))
-
-    difference = rate_a - rate_b
-    low = difference - reach(rate_a - wilson_a.low, wilson_b.high - rate_b)
-    high = difference + reach(wilson_a.high - rate_a, rate_b - wilson_b.low)
-    return Interval(max(low, -1.0), min(high, 1.0))
-
-
 def _finite(name: str, values: ArrayLike) -> FloatArray:
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0:
@@ -314,6 +430,25 @@ def _paired(name_a: str, a: ArrayLike, name_b: str, b: ArrayLike) -> tuple[Float
     if first.ndim != 1 or first.shape != second.shape:
         raise ValueError(f"{name_a} has shape {first.shape} and {name_b} {second.shape}; both must be (n,).")
     return first, second
+
+
+def paired_outcomes(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Outcomes of two policies on the same episodes, checked.
+
+    Args:
+        first: Whether the first policy solved each episode, shape (n,).
+        second: The same of the second policy, shape (n,).
+
+    Returns:
+        Both as booleans.
+
+    Raises:
+        ValueError: If the lengths differ, there is no episode, or a value is neither true nor false.
+    """
+    a, b = _outcomes("first", first), _outcomes("second", second)
+    if a.shape != b.shape:
+        raise ValueError(f"first has {a.size} episodes and second {b.size}; they must be the same episodes.")
+    return a, b
 
 
 def _outcomes(name: str, values: ArrayLike) -> NDArray[np.bool_]:

@@ -1,0 +1,94 @@
+"""Ends of the intervals for success rates, of many tables of counts at once and unchecked.
+
+`chordflow.results.statistics` takes one table from here; `chordflow.results.coverage` takes all that can happen,
+so that the coverage stated is that of the very same intervals.
+
+Shapes: counts of any shape that broadcast with each other.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import fft
+from statsmodels.stats.proportion import proportion_confint
+
+FloatArray = NDArray[np.float64]
+
+CONFIDENCE = 0.95
+"""Level of every interval."""
+
+
+def wilson_limits(successes: ArrayLike, episodes: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    """`wilson_interval` of many counts at once, unchecked.
+
+    Args:
+        successes: Counts of any shape.
+        episodes: Counts that broadcast with them, at least 1.
+
+    Returns:
+        The lower and the upper ends, of the broadcast shape.
+    """
+    count, n = np.broadcast_arrays(np.asarray(successes), np.asarray(episodes))
+    low, high = proportion_confint(count, n, alpha=1 - CONFIDENCE, method="wilson")
+    # Rounding leaves ends such as 3e-18 where the interval touches 0 or 1.
+    return np.where(count > 0, low, 0.0), np.where(count < n, high, 1.0)
+
+
+def newcombe_limits(
+    both: ArrayLike, only_first: ArrayLike, only_second: ArrayLike, neither: ArrayLike
+) -> tuple[FloatArray, FloatArray]:
+    """Newcombe's 95 % interval of the difference of paired rates, of many tables at once (1998, method 10).
+
+    Args:
+        both: Pairs that both policies solved, counts of any shape.
+        only_first: Pairs that only the first solved.
+        only_second: Pairs that only the second solved.
+        neither: Pairs that neither solved; no table is empty.
+
+    Returns:
+        The lower and the upper ends of first less second, of the shape to which the counts broadcast.
+    """
+    cells = np.broadcast_arrays(both, only_first, only_second, neither)
+    n11, n10, n01, n00 = (np.asarray(cell, dtype=np.float64) for cell in cells)
+    n = n11 + n10 + n01 + n00
+    rate_a, rate_b = (n11 + n10) / n, (n11 + n01) / n
+    (low_a, high_a), (low_b, high_b) = wilson_limits(n11 + n10, n), wilson_limits(n11 + n01, n)
+    margins = (n11 + n10) * (n01 + n00) * (n11 + n01) * (n10 + n00)
+    product = n11 * n00 - n10 * n01
+    # Newcombe's continuity correction applies to positive association alone.
+    association = np.where(product > 0, np.maximum(product - n / 2, 0.0), product)
+    phi = np.where(margins > 0, association / np.sqrt(np.where(margins > 0, margins, 1.0)), 0.0)
+
+    def reach(a: FloatArray, b: FloatArray) -> FloatArray:
+        return np.sqrt(np.maximum(a**2 - 2 * phi * a * b + b**2, 0.0))
+
+    low = rate_a - rate_b - reach(rate_a - low_a, high_b - rate_b)
+    high = rate_a - rate_b + reach(high_a - rate_a, rate_b - low_b)
+    return np.maximum(low, -1.0), np.minimum(high, 1.0)
+
+
+def bootstrap_limits(
+    only_first: ArrayLike, only_second: ArrayLike, episodes: int
+) -> tuple[FloatArray, FloatArray]:
+    """Percentile bootstrap of the difference of paired rates, of many tables at once (Efron 1979).
+
+    A resample of n pairs sums n draws of -1, 0 or 1, so the law of the resampled difference is the n-fold
+    convolution of their frequencies: it is computed, by a Fourier transform, in place of drawn.
+
+    Args:
+        only_first: Pairs that only the first policy solved, counts of any shape.
+        only_second: Pairs that only the second solved.
+        episodes: Number n of pairs in every table.
+
+    Returns:
+        The 2.5 % and 97.5 % quantiles of the resampled difference, first less second.
+    """
+    wins, losses = (np.asarray(c, dtype=np.float64)[..., None] / episodes for c in (only_first, only_second))
+    size = fft.next_fast_len(2 * episodes + 1, real=True)
+    turn = np.exp(-2j * np.pi * np.arange(size // 2 + 1) / size)
+    one_pair = 1 - wins - losses + wins * turn + losses * turn.conj()
+    law = fft.irfft(one_pair**episodes, size, axis=-1)
+    # Sums from -n to n: the negative ones lie at the end.
+    cumulated = np.cumsum(np.roll(law, episodes, axis=-1)[..., : 2 * episodes + 1], axis=-1)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = (np.argmax(cumulated >= level, axis=-1) - episodes for level in (tail, 1 - tail))
+    return low / episodes, high / episodes

@@ -1,0 +1,247 @@
+"""Paired episodes looked at early: a test of non-inferiority that stays valid whenever one stops.
+
+A gambler bets against a hypothesis on the paired difference D = first - second, -1, 0 or 1 per episode. Were the
+hypothesis true, no way of betting would be expected to gain, and capital ever reaching 1/a has at most probability
+a (Ville 1939): capital is evidence, at any time, however often one looks (Waudby-Smith and Ramdas 2023, "Estimating
+means of bounded random variables by betting", JRSS B 86:1). Against "the mean of D is at most u" the capital is the
+product over pairs of ``1 - f + f (1 + D) / (1 + u)``, with a fraction f at stake; it falls as u rises, so all u whose
+capital stays below 1/a form an interval, and these intervals are a confidence sequence.
+
+Which fraction is best depends on how often the policies disagree, which nobody knows beforehand. So the first
+capital is split over fixed fractions, each grows by itself, and their sum is the evidence ("diversified Kelly
+betting" there; Cover 1991, "Universal portfolios"): money moves by itself to the fraction that fits. It is a bet that
+depends on the past alone, and the sum depends on nothing but the counts of -1, 0 and 1.
+
+Shapes: B pairs in one update, K fractions.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import brentq
+from scipy.special import logsumexp
+
+from chordflow.results.limits import FloatArray
+from chordflow.results.power import check_margin
+from chordflow.results.statistics import Decision, paired_outcomes
+
+METHOD = "betting"
+
+FRACTIONS = np.array([0.99, 0.6, 0.35, 0.2, 0.1, 0.05, 0.025])
+"""Fractions at stake, shape (K,): for policies that always agree the first, for those that rarely do the last."""
+
+SHARES = np.array([0.20, 0.25, 0.25, 0.15, 0.08, 0.04, 0.03])
+"""Share of the first capital behind each, shape (K,): most of it where paired policies usually are."""
+
+ALPHA = 0.05
+"""Chance of a wrong decision, both sides together."""
+
+MIN_EPISODES = 20
+"""Pairs before which nothing is decided."""
+
+_LARGEST_LOG = 700.0
+"""Capital above exp(700) overflows, and is no more of an argument."""
+
+
+@dataclass(frozen=True)
+class SequentialDecision:
+    """Where the paired evidence stood at the pair that decided, or at the last one.
+
+    Attributes:
+        method: Kind of the test.
+        margin: How much lower the first policy's success may be, a fraction.
+        alpha: Chance of a wrong decision, both sides together, over all looks.
+        episodes: Paired episodes counted; those after the deciding one are not.
+        decision: ``non-inferior`` or ``inferior`` where the evidence against the contrary reached 2 / alpha.
+        low: Lower end of the confidence sequence for the difference, first less second: it holds with probability
+            1 - alpha at all times at once, so also where one stopped early.
+        high: Upper end.
+        e_non_inferior: Capital won against "worse by the margin or more": evidence for non-inferiority.
+        e_inferior: Capital won against "worse by the margin or less": evidence for inferiority.
+        looks: Pairs at which a decision could have fallen.
+        stopped_early: Whether it was decided before the largest number of episodes.
+    """
+
+    method: str
+    margin: float
+    alpha: float
+    episodes: int
+    decision: Decision
+    low: float
+    high: float
+    e_non_inferior: float
+    e_inferior: float
+    looks: int
+    stopped_early: bool
+
+
+class SequentialTest:
+    """Non-inferiority of the first policy at a margin, decided as soon as paired episodes suffice.
+
+    Every pair is looked at in its order, so the outcome does not depend on how many come in one update.
+    """
+
+    def __init__(
+        self,
+        margin: float,
+        *,
+        alpha: float = ALPHA,
+        min_episodes: int = MIN_EPISODES,
+        max_episodes: int | None = None,
+    ) -> None:
+        """Begin without evidence.
+
+        Args:
+            margin: How much lower the first policy's success may be, a fraction between 0 and 1, chosen before
+                looking at outcomes.
+            alpha: Chance of a wrong decision, both sides together, below 1.
+            min_episodes: Nothing is decided before so many pairs.
+            max_episodes: Pairs beyond this are not counted; None for no end.
+
+        Raises:
+            ValueError: If one is out of range.
+        """
+        check_margin(margin)
+        if not 0 < alpha < 1:
+            raise ValueError(f"alpha is {alpha}; it must lie between 0 and 1.")
+        if min_episodes < 1:
+            raise ValueError(f"min_episodes is {min_episodes}; it must be at least 1.")
+        if max_episodes is not None and max_episodes < min_episodes:
+            raise ValueError(f"max_episodes is {max_episodes}, below min_episodes, {min_episodes}.")
+        self.margin, self.alpha = margin, alpha
+        self.min_episodes, self.max_episodes = min_episodes, max_episodes
+        self._wins = self._ties = self._losses = 0
+        self._decision: Decision = "undecided"
+
+    @property
+    def finished(self) -> bool:
+        """Whether further pairs would change nothing: it is decided, or the last pair was counted."""
+        return self._decision != "undecided" or self._episodes == self.max_episodes
+
+    @property
+    def _episodes(self) -> int:
+        return self._wins + self._ties + self._losses
+
+    def update(self, first: ArrayLike, second: ArrayLike) -> SequentialDecision:
+        """Count further pairs, in the order of their seeds; those after the end are left out.
+
+        Args:
+            first: Whether the first policy solved each episode, shape (B,).
+            second: The same of the second policy, shape (B,).
+
+        Returns:
+            The evidence so far.
+
+        Raises:
+            ValueError: If the lengths differ, there is no episode, or a value is neither true nor false.
+        """
+        a, b = paired_outcomes(first, second)
+        if not self.finished:
+            room = None if self.max_episodes is None else self.max_episodes - self._episodes
+            self._count(a[:room].astype(np.int64) - b[:room])
+        return self.state()
+
+    def state(self) -> SequentialDecision:
+        """The evidence so far."""
+        wins, ties, losses = self._wins, self._ties, self._losses
+        episodes = self._episodes
+        decided = self._decision != "undecided"
+        low, high = confidence_sequence(wins, ties, losses, alpha=self.alpha)
+        return SequentialDecision(
+            method=METHOD,
+            margin=self.margin,
+            alpha=self.alpha,
+            episodes=episodes,
+            decision=self._decision,
+            low=low,
+            high=high,
+            e_non_inferior=_capital(log_capital(wins, ties, losses, -self.margin)),
+            e_inferior=_capital(log_capital(losses, ties, wins, self.margin)),
+            looks=max(0, episodes - self.min_episodes + 1),
+            stopped_early=decided and (self.max_episodes is None or episodes < self.max_episodes),
+        )
+
+    def _count(self, differences: NDArray[np.int64]) -> None:
+        wins = self._wins + np.cumsum(differences == 1)
+        ties = self._ties + np.cumsum(differences == 0)
+        losses = self._losses + np.cumsum(differences == -1)
+        better, worse = decided_at(wins, ties, losses, self.margin, self.alpha)
+        may_stop = wins + ties + losses >= self.min_episodes
+        stops = np.flatnonzero((better | worse) & may_stop)
+        last = int(stops[0]) if stops.size else differences.size - 1
+        if stops.size:
+            self._decision = "non-inferior" if better[last] else "inferior"
+        self._wins, self._ties, self._losses = int(wins[last]), int(ties[last]), int(losses[last])
+
+
+def log_capital(wins: ArrayLike, ties: ArrayLike, losses: ArrayLike, mean: float) -> FloatArray:
+    """Log of the capital won against "the mean of D is at most ``mean``"; it starts at 0.
+
+    Swapping wins with losses and turning the mean's sign gives the capital against "at least".
+
+    Args:
+        wins: Pairs with D = 1, counts of any shape.
+        ties: Pairs with D = 0.
+        losses: Pairs with D = -1.
+        mean: Above -1.
+
+    Returns:
+        The logarithm, of the shape to which the counts broadcast.
+    """
+    returns = [np.log1p(FRACTIONS * (gain / (1 + mean) - 1)) for gain in (2.0, 1.0, 0.0)]
+    counts = [np.asarray(count, dtype=np.float64)[..., None] for count in (wins, ties, losses)]
+    grown = sum(count * log_return for count, log_return in zip(counts, returns, strict=True))
+    return np.asarray(logsumexp(grown, b=SHARES, axis=-1))
+
+
+def decided_at(
+    wins: ArrayLike, ties: ArrayLike, losses: ArrayLike, margin: float, alpha: float
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which counts show non-inferiority, and which inferiority; none shows both.
+
+    Args:
+        wins: Pairs that only the first policy solved, counts of any shape.
+        ties: Pairs on which they agree.
+        losses: Pairs that only the second solved.
+        margin: Of non-inferiority.
+        alpha: Chance of a wrong decision, half of it for each side.
+    """
+    threshold = np.log(2 / alpha)
+    better = log_capital(wins, ties, losses, -margin) >= threshold
+    worse = log_capital(losses, ties, wins, margin) >= threshold
+    return better, worse
+
+
+def confidence_sequence(wins: int, ties: int, losses: int, *, alpha: float = ALPHA) -> tuple[float, float]:
+    """Interval of the mean difference that holds at all times at once.
+
+    Args:
+        wins: Pairs with D = 1.
+        ties: Pairs with D = 0.
+        losses: Pairs with D = -1.
+        alpha: Chance that the mean is ever outside.
+
+    Returns:
+        Lower and upper end.
+    """
+    return _lower_end(wins, ties, losses, alpha), -_lower_end(losses, ties, wins, alpha)
+
+
+def _lower_end(wins: int, ties: int, losses: int, alpha: float) -> float:
+    """The mean at which the capital is 2 / alpha: below it, it is more."""
+    threshold = float(np.log(2 / alpha))
+
+    def excess(mean: float) -> float:
+        return float(log_capital(wins, ties, losses, mean)) - threshold
+
+    lowest = -1 + 1e-9
+    if excess(lowest) < 0:
+        return -1.0
+    # At the observed mean itself no fraction has gained, by concavity of the logarithm.
+    observed = (wins - losses) / (wins + ties + losses)
+    return float(brentq(excess, lowest, observed, xtol=1e-12))
+
+
+def _capital(log_of_it: FloatArray) -> float:
+    return float(np.exp(min(float(log_of_it), _LARGEST_LOG)))
