@@ -1,0 +1,227 @@
+"""Episodes by LeRobot's own noise: those of stock `lerobot-eval`, one by one."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lerobot.configs import PreTrainedConfig
+from lerobot.configs.default import EvalConfig
+from lerobot.configs.eval import EvalPipelineConfig
+from lerobot.policies.rtc.configuration_rtc import RTCConfig
+from lerobot.scripts import lerobot_eval
+
+from builders import build_checkpoint
+from chordflow.demo.teacher import place_teacher
+from chordflow.errors import UserError
+from chordflow.policies import FlowPolicy, load_flow_policy
+from chordflow.quiet import quiet_stdout
+from chordflow.rollouts import run_episodes
+from chordflow.rollouts.lerobot_noise import run_lerobot_episodes
+from drift_env import TIME_LIMIT, DriftEnv, DriftEnvConfig
+from gaussian_setup import make_policy
+from lerobot_env_detour import DetourEnvConfig
+
+SEED = 7
+
+
+def loader(folder: Path) -> Callable[[], FlowPolicy]:
+    return lambda: load_flow_policy(folder, device="cpu")
+
+
+def drift() -> DriftEnvConfig:
+    return DriftEnvConfig(features_map={"action": "action"}, render_mode="rgb_array")
+
+
+@pytest.fixture(autouse=True)
+def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LeRobot's rollout goes on with environments that are over."""
+    monkeypatch.setattr(DriftEnv, "lenient", True)
+
+
+class Stock:
+    """What `lerobot-eval` makes of a checkpoint: its results file, and what its rollouts returned."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, output: Path) -> None:
+        self.output = output
+        self.rollouts: list[dict[str, Any]] = []
+        original = lerobot_eval.rollout
+
+        def spied(*args: Any, **options: Any) -> dict[str, Any]:
+            data = original(*args, **options)
+            self.rollouts.append({**data, "seeds": options["seeds"]})
+            return data
+
+        monkeypatch.setattr(lerobot_eval, "rollout", spied)
+        monkeypatch.setattr(sys, "argv", ["lerobot-eval"])
+
+    def run(
+        self, checkpoint: Path, env_cfg: Any, episodes: int, batch_size: int, **policy: int
+    ) -> dict[str, Any]:
+        overrides = [f"--{name}={value}" for name, value in policy.items()]
+        config = PreTrainedConfig.from_pretrained(checkpoint, cli_overrides=overrides)
+        config.pretrained_path = checkpoint
+        with quiet_stdout():
+            lerobot_eval.eval_main(
+                EvalPipelineConfig(
+                    env=env_cfg,
+                    eval=EvalConfig(n_episodes=episodes, batch_size=batch_size, use_async_envs=False),
+                    policy=config,
+                    output_dir=self.output,
+                    seed=SEED,
+                )
+            )
+        (task,) = json.loads((self.output / "eval_info.json").read_text())["per_task"]
+        return task["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("episodes", "batch_size", "options"),
+    [
+        (7, 1, {}),
+        (7, 3, {}),
+        (7, 3, {"num_steps": 2}),
+        (4, 3, {"num_steps": 1, "n_action_steps": 3}),
+        (2, 5, {}),  # LeRobot makes that a batch of two
+    ],
+)
+def test_equals_lerobot_eval_episode_by_episode(
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    episodes: int,
+    batch_size: int,
+    options: dict[str, int],
+) -> None:
+    stock = Stock(monkeypatch, tmp_path)
+    expected = stock.run(checkpoint, drift(), episodes, batch_size, **options)
+    ours = run_lerobot_episodes(
+        loader(checkpoint), drift(), seed=SEED, n_episodes=episodes, batch_size=batch_size, **options
+    )
+    assert [episode.success for episode in ours] == expected["successes"]
+    assert [episode.sum_reward for episode in ours] == expected["sum_rewards"]
+    rows = {
+        seed: {name: data[name][row] for name in ("action", "done", "reward")}
+        for data in stock.rollouts
+        for row, seed in enumerate(data["seeds"])
+    }
+    assert [episode.seed for episode in ours] == list(range(SEED, SEED + episodes))
+    assert len(rows) == math.ceil(episodes / min(batch_size, episodes)) * min(batch_size, episodes)
+    steps = options.get("n_action_steps", 4)
+    for episode in ours:
+        row = rows[episode.seed]
+        assert episode.length == 1 + int(row["done"].int().argmax())
+        np.testing.assert_array_equal(episode.actions, row["action"][: episode.length].numpy())
+        assert episode.chunks == math.ceil(episode.length / steps)
+        assert (episode.jump is None) == (episode.chunks == 1)
+        assert episode.num_steps == options.get("num_steps", 10)
+        # A step beyond the end counts, where the batch has one.
+        assert episode.sum_reward == pytest.approx(float(row["reward"][: episode.length + 1].sum()))
+
+
+def test_the_episodes_tell_batches_and_steps_apart(checkpoint: Path) -> None:
+    """Otherwise the comparison above would say nothing; and what a batch consists of does change an episode."""
+    run: Callable[..., Any] = lambda **options: run_lerobot_episodes(  # noqa: E731
+        loader(checkpoint), drift(), seed=SEED, n_episodes=7, **options
+    )
+    torch.manual_seed(123)
+    before = torch.get_rng_state()
+    one = run(batch_size=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert {episode.success for episode in one} == {True, False}
+    assert len({episode.length for episode in one}) > 2
+    assert max(episode.length for episode in one) <= TIME_LIMIT
+    assert len({episode.task for episode in one}) > 1
+    ended: list[int] = []
+    three = run(batch_size=3, progress=lambda episode: ended.append(episode.seed))
+    assert ended == [episode.seed for episode in three]
+    two_steps = run(batch_size=3, num_steps=2)
+    for other in (three, two_steps):
+        assert [episode.task for episode in other] == [episode.task for episode in one]
+    assert not np.array_equal(one[1].actions[:1], three[1].actions[:1])
+    assert not np.array_equal(three[1].actions[:1], two_steps[1].actions[:1])
+    # The environment's episodes are those of paired noise: instruction and first observation by the seed.
+    paired = run_episodes(
+        load_flow_policy(checkpoint, device="cpu"), drift(), [SEED], num_steps=10, batch_size=1
+    )
+    assert paired[0].task == one[0].task
+
+
+@pytest.mark.slow
+def test_equals_the_command_with_its_environments_in_other_processes(tmp_path: Path) -> None:
+    """On the demo's teacher, which at one step passes some of the obstacles."""
+    teacher = place_teacher(tmp_path / "out")
+    command = [
+        sys.executable, "-c", "from lerobot.scripts.lerobot_eval import main; main()",
+        f"--policy.path={teacher}", "--policy.device=cpu", "--policy.num_steps=1", "--env.type=detour",
+        "--eval.n_episodes=8", "--eval.batch_size=3", f"--seed={SEED}", f"--output_dir={tmp_path / 'stock'}",
+    ]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    (task,) = json.loads((tmp_path / "stock" / "eval_info.json").read_text())["per_task"]
+    assert set(task["metrics"]["successes"]) == {True, False}
+    for use_async_envs in (False, True):
+        ours = run_lerobot_episodes(
+            loader(teacher),
+            DetourEnvConfig(),
+            seed=SEED,
+            n_episodes=8,
+            batch_size=3,
+            num_steps=1,
+            use_async_envs=use_async_envs,
+        )
+        assert [episode.success for episode in ours] == task["metrics"]["successes"]
+        assert [episode.sum_reward for episode in ours] == task["metrics"]["sum_rewards"]
+
+
+class TestBadInput:
+    def run(self, load: Callable[[], FlowPolicy], env_cfg: Any = None, **options: Any) -> Any:
+        defaults = {"seed": 0, "n_episodes": 1, "batch_size": 1}
+        return run_lerobot_episodes(load, env_cfg or drift(), **{**defaults, **options})
+
+    def test_impossible_numbers(self, checkpoint: Path) -> None:
+        for option, value, message in (
+            ("n_episodes", 0, "n_episodes is 0"),
+            ("batch_size", 0, "batch_size is 0"),
+            ("seed", -1, "seed is -1"),
+            ("num_steps", 0, "num_steps is 0"),
+            ("n_action_steps", 9, "n_action_steps is 9; a chunk has 8 actions"),
+        ):
+            with pytest.raises(UserError, match=message):
+                self.run(loader(checkpoint), **{option: value})
+
+    def test_real_time_chunking_is_refused_as_by_lerobot_eval(self, vlm: Path, tmp_path: Path) -> None:
+        folder = build_checkpoint(tmp_path / "checkpoint", vlm, rtc_config=RTCConfig())
+        with pytest.raises(UserError, match=r"rtc_config\.enabled=true"):
+            self.run(loader(folder))
+
+    def test_another_action_space(self, checkpoint: Path) -> None:
+        with pytest.raises(UserError, match=r"takes actions of shape \(3,\)"):
+            self.run(loader(checkpoint), DriftEnvConfig(action_dim=3))
+
+    def test_an_environment_that_lacks_what_the_policy_looks_at(self, checkpoint: Path) -> None:
+        with pytest.raises(UserError, match=r"observation\.images\.top"):
+            self.run(loader(checkpoint), DriftEnvConfig(cameras=("side",)))
+        with pytest.raises(UserError, match=r"observation\.state has shape \(5,\)"):
+            self.run(loader(checkpoint), DriftEnvConfig(state_dim=5))
+
+    def test_actions_that_are_not_finite(self, checkpoint: Path) -> None:
+        def broken() -> FlowPolicy:
+            policy = load_flow_policy(checkpoint, device="cpu")
+            with torch.no_grad():
+                policy.module.get_parameter("model.action_out_proj.bias").fill_(math.nan)
+            return policy
+
+        with pytest.raises(UserError, match="NaN or infinite in episode 0, step 0"):
+            self.run(broken)
+
+    def test_a_policy_that_lerobot_does_not_know(self) -> None:
+        with pytest.raises(UserError, match="gaussian"):
+            self.run(make_policy)
