@@ -15,7 +15,15 @@ from typing import Any, Literal
 from chordflow.errors import UserError
 from chordflow.results.codec import DecodeError, decode, encode
 from chordflow.results.files import write_whole
-from chordflow.results.statistics import Estimate, Interval, PairedSuccess, wilson_interval
+from chordflow.results.sequential import SequentialDecision
+from chordflow.results.statistics import (
+    Estimate,
+    Interval,
+    NonInferiority,
+    PairedSuccess,
+    Percentiles,
+    wilson_interval,
+)
 
 SCHEMA_VERSION = 2
 """Version of the file's layout; raised whenever a field is added, dropped or changes its meaning.
@@ -37,54 +45,6 @@ PolicyRole = PolicyName
 
 Reference = Literal["deployed", "converged"]
 """``deployed``: the teacher at its default steps. ``converged``: the teacher's ODE on a fine grid."""
-
-
-@dataclass(frozen=True)
-class Percentiles:
-    """Percentiles of a set of times, in seconds."""
-
-    p50: float
-    p90: float
-    p95: float
-    p99: float
-
-
-@dataclass(frozen=True)
-class NonInferiority:
-    """What paired episodes say at a margin.
-
-    Attributes:
-        margin: How much lower success may be, a fraction.
-        decision: By the interval of the paired difference.
-        lower: Lower end of that interval.
-        upper: Upper end.
-        episodes: Paired episodes run.
-        episodes_needed: Where undecided, about how many it would take; None where no number can be named.
-    """
-
-    margin: float
-    decision: Literal["non-inferior", "inferior", "undecided"]
-    lower: float
-    upper: float
-    episodes: int
-    episodes_needed: int | None
-
-
-@dataclass(frozen=True)
-class SequentialDecision:
-    """Outcome of a test that stays valid under looking early."""
-
-    method: str
-    margin: float
-    alpha: float
-    episodes: int
-    decision: Literal["non-inferior", "inferior", "undecided"]
-    low: float
-    high: float
-    e_non_inferior: float
-    e_inferior: float
-    looks: int
-    stopped_early: bool
 
 
 @dataclass(frozen=True)
