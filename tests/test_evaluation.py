@@ -25,6 +25,7 @@ from chordflow.flow.solvers import SOLVERS
 from chordflow.policies import Context
 from chordflow.policies.base import VelocityModule
 from chordflow.policies.gaussian import GaussianConfig, GaussianFlowPolicy
+from chordflow.policies.sampling import Sampler
 from chordflow.results.schema import GapRow
 from gaussian_setup import AffineStudent, euler_factor, make_observations, make_policy
 
@@ -331,12 +332,9 @@ class Measured:
         self.student = Straight(copy.deepcopy(self.teacher.config))
         self.ticks: list[tuple[int, int]] = []
         self.measures: Measures = measure(
-            self.teacher,
-            self.student,
+            {"teacher": Sampler(self.teacher, 10), "student": Sampler(self.student, 1)},
             make_observations(30),
             MEASURE,
-            teacher_num_steps=10,
-            student_num_steps=1,
             on_progress=lambda done, total: self.ticks.append((done, total)),
         )
 
@@ -479,9 +477,8 @@ def test_progress_ends_where_it_said(measured: Measured) -> None:
 def test_two_modes_are_seen_and_one_step_falls_between_them() -> None:
     teacher = make_policy(num_modes=2, separation=4.0, std=0.3)
     config = MeasureConfig(num_observations=12, num_steps=[1], converged_noises=16, latency_repeats=1)
-    measures = measure(
-        teacher, teacher, make_observations(12), config, teacher_num_steps=10, student_num_steps=1
-    )
+    policies = {"teacher": Sampler(teacher, 10), "student": Sampler(teacher, 1)}
+    measures = measure(policies, make_observations(12), config)
     assert measures.multimodal == 1.0
     assert measures.num_observations == 12
     student, untrained = (

@@ -29,6 +29,7 @@ from chordflow.flow.seeds import generator
 from chordflow.policies import FlowPolicy, Role, VelocityModule, load_flow_policy
 from chordflow.policies.base import PREFIX_ROLES
 from chordflow.policies.gaussian import GaussianConfig, GaussianContext, GaussianFlowPolicy
+from chordflow.policies.sampling import Sampler
 from chordflow.training.checkpoints import TrainingState, load_checkpoint
 from chordflow.training.loop import (
     EMAConfig,
@@ -552,9 +553,10 @@ def reflowed(tmp_path_factory: pytest.TempPathFactory) -> Reflowed:
     done.student.module.requires_grad_(False)
     done.student.set_num_steps(1)
     measures = measure(
-        teacher, done.student, make_observations(30, seed=1), MeasureConfig(num_steps=[1, 2, 4], latency_repeats=1),
-        teacher_num_steps=10, student_num_steps=1,
-    )  # fmt: skip
+        {"teacher": Sampler(teacher, 10), "student": Sampler(done.student, 1)},
+        make_observations(30, seed=1),
+        MeasureConfig(num_steps=[1, 2, 4], latency_repeats=1),
+    )
     return Reflowed(teacher, done.student, measures)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from chordflow.errors import UserError
 from chordflow.evaluation.modes import mode_centres, nearest_mode
 from chordflow.policies import FlowPolicy
+from chordflow.results.statistics import Interval, ratio_of_rms
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,14 @@ class Gap:
     Attributes:
         distance: relative distance of every pair, (N, K): its norm over H and A, divided by the reference's
             root-mean-square spread.
+        spread: distance of every reference from their mean, divided by the same, (N, K).
         flips: (N, K), true where a pair lies at different modes.
         max_abs: largest absolute difference in the robot's units.
         mean_abs: mean absolute difference in the robot's units.
     """
 
     distance: NDArray[np.float64]
+    spread: NDArray[np.float64]
     flips: NDArray[np.bool_]
     max_abs: float
     mean_abs: float
@@ -49,6 +52,25 @@ class Gap:
         """Share of pairs that lie at different modes."""
         return float(self.flips.mean())
 
+    def interval(self, episodes: NDArray[np.int_], seed: int) -> Interval | None:
+        """Interval of `rms` over episodes, whose frames and noises are not independent.
+
+        The RMS is a ratio of two sums over pairs, distances and spread; a resampled episode brings its part of
+        both. The mean that the spread is taken from stays that of all pairs.
+
+        Args:
+            episodes: of each observation, (N,).
+            seed: of the bootstrap.
+
+        Returns:
+            None with fewer than two episodes.
+        """
+        if not self.distance.any():
+            # The same endpoints are at no distance in any episode.
+            return Interval(0.0, 0.0) if len(np.unique(episodes)) > 1 else None
+        clusters = np.repeat(episodes, self.distance.shape[1])
+        return ratio_of_rms(self.distance.ravel(), self.spread.ravel(), seed=seed, clusters=clusters).interval
+
 
 class Modes:
     """The modes of a policy at each of N observations, from its endpoints (N, K, H, D).
@@ -60,7 +82,7 @@ class Modes:
 
     def __init__(self, endpoints: Tensor, action_dim: int) -> None:
         self.action_dim = action_dim
-        self.centres = [mode_centres(ends) for ends in _flat(endpoints, action_dim)]
+        self.centres = [mode_centres(ends) for ends in flatten(endpoints, action_dim)]
 
     @property
     def counts(self) -> NDArray[np.int_]:
@@ -69,7 +91,7 @@ class Modes:
 
     def labels(self, endpoints: Tensor) -> NDArray[np.int_]:
         """Nearest mode of each endpoint, (N, K)."""
-        flat = _flat(endpoints, self.action_dim)
+        flat = flatten(endpoints, self.action_dim)
         return np.stack(
             [nearest_mode(ends, centres) for ends, centres in zip(flat, self.centres, strict=True)]
         )
@@ -87,8 +109,9 @@ def action_gap(actual: Tensor, reference: Tensor, modes: Modes, policy: FlowPoli
     Raises:
         UserError: if the reference's endpoints do not differ, so that a relative gap is not defined.
     """
-    a, r = _flat(actual, modes.action_dim), _flat(reference, modes.action_dim)
-    spread = np.mean(np.sum((r - r.mean(axis=(0, 1))) ** 2, axis=-1))
+    a, r = flatten(actual, modes.action_dim), flatten(reference, modes.action_dim)
+    from_mean = np.sum((r - r.mean(axis=(0, 1))) ** 2, axis=-1)
+    spread = np.mean(from_mean)
     squared = np.sum((a - r) ** 2, axis=-1)
     if spread == 0:
         raise UserError(
@@ -99,14 +122,15 @@ def action_gap(actual: Tensor, reference: Tensor, modes: Modes, policy: FlowPoli
     units = (_units(actual, policy) - _units(reference, policy)).abs()
     return Gap(
         distance=np.sqrt(squared / spread),
+        spread=np.sqrt(from_mean / spread),
         flips=modes.labels(actual) != modes.labels(reference),
         max_abs=float(units.max()),
         mean_abs=float(units.mean()),
     )
 
 
-def _flat(endpoints: Tensor, action_dim: int) -> NDArray[np.float64]:
-    """(N, K, H * A), float64."""
+def flatten(endpoints: Tensor, action_dim: int) -> NDArray[np.float64]:
+    """Endpoints (N, K, H, D) over the real dimensions, (N, K, H * A), float64."""
     return endpoints[..., :action_dim].double().flatten(2).numpy()
 
 

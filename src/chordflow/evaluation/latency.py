@@ -1,26 +1,36 @@
-"""How long a chunk takes, split into what is done once and what every step costs."""
+"""How long a chunk takes, split into what is done once and what every step costs, and what memory it takes."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from statistics import median
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
+import psutil
 import torch
+from torch import Tensor
 
 from chordflow.flow.seeds import generator
 from chordflow.policies import FlowPolicy
-from chordflow.results.schema import Latency
+from chordflow.policies.sampling import Sampler
+from chordflow.results.schema import ChunkTime, Latency, Memory, Percentiles
 
 WARM_UP = 5
 
 
 @torch.no_grad()
 def measure_latency(
-    policy: FlowPolicy, items: dict[str, Any], repeats: int, *, teacher_num_steps: int, student_num_steps: int
+    policy: FlowPolicy,
+    items: dict[str, Any],
+    repeats: int,
+    *,
+    teacher_num_steps: int,
+    student_num_steps: int,
+    chunk_num_steps: Sequence[int] = (),
 ) -> Latency:
-    """Medians over `repeats` runs after a warm-up, on the observations given.
+    """Times over `repeats` runs after a warm-up, on the observations given.
 
     Args:
         policy: teacher and student have the same network, so one of them stands for both.
@@ -28,26 +38,97 @@ def measure_latency(
         repeats: timed runs.
         teacher_num_steps: of the teacher as deployed.
         student_num_steps: of the student.
+        chunk_num_steps: step counts at which whole chunks are timed.
     """
     batch = policy.preprocess(items)
     context = policy.encode(batch)
     size = context.batch_size
     noise = policy.sample_noise(size, generator(0, "latency")).to(policy.device)
     t = torch.ones(size, device=policy.device)
+    memory = _MemoryMeter(policy)
+
+    def timed(function: Callable[[], object]) -> list[float]:
+        return _seconds(function, repeats, policy.device, memory)
+
+    encode = timed(lambda: policy.encode(batch))
+    step = timed(lambda: policy.velocity(noise, t, context))
+    chunks = []
+    for num_steps in sorted(set(chunk_num_steps)):
+        whole = partial(_chunk, Sampler(policy, num_steps), batch, noise)
+        chunks.append(ChunkTime(num_steps, _percentiles(timed(whole))))
+    # A chunk of the robot's pays for the processors as well, whatever its number of steps.
+    processors = timed(lambda: policy.to_action(noise) if policy.preprocess(items) else None)
     return Latency(
-        encode_s=_median_seconds(lambda: policy.encode(batch), repeats, policy.device),
-        step_s=_median_seconds(lambda: policy.velocity(noise, t, context), repeats, policy.device),
+        encode_s=float(np.median(encode)),
+        step_s=float(np.median(step)),
         batch_size=size,
         repeats=repeats,
         teacher_num_steps=teacher_num_steps,
         student_num_steps=student_num_steps,
+        encode=_percentiles(encode),
+        step=_percentiles(step),
+        chunks=chunks,
+        processors_s=float(np.median(processors)),
+        memory=memory.read(),
     )
 
 
-def _median_seconds(function: Callable[[], object], repeats: int, device: torch.device) -> float:
+def _chunk(sampler: Sampler, batch: dict[str, Any], noise: Tensor) -> Tensor:
+    return sampler(sampler.policy.encode(batch), noise)
+
+
+class _MemoryMeter:
+    """Memory of a policy while it acts.
+
+    On CUDA what counts is the weights and the most that is allocated above what was there before, so that other
+    policies and data that happen to be loaded do not count. On a CPU allocations cannot be told apart: the resident
+    memory of the whole process is read after every chunk and the largest kept, libraries and all. Other
+    devices give no comparable figure.
+    """
+
+    def __init__(self, policy: FlowPolicy) -> None:
+        tensors = {
+            t.data_ptr(): t.numel() * t.element_size()
+            for t in [*policy.module.parameters(), *policy.module.buffers()]
+        }
+        self.weights = sum(tensors.values())
+        self.device = policy.device
+        self.process = psutil.Process()
+        self.resident = 0
+        self.before = 0
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.before = torch.cuda.memory_allocated(self.device)
+
+    def look(self) -> None:
+        """Called after each timed run."""
+        if self.device.type == "cpu":
+            self.resident = max(self.resident, self.process.memory_info().rss)
+
+    def read(self) -> Memory | None:
+        """What was found, or None where it cannot be told."""
+        if self.device.type == "cuda":
+            above = torch.cuda.max_memory_allocated(self.device) - self.before
+            return Memory(self.weights, self.weights + above, "accelerator")
+        if self.device.type == "cpu":
+            return Memory(self.weights, self.resident, "process")
+        return None
+
+
+def _percentiles(seconds: Sequence[float]) -> Percentiles:
+    p50, p90, p95, p99 = (float(p) for p in np.percentile(seconds, [50, 90, 95, 99]))
+    return Percentiles(p50, p90, p95, p99)
+
+
+def _seconds(
+    function: Callable[[], object], repeats: int, device: torch.device, memory: _MemoryMeter
+) -> list[float]:
     def wait() -> None:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
+        elif device.type == "mps":
+            torch.mps.synchronize()
 
     for _ in range(WARM_UP):
         function()
@@ -58,4 +139,5 @@ def _median_seconds(function: Callable[[], object], repeats: int, device: torch.
         function()
         wait()
         seconds.append(time.perf_counter() - start)
-    return median(seconds)
+        memory.look()
+    return seconds

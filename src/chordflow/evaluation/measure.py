@@ -1,13 +1,12 @@
-"""The first measures of a student against its teacher: curvature, action gap, latency, trajectories."""
+"""What can be measured of policies without an environment: curvature, action gap, spread, latency, trajectories."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from chordflow.couplings import Observations
@@ -22,21 +21,25 @@ from chordflow.evaluation.paired import (
     solve,
     velocity_of,
 )
+from chordflow.evaluation.spread import observation_spreads, widest_observations
+from chordflow.evaluation.trajectories import trajectories
 from chordflow.flow.curvature import Curvature, measure_curvature
 from chordflow.flow.solvers import get_solver
 from chordflow.policies import FlowPolicy
+from chordflow.policies.sampling import Sampler
 from chordflow.results.schema import (
+    STUDENT,
+    TEACHER,
     CurvatureRow,
     GapRow,
     Latency,
+    ObservationSpread,
     PolicyName,
     Reference,
     TrajectoryRow,
+    WideObservation,
 )
 from chordflow.results.statistics import Estimate, ratio_of_rms
-
-NUM_PICTURED = 24
-"""Trajectories of one observation that are kept for a picture."""
 
 Tick = Callable[[int, int], None]
 
@@ -48,9 +51,11 @@ class Measures:
     Attributes:
         curvature: a row per policy.
         gaps: a row per policy, solver, steps and reference.
-        latency: encode and step.
+        latency: encode, step and whole chunks.
         trajectories: a few paths of each policy, on one plane.
         trajectory_axes: share of their variance along its two axes.
+        spreads: how two-sided the teacher is at each observation.
+        widest: the observations at which its endpoints spread most.
         num_observations: held-out observations used.
         multimodal: share of them at which the teacher has several modes.
     """
@@ -60,76 +65,88 @@ class Measures:
     latency: Latency
     trajectories: list[TrajectoryRow]
     trajectory_axes: list[float]
+    spreads: list[ObservationSpread]
+    widest: list[WideObservation]
     num_observations: int
     multimodal: float
 
 
 @torch.no_grad()
 def measure(
-    teacher: FlowPolicy,
-    student: FlowPolicy,
+    policies: Mapping[PolicyName, Sampler],
     observations: Observations,
     config: MeasureConfig,
     *,
-    teacher_num_steps: int,
-    student_num_steps: int,
     on_progress: Tick = lambda done, total: None,
 ) -> Measures:
-    """Measures a student, as reloaded from its checkpoint, against its teacher.
+    """Measures a teacher, and students as reloaded from their checkpoints against it.
 
-    The teacher stands beside it untrained: at the same steps by Euler, and by midpoint at the same number of
-    network evaluations.
+    The teacher is also measured untrained: at the steps of `config` and of every other policy by Euler, and by
+    the other solvers of `config` at the same number of network evaluations. The others are measured by Euler at
+    the steps of `config` and their own.
 
     Args:
-        teacher: the frozen teacher.
-        student: the reloaded student.
+        policies: by name, each with its steps as evaluated; `teacher` is one of them, frozen, with its steps as
+            deployed. All are of one family and chunk, and run by Euler as LeRobot runs them. Where prefixes agree
+            an observation is encoded once for all.
         observations: held out by episode.
         config: how much.
-        teacher_num_steps: the teacher's steps as deployed.
-        student_num_steps: the student's steps as deployed.
         on_progress: told the network evaluations done, of how many.
-    """
-    policies: dict[PolicyName, FlowPolicy] = {"teacher": teacher, "student": student}
-    held_out = encode_held_out(policies, observations, config)
-    work = _Work(held_out, config, on_progress)
-    plan = _plan(config.num_steps, teacher_num_steps)
-    work.total = work.cost(sum(get_solver(s).nfe_per_step * n for _, s, n in plan))
-    work.total += 2 * work.cost(config.converged_num_steps, config.converged_noises)
 
-    action_dim = teacher.chunk.action_dim
-    curvature_rows, converged = [], {}
-    for name, policy in policies.items():
-        sums, ends = work.converge(name, policy)
-        curvature_rows.append(_curvature_row(name, sums))
+    Raises:
+        UserError: for observations that cannot be read, or actions that are not finite.
+        ValueError: if there is no teacher or a policy has another solver than Euler.
+    """
+    if TEACHER not in policies or any(sampler.solver != "euler" for sampler in policies.values()):
+        raise ValueError("policies need one that is named teacher, and the solver euler for all")
+    policies = {TEACHER: policies[TEACHER], **policies}
+    networks = {name: sampler.policy for name, sampler in policies.items()}
+    teacher, teacher_steps = networks[TEACHER], policies[TEACHER].num_steps
+    latency = _latency(policies, observations, config)
+    held_out = encode_held_out(networks, observations, config)
+    plan = _plan(policies, config)
+    work = _Work(held_out, config, on_progress)
+    work.total = work.cost(sum(get_solver(s).nfe(n) for _, s, n in plan))
+    work.total += len(networks) * work.cost(config.converged_num_steps, config.converged_noises)
+
+    curvature, converged = [], {}
+    for name, network in networks.items():
+        sums, ends = work.converge(name, network)
+        curvature.append(_curvature_row(name, sums, held_out, config.seed))
         converged[name] = ends
-    deployed = work.solve("teacher", teacher, "euler", teacher_num_steps)
-    modes = Modes(deployed, action_dim)
+    deployed = work.solve(TEACHER, teacher, "euler", teacher_steps)
+    modes = Modes(deployed, teacher.chunk.action_dim)
 
     references: dict[Reference, tuple[Tensor, int]] = {
-        "deployed": (deployed, teacher_num_steps),
-        "converged": (converged["teacher"], config.converged_num_steps),
+        "deployed": (deployed, teacher_steps),
+        "converged": (converged[TEACHER], config.converged_num_steps),
     }
     gaps: list[GapRow] = []
     untrained: dict[tuple[str, int, str], Gap] = {}
     for name, solver, num_steps in plan:
-        is_deployed = (name, solver, num_steps) == ("teacher", "euler", teacher_num_steps)
-        ends = deployed if is_deployed else work.solve(name, policies[name], solver, num_steps)
+        is_deployed = (name, solver, num_steps) == (TEACHER, "euler", teacher_steps)
+        ends = deployed if is_deployed else work.solve(name, networks[name], solver, num_steps)
         for reference, (target, reference_steps) in references.items():
             gap = action_gap(ends[:, : target.shape[1]], target, modes, teacher)
             key = (solver, num_steps, reference)
             ratio = None
-            if name == "teacher":
+            if name == TEACHER:
                 untrained[key] = gap
             elif key in untrained and untrained[key].rms > 0:
                 ratio = _ratio(gap, untrained[key], held_out.episodes, config.seed)
-            gaps.append(_gap_row(name, solver, num_steps, reference, reference_steps, gap, ratio))
-    trajectories, axes = _trajectories(policies, held_out, deployed, config, action_dim)
+            interval = gap.interval(held_out.episodes.numpy(), config.seed)
+            row = _gap_row(name, solver, num_steps, reference, reference_steps, gap)
+            gaps.append(replace(row, ratio_to_untrained=ratio, interval=interval))
+    paths, axes = trajectories(networks, held_out, deployed, config.converged_num_steps)
+    spreads = observation_spreads(deployed, modes, held_out)
     return Measures(
-        curvature=curvature_rows,
+        curvature=curvature,
         gaps=gaps,
-        latency=_latency(teacher, observations, config, teacher_num_steps, student_num_steps),
-        trajectories=trajectories,
+        latency=latency,
+        trajectories=paths,
         trajectory_axes=axes,
+        spreads=spreads,
+        widest=widest_observations(spreads, deployed, modes, held_out, observations),
         num_observations=held_out.num_observations,
         multimodal=float((modes.counts > 1).mean()),
     )
@@ -197,16 +214,26 @@ def _finite(ends: Tensor, name: PolicyName, solver: str, num_steps: int) -> Tens
     return ends
 
 
-def _plan(num_steps: list[int], teacher_num_steps: int) -> list[tuple[PolicyName, str, int]]:
-    """Which policy is solved how: the teacher first, so that the student's ratios have their denominator."""
-    steps = sorted({*num_steps, teacher_num_steps})
-    plan: list[tuple[PolicyName, str, int]] = [("teacher", "euler", n) for n in steps]
-    # Midpoint spends two evaluations a step: what the same budget gives without training.
-    plan += [("teacher", "midpoint", n // 2) for n in steps if n % 2 == 0]
-    return plan + [("student", "euler", n) for n in sorted(set(num_steps))]
+def _plan(policies: Mapping[PolicyName, Sampler], config: MeasureConfig) -> list[tuple[PolicyName, str, int]]:
+    """Which policy is solved how: the teacher first, so that the others' ratios have their denominator."""
+    steps = sorted({*config.num_steps, *(sampler.num_steps for sampler in policies.values())})
+    plan: list[tuple[PolicyName, str, int]] = [(TEACHER, "euler", n) for n in steps]
+    for solver in dict.fromkeys(config.solvers):
+        # What the same budget of evaluations gives without training.
+        each = get_solver(solver).nfe_per_step
+        plan += [(TEACHER, solver, n // each) for n in steps if n % each == 0 and solver != "euler"]
+    for name, sampler in policies.items():
+        if name != TEACHER:
+            plan += [(name, "euler", n) for n in sorted({*config.num_steps, sampler.num_steps})]
+    return plan
 
 
-def _curvature_row(policy: PolicyName, sums: Curvature) -> CurvatureRow:
+def _curvature_row(policy: PolicyName, sums: Curvature, held_out: HeldOutSet, seed: int) -> CurvatureRow:
+    interval = None
+    if sums.chord_of_each.sum() > 0 and sums.deviation_of_each.sum() > 0:
+        clusters = held_out.episodes.repeat_interleave(sums.count // held_out.num_observations)
+        roots = (sums.deviation_of_each.sqrt().numpy(), sums.chord_of_each.sqrt().numpy())
+        interval = ratio_of_rms(*roots, seed=seed, clusters=clusters.numpy()).interval
     return CurvatureRow(
         policy=policy,
         num_steps=sums.num_steps,
@@ -218,6 +245,8 @@ def _curvature_row(policy: PolicyName, sums: Curvature) -> CurvatureRow:
         times=sums.times.tolist(),
         s_by_time=sums.s_by_time.tolist(),
         s_by_dim=sums.s_by_dim.tolist(),
+        s_by_time_and_dim=sums.s_by_time_and_dim[:, : sums.real_dims].tolist(),
+        interval=interval,
     )
 
 
@@ -238,7 +267,6 @@ def _gap_row(
     reference: Reference,
     reference_steps: int,
     gap: Gap,
-    ratio: Estimate | None,
 ) -> GapRow:
     return GapRow(
         policy=policy,
@@ -254,64 +282,23 @@ def _gap_row(
         mean_abs=gap.mean_abs,
         observations=gap.distance.shape[0],
         pairs=gap.distance.size,
-        ratio_to_untrained=ratio,
     )
 
 
 def _latency(
-    teacher: FlowPolicy,
-    observations: Observations,
-    config: MeasureConfig,
-    teacher_steps: int,
-    student_steps: int,
+    policies: Mapping[PolicyName, Sampler], observations: Observations, config: MeasureConfig
 ) -> Latency:
-    items = next(observations.batches([0], 1))
-    return measure_latency(
-        teacher,
-        items,
-        config.latency_repeats,
-        teacher_num_steps=teacher_steps,
-        student_num_steps=student_steps,
-    )
+    """The teacher's network stands for all: they are of one family and size.
 
-
-def _trajectories(
-    policies: dict[PolicyName, FlowPolicy],
-    held_out: HeldOutSet,
-    deployed: Tensor,
-    config: MeasureConfig,
-    action_dim: int,
-) -> tuple[list[TrajectoryRow], list[float]]:
-    """Paths of both policies from the same noises at the observation where endpoints spread most.
-
-    The plane is that of the two main components of the teacher's states over the real dimensions; there an
-    arc is seen as an arc.
-
-    Returns:
-        The rows, and the share of the teacher's variance along each axis.
+    Without a student the student's steps are one, so that speed-up and ceiling are the same figure.
     """
-    flat = deployed[..., :action_dim].flatten(2)
-    observation = int(flat.var(dim=1).sum(dim=-1).argmax())
-    noise = held_out.noise[observation, : min(NUM_PICTURED, held_out.noise.shape[1])]
-    paths: dict[PolicyName, NDArray[np.float64]] = {}
-    for name, policy in policies.items():
-        context = held_out.contexts[name].index(torch.tensor([observation])).repeat(len(noise))
-        states = get_solver("euler").path(velocity_of(policy, context), noise, config.converged_num_steps)
-        paths[name] = states[..., :action_dim].flatten(2).double().cpu().numpy()
-    cloud = paths["teacher"].reshape(-1, paths["teacher"].shape[-1])
-    centre = cloud.mean(axis=0)
-    _, scales, components = np.linalg.svd(cloud - centre, full_matrices=False)
-    if len(components) < 2:
-        # A single real number per chunk has no second component: it is drawn against zero.
-        components, scales = np.pad(components, ((0, 1), (0, 0))), np.pad(scales, (0, 1))
-    every = max(1, config.converged_num_steps // 50)
-    rows = []
-    for name, path in paths.items():
-        kept = (np.concatenate([path[:-1:every], path[-1:]]) - centre) @ components[:2].T
-        rows += [
-            TrajectoryRow(
-                policy=name, observation=observation, x=kept[:, k, 0].tolist(), y=kept[:, k, 1].tolist()
-            )
-            for k in range(kept.shape[1])
-        ]
-    return rows, (scales[:2] ** 2 / (scales**2).sum()).tolist()
+    teacher = policies[TEACHER]
+    student_steps = policies[STUDENT].num_steps if STUDENT in policies else 1
+    return measure_latency(
+        teacher.policy,
+        next(observations.batches([0], 1)),
+        config.latency_repeats,
+        teacher_num_steps=teacher.num_steps,
+        student_num_steps=student_steps,
+        chunk_num_steps=[1, 2, student_steps, teacher.num_steps],
+    )

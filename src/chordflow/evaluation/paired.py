@@ -15,8 +15,9 @@ from chordflow.couplings import Observations
 from chordflow.errors import UserError
 from chordflow.evaluation.modes import MIN_ENDPOINTS
 from chordflow.flow.seeds import generator
-from chordflow.flow.solvers import Velocity, get_solver
+from chordflow.flow.solvers import SOLVERS, Velocity, get_solver
 from chordflow.policies import Context, FlowPolicy
+from chordflow.policies.sampling import Sampler
 from chordflow.results.schema import PolicyName
 
 Tick = Callable[[int], None]
@@ -30,6 +31,8 @@ class MeasureConfig:
         num_observations: held-out observations; fewer if the held-out episodes have fewer frames.
         noises_per_observation: noises for each; at least 16, from which modes are found.
         num_steps: solver steps to compare.
+        solvers: solvers of the untrained policy; one of two evaluations a step gets half as many steps. Euler, by which
+            policies are run, is always among them.
         converged_num_steps: Euler steps of the teacher's converged ODE and of the grid for curvature; at
             least 100.
         converged_noises: noises of each observation that the converged ODE is solved for.
@@ -41,6 +44,7 @@ class MeasureConfig:
     num_observations: int = 200
     noises_per_observation: int = 16
     num_steps: list[int] = field(default_factory=lambda: [1, 2, 4, 10])
+    solvers: list[str] = field(default_factory=lambda: ["euler", "midpoint"])
     converged_num_steps: int = 100
     converged_noises: int = 4
     batch_size: int = 64
@@ -64,6 +68,11 @@ class MeasureConfig:
             raise UserError(
                 f"measure.num_steps={self.num_steps}: give solver steps of at least 1, such as [1,2,4,10]."
             )
+        for name in self.solvers:
+            if name not in SOLVERS:
+                raise UserError(
+                    f"measure.solvers holds {name!r}: choose of {', '.join(SOLVERS)}, such as [euler,midpoint]."
+                )
 
 
 @dataclass(frozen=True)
@@ -74,11 +83,17 @@ class HeldOutSet:
         contexts: by policy; several names share one object where their prefixes are equal.
         noise: (N, K, H, D).
         episodes: the episode that each observation is from, (N,).
+        frames: its frame within the episode, (N,).
+        tasks: its instruction.
+        rows: its index among the observations that were chosen from.
     """
 
     contexts: dict[PolicyName, Context]
     noise: Tensor
     episodes: Tensor
+    frames: Tensor
+    tasks: list[str]
+    rows: list[int]
 
     @property
     def num_observations(self) -> int:
@@ -109,12 +124,16 @@ def encode_held_out(
     reference = first.prefix_hash()
     own = {name: policy for name, policy in policies.items() if policy.prefix_hash() != reference}
     episodes: list[Tensor] = []
+    frames: list[Tensor] = []
+    tasks: list[str] = []
     parts: dict[str, list[Context]] = {name: [] for name in ["", *own]}
     for items in observations.batches(order, min(config.batch_size, 64)):
         parts[""].append(first.encode(first.preprocess(items)))
         for name, policy in own.items():
             parts[name].append(policy.encode(policy.preprocess(items)))
         episodes.append(items["episode_index"].flatten())
+        frames.append(items["frame_index"].flatten())
+        tasks += items["task"]
         on_batch(len(episodes[-1]))
     joined = {name: type(contexts[0]).concatenate(contexts) for name, contexts in parts.items()}
     noises = [
@@ -125,6 +144,9 @@ def encode_held_out(
         contexts={name: joined[name if name in own else ""] for name in policies},
         noise=torch.stack(noises).to(first.device),
         episodes=torch.cat(episodes),
+        frames=torch.cat(frames),
+        tasks=tasks,
+        rows=order,
     )
 
 
@@ -164,12 +186,12 @@ def solve(
         batch_size: noises that go through the network together.
         on_batch: told the network evaluations of each batch.
     """
-    method = get_solver(solver)
+    sampler, nfe = Sampler(policy, num_steps, solver), get_solver(solver).nfe(num_steps)
     ends = torch.empty(noise.shape, dtype=torch.float32)
     for part, repeated, flat in batches(context, noise, batch_size):
-        end = method.integrate(velocity_of(policy, repeated), flat, num_steps)
+        end = sampler(repeated, flat)
         ends[part] = end.unflatten(0, (-1, noise.shape[1])).float().cpu()
-        on_batch(method.nfe_per_step * num_steps)
+        on_batch(nfe)
     return ends
 
 

@@ -32,7 +32,16 @@ from chordflow.experiments.run_folder import (
 )
 from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint, save_student
 from chordflow.policies.base import PREFIX_ROLES
-from chordflow.results.schema import CouplingSummary, HeldOut, LossCurve, Results, installed_versions
+from chordflow.policies.sampling import Sampler
+from chordflow.results.schema import (
+    STUDENT,
+    TEACHER,
+    CouplingSummary,
+    HeldOut,
+    LossCurve,
+    Results,
+    installed_versions,
+)
 from chordflow.results.verdict import verdict
 from chordflow.training.checkpoints import training_step
 from chordflow.training.loop import (
@@ -213,12 +222,12 @@ def _measure(
     teacher_steps = deployed_steps(config, teacher)
     with bar("measuring") as progress:
         measures = measure(
-            teacher,
-            student,
+            {
+                TEACHER: Sampler(teacher, teacher_steps),
+                STUDENT: Sampler(student, config.num_inference_steps),
+            },
             split.held_out,
             config.measure,
-            teacher_num_steps=teacher_steps,
-            student_num_steps=config.num_inference_steps,
             on_progress=progress.update,
         )
     metrics = read_metrics(config.output_dir / METRICS)
@@ -242,6 +251,8 @@ def _measure(
         latency=measures.latency,
         trajectories=measures.trajectories,
         trajectory_axes=measures.trajectory_axes,
+        spreads=measures.spreads,
+        widest=measures.widest,
         couplings=couplings,
         loss=LossCurve([int(line["step"]) for line in metrics], [line["loss"] for line in metrics]),
         training_s=trained.seconds,

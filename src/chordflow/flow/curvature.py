@@ -34,6 +34,9 @@ class Curvature:
         times: Grid times, from 1 downwards. float64, shape (N,).
         count: Number of trajectories.
         real_dims: A, the number of real dimensions.
+        deviation_of_each: For each trajectory the same over the real dimensions, mean over grid times.
+            float64, shape (count,).
+        chord_of_each: For each trajectory ``(x_1 - x_0)^2`` over the real dimensions. float64, shape (count,).
     """
 
     deviation: Tensor
@@ -41,6 +44,8 @@ class Curvature:
     times: Tensor
     count: int
     real_dims: int
+    deviation_of_each: Tensor
+    chord_of_each: Tensor
 
     def merge(self, other: "Curvature") -> "Curvature":
         """Curvature over the trajectories of both.
@@ -60,6 +65,8 @@ class Curvature:
             self.times,
             self.count + other.count,
             self.real_dims,
+            torch.cat([self.deviation_of_each, other.deviation_of_each]),
+            torch.cat([self.chord_of_each, other.chord_of_each]),
         )
 
     @property
@@ -144,12 +151,16 @@ def measure_curvature(
 
     endpoint = Euler().integrate(velocity, noise, num_steps, callback=record)
     chord = noise.double() - endpoint.double()
-    deviation = torch.stack([(chord - v_t.double()).square().mean(dim=1).sum(dim=0) for v_t in velocities])
+    # (N, B, D): one mean over H per time, so that no more than the velocities is held.
+    deviation = torch.stack([(chord - v_t.double()).square().mean(dim=1) for v_t in velocities])
+    length = chord.square().mean(dim=1)
     sums = Curvature(
-        deviation=deviation.cpu(),
-        chord=chord.square().mean(dim=1).sum(dim=0).cpu(),
+        deviation=deviation.sum(dim=1).cpu(),
+        chord=length.sum(dim=0).cpu(),
         times=torch.tensor(times, dtype=torch.float64),
         count=noise.shape[0],
         real_dims=real_dims,
+        deviation_of_each=deviation[..., :real_dims].sum(dim=2).mean(dim=0).cpu(),
+        chord_of_each=length[:, :real_dims].sum(dim=1).cpu(),
     )
     return sums, endpoint

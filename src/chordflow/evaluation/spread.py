@@ -1,0 +1,136 @@
+"""How two-sided a policy is: the spread of its endpoints over noises, observation by observation.
+
+Shapes: N observations, K noises for each, H chunk size, D padded action dimension, A real dimensions.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from lerobot.utils.constants import OBS_IMAGE, OBS_PREFIX
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from chordflow.couplings import Observations
+from chordflow.evaluation.gap import Modes, flatten
+from chordflow.evaluation.paired import HeldOutSet
+from chordflow.results.schema import ObservationSpread, WideObservation
+
+NUM_WIDEST = 6
+"""Observations that are shown with pictures."""
+
+PICTURE_SIDE = 160
+"""Longest side of a kept picture, in pixels."""
+
+
+def observation_spreads(endpoints: Tensor, modes: Modes, held_out: HeldOutSet) -> list[ObservationSpread]:
+    """The spread of the endpoints (N, K, H, D) of each observation, and the modes among them.
+
+    Args:
+        endpoints: of the teacher as deployed.
+        modes: found among them.
+        held_out: for episode, frame and instruction.
+
+    Returns:
+        One row per observation. Where no endpoints differ at all, every spread is 0.
+    """
+    flat = flatten(endpoints, modes.action_dim)
+    own = np.sqrt(np.mean(np.sum((flat - flat.mean(axis=1, keepdims=True)) ** 2, axis=-1), axis=1))
+    overall = np.sqrt(np.mean(np.sum((flat - flat.mean(axis=(0, 1))) ** 2, axis=-1)))
+    labels, counts = modes.labels(endpoints), modes.counts
+    rows = []
+    for index in range(len(flat)):
+        shares = np.bincount(labels[index], minlength=counts[index]) / flat.shape[1]
+        rows.append(
+            ObservationSpread(
+                observation=index,
+                episode=int(held_out.episodes[index]),
+                frame=int(held_out.frames[index]),
+                task=held_out.tasks[index],
+                spread=float(own[index] / overall) if overall > 0 else 0.0,
+                modes=int(counts[index]),
+                shares=sorted((float(share) for share in shares), reverse=True),
+            )
+        )
+    return rows
+
+
+def widest_observations(
+    spreads: list[ObservationSpread],
+    endpoints: Tensor,
+    modes: Modes,
+    held_out: HeldOutSet,
+    observations: Observations,
+) -> list[WideObservation]:
+    """The observations of the widest spread, with their endpoints and what the cameras show.
+
+    Neighbouring frames look alike, so the widest of every episode come first, and others only where there are
+    too few episodes.
+
+    Args:
+        spreads: of all N observations.
+        endpoints: (N, K, H, D), of the teacher as deployed.
+        modes: found among them.
+        held_out: which observations these are.
+        observations: to read the pictures from.
+
+    Returns:
+        At most `NUM_WIDEST`, the widest first.
+    """
+    ordered = sorted(spreads, key=lambda row: -row.spread)
+    seen: set[int] = set()
+    first = [row for row in ordered if not (row.episode in seen or seen.add(row.episode))]  # type: ignore[func-returns-value]
+    rest = [row for row in ordered if row not in first]
+    chosen = sorted([*first, *rest][:NUM_WIDEST], key=lambda row: -row.spread)
+    labels = modes.labels(endpoints)
+    rows = []
+    for row in chosen:
+        plane, axes = main_plane(flatten(endpoints[row.observation][None], modes.action_dim)[0])
+        rows.append(
+            WideObservation(
+                observation=row.observation,
+                x=plane[:, 0].tolist(),
+                y=plane[:, 1].tolist(),
+                labels=labels[row.observation].tolist(),
+                axes=axes,
+                pictures=pictures(observations[held_out.rows[row.observation]]),
+            )
+        )
+    return rows
+
+
+def main_plane(points: NDArray[np.float64]) -> tuple[NDArray[np.float64], list[float]]:
+    """Points (K, F) on their two main components, (K, 2), and the share of variance along each."""
+    _, scales, components = np.linalg.svd(points - points.mean(axis=0), full_matrices=False)
+    if len(components) < 2:
+        # A single number has no second component: it is drawn against zero.
+        components, scales = np.pad(components, ((0, 1), (0, 0))), np.pad(scales, (0, 1))
+    total = (scales**2).sum()
+    axes = (scales[:2] ** 2 / total).tolist() if total > 0 else [0.0, 0.0]
+    return (points - points.mean(axis=0)) @ components[:2].T, axes
+
+
+def pictures(item: Mapping[str, Any]) -> dict[str, str]:
+    """What the cameras of one observation show, PNG files in base64 by camera; the last frame where it has several."""
+    found = {}
+    for key, value in item.items():
+        if not key.startswith(OBS_IMAGE) or not isinstance(value, Tensor):
+            continue
+        frame = value[-1] if value.ndim == 4 else value
+        if frame.ndim != 3 or frame.shape[0] not in (1, 3):
+            continue
+        levels = (frame.float().clamp(0, 1) * 255).round().to(torch.uint8)
+        pixels = levels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
+        picture = Image.fromarray(pixels)
+        picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+        file = io.BytesIO()
+        picture.save(file, "PNG", optimize=True)
+        name = key.removeprefix(OBS_PREFIX).removeprefix("images.")
+        found[name] = base64.b64encode(file.getvalue()).decode("ascii")
+    return found
