@@ -18,8 +18,29 @@ from lerobot.envs import close_envs, make_env, preprocess_observation
 from lerobot.envs.utils import NEW_ROLLOUT_OPTION
 from numpy.typing import NDArray
 
-from chordflow.errors import UserError
+from chordflow.errors import UserError, machine_refuses
 from chordflow.quiet import quiet_stdout
+
+
+def make_environments(
+    env_cfg: Any, count: int, use_async_envs: bool = False
+) -> dict[str, dict[int, gym.vector.VectorEnv[Any, Any, Any]]]:
+    """LeRobot's `{suite: {number of the task: vector environment}}`, with `count` sub-environments for each task.
+
+    Raises:
+        UserError: if they cannot be made: a package that is not installed, an unknown task, wrong options.
+    """
+    with quiet_stdout():
+        try:
+            return make_env(env_cfg, n_envs=count, use_async_envs=use_async_envs)
+        except Exception as error:
+            if machine_refuses(error) or isinstance(error, MemoryError):
+                raise
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"env.type={env_cfg.type}: the environment cannot be made ({reason}); check the env options and "
+                "that its package is installed."
+            ) from error
 
 
 @contextmanager
@@ -37,15 +58,7 @@ def open_vector(
         UserError: if it cannot be made or holds several tasks.
     """
     name = f"env.type={env_cfg.type}"
-    with quiet_stdout():
-        try:
-            made = make_env(env_cfg, n_envs=count, use_async_envs=use_async_envs)
-        except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(
-                f"{name}: the environment cannot be made ({reason}); check the env options and that its "
-                "package is installed."
-            ) from error
+    made = make_environments(env_cfg, count, use_async_envs)
     try:
         vectors = [vector for tasks in made.values() for vector in tasks.values()]
         if len(vectors) != 1:
@@ -55,28 +68,13 @@ def open_vector(
         close_envs(made)
 
 
-@contextmanager
-def open_environments(env_cfg: Any, count: int) -> Iterator[list[gym.Env[Any, Any]]]:
-    """Makes `count` sub-environments by LeRobot's factory and closes them afterwards.
-
-    Args:
-        env_cfg: a LeRobot `EnvConfig`.
-        count: how many.
-
-    Raises:
-        UserError: if they cannot be made, hold several tasks, or run in other processes.
-    """
-    with open_vector(env_cfg, count) as vector:
-        if not isinstance(vector.unwrapped, gym.vector.SyncVectorEnv):
-            raise UserError(
-                f"env.type={env_cfg.type}: this environment is no SyncVectorEnv of separate sub-environments, "
-                "which paired episodes need; give one that is."
-            )
-        yield list(vector.unwrapped.envs)
-
-
 def reset(env: gym.Env[Any, Any], seed: int) -> Any:
     """Starts the episode of `seed` and returns its first observation."""
+    inner = env.unwrapped
+    if hasattr(inner, "init_state_id"):
+        # LIBERO goes through its stored starts by sub-environment and resets, whatever the seed. `lerobot-eval`
+        # gives the i-th seed the i-th start; here the start is a function of the seed.
+        inner.init_state_id = seed
     # The option that LeRobot's rollout passes: its wrappers tell a new episode from an autoreset by it.
     observation, _ = env.reset(seed=seed, options={NEW_ROLLOUT_OPTION: True})
     return observation
@@ -101,9 +99,8 @@ def step_limit(env: gym.Env[Any, Any]) -> int | None:
         return None
 
 
-def batch_observations(env: gym.Env[Any, Any], observations: Sequence[Any]) -> dict[str, Any]:
-    """Joins observations as a vector environment does, and names them as LeRobot does (images in [0, 1])."""
-    space = env.observation_space
+def batch_observations(space: gym.Space[Any], observations: Sequence[Any]) -> dict[str, Any]:
+    """Joins observations of a `space` as a vector environment does, named as by LeRobot (images in [0, 1])."""
     joined = concatenate(space, observations, create_empty_array(space, n=len(observations)))
     return preprocess_observation(joined)
 

@@ -5,6 +5,7 @@ Shapes: T executed actions, A action dimension.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -13,11 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chordflow.errors import UserError
-from chordflow.results.schema import PolicyRole, SuccessRow
+from chordflow.results.schema import DelayMode, PolicyName, SuccessRow
 from chordflow.results.statistics import compare_success
 
 ALL = "all"
 """The group of every episode."""
+
+EpisodeKey = tuple[str, int, int]
+"""Suite, number of the task within it, and seed."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,12 @@ class Episode:
             episodes that took part, so that the sum over episodes is the time of the run.
         actions: The executed actions, float32 (T, A).
         frames: Where recorded: uint8 (T + 1, height, width, 3), the first before any action.
+        task_group: Suite of the task, by LeRobot's name; empty where an environment holds a single task that nobody
+            named.
+        task_id: Number of the task within its suite.
+        mode: What the robot did while a chunk was made; see `rollouts.delay.Execution`.
+        delay: Control steps that it took.
+        path_length: *Derived.* Sum over time of the Euclidean norm of `a[t+1] - a[t]`, in the robot's units.
     """
 
     seed: int
@@ -59,6 +69,19 @@ class Episode:
     seconds: float = field(compare=False)
     actions: NDArray[np.float32] = field(compare=False, repr=False)
     frames: NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
+    task_group: str = ""
+    task_id: int = 0
+    mode: DelayMode = "none"
+    delay: int = 0
+    path_length: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path_length", path_length(self.actions))
+
+    @property
+    def key(self) -> EpisodeKey:
+        """What pairs an episode with that of another run."""
+        return self.task_group, self.task_id, self.seed
 
     def row(self) -> dict[str, Any]:
         """The plain values by name, as a row for JSON or parquet: all but `actions` and `frames`."""
@@ -72,12 +95,17 @@ def jerk(actions: NDArray[np.floating]) -> float | None:
     return float(np.mean(np.diff(actions.astype(np.float64), n=3, axis=0) ** 2))
 
 
+def path_length(actions: NDArray[np.floating]) -> float:
+    """Sum of the Euclidean norms of the steps between successive `actions` (T, A)."""
+    return float(np.linalg.norm(np.diff(actions.astype(np.float64), axis=0), axis=1).sum())
+
+
 def jump(actions: NDArray[np.floating], starts: Sequence[int]) -> float | None:
     """Mean absolute step of `actions` (T, A) onto the first action of each later chunk.
 
     Args:
         actions: The executed actions.
-        starts: Index of each chunk's first action, from 0 upwards.
+        starts: Index of the first action of each chunk, from 0 upwards; the first of them is no boundary.
 
     Returns:
         None for a single chunk.
@@ -90,38 +118,44 @@ def jump(actions: NDArray[np.floating], starts: Sequence[int]) -> float | None:
 
 
 def paired(first: Sequence[Episode], second: Sequence[Episode]) -> list[tuple[Episode, Episode]]:
-    """The episodes of two runs side by side, by rising seed.
+    """The episodes of two runs side by side, by suite, task and rising seed.
 
     Raises:
-        UserError: If the runs have different seeds, or one seed gave them different instructions.
+        UserError: If the runs have different seeds or tasks, or one seed gave them different instructions.
     """
-    by_seed = [{episode.seed: episode for episode in run} for run in (first, second)]
-    for run, seeds, name in ((first, by_seed[0], "first"), (second, by_seed[1], "second")):
-        if len(seeds) != len(run):
+    by_key = [{episode.key: episode for episode in run} for run in (first, second)]
+    for run, keys, name in ((first, by_key[0], "first"), (second, by_key[1], "second")):
+        if len(keys) != len(run):
             raise UserError(
-                f"the {name} run has {len(run)} episodes with {len(seeds)} seeds; give each seed once."
+                f"the {name} run has {len(run)} episodes with {len(keys)} seeds; give each seed once."
             )
-    lonely = sorted(by_seed[0].keys() ^ by_seed[1].keys())
+    lonely = sorted(by_key[0].keys() ^ by_key[1].keys())
     if lonely:
-        name = "first" if lonely[0] in by_seed[0] else "second"
+        name = "first" if lonely[0] in by_key[0] else "second"
         raise UserError(
-            f"{len(lonely)} seeds are in one run only (seed {lonely[0]} in the {name}); "
+            f"{len(lonely)} seeds are in one run only ({_named(lonely[0])} in the {name}); "
             "run both with the same seeds."
         )
-    pairs = [(by_seed[0][seed], by_seed[1][seed]) for seed in sorted(by_seed[0])]
+    pairs = [(by_key[0][key], by_key[1][key]) for key in sorted(by_key[0])]
     for a, b in pairs:
         if a.task != b.task:
             raise UserError(
-                f"seed {a.seed} has the instruction {a.task!r} in one run and {b.task!r} in the other; "
+                f"{_named(a.key)} has the instruction {a.task!r} in one run and {b.task!r} in the other; "
                 "run both in the same environment."
             )
     return pairs
 
 
+def _named(key: EpisodeKey) -> str:
+    """A key as a message says it."""
+    group, task_id, seed = key
+    return f"seed {seed} of {group}/{task_id}" if group else f"seed {seed}"
+
+
 def success_rows(
-    episodes: Sequence[Episode], policy: PolicyRole, teacher: Sequence[Episode] | None = None
+    episodes: Sequence[Episode], policy: PolicyName, teacher: Sequence[Episode] | None = None
 ) -> list[SuccessRow]:
-    """Success of one run, over all episodes and by instruction.
+    """Success of one run, over all episodes, by task and by instruction.
 
     Args:
         episodes: The run; all with one solver and number of steps.
@@ -129,25 +163,50 @@ def success_rows(
         teacher: The teacher as deployed on the same seeds, for the paired comparison.
 
     Returns:
-        The row of all episodes first, then one for each instruction in alphabetical order; where there is
-        only one instruction, its row alone would repeat the first and is left out.
+        The row of all episodes first; where there are several suites one for each; where there are several
+        tasks one for each, named `suite/number: instruction` (without the instruction where it varies); and
+        within a single task one for each instruction. Names are in alphabetical order, tasks by number. A
+        division into one group alone would repeat the first row and is left out.
 
     Raises:
         UserError: If there are no episodes, they mix solvers or step counts, or the seeds differ from the
             teacher's.
     """
-    settings = {(episode.solver, episode.num_steps) for episode in episodes}
+    settings = {(e.solver, e.num_steps, e.mode, e.delay) for e in episodes}
     if len(settings) != 1:
         raise UserError(f"episodes hold {len(settings)} different solver settings; give one run's episodes.")
-    ((solver, num_steps),) = settings
+    ((solver, num_steps, _, _),) = settings
     pairs = paired(episodes, teacher) if teacher is not None else None
-    tasks = sorted({episode.task for episode in episodes})
     rows = []
-    for group in [ALL, *(tasks if len(tasks) > 1 else [])]:
-        outcomes = [episode.success for episode in episodes if group in (ALL, episode.task)]
+    for group, keys in _groups(episodes):
+        outcomes = [episode.success for episode in episodes if episode.key in keys]
         versus = None
         if pairs is not None:
-            chosen = [(a.success, b.success) for a, b in pairs if group in (ALL, a.task)]
+            chosen = [(a.success, b.success) for a, b in pairs if a.key in keys]
             versus = compare_success(*zip(*chosen, strict=True))
         rows.append(SuccessRow(policy, solver, num_steps, group, sum(outcomes), len(outcomes), versus))
     return rows
+
+
+def _groups(episodes: Sequence[Episode]) -> list[tuple[str, set[EpisodeKey]]]:
+    """Names of the groups that success is told of, each with its episodes."""
+    divisions: list[dict[str, set[EpisodeKey]]] = [{}, {}, {}]
+    several = len({(e.task_group, e.task_id) for e in episodes}) > 1
+    told: dict[tuple[str, int], set[str]] = defaultdict(set)
+    for episode in episodes:
+        told[episode.task_group, episode.task_id].add(episode.task)
+    for episode in sorted(episodes, key=lambda e: (e.task_group, e.task_id, e.task)):
+        if several:
+            instructions = told[episode.task_group, episode.task_id]
+            name = f"{episode.task_group}/{episode.task_id}"
+            if len(instructions) == 1 and episode.task:
+                name += f": {episode.task}"
+            divisions[0].setdefault(episode.task_group, set()).add(episode.key)
+            divisions[1].setdefault(name, set()).add(episode.key)
+        else:
+            divisions[2].setdefault(episode.task, set()).add(episode.key)
+    groups = [(ALL, {episode.key for episode in episodes})]
+    for division in divisions:
+        if len(division) > 1:
+            groups += division.items()
+    return groups

@@ -1,11 +1,9 @@
-"""Runs a policy through episodes that are each a pure function of policy, seed, solver and steps.
+"""Runs policies through episodes that are each a pure function of policy, task, seed, solver, steps and delay.
 
 Work goes in rounds. In a round every running episode gets a chunk, in one batch, and executes it by itself;
 one that ends makes room for the next seed. So the network never sees an episode that is over, observations
 are processed only where a chunk is asked for, and an episode does not depend on who shares its batch (but
-for the rounding of batched matrix products).
-
-Shapes: B batch, H chunk size, D padded and A real action dimension, K executed actions of a chunk.
+for the rounding of batched matrix products) nor on which process its environment lives in.
 """
 
 from __future__ import annotations
@@ -15,28 +13,179 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import gymnasium as gym
-import numpy as np
-import torch
-from lerobot.envs import make_env_pre_post_processors
-from lerobot.utils.constants import ACTION, OBS_PREFIX, OBS_STATE
-from numpy.typing import NDArray
-
 from chordflow.errors import UserError
 from chordflow.policies import FlowPolicy
-from chordflow.policies.sampling import Sampler
-from chordflow.rollouts.environment import (
-    batch_observations,
-    frame,
-    instruction,
-    open_environments,
-    reset,
-    step_limit,
-)
-from chordflow.rollouts.episodes import Episode, jerk, jump
-from chordflow.rollouts.noise import chunk_noises
+from chordflow.rollouts.acting import Actor
+from chordflow.rollouts.delay import Execution
+from chordflow.rollouts.episodes import Episode, EpisodeKey
+from chordflow.rollouts.hosts import ChunkOrder, Host, LocalHost, StartOrder, TaskKey
+from chordflow.rollouts.running import Running
+from chordflow.rollouts.store import EpisodeStore
+from chordflow.rollouts.timing import Timing
+from chordflow.rollouts.workers import WorkerPool
 
 Progress = Callable[[Episode], None]
+
+PLAIN = Execution()
+"""No delay."""
+
+
+class Runner:
+    """Environments that stay open over several runs; see `open_runner`.
+
+    Attributes:
+        env_cfg: a LeRobot `EnvConfig`.
+        batch_size: episodes that run side by side at most.
+        timing: where the time of all runs so far went.
+    """
+
+    def __init__(self, env_cfg: Any, host: Host, batch_size: int) -> None:
+        self.env_cfg = env_cfg
+        self.batch_size = batch_size
+        self.timing = Timing()
+        self._host = host
+
+    def tasks(self) -> list[TaskKey]:
+        """The tasks that the config names, in LeRobot's order; makes the environments if need be."""
+        return self._host.make(1)
+
+    def run(
+        self,
+        policy: FlowPolicy,
+        seeds: Sequence[int],
+        *,
+        num_steps: int,
+        solver: str = "euler",
+        n_action_steps: int | None = None,
+        execution: Execution = PLAIN,
+        store: EpisodeStore | None = None,
+        record_frames: Collection[int] = (),
+        progress: Progress | None = None,
+        timing: Timing | None = None,
+    ) -> list[Episode]:
+        """Runs one episode for each task and seed.
+
+        Args:
+            policy: who acts.
+            seeds: of the episodes, each once; every task gets all of them.
+            num_steps: solver steps for each chunk; the step count that the policy is saved with is not used.
+            solver: euler, midpoint or heun.
+            n_action_steps: executed actions of each chunk; the policy's own by default.
+            execution: what delay there is and what the robot does meanwhile.
+            store: where each episode is saved as it ends; those that it holds are not run again (but where
+                pictures are asked for that it lacks).
+            record_frames: seeds of the episodes whose pictures are kept.
+            progress: called with each episode as it ends, in whichever order they end, those of the store first.
+            timing: where this run's time is added, besides the runner's own.
+
+        Returns:
+            The episodes, task by task in LeRobot's order, each in the order of `seeds`.
+
+        Raises:
+            UserError: for impossible arguments, an environment that cannot be made, fails, or lacks what the
+                policy looks at, another action size, or an action that is not finite.
+        """
+        spent = Timing()
+        clock = _Clock()
+        executed = _check_arguments(policy, seeds, n_action_steps, record_frames)
+        actor = Actor(policy, self.env_cfg, num_steps, solver, executed, execution, spent)
+        report = clock.paused(progress) if progress is not None else _ignore
+        episodes: dict[EpisodeKey, Episode] = {}
+        try:
+            with _evaluation_mode(policy):
+                with spent.measure("simulator"):
+                    tasks = self._host.make(min(self.batch_size, len(seeds)))
+                for group, number in tasks:
+                    for seed in seeds:
+                        known = store.get((group, number, seed)) if store is not None else None
+                        if known is not None and (seed not in record_frames or known.frames is not None):
+                            episodes[known.key] = known
+                            report(known)
+                for task in tasks:
+                    waiting = [seed for seed in seeds if (*task, seed) not in episodes]
+                    if waiting:
+                        for episode in self._run_task(actor, task, waiting, record_frames):
+                            episodes[episode.key] = episode
+                            if store is not None:
+                                store.save(episode)
+                            report(episode)
+        finally:
+            spent.total_s = clock.seconds()
+            self.timing.add(spent)
+            if timing is not None:
+                timing.add(spent)
+            if store is not None:
+                store.add_timing(spent)
+        return [episodes[*task, seed] for task in tasks for seed in seeds]
+
+    def _run_task(
+        self, actor: Actor, task: TaskKey, seeds: Sequence[int], record_frames: Collection[int]
+    ) -> Iterator[Episode]:
+        """Yields the episodes of one task as they end."""
+        timing, host = actor.timing, self._host
+        begin = time.perf_counter()
+        with timing.measure("simulator"):
+            spaces = host.select(task)
+        waiting = iter(seeds)
+        free = list(range(min(self.batch_size, len(seeds))))
+        running: list[Running] = []
+        while True:
+            # `free` first: a zip that ends by it takes no seed along.
+            orders = [
+                StartOrder(slot, seed, seed in record_frames)
+                for slot, seed in zip(free, waiting, strict=False)
+            ]
+            if orders:
+                with timing.measure("simulator"):
+                    answers = host.start(orders)
+                running += [Running(task, order, start) for order, start in zip(orders, answers, strict=True)]
+            if not running:
+                return
+            actions, endpoints = actor.act(
+                [one.request() for one in running], spaces.observation, spaces.action
+            )
+            chunks = [
+                ChunkOrder(one.slot, one.plan(actor.execution, actor.executed, rows, endpoint))
+                for one, rows, endpoint in zip(running, actions, endpoints, strict=True)
+            ]
+            with timing.measure("simulator"):
+                outcomes = host.step(chunks)
+            for one, order, outcome in zip(running, chunks, outcomes, strict=True):
+                one.take(order.actions, outcome)
+            share = (time.perf_counter() - begin) / len(running)
+            for one in running:
+                one.seconds += share
+            ended = [one for one in running if one.ended]
+            running = [one for one in running if not one.ended]
+            free = [one.slot for one in ended]
+            for one in ended:
+                yield one.finish(actor)
+            begin = time.perf_counter()
+
+
+@contextmanager
+def open_runner(env_cfg: Any, batch_size: int = 32, num_workers: int = 0) -> Iterator[Runner]:
+    """Holds environments, and the processes that they live in, open over several runs.
+
+    Args:
+        env_cfg: a LeRobot `EnvConfig`, of one task or of suites of tasks.
+        batch_size: episodes that run side by side; for speed, no result depends on it but by rounding.
+        num_workers: processes that hold the environments, each its share; 0 for this one.
+
+    Raises:
+        UserError: for numbers out of range.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}; run at least 1 episode at a time.")
+    if num_workers < 0:
+        raise UserError(f"num_workers is {num_workers}; give 0 for this process alone, or more.")
+    # More workers than episodes side by side would only wait.
+    workers = min(num_workers, batch_size)
+    host: Host = WorkerPool(env_cfg, workers) if workers else LocalHost(env_cfg)
+    try:
+        yield Runner(env_cfg, host, batch_size)
+    finally:
+        host.close()
 
 
 def run_episodes(
@@ -47,188 +196,62 @@ def run_episodes(
     num_steps: int,
     solver: str = "euler",
     batch_size: int = 32,
+    num_workers: int = 0,
     n_action_steps: int | None = None,
+    execution: Execution = PLAIN,
+    store: EpisodeStore | None = None,
     record_frames: Collection[int] = (),
     progress: Progress | None = None,
+    timing: Timing | None = None,
 ) -> list[Episode]:
-    """Runs one episode for each seed.
+    """Runs one episode for each task and seed, in environments that are made for it.
 
     Observations and actions go the way of LeRobot's own rollout: the environment's processors around the
     checkpoint's. Only the noise differs: see `rollouts.noise`.
 
-    Args:
-        policy: who acts.
-        env_cfg: a LeRobot `EnvConfig` with a single task.
-        seeds: of the episodes, each once.
-        num_steps: solver steps for each chunk; the step count that the policy is saved with is not used.
-        solver: euler, midpoint or heun.
-        batch_size: episodes that run side by side; for speed, no result depends on it but by rounding.
-        n_action_steps: executed actions of each chunk; the policy's own by default.
-        record_frames: seeds of the episodes whose pictures are kept.
-        progress: called with each episode as it ends, in whichever order they end.
-
-    Returns:
-        The episodes in the order of `seeds`.
-
-    Raises:
-        UserError: for impossible arguments, an environment that cannot be made or lacks what the policy looks
-            at, another action size, or an action that is not finite.
+    The arguments, what is returned and what is raised are those of `open_runner` and `Runner.run`.
     """
-    sampler = Sampler(policy, num_steps, solver)
-    executed = _check_arguments(policy, seeds, batch_size, n_action_steps, record_frames)
-    waiting = iter(seeds)
-    episodes: dict[int, Episode] = {}
-    with open_environments(env_cfg, min(batch_size, len(seeds))) as envs, _evaluation_mode(policy):
-        actor = _Actor(sampler, env_cfg, executed)
-        running: list[_Running] = []
-        free = envs
-        while True:
-            begin = time.perf_counter()
-            # `free` first: a zip that ends by it takes no seed along.
-            for env, seed in zip(free, waiting, strict=False):
-                running.append(_Running(env, seed, seed in record_frames))
-            if not running:
-                break
-            for episode, actions in zip(running, actor.act(running), strict=True):
-                episode.execute(actions)
-            share = (time.perf_counter() - begin) / len(running)
-            for episode in running:
-                episode.seconds += share
-            free = [episode.env for episode in running if episode.ended]
-            for episode in running:
-                if episode.ended:
-                    done = episode.finish(sampler)
-                    episodes[done.seed] = done
-                    if progress is not None:
-                        progress(done)
-            running = [episode for episode in running if not episode.ended]
-    return [episodes[seed] for seed in seeds]
-
-
-class _Actor:
-    """From running episodes to their next actions in the robot's units."""
-
-    def __init__(self, sampler: Sampler, env_cfg: Any, executed: int) -> None:
-        self.sampler = sampler
-        self.policy = sampler.policy
-        self.executed = executed
-        self.name = f"env.type={env_cfg.type}"
-        self.before, self.after = make_env_pre_post_processors(env_cfg, policy_cfg=self.policy.config)
-
-    @torch.no_grad()
-    def act(self, running: Sequence[_Running]) -> NDArray[np.float32]:
-        """The actions (B, K, A) that the running episodes execute next."""
-        policy = self.policy
-        observation = batch_observations(running[0].env, [episode.observation for episode in running])
-        observation["task"] = [episode.task for episode in running]
-        observation = self.before(observation)
-        self._check_state(observation)
-        batch = policy.preprocess(observation)
-        self._check_inputs(batch, observation)
-        noise = chunk_noises(policy, [(episode.seed, episode.chunks) for episode in running])
-        endpoint = self.sampler(policy.encode(batch), noise.to(policy.device))
-        chunk = policy.to_action(endpoint[:, : self.executed])
-        # One control step at a time, as LeRobot's rollout hands actions to the environment's processor.
-        steps = [self.after({ACTION: step})[ACTION] for step in chunk.unbind(1)]
-        actions = torch.stack(steps, dim=1).to("cpu", torch.float32).numpy()
-        self._check_actions(actions, running)
-        return actions
-
-    def _check_state(self, observation: dict[str, Any]) -> None:
-        feature = self.policy.config.robot_state_feature
-        state = observation.get(OBS_STATE)
-        if feature is not None and state is not None and tuple(state.shape[1:]) != tuple(feature.shape):
-            raise UserError(
-                f"{self.name}: {OBS_STATE} has shape {tuple(state.shape[1:])}, but the checkpoint was "
-                f"trained with {tuple(feature.shape)}; give the environment that it was trained for."
-            )
-
-    def _check_inputs(self, batch: dict[str, Any], observation: dict[str, Any]) -> None:
-        # After the preprocessor, whose rename_map may have named the cameras.
-        keys = self.policy.image_keys
-        missing = [key for key in keys if key not in batch]
-        has = ", ".join(key for key in observation if key.startswith(OBS_PREFIX)) or "nothing"
-        if len(missing) > self.policy.max_missing_cameras or (keys and len(missing) == len(keys)):
-            raise UserError(
-                f"{self.name} lacks the checkpoint's camera(s) {', '.join(missing)}; it observes {has}: map "
-                "them with --rename_map."
-            )
-        if self.policy.config.robot_state_feature is not None and OBS_STATE not in batch:
-            raise UserError(f"{self.name} has no {OBS_STATE}, which the checkpoint needs; it observes {has}.")
-
-    def _check_actions(self, actions: NDArray[np.float32], running: Sequence[_Running]) -> None:
-        space = running[0].env.action_space
-        if space.shape != actions.shape[2:]:
-            raise UserError(
-                f"{self.name} takes actions of shape {space.shape}, but the checkpoint's have shape "
-                f"{actions.shape[2:]}; give the environment that it was trained for."
-            )
-        for episode, rows in zip(running, actions, strict=True):
-            if not np.isfinite(rows).all():
-                raise UserError(
-                    f"the policy's action is NaN or infinite in episode {episode.seed}, step "
-                    f"{len(episode.actions)}; check the checkpoint's weights and the observations."
-                )
-
-
-class _Running:
-    """An episode on its way."""
-
-    def __init__(self, env: gym.Env[Any, Any], seed: int, recorded: bool) -> None:
-        self.env = env
-        self.seed = seed
-        self.observation = reset(env, seed)
-        self.task = instruction(env)
-        self.limit = step_limit(env)
-        self.actions: list[NDArray[np.float32]] = []
-        self.starts: list[int] = []
-        self.frames = [frame(env, self.observation)] if recorded else None
-        self.sum_reward = 0.0
-        self.success = False
-        self.side: str | None = None
-        self.ended = False
-        self.seconds = 0.0
-
-    @property
-    def chunks(self) -> int:
-        """Chunks that were executed so far: the index of the next one."""
-        return len(self.starts)
-
-    def execute(self, actions: NDArray[np.float32]) -> None:
-        """Runs the actions (K, A) of one chunk, as far as the episode goes."""
-        self.starts.append(len(self.actions))
-        for action in actions:
-            self.actions.append(action)
-            self.observation, reward, terminated, truncated, info = self.env.step(action)
-            if self.frames is not None:
-                self.frames.append(frame(self.env, self.observation))
-            self.sum_reward += float(reward)
-            self.success = self.success or bool(info.get("is_success", False))
-            if "side" in info:
-                self.side = str(info["side"])
-            if terminated or truncated or len(self.actions) == self.limit:
-                self.ended = True
-                return
-
-    def finish(self, sampler: Sampler) -> Episode:
-        """The episode as it is reported."""
-        actions = np.stack(self.actions)
-        return Episode(
-            seed=self.seed,
-            task=self.task,
-            success=self.success,
-            length=len(actions),
-            sum_reward=self.sum_reward,
-            side=self.side,
-            chunks=self.chunks,
-            num_steps=sampler.num_steps,
-            solver=sampler.solver,
-            jerk=jerk(actions),
-            jump=jump(actions, self.starts),
-            seconds=self.seconds,
-            actions=actions,
-            frames=np.stack(self.frames) if self.frames is not None else None,
+    with open_runner(env_cfg, batch_size, num_workers) as runner:
+        return runner.run(
+            policy,
+            seeds,
+            num_steps=num_steps,
+            solver=solver,
+            n_action_steps=n_action_steps,
+            execution=execution,
+            store=store,
+            record_frames=record_frames,
+            progress=progress,
+            timing=timing,
         )
+
+
+class _Clock:
+    """Wall-clock time since it was made, without what the caller's own function took."""
+
+    def __init__(self) -> None:
+        self._begin = time.perf_counter()
+        self._paused = 0.0
+
+    def paused(self, function: Progress) -> Progress:
+        """`function`, its time not counted."""
+
+        def call(episode: Episode) -> None:
+            begin = time.perf_counter()
+            try:
+                function(episode)
+            finally:
+                self._paused += time.perf_counter() - begin
+
+        return call
+
+    def seconds(self) -> float:
+        """Seconds so far."""
+        return time.perf_counter() - self._begin - self._paused
+
+
+def _ignore(_episode: Episode) -> None:
+    pass
 
 
 @contextmanager
@@ -245,7 +268,6 @@ def _evaluation_mode(policy: FlowPolicy) -> Iterator[None]:
 def _check_arguments(
     policy: FlowPolicy,
     seeds: Sequence[int],
-    batch_size: int,
     n_action_steps: int | None,
     record_frames: Collection[int],
 ) -> int:
@@ -262,8 +284,6 @@ def _check_arguments(
         raise UserError(
             f"record_frames holds the seed {min(stray)}, which is not among seeds; choose from these."
         )
-    if batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}; run at least 1 episode at a time.")
     executed = policy.chunk.num_executed if n_action_steps is None else n_action_steps
     if not 1 <= executed <= policy.chunk.horizon:
         raise UserError(

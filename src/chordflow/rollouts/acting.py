@@ -1,0 +1,165 @@
+"""From running episodes to their next chunks: observations, noise, network, actions in the robot's units.
+
+Shapes: B batch, H chunk size, D padded and A real action dimension, N leading actions that are needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from lerobot.envs import make_env_pre_post_processors
+from lerobot.utils.constants import ACTION
+from numpy.typing import NDArray
+from torch import Tensor
+
+from chordflow.errors import UserError
+from chordflow.policies import FlowPolicy
+from chordflow.policies.realtime import RealTimeSampler
+from chordflow.policies.sampling import Sampler
+from chordflow.rollouts.delay import Execution
+from chordflow.rollouts.environment import batch_observations
+from chordflow.rollouts.fit import check_actions, check_inputs, check_state
+from chordflow.rollouts.noise import chunk_noises
+from chordflow.rollouts.timing import Timing
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a chunk is made from.
+
+    Attributes:
+        seed: The episode's.
+        chunk_index: Chunks of the episode that were made before.
+        step: Actions that the episode has executed.
+        observation: The environment's present one.
+        task: The instruction.
+        previous: The endpoint (H, D) of the chunk before; None for an episode's first.
+    """
+
+    seed: int
+    chunk_index: int
+    step: int
+    observation: Any
+    task: str
+    previous: Tensor | None
+
+
+class Actor:
+    """A policy with its solver, its way of execution, and the processors of environment and checkpoint.
+
+    Args:
+        policy: who acts.
+        env_cfg: a LeRobot `EnvConfig`.
+        num_steps: solver steps for each chunk.
+        solver: which solver.
+        executed: actions of a chunk until the next one is asked for, K.
+        execution: what delay there is.
+        timing: where seconds are added.
+
+    Raises:
+        UserError: for impossible arguments.
+    """
+
+    def __init__(
+        self,
+        policy: FlowPolicy,
+        env_cfg: Any,
+        num_steps: int,
+        solver: str,
+        executed: int,
+        execution: Execution,
+        timing: Timing,
+    ) -> None:
+        self.policy = policy
+        self.env_cfg = env_cfg
+        self.sampler = Sampler(policy, num_steps, solver)
+        self.executed = executed
+        self.execution = execution
+        self.timing = timing
+        execution.check(policy.chunk, executed)
+        self._guided: RealTimeSampler | None = None
+        if execution.mode == "rtc":
+            if solver != "euler":
+                raise UserError(f"solver is {solver!r}; real-time chunking has Euler steps: choose euler.")
+            self._guided = RealTimeSampler(policy, num_steps, execution.max_guidance_weight)
+        self._before, self._after = make_env_pre_post_processors(env_cfg, policy_cfg=policy.config)
+
+    @torch.no_grad()
+    def act(
+        self, requests: Sequence[Request], observation_space: gym.Space[Any], action_space: gym.Space[Any]
+    ) -> tuple[NDArray[np.float32], Tensor]:
+        """The chunks of a batch.
+
+        Returns:
+            The leading actions that may be executed (B, N, A), in the robot's units, and the endpoints
+            (B, H, D).
+
+        Raises:
+            UserError: if the environment does not fit the policy, or an action is not finite.
+        """
+        policy = self.policy
+        with self.timing.measure("processors", policy.device):
+            batch = self._preprocess(requests, observation_space)
+        noise = chunk_noises(policy, [(request.seed, request.chunk_index) for request in requests])
+        with self.timing.measure("network", policy.device):
+            endpoint = self._sample(batch, noise.to(policy.device), requests)
+        with self.timing.measure("processors", policy.device):
+            actions = self._to_robot(endpoint)
+        check_actions(policy, self.env_cfg, action_space.shape or ())
+        _check_finite(actions, requests)
+        return actions, endpoint
+
+    def _preprocess(self, requests: Sequence[Request], space: gym.Space[Any]) -> dict[str, Any]:
+        observation = batch_observations(space, [request.observation for request in requests])
+        observation["task"] = [request.task for request in requests]
+        if len(self._before):
+            observation = self._before(observation)
+        check_state(self.policy, self.env_cfg, observation)
+        batch = self.policy.preprocess(observation)
+        check_inputs(self.policy, self.env_cfg, batch, observation)
+        return batch
+
+    def _sample(self, batch: dict[str, Any], noise: Tensor, requests: Sequence[Request]) -> Tensor:
+        context = self.policy.encode(batch)
+        if self._guided is None:
+            return self.sampler(context, noise)
+        endpoint = torch.empty_like(noise)
+        # An episode's first chunk follows nothing.
+        for first in (True, False):
+            rows = [i for i, request in enumerate(requests) if (request.previous is None) == first]
+            if not rows:
+                continue
+            where = torch.tensor(rows)
+            left_over = None if first else self._left_over([requests[i].previous for i in rows])
+            own = context if len(rows) == len(requests) else context.index(where)
+            endpoint[rows] = self._guided(own, noise[rows], left_over, self.execution.delay)
+        return endpoint
+
+    def _left_over(self, previous: Sequence[Tensor | None]) -> Tensor:
+        """What was not executed of the old chunks when the observation was taken, prev[K:], (B, H - K, A)."""
+        chunks = torch.stack([chunk for chunk in previous if chunk is not None])
+        return chunks[:, self.executed :, : self.policy.chunk.action_dim]
+
+    def _to_robot(self, endpoint: Tensor) -> NDArray[np.float32]:
+        chunk = self.policy.to_action(endpoint[:, : self.execution.actions_needed(self.executed)])
+        if len(self._after):
+            # One control step at a time, as LeRobot's rollout hands actions to the environment's processor.
+            steps = [self._after({ACTION: step})[ACTION] for step in chunk.unbind(1)]
+            chunk = torch.stack(steps, dim=1)
+        return chunk.to("cpu", torch.float32).numpy()
+
+
+def _check_finite(actions: NDArray[np.float32], requests: Sequence[Request]) -> None:
+    if np.isfinite(actions).all():
+        return
+    for request, rows in zip(requests, actions, strict=True):
+        if not np.isfinite(rows).all():
+            raise UserError(
+                f"the policy's action is NaN or infinite in episode {request.seed}, step {request.step}; check "
+                "the checkpoint's weights and the observations."
+            )

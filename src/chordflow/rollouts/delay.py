@@ -1,0 +1,110 @@
+"""What a robot does while a chunk is being made: inference delay, injected in control steps.
+
+Work goes in rounds of K = `n_action_steps` actions. A chunk c that is asked for at the beginning of a round
+arrives d control steps later; prev is the chunk before it.
+
+- none: c[0:K], as if no time passed.
+- sync: the robot waits for d steps, then c[0:K].
+- async: prev[K:K+d] while the robot goes on, then c[d:K], which belongs to those instants. The first chunk is
+  waited for outside the episode: c[0:K].
+- rtc: as async, with the new chunk made by real-time chunking (Black et al. 2025, arXiv 2506.07339) from what
+  is left over of the old one, prev[K:].
+
+Shapes: H chunk size, A action dimension, N executed actions of a round.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chordflow.errors import UserError
+from chordflow.policies import ChunkSpec
+from chordflow.results.schema import DelayMode
+
+Hold = Literal["zeros", "last"]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How chunks are executed.
+
+    Attributes:
+        mode: See the module.
+        delay: d, control steps between asking for a chunk and having it; 0 with mode none.
+        hold: What a waiting robot (sync) is sent: zeros, which stand still where actions are moves, or the last
+            action again (zeros before the first), which does where they are positions.
+        max_guidance_weight: Of real-time chunking (rtc); by default the one that fits the number of steps.
+    """
+
+    mode: DelayMode = "none"
+    delay: int = 0
+    hold: Hold = "zeros"
+    max_guidance_weight: float | None = None
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether the robot goes on with the old chunk meanwhile."""
+        return self.mode in ("async", "rtc")
+
+    def actions_needed(self, executed: int) -> int:
+        """Leading actions of a chunk that may be sent to the robot; `executed` is K."""
+        return executed + self.delay if self.overlaps else executed
+
+    def check(self, chunk: ChunkSpec, executed: int) -> None:
+        """Raises UserError for a delay that cannot be, or that chunks of this size and K do not bridge."""
+        for name, value, known in (
+            ("mode", self.mode, ("none", "sync", "async", "rtc")),
+            ("hold", self.hold, ("zeros", "last")),
+        ):
+            if value not in known:
+                raise UserError(f"{name} is {value!r}; choose one of {', '.join(known)}.")
+        if isinstance(self.delay, bool) or not isinstance(self.delay, int) or self.delay < 0:
+            raise UserError(f"delay is {self.delay!r}; give a whole number of control steps from 0.")
+        if self.mode == "none" and self.delay:
+            raise UserError(f"delay is {self.delay} with mode none; choose the mode sync, async or rtc.")
+        if self.max_guidance_weight is not None and self.mode != "rtc":
+            raise UserError(
+                f"max_guidance_weight is {self.max_guidance_weight} with mode {self.mode}; only rtc uses it."
+            )
+        if self.overlaps and self.delay > executed:
+            raise UserError(
+                f"delay is {self.delay}, but a new chunk is asked for every {executed} actions (n_action_steps); "
+                f"choose a delay of at most {executed}."
+            )
+        if self.overlaps and executed + self.delay > chunk.horizon:
+            raise UserError(
+                f"n_action_steps is {executed} and delay {self.delay}, but a chunk has {chunk.horizon} actions; "
+                f"together they must not exceed it."
+            )
+
+
+def round_actions(
+    execution: Execution,
+    executed: int,
+    chunk: NDArray[np.float32],
+    previous: NDArray[np.float32] | None,
+    last: NDArray[np.float32] | None,
+) -> tuple[NDArray[np.float32], int]:
+    """The actions of one round.
+
+    Args:
+        execution: How.
+        executed: K.
+        chunk: The new chunk's leading actions (at least K, or K + d where rounds overlap; A).
+        previous: The old chunk's, likewise; None in the first round.
+        last: The last executed action (A,); None before the first.
+
+    Returns:
+        The actions (N, A), and how many of them come before the new chunk's.
+    """
+    delay = execution.delay
+    if execution.mode == "sync" and delay:
+        held = last if execution.hold == "last" and last is not None else np.zeros_like(chunk[0])
+        return np.concatenate([np.repeat(held[None], delay, axis=0), chunk[:executed]]), delay
+    if execution.overlaps and delay and previous is not None:
+        return np.concatenate([previous[executed : executed + delay], chunk[delay:executed]]), delay
+    return chunk[:executed], 0

@@ -1,0 +1,274 @@
+"""Episodes on disk: each is saved as it ends, so that a run that was interrupted goes on where it stood.
+
+A store is a folder for one arm, that is one policy with its settings in one environment. An episode is a
+parquet file of one row; `compact` joins them to one file. Files appear whole or not at all.
+
+Shapes: T executed actions, A action dimension.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import draccus
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from chordflow.errors import UserError, machine_refuses
+from chordflow.policies import FlowPolicy
+from chordflow.rollouts.delay import Execution
+from chordflow.rollouts.episodes import Episode, EpisodeKey
+from chordflow.rollouts.timing import Timing
+
+STORE_VERSION = 1
+"""Version of the files' layout."""
+
+JOINED = "episodes.parquet"
+"""All episodes of a store that was compacted."""
+
+TIMING = "timing.json"
+"""Where the time of the runs went whose episodes are stored."""
+
+_VERSION, _SETTINGS = b"chordflow_store_version", b"chordflow_settings"
+_TEMPORARY = ".tmp"
+
+SCHEMA = pa.schema(
+    [
+        pa.field("task_group", pa.string(), nullable=False),
+        pa.field("task_id", pa.int64(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("success", pa.bool_(), nullable=False),
+        pa.field("length", pa.int64(), nullable=False),
+        pa.field("sum_reward", pa.float64(), nullable=False),
+        pa.field("side", pa.string()),
+        pa.field("chunks", pa.int64(), nullable=False),
+        pa.field("num_steps", pa.int64(), nullable=False),
+        pa.field("solver", pa.string(), nullable=False),
+        pa.field("mode", pa.string(), nullable=False),
+        pa.field("delay", pa.int64(), nullable=False),
+        pa.field("jerk", pa.float64()),
+        pa.field("jump", pa.float64()),
+        pa.field("path_length", pa.float64(), nullable=False),
+        pa.field("seconds", pa.float64(), nullable=False),
+        # One list of A numbers for each executed action.
+        pa.field("actions", pa.list_(pa.list_(pa.float32())), nullable=False),
+        # uint8 in C order, with its shape; both null where no pictures were kept.
+        pa.field("frames", pa.large_binary()),
+        pa.field("frames_shape", pa.list_(pa.int64())),
+    ]
+)
+
+
+def arm_settings(
+    policy: FlowPolicy,
+    env_cfg: Any,
+    *,
+    num_steps: int,
+    solver: str = "euler",
+    n_action_steps: int | None = None,
+    execution: Execution | None = None,
+) -> dict[str, Any]:
+    """All that an episode depends on besides its task and seed, as plain values by name.
+
+    The policy's weights stand in it by their SHA-256, taken from memory, processors' included.
+    """
+    execution = execution or Execution()
+    return {
+        "weights": weights_hash(policy),
+        "num_steps": num_steps,
+        "solver": solver,
+        "n_action_steps": policy.chunk.num_executed if n_action_steps is None else n_action_steps,
+        **asdict(execution),
+        "env": draccus.encode(env_cfg),
+    }
+
+
+def weights_hash(policy: FlowPolicy) -> str:
+    """SHA-256 over names, types, shapes and bytes of all tensors of a policy and of its two processors."""
+    tensors = dict(policy.module.state_dict())
+    # A policy that LeRobot does not know has no processors of LeRobot's.
+    with contextlib.suppress(UserError):
+        _, *pipelines = policy.stock()
+        for which, pipeline in zip(("preprocessor", "postprocessor"), pipelines, strict=True):
+            for step, state in pipeline.state_dict().items():
+                tensors |= {f"{which}.{step}.{name}": tensor for name, tensor in state.items()}
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        data = tensor.detach().cpu().contiguous()
+        digest.update(f"{name}:{data.dtype}:{tuple(data.shape)}".encode())
+        digest.update(data.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class EpisodeStore:
+    """The episodes of one arm in a folder.
+
+    Args:
+        folder: where; made if it is not there. One process at a time writes to it.
+        settings: what every episode of it was made with, plain values by name (see `arm_settings`).
+
+    Raises:
+        UserError: if the folder holds episodes of other settings or of a newer layout, or a file that is cut
+            or no parquet file of episodes. Nothing is changed then.
+    """
+
+    def __init__(self, folder: str | Path, settings: Mapping[str, Any]) -> None:
+        self.folder = Path(folder)
+        # As it will be read: tuples become lists, numbers of numpy are refused.
+        self.settings: dict[str, Any] = json.loads(json.dumps(dict(settings)))
+        self._schema = SCHEMA.with_metadata(
+            {_VERSION: str(STORE_VERSION), _SETTINGS: json.dumps(self.settings, sort_keys=True)}
+        )
+        self._episodes: dict[EpisodeKey, Episode] = {}
+        self.timing = Timing()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for file in sorted(self.folder.glob("*.parquet")):
+            for episode in self._read(file):
+                self._episodes[episode.key] = episode
+        self._read_timing()
+        for left in self.folder.glob(f".*{_TEMPORARY}"):
+            left.unlink(missing_ok=True)
+
+    def __len__(self) -> int:
+        """How many episodes it holds."""
+        return len(self._episodes)
+
+    def get(self, key: EpisodeKey) -> Episode | None:
+        """The episode of a suite, task and seed, or None."""
+        return self._episodes.get(key)
+
+    def load(self) -> list[Episode]:
+        """All episodes by suite, task and seed."""
+        return [self._episodes[key] for key in sorted(self._episodes)]
+
+    def save(self, episode: Episode) -> None:
+        """Adds an episode, or replaces that of the same suite, task and seed.
+
+        Raises:
+            OSError: if the disk refuses.
+        """
+        group, task_id, seed = episode.key
+        self._write(self.folder / f"{quote(group, safe='')}-{task_id}-{seed}.parquet", [episode])
+        self._episodes[episode.key] = episode
+
+    def add_timing(self, timing: Timing) -> None:
+        """Adds the time of a run whose episodes were saved."""
+        if timing.network_s == 0.0:
+            # All were there already.
+            return
+        self.timing.add(timing)
+        self._replace(self.folder / TIMING, json.dumps(asdict(self.timing)).encode())
+
+    def compact(self) -> Path:
+        """Joins all episodes to one file, and removes the others once it stands."""
+        joined = self.folder / JOINED
+        single = [file for file in self.folder.glob("*.parquet") if file != joined]
+        if single or not joined.exists():
+            self._write(joined, self.load())
+        for file in single:
+            file.unlink()
+        return joined
+
+    def _write(self, path: Path, episodes: Sequence[Episode]) -> None:
+        table = pa.Table.from_pylist([_to_row(episode) for episode in episodes], schema=self._schema)
+        sink = pa.BufferOutputStream()
+        # Statistics and dictionaries cost more than they save in files of a row.
+        pq.write_table(table, sink, compression="zstd", write_statistics=False, use_dictionary=False)
+        self._replace(path, sink.getvalue())
+
+    @staticmethod
+    def _replace(path: Path, data: Any) -> None:
+        # No fsync: a process that is killed loses nothing, and a power cut costs at most some last episodes,
+        # which are then said to be cut.
+        temporary = path.with_name(f".{path.name}{_TEMPORARY}")
+        with temporary.open("wb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+
+    def _read(self, path: Path) -> list[Episode]:
+        try:
+            # As a plain file: one of the format's own readers would guess more from the path.
+            with path.open("rb") as file:
+                table = pq.read_table(pa.BufferReader(file.read()))
+            metadata = table.schema.metadata or {}
+            version = int(metadata[_VERSION])
+            settings = json.loads(metadata[_SETTINGS])
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            if machine_refuses(error):
+                raise
+            raise self._broken(path, error) from error
+        if version > STORE_VERSION:
+            raise UserError(
+                f"{path} was written by a newer chordflow (layout {version}, this one reads {STORE_VERSION}); "
+                "update chordflow, or choose another output folder."
+            )
+        self._check_settings(path, settings)
+        try:
+            return [_from_row(row) for row in table.to_pylist()]
+        except (TypeError, KeyError, ValueError) as error:
+            raise self._broken(path, error) from error
+
+    @staticmethod
+    def _broken(path: Path, error: Exception) -> UserError:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return UserError(
+            f"{path} is cut or no file of episodes ({first}); delete this file and start again: its episodes are "
+            "run anew, all others are kept."
+        )
+
+    def _check_settings(self, path: Path, found: Any) -> None:
+        if found == self.settings:
+            return
+        theirs = found if isinstance(found, dict) else {}
+        name = next(
+            (key for key in [*self.settings, *theirs] if theirs.get(key) != self.settings.get(key)),
+            "settings",
+        )
+        raise UserError(
+            f"{path} was run with {name}={_short(theirs.get(name))}, but now {name}={_short(self.settings.get(name))}; "
+            "give the settings that it was run with, or another output folder."
+        )
+
+    def _read_timing(self) -> None:
+        try:
+            told = json.loads((self.folder / TIMING).read_text())
+            self.timing = Timing(**{field.name: float(told[field.name]) for field in fields(Timing)})
+        except FileNotFoundError:
+            return
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{self.folder / TIMING} is cut or broken; delete this file and start again."
+            ) from error
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:80] + "..."
+
+
+def _to_row(episode: Episode) -> dict[str, Any]:
+    row = episode.row()
+    row["actions"] = episode.actions.tolist()
+    if episode.frames is not None:
+        row["frames"] = episode.frames.tobytes()
+        row["frames_shape"] = list(episode.frames.shape)
+    return row
+
+
+def _from_row(row: dict[str, Any]) -> Episode:
+    given = {field.name: row[field.name] for field in fields(Episode) if field.init}
+    given["actions"] = np.array(row["actions"], dtype=np.float32)
+    if row["frames"] is not None:
+        given["frames"] = np.frombuffer(row["frames"], dtype=np.uint8).reshape(row["frames_shape"])
+    return Episode(**given)
