@@ -4,14 +4,25 @@ import math
 
 import numpy as np
 import pytest
+import scipy.optimize
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.proportion import proportion_confint
 
+from chordflow.results.codec import decode, encode
+from chordflow.results.coverage import non_inferiority_power
+from chordflow.results.power import episodes_needed
 from chordflow.results.statistics import (
     Interval,
+    NonInferiority,
+    PairedSuccess,
     compare_success,
+    mean_interval,
+    non_inferiority,
     paired_difference,
+    percentiles,
     ratio_of_means,
     ratio_of_rms,
     summarise,
@@ -53,6 +64,17 @@ def test_wilson_solves_its_defining_equation(case: tuple[int, int]) -> None:
             )
 
 
+@given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_agrees_with_scipy_and_statsmodels(case: tuple[int, int]) -> None:
+    interval = wilson_interval(*case)
+    theirs = scipy.stats.binomtest(*case).proportion_ci(0.95, method="wilson")
+    assert interval.low == pytest.approx(theirs.low, abs=1e-9)
+    assert interval.high == pytest.approx(theirs.high, abs=1e-9)
+    assert (interval.low, interval.high) == pytest.approx(
+        proportion_confint(*case, alpha=0.05, method="wilson"), abs=1e-9
+    )
+
+
 @pytest.mark.parametrize(("successes", "n"), [(1, 0), (-1, 5), (6, 5)])
 def test_impossible_counts_are_refused(successes: int, n: int) -> None:
     with pytest.raises(ValueError, match="impossible"):
@@ -66,16 +88,26 @@ def test_mcnemar_is_the_sign_test_of_the_discordant_pairs(a: int, b: int, c: int
     result = compare_success(*_pairs(a, b, c, d))
     expected = scipy.stats.binomtest(b, b + c).pvalue if b + c else 1.0
     assert result.p_value == pytest.approx(expected)
+    if b + c:
+        assert result.p_value == pytest.approx(min(mcnemar([[a, b], [c, d]], exact=True).pvalue, 1.0))
     assert (result.only_first, result.only_second, result.episodes) == (b, c, a + b + c + d)
     assert result.difference.value == pytest.approx((b - c) / (a + b + c + d))
 
 
-def test_newcombe_of_his_worked_example() -> None:
-    # The limits published for method 10 on the table (36, 12, 2, 0).
-    interval = compare_success(*_pairs(36, 12, 2, 0)).difference.interval
+@pytest.mark.parametrize(
+    ("table", "low", "high"),
+    [
+        # Newcombe 1998, method 10.
+        ((36, 12, 2, 0), 0.0569, 0.3404),
+        # Response before and after consolidation, in Fagerland, Lydersen and Laake 2017, chapter 8.
+        ((59, 6, 16, 80), -0.1186, -0.0046),
+    ],
+)
+def test_newcombe_of_published_examples(table: tuple[int, int, int, int], low: float, high: float) -> None:
+    interval = compare_success(*_pairs(*table)).difference.interval
     assert interval is not None
-    assert interval.low == pytest.approx(0.0569, abs=5e-5)
-    assert interval.high == pytest.approx(0.3404, abs=5e-5)
+    assert interval.low == pytest.approx(low, abs=5e-5)
+    assert interval.high == pytest.approx(high, abs=5e-5)
 
 
 @given(counts, counts, counts, counts)
@@ -90,6 +122,62 @@ def test_newcombe_contains_the_difference_and_turns_with_the_policies(a: int, b:
     assert forth.difference.value - 1e-12 <= there.high <= 1
     assert there.low == pytest.approx(-here.high)
     assert there.high == pytest.approx(-here.low)
+
+
+@given(counts, counts, counts, counts)
+def test_newcombe_is_the_same_of_failures(a: int, b: int, c: int, d: int) -> None:
+    if a + b + c + d == 0:
+        return
+    solved, failed = compare_success(*_pairs(a, b, c, d)), compare_success(*_pairs(d, b, c, a))
+    assert solved.difference.interval is not None
+    assert failed.difference.interval is not None
+    assert solved.difference.interval.low == pytest.approx(failed.difference.interval.low)
+    assert solved.difference.interval.high == pytest.approx(failed.difference.interval.high)
+
+
+@given(st.integers(0, 15), st.integers(0, 15), st.integers(0, 60), st.integers(0, 1000))
+@settings(max_examples=15, deadline=None)
+def test_bootstrap_of_pairs_agrees_with_scipy(b: int, c: int, same: int, seed: int) -> None:
+    n = b + c + same
+    interval = compare_success(*_pairs(same, b, c, 0)).bootstrap if n else None
+    if max(b, c, same) == n:
+        assert interval is None
+        return
+    assert interval is not None
+    differences = np.array([1.0] * b + [-1.0] * c + [0.0] * same)
+    theirs = scipy.stats.bootstrap(
+        (differences,),
+        np.mean,
+        n_resamples=9999,
+        batch=1000,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    # A drawn quantile may miss by the steps of 1/n within its own error, about 3 sqrt(0.025 * 0.975 / 9999) in level.
+    law = scipy.stats.multinomial(n, [b / n, c / n, same / n]).rvs(200_000, random_state=seed)
+    resampled = (law[:, 0] - law[:, 1]) / n
+    for end, level, drawn in ((interval.low, 0.025, theirs.low), (interval.high, 0.975, theirs.high)):
+        nearest, farthest = np.quantile(resampled, [level - 0.006, level + 0.006])
+        assert nearest - 1e-9 <= end <= farthest + 1e-9
+        assert nearest - 1e-9 <= drawn <= farthest + 1e-9
+
+
+@given(counts, counts, counts)
+def test_bootstrap_turns_with_the_policies(a: int, b: int, c: int) -> None:
+    if a + b + c == 0:
+        return
+    there, here = (compare_success(*_pairs(a, *pair, 0)).bootstrap for pair in ((b, c), (c, b)))
+    assert (there is None) == (here is None)
+    if there is not None and here is not None:
+        assert there.low == pytest.approx(-here.high)
+        assert there.high == pytest.approx(-here.low)
+
+
+def test_results_written_before_the_bootstrap_still_load() -> None:
+    written = encode(compare_success(*_pairs(10, 3, 1, 2)))
+    assert decode(PairedSuccess, written).bootstrap is not None
+    del written["bootstrap"]
+    assert decode(PairedSuccess, written).bootstrap is None
 
 
 def test_agreement_on_every_episode_still_has_an_interval() -> None:
@@ -117,6 +205,150 @@ def test_outcomes_must_be_paired_and_binary() -> None:
         compare_success([2], [1])
     with pytest.raises(ValueError, match="empty"):
         compare_success([], [])
+
+
+@pytest.mark.parametrize(
+    ("table", "margin", "decision"),
+    [
+        ((480, 10, 5, 5), 0.02, "non-inferior"),
+        ((350, 5, 60, 85), 0.02, "inferior"),
+        ((45, 2, 2, 1), 0.02, "undecided"),
+        ((45, 2, 2, 1), 0.2, "non-inferior"),
+        ((189, 0, 0, 0), 0.02, "non-inferior"),
+        ((188, 0, 0, 0), 0.02, "undecided"),
+    ],
+)
+def test_non_inferiority(table: tuple[int, int, int, int], margin: float, decision: str) -> None:
+    paired = compare_success(*_pairs(*table))
+    result = non_inferiority(paired, margin)
+    assert result.decision == decision
+    assert Interval(result.lower, result.upper) == paired.difference.interval
+    assert (result.episodes_needed is None) == (decision != "undecided")
+    assert result.episodes_needed is None or result.episodes_needed > result.episodes
+    assert decode(NonInferiority, encode(result)) == result
+
+
+@given(counts, counts, counts, counts, st.floats(0.005, 0.5))
+def test_non_inferiority_asks_for_more_episodes_than_there_were(
+    a: int, b: int, c: int, d: int, margin: float
+) -> None:
+    if a + b + c + d == 0:
+        return
+    result = non_inferiority(compare_success(*_pairs(a, b, c, d)), margin)
+    if result.decision == "undecided":
+        at_the_margin = math.isclose((b - c) / (a + b + c + d), -margin, rel_tol=0, abs_tol=1e-9)
+        assert (result.episodes_needed is None) == at_the_margin
+        assert result.episodes_needed is None or result.episodes_needed > result.episodes
+    else:
+        assert result.episodes_needed is None
+
+
+def test_agreement_on_few_episodes_does_not_promise_that_few_will_do() -> None:
+    needed = [
+        non_inferiority(compare_success([True] * n, [True] * n), 0.02).episodes_needed for n in (10, 50, 150)
+    ]
+    assert None not in needed
+    assert needed == sorted(needed, reverse=True)  # type: ignore[type-var]
+    assert needed[-1] > episodes_needed(0.0, 0.0, 0.02)  # type: ignore[operator]
+
+
+def test_a_difference_at_the_margin_is_never_decided() -> None:
+    assert non_inferiority(compare_success(*_pairs(48, 0, 1, 1)), 0.02).episodes_needed is None
+    assert episodes_needed(0.01, 0.03, 0.02) is None
+
+
+@pytest.mark.parametrize(
+    ("only_first", "only_second", "margin"),
+    [(0.02, 0.02, 0.02), (0.05, 0.05, 0.02), (0.015, 0.025, 0.02), (0.1, 0.1, 0.1), (0.01, 0.09, 0.02)],
+)
+@pytest.mark.parametrize("both", [0.85, 0.6, 0.3])
+def test_the_number_of_episodes_has_its_power(
+    only_first: float, only_second: float, both: float, margin: float
+) -> None:
+    both = min(both, 1 - only_first - only_second)
+    n = episodes_needed(only_first, only_second, margin)
+    assert n is not None
+    better, worse = non_inferiority_power(n, only_first, only_second, both, margin)
+    right, wrong = (better, worse) if only_first - only_second > -margin else (worse, better)
+    assert 0.79 <= right <= 0.86
+    assert wrong < 1e-4
+    # With half as many it has not.
+    fewer = non_inferiority_power(n // 2, only_first, only_second, both, margin)
+    assert max(fewer) < 0.65
+
+
+@pytest.mark.parametrize(("only_first", "only_second", "margin"), [(0.02, 0.05, 0.05), (0.1, 0.0, 0.1)])
+def test_the_variance_at_the_margin_is_of_the_nearest_law(
+    only_first: float, only_second: float, margin: float
+) -> None:
+    def divergence(x: float) -> float:
+        law = np.array([x - margin, x, 1 - 2 * x + margin])
+        truth = np.array([only_first, only_second, 1 - only_first - only_second])
+        return -float(np.sum(truth * np.log(law)))
+
+    x = scipy.optimize.minimize_scalar(
+        divergence,
+        bounds=(margin + 1e-9, (1 + margin) / 2 - 1e-9),
+        method="bounded",
+        options={"xatol": 1e-10},
+    ).x
+    spread = (2 * x - margin) - margin**2, (only_first + only_second) - (only_first - only_second) ** 2
+    z = scipy.stats.norm.ppf([0.975, 0.8])
+    expected = (z @ np.sqrt(spread) / (only_first - only_second + margin)) ** 2
+    assert episodes_needed(only_first, only_second, margin) == pytest.approx(expected, abs=1.01)
+
+
+def test_unusable_margins_and_rates_are_refused() -> None:
+    paired = compare_success([True, False], [True, True])
+    for margin in (0.0, 1.0, -0.02, 2.0):
+        with pytest.raises(ValueError, match="margin"):
+            non_inferiority(paired, margin)
+    with pytest.raises(ValueError, match="impossible"):
+        episodes_needed(0.7, 0.7, 0.02)
+    with pytest.raises(ValueError, match="power"):
+        episodes_needed(0.1, 0.1, 0.02, power=0.4)
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=50))
+def test_percentiles_are_ordered_and_scale(values: list[float]) -> None:
+    p = percentiles(values)
+    assert min(values) <= p.p50 <= p.p90 <= p.p95 <= p.p99 <= max(values)
+    assert percentiles([2 * v for v in values]).p90 == pytest.approx(2 * p.p90)
+
+
+def test_percentiles_of_a_hundred_and_one_values() -> None:
+    p = percentiles(np.random.default_rng(0).permutation(101))
+    assert (p.p50, p.p90, p.p95, p.p99) == (50.0, 90.0, 95.0, 99.0)
+    with pytest.raises(ValueError, match="empty"):
+        percentiles([])
+
+
+@given(st.integers(0, 1000))
+@settings(max_examples=5, deadline=None)
+def test_mean_interval_agrees_with_scipy(seed: int) -> None:
+    values = np.random.default_rng(seed).gamma(2.0, 1.0, 40)
+    ours = mean_interval(values, seed=seed)
+    theirs = scipy.stats.bootstrap(
+        (values,), np.mean, n_resamples=9999, batch=1000, rng=np.random.default_rng(seed + 1)
+    ).confidence_interval
+    assert ours.value == pytest.approx(values.mean())
+    assert ours.interval is not None
+    width = theirs.high - theirs.low
+    assert ours.interval.low == pytest.approx(theirs.low, abs=0.04 * width)
+    assert ours.interval.high == pytest.approx(theirs.high, abs=0.04 * width)
+
+
+def test_mean_interval_of_clusters() -> None:
+    rng = np.random.default_rng(1)
+    values = rng.uniform(0, 1, 30)
+    plain = mean_interval(values, seed=0)
+    repeated = mean_interval(np.repeat(values, 8), seed=0, clusters=np.repeat(np.arange(30), 8))
+    assert plain.interval is not None
+    assert repeated.interval is not None
+    assert _width(repeated.interval) == pytest.approx(_width(plain.interval))
+    assert mean_interval([1.0], seed=0).interval is None
+    with pytest.raises(ValueError, match="shape"):
+        mean_interval([[1.0]], seed=0)
 
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=50))

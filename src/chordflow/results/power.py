@@ -22,8 +22,8 @@ def episodes_needed(
     The sample size of the score test for paired differences: ``n = (z_a sqrt(v_0) + z_b sqrt(v_1))^2 / (d + m)^2``
     with the variance of a pair under the truth, ``v_1``, and under the truth's nearest law with d = -m, ``v_0``, by
     maximum likelihood (Nam 1997, Biometrics 53:1422; Liu et al. 2002, Statistics in Medicine 21:231). Below the
-    margin it is the number that shows inferiority. `chordflow.results.statistics.non_inferiority` decides by Newcombe's interval, which at that
-    number has this power or a few points more; docs/statistics.md lists both.
+    margin it is the number that shows inferiority. `chordflow.results.statistics.non_inferiority` decides by
+    Newcombe's interval, which at that number has this power or some more; docs/statistics.md lists both.
 
     Args:
         only_first: Rate of pairs that only the first policy solves.

@@ -28,7 +28,6 @@ from chordflow.results.power import check_margin, episodes_needed
 RESAMPLES = 9_999
 """Bootstrap samples behind an interval."""
 
-
 Decision = Literal["non-inferior", "inferior", "undecided"]
 """What paired episodes say of the first policy at a margin."""
 
