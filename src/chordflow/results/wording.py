@@ -1,6 +1,9 @@
 """Numbers as a person reads them."""
 
 import math
+from collections.abc import Callable
+
+from chordflow.results.statistics import Estimate, Interval
 
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
@@ -51,3 +54,62 @@ def steps(count: int, kind: str = "") -> str:
     """``one step``, ``two untrained steps``."""
     words = (number(count), kind, "step" if count == 1 else "steps")
     return " ".join(word for word in words if word)
+
+
+def span(interval: Interval | None, figure: Callable[[float], str]) -> str:
+    """An interval behind a figure, such as `` [1.2, 3.4]``, or nothing where there is none.
+
+    Args:
+        interval: The interval.
+        figure: Writes each end.
+    """
+    return "" if interval is None else f" [{figure(interval.low)}, {figure(interval.high)}]"
+
+
+def estimate(value: Estimate, figure: Callable[[float], str] = amount) -> str:
+    """A measure with its interval, such as ``0.25 [0.20, 0.32]``."""
+    return figure(value.value) + span(value.interval, figure)
+
+
+def percentage(fraction: float) -> str:
+    """A fraction in percent to one decimal and without the sign, for a column that has it: ``91.0``."""
+    return f"{100 * fraction:.1f}"
+
+
+def p_value(p: float) -> str:
+    """A p-value to three decimals; what is smaller is said to be."""
+    return "<.001" if p < 0.001 else f"{p:.3f}"
+
+
+def seconds(value: float) -> str:
+    """A time of three significant digits in the unit that suits it: ``3.76 ms``, ``1.20 s``, ``5 min``."""
+    if value == 0:
+        return "0 s"
+    if value < 1e-3:
+        return f"{amount(1e6 * value)} µs"
+    if value < 1:
+        return f"{amount(1e3 * value)} ms"
+    if value < 120:
+        return f"{amount(value)} s"
+    minutes = round(value / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def size(count: int) -> str:
+    """Bytes in the unit that suits them: ``62 MB``, ``1.8 GB``."""
+    value = float(count)
+    for unit in ("bytes", "kB", "MB"):
+        if value < 999.5:
+            return f"{value:.0f} {unit}"
+        value /= 1000
+    return f"{value:.1f} GB"
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 episode``, ``3 episodes``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def clean(text: str) -> str:
+    """One line of printable text: names may hold line breaks, terminal codes and marks that turn the writing."""
+    return "".join(c if c.isprintable() else " " for c in text).strip()

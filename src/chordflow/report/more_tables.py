@@ -1,0 +1,420 @@
+"""Tables of curvature, spreads, time, memory and motion."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from chordflow.report.section import Section, absent, count, figure, is_student, rank, way
+from chordflow.results.schema import CurvatureRow, MotionRow, Results
+from chordflow.results.wording import (
+    amount,
+    clean,
+    estimate,
+    percent,
+    percentage,
+    plural,
+    points,
+    seconds,
+    size,
+    span,
+    steps,
+)
+
+PARTS = 10
+"""Parts of the way from noise to action that curvature is listed for."""
+
+MOTION_UNITS = {
+    "jerk": "robot's units per control step cubed, squared",
+    "path length": "robot's units",
+    "jump": "robot's units, at chunk boundaries",
+    "length": "control steps",
+    "seconds": "s of wall-clock time an episode",
+}
+
+# ---- Curvature ------------------------------------------------------------------------------------------
+
+
+def curvature(results: Results) -> Section | None:
+    """Curvature of each policy; None where it was not measured."""
+    if not results.curvature:
+        return None
+    section = Section(
+        key="curvature",
+        title="Curvature along each policy's own paths",
+        heads=["policy", "curvature", "95 %\ninterval", "over all\ndimensions", "S", "paths", "Euler\nsteps"],
+        left=1,
+        # A reflow run says it in one of the lines below its tables.
+        terminal=results.kind != "reflow",
+        markdown=results.kind != "reflow",
+        below="The velocity's relative deviation from the straight line to the endpoint: 0 % is one exact step.",
+    )
+    if all(row.interval is None for row in results.curvature):
+        section.below += " Too few episodes for intervals."
+    for row in curvature_rows(results):
+        section.add(
+            way(row.policy),
+            figure(percent(row.curvature), row.curvature),
+            figure(span(row.interval, percentage).strip(), row.interval.low) if row.interval else absent(),
+            figure(percent(row.curvature_all_dims), row.curvature_all_dims),
+            figure(amount(row.s), row.s),
+            count(row.trajectories),
+            count(row.num_steps),
+        )
+    return section
+
+
+def curvature_rows(results: Results) -> list[CurvatureRow]:
+    """The rows in the order in which policies are shown."""
+    place = rank(results, (row.policy for row in results.curvature))
+    return sorted(results.curvature, key=lambda row: place[row.policy])
+
+
+def squared_chord(row: CurvatureRow) -> float | None:
+    """``E ||x_1 - x_0||^2``, which turns S into curvature; None for paths that are straight throughout."""
+    return row.s / row.curvature**2 if row.curvature > 0 else None
+
+
+def curvature_by_time(row: CurvatureRow) -> list[float]:
+    """Curvature at each time of the grid, a fraction: the root of the integrand over the squared chord."""
+    scale = squared_chord(row)
+    return [math.sqrt(max(s, 0.0) / scale) if scale else 0.0 for s in row.s_by_time]
+
+
+class Part(NamedTuple):
+    """A stretch of the way from noise (t = 1) to action (t = 0)."""
+
+    begin: float
+    end: float
+    curvature: float
+    share: float
+
+
+def parts(row: CurvatureRow) -> list[Part]:
+    """Curvature and share of S in tenths of the way; fewer where the grid is coarser."""
+    grid, total = len(row.s_by_time), sum(row.s_by_time)
+    if not grid or len(row.times) != grid:
+        return []
+    number, scale = min(PARTS, grid), squared_chord(row)
+    edges = [round(i * grid / number) for i in range(number + 1)]
+    times = [*row.times, 0.0]
+    found = []
+    for low, high in itertools.pairwise(edges):
+        inside = sum(row.s_by_time[low:high])
+        mean = max(inside, 0.0) / (high - low)
+        value = math.sqrt(mean / scale) if scale else 0.0
+        found.append(Part(times[low], times[high], value, inside / total if total > 0 else 0.0))
+    return found
+
+
+def curvature_over_time(results: Results) -> Section | None:
+    """Curvature of each policy in tenths of the way; None where it was not measured."""
+    rows = [row for row in curvature_rows(results) if parts(row)]
+    if not rows or len({len(parts(row)) for row in rows}) > 1:
+        return None
+    section = Section(
+        key="curvature-time",
+        title="Curvature by time, from the noise (t = 1) to the action (t = 0)",
+        heads=["t", *(h for row in rows for h in (way(row.policy), f"{way(row.policy)},\nshare of S"))],
+        left=0,
+        terminal=False,
+        markdown=results.kind != "reflow" and len(rows) == 1,
+    )
+    for columns in zip(*(parts(row) for row in rows), strict=True):
+        begin, end = columns[0].begin, columns[0].end
+        cells = [figure(percent(value), value) for part in columns for value in (part.curvature, part.share)]
+        section.add(figure(f"{begin:.2f} to {end:.2f}", -begin), *cells)
+    return section
+
+
+def real_dims(row: CurvatureRow) -> int | None:
+    """Number of real dimensions, where the row tells it."""
+    return len(row.s_by_time_and_dim[0]) if row.s_by_time_and_dim else None
+
+
+def dimension_shares(row: CurvatureRow) -> list[float]:
+    """Share of S in each dimension: the real ones where the row tells them, otherwise all padded ones."""
+    values = row.s_by_dim[: real_dims(row)]
+    total = sum(values)
+    return [value / total if total > 0 else 0.0 for value in values]
+
+
+def curvature_over_dims(results: Results) -> Section | None:
+    """Share of S by dimension; None where there is none."""
+    rows = [row for row in curvature_rows(results) if row.s_by_dim]
+    if not rows or len({len(dimension_shares(row)) for row in rows}) > 1:
+        return None
+    known = real_dims(rows[0]) is not None
+    section = Section(
+        key="curvature-dims",
+        title=f"Where S comes from, by {'' if known else 'padded '}action dimension",
+        heads=["dimension", *(way(row.policy) for row in rows)],
+        left=0,
+        terminal=False,
+        markdown=results.kind == "diagnose",
+    )
+    for dim, shares in enumerate(zip(*(dimension_shares(row) for row in rows), strict=True)):
+        section.add(count(dim), *(figure(percent(share), share) for share in shares))
+    return section
+
+
+# ---- Spreads --------------------------------------------------------------------------------------------
+
+
+def spread_summary(results: Results) -> Section | None:
+    """Observations by the number of their modes; None where they were not looked at."""
+    if not results.spreads:
+        return None
+    values = sorted(row.spread for row in results.spreads)
+    section = Section(
+        key="modes",
+        title="How many ways to act the teacher sees at an observation",
+        heads=["modes", "observations", "share", "median\nspread", "largest\nspread"],
+        left=0,
+        below="Spread: of the endpoints over noises at one observation, relative to that over all observations: 0 "
+        f"where noise decides nothing, 1 where it decides as much as the observation. "
+        f"Median {percent(median(values))}.",
+    )
+    for modes in sorted({row.modes for row in results.spreads}):
+        own = sorted(row.spread for row in results.spreads if row.modes == modes)
+        share = len(own) / len(values)
+        section.add(
+            count(modes),
+            count(len(own)),
+            figure(percent(share), share),
+            figure(percent(median(own)), median(own)),
+            figure(percent(own[-1]), own[-1]),
+        )
+    return section
+
+
+def spread_list(results: Results) -> Section | None:
+    """Every observation with its spread, the widest first; None where they were not looked at."""
+    if not results.spreads:
+        return None
+    section = Section(
+        key="spreads",
+        title="Spread at every held-out observation",
+        heads=["task", "observation", "episode", "frame", "spread", "modes", "shares"],
+        left=1,
+        terminal=False,
+        markdown=False,
+    )
+    for row in sorted(results.spreads, key=lambda row: -row.spread):
+        section.add(
+            clean(row.task),
+            count(row.observation),
+            count(row.episode),
+            count(row.frame),
+            figure(percent(row.spread), row.spread),
+            count(row.modes),
+            figure(", ".join(percent(share, 0) for share in row.shares), max(row.shares, default=0.0)),
+        )
+    return section
+
+
+def median(values: Sequence[float]) -> float:
+    """Middle of sorted values."""
+    middle = len(values) // 2
+    return values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2
+
+
+# ---- Time and memory ------------------------------------------------------------------------------------
+
+
+def latency(results: Results) -> Section | None:
+    """Percentiles of every time that was measured; medians alone where only those were kept."""
+    timed = results.latency
+    if timed is None:
+        return None
+    section = Section(
+        key="latency",
+        title=f"Time on {clean(results.device)}, {plural(timed.batch_size, 'observation')} at a time",
+        heads=["what", "p50", "p90", "p95", "p99", "relative"],
+        left=1,
+        # Without percentiles it says no more than one of the lines below the tables.
+        terminal=timed.encode is not None,
+        markdown=timed.encode is not None,
+        below=f"After warm-up, {plural(timed.repeats, 'repetition')}. Relative: to the teacher's chunk of "
+        f"{steps(timed.teacher_num_steps)}. At most {timed.ceiling:.2f} times as fast by fewer steps, since "
+        "encoding the observation is paid once whatever their number.",
+    )
+    whole = timed.chunk_s(timed.teacher_num_steps)
+    measured = {chunk.num_steps: chunk.seconds for chunk in timed.chunks}
+    parts = [("encode the observation", timed.encode_s, timed.encode), ("one step", timed.step_s, timed.step)]
+    parts += [
+        (f"chunk at {steps(n)}" + ("" if n in measured else ", summed up"), timed.chunk_s(n), measured.get(n))
+        for n in chunk_steps(results)
+    ]
+    for name, middle, percentiles in parts:
+        values = (
+            (percentiles.p50, percentiles.p90, percentiles.p95, percentiles.p99)
+            if percentiles
+            else (middle, None, None, None)
+        )
+        cells = [figure(seconds(v), v) if v is not None else absent() for v in values]
+        share = (values[0] or 0.0) / whole
+        section.add(name, *cells, figure(f"{share:.2f}", share))
+    if timed.processors_s is not None:
+        share = timed.processors_s / whole
+        section.add(
+            "processors, not a part of the above",
+            figure(seconds(timed.processors_s), timed.processors_s),
+            absent(), absent(), absent(),
+            figure(f"{share:.2f}", share),
+        )  # fmt: skip
+    return section
+
+
+def chunk_steps(results: Results) -> list[int]:
+    """Step counts that a chunk's time is shown for."""
+    timed = results.latency
+    if timed is None:
+        return []
+    own = {chunk.num_steps for chunk in timed.chunks}
+    return sorted(own | {1, timed.student_num_steps, timed.teacher_num_steps})
+
+
+def memory(results: Results) -> list[tuple[str, str]]:
+    """What memory was measured, name and value."""
+    if results.latency is None or results.latency.memory is None:
+        return []
+    found = results.latency.memory
+    where = "the accelerator" if found.kind == "accelerator" else "the whole process"
+    return [("weights", size(found.weights_bytes)), (f"most in use, {where}", size(found.peak_bytes))]
+
+
+def timing(results: Results) -> Section | None:
+    """Where the time of rollouts went; None without."""
+    if not results.timing:
+        return None
+    section = Section(
+        key="timing",
+        title="Where the time of rollouts went",
+        heads=["policy", "steps", "all", "network", "simulator", "processors", "chordflow", "overhead"],
+        left=1,
+        below="Overhead: all but the policy's network and the simulator.",
+    )
+    place = rank(results, (row.policy for row in results.timing))
+    for row in sorted(results.timing, key=lambda r: (place[r.policy], -r.num_steps)):
+        times = (row.total_s, row.network_s, row.simulator_s, row.processors_s, row.other_s)
+        section.add(
+            way(row.policy),
+            count(row.num_steps),
+            *(figure(seconds(value), value) for value in times),
+            figure(percent(row.overhead), row.overhead),
+        )
+    return section
+
+
+# ---- Motion ---------------------------------------------------------------------------------------------
+
+
+def motion(results: Results) -> Section | None:
+    """How policies move; None without rollouts."""
+    if not results.motion:
+        return None
+    section = Section(
+        key="motion",
+        title="How the policies move, mean over episodes",
+        heads=["measure", "policy", "steps", "mean,\n95 % interval", "to the teacher,\npaired", "episodes"],
+        left=2,
+        below="Units: "
+        + "; ".join(
+            f"{name} in {MOTION_UNITS[name]}" for name in MOTION_UNITS if name in motion_rows(results)
+        )
+        + ".",
+    )
+    for measure, rows in motion_rows(results).items():
+        for row in rows:
+            section.add(
+                measure,
+                way(row.policy, row.solver),
+                count(row.num_steps),
+                figure(estimate(row.mean), row.mean.value),
+                figure(estimate(row.difference), row.difference.value) if row.difference else absent(),
+                count(row.episodes),
+                marked=is_student(results, row.policy, row.num_steps, row.solver),
+            )
+    return section
+
+
+def motion_rows(results: Results) -> dict[str, list[MotionRow]]:
+    """The rows of each measure, in the order in which policies are shown."""
+    place = rank(results, (row.policy for row in results.motion))
+    found: dict[str, list[MotionRow]] = {}
+    for measure in MOTION_UNITS:
+        rows = [row for row in results.motion if row.measure == measure]
+        if rows:
+            found[measure] = sorted(rows, key=lambda r: (place[r.policy], r.solver, -r.num_steps))
+    return found
+
+
+MODES = {
+    "none": "no delay",
+    "sync": "waits",
+    "async": "goes on, then switches",
+    "rtc": "real-time chunking",
+}
+"""What the robot does while the next chunk is made."""
+
+
+def delays(results: Results) -> Section | None:
+    """Success and motion under a delay; None where none was injected."""
+    if not results.delays:
+        return None
+    section = Section(
+        key="delays",
+        title="Rollouts with an inference delay",
+        heads=[
+            "policy", "steps", "meanwhile\nthe robot", "guidance\nweight", "delay", "success %,\n95 % interval",
+            "points to\nundelayed", "jump", "jerk",
+        ],
+        left=1,
+        wide={8},
+        below="Delay: control steps between asking for a chunk and having it. Guidance weight: the most that "
+        "real-time chunking pulls the new chunk to the old one.",
+    )  # fmt: skip
+    place = rank(results, (row.policy for row in results.delays))
+    modes = list(MODES)
+    for row in sorted(
+        results.delays,
+        key=lambda r: (place[r.policy], -r.num_steps, modes.index(r.mode), r.guidance_weight or 0, r.delay),
+    ):
+        paired = row.versus_undelayed
+        weight = row.guidance_weight
+        section.add(
+            way(row.policy),
+            count(row.num_steps),
+            MODES[row.mode],
+            figure(f"{weight:g}", weight) if weight is not None else absent(),
+            count(row.delay),
+            figure(percentage(row.rate) + span(row.interval, percentage), row.rate),
+            figure(estimate(paired.difference, points), paired.difference.value) if paired else absent(),
+            figure(estimate(row.jump), row.jump.value) if row.jump else absent(),
+            figure(estimate(row.jerk), row.jerk.value) if row.jerk else absent(),
+        )
+    return section
+
+
+def policies(results: Results) -> Section | None:
+    """The policies of the run; None where the file does not list them."""
+    if not results.policies:
+        return None
+    section = Section(
+        key="policies",
+        title="Policies",
+        heads=["policy", "checkpoint", "family", "steps", "parameters", "SHA-256 of\nits weights"],
+        left=3,
+        terminal=False,
+    )
+    for row in results.policies:
+        section.add(
+            way(row.name),
+            clean(row.path),
+            clean(row.family),
+            count(row.num_steps),
+            count(row.parameters),
+            clean(row.weights_sha256)[:12],
+        )
+    return section
