@@ -1,0 +1,333 @@
+"""Episodes of several policies: which run, in which order, and when it is enough."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+from chordflow.console import bar
+from chordflow.experiments.entrants import Entrant
+from chordflow.experiments.evaluate_config import EvaluateConfig
+from chordflow.policies import FlowPolicy, load_flow_policy
+from chordflow.policies.realtime import guidance_weight
+from chordflow.results.schema import (
+    TEACHER,
+    DelayMode,
+    DelayRow,
+    MotionRow,
+    PolicyName,
+    SequentialRow,
+    SuccessRow,
+    TimingRow,
+)
+from chordflow.results.sequential import SequentialTest
+from chordflow.rollouts import (
+    Episode,
+    EpisodeStore,
+    Execution,
+    Runner,
+    arm_settings,
+    open_runner,
+    paired,
+)
+from chordflow.rollouts.delay import Hold
+from chordflow.rollouts.lerobot_noise import run_lerobot_episodes
+from chordflow.rollouts.summaries import delay_row, motion_rows, success_at_margin
+
+EPISODES = "episodes"
+"""Folder of the episodes, in a run's folder."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to act.
+
+    Attributes:
+        name: of the policy.
+        policy: the policy.
+        num_steps: its solver steps.
+        solver: which solver.
+        execution: delay, and what is done about it.
+    """
+
+    name: PolicyName
+    policy: FlowPolicy
+    num_steps: int
+    solver: str = "euler"
+    execution: Execution = field(default_factory=Execution)
+
+    @property
+    def key(self) -> str:
+        """A name for files, one for each way to act."""
+        parts = [self.name, str(self.num_steps), self.solver]
+        if self.execution.mode != "none":
+            parts += [self.execution.mode, f"d{self.execution.delay}"]
+        if self.execution.max_guidance_weight is not None:
+            parts.append(f"w{self.execution.max_guidance_weight:g}")
+        return "-".join(parts)
+
+    @property
+    def label(self) -> str:
+        """A name for people."""
+        solver = "" if self.solver == "euler" else f"{self.solver} "
+        text = f"{self.name}, {self.num_steps} {solver}step{'s' * (self.num_steps > 1)}"
+        if self.execution.mode == "none":
+            return text
+        weight = self.execution.max_guidance_weight
+        guided = f" at weight {weight:g}" if weight is not None else ""
+        return f"{text}, {self.execution.mode}{guided}, delay {self.execution.delay}"
+
+
+@dataclass(frozen=True)
+class RolloutResults:
+    """What the episodes came to.
+
+    Attributes:
+        success: rows of success.
+        motion: rows of motion.
+        delays: rows under delay.
+        sequential: where a sequential run stopped.
+        timing: where the time went.
+        clip: for the moving picture, episodes with frames by label, the same seeds under each.
+    """
+
+    success: list[SuccessRow]
+    motion: list[MotionRow]
+    delays: list[DelayRow]
+    sequential: list[SequentialRow]
+    timing: list[TimingRow]
+    clip: dict[str, list[Episode]]
+
+
+def run_arms(config: EvaluateConfig, entrants: dict[PolicyName, Entrant]) -> RolloutResults:
+    """Runs all episodes of an evaluation with paired noise.
+
+    The teacher as deployed and the candidates come first, block by block where the run is sequential; whatever else
+    is asked for then runs through the same seeds.
+    """
+    with open_runner(config.env, config.eval.batch_size, config.eval.num_workers) as runner:
+        return _Rollouts(config, entrants, runner).run()
+
+
+class _Rollouts:
+    """The episodes of one evaluation."""
+
+    def __init__(self, config: EvaluateConfig, entrants: dict[PolicyName, Entrant], runner: Runner) -> None:
+        self.config, self.entrants, self.runner = config, entrants, runner
+        self.teacher = self._arm(entrants[TEACHER])
+        self.candidates = [self._arm(entrant) for name, entrant in entrants.items() if name != TEACHER]
+        self.runs: dict[Arm, list[Episode]] = {}
+        self.stores: dict[Arm, EpisodeStore] = {}
+        self.seeds = list(range(config.seed, config.seed + config.eval.n_episodes))
+        tasks = len(runner.tasks())
+        # Of a suite with many tasks the pictures of all of them would be too much to keep.
+        self.recorded = self.seeds[: config.eval.num_clips] if tasks <= max(1, config.eval.num_clips) else []
+        self.tasks = tasks
+
+    def run(self) -> RolloutResults:
+        config = self.config
+        sequential = self._run_core()
+        seeds = sorted({episode.seed for episode in self.runs[self.teacher]})
+        for arm in self._untrained():
+            self._run(arm, seeds)
+        plain = [self.teacher, *self._untrained(), *self.candidates]
+        delays = self._run_delays(seeds)
+        for store in self.stores.values():
+            store.compact()
+        success, motion = [], []
+        for arm in plain:
+            reference = None if arm == self.teacher else self.runs[self.teacher]
+            success += success_at_margin(self.runs[arm], arm.name, reference, config.margin_fraction)
+            motion += motion_rows(self.runs[arm], arm.name, reference, config.seed)
+        return RolloutResults(
+            success, motion, delays, sequential, [self._timing_row(arm) for arm in plain], self._clip(plain)
+        )
+
+    def _arm(self, entrant: Entrant, num_steps: int | None = None) -> Arm:
+        return Arm(entrant.name, entrant.policy, num_steps or entrant.num_steps)
+
+    def _untrained(self) -> list[Arm]:
+        """The free alternative: the teacher at few steps, by Euler and by midpoint at the same evaluations."""
+        few = {arm.num_steps for arm in self.candidates} | set(self.config.eval.teacher_num_steps)
+        few -= {self.teacher.num_steps}
+        entrant = self.entrants[TEACHER]
+        arms = [self._arm(entrant, n) for n in sorted(few)]
+        return arms + [
+            Arm(TEACHER, entrant.policy, n // 2, "midpoint")
+            for n in sorted(few)
+            if n % 2 == 0 and n < self.teacher.num_steps
+        ]
+
+    def _run_core(self) -> list[SequentialRow]:
+        config = self.config
+        seeds, tasks = self.seeds, self.tasks
+        core = [self.teacher, *self.candidates]
+        if not config.sequential.enable:
+            for arm in core:
+                self._run(arm, seeds)
+            return []
+        tests = {
+            arm: SequentialTest(
+                config.margin_fraction,
+                min_episodes=min(config.sequential.min_episodes, len(seeds)) * tasks,
+                max_episodes=len(seeds) * tasks,
+                look_every=tasks,
+            )
+            for arm in self.candidates
+        }
+        for start in range(0, len(seeds), config.eval.batch_size):
+            block = seeds[start : start + config.eval.batch_size]
+            for arm in core:
+                self._run(arm, block)
+            for arm, test in tests.items():
+                # In the order of seeds, never in that of ending: short episodes would come first.
+                pairs = paired(self._of(arm, block), self._of(self.teacher, block))
+                pairs.sort(key=lambda pair: pair[0].seed)
+                test.update([a.success for a, _ in pairs], [b.success for _, b in pairs])
+            if all(test.finished for test in tests.values()):
+                break
+        return [SequentialRow(arm.name, arm.num_steps, test.state()) for arm, test in tests.items()]
+
+    def _run_delays(self, seeds: Sequence[int]) -> list[DelayRow]:
+        """Every policy under every delay, each beside itself without one."""
+        delay = self.config.delay
+        if not delay.control_steps:
+            return []
+        seeds = seeds[: delay.n_episodes]
+        rows = []
+        for entrant in self.entrants.values():
+            for n in delay.num_steps:
+                plain = self._arm(entrant, n)
+                self._run(plain, seeds)
+                undelayed = self._of(plain, seeds)
+                rows.append(self._delay_row(plain, undelayed, None))
+                for execution in self._executions(n):
+                    arm = Arm(entrant.name, entrant.policy, n, execution=execution)
+                    self._run(arm, seeds)
+                    rows.append(self._delay_row(arm, self._of(arm, seeds), undelayed))
+        return rows
+
+    def _executions(self, num_steps: int) -> Iterator[Execution]:
+        """Delays in every mode; real-time chunking with the weight that fits, and with the usual one beside it."""
+        options = self.config.delay
+        hold = cast(Hold, options.hold)
+        for delay in options.control_steps:
+            for mode in cast(list[DelayMode], options.modes):
+                if mode != "rtc":
+                    yield Execution(mode, delay, hold)
+                    continue
+                for weight in dict.fromkeys((guidance_weight(num_steps), options.reference_weight)):
+                    yield Execution(mode, delay, hold, max_guidance_weight=weight)
+
+    def _delay_row(self, arm: Arm, episodes: list[Episode], undelayed: list[Episode] | None) -> DelayRow:
+        execution = arm.execution
+        return delay_row(
+            episodes,
+            arm.name,
+            undelayed,
+            mode=execution.mode,
+            delay=execution.delay,
+            guidance_weight=execution.max_guidance_weight,
+            seed=self.config.seed,
+        )
+
+    def _of(self, arm: Arm, seeds: Sequence[int]) -> list[Episode]:
+        wanted = set(seeds)
+        return [episode for episode in self.runs[arm] if episode.seed in wanted]
+
+    def _run(self, arm: Arm, seeds: Sequence[int]) -> None:
+        """Runs an arm through seeds that it has not run yet."""
+        done = {episode.seed for episode in self.runs.get(arm, [])}
+        wanted = [seed for seed in seeds if seed not in done]
+        if not wanted:
+            return
+        config = self.config
+        if arm not in self.stores:
+            settings = arm_settings(
+                arm.policy,
+                config.env,
+                num_steps=arm.num_steps,
+                solver=arm.solver,
+                n_action_steps=config.eval.n_action_steps,
+                execution=arm.execution,
+            )
+            self.stores[arm] = EpisodeStore(config.output_dir / EPISODES / arm.key, settings)
+        count = 0
+        with bar(arm.label) as progress:
+
+            def count_up(_episode: Episode) -> None:
+                nonlocal count
+                count += 1
+                progress.update(count, len(wanted) * self.tasks)
+
+            new = self.runner.run(
+                arm.policy,
+                wanted,
+                num_steps=arm.num_steps,
+                solver=arm.solver,
+                n_action_steps=config.eval.n_action_steps,
+                execution=arm.execution,
+                store=self.stores[arm],
+                record_frames=[seed for seed in wanted if seed in self.recorded],
+                progress=count_up,
+            )
+        self.runs[arm] = self.runs.get(arm, []) + new
+
+    def _timing_row(self, arm: Arm) -> TimingRow:
+        """Of all episodes, those of the runs before an interruption included."""
+        timing = self.stores[arm].timing
+        return TimingRow(
+            policy=arm.name,
+            num_steps=arm.num_steps,
+            network_s=timing.network_s,
+            simulator_s=timing.simulator_s,
+            processors_s=timing.processors_s,
+            other_s=timing.other_s,
+        )
+
+    def _clip(self, arms: Sequence[Arm]) -> dict[str, list[Episode]]:
+        """The recorded episodes of each arm that runs by Euler, by its label."""
+        return {
+            arm.label: [episode for episode in self.runs[arm] if episode.frames is not None]
+            for arm in arms
+            if arm.solver == "euler" and self.recorded
+        }
+
+
+def run_like_lerobot(config: EvaluateConfig, entrants: dict[PolicyName, Entrant]) -> RolloutResults:
+    """Runs every policy as `lerobot-eval` would, with the same seed and batch size.
+
+    Episodes are not paired, so nothing is compared but rates.
+    """
+    teacher = entrants[TEACHER]
+    few = sorted({e.num_steps for e in entrants.values()} | set(config.eval.teacher_num_steps))
+    plan = [(teacher, teacher.num_steps), *((teacher, n) for n in few if n != teacher.num_steps)]
+    plan += [(entrant, entrant.num_steps) for name, entrant in entrants.items() if name != TEACHER]
+    success: list[SuccessRow] = []
+    motion: list[MotionRow] = []
+    for entrant, num_steps in plan:
+        count = 0
+        with bar(Arm(entrant.name, entrant.policy, num_steps).label) as progress:
+
+            def count_up(_episode: Episode) -> None:
+                nonlocal count
+                count += 1
+                progress.update(count, max(count, config.eval.n_episodes))
+
+            episodes = run_lerobot_episodes(
+                lambda entrant=entrant: load_flow_policy(  # type: ignore[misc]
+                    entrant.folder, device=config.device, rename_map=config.rename_map, field=entrant.field
+                ),
+                config.env,
+                seed=config.seed,
+                n_episodes=config.eval.n_episodes,
+                batch_size=config.eval.batch_size,
+                num_steps=num_steps,
+                n_action_steps=config.eval.n_action_steps,
+                use_async_envs=config.eval.num_workers > 0,
+                progress=count_up,
+            )
+        success += success_at_margin(episodes, entrant.name, None, config.margin_fraction)
+        motion += motion_rows(episodes, entrant.name, None, config.seed)
+    return RolloutResults(success, motion, [], [], [], {})

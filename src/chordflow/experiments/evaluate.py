@@ -1,0 +1,230 @@
+"""Policies held against their teacher: measures on held-out observations, paired episodes, one file of results."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shlex
+import time
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import draccus
+
+from chordflow.console import bar, say
+from chordflow.couplings import Split, open_split
+from chordflow.errors import UserError
+from chordflow.evaluation.measure import measure
+from chordflow.experiments.arms import EPISODES, RolloutResults, run_arms, run_like_lerobot
+from chordflow.experiments.entrants import Entrant, load_entrants
+from chordflow.experiments.evaluate_config import EvaluateConfig
+from chordflow.experiments.provenance import device_name, teacher_may_have_seen
+from chordflow.experiments.reflow import RESULTS
+from chordflow.experiments.run_folder import new_folder, only_run
+from chordflow.policies.files import write_json
+from chordflow.policies.sampling import Sampler
+from chordflow.results.findings import findings
+from chordflow.results.schema import (
+    STUDENT,
+    TEACHER,
+    HeldOut,
+    PolicyName,
+    Results,
+    Rollouts,
+    installed_versions,
+)
+from chordflow.results.verdict import verdict
+from chordflow.rollouts import Episode
+
+EVALUATE_CONFIG = "evaluate_config.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation leaves.
+
+    Attributes:
+        results: what was measured.
+        clip: episodes with frames by label, the same seeds under each; empty without an environment.
+    """
+
+    results: Results
+    clip: dict[str, list[Episode]]
+
+
+def evaluate(config: EvaluateConfig, command: list[str]) -> Evaluated:
+    """Measures every policy on the dataset and runs it in the environment, as far as either is given.
+
+    What is measured on the dataset is saved before the first episode, each episode as it ends, and all results at the
+    end; a run that was stopped goes on from there.
+
+    Args:
+        config: all settings.
+        command: the command line, for the results.
+
+    Raises:
+        UserError: for input that cannot be used.
+    """
+    started = time.perf_counter()
+    output = config.output_dir
+    if not config.resume:
+        _refuse_existing(output)
+    entrants = load_entrants(config)
+    teacher = entrants[TEACHER].policy
+    split = open_split(config.dataset, teacher, config.rename_map) if config.dataset is not None else None
+    folder = contextlib.nullcontext() if config.resume else _new_folder(output)
+    with folder, only_run(output):
+        try:
+            write_json(output / EVALUATE_CONFIG, _plain(draccus.encode(config)))
+            results = _on_the_dataset(config, command, entrants, split)
+            rollouts = _in_the_environment(config, entrants)
+            if rollouts is not None:
+                results = _with_rollouts(config, results, rollouts)
+            results = _concluded(results)
+            results.save(output / RESULTS)
+        except KeyboardInterrupt as interrupt:
+            interrupt.add_note(f"go on with: {_resume_command(output)}")
+            raise
+    say(f"Done in {time.perf_counter() - started:.0f} s.")
+    return Evaluated(results, rollouts.clip if rollouts is not None else {})
+
+
+def _on_the_dataset(
+    config: EvaluateConfig, command: list[str], entrants: dict[PolicyName, Entrant], split: Split | None
+) -> Results:
+    """The results without episodes; those of the run that is gone on with, where nothing they depend on changed."""
+    student = entrants.get(STUDENT)
+    results = Results(
+        kind="evaluate",
+        command=command,
+        settings=_plain(draccus.encode(config)),
+        versions=installed_versions(),
+        device=device_name(entrants[TEACHER].policy.device),
+        seeds={"episodes": config.seed, "measuring": config.measure.seed},
+        teacher=config.teacher.path,
+        student=student.path if student is not None else None,
+        teacher_num_steps=entrants[TEACHER].num_steps,
+        policies=[entrant.info for entrant in entrants.values()],
+    )
+    if split is None or config.dataset is None:
+        return results
+    before = _measured_before(config, results)
+    if before is not None:
+        say("Measures on the dataset are those of the run that is gone on with.")
+        return dataclasses.replace(before, command=command, settings=results.settings)
+    with bar("measuring") as progress:
+        measures = measure(
+            {name: Sampler(entrant.policy, entrant.num_steps) for name, entrant in entrants.items()},
+            split.held_out,
+            config.measure,
+            on_progress=progress.update,
+        )
+    results = dataclasses.replace(
+        results,
+        held_out=HeldOut(
+            episodes=split.held_out_episodes,
+            observations=measures.num_observations,
+            noises=config.measure.noises_per_observation,
+            maybe_seen_by_teacher=teacher_may_have_seen(
+                entrants[TEACHER].folder, config.dataset, split.held_out_episodes
+            ),
+        ),
+        curvature=measures.curvature,
+        gaps=measures.gaps,
+        latency=measures.latency,
+        spreads=measures.spreads,
+        widest=measures.widest,
+        trajectories=measures.trajectories,
+        trajectory_axes=measures.trajectory_axes,
+    )
+    results = _concluded(results)
+    results.save(config.output_dir / RESULTS)
+    return results
+
+
+def _measured_before(config: EvaluateConfig, now: Results) -> Results | None:
+    """Results of an earlier run in this folder, if the same was measured on the same."""
+    path = config.output_dir / RESULTS
+    if not config.resume or not path.is_file():
+        return None
+    before = Results.load(path)
+    same_settings = all(
+        before.settings.get(name) == now.settings[name] for name in ("dataset", "measure", "rename_map")
+    )
+    same = same_settings and before.policies == now.policies and before.held_out is not None
+    return before if same and before.device == now.device else None
+
+
+def _in_the_environment(config: EvaluateConfig, entrants: dict[PolicyName, Entrant]) -> RolloutResults | None:
+    if config.env is None:
+        return None
+    if config.noise == "lerobot":
+        return run_like_lerobot(config, entrants)
+    return run_arms(config, entrants)
+
+
+def _with_rollouts(config: EvaluateConfig, results: Results, rollouts: RolloutResults) -> Results:
+    env: Any = config.env
+    return dataclasses.replace(
+        results,
+        success=rollouts.success,
+        motion=rollouts.motion,
+        delays=rollouts.delays,
+        sequential=rollouts.sequential,
+        timing=rollouts.timing,
+        rollouts=Rollouts(
+            env=f"{env.type}, {env.task}" if env.task else str(env.type),
+            noise="lerobot" if config.noise == "lerobot" else "paired",
+            first_seed=config.seed,
+            batch_size=config.eval.batch_size,
+            num_workers=config.eval.num_workers,
+            margin=config.margin_fraction,
+        ),
+    )
+
+
+def _concluded(results: Results) -> Results:
+    return dataclasses.replace(results, findings=findings(results), verdict=verdict(results))
+
+
+def _refuse_existing(output: Path) -> None:
+    if (output / EVALUATE_CONFIG).is_file():
+        raise UserError(
+            f"output_dir={output} exists already; name a new folder, or go on with: {_resume_command(output)}"
+        )
+    if output.exists():
+        raise UserError(f"output_dir={output} exists already; name a new folder.")
+
+
+def _resume_command(output: Path) -> str:
+    return f"chordflow evaluate --resume=true --config_path={shlex.quote(str(output / EVALUATE_CONFIG))}"
+
+
+@contextlib.contextmanager
+def _new_folder(output: Path) -> Iterator[None]:
+    """The folder of a new run, which a run that fails before anything was measured takes away again."""
+    with new_folder(output):
+        try:
+            yield
+        except BaseException:
+            if not (output / RESULTS).exists() and not any((output / EPISODES).rglob("*.parquet")):
+                (output / EVALUATE_CONFIG).unlink(missing_ok=True)
+                for folder in sorted((output / EPISODES).rglob("*"), reverse=True):
+                    with contextlib.suppress(OSError):
+                        folder.rmdir()
+                with contextlib.suppress(OSError):
+                    (output / EPISODES).rmdir()
+            raise
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as JSON holds them; environments of LeRobot's keep enumerations among theirs."""
+
+    def value_of(item: object) -> Any:
+        return item.value if isinstance(item, Enum) else str(item)
+
+    plain: dict[str, Any] = json.loads(json.dumps(settings, default=value_of))
+    return plain

@@ -1,0 +1,136 @@
+"""From episodes to the rows that are reported: success at a margin, motion, delays."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from chordflow.results.coverage import wilson_coverage
+from chordflow.results.schema import (
+    DelayMode,
+    DelayRow,
+    MotionMeasure,
+    MotionRow,
+    PolicyName,
+    SuccessRow,
+)
+from chordflow.results.statistics import (
+    Estimate,
+    compare_success,
+    mean_interval,
+    non_inferiority,
+    paired_difference,
+)
+from chordflow.rollouts.episodes import Episode, paired, success_rows
+
+MEASURES: dict[MotionMeasure, str] = {
+    "jerk": "jerk",
+    "path length": "path_length",
+    "jump": "jump",
+    "length": "length",
+    "seconds": "seconds",
+}
+"""Each measure of motion and the field of an episode that holds it."""
+
+
+def success_at_margin(
+    episodes: Sequence[Episode], policy: PolicyName, teacher: Sequence[Episode] | None, margin: float
+) -> list[SuccessRow]:
+    """`success_rows`, with what the pairs say at a margin and what Wilson's interval covers.
+
+    Args:
+        episodes: one run.
+        policy: whose.
+        teacher: the teacher as deployed in the same episodes; None for itself, and where nothing is paired.
+        margin: how much lower success may be, a fraction.
+    """
+    rows = []
+    for row in success_rows(episodes, policy, teacher):
+        statement = non_inferiority(row.versus_teacher, margin) if row.versus_teacher is not None else None
+        coverage = wilson_coverage(row.episodes, row.rate)
+        rows.append(dataclasses.replace(row, noninferiority=statement, coverage=coverage))
+    return rows
+
+
+def motion_rows(
+    episodes: Sequence[Episode], policy: PolicyName, teacher: Sequence[Episode] | None, seed: int
+) -> list[MotionRow]:
+    """Jerk, path length, jump, length and time of one run, each with its paired difference to the teacher's.
+
+    A measure that no episode has is left out.
+
+    Args:
+        episodes: one run, all with one solver and number of steps.
+        policy: whose.
+        teacher: the teacher as deployed in the same episodes, or None.
+        seed: of the bootstrap behind the intervals.
+    """
+    pairs = paired(episodes, teacher) if teacher is not None else None
+    rows = []
+    for measure, name in MEASURES.items():
+        values = [value for e in episodes if (value := getattr(e, name)) is not None]
+        if not values:
+            continue
+        difference = None
+        if pairs is not None:
+            both = [(getattr(a, name), getattr(b, name)) for a, b in pairs]
+            both = [(a, b) for a, b in both if a is not None and b is not None]
+            if both:
+                difference = paired_difference(*zip(*both, strict=True), seed=seed)
+        rows.append(
+            MotionRow(
+                policy=policy,
+                solver=episodes[0].solver,
+                num_steps=episodes[0].num_steps,
+                measure=measure,
+                mean=mean_interval(values, seed=seed),
+                difference=difference,
+                episodes=len(values),
+            )
+        )
+    return rows
+
+
+def delay_row(
+    episodes: Sequence[Episode],
+    policy: PolicyName,
+    undelayed: Sequence[Episode] | None,
+    *,
+    mode: DelayMode,
+    delay: int,
+    guidance_weight: float | None,
+    seed: int,
+) -> DelayRow:
+    """Success and smoothness of one run under a delay.
+
+    Args:
+        episodes: the run, all with one number of steps.
+        policy: whose.
+        undelayed: the same policy and steps in the same episodes without delay; None for that run itself.
+        mode: what the robot did meanwhile.
+        delay: in control steps.
+        guidance_weight: of real-time chunking.
+        seed: of the bootstrap behind the intervals.
+    """
+    versus = None
+    if undelayed is not None:
+        versus = compare_success(
+            *zip(*((a.success, b.success) for a, b in paired(episodes, undelayed)), strict=True)
+        )
+    return DelayRow(
+        policy=policy,
+        num_steps=episodes[0].num_steps,
+        mode=mode,
+        delay=delay,
+        guidance_weight=guidance_weight,
+        successes=sum(e.success for e in episodes),
+        episodes=len(episodes),
+        versus_undelayed=versus,
+        jump=_mean([e.jump for e in episodes], seed),
+        jerk=_mean([e.jerk for e in episodes], seed),
+    )
+
+
+def _mean(values: Sequence[float | None], seed: int) -> Estimate | None:
+    known = [value for value in values if value is not None]
+    return mean_interval(known, seed=seed) if known else None
