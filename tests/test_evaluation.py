@@ -18,7 +18,7 @@ from chordflow.evaluation.gap import Modes, action_gap
 from chordflow.evaluation.latency import measure_latency
 from chordflow.evaluation.measure import Measures, measure
 from chordflow.evaluation.modes import least_silhouette, mode_centres, nearest_mode
-from chordflow.evaluation.paired import MeasureConfig, encode_held_out, solve
+from chordflow.evaluation.paired import MeasureConfig, Way, encode_held_out, solve
 from chordflow.flow.closed_forms import GaussianFlow
 from chordflow.flow.seeds import generator
 from chordflow.flow.solvers import SOLVERS
@@ -37,9 +37,10 @@ MEASURE = MeasureConfig(
 
 
 def on_grid(
-    policy: GaussianFlowPolicy, num_steps: int, noise: Tensor, context: Context, **options: object
+    policy: GaussianFlowPolicy, num_steps: int, noise: Tensor, context: Context, batch_size: int = 512
 ) -> Tensor:
-    return solve(policy, context, noise, num_steps, batch_size=512, **options)  # type: ignore[arg-type]
+    way = Way("euler", num_steps)
+    return solve(policy, context, noise, [way], batch_size=batch_size)[way]
 
 
 @pytest.fixture(scope="module")
@@ -262,8 +263,7 @@ def test_solve_makes_the_evaluations_it_is_asked_for(solver: str, saved: int) ->
         policy,
         held_out.contexts["teacher"],
         held_out.noise,
-        3,
-        solver=solver,
+        [Way(solver, 3)],
         batch_size=32,
         on_batch=told.append,
     )
@@ -276,8 +276,8 @@ def test_solving_does_not_depend_on_the_batch_size(batch_size: int) -> None:
     policy = make_policy(num_modes=2)
     held_out = encode_held_out({"teacher": policy}, make_observations(5), MeasureConfig())
     context, noise = held_out.contexts["teacher"], held_out.noise
-    ends = solve(policy, context, noise, 3, batch_size=batch_size)
-    torch.testing.assert_close(ends, solve(policy, context, noise, 3, batch_size=80), rtol=1e-5, atol=1e-5)
+    ends = on_grid(policy, 3, noise, context, batch_size)
+    torch.testing.assert_close(ends, on_grid(policy, 3, noise, context, 80), rtol=1e-5, atol=1e-5)
 
 
 def test_contexts_are_shared_where_prefixes_agree_and_only_there() -> None:

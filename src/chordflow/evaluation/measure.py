@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from chordflow.evaluation.latency import measure_latency
 from chordflow.evaluation.paired import (
     HeldOutSet,
     MeasureConfig,
+    Way,
     batches,
     encode_held_out,
     solve,
@@ -104,9 +106,9 @@ def measure(
     teacher, teacher_steps = networks[TEACHER], policies[TEACHER].num_steps
     latency = _latency(policies, observations, config)
     held_out = encode_held_out(networks, observations, config)
-    plan = _plan(policies, config)
+    ways = _ways(policies, config)
     work = _Work(held_out, config, on_progress)
-    work.total = work.cost(sum(get_solver(s).nfe(n) for _, s, n in plan))
+    work.total = work.cost(sum(way.nfe for of_one in ways.values() for way in of_one))
     work.total += len(networks) * work.cost(config.converged_num_steps, config.converged_noises)
 
     curvature, converged = [], {}
@@ -114,28 +116,26 @@ def measure(
         sums, ends = work.converge(name, network)
         curvature.append(_curvature_row(name, sums, held_out, config.seed))
         converged[name] = ends
-    deployed = work.solve(TEACHER, teacher, "euler", teacher_steps)
-    modes = Modes(deployed, teacher.chunk.action_dim)
-
-    references: dict[Reference, tuple[Tensor, int]] = {
-        "deployed": (deployed, teacher_steps),
-        "converged": (converged[TEACHER], config.converged_num_steps),
-    }
     gaps: list[GapRow] = []
-    untrained: dict[tuple[str, int, str], Gap] = {}
-    for name, solver, num_steps in plan:
-        is_deployed = (name, solver, num_steps) == (TEACHER, "euler", teacher_steps)
-        ends = deployed if is_deployed else work.solve(name, networks[name], solver, num_steps)
-        for reference, (target, reference_steps) in references.items():
+    untrained: dict[tuple[Way, Reference], Gap] = {}
+    for name, network in networks.items():
+        solved = work.solve(name, network, ways[name])
+        if name == TEACHER:
+            deployed = solved[Way("euler", teacher_steps)]
+            modes = Modes(deployed, teacher.chunk.action_dim)
+            references: dict[Reference, tuple[Tensor, int]] = {
+                "deployed": (deployed, teacher_steps),
+                "converged": (converged[TEACHER], config.converged_num_steps),
+            }
+        for (way, ends), (reference, (target, fine)) in product(solved.items(), references.items()):
             gap = action_gap(ends[:, : target.shape[1]], target, modes, teacher)
-            key = (solver, num_steps, reference)
             ratio = None
             if name == TEACHER:
-                untrained[key] = gap
-            elif key in untrained and untrained[key].rms > 0:
-                ratio = _ratio(gap, untrained[key], held_out.episodes, config.seed)
+                untrained[way, reference] = gap
+            elif untrained[way, reference].rms > 0:
+                ratio = _ratio(gap, untrained[way, reference], held_out.episodes, config.seed)
             interval = gap.interval(held_out.episodes.numpy(), config.seed)
-            row = _gap_row(name, solver, num_steps, reference, reference_steps, gap)
+            row = _gap_row(name, way, reference, fine, gap)
             gaps.append(replace(row, ratio_to_untrained=ratio, interval=interval))
     paths, axes = trajectories(networks, held_out, deployed, config.converged_num_steps)
     spreads = observation_spreads(deployed, modes, held_out)
@@ -169,17 +169,18 @@ class _Work:
         self.done += nfe
         self.on_progress(self.done, self.total)
 
-    def solve(self, name: PolicyName, policy: FlowPolicy, solver: str, num_steps: int) -> Tensor:
+    def solve(self, name: PolicyName, policy: FlowPolicy, ways: list[Way]) -> dict[Way, Tensor]:
         ends = solve(
             policy,
             self.held_out.contexts[name],
             self.held_out.noise,
-            num_steps,
-            solver=solver,
+            ways,
             batch_size=self.config.batch_size,
             on_batch=self.tick,
         )
-        return _finite(ends, name, solver, num_steps)
+        for way, found in ends.items():
+            _require_finite(found, name, way)
+        return ends
 
     def converge(self, name: PolicyName, policy: FlowPolicy) -> tuple[Curvature, Tensor]:
         """Curvature on the fine grid, and the endpoints (N, converged_noises, H, D) that come with it."""
@@ -197,35 +198,37 @@ class _Work:
             total = sums if total is None else total.merge(sums)
             self.tick(self.config.converged_num_steps)
         assert total is not None
-        return total, _finite(ends, name, "euler", self.config.converged_num_steps)
+        _require_finite(ends, name, Way("euler", self.config.converged_num_steps))
+        return total, ends
 
 
-def _finite(ends: Tensor, name: PolicyName, solver: str, num_steps: int) -> Tensor:
-    """The endpoints, if they can be measured.
+def _require_finite(ends: Tensor, name: PolicyName, way: Way) -> None:
+    """Makes sure that endpoints can be measured.
 
     Raises:
         UserError: if one is NaN or infinite.
     """
     if not ends.isfinite().all():
         raise UserError(
-            f"{name}: {num_steps} {solver} steps end in NaN or infinite actions; train again with a lower "
+            f"{name}: {way.num_steps} {way.solver} steps end in NaN or infinite actions; train again with a lower "
             "--optimizer.lr, or check the teacher's weights."
         )
-    return ends
 
 
-def _plan(policies: Mapping[PolicyName, Sampler], config: MeasureConfig) -> list[tuple[PolicyName, str, int]]:
-    """Which policy is solved how: the teacher first, so that the others' ratios have their denominator."""
+def _ways(policies: Mapping[PolicyName, Sampler], config: MeasureConfig) -> dict[PolicyName, list[Way]]:
+    """How each policy is solved; whatever the others do, the teacher does as well."""
     steps = sorted({*config.num_steps, *(sampler.num_steps for sampler in policies.values())})
-    plan: list[tuple[PolicyName, str, int]] = [(TEACHER, "euler", n) for n in steps]
+    teacher = [Way("euler", n) for n in steps]
     for solver in dict.fromkeys(config.solvers):
         # What the same budget of evaluations gives without training.
         each = get_solver(solver).nfe_per_step
-        plan += [(TEACHER, solver, n // each) for n in steps if n % each == 0 and solver != "euler"]
-    for name, sampler in policies.items():
-        if name != TEACHER:
-            plan += [(name, "euler", n) for n in sorted({*config.num_steps, sampler.num_steps})]
-    return plan
+        teacher += [Way(solver, n // each) for n in steps if n % each == 0 and solver != "euler"]
+    return {
+        name: [Way("euler", n) for n in sorted({*config.num_steps, sampler.num_steps})]
+        if name != TEACHER
+        else teacher
+        for name, sampler in policies.items()
+    }
 
 
 def _curvature_row(policy: PolicyName, sums: Curvature, held_out: HeldOutSet, seed: int) -> CurvatureRow:
@@ -260,19 +263,12 @@ def _ratio(gap: Gap, untrained: Gap, episodes: Tensor, seed: int) -> Estimate:
     )
 
 
-def _gap_row(
-    policy: PolicyName,
-    solver: str,
-    num_steps: int,
-    reference: Reference,
-    reference_steps: int,
-    gap: Gap,
-) -> GapRow:
+def _gap_row(policy: PolicyName, way: Way, reference: Reference, reference_steps: int, gap: Gap) -> GapRow:
     return GapRow(
         policy=policy,
-        solver=solver,
-        num_steps=num_steps,
-        nfe=get_solver(solver).nfe(num_steps),
+        solver=way.solver,
+        num_steps=way.num_steps,
+        nfe=way.nfe,
         reference=reference,
         reference_num_steps=reference_steps,
         rms=gap.rms,
