@@ -1,0 +1,173 @@
+"""Stated coverages, held against enumerations of their own by scipy and statsmodels, and the page that states them."""
+
+import importlib.util
+import json
+import math
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from statsmodels.stats.proportion import proportion_confint
+
+from chordflow.results.coverage import (
+    bootstrap_coverage,
+    non_inferiority_power,
+    paired_coverage,
+    sequential_power,
+    wilson_coverage,
+)
+from chordflow.results.sequential import SequentialTest
+from chordflow.results.statistics import compare_success
+
+ROOT = Path(__file__).parents[1]
+
+
+@given(st.integers(1, 300), st.sampled_from([0.0, 1.0]) | st.floats(1e-9, 1))
+@settings(deadline=None, max_examples=25)
+def test_wilson_coverage_is_that_of_scipy_and_statsmodels(n: int, rate: float) -> None:
+    expected = 0.0
+    for k in range(n + 1):
+        low, high = proportion_confint(k, n, method="wilson")
+        if low - 1e-12 <= rate <= high + 1e-12:
+            expected += scipy.stats.binom.pmf(k, n, rate)
+    assert wilson_coverage(n, rate) == pytest.approx(expected, abs=1e-3)
+
+
+@cache
+def _newcombe(n11: int, n10: int, n01: int, n00: int) -> tuple[float, float]:
+    """Newcombe's method 10 from his formulas, a table at a time."""
+    n = n11 + n10 + n01 + n00
+    p1, p2 = (n11 + n10) / n, (n11 + n01) / n
+    (l1, u1), (l2, u2) = (proportion_confint(k, n, method="wilson") for k in (n11 + n10, n11 + n01))
+    denominator = math.sqrt((n11 + n10) * (n01 + n00) * (n11 + n01) * (n10 + n00))
+    numerator = n11 * n00 - n10 * n01
+    if numerator > n / 2:
+        numerator -= n / 2
+    elif numerator >= 0:
+        numerator = 0
+    phi = numerator / denominator if denominator else 0.0
+    below = (p1 - l1) ** 2 - 2 * phi * (p1 - l1) * (u2 - p2) + (u2 - p2) ** 2
+    above = (p2 - l2) ** 2 - 2 * phi * (p2 - l2) * (u1 - p1) + (u1 - p1) ** 2
+    return p1 - p2 - math.sqrt(max(below, 0)), p1 - p2 + math.sqrt(max(above, 0))
+
+
+def _all_tables(n: int) -> np.ndarray:
+    return np.array(
+        [
+            (a, b, c, n - a - b - c)
+            for a in range(n + 1)
+            for b in range(n + 1 - a)
+            for c in range(n + 1 - a - b)
+        ]
+    )
+
+
+@pytest.mark.parametrize("n", [1, 5, 24])
+@pytest.mark.parametrize(
+    ("both", "only_first", "only_second"),
+    [(0.9, 0.02, 0.02), (0.5, 0.1, 0.2), (0.2, 0.3, 0.1), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.7, 0.2, 0.1)],
+)
+def test_paired_coverage_is_that_of_scipy(n: int, both: float, only_first: float, only_second: float) -> None:
+    tables = _all_tables(n)
+    neither = max(1 - both - only_first - only_second, 0.0)
+    law = scipy.stats.multinomial(n, [both, only_first, only_second, neither]).pmf(tables)
+    ends = np.array([_newcombe(*map(int, table)) for table in tables])
+    truth = only_first - only_second
+    holds = (ends[:, 0] - 1e-12 <= truth) & (truth <= ends[:, 1] + 1e-12)
+    assert paired_coverage(n, only_first, only_second, both) == pytest.approx(law[holds].sum(), abs=1e-3)
+    better, worse = non_inferiority_power(n, only_first, only_second, both, 0.25)
+    assert better == pytest.approx(law[ends[:, 0] > -0.25].sum(), abs=1e-3)
+    assert worse == pytest.approx(law[ends[:, 1] < -0.25].sum(), abs=1e-3)
+
+
+@pytest.mark.parametrize("n", [1, 6, 24])
+@pytest.mark.parametrize(("only_first", "only_second"), [(0.1, 0.1), (0.3, 0.05), (0.0, 0.0), (0.02, 0.0)])
+def test_bootstrap_coverage_is_that_of_its_intervals(n: int, only_first: float, only_second: float) -> None:
+    tables = [(b, c, n - b - c) for b in range(n + 1) for c in range(n + 1 - b)]
+    law = scipy.stats.multinomial(n, [only_first, only_second, 1 - only_first - only_second]).pmf(tables)
+    truth = only_first - only_second
+    covered = 0.0
+    for (b, c, same), weight in zip(tables, law, strict=True):
+        paired = compare_success([1] * b + [0] * c + [1] * same, [0] * b + [1] * c + [1] * same)
+        point = (b - c) / n
+        low, high = (paired.bootstrap.low, paired.bootstrap.high) if paired.bootstrap else (point, point)
+        covered += weight * (low - 1e-12 <= truth <= high + 1e-12)
+    assert bootstrap_coverage(n, only_first, only_second) == pytest.approx(covered, abs=1e-3)
+
+
+def test_larger_tables_agree_with_draws() -> None:
+    rng = np.random.default_rng(0)
+    law = [0.85, 0.03, 0.05, 0.07]
+    draws = rng.multinomial(150, law, size=4000)
+    hits = sum(low <= -0.02 <= high for low, high in (_newcombe(*map(int, t)) for t in draws))
+    assert paired_coverage(150, 0.03, 0.05, 0.85) == pytest.approx(hits / 4000, abs=0.012)
+
+
+def test_sequential_figures_are_those_of_all_sequences() -> None:
+    first, second, margin, alpha, last = 0.5, 0.2, 0.6, 0.4, 6
+    better = worse = mean = 0.0
+    for code in range(3**last):
+        d = [(code // 3**i) % 3 - 1 for i in range(last)]
+        weight = math.prod({1: first, 0: 1 - first - second, -1: second}[x] for x in d)
+        end = SequentialTest(margin, alpha=alpha, min_episodes=2, max_episodes=last).update(
+            [x == 1 for x in d], [x == -1 for x in d]
+        )
+        better += weight * (end.decision == "non-inferior")
+        worse += weight * (end.decision == "inferior")
+        mean += weight * end.episodes
+    exact = sequential_power(
+        SequentialTest(margin, alpha=alpha, min_episodes=2, max_episodes=last), first, second
+    )
+    assert better > 0.1
+    assert (exact.non_inferior, exact.inferior, exact.mean_episodes) == pytest.approx((better, worse, mean))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: wilson_coverage(0, 0.5), "episodes"),
+        (lambda: wilson_coverage(10, 1.5), "impossible"),
+        (lambda: paired_coverage(10, 0.5, 0.5, 0.5), "impossible"),
+        (lambda: bootstrap_coverage(10, -0.1, 0.5), "impossible"),
+        (lambda: non_inferiority_power(10, 0.1, 0.1, 0.5, 0.0), "margin"),
+    ],
+)
+def test_impossible_truths_are_refused(call: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()  # type: ignore[operator]
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("coverage_table", ROOT / "scripts" / "coverage_table.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    "table", ["wilson", "paired", "peeking", pytest.param("plans", marks=pytest.mark.slow)]
+)
+def test_the_page_states_what_is_computed(script: ModuleType, table: str) -> None:
+    stated = json.loads((ROOT / "docs" / "statistics.json").read_text())
+    assert stated.keys() == script.TABLES.keys()
+    computed = script.TABLES[table]()
+    assert len(stated[table]) == len(computed)
+    for before, now in zip(stated[table], computed, strict=True):
+        assert before == pytest.approx(now, abs=1e-3)
+
+
+def test_the_page_shows_what_is_stated(script: ModuleType) -> None:
+    stated = json.loads((ROOT / "docs" / "statistics.json").read_text())
+    page = (ROOT / "docs" / "statistics.md").read_text()
+    assert script.fill(page, stated) == page
+    changed = json.loads(json.dumps(stated))
+    changed["wilson"][0]["coverage"] += 0.01
+    assert script.fill(page, changed) != page

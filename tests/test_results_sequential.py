@@ -1,0 +1,238 @@
+"""The sequential test: fair bets, errors under looking after every pair, and what an early stop leaves."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chordflow.results.codec import decode, encode
+from chordflow.results.coverage import sequential_power
+from chordflow.results.sequential import (
+    FRACTIONS,
+    SHARES,
+    SequentialDecision,
+    SequentialTest,
+    confidence_sequence,
+    log_capital,
+)
+
+counts = st.integers(0, 60)
+differences = st.lists(st.sampled_from([-1, 0, 0, 0, 1]), min_size=1, max_size=80)
+means = st.floats(-0.95, 0.95)
+
+
+def _outcomes(d: list[int] | np.ndarray) -> tuple[list[bool], list[bool]]:
+    return [x == 1 for x in d], [x == -1 for x in d]
+
+
+def _draw(rng: np.random.Generator, shape: tuple[int, ...], first: float, second: float) -> np.ndarray:
+    return rng.choice([1, 0, -1], p=[first, 1 - first - second, second], size=shape)
+
+
+def test_the_first_capital_is_one() -> None:
+    assert SHARES.sum() == pytest.approx(1)
+    assert len(SHARES) == len(FRACTIONS)
+    assert ((FRACTIONS > 0) & (FRACTIONS < 1)).all()
+    assert float(log_capital(0, 0, 0, 0.3)) == pytest.approx(0)
+
+
+@given(counts, counts, counts, means)
+def test_every_bet_is_fair_and_made_before_its_pair(wins: int, ties: int, losses: int, mean: float) -> None:
+    # The three capitals that the next pair may lead to lie on a line through the present one at the mean: the
+    # slope is the bet, the same whatever comes, so it was made from the past alone and expects to gain nothing.
+    now = float(log_capital(wins, ties, losses, mean))
+    after = np.exp(
+        [
+            float(log_capital(wins, ties, losses + 1, mean)) - now,
+            float(log_capital(wins, ties + 1, losses, mean)) - now,
+            float(log_capital(wins + 1, ties, losses, mean)) - now,
+        ]
+    )
+    bet = after[2] - after[1]
+    assert bet > 0
+    assert after[1] - after[0] == pytest.approx(bet)
+    assert after == pytest.approx(1 + bet * (np.array([-1, 0, 1]) - mean))
+    assert (after > 0).all()
+
+
+@given(means, st.floats(0, 1), st.floats(-1, 1))
+@settings(max_examples=20, deadline=None)
+def test_expected_capital_is_one_at_the_mean_and_less_below(mean: float, share: float, lower: float) -> None:
+    # Over all 3^5 sequences, under any law with that mean.
+    def expected(true_mean: float) -> float:
+        first = max(true_mean, 0.0) + share * (1 - abs(true_mean)) / 2
+        second = max(-true_mean, 0.0) + share * (1 - abs(true_mean)) / 2
+        total = 0.0
+        for sequence in itertools.product((1, 0, -1), repeat=5):
+            w, t, s = (sequence.count(d) for d in (1, 0, -1))
+            total += first**w * second**s * (1 - first - second) ** t * math.exp(log_capital(w, t, s, mean))
+        return total
+
+    assert expected(mean) == pytest.approx(1)
+    assert expected(min(lower, mean)) <= 1 + 1e-9
+
+
+@settings(deadline=None, max_examples=30)
+@given(differences, st.randoms(use_true_random=False))
+def test_the_future_does_not_change_the_past(d: list[int], random: object) -> None:
+    cut = len(d) // 2 + 1
+    future = d[cut:]
+    random.shuffle(future)  # type: ignore[attr-defined]
+
+    def pasts(sequence: list[int]) -> list[SequentialDecision]:
+        test = SequentialTest(0.1, min_episodes=1)
+        return [test.update([x == 1], [x == -1]) for x in sequence][:cut]
+
+    assert pasts(d) == pasts(d[:cut] + future)
+
+
+@settings(deadline=None, max_examples=50)
+@given(differences, st.lists(st.integers(1, 16), min_size=1, max_size=10))
+def test_batches_do_not_matter(d: list[int], sizes: list[int]) -> None:
+    whole = SequentialTest(0.3, min_episodes=5, max_episodes=60)
+    expected = whole.update(*_outcomes(d))
+    parts = SequentialTest(0.3, min_episodes=5, max_episodes=60)
+    rest, state = list(d), parts.state()
+    for size in itertools.cycle(sizes):
+        if not rest:
+            break
+        batch, rest = rest[:size], rest[size:]
+        state = parts.update(*_outcomes(batch))
+    assert state == expected
+
+
+@settings(deadline=None, max_examples=30)
+@given(differences, st.integers(1, 40), st.floats(0.02, 0.6))
+def test_decisions_keep_to_their_bounds(d: list[int], least: int, margin: float) -> None:
+    test = SequentialTest(margin, min_episodes=least, max_episodes=least + 30)
+    for x in d:
+        before = test.finished
+        counted = test.state().episodes
+        state = test.update([x == 1], [x == -1])
+        assert state.episodes == (counted if before else counted + 1) <= least + 30
+        assert state.looks == max(0, state.episodes - least + 1)
+        assert state.stopped_early == (state.decision != "undecided" and state.episodes < least + 30)
+        if state.episodes < least:
+            assert state.decision == "undecided"
+        else:
+            # The decision is what the interval says, and the evidence.
+            assert (state.decision == "non-inferior") == (state.low > -margin)
+            assert (state.decision == "inferior") == (state.high < -margin)
+            assert (state.decision == "non-inferior") == (state.e_non_inferior >= 2 / 0.05)
+            assert (state.decision == "inferior") == (state.e_inferior >= 2 / 0.05)
+
+
+@settings(deadline=None, max_examples=30)
+@given(counts, counts, counts, st.sampled_from([0.01, 0.05, 0.2]))
+def test_the_interval_is_where_the_capital_is_low(wins: int, ties: int, losses: int, alpha: float) -> None:
+    low, high = confidence_sequence(wins, ties, losses, alpha=alpha)
+    n = wins + ties + losses
+    if n:
+        assert low <= (wins - losses) / n <= high
+    for mean in np.linspace(-0.99, 0.99, 67):
+        refuted = max(log_capital(wins, ties, losses, mean), log_capital(losses, ties, wins, -mean))
+        if abs(refuted - np.log(2 / alpha)) > 1e-6:
+            assert (low <= mean <= high) == (refuted < np.log(2 / alpha))
+    assert confidence_sequence(losses, ties, wins, alpha=alpha) == pytest.approx((-high, -low))
+
+
+@pytest.mark.parametrize("margin", [0.02, 0.1])
+@pytest.mark.parametrize("discordance", [0.02, 0.1, 0.4])
+def test_errors_under_looking_after_every_pair(margin: float, discordance: float) -> None:
+    discordance = max(discordance, margin)
+    test = SequentialTest(margin, min_episodes=1, max_episodes=400)
+    # At the margin itself either decision is wrong.
+    at_margin = sequential_power(test, (discordance - margin) / 2, (discordance + margin) / 2)
+    assert at_margin.non_inferior <= 0.025
+    assert at_margin.inferior <= 0.025
+
+
+def test_errors_do_not_vanish() -> None:
+    # A test that never decides would pass the one above.
+    power = sequential_power(SequentialTest(0.1, min_episodes=1, max_episodes=400), 0.05, 0.15)
+    assert power.non_inferior > 0.005
+    assert power.inferior > 0.005
+
+
+def test_the_exact_figures_are_those_of_the_test() -> None:
+    rng = np.random.default_rng(0)
+    first, second, runs = 0.12, 0.08, 600
+    exact = sequential_power(SequentialTest(0.15, max_episodes=120), first, second)
+    ends = []
+    for d in _draw(rng, (runs, 120), first, second):
+        ends.append(SequentialTest(0.15, max_episodes=120).update(*_outcomes(d)))
+    better = np.mean([end.decision == "non-inferior" for end in ends])
+    lengths = np.array([end.episodes for end in ends])
+    assert 0.2 < exact.non_inferior < 0.98
+    assert better == pytest.approx(
+        exact.non_inferior, abs=4 * math.sqrt(exact.non_inferior * (1 - exact.non_inferior) / runs)
+    )
+    assert lengths.mean() == pytest.approx(exact.mean_episodes, abs=4 * lengths.std() / math.sqrt(runs))
+
+
+def test_the_confidence_sequence_covers_at_all_times_at_once() -> None:
+    rng = np.random.default_rng(1)
+    first, second, runs, n = 0.03, 0.07, 2000, 400
+    d = _draw(rng, (runs, n), first, second)
+    wins, ties, losses = (np.cumsum(d == x, axis=1) for x in (1, 0, -1))
+    mean = first - second
+    refuted = np.maximum(log_capital(wins, ties, losses, mean), log_capital(losses, ties, wins, -mean))
+    ever = (refuted >= np.log(2 / 0.05)).any(axis=1).mean()
+    assert 0.002 < ever <= 0.05
+
+
+def test_it_is_worth_betting() -> None:
+    # Policies that differ little are told apart by about as many pairs as a fixed plan with 80 % power needs.
+    power = sequential_power(SequentialTest(0.05, max_episodes=700), 0.05, 0.05)
+    assert power.non_inferior > 0.85
+    assert power.mean_episodes < 1.1 * 350
+    clear = sequential_power(SequentialTest(0.02, max_episodes=500), 0.02, 0.22)
+    assert clear.inferior > 0.99
+    assert clear.mean_episodes < 60
+
+
+def test_agreement_decides() -> None:
+    end = SequentialTest(0.02).update([True] * 400, [True] * 400)
+    assert end.decision == "non-inferior"
+    assert end.stopped_early
+    assert end.episodes == 255  # as docs/statistics.md says
+    assert decode(SequentialDecision, encode(end)) == end
+
+
+def test_capital_beyond_all_floats_is_still_a_number() -> None:
+    state = SequentialTest(0.02, min_episodes=5000).update([True] * 4000, [False] * 4000)
+    assert state.decision == "undecided"
+    assert math.isfinite(state.e_non_inferior)
+    assert decode(SequentialDecision, encode(state)) == state
+
+
+def test_no_evidence_yet() -> None:
+    state = SequentialTest(0.02).state()
+    assert (state.episodes, state.looks, state.decision) == (0, 0, "undecided")
+    assert (state.low, state.high) == (-1, 1)
+    assert (state.e_non_inferior, state.e_inferior) == pytest.approx((1, 1))
+
+
+@pytest.mark.parametrize(
+    ("settings_", "message"),
+    [
+        ({"margin": 0.0}, "margin"),
+        ({"margin": 1.0}, "margin"),
+        ({"margin": 0.02, "alpha": 0.0}, "alpha"),
+        ({"margin": 0.02, "min_episodes": 0}, "min_episodes"),
+        ({"margin": 0.02, "min_episodes": 50, "max_episodes": 20}, "max_episodes"),
+    ],
+)
+def test_unusable_settings_are_refused(settings_: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SequentialTest(**settings_)  # type: ignore[arg-type]
+
+
+def test_outcomes_must_be_paired() -> None:
+    with pytest.raises(ValueError, match="same episodes"):
+        SequentialTest(0.02).update([True], [True, False])
+    with pytest.raises(ValueError, match="max_episodes"):
+        sequential_power(SequentialTest(0.02), 0.1, 0.1)
