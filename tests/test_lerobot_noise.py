@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.configs.default import EvalConfig
 from lerobot.configs.eval import EvalPipelineConfig
+from lerobot.envs.configs import EnvConfig
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from lerobot.scripts import lerobot_eval
 
@@ -79,8 +81,8 @@ class Stock:
                     seed=SEED,
                 )
             )
-        (task,) = json.loads((self.output / "eval_info.json").read_text())["per_task"]
-        return task["metrics"]
+        tasks = json.loads((self.output / "eval_info.json").read_text())["per_task"]
+        return tasks[0]["metrics"]
 
 
 @pytest.mark.parametrize(
@@ -153,6 +155,32 @@ def test_the_episodes_tell_batches_and_steps_apart(checkpoint: Path) -> None:
         load_flow_policy(checkpoint, device="cpu"), drift(), [SEED], num_steps=10, batch_size=1
     )
     assert paired[0].task == one[0].task
+
+
+@EnvConfig.register_subclass("drift_of_the_tests_twice")
+@dataclass
+class TwoTasks(DriftEnvConfig):
+    """A suite as LIBERO's: several tasks, whose episodes begin by the same seeds."""
+
+    def create_envs(self, n_envs: int, use_async_envs: bool = False) -> dict[str, dict[int, Any]]:
+        vectors = [super(TwoTasks, self).create_envs(n_envs, use_async_envs)[self.type][0] for _ in range(2)]
+        return {"suite": dict(enumerate(vectors))}
+
+
+def test_several_tasks_follow_one_another_on_one_generator(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env_cfg = TwoTasks(features_map={"action": "action"}, render_mode="rgb_array")
+    Stock(monkeypatch, tmp_path).run(checkpoint, env_cfg, 4, 3)
+    expected = json.loads((tmp_path / "eval_info.json").read_text())["per_task"]
+    ours = run_lerobot_episodes(loader(checkpoint), env_cfg, seed=SEED, n_episodes=4, batch_size=3)
+    assert [episode.task_id for episode in ours] == [0] * 4 + [1] * 4
+    for task in expected:
+        chosen = [e for e in ours if (e.task_group, e.task_id) == (task["task_group"], task["task_id"])]
+        assert [episode.seed for episode in chosen] == list(range(SEED, SEED + 4))
+        assert [episode.sum_reward for episode in chosen] == task["metrics"]["sum_rewards"]
+        assert [episode.success for episode in chosen] == task["metrics"]["successes"]
+    assert expected[0]["metrics"]["sum_rewards"] != expected[1]["metrics"]["sum_rewards"]
 
 
 @pytest.mark.slow

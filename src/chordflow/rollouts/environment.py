@@ -7,14 +7,13 @@ an explicit seed only, and none is stepped beyond its end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector.utils import concatenate, create_empty_array
-from lerobot.envs import close_envs, make_env, preprocess_observation
+from lerobot.envs import make_env, preprocess_observation
 from lerobot.envs.utils import NEW_ROLLOUT_OPTION
 from numpy.typing import NDArray
 
@@ -41,31 +40,6 @@ def make_environments(
                 f"env.type={env_cfg.type}: the environment cannot be made ({reason}); check the env options and "
                 "that its package is installed."
             ) from error
-
-
-@contextmanager
-def open_vector(
-    env_cfg: Any, count: int, use_async_envs: bool = False
-) -> Iterator[gym.vector.VectorEnv[Any, Any, Any]]:
-    """Makes the vector environment of a single task by LeRobot's factory and closes it afterwards.
-
-    Args:
-        env_cfg: a LeRobot `EnvConfig`.
-        count: how many sub-environments.
-        use_async_envs: whether they run in processes of their own.
-
-    Raises:
-        UserError: if it cannot be made or holds several tasks.
-    """
-    name = f"env.type={env_cfg.type}"
-    made = make_environments(env_cfg, count, use_async_envs)
-    try:
-        vectors = [vector for tasks in made.values() for vector in tasks.values()]
-        if len(vectors) != 1:
-            raise UserError(f"{name}: env.task={env_cfg.task} holds {len(vectors)} tasks; name a single one.")
-        yield vectors[0]
-    finally:
-        close_envs(made)
 
 
 def reset(env: gym.Env[Any, Any], seed: int) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from lerobot.envs import make_env_pre_post_processors
+from lerobot.envs import close_envs, make_env_pre_post_processors
 from lerobot.scripts.lerobot_eval import rollout
 from lerobot.utils.constants import ACTION
 from lerobot.utils.random_utils import get_rng_state, set_rng_state, set_seed
@@ -27,9 +27,11 @@ from torch import Tensor
 from chordflow.errors import UserError
 from chordflow.policies import FlowPolicy
 from chordflow.policies.sampling import Sampler
-from chordflow.rollouts.environment import open_vector
+from chordflow.rollouts.environment import make_environments
 from chordflow.rollouts.episodes import Episode, jerk, jump
 from chordflow.rollouts.fit import check_actions, check_inputs, check_state
+
+type _Vector = gym.vector.VectorEnv[Any, Any, Any]
 
 
 def run_lerobot_episodes(
@@ -47,10 +49,10 @@ def run_lerobot_episodes(
     """Runs the episodes that `lerobot-eval` runs with the same `--seed`, `--eval.n_episodes` and `--eval.batch_size`.
 
     The order of `lerobot-eval` is kept, because everything draws from one generator: seed it, make the
-    environment, build the policy (whose initial weights are drawn before the checkpoint's replace them), then
-    one batch of seeds after the other, each until its last episode ends. Noise is drawn for the whole batch
-    whenever a chunk is due, also for episodes that are over and for the surplus ones of the last batch, which
-    are then cut. So an episode depends on the batch size and on its neighbours.
+    environments, build the policy (whose initial weights are drawn before the checkpoint's replace them), then
+    task by task one batch of seeds after the other, each until its last episode ends. Noise is drawn for the
+    whole batch whenever a chunk is due, also for episodes that are over and for the surplus ones of the last
+    batch, which are then cut. So an episode depends on the batch size and on its neighbours.
 
     Two numbers are LeRobot's in a way that paired episodes do not share: `lerobot-eval` counts one step beyond
     an episode's end into its sum of rewards and its success (where the environment resets itself, the first
@@ -59,9 +61,10 @@ def run_lerobot_episodes(
 
     Args:
         load: loads the policy afresh (`load_flow_policy`); it is called once, at its place in the order.
-        env_cfg: a LeRobot `EnvConfig` with a single task.
-        seed: of the generators and of the first episode; episode i has `seed + i`.
-        n_episodes: how many.
+        env_cfg: a LeRobot `EnvConfig`; one that runs its tasks side by side (`max_parallel_tasks` above 1)
+            repeats in no run, and is run one by one here.
+        seed: of the generators and of each task's first episode; episode i has `seed + i`.
+        n_episodes: how many of each task.
         batch_size: environments side by side; like `lerobot-eval`, no more than there are episodes.
         num_steps: solver steps for each chunk, as `--policy.num_steps`; the saved ones by default.
         n_action_steps: executed actions of each chunk, as `--policy.n_action_steps`; the saved ones by default.
@@ -70,7 +73,7 @@ def run_lerobot_episodes(
         progress: called with the episodes of each batch as it ends.
 
     Returns:
-        The episodes by rising seed.
+        The episodes, task by task, by rising seed.
 
     Raises:
         UserError: for impossible arguments, an environment that cannot be made or does not fit the policy, a
@@ -85,18 +88,31 @@ def run_lerobot_episodes(
             raise UserError(f"{name} is {number}; give at least {least}.")
     count = min(batch_size, n_episodes)
     episodes: list[Episode] = []
-    with _seeded(seed), open_vector(env_cfg, count, use_async_envs) as env:
+    with _seeded(seed), _tasks(env_cfg, count, use_async_envs) as tasks:
         policy = load()
         _configure(policy, num_steps, n_action_steps)
-        check_actions(policy, env_cfg, env.single_action_space.shape or ())
-        for start in range(0, n_episodes, count):
-            seeds = list(range(seed + start, seed + start + count))
-            batch = _run_batch(policy, env, env_cfg, seeds, kept=min(count, n_episodes - start))
-            episodes += batch
-            if progress is not None:
-                for episode in batch:
-                    progress(episode)
+        for task, env in tasks.items():
+            check_actions(policy, env_cfg, env.single_action_space.shape or ())
+            for start in range(0, n_episodes, count):
+                seeds = list(range(seed + start, seed + start + count))
+                batch = _run_batch(policy, env, env_cfg, task, seeds, kept=min(count, n_episodes - start))
+                episodes += batch
+                if progress is not None:
+                    for episode in batch:
+                        progress(episode)
+            # A task's simulators are closed before the next one's begin.
+            env.close()
     return episodes
+
+
+@contextmanager
+def _tasks(env_cfg: Any, count: int, use_async_envs: bool) -> Iterator[dict[tuple[str, int], _Vector]]:
+    """The vector environment of each task, in LeRobot's order, under its suite and number."""
+    made = make_environments(env_cfg, count, use_async_envs)
+    try:
+        yield {(suite, number): env for suite, envs in made.items() for number, env in envs.items()}
+    finally:
+        close_envs(made)
 
 
 def _configure(policy: FlowPolicy, num_steps: int | None, n_action_steps: int | None) -> None:
@@ -119,19 +135,19 @@ def _configure(policy: FlowPolicy, num_steps: int | None, n_action_steps: int | 
 
 
 def _run_batch(
-    policy: FlowPolicy, env: gym.vector.VectorEnv[Any, Any, Any], env_cfg: Any, seeds: list[int], kept: int
+    policy: FlowPolicy, env: _Vector, env_cfg: Any, task: tuple[str, int], seeds: list[int], kept: int
 ) -> list[Episode]:
     """LeRobot's rollout of a whole batch; the first `kept` of its episodes."""
     begin = time.perf_counter()
     stock = policy.stock()
     stock.policy.eval()
     before, after = make_env_pre_post_processors(env_cfg, policy_cfg=policy.config)
-    tasks: list[str] = []
+    instructions: list[str] = []
 
-    def note_tasks(env: gym.vector.VectorEnv[Any, Any, Any]) -> None:
+    def note_instructions(env: _Vector) -> None:
         # First called after the reset: later on an environment may have begun another episode by itself.
-        if not tasks:
-            tasks.extend(_instructions(env))
+        if not instructions:
+            instructions.extend(_instructions(env))
 
     def preprocess(observation: dict[str, Any]) -> dict[str, Any]:
         check_state(policy, env_cfg, observation)
@@ -149,7 +165,7 @@ def _run_batch(
             preprocessor=preprocess,
             postprocessor=stock.postprocessor,
             seeds=seeds,
-            render_callback=note_tasks,
+            render_callback=note_instructions,
         )
     lengths, sum_rewards, successes = _outcomes(data)
     seconds = (time.perf_counter() - begin) / kept
@@ -162,7 +178,7 @@ def _run_batch(
         episodes.append(
             Episode(
                 seed=seeds[row],
-                task=tasks[row],
+                task=instructions[row],
                 success=successes[row],
                 length=len(actions),
                 sum_reward=sum_rewards[row],
@@ -174,6 +190,8 @@ def _run_batch(
                 jump=jump(actions, starts),
                 seconds=seconds,
                 actions=actions,
+                task_group=task[0],
+                task_id=task[1],
             )
         )
     return episodes
@@ -189,7 +207,7 @@ def _outcomes(data: dict[str, Tensor]) -> tuple[list[int], list[float], list[boo
     return (last + 1).tolist(), sums.tolist(), (success * mask).bool().any(dim=1).tolist()
 
 
-def _instructions(env: gym.vector.VectorEnv[Any, Any, Any]) -> list[str]:
+def _instructions(env: _Vector) -> list[str]:
     """What LeRobot's rollout gives the policy as `task` of each sub-environment."""
     for name in ("task_description", "task"):
         try:
