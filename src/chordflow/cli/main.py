@@ -15,6 +15,11 @@ from chordflow.errors import MACHINE_ERRORS, UserError
 
 VERBS = {
     "reflow": ("chordflow.cli.reflow", "train a student that acts in one or two steps, and measure it"),
+    "report": ("chordflow.cli.report", "make a page, a table and a model card from what was measured"),
+    "evaluate": (
+        "chordflow.cli.evaluate",
+        "hold policies against their teacher: gaps, latency, paired episodes",
+    ),
     "relocate": ("chordflow.cli.relocate", "mend a checkpoint whose vision-language model folder has moved"),
     "demo": ("chordflow.cli.demo", "run the whole job on a small teacher that comes with chordflow"),
 }
