@@ -1,0 +1,42 @@
+"""`chordflow report`: one page, a table and a model card from what a run measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from chordflow.cli.options import read_options
+from chordflow.console import say
+from chordflow.errors import UserError
+
+HELP = """Make a page, a markdown table and a model card from what a run measured
+
+usage:
+  chordflow report DIR [--output_dir=FOLDER]
+
+DIR is the folder of a run, with its results.json. Writes
+  report.html    everything that was measured, on one page that needs no network
+  table.md       the verdict and the tables, for a README
+  model_card.md  the same with what the Hugging Face Hub reads of a model; upload it as README.md
+
+options:
+  --output_dir  (path)
+      where to write them; it is made where it is missing [default: DIR]"""
+
+
+def run(arguments: list[str]) -> None:
+    """Writes the report of a folder."""
+    if "--help" in arguments or "-h" in arguments:
+        print(HELP)
+        return
+    if not arguments or arguments[0].startswith("--"):
+        raise UserError("the folder with results.json is missing; write chordflow report DIR.")
+    options = read_options(arguments[1:])
+    output = options.pop("output_dir", None)
+    if options:
+        raise UserError(f"--{next(iter(options))} is not an option; there is only --output_dir.")
+    if output == "":
+        raise UserError("output_dir is empty; give a folder, or leave it out.")
+    from chordflow.report.write import write_report
+
+    for path in write_report(arguments[0], output):
+        say(f"wrote {Path(path)}")

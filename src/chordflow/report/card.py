@@ -1,0 +1,134 @@
+"""A model card for the Hugging Face Hub, made of the same figures as the page."""
+
+import re
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from chordflow.report.core_tables import rate
+from chordflow.report.glance import glance, measured
+from chordflow.report.page import command_lines
+from chordflow.report.section import at
+from chordflow.report.table import escape, markdown
+from chordflow.results.schema import STUDENT, Results, SuccessRow
+from chordflow.results.wording import clean
+
+FOLDERS = ("outputs", "output", "checkpoints", "runs", "models", "data", "tmp", "..", ".")
+"""First parts of paths that look like a Hub id and are folders."""
+
+
+def card(results: Results) -> str:
+    """The card: front matter, what was measured with which interval, then the tables.
+
+    Args:
+        results: What was measured.
+
+    Returns:
+        Markdown whose front matter ``huggingface_hub.ModelCard`` reads. A teacher or dataset is linked where its name
+        is a Hub id, and named in the text otherwise.
+    """
+    front = front_matter(results).to_yaml(line_break="\n")
+    return f"---\n{front}\n---\n\n{_body(results)}"
+
+
+def front_matter(results: Results) -> ModelCardData:
+    """What the Hub reads of the card."""
+    datasets = _datasets(results)
+    tags = ["robotics", "lerobot", "flow-matching", "chordflow"]
+    extra: dict[str, Any] = {}
+    if results.student is not None:
+        tags += ["reflow", "distillation"]
+        base = hub_id(results.teacher)
+        if base is not None:
+            extra["base_model"] = base
+    row = _success(results)
+    if row is not None:
+        extra["model_name"] = _name(results)
+        extra["eval_results"] = [_result(results, row, datasets)]
+    return ModelCardData(
+        library_name="lerobot",
+        pipeline_tag="robotics",
+        tags=tags,
+        datasets=datasets or None,
+        ignore_metadata_errors=False,
+        **extra,
+    )
+
+
+def hub_id(name: str) -> str | None:
+    """A name as the Hub links it, or None if it is a path or not a Hub id."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII) or name.split("/")[0] in FOLDERS:
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
+
+
+def _datasets(results: Results) -> list[str]:
+    dataset = results.settings.get("dataset")
+    name = dataset.get("repo_id") if isinstance(dataset, dict) else None
+    found = hub_id(name) if isinstance(name, str) else None
+    return [found] if found else []
+
+
+def _name(results: Results) -> str:
+    parts = [part for part in re.split(r"[/\\]+", clean(results.student or results.teacher)) if part]
+    while len(parts) > 1 and (
+        parts[-1] in ("pretrained_model", "checkpoints", "last") or parts[-1].isdigit()
+    ):
+        parts.pop()
+    return parts[-1] if parts else "policy"
+
+
+def _success(results: Results) -> SuccessRow | None:
+    n = results.student_num_steps
+    return results.success_of(STUDENT, n) if n is not None else None
+
+
+def _result(results: Results, row: SuccessRow, datasets: list[str]) -> EvalResult:
+    env = clean(results.rollouts.env) if results.rollouts is not None else "the run's environment"
+    return EvalResult(
+        task_type="robotics",
+        dataset_type=datasets[0] if datasets else "simulation",
+        dataset_name=env or "simulation",
+        metric_type="success_rate",
+        metric_name=f"Success rate in {row.episodes} episodes, with Wilson's 95 % interval: {rate(row)} %",
+        metric_value=round(100 * row.rate, 4),
+    )
+
+
+def _body(results: Results) -> str:
+    about = "A diagnosis of" if results.student is None else "Measurements of"
+    lines = [f"# {escape(_name(results))}", ""]
+    lines += [f"{about} `{_code(results.student or results.teacher)}`", ""]
+    for figure in glance(results):
+        note = f" ({escape(figure.note)})" if figure.note else ""
+        lines.append(f"- {escape(figure.name)}: **{escape(figure.value)}**{note}")
+    lines += ["", *(escape(line) + "\n" for line in measured(results))]
+    if results.student is not None:
+        n = results.student_num_steps
+        saved = f" and acts at {at(STUDENT, n).split(' at ')[1]}" if n is not None else ""
+        lines += [
+            "## What it is",
+            "",
+            f"A student of `{_code(results.teacher)}`, made by reflow (rectified flow, Liu et al. 2022): it has the "
+            f"teacher's class, config and weights layout{saved}. LeRobot alone runs it.",
+            "",
+        ]
+    lines += ["## Results", "", markdown(results)]
+    lines += ["## Measure it again", "", "```sh", *_fenced(command_lines(results.command)), "```", ""]
+    lines += [f"- {escape(clean(name))}: {escape(clean(value))}" for name, value in results.versions.items()]
+    lines += [f"- seed of {escape(clean(name))}: {value}" for name, value in results.seeds.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _code(text: str) -> str:
+    return clean(text).replace("`", "'")
+
+
+def _fenced(text: str) -> list[str]:
+    return text.replace("```", "'''").splitlines()

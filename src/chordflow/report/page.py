@@ -1,0 +1,265 @@
+"""The report: one HTML file that holds all it needs and fetches nothing."""
+
+import base64
+import dataclasses
+import hashlib
+import json
+import shlex
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from chordflow.report import flow_plots, rollout_plots
+from chordflow.report.clips import Embedded, embed, picture
+from chordflow.report.glance import glance, measured
+from chordflow.report.more_tables import memory
+from chordflow.report.plots import Plot
+from chordflow.report.section import Section
+from chordflow.report.table import facts, findings, rollouts, sections, sentence
+from chordflow.results.schema import Results
+from chordflow.results.wording import clean
+
+TITLES = {"reflow": "Reflow", "diagnose": "Diagnosis", "evaluate": "Evaluation"}
+
+
+@dataclass(frozen=True)
+class Wide:
+    """An observation at which endpoints spread most, as the page shows it."""
+
+    title: str
+    pictures: list[tuple[str, str]]
+    plot: Plot
+
+
+@dataclass
+class Part:
+    """A part of the page under a heading of its own.
+
+    Attributes:
+        key: Anchor.
+        title: Heading.
+        intro: A sentence before the plots.
+        plots: Groups of plots; those of one group stand side by side.
+        tables: Tables with whether they are open from the start.
+        clips: Moving pictures.
+        wide: Observations with their pictures.
+        facts: Names and values.
+    """
+
+    key: str
+    title: str
+    intro: str = ""
+    plots: list[list[Plot]] = field(default_factory=list)
+    tables: list[tuple[Section, bool]] = field(default_factory=list)
+    clips: list[Embedded] = field(default_factory=list)
+    wide: list[Wide] = field(default_factory=list)
+    facts: list[tuple[str, str]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(any(self.plots) or self.tables or self.clips or self.wide or self.facts)
+
+    def all_plots(self) -> Iterator[Plot]:
+        """Every plot of the part."""
+        for group in self.plots:
+            yield from group
+        for wide in self.wide:
+            yield wide.plot
+
+
+def page(results: Results, folder: str | Path) -> str:
+    """The report's HTML.
+
+    Args:
+        results: What was measured; what was not is left out.
+        folder: Where the results lie: clips are read from below it.
+
+    Returns:
+        The text of a whole file. Whatever comes out of the results is escaped.
+    """
+    parts = [part for part in _parts(results, Path(folder)) if part]
+    plots = {plot.key: json.loads(plot.figure.to_json()) for part in parts for plot in part.all_plots()}
+    scripts = {name: _asset(f"{name}.js") for name in ("theme", "report")} | {"plotly": get_plotlyjs()}
+    name = clean(results.student or results.teacher)
+    text = _environment().get_template("report.html.j2").render(
+        title=f"{TITLES[results.kind]}: {name}",
+        kind=TITLES[results.kind],
+        results=results,
+        policy=policy(scripts.values()),
+        style=Markup(_asset("style.css")),
+        scripts={key: Markup(script) for key, script in scripts.items()},
+        plots=json_in_html(plots),
+        verdict=sentence(results),
+        findings=findings(results),
+        glance=glance(results),
+        measured=measured(results),
+        parts=parts,
+        command=command_lines(results.command),
+        settings=list(flat(results.settings)),
+    )  # fmt: skip
+    return text
+
+
+def write_text(text: str) -> bytes:
+    """A file's bytes: names that are not valid Unicode, which a command line may hold, become question marks."""
+    return text.encode("utf-8", errors="replace")
+
+
+def policy(scripts: Iterable[str]) -> str:
+    """A content security policy that runs these scripts alone and forbids the network."""
+    hashes = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts)
+    allowed = " ".join(f"'sha256-{value}'" for value in hashes)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "media-src data:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def json_in_html(value: Any) -> Markup:
+    """JSON that may stand in a script element: nothing in it can end the element or begin another."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def command_lines(command: list[str]) -> str:
+    """The command as one would type it, an option a line."""
+    words = [shlex.quote(clean(word)) for word in command]
+    begin = next((i for i, word in enumerate(words) if word.startswith(("--", "'--"))), len(words))
+    return " \\\n    ".join([" ".join(words[:begin]), *words[begin:]])
+
+
+def flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested settings as dotted names and values."""
+    for key, value in settings.items():
+        name = f"{prefix}{clean(key)}"
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{name}.")
+        else:
+            yield name, clean(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _asset(name: str) -> str:
+    return (files("chordflow.report") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_asset),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["clean"] = clean
+    return environment
+
+
+# ---- Parts ----------------------------------------------------------------------------------------------
+
+
+def _parts(results: Results, folder: Path) -> Iterator[Part]:
+    tables = {section.key: section for section in sections(results)}
+
+    def shown(*keys: str, opened: bool = True) -> list[tuple[Section, bool]]:
+        return [(tables[key], opened) for key in keys if key in tables]
+
+    episodes = [
+        Part(
+            "success",
+            "Success",
+            "How often each way to act solves an episode, and whether it falls behind the deployed teacher.",
+            plots=[rollout_plots.success(results), rollout_plots.success_by_group(results)],
+            tables=shown("success", "noninferiority"),
+            facts=[("Rollouts", rollouts(results.rollouts))] if results.rollouts is not None else [],
+        ),
+        Part(
+            "sequential",
+            "Sequential decision",
+            plots=[rollout_plots.sequential(results)],
+            tables=shown("sequential"),
+        ),
+        Part(
+            "clips",
+            "Rollouts side by side",
+            clips=[embed(clip, folder) for clip in results.clips],
+        ),
+    ]
+    gap = Part(
+        "gap",
+        "Action gap",
+        "How far actions are from what the teacher makes of the same noise and observation, relative to the spread of "
+        "the teacher's actions.",
+        plots=[flow_plots.gaps(results)],
+        tables=shown("gap", "flips"),
+    )
+    yield from [gap, *episodes] if results.kind == "reflow" else [*episodes, gap]
+    yield Part(
+        "paths",
+        "Arcs and chords",
+        "Paths from noise to action in the two main components of the chunk. One step is exact where the path is its "
+        "own chord.",
+        plots=[flow_plots.trajectories(results)],
+    )
+    curved = flow_plots.curvature(results)
+    yield Part(
+        "curvature",
+        "Curvature",
+        "How far the velocity is from the straight line to the endpoint, along each policy's own paths.",
+        plots=[
+            [plot for plot in curved if plot.group == "curvature"],
+            [*flow_plots.heat_maps(results), *(plot for plot in curved if plot.group == "heat")],
+        ],
+        tables=[*shown("curvature"), *shown("curvature-time", "curvature-dims", opened=False)],
+    )
+    yield Part(
+        "spread",
+        "How two-sided the policy is",
+        "How far the endpoints of different noises lie apart at one observation, and in how many modes.",
+        plots=[flow_plots.spreads(results)],
+        tables=[*shown("modes"), *shown("spreads", opened=False)],
+        wide=list(_widest(results)),
+    )
+    yield Part(
+        "time",
+        "Time and memory",
+        plots=[rollout_plots.latency(results)],
+        tables=shown("latency"),
+        facts=[(name.capitalize(), value) for name, value in memory(results)],
+    )
+    yield Part("motion", "Motion", plots=[rollout_plots.motion(results)], tables=shown("motion"))
+    yield Part(
+        "delays",
+        "Under an inference delay",
+        "On a robot the next chunk is asked for while the last one still runs.",
+        plots=[rollout_plots.delays(results)],
+        tables=shown("delays"),
+    )
+    yield Part(
+        "timing",
+        "Where rollouts spend their time",
+        plots=[rollout_plots.timing(results)],
+        tables=shown("timing"),
+    )
+    training = {"couplings", "training"}
+    lines = [(name.capitalize(), value) for name, value in facts(results) if name in training]
+    yield Part("training", "Training", plots=[flow_plots.loss(results)], facts=lines)
+    yield Part("policies", "Policies", tables=shown("policies"))
+
+
+def _widest(results: Results) -> Iterator[Wide]:
+    spreads = {row.observation: row for row in results.spreads}
+    for place, found in enumerate(results.widest):
+        row = spreads.get(found.observation)
+        title = f"Observation {found.observation}"
+        if row is not None:
+            title = f"{clean(row.task) or 'no instruction'}: episode {row.episode}, frame {row.frame}"
+        pictures = [(clean(camera), picture(encoded)) for camera, encoded in found.pictures.items()]
+        plot = dataclasses.replace(flow_plots.endpoints(found, place), title=title)
+        yield Wide(title, [(camera, uri) for camera, uri in pictures if uri], plot)
