@@ -150,6 +150,26 @@ def test_errors_under_looking_after_every_pair(margin: float, discordance: float
     assert at_margin.inferior <= 0.025
 
 
+def test_tasks_of_unequal_difficulty_are_looked_at_in_whole_rounds() -> None:
+    # Four tasks in turn: three on which the policies agree, one on which the first loses 40 points; the mean over
+    # tasks is at the margin, so "non-inferior" is an error.
+    losing, rounds, runs = np.array([0.0, 0.0, 0.0, 0.4]), 60, 1500
+    d = -(np.random.default_rng(2).random((runs, rounds, 4)) < losing).astype(int).reshape(runs, -1)
+    ends = [SequentialTest(0.1, min_episodes=1, look_every=4).update(*_outcomes(row)) for row in d]
+    wrong = np.mean([end.decision == "non-inferior" for end in ends])
+    assert wrong <= 0.025
+    decided = [end for end in ends if end.decision != "undecided"]
+    assert decided
+    assert all(end.episodes % 4 == 0 and end.looks == end.episodes // 4 for end in decided)
+
+
+@given(st.integers(1, 8), st.integers(1, 40), st.integers(1, 90))
+def test_looks_are_counted(every: int, least: int, n: int) -> None:
+    test = SequentialTest(0.02, min_episodes=least, look_every=every)
+    state = test.update([True] * n, [True] * n)
+    assert state.looks == sum(bool(test.looks_at(k)) for k in range(1, n + 1))
+
+
 def test_errors_do_not_vanish() -> None:
     # A test that never decides would pass the one above.
     power = sequential_power(SequentialTest(0.1, min_episodes=1, max_episodes=400), 0.05, 0.15)
@@ -224,6 +244,7 @@ def test_no_evidence_yet() -> None:
         ({"margin": 0.02, "alpha": 0.0}, "alpha"),
         ({"margin": 0.02, "min_episodes": 0}, "min_episodes"),
         ({"margin": 0.02, "min_episodes": 50, "max_episodes": 20}, "max_episodes"),
+        ({"margin": 0.02, "look_every": 0}, "look_every"),
     ],
 )
 def test_unusable_settings_are_refused(settings_: dict[str, float], message: str) -> None:

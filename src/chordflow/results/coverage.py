@@ -124,7 +124,7 @@ class SequentialPower:
 
 
 def sequential_power(test: SequentialTest, only_first: float, only_second: float) -> SequentialPower:
-    """What the test does when every pair is looked at, exactly: the law of the counts is carried pair by pair.
+    """What the test does when it looks as often as it may, exactly: the law of the counts is carried pair by pair.
 
     Args:
         test: Its margin, alpha and numbers of episodes; its evidence is not used.
@@ -148,7 +148,7 @@ def sequential_power(test: SequentialTest, only_first: float, only_second: float
         grown[1:] += law[:-1] * only_first
         grown[:, 1:] += law[:, :-1] * only_second
         law = grown
-        if pairs < test.min_episodes:
+        if not test.looks_at(pairs):
             continue
         # Counts that cannot be have no weight, and are not worth a logarithm.
         live = np.nonzero(law)

@@ -12,6 +12,11 @@ capital is split over fixed fractions, each grows by itself, and their sum is th
 betting" there; Cover 1991, "Universal portfolios"): money moves by itself to the fraction that fits. It is a bet that
 depends on the past alone, and the sum depends on nothing but the counts of -1, 0 and 1.
 
+Pairs may differ in difficulty by a pattern that repeats, such as one episode of each of T tasks under each seed, and
+the hypothesis may speak of the mean over tasks. Then capital is no more than fair over whole rounds of T (the
+product of independent factors expects the product of their means, at most the T-th power of their average), and is
+looked at after whole rounds alone: ``look_every``.
+
 Shapes: B pairs in one update, K fractions.
 """
 
@@ -79,7 +84,7 @@ class SequentialDecision:
 class SequentialTest:
     """Non-inferiority of the first policy at a margin, decided as soon as paired episodes suffice.
 
-    Every pair is looked at in its order, so the outcome does not depend on how many come in one update.
+    Pairs are looked at in their order, so the outcome does not depend on how many come in one update.
     """
 
     def __init__(
@@ -89,6 +94,7 @@ class SequentialTest:
         alpha: float = ALPHA,
         min_episodes: int = MIN_EPISODES,
         max_episodes: int | None = None,
+        look_every: int = 1,
     ) -> None:
         """Begin without evidence.
 
@@ -98,6 +104,8 @@ class SequentialTest:
             alpha: Chance of a wrong decision, both sides together, below 1.
             min_episodes: Nothing is decided before so many pairs.
             max_episodes: Pairs beyond this are not counted; None for no end.
+            look_every: Decisions fall after multiples of so many pairs: the number of tasks, where pairs come as one
+                of each task in turn.
 
         Raises:
             ValueError: If one is out of range.
@@ -109,7 +117,9 @@ class SequentialTest:
             raise ValueError(f"min_episodes is {min_episodes}; it must be at least 1.")
         if max_episodes is not None and max_episodes < min_episodes:
             raise ValueError(f"max_episodes is {max_episodes}, below min_episodes, {min_episodes}.")
-        self.margin, self.alpha = margin, alpha
+        if look_every < 1:
+            raise ValueError(f"look_every is {look_every}; it must be at least 1.")
+        self.margin, self.alpha, self.look_every = margin, alpha, look_every
         self.min_episodes, self.max_episodes = min_episodes, max_episodes
         self._wins = self._ties = self._losses = 0
         self._decision: Decision = "undecided"
@@ -158,16 +168,25 @@ class SequentialTest:
             high=high,
             e_non_inferior=_capital(log_capital(wins, ties, losses, -self.margin)),
             e_inferior=_capital(log_capital(losses, ties, wins, self.margin)),
-            looks=max(0, episodes - self.min_episodes + 1),
+            looks=max(0, episodes // self.look_every - (self.min_episodes - 1) // self.look_every),
             stopped_early=decided and (self.max_episodes is None or episodes < self.max_episodes),
         )
+
+    def looks_at(self, episodes: ArrayLike) -> NDArray[np.bool_]:
+        """Whether a decision may fall after so many pairs.
+
+        Args:
+            episodes: Numbers of pairs, of any shape.
+        """
+        n = np.asarray(episodes)
+        return np.asarray((n >= self.min_episodes) & (n % self.look_every == 0))
 
     def _count(self, differences: NDArray[np.int64]) -> None:
         wins = self._wins + np.cumsum(differences == 1)
         ties = self._ties + np.cumsum(differences == 0)
         losses = self._losses + np.cumsum(differences == -1)
         better, worse = decided_at(wins, ties, losses, self.margin, self.alpha)
-        may_stop = wins + ties + losses >= self.min_episodes
+        may_stop = self.looks_at(wins + ties + losses)
         stops = np.flatnonzero((better | worse) & may_stop)
         last = int(stops[0]) if stops.size else differences.size - 1
         if stops.size:
