@@ -104,11 +104,12 @@ class Runner:
                 for task in tasks:
                     waiting = [seed for seed in seeds if (*task, seed) not in episodes]
                     if waiting:
-                        for episode in self._run_task(actor, task, waiting, record_frames):
-                            episodes[episode.key] = episode
+                        for ended in self._run_task(actor, task, waiting, record_frames):
                             if store is not None:
-                                store.save(episode)
-                            report(episode)
+                                store.save(ended)
+                            for episode in ended:
+                                episodes[episode.key] = episode
+                                report(episode)
         finally:
             spent.total_s = clock.seconds()
             self.timing.add(spent)
@@ -120,8 +121,8 @@ class Runner:
 
     def _run_task(
         self, actor: Actor, task: TaskKey, seeds: Sequence[int], record_frames: Collection[int]
-    ) -> Iterator[Episode]:
-        """Yields the episodes of one task as they end."""
+    ) -> Iterator[list[Episode]]:
+        """Yields the episodes of one task, those together that end in one round."""
         timing, host = actor.timing, self._host
         begin = time.perf_counter()
         with timing.measure("simulator"):
@@ -158,8 +159,8 @@ class Runner:
             ended = [one for one in running if one.ended]
             running = [one for one in running if not one.ended]
             free = [one.slot for one in ended]
-            for one in ended:
-                yield one.finish(actor)
+            if ended:
+                yield [one.finish(actor) for one in ended]
             begin = time.perf_counter()
 
 

@@ -39,8 +39,9 @@ class Running:
         self._observation = started.observation
         self._frames = None if started.frame is None else [started.frame]
         self._actions: list[NDArray[np.float32]] = []
-        # Which chunk each executed action belongs to.
-        self._owners: list[int] = []
+        self._length = 0
+        # Index of the first action of each chunk that was executed at all.
+        self._starts: list[int] = [0]
         self._asked = 0
         self._planned_old = 0
         self._chunk: NDArray[np.float32] | None = None
@@ -51,15 +52,13 @@ class Running:
 
     def request(self) -> Request:
         """What the next chunk is made from."""
-        return Request(
-            self._seed, self._asked, len(self._actions), self._observation, self._task, self._endpoint
-        )
+        return Request(self._seed, self._asked, self._length, self._observation, self._task, self._endpoint)
 
     def plan(
         self, execution: Execution, executed: int, chunk: NDArray[np.float32], endpoint: Tensor
     ) -> NDArray[np.float32]:
         """Takes a new chunk (its leading actions, and its endpoint (H, D)) and gives the round's actions."""
-        last = self._actions[-1] if self._actions else None
+        last = self._actions[-1][-1] if self._actions else None
         actions, self._planned_old = round_actions(execution, executed, chunk, self._chunk, last)
         self._chunk, self._endpoint = chunk, endpoint
         self._asked += 1
@@ -68,10 +67,12 @@ class Running:
     def take(self, actions: NDArray[np.float32], outcome: Outcome) -> None:
         """What came of the planned actions."""
         done = len(outcome.rewards)
-        self._actions += list(actions[:done])
-        current = self._asked - 1
+        self._actions.append(actions[:done])
         # What a robot executes while it waits belongs to the old chunk; at the very beginning there is none.
-        self._owners += [current if i >= self._planned_old else max(current - 1, 0) for i in range(done)]
+        start = self._length + self._planned_old
+        self._length += done
+        if self._asked > 1 and start < self._length:
+            self._starts.append(start)
         for reward in outcome.rewards:
             self._sum_reward += reward
         self._success = self._success or outcome.success
@@ -82,8 +83,7 @@ class Running:
 
     def finish(self, actor: Actor) -> Episode:
         """The episode as it is reported."""
-        actions = np.stack(self._actions)
-        switches = np.flatnonzero(np.diff(self._owners)) + 1
+        actions = np.concatenate(self._actions)
         return Episode(
             seed=self._seed,
             task=self._task,
@@ -95,7 +95,7 @@ class Running:
             num_steps=actor.sampler.num_steps,
             solver=actor.sampler.solver,
             jerk=jerk(actions),
-            jump=jump(actions, [0, *switches.tolist()]),
+            jump=jump(actions, self._starts),
             seconds=self.seconds,
             actions=actions,
             frames=np.stack(self._frames) if self._frames is not None else None,

@@ -1,7 +1,7 @@
 """Episodes on disk: each is saved as it ends, so that a run that was interrupted goes on where it stood.
 
-A store is a folder for one arm, that is one policy with its settings in one environment. An episode is a
-parquet file of one row; `compact` joins them to one file. Files appear whole or not at all.
+A store is a folder for one arm, that is one policy with its settings in one environment. The episodes that end
+together are a parquet file, a row each; `compact` joins all to one file. Files appear whole or not at all.
 
 Shapes: T executed actions, A action dimension.
 """
@@ -12,11 +12,11 @@ import contextlib
 import hashlib
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import draccus
 import numpy as np
@@ -36,11 +36,15 @@ STORE_VERSION = 1
 JOINED = "episodes.parquet"
 """All episodes of a store that was compacted."""
 
+INTERVAL_S = 0.25
+"""Least seconds between two files: what a killed process may lose."""
+
 TIMING = "timing.json"
 """Where the time of the runs went whose episodes are stored."""
 
 _VERSION, _SETTINGS = b"chordflow_store_version", b"chordflow_settings"
 _TEMPORARY = ".tmp"
+_PART = "part-"
 
 SCHEMA = pa.schema(
     [
@@ -132,10 +136,16 @@ class EpisodeStore:
         )
         self._episodes: dict[EpisodeKey, Episode] = {}
         self.timing = Timing()
+        self._pending: list[Episode] = []
+        self._written = -INTERVAL_S
         self.folder.mkdir(parents=True, exist_ok=True)
-        for file in sorted(self.folder.glob("*.parquet")):
-            for episode in self._read(file):
-                self._episodes[episode.key] = episode
+        # The joined file is the oldest, and parts are numbered: what was saved last stands.
+        self._next_part = 0
+        for file in [self.folder / JOINED, *sorted(self.folder.glob(f"{_PART}*.parquet"))]:
+            if file.exists():
+                self._episodes |= {episode.key: episode for episode in self._read(file)}
+            if file.name != JOINED:
+                self._next_part = int(file.stem.removeprefix(_PART)) + 1
         self._read_timing()
         for left in self.folder.glob(f".*{_TEMPORARY}"):
             left.unlink(missing_ok=True)
@@ -152,18 +162,31 @@ class EpisodeStore:
         """All episodes by suite, task and seed."""
         return [self._episodes[key] for key in sorted(self._episodes)]
 
-    def save(self, episode: Episode) -> None:
-        """Adds an episode, or replaces that of the same suite, task and seed.
+    def save(self, episodes: Sequence[Episode]) -> None:
+        """Adds episodes; those of the same suite, task and seed as before are replaced.
+
+        They are written at once, or with the next ones where the last file is younger than `INTERVAL_S`: a file
+        costs half a millisecond, which for a toy simulator is a tenth of an episode.
 
         Raises:
             OSError: if the disk refuses.
         """
-        group, task_id, seed = episode.key
-        self._write(self.folder / f"{quote(group, safe='')}-{task_id}-{seed}.parquet", [episode])
-        self._episodes[episode.key] = episode
+        self._episodes |= {episode.key: episode for episode in episodes}
+        self._pending += episodes
+        if time.monotonic() - self._written >= INTERVAL_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what `save` has kept back."""
+        if self._pending:
+            self._write(self.folder / f"{_PART}{self._next_part:06d}.parquet", self._pending)
+            self._next_part += 1
+            self._pending = []
+        self._written = time.monotonic()
 
     def add_timing(self, timing: Timing) -> None:
-        """Adds the time of a run whose episodes were saved."""
+        """Adds the time of a run whose episodes were saved, and writes what is left of them."""
+        self.flush()
         if timing.network_s == 0.0:
             # All were there already.
             return
@@ -172,19 +195,22 @@ class EpisodeStore:
 
     def compact(self) -> Path:
         """Joins all episodes to one file, and removes the others once it stands."""
+        self.flush()
         joined = self.folder / JOINED
-        single = [file for file in self.folder.glob("*.parquet") if file != joined]
-        if single or not joined.exists():
+        parts = list(self.folder.glob(f"{_PART}*.parquet"))
+        if parts or not joined.exists():
             self._write(joined, self.load())
-        for file in single:
-            file.unlink()
+        for part in parts:
+            part.unlink()
         return joined
 
     def _write(self, path: Path, episodes: Sequence[Episode]) -> None:
         table = pa.Table.from_pylist([_to_row(episode) for episode in episodes], schema=self._schema)
         sink = pa.BufferOutputStream()
-        # Statistics and dictionaries cost more than they save in files of a row.
-        pq.write_table(table, sink, compression="zstd", write_statistics=False, use_dictionary=False)
+        # All but pictures is small: compression, statistics and dictionaries cost more than they save.
+        pictures = any(episode.frames is not None for episode in episodes)
+        codec = "zstd" if pictures else "none"
+        pq.write_table(table, sink, compression=codec, write_statistics=False, use_dictionary=False)
         self._replace(path, sink.getvalue())
 
     @staticmethod
