@@ -1,10 +1,8 @@
 """The finding of a run in one sentence, by rules that are written down."""
 
+from chordflow.results.findings import FEW_STEPS, clearly_lower, findings, free_ways, success_beside
 from chordflow.results.schema import GapRow, Results, SuccessRow
 from chordflow.results.wording import percent, points, steps
-
-FEW_STEPS = 2
-"""An untrained teacher with this many network evaluations is held against every student."""
 
 TAIL = 1.5
 """From this ratio of RMS to median on, few large misses decide the RMS."""
@@ -12,14 +10,19 @@ TAIL = 1.5
 NOTICEABLE_SPEEDUP = 1.05
 """Below this chunks come no sooner, as far as a median latency can tell."""
 
+MOST_IMPORTANT = 3
+"""Findings that make the verdict on a policy that was diagnosed."""
+
 LONGEST = 60
 """Words that the sentence may have before details are left out."""
 
 
 def verdict(results: Results) -> str:
-    """Say whether reflow was worth it, the bad news first.
+    """Say whether reflow was worth it, the bad news first; before training, whether it would be.
 
-    The clauses, in their order; one that was not measured is left out and nothing is claimed for it:
+    Of a diagnosis these are its three most important findings (``results.findings``), a sentence each.
+    Elsewhere it is one sentence. Its clauses, in their order; one that was not measured is left out and nothing
+    is claimed for it:
 
     1. *Free alternative.* The untrained teacher with at most two network evaluations (or the student's
        number, if that is higher). If its RMS gap to the converged ODE is at most the floor, and its paired
@@ -44,8 +47,10 @@ def verdict(results: Results) -> str:
         results: What was measured.
 
     Returns:
-        One sentence.
+        One sentence, or three of a diagnosis.
     """
+    if results.kind == "diagnose":
+        return " ".join(found.text for found in findings(results)[:MOST_IMPORTANT]) or "Nothing was measured."
     if results.student is None:
         return _of_the_teacher_alone(results)
     n = results.student_num_steps
@@ -69,9 +74,9 @@ def _sentence(free: str, *clauses: str) -> str:
 
 
 def _free_alternative(results: Results, n: int) -> str:
-    rows, floor = _free_rows(results, n), results.floor
+    rows, floor = free_ways(results, max(FEW_STEPS, n)), results.floor
     for row in rows:
-        if floor is None or row.rms > floor.rms or _clearly_lower(_success_beside(results, row)):
+        if floor is None or row.rms > floor.rms or clearly_lower(results, row):
             continue
         figures = f"{percent(row.rms)} against {percent(floor.rms)} RMS"
         return f"no training was needed: {_untrained(row)} already {_verb(row, 'lie')} within the floor ({figures})"
@@ -79,7 +84,7 @@ def _free_alternative(results: Results, n: int) -> str:
     found = []
     for row in rows:
         near = student is not None and row.rms <= student.rms
-        often = _not_told_apart(_success_beside(results, row), own)
+        often = _not_told_apart(success_beside(results, row), own)
         # At the student's own Euler steps the ratio says more than this rule could.
         if (near or often) and (row.num_steps, row.solver) != (n, "euler"):
             found.append((near, often, row))
@@ -93,35 +98,12 @@ def _free_alternative(results: Results, n: int) -> str:
     return f"{_untrained(row)} cannot be told from the student by success"
 
 
-def _free_rows(results: Results, n: int) -> list[GapRow]:
-    """The untrained teacher at few evaluations, the fewest and nearest first."""
-    rows = [
-        row
-        for row in results.gaps
-        if row.policy == "teacher"
-        and row.reference == "converged"
-        and row.nfe <= max(FEW_STEPS, n)
-        and row.nfe < results.teacher_num_steps
-    ]
-    return sorted(rows, key=lambda row: (row.nfe, row.rms))
-
-
 def _untrained(row: GapRow) -> str:
     return steps(row.num_steps, "untrained" if row.solver == "euler" else f"untrained {row.solver}")
 
 
 def _verb(row: GapRow, plural: str) -> str:
     return {"lie": "lies", "are": "is"}[plural] if row.num_steps == 1 else plural
-
-
-def _success_beside(results: Results, row: GapRow) -> SuccessRow | None:
-    return results.success_of(row.policy, row.num_steps, solver=row.solver)
-
-
-def _clearly_lower(row: SuccessRow | None) -> bool:
-    if row is None or row.versus_teacher is None or row.versus_teacher.difference.interval is None:
-        return False
-    return row.versus_teacher.difference.interval.high < 0
 
 
 def _not_told_apart(untrained: SuccessRow | None, student: SuccessRow | None) -> bool:

@@ -1,0 +1,182 @@
+"""Whether distillation is worth it for a checkpoint: everything that can be measured before training."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+import draccus
+
+from chordflow.console import bar, say
+from chordflow.couplings import DatasetConfig, open_split
+from chordflow.errors import UserError
+from chordflow.evaluation.measure import measure
+from chordflow.evaluation.paired import MeasureConfig
+from chordflow.experiments.provenance import device_name, teacher_may_have_seen, weights_sha256
+from chordflow.experiments.run_folder import new_folder
+from chordflow.flow.solvers import SOLVERS
+from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint
+from chordflow.policies.sampling import Sampler
+from chordflow.results.findings import findings
+from chordflow.results.schema import TEACHER, HeldOut, PolicyInfo, Results, installed_versions
+from chordflow.results.verdict import verdict
+
+RESULTS = "results.json"
+
+
+@dataclass
+class DiagnosedPolicyConfig:
+    """The checkpoint to diagnose.
+
+    Attributes:
+        path: `pretrained_model` folder of a LeRobot checkpoint, or a Hub id.
+        revision: branch, tag or commit on the Hub.
+        num_inference_steps: Euler steps of the policy as deployed, against which gaps are measured; by default what
+            the checkpoint is saved with.
+    """
+
+    path: str
+    revision: str | None = None
+    num_inference_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_inference_steps is not None and self.num_inference_steps < 1:
+            raise UserError(f"policy.num_inference_steps={self.num_inference_steps}: give at least 1.")
+
+
+@dataclass
+class DiagnoseMeasureConfig(MeasureConfig):
+    """How much is measured, with the defaults of a diagnosis: more steps, every solver, times for percentiles."""
+
+    num_steps: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5, 8, 10])
+    solvers: list[str] = field(default_factory=lambda: list(SOLVERS))
+    latency_repeats: int = 100
+
+
+@dataclass
+class DiagnoseConfig:
+    """Say before any training whether distillation is worth it for a flow-matching policy, and why.
+
+    Attributes:
+        policy: the checkpoint to diagnose.
+        dataset: LeRobot dataset whose held-out observations are measured on (its actions are not used).
+        output_dir: new folder for results and pictures; by default outputs/diagnose/DATE/TIME.
+        device: cuda, mps or cpu; by default the checkpoint's, or what is available.
+        rename_map: observation keys of the dataset to keys of the policy, as JSON.
+        measure: how much is measured.
+    """
+
+    policy: DiagnosedPolicyConfig
+    dataset: DatasetConfig
+    output_dir: Path | None = None
+    device: str | None = None
+    rename_map: dict[str, str] = field(default_factory=dict)
+    measure: DiagnoseMeasureConfig = field(default_factory=DiagnoseMeasureConfig)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What a diagnosis leaves behind.
+
+    Attributes:
+        folder: where results.json is.
+        results: what was measured.
+    """
+
+    folder: Path
+    results: Results
+
+
+def diagnose(config: DiagnoseConfig, command: list[str]) -> Diagnosis:
+    """Measures a policy as it is.
+
+    The observations are those that LeRobot's rule holds out (`dataset.eval_split`), as in `chordflow reflow`, so that
+    the figures before and after training are about the same ones. No training of chordflow's has seen any; the
+    results say whether the policy's own may have.
+
+    Args:
+        config: all settings.
+        command: the command line, for the results.
+
+    Raises:
+        UserError: for input that cannot be used.
+    """
+    started = time.perf_counter()
+    folder = config.output_dir or _default_folder()
+    if folder.exists():
+        raise UserError(f"output_dir={folder} exists already; name a new folder, or leave the option out.")
+    checkpoint = resolve_checkpoint(config.policy.path, config.policy.revision, "policy.path")
+    policy = load_flow_policy(
+        checkpoint, device=config.device, rename_map=config.rename_map, field="policy.path"
+    )
+    policy.module.requires_grad_(False)
+    num_steps = config.policy.num_inference_steps or policy.default_num_steps
+    split = open_split(config.dataset, policy, config.rename_map)
+    info = _info(config, policy, checkpoint, num_steps)
+    with new_folder(folder):
+        say(
+            f"Policy: {info.path} ({info.family}, {info.parameters / 1e6:.2f} M parameters, on "
+            f"{device_name(policy.device)}), deployed at {num_steps} step{'s' * (num_steps != 1)}"
+        )
+        say(
+            f"Data:   {config.dataset.repo_id}, {min(config.measure.num_observations, len(split.held_out)):,} of "
+            f"{len(split.held_out):,} observations in {len(split.held_out_episodes)} held-out episodes"
+        )
+        with bar("measuring") as progress:
+            measures = measure(
+                {TEACHER: Sampler(policy, num_steps)},
+                split.held_out,
+                config.measure,
+                on_progress=progress.update,
+            )
+        results = Results(
+            kind="diagnose",
+            command=command,
+            settings=draccus.encode(config),
+            versions=installed_versions(),
+            device=device_name(policy.device),
+            seeds={"measuring": config.measure.seed},
+            teacher=config.policy.path,
+            student=None,
+            teacher_num_steps=num_steps,
+            policies=[info],
+            held_out=HeldOut(
+                episodes=split.held_out_episodes,
+                observations=measures.num_observations,
+                noises=config.measure.noises_per_observation,
+                maybe_seen_by_teacher=teacher_may_have_seen(
+                    checkpoint, config.dataset, split.held_out_episodes
+                ),
+            ),
+            curvature=measures.curvature,
+            gaps=measures.gaps,
+            latency=measures.latency,
+            trajectories=measures.trajectories,
+            trajectory_axes=measures.trajectory_axes,
+            spreads=measures.spreads,
+            widest=measures.widest,
+        )
+        results = dataclasses.replace(results, findings=findings(results), verdict=verdict(results))
+        results.save(folder / RESULTS)
+    say(f"Done in {time.perf_counter() - started:.0f} s.")
+    return Diagnosis(folder, results)
+
+
+def _default_folder() -> Path:
+    """Dated as LeRobot's own commands date theirs."""
+    now = datetime.now()
+    return Path("outputs") / "diagnose" / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}"
+
+
+def _info(config: DiagnoseConfig, policy: FlowPolicy, checkpoint: Path, num_steps: int) -> PolicyInfo:
+    return PolicyInfo(
+        name=TEACHER,
+        path=config.policy.path,
+        family=policy.family,
+        num_steps=num_steps,
+        parameters=sum(p.numel() for p in policy.module.parameters()),
+        weights_sha256=weights_sha256(checkpoint),
+    )
