@@ -186,8 +186,8 @@ def noninferiority(results: Results) -> Section | None:
     section = Section(
         key="noninferiority",
         title=f"Not worse than the teacher by more than {' or '.join(points_of(m) for m in margins)} points?",
-        heads=["policy", "steps", "decision", "points to\nthe teacher", "episodes\nrun", "episodes\nneeded"],
-        left=1,
+        heads=["policy", "decision", "steps", "points to\nthe teacher", "episodes\nrun", "episodes\nneeded"],
+        left=2,
         below="Non-inferior: the whole interval lies above minus the margin; inferior: below it. Needed: about how "
         "many paired episodes would decide, where these do not.",
     )
@@ -196,8 +196,8 @@ def noninferiority(results: Results) -> Section | None:
         assert found is not None
         section.add(
             way(row.policy, row.solver),
-            count(row.num_steps),
             found.decision,
+            count(row.num_steps),
             figure(f"[{points(found.lower)}, {points(found.upper)}]", found.lower),
             count(found.episodes),
             count(found.episodes_needed) if found.episodes_needed is not None else absent(),
@@ -220,10 +220,10 @@ def sequential(results: Results) -> Section | None:
         key="sequential",
         title=f"Sequential decision at a margin of {points_of(first.margin)} points",
         heads=[
-            "policy", "steps", "decision", "episodes", "points to\nthe teacher", "e-value,\nnon-inferior",
+            "policy", "decision", "steps", "episodes", "points to\nthe teacher", "e-value,\nnon-inferior",
             "e-value,\ninferior", "looks", "stopped\nearly",
         ],
-        left=1,
+        left=2,
         wide={7},
         below=f"{clean(first.method)}: valid however often one looks; decided once an e-value reaches "
         f"{amount(1 / first.alpha)} (level {first.alpha:g}). The interval holds at every look at once.",
@@ -233,8 +233,8 @@ def sequential(results: Results) -> Section | None:
         found = row.decision
         section.add(
             way(row.policy),
-            count(row.num_steps),
             found.decision,
+            count(row.num_steps),
             count(found.episodes),
             figure(f"[{points(found.low)}, {points(found.high)}]", found.low),
             figure(amount(found.e_non_inferior), found.e_non_inferior),

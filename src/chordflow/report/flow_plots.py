@@ -3,7 +3,14 @@
 import math
 from collections.abc import Sequence
 
-from chordflow.report.more_tables import curvature_by_time, curvature_rows, dimension_shares, median, parts
+from chordflow.report.more_tables import (
+    curvature_by_time,
+    curvature_rows,
+    dimension_shares,
+    median,
+    parts,
+    real_dims,
+)
 from chordflow.report.plots import (
     NEUTRAL,
     OTHERS,
@@ -18,6 +25,7 @@ from chordflow.report.plots import (
     hover,
     label,
     looks,
+    pattern,
     plain_log_axis,
     reference_line,
     rounded,
@@ -39,20 +47,25 @@ def gaps(results: Results) -> list[Plot]:
     """RMS gap by network evaluations, a panel for each reference."""
     panels = []
     references: tuple[Reference, ...] = ("deployed", "converged")
+    values = [100 * row.rms for row in results.gaps if row.rms > 0]
     for reference in references:
         rows = [row for row in results.gaps if row.reference == reference]
         if any(row.rms > 0 for row in rows):
-            panels.append(_gap_panel(results, reference, rows))
+            # One scale for both, so that they can be compared.
+            panels.append(_gap_panel(results, reference, rows, (min(values) / 1.2, max(values) * 1.2)))
     return panels
 
 
-def _gap_panel(results: Results, reference: Reference, rows: Sequence[GapRow]) -> Plot:
+def _gap_panel(
+    results: Results, reference: Reference, rows: Sequence[GapRow], reach: tuple[float, float]
+) -> Plot:
     figure = canvas(400, "network evaluations for a chunk", "RMS gap, % of the teacher's spread")
     place, look = rank(results, (row.policy for row in rows)), looks(results)
     solvers = sorted({row.solver for row in rows}, key=lambda solver: (solver != "euler", solver))
     ways = sorted(
         {(row.policy, row.solver) for row in rows}, key=lambda w: (place[w[0]], solvers.index(w[1]))
     )
+    crowded = len(place) > 2
     shown = []
     for policy, solver in ways:
         own = sorted(
@@ -81,6 +94,8 @@ def _gap_panel(results: Results, reference: Reference, rows: Sequence[GapRow]) -
                 "dash": DASHES.get(solver, OTHER_DASHES[(index - 1) % len(OTHER_DASHES)]),
             },
             marker={"size": 8, "symbol": look[policy].symbol + ("" if solver == "euler" else "-open")},
+            # With many policies the other solvers would hide what matters: the table has them.
+            visible="legendonly" if solver != "euler" and policy != "teacher" and crowded else True,
             hoverinfo="text",
             hovertext=[
                 hover(
@@ -92,12 +107,10 @@ def _gap_panel(results: Results, reference: Reference, rows: Sequence[GapRow]) -
             ],
         )
     floor = results.floor
-    values = [100 * row.rms for row in shown]
     if reference == "converged" and floor is not None and floor.rms > 0:
         reference_line(figure, f"floor {percent(floor.rms)}", y=math.log10(100 * floor.rms))
         # Shapes of a logarithmic axis take the value, annotations its logarithm.
         figure.layout.shapes[0].update(y0=100 * floor.rms, y1=100 * floor.rms)
-        values.append(100 * floor.rms)
     evaluations = sorted({row.nfe for row in rows} | {results.teacher_num_steps})
     figure.update_layout(
         xaxis={
@@ -105,7 +118,8 @@ def _gap_panel(results: Results, reference: Reference, rows: Sequence[GapRow]) -
             "range": [math.log10(evaluations[0] / 1.15), math.log10(evaluations[-1] * 1.15)],
         }
     )  # fmt: skip
-    plain_log_axis(figure, "yaxis", min(values), max(values))
+    plain_log_axis(figure, "yaxis", *reach)
+    figure.update_layout(yaxis={"range": [math.log10(end) for end in reach]})
     target = (
         f"the teacher as deployed ({steps(results.teacher_num_steps)})"
         if reference == "deployed"
@@ -117,11 +131,12 @@ def _gap_panel(results: Results, reference: Reference, rows: Sequence[GapRow]) -
 
 
 def _gap_caption(results: Results, reference: Reference, rows: Sequence[GapRow]) -> str:
+    few_steps = (1, 2) if len({row.policy for row in rows}) <= 2 else (1,)
     few = [
         f"{at(row.policy, row.num_steps)} {percent(row.rms)}{span(row.interval, percent)}"
         for policy in ordered(results, (row.policy for row in rows))
         for row in sorted(rows, key=lambda row: row.num_steps)
-        if row.policy == policy and row.solver == "euler" and row.num_steps in (1, 2)
+        if row.policy == policy and row.solver == "euler" and row.num_steps in few_steps
     ]
     text = f"RMS, {', '.join(few)}." if few else "RMS by network evaluations."
     if reference == "converged" and results.floor is not None:
@@ -130,7 +145,8 @@ def _gap_caption(results: Results, reference: Reference, rows: Sequence[GapRow])
         )
     if reference == "deployed":
         text += " The deployed teacher itself lies at 0, below this axis."
-    return text + " Bars are 95 % intervals; both axes are logarithmic."
+    bars = " Bars are 95 % intervals." if any(row.interval is not None for row in rows) else ""
+    return f"{text}{bars} Both axes are logarithmic."
 
 
 # ---- Curvature ------------------------------------------------------------------------------------------
@@ -234,7 +250,8 @@ def _by_dimension(results: Results, rows: Sequence[CurvatureRow]) -> list[Plot]:
         Plot(
             "curvature-dims",
             "Which dimensions bend",
-            f"Share of S by dimension; the most: {'; '.join(said)}.",
+            f"Share of S by {'real' if real_dims(rows[0]) is not None else 'padded'} dimension; the most: "
+            f"{'; '.join(said)}.",
             figure,
             "heat",
         )
@@ -369,7 +386,7 @@ def spreads(results: Results) -> list[Plot]:
             y=[counts[b] for b in sorted(counts)],
             width=width * 0.94,
             name=name,
-            marker={"color": colour, "pattern": {"shape": {1: "", 2: "/", 3: "x"}[modes], "size": 6}},
+            marker={"color": colour, "pattern": pattern({1: "", 2: "/", 3: "x"}[modes])},
             hoverinfo="text",
             hovertext=[
                 hover(
@@ -378,7 +395,7 @@ def spreads(results: Results) -> list[Plot]:
                 for b in sorted(counts)
             ],
         )
-    figure.update_layout(xaxis={"rangemode": "tozero"}, showlegend=True)
+    figure.update_layout(xaxis={"rangemode": "tozero"}, showlegend=True, legend={"traceorder": "normal"})
     several = sum(row.modes > 1 for row in rows)
     caption = (
         f"{plural(len(rows), 'observation')}: median spread {percent(median(values) / 100)}, largest "

@@ -38,10 +38,11 @@ def measured(results: Results) -> list[str]:
     said = []
     held = results.held_out
     if held is not None:
+        bootstrapped = any(row.interval or row.ratio_to_untrained for row in results.gaps)
+        ends = "; 95 % bootstrap intervals over episodes" if bootstrapped else ""
         said.append(
             f"Action gaps and curvature: {plural(held.observations, 'observation')} of "
-            f"{plural(len(held.episodes), 'held-out episode')}, {plural(held.noises, 'noise')} each; 95 % bootstrap "
-            "intervals over episodes where there are enough of them."
+            f"{plural(len(held.episodes), 'held-out episode')}, {plural(held.noises, 'noise')} each{ends}."
         )
     counts = sorted({row.episodes for row in results.success if row.group == "all"})
     if counts:

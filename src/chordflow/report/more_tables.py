@@ -5,8 +5,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from chordflow.report.section import Section, absent, count, figure, is_student, rank, way
+from chordflow.report.section import Cell, Section, absent, count, figure, is_student, rank, way
 from chordflow.results.schema import CurvatureRow, MotionRow, Results
+from chordflow.results.statistics import Interval
 from chordflow.results.wording import (
     amount,
     clean,
@@ -39,29 +40,40 @@ def curvature(results: Results) -> Section | None:
     """Curvature of each policy; None where it was not measured."""
     if not results.curvature:
         return None
+    intervals = any(row.interval is not None for row in results.curvature)
     section = Section(
         key="curvature",
         title="Curvature along each policy's own paths",
-        heads=["policy", "curvature", "95 %\ninterval", "over all\ndimensions", "S", "paths", "Euler\nsteps"],
+        heads=[
+            "policy",
+            "curvature",
+            *(["95 %\ninterval"] if intervals else []),
+            "over all\ndimensions",
+            "S",
+            "paths",
+            "Euler\nsteps",
+        ],
         left=1,
         # A reflow run says it in one of the lines below its tables.
         terminal=results.kind != "reflow",
         markdown=results.kind != "reflow",
         below="The velocity's relative deviation from the straight line to the endpoint: 0 % is one exact step.",
     )
-    if all(row.interval is None for row in results.curvature):
-        section.below += " Too few episodes for intervals."
     for row in curvature_rows(results):
         section.add(
             way(row.policy),
             figure(percent(row.curvature), row.curvature),
-            figure(span(row.interval, percentage).strip(), row.interval.low) if row.interval else absent(),
+            *([_ends(row.interval)] if intervals else []),
             figure(percent(row.curvature_all_dims), row.curvature_all_dims),
             figure(amount(row.s), row.s),
             count(row.trajectories),
             count(row.num_steps),
         )
     return section
+
+
+def _ends(interval: Interval | None) -> Cell:
+    return figure(span(interval, percentage).strip(), interval.low) if interval else absent()
 
 
 def curvature_rows(results: Results) -> list[CurvatureRow]:
@@ -227,14 +239,15 @@ def latency(results: Results) -> Section | None:
     timed = results.latency
     if timed is None:
         return None
+    percentiles = timed.encode is not None or bool(timed.chunks)
     section = Section(
         key="latency",
         title=f"Time on {clean(results.device)}, {plural(timed.batch_size, 'observation')} at a time",
-        heads=["what", "p50", "p90", "p95", "p99", "relative"],
+        heads=["what", "p50", *(["p90", "p95", "p99"] if percentiles else []), "relative"],
         left=1,
         # Without percentiles it says no more than one of the lines below the tables.
-        terminal=timed.encode is not None,
-        markdown=timed.encode is not None,
+        terminal=percentiles,
+        markdown=percentiles,
         below=f"After warm-up, {plural(timed.repeats, 'repetition')}. Relative: to the teacher's chunk of "
         f"{steps(timed.teacher_num_steps)}. At most {timed.ceiling:.2f} times as fast by fewer steps, since "
         "encoding the observation is paid once whatever their number.",
@@ -246,23 +259,15 @@ def latency(results: Results) -> Section | None:
         (f"chunk at {steps(n)}" + ("" if n in measured else ", summed up"), timed.chunk_s(n), measured.get(n))
         for n in chunk_steps(results)
     ]
-    for name, middle, percentiles in parts:
-        values = (
-            (percentiles.p50, percentiles.p90, percentiles.p95, percentiles.p99)
-            if percentiles
-            else (middle, None, None, None)
-        )
-        cells = [figure(seconds(v), v) if v is not None else absent() for v in values]
-        share = (values[0] or 0.0) / whole
-        section.add(name, *cells, figure(f"{share:.2f}", share))
     if timed.processors_s is not None:
-        share = timed.processors_s / whole
+        parts.append(("processors, not a part of the above", timed.processors_s, None))
+    for name, middle, found in parts:
+        first = found.p50 if found else middle
+        others = [found.p90, found.p95, found.p99] if found else [None] * 3
+        cells = [figure(seconds(v), v) if v is not None else absent() for v in others if percentiles]
         section.add(
-            "processors, not a part of the above",
-            figure(seconds(timed.processors_s), timed.processors_s),
-            absent(), absent(), absent(),
-            figure(f"{share:.2f}", share),
-        )  # fmt: skip
+            name, figure(seconds(first), first), *cells, figure(f"{first / whole:.2f}", first / whole)
+        )
     return section
 
 
@@ -367,10 +372,10 @@ def delays(results: Results) -> Section | None:
         key="delays",
         title="Rollouts with an inference delay",
         heads=[
-            "policy", "steps", "meanwhile\nthe robot", "guidance\nweight", "delay", "success %,\n95 % interval",
+            "policy", "meanwhile\nthe robot", "steps", "guidance\nweight", "delay", "success %,\n95 % interval",
             "points to\nundelayed", "jump", "jerk",
         ],
-        left=1,
+        left=2,
         wide={8},
         below="Delay: control steps between asking for a chunk and having it. Guidance weight: the most that "
         "real-time chunking pulls the new chunk to the old one.",
@@ -385,8 +390,8 @@ def delays(results: Results) -> Section | None:
         weight = row.guidance_weight
         section.add(
             way(row.policy),
-            count(row.num_steps),
             MODES[row.mode],
+            count(row.num_steps),
             figure(f"{weight:g}", weight) if weight is not None else absent(),
             count(row.delay),
             figure(percentage(row.rate) + span(row.interval, percentage), row.rate),

@@ -104,7 +104,6 @@ def canvas(height: int, x: str, y: str, **layout: Any) -> go.Figure:
     """
     axis: dict[str, Any] = {
         "gridcolor": "#cccccc", "zeroline": False, "automargin": True, "ticks": "", "linecolor": NEUTRAL,
-        "title": {"standoff": 8},
     }  # fmt: skip
     figure = go.Figure(
         layout={
@@ -117,8 +116,8 @@ def canvas(height: int, x: str, y: str, **layout: Any) -> go.Figure:
             "hoverlabel": {"bgcolor": "#20242a", "bordercolor": "#20242a", "font": {"color": "#ffffff"}},
             "hovermode": "closest",
             "legend": {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "itemsizing": "constant"},
-            "xaxis": {**axis, "title": {"text": x, "standoff": 8}},
-            "yaxis": {**axis, "title": {"text": y, "standoff": 8}},
+            "xaxis": {**axis, "title": {"text": x, "standoff": 8, "font": {"size": 13}}},
+            "yaxis": {**axis, "title": {"text": y, "standoff": 8, "font": {"size": 13}}},
         }
     )
     return figure.update_layout(**layout)
@@ -154,6 +153,16 @@ def rows_height(count: int) -> int:
     return 90 + 30 * max(count, 2)
 
 
+def pattern(shape: str) -> dict[str, Any]:
+    """A hatch over a bar's colour, so that stacks are told apart without it."""
+    return {"shape": shape, "size": 7, "solidity": 0.25, "fillmode": "overlay", "fgcolor": "#ffffff"}
+
+
+def capital(text: str) -> str:
+    """A sentence's beginning."""
+    return text[:1].upper() + text[1:]
+
+
 def error(centre: Sequence[float], low: Sequence[float], high: Sequence[float]) -> dict[str, Any]:
     """Error bars from centres and ends of intervals."""
     return {
@@ -174,5 +183,5 @@ def reference_line(figure: go.Figure, text: str, *, x: float | None = None, y: f
         place: dict[str, Any] = {"x": x, "y": 1, "yref": "paper", "yanchor": "bottom", "xanchor": "center"}
     else:
         figure.add_shape(type="line", y0=y, y1=y, x0=0, x1=1, xref="paper", line=line)
-        place = {"x": 1, "xref": "paper", "y": y, "xanchor": "right", "yanchor": "bottom"}
+        place = {"x": 0.01, "xref": "paper", "y": y, "xanchor": "left", "yanchor": "bottom"}
     figure.add_annotation(text=text, showarrow=False, font={"size": 12}, **place)

@@ -12,10 +12,12 @@ from chordflow.report.plots import (
     TEACHER_BLUE,
     Plot,
     canvas,
+    capital,
     error,
     hover,
     label,
     looks,
+    pattern,
     reference_line,
     rounded,
     rows_axis,
@@ -39,6 +41,17 @@ from chordflow.results.wording import (
 MOST_GROUPS = 8
 """Instructions that have a panel of their own; the table has all."""
 
+
+class Row(NamedTuple):
+    """A difference with its interval, as a forest plot shows it."""
+
+    name: str
+    short: str
+    policy: PolicyName
+    value: float
+    interval: Interval | None
+
+
 # ---- Success --------------------------------------------------------------------------------------------
 
 
@@ -50,9 +63,7 @@ def success(results: Results) -> list[Plot]:
     first = "all" if "all" in groups else next(iter(groups))
     plots = [_rates(results, first, groups[first], "success", "success")]
     differences = [
-        (at(row.policy, row.num_steps, row.solver), row.policy, row.versus_teacher.difference)
-        for row in groups[first]
-        if row.versus_teacher is not None
+        (row, row.versus_teacher.difference) for row in groups[first] if row.versus_teacher is not None
     ]
     if differences:
         plots.append(
@@ -60,7 +71,16 @@ def success(results: Results) -> list[Plot]:
                 results,
                 "difference",
                 "Success against the deployed teacher, paired",
-                [(name, policy, d.value, d.interval) for name, policy, d in differences],
+                [
+                    Row(
+                        at(row.policy, row.num_steps, row.solver),
+                        brief(row.policy, row.num_steps, row.solver),
+                        row.policy,
+                        difference.value,
+                        difference.interval,
+                    )
+                    for row, difference in differences
+                ],
                 _margin(results),
             )
         )
@@ -85,6 +105,7 @@ def _margin(results: Results) -> float | None:
 
 def _rates(results: Results, group: str, rows: Sequence[SuccessRow], key: str, panel: str) -> Plot:
     names = [at(row.policy, row.num_steps, row.solver) for row in rows]
+    short = [brief(row.policy, row.num_steps, row.solver) for row in rows]
     figure = canvas(rows_height(len(rows)), "success, %", "", showlegend=False)
     look = looks(results)
     for place, row in enumerate(rows):
@@ -101,7 +122,7 @@ def _rates(results: Results, group: str, rows: Sequence[SuccessRow], key: str, p
                 )
             ],
         )  # fmt: skip
-    rows_axis(figure, names)
+    rows_axis(figure, short)
     figure.update_layout(xaxis={"range": _rate_range([row.interval for row in rows])})
     title = "Success over all episodes" if group == "all" else f"Success: {clean(group)}"
     said = [
@@ -110,7 +131,9 @@ def _rates(results: Results, group: str, rows: Sequence[SuccessRow], key: str, p
     ]
     counts = sorted({row.episodes for row in rows})
     episodes = plural(counts[0], "episode") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} episodes"
-    return Plot(key, title, f"{'; '.join(said)}. Wilson's 95 % intervals, {episodes} each.", figure, panel)
+    return Plot(
+        key, title, capital(f"{'; '.join(said)}. Wilson's 95 % intervals, {episodes} each."), figure, panel
+    )
 
 
 def _rate_range(intervals: Sequence[Interval]) -> list[float]:
@@ -122,14 +145,14 @@ def _differences(
     results: Results,
     key: str,
     title: str,
-    rows: Sequence[tuple[str, PolicyName, float, Interval | None]],
+    rows: Sequence[Row],
     margin: float | None,
 ) -> Plot:
     figure = canvas(
         rows_height(len(rows)), "points of success, to the deployed teacher", "", showlegend=False
     )
     look = looks(results)
-    for place, (name, policy, value, interval) in enumerate(rows):
+    for place, (name, _, policy, value, interval) in enumerate(rows):
         low, high = (interval.low, interval.high) if interval else (value, value)
         figure.add_scatter(
             x=rounded([100 * value]), y=[place], mode="markers", name=label(name),
@@ -138,7 +161,7 @@ def _differences(
             hoverinfo="text",
             hovertext=[hover(label(name), f"{points(value)} points{span(interval, points)}")],
         )  # fmt: skip
-    rows_axis(figure, [name for name, *_ in rows])
+    rows_axis(figure, [row.short for row in rows])
     figure.add_shape(
         type="line",
         x0=0,
@@ -154,8 +177,8 @@ def _differences(
         reference_line(figure, f"margin {points(-margin)}", x=-100 * margin)
         figure.update_layout(margin={"t": 34})
         drawn = f" The dashed line is the margin of {points_of(margin)} points."
-    said = [f"{name} {points(value)}{span(interval, points)}" for name, _, value, interval in rows]
-    return Plot(key, title, f"{'; '.join(said)} points.{drawn} 95 % intervals.", figure, "success")
+    said = [f"{name} {points(value)}{span(interval, points)}" for name, _, _, value, interval in rows]
+    return Plot(key, title, capital(f"{'; '.join(said)} points.{drawn} 95 % intervals."), figure, "success")
 
 
 def sequential(results: Results) -> list[Plot]:
@@ -168,7 +191,8 @@ def sequential(results: Results) -> list[Plot]:
     for row in rows:
         low, high = row.decision.low, row.decision.high
         name = at(row.policy, row.num_steps)
-        drawn.append((name, row.policy, (low + high) / 2, Interval(low, high)))
+        short = brief(row.policy, row.num_steps)
+        drawn.append(Row(name, short, row.policy, (low + high) / 2, Interval(low, high)))
     margin = rows[0].decision.margin
     plot = _differences(results, "sequential", "Where the sequential run stopped", drawn, margin)
     said = "; ".join(
@@ -176,7 +200,9 @@ def sequential(results: Results) -> list[Plot]:
         f"difference within [{points(row.decision.low)}, {points(row.decision.high)}] points"
         for row in rows
     )
-    caption = f"{said}. The dashed line is the margin of {points_of(margin)} points; marks are middles."
+    caption = capital(
+        f"{said}. The dashed line is the margin of {points_of(margin)} points; marks are middles."
+    )
     return [Plot(plot.key, plot.title, caption, plot.figure, "sequential")]
 
 
@@ -189,6 +215,7 @@ def motion(results: Results) -> list[Plot]:
     panels: list[Plot] = []
     for measure, rows in motion_rows(results).items():
         names = [at(row.policy, row.num_steps, row.solver) for row in rows]
+        short = [brief(row.policy, row.num_steps, row.solver) for row in rows]
         unit = "s" if measure == "seconds" else "control steps" if measure == "length" else "robot's units"
         figure = canvas(rows_height(len(rows)), f"{measure}, {unit}", "", showlegend=False)
         for place, row in enumerate(rows):
@@ -201,10 +228,10 @@ def motion(results: Results) -> list[Plot]:
                 hoverinfo="text",
                 hovertext=[hover(label(names[place]), f"{measure} {estimate(row.mean)}")],
             )  # fmt: skip
-        rows_axis(figure, names)
+        rows_axis(figure, short)
         figure.update_layout(xaxis={"rangemode": "tozero", "nticks": 6})
         said = "; ".join(f"{name} {estimate(row.mean)}" for name, row in zip(names, rows, strict=True))
-        caption = f"{said}. In {MOTION_UNITS[measure]}; 95 % intervals."
+        caption = capital(f"{said}. In {MOTION_UNITS[measure]}; 95 % intervals.")
         panels.append(Plot(f"motion-{len(panels)}", measure.capitalize(), caption, figure, "motion"))
     return panels
 
@@ -228,14 +255,17 @@ def delays(results: Results) -> list[Plot]:
             rows, key=lambda row: (list(MODES).index(row.mode), row.guidance_weight or 0, row.delay)
         ):
             lines.setdefault((row.mode, row.guidance_weight), []).append(row)
-        for (mode, weight), own in lines.items():
+        apart = 0.012 * (max(row.delay for row in rows) or 1)
+        for index, ((mode, weight), own) in enumerate(lines.items()):
+            # Lines beside each other, so that none hides another's interval.
+            shift = apart * (index - (len(lines) - 1) / 2)
             name = MODES[mode] + (f", weight {weight:g}" if weight is not None else "")
             number = weights.index(weight or 0.0) if mode == "rtc" else 0
             colour, symbol, dash = styles.get(
                 mode, (OTHERS[number % len(OTHERS)], SYMBOLS[(2 + number) % len(SYMBOLS)], "dot")
             )
             figure.add_scatter(
-                x=[row.delay for row in own], y=rounded(100 * row.rate for row in own), name=name,
+                x=rounded(row.delay + shift for row in own), y=rounded(100 * row.rate for row in own), name=name,
                 mode="lines+markers",
                 line={"color": colour, "width": 2, "dash": dash}, marker={"size": 9, "symbol": symbol},
                 error_y=error(
@@ -293,10 +323,10 @@ def latency(results: Results) -> list[Plot]:
         ("encode", NEUTRAL, "", [timed.encode_s] * len(counts)),
         ("steps", TEACHER_BLUE, "/", [n * timed.step_s for n in counts]),
     )
-    for what, colour, pattern, values in stacks:
+    for what, colour, shape, values in stacks:
         figure.add_bar(
             x=rounded(ms * v for v in values), y=list(range(len(counts))), orientation="h", name=what,
-            marker={"color": colour, "pattern": {"shape": pattern, "size": 6}},
+            marker={"color": colour, "pattern": pattern(shape)},
             hoverinfo="text",
             hovertext=[f"{name}: {what} {seconds(v)}" for name, v in zip(names, values, strict=True)],
         )  # fmt: skip
@@ -319,7 +349,7 @@ def latency(results: Results) -> list[Plot]:
     reference_line(figure, f"ceiling {timed.ceiling:.2f}x", x=ms * timed.chunk_s(1))
     figure.update_layout(
         xaxis={"rangemode": "tozero"}, margin={"t": 34}, showlegend=True,
-        legend={"y": 1.12},
+        legend={"y": 1.12, "traceorder": "normal"},
     )  # fmt: skip
     share = timed.encode_s / timed.chunk_s(1)
     caption = (
@@ -337,26 +367,27 @@ def timing(results: Results) -> list[Plot]:
     place = rank(results, (row.policy for row in results.timing))
     rows = sorted(results.timing, key=lambda row: (place[row.policy], -row.num_steps))
     names = [at(row.policy, row.num_steps) for row in rows]
+    short = [brief(row.policy, row.num_steps) for row in rows]
     figure = canvas(rows_height(len(rows)), "share of the time, %", "", barmode="stack", bargap=0.35)
     stacks: tuple[tuple[str, str, str], ...] = (
         ("network", TEACHER_BLUE, ""), ("simulator", NEUTRAL, "/"), ("processors", OTHERS[0], "x"),
         ("other", STUDENT_ORANGE, "."),
     )  # fmt: skip
-    for what, colour, pattern in stacks:
+    for what, colour, shape in stacks:
         shares = [
             getattr(row, f"{what}_s") / row.total_s if row.total_s > 0 else 0.0 for row in rows
         ]  # fmt: skip
         shown = "chordflow" if what == "other" else what
         figure.add_bar(
             x=rounded(100 * share for share in shares), y=list(range(len(rows))), orientation="h", name=shown,
-            marker={"color": colour, "pattern": {"shape": pattern, "size": 6}},
+            marker={"color": colour, "pattern": pattern(shape)},
             hoverinfo="text",
             hovertext=[
                 hover(label(name), f"{shown} {percent(share)}") for name, share in zip(names, shares, strict=True)
             ],
         )  # fmt: skip
-    rows_axis(figure, names)
-    figure.update_layout(xaxis={"range": [0, 100]}, showlegend=True)
+    rows_axis(figure, short)
+    figure.update_layout(xaxis={"range": [0, 100]}, showlegend=True, legend={"traceorder": "normal"})
     said = "; ".join(f"{name} {percent(row.overhead)}" for name, row in zip(names, rows, strict=True))
     caption = f"Overhead, all but network and simulator: {said}."
     return [Plot("timing", "Where the time of rollouts went", caption, figure, "timing")]

@@ -98,6 +98,13 @@ def at(policy: PolicyName, num_steps: int, solver: str = "euler") -> str:
     return f"{way(policy, solver)} at {steps(num_steps)}"
 
 
+def brief(policy: PolicyName, num_steps: int, solver: str = "euler", longest: int = 26) -> str:
+    """The same where there is little room, such as ``teacher, 2 steps``: the name is cut, the steps are kept."""
+    name, rest = way(policy, solver), f", {num_steps} step{'' if num_steps == 1 else 's'}"
+    room = longest - len(rest)
+    return (name if len(name) <= room else name[: room - 1].rstrip() + "…") + rest
+
+
 def is_student(results: Results, policy: PolicyName, num_steps: int, solver: str = "euler") -> bool:
     """Whether this is the student as saved."""
     return (policy, solver, num_steps) == (STUDENT, "euler", results.student_num_steps)

@@ -46,7 +46,7 @@
         });
         body.append(...rows.map(({ row }) => row));
         heads.forEach((other) => other.setAttribute("aria-sort", other === head ? order : "none"));
-        status.textContent = `${table.caption.textContent}: sorted by ${head.textContent.trim()}, ${order}.`;
+        status.textContent = `${document.getElementById(table.getAttribute("aria-labelledby")).textContent}: sorted by ${head.textContent.trim()}, ${order}.`;
       });
     });
   }
@@ -58,7 +58,6 @@
       const plays = moving.hidden;
       moving.hidden = !plays;
       still.hidden = plays;
-      button.setAttribute("aria-pressed", String(plays));
       button.textContent = plays ? "Stop" : "Play";
     });
   }
