@@ -1,6 +1,7 @@
 """Plots of rollouts and of time: success, differences, motion, delays, latency, where time went."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from chordflow.report.core_tables import by_group, points_of
 from chordflow.report.more_tables import MODES, MOTION_UNITS, chunk_steps, motion_rows
@@ -23,7 +24,7 @@ from chordflow.report.plots import (
     rows_axis,
     rows_height,
 )
-from chordflow.report.section import at, rank
+from chordflow.report.section import at, brief, rank
 from chordflow.results.schema import DelayRow, PolicyName, Results, SuccessRow
 from chordflow.results.statistics import Interval
 from chordflow.results.wording import (
