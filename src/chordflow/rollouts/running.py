@@ -40,7 +40,7 @@ class Running:
         self._frames = None if started.frame is None else [started.frame]
         self._actions: list[NDArray[np.float32]] = []
         self._length = 0
-        # Index of the first action of each chunk that was executed at all.
+        # Index of the first action of each chunk, which an episode may end before.
         self._starts: list[int] = [0]
         self._asked = 0
         self._planned_old = 0
@@ -69,10 +69,9 @@ class Running:
         done = len(outcome.rewards)
         self._actions.append(actions[:done])
         # What a robot executes while it waits belongs to the old chunk; at the very beginning there is none.
-        start = self._length + self._planned_old
+        if self._asked > 1:
+            self._starts.append(self._length + self._planned_old)
         self._length += done
-        if self._asked > 1 and start < self._length:
-            self._starts.append(start)
         for reward in outcome.rewards:
             self._sum_reward += reward
         self._success = self._success or outcome.success
@@ -95,7 +94,7 @@ class Running:
             num_steps=actor.sampler.num_steps,
             solver=actor.sampler.solver,
             jerk=jerk(actions),
-            jump=jump(actions, self._starts),
+            jump=jump(actions, [start for start in self._starts if start < self._length]),
             seconds=self.seconds,
             actions=actions,
             frames=np.stack(self._frames) if self._frames is not None else None,
