@@ -18,15 +18,14 @@ from chordflow.evaluation.paired import (
     HeldOutSet,
     MeasureConfig,
     Way,
-    batches,
     encode_held_out,
+    over_batches,
     solve,
-    velocity_of,
 )
 from chordflow.evaluation.spread import observation_spreads, widest_observations
 from chordflow.evaluation.trajectories import trajectories
 from chordflow.flow.curvature import Curvature, measure_curvature
-from chordflow.flow.solvers import get_solver
+from chordflow.flow.solvers import Velocity, get_solver
 from chordflow.policies import FlowPolicy
 from chordflow.policies.sampling import Sampler
 from chordflow.results.schema import (
@@ -185,20 +184,19 @@ class _Work:
     def converge(self, name: PolicyName, policy: FlowPolicy) -> tuple[Curvature, Tensor]:
         """Curvature on the fine grid, and the endpoints (N, converged_noises, H, D) that come with it."""
         noise = self.held_out.noise[:, : self.config.converged_noises]
-        ends = torch.empty(noise.shape, dtype=torch.float32)
+        steps, ends = self.config.converged_num_steps, torch.empty(noise.shape, dtype=torch.float32)
         total: Curvature | None = None
-        for part, context, flat in batches(self.held_out.contexts[name], noise, self.config.batch_size):
-            sums, end = measure_curvature(
-                velocity_of(policy, context),
-                flat,
-                self.config.converged_num_steps,
-                real_dims=policy.chunk.action_dim,
-            )
+
+        def follow(velocity: Velocity, flat: Tensor) -> tuple[Curvature, Tensor]:
+            return measure_curvature(velocity, flat, steps, real_dims=policy.chunk.action_dim)
+
+        context, size = self.held_out.contexts[name], self.config.batch_size
+        for part, (sums, end) in over_batches(policy, context, noise, size, follow):
             ends[part] = end.unflatten(0, (-1, noise.shape[1])).float().cpu()
             total = sums if total is None else total.merge(sums)
-            self.tick(self.config.converged_num_steps)
+            self.tick(steps)
         assert total is not None
-        _require_finite(ends, name, Way("euler", self.config.converged_num_steps))
+        _require_finite(ends, name, Way("euler", steps))
         return total, ends
 
 

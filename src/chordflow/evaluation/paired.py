@@ -5,7 +5,9 @@ Shapes: N observations, K noises for each, H chunk size, D padded action dimensi
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -21,6 +23,9 @@ from chordflow.policies import Context, FlowPolicy
 from chordflow.results.schema import PolicyName
 
 Tick = Callable[[int], None]
+
+MAX_WORKERS = 4
+"""Batches that run side by side on a CPU; each holds its contexts and activations in memory."""
 
 
 class Way(NamedTuple):
@@ -167,18 +172,57 @@ def encode_held_out(
     )
 
 
-def batches(context: Context, noise: Tensor, batch_size: int) -> Iterator[tuple[slice, Context, Tensor]]:
-    """Cuts N observations with K noises each into network batches.
+def over_batches[T](
+    policy: FlowPolicy,
+    context: Context,
+    noise: Tensor,
+    batch_size: int,
+    function: Callable[[Velocity, Tensor], T],
+) -> Iterator[tuple[slice, T]]:
+    """Cuts N observations with K noises each into network batches and calls a function for each.
+
+    On a CPU several batches run at a time, each with its share of the threads: operations of a small network are too
+    short to be divided among threads. What comes out, and in which order, does not depend on that.
+
+    Args:
+        policy: the velocity.
+        context: of the N observations.
+        noise: (N, K, H, D).
+        batch_size: noises that go through the network together.
+        function: of a velocity at fixed observations and their noises (n * K, H, D).
 
     Yields:
-        The observations' slice, their contexts repeated K times, and their noises (n * K, H, D).
+        The observations' slice, and what the function returned.
     """
     count, noises = noise.shape[:2]
     size = max(1, batch_size // noises)
-    for start in range(0, count, size):
-        part = slice(start, min(start + size, count))
-        rows = torch.arange(part.start, part.stop)
-        yield part, context.index(rows).repeat(noises), noise[part].flatten(0, 1)
+    parts = [slice(start, min(start + size, count)) for start in range(0, count, size)]
+    stopped = threading.Event()
+
+    def call(part: slice) -> T:
+        repeated = context.index(torch.arange(part.start, part.stop)).repeat(noises)
+
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            if stopped.is_set():
+                raise InterruptedError
+            return policy.velocity(x, t, repeated)
+
+        # The switch belongs to a thread.
+        with torch.no_grad():
+            return function(velocity, noise[part].flatten(0, 1))
+
+    threads = torch.get_num_threads()
+    workers = min(threads, MAX_WORKERS, len(parts)) if noise.device.type == "cpu" else 1
+    if workers == 1:
+        yield from ((part, call(part)) for part in parts)
+        return
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,))
+    try:
+        yield from zip(parts, pool.map(call, parts), strict=True)
+    finally:
+        stopped.set()
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
 
 
 @torch.no_grad()
@@ -202,12 +246,15 @@ def solve(
         on_batch: told the network evaluations that a batch's solution takes, also where some are shared.
     """
     ends = {way: torch.empty(noise.shape, dtype=torch.float32) for way in ways}
-    for part, repeated, flat in batches(context, noise, batch_size):
-        velocity = Remembered(velocity_of(policy, repeated))
-        for way in ends:
-            end = get_solver(way.solver).integrate(velocity, flat, way.num_steps)
-            ends[way][part] = end.unflatten(0, (-1, noise.shape[1])).float().cpu()
-            on_batch(way.nfe)
+
+    def solve_batch(velocity: Velocity, flat: Tensor) -> list[Tensor]:
+        remembered = Remembered(velocity)
+        return [get_solver(way.solver).integrate(remembered, flat, way.num_steps).cpu() for way in ends]
+
+    for part, found in over_batches(policy, context, noise, batch_size, solve_batch):
+        for way, end in zip(ends, found, strict=True):
+            ends[way][part] = end.unflatten(0, (-1, noise.shape[1])).float()
+        on_batch(sum(way.nfe for way in ends))
     return ends
 
 
