@@ -310,8 +310,8 @@ def evaluation(**changes: Any) -> Results:
                     policy,
                     steps,
                     SequentialDecision(
-                        "Betting e-process (Waudby-Smith and Ramdas, 2024)", 0.02, 0.05, 340 + 40 * place,
-                        "inferior" if rate < 0.9 else "non-inferior", lower - 0.03, lower + 0.03, 25.0, 0.1, 17, True,
+                        "betting", 0.02, 0.05, 340 + 40 * place,
+                        "inferior" if rate < 0.9 else "non-inferior", lower - 0.03, lower + 0.03, 45.0, 0.1, 17, True,
                     ),
                 )
             )  # fmt: skip

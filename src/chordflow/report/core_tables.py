@@ -216,6 +216,8 @@ def sequential(results: Results) -> Section | None:
     if not results.sequential:
         return None
     first = results.sequential[0].decision
+    source = " (Waudby-Smith and Ramdas 2023)" if first.method == "betting" else ""
+    method = f"{clean(first.method)}{source}"
     section = Section(
         key="sequential",
         title=f"Sequential decision at a margin of {points_of(first.margin)} points",
@@ -225,8 +227,9 @@ def sequential(results: Results) -> Section | None:
         ],
         left=2,
         wide={7},
-        below=f"{clean(first.method)}: valid however often one looks; decided once an e-value reaches "
-        f"{amount(1 / first.alpha)} (level {first.alpha:g}). The interval holds at every look at once.",
+        below=f"By {method}, valid however often one looks: decided once the evidence against the contrary, an e-value, "
+        f"reaches {amount(2 / first.alpha)}, which is 2 / {first.alpha:g} for two sides. The interval holds at all looks "
+        "at once.",
     )  # fmt: skip
     place = rank(results, (row.policy for row in results.sequential))
     for row in sorted(results.sequential, key=lambda r: (place[r.policy], -r.num_steps)):

@@ -16,11 +16,20 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 
 from chordflow.results.files import write_whole
 from chordflow.results.schema import GapRow, PolicyName, Reference, Results, TrajectoryRow
-from chordflow.results.wording import number, percent, steps
+from chordflow.results.wording import clean, number, percent, steps
 
 # Two hues of Okabe and Ito's palette, which colour-blind readers tell apart, one dark and one light in grey.
 COLOURS: dict[PolicyName, str] = {"teacher": "#0072B2", "student": "#D55E00"}
-"""Colour of each policy, the same in all pictures."""
+"""Colour of teacher and student, the same in all pictures."""
+
+_OTHERS = ("#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+
+
+def colours(results: Results) -> dict[PolicyName, str]:
+    """Colour of each policy that has paths or gaps: the teacher's and the student's first, then by name."""
+    named = {row.policy for row in [*results.trajectories, *results.gaps]} - set(COLOURS)
+    return COLOURS | {name: _OTHERS[i % len(_OTHERS)] for i, name in enumerate(sorted(named))}
+
 
 INK, QUIET, FAINT = "#222222", "#666666", "#dddddd"
 
@@ -102,9 +111,10 @@ def _png(figure: Figure) -> bytes:
 @_styled
 def trajectories(results: Results) -> Figure | None:
     """The teacher's paths with their chords, and the student's, on the same axes."""
+    colour = colours(results)
     by_policy = {
         policy: [row for row in results.trajectories if row.policy == policy][:MOST_PATHS]
-        for policy in COLOURS
+        for policy in colour
     }
     shown = [policy for policy, rows in by_policy.items() if rows]
     if not shown:
@@ -112,10 +122,11 @@ def trajectories(results: Results) -> Figure | None:
     figure = Figure(figsize=_panels_size(by_policy, len(shown)), layout="constrained")
     axes = figure.subplots(1, len(shown), sharex=True, sharey=True, squeeze=False)[0]
     for panel, policy in zip(axes, shown, strict=True):
-        _draw_trajectories(panel, by_policy[policy], COLOURS[policy])
+        _draw_trajectories(panel, by_policy[policy], colour[policy])
         row = results.curvature_of(policy)
         measured = f": curvature {percent(row.curvature)}" if row else ""
-        panel.set_title(f"{policy.capitalize()}{measured}", color=COLOURS[policy], fontweight="bold")
+        name = clean(policy)
+        panel.set_title(f"{name[:1].upper()}{name[1:40]}{measured}", color=colour[policy], fontweight="bold")
         panel.set_xlabel(_axis_label(1, results.trajectory_axes))
         panel.set_aspect("equal", adjustable="box")
     axes[0].set_ylabel(_axis_label(2, results.trajectory_axes))
@@ -176,9 +187,10 @@ def gap_by_steps(results: Results) -> Figure | None:
         return None
     figure = Figure(figsize=(7.2, 4.8), layout="constrained")
     panel = figure.subplots()
-    for policy in COLOURS:
-        _draw_gap_lines(panel, rows, policy)
-    _draw_other_solvers(panel, rows)
+    colour = colours(results)
+    for policy in colour:
+        _draw_gap_lines(panel, rows, policy, colour[policy])
+    _draw_other_solvers(panel, rows, colour)
     if results.floor is not None and results.floor.rms > 0:
         panel.axhline(100 * results.floor.rms, color=INK, lw=1.4, ls=_DOTS, zorder=1)
     evaluations = sorted({row.nfe for row in rows} | {results.teacher_num_steps})
@@ -198,26 +210,24 @@ def gap_by_steps(results: Results) -> Figure | None:
     return figure
 
 
-def _draw_gap_lines(panel: Axes, rows: Sequence[GapRow], policy: PolicyName) -> None:
+def _draw_gap_lines(panel: Axes, rows: Sequence[GapRow], policy: PolicyName, colour: str) -> None:
     styles: dict[Reference, Any] = {"deployed": "-", "converged": _DASHES}
     for reference, style in styles.items():
         own = [r for r in rows if (r.policy, r.reference, r.solver) == (policy, reference, "euler")]
         own.sort(key=lambda row: row.nfe)
         x, y = [row.nfe for row in own], [100 * row.rms for row in own]
-        panel.plot(x, y, color=COLOURS[policy], ls=style, lw=1.8, marker="o", ms=5, zorder=3)
+        panel.plot(x, y, color=colour, ls=style, lw=1.8, marker="o", ms=5, zorder=3)
         if reference == "deployed":
             medians = [(row.nfe, 100 * row.median) for row in own if row.median > 0]
             for nfe, median in medians:
-                panel.plot(
-                    nfe, median, color=COLOURS[policy], marker="D", ms=4.5, mfc="white", alpha=0.7, zorder=2
-                )
+                panel.plot(nfe, median, color=colour, marker="D", ms=4.5, mfc="white", alpha=0.7, zorder=2)
 
 
-def _draw_other_solvers(panel: Axes, rows: Iterable[GapRow]) -> None:
+def _draw_other_solvers(panel: Axes, rows: Iterable[GapRow], colours: Mapping[PolicyName, str]) -> None:
     for row in rows:
         if row.solver == "euler" or row.reference != "deployed":
             continue
-        colour = COLOURS[row.policy]
+        colour = colours[row.policy]
         panel.plot(row.nfe, 100 * row.rms, marker="^", ms=6, mfc="white", color=colour, ls="none", zorder=4)
         panel.annotate(
             row.solver,
@@ -232,8 +242,8 @@ def _draw_other_solvers(panel: Axes, rows: Iterable[GapRow]) -> None:
 def _gap_legend(results: Results, policies: Collection[PolicyName]) -> list[Line2D]:
     names: dict[PolicyName, str] = {"teacher": "teacher, untrained", "student": "student"}
     entries = [
-        Line2D([], [], color=COLOURS[policy], lw=1.8, marker="o", ms=5, label=name)
-        for policy, name in names.items()
+        Line2D([], [], color=colour, lw=1.8, marker="o", ms=5, label=names.get(policy) or clean(policy)[:40])
+        for policy, colour in colours(results).items()
         if policy in policies
     ]
     entries += [

@@ -72,7 +72,8 @@ def _gap_panel(
             (row for row in rows if (row.policy, row.solver) == (policy, solver) and row.rms > 0),
             key=lambda row: row.nfe,
         )
-        if not own:
+        # With many policies other solvers than Euler would hide what matters: the table has them.
+        if not own or (crowded and solver != "euler" and policy != "teacher"):
             continue
         shown += own
         values = [100 * row.rms for row in own]
@@ -94,8 +95,6 @@ def _gap_panel(
                 "dash": DASHES.get(solver, OTHER_DASHES[(index - 1) % len(OTHER_DASHES)]),
             },
             marker={"size": 8, "symbol": look[policy].symbol + ("" if solver == "euler" else "-open")},
-            # With many policies the other solvers would hide what matters: the table has them.
-            visible="legendonly" if solver != "euler" and policy != "teacher" and crowded else True,
             hoverinfo="text",
             hovertext=[
                 hover(

@@ -408,7 +408,7 @@ def policies(results: Results) -> Section | None:
         return None
     section = Section(
         key="policies",
-        title="Policies",
+        title="What was held against what",
         heads=["policy", "checkpoint", "family", "steps", "parameters", "SHA-256 of\nits weights"],
         left=3,
         terminal=False,

@@ -149,9 +149,7 @@ def _differences(
     rows: Sequence[Row],
     margin: float | None,
 ) -> Plot:
-    figure = canvas(
-        rows_height(len(rows)), "points of success, to the deployed teacher", "", showlegend=False
-    )
+    figure = canvas(rows_height(len(rows)), "points to the deployed teacher", "", showlegend=False)
     look = looks(results)
     for place, (name, _, policy, value, interval) in enumerate(rows):
         low, high = (interval.low, interval.high) if interval else (value, value)

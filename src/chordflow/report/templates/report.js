@@ -71,7 +71,11 @@
     const { data, layout } = drawn[holder.dataset.plot];
     // A finger that moves over a plot wants to scroll.
     layout.dragmode = touch ? false : "zoom";
-    if (holder.clientWidth < 420) layout.font.size = 11;
+    if (holder.clientWidth < 420) {
+      layout.font.size = 11;
+      // A legend of many lines takes its room from the plot.
+      if (layout.showlegend !== false && data.length > 3) layout.height += 14 * (data.length - 3);
+    }
     if (still) layout.transition = { duration: 0 };
     return Plotly.newPlot(holder, data, layout, { displayModeBar: false, responsive: true, doubleClick: "reset" });
   };

@@ -1,0 +1,204 @@
+"""Reports in headless Chromium: nothing fetched, nothing executed that a file brought, all of it usable."""
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chordflow.report.write import write_report
+from chordflow.results.schema import Results
+from report_samples import HOSTILE, SCRIPT, diagnosis, evaluation, hostile, write_clip
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = ROOT / ".browser" / "node_modules"
+pytestmark = pytest.mark.browser
+
+SAMPLES: dict[str, Callable[[], Results]] = {
+    "demo": lambda: Results.load(ROOT / "docs" / "demo" / "results.json"),
+    "diagnosis": diagnosis,
+    "evaluation": evaluation,
+    "hostile": hostile,
+}
+
+PLOTS = {
+    "demo": {
+        "gap-deployed", "gap-converged", "success", "difference", "success-0", "success-1", "success-2", "paths-0",
+        "paths-1", "curvature-time", "curvature-parts", "curvature-dims", "latency", "loss",
+    },
+    "diagnosis": {
+        "gap-deployed", "gap-converged", "paths-0", "curvature-time", "curvature-parts", "curvature-dims", "heat-0",
+        "spread", "endpoints-0", "endpoints-1", "endpoints-2", "endpoints-3", "latency",
+    },
+    "evaluation": {
+        "success", "difference", "success-0", "success-1", "sequential", "gap-deployed", "gap-converged", "paths-0",
+        "paths-1", "paths-2", "curvature-time", "curvature-parts", "curvature-dims", "heat-0", "heat-1", "heat-2",
+        "heat-3", "latency", "motion-0", "motion-1", "motion-2", "motion-3", "motion-4", "delay-0", "delay-1", "timing",
+    },
+}  # fmt: skip
+PLOTS["hostile"] = PLOTS["evaluation"] | {
+    key for key in PLOTS["diagnosis"] if key.startswith(("spread", "end"))
+}
+
+
+@pytest.fixture(scope="module", params=list(SAMPLES))
+def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the browser found in one sample's report."""
+    chromium = shutil.which("chromium")
+    if chromium is None or not MODULES.is_dir() or shutil.which("node") is None:
+        pytest.skip("needs node, chromium and .browser: make test-browser sets them up")
+    folder = tmp_path_factory.mktemp(request.param)
+    write_clip(folder / "clip.gif")
+    write_clip(folder.parent / "outside.gif")
+    SAMPLES[request.param]().save(folder / "results.json")
+    report = write_report(folder)[0]
+    # Where a person wants to look at what the tests saw.
+    pictures = Path(os.environ.get("CHORDFLOW_SCREENSHOTS", folder)) / request.param
+    pictures.mkdir(parents=True, exist_ok=True)
+    script = ROOT / "tests" / "browser" / "check.mjs"
+    ran = subprocess.run(
+        ["node", script, MODULES, chromium, report, pictures], capture_output=True, text=True, timeout=300
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    found: dict[str, Any] = json.loads(ran.stdout)
+    return found | {"name": request.param, "folder": pictures, "bytes": report.stat().st_size}
+
+
+def test_opens_without_errors_dialogs_or_requests(seen: dict[str, Any]) -> None:
+    blocked = [text for text in seen["errors"] if "Content Security Policy" in text or "example.com" in text]
+    # The only complaints are about what the check itself tries in order to be refused.
+    assert [text for text in seen["errors"] if text not in blocked] == []
+    assert len(blocked) <= 4
+    assert seen["dialogs"] == []
+    assert seen["requests"] == []
+    assert seen["popups"] == 0
+    assert seen["bytes"] < 6_000_000
+    assert seen["seconds"] < 30
+
+
+def test_the_page_lets_no_other_script_run_and_nothing_be_fetched(seen: dict[str, Any]) -> None:
+    assert seen["policy"] == {"ran": False, "fetched": False}
+    # Refused by the page's policy, not by a network that happens to be absent.
+    for what in ("script-src", "connect"):
+        assert any("Content Security Policy" in text and what in text for text in seen["errors"])
+
+
+def test_plots_are_there_with_data_and_a_text_alternative(seen: dict[str, Any]) -> None:
+    assert {plot["key"] for plot in seen["plots"]} == PLOTS[seen["name"]]
+    for plot in seen["plots"]:
+        assert plot["svgs"] >= 2, plot["key"]
+        assert plot["points"] > 0, plot["key"]
+        assert plot["marks"] > 0, plot["key"]
+        assert plot["width"] > 300, plot["key"]
+        assert plot["name"], plot["key"]
+        assert any(c.isdigit() for c in plot["alternative"]), plot["key"]
+        assert plot["alternative"][0].upper() == plot["alternative"][0], plot["key"]
+
+
+def test_tables_sort_by_click_and_by_enter(seen: dict[str, Any]) -> None:
+    assert seen["tables"]
+    changed = 0
+    for name, columns in seen["tables"].items():
+        for tried in columns:
+            assert tried["clicked"]["sort"] == "ascending", name
+            assert tried["entered"]["sort"] == "descending", name
+            cells = [cell for cell in tried["clicked"]["cells"] if cell != "-"]
+            back = [cell for cell in tried["entered"]["cells"] if cell != "-"]
+            assert (
+                sorted(tried["before"])
+                == sorted(tried["clicked"]["cells"])
+                == sorted(tried["entered"]["cells"])
+            )
+            changed += tried["clicked"]["cells"] != tried["entered"]["cells"]
+            # What was not measured comes last in either order.
+            for order, kept in ((tried["clicked"], cells), (tried["entered"], back)):
+                assert order["cells"][: len(kept)] == kept, name
+            if cells and all(cell.isdigit() for cell in cells):
+                assert list(map(int, cells)) == sorted(map(int, cells)), name
+                assert list(map(int, back)) == sorted(map(int, cells), reverse=True), name
+    assert changed > 3
+    assert "descending" in seen["said"]
+
+
+def test_percentages_sort_as_numbers(seen: dict[str, Any]) -> None:
+    # The column of the RMS to the deployed teacher, after an Enter: 9 % comes below 10 %.
+    heads = 3
+    cells = [cell for cell in seen["tables"]["table-gap"][heads]["entered"]["cells"] if cell != "-"]
+    values = [float(cell.removesuffix(" %")) for cell in cells]
+    assert values == sorted(values, reverse=True)
+    assert len(set(values)) > 5
+
+
+def test_keyboard_reaches_everything_and_shows_where_it_is(seen: dict[str, Any]) -> None:
+    tabs = seen["tabs"]
+    assert tabs["expected"][0].startswith("A Skip to")
+    assert tabs["reached"][: len(tabs["expected"])] == tabs["expected"]
+    assert tabs["withoutOutline"] == 0
+
+
+def test_accessibility_by_axe_in_both_themes(seen: dict[str, Any]) -> None:
+    assert seen["axeLight"] == []
+    assert seen["axeDark"] == []
+
+
+def test_headings_are_in_order(seen: dict[str, Any]) -> None:
+    levels = seen["headings"]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+
+
+def test_the_theme_follows_the_system_and_the_button_and_is_kept(seen: dict[str, Any]) -> None:
+    light, dark, again = seen["themes"]
+    assert light["paper"] == "rgb(255, 255, 255)"
+    assert dark["paper"] == again["paper"] == seen["dark"]["paper"] == "rgb(20, 23, 27)"
+    assert dark["pressed"] == again["pressed"] == seen["dark"]["pressed"] == "true"
+    # Plots follow: their labels change with the page.
+    assert len(light["inks"]) == len(dark["inks"]) == 1
+    assert light["inks"] != dark["inks"]
+
+
+def test_a_phone_needs_no_sideways_scrolling(seen: dict[str, Any]) -> None:
+    phone = seen["phone"]
+    assert phone["page"] == phone["window"] == 360
+    assert phone["wide"] == 0
+    assert set(phone["drag"]) == {False}
+
+
+def test_prints_light_with_everything_unfolded(seen: dict[str, Any]) -> None:
+    printed = seen["print"]
+    assert (seen["folder"] / "print.pdf").read_bytes().startswith(b"%PDF")
+    assert printed["paper"] == "rgb(255, 255, 255)"
+    assert printed["controls"] == 0
+    assert printed["folded"] > 0
+    assert printed["during"][-1] == 0
+    assert printed["after"] == printed["folded"]
+
+
+def test_clips_are_still_until_they_are_played(seen: dict[str, Any]) -> None:
+    for states in seen["play"]:
+        assert states == [["Play", False, True], ["Stop", True, False], ["Play", False, True]]
+    assert len(seen["play"]) == (1 if seen["name"] in ("evaluation", "hostile") else 0)
+    assert all(picture["wide"] > 0 and picture["alt"] for picture in seen["pictures"])
+
+
+def test_hostile_text_is_shown_as_it_is(seen: dict[str, Any]) -> None:
+    assert seen["suspect"] == []
+    # theme, data, plotly, the page's own
+    assert seen["scripts"] == 4
+    if seen["name"] != "hostile":
+        return
+    shown = " ".join(seen["text"].split())
+    expected = " ".join(HOSTILE.replace("\u2028", " ").replace("\u202e", " ").split())
+    for place in ("All is well. ", "Evaluation of out/", "Teacher: ", "1 episode from the same starts: "):
+        assert place + expected in shown, place
+    assert "../outside.gif lies outside the results' folder" in shown
+    assert f"{SCRIPT}.gif is not there any more." in shown
+    texts = [text for plot in seen["plots"] for text in plot["texts"]]
+    assert any(text.strip("\u2068\u2069").startswith("third \"'><script>") for text in texts)
+    assert any("heun<script" in text for text in texts)
