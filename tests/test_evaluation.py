@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import io
 import math
+import time
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from scipy.stats import chi
 from torch import Tensor
 
 from chordflow.errors import UserError
-from chordflow.evaluation.gap import Modes, action_gap
+from chordflow.evaluation.gap import Gap, Modes, action_gap
 from chordflow.evaluation.latency import measure_latency
 from chordflow.evaluation.measure import Measures, measure
 from chordflow.evaluation.modes import least_silhouette, mode_centres, nearest_mode
 from chordflow.evaluation.paired import MeasureConfig, Way, encode_held_out, solve
+from chordflow.evaluation.spread import pictures
 from chordflow.flow.closed_forms import GaussianFlow
 from chordflow.flow.seeds import generator
 from chordflow.flow.solvers import SOLVERS
@@ -502,6 +507,7 @@ def test_two_modes_are_seen_and_one_step_falls_between_them() -> None:
         ({"num_steps": []}, "measure.num_steps="),
         ({"num_steps": [0, 1]}, "measure.num_steps="),
         ({"num_observations": 0}, "measure.num_observations=0"),
+        ({"solvers": ["euler", "rk9"]}, "measure.solvers holds 'rk9': choose of euler, midpoint, heun"),
     ],
 )
 def test_bad_settings_are_refused(options: dict, message: str) -> None:
@@ -514,3 +520,217 @@ def test_the_module_that_trains_and_the_policy_that_is_measured_agree(
 ) -> None:
     noise, t = policy.sample_noise(N, generator(3)), torch.linspace(0, 1, N)
     assert torch.equal(VelocityModule(policy)(noise, t, context), policy.velocity(noise, t, context))
+
+
+# Intervals, spreads, pictures
+
+
+def test_intervals_cover_the_closed_form(measured: Measured) -> None:
+    """The law's own value lies inside, and the interval is about the width that 15 episodes of noise leave."""
+    hundred = float(euler_factor(torch.tensor(0.6), 100))
+    held_out = encode_held_out({"teacher": measured.teacher}, make_observations(30), MEASURE)
+    means = held_out.contexts["teacher"].tensors()[0][:, 0, :, :2].double()
+    spread = float((means.var(dim=0, correction=0) + hundred**2).sum())
+    for num_steps in (1, 2, 4):
+        row = measured.gap("teacher", num_steps, "converged")
+        delta = float(euler_factor(torch.tensor(0.6), num_steps)) - hundred
+        law = math.sqrt(8 * delta**2 / spread)
+        assert row.rms == pytest.approx(law, rel=0.01)
+        assert row.interval is not None
+        assert row.interval.low < law < row.interval.high
+        assert 0.02 < (row.interval.high - row.interval.low) / law < 0.5
+    curvature = measured.measures.curvature[0]
+    assert curvature.interval is not None
+    assert curvature.interval.low < curvature.curvature < curvature.interval.high
+    itself = measured.gap("teacher", 10, "deployed").interval
+    assert itself is not None
+    assert (itself.low, itself.high) == (0.0, 0.0)
+
+
+def test_the_interval_of_a_gap_covers_about_as_often_as_it_says() -> None:
+    """Over 200 sets of 40 skewed episodes; with so few a bootstrap covers a little less than 95 %.
+
+    Noises of an episode share its width: an interval over pairs would cover in about half of the sets.
+    """
+    rng, covered = np.random.default_rng(0), 0
+    law = math.sqrt(0.25 / 1.25)
+    for seed in range(200):
+        wide = rng.gamma(4.0, 0.25, size=(40, 1))
+        squared = 0.25 * wide * rng.chisquare(4, size=(40, 16)) / 4
+        spread = (0.25 + wide) * rng.chisquare(4, size=(40, 16)) / 4
+        gap = Gap(np.sqrt(squared), np.sqrt(spread), np.zeros((40, 16), dtype=bool), 0.0, 0.0)
+        interval = gap.interval(np.arange(40), seed)
+        assert interval is not None
+        covered += interval.low <= law <= interval.high
+    assert 170 <= covered <= 198
+    assert gap.interval(np.zeros(40, dtype=int), 0) is None
+
+
+def test_curvature_by_time_and_dimension_adds_up(measured: Measured) -> None:
+    for row in measured.measures.curvature:
+        grid = np.array(row.s_by_time_and_dim)
+        assert grid.shape == (100, 2)
+        assert grid.sum(axis=1) == pytest.approx(np.array(row.s_by_time))
+        assert grid.mean(axis=0) == pytest.approx(np.array(row.s_by_dim[:2]))
+        assert grid.mean(axis=0).sum() == pytest.approx(row.s)
+
+
+def test_the_spread_of_one_mode_is_the_closed_form(measured: Measured) -> None:
+    """Endpoints are m + c x_1, so each observation's own variance is 8 c^2, less the part of a mean of 64."""
+    held_out = encode_held_out({"teacher": measured.teacher}, make_observations(30), MEASURE)
+    means = held_out.contexts["teacher"].tensors()[0][:, 0, :, :2].double()
+    c = float(euler_factor(torch.tensor(0.6), 10))
+    overall = float((means.var(dim=0, correction=0) + c**2).sum())
+    spreads = measured.measures.spreads
+    law = math.sqrt(8 * c**2 * 63 / 64 / overall)
+    assert np.sqrt(np.mean([row.spread**2 for row in spreads])) == pytest.approx(law, rel=0.01)
+    assert all(row.modes == 1 and row.shares == [1.0] for row in spreads)
+    assert [row.observation for row in spreads] == list(range(30))
+    assert [(row.episode, row.frame) for row in spreads] == [(i // 2, i) for i in range(30)]
+
+
+def test_two_modes_are_two_sided_and_the_widest_are_shown() -> None:
+    teacher = make_policy(num_modes=2, separation=4.0, std=0.3)
+    config = MeasureConfig(
+        num_observations=12, noises_per_observation=64, num_steps=[1], converged_noises=4, latency_repeats=1
+    )
+    measures = measure({"teacher": Sampler(teacher, 50)}, make_observations(12), config)
+    # Two modes 4 apart in 8 entries: variance 4 + 0.3^2 each, whatever the observation.
+    means = torch.stack([make_observations(12).dataset.states[i] for i in range(12)])
+    centres = teacher.encode({"observation.state": means}).means.mean(dim=1)[..., :2].double()  # type: ignore[attr-defined]
+    own = 8 * (4 + 0.09)
+    law = math.sqrt(own / (own + float(centres.var(dim=0, correction=0).sum())))
+    assert np.sqrt(np.mean([r.spread**2 for r in measures.spreads])) == pytest.approx(law, rel=0.01)
+    assert measures.multimodal == 1.0
+    for row in measures.spreads:
+        assert row.modes == 2
+        assert sum(row.shares) == pytest.approx(1.0)
+        assert row.shares[0] >= row.shares[1] > 0.2
+    widest = measures.widest
+    assert len(widest) == 6
+    by_index = [measures.spreads[w.observation] for w in widest]
+    assert [r.spread for r in by_index] == sorted((r.spread for r in by_index), reverse=True)
+    assert len({r.episode for r in by_index}) == 6
+    assert max(r.spread for r in measures.spreads) == by_index[0].spread
+    for wide in widest:
+        assert wide.axes[0] > 0.9 > wide.axes[1] > 0
+        sides = np.array(wide.x) > 0
+        labels = np.array(wide.labels)
+        assert (sides == labels).all() or (sides != labels).all()
+        assert wide.pictures == {}
+
+
+def test_pictures_are_small_png_files() -> None:
+    image = torch.zeros(3, 320, 200)
+    image[0, :, :100] = 1.0
+    found = pictures({
+        "observation.images.top": image, "observation.image": image[:, :40, :40], "observation.state": torch.ones(3),
+        "observation.images.two": torch.stack([image * 0, image]), "task": "x",
+    })  # fmt: skip
+    assert set(found) == {"top", "image", "two"}
+    shown = {name: Image.open(io.BytesIO(base64.b64decode(text))) for name, text in found.items()}
+    assert {name: (p.format, p.size) for name, p in shown.items()} == {
+        "top": ("PNG", (100, 160)), "image": ("PNG", (40, 40)), "two": ("PNG", (100, 160)),
+    }  # fmt: skip
+    assert shown["two"].getpixel((10, 10)) == (255, 0, 0)
+    assert shown["top"].getpixel((90, 10)) == (0, 0, 0)
+
+
+# Many policies
+
+
+def test_policies_of_any_name_are_held_against_the_teacher_in_their_order() -> None:
+    teacher = make_policy(std=0.6)
+    straight = Straight(copy.deepcopy(teacher.config))
+    config = MeasureConfig(num_observations=8, num_steps=[1], solvers=["euler"], latency_repeats=2)
+    policies = {"mine": Sampler(straight, 3), "teacher": Sampler(teacher, 10), "b": Sampler(teacher, 2)}
+    measures = measure(policies, make_observations(8), config)
+    ways = {(r.policy, r.num_steps) for r in measures.gaps}
+    assert ways == {
+        *(("teacher", n) for n in (1, 2, 3, 10)), ("mine", 1), ("mine", 3), ("b", 1), ("b", 2),
+    }  # fmt: skip
+    assert [row.policy for row in measures.curvature] == ["teacher", "mine", "b"]
+    same = [r for r in measures.gaps if r.policy == "b"]
+    assert all(r.ratio_to_untrained is not None and r.ratio_to_untrained.value == 1.0 for r in same)
+    assert [chunk.num_steps for chunk in measures.latency.chunks] == [1, 2, 10]
+    with pytest.raises(ValueError, match="named teacher"):
+        measure({"student": Sampler(teacher, 1)}, make_observations(4), config)
+
+
+def test_shared_evaluations_change_nothing_and_are_not_made_twice() -> None:
+    policy = Counting(GaussianConfig(num_modes=2))
+    held_out = encode_held_out({"teacher": policy}, make_observations(2), MeasureConfig())
+    context, noise = held_out.contexts["teacher"], held_out.noise
+    ways = [Way("euler", 1), Way("euler", 2), Way("euler", 4), Way("midpoint", 2), Way("heun", 2)]
+    alone = {way: solve(policy, context, noise, [way])[way] for way in ways}
+    policy.evaluations = 0
+    together = solve(policy, context, noise, ways)
+    # All first ones are one; midpoint's middle is Euler's second of four, Heun's far end Euler's second of two.
+    assert policy.evaluations == 1 + 1 + 3 + 2 + 2
+    for way in ways:
+        assert torch.equal(together[way], alone[way])
+
+
+def test_threads_change_nothing() -> None:
+    policy = make_policy(num_modes=2)
+    held_out = encode_held_out({"teacher": policy}, make_observations(9), MeasureConfig())
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            ends = on_grid(policy, 4, held_out.noise, held_out.contexts["teacher"], 32)
+            assert torch.get_num_threads() == threads
+            found.append(ends)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
+
+
+# Time and memory
+
+
+class Slow(GaussianFlowPolicy):
+    """Takes 6 ms to encode and 2 ms a step."""
+
+    def encode(self, batch: dict) -> Context:  # type: ignore[override]
+        time.sleep(0.006)
+        return super().encode(batch)
+
+    def velocity(self, x_t: Tensor, t: Tensor, context: Context) -> Tensor:
+        time.sleep(0.002)
+        return super().velocity(x_t, t, context)
+
+
+def test_latency_of_a_policy_of_known_times() -> None:
+    items = next(make_observations(1).batches([0], 1))
+    latency = measure_latency(
+        Slow(GaussianConfig()), items, 12, teacher_num_steps=5, student_num_steps=1, chunk_num_steps=[5, 1, 5]
+    )
+    assert latency.encode is not None
+    assert latency.step is not None
+    assert [chunk.num_steps for chunk in latency.chunks] == [1, 5]
+    for times in (latency.encode, latency.step, *(chunk.seconds for chunk in latency.chunks)):
+        assert 0 < times.p50 <= times.p90 <= times.p95 <= times.p99
+    assert (latency.encode.p50, latency.step.p50) == (latency.encode_s, latency.step_s)
+    assert latency.encode_s >= 0.006
+    assert latency.step_s >= 0.002
+    for chunk in latency.chunks:
+        assert chunk.seconds.p50 >= 0.006 + 0.002 * chunk.num_steps
+        # Measured for itself, it is what its parts take, up to what a busy machine adds to either.
+        assert chunk.seconds.p50 == pytest.approx(latency.chunk_s(chunk.num_steps), rel=0.35)
+    assert latency.processors_s is not None
+    assert 0 < latency.processors_s < 0.006
+    weights = 2 * 16 + 16 + 16 + 16  # state_proj's weight and bias, log_std, offsets
+    assert latency.memory is not None
+    assert latency.memory.weights_bytes == 4 * weights
+    assert latency.memory.kind == "process"
+    assert latency.memory.peak_bytes > 50_000_000
+
+
+def test_actions_that_are_not_finite_are_named() -> None:
+    policy = make_policy()
+    with torch.no_grad():
+        policy.module.get_parameter("state_proj.bias")[0] = torch.nan
+    with pytest.raises(UserError, match="teacher: 100 euler steps end in NaN or infinite actions"):
+        measure({"teacher": Sampler(policy, 4)}, make_observations(3), MeasureConfig(latency_repeats=1))
