@@ -362,7 +362,10 @@ def evaluation(**changes: Any) -> Results:
 
 
 SCRIPT = "<script>alert(1)</script>"
-HOSTILE = f"\"'>{SCRIPT}</script><img src=x onerror=alert(2)> {{{{7*7}}}} &lt;b&gt; `x` %{{x}} \u2028 שלום עולם 図 \u202e"
+HOSTILE = (
+    f"\"'>{SCRIPT}</script><img src=x onerror=alert(2)> {{{{7*7}}}} &lt;b&gt; `x` %{{x}} "
+    "\u2028 שלום עולם 図 \u202e"
+)
 
 
 def hostile() -> Results:

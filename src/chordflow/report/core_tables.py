@@ -227,9 +227,9 @@ def sequential(results: Results) -> Section | None:
         ],
         left=2,
         wide={7},
-        below=f"By {method}, valid however often one looks: decided once the evidence against the contrary, an e-value, "
-        f"reaches {amount(2 / first.alpha)}, which is 2 / {first.alpha:g} for two sides. The interval holds at all looks "
-        "at once.",
+        below=f"By {method}, valid however often one looks: decided once the evidence against the contrary, an "
+        f"e-value, reaches {amount(2 / first.alpha)}, which is 2 / {first.alpha:g} for two sides. The interval holds "
+        "at all looks at once.",
     )  # fmt: skip
     place = rank(results, (row.policy for row in results.sequential))
     for row in sorted(results.sequential, key=lambda r: (place[r.policy], -r.num_steps)):

@@ -27,7 +27,8 @@ _OTHERS = ("#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 
 def colours(results: Results) -> dict[PolicyName, str]:
     """Colour of each policy that has paths or gaps: the teacher's and the student's first, then by name."""
-    named = {row.policy for row in [*results.trajectories, *results.gaps]} - set(COLOURS)
+    named = {r.policy for r in results.trajectories} | {r.policy for r in results.gaps}
+    named -= set(COLOURS)
     return COLOURS | {name: _OTHERS[i % len(_OTHERS)] for i, name in enumerate(sorted(named))}
 
 

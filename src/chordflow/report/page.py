@@ -142,7 +142,7 @@ def flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
         if isinstance(value, dict) and value:
             yield from flat(value, f"{name}.")
         else:
-            yield name, clean(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            yield name, clean(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 def _asset(name: str) -> str:

@@ -1,0 +1,512 @@
+"""The report's files: one page that holds everything and lets nothing in, the table, the card, and bad input."""
+
+import base64
+import dataclasses
+import hashlib
+import html
+import io
+import json
+import os
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+from rich.console import Console
+
+from chordflow.cli.main import main
+from chordflow.errors import UserError
+from chordflow.report.card import card, hub_id
+from chordflow.report.clips import LARGEST, embed, picture
+from chordflow.report.glance import glance
+from chordflow.report.more_tables import curvature_by_time, parts
+from chordflow.report.page import command_lines, json_in_html, page
+from chordflow.report.plots import label
+from chordflow.report.table import markdown, render, sections
+from chordflow.report.write import write_report
+from chordflow.results.schema import Clip, Results
+from report_samples import (
+    HOSTILE,
+    SCRIPT,
+    curved,
+    diagnosis,
+    evaluation,
+    hostile,
+    picture_of,
+    sample,
+    write_clip,
+)
+
+MAKERS: dict[str, Callable[[], Results]] = {
+    "reflow": sample,
+    "diagnosis": diagnosis,
+    "evaluation": evaluation,
+    "hostile": hostile,
+}
+
+
+class Reader(HTMLParser):
+    """Elements, text by element, and identifiers of a page."""
+
+    VOID = frozenset({"meta", "link", "img", "br"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.stack: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.stack.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack, f"</{tag}> ends nothing"
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.stack:
+            self.texts.append((self.stack[-1], data))
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module", params=list(MAKERS))
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Path]:
+    folder = tmp_path_factory.mktemp(request.param)
+    write_clip(folder / "clip.gif")
+    write_clip(folder.parent / "outside.gif")
+    results = MAKERS[request.param]()
+    results.save(folder / "results.json")
+    write_report(folder)
+    return results, folder
+
+
+@pytest.fixture(scope="module")
+def read(made: tuple[Results, Path]) -> Reader:
+    return Reader((made[1] / "report.html").read_text(encoding="utf-8"))
+
+
+# ---- The page -------------------------------------------------------------------------------------------
+
+
+def test_elements_are_closed_and_identifiers_are_unique(read: Reader) -> None:
+    assert read.stack == []
+    names = [attributes["id"] for _, attributes in read.elements if "id" in attributes]
+    assert len(names) == len(set(names))
+    for _, attributes in read.elements:
+        for reference in ("aria-labelledby", "aria-describedby"):
+            if reference in attributes:
+                assert attributes[reference] in names
+        if (attributes.get("href") or "").startswith("#"):
+            assert attributes["href"][1:] in names  # type: ignore[index]
+
+
+def test_nothing_is_fetched(read: Reader) -> None:
+    sources = [a[key] or "" for _, a in read.elements for key in ("src", "href", "data") if key in a]
+    assert all(source.startswith(("data:", "#")) for source in sources)
+    assert all("http-equiv" not in a or a["http-equiv"] == "Content-Security-Policy" for a in read.of("meta"))
+    style = "".join(text for tag, text in read.texts if tag == "style")
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+def test_the_policy_names_exactly_the_scripts_of_the_page(made: tuple[Results, Path], read: Reader) -> None:
+    (policy,) = (a["content"] for a in read.of("meta") if a.get("http-equiv"))
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe-inline" not in policy.split("style-src")[0]
+    text = (made[1] / "report.html").read_text(encoding="utf-8")
+    scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    hashes = {base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts}
+    assert len(scripts) == 3
+    assert hashes == set(re.findall(r"'sha256-([^']+)'", policy))
+
+
+def test_plots_hold_what_was_measured(made: tuple[Results, Path], read: Reader) -> None:
+    results, _ = made
+    (plots,) = (json.loads(text) for tag, text in read.texts if tag == "script" and text.startswith('{"'))
+    assert set(plots) == {a["data-plot"] for a in read.of("div") if "data-plot" in a}
+    euler = next(trace for trace in plots["gap-deployed"]["data"] if trace["name"] == "teacher")
+    drawn = dict(zip(euler["x"], euler["y"], strict=True))
+    for row in results.gaps:
+        if (row.policy, row.solver, row.reference) == ("teacher", "euler", "deployed") and row.rms > 0:
+            assert drawn[row.nfe] == pytest.approx(100 * row.rms, rel=1e-4)
+            if row.interval is not None:
+                at = euler["x"].index(row.nfe)
+                high = drawn[row.nfe] + euler["error_y"]["array"][at]
+                assert high == pytest.approx(100 * row.interval.high, rel=1e-3)
+    assert 10 not in drawn, "the deployed teacher's gap to itself is 0, which a logarithm has no place for"
+    if results.floor is not None:
+        (line,) = plots["gap-converged"]["layout"]["shapes"]
+        assert line["y0"] == pytest.approx(100 * results.floor.rms)
+    assert results.latency is not None
+    (ceiling,) = plots["latency"]["layout"]["shapes"]
+    assert ceiling["x0"] == pytest.approx(1000 * results.latency.chunk_s(1), rel=1e-3)
+    if "difference" in plots and results.rollouts is not None:
+        assert any(shape["x0"] == pytest.approx(-2.0) for shape in plots["difference"]["layout"]["shapes"])
+    if "timing" in plots:
+        for row in range(len(results.timing)):
+            assert sum(trace["x"][row] for trace in plots["timing"]["data"]) == pytest.approx(100, abs=0.1)
+    for row in results.curvature:
+        if "heat-0" in plots and row.policy == "teacher":
+            (heat,) = plots["heat-0"]["data"]
+            assert [len(heat["z"]), len(heat["z"][0])] == [4, 100]
+            assert heat["z"][0][7] == pytest.approx(row.s_by_time_and_dim[7][0], rel=1e-3)
+
+
+def test_names_from_files_are_text(read: Reader, made: tuple[Results, Path]) -> None:
+    assert not [tag for tag, a in read.elements if any(key.startswith("on") for key in a)]
+    assert len(read.of("script")) == 4
+    if made[0].device == HOSTILE:
+        shown = " ".join(text for tag, text in read.texts if tag not in ("script", "style"))
+        assert shown.count(SCRIPT) > 20
+        assert "\u202e" not in shown
+        data = next(text for tag, text in read.texts if tag == "script" and text.startswith('{"'))
+        assert "<" not in data
+        assert "\u2028" not in data
+
+
+def test_the_page_is_small_enough(made: tuple[Results, Path]) -> None:
+    assert (made[1] / "report.html").stat().st_size < 6_000_000
+
+
+def test_a_page_says_the_same_as_table_and_card(made: tuple[Results, Path], read: Reader) -> None:
+    results, folder = made
+    shown = [" ".join(text.split()) for tag, text in read.texts if tag not in ("script", "style")]
+    for name in ("table.md", "model_card.md"):
+        text = html.unescape((folder / name).read_text(encoding="utf-8"))
+        text = re.sub(r"\\([\\`*_\[\]|~])", r"\1", text)
+        for section in sections(results):
+            for row in section.rows if section.markdown else []:
+                for cell in row:
+                    assert cell.text in text
+                    assert not cell.text or " ".join(cell.text.split()) in shown
+
+
+def test_what_was_not_measured_has_no_heading() -> None:
+    bare = Results(["chordflow"], {}, {}, "cpu", {}, "teacher", None, 10, kind="diagnose")
+    read = Reader(page(bare, "."))
+    headings = [attributes["id"] for attributes in read.of("h2")]
+    assert headings == ["verdict", "again", "read"]
+    assert "Nothing was measured." in " ".join(text for _, text in read.texts)
+
+
+def test_data_in_a_script_element_cannot_end_it() -> None:
+    text = str(json_in_html({"a": "</script><!--\u2028&"}))
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text) == {"a": "</script><!--\u2028&"}
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("<b>bold</b>", "&lt;b&gt;bold&lt;/b&gt;"),
+        ("a & b", "a &amp; b"),
+        ("&lt;", "&amp;lt;"),
+        ("two\nlines\x1b[0m", "two lines [0m"),
+        ("x" * 99, "x" * 25 + "\u2026"),
+        ("\u202eעברית", "\u2068עברית\u2069"),
+    ],
+)
+def test_labels_are_no_markup_for_plotly(name: str, shown: str) -> None:
+    assert label(name).strip("\u2068\u2069") == shown.strip("\u2068\u2069")
+    assert label(name).startswith("\u2068") is not label(name).isascii()
+
+
+def test_the_command_can_be_typed_again() -> None:
+    typed = command_lines(["chordflow", "diagnose", "--policy.path=a b", "--flag", "$(rm x)"])
+    assert typed.splitlines() == [
+        "chordflow diagnose \\", "    '--policy.path=a b' \\", "    --flag \\", "    '$(rm x)'",
+    ]  # fmt: skip
+
+
+# ---- What is derived for the page -----------------------------------------------------------------------
+
+
+def test_curvature_by_time_adds_up_to_the_curvature() -> None:
+    row = curved("teacher", 0.17)
+    by_time = curvature_by_time(row)
+    assert sum(value**2 for value in by_time) / len(by_time) == pytest.approx(0.17**2)
+    tenths = parts(row)
+    assert [round(part.begin, 9) for part in tenths] == [round(1 - i / 10, 9) for i in range(10)]
+    assert tenths[-1].end == 0
+    assert sum(part.share for part in tenths) == pytest.approx(1)
+    assert tenths[-1].curvature > tenths[0].curvature
+    straight = dataclasses.replace(row, s=0.0, curvature=0.0, s_by_time=[0.0] * 100)
+    assert set(curvature_by_time(straight)) == {0.0}
+    assert {part.share for part in parts(straight)} == {0.0}
+
+
+def test_curvature_in_few_steps_has_as_many_parts() -> None:
+    row = dataclasses.replace(curved("teacher", 0.1), times=[1.0, 0.66, 0.33], s_by_time=[0.1, 0.1, 0.2])
+    assert [part.share for part in parts(row)] == pytest.approx([0.25, 0.25, 0.5])
+
+
+def test_the_glance_names_figures_with_their_intervals() -> None:
+    by_name = {figure.name: figure for figure in glance(evaluation())}
+    success = by_name["Success, student at one step"]
+    assert success.value == "92.0 [90.2, 93.5] %"
+    assert success.note == "teacher at ten steps: 93.0 [91.2, 94.4] %; paired -1.0 [-2.6, +0.4] points"
+    assert by_name["Curvature, student"].value == "8.5 % [7.7 %, 9.4 %]"
+    assert by_name["Chunks at one step, times as fast"].value == "3.87"
+    alone = {figure.name: figure.value for figure in glance(diagnosis())}
+    assert alone["Action gap, untrained at one step"] == "29 % [25 %, 35 %]"
+    assert alone["Observations with two or more modes"] == "25 %"
+
+
+def test_every_table_is_as_wide_as_its_head() -> None:
+    for make in MAKERS.values():
+        results = make()
+        found = sections(results)
+        assert len({section.key for section in found}) == len(found)
+        for section in found:
+            assert section.rows, section.key
+            assert {len(row) for row in section.rows} == {len(section.heads)}, section.key
+            assert section.wide < set(range(len(section.heads)))
+
+
+def test_tables_of_every_kind_fit_a_terminal() -> None:
+    for make in (diagnosis, evaluation):
+        file = io.StringIO()
+        Console(width=100, force_terminal=False, file=file).print(render(make()))
+        lines = file.getvalue().splitlines()
+        assert max(map(len, lines)) <= 100
+
+
+# ---- Clips and pictures ---------------------------------------------------------------------------------
+
+
+def test_a_clip_is_taken_in_with_its_first_frame(tmp_path: Path) -> None:
+    write_clip(tmp_path / "clip.gif")
+    found = embed(Clip("clip.gif", ["teacher", "student"], [0, 1], [[True, False], [True, True]]), tmp_path)
+    assert (
+        base64.b64decode(found.source.removeprefix("data:image/gif;base64,"))
+        == (tmp_path / "clip.gif").read_bytes()
+    )
+    assert found.still.startswith("data:image/png;base64,")
+    assert (found.width, found.height, found.note) == (246, 80, "")
+    assert (
+        found.text
+        == "2 episodes from the same starts: teacher succeeds in 2, student succeeds in 1 (seeds 0, 1)."
+    )
+
+
+def test_a_video_keeps_its_controls(tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").write_bytes(b"\x00\x00\x00 ftypisom")
+    found = embed(Clip("clip.mp4", ["teacher"], [0], [[True]]), tmp_path)
+    assert found.video
+    assert found.source.startswith("data:video/mp4;base64,")
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("../outside.gif", "lies outside"),
+        ("link.gif", "lies outside"),
+        ("/etc/hostname", "lies outside"),
+        ("absent.gif", "is not there"),
+        (".", "is not there"),
+        ("notes.txt", "of a kind"),
+        ("broken.gif", "cannot be read"),
+        ("null\0.gif", "cannot be read"),
+        ("large.gif", "too much for a page"),
+    ],
+)
+def test_a_clip_that_cannot_be_shown_is_named_instead(tmp_path: Path, path: str, why: str) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    write_clip(tmp_path / "outside.gif")
+    (folder / "link.gif").symlink_to(tmp_path / "outside.gif")
+    (folder / "notes.txt").write_text("x")
+    (folder / "broken.gif").write_bytes(b"GIF89a")
+    with (folder / "large.gif").open("wb") as file:
+        file.truncate(LARGEST + 1)
+    found = embed(Clip(path, ["teacher"], [0], [[True]]), folder)
+    assert found.source == ""
+    assert why in found.note
+
+
+def test_only_pngs_become_pictures() -> None:
+    assert picture(picture_of(3)).startswith("data:image/png;base64,iVBOR")
+    for bad in ("", "'><script>", base64.b64encode(b"GIF89a").decode(), picture_of(3) + "\n<"):
+        assert picture(bad) == ""
+
+
+# ---- The card -------------------------------------------------------------------------------------------
+
+
+def test_the_hub_reads_the_card(made: tuple[Results, Path]) -> None:
+    results, folder = made
+    text = (folder / "model_card.md").read_text(encoding="utf-8")
+    data = ModelCard(text, ignore_metadata_errors=False).data
+    assert data.library_name == "lerobot"
+    assert data.pipeline_tag == "robotics"
+    assert {"robotics", "lerobot", "flow-matching"} <= set(data.tags)
+    if results.student is not None:
+        n = results.student_num_steps
+        assert n is not None
+        row = results.success_of("student", n)
+        assert row is not None
+        assert data.eval_results is not None
+        (found,) = data.eval_results
+        assert found.metric_value == pytest.approx(100 * row.rate)
+        assert f"{row.episodes} episodes" in found.metric_name
+
+
+def test_the_card_links_what_the_hub_has() -> None:
+    results = sample(teacher="lerobot/smolvla_base", settings={"dataset": {"repo_id": "me/dataset"}})
+    data = ModelCard(card(results)).data
+    assert data.base_model == "lerobot/smolvla_base"
+    assert data.datasets == ["me/dataset"]
+    assert ModelCard(card(sample())).data.base_model is None
+    assert ModelCard(card(diagnosis())).data.base_model is None, "a teacher is no base of itself"
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("lerobot/smolvla_base", True),
+        ("outputs/teacher", False),
+        ("./teacher", False),
+        ("/data/teacher", False),
+        ("a/b/c", False),
+        ("teacher", False),
+        ("me/double--dash", False),
+        ("me/<x>", False),
+        ("", False),
+    ],
+)
+def test_hub_ids_and_paths(name: str, found: bool) -> None:
+    assert (hub_id(name) is not None) is found
+
+
+def test_the_card_begins_with_figures_and_their_intervals() -> None:
+    body = card(sample()).split("---\n", 2)[2].strip().splitlines()
+    assert body[0] == "# student"
+    first = "\n".join(body[:12])
+    assert r"Success, student at one step: **91.0 \[88.2, 93.2\] %**" in first
+    assert "Wilson's 95 % intervals" in first
+    assert body.count("```") == 1
+
+
+def test_the_card_of_hostile_names_holds_no_markup() -> None:
+    text = card(hostile())
+    body = text.split("---\n", 2)[2]
+    outside = re.sub(r"`[^`\n]*`", "", re.sub(r"```sh\n.*?\n```", "", body, flags=re.DOTALL))
+    assert "<script" not in outside
+    assert "<img" not in outside
+
+
+def test_markdown_of_every_kind_has_whole_rows() -> None:
+    for make in MAKERS.values():
+        width = None
+        for line in markdown(make()).splitlines():
+            columns = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("| ") else None
+            assert width is None or columns is None or columns == width
+            width = columns
+
+
+# ---- Bad input ------------------------------------------------------------------------------------------
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    assert main(["report", *map(str, arguments)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("chordflow report: ")
+    assert "\n" not in error
+    return error
+
+
+def test_writes_three_files_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sample().save(tmp_path / "results.json")
+    assert main(["report", str(tmp_path)]) == 0
+    names = ["report.html", "table.md", "model_card.md"]
+    assert sorted(os.listdir(tmp_path)) == sorted([*names, "results.json"])
+    said = capsys.readouterr().out
+    assert all(name in said for name in names)
+
+
+def test_another_folder_is_made(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    sample().save(tmp_path / "run" / "results.json")
+    assert main(["report", str(tmp_path / "run"), f"--output_dir={tmp_path / 'new' / 'deep'}"]) == 0
+    assert os.listdir(tmp_path / "run") == ["results.json"]
+    assert (tmp_path / "new" / "deep" / "report.html").is_file()
+
+
+def test_the_same_results_give_the_same_page(tmp_path: Path) -> None:
+    assert page(evaluation(), tmp_path) == page(evaluation(), tmp_path)
+
+
+def test_input_that_cannot_be_used_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "the folder with results.json is missing" in refused(capsys)
+    assert "the folder with results.json is missing" in refused(capsys, "--output_dir=x")
+    assert "does not exist" in refused(capsys, tmp_path / "absent")
+    assert "holds no results.json" in refused(capsys, tmp_path)
+    file = tmp_path / "file"
+    file.write_text("x")
+    assert "is a file; give the folder" in refused(capsys, file)
+    sample().save(tmp_path / "results.json")
+    assert "is a file; give the folder" in refused(capsys, tmp_path / "results.json")
+    assert "--style is not an option" in refused(capsys, tmp_path, "--style=dark")
+    assert "output_dir is empty" in refused(capsys, tmp_path, "--output_dir=")
+    assert "cannot be made" in refused(capsys, tmp_path, f"--output_dir={file / 'below'}")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (lambda text: text[: len(text) // 2], "is not a readable results file"),
+        (lambda text: "", "is not a readable results file"),
+        (lambda text: "[]", "has no schema_version"),
+        (lambda text: re.sub(r'"schema_version": \d+', '"schema_version": 99', text), "upgrade chordflow"),
+        (lambda text: text.replace('"rms"', '"rns"', 1), "is damaged"),
+    ],
+)
+def test_spoilt_results_leave_an_older_report_as_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Callable[[str], str], why: str
+) -> None:
+    results = tmp_path / "results.json"
+    sample().save(results)
+    assert main(["report", str(tmp_path)]) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path != results}
+    results.write_text(spoil(results.read_text()))
+    assert why in refused(capsys, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path != results} == before
+
+
+def test_a_place_that_cannot_be_written_keeps_what_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample().save(tmp_path / "results.json")
+    (tmp_path / "report.html").mkdir()
+    assert "report.html cannot be written" in refused(capsys, tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["report.html", "results.json"]
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "report.html").rmdir()
+    (tmp_path / "report.html").write_text("older")
+    monkeypatch.setattr(os, "replace", full)
+    assert "No space left" in refused(capsys, tmp_path)
+    assert (tmp_path / "report.html").read_text() == "older"
+    assert sorted(os.listdir(tmp_path)) == ["report.html", "results.json"]
+
+
+def test_help_names_what_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("report.html", "table.md", "model_card.md", "--output_dir"))
+    with pytest.raises(UserError, match="does not exist"):
+        write_report("absent/folder")
