@@ -19,8 +19,8 @@ from chordflow.experiments.evaluate_config import EvaluateConfig
 from chordflow.experiments.reflow import RESULTS
 from chordflow.quiet import quiet_stdout
 from chordflow.report.gif import save_side_by_side
-from chordflow.report.page import write_report
 from chordflow.report.table import render
+from chordflow.report.write import write_report
 from chordflow.results.schema import Clip, Results
 
 USAGE = """
@@ -43,7 +43,8 @@ def run(arguments: list[str]) -> None:
     results = _with_clip(evaluated, config.output_dir)
     console.print(render(results))
     say(f"Results: {config.output_dir / RESULTS}")
-    say(f"Report:  {write_report(config.output_dir)}")
+    for path in write_report(config.output_dir):
+        say(f"Report:  {path}")
 
 
 def parse(arguments: list[str]) -> EvaluateConfig:

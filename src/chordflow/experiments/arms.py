@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from chordflow.console import bar
+from chordflow.errors import UserError
 from chordflow.experiments.entrants import Entrant
-from chordflow.experiments.evaluate_config import EvaluateConfig
+from chordflow.experiments.evaluate_config import DelayConfig, EvaluateConfig
 from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.policies.realtime import guidance_weight
 from chordflow.results.schema import (
@@ -106,8 +107,25 @@ def run_arms(config: EvaluateConfig, entrants: dict[PolicyName, Entrant]) -> Rol
     The teacher as deployed and the candidates come first, block by block where the run is sequential; whatever else
     is asked for then runs through the same seeds.
     """
+    check_delays(config, entrants)
     with open_runner(config.env, config.eval.batch_size, config.eval.num_workers) as runner:
         return _Rollouts(config, entrants, runner).run()
+
+
+def check_delays(config: EvaluateConfig, entrants: dict[PolicyName, Entrant]) -> None:
+    """Makes sure that chunks bridge every delay.
+
+    Raises:
+        UserError: if one is too long for a policy's chunks.
+    """
+    for entrant in entrants.values():
+        chunk = entrant.policy.chunk
+        executed = config.eval.n_action_steps or chunk.num_executed
+        for execution in executions(config.delay, num_steps=1):
+            try:
+                execution.check(chunk, executed)
+            except UserError as error:
+                raise UserError(f"delay.control_steps={config.delay.control_steps}: {error}") from error
 
 
 class _Rollouts:
@@ -202,23 +220,11 @@ class _Rollouts:
                 self._run(plain, seeds)
                 undelayed = self._of(plain, seeds)
                 rows.append(self._delay_row(plain, undelayed, None))
-                for execution in self._executions(n):
+                for execution in executions(delay, n):
                     arm = Arm(entrant.name, entrant.policy, n, execution=execution)
                     self._run(arm, seeds)
                     rows.append(self._delay_row(arm, self._of(arm, seeds), undelayed))
         return rows
-
-    def _executions(self, num_steps: int) -> Iterator[Execution]:
-        """Delays in every mode; real-time chunking with the weight that fits, and with the usual one beside it."""
-        options = self.config.delay
-        hold = cast(Hold, options.hold)
-        for delay in options.control_steps:
-            for mode in cast(list[DelayMode], options.modes):
-                if mode != "rtc":
-                    yield Execution(mode, delay, hold)
-                    continue
-                for weight in dict.fromkeys((guidance_weight(num_steps), options.reference_weight)):
-                    yield Execution(mode, delay, hold, max_guidance_weight=weight)
 
     def _delay_row(self, arm: Arm, episodes: list[Episode], undelayed: list[Episode] | None) -> DelayRow:
         execution = arm.execution
@@ -293,6 +299,18 @@ class _Rollouts:
             for arm in arms
             if arm.solver == "euler" and self.recorded
         }
+
+
+def executions(options: DelayConfig, num_steps: int) -> Iterator[Execution]:
+    """Delays in every mode; real-time chunking with the weight that fits, and with the usual one beside it."""
+    hold = cast(Hold, options.hold)
+    for delay in options.control_steps:
+        for mode in cast(list[DelayMode], options.modes):
+            if mode != "rtc":
+                yield Execution(mode, delay, hold)
+                continue
+            for weight in dict.fromkeys((guidance_weight(num_steps), options.reference_weight)):
+                yield Execution(mode, delay, hold, max_guidance_weight=weight)
 
 
 def run_like_lerobot(config: EvaluateConfig, entrants: dict[PolicyName, Entrant]) -> RolloutResults:

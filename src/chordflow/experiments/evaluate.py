@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import shlex
+import shutil
 import time
 from collections.abc import Iterator
 from enum import Enum
@@ -212,11 +213,7 @@ def _new_folder(output: Path) -> Iterator[None]:
         except BaseException:
             if not (output / RESULTS).exists() and not any((output / EPISODES).rglob("*.parquet")):
                 (output / EVALUATE_CONFIG).unlink(missing_ok=True)
-                for folder in sorted((output / EPISODES).rglob("*"), reverse=True):
-                    with contextlib.suppress(OSError):
-                        folder.rmdir()
-                with contextlib.suppress(OSError):
-                    (output / EPISODES).rmdir()
+                shutil.rmtree(output / EPISODES, ignore_errors=True)
             raise
 
 

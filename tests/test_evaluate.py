@@ -1,0 +1,411 @@
+"""`chordflow evaluate`: columns for any number of policies, runs that stop early or go on, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from builders import build_checkpoint
+from chordflow.cli.main import main
+from chordflow.experiments.evaluate_config import EvaluateConfig
+from chordflow.policies import load_flow_policy, save_student
+from chordflow.policies.base import Role
+from chordflow.results.schema import Results
+from chordflow.results.statistics import compare_success
+from drift_env import DriftEnv
+
+EPISODES = 12
+
+
+@pytest.fixture(scope="module")
+def student(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The teacher with a disturbed action head, saved at one step."""
+    policy = load_flow_policy(checkpoint, device="cpu")
+    torch.manual_seed(0)
+    head = policy.parameters_by_role()[Role.ACTION_HEAD]
+    trained = {name: p.detach() + 0.03 * torch.randn_like(p) for name, p in head.items()}
+    folder = tmp_path_factory.mktemp("student") / "pretrained_model"
+    save_student(policy, checkpoint, folder, trained, num_steps=1)
+    return folder
+
+
+def options(teacher: Path, student: Path | None, output: Path, **others: Any) -> list[str]:
+    given = {
+        "teacher.path": teacher,
+        **({"student.path": student} if student is not None else {}),
+        "env.type": "drift_of_the_tests",
+        "eval.n_episodes": EPISODES,
+        "eval.batch_size": 4,
+        "eval.num_clips": 0,
+        "device": "cpu",
+        "output_dir": output,
+        **others,
+    }
+    return ["evaluate", *(f"--{name}={value}" for name, value in given.items())]
+
+
+def run(arguments: list[str]) -> Results:
+    assert main(arguments) == 0
+    (output,) = [a.split("=", 1)[1] for a in arguments if a.startswith("--output_dir=")]
+    return Results.load(Path(output) / "results.json")
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(arguments) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("chordflow evaluate: ")
+    assert "\n" not in said
+    return said
+
+
+def stored(output: Path, arm: str) -> list[dict[str, Any]]:
+    files = sorted((output / "episodes" / arm).glob("*.parquet"))
+    return sorted((row for f in files for row in pq.read_table(f).to_pylist()), key=lambda row: row["seed"])
+
+
+@pytest.fixture(scope="module")
+def evaluated(
+    checkpoint: Path, student: Path, dataset_root: Path, tmp_path_factory: Any
+) -> tuple[Path, Results]:
+    """One evaluation of everything."""
+    output = tmp_path_factory.mktemp("evaluated") / "run"
+    arguments = options(
+        checkpoint, student, output,
+        **{
+            "policies": f"[copy={checkpoint},two={student}@2]", "dataset.repo_id": "test/tiny",
+            "dataset.root": dataset_root, "measure.num_observations": 3, "measure.latency_repeats": 2,
+            "measure.converged_noises": 1, "measure.num_steps": "[1,2]", "delay.control_steps": "[1]",
+            "delay.num_steps": "[1]", "delay.n_episodes": 4, "delay.modes": "[sync,async,rtc]", "eval.num_clips": 2,
+        },
+    )  # fmt: skip
+    return output, run(arguments)
+
+
+def test_every_policy_is_a_column(evaluated: tuple[Path, Results], checkpoint: Path) -> None:
+    _, results = evaluated
+    assert [(p.name, p.num_steps) for p in results.policies] == [
+        ("teacher", 10), ("student", 1), ("copy", 10), ("two", 2),
+    ]  # fmt: skip
+    assert results.kind == "evaluate"
+    ways = {(row.policy, row.num_steps, row.solver) for row in results.success if row.group == "all"}
+    assert ways == {
+        ("teacher", 10, "euler"), ("teacher", 2, "euler"), ("teacher", 1, "euler"), ("teacher", 1, "midpoint"),
+        ("student", 1, "euler"), ("copy", 10, "euler"), ("two", 2, "euler"),
+    }  # fmt: skip
+    assert {row.policy for row in results.curvature} == {"teacher", "student", "copy", "two"}
+    assert {row.policy for row in results.gaps} == {"teacher", "student", "copy", "two"}
+    assert all(row.overhead >= 0 and row.total_s > 0 for row in results.timing)
+    assert results.findings
+    assert results.verdict
+
+
+def test_a_copy_of_the_teacher_is_the_teacher(evaluated: tuple[Path, Results]) -> None:
+    """Truly paired: the same weights do the same in every episode, step by step."""
+    output, results = evaluated
+    row = results.success_of("copy", 10)
+    assert row is not None
+    assert row.versus_teacher is not None
+    assert (row.versus_teacher.only_first, row.versus_teacher.only_second) == (0, 0)
+    for ours, theirs in zip(stored(output, "copy-10-euler"), stored(output, "teacher-10-euler"), strict=True):
+        assert ours["actions"] == theirs["actions"]
+        assert ours["seed"] == theirs["seed"]
+    gap = results.gap("copy", 10, "deployed")
+    assert gap is not None
+    assert gap.rms == 0
+
+
+def test_rows_follow_from_the_stored_episodes(evaluated: tuple[Path, Results]) -> None:
+    output, results = evaluated
+    teacher, student = stored(output, "teacher-10-euler"), stored(output, "student-1-euler")
+    assert [row["seed"] for row in teacher] == list(range(1000, 1000 + EPISODES))
+    row = results.success_of("student", 1)
+    assert row is not None
+    assert (row.successes, row.episodes) == (sum(e["success"] for e in student), EPISODES)
+    assert row.versus_teacher == compare_success(
+        [e["success"] for e in student], [e["success"] for e in teacher]
+    )
+    assert row.noninferiority is not None
+    assert row.noninferiority.margin == 0.02
+    for motion in results.motion:
+        if (motion.policy, motion.num_steps, motion.measure) == ("student", 1, "path length"):
+            mean = np.mean([e["path_length"] for e in student])
+            assert motion.mean.value == pytest.approx(mean)
+            difference = mean - np.mean([e["path_length"] for e in teacher])
+            assert motion.difference is not None
+            assert motion.difference.value == pytest.approx(difference)
+            break
+    else:
+        pytest.fail("the student's path length is not among the rows")
+
+
+def test_delays_stand_beside_the_same_without(evaluated: tuple[Path, Results]) -> None:
+    _, results = evaluated
+    rows = {(r.policy, r.mode, r.guidance_weight): r for r in results.delays}
+    for policy in ("teacher", "student", "copy", "two"):
+        assert rows[policy, "none", None].versus_undelayed is None
+        for mode, weight in (("sync", None), ("async", None), ("rtc", 1.0), ("rtc", 10.0)):
+            row = rows[policy, mode, weight]
+            assert (row.delay, row.num_steps, row.episodes) == (1, 1, 4)
+            assert row.versus_undelayed is not None
+    assert len(results.delays) == 4 * 5
+    # Ten times the pull at one step cannot leave motion as it was.
+    assert rows["student", "rtc", 10.0].jump != rows["student", "rtc", 1.0].jump
+
+
+def test_clips_are_drawn_and_named(evaluated: tuple[Path, Results]) -> None:
+    output, results = evaluated
+    (clip,) = results.clips
+    assert (output / clip.path).is_file()
+    assert clip.seeds == [1000, 1001]
+    assert clip.columns[0] == "teacher, 10 steps"
+    assert [len(outcome) for outcome in clip.outcomes] == [len(clip.columns)] * 2
+    assert (output / "report.html").is_file()
+
+
+def test_a_finished_run_goes_on_with_more_episodes_and_repeats_none(
+    evaluated: tuple[Path, Results], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, before = evaluated
+    moved = tmp_path / "moved"
+    shutil.copytree(output, moved)
+    monkeypatch.setattr(DriftEnv, "steps", 0)
+    arguments = ["evaluate", "--resume=true", f"--config_path={moved / 'evaluate_config.json'}"]
+    assert main(arguments) == 0
+    assert DriftEnv.steps == 0
+    again = Results.load(moved / "results.json")
+    assert (again.success, again.gaps, again.latency) == (before.success, before.gaps, before.latency)
+    assert main([*arguments, f"--eval.n_episodes={EPISODES + 2}"]) == 0
+    longer = Results.load(moved / "results.json")
+    row = longer.success_of("student", 1)
+    assert row is not None
+    assert row.episodes == EPISODES + 2
+    assert stored(moved, "student-1-euler")[:EPISODES] == stored(output, "student-1-euler")
+
+
+def test_other_weights_are_not_mixed_with_stored_episodes(
+    evaluated: tuple[Path, Results], tmp_path: Path, vlm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(evaluated[0], moved)
+    other = build_checkpoint(tmp_path / "other" / "pretrained_model", vlm, seed=5)
+    files = {path: path.stat().st_mtime_ns for path in moved.rglob("*.parquet")}
+    said = refused(
+        ["evaluate", "--resume=true", f"--config_path={moved / 'evaluate_config.json'}",
+         f"--student.path={other}", "--student.num_inference_steps=1"], capsys,
+    )  # fmt: skip
+    assert "student-1-euler" in said
+    assert {path: path.stat().st_mtime_ns for path in moved.rglob("*.parquet")} == files
+
+
+def test_a_cut_file_of_episodes_is_named_and_nothing_is_lost(
+    evaluated: tuple[Path, Results], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(evaluated[0], moved)
+    file = next((moved / "episodes" / "student-1-euler").glob("*.parquet"))
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    arguments = ["evaluate", "--resume=true", f"--config_path={moved / 'evaluate_config.json'}"]
+    assert str(file) in refused(arguments, capsys)
+    assert file.read_bytes() == whole[: len(whole) // 2]
+    assert len(stored(moved, "teacher-10-euler")) == EPISODES
+    file.unlink()
+    assert main(arguments) == 0
+    assert len(stored(moved, "student-1-euler")) == EPISODES
+
+
+def test_a_sequential_run_stops_when_the_pairs_decide(
+    checkpoint: Path, student: Path, tmp_path: Path
+) -> None:
+    arguments = options(
+        checkpoint, None, tmp_path / "out",
+        **{"policies": f"[copy={checkpoint}]", "eval.n_episodes": 60, "eval.batch_size": 5, "margin": 50,
+           "sequential.enable": "true", "sequential.min_episodes": 8},
+    )  # fmt: skip
+    results = run(arguments)
+    (row,) = results.sequential
+    assert row.policy == "copy"
+    assert row.decision.decision == "non-inferior"
+    assert 8 <= row.decision.episodes < 60
+    assert row.decision.stopped_early
+    success = results.success_of("copy", 10)
+    assert success is not None
+    # Whole blocks are run.
+    assert success.episodes == -(-row.decision.episodes // 5) * 5
+
+
+def test_a_sequential_run_never_stops_below_its_minimum(checkpoint: Path, tmp_path: Path) -> None:
+    arguments = options(
+        checkpoint, None, tmp_path / "out",
+        **{"policies": f"[copy={checkpoint}]", "eval.n_episodes": 40, "eval.batch_size": 5, "margin": 90,
+           "sequential.enable": "true", "sequential.min_episodes": 33},
+    )  # fmt: skip
+    (row,) = run(arguments).sequential
+    assert row.decision.episodes >= 33
+
+
+@pytest.mark.filterwarnings("ignore:The environment does not have")
+def test_lerobots_noise_gives_lerobots_rates(checkpoint: Path, student: Path, tmp_path: Path) -> None:
+    with_lerobots = {"noise": "lerobot", "eval.n_episodes": 5, "eval.batch_size": 2}
+    DriftEnv.lenient = True
+    try:
+        results = run(options(checkpoint, student, tmp_path / "out", **with_lerobots))
+    finally:
+        DriftEnv.lenient = False
+    assert results.rollouts is not None
+    assert results.rollouts.noise == "lerobot"
+    assert {row.episodes for row in results.success if row.group == "all"} == {5}
+    # Nothing is called paired that is not.
+    assert all(row.versus_teacher is None for row in results.success)
+    assert all(row.difference is None for row in results.motion)
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_episodes(
+    checkpoint: Path, student: Path, tmp_path: Path
+) -> None:
+    """SIGKILL while episodes run; what was stored is not run again."""
+    script = textwrap.dedent(
+        """
+        import sys, time
+        import drift_env
+        from chordflow.cli.main import main
+        step = drift_env.DriftEnv.step
+        def slow(self, action):
+            time.sleep(0.004)
+            return step(self, action)
+        drift_env.DriftEnv.step = slow
+        sys.exit(main(sys.argv[1:]))
+        """
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    output = tmp_path / "killed"
+    arguments = options(checkpoint, student, output)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *arguments], env=environment, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not any((output / "episodes").rglob("*.parquet")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    done = {path: path.read_bytes() for path in (output / "episodes").rglob("*.parquet")}
+    assert done
+    assert main(["evaluate", "--resume=true", f"--config_path={output / 'evaluate_config.json'}"]) == 0
+    run(options(checkpoint, student, tmp_path / "whole"))
+    for arm in ("teacher-10-euler", "teacher-1-euler", "student-1-euler"):
+        for ours, theirs in zip(stored(output, arm), stored(tmp_path / "whole", arm), strict=True):
+            # Who shares a batch differs after an interruption, and with it the rounding of matrix products.
+            for name in ("seed", "task", "success", "length", "side", "chunks", "num_steps"):
+                assert ours[name] == theirs[name]
+            np.testing.assert_allclose(ours["actions"], theirs["actions"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"chunk_size": 4, "n_action_steps": 2}, "chunk_size is 4, but the teacher's is"),
+        ({"max_action_dim": 16}, "max_action_dim is 16, but the teacher's is"),
+    ],
+)
+def test_policies_that_cannot_be_compared(
+    change: dict[str, int],
+    message: str,
+    checkpoint: Path,
+    vlm: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = build_checkpoint(tmp_path / "other", vlm, **change)
+    assert message in refused(options(checkpoint, other, tmp_path / "out"), capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_student_of_another_family(
+    checkpoint: Path, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = shutil.copytree(student, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "type": "act"}))
+    said = refused(options(checkpoint, other, tmp_path / "out"), capsys)
+    assert "student.path" in said
+    assert "'act'" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_environment_without_the_camera(
+    checkpoint: Path, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = options(checkpoint, student, tmp_path / "out", **{"env.cameras": "[front]"})
+    said = refused(arguments, capsys)
+    assert "camera" in said
+    assert "rename_map" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"noise": "gauss"}, "noise=gauss: choose paired or lerobot"),
+        ({"margin": 0}, "margin=0"),
+        ({"policies": "[x]"}, "write NAME=PATH"),
+        ({"policies": "[student=x]"}, "'student' is taken"),
+        ({"eval.n_episodes": 0}, "eval.n_episodes=0"),
+        ({"delay.modes": "[later]", "delay.control_steps": "[1]"}, "delay.modes="),
+        ({"delay.control_steps": "[0]"}, "delay.control_steps="),
+        ({"noise": "lerobot", "sequential.enable": "true"}, "does not pair"),
+        ({"env.type": "nowhere"}, "env.type=nowhere"),
+        ({"delay.control_steps": "[99]", "delay.modes": "[async]"}, "delay"),
+        ({"env.action_dim": 3}, "action"),
+    ],
+)
+def test_options_that_cannot_be_used(
+    given: dict[str, Any],
+    message: str,
+    checkpoint: Path,
+    student: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert message in refused(options(checkpoint, student, tmp_path / "out", **given), capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_to_measure_on(checkpoint: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ["evaluate", f"--teacher.path={checkpoint}", f"--output_dir={tmp_path / 'out'}"]
+    assert "student.path is missing" in refused(arguments, capsys)
+    assert "neither a dataset nor an environment" in refused([*arguments, "--student.path=x"], capsys)
+
+
+def test_the_folder_of_another_run_is_left_alone(
+    evaluated: tuple[Path, Results], checkpoint: Path, student: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, _ = evaluated
+    said = refused(options(checkpoint, student, output), capsys)
+    assert f"--resume=true --config_path={output / 'evaluate_config.json'}" in said
+
+
+def test_names_and_steps_of_policies() -> None:
+    config = EvaluateConfig(
+        teacher="t",  # type: ignore[arg-type]
+        output_dir=Path("out"),
+        policies=["drift=org/model@2", "mine=outputs/a b"],
+        dataset="d",  # type: ignore[arg-type]
+    )
+    found = config.candidates()
+    assert [(name, c.path, c.num_inference_steps) for name, c in found.items()] == [
+        ("drift", "org/model", 2), ("mine", "outputs/a b", None),
+    ]  # fmt: skip
