@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.envs import make_env, preprocess_observation
+from lerobot.envs.configs import EnvConfig
 from lerobot.policies.factory import make_pre_post_processors
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
@@ -20,7 +24,17 @@ from chordflow.errors import UserError
 from chordflow.policies import load_flow_policy
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
 from chordflow.quiet import quiet_stdout
-from chordflow.rollouts import Episode, chunk_noise, chunk_noises, paired, run_episodes, success_rows
+from chordflow.rollouts import (
+    Episode,
+    Timing,
+    chunk_noise,
+    chunk_noises,
+    open_runner,
+    paired,
+    run_episodes,
+    success_rows,
+)
+from chordflow.rollouts.environment import reset as reset_env
 from chordflow.rollouts.episodes import jerk, jump
 from drift_env import TIME_LIMIT, DriftEnv, DriftEnvConfig
 from lerobot_env_detour import DetourEnvConfig
@@ -281,6 +295,8 @@ class TestMeasures:
         for one in episodes:
             assert one.actions.shape == (one.length, 2)
             assert one.jerk == jerk(one.actions)
+            steps = np.diff(one.actions.astype(np.float64), axis=0)
+            assert one.path_length == pytest.approx(float(np.sqrt((steps**2).sum(axis=1)).sum()))
             assert one.jump == jump(one.actions, range(0, one.length, 4))
             assert one.chunks == -(-one.length // 4)
 
@@ -288,7 +304,16 @@ class TestMeasures:
         (one,) = run_episodes(tiny_policy, DriftEnvConfig(), [5], num_steps=1, record_frames=[5])
         row = one.row()
         assert json.loads(json.dumps(row)) == row
-        assert {"seed", "success", "length", "jerk", "jump", "seconds"} <= row.keys()
+        assert {
+            "seed",
+            "success",
+            "length",
+            "jerk",
+            "jump",
+            "path_length",
+            "seconds",
+            "task_group",
+        } <= row.keys()
         assert not {"actions", "frames"} & row.keys()
 
     def test_success_by_instruction(self) -> None:
@@ -326,6 +351,140 @@ class TestMeasures:
     def test_runs_are_not_mixed(self) -> None:
         with pytest.raises(UserError, match="2 different solver settings"):
             success_rows([episode(0, True), episode(1, True, num_steps=2)], "teacher")
+
+
+@EnvConfig.register_subclass("drift_suites_of_the_tests")
+@dataclass
+class DriftSuitesConfig(DriftEnvConfig):
+    """Two suites, of two tasks and of one, as LeRobot's benchmarks have them: cameras tell tasks apart."""
+
+    made: ClassVar[list[gym.vector.SyncVectorEnv]] = []
+
+    def create_envs(self, n_envs: int, use_async_envs: bool = False) -> dict[str, dict[int, Any]]:
+        """As `create_libero_envs`: all at once."""
+
+        def make() -> gym.Env[Any, Any]:
+            return gym.make("chordflow_tests/Drift-v0", disable_env_checker=True, **self.gym_kwargs)
+
+        def vector() -> gym.vector.SyncVectorEnv:
+            self.made.append(gym.vector.SyncVectorEnv([make] * n_envs))
+            return self.made[-1]
+
+        return {"spatial": {0: vector(), 3: vector()}, "goal": {0: vector()}}
+
+
+class TestSuites:
+    def test_goes_through_all_tasks(self, tiny_policy: SmolVLAFlowPolicy) -> None:
+        seeds = [4, 1, 9]
+        (single,) = [run_episodes(tiny_policy, DriftEnvConfig(), seeds, num_steps=1, batch_size=2)]
+        episodes = run_episodes(tiny_policy, DriftSuitesConfig(), seeds, num_steps=1, batch_size=2)
+        tasks = [("spatial", 0), ("spatial", 3), ("goal", 0)]
+        assert [e.key for e in episodes] == [(*task, seed) for task in tasks for seed in seeds]
+        for i in range(3):
+            assert_same(episodes[3 * i : 3 * i + 3], single)
+        assert {e.task_group for e in single} == {"drift_of_the_tests"}
+
+    def test_one_task_is_open_at_a_time(
+        self, tiny_policy: SmolVLAFlowPolicy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(DriftSuitesConfig, "made", made := [])
+        used: list[DriftEnv] = []
+        reset = DriftEnv.reset
+
+        def spied(env: DriftEnv, **options: Any) -> Any:
+            used.append(env)
+            # Whoever was used for an earlier task is closed by now.
+            vectors = [v for v in made if any(e.unwrapped in used for e in v.envs) and not v.closed]
+            assert len(vectors) == 1
+            return reset(env, **options)
+
+        monkeypatch.setattr(DriftEnv, "reset", spied)
+        with open_runner(DriftSuitesConfig(), 2) as runner:
+            first = runner.run(tiny_policy, [0, 1, 2], num_steps=1)
+            again = runner.run(tiny_policy, [0, 1, 2], num_steps=1)
+        assert first == again
+        assert all(vector.closed for vector in made)
+
+    def test_success_by_suite_and_task(self) -> None:
+        def one(group: str, number: int, seed: int, success: bool, task: str) -> Episode:
+            return dataclasses.replace(episode(seed, success, task), task_group=group, task_id=number)
+
+        student = [
+            one("spatial", 0, 0, True, "lift"), one("spatial", 0, 1, False, "lift"), one("spatial", 10, 0, True, "put"),
+            one("spatial", 2, 0, True, "turn"), one("goal", 0, 0, False, "lift"), one("goal", 0, 1, True, "drop"),
+        ]  # fmt: skip
+        teacher = [dataclasses.replace(e, success=True) for e in reversed(student)]
+        rows = success_rows(student, "student", teacher)
+        assert [(row.group, row.successes, row.episodes) for row in rows] == [
+            ("all", 4, 6), ("goal", 1, 2), ("spatial", 3, 4), ("goal/0", 1, 2), ("spatial/0: lift", 1, 2),
+            ("spatial/2: turn", 1, 1), ("spatial/10: put", 1, 1),
+        ]  # fmt: skip
+        assert [row.versus_teacher.only_second for row in rows if row.versus_teacher] == [2, 1, 1, 1, 1, 0, 0]
+        # One suite of several tasks: its row would repeat the first.
+        assert [row.group for row in success_rows(student[:3], "student")] == [
+            "all", "spatial/0: lift", "spatial/10: put",
+        ]  # fmt: skip
+
+    def test_pairs_are_by_task_too(self) -> None:
+        first = [dataclasses.replace(episode(0, True), task_group="a", task_id=i) for i in (1, 0)]
+        second = [dataclasses.replace(episode(0, False), task_group="a", task_id=i) for i in (0, 1)]
+        assert [(a.task_id, b.task_id) for a, b in paired(first, second)] == [(0, 0), (1, 1)]
+        with pytest.raises(UserError, match="seed 0 of a/1 in the second"):
+            paired(first[1:], second)
+
+    def test_the_start_of_a_benchmark_follows_the_seed(self) -> None:
+        """LIBERO counts through its stored starts; the number is set before each reset."""
+
+        class Stored(DriftEnv):
+            init_state_id = 0
+
+        env = Stored(("top",), 2, 3, None)
+        for seed in (5, 2, 5):
+            reset_env(env, seed)
+            assert env.init_state_id == seed
+
+
+class TestRunner:
+    def test_calls_share_environments(
+        self, tiny_policy: SmolVLAFlowPolicy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made: list[int] = []
+        init = DriftEnv.__init__
+
+        def counted(env: DriftEnv, *args: Any, **options: Any) -> None:
+            made.append(1)
+            init(env, *args, **options)
+
+        monkeypatch.setattr(DriftEnv, "__init__", counted)
+        whole = run_episodes(tiny_policy, DriftEnvConfig(), SEEDS, num_steps=1, batch_size=4)
+        made.clear()
+        with open_runner(DriftEnvConfig(), batch_size=4) as runner:
+            blocks = [runner.run(tiny_policy, SEEDS[i : i + 5], num_steps=1) for i in range(0, 20, 5)]
+            assert runner.tasks() == [("drift_of_the_tests", 0)]
+        assert len(made) == 4
+        assert_same([e for block in blocks for e in block], whole, atol=1e-4)
+
+    def test_more_seeds_than_before(self, tiny_policy: SmolVLAFlowPolicy) -> None:
+        with open_runner(DriftEnvConfig(), batch_size=8) as runner:
+            runner.run(tiny_policy, [0], num_steps=1)
+            assert [e.seed for e in runner.run(tiny_policy, SEEDS, num_steps=1)] == SEEDS
+
+    def test_time_is_split(self, tiny_policy: SmolVLAFlowPolicy) -> None:
+        first, second = Timing(), Timing()
+        with open_runner(DriftEnvConfig(), batch_size=4) as runner:
+            runner.run(tiny_policy, SEEDS, num_steps=1, timing=first, progress=lambda _: time.sleep(0.02))
+            begin = time.perf_counter()
+            episodes = runner.run(tiny_policy, SEEDS, num_steps=8, timing=second)
+            wall = time.perf_counter() - begin
+            total = runner.timing.total_s
+        # What the caller does as episodes end is no time of the run.
+        assert first.total_s < 20 * 0.02 + second.total_s
+        assert sum(e.seconds for e in episodes) <= second.total_s <= wall
+        assert total == pytest.approx(first.total_s + second.total_s)
+        assert second.network_s > first.network_s
+        assert 0 < second.overhead < 1
+        spent = second.total_s - second.network_s - second.simulator_s
+        assert second.overhead == pytest.approx(spent / second.total_s)
 
 
 class TestBadInput:

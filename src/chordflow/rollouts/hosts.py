@@ -136,7 +136,7 @@ class LocalHost(Host):
         if self._selected != task:
             if self._selected is not None:
                 self._slots = []
-                close_envs(self._made.pop(self._selected))
+                close_envs([self._made.pop(self._selected)])
                 self._selected = None
             if task not in self._made:
                 # Closed before: not every environment works again after that.

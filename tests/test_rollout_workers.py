@@ -1,0 +1,259 @@
+"""Environments in processes of their own: the same episodes, clean ends, faults in one sentence."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import psutil
+import pytest
+import torch
+from lerobot.envs.configs import EnvConfig
+
+from chordflow.errors import UserError
+from chordflow.policies import load_flow_policy
+from chordflow.policies.smolvla import SmolVLAFlowPolicy
+from chordflow.rollouts import Episode, Execution, Runner, Timing, open_runner, run_episodes
+from chordflow.rollouts.hosts import StartOrder
+from chordflow.rollouts.workers import WorkerPool
+from drift_env import DriftEnv, DriftEnvConfig
+
+SEEDS = list(range(20))
+FAULTS = {101: "raises", 102: "dies", 103: "cannot reset"}
+"""Seeds at which the environment below fails, and how."""
+
+
+class FaultyDriftEnv(DriftEnv):
+    """Fails at some seeds."""
+
+    seed = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, Any]:
+        """As the original, but for one seed."""
+        self.seed = seed or 0
+        if FAULTS.get(self.seed) == "cannot reset":
+            raise RuntimeError("no such\nstart")
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """As the original, but for two seeds."""
+        if FAULTS.get(self.seed) == "raises":
+            raise RuntimeError("the arm fell off")
+        if FAULTS.get(self.seed) == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(action)
+
+
+if "chordflow_tests/FaultyDrift-v0" not in gym.registry:
+    gym.register("chordflow_tests/FaultyDrift-v0", FaultyDriftEnv, max_episode_steps=13)
+
+
+@EnvConfig.register_subclass("faulty_drift_of_the_tests")
+@dataclass
+class FaultyDriftEnvConfig(DriftEnvConfig):
+    """The environment as LeRobot's factory takes it."""
+
+    task: str | None = "FaultyDrift-v0"
+
+
+def children() -> list[psutil.Process]:
+    """Processes of ours that hold environments."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            found += [process] if "spawn_main" in " ".join(process.cmdline()) else []
+    return found
+
+
+slow_1 = pytest.param(1, marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=[slow_1, 2])
+def runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
+    """A runner with 1 or 2 workers, opened once as starting a process takes seconds."""
+    with open_runner(DriftEnvConfig(), 16, request.param) as opened:
+        yield opened
+
+
+def perturbed(checkpoint: Path) -> SmolVLAFlowPolicy:
+    """A student: the teacher with other weights in its action head."""
+    policy = load_flow_policy(checkpoint, device="cpu")
+    assert isinstance(policy, SmolVLAFlowPolicy)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in policy.policy.named_parameters():
+            if "lm_expert" in name or "action_" in name:
+                parameter.mul_(1 + 0.2 * torch.randn(parameter.shape, generator=generator))
+    return policy
+
+
+def assert_same(first: list[Episode], second: list[Episode], atol: float) -> None:
+    for a, b in zip(first, second, strict=True):
+        for name in ("key", "task", "success", "length", "side", "chunks"):
+            assert getattr(a, name) == getattr(b, name), (a.key, name)
+        np.testing.assert_allclose(a.actions, b.actions, rtol=0, atol=atol)
+
+
+class TestSameEpisodes:
+    @pytest.mark.parametrize("who", ["teacher", "student"])
+    @pytest.mark.parametrize("batch_size", [1, 4, 16])
+    def test_workers_and_batch_sizes(
+        self,
+        checkpoint: Path,
+        tiny_policy: SmolVLAFlowPolicy,
+        runner: Runner,
+        who: str,
+        batch_size: int,
+    ) -> None:
+        policy, num_steps = (tiny_policy, 3) if who == "teacher" else (perturbed(checkpoint), 1)
+        here = run_episodes(policy, DriftEnvConfig(), SEEDS, num_steps=num_steps, batch_size=batch_size)
+        assert {e.success for e in here} == {True, False}
+        runner.batch_size = batch_size
+        there = runner.run(policy, SEEDS, num_steps=num_steps)
+        # The network sees the same batches: the same to the bit.
+        assert here == there
+        assert [e.actions.tobytes() for e in here] == [e.actions.tobytes() for e in there]
+        # Other batches: but for the rounding of matrix products, whose order of sums depends on their size.
+        one = run_episodes(policy, DriftEnvConfig(), SEEDS, num_steps=num_steps, batch_size=1)
+        assert_same(one, there, atol=1e-4)
+
+    def test_the_two_policies_differ(self, checkpoint: Path, tiny_policy: SmolVLAFlowPolicy) -> None:
+        both = [
+            run_episodes(policy, DriftEnvConfig(), SEEDS, num_steps=1)
+            for policy in (tiny_policy, perturbed(checkpoint))
+        ]
+        assert all(np.abs(a.actions[0] - b.actions[0]).max() > 1e-3 for a, b in zip(*both, strict=True))
+
+    def test_pictures_and_delay(self, tiny_policy: SmolVLAFlowPolicy, runner: Runner) -> None:
+        options: dict[str, Any] = {"num_steps": 1, "execution": Execution("rtc", 2), "record_frames": [1, 4]}
+        with open_runner(DriftEnvConfig(), 16) as here:
+            expected = here.run(tiny_policy, SEEDS[:6], **options)
+        runner.batch_size = 16
+        for a, b in zip(runner.run(tiny_policy, SEEDS[:6], **options), expected, strict=True):
+            assert a == b
+            assert (a.frames is not None) == (a.seed in (1, 4))
+            if a.frames is not None and b.frames is not None:
+                np.testing.assert_array_equal(a.frames, b.frames)
+
+    def test_time_in_workers_is_the_simulators(self, tiny_policy: SmolVLAFlowPolicy, runner: Runner) -> None:
+        timing = Timing()
+        begin = time.perf_counter()
+        runner.run(tiny_policy, SEEDS, num_steps=1, timing=timing)
+        assert timing.total_s <= time.perf_counter() - begin
+        assert min(timing.network_s, timing.simulator_s, timing.processors_s, timing.other_s) > 0
+        parts = timing.network_s + timing.simulator_s + timing.processors_s + timing.other_s
+        assert parts == pytest.approx(timing.total_s)
+
+
+class TestFaults:
+    @pytest.mark.parametrize("num_workers", [0, slow_1])
+    def test_a_fault_is_one_sentence_and_no_process_stays(
+        self, tiny_policy: SmolVLAFlowPolicy, num_workers: int
+    ) -> None:
+        before = set(children())
+        with open_runner(FaultyDriftEnvConfig(), 4, num_workers) as runner:
+            with pytest.raises(
+                UserError, match=r"environment failed in the episode of seed 101, step 0 .*fell off"
+            ):
+                runner.run(tiny_policy, [1, 101, 2], num_steps=1)
+            with pytest.raises(
+                UserError, match=r"cannot be reset in the episode of seed 103, .*no such\); check"
+            ):
+                runner.run(tiny_policy, [1, 103, 2], num_steps=1)
+            # It can still be used.
+            assert len(runner.run(tiny_policy, [1, 2], num_steps=1)) == 2
+            if num_workers:
+                with pytest.raises(
+                    UserError, match=r"ended by itself \(killed by SIGKILL\).*--num_workers=0"
+                ):
+                    runner.run(tiny_policy, [1, 102, 2], num_steps=1)
+        assert set(children()) == before
+
+    @pytest.mark.slow
+    def test_an_environment_that_cannot_be_made(self, tiny_policy: SmolVLAFlowPolicy) -> None:
+        config = FaultyDriftEnvConfig(task="Flying-v0")
+        with (
+            pytest.raises(
+                UserError, match=r"drift_of_the_tests: the environment cannot be made \(.*chordflow_tests"
+            ),
+            open_runner(config, 2, 1) as runner,
+        ):
+            runner.run(tiny_policy, [0], num_steps=1)
+
+    def test_numbers(self) -> None:
+        for options, words in (
+            ({"num_workers": -1}, "num_workers is -1"),
+            ({"batch_size": 0}, "batch_size is 0"),
+        ):
+            with pytest.raises(UserError, match=words), open_runner(DriftEnvConfig(), **options):
+                pass
+
+    @pytest.mark.slow
+    def test_a_busy_worker_is_ended(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("chordflow.rollouts.workers.GRACE_S", 0.1)
+        pool = WorkerPool(DriftEnvConfig(), 1)
+        pool.make(1)
+        pool.select(("drift_of_the_tests", 0))
+        pool.start([StartOrder(0, 1, False)])
+        (worker,) = multiprocessing.active_children()[-1:]
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGSTOP)
+        pid = worker.pid
+        pool.close()
+        assert not psutil.pid_exists(pid)
+
+    @pytest.mark.slow
+    def test_interrupt(self, checkpoint: Path, tmp_path: Path) -> None:
+        """Ctrl-C reaches the whole group, as from a terminal: one KeyboardInterrupt, no words of the workers."""
+        script = tmp_path / "run.py"
+        script.write_text(
+            textwrap.dedent("""
+            import sys
+            from chordflow.quiet import silence_libraries
+
+            def main():
+                silence_libraries()
+                from chordflow.policies import load_flow_policy
+                from chordflow.rollouts import open_runner
+                from drift_env import DriftEnvConfig
+                policy = load_flow_policy(sys.argv[1], device="cpu")
+                with open_runner(DriftEnvConfig(), 4, 2) as runner:
+                    runner.run(policy, range(4), num_steps=1)
+                    print("running", flush=True)
+                    try:
+                        runner.run(policy, range(10**6), num_steps=1)
+                    except KeyboardInterrupt:
+                        pass
+                print("over", flush=True)
+
+            if __name__ == "__main__":
+                main()
+            """)
+        )
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "HF_HUB_OFFLINE": "1"}
+        process = subprocess.Popen(
+            [sys.executable, str(script), str(checkpoint)], env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "running\n"
+        family = psutil.Process(process.pid).children(recursive=True)
+        time.sleep(0.5)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, out, err) == (0, "over\n", "")
+        # Python's own resource tracker ends a moment after its parent. Where nobody collects orphans, one that has
+        # ended keeps its number.
+        _, alive = psutil.wait_procs(family, timeout=5)
+        assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]
