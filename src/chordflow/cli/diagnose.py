@@ -9,6 +9,7 @@ from chordflow.errors import UserError
 from chordflow.experiments.diagnose import RESULTS, DiagnoseConfig, diagnose
 from chordflow.report.figures import save_figures
 from chordflow.report.table import render
+from chordflow.report.write import write_report
 
 USAGE = """
 chordflow diagnose --policy.path=CHECKPOINT --dataset.repo_id=USER/DATASET
@@ -32,6 +33,8 @@ def run(arguments: list[str]) -> None:
             f"output_dir={found.folder}: the pictures cannot be written ({error.strerror}); {RESULTS} is whole: make "
             "room and diagnose again into a new folder for them."
         ) from error
+    report, *_ = write_report(found.folder)
+    say(f"Report:  {report}")
     say(f"Results: {found.folder / RESULTS}, {len(pictures)} pictures in {figures}")
 
 

@@ -1,0 +1,245 @@
+"""`chordflow diagnose` end to end: a small policy, input that cannot be used, and the demo's own figures."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.policies.act.configuration_act import ACTConfig
+from safetensors.torch import load_file, save_file
+
+from builders import build_checkpoint, build_dataset
+from chordflow.cli.diagnose import parse
+from chordflow.cli.main import main
+from chordflow.cli.options import options_of
+from chordflow.experiments.diagnose import DiagnoseConfig
+from chordflow.policies import load_flow_policy
+from chordflow.results.findings import findings
+from chordflow.results.schema import Results
+from chordflow.results.verdict import verdict
+
+Capture = pytest.CaptureFixture[str]
+
+SMALL = ["--measure.num_observations=3", "--measure.converged_noises=1", "--measure.latency_repeats=2"]
+
+
+def arguments(checkpoint: Path, root: Path, output: Path, *more: str) -> list[str]:
+    return [
+        "diagnose", f"--policy.path={checkpoint}", "--dataset.repo_id=test/tiny", f"--dataset.root={root}",
+        f"--output_dir={output}", "--device=cpu", *SMALL, *more,
+    ]  # fmt: skip
+
+
+def refusal(given: list[str], capsys: Capture) -> str:
+    """The one line that a refused command prints."""
+    capsys.readouterr()
+    code = main(given)
+    error = capsys.readouterr().err
+    assert code == 2, error
+    assert error.startswith("chordflow diagnose: ")
+    assert error.count("\n") == 1
+    return error
+
+
+@pytest.fixture(scope="module")
+def diagnosed(checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("diagnose") / "out"
+    assert main(arguments(checkpoint, dataset_root, output)) == 0
+    return output
+
+
+def test_the_results_hold_all_that_is_promised(diagnosed: Path, checkpoint: Path) -> None:
+    results = Results.load(diagnosed / "results.json")
+    assert (results.kind, results.student, results.teacher_num_steps) == ("diagnose", None, 10)
+    assert {(r.solver, r.num_steps) for r in results.gaps} == {
+        *(("euler", n) for n in (1, 2, 3, 4, 5, 8, 10)),
+        *((solver, n) for solver in ("midpoint", "heun") for n in (1, 2, 4, 5)),
+    }
+    assert {r.reference for r in results.gaps} == {"deployed", "converged"}
+    assert results.floor is not None
+    assert results.floor.rms > 0
+    assert results.held_out is not None
+    assert (results.held_out.observations, results.held_out.noises) == (3, 16)
+    # One of two episodes for each of three tasks.
+    assert results.held_out.episodes == [3, 4, 5]
+    assert results.held_out.maybe_seen_by_teacher
+    assert len(results.spreads) == len(results.widest) == 3
+    assert {name for wide in results.widest for name in wide.pictures} == {"top"}
+    assert np.shape(results.curvature[0].s_by_time_and_dim) == (100, 2)
+    assert results.latency is not None
+    assert [c.num_steps for c in results.latency.chunks] == [1, 2, 10]
+    assert results.latency.memory is not None
+    policy = results.policies[0]
+    assert (policy.name, policy.path, policy.family) == ("teacher", str(checkpoint), "smolvla")
+    assert len(policy.weights_sha256) == 64
+    loaded = load_flow_policy(checkpoint, device="cpu")
+    assert policy.parameters == sum(p.numel() for p in loaded.module.parameters())
+    assert results.findings == findings(results) != []
+    assert results.verdict == verdict(results)
+    assert results.settings["measure"]["num_steps"] == [1, 2, 3, 4, 5, 8, 10]
+
+
+def test_pictures_and_page_are_there(diagnosed: Path) -> None:
+    assert (diagnosed / "figures" / "gap.png").stat().st_size > 1000
+    assert "<html" in (diagnosed / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_same_command_gives_the_same_figures(
+    diagnosed: Path, checkpoint: Path, dataset_root: Path, tmp_path: Path
+) -> None:
+    assert main(arguments(checkpoint, dataset_root, tmp_path / "again", "--measure.batch_size=16")) == 0
+    before, again = (Results.load(folder / "results.json") for folder in (diagnosed, tmp_path / "again"))
+    for a, b in zip(before.gaps, again.gaps, strict=True):
+        assert (a.rms, a.median, a.max_abs) == pytest.approx((b.rms, b.median, b.max_abs), rel=1e-4)
+    assert before.curvature[0].s == pytest.approx(again.curvature[0].s, rel=1e-4)
+
+
+def test_without_a_folder_one_is_dated(
+    checkpoint: Path, dataset_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = [a for a in arguments(checkpoint, dataset_root, Path("unused")) if "output_dir" not in a]
+    assert main([*given, "--policy.num_inference_steps=1", "--measure.num_steps=[1]"]) == 0
+    (found,) = tmp_path.glob("outputs/diagnose/????-??-??/??-??-??/results.json")
+    results = Results.load(found)
+    assert results.verdict.startswith("The policy acts in one step already")
+
+
+# Input that cannot be used
+
+
+def test_what_is_wrong_is_one_sentence_and_nothing_is_written(
+    checkpoint: Path, dataset_root: Path, vlm: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    out = tmp_path / "out"
+    given = arguments(checkpoint, dataset_root, out)
+    without = [a for a in given if "repo_id" not in a]
+    assert "--dataset.repo_id is missing" in refusal(without, capsys)
+    assert "policy.path" in refusal(arguments(tmp_path / "none", dataset_root, out), capsys)
+    assert "dataset.root" in refusal(arguments(checkpoint, tmp_path / "none", out), capsys)
+    assert "policy.num_inference_steps=0" in refusal([*given, "--policy.num_inference_steps=0"], capsys)
+    assert "measure.solvers holds 'rk4'" in refusal([*given, "--measure.solvers=[rk4]"], capsys)
+    assert "did you mean --policy.path" in refusal([*given, "--policy.pth=x"], capsys)
+    blind = build_dataset(tmp_path / "blind", episodes=3, cameras=())
+    assert "lacks the checkpoint's camera(s)" in refusal(arguments(checkpoint, blind, out), capsys)
+    other = build_dataset(tmp_path / "other", episodes=3, cameras=("front",))
+    said = refusal(arguments(checkpoint, other, out), capsys)
+    assert '--rename_map=\'{"observation.images.front": "observation.images.top"}\'' in said
+    assert not out.exists()
+    map_there = [
+        '--rename_map={"observation.images.front": "observation.images.top"}',
+        "--measure.num_steps=[1]",
+    ]
+    assert main(arguments(checkpoint, other, out, *map_there)) == 0
+    assert "exists already" in refusal(given, capsys)
+
+
+def test_a_policy_that_is_no_flow_is_refused(dataset_root: Path, tmp_path: Path, capsys: Capture) -> None:
+    folder = tmp_path / "act"
+    folder.mkdir()
+    ACTConfig(push_to_hub=False)._save_pretrained(folder)
+    said = refusal(arguments(folder, dataset_root, tmp_path / "out"), capsys)
+    assert "policy.path" in said
+    assert "act" in said
+
+
+def test_an_image_that_is_not_finite_is_found_before_anything_is_solved(
+    checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = LeRobotDataset.__getitem__
+
+    def broken(self: LeRobotDataset, index: int) -> dict[str, Any]:
+        item = read(self, index)
+        if int(item["episode_index"]) == 4:
+            item["observation.images.top"][0, 3, 3] = torch.nan
+        return item
+
+    monkeypatch.setattr(LeRobotDataset, "__getitem__", broken)
+    monkeypatch.setattr("chordflow.evaluation.measure.measure_curvature", pytest.fail)
+    given = [a for a in arguments(checkpoint, dataset_root, tmp_path / "out") if "num_observations" not in a]
+    said = refusal(given, capsys)
+    assert "observation.images.top is NaN or infinite in episode 4" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_policy_whose_actions_are_not_finite_is_named(
+    vlm: Path, dataset_root: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    broken = build_checkpoint(tmp_path / "broken", vlm)
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.action_out_proj.bias"][0] = torch.nan
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    said = refusal(arguments(broken, dataset_root, tmp_path / "out"), capsys)
+    assert "end in NaN or infinite actions" in said
+    assert not (tmp_path / "out").exists()
+
+
+# Options
+
+
+def test_the_defaults_are_those_of_a_diagnosis() -> None:
+    config = parse(["--policy.path=p", "--dataset.repo_id=a/b", "--measure.seed=3"])
+    assert config.measure.num_steps == [1, 2, 3, 4, 5, 8, 10]
+    assert config.measure.solvers == ["euler", "midpoint", "heun"]
+    assert (config.measure.latency_repeats, config.measure.seed, config.output_dir) == (100, 3, None)
+
+
+FROZEN = Path(__file__).parent / "command_line_options_diagnose.txt"
+
+
+def test_the_command_line_has_not_changed_unnoticed() -> None:
+    """Users' scripts depend on these names: a change has to be made here as well, on purpose."""
+    options = options_of(DiagnoseConfig, None)
+    assert all(option.text for option in options)
+    assert "".join(f"--{o.name} ({o.kind})\n" for o in options) == FROZEN.read_text(encoding="utf-8")
+
+
+# The demo
+
+
+@pytest.mark.slow
+def test_the_demos_figures_are_reproduced(tmp_path: Path) -> None:
+    """Same teacher, observations and noises as in docs/demo: every figure of the untrained policy agrees."""
+    from chordflow.demo.record import record_demonstrations
+    from chordflow.demo.teacher import place_teacher
+
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    teacher = place_teacher(tmp_path)
+    record_demonstrations(tmp_path / "dataset", 400)
+    given = [
+        "diagnose", f"--policy.path={teacher}", "--dataset.repo_id=chordflow/detour",
+        f"--dataset.root={tmp_path / 'dataset'}", f"--output_dir={tmp_path / 'out'}", "--device=cpu",
+    ]  # fmt: skip
+    assert main(given) == 0
+    committed = json.loads((Path(__file__).parents[1] / "docs/demo/results.json").read_text(encoding="utf-8"))
+    results = Results.load(tmp_path / "out" / "results.json")
+    compared = 0
+    for row in committed["gaps"]:
+        own = results.gap(row["policy"], row["num_steps"], row["reference"], row["solver"])
+        if own is None:
+            continue
+        compared += 1
+        for name in ("rms", "median", "max_abs", "mean_abs"):
+            # To the printed digit, on any CPU.
+            assert getattr(own, name) == pytest.approx(row[name], rel=1e-3, abs=1e-6), (row, name)
+        assert own.flip_rate == pytest.approx(row["flip_rate"], abs=1 / own.pairs)
+        assert (own.pairs, own.observations) == (row["pairs"], row["observations"])
+    assert compared == 14
+    (curvature,), first = results.curvature, committed["curvature"][0]
+    for name in ("s", "curvature", "s_all_dims", "curvature_all_dims"):
+        assert getattr(curvature, name) == pytest.approx(first[name], rel=1e-3)
+    assert curvature.s_by_time == pytest.approx(first["s_by_time"], rel=1e-2)
+    assert curvature.s_by_dim == pytest.approx(first["s_by_dim"], rel=1e-3)
+    assert results.held_out is not None
+    assert results.held_out.episodes == committed["held_out"]["episodes"]
+    assert results.latency is not None
+    # Times are this machine's; their ratio, the ceiling, is about the same on any.
+    assert results.latency.ceiling == pytest.approx(committed["latency"]["ceiling"], rel=0.4)
+    teacher_paths = [row for row in committed["trajectories"] if row["policy"] == "teacher"]
+    assert results.trajectories[0].observation == teacher_paths[0]["observation"]

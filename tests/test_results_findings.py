@@ -1,0 +1,232 @@
+"""Every rule of the findings: when it speaks, when it keeps silent, and what it says."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from scipy.stats import binom
+
+from chordflow.results.findings import RULES, findings, unseen_share
+from chordflow.results.schema import (
+    ChunkTime,
+    CurvatureRow,
+    GapRow,
+    HeldOut,
+    Latency,
+    Memory,
+    ObservationSpread,
+    Percentiles,
+    Reference,
+    Results,
+    SuccessRow,
+)
+from chordflow.results.statistics import Estimate, Interval, PairedSuccess
+from chordflow.results.verdict import verdict
+
+
+def gap(rms: float, steps: int, reference: Reference = "converged", solver: str = "euler") -> GapRow:
+    nfe = steps * (1 if solver == "euler" else 2)
+    return GapRow("teacher", solver, steps, nfe, reference, 100, rms, 0.8 * rms, 0.012, 1.0, 0.1, 200, 3200)
+
+
+def latency(encode: float = 0.006, step: float = 0.002, **changes: Any) -> Latency:
+    return dataclasses.replace(Latency(encode, step, 1, 100, 10, 1), **changes)
+
+
+def diagnosis(**changes: Any) -> Results:
+    base = Results([], {}, {}, "cpu", {}, "t", None, 10, kind="diagnose")
+    return dataclasses.replace(base, **changes)
+
+
+def said(results: Results) -> dict[str, str]:
+    return {finding.rule: finding.text for finding in findings(results)}
+
+
+def bend(by_time: list[float], by_dim: list[float]) -> CurvatureRow:
+    """A row over ten steps whose bend is the product of the two."""
+    times = [1 - i / 10 for i in range(10)]
+    grid = [[t * d for d in by_dim] for t in by_time]
+    return CurvatureRow(
+        "teacher", 10, 800, 1.0, 0.19, 1.0, 0.3, times, [sum(row) for row in grid],
+        [sum(column) / 10 for column in zip(*grid, strict=True)], grid, Interval(0.18, 0.2),
+    )  # fmt: skip
+
+
+def spread(index: int, modes: int, width: float = 0.5) -> ObservationSpread:
+    return ObservationSpread(index, 40 + index, 7, "go any way", width, modes, [1 / modes] * modes)
+
+
+HELD_OUT = HeldOut([40, 41], 20, 16, maybe_seen_by_teacher=False)
+FLOOR = gap(0.05, 10)
+
+
+def test_nothing_measured_is_nothing_said() -> None:
+    assert findings(diagnosis()) == []
+    assert verdict(diagnosis()) == "Nothing was measured."
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_has_a_docstring_and_survives_empty_results(rule: Any) -> None:
+    assert rule.__doc__
+    assert rule(diagnosis()) is None
+
+
+def test_two_steps_within_the_floor_need_no_training() -> None:
+    results = diagnosis(gaps=[gap(0.2, 1), gap(0.049, 2), FLOOR])
+    assert said(results)["no_training_needed"] == (
+        "Two Euler steps lie already within the floor (4.9 % against 5.0 % RMS to the converged ODE): "
+        "set the number of steps to 2, no training needed."
+    )
+    assert findings(results)[0].rule == "no_training_needed"
+    assert verdict(results).startswith("Two Euler steps lie already within the floor")
+    assert "no_training_needed" not in said(diagnosis(gaps=[gap(0.2, 1), gap(0.051, 2), FLOOR]))
+
+
+def test_midpoint_within_the_floor_is_named_with_what_it_costs() -> None:
+    results = diagnosis(gaps=[gap(0.2, 2), gap(0.04, 1, solver="midpoint"), FLOOR])
+    text = said(results)["no_training_needed"]
+    assert text.startswith("One midpoint step (two evaluations) lies already within the floor")
+    assert "where your deployment can" in text
+    # Euler, which needs no code, comes first at the same cost.
+    both = diagnosis(gaps=[gap(0.045, 2), gap(0.04, 1, solver="midpoint"), FLOOR])
+    assert said(both)["no_training_needed"].startswith("Two Euler steps")
+
+
+def test_what_clearly_succeeds_less_is_not_recommended() -> None:
+    paired = PairedSuccess(Estimate(-0.1, Interval(-0.15, -0.05)), 0.001, 1, 51, 500)
+    lower = SuccessRow("teacher", "euler", 2, "all", 400, 500, paired)
+    gaps = [gap(0.2, 1), gap(0.04, 2), FLOOR]
+    assert "no_training_needed" in said(diagnosis(gaps=gaps))
+    assert "no_training_needed" not in said(diagnosis(gaps=gaps, success=[lower]))
+
+
+def test_more_steps_within_the_floor_are_offered_with_their_gain() -> None:
+    results = diagnosis(gaps=[gap(0.2, 2), gap(0.06, 4), gap(0.05, 8), FLOOR], latency=latency())
+    text = said(results)["fewer_steps_are_free"]
+    # (6 + 20) / (6 + 16)
+    assert text.startswith("Eight Euler steps lie within the floor")
+    assert text.endswith(
+        "set the number of steps to 8, which makes a chunk 1.18 times as fast without training."
+    )
+    assert "fewer_steps_are_free" not in said(diagnosis(gaps=[gap(0.2, 2), gap(0.06, 8), FLOOR]))
+    assert "fewer_steps_are_free" not in said(diagnosis(gaps=[gap(0.04, 2), gap(0.03, 8), FLOOR]))
+
+
+def test_the_loss_of_one_step_is_told_with_what_can_be_gained() -> None:
+    one = dataclasses.replace(gap(0.25, 1, "deployed"), interval=Interval(0.2, 0.31))
+    results = diagnosis(gaps=[one, gap(0.12, 2, "deployed")], latency=latency())
+    assert said(results)["one_step_loses"] == (
+        "One untrained step loses 25 % RMS (20 % to 31 %) against the policy's ten steps (median 20 %, 1.2 % at "
+        "another mode), two lose 12 %: distillation can make a chunk at most 3.2 times as fast here."
+    )
+    assert said(results)["one_step_loses"] in verdict(results)
+
+
+@pytest.mark.parametrize(
+    ("encode", "rule", "part"),
+    [
+        (0.001, None, ""),
+        (0.048, "encoding_limits", "takes 96 % of a one-step chunk: fewer steps can give 1.36 times at most"),
+        (0.2, "speed_is_not_in_the_steps", "Do not train for speed on this device: one step can make a chunk at most"),
+    ],
+)  # fmt: skip
+def test_what_encoding_leaves_to_gain(encode: float, rule: str | None, part: str) -> None:
+    found = said(diagnosis(latency=latency(encode)))
+    for name in ("encoding_limits", "speed_is_not_in_the_steps"):
+        assert (name in found) == (name == rule)
+    if rule:
+        assert part in found[rule]
+
+
+def test_a_policy_of_one_step_has_nothing_to_gain() -> None:
+    results = diagnosis(
+        teacher_num_steps=1, gaps=[gap(0.0, 1, "deployed"), gap(0.2, 1)], latency=latency(teacher_num_steps=1)
+    )
+    found = said(results)
+    assert findings(results)[0].rule == "acts_in_one_step"
+    assert not {"one_step_loses", "encoding_limits", "speed_is_not_in_the_steps"} & set(found)
+
+
+def test_two_sidedness_names_share_place_and_what_may_go_unseen() -> None:
+    rows = [spread(i, 2 if i < 6 else 1, 0.9 + 0.01 * i) for i in range(20)]
+    text = said(diagnosis(spreads=rows, held_out=HELD_OUT))["two_sided"]
+    assert text == (
+        "At 30 % of observations the policy has two or more modes, and an averaged action would be wrong there, "
+        "the most at frame 7 of episode 45 (with 16 noises each, a mode that fewer than 26 % of noises choose may go "
+        "unseen)."
+    )
+    one = said(diagnosis(spreads=[spread(i, 1) for i in range(20)], held_out=HELD_OUT))["two_sided"]
+    assert one.startswith("At no observation more than one mode is seen")
+    assert "may go unseen" in one
+
+
+@pytest.mark.parametrize(("noises", "least"), [(16, 2), (32, 2), (64, 4)])
+def test_the_unseen_share_is_the_binomial_one(noises: int, least: int) -> None:
+    share = unseen_share(noises)
+    assert binom.sf(least - 1, noises, share) == pytest.approx(0.95, abs=1e-4)
+
+
+def test_the_floor_is_named_and_a_coarse_one_is_warned_of() -> None:
+    assert said(diagnosis(gaps=[FLOOR]))["the_floor"].endswith("a gap below that means little.")
+    assert "see whether more of them act better" in said(diagnosis(gaps=[gap(0.1, 10)]))["the_floor"]
+
+
+@pytest.mark.parametrize(
+    ("by_time", "where"),
+    [
+        ([4, 4, 1, 1, 1, 1, 1, 1, 1, 1], "50 % of the bend lies at t > 0.8, near the noise."),
+        ([1, 1, 1, 1, 1, 1, 1, 1, 4, 4], "50 % of the bend lies at t < 0.2, near the action."),
+        ([1, 1, 4, 4, 1, 1, 1, 1, 1, 1], "50 % of the bend lies at t from 0.6 to 0.8."),
+        ([1] * 10, ", at all times much alike."),
+    ],
+)
+def test_where_in_time_the_paths_bend(by_time: list[float], where: str) -> None:
+    text = said(diagnosis(curvature=[bend(by_time, [1.0, 1.0])]))["bend_in_time"]
+    assert text.startswith("Paths bend by 19 % (18 % to 20 %) of their chord")
+    assert text.endswith(where)
+
+
+def test_the_dimension_that_bends_most_is_named_only_if_it_stands_out() -> None:
+    found = said(diagnosis(curvature=[bend([1] * 10, [1.0, 4.0, 1.0])]))
+    assert found["bent_dimension"] == "Action dimension 1, counted from 0, has 67 % of the bend of 3."
+    assert "bent_dimension" not in said(diagnosis(curvature=[bend([1] * 10, [1.0, 1.2, 1.0])]))
+    assert "bent_dimension" not in said(diagnosis(curvature=[bend([1] * 10, [1.0])]))
+
+
+def test_a_solver_is_better_from_a_tenth_on() -> None:
+    gaps = [gap(0.2, 2), gap(0.1, 4), gap(0.185, 1, solver="heun"), gap(0.08, 2, solver="midpoint"), FLOOR]
+    assert said(diagnosis(gaps=gaps))["better_solver"] == (
+        "At four evaluations midpoint is nearer to the converged ODE than Euler (8.0 % against 10 % RMS)."
+    )
+    assert "better_solver" not in said(diagnosis(gaps=[gap(0.1, 2), gap(0.095, 1, solver="heun"), FLOOR]))
+
+
+def test_tails_processors_and_memory() -> None:
+    slow = latency(
+        chunks=[ChunkTime(10, Percentiles(0.02, 0.025, 0.028, 0.04))], processors_s=0.005,
+        memory=Memory(2_000_000, 1_500_000_000, "process"),
+    )  # fmt: skip
+    found = said(diagnosis(latency=slow))
+    assert "2.0 times the median or longer: plan for 40.0 ms rather than 20.0 ms" in found["long_tail"]
+    assert "processors take 62 % of a one-step chunk" in found["processors_cost"]
+    assert found["memory"] == ("The weights take 2 MB, and at most 1.5 GB of the whole process were in use.")
+    quick = latency(chunks=[ChunkTime(10, Percentiles(0.02, 0.02, 0.02, 0.021))], processors_s=0.0001)
+    assert not {"long_tail", "processors_cost", "memory"} & set(said(diagnosis(latency=quick)))
+
+
+def test_that_the_policy_may_have_seen_the_data_is_said_last() -> None:
+    seen = dataclasses.replace(HELD_OUT, maybe_seen_by_teacher=True)
+    results = diagnosis(held_out=seen, gaps=[FLOOR])
+    assert findings(results)[-1].rule == "teacher_may_have_seen"
+    assert "teacher_may_have_seen" not in said(diagnosis(held_out=HELD_OUT))
+
+
+def test_the_verdict_is_the_three_most_important_findings() -> None:
+    results = diagnosis(
+        gaps=[gap(0.25, 1, "deployed"), FLOOR], latency=latency(0.048), curvature=[bend([1] * 10, [1.0, 1.0])]
+    )
+    texts = [finding.text for finding in findings(results)]
+    assert len(texts) > 3
+    assert verdict(results) == " ".join(texts[:3])
