@@ -19,7 +19,7 @@ class TeacherConfig:
     """The checkpoint to reflow.
 
     Attributes:
-        path: `pretrained_model` folder of a LeRobot checkpoint, or a Hub id.
+        path: `pretrained_model` folder of a LeRobot checkpoint, a run's folder, or a Hub id.
         revision: branch, tag or commit on the Hub.
         num_inference_steps: Euler steps of the teacher as deployed, against which gaps are measured; by
             default what the checkpoint is saved with, or `coupling.num_steps` where that is 1.

@@ -11,8 +11,8 @@ from lerobot.envs.configs import EnvConfig
 
 from chordflow.couplings import DatasetConfig
 from chordflow.errors import UserError
-from chordflow.evaluation.paired import MeasureConfig
 from chordflow.experiments.config import TeacherConfig
+from chordflow.experiments.diagnose import DiagnoseMeasureConfig
 from chordflow.results.schema import STUDENT, TEACHER
 
 NOISES = ("paired", "lerobot")
@@ -155,7 +155,7 @@ class EvaluateConfig:
         eval: how episodes are run.
         sequential: whether the run may stop early.
         delay: inference delays to inject.
-        measure: how much is measured on the dataset.
+        measure: how much is measured on the dataset; defaults are those of diagnose.
     """
 
     teacher: TeacherConfig
@@ -173,7 +173,7 @@ class EvaluateConfig:
     eval: RolloutConfig = field(default_factory=RolloutConfig)
     sequential: SequentialConfig = field(default_factory=SequentialConfig)
     delay: DelayConfig = field(default_factory=DelayConfig)
-    measure: MeasureConfig = field(default_factory=MeasureConfig)
+    measure: DiagnoseMeasureConfig = field(default_factory=DiagnoseMeasureConfig)
 
     def __post_init__(self) -> None:
         if self.noise not in NOISES:
