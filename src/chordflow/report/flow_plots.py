@@ -228,7 +228,7 @@ def _by_dimension(results: Results, rows: Sequence[CurvatureRow]) -> list[Plot]:
     if not rows:
         return []
     figure = canvas(300, "action dimension", "share of S, %")
-    figure.update_layout(barmode="group", yaxis={"rangemode": "tozero"}, xaxis={"dtick": None})
+    figure.update_layout(barmode="group", yaxis={"rangemode": "tozero"}, xaxis={"tickformat": "d"})
     look, said = looks(results), []
     for row in rows:
         shares = dimension_shares(row)
@@ -245,6 +245,8 @@ def _by_dimension(results: Results, rows: Sequence[CurvatureRow]) -> list[Plot]:
         )
         largest = max(range(len(shares)), key=shares.__getitem__)
         said.append(f"{way(row.policy)} dimension {largest}, {percent(shares[largest], 0)}")
+    if len(dimension_shares(rows[0])) <= 12:
+        figure.update_layout(xaxis={"dtick": 1})
     return [
         Plot(
             "curvature-dims",
@@ -259,7 +261,13 @@ def _by_dimension(results: Results, rows: Sequence[CurvatureRow]) -> list[Plot]:
 
 def heat_maps(results: Results) -> list[Plot]:
     """The integrand of S by time and real dimension, a panel for each policy, all of one scale."""
-    rows = [row for row in curvature_rows(results) if row.s_by_time_and_dim and row.s_by_time_and_dim[0]]
+    rows = [
+        row
+        for row in curvature_rows(results)
+        if row.s_by_time_and_dim
+        and row.s_by_time_and_dim[0]
+        and len(set(map(len, row.s_by_time_and_dim))) == 1
+    ]
     top = max((value for row in rows for line in row.s_by_time_and_dim for value in line), default=0.0)
     panels: list[Plot] = []
     for row in rows:
@@ -417,8 +425,9 @@ def endpoints(found: WideObservation, place: int) -> Plot:
     figure = canvas(300, f"first component{axes[0]}", f"second component{axes[1]}")
     colours = (TEACHER_BLUE, STUDENT_ORANGE, *OTHERS)
     sizes = []
-    for mode in sorted(set(found.labels)):
-        own = [i for i, own_mode in enumerate(found.labels) if own_mode == mode]
+    points = min(len(found.x), len(found.y), len(found.labels))
+    for mode in sorted(set(found.labels[:points])):
+        own = [i for i in range(points) if found.labels[i] == mode]
         sizes.append(len(own))
         figure.add_scatter(
             x=rounded(found.x[i] for i in own), y=rounded(found.y[i] for i in own), mode="markers",
@@ -430,7 +439,7 @@ def endpoints(found: WideObservation, place: int) -> Plot:
         )  # fmt: skip
     figure.update_layout(showlegend=True)
     caption = (
-        f"{plural(len(found.x), 'endpoint')} in {plural(len(sizes), 'mode')} of {', '.join(map(str, sizes))}; "
+        f"{plural(points, 'endpoint')} in {plural(len(sizes), 'mode')} of {', '.join(map(str, sizes))}; "
         f"axes with their share of the endpoints' variance."
     )
     return Plot(f"endpoints-{place}", "Endpoints by noise", caption, figure)

@@ -249,11 +249,12 @@ def latency(results: Results) -> Section | None:
         terminal=percentiles,
         markdown=percentiles,
         below=f"After warm-up, {plural(timed.repeats, 'repetition')}. Relative: to the teacher's chunk of "
-        f"{steps(timed.teacher_num_steps)}. At most {timed.ceiling:.2f} times as fast by fewer steps, since "
-        "encoding the observation is paid once whatever their number.",
+        f"{steps(timed.teacher_num_steps)}. By the medians of encoding and one step, at most "
+        f"{timed.ceiling:.2f} times as fast by fewer steps, since encoding is paid once whatever their number.",
     )
     whole = timed.chunk_s(timed.teacher_num_steps)
     measured = {chunk.num_steps: chunk.seconds for chunk in timed.chunks}
+    teacher = measured.get(timed.teacher_num_steps)
     parts = [("encode the observation", timed.encode_s, timed.encode), ("one step", timed.step_s, timed.step)]
     parts += [
         (f"chunk at {steps(n)}" + ("" if n in measured else ", summed up"), timed.chunk_s(n), measured.get(n))
@@ -263,11 +264,11 @@ def latency(results: Results) -> Section | None:
         parts.append(("processors, not a part of the above", timed.processors_s, None))
     for name, middle, found in parts:
         first = found.p50 if found else middle
+        # Whole chunks are held against a whole chunk, what was summed up against a sum.
+        share = first / (teacher.p50 if found and teacher and name.startswith("chunk") else whole)
         others = [found.p90, found.p95, found.p99] if found else [None] * 3
         cells = [figure(seconds(v), v) if v is not None else absent() for v in others if percentiles]
-        section.add(
-            name, figure(seconds(first), first), *cells, figure(f"{first / whole:.2f}", first / whole)
-        )
+        section.add(name, figure(seconds(first), first), *cells, figure(f"{share:.2f}", share))
     return section
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from chordflow.report import flow_plots, rollout_plots
@@ -91,8 +90,8 @@ def page(results: Results, folder: str | Path) -> str:
         kind=TITLES[results.kind],
         results=results,
         policy=policy(scripts.values()),
-        style=Markup(_asset("style.css")),
-        scripts={key: Markup(script) for key, script in scripts.items()},
+        style=_asset("style.css"),
+        scripts=scripts,
         plots=json_in_html(plots),
         verdict=sentence(results),
         findings=findings(results),
@@ -120,12 +119,12 @@ def policy(scripts: Iterable[str]) -> str:
     )
 
 
-def json_in_html(value: Any) -> Markup:
+def json_in_html(value: Any) -> str:
     """JSON that may stand in a script element: nothing in it can end the element or begin another."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)
+    return text
 
 
 def command_lines(command: list[str]) -> str:

@@ -110,9 +110,9 @@ def sentence(results: Results) -> str:
 
 
 def findings(results: Results) -> list[str]:
-    """What the measures say beside the verdict, the most important first."""
+    """What the measures say beyond the verdict, the most important first."""
     said = sentence(results)
-    return [text for finding in results.findings if (text := clean(finding.text)) and text != said]
+    return [text for finding in results.findings if (text := clean(finding.text)) and text not in said]
 
 
 def sections(results: Results) -> list[Section]:
