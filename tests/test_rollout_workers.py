@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -206,10 +205,8 @@ class TestFaults:
         pool.make(1)
         pool.select(("drift_of_the_tests", 0))
         pool.start([StartOrder(0, 1, False)])
-        (worker,) = multiprocessing.active_children()[-1:]
-        assert worker.pid is not None
-        os.kill(worker.pid, signal.SIGSTOP)
-        pid = worker.pid
+        pid = pool.pids[0]
+        os.kill(pid, signal.SIGSTOP)
         pool.close()
         assert not psutil.pid_exists(pid)
 

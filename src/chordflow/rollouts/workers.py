@@ -53,6 +53,11 @@ class WorkerPool(Host):
             self.close()
             raise
 
+    @property
+    def pids(self) -> list[int]:
+        """Numbers of the processes."""
+        return [worker.process.pid for worker in self._workers if worker.process.pid is not None]
+
     def make(self, count: int) -> list[TaskKey]:
         """Makes sure that there are at least `count` sub-environments, and tells the tasks in their order."""
         size = len(self._workers)
