@@ -157,7 +157,7 @@ def test_an_image_that_is_not_finite_is_found_before_anything_is_solved(
     def broken(self: LeRobotDataset, index: int) -> dict[str, Any]:
         item = read(self, index)
         if int(item["episode_index"]) == 4:
-            item["observation.images.top"][0, 3, 3] = torch.nan
+            item["observation.images.top"][..., 3, 3] = torch.nan
         return item
 
     monkeypatch.setattr(LeRobotDataset, "__getitem__", broken)
