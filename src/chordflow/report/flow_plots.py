@@ -1,37 +1,23 @@
-"""Plots of the flow: gaps, curvature, heat maps, trajectories, spreads, loss."""
+"""Plots of the flow: gaps, trajectories, loss."""
 
 import math
 from collections.abc import Sequence
 
-from chordflow.report.more_tables import (
-    curvature_by_time,
-    curvature_rows,
-    dimension_shares,
-    median,
-    parts,
-    real_dims,
-)
 from chordflow.report.plots import (
     NEUTRAL,
-    OTHERS,
-    SEQUENTIAL,
     STUDENT_ORANGE,
-    SYMBOLS,
-    TEACHER_BLUE,
-    Look,
     Plot,
     canvas,
     error,
     hover,
     label,
     looks,
-    pattern,
     plain_log_axis,
     reference_line,
     rounded,
 )
 from chordflow.report.section import at, ordered, rank, way
-from chordflow.results.schema import CurvatureRow, GapRow, Reference, Results, WideObservation
+from chordflow.results.schema import GapRow, Reference, Results
 from chordflow.results.wording import clean, number, percent, plural, span, steps
 
 MOST_PATHS = 24
@@ -148,164 +134,6 @@ def _gap_caption(results: Results, reference: Reference, rows: Sequence[GapRow])
     return f"{text}{bars} Both axes are logarithmic."
 
 
-# ---- Curvature ------------------------------------------------------------------------------------------
-
-
-def curvature(results: Results) -> list[Plot]:
-    """Curvature by time, where S lies by tenths of the way and by dimension."""
-    rows = [row for row in curvature_rows(results) if row.s_by_time and len(row.times) == len(row.s_by_time)]
-    if not rows:
-        return []
-    return [_by_time(results, rows), _by_part(results, rows), *_by_dimension(results, rows)]
-
-
-def _by_time(results: Results, rows: Sequence[CurvatureRow]) -> Plot:
-    figure = canvas(340, "t: 1 is noise, 0 is the action", "curvature, %")
-    figure.update_layout(xaxis={"range": [1.02, -0.02]}, yaxis={"rangemode": "tozero"})
-    look, said = looks(results), []
-    for row in rows:
-        values = curvature_by_time(row)
-        figure.add_scatter(
-            x=rounded(row.times), y=rounded(100 * v for v in values), name=label(way(row.policy)), mode="lines",
-            line={"color": look[row.policy].colour, "width": 2, "dash": _dash(look[row.policy])},
-            hoverinfo="text",
-            hovertext=[
-                hover(label(way(row.policy)), f"{percent(v)} at t = {t:.2f}")
-                for t, v in zip(row.times, values, strict=True)
-            ],
-        )  # fmt: skip
-        peak = max(range(len(values)), key=values.__getitem__)
-        said.append(
-            f"{way(row.policy)} {percent(row.curvature)}{span(row.interval, percent)} in all, "
-            f"highest {percent(values[peak])} at t = {row.times[peak]:.2f}"
-        )
-    caption = f"Relative deviation of the velocity from the chord: {'; '.join(said)}."
-    return Plot("curvature-time", "Curvature by time", caption, figure, "curvature")
-
-
-def _dash(look: Look) -> str:
-    return "solid" if look.symbol == "circle" else "dash" if look.symbol == "square" else "dot"
-
-
-def _by_part(results: Results, rows: Sequence[CurvatureRow]) -> Plot:
-    figure = canvas(340, "t, from noise to action", "share of S, %")
-    figure.update_layout(barmode="group", bargap=0.25, yaxis={"rangemode": "tozero"})
-    look, said = looks(results), []
-    for row in rows:
-        own = parts(row)
-        figure.add_bar(
-            x=list(range(len(own))),
-            y=rounded(100 * part.share for part in own),
-            name=label(way(row.policy)),
-            marker={"color": look[row.policy].colour},
-            hoverinfo="text",
-            hovertext=[
-                hover(
-                    label(way(row.policy)), f"{percent(p.share)} of S", f"t from {p.begin:.2f} to {p.end:.2f}"
-                )
-                for p in own
-            ],
-        )
-        largest = max(own, key=lambda part: part.share)
-        said.append(
-            f"{way(row.policy)} most between t = {largest.begin:.2f} and {largest.end:.2f}, "
-            f"{percent(largest.share, 0)} of its S"
-        )
-        figure.update_layout(
-            xaxis={
-                "tickmode": "array",
-                "tickvals": list(range(len(own))),
-                "ticktext": [f"{part.begin:.1f}–{part.end:.1f}" for part in own],
-                "tickangle": -45,
-            }
-        )
-    caption = f"Where the paths leave their chords: {'; '.join(said)}."
-    return Plot("curvature-parts", "Where in time the path bends", caption, figure, "curvature")
-
-
-def _by_dimension(results: Results, rows: Sequence[CurvatureRow]) -> list[Plot]:
-    rows = [row for row in rows if row.s_by_dim]
-    if not rows:
-        return []
-    figure = canvas(300, "action dimension", "share of S, %")
-    figure.update_layout(barmode="group", yaxis={"rangemode": "tozero"}, xaxis={"tickformat": "d"})
-    look, said = looks(results), []
-    for row in rows:
-        shares = dimension_shares(row)
-        figure.add_bar(
-            x=list(range(len(shares))),
-            y=rounded(100 * share for share in shares),
-            name=label(way(row.policy)),
-            marker={"color": look[row.policy].colour},
-            hoverinfo="text",
-            hovertext=[
-                hover(label(way(row.policy)), f"dimension {i}: {percent(share)} of S")
-                for i, share in enumerate(shares)
-            ],
-        )
-        largest = max(range(len(shares)), key=shares.__getitem__)
-        said.append(f"{way(row.policy)} dimension {largest}, {percent(shares[largest], 0)}")
-    if len(dimension_shares(rows[0])) <= 12:
-        figure.update_layout(xaxis={"dtick": 1})
-    return [
-        Plot(
-            "curvature-dims",
-            "Which dimensions bend",
-            f"Share of S by {'real' if real_dims(rows[0]) is not None else 'padded'} dimension; the most: "
-            f"{'; '.join(said)}.",
-            figure,
-            "heat",
-        )
-    ]
-
-
-def heat_maps(results: Results) -> list[Plot]:
-    """The integrand of S by time and real dimension, a panel for each policy, all of one scale."""
-    rows = [
-        row
-        for row in curvature_rows(results)
-        if row.s_by_time_and_dim
-        and row.s_by_time_and_dim[0]
-        and len(set(map(len, row.s_by_time_and_dim))) == 1
-    ]
-    top = max((value for row in rows for line in row.s_by_time_and_dim for value in line), default=0.0)
-    panels: list[Plot] = []
-    for row in rows:
-        grid = [list(column) for column in zip(*row.s_by_time_and_dim, strict=True)]
-        times = row.times[: len(row.s_by_time_and_dim)]
-        figure = canvas(110 + 30 * max(4, min(len(grid), 12)), "t: 1 is noise, 0 is the action", "dimension")
-        figure.add_heatmap(
-            x=rounded(times),
-            y=list(range(len(grid))),
-            z=[rounded(line) for line in grid],
-            zmin=0,
-            zmax=top or 1.0,
-            colorscale=SEQUENTIAL,
-            colorbar={"thickness": 12, "outlinewidth": 0, "title": {"text": "S at t", "side": "right"}},
-            hovertemplate="dimension %{y}, t = %{x:.2f}: %{z:.3g}<extra></extra>",
-        )
-        figure.update_layout(
-            xaxis={"autorange": "reversed", "showgrid": False},
-            yaxis={
-                "autorange": "reversed",
-                "showgrid": False,
-                "tickformat": "d",
-                "nticks": min(len(grid), 12),
-            },
-        )
-        dim, time = max(
-            ((d, t) for d in range(len(grid)) for t in range(len(times))), key=lambda at: grid[at[0]][at[1]]
-        )
-        caption = (
-            f"How far the velocity of {clean(row.policy)} is from the chord, squared, by time and real dimension: "
-            f"darkest in dimension {dim} at t = {times[time]:.2f}."
-        )
-        panels.append(
-            Plot(f"heat-{len(panels)}", f"Time by dimension: {way(row.policy)}", caption, figure, "heat")
-        )
-    return panels
-
-
 # ---- Trajectories ---------------------------------------------------------------------------------------
 
 
@@ -365,84 +193,6 @@ def trajectories(results: Results) -> list[Plot]:
         )
         panels.append(Plot(f"paths-{len(panels)}", f"Paths: {way(name)}", caption, figure, "paths"))
     return panels
-
-
-# ---- Spreads --------------------------------------------------------------------------------------------
-
-
-def spreads(results: Results) -> list[Plot]:
-    """How many observations have which spread, by number of modes."""
-    rows = results.spreads
-    if not rows:
-        return []
-    figure = canvas(
-        320, "spread of the endpoints over noises, %", "observations", barmode="stack", bargap=0.05
-    )
-    values = sorted(100 * row.spread for row in rows)
-    width = _bin_width(values)
-    kinds = {1: ("one mode", TEACHER_BLUE), 2: ("two modes", STUDENT_ORANGE), 3: ("three or more", OTHERS[0])}
-    for modes, (name, colour) in kinds.items():
-        own = [100 * row.spread for row in rows if min(max(row.modes, 1), 3) == modes]
-        if not own:
-            continue
-        counts: dict[int, int] = {}
-        for value in own:
-            counts[int(value // width)] = counts.get(int(value // width), 0) + 1
-        figure.add_bar(
-            x=rounded((b + 0.5) * width for b in sorted(counts)),
-            y=[counts[b] for b in sorted(counts)],
-            width=width * 0.94,
-            name=name,
-            marker={"color": colour, "pattern": pattern({1: "", 2: "/", 3: "x"}[modes])},
-            hoverinfo="text",
-            hovertext=[
-                hover(
-                    f"{plural(counts[b], 'observation')}, {name}", f"{b * width:g} to {(b + 1) * width:g} %"
-                )
-                for b in sorted(counts)
-            ],
-        )
-    figure.update_layout(xaxis={"rangemode": "tozero"}, showlegend=True, legend={"traceorder": "normal"})
-    several = sum(row.modes > 1 for row in rows)
-    caption = (
-        f"{plural(len(rows), 'observation')}: median spread {percent(median(values) / 100)}, largest "
-        f"{percent(values[-1] / 100)}; {percent(several / len(rows), 0)} have two or more modes."
-    )
-    return [Plot("spread", "Spread of the endpoints", caption, figure, "spread")]
-
-
-def _bin_width(values: Sequence[float]) -> float:
-    """A round width that gives ten to twenty-five bins."""
-    reach = max(values[-1], 1e-9)
-    wanted = reach / 16
-    power = 10.0 ** math.floor(math.log10(wanted))
-    return min((m * power for m in (1, 2, 5, 10)), key=lambda width: abs(math.log(width / wanted)))
-
-
-def endpoints(found: WideObservation, place: int) -> Plot:
-    """The endpoints of one observation in their two main components, by mode."""
-    axes = [f", {percent(share, 0)}" for share in found.axes[:2]] + ["", ""]
-    figure = canvas(300, f"first component{axes[0]}", f"second component{axes[1]}")
-    colours = (TEACHER_BLUE, STUDENT_ORANGE, *OTHERS)
-    sizes = []
-    points = min(len(found.x), len(found.y), len(found.labels))
-    for mode in sorted(set(found.labels[:points])):
-        own = [i for i in range(points) if found.labels[i] == mode]
-        sizes.append(len(own))
-        figure.add_scatter(
-            x=rounded(found.x[i] for i in own), y=rounded(found.y[i] for i in own), mode="markers",
-            name=f"mode {mode + 1}", hoverinfo="name",
-            marker={
-                "color": colours[mode % len(colours)], "symbol": SYMBOLS[mode % len(SYMBOLS)], "size": 8,
-                "opacity": 0.85,
-            },
-        )  # fmt: skip
-    figure.update_layout(showlegend=True)
-    caption = (
-        f"{plural(points, 'endpoint')} in {plural(len(sizes), 'mode')} of {', '.join(map(str, sizes))}; "
-        f"axes with their share of the endpoints' variance."
-    )
-    return Plot(f"endpoints-{place}", "Endpoints by noise", caption, figure)
 
 
 # ---- Loss -----------------------------------------------------------------------------------------------

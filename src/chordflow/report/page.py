@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 from plotly.offline import get_plotlyjs
 
-from chordflow.report import flow_plots, rollout_plots
+from chordflow.report import curvature_plots, flow_plots, rollout_plots, spread_plots, time_plots
 from chordflow.report.clips import Embedded, embed, picture
 from chordflow.report.glance import glance, measured
 from chordflow.report.more_tables import memory
@@ -206,14 +206,14 @@ def _parts(results: Results, folder: Path) -> Iterator[Part]:
         "own chord.",
         plots=[flow_plots.trajectories(results)],
     )
-    curved = flow_plots.curvature(results)
+    curved = curvature_plots.curvature(results)
     yield Part(
         "curvature",
         "Curvature",
         "How far the velocity is from the straight line to the endpoint, along each policy's own paths.",
         plots=[
             [plot for plot in curved if plot.group == "curvature"],
-            [*flow_plots.heat_maps(results), *(plot for plot in curved if plot.group == "heat")],
+            [*curvature_plots.heat_maps(results), *(plot for plot in curved if plot.group == "heat")],
         ],
         tables=[*shown("curvature"), *shown("curvature-time", "curvature-dims", opened=False)],
     )
@@ -221,14 +221,14 @@ def _parts(results: Results, folder: Path) -> Iterator[Part]:
         "spread",
         "How two-sided the policy is",
         "How far the endpoints of different noises lie apart at one observation, and in how many modes.",
-        plots=[flow_plots.spreads(results)],
+        plots=[spread_plots.spreads(results)],
         tables=[*shown("modes"), *shown("spreads", opened=False)],
         wide=list(_widest(results)),
     )
     yield Part(
         "time",
         "Time and memory",
-        plots=[rollout_plots.latency(results)],
+        plots=[time_plots.latency(results)],
         tables=shown("latency"),
         facts=[(name.capitalize(), value) for name, value in memory(results)],
     )
@@ -243,7 +243,7 @@ def _parts(results: Results, folder: Path) -> Iterator[Part]:
     yield Part(
         "timing",
         "Where rollouts spend their time",
-        plots=[rollout_plots.timing(results)],
+        plots=[time_plots.timing(results)],
         tables=shown("timing"),
     )
     training = {"couplings", "training"}
@@ -260,5 +260,5 @@ def _widest(results: Results) -> Iterator[Wide]:
         if row is not None:
             title = f"{clean(row.task) or 'no instruction'}: episode {row.episode}, frame {row.frame}"
         pictures = [(clean(camera), picture(encoded)) for camera, encoded in found.pictures.items()]
-        plot = dataclasses.replace(flow_plots.endpoints(found, place), title=title)
+        plot = dataclasses.replace(spread_plots.endpoints(found, place), title=title)
         yield Wide(title, [(camera, uri) for camera, uri in pictures if uri], plot)

@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from chordflow.report import core_tables, more_tables
+from chordflow.report import core_tables, more_tables, rollout_tables
 from chordflow.report.section import ABSENT, Section
 from chordflow.results.schema import Latency, Results, Rollouts
 from chordflow.results.verdict import verdict
@@ -133,9 +133,9 @@ def sections(results: Results) -> list[Section]:
         more_tables.spread_summary(results),
         more_tables.spread_list(results),
         more_tables.latency(results),
-        more_tables.motion(results),
-        more_tables.delays(results),
-        more_tables.timing(results),
+        rollout_tables.motion(results),
+        rollout_tables.delays(results),
+        rollout_tables.timing(results),
         more_tables.policies(results),
     ]
     return [section for section in found if section is not None]
