@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,14 +14,13 @@ from chordflow.couplings import DatasetConfig, open_split
 from chordflow.errors import UserError
 from chordflow.evaluation.measure import measure
 from chordflow.evaluation.paired import MeasureConfig
-from chordflow.experiments.provenance import device_name, teacher_may_have_seen, weights_sha256
+from chordflow.experiments.measured import concluded, policy_info, with_measures
+from chordflow.experiments.provenance import device_name
 from chordflow.experiments.run_folder import new_folder
 from chordflow.flow.solvers import SOLVERS
-from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint
+from chordflow.policies import load_flow_policy, resolve_checkpoint
 from chordflow.policies.sampling import Sampler
-from chordflow.results.findings import findings
-from chordflow.results.schema import TEACHER, HeldOut, PolicyInfo, Results, installed_versions
-from chordflow.results.verdict import verdict
+from chordflow.results.schema import TEACHER, Results, installed_versions
 
 RESULTS = "results.json"
 
@@ -115,7 +113,7 @@ def diagnose(config: DiagnoseConfig, command: list[str]) -> Diagnosis:
     policy.module.requires_grad_(False)
     num_steps = config.policy.num_inference_steps or policy.default_num_steps
     split = open_split(config.dataset, policy, config.rename_map)
-    info = _info(config, policy, checkpoint, num_steps)
+    info = policy_info(TEACHER, policy, config.policy.path, checkpoint, num_steps)
     with new_folder(folder):
         say(
             f"Policy: {info.path} ({info.family}, {info.parameters / 1e6:.2f} M parameters, on "
@@ -143,23 +141,11 @@ def diagnose(config: DiagnoseConfig, command: list[str]) -> Diagnosis:
             student=None,
             teacher_num_steps=num_steps,
             policies=[info],
-            held_out=HeldOut(
-                episodes=split.held_out_episodes,
-                observations=measures.num_observations,
-                noises=config.measure.noises_per_observation,
-                maybe_seen_by_teacher=teacher_may_have_seen(
-                    checkpoint, config.dataset, split.held_out_episodes
-                ),
-            ),
-            curvature=measures.curvature,
-            gaps=measures.gaps,
-            latency=measures.latency,
-            trajectories=measures.trajectories,
-            trajectory_axes=measures.trajectory_axes,
-            spreads=measures.spreads,
-            widest=measures.widest,
         )
-        results = dataclasses.replace(results, findings=findings(results), verdict=verdict(results))
+        results = with_measures(
+            results, measures, split, dataset=config.dataset, config=config.measure, teacher_dir=checkpoint
+        )
+        results = concluded(results)
         results.save(folder / RESULTS)
     say(f"Done in {time.perf_counter() - started:.0f} s.")
     return Diagnosis(folder, results)
@@ -169,14 +155,3 @@ def _default_folder() -> Path:
     """Dated as LeRobot's own commands date theirs."""
     now = datetime.now()
     return Path("outputs") / "diagnose" / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}"
-
-
-def _info(config: DiagnoseConfig, policy: FlowPolicy, checkpoint: Path, num_steps: int) -> PolicyInfo:
-    return PolicyInfo(
-        name=TEACHER,
-        path=config.policy.path,
-        family=policy.family,
-        num_steps=num_steps,
-        parameters=sum(p.numel() for p in policy.module.parameters()),
-        weights_sha256=weights_sha256(checkpoint),
-    )

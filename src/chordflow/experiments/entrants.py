@@ -8,7 +8,7 @@ from pathlib import Path
 
 from chordflow.errors import UserError
 from chordflow.experiments.evaluate_config import CandidateConfig, EvaluateConfig
-from chordflow.experiments.provenance import weights_sha256
+from chordflow.experiments.measured import policy_info
 from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint
 from chordflow.results.schema import STUDENT, TEACHER, PolicyInfo, PolicyName
 
@@ -36,14 +36,7 @@ class Entrant:
     @property
     def info(self) -> PolicyInfo:
         """What results say of it."""
-        return PolicyInfo(
-            name=self.name,
-            path=self.path,
-            family=self.policy.family,
-            num_steps=self.num_steps,
-            parameters=sum(p.numel() for p in self.policy.module.parameters()),
-            weights_sha256=weights_sha256(self.folder),
-        )
+        return policy_info(self.name, self.policy, self.path, self.folder, self.num_steps)
 
 
 def load_entrants(config: EvaluateConfig) -> dict[PolicyName, Entrant]:

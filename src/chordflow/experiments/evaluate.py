@@ -22,22 +22,20 @@ from chordflow.evaluation.measure import measure
 from chordflow.experiments.arms import EPISODES, RolloutResults, run_arms, run_like_lerobot
 from chordflow.experiments.entrants import Entrant, load_entrants
 from chordflow.experiments.evaluate_config import EvaluateConfig
-from chordflow.experiments.provenance import device_name, teacher_may_have_seen
+from chordflow.experiments.measured import concluded, with_measures
+from chordflow.experiments.provenance import device_name
 from chordflow.experiments.reflow import RESULTS
 from chordflow.experiments.run_folder import new_folder, only_run
 from chordflow.policies.files import write_json
 from chordflow.policies.sampling import Sampler
-from chordflow.results.findings import findings
 from chordflow.results.schema import (
     STUDENT,
     TEACHER,
-    HeldOut,
     PolicyName,
     Results,
     Rollouts,
     installed_versions,
 )
-from chordflow.results.verdict import verdict
 from chordflow.rollouts import Episode
 
 EVALUATE_CONFIG = "evaluate_config.json"
@@ -84,7 +82,7 @@ def evaluate(config: EvaluateConfig, command: list[str]) -> Evaluated:
             rollouts = _in_the_environment(config, entrants)
             if rollouts is not None:
                 results = _with_rollouts(config, results, rollouts)
-            results = _concluded(results)
+            results = concluded(results)
             results.save(output / RESULTS)
         except KeyboardInterrupt as interrupt:
             interrupt.add_note(f"go on with: {_resume_command(output)}")
@@ -123,25 +121,15 @@ def _on_the_dataset(
             config.measure,
             on_progress=progress.update,
         )
-    results = dataclasses.replace(
+    results = with_measures(
         results,
-        held_out=HeldOut(
-            episodes=split.held_out_episodes,
-            observations=measures.num_observations,
-            noises=config.measure.noises_per_observation,
-            maybe_seen_by_teacher=teacher_may_have_seen(
-                entrants[TEACHER].folder, config.dataset, split.held_out_episodes
-            ),
-        ),
-        curvature=measures.curvature,
-        gaps=measures.gaps,
-        latency=measures.latency,
-        spreads=measures.spreads,
-        widest=measures.widest,
-        trajectories=measures.trajectories,
-        trajectory_axes=measures.trajectory_axes,
+        measures,
+        split,
+        dataset=config.dataset,
+        config=config.measure,
+        teacher_dir=entrants[TEACHER].folder,
     )
-    results = _concluded(results)
+    results = concluded(results)
     results.save(config.output_dir / RESULTS)
     return results
 
@@ -185,10 +173,6 @@ def _with_rollouts(config: EvaluateConfig, results: Results, rollouts: RolloutRe
             margin=config.margin_fraction,
         ),
     )
-
-
-def _concluded(results: Results) -> Results:
-    return dataclasses.replace(results, findings=findings(results), verdict=verdict(results))
 
 
 def _refuse_existing(output: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import time
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ from chordflow.couplings import (
 from chordflow.errors import UserError
 from chordflow.evaluation.measure import measure
 from chordflow.experiments.config import ReflowJobConfig
-from chordflow.experiments.provenance import device_name, teacher_may_have_seen, write_configs
+from chordflow.experiments.measured import concluded, policy_info, with_measures
+from chordflow.experiments.provenance import device_name, write_configs
 from chordflow.experiments.run_folder import (
     how_to_go_on,
     new_folder,
@@ -37,12 +37,10 @@ from chordflow.results.schema import (
     STUDENT,
     TEACHER,
     CouplingSummary,
-    HeldOut,
     LossCurve,
     Results,
     installed_versions,
 )
-from chordflow.results.verdict import verdict
 from chordflow.training.checkpoints import training_step
 from chordflow.training.loop import (
     METRICS,
@@ -231,6 +229,7 @@ def _measure(
             on_progress=progress.update,
         )
     metrics = read_metrics(config.output_dir / METRICS)
+    relative = os.path.relpath(student_dir, config.output_dir)
     results = Results(
         command=command,
         settings=draccus.encode(config),
@@ -238,26 +237,20 @@ def _measure(
         device=device_name(teacher.device),
         seeds={"training": config.seed, "measuring": config.measure.seed},
         teacher=config.teacher.path,
-        student=os.path.relpath(student_dir, config.output_dir),
+        student=relative,
         teacher_num_steps=teacher_steps,
-        held_out=HeldOut(
-            episodes=split.held_out_episodes,
-            observations=measures.num_observations,
-            noises=config.measure.noises_per_observation,
-            maybe_seen_by_teacher=teacher_may_have_seen(teacher_dir, config.dataset, split.held_out_episodes),
-        ),
-        curvature=measures.curvature,
-        gaps=measures.gaps,
-        latency=measures.latency,
-        trajectories=measures.trajectories,
-        trajectory_axes=measures.trajectory_axes,
-        spreads=measures.spreads,
-        widest=measures.widest,
         couplings=couplings,
         loss=LossCurve([int(line["step"]) for line in metrics], [line["loss"] for line in metrics]),
         training_s=trained.seconds,
+        policies=[
+            policy_info(TEACHER, teacher, config.teacher.path, teacher_dir, teacher_steps),
+            policy_info(STUDENT, student, relative, student_dir, config.num_inference_steps),
+        ],
     )
-    return dataclasses.replace(results, verdict=verdict(results))
+    results = with_measures(
+        results, measures, split, dataset=config.dataset, config=config.measure, teacher_dir=teacher_dir
+    )
+    return concluded(results)
 
 
 def deployed_steps(config: ReflowJobConfig, teacher: FlowPolicy) -> int:

@@ -41,8 +41,6 @@ other is a name that the user gave."""
 
 TEACHER, STUDENT = "teacher", "student"
 
-PolicyRole = PolicyName
-
 Reference = Literal["deployed", "converged"]
 """``deployed``: the teacher at its default steps. ``converged``: the teacher's ODE on a fine grid."""
 
