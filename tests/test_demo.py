@@ -15,6 +15,7 @@ from PIL import Image
 import chordflow.demo.run as demo
 from chordflow.cli.main import main
 from chordflow.results.schema import Results
+from chordflow.rollouts import Timing
 
 ROOT = Path(__file__).parent.parent
 MEASURED = ROOT / "docs" / "demo" / "results.json"
@@ -70,7 +71,7 @@ def test_the_same_episodes_again(output: Path) -> None:
     from chordflow.policies import load_flow_policy
 
     teacher = load_flow_policy(output / "teacher", device="cpu")
-    again = demo._episodes(teacher, 1, 6, "teacher, 1 step")
+    again = demo._episodes(teacher, 1, 6, "teacher, 1 step", Timing())
     row = Results.load(output / "results.json").success_of("teacher", 1)
     assert row is not None
     assert sum(episode.success for episode in again) == row.successes

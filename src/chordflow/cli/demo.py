@@ -15,8 +15,8 @@ def run(arguments: list[str]) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     from chordflow.demo.run import DemoConfig, run_demo
     from chordflow.report.figures import save_figures
-    from chordflow.report.table import markdown, render
-    from chordflow.results.files import write_whole
+    from chordflow.report.table import render
+    from chordflow.report.write import write_report
 
     if "--help" in arguments or "-h" in arguments:
         usage = "chordflow demo --output_dir=outputs/demo"
@@ -31,7 +31,8 @@ def run(arguments: list[str]) -> None:
     figures = config.output_dir / "figures"
     figures.mkdir()
     save_figures(results, figures)
-    write_whole(config.output_dir / "table.md", (markdown(results) + "\n").encode())
+    report, *_ = write_report(config.output_dir)
     say(f"Results:  {config.output_dir / 'results.json'} and {config.output_dir / 'table.md'}")
+    say(f"Report:   {report}")
     say(f"Pictures: {figures} and {config.output_dir / 'demo.gif'}")
     say(f"Student:  {config.output_dir / 'student/checkpoints/last/pretrained_model'}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from chordflow.experiments.reflow import reflow
 from chordflow.experiments.run_folder import REFLOW_CONFIG, resume_command, resume_folder
 from chordflow.report.figures import save_figures
 from chordflow.report.table import render
+from chordflow.report.write import write_report
 from chordflow.results.schema import Results
 
 USAGE = """
@@ -38,7 +40,18 @@ def run(arguments: list[str]) -> None:
     say(
         f"Results: {config.output_dir / 'results.json'}, {pictures} pictures in {config.output_dir / 'figures'}"
     )
+    say(f"Report:  {_write_report(config.output_dir)}")
     say(f"Student: {finished.student}")
+
+
+def _write_report(output_dir: Path) -> Path:
+    try:
+        return write_report(output_dir)[0]
+    except UserError as error:
+        raise UserError(
+            f"output_dir={output_dir}: the report cannot be written ({error}); checkpoints and results.json are whole: "
+            f"make room and run: chordflow report {shlex.quote(str(output_dir))}"
+        ) from error
 
 
 def _save_pictures(results: Results, folder: Path) -> int:

@@ -3,12 +3,13 @@
 OUTPUT/vlm, OUTPUT/teacher    the teacher, shipped or made from scratch
 OUTPUT/dataset                the expert's demonstrations
 OUTPUT/student                what `chordflow reflow` leaves
-OUTPUT/results.json, figures, demo.gif
+OUTPUT/results.json, report.html, table.md, figures, demo.gif
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 import time
 from dataclasses import dataclass
@@ -24,17 +25,24 @@ from chordflow.demo.record import DATASET_REPO_ID, record_demonstrations
 from chordflow.demo.teacher import DATASET_FOLDER, make_teacher, place_teacher
 from chordflow.errors import UserError
 from chordflow.experiments.config import ReflowJobConfig
+from chordflow.experiments.measured import concluded
 from chordflow.experiments.reflow import RESULTS, reflow
 from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.report.gif import save_side_by_side
-from chordflow.results.schema import PolicyName, Results
-from chordflow.results.verdict import verdict
-from chordflow.rollouts import Episode, run_episodes, success_rows
+from chordflow.results.schema import Clip, PolicyName, Results, Rollouts
+from chordflow.rollouts import Episode, Timing, run_episodes
+from chordflow.rollouts.summaries import motion_rows, success_at_margin, timing_row
 from lerobot_env_detour import DetourEnvConfig
 
 ANY_WAY = "go any way"
 CHECKED = 100
 """Episodes for which flips are compared with sides."""
+
+MARGIN = 0.02
+"""Of the non-inferiority statement."""
+
+BATCH_SIZE = 64
+PICTURE = "demo.gif"
 
 SHOWN = 3
 """Episodes in the moving picture."""
@@ -93,26 +101,36 @@ def run_demo(config: DemoConfig) -> Results:
         ("teacher", teacher, 1),
         ("student", student, 1),
     ]
+    timing = {(name, n): Timing() for name, _, n in arms}
     runs = {
-        (name, n): _episodes(policy, n, config.episodes, f"{name}, {n} step{'s' * (n > 1)}")
+        (name, n): _episodes(policy, n, config.episodes, f"{name}, {n} step{'s' * (n > 1)}", timing[name, n])
         for name, policy, n in arms
     }
     deployed = runs["teacher", steps]
-    success = [
-        row
-        for (name, n), episodes in runs.items()
-        for row in success_rows(episodes, name, None if episodes is deployed else deployed)
-    ]
+    success, motion = [], []
+    for (name, _), episodes in runs.items():
+        reference = None if episodes is deployed else deployed
+        success += success_at_margin(episodes, name, reference, MARGIN)
+        motion += motion_rows(episodes, name, reference, config.seed)
     starts = Starts(teacher, steps, [episode for episode in deployed if episode.task == ANY_WAY][:CHECKED])
     checks = [
         starts.check(name, policy, n, runs[name, n])
         for name, policy, n in arms
         if (name, n) in (("student", 1), ("teacher", 2))
     ]
-    results = dataclasses.replace(finished.results, success=success, flip_checks=checks)
-    results = dataclasses.replace(results, verdict=verdict(results))
+    results = dataclasses.replace(
+        finished.results,
+        # As it is found from the demo's own folder.
+        student=os.path.relpath(finished.student, output),
+        success=success,
+        motion=motion,
+        flip_checks=checks,
+        rollouts=Rollouts("detour", "paired", 0, BATCH_SIZE, 0, MARGIN),
+        timing=[timing_row(name, n, spent) for (name, n), spent in timing.items()],
+        clips=[_moving_picture(output, runs, steps)],
+    )
+    results = concluded(results)
     results.save(output / RESULTS)
-    _moving_picture(output / "demo.gif", runs, steps)
     say(f"The demo took {time.perf_counter() - started:.0f} s.")
     return results
 
@@ -158,7 +176,7 @@ def _teacher_and_data(config: DemoConfig) -> Path:
     return teacher_dir
 
 
-def _episodes(policy: FlowPolicy, num_steps: int, count: int, name: str) -> list[Episode]:
+def _episodes(policy: FlowPolicy, num_steps: int, count: int, name: str, timing: Timing) -> list[Episode]:
     """`count` episodes of "go any way" and half as many of each side, the same seeds for every policy."""
     plan = [(ANY_WAY, range(count)), ("go left", range(10**4, 10**4 + count // 2)),
             ("go right", range(2 * 10**4, 2 * 10**4 + count // 2))]  # fmt: skip
@@ -178,14 +196,15 @@ def _episodes(policy: FlowPolicy, num_steps: int, count: int, name: str) -> list
                 DetourEnvConfig(instruction=instruction),
                 list(seeds),
                 num_steps=num_steps,
-                batch_size=64,
+                batch_size=BATCH_SIZE,
+                timing=timing,
                 record_frames=list(seeds)[:SHOWN] if instruction == ANY_WAY else (),
                 progress=count_up,
             )
     return episodes
 
 
-def _moving_picture(path: Path, runs: dict[tuple[PolicyName, int], list[Episode]], steps: int) -> None:
+def _moving_picture(output: Path, runs: dict[tuple[PolicyName, int], list[Episode]], steps: int) -> Clip:
     """The same starts side by side, the first ones by seed: the picture shows the run, not a choice from it."""
     columns = {
         f"teacher, {steps} steps": runs["teacher", steps],
@@ -193,10 +212,15 @@ def _moving_picture(path: Path, runs: dict[tuple[PolicyName, int], list[Episode]
         "student, 1 step": runs["student", 1],
     }
     chosen = {label: [e for e in run if e.frames is not None] for label, run in columns.items()}
+    outcomes = {label: [e.success for e in episodes] for label, episodes in chosen.items()}
     save_side_by_side(
         {label: [list(e.frames) for e in episodes] for label, episodes in chosen.items()},  # type: ignore[arg-type]
-        path,
-        outcomes={label: [e.success for e in episodes] for label, episodes in chosen.items()},
+        output / PICTURE,
+        outcomes=outcomes,
         # The environment renders at 256 x 256 already.
         scale=1,
+    )
+    seeds = [episode.seed for episode in next(iter(chosen.values()))]
+    return Clip(
+        PICTURE, list(columns), seeds, [[runs[i] for runs in outcomes.values()] for i in range(len(seeds))]
     )

@@ -34,7 +34,7 @@ from chordflow.rollouts import (
 )
 from chordflow.rollouts.delay import Hold
 from chordflow.rollouts.lerobot_noise import run_lerobot_episodes
-from chordflow.rollouts.summaries import delay_row, motion_rows, success_at_margin
+from chordflow.rollouts.summaries import delay_row, motion_rows, success_at_margin, timing_row
 
 EPISODES = "episodes"
 """Folder of the episodes, in a run's folder."""
@@ -282,15 +282,7 @@ class _Rollouts:
 
     def _timing_row(self, arm: Arm) -> TimingRow:
         """Of all episodes, those of the runs before an interruption included."""
-        timing = self.stores[arm].timing
-        return TimingRow(
-            policy=arm.name,
-            num_steps=arm.num_steps,
-            network_s=timing.network_s,
-            simulator_s=timing.simulator_s,
-            processors_s=timing.processors_s,
-            other_s=timing.other_s,
-        )
+        return timing_row(arm.name, arm.num_steps, self.stores[arm].timing)
 
     def _clip(self, arms: Sequence[Arm]) -> dict[str, list[Episode]]:
         """The recorded episodes of each arm that runs by Euler, by its label."""

@@ -1,6 +1,7 @@
 """The measures as tables: for the terminal and, with the same content, as markdown."""
 
 import re
+from collections.abc import Collection
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -76,20 +77,21 @@ def _drawn(section: Section) -> Table:
     return table
 
 
-def markdown(results: Results) -> str:
+def markdown(results: Results, keys: Collection[str] | None = None) -> str:
     """The same content for a README or a model card.
 
     Args:
         results: What was measured; what was not is left out.
+        keys: Tables to show, by ``Section.key``, without the findings beyond the verdict; everything by default.
 
     Returns:
         Markdown that ends with a line break. Names out of files are escaped.
     """
     blocks = [f"**{escape(sentence(results))}**"]
-    if findings(results):
+    if findings(results) and keys is None:
         blocks.append("\n".join(f"- {escape(text)}" for text in findings(results)))
     for section in sections(results):
-        if not section.markdown:
+        if not section.markdown or (keys is not None and section.key not in keys):
             continue
         blocks.append(f"{escape(section.title)}:")
         rule = ["---"] * section.left + ["---:"] * (len(section.heads) - section.left)

@@ -13,6 +13,7 @@ from chordflow.results.schema import (
     MotionRow,
     PolicyName,
     SuccessRow,
+    TimingRow,
 )
 from chordflow.results.statistics import (
     Estimate,
@@ -22,6 +23,7 @@ from chordflow.results.statistics import (
     paired_difference,
 )
 from chordflow.rollouts.episodes import Episode, paired, success_rows
+from chordflow.rollouts.timing import Timing
 
 MEASURES: dict[MotionMeasure, str] = {
     "jerk": "jerk",
@@ -89,6 +91,24 @@ def motion_rows(
             )
         )
     return rows
+
+
+def timing_row(policy: PolicyName, num_steps: int, timing: Timing) -> TimingRow:
+    """Where the time of one run went.
+
+    Args:
+        policy: whose.
+        num_steps: its steps.
+        timing: as the run counted it.
+    """
+    return TimingRow(
+        policy=policy,
+        num_steps=num_steps,
+        network_s=timing.network_s,
+        simulator_s=timing.simulator_s,
+        processors_s=timing.processors_s,
+        other_s=timing.other_s,
+    )
 
 
 def delay_row(
