@@ -107,7 +107,6 @@ def run_arms(config: EvaluateConfig, entrants: dict[PolicyName, Entrant]) -> Rol
     The teacher as deployed and the candidates come first, block by block where the run is sequential; whatever else
     is asked for then runs through the same seeds.
     """
-    check_delays(config, entrants)
     with open_runner(config.env, config.eval.batch_size, config.eval.num_workers) as runner:
         return _Rollouts(config, entrants, runner).run()
 
@@ -126,6 +125,18 @@ def check_delays(config: EvaluateConfig, entrants: dict[PolicyName, Entrant]) ->
                 execution.check(chunk, executed)
             except UserError as error:
                 raise UserError(f"delay.control_steps={config.delay.control_steps}: {error}") from error
+
+
+def check_environment(config: EvaluateConfig, entrants: dict[PolicyName, Entrant]) -> None:
+    """Makes sure that every policy can act in the environment, before what takes long begins.
+
+    Raises:
+        UserError: if one cannot, or a delay is too long for its chunks.
+    """
+    check_delays(config, entrants)
+    with open_runner(config.env, 1) as runner:
+        for entrant in entrants.values():
+            runner.check(entrant.policy, config.seed)
 
 
 class _Rollouts:

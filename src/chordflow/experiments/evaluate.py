@@ -19,7 +19,7 @@ from chordflow.console import bar, say
 from chordflow.couplings import Split, open_split
 from chordflow.errors import UserError
 from chordflow.evaluation.measure import measure
-from chordflow.experiments.arms import EPISODES, RolloutResults, run_arms, run_like_lerobot
+from chordflow.experiments.arms import EPISODES, RolloutResults, check_environment, run_arms, run_like_lerobot
 from chordflow.experiments.entrants import Entrant, load_entrants
 from chordflow.experiments.evaluate_config import EvaluateConfig
 from chordflow.experiments.measured import concluded, with_measures
@@ -74,6 +74,8 @@ def evaluate(config: EvaluateConfig, command: list[str]) -> Evaluated:
     entrants = load_entrants(config)
     teacher = entrants[TEACHER].policy
     split = open_split(config.dataset, teacher, config.rename_map) if config.dataset is not None else None
+    if config.env is not None:
+        check_environment(config, entrants)
     folder = contextlib.nullcontext() if config.resume else _new_folder(output)
     with folder, only_run(output):
         try:

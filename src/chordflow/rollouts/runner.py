@@ -49,6 +49,24 @@ class Runner:
         """The tasks that the config names, in LeRobot's order; makes the environments if need be."""
         return self._host.make(1)
 
+    def check(self, policy: FlowPolicy, seed: int = 0) -> None:
+        """Asks for a single chunk at the first observation, to see early whether policy and environment fit.
+
+        Args:
+            policy: who would act.
+            seed: of the episode whose beginning is looked at.
+
+        Raises:
+            UserError: as `run`.
+        """
+        task, *_ = self._host.make(1)
+        spaces = self._host.select(task)
+        order = StartOrder(0, seed, False)
+        one = Running(task, order, self._host.start([order])[0])
+        actor = Actor(policy, self.env_cfg, 1, "euler", policy.chunk.num_executed, PLAIN, Timing())
+        with _evaluation_mode(policy):
+            actor.act([one.request()], spaces.observation, spaces.action)
+
     def run(
         self,
         policy: FlowPolicy,
