@@ -63,7 +63,8 @@ def test_the_folders_are_lerobots(run: Path) -> None:
     assert {"optimizer_state.safetensors", "training_step.json", "rng_state.safetensors", "scheduler_state.json",
             "master_weights.safetensors", "ema_weights.safetensors"} <= state  # fmt: skip
     suffixes = {path.suffix for path in run.rglob("*") if path.is_file()}
-    assert suffixes <= {".json", ".safetensors", ".jsonl", ".png"}
+    assert suffixes <= {".json", ".safetensors", ".jsonl", ".png", ".html", ".md"}
+    assert {path.name for path in run.iterdir()} >= {"report.html", "table.md", "model_card.md"}
 
 
 def test_the_student_is_the_teachers_checkpoint(run: Path, checkpoint: Path) -> None:
