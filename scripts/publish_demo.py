@@ -1,9 +1,9 @@
-"""Puts what a demo measured into the repository's documents.
+"""Puts what a demo, and an evaluation of its student, measured into the repository's documents.
 
-    .venv/bin/python scripts/publish_demo.py outputs/demo
+    .venv/bin/python scripts/publish_demo.py outputs/demo [outputs/evaluate]
 
-Copies results, pictures and table to docs/demo and writes table and verdict into README.md, between
-markers. A test holds README.md to docs/demo/results.json.
+Copies results, pictures and tables to docs/demo and docs/evaluate and writes tables into README.md and
+docs/evaluate.md, between markers. A test holds the two documents to the copied results.
 """
 
 from __future__ import annotations
@@ -11,51 +11,62 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from chordflow.report.table import markdown
 from chordflow.results.schema import Results
 
 ROOT = Path(__file__).parent.parent
-TARGET = ROOT / "docs" / "demo"
-FILES = (
-    "results.json",
-    "table.md",
-    "demo.gif",
-    "figures/trajectories.png",
-    "figures/gap.png",
-    "figures/loss.png",
-)
+PICTURES = ("demo.gif", "figures/trajectories.png", "figures/gap.png", "figures/loss.png")
 
-README_TABLES = ("gap", "success", "noninferiority")
-"""All others are in docs/demo/table.md."""
+PLACES: dict[str, tuple[Path, Path, tuple[str, ...], tuple[str, ...]]] = {
+    "demo": (
+        ROOT / "README.md",
+        ROOT / "docs" / "demo",
+        ("results.json", "table.md", *PICTURES),
+        ("gap", "success", "noninferiority"),
+    ),
+    "evaluate": (
+        ROOT / "docs" / "evaluate.md",
+        ROOT / "docs" / "evaluate",
+        ("results.json", "table.md"),
+        ("delays", "timing"),
+    ),
+}
+"""For each run: the document, the folder of its files, these, and the tables in the document."""
 
 
-def fill(text: str, results: Results) -> str:
-    """README.md with the measured parts in their places.
+def fill(text: str, results: Results, name: str, tables: Collection[str]) -> str:
+    """A document with the measured part in its place.
+
+    Args:
+        text: the document.
+        results: what was measured.
+        name: of the place, as its marker has it.
+        tables: which tables.
 
     Raises:
-        ValueError: if a marker is missing.
+        ValueError: if the marker is missing.
     """
-    parts = {"table": markdown(results, keys=README_TABLES)}
-    for name, content in parts.items():
-        pattern = re.compile(rf"(<!-- demo {name} -->\n)[^<]*(?:<(?!!--)[^<]*)*(<!-- end -->)")
-        text, count = pattern.subn(lambda m, c=content: f"{m[1]}{c}\n{m[2]}", text)
-        if count != 1:
-            raise ValueError(f"README.md has {count} places for the demo's {name}; it needs one")
+    content = markdown(results, keys=tables)
+    pattern = re.compile(rf"(<!-- {name} table -->\n)[^<]*(?:<(?!!--)[^<]*)*(<!-- end -->)")
+    text, count = pattern.subn(lambda m: f"{m[1]}{content}\n{m[2]}", text)
+    if count != 1:
+        raise ValueError(f"there are {count} places for the table of {name}; there must be one")
     return text
 
 
-def main(output: Path) -> None:
-    """Copies and fills."""
-    TARGET.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
-        shutil.copyfile(output / name, TARGET / Path(name).name)
-    readme = ROOT / "README.md"
-    readme.write_text(
-        fill(readme.read_text(encoding="utf-8"), Results.load(TARGET / "results.json")), encoding="utf-8"
-    )
+def publish(output: Path, name: str) -> None:
+    """Copies the files of a run and fills its document."""
+    document, folder, files, tables = PLACES[name]
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        shutil.copyfile(output / file, folder / Path(file).name)
+    results = Results.load(folder / "results.json")
+    document.write_text(fill(document.read_text(encoding="utf-8"), results, name, tables), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    for path, run in zip(sys.argv[1:], PLACES, strict=False):
+        publish(Path(path), run)

@@ -113,14 +113,16 @@ def test_the_help_offers_only_what_the_demo_takes(capsys: pytest.CaptureFixture[
     assert "--config_path is not an option" in capsys.readouterr().err
 
 
-def test_the_readme_says_what_was_measured() -> None:
+@pytest.mark.parametrize("name", ["demo", "evaluate"])
+def test_the_documents_say_what_was_measured(name: str) -> None:
     sys.path.insert(0, str(ROOT / "scripts"))
     try:
-        from publish_demo import fill
+        from publish_demo import PLACES, fill
     finally:
         sys.path.pop(0)
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert fill(readme, Results.load(MEASURED)) == readme
+    document, folder, _, tables = PLACES[name]
+    text = document.read_text(encoding="utf-8")
+    assert fill(text, Results.load(folder / "results.json"), name, tables) == text
 
 
 def check_bars(results: Results) -> None:

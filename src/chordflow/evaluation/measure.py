@@ -107,7 +107,11 @@ def measure(
     held_out = encode_held_out(networks, observations, config)
     ways = _ways(policies, config)
     work = _Work(held_out, config, on_progress)
-    work.total = work.cost(sum(way.nfe for of_one in ways.values() for way in of_one))
+    compared = config.gap_noises or config.noises_per_observation
+    as_deployed = Way("euler", teacher_steps)
+    work.total = work.cost(sum(way.nfe for of_one in ways.values() for way in of_one), compared)
+    if compared < config.noises_per_observation:
+        work.total += work.cost(teacher_steps)
     work.total += len(networks) * work.cost(config.converged_num_steps, config.converged_noises)
 
     curvature, converged = [], {}
@@ -118,16 +122,25 @@ def measure(
     gaps: list[GapRow] = []
     untrained: dict[tuple[Way, Reference], Gap] = {}
     for name, network in networks.items():
-        solved = work.solve(name, network, ways[name])
+        solved = work.solve(name, network, ways[name], compared)
         if name == TEACHER:
-            deployed = solved[Way("euler", teacher_steps)]
+            # Modes and spread are seen from all noises.
+            if compared == config.noises_per_observation:
+                deployed = solved[as_deployed]
+            else:
+                deployed = work.solve(name, network, [as_deployed], config.noises_per_observation)[
+                    as_deployed
+                ]
+                # The same to the bit, so that the teacher's gap to itself is zero.
+                solved[as_deployed] = deployed[:, :compared]
             modes = Modes(deployed, teacher.chunk.action_dim)
             references: dict[Reference, tuple[Tensor, int]] = {
                 "deployed": (deployed, teacher_steps),
                 "converged": (converged[TEACHER], config.converged_num_steps),
             }
         for (way, ends), (reference, (target, fine)) in product(solved.items(), references.items()):
-            gap = action_gap(ends[:, : target.shape[1]], target, modes, teacher)
+            noises = min(ends.shape[1], target.shape[1])
+            gap = action_gap(ends[:, :noises], target[:, :noises], modes, teacher)
             ratio = None
             if name == TEACHER:
                 untrained[way, reference] = gap
@@ -168,11 +181,11 @@ class _Work:
         self.done += nfe
         self.on_progress(self.done, self.total)
 
-    def solve(self, name: PolicyName, policy: FlowPolicy, ways: list[Way]) -> dict[Way, Tensor]:
+    def solve(self, name: PolicyName, policy: FlowPolicy, ways: list[Way], noises: int) -> dict[Way, Tensor]:
         ends = solve(
             policy,
             self.held_out.contexts[name],
-            self.held_out.noise,
+            self.held_out.noise[:, :noises],
             ways,
             batch_size=self.config.batch_size,
             on_batch=self.tick,

@@ -58,6 +58,7 @@ class MeasureConfig:
         converged_num_steps: Euler steps of the teacher's converged ODE and of the grid for curvature; at
             least 100.
         converged_noises: noises of each observation that the converged ODE is solved for.
+        gap_noises: noises of each observation on which steps and solvers are compared; by default all of them.
         batch_size: noises that go through the network together.
         latency_repeats: timed runs behind a latency.
         seed: of the observations and noises chosen.
@@ -69,6 +70,7 @@ class MeasureConfig:
     solvers: list[str] = field(default_factory=lambda: ["euler", "midpoint"])
     converged_num_steps: int = 100
     converged_noises: int = 4
+    gap_noises: int | None = None
     batch_size: int = 64
     latency_repeats: int = 30
     seed: int = 0
@@ -81,10 +83,15 @@ class MeasureConfig:
         for name, least in minimum.items():
             if getattr(self, name) < least:
                 raise UserError(f"measure.{name}={getattr(self, name)}: give at least {least}.")
-        if self.converged_noises > self.noises_per_observation:
+        for name in ("converged_noises", "gap_noises"):
+            if (getattr(self, name) or 0) > self.noises_per_observation:
+                raise UserError(
+                    f"measure.{name}={getattr(self, name)} is more than measure.noises_per_observation="
+                    f"{self.noises_per_observation}."
+                )
+        if self.gap_noises is not None and self.gap_noises < 1:
             raise UserError(
-                f"measure.converged_noises={self.converged_noises} is more than measure.noises_per_observation="
-                f"{self.noises_per_observation}."
+                f"measure.gap_noises={self.gap_noises}: give at least 1, or leave it out for all."
             )
         if not self.num_steps or min(self.num_steps) < 1:
             raise UserError(
