@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
+import numpy as np
 import pytest
 from scipy.stats import binom
 
@@ -12,17 +14,27 @@ from chordflow.results.findings import RULES, findings, unseen_share
 from chordflow.results.schema import (
     ChunkTime,
     CurvatureRow,
+    DelayRow,
     GapRow,
     HeldOut,
     Latency,
     Memory,
     ObservationSpread,
     Percentiles,
+    PolicyInfo,
     Reference,
     Results,
+    SequentialRow,
     SuccessRow,
 )
-from chordflow.results.statistics import Estimate, Interval, PairedSuccess
+from chordflow.results.sequential import SequentialTest
+from chordflow.results.statistics import (
+    Estimate,
+    Interval,
+    PairedSuccess,
+    compare_success,
+    non_inferiority,
+)
 from chordflow.results.verdict import verdict
 
 
@@ -230,3 +242,62 @@ def test_the_verdict_is_the_three_most_important_findings() -> None:
     texts = [finding.text for finding in findings(results)]
     assert len(texts) > 3
     assert verdict(results) == " ".join(texts[:3])
+
+
+def info(name: str, steps: int) -> PolicyInfo:
+    return PolicyInfo(name, name, "smolvla", steps, 1, "0" * 64)
+
+
+def paired_row(name: str, steps: int, first: int, second: int, episodes: int = 200) -> SuccessRow:
+    """A run of which `first` episodes only this policy solved, `second` only the teacher, all others both."""
+    ours = np.ones(episodes, dtype=bool)
+    theirs = np.ones(episodes, dtype=bool)
+    theirs[:first] = False
+    ours[first : first + second] = False
+    paired = compare_success(ours, theirs)
+    return SuccessRow(
+        name, "euler", steps, "all", int(ours.sum()), episodes, paired, non_inferiority(paired, 0.02)
+    )
+
+
+def test_what_is_decided_at_the_margin_is_said_first() -> None:
+    results = diagnosis(
+        policies=[info("teacher", 10), info("student", 1), info("other", 2)],
+        success=[paired_row("student", 1, 0, 30), paired_row("other", 2, 1, 2)],
+        gaps=[gap(0.2, 1), gap(0.04, 2), FLOOR],
+    )
+    first = findings(results)[0]
+    assert first.rule == "decided_at_the_margin"
+    assert first.text.startswith(
+        "At a margin of 2 points to the teacher, student at one step is inferior (-2"
+    )
+    assert "points after 200 paired episodes); other at two steps is undecided (" in first.text
+    assert re.search(r", about \d+ would decide\.$", first.text)
+
+
+def test_after_early_looks_the_sequential_test_has_the_word() -> None:
+    decision = SequentialTest(0.02, min_episodes=10).update([True] * 400, [True] * 400)
+    assert decision.decision == "non-inferior"
+    results = diagnosis(
+        policies=[info("teacher", 10), info("student", 1)],
+        success=[paired_row("student", 1, 0, 3)],
+        sequential=[SequentialRow("student", 1, decision)],
+    )
+    text = said(results)["decided_at_the_margin"]
+    assert "is non-inferior" in text
+    assert f"after {decision.episodes} paired episodes" in text
+
+
+def delayed(weight: float, lost: int, steps: int = 1) -> DelayRow:
+    row = paired_row("student", steps, 0, lost)
+    return DelayRow("student", steps, "rtc", 2, weight, row.successes, row.episodes, row.versus_teacher)
+
+
+def test_a_guidance_weight_that_costs_success_is_named() -> None:
+    text = said(diagnosis(delays=[delayed(10.0, 40), delayed(1.0, 1)]))["guidance_weight_matters"]
+    assert text == (
+        "Real-time chunking at one step: with a guidance weight of 10 the student solves 80.0 %, with 1, which fits, "
+        "99.5 %: set max_guidance_weight to the number of steps."
+    )
+    for harmless in ([delayed(10.0, 1), delayed(1.0, 1)], [delayed(10.0, 40), delayed(1.0, 40)]):
+        assert "guidance_weight_matters" not in said(diagnosis(delays=harmless))

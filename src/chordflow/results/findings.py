@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 from scipy.stats import binom
 
-from chordflow.results.schema import TEACHER, Finding, GapRow, Results, SuccessRow
+from chordflow.results.schema import TEACHER, DelayRow, Finding, GapRow, Results, SuccessRow
 from chordflow.results.statistics import Interval
-from chordflow.results.wording import number, percent, steps
+from chordflow.results.wording import number, percent, points, steps
 
 FEW_STEPS = 2
 """Network evaluations up to which an untrained policy counts as a few-step policy."""
@@ -95,6 +95,63 @@ def clearly_lower(results: Results, row: GapRow) -> bool:
     ):
         return False
     return success.versus_teacher.difference.interval.high < 0
+
+
+def decided_at_the_margin(results: Results) -> str | None:
+    """Whether each candidate, at its own steps, is non-inferior to the teacher at the margin.
+
+    By the sequential test where the run was sequential, else by the interval of the paired difference.
+    """
+    said = []
+    stopped = {(row.policy, row.num_steps): row.decision for row in results.sequential}
+    for info in results.policies:
+        row = results.success_of(info.name, info.num_steps)
+        if info.name == TEACHER or row is None or row.noninferiority is None:
+            continue
+        fixed, looked = row.noninferiority, stopped.get((info.name, info.num_steps))
+        decision = looked.decision if looked is not None else fixed.decision
+        low, high = (looked.low, looked.high) if looked is not None else (fixed.lower, fixed.upper)
+        episodes = looked.episodes if looked is not None else fixed.episodes
+        text = f"{info.name} at {steps(info.num_steps)} is {decision} ({points(low)} to {points(high)}"
+        text += f" points after {episodes} paired episodes)"
+        if decision == "undecided" and fixed.episodes_needed is not None:
+            text += f", about {fixed.episodes_needed} would decide"
+        said.append(text)
+        margin = 100 * fixed.margin
+    if not said:
+        return None
+    return f"At a margin of {margin:g} points to the teacher, {'; '.join(said)}."
+
+
+def guidance_weight_matters(results: Results) -> str | None:
+    """Real-time chunking clearly costs success at the usual guidance weight, and not at the one that fits the steps.
+
+    Clearly: the interval of the paired difference to no delay lies below 0.
+    """
+    for usual in sorted(results.delays, key=lambda row: (row.num_steps, row.policy == TEACHER, row.delay)):
+        fits = next(
+            (
+                row
+                for row in results.delays
+                if (row.policy, row.num_steps, row.delay) == (usual.policy, usual.num_steps, usual.delay)
+                and row.mode == usual.mode == "rtc"
+                and (row.guidance_weight or 0) < (usual.guidance_weight or 0)
+            ),
+            None,
+        )
+        if fits is None or not _costs(usual) or _costs(fits):
+            continue
+        return (
+            f"Real-time chunking at {steps(usual.num_steps)}: with a guidance weight of {usual.guidance_weight:g} the "
+            f"{usual.policy} solves {percent(usual.rate, 1)}, with {fits.guidance_weight:g}, which fits, "
+            f"{percent(fits.rate, 1)}: set max_guidance_weight to the number of steps."
+        )
+    return None
+
+
+def _costs(row: DelayRow) -> bool:
+    interval = row.versus_undelayed.difference.interval if row.versus_undelayed is not None else None
+    return interval is not None and interval.high < 0
 
 
 def acts_in_one_step(results: Results) -> str | None:
@@ -330,6 +387,8 @@ def teacher_may_have_seen(results: Results) -> str | None:
 
 
 RULES: tuple[Callable[[Results], str | None], ...] = (
+    decided_at_the_margin,
+    guidance_weight_matters,
     acts_in_one_step,
     no_training_needed,
     speed_is_not_in_the_steps,
