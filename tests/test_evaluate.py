@@ -283,7 +283,6 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_episodes(
         import sys, time
         import drift_env
         from chordflow.cli.main import main
-from chordflow.cli.options import options_of
         step = drift_env.DriftEnv.step
         def slow(self, action):
             time.sleep(0.004)

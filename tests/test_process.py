@@ -95,6 +95,7 @@ def check_quiet(process: subprocess.Popen[str], output: Path) -> None:
     assert re.fullmatch(r"\d+ s\.", first)
     assert rest == (
         f"{buffer.getvalue()}Results: {output / 'results.json'}, 3 pictures in {output / 'figures'}\n"
+        f"Report:  {output / 'report.html'}\n"
         f"Student: {output / 'checkpoints/000006/pretrained_model'}\n"
     )
 
