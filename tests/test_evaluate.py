@@ -25,7 +25,8 @@ from chordflow.experiments.evaluate_config import EvaluateConfig
 from chordflow.policies import load_flow_policy, save_student
 from chordflow.policies.base import Role
 from chordflow.results.schema import Results
-from chordflow.results.statistics import compare_success
+from chordflow.results.sequential import confidence_sequence
+from chordflow.results.statistics import Interval, compare_success
 from drift_env import DriftEnv
 
 EPISODES = 12
@@ -211,6 +212,19 @@ def test_other_weights_are_not_mixed_with_stored_episodes(
     assert {path: path.stat().st_mtime_ns for path in moved.rglob("*.parquet")} == files
 
 
+def test_the_margin_is_not_changed_after_a_look(
+    evaluated: tuple[Path, Results], capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, _ = evaluated
+    before = (output / "results.json").read_bytes()
+    said = refused(
+        ["evaluate", "--resume=true", f"--config_path={output / 'evaluate_config.json'}", "--margin=30"],
+        capsys,
+    )
+    assert "margin=30: the run began with 2" in said
+    assert (output / "results.json").read_bytes() == before
+
+
 def test_a_cut_file_of_episodes_is_named_and_nothing_is_lost(
     evaluated: tuple[Path, Results], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -244,6 +258,13 @@ def test_a_sequential_run_stops_when_the_pairs_decide(
     assert row.decision.stopped_early
     success = results.success_of("copy", 10)
     assert success is not None
+    # No interval of a fixed number of episodes is shown for a run that could stop at any.
+    assert success.noninferiority is None
+    assert success.versus_teacher is not None
+    assert success.versus_teacher.difference.interval == Interval(
+        *confidence_sequence(0, success.episodes, 0)
+    )
+    assert "copy at ten steps is non-inferior" in results.findings[0].text
     # Whole blocks are run.
     assert success.episodes == -(-row.decision.episodes // 5) * 5
 
@@ -251,7 +272,7 @@ def test_a_sequential_run_stops_when_the_pairs_decide(
 def test_a_sequential_run_never_stops_below_its_minimum(checkpoint: Path, tmp_path: Path) -> None:
     arguments = options(
         checkpoint, None, tmp_path / "out",
-        **{"policies": f"[copy={checkpoint}]", "eval.n_episodes": 40, "eval.batch_size": 5, "margin": 90,
+        **{"policies": f"copy={checkpoint}", "eval.n_episodes": 40, "eval.batch_size": 5, "margin": 90,
            "sequential.enable": "true", "sequential.min_episodes": 33},
     )  # fmt: skip
     (row,) = run(arguments).sequential
@@ -269,6 +290,15 @@ def test_lerobots_noise_gives_lerobots_rates(checkpoint: Path, student: Path, tm
     assert results.rollouts is not None
     assert results.rollouts.noise == "lerobot"
     assert {row.episodes for row in results.success if row.group == "all"} == {5}
+    assert "not paired" in results.verdict
+    rows = stored(tmp_path / "out", "student-1-euler-lerobot")
+    assert [row["seed"] for row in rows] == list(range(1000, 1005))
+    student_row = results.success_of("student", 1)
+    assert student_row is not None
+    assert sum(row["success"] for row in rows) == student_row.successes
+    # A policy that was run to its end is not run again: the environment would complain here.
+    again = ["evaluate", "--resume=true", f"--config_path={tmp_path / 'out' / 'evaluate_config.json'}"]
+    assert main(again) == 0
     # Nothing is called paired that is not.
     assert all(row.versus_teacher is None for row in results.success)
     assert all(row.difference is None for row in results.motion)

@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 from chordflow.errors import UserError
 from chordflow.results.schema import (
     SCHEMA_VERSION,
+    ChunkTime,
     CouplingSummary,
     CurvatureRow,
     GapRow,
     HeldOut,
     Latency,
     LossCurve,
+    Percentiles,
     Results,
     SuccessRow,
     TrajectoryRow,
@@ -270,3 +272,15 @@ def test_versions_of_the_installed_distributions() -> None:
     assert found["torch"] == importlib.metadata.version("torch")
     assert found["python"].startswith("3.")
     assert "lerobot" in found
+
+
+def test_the_speed_up_is_that_of_whole_chunks_where_they_were_timed() -> None:
+    def chunk(num_steps: int, seconds: float) -> ChunkTime:
+        return ChunkTime(num_steps, Percentiles(seconds, seconds, seconds, seconds))
+
+    summed = Latency(0.006, 0.001, 1, 30, 10, 1)
+    assert summed.speedup == summed.ceiling == pytest.approx(16 / 7)
+    timed = dataclasses.replace(summed, chunks=[chunk(1, 0.008), chunk(10, 0.016)])
+    assert timed.speedup == pytest.approx(2.0)
+    assert timed.ceiling == summed.ceiling
+    assert dataclasses.replace(summed, chunks=[chunk(1, 0.008)]).speedup == summed.speedup

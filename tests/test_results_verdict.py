@@ -149,8 +149,10 @@ def test_what_was_not_measured_is_not_claimed() -> None:
     unpaired = sample(success=[success("student", 1, 0.9, None)])
     elsewhere = sample(success=[success("student", 2, 0.9, (0.0, -0.1, 0.1))])
     group = sample(success=[success("student", 1, 0.9, (0.0, -0.1, 0.1), "go left")])
-    for results in (sample(success=[]), unpaired, elsewhere, group):
+    for results in (sample(success=[]), elsewhere, group):
         assert "success" not in verdict(results)
+    # Rates alone, and nothing of lower or higher.
+    assert "success is 90.0 % in 500 episodes each, not paired" in verdict(unpaired)
     assert "fast" not in verdict(sample(latency=None))
     assert "curvature" not in verdict(sample(curvature=[curvature("student", 0.04)]))
     assert verdict(_alone()) == "The student's actions were not measured, so nothing can be said of them."

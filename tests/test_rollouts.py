@@ -20,13 +20,16 @@ from lerobot.policies.factory import make_pre_post_processors
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
 from builders import build_checkpoint, make_config
+from chordflow.demo.teacher import place_teacher
 from chordflow.errors import UserError
 from chordflow.policies import load_flow_policy
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
 from chordflow.quiet import quiet_stdout
 from chordflow.rollouts import (
     Episode,
+    EpisodeStore,
     Timing,
+    arm_settings,
     chunk_noise,
     chunk_noises,
     open_runner,
@@ -569,3 +572,16 @@ def test_detour(vlm: Path, tmp_path: Path) -> None:
     frames = together[2].frames
     assert frames is not None
     assert frames.shape == (together[2].length + 1, env_cfg.render_size, env_cfg.render_size, 3)
+
+
+@pytest.mark.slow
+def test_the_toolkit_takes_at_most_a_tenth_of_the_time(tmp_path: Path) -> None:
+    """The demo's teacher as deployed: a network a thousandth of a real one, so elsewhere the share is smaller."""
+    policy = load(place_teacher(tmp_path))
+    config, seeds = DetourEnvConfig(instruction="go any way"), list(range(200))
+    with open_runner(config, 16) as runner:
+        runner.run(policy, seeds[:16], num_steps=10)
+        timing = Timing()
+        store = EpisodeStore(tmp_path / "episodes", arm_settings(policy, config, num_steps=10))
+        runner.run(policy, seeds, num_steps=10, store=store, timing=timing)
+    assert 0 < timing.overhead <= 0.1

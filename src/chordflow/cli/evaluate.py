@@ -54,6 +54,9 @@ def parse(arguments: list[str]) -> EvaluateConfig:
         UserError: for options that cannot be used.
     """
     values = read_options(arguments)
+    if "=" in values.get("policies", "") and not values["policies"].lstrip().startswith("["):
+        # One alone needs no brackets.
+        values["policies"] = f"[{values['policies']}]"
     config_path = values.pop(CONFIG_PATH, None)
     base: dict[str, Any] = read_settings(config_path) if config_path else {}
     if wants_resume(values):

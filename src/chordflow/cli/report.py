@@ -28,9 +28,12 @@ def run(arguments: list[str]) -> None:
     if "--help" in arguments or "-h" in arguments:
         print(HELP)
         return
-    if not arguments or arguments[0].startswith("--"):
-        raise UserError("the folder with results.json is missing; write chordflow report DIR.")
-    options = read_options(arguments[1:])
+    folders = [argument for argument in arguments if not argument.startswith("--")]
+    if len(folders) != 1:
+        raise UserError(
+            "the folder with results.json is missing; write chordflow report DIR [--output_dir=FOLDER]."
+        )
+    options = read_options([argument for argument in arguments if argument.startswith("--")])
     output = options.pop("output_dir", None)
     if options:
         raise UserError(f"--{next(iter(options))} is not an option; there is only --output_dir.")
@@ -38,5 +41,5 @@ def run(arguments: list[str]) -> None:
         raise UserError("output_dir is empty; give a folder, or leave it out.")
     from chordflow.report.write import write_report
 
-    for path in write_report(arguments[0], output):
+    for path in write_report(folders[0], output):
         say(f"wrote {Path(path)}")

@@ -34,7 +34,14 @@ from chordflow.rollouts import (
 )
 from chordflow.rollouts.delay import Hold
 from chordflow.rollouts.lerobot_noise import run_lerobot_episodes
-from chordflow.rollouts.summaries import delay_row, motion_rows, success_at_margin, timing_row
+from chordflow.rollouts.store import JOINED
+from chordflow.rollouts.summaries import (
+    delay_row,
+    motion_rows,
+    success_at_margin,
+    timing_row,
+    valid_under_looking,
+)
 
 EPISODES = "episodes"
 """Folder of the episodes, in a run's folder."""
@@ -167,7 +174,8 @@ class _Rollouts:
         success, motion = [], []
         for arm in plain:
             reference = None if arm == self.teacher else self.runs[self.teacher]
-            success += success_at_margin(self.runs[arm], arm.name, reference, config.margin_fraction)
+            rows = success_at_margin(self.runs[arm], arm.name, reference, config.margin_fraction)
+            success += [valid_under_looking(row) for row in rows] if sequential else rows
             motion += motion_rows(self.runs[arm], arm.name, reference, config.seed)
         return RolloutResults(
             success, motion, delays, sequential, [self._timing_row(arm) for arm in plain], self._clip(plain)
@@ -293,7 +301,7 @@ class _Rollouts:
 
     def _timing_row(self, arm: Arm) -> TimingRow:
         """Of all episodes, those of the runs before an interruption included."""
-        return timing_row(arm.name, arm.num_steps, self.stores[arm].timing)
+        return timing_row(arm.name, arm.num_steps, self.stores[arm].timing, arm.solver)
 
     def _clip(self, arms: Sequence[Arm]) -> dict[str, list[Episode]]:
         """The recorded episodes of each arm that runs by Euler, by its label."""
@@ -329,14 +337,24 @@ def run_like_lerobot(config: EvaluateConfig, entrants: dict[PolicyName, Entrant]
     motion: list[MotionRow] = []
     for entrant, num_steps in plan:
         count = 0
-        with bar(Arm(entrant.name, entrant.policy, num_steps).label) as progress:
+        arm = Arm(entrant.name, entrant.policy, num_steps)
+        settings = arm_settings(
+            arm.policy, config.env, num_steps=num_steps, n_action_steps=config.eval.n_action_steps
+        )
+        drawn = {"noise": "lerobot", "seed": config.seed, "batch_size": config.eval.batch_size}
+        store = EpisodeStore(
+            config.output_dir / EPISODES / f"{arm.key}-lerobot",
+            {**settings, **drawn, "n_episodes": config.eval.n_episodes},
+        )
+        with bar(arm.label) as progress:
 
-            def count_up(_episode: Episode) -> None:
+            def count_up(episode: Episode, store: EpisodeStore = store) -> None:
                 nonlocal count
                 count += 1
+                store.save([episode])
                 progress.update(count, max(count, config.eval.n_episodes))
 
-            episodes = run_lerobot_episodes(
+            episodes = _known(store) or run_lerobot_episodes(
                 lambda entrant=entrant: load_flow_policy(  # type: ignore[misc]
                     entrant.folder, device=config.device, rename_map=config.rename_map, field=entrant.field
                 ),
@@ -349,6 +367,16 @@ def run_like_lerobot(config: EvaluateConfig, entrants: dict[PolicyName, Entrant]
                 use_async_envs=config.eval.num_workers > 0,
                 progress=count_up,
             )
+        store.save(episodes)
+        store.compact()
         success += success_at_margin(episodes, entrant.name, None, config.margin_fraction)
         motion += motion_rows(episodes, entrant.name, None, config.seed)
     return RolloutResults(success, motion, [], [], [], {})
+
+
+def _known(store: EpisodeStore) -> list[Episode]:
+    """The episodes of a policy that was run to its end; none otherwise.
+
+    Noise comes from one stream of random numbers, so a run cannot go on in the middle of it.
+    """
+    return store.load() if (store.folder / JOINED).exists() else []

@@ -78,6 +78,7 @@ def evaluate(config: EvaluateConfig, command: list[str]) -> Evaluated:
         check_environment(config, entrants)
     folder = contextlib.nullcontext() if config.resume else _new_folder(output)
     with folder, only_run(output):
+        _refuse_another_margin(config)
         try:
             write_json(output / EVALUATE_CONFIG, _plain(draccus.encode(config)))
             results = _on_the_dataset(config, command, entrants, split)
@@ -134,6 +135,23 @@ def _on_the_dataset(
     results = concluded(results)
     results.save(config.output_dir / RESULTS)
     return results
+
+
+def _refuse_another_margin(config: EvaluateConfig) -> None:
+    """A margin is chosen before one looks at outcomes.
+
+    Raises:
+        UserError: if episodes of this folder were judged at another one.
+    """
+    path = config.output_dir / EVALUATE_CONFIG
+    if not config.resume or not path.is_file():
+        return
+    before = json.loads(path.read_text(encoding="utf-8")).get("margin")
+    if before is not None and before != config.margin:
+        raise UserError(
+            f"margin={config.margin:g}: the run began with {before:g}, and a margin is chosen before one looks; "
+            "leave it out, or start a new run."
+        )
 
 
 def _measured_before(config: EvaluateConfig, now: Results) -> Results | None:

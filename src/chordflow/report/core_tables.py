@@ -121,6 +121,11 @@ def success(results: Results) -> Section:
         below="Differences are paired: same episodes and noise as the deployed teacher; p is McNemar's exact test.",
     )
     covered = any(row.coverage is not None for row in results.success)
+    if results.sequential:
+        section.below += (
+            " The run could stop early: intervals of differences are confidence sequences, which hold at every look; p "
+            "and Wilson's intervals are those of a fixed number of episodes."
+        )
     if covered:
         section.wide.add(len(section.heads))
         section.heads.append("coverage of\nthe interval")

@@ -119,10 +119,10 @@ def timing(results: Results) -> Section | None:
         below="Overhead: all but the policy's network and the simulator.",
     )
     place = rank(results, (row.policy for row in results.timing))
-    for row in sorted(results.timing, key=lambda r: (place[r.policy], -r.num_steps)):
+    for row in sorted(results.timing, key=lambda r: (place[r.policy], r.solver != "euler", -r.num_steps)):
         times = (row.total_s, row.network_s, row.simulator_s, row.processors_s, row.other_s)
         section.add(
-            way(row.policy),
+            way(row.policy, row.solver),
             count(row.num_steps),
             *(figure(seconds(value), value) for value in times),
             figure(percent(row.overhead), row.overhead),

@@ -106,18 +106,23 @@ def decided_at_the_margin(results: Results) -> str | None:
     stopped = {(row.policy, row.num_steps): row.decision for row in results.sequential}
     for info in results.policies:
         row = results.success_of(info.name, info.num_steps)
-        if info.name == TEACHER or row is None or row.noninferiority is None:
+        looked = stopped.get((info.name, info.num_steps))
+        fixed = row.noninferiority if row is not None else None
+        if info.name == TEACHER or (looked or fixed) is None:
             continue
-        fixed, looked = row.noninferiority, stopped.get((info.name, info.num_steps))
-        decision = looked.decision if looked is not None else fixed.decision
-        low, high = (looked.low, looked.high) if looked is not None else (fixed.lower, fixed.upper)
-        episodes = looked.episodes if looked is not None else fixed.episodes
+        needed = None
+        if looked is not None:
+            decision, low, high, episodes = looked.decision, looked.low, looked.high, looked.episodes
+            margin = 100 * looked.margin
+        else:
+            assert fixed is not None
+            decision, low, high, episodes = fixed.decision, fixed.lower, fixed.upper, fixed.episodes
+            margin, needed = 100 * fixed.margin, fixed.episodes_needed
         text = f"{info.name} at {steps(info.num_steps)} is {decision} ({points(low)} to {points(high)}"
         text += f" points after {episodes} paired episodes)"
-        if decision == "undecided" and fixed.episodes_needed is not None:
-            text += f", about {fixed.episodes_needed} would decide"
+        if decision == "undecided" and needed is not None:
+            text += f", about {needed} would decide"
         said.append(text)
-        margin = 100 * fixed.margin
     if not said:
         return None
     return f"At a margin of {margin:g} points to the teacher, {'; '.join(said)}."

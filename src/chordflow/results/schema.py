@@ -204,7 +204,8 @@ class Latency:
         repeats: Timed repetitions behind each median.
         teacher_num_steps: Steps of the teacher as deployed.
         student_num_steps: Steps of the student.
-        speedup: *Derived.* Time of the teacher's chunk divided by that of the student's.
+        speedup: *Derived.* Time of the teacher's chunk divided by that of the student's: of whole chunks as measured
+            where ``chunks`` has both, else summed up from ``encode_s`` and ``step_s``.
         ceiling: *Derived.* The same for a one-step student: the most that step distillation can give here.
         encode: Percentiles behind ``encode_s``; None where only the median was kept.
         step: Percentiles behind ``step_s``.
@@ -232,7 +233,10 @@ class Latency:
         if not (self.encode_s >= 0 and self.step_s > 0):
             raise ValueError(f"encode_s is {self.encode_s} and step_s is {self.step_s}; times are positive.")
         teacher = self.chunk_s(self.teacher_num_steps)
-        object.__setattr__(self, "speedup", teacher / self.chunk_s(self.student_num_steps))
+        measured = {chunk.num_steps: chunk.seconds.p50 for chunk in self.chunks}
+        whole = [measured.get(steps) for steps in (self.teacher_num_steps, self.student_num_steps)]
+        slow, fast = whole if all(whole) else (teacher, self.chunk_s(self.student_num_steps))
+        object.__setattr__(self, "speedup", slow / fast)  # type: ignore[operator]
         object.__setattr__(self, "ceiling", teacher / self.chunk_s(1))
 
     def chunk_s(self, num_steps: int) -> float:
@@ -368,6 +372,7 @@ class TimingRow:
     Attributes:
         policy: Whose rollouts.
         num_steps: Its steps.
+        solver: Which solver.
         network_s: In the policy's network: encoding and velocities.
         simulator_s: In the environment: making, resetting, stepping, rendering.
         processors_s: In the checkpoint's and the environment's processors, LeRobot's.
@@ -382,6 +387,7 @@ class TimingRow:
     simulator_s: float
     processors_s: float
     other_s: float
+    solver: str = "euler"
     total_s: float = field(init=False)
     overhead: float = field(init=False)
 

@@ -13,6 +13,9 @@ NOTICEABLE_SPEEDUP = 1.05
 MOST_IMPORTANT = 3
 """Findings that make the verdict on a policy that was diagnosed."""
 
+ROUNDED = 0.05
+"""Speed-ups closer than this are printed alike."""
+
 LONGEST = 60
 """Words that the sentence may have before details are left out."""
 
@@ -151,14 +154,18 @@ def _curvature(results: Results) -> str:
 
 def _success(results: Results, n: int) -> str:
     row = results.success_of("student", n)
-    if row is None or row.versus_teacher is None or row.versus_teacher.difference.interval is None:
+    if row is None:
         return ""
+    if row.versus_teacher is None or row.versus_teacher.difference.interval is None:
+        return _rates(results, row)
     difference, interval = row.versus_teacher.difference.value, row.versus_teacher.difference.interval
     if interval.low <= 0 <= interval.high:
         finding = "not distinguishable"
     else:
         finding = "lower" if difference < 0 else "higher"
     span = f"{points(interval.low)} to {points(interval.high)} points"
+    if row.noninferiority is not None:
+        span += f"; {row.noninferiority.decision} at a margin of {100 * row.noninferiority.margin:g}"
     teacher = percent(row.rate - difference, 1)
     text = f"success is {percent(row.rate, 1)} against the teacher's {teacher} ({finding}: {span})"
     untrained = results.success_of("teacher", n)
@@ -168,6 +175,13 @@ def _success(results: Results, n: int) -> str:
     return f"{text} and {percent(untrained.rate, 1)} untrained{gain}"
 
 
+def _rates(results: Results, row: SuccessRow) -> str:
+    """Success where episodes were not paired: rates alone."""
+    teacher = results.success_of("teacher", results.teacher_num_steps)
+    beside = f" and the teacher's {percent(teacher.rate, 1)}" if teacher is not None else ""
+    return f"success is {percent(row.rate, 1)}{beside} in {row.episodes} episodes each, not paired"
+
+
 def _time(results: Results) -> str:
     latency = results.latency
     if latency is None:
@@ -175,7 +189,8 @@ def _time(results: Results) -> str:
     share = percent(latency.encode_s / latency.chunk_s(latency.student_num_steps), 0)
     if latency.speedup < NOTICEABLE_SPEEDUP:
         return f"chunks come no faster (encoding is {share})"
-    ceiling = "the ceiling" if latency.student_num_steps == 1 else f"ceiling {latency.ceiling:.1f}"
+    reached = latency.student_num_steps == 1 and abs(latency.speedup - latency.ceiling) < ROUNDED
+    ceiling = "the ceiling" if reached else f"ceiling {latency.ceiling:.1f}"
     return f"chunks come {latency.speedup:.1f} times as fast ({ceiling}: encoding is {share})"
 
 

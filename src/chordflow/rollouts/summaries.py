@@ -15,8 +15,10 @@ from chordflow.results.schema import (
     SuccessRow,
     TimingRow,
 )
+from chordflow.results.sequential import confidence_sequence
 from chordflow.results.statistics import (
     Estimate,
+    Interval,
     compare_success,
     mean_interval,
     non_inferiority,
@@ -52,6 +54,25 @@ def success_at_margin(
         coverage = wilson_coverage(row.episodes, row.rate)
         rows.append(dataclasses.replace(row, noninferiority=statement, coverage=coverage))
     return rows
+
+
+def valid_under_looking(row: SuccessRow) -> SuccessRow:
+    """The row of a run that could have stopped at any time.
+
+    An interval for a number of episodes that was fixed beforehand does not hold then: the difference gets the
+    confidence sequence, and what is decided at the margin is left to the sequential test.
+
+    Args:
+        row: over all pairs of the run.
+    """
+    pairs = row.versus_teacher
+    if pairs is None:
+        return row
+    wins, losses = pairs.only_first, pairs.only_second
+    low, high = confidence_sequence(wins, pairs.episodes - wins - losses, losses)
+    difference = Estimate(pairs.difference.value, Interval(low, high))
+    versus = dataclasses.replace(pairs, difference=difference, bootstrap=None)
+    return dataclasses.replace(row, versus_teacher=versus, noninferiority=None)
 
 
 def motion_rows(
@@ -93,13 +114,14 @@ def motion_rows(
     return rows
 
 
-def timing_row(policy: PolicyName, num_steps: int, timing: Timing) -> TimingRow:
+def timing_row(policy: PolicyName, num_steps: int, timing: Timing, solver: str = "euler") -> TimingRow:
     """Where the time of one run went.
 
     Args:
         policy: whose.
         num_steps: its steps.
         timing: as the run counted it.
+        solver: which solver.
     """
     return TimingRow(
         policy=policy,
@@ -108,6 +130,7 @@ def timing_row(policy: PolicyName, num_steps: int, timing: Timing) -> TimingRow:
         simulator_s=timing.simulator_s,
         processors_s=timing.processors_s,
         other_s=timing.other_s,
+        solver=solver,
     )
 
 
