@@ -438,9 +438,7 @@ def test_latency_is_split_and_bounded(measured: Measured) -> None:
     latency = measured.measures.latency
     assert latency.encode_s > 0
     assert latency.step_s > 0
-    # Whole chunks are timed apart from their parts: on a busy machine either may come out larger.
-    assert latency.speedup > 0
-    assert latency.ceiling > 1
+    assert 1 < latency.speedup <= latency.ceiling
     assert (latency.teacher_num_steps, latency.student_num_steps, latency.repeats) == (10, 1, 3)
     slower = measure_latency(
         measured.teacher,

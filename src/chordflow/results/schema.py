@@ -206,7 +206,8 @@ class Latency:
         student_num_steps: Steps of the student.
         speedup: *Derived.* Time of the teacher's chunk divided by that of the student's: of whole chunks as measured
             where ``chunks`` has both, else summed up from ``encode_s`` and ``step_s``.
-        ceiling: *Derived.* The same for a one-step student: the most that step distillation can give here.
+        ceiling: *Derived.* The same for a one-step student, on the same basis: the most that step distillation can give
+            here.
         encode: Percentiles behind ``encode_s``; None where only the median was kept.
         step: Percentiles behind ``step_s``.
         chunks: Whole chunks at several step counts, measured rather than summed up.
@@ -237,7 +238,10 @@ class Latency:
         whole = [measured.get(steps) for steps in (self.teacher_num_steps, self.student_num_steps)]
         slow, fast = whole if all(whole) else (teacher, self.chunk_s(self.student_num_steps))
         object.__setattr__(self, "speedup", slow / fast)  # type: ignore[operator]
-        object.__setattr__(self, "ceiling", teacher / self.chunk_s(1))
+        slow, fast = (teacher, self.chunk_s(1))
+        if measured.get(self.teacher_num_steps) and measured.get(1):
+            slow, fast = measured[self.teacher_num_steps], measured[1]
+        object.__setattr__(self, "ceiling", slow / fast)
 
     def chunk_s(self, num_steps: int) -> float:
         """Seconds for one chunk at this many Euler steps."""
