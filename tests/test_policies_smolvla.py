@@ -12,7 +12,8 @@ from builders import build_checkpoint, observations
 from chordflow.flow.seeds import generator
 from chordflow.flow.solvers import Euler
 from chordflow.policies import Role, VelocityModule, load_flow_policy
-from chordflow.policies.smolvla import SmolVLAContext, SmolVLAFlowPolicy
+from chordflow.policies.context import PrefixContext
+from chordflow.policies.smolvla import SmolVLAFlowPolicy
 
 
 def whole_chunk_of_stock(policy: SmolVLAPolicy, batch: dict, noise: torch.Tensor) -> torch.Tensor:
@@ -80,7 +81,7 @@ def test_contexts_are_reusable_repeatable_and_join(tiny_policy: SmolVLAFlowPolic
             item = {k: v[row : row + 1] for k, v in items.items()}
             singles.append(policy.encode(policy.preprocess(item)))
         assert len({single.mask.shape[1] for single in singles}) > 1
-        joined = SmolVLAContext.concatenate(singles)
+        joined = PrefixContext.concatenate(singles)
         torch.testing.assert_close(policy.velocity(noise, t, joined), first, rtol=1e-5, atol=1e-5)
 
         order = torch.tensor([2, 0, 2])

@@ -43,12 +43,15 @@ class ChunkSpec:
         padded_dim: D, the dimensions that the network denoises.
         action_dim: A, the leading dimensions that the robot uses.
         num_executed: actions of a chunk that are run before the next one is asked for.
+        first_executed: how many of its leading actions lie in the past when the chunk arrives and are never
+            run; above 0 where a policy looks at several past observations and predicts from the first on.
     """
 
     horizon: int
     padded_dim: int
     action_dim: int
     num_executed: int
+    first_executed: int = 0
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -179,12 +182,45 @@ class FlowPolicy(ABC):
         """Sets the config's number of solver steps, whatever the family calls that field."""
 
     @abstractmethod
-    def parameters_by_role(self) -> dict[Role, dict[str, nn.Parameter]]:
-        """Every parameter once, by role and by its name in the policy."""
+    def role_of(self, name: str) -> Role:
+        """The role of the parameter `name` (as in the module's `named_parameters`).
+
+        Raises:
+            ValueError: for an unknown name.
+        """
 
     @abstractmethod
+    def build_fresh(self) -> nn.Module:
+        """A module of the same config and names, as its constructor initialises it."""
+
+    def parameters_by_role(self) -> dict[Role, dict[str, nn.Parameter]]:
+        """Every parameter once, by role and by its name in the policy."""
+        roles: dict[Role, dict[str, nn.Parameter]] = {role: {} for role in Role}
+        for name, parameter in self.module.named_parameters():
+            roles[self.role_of(name)][name] = parameter
+        return roles
+
     def fresh(self, roles: Iterable[Role], seed: int) -> None:
         """Initialises the parameters of `roles` anew, as the family's own constructor would, from `seed`."""
+        chosen = set(roles)
+        # Constructors of torch draw from the global generator; the caller's stream is left as it was.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            built = dict(self.build_fresh().named_parameters())
+        with torch.no_grad():
+            for role, named in self.parameters_by_role().items():
+                if role in chosen:
+                    for name, parameter in named.items():
+                        parameter.copy_(built[name])
+
+    @property
+    def default_train_roles(self) -> tuple[Role, ...]:
+        """The parts that a student trains unless it is told otherwise."""
+        return (Role.ACTION_HEAD,)
+
+    def parameter_name(self, key: str) -> str:
+        """The parameter that the tensor `key` of `model.safetensors` is loaded into."""
+        return key
 
     @property
     def device(self) -> torch.device:

@@ -10,9 +10,9 @@ Shapes: B batch, H chunk size, D padded action dimension, A real action dimensio
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import torch
 from lerobot.utils.constants import ACTION, OBS_STATE
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from chordflow.errors import UserError
 from chordflow.flow.closed_forms import GaussianFlow, GaussianMixtureFlow
 from chordflow.policies.base import Batch, ChunkSpec, Context, FlowPolicy, Role
+from chordflow.policies.context import TensorContext
 
 
 @dataclass
@@ -63,37 +64,15 @@ class GaussianConfig:
             raise UserError(f"std={self.std}: give a standard deviation above 0.")
 
 
-class GaussianContext(Context):
+@dataclass(frozen=True)
+class GaussianContext(TensorContext):
     """The mean of every mode at each observation.
 
     Attributes:
         means: (B, K, H, D).
     """
 
-    def __init__(self, means: Tensor) -> None:
-        self.means = means
-
-    @property
-    def batch_size(self) -> int:
-        """Number of observations."""
-        return self.means.shape[0]
-
-    def index(self, indices: Tensor) -> Self:
-        """The means at `indices`."""
-        return type(self)(self.means[indices.to(self.means.device)])
-
-    @classmethod
-    def concatenate(cls, contexts: Sequence[Self]) -> Self:
-        """Joins along the batch."""
-        return cls(torch.cat([context.means for context in contexts]))
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The means."""
-        return (self.means,)
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """Applies `function` to the means."""
-        return type(self)(function(self.means))
+    means: Tensor
 
 
 class GaussianModule(nn.Module):
@@ -131,7 +110,10 @@ class GaussianFlowPolicy(FlowPolicy):
 
     def __init__(self, config: GaussianConfig) -> None:
         self.config = config
-        self.module = self._build(config.seed)
+        # Constructors of torch draw from the global generator; the caller's stream is left as it was.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.module = self.make_module()
 
     @property
     def chunk(self) -> ChunkSpec:
@@ -202,29 +184,13 @@ class GaussianFlowPolicy(FlowPolicy):
         """Sets `num_steps`."""
         self.config.num_steps = num_steps
 
-    def parameters_by_role(self) -> dict[Role, dict[str, nn.Parameter]]:
+    def role_of(self, name: str) -> Role:
         """`state_proj` is the prefix's projection, the rest the action head."""
-        roles: dict[Role, dict[str, nn.Parameter]] = {role: {} for role in Role}
-        for name, parameter in self.module.named_parameters():
-            role = Role.PREFIX_PROJECTIONS if name.startswith("state_proj.") else Role.ACTION_HEAD
-            roles[role][name] = parameter
-        return roles
+        return Role.PREFIX_PROJECTIONS if name.startswith("state_proj.") else Role.ACTION_HEAD
 
-    def fresh(self, roles: Iterable[Role], seed: int) -> None:
-        """Re-initialises by building the module anew from `seed` and taking its parameters."""
-        chosen = set(roles)
-        built = dict(self._build(seed).named_parameters())
-        with torch.no_grad():
-            for role, named in self.parameters_by_role().items():
-                if role in chosen:
-                    for name, parameter in named.items():
-                        parameter.copy_(built[name])
-
-    def _build(self, seed: int) -> nn.Module:
-        # Constructors of torch draw from the global generator; the caller's stream is left as it was.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return self.make_module()
+    def build_fresh(self) -> nn.Module:
+        """The module with weights from the global generator."""
+        return self.make_module()
 
     def make_module(self) -> nn.Module:
         """The module with fresh weights; a student with another head overrides it."""

@@ -1,0 +1,130 @@
+"""What the adapters of LeRobot's families have in common: an adapter states its family's facts and little more.
+
+Shapes: B batch, H chunk size, D padded action dimension, A real action dimension.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from lerobot.policies.common.vla_utils import pad_vector
+from lerobot.utils.constants import ACTION
+from torch import Tensor, nn
+
+from chordflow.errors import UserError
+from chordflow.policies.base import Batch, ChunkSpec, FlowPolicy, Role, StockPolicy
+from chordflow.quiet import quiet_stdout
+
+
+class LeRobotFlowPolicy(FlowPolicy):
+    """A stock LeRobot policy as a velocity field.
+
+    Subclasses set the class attributes, and write `encode`, `velocity` and `role_of`; the rest fits a policy
+    with `chunk_size`, `max_action_dim` and `n_action_steps` that draws standard normal noise.
+
+    Attributes:
+        steps_field: what the family's config calls its number of solver steps.
+        noise_at: the family's own time of noise, 1 or 0; where it is 0, `native_time` and `canonical` convert.
+        encoded_once: what of an observation a context holds, in a few words, for the table of support.
+
+    Args:
+        policy: the stock policy, in the state in which LeRobot's loader leaves it.
+        preprocessor: the checkpoint's observation pipeline.
+        postprocessor: the checkpoint's action pipeline.
+
+    Raises:
+        UserError: if the config asks for something that cannot be reflowed.
+    """
+
+    steps_field: ClassVar[str]
+    noise_at: ClassVar[int] = 1
+    encoded_once: ClassVar[str]
+
+    def __init__(self, policy: Any, preprocessor: Any, postprocessor: Any) -> None:
+        self.check_config(policy.config)
+        self.policy = policy
+        self.module = policy
+        self.config = policy.config
+        self.preprocessor = preprocessor
+        self.postprocessor = postprocessor
+
+    @classmethod
+    def check_config(cls, config: Any) -> None:
+        """Raises UserError, with the field and its value, for what the adapter cannot do."""
+        if getattr(config, "use_relative_actions", False):
+            raise UserError(
+                "use_relative_actions=true in config.json: such a checkpoint's actions depend on the state that was "
+                "seen last, so an endpoint alone is no action; give a checkpoint with absolute actions."
+            )
+
+    @abstractmethod
+    def role_of(self, name: str) -> Role:
+        """The role of the parameter `name` (as in `named_parameters`).
+
+        Raises:
+            ValueError: for a name that this release of LeRobot does not have.
+        """
+
+    @property
+    def chunk(self) -> ChunkSpec:
+        """Shape of noise and chunk."""
+        return ChunkSpec(
+            horizon=self.config.chunk_size,
+            padded_dim=self.config.max_action_dim,
+            action_dim=self.config.action_feature.shape[0],
+            num_executed=self.config.n_action_steps,
+        )
+
+    def stock(self) -> StockPolicy:
+        """The policy and its pipelines as they were loaded."""
+        return StockPolicy(self.policy, self.preprocessor, self.postprocessor)
+
+    def preprocess(self, items: Mapping[str, Any]) -> Batch:
+        """Runs the checkpoint's own preprocessor."""
+        return self.preprocessor(dict(items))
+
+    def to_action(self, endpoint: Tensor) -> Tensor:
+        """Endpoints (B, H, D) to actions in the robot's units (B, H, A)."""
+        actions = endpoint[..., : self.chunk.action_dim]
+        flat = self.postprocessor(actions.flatten(0, 1).clone())
+        return flat.unflatten(0, actions.shape[:2])
+
+    def native_time(self, t: Tensor) -> Tensor:
+        """The family's own time for a canonical one (1 noise, 0 action)."""
+        return t if self.noise_at == 1 else 1 - t
+
+    def canonical(self, velocity: Tensor) -> Tensor:
+        """The canonical velocity for the family's own: where time runs the other way, so does v."""
+        return velocity if self.noise_at == 1 else -velocity
+
+    def sample_noise(self, n: int, generator: torch.Generator) -> Tensor:
+        """Standard normal float32 over the whole chunk and all padded dimensions."""
+        return torch.randn((n, *self.chunk.shape), generator=generator, device=generator.device)
+
+    def action_target(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Zero-padded demonstrations, valid in the real dimensions inside the episode."""
+        target = pad_vector(batch[ACTION], self.chunk.padded_dim)
+        valid = torch.zeros_like(target, dtype=torch.bool)
+        valid[..., : self.chunk.action_dim] = True
+        is_pad = batch.get("action_is_pad")
+        if is_pad is not None:
+            valid &= ~is_pad.bool()[..., None]
+        return target, valid
+
+    @property
+    def default_num_steps(self) -> int:
+        """`steps_field` of the config."""
+        return int(getattr(self.config, self.steps_field))
+
+    def set_num_steps(self, num_steps: int) -> None:
+        """Sets `steps_field`."""
+        setattr(self.config, self.steps_field, num_steps)
+
+    def build_fresh(self) -> nn.Module:
+        """A policy of the same config, as the family's own constructor makes it."""
+        with quiet_stdout():
+            return self.policy_class(replace(self.config))
