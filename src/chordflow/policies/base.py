@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -128,7 +128,12 @@ class FlowPolicy(ABC):
         policy_class: LeRobot's class of it.
         config: the policy's own config.
         module: the policy itself, an `nn.Module`.
+        config_assets: fields of `config.json` that name a model outside the checkpoint.
+        processor_assets: fields of the processors' steps that do.
     """
+
+    config_assets: ClassVar[tuple[str, ...]] = ()
+    processor_assets: ClassVar[tuple[str, ...]] = ("tokenizer_name",)
 
     family: str
     policy_class: type[Any]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import lerobot
 import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import make_pre_post_processors
@@ -25,10 +26,11 @@ from chordflow.policies.files import (
     WEIGHTS,
     check_assets,
     check_family,
+    read_config,
     resolve_checkpoint,
 )
 from chordflow.policies.realtime import guidance_weight
-from chordflow.policies.registry import adapter_for
+from chordflow.policies.registry import adapter_for, missing_packages
 from chordflow.quiet import quiet_stdout
 
 
@@ -57,8 +59,10 @@ def load_flow_policy(
             not match, or a vision-language model that is not where the config says.
     """
     folder = resolve_checkpoint(path, revision, field)
-    adapter = adapter_for(check_family(folder, field))
-    check_assets(folder, field)
+    family = check_family(folder, field)
+    where = f"{field}={path}: {CONFIG}"
+    adapter = adapter_for(family, where)
+    check_assets(folder, adapter, field)
     if device:
         _check_device(device)
     cli_overrides = [f"--device={device}"] if device else []
@@ -68,6 +72,12 @@ def load_flow_policy(
         except Exception as error:
             if machine_refuses(error):
                 raise
+            if unknown := _unknown_fields(folder, adapter, field):
+                raise UserError(
+                    f"{where} has fields that LeRobot {lerobot.__version__} does not know ({', '.join(unknown)}): "
+                    "it was saved by a newer LeRobot; give a checkpoint of this one, or, where the fields do not "
+                    "matter, take them out of a copy."
+                ) from error
             # The outermost error names the field, the innermost what is wrong with it.
             raise UserError(
                 f"{field}={path}: {CONFIG} is not a config that this LeRobot can read ({_first_line(error)}: "
@@ -79,6 +89,8 @@ def load_flow_policy(
             policy = adapter.policy_class.from_pretrained(folder, config=config, strict=True)
         except (torch.OutOfMemoryError, MemoryError):
             raise
+        except ImportError as error:
+            raise missing_packages(family, f"{where} is of policy type {family!r}", error) from error
         except (RuntimeError, SafetensorError) as error:
             raise UserError(
                 f"{field}={path}: {WEIGHTS} does not fit {CONFIG} ({_key_problem(error)}); "
@@ -98,6 +110,8 @@ def load_flow_policy(
                 f"{field}={path}: LeRobot cannot build the policy that {CONFIG} describes ({reason(error)}); check "
                 f"{CONFIG} and the vision-language model that it names."
             ) from error
+        wrapped = adapter(policy, None, None)
+        check_loaded(wrapped, folder / WEIGHTS, field)
         overrides: dict[str, Any] = {"device_processor": {"device": config.device}}
         if rename_map:
             overrides["rename_observations_processor"] = {"rename_map": dict(rename_map)}
@@ -113,6 +127,49 @@ def load_flow_policy(
                 f"check {PREPROCESSOR}, {POSTPROCESSOR} and their .safetensors files."
             ) from error
     return adapter(policy, preprocessor, postprocessor)
+
+
+def check_loaded(policy: FlowPolicy, file: Path, field: str = "teacher.path") -> None:
+    """Makes sure that a policy holds the weights of its file: some loaders swallow what goes wrong.
+
+    Compares the names, and the first numbers of every tensor.
+
+    Raises:
+        UserError: naming a tensor that is missing, unexpected, or was not loaded.
+    """
+    state = policy.module.state_dict()
+    where = f"{field}={file.parent}: {WEIGHTS}"
+    loaded: set[int] = set()
+    with safe_open(file, framework="pt") as handle:
+        for key in list(handle.keys()):
+            tensor = state.get(policy.parameter_name(key))
+            if tensor is None:
+                raise UserError(
+                    f"{where} holds {key!r}, which is no part of this policy; give its own weights."
+                )
+            part = handle.get_slice(key)
+            shape = tuple(part.get_shape())
+            if shape != tuple(tensor.shape):
+                raise UserError(
+                    f"{where}: {key} has shape {shape}, but {CONFIG} asks for {tuple(tensor.shape)}; give weights "
+                    "saved with this config."
+                )
+            loaded.add(tensor.data_ptr())
+            start = part[:1] if shape else handle.get_tensor(key)
+            own = tensor[:1] if shape else tensor
+            if not torch.allclose(start.to(own.dtype), own.cpu(), rtol=0, atol=0, equal_nan=True):
+                raise UserError(
+                    f"{where}: {key} was not loaded by LeRobot's {type(policy.module).__name__}; save the checkpoint "
+                    f"again with LeRobot {lerobot.__version__}."
+                )
+    # Tensors that are one and the same are in the file once.
+    missing = [name for name, tensor in state.items() if tensor.numel() and tensor.data_ptr() not in loaded]
+    if missing:
+        raise UserError(
+            f"{where} lacks {missing[0]!r}"
+            + (f" and {len(missing) - 1} more tensors" if len(missing) > 1 else "")
+            + "; give complete weights."
+        )
 
 
 def save_student(
@@ -143,12 +200,14 @@ def save_student(
     tensors = load_file(teacher_dir / WEIGHTS)
     with safe_open(teacher_dir / WEIGHTS, framework="pt") as file:
         metadata = file.metadata()
+    keys = _keys_by_parameter(policy, tensors, metadata)
     for name, tensor in trained.items():
-        if name not in tensors:
+        if name not in keys:
             raise UserError(
                 f"the teacher's {WEIGHTS} has no tensor {name!r}; it shares weights that are trained."
             )
-        tensors[name] = tensor.detach().to("cpu", tensors[name].dtype).contiguous()
+        key = keys[name]
+        tensors[key] = tensor.detach().to("cpu", tensors[key].dtype).contiguous()
     save_file(tensors, output_dir / WEIGHTS, metadata=metadata)
     saved, saved_rtc = policy.default_num_steps, policy.rtc_config
     policy.set_num_steps(num_steps)
@@ -165,6 +224,27 @@ def save_student(
     for file in teacher_dir.iterdir():
         if file.name.startswith(("policy_preprocessor", "policy_postprocessor")):
             shutil.copyfile(file, output_dir / file.name)
+
+
+def _keys_by_parameter(
+    policy: FlowPolicy, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None
+) -> dict[str, str]:
+    """The key in the teacher's file of every parameter name."""
+    keys = {policy.parameter_name(key): key for key in tensors}
+    # Of tensors that are one and the same, safetensors keeps one and notes the others' names beside it.
+    for other, kept in (metadata or {}).items():
+        if kept in tensors:
+            keys.setdefault(policy.parameter_name(other), kept)
+    return keys
+
+
+def _unknown_fields(folder: Path, adapter: type[FlowPolicy], field: str) -> list[str]:
+    """Fields of `config.json` that the installed LeRobot's config class does not have."""
+    config_class = getattr(adapter.policy_class, "config_class", None)
+    if config_class is None:
+        return []
+    known = {item.name for item in fields(config_class)} | {"type"}
+    return sorted(set(read_config(folder, field)) - known)
 
 
 def _check_device(device: str) -> None:

@@ -18,7 +18,8 @@ from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from chordflow.errors import UserError
-from chordflow.policies.registry import supported_families
+from chordflow.policies.base import FlowPolicy
+from chordflow.policies.registry import adapter_for, supported_families
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -85,10 +86,7 @@ def check_family(folder: Path, field: str = "teacher.path") -> str:
     if family is None:
         raise UserError(f"{field}={folder}: {CONFIG} names no policy type; restore it from a good copy.")
     if family not in supported_families():
-        raise UserError(
-            f"{field}={folder}: {CONFIG} is of policy type {family!r}, which cannot be reflowed; give a checkpoint "
-            f"of a flow-matching family that chordflow supports: {', '.join(supported_families())}."
-        )
+        adapter_for(str(family), f"{field}={folder}: {CONFIG}")
     return str(family)
 
 
@@ -101,13 +99,18 @@ def read_config(folder: Path, field: str = "teacher.path") -> dict[str, Any]:
     return read_json(folder / CONFIG, field)
 
 
-def check_assets(folder: Path, field: str = "teacher.path") -> None:
-    """Makes sure that the vision-language model and the tokenizer that a checkpoint names can be found.
+def check_assets(folder: Path, adapter: type[FlowPolicy], field: str = "teacher.path") -> None:
+    """Makes sure that the models and tokenizers that a checkpoint names can be found.
+
+    Args:
+        folder: the checkpoint's.
+        adapter: its family's, which knows the fields that name them.
+        field: the option that the path came from, for messages.
 
     Raises:
         UserError: naming `chordflow relocate` where a local folder has moved.
     """
-    for file, key, value in asset_paths(folder, field):
+    for file, key, value in asset_paths(folder, adapter, field):
         if Path(value).is_dir():
             continue
         if _looks_like_hub_id(value):
@@ -176,16 +179,19 @@ def read_json(file: Path, field: str) -> dict[str, Any]:
     return content
 
 
-def asset_paths(folder: Path, field: str = "checkpoint") -> Iterator[tuple[str, str, str]]:
-    """(file, key, value) of every place in which a checkpoint names a model or tokenizer."""
+def asset_paths(
+    folder: Path, adapter: type[FlowPolicy], field: str = "checkpoint"
+) -> Iterator[tuple[str, str, str]]:
+    """(file, key, value) of every place in which a checkpoint names a model or tokenizer outside of it."""
     config = read_json(folder / CONFIG, field)
-    if config.get("vlm_model_name"):
-        yield CONFIG, "vlm_model_name", str(config["vlm_model_name"])
+    for key in adapter.config_assets:
+        if config.get(key):
+            yield CONFIG, key, str(config[key])
     if (folder / PREPROCESSOR).is_file():
         for step in processor_steps(read_json(folder / PREPROCESSOR, field)):
-            name = step["config"].get("tokenizer_name")
-            if name:
-                yield PREPROCESSOR, "tokenizer_name", str(name)
+            for key in adapter.processor_assets:
+                if step["config"].get(key):
+                    yield PREPROCESSOR, key, str(step["config"][key])
 
 
 def processor_steps(processor: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,31 +1,124 @@
-"""Which LeRobot families have an adapter."""
+"""Which LeRobot families have an adapter: chordflow's own, and those of other distributions."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 
-from chordflow.errors import UserError
+import lerobot
+from lerobot.configs import PreTrainedConfig
+
+from chordflow.errors import UserError, reason
 from chordflow.policies.base import FlowPolicy
 
+ENTRY_POINTS = "chordflow.families"
+"""The group of entry points by which a distribution brings an adapter: LeRobot's policy type = module:Class."""
+
+
+@dataclass(frozen=True)
+class _Own:
+    """Where an adapter of this package is, and the extra of LeRobot's that its family needs."""
+
+    adapter: str
+    extra: str
+
+
 # Adapters are imported only when asked for: each pulls in its family's own dependencies.
-_ADAPTERS = {"smolvla": "chordflow.policies.smolvla:SmolVLAFlowPolicy"}
+_ADAPTERS = {
+    "eo1": _Own("chordflow.policies.eo1:EO1FlowPolicy", "eo1"),
+    "groot": _Own("chordflow.policies.groot:GrootFlowPolicy", "groot"),
+    "multi_task_dit": _Own("chordflow.policies.multi_task_dit:MultiTaskDiTFlowPolicy", "multi-task-dit"),
+    "pi0": _Own("chordflow.policies.pi0:PI0FlowPolicy", "pi"),
+    "pi05": _Own("chordflow.policies.pi05:PI05FlowPolicy", "pi"),
+    "smolvla": _Own("chordflow.policies.smolvla:SmolVLAFlowPolicy", "smolvla"),
+}
+
+
+def own_families() -> dict[str, str]:
+    """The families whose adapters are chordflow's own, sorted, and the extra of LeRobot's that each needs."""
+    return {family: own.extra for family, own in sorted(_ADAPTERS.items())}
 
 
 def supported_families() -> list[str]:
-    """LeRobot policy types that have an adapter, sorted."""
-    return sorted(_ADAPTERS)
+    """LeRobot policy types that have an adapter here or in an installed distribution, sorted."""
+    return sorted({*_ADAPTERS, *entry_points(group=ENTRY_POINTS).names})
 
 
-def adapter_for(family: str) -> type[FlowPolicy]:
+def adapter_for(family: str, source: str = "") -> type[FlowPolicy]:
     """The adapter class of a LeRobot policy type.
 
+    Args:
+        family: LeRobot's name of it.
+        source: what names the family, for messages: an option and its value, or a file.
+
     Raises:
-        UserError: if there is none.
+        UserError: if there is none, if it cannot be imported, or if two distributions bring one.
     """
-    if family not in _ADAPTERS:
+    where = f"{source} is of policy type {family!r}" if source else f"policy type {family!r}"
+    own = _ADAPTERS.get(family)
+    if own is not None:
+        try:
+            return _load(own.adapter)
+        except ImportError as error:
+            raise missing_packages(family, where, error) from error
+    brought = list(entry_points(group=ENTRY_POINTS, name=family))
+    if not brought:
+        raise UserError(f"{where}, {_why_not(family)}")
+    if len(brought) > 1:
         raise UserError(
-            f"policy type {family!r} cannot be reflowed: chordflow supports the flow-matching families "
-            f"{', '.join(supported_families())}; give a checkpoint of one of these."
+            f"{where}, and {' and '.join(_distribution(point) for point in brought)} each bring an adapter for it; "
+            "uninstall all but one."
         )
-    module, name = _ADAPTERS[family].split(":")
+    point = brought[0]
+    try:
+        adapter = point.load()
+    except Exception as error:
+        raise UserError(
+            f"{where}, whose adapter {point.value} of {_distribution(point)} cannot be imported ({reason(error)}); "
+            "mend or uninstall that distribution."
+        ) from error
+    if not (isinstance(adapter, type) and issubclass(adapter, FlowPolicy)):
+        raise UserError(
+            f"{where}, whose adapter {point.value} of {_distribution(point)} is no subclass of "
+            "chordflow.policies.FlowPolicy; mend or uninstall that distribution."
+        )
+    return adapter
+
+
+def missing_packages(family: str, where: str, error: BaseException) -> UserError:
+    """The sentence for a family whose packages are not installed."""
+    own = _ADAPTERS.get(family)
+    remedy = (
+        f'install them with: pip install "lerobot[{own.extra}]=={lerobot.__version__}"'
+        if own is not None
+        else "install what its distribution asks for"
+    )
+    return UserError(f"{where}, whose packages are not all installed ({reason(error)}); {remedy}")
+
+
+def _load(path: str) -> type[FlowPolicy]:
+    module, name = path.split(":")
     return getattr(import_module(module), name)
+
+
+def _why_not(family: str) -> str:
+    """What stands in the way of a family without adapter, and what to do."""
+    from chordflow.policies.obstacles import OBSTACLES
+
+    supported = f"give a checkpoint of a family that chordflow supports: {', '.join(supported_families())}."
+    for obstacle in OBSTACLES:
+        if obstacle.family == family:
+            return f"which cannot be reflowed yet ({obstacle.where}: {obstacle.reason}); {supported}"
+    # LeRobot's policies register their configs when this is imported.
+    import_module("lerobot.policies")
+    if family in PreTrainedConfig.get_known_choices():
+        return f"which cannot be reflowed: it is no flow-matching policy; {supported}"
+    return (
+        f"which LeRobot {lerobot.__version__} does not know: it is of a newer LeRobot, or of a package that is not "
+        f"installed here (docs/add-a-family.md says how such a package brings its adapter); {supported}"
+    )
+
+
+def _distribution(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else point.module

@@ -11,17 +11,20 @@ from chordflow.policies.files import (
     PREPROCESSOR,
     TRAIN_CONFIG,
     asset_paths,
+    check_family,
     processor_steps,
     read_json,
     write_json,
 )
+from chordflow.policies.registry import adapter_for
 
 
 def relocate(checkpoint_dir: str | Path, vlm_dir: str | Path | None = None) -> list[Path]:
     """Points a checkpoint, or every checkpoint under a run's folder, to a vision-language model that moved.
 
-    Rewrites `vlm_model_name` in `config.json` and `train_config.json` and `tokenizer_name` in
-    `policy_preprocessor.json` to the absolute path, each file by rename.
+    Rewrites the fields that name it (`vlm_model_name`, `tokenizer_name` and the like, as the family's adapter
+    knows them) in `config.json`, `train_config.json` and `policy_preprocessor.json` to the absolute path, each
+    file by rename.
 
     Args:
         checkpoint_dir: a `pretrained_model` folder, or a folder with several below it.
@@ -43,21 +46,26 @@ def relocate(checkpoint_dir: str | Path, vlm_dir: str | Path | None = None) -> l
         raise UserError(
             f"{root}: no checkpoint (config.json with policy_preprocessor.json) is in this folder."
         )
-    targets: dict[Path, Path] = {}
-    for folder in checkpoints:
-        names = [value for _, _, value in asset_paths(folder)]
-        if not names:
-            raise UserError(f"{folder}: this checkpoint names no vision-language model; nothing to relocate.")
-        targets[folder] = _find_vlm(folder, names, vlm_dir)
     # Everything is read before anything is written.
     changed: dict[Path, dict[str, Any]] = {}
-    for folder, target in targets.items():
-        for name, setter in ((CONFIG, _set_vlm), (TRAIN_CONFIG, _set_vlm), (PREPROCESSOR, _set_tokenizer)):
+    for folder in checkpoints:
+        adapter = adapter_for(check_family(folder, "relocate"), f"{folder / CONFIG}")
+        names = list(dict.fromkeys(value for _, _, value in asset_paths(folder, adapter)))
+        if not names:
+            raise UserError(f"{folder}: this checkpoint names no model outside of it; nothing to relocate.")
+        places = _new_places(folder, names, vlm_dir)
+        for name in (CONFIG, TRAIN_CONFIG, PREPROCESSOR):
             file = folder / name
             if not file.is_file():
                 continue
             content = read_json(file, "relocate")
-            if setter(content, str(target)):
+            if name == PREPROCESSOR:
+                holders = [step["config"] for step in processor_steps(content)]
+                keys = adapter.processor_assets
+            else:
+                policy = content.get("policy")
+                holders, keys = [policy if isinstance(policy, dict) else content], adapter.config_assets
+            if _point(holders, keys, places):
                 changed[file] = content
     for file, content in changed.items():
         try:
@@ -69,39 +77,47 @@ def relocate(checkpoint_dir: str | Path, vlm_dir: str | Path | None = None) -> l
     return list(changed)
 
 
-def _set_vlm(content: dict[str, Any], target: str) -> bool:
-    holder = content.get("policy") if isinstance(content.get("policy"), dict) else content
-    if holder is None or holder.get("vlm_model_name") in (None, target):
-        return False
-    holder["vlm_model_name"] = target
-    return True
-
-
-def _set_tokenizer(content: dict[str, Any], target: str) -> bool:
+def _point(holders: list[dict[str, Any]], keys: tuple[str, ...], places: dict[str, str]) -> bool:
+    """Writes the new places into the fields `keys`; whether anything changed."""
     changed = False
-    for step in processor_steps(content):
-        if step["config"].get("tokenizer_name") not in (None, target):
-            step["config"]["tokenizer_name"] = target
-            changed = True
+    for holder in holders:
+        for key in keys:
+            old = holder.get(key)
+            if old is not None and places.get(str(old), str(old)) != str(old):
+                holder[key] = places[str(old)]
+                changed = True
     return changed
 
 
-def _find_vlm(folder: Path, names: list[str], vlm_dir: str | Path | None) -> Path:
-    if vlm_dir is not None:
-        candidates = [Path(vlm_dir)]
-    else:
-        below = [Path(name).name for name in dict.fromkeys(names)]
-        candidates = [place / name for place in (folder, *list(folder.parents)[:6]) for name in below]
-        candidates += [Path(name) for name in names]
-    for candidate in candidates:
-        if (candidate / "config.json").is_file() and (candidate / "tokenizer_config.json").is_file():
-            return candidate.resolve()
-    if vlm_dir is not None:
+def _new_places(folder: Path, names: list[str], given: str | Path | None) -> dict[str, str]:
+    """Where each model that a checkpoint names is now."""
+    if given is None or len(names) == 1:
+        return {name: str(_find(folder, name, given)) for name in names}
+    # Of several models the one of the given folder's name has moved.
+    moved = [name for name in names if Path(name).name == Path(given).name]
+    if not moved:
         raise UserError(
-            f"vlm.path={vlm_dir}: this folder holds no model with a tokenizer (config.json, tokenizer_config.json); "
+            f"vlm.path={given}: {folder} names the models {', '.join(names)}, and none of them is called "
+            f"{Path(given).name!r}; give the folder its old name."
+        )
+    return {name: str(_find(folder, name, given)) for name in moved}
+
+
+def _find(folder: Path, name: str, given: str | Path | None) -> Path:
+    if given is not None:
+        candidates = [Path(given)]
+    else:
+        own = Path(name).name
+        candidates = [place / own for place in (folder, *list(folder.parents)[:6])] + [Path(name)]
+    for candidate in candidates:
+        if any((candidate / file).is_file() for file in ("config.json", "tokenizer_config.json")):
+            return candidate.resolve()
+    if given is not None:
+        raise UserError(
+            f"vlm.path={given}: this folder holds no model and no tokenizer (config.json, tokenizer_config.json); "
             "give the folder that the checkpoint was built on."
         )
     raise UserError(
-        f"{folder}: no folder named {Path(names[0]).name!r} is in or above this checkpoint; "
+        f"{folder}: no folder named {Path(name).name!r} is in or above this checkpoint; "
         "give it with --vlm.path=FOLDER."
     )

@@ -38,6 +38,7 @@ class SmolVLAFlowPolicy(LeRobotFlowPolicy):
 
     family = "smolvla"
     policy_class = SmolVLAPolicy
+    config_assets: ClassVar[tuple[str, ...]] = ("vlm_model_name",)
     steps_field: ClassVar[str] = "num_steps"
     encoded_once: ClassVar[str] = "keys and values of images, language and state"
 
