@@ -1,0 +1,161 @@
+"""The adapter for pi0 (Black et al. 2024, arXiv 2410.24164).
+
+pi0 already follows the canonical convention (t = 1 noise, v = noise - action) and draws standard normal
+noise, so nothing is converted. Images and language are encoded once into keys and values; the state is a
+token of the action expert, which reads it afresh at every step.
+
+Shapes: B batch, H chunk size, D = max_action_dim, S = max_state_dim, T prompt tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from lerobot.policies.common.vla_utils import make_att_2d_masks, prepare_attention_masks_4d
+from lerobot.policies.pi0.modeling_pi0 import PI0Policy
+from lerobot.utils.constants import OBS_IMAGES, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
+from torch import Tensor
+from transformers import DynamicCache
+
+from chordflow.policies.base import Batch, Context, Role
+from chordflow.policies.context import PrefixContext
+from chordflow.policies.lerobot_policy import LeRobotFlowPolicy
+
+_MODEL = "model."
+_VLM = "paligemma_with_expert.paligemma."
+_EXPERT = "paligemma_with_expert.gemma_expert."
+
+
+@dataclass(frozen=True)
+class PI0Context(PrefixContext):
+    """An encoded prefix, and the state that the expert reads beside it.
+
+    Attributes:
+        state: (B, S), normalised and padded with zeros.
+    """
+
+    state: Tensor
+
+
+class PI0FlowPolicy(LeRobotFlowPolicy):
+    """A stock `PI0Policy` as a velocity field.
+
+    Attributes:
+        head_projections: the expert's input and output layers.
+        legacy_names: beginnings of older files' keys, and what LeRobot's loader makes of them.
+        filled_from: parameters that LeRobot's loader fills with the tensor of another where a file lacks them: the
+            embedding of a language model that was saved as one with its output layer.
+    """
+
+    family = "pi0"
+    policy_class: type[Any] = PI0Policy
+    steps_field: ClassVar[str] = "num_inference_steps"
+    encoded_once: ClassVar[str] = "keys and values of images and language"
+    head_projections: ClassVar[tuple[str, ...]] = (
+        "action_in_proj.", "action_out_proj.", "action_time_mlp_in.", "action_time_mlp_out.", "state_proj.",
+    )  # fmt: skip
+    legacy_names: ClassVar[Mapping[str, str]] = {
+        "time_mlp_in.": "action_time_mlp_in.",
+        "time_mlp_out.": "action_time_mlp_out.",
+    }
+    filled_from: ClassVar[Mapping[str, str]] = {
+        f"{_MODEL}{_VLM}model.language_model.embed_tokens.weight": f"{_MODEL}{_VLM}lm_head.weight"
+    }
+
+    def __init__(self, policy: Any, preprocessor: Any, postprocessor: Any) -> None:
+        super().__init__(policy, preprocessor, postprocessor)
+        # LeRobot's own sampler does both before it predicts; its loader leaves the policy in training mode.
+        policy.eval()
+        self._vlm.model.language_model.config._attn_implementation = "eager"
+
+    @property
+    def _vlm(self) -> Any:
+        return self.policy.model.paligemma_with_expert.paligemma
+
+    @property
+    def image_keys(self) -> list[str]:
+        """The cameras, without the blank ones that `empty_cameras` adds to the config."""
+        blank = {f"{OBS_IMAGES}.empty_camera_{i}" for i in range(self.config.empty_cameras)}
+        return [key for key in self.config.image_features if key not in blank]
+
+    @property
+    def max_missing_cameras(self) -> int:
+        """All but one: pi0 fills whatever is missing with blank, masked images, `empty_cameras` or not.
+
+        LeRobot fine-tunes in this way too: a base checkpoint's cameras stay in the config, however few of them
+        the robot has.
+        """
+        return max(len(self.image_keys) - 1, 0)
+
+    @property
+    def supports_real_time_chunking(self) -> bool:
+        """What the stock policy says of itself."""
+        return self.policy.supports_rtc()
+
+    def encode(self, batch: Batch) -> PrefixContext:
+        """Encodes images and language into keys and values, and pads the state."""
+        prefix = self.encode_prefix(batch)
+        return PI0Context(prefix.keys_values, prefix.mask, self.policy.prepare_state(batch))
+
+    def encode_prefix(self, batch: Batch) -> PrefixContext:
+        """The keys and values of images and prompt (B, T)."""
+        model = self.policy.model
+        images, image_masks = self.policy._preprocess_images(batch)
+        embeddings, mask, attention = model.embed_prefix(
+            images, image_masks, batch[OBS_LANGUAGE_TOKENS], batch[OBS_LANGUAGE_ATTENTION_MASK]
+        )
+        # A cache of our own: in training mode with gradient checkpointing the language model would return none.
+        cache = DynamicCache()
+        model.paligemma_with_expert.forward(
+            attention_mask=prepare_attention_masks_4d(make_att_2d_masks(mask, attention)),
+            position_ids=torch.cumsum(mask, dim=1) - 1,
+            past_key_values=cache,
+            inputs_embeds=[embeddings, None],
+            use_cache=True,
+        )
+        return PrefixContext(PrefixContext.stack(cache), mask)
+
+    def velocity(self, x_t: Tensor, t: Tensor, context: Context) -> Tensor:
+        """pi0's own `denoise_step` on a cache made for this call."""
+        assert isinstance(context, PI0Context)
+        return self.policy.model.denoise_step(
+            state=context.state,
+            prefix_pad_masks=context.mask,
+            past_key_values=context.cache(),
+            x_t=x_t,
+            timestep=t,
+        )
+
+    def action_target(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Zero-padded demonstrations, valid in the real dimensions.
+
+        pi0's loss takes no notice of `action_is_pad`: it counts the actions that are repeated behind an episode's
+        end too.
+        """
+        return super().action_target({key: value for key, value in batch.items() if key != "action_is_pad"})
+
+    def parameter_name(self, key: str) -> str:
+        """LeRobot's loader renames the keys of older files and adds `model.` to those of openpi's."""
+        for old, new in self.legacy_names.items():
+            if key.startswith(old):
+                key = new + key.removeprefix(old)
+        return key if key.startswith(_MODEL) else _MODEL + key
+
+    def role_of(self, name: str) -> Role:
+        """SigLIP and its projector; the language model; the expert and its projections.
+
+        The expert's output layer over the vocabulary is the language's: no action depends on it.
+        """
+        name = name.removeprefix(_MODEL)
+        if name.startswith((f"{_VLM}model.vision_tower.", f"{_VLM}model.multi_modal_projector.")):
+            return Role.VISION
+        if name.startswith((f"{_VLM}model.language_model.", f"{_VLM}lm_head.", f"{_EXPERT}lm_head.")):
+            return Role.LANGUAGE
+        if name.startswith((f"{_EXPERT}model.", *self.head_projections)):
+            return Role.ACTION_HEAD
+        raise ValueError(
+            f"parameter {name!r} has no known role in {self.family}; this LeRobot version is not supported"
+        )
