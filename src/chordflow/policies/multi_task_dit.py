@@ -1,0 +1,144 @@
+"""The adapter for LeRobot's multi-task diffusion transformer with its flow-matching objective.
+
+The family runs from noise at t = 0 to the action at t = 1, so time and velocity change sign here. Images (CLIP),
+prompt (CLIP) and states of the last `n_obs_steps` control steps become one conditioning vector; a transformer
+that is modulated by it and by the time denoises the chunk. A chunk begins with the oldest of these steps, so its
+first `n_obs_steps - 1` actions lie in the past when it arrives.
+
+Shapes: B batch, T = n_obs_steps, C size of the conditioning vector, H chunk size, D = A action dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from lerobot.policies.multi_task_dit.modeling_multi_task_dit import MultiTaskDiTPolicy
+from lerobot.utils.constants import OBS_STATE
+from torch import Tensor, nn
+
+from chordflow.errors import UserError
+from chordflow.policies.base import Batch, ChunkSpec, Context, Role
+from chordflow.policies.context import TensorContext
+from chordflow.policies.lerobot_policy import LeRobotFlowPolicy
+
+
+@dataclass(frozen=True)
+class ConditioningContext(TensorContext):
+    """What the transformer is modulated by.
+
+    Attributes:
+        vector: (B, C), the features of all T steps side by side.
+    """
+
+    vector: Tensor
+
+
+class MultiTaskDiTFlowPolicy(LeRobotFlowPolicy):
+    """A stock `MultiTaskDiTPolicy` as a velocity field."""
+
+    family = "multi_task_dit"
+    policy_class = MultiTaskDiTPolicy
+    config_assets: ClassVar[tuple[str, ...]] = ("vision_encoder_name", "text_encoder_name")
+    steps_field: ClassVar[str] = "num_integration_steps"
+    noise_at: ClassVar[int] = 0
+    encoded_once: ClassVar[str] = "one vector of images, language and states"
+
+    @classmethod
+    def check_config(cls, config: Any) -> None:
+        """Raises UserError for what is no flow, or is not followed by Euler steps."""
+        super().check_config(config)
+        if not config.is_flow_matching:
+            raise UserError(
+                f"objective={config.objective} in config.json: only a flow has a velocity to straighten; give a "
+                "checkpoint that was trained with --policy.objective=flow_matching."
+            )
+        if config.integration_method != "euler":
+            raise UserError(
+                f"integration_method={config.integration_method} in config.json: a student takes Euler steps, and the "
+                "teacher is measured by the same solver; set integration_method to euler."
+            )
+
+    @property
+    def chunk(self) -> ChunkSpec:
+        """Shape of noise and chunk; nothing is padded, and the actions before the present are never run."""
+        config = self.config
+        first = config.n_obs_steps - 1
+        dim = config.action_feature.shape[0]
+        return ChunkSpec(
+            horizon=config.horizon,
+            padded_dim=dim,
+            action_dim=dim,
+            # The stock policy cuts its chunk likewise, and asks for the next one when it is used up.
+            num_executed=min(config.n_action_steps, config.horizon - first),
+            first_executed=first,
+        )
+
+    def encode(self, batch: Batch) -> ConditioningContext:
+        """Encodes images (B, T, 3, height, width), states (B, T, S) and the prompt.
+
+        A policy with a single step also takes them without the axis T. The text encoder stays without
+        gradients, as in the stock policy.
+
+        Raises:
+            ValueError: if the states are not those of T steps.
+        """
+        state, steps = batch[OBS_STATE], self.config.n_obs_steps
+        if state.dim() == 2 and steps == 1:
+            state = state[:, None]
+        if state.dim() != 3 or state.shape[1] != steps:
+            raise ValueError(
+                f"{OBS_STATE} has shape {tuple(state.shape)}; give the last {steps} steps: (batch, {steps}, state)"
+            )
+        prepared = self.policy._prepare_batch({**batch, OBS_STATE: state})
+        return ConditioningContext(self.policy.observation_encoder.encode(prepared))
+
+    def velocity(self, x_t: Tensor, t: Tensor, context: Context) -> Tensor:
+        """The transformer's own velocity, turned round."""
+        assert isinstance(context, ConditioningContext)
+        vector = context.vector.to(x_t.dtype)
+        return self.canonical(self.policy.noise_predictor(x_t, self.native_time(t), conditioning_vec=vector))
+
+    def action_target(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Demonstrations, valid inside the episode where the family's own loss masks what lies outside.
+
+        Raises:
+            UserError: where paths end beside the demonstrations.
+        """
+        if self.config.sigma_min > 0:
+            raise UserError(
+                f"sigma_min={self.config.sigma_min} in config.json: the paths that this checkpoint was trained on end "
+                "near its demonstrations, not at them; use a method that needs no demonstrations."
+            )
+        target, valid = super().action_target(batch)
+        return target, valid if self.config.do_mask_loss_for_padding else torch.ones_like(valid)
+
+    def train_roles(self, roles: Iterable[Role]) -> dict[str, nn.Parameter]:
+        """Freezes all but `roles` and makes these float32 masters.
+
+        Raises:
+            UserError: for the language: LeRobot's class runs its text encoder without gradients.
+        """
+        chosen = set(roles)
+        if Role.LANGUAGE in chosen:
+            raise UserError(
+                "train_roles holds language, but LeRobot's multi_task_dit runs its text encoder without gradients; "
+                "leave it out (prefix_projections trains what follows it)."
+            )
+        return super().train_roles(chosen)
+
+    def role_of(self, name: str) -> Role:
+        """CLIP's image encoder(s); its text encoder; the projection of the text; the transformer."""
+        if name.startswith("noise_predictor."):
+            return Role.ACTION_HEAD
+        if name.startswith("observation_encoder.text_encoder.projection."):
+            return Role.PREFIX_PROJECTIONS
+        if name.startswith("observation_encoder.text_encoder.text_encoder."):
+            return Role.LANGUAGE
+        if name.startswith(("observation_encoder.vision_encoder.", "observation_encoder.vision_encoders.")):
+            return Role.VISION
+        raise ValueError(
+            f"parameter {name!r} has no known role in multi_task_dit; this LeRobot version is not supported"
+        )
