@@ -84,15 +84,26 @@ def build_checkpoint(folder: Path, vlm: Path, seed: int = 0, **options: Any) -> 
     return folder
 
 
-def observations(batch: int, cameras: tuple[str, ...] = ("top",), seed: int = 0) -> dict[str, Any]:
-    """Raw observations as LeRobot's data loader hands them on, with prompts of unequal length."""
+def observations(
+    batch: int, cameras: tuple[str, ...] = ("top",), seed: int = 0, steps: int | None = None
+) -> dict[str, Any]:
+    """Raw observations as LeRobot's data loader hands them on, with prompts of unequal length.
+
+    Args:
+        batch: how many.
+        cameras: their names.
+        seed: of all numbers.
+        steps: observed control steps, the present one last, for a policy with a history: values then are
+            (batch, steps, ...). None for a policy without one.
+    """
     generator = torch.Generator().manual_seed(seed)
+    shape = (batch,) if steps is None else (batch, steps)
     items: dict[str, Any] = {
-        "observation.state": torch.randn(batch, STATE_DIM, generator=generator),
+        "observation.state": torch.randn(*shape, STATE_DIM, generator=generator),
         "task": [TASKS[i % len(TASKS)] for i in range(batch)],
     }
     for camera in cameras:
-        items[f"observation.images.{camera}"] = torch.rand(batch, 3, 32, 32, generator=generator)
+        items[f"observation.images.{camera}"] = torch.rand(*shape, 3, 32, 32, generator=generator)
     return items
 
 
