@@ -130,10 +130,13 @@ class FlowPolicy(ABC):
         module: the policy itself, an `nn.Module`.
         config_assets: fields of `config.json` that name a model outside the checkpoint.
         processor_assets: fields of the processors' steps that do.
+        filled_from: parameters that LeRobot's loader fills with another's tensor where a file lacks them, and
+            that other one's name.
     """
 
     config_assets: ClassVar[tuple[str, ...]] = ()
     processor_assets: ClassVar[tuple[str, ...]] = ("tokenizer_name",)
+    filled_from: ClassVar[Mapping[str, str]] = {}
 
     family: str
     policy_class: type[Any]

@@ -162,6 +162,9 @@ def check_loaded(policy: FlowPolicy, file: Path, field: str = "teacher.path") ->
                     f"{where}: {key} was not loaded by LeRobot's {type(policy.module).__name__}; save the checkpoint "
                     f"again with LeRobot {lerobot.__version__}."
                 )
+    for name, source in policy.filled_from.items():
+        if state[source].data_ptr() in loaded and torch.equal(state[name], state[source]):
+            loaded.add(state[name].data_ptr())
     # Tensors that are one and the same are in the file once.
     missing = [name for name, tensor in state.items() if tensor.numel() and tensor.data_ptr() not in loaded]
     if missing:
@@ -201,7 +204,8 @@ def save_student(
     with safe_open(teacher_dir / WEIGHTS, framework="pt") as file:
         metadata = file.metadata()
     keys = _keys_by_parameter(policy, tensors, metadata)
-    for name, tensor in trained.items():
+    # The loader's copy of another tensor has the last word on it.
+    for name, tensor in sorted(trained.items(), key=lambda item: item[0] in policy.filled_from):
         if name not in keys:
             raise UserError(
                 f"the teacher's {WEIGHTS} has no tensor {name!r}; it shares weights that are trained."
@@ -235,6 +239,9 @@ def _keys_by_parameter(
     for other, kept in (metadata or {}).items():
         if kept in tensors:
             keys.setdefault(policy.parameter_name(other), kept)
+    for name, source in policy.filled_from.items():
+        if source in keys:
+            keys.setdefault(name, keys[source])
     return keys
 
 
