@@ -46,8 +46,6 @@ class PI0FlowPolicy(LeRobotFlowPolicy):
     Attributes:
         head_projections: the expert's input and output layers.
         legacy_names: beginnings of older files' keys, and what LeRobot's loader makes of them.
-        filled_from: parameters that LeRobot's loader fills with the tensor of another where a file lacks them: the
-            embedding of a language model that was saved as one with its output layer.
     """
 
     family = "pi0"
@@ -61,6 +59,7 @@ class PI0FlowPolicy(LeRobotFlowPolicy):
         "time_mlp_in.": "action_time_mlp_in.",
         "time_mlp_out.": "action_time_mlp_out.",
     }
+    # openpi's files hold the language model's embedding and output layer once, under the latter's name.
     filled_from: ClassVar[Mapping[str, str]] = {
         f"{_MODEL}{_VLM}model.language_model.embed_tokens.weight": f"{_MODEL}{_VLM}lm_head.weight"
     }
