@@ -1,0 +1,170 @@
+"""What is said of families without adapter is true of the LeRobot that is installed; read, never imported."""
+
+from __future__ import annotations
+
+import ast
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from chordflow.errors import UserError
+from chordflow.policies.obstacles import OBSTACLES, Obstacle
+from chordflow.policies.registry import adapter_for, own_families
+
+# LeRobot's policies that follow no flow: what they do instead.
+NO_FLOW = {
+    "act": "regresses a chunk through a conditional variational autoencoder",
+    "diffusion": "DDPM and DDIM",
+    "gaussian_actor": "reinforcement learning",
+    "pi0_fast": "generates action tokens one by one",
+    "tdmpc": "plans in a learned model",
+    "vqbet": "chooses among quantised actions",
+}
+
+
+def policies_folder() -> Path:
+    spec = find_spec("lerobot")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0]) / "policies"
+
+
+def families() -> dict[str, Path]:
+    """Every policy type that LeRobot registers, and its folder."""
+    found = {}
+    for file in sorted(policies_folder().glob("*/configuration_*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "register_subclass":
+                (name,) = node.args
+                assert isinstance(name, ast.Constant)
+                found[str(name.value)] = file.parent
+    assert len(found) > 15
+    return found
+
+
+def functions(source: str) -> dict[str, ast.FunctionDef]:
+    """The methods of a module's classes, by `Class.function`."""
+    return {
+        f"{cls.name}.{item.name}": item
+        for cls in ast.parse(source).body
+        if isinstance(cls, ast.ClassDef)
+        for item in cls.body
+        if isinstance(item, ast.FunctionDef)
+    }
+
+
+def source_of(obstacle: Obstacle) -> ast.FunctionDef:
+    file, name = obstacle.where.split(": ")
+    path = policies_folder() / obstacle.family / file
+    return functions(path.read_text(encoding="utf-8"))[name]
+
+
+def words_of(folder: Path) -> str:
+    return "\n".join(file.read_text(encoding="utf-8") for file in folder.rglob("*.py"))
+
+
+def by_family(family: str) -> Obstacle:
+    (obstacle,) = (item for item in OBSTACLES if item.family == family)
+    return obstacle
+
+
+@pytest.mark.parametrize("obstacle", OBSTACLES, ids=lambda item: item.family)
+def test_the_place_exists_and_is_a_sampler(obstacle: Obstacle) -> None:
+    body = source_of(obstacle)
+    drawn = {getattr(node.func, "attr", "") for node in ast.walk(body) if isinstance(node, ast.Call)}
+    # A sampler draws noise itself, or has a function of its own do so.
+    assert drawn & {"randn", "rand", "_make_action_latents"}
+
+
+@pytest.mark.parametrize("obstacle", OBSTACLES, ids=lambda item: item.family)
+def test_names_in_the_text_exist_in_the_family(obstacle: Obstacle) -> None:
+    text = f"{obstacle.reason} {obstacle.next_step}"
+    # Whatever looks like code: with an underscore, a capital inside a word, or a dot between two names.
+    code = set(re.findall(r"\b(?:\w+_\w+|_\w+|[A-Z][a-z]+[A-Z]\w+)\b", text)) - {
+        "x_next",
+        "t_next",
+        "InternVL3",
+    }
+    words = words_of(policies_folder() / obstacle.family)
+    assert code
+    assert [name for name in sorted(code) if not re.search(rf"\b{name}\b", words)] == []
+
+
+@pytest.mark.parametrize("obstacle", OBSTACLES, ids=lambda item: item.family)
+def test_each_text_is_one_clause(obstacle: Obstacle) -> None:
+    for text in (obstacle.reason, obstacle.next_step):
+        assert text == text.strip()
+        assert not text.endswith((".", ";"))
+        assert ". " not in text
+        assert "  " not in text
+
+
+def test_every_flow_matching_family_is_supported_or_listed() -> None:
+    listed = [obstacle.family for obstacle in OBSTACLES]
+    supported = set(own_families())
+    assert listed == sorted(set(listed))
+    assert not supported & set(listed)
+    # A family that a newer LeRobot brings must be read and put in one of the three places.
+    assert set(families()) == supported | set(listed) | set(NO_FLOW)
+
+
+@pytest.mark.parametrize("family", sorted(NO_FLOW))
+def test_those_left_out_follow_no_flow(family: str) -> None:
+    assert not re.search(r"flow[ _-]?match", words_of(families()[family]), re.IGNORECASE)
+
+
+@pytest.mark.parametrize("obstacle", OBSTACLES, ids=lambda item: item.family)
+def test_a_family_without_adapter_is_refused_with_its_reason(obstacle: Obstacle) -> None:
+    with pytest.raises(UserError) as caught:
+        adapter_for(obstacle.family)
+    assert obstacle.reason in str(caught.value)
+    assert obstacle.where in str(caught.value)
+
+
+def parameters(family: str) -> set[str]:
+    """The fields of a family's config."""
+    (file,) = (policies_folder() / family).glob("configuration_*.py")
+    return {
+        node.target.id
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
+
+
+@pytest.mark.parametrize(
+    ("family", "field"),
+    [
+        ("evo1", "num_inference_timesteps"),
+        ("fastwam", "num_inference_steps"),
+        ("lingbot_va", "action_num_inference_steps"),
+        ("molmoact2", "num_inference_steps"),
+        ("vla_jepa", "num_inference_timesteps"),
+        ("xvla", "num_denoising_steps"),
+    ],
+)
+def test_the_field_of_steps_is_in_the_config(family: str, field: str) -> None:
+    assert field in parameters(family)
+    assert field in by_family(family).next_step
+
+
+def test_wall_x_has_no_field_of_steps() -> None:
+    assert not [name for name in parameters("wall_x") if "step" in name and "action" not in name and "obs" not in name
+                and "scheduler" not in name]  # fmt: skip
+    chunk = functions((policies_folder() / "wall_x/modeling_wall_x.py").read_text(encoding="utf-8"))[
+        "WallXPolicy.predict_action_chunk"
+    ]
+    assert "num_inference_timesteps" not in ast.unparse(chunk)
+    assert "num_inference_timesteps" in ast.unparse(source_of(by_family("wall_x")))
+
+
+def test_xvla_mixes_in_its_first_noise_at_every_step() -> None:
+    loops = [node for node in ast.walk(source_of(by_family("xvla"))) if isinstance(node, ast.For)]
+    (loop,) = loops
+    assigned = {name.id for node in loop.body if isinstance(node, ast.Assign) for name in ast.walk(node)
+                if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)}  # fmt: skip
+    # x_t is made anew of the noise x1, which the loop never changes.
+    assert {"x_t", "action"} <= assigned
+    assert "x1" not in assigned
+    assert "x1 * t" in ast.unparse(loop)
