@@ -29,6 +29,7 @@ def measure_latency(
     teacher_num_steps: int,
     student_num_steps: int,
     chunk_num_steps: Sequence[int] = (),
+    warm_up: int = WARM_UP,
 ) -> Latency:
     """Times over `repeats` runs after a warm-up, on the observations given.
 
@@ -39,6 +40,7 @@ def measure_latency(
         teacher_num_steps: of the teacher as deployed.
         student_num_steps: of the student.
         chunk_num_steps: step counts at which whole chunks are timed.
+        warm_up: untimed runs before each series of timed ones.
     """
     batch = policy.preprocess(items)
     context = policy.encode(batch)
@@ -48,7 +50,7 @@ def measure_latency(
     memory = _MemoryMeter(policy)
 
     def timed(function: Callable[[], object]) -> list[float]:
-        return _seconds(function, repeats, policy.device, memory)
+        return _seconds(function, warm_up, repeats, policy.device, memory)
 
     encode = timed(lambda: policy.encode(batch))
     step = timed(lambda: policy.velocity(noise, t, context))
@@ -122,7 +124,7 @@ def _percentiles(seconds: Sequence[float]) -> Percentiles:
 
 
 def _seconds(
-    function: Callable[[], object], repeats: int, device: torch.device, memory: _MemoryMeter
+    function: Callable[[], object], warm_up: int, repeats: int, device: torch.device, memory: _MemoryMeter
 ) -> list[float]:
     def wait() -> None:
         if device.type == "cuda":
@@ -130,7 +132,7 @@ def _seconds(
         elif device.type == "mps":
             torch.mps.synchronize()
 
-    for _ in range(WARM_UP):
+    for _ in range(warm_up):
         function()
     seconds = []
     for _ in range(repeats):
