@@ -180,11 +180,11 @@ BROKEN_CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a type nobody knows": (
         lambda p: edit_json(p / "config.json", lambda c: c.update(type="dreamer9")),
-        "'dreamer9', which cannot be reflowed.*smolvla",
+        "'dreamer9', which LeRobot 0.6.1 does not know: it is of a newer LeRobot.*smolvla",
     ),
     "a field of a newer LeRobot": (
         lambda p: edit_json(p / "config.json", lambda c: c.update(invented_in_2027=True)),
-        r"config\.json is not a config that this LeRobot can read.*invented_in_2027",
+        r"fields that LeRobot 0\.6\.1 does not know \(invented_in_2027\): it was saved by a newer LeRobot",
     ),
     "a value of the wrong kind": (
         lambda p: edit_json(p / "config.json", lambda c: c.update(chunk_size="many")),

@@ -85,7 +85,7 @@ class _Block:
     noise: Tensor
     endpoint: Tensor
     context: Context | None
-    batch: dict[str, Any] | None
+    items: dict[str, Any] | None
 
 
 class CouplingBuffer:
@@ -149,7 +149,7 @@ class CouplingBuffer:
         for block in self._blocks.values():
             total += block.noise.nbytes + block.endpoint.nbytes
             total += block.context.num_bytes if block.context is not None else 0
-            total += sum(v.nbytes for v in (block.batch or {}).values() if isinstance(v, Tensor))
+            total += sum(v.nbytes for v in (block.items or {}).values() if isinstance(v, Tensor))
         return total
 
     def first_block(self, step: int) -> int:
@@ -197,7 +197,7 @@ class CouplingBuffer:
         chosen = torch.randperm(self.num_couplings, generator=generator(self.seed, "batch", step))
         chosen = chosen[: self.batch_size].sort().values
         blocks, rows = chosen // self.per_block + first, chosen % self.per_block
-        noise, endpoint, contexts, batches = [], [], [], []
+        noise, endpoint, contexts, items = [], [], [], []
         for number in blocks.unique().tolist():
             block = self._blocks[number]
             inside = rows[blocks == number]
@@ -206,14 +206,15 @@ class CouplingBuffer:
             endpoint.append(block.endpoint[inside])
             if block.context is not None:
                 contexts.append(block.context.index(observation))
-            if block.batch is not None:
-                batches.append(_pick(block.batch, observation))
+            if block.items is not None:
+                items.append(_pick(block.items, observation))
         device = self.teacher.device
         return CouplingBatch(
             noise=torch.cat(noise).to(device),
             endpoint=torch.cat(endpoint).to(device),
             context=type(contexts[0]).concatenate(contexts).to(device) if contexts else None,
-            batch=_join(batches) if batches else None,
+            # Processed anew each time: only raw observations can be picked and joined for every family.
+            batch=self.teacher.preprocess(_join(items)) if items else None,
         )
 
     @torch.no_grad()
@@ -247,7 +248,7 @@ class CouplingBuffer:
             noise=noise,
             endpoint=endpoint,
             context=kept.detach() if self.student_context else None,
-            batch=None if self.student_context else prepared,
+            items=None if self.student_context else items,
         )
 
     def _endpoints(self, context: Context, observation: Tensor, noise: Tensor) -> Tensor:
@@ -281,18 +282,20 @@ class CouplingBuffer:
             )
 
 
-def _pick(batch: dict[str, Any], rows: Tensor) -> dict[str, Any]:
-    """The observations `rows` of a preprocessed batch, without what is not a tensor."""
-    return {k: v[rows.to(v.device)] for k, v in batch.items() if isinstance(v, Tensor) and v.dim() > 0}
+def _pick(items: dict[str, Any], rows: Tensor) -> dict[str, Any]:
+    """The observations `rows` of a collated batch of them."""
+    return {
+        key: value[rows] if isinstance(value, Tensor) else [value[row] for row in rows.tolist()]
+        for key, value in items.items()
+    }
 
 
-def _join(batches: list[dict[str, Any]]) -> dict[str, Any]:
-    """Joins preprocessed batches; token rows of unequal length are padded with masked zeros."""
+def _join(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Joins collated batches of observations."""
     joined = {}
-    for key in batches[0]:
-        values = [batch[key] for batch in batches]
-        if values[0].dim() == 2 and len({v.shape[1] for v in values}) > 1:
-            length = max(v.shape[1] for v in values)
-            values = [torch.nn.functional.pad(v, (0, length - v.shape[1])) for v in values]
-        joined[key] = torch.cat(values)
+    for key in parts[0]:
+        values = [part[key] for part in parts]
+        joined[key] = (
+            torch.cat(values) if isinstance(values[0], Tensor) else [row for value in values for row in value]
+        )
     return joined

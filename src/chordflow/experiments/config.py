@@ -41,15 +41,16 @@ class StudentConfig:
     Attributes:
         init: teacher (its weights), teacher_vlm (its vision-language model with a fresh action head), or
             random (everything fresh).
-        train: parts that are trained, of action_head, prefix_projections, language, vision. While the last
-            three are frozen, teacher and student share one encoded prefix.
+        train: parts that are trained, of action_head, prefix_projections, language, vision; by default what the
+            family's adapter says, for most of them [action_head]. While the last three are frozen, teacher and
+            student share one encoded prefix.
     """
 
     init: StudentInit = StudentInit.TEACHER
-    train: list[Role] = field(default_factory=lambda: [Role.ACTION_HEAD])
+    train: list[Role] | None = None
 
     def __post_init__(self) -> None:
-        if not self.train:
+        if self.train == []:
             raise UserError("student.train=[]: nothing would be trained; give at least [action_head].")
 
 

@@ -132,16 +132,18 @@ def _run(
 def _train(
     config: ReflowJobConfig, teacher: FlowPolicy, teacher_dir: Path, split: Split, resume_from: Path | None
 ) -> tuple[Trained, CouplingSummary]:
+    # Written out, so that the student's own record says what was trained.
+    train_roles = config.student.train = config.student.train or list(teacher.default_train_roles)
     student = make_student(
         teacher,
         teacher_dir,
         config.student.init,
-        config.student.train,
+        train_roles,
         seed=config.seed,
         rename_map=config.rename_map,
     )
-    shared = shares_prefix(teacher, student.policy, config.student.train)
-    prefix_trains = bool(set(config.student.train) & set(PREFIX_ROLES))
+    shared = shares_prefix(teacher, student.policy, train_roles)
+    prefix_trains = bool(set(train_roles) & set(PREFIX_ROLES))
     buffer = CouplingBuffer(
         teacher,
         split.train,
@@ -157,7 +159,7 @@ def _train(
     say(
         f"Method:  {config.method.get_choice_name(type(config.method))}, {config.steps:,} steps of "
         f"{config.batch_size}, lr {config.optimizer.lr:g}, {trained_millions:.2f} M trained parameters; "
-        + ("one prefix for teacher and student" if shared else "the student encodes its own prefix")
+        + ("one prefix for teacher and student" if shared else _own_prefix(prefix_trains))
     )
 
     def write(folder: Path, weights: dict[str, Tensor]) -> None:
@@ -279,6 +281,12 @@ def _loop_config(config: ReflowJobConfig) -> LoopConfig:
 
 def _millions(policy: FlowPolicy) -> str:
     return f"{sum(p.numel() for p in policy.module.parameters()) / 1e6:.2f} M"
+
+
+def _own_prefix(trains: bool) -> str:
+    if trains:
+        return "the student's prefix trains, so every step encodes its observations anew, which is slow"
+    return "the student encodes its own prefix"
 
 
 def _megabytes(size: int) -> str:

@@ -84,6 +84,8 @@ def load_flow_policy(
                 f"{reason(error)}); save the checkpoint again with LeRobot 0.6.1."
             ) from error
         _check_weights(folder / WEIGHTS, field)
+        # As LeRobot's own commands do: some families fetch their backbone's weights where this is not set.
+        before, config.pretrained_path = config.pretrained_path, folder
         try:
             # LeRobot drops keys that do not match in silence unless it is asked to be strict.
             policy = adapter.policy_class.from_pretrained(folder, config=config, strict=True)
@@ -110,6 +112,8 @@ def load_flow_policy(
                 f"{field}={path}: LeRobot cannot build the policy that {CONFIG} describes ({reason(error)}); check "
                 f"{CONFIG} and the vision-language model that it names."
             ) from error
+        finally:
+            config.pretrained_path = before
         wrapped = adapter(policy, None, None)
         check_loaded(wrapped, folder / WEIGHTS, field)
         overrides: dict[str, Any] = {"device_processor": {"device": config.device}}

@@ -91,10 +91,12 @@ def _point(holders: list[dict[str, Any]], keys: tuple[str, ...], places: dict[st
 
 def _new_places(folder: Path, names: list[str], given: str | Path | None) -> dict[str, str]:
     """Where each model that a checkpoint names is now."""
-    if given is None or len(names) == 1:
+    if given is None:
         return {name: str(_find(folder, name, given)) for name in names}
-    # Of several models the one of the given folder's name has moved.
-    moved = [name for name in names if Path(name).name == Path(given).name]
+    moved = [name for name in names if not Path(name).is_dir()] or names
+    if len(moved) > 1:
+        # Of several models the one of the given folder's name is meant.
+        moved = [name for name in moved if Path(name).name == Path(given).name]
     if not moved:
         raise UserError(
             f"vlm.path={given}: {folder} names the models {', '.join(names)}, and none of them is called "
