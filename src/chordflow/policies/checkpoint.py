@@ -167,8 +167,9 @@ def check_loaded(policy: FlowPolicy, file: Path, field: str = "teacher.path") ->
                     f"again with LeRobot {lerobot.__version__}."
                 )
     for name, source in policy.filled_from.items():
-        if state[source].data_ptr() in loaded and torch.equal(state[name], state[source]):
-            loaded.add(state[name].data_ptr())
+        own, other = state[name], state[source]
+        if own.data_ptr() not in loaded and other.data_ptr() in loaded and torch.equal(own, other):
+            loaded.add(own.data_ptr())
     # Tensors that are one and the same are in the file once.
     missing = [name for name, tensor in state.items() if tensor.numel() and tensor.data_ptr() not in loaded]
     if missing:
