@@ -58,6 +58,24 @@ class ChunkSpec:
         """(H, D)."""
         return self.horizon, self.padded_dim
 
+    @property
+    def num_usable(self) -> int:
+        """How many of its actions can be run at all: those from the present on."""
+        return self.horizon - self.first_executed
+
+    @property
+    def usable(self) -> str:
+        """`num_usable` as messages say it."""
+        past = f" from the present on ({self.first_executed} before it)" if self.first_executed else ""
+        return f"{self.num_usable} actions{past}"
+
+    def check_executed(self, n_action_steps: int) -> None:
+        """Raises UserError for a number of executed actions that a chunk does not have."""
+        if not 1 <= n_action_steps <= self.num_usable:
+            raise UserError(
+                f"n_action_steps is {n_action_steps}; a chunk has {self.usable}: choose 1 to {self.num_usable}."
+            )
+
 
 class StockPolicy(NamedTuple):
     """What LeRobot's own code asks for to run a policy.
