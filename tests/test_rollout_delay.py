@@ -128,8 +128,8 @@ class TestEpisodes:
         assert any(request.chunk_index > 1 for request, _, _ in chunks.calls)
         moved = 0.0
         for request, _, endpoint in chunks.calls:
-            pixels = torch.from_numpy(request.observation["pixels"]["top"]).permute(2, 0, 1)[None] / 255
-            state = torch.from_numpy(request.observation["agent_pos"])[None]
+            pixels = torch.from_numpy(request.observations[-1]["pixels"]["top"]).permute(2, 0, 1)[None] / 255
+            state = torch.from_numpy(request.observations[-1]["agent_pos"])[None]
             items = {"observation.images.top": pixels, "observation.state": state, "task": [request.task]}
             with torch.no_grad():
                 context = tiny_policy.encode(tiny_policy.preprocess(items))

@@ -1,12 +1,13 @@
 """From running episodes to their next chunks: observations, noise, network, actions in the robot's units.
 
-Shapes: B batch, H chunk size, D padded and A real action dimension, N leading actions that are needed.
+Shapes: B batch, T observed control steps, H chunk size, D padded and A real action dimension, N actions that are
+needed, from the present on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium as gym
@@ -24,6 +25,7 @@ from chordflow.policies.sampling import Sampler
 from chordflow.rollouts.delay import Execution
 from chordflow.rollouts.environment import batch_observations
 from chordflow.rollouts.fit import check_actions, check_inputs, check_state
+from chordflow.rollouts.history import History
 from chordflow.rollouts.noise import chunk_noises
 from chordflow.rollouts.timing import Timing
 
@@ -36,7 +38,7 @@ class Request:
         seed: The episode's.
         chunk_index: Chunks of the episode that were made before.
         step: Actions that the episode has executed.
-        observation: The environment's present one.
+        observations: The environment's, T of them, the present one last.
         task: The instruction.
         previous: The endpoint (H, D) of the chunk before; None for an episode's first.
     """
@@ -44,7 +46,7 @@ class Request:
     seed: int
     chunk_index: int
     step: int
-    observation: Any
+    observations: tuple[Any, ...]
     task: str
     previous: Tensor | None
 
@@ -61,6 +63,9 @@ class Actor:
         execution: what delay there is.
         timing: where seconds are added.
 
+    Attributes:
+        history: the observations that it looks at.
+
     Raises:
         UserError: for impossible arguments.
     """
@@ -76,6 +81,7 @@ class Actor:
         timing: Timing,
     ) -> None:
         self.policy = policy
+        self.history = History.of(policy)
         self.env_cfg = env_cfg
         self.sampler = Sampler(policy, num_steps, solver)
         self.executed = executed
@@ -86,7 +92,9 @@ class Actor:
         if execution.mode == "rtc":
             if solver != "euler":
                 raise UserError(f"solver is {solver!r}; real-time chunking has Euler steps: choose euler.")
-            self._guided = RealTimeSampler(policy, num_steps, execution.max_guidance_weight)
+            guided = RealTimeSampler(policy, num_steps, execution.max_guidance_weight)
+            # Counted from the present, like the delay.
+            self._guided = replace(guided, execution_horizon=guided.horizon + policy.chunk.first_executed)
         self._before, self._after = make_env_pre_post_processors(env_cfg, policy_cfg=policy.config)
 
     @torch.no_grad()
@@ -96,8 +104,8 @@ class Actor:
         """The chunks of a batch.
 
         Returns:
-            The leading actions that may be executed (B, N, A), in the robot's units, and the endpoints
-            (B, H, D).
+            The actions that may be executed (B, N, A), from the present on and in the robot's units, and the
+            whole endpoints (B, H, D).
 
         Raises:
             UserError: if the environment does not fit the policy, or an action is not finite.
@@ -115,12 +123,14 @@ class Actor:
         return actions, endpoint
 
     def _preprocess(self, requests: Sequence[Request], space: gym.Space[Any]) -> dict[str, Any]:
-        observation = batch_observations(space, [request.observation for request in requests])
-        observation["task"] = [request.task for request in requests]
+        # The environment's processors know single observations only: the axis T comes after them.
+        seen = [(request, observation) for request in requests for observation in request.observations]
+        observation = batch_observations(space, [observation for _, observation in seen])
+        observation["task"] = [request.task for request, _ in seen]
         if len(self._before):
             observation = self._before(observation)
         check_state(self.policy, self.env_cfg, observation)
-        batch = self.policy.preprocess(observation)
+        batch = self.policy.preprocess(self.history.fold(observation))
         check_inputs(self.policy, self.env_cfg, batch, observation)
         return batch
 
@@ -137,16 +147,21 @@ class Actor:
             where = torch.tensor(rows)
             left_over = None if first else self._left_over([requests[i].previous for i in rows])
             own = context if len(rows) == len(requests) else context.index(where)
-            endpoint[rows] = self._guided(own, noise[rows], left_over, self.execution.delay)
+            # What lies in the past was executed, and so is what comes before this chunk arrives.
+            fixed = self.policy.chunk.first_executed + self.execution.delay
+            endpoint[rows] = self._guided(own, noise[rows], left_over, fixed)
         return endpoint
 
     def _left_over(self, previous: Sequence[Tensor | None]) -> Tensor:
-        """What was not executed of the old chunks when the observation was taken, prev[K:], (B, H - K, A)."""
+        """The old chunks from where the new ones begin, K actions later: prev[K:], (B, H - K, A)."""
         chunks = torch.stack([chunk for chunk in previous if chunk is not None])
         return chunks[:, self.executed :, : self.policy.chunk.action_dim]
 
     def _to_robot(self, endpoint: Tensor) -> NDArray[np.float32]:
-        chunk = self.policy.to_action(endpoint[:, : self.execution.actions_needed(self.executed)])
+        first = self.policy.chunk.first_executed
+        chunk = self.policy.to_action(
+            endpoint[:, first : first + self.execution.actions_needed(self.executed)]
+        )
         if len(self._after):
             # One control step at a time, as LeRobot's rollout hands actions to the environment's processor.
             steps = [self._after({ACTION: step})[ACTION] for step in chunk.unbind(1)]

@@ -1,7 +1,8 @@
 """What a robot does while a chunk is being made: inference delay, injected in control steps.
 
 Work goes in rounds of K = `n_action_steps` actions. A chunk c that is asked for at the beginning of a round
-arrives d control steps later; prev is the chunk before it.
+arrives d control steps later; prev is the chunk before it. Both count from the present of the observation that
+they were made from: where a policy also predicts actions of the past, these are left out.
 
 - none: c[0:K], as if no time passed.
 - sync: the robot waits for d steps, then c[0:K].
@@ -75,9 +76,9 @@ class Execution:
                 f"delay is {self.delay}, but a new chunk is asked for every {executed} actions (n_action_steps); "
                 f"choose a delay of at most {executed}."
             )
-        if self.overlaps and executed + self.delay > chunk.horizon:
+        if self.overlaps and executed + self.delay > chunk.num_usable:
             raise UserError(
-                f"n_action_steps is {executed} and delay {self.delay}, but a chunk has {chunk.horizon} actions; "
+                f"n_action_steps is {executed} and delay {self.delay}, but a chunk has {chunk.usable}; "
                 f"together they must not exceed it."
             )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,11 +37,19 @@ class Spaces:
 
 @dataclass(frozen=True)
 class StartOrder:
-    """Begin the episode of `seed` in the sub-environment number `slot`; `recorded`: send pictures."""
+    """Begin an episode.
+
+    Attributes:
+        slot: Number of the sub-environment.
+        seed: The episode's.
+        recorded: Whether to send pictures.
+        kept: How many of the last observations a chunk brings back; above 1 for a policy with a history.
+    """
 
     slot: int
     seed: int
     recorded: bool
+    kept: int = 1
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,8 @@ class Outcome:
     """What came of a chunk.
 
     Attributes:
-        observation: After the last executed action; None where the episode is over.
+        observations: Those after the last `kept` executed actions, or after all if there are fewer, the oldest
+            first; none where the episode is over.
         rewards: One for each of the k executed actions.
         success: Whether `is_success` was reported at any of them.
         side: The last `info["side"]`, None where there was none.
@@ -73,7 +83,7 @@ class Outcome:
         frames: k pictures, where recorded.
     """
 
-    observation: Any
+    observations: list[Any]
     rewards: list[float]
     success: bool
     side: str | None
@@ -187,22 +197,24 @@ class _Slot:
         self.length = 0
         self.limit: int | None = None
         self.recorded = False
+        self.kept = 1
 
     def start(self, order: StartOrder) -> Started:
-        self.seed, self.length, self.recorded = order.seed, 0, order.recorded
+        self.seed, self.length, self.recorded, self.kept = order.seed, 0, order.recorded, order.kept
         with self._faults("cannot be reset"):
             observation = reset(self.env, order.seed)
             task = instruction(self.env)
             self.limit = step_limit(self.env)
             picture = frame(self.env, observation) if self.recorded else None
-        return Started(observation, task, picture)
+        return Started(self._own(observation), task, picture)
 
     def step(self, actions: NDArray[np.float32]) -> Outcome:
         rewards: list[float] = []
         frames: list[NDArray[np.uint8]] = []
-        success, side, ended, observation = False, None, False, None
+        observations: list[Any] = []
+        success, side, ended = False, None, False
         with self._faults("failed"):
-            for action in actions:
+            for number, action in enumerate(actions, start=1):
                 observation, reward, terminated, truncated, info = self.env.step(action)
                 self.length += 1
                 rewards.append(float(reward))
@@ -211,10 +223,16 @@ class _Slot:
                     side = str(info["side"])
                 if self.recorded:
                     frames.append(frame(self.env, observation))
+                if number > len(actions) - self.kept:
+                    observations.append(self._own(observation))
                 ended = bool(terminated or truncated or self.length == self.limit)
                 if ended:
                     break
-        return Outcome(None if ended else observation, rewards, success, side, ended, frames)
+        return Outcome([] if ended else observations, rewards, success, side, ended, frames)
+
+    def _own(self, observation: Any) -> Any:
+        """What outlives the next step: environments may write all their observations into the same arrays."""
+        return deepcopy(observation) if self.kept > 1 else observation
 
     @contextmanager
     def _faults(self, what: str) -> Iterator[None]:

@@ -120,11 +120,7 @@ def _configure(policy: FlowPolicy, num_steps: int | None, n_action_steps: int | 
     if num_steps is not None:
         policy.set_num_steps(Sampler(policy, num_steps).num_steps)
     if n_action_steps is not None:
-        if not 1 <= n_action_steps <= policy.chunk.horizon:
-            raise UserError(
-                f"n_action_steps is {n_action_steps}; a chunk has {policy.chunk.horizon} actions: choose 1 to "
-                f"{policy.chunk.horizon}."
-            )
+        policy.chunk.check_executed(n_action_steps)
         policy.config.n_action_steps = n_action_steps
     rtc = policy.rtc_config
     if rtc is not None and rtc.enabled:

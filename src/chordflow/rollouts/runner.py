@@ -61,9 +61,9 @@ class Runner:
         """
         task, *_ = self._host.make(1)
         spaces = self._host.select(task)
-        order = StartOrder(0, seed, False)
-        one = Running(task, order, self._host.start([order])[0])
         actor = Actor(policy, self.env_cfg, 1, "euler", policy.chunk.num_executed, PLAIN, Timing())
+        order = StartOrder(0, seed, False, actor.history.span)
+        one = Running(task, order, self._host.start([order])[0], actor.history)
         with _evaluation_mode(policy):
             actor.act([one.request()], spaces.observation, spaces.action)
 
@@ -151,13 +151,16 @@ class Runner:
         while True:
             # `free` first: a zip that ends by it takes no seed along.
             orders = [
-                StartOrder(slot, seed, seed in record_frames)
+                StartOrder(slot, seed, seed in record_frames, actor.history.span)
                 for slot, seed in zip(free, waiting, strict=False)
             ]
             if orders:
                 with timing.measure("simulator"):
                     answers = host.start(orders)
-                running += [Running(task, order, start) for order, start in zip(orders, answers, strict=True)]
+                running += [
+                    Running(task, order, start, actor.history)
+                    for order, start in zip(orders, answers, strict=True)
+                ]
             if not running:
                 return
             actions, endpoints = actor.act(
@@ -304,9 +307,5 @@ def _check_arguments(
             f"record_frames holds the seed {min(stray)}, which is not among seeds; choose from these."
         )
     executed = policy.chunk.num_executed if n_action_steps is None else n_action_steps
-    if not 1 <= executed <= policy.chunk.horizon:
-        raise UserError(
-            f"n_action_steps is {executed}; a chunk has {policy.chunk.horizon} actions: choose 1 to "
-            f"{policy.chunk.horizon}."
-        )
+    policy.chunk.check_executed(executed)
     return executed

@@ -5,6 +5,9 @@ Shapes: H chunk size, D padded and A real action dimension, T executed actions.
 
 from __future__ import annotations
 
+from collections import deque
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
@@ -12,6 +15,7 @@ from torch import Tensor
 from chordflow.rollouts.acting import Actor, Request
 from chordflow.rollouts.delay import Execution, round_actions
 from chordflow.rollouts.episodes import Episode, jerk, jump
+from chordflow.rollouts.history import History
 from chordflow.rollouts.hosts import Outcome, Started, StartOrder, TaskKey
 
 
@@ -22,6 +26,7 @@ class Running:
         key: suite and number of its task.
         order: where it runs, and its seed.
         started: how it began.
+        history: the observations that a chunk is made from.
 
     Attributes:
         slot: number of its sub-environment.
@@ -29,14 +34,15 @@ class Running:
         seconds: its share of wall-clock time so far.
     """
 
-    def __init__(self, key: TaskKey, order: StartOrder, started: Started) -> None:
+    def __init__(self, key: TaskKey, order: StartOrder, started: Started, history: History) -> None:
         self.slot = order.slot
         self.ended = False
         self.seconds = 0.0
         self._key = key
         self._seed = order.seed
         self._task = started.task
-        self._observation = started.observation
+        self._history = history
+        self._seen: deque[Any] = deque([started.observation], maxlen=history.span)
         self._frames = None if started.frame is None else [started.frame]
         self._actions: list[NDArray[np.float32]] = []
         self._length = 0
@@ -52,7 +58,8 @@ class Running:
 
     def request(self) -> Request:
         """What the next chunk is made from."""
-        return Request(self._seed, self._asked, self._length, self._observation, self._task, self._endpoint)
+        seen = self._history.choose(self._seen)
+        return Request(self._seed, self._asked, self._length, seen, self._task, self._endpoint)
 
     def plan(
         self, execution: Execution, executed: int, chunk: NDArray[np.float32], endpoint: Tensor
@@ -78,7 +85,8 @@ class Running:
         self._side = outcome.side if outcome.side is not None else self._side
         if self._frames is not None:
             self._frames += outcome.frames
-        self._observation, self.ended = outcome.observation, outcome.ended
+        self._seen.extend(outcome.observations)
+        self.ended = outcome.ended
 
     def finish(self, actor: Actor) -> Episode:
         """The episode as it is reported."""

@@ -12,6 +12,7 @@ import multiprocessing
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -74,14 +75,14 @@ class WorkerPool(Host):
         size = len(self._workers)
         return self._shared(
             "start",
-            [(order.slot, StartOrder(order.slot // size, order.seed, order.recorded)) for order in orders],
+            [(order.slot, replace(order, slot=order.slot // size)) for order in orders],
         )
 
     def step(self, orders: Sequence[ChunkOrder]) -> list[Outcome]:
         """Executes chunks."""
         size = len(self._workers)
         return self._shared(
-            "step", [(order.slot, ChunkOrder(order.slot // size, order.actions)) for order in orders]
+            "step", [(order.slot, replace(order, slot=order.slot // size)) for order in orders]
         )
 
     def close(self) -> None:
