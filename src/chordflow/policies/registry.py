@@ -53,7 +53,7 @@ def adapter_for(family: str, source: str = "") -> type[FlowPolicy]:
         source: what names the family, for messages: an option and its value, or a file.
 
     Raises:
-        UserError: if there is none, if it cannot be imported, or if two distributions bring one.
+        UserError: if there is none, if it cannot be imported or is unfinished, or if two distributions bring one.
     """
     where = f"{source} is of policy type {family!r}" if source else f"policy type {family!r}"
     own = _ADAPTERS.get(family)
@@ -78,10 +78,10 @@ def adapter_for(family: str, source: str = "") -> type[FlowPolicy]:
             f"{where}, whose adapter {point.value} of {_distribution(point)} cannot be imported ({reason(error)}); "
             "mend or uninstall that distribution."
         ) from error
-    if not (isinstance(adapter, type) and issubclass(adapter, FlowPolicy)):
+    if fault := _fault(adapter, family):
         raise UserError(
-            f"{where}, whose adapter {point.value} of {_distribution(point)} is no subclass of "
-            "chordflow.policies.FlowPolicy; mend or uninstall that distribution."
+            f"{where}, whose adapter {point.value} of {_distribution(point)} {fault}; mend or uninstall that "
+            "distribution."
         )
     return adapter
 
@@ -118,6 +118,27 @@ def _why_not(family: str) -> str:
         f"which LeRobot {lerobot.__version__} does not know: it is of a newer LeRobot, or of a package that is not "
         f"installed here (docs/add-a-family.md says how such a package brings its adapter); {supported}"
     )
+
+
+def _fault(adapter: object, family: str) -> str | None:
+    """What is wrong with an adapter from elsewhere, before any checkpoint is loaded; None where nothing is."""
+    from chordflow.policies.lerobot_policy import LeRobotFlowPolicy
+
+    if not (isinstance(adapter, type) and issubclass(adapter, FlowPolicy)):
+        return "is no subclass of chordflow.policies.FlowPolicy"
+    asked = ["family", "policy_class"]
+    if issubclass(adapter, LeRobotFlowPolicy):
+        asked += ["steps_field", "encoded_once"]
+    missing = [*(name for name in asked if not hasattr(adapter, name)), *sorted(adapter.__abstractmethods__)]
+    if missing:
+        return f"does not answer {', '.join(missing)} (see docs/add-a-family.md)"
+    if adapter.family != family:
+        return f"is for family {adapter.family!r}"
+    if family not in PreTrainedConfig.get_known_choices():
+        return (
+            f"imports no policy of that type: PreTrainedConfig.register_subclass({family!r}) was not called"
+        )
+    return None
 
 
 def _distribution(point: EntryPoint) -> str:
