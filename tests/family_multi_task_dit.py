@@ -113,7 +113,7 @@ def stats(config: MultiTaskDiTConfig) -> dict[str, dict[str, Tensor]]:
     }
     return {
         "observation.state": {"min": torch.tensor([-2.0, -1.0, -3.0]), "max": torch.tensor([2.0, 3.0, 1.0])},
-        "action": {"min": torch.tensor([-3.0, -1.0]), "max": torch.tensor([4.0, 2.0])},
+        "action": {"min": torch.tensor([6.0, -1.0]), "max": torch.tensor([10.0, 2.0])},
         **dict.fromkeys(config.image_features, image),
     }
 

@@ -1,0 +1,274 @@
+"""The adapter for the multi-task DiT: what is particular to it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from lerobot.policies.multi_task_dit.modeling_multi_task_dit import MultiTaskDiTPolicy
+
+import drift_env  # noqa: F401 - registers the environment
+from builders import ACTION_DIM, observations
+from chordflow.cli.main import main
+from chordflow.couplings.observations import DatasetConfig, open_split
+from chordflow.errors import UserError
+from chordflow.flow.solvers import Euler
+from chordflow.policies import Role, VelocityModule, load_flow_policy
+from chordflow.policies.multi_task_dit import MultiTaskDiTFlowPolicy
+from chordflow.results.schema import Results
+from family_multi_task_dit import build, stock_endpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two observed steps; not to be written to."""
+    return build(tmp_path_factory.mktemp("dit") / "c", num_steps=5)
+
+
+def load(folder: Path) -> MultiTaskDiTFlowPolicy:
+    policy = load_flow_policy(folder, device="cpu")
+    assert isinstance(policy, MultiTaskDiTFlowPolicy)
+    return policy
+
+
+@pytest.fixture
+def policy(checkpoint: Path) -> MultiTaskDiTFlowPolicy:
+    return load(checkpoint)
+
+
+def noise_of(policy: MultiTaskDiTFlowPolicy, n: int) -> torch.Tensor:
+    return policy.sample_noise(n, torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cameras": ("left", "right")},
+        {"cameras": ("left", "right"), "use_separate_rgb_encoder_per_camera": True},
+        {"n_obs_steps": 3},
+        {"n_obs_steps": 1},
+        {"use_rope": False, "use_positional_encoding": True},
+        {"tokenizer_padding": "longest"},
+    ],
+    ids=str,
+)
+def test_parity_of_its_variants(tmp_path: Path, options: dict[str, Any]) -> None:
+    policy = load(build(tmp_path / "c", num_steps=4, **options))
+    steps, cameras = options.get("n_obs_steps", 2), options.get("cameras", ("top",))
+    batch = policy.preprocess(observations(3, cameras, steps=steps))
+    noise = noise_of(policy, 3)
+    with torch.no_grad():
+        context = policy.encode(batch)
+        endpoint = Euler().integrate(lambda x, t: policy.velocity(x, t, context), noise, 4)
+    torch.testing.assert_close(endpoint, stock_endpoint(policy, batch, noise), rtol=1e-5, atol=1e-5)
+    # All of an observation counts: state, every camera, every step, prompt.
+    for changed in [
+        *(({"observation.state": step}) for step in range(steps)),
+        *(({f"observation.images.{camera}": step}) for camera in cameras for step in range(steps)),
+    ]:
+        ((key, step),) = changed.items()
+        other = {**batch, key: batch[key].clone()}
+        other[key][:, step] += 0.5 * torch.rand(other[key][:, step].shape)
+        with torch.no_grad():
+            assert not torch.equal(policy.encode(other).vector, context.vector), (key, step)
+    assert context.vector.shape[1] == policy.module.observation_encoder.conditioning_dim
+    assert policy.chunk.first_executed == steps - 1
+
+
+def test_a_single_step_needs_no_axis_of_time(tmp_path: Path) -> None:
+    policy = load(build(tmp_path / "c", n_obs_steps=1))
+    with torch.no_grad():
+        flat = policy.encode(policy.preprocess(observations(3))).vector
+        deep = policy.encode(policy.preprocess(observations(3, steps=1))).vector
+    torch.testing.assert_close(flat, deep)
+
+
+def test_several_steps_need_one(policy: MultiTaskDiTFlowPolicy) -> None:
+    for steps in (None, 1, 3):
+        with pytest.raises(ValueError, match=r"give the last 2 steps: \(batch, 2, state\)"):
+            policy.encode(policy.preprocess(observations(2, steps=steps)))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "remedy"),
+    [
+        ("objective", "diffusion", "policy.objective=flow_matching"),
+        ("integration_method", "rk4", "set integration_method to euler"),
+    ],
+)
+def test_what_cannot_be_reflowed(tmp_path: Path, field: str, value: str, remedy: str) -> None:
+    folder = build(tmp_path / "c", **{field: value})
+    with pytest.raises(UserError, match=f"{field}={value} .*{remedy}"):
+        load_flow_policy(folder, device="cpu")
+
+
+def test_a_chunk_is_cut_like_the_stock_policys(tmp_path: Path) -> None:
+    policy = load(build(tmp_path / "c", n_action_steps=8))
+    assert policy.chunk.num_executed == 7
+    batch = policy.module._prepare_batch(policy.preprocess(observations(2, steps=2)))
+    assert policy.module._generate_actions(batch).shape == (2, 7, ACTION_DIM)
+
+
+class TestLoss:
+    @pytest.mark.parametrize("masked", [False, True])
+    def test_is_the_familys_own(self, tmp_path: Path, masked: bool) -> None:
+        policy = load(build(tmp_path / "c", do_mask_loss_for_padding=masked))
+        items = observations(2, steps=2)
+        items["action"] = torch.rand(2, 8, ACTION_DIM) * 4 + 6
+        items["action_is_pad"] = torch.arange(8).expand(2, 8) >= torch.tensor([[8], [5]])
+        batch = policy.preprocess(items)
+        target, valid = policy.action_target(batch)
+        assert int(valid.sum()) == (13 if masked else 16) * ACTION_DIM
+        noise, t = noise_of(policy, 2), torch.tensor([0.3, 0.9])
+        x_t = t[:, None, None] * noise + (1 - t[:, None, None]) * target
+        objective = type(policy.module.objective)
+        with (
+            torch.no_grad(),
+            mock.patch("torch.randn_like", return_value=noise),
+            mock.patch.object(objective, "_sample_timesteps", return_value=1 - t),
+        ):
+            expected, _ = policy.module.forward(dict(batch))
+            v_t = policy.velocity(x_t, t, policy.encode(batch))
+        torch.testing.assert_close((v_t - (noise - target)).square()[valid].mean(), expected)
+
+    def test_sigma_min_leaves_only_couplings(self, tmp_path: Path) -> None:
+        policy = load(build(tmp_path / "c", sigma_min=0.1, num_steps=3))
+        items = {**observations(2, steps=2), "action": torch.rand(2, 8, ACTION_DIM)}
+        batch = policy.preprocess(items)
+        with pytest.raises(UserError, match=r"sigma_min=0\.1"):
+            policy.action_target(batch)
+        noise = noise_of(policy, 2)
+        with torch.no_grad():
+            context = policy.encode(batch)
+            endpoint = Euler().integrate(lambda x, t: policy.velocity(x, t, context), noise, 3)
+        torch.testing.assert_close(endpoint, stock_endpoint(policy, batch, noise), rtol=1e-5, atol=1e-5)
+
+
+class TestRoles:
+    def test_the_prompts_encoder_cannot_be_trained(self, policy: MultiTaskDiTFlowPolicy) -> None:
+        with pytest.raises(UserError, match=r"train_roles holds language"):
+            policy.train_roles([Role.ACTION_HEAD, Role.LANGUAGE])
+
+    def test_gradients_reach_all_the_others(self, policy: MultiTaskDiTFlowPolicy) -> None:
+        trainable = policy.train_roles([Role.VISION, Role.PREFIX_PROJECTIONS, Role.ACTION_HEAD])
+        batch = policy.preprocess(observations(2, steps=2))
+        x_t, t = noise_of(policy, 2), torch.tensor([0.2, 0.7])
+        VelocityModule(policy)(x_t, t, batch=batch).square().mean().backward()
+        without = {name for name, p in trainable.items() if p.grad is None}
+        # Behind the token that the policy takes from the image encoder.
+        assert {name.split(".post_layernorm.")[-1] for name in without} == {"weight", "bias"}
+        flat = {name for name, p in trainable.items() if p.grad is not None and not p.grad.abs().sum() > 0}
+        # A key's bias shifts all scores of a query alike.
+        assert all("k_proj.bias" in name for name in flat), flat
+
+    def test_fresh_weights_are_the_constructors(self, policy: MultiTaskDiTFlowPolicy) -> None:
+        """Without the network: the folders that the config names suffice."""
+        before = {name: p.detach().clone() for name, p in policy.module.named_parameters()}
+        policy.fresh([Role.ACTION_HEAD, Role.PREFIX_PROJECTIONS], seed=3)
+        for name, parameter in policy.module.named_parameters():
+            kept = policy.role_of(name) in (Role.VISION, Role.LANGUAGE)
+            assert torch.equal(parameter, before[name]) == kept, name
+        gates = policy.module.noise_predictor.transformer_blocks[0].adaLN_modulation[-1].weight
+        assert not gates.any()
+
+
+class TestDataset:
+    def test_observations_have_a_history(self, policy: MultiTaskDiTFlowPolicy, dataset_root: Path) -> None:
+        split = open_split(DatasetConfig("test/tiny", root=str(dataset_root)), policy)
+        (items,) = split.held_out.batches(range(3), 3)
+        assert items["observation.state"].shape == (3, 2, 3)
+        assert items["observation.images.top"].shape == (3, 2, 3, 32, 32)
+        # The first observation of an episode stands for the one before it.
+        assert items["frame_index"].tolist() == [0, 1, 2]
+        assert torch.equal(items["observation.state"][0, 0], items["observation.state"][0, 1])
+        assert torch.equal(items["observation.state"][1, 0], items["observation.state"][0, 1])
+        assert torch.equal(items["observation.images.top"][2, 0], items["observation.images.top"][1, 1])
+        with torch.no_grad():
+            context = policy.encode(policy.preprocess(items))
+        assert context.vector.isfinite().all()
+
+
+@pytest.mark.slow
+class TestWholeJob:
+    """The commands, in this process."""
+
+    SMALL = (
+        "--measure.num_observations=3", "--measure.latency_repeats=2", "--measure.converged_noises=1",
+        "--measure.num_steps=[1,2]", "--device=cpu",
+    )  # fmt: skip
+
+    @pytest.fixture(scope="class")
+    def run(self, checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        output, modes = tmp_path_factory.mktemp("runs") / "run", []
+        forward = VelocityModule.forward
+
+        def spied(module: VelocityModule, *args: Any, **options: Any) -> torch.Tensor:
+            modes.extend(part.training for part in module.module.modules())
+            return forward(module, *args, **options)
+
+        with mock.patch.object(VelocityModule, "forward", spied):
+            code = main([
+                "reflow", f"--teacher.path={checkpoint}", "--dataset.repo_id=test/tiny",
+                f"--dataset.root={dataset_root}", f"--output_dir={output}", "--steps=4", "--save_freq=2",
+                "--batch_size=8", "--optimizer.lr=1e-3", "--num_workers=0", "--buffer.num_observations=16",
+                "--buffer.noises_per_observation=2", "--buffer.block_size=4", "--coupling.num_steps=2", *self.SMALL,
+            ])  # fmt: skip
+        assert code == 0
+        # Neither dropout nor random crops: student and teacher see the same.
+        assert modes
+        assert not any(modes)
+        return output
+
+    def test_the_student_is_stock(self, run: Path, checkpoint: Path) -> None:
+        folder = run / "checkpoints" / "last" / "pretrained_model"
+        before, after = (json.loads((p / "config.json").read_text()) for p in (checkpoint, folder))
+        assert (before.pop("num_integration_steps"), after.pop("num_integration_steps")) == (5, 1)
+        assert before == after
+        stock = MultiTaskDiTPolicy.from_pretrained(folder, strict=True)
+        student = load(folder)
+        batch = student.preprocess(observations(2, steps=2))
+        noise = noise_of(student, 2)
+        with torch.no_grad():
+            expected = noise - student.velocity(noise, torch.ones(2), student.encode(batch))
+        with mock.patch("torch.randn", return_value=noise.clone()):
+            stock.reset()
+            for step in range(2):
+                seen = {k: v[:, step] if k in batch_keys(batch) else v for k, v in batch.items()}
+                stock._queues["action"].clear()
+                action = stock.select_action(seen)
+        torch.testing.assert_close(action, expected[:, 1], rtol=1e-5, atol=1e-5)
+        results = Results.load(run / "results.json")
+        assert any(row.policy == "student" for row in results.gaps)
+
+    def test_diagnose(self, checkpoint: Path, dataset_root: Path, tmp_path: Path) -> None:
+        code = main([
+            "diagnose", f"--teacher.path={checkpoint}", "--dataset.repo_id=test/tiny",
+            f"--dataset.root={dataset_root}", f"--output_dir={tmp_path / 'out'}", *self.SMALL,
+        ])  # fmt: skip
+        assert code == 0
+
+    def test_evaluate(self, run: Path, checkpoint: Path, tmp_path: Path) -> None:
+        student = run / "checkpoints" / "last" / "pretrained_model"
+        shared = [
+            "evaluate", f"--teacher.path={checkpoint}", f"--student.path={student}", "--device=cpu",
+            "--env.type=drift_of_the_tests", "--eval.n_episodes=4", "--eval.batch_size=4", "--eval.num_clips=1",
+        ]  # fmt: skip
+        code = main([
+            *shared, f"--output_dir={tmp_path / 'out'}", "--delay.control_steps=[1]", "--delay.num_steps=[1]",
+            "--delay.n_episodes=2", "--delay.modes=[sync,async,rtc]",
+        ])  # fmt: skip
+        assert code == 0
+        results = Results.load(tmp_path / "out" / "results.json")
+        assert {(row.policy, row.num_steps) for row in results.success} >= {("teacher", 5), ("student", 1)}
+        assert {row.mode for row in results.delays} >= {"sync", "async", "rtc"}
+        too_many = [*shared, f"--output_dir={tmp_path / 'no'}", "--eval.n_action_steps=8"]
+        assert main(too_many) == 2
+
+
+def batch_keys(batch: dict[str, Any]) -> list[str]:
+    """What has an axis of time."""
+    return [key for key in batch if key == "observation.state" or key.startswith("observation.images.")]
