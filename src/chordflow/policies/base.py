@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from chordflow.errors import UserError
+from chordflow.policies.context import Context
 
 Batch = dict[str, Any]
 
@@ -89,53 +90,6 @@ class StockPolicy(NamedTuple):
     policy: Any
     preprocessor: Any
     postprocessor: Any
-
-
-class Context(ABC):
-    """What depends on the observation alone, computed once and used for many noises and times.
-
-    Using a context never changes it: two velocity calls with one context give the same answer.
-    """
-
-    @property
-    @abstractmethod
-    def batch_size(self) -> int:
-        """Number of observations."""
-
-    @abstractmethod
-    def index(self, indices: Tensor) -> Self:
-        """The contexts at `indices` (int64, any order, repeats allowed)."""
-
-    @classmethod
-    @abstractmethod
-    def concatenate(cls, contexts: Sequence[Self]) -> Self:
-        """Joins contexts along the batch; prefixes of unequal length are padded and masked."""
-
-    @abstractmethod
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Every tensor held, for sizes and moves."""
-
-    @abstractmethod
-    def map(self, function: Any) -> Self:
-        """A context whose tensors are `function(tensor)`."""
-
-    def repeat(self, times: int) -> Self:
-        """Each observation `times` in a row: a, a, b, b, ..."""
-        rows = torch.arange(self.batch_size).repeat_interleave(times)
-        return self.index(rows)
-
-    def detach(self) -> Self:
-        """The same values without a graph."""
-        return self.map(lambda tensor: tensor.detach())
-
-    def to(self, device: torch.device | str) -> Self:
-        """The same values on `device`."""
-        return self.map(lambda tensor: tensor.to(device))
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory that the tensors take, in bytes."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())
 
 
 class FlowPolicy(ABC):
@@ -283,6 +237,10 @@ class FlowPolicy(ABC):
             f"policy type {self.family!r} is not LeRobot's, so LeRobot's own rollout cannot run it; use the "
             "paired noise."
         )
+
+    def own_name(self, key: str) -> str:
+        """What the policy calls the observation `key` of an environment or dataset."""
+        return key
 
     @property
     def max_missing_cameras(self) -> int:

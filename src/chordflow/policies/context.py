@@ -1,20 +1,64 @@
-"""Contexts made of tensors, and the commonest of them: a prefix's keys and values.
+"""Encoded observations.
 
-Shapes: B batch, L layers, P prefix tokens, G key-value heads, E head dimension.
+Shapes: B batch, P prefix tokens.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import ClassVar, Self
+from dataclasses import fields
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
-from chordflow.policies.base import Context
+
+class Context(ABC):
+    """What depends on the observation alone, computed once and used for many noises and times.
+
+    Using a context never changes it: two velocity calls with one context give the same answer.
+    """
+
+    @property
+    @abstractmethod
+    def batch_size(self) -> int:
+        """Number of observations."""
+
+    @abstractmethod
+    def index(self, indices: Tensor) -> Self:
+        """The contexts at `indices` (int64, any order, repeats allowed)."""
+
+    @classmethod
+    @abstractmethod
+    def concatenate(cls, contexts: Sequence[Self]) -> Self:
+        """Joins contexts along the batch; prefixes of unequal length are padded and masked."""
+
+    @abstractmethod
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Every tensor held, for sizes and moves."""
+
+    @abstractmethod
+    def map(self, function: Any) -> Self:
+        """A context whose tensors are `function(tensor)`."""
+
+    def repeat(self, times: int) -> Self:
+        """Each observation `times` in a row: a, a, b, b, ..."""
+        rows = torch.arange(self.batch_size).repeat_interleave(times)
+        return self.index(rows)
+
+    def detach(self) -> Self:
+        """The same values without a graph."""
+        return self.map(lambda tensor: tensor.detach())
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same values on `device`."""
+        return self.map(lambda tensor: tensor.to(device))
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the tensors take, in bytes."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())
 
 
 class TensorContext(Context):
@@ -79,43 +123,6 @@ class TensorContext(Context):
                 parts = [_pad(part, cls.growing[name], length, left=cls.pad_left) for part in parts]
             joined.append(torch.cat(parts))
         return cls(*joined)
-
-
-@dataclass(frozen=True)
-class PrefixContext(TensorContext):
-    """The keys and values of an encoded prefix, and its mask.
-
-    Attributes:
-        keys_values: (B, L, 2, G, P, E), rotary positions already applied to the keys.
-        mask: (B, P), true at real tokens.
-    """
-
-    growing: ClassVar[Mapping[str, int]] = {"keys_values": 4, "mask": 1}
-    mask_field: ClassVar[str | None] = "mask"
-
-    keys_values: Tensor
-    mask: Tensor
-
-    @staticmethod
-    def stack(cache: DynamicCache) -> Tensor:
-        """The keys and values (B, L, 2, G, P, E) of a filled cache."""
-        layers = [torch.stack((layer.keys, layer.values), dim=1) for layer in cache.layers]
-        return torch.stack(layers, dim=1)
-
-    def cache(self) -> DynamicCache:
-        """A cache object of its own for one velocity call.
-
-        Policies append to the cache that they are given, or replace its tensors; with a fresh object for each
-        call the context stays as it was, and no graph is kept alive through it.
-        """
-        cache = DynamicCache()
-        for keys_values in self.keys_values.unbind(1):
-            layer = DynamicLayer()
-            keys, values = keys_values.unbind(1)
-            layer.lazy_initialization(keys, values)
-            layer.keys, layer.values = keys, values
-            cache.layers.append(layer)
-        return cache
 
 
 def _pad(tensor: Tensor, axis: int, length: int, *, left: bool) -> Tensor:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from chordflow.errors import UserError
 from chordflow.flow.closed_forms import GaussianFlow, GaussianMixtureFlow
-from chordflow.policies.base import Batch, ChunkSpec, Context, FlowPolicy, Role
-from chordflow.policies.context import TensorContext
+from chordflow.policies.base import Batch, ChunkSpec, FlowPolicy, Role
+from chordflow.policies.context import Context, TensorContext
 
 
 @dataclass

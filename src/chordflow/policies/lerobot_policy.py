@@ -79,6 +79,12 @@ class LeRobotFlowPolicy(FlowPolicy):
             num_executed=self.config.n_action_steps,
         )
 
+    def own_name(self, key: str) -> str:
+        """What the preprocessor's `rename_map` makes of the observation `key`."""
+        for step in self.preprocessor.steps:
+            key = getattr(step, "rename_map", {}).get(key, key)
+        return key
+
     def stock(self) -> StockPolicy:
         """The policy and its pipelines as they were loaded."""
         return StockPolicy(self.policy, self.preprocessor, self.postprocessor)

@@ -20,8 +20,8 @@ from lerobot.utils.constants import OBS_STATE
 from torch import Tensor, nn
 
 from chordflow.errors import UserError
-from chordflow.policies.base import Batch, ChunkSpec, Context, Role
-from chordflow.policies.context import TensorContext
+from chordflow.policies.base import Batch, ChunkSpec, Role
+from chordflow.policies.context import Context, TensorContext
 from chordflow.policies.lerobot_policy import LeRobotFlowPolicy
 
 

@@ -20,9 +20,10 @@ from lerobot.utils.constants import OBS_IMAGES, OBS_LANGUAGE_ATTENTION_MASK, OBS
 from torch import Tensor
 from transformers import DynamicCache
 
-from chordflow.policies.base import Batch, Context, Role
-from chordflow.policies.context import PrefixContext
+from chordflow.policies.base import Batch, Role
+from chordflow.policies.context import Context
 from chordflow.policies.lerobot_policy import LeRobotFlowPolicy
+from chordflow.policies.prefix import PrefixContext
 
 _MODEL = "model."
 _VLM = "paligemma_with_expert.paligemma."

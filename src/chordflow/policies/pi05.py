@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 from lerobot.policies.pi05.modeling_pi05 import PI05Policy
 from torch import Tensor
 
-from chordflow.policies.base import Batch, Context
-from chordflow.policies.context import PrefixContext
+from chordflow.policies.base import Batch
+from chordflow.policies.context import Context
 from chordflow.policies.pi0 import PI0FlowPolicy
+from chordflow.policies.prefix import PrefixContext
 
 
 class PI05FlowPolicy(PI0FlowPolicy):

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from chordflow.errors import UserError
 from chordflow.flow.solvers import require_num_steps
-from chordflow.policies.base import Context, FlowPolicy
+from chordflow.policies.base import FlowPolicy
+from chordflow.policies.context import Context
 
 _LEROBOT = RTCConfig()
 LEROBOT_WEIGHT = _LEROBOT.max_guidance_weight

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from chordflow.flow.seeds import generator
 from chordflow.flow.solvers import get_solver, require_num_steps
-from chordflow.policies.base import Context, FlowPolicy
+from chordflow.policies.base import FlowPolicy
+from chordflow.policies.context import Context
 
 
 @dataclass(frozen=True)

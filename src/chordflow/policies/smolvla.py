@@ -25,9 +25,10 @@ from lerobot.utils.constants import (
 from torch import Tensor, nn
 
 from chordflow.errors import UserError
-from chordflow.policies.base import Batch, Context, Role
-from chordflow.policies.context import PrefixContext
+from chordflow.policies.base import Batch, Role
+from chordflow.policies.context import Context
 from chordflow.policies.lerobot_policy import LeRobotFlowPolicy
+from chordflow.policies.prefix import PrefixContext
 from chordflow.quiet import quiet_stdout
 
 _ACTION_HEAD = ("action_in_proj.", "action_out_proj.", "action_time_mlp_in.", "action_time_mlp_out.")

@@ -130,9 +130,8 @@ class Actor:
         if len(self._before):
             observation = self._before(observation)
         check_state(self.policy, self.env_cfg, observation)
-        batch = self.policy.preprocess(self.history.fold(observation))
-        check_inputs(self.policy, self.env_cfg, batch, observation)
-        return batch
+        check_inputs(self.policy, self.env_cfg, observation)
+        return self.policy.preprocess(self.history.fold(observation))
 
     def _sample(self, batch: dict[str, Any], noise: Tensor, requests: Sequence[Request]) -> Tensor:
         context = self.policy.encode(batch)

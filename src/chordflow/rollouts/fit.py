@@ -27,27 +27,24 @@ def check_state(policy: FlowPolicy, env_cfg: Any, observation: dict[str, Any]) -
         )
 
 
-def check_inputs(
-    policy: FlowPolicy, env_cfg: Any, batch: dict[str, Any], observation: dict[str, Any]
-) -> None:
+def check_inputs(policy: FlowPolicy, env_cfg: Any, observation: dict[str, Any]) -> None:
     """Raises UserError if cameras or the state are missing.
 
     Args:
         policy: who is to act.
         env_cfg: a LeRobot `EnvConfig`.
-        batch: after the preprocessor, whose rename_map may have named the cameras.
-        observation: before it, for the message.
+        observation: under LeRobot's names, before the policy's preprocessor, whose rename_map is heeded.
     """
     name = f"env.type={env_cfg.type}"
-    keys = policy.image_keys
-    missing = [key for key in keys if key not in batch]
+    keys, seen = policy.image_keys, {policy.own_name(key) for key in observation}
+    missing = [key for key in keys if key not in seen]
     has = ", ".join(key for key in observation if key.startswith(OBS_PREFIX)) or "nothing"
     if len(missing) > policy.max_missing_cameras or (keys and len(missing) == len(keys)):
         raise UserError(
             f"{name} lacks the checkpoint's camera(s) {', '.join(missing)}; it observes {has}: map them with "
             "--rename_map."
         )
-    if policy.config.robot_state_feature is not None and OBS_STATE not in batch:
+    if policy.config.robot_state_feature is not None and OBS_STATE not in seen:
         raise UserError(f"{name} has no {OBS_STATE}, which the checkpoint needs; it observes {has}.")
 
 

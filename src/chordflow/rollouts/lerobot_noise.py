@@ -147,8 +147,8 @@ def _run_batch(
 
     def preprocess(observation: dict[str, Any]) -> dict[str, Any]:
         check_state(policy, env_cfg, observation)
+        check_inputs(policy, env_cfg, observation)
         batch: dict[str, Any] = stock.preprocessor(observation)
-        check_inputs(policy, env_cfg, batch, observation)
         return batch
 
     # Its own bar is hidden; callers have `progress`.
