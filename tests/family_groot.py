@@ -110,14 +110,11 @@ def build_base(folder: Path, backbone: Path, processor: dict[str, Any] | None = 
     model = GR00TN17(GR00TN17Config(**{**fields, **options}), load_backbone_weights=False)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.dim() > 1:
+            if name.endswith(("bias", ".b")):
+                parameter.normal_(0, 0.3)
+            elif parameter.dim() > 1:
                 parameter.normal_(0, 1.0 / parameter.shape[-1] ** 0.5)
-            elif name.endswith(("bias", ".b")):
-                parameter.normal_(0, 0.3)
-        for name, parameter in model.action_head.named_parameters():
-            if name.endswith(".b"):
-                parameter.normal_(0, 0.3)
-    model.save_pretrained(folder)
+    model.to(getattr(torch, model.config.model_dtype)).save_pretrained(folder)
     kwargs = {"image_target_size": [32, 32], "image_crop_size": [32, 32], **(processor or {})}
     (folder / "processor_config.json").write_text(json.dumps({"processor_kwargs": kwargs}))
     return folder

@@ -1,0 +1,378 @@
+"""What is particular to GR00T: buckets of time, padding, its own processors, precision, the base model beneath."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lerobot.policies.groot.modeling_groot import GrootPolicy
+from torch import Tensor
+
+from builders import observations
+from chordflow.errors import UserError
+from chordflow.flow.seeds import generator
+from chordflow.flow.solvers import Euler, time_tensor
+from chordflow.policies import Role, VelocityModule, load_flow_policy
+from chordflow.policies.groot import GrootContext, GrootFlowPolicy
+from family_groot import ACTION_MAX, ACTION_MIN, HORIZON, PADDED_DIM, build, stock_batch, stock_endpoint
+
+ONE_TASK = ["go left"]
+
+
+def load(folder: Path) -> GrootFlowPolicy:
+    """The checkpoint, wrapped."""
+    policy = load_flow_policy(folder, device="cpu")
+    assert isinstance(policy, GrootFlowPolicy)
+    return policy
+
+
+def endpoint_of(policy: GrootFlowPolicy, batch: dict[str, Any], noise: Tensor, num_steps: int) -> Tensor:
+    """What Euler over `velocity` makes of `noise`."""
+    with torch.no_grad():
+        context = policy.encode(batch)
+        return Euler().integrate(lambda x, t: policy.velocity(x, t, context), noise, num_steps)
+
+
+def alike(batch: int, **options: Any) -> dict[str, Any]:
+    """Observations whose prompts have one length."""
+    return {**observations(batch, **options), "task": ONE_TASK * batch}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A float32 checkpoint; not to be written to."""
+    return build(tmp_path_factory.mktemp("groot") / "pretrained_model")
+
+
+@pytest.fixture(scope="module")
+def shared(checkpoint: Path) -> GrootFlowPolicy:
+    """The checkpoint, loaded once; not to be changed."""
+    return load(checkpoint)
+
+
+@pytest.fixture
+def policy(checkpoint: Path) -> GrootFlowPolicy:
+    """The checkpoint, loaded afresh."""
+    return load(checkpoint)
+
+
+def test_every_grid_meets_the_buckets_of_the_stock_sampler(shared: GrootFlowPolicy) -> None:
+    times, expected = [], []
+    x = torch.zeros(1, 1, 1)
+    for n in range(1, 101):
+        Euler().integrate(lambda x, t: times.append(t) or x, x, n)  # type: ignore[func-returns-value]
+        expected += [int(step / float(n) * 1000) for step in range(n)]
+    assert shared._buckets(torch.cat(times)).tolist() == expected
+
+
+@given(st.floats(0, 1, width=32))
+def test_buckets_hold_their_times(shared: GrootFlowPolicy, t: float) -> None:
+    bucket = int(shared._buckets(time_tensor(t, torch.zeros(1))))
+    assert 0 <= bucket <= 999
+    assert bucket - 2e-3 <= (1 - t) * 1000 <= bucket + 1
+
+
+@pytest.mark.parametrize("num_steps", [1, 3, 4, 7])
+def test_the_network_is_told_the_times_that_the_stock_sampler_tells_it(
+    policy: GrootFlowPolicy, num_steps: int
+) -> None:
+    told: list[list[int]] = []
+    encoder = policy.module.get_submodule("_groot_model.action_head.action_encoder")
+    encoder.register_forward_hook(lambda module, inputs, output: told.append(inputs[1].tolist()))
+    batch, noise = policy.preprocess(alike(2)), policy.sample_noise(2, generator(0, "t"))
+    policy.set_num_steps(num_steps)
+    stock_batch(policy, batch, noise)
+    stock, told[:] = list(told), []
+    endpoint_of(policy, batch, noise, num_steps)
+    assert told == stock
+    assert len(told) == num_steps
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "two cameras": {"cameras": ("top", "wrist")},
+    "no positions": {"base": {"add_pos_embed": False}},
+    "no projection of features": {"base": {"use_vlln": False, "vl_self_attention_cfg": {"num_layers": 0}}},
+    "norm alone": {"base": {"vl_self_attention_cfg": None}},
+    "fewer buckets": {"base": {"num_timestep_buckets": 30}},
+    "images attended to at every second block": {"base": {"attend_text_every_n_blocks": 1}},
+    "another embodiment": {"embodiment_tag": "simpler_env_widowx"},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_of_the_base_model_equal_the_stock_sampler(tmp_path: Path, variant: str) -> None:
+    policy = load(build(tmp_path / "c", num_steps=3, **VARIANTS[variant]))
+    items = observations(4, VARIANTS[variant].get("cameras", ("top",)))
+    batch, noise = policy.preprocess(items), policy.sample_noise(4, generator(0, "v"))
+    endpoint = endpoint_of(policy, batch, noise, 3)
+    torch.testing.assert_close(endpoint, stock_endpoint(policy, batch, noise), rtol=1e-5, atol=1e-5)
+
+
+def test_an_observation_has_one_context_whatever_is_beside_it(shared: GrootFlowPolicy) -> None:
+    items = observations(3)
+    batch, noise = shared.preprocess(items), shared.sample_noise(3, generator(0, "p"))
+    lengths = batch["attention_mask"].sum(dim=1)
+    assert len(lengths.unique()) > 1
+    assert (batch["attention_mask"][:, -1] == 1).all()  # padded in front
+    endpoint = endpoint_of(shared, batch, noise, 4)
+    for row in range(3):
+        alone = shared.preprocess({key: value[row : row + 1] for key, value in items.items()})
+        one = noise[row : row + 1]
+        torch.testing.assert_close(
+            stock_batch(shared, alone, one), endpoint[row : row + 1], rtol=1e-5, atol=1e-5
+        )
+    # Why the padding is masked: the stock policy itself answers otherwise where prompts have unequal lengths.
+    beside = stock_batch(shared, batch, noise)
+    longest = int(lengths.argmax())
+    others = [row for row in range(3) if row != longest]
+    torch.testing.assert_close(beside[longest], endpoint[longest], rtol=1e-5, atol=1e-5)
+    assert ((beside - endpoint)[others].abs().amax(dim=(1, 2)) > 0.05).all()
+
+
+def test_prompts_of_one_length_equal_the_stock_batch(shared: GrootFlowPolicy) -> None:
+    batch, noise = shared.preprocess(alike(3)), shared.sample_noise(3, generator(0, "p"))
+    endpoint = endpoint_of(shared, batch, noise, 4)
+    torch.testing.assert_close(endpoint, stock_batch(shared, batch, noise), rtol=1e-6, atol=1e-6)
+    # And what LeRobot's `predict_action_chunk` cuts out of it.
+    drawn = torch.Generator().manual_seed(5)
+    torch.manual_seed(5)
+    actions = shared.module.predict_action_chunk(dict(batch))  # type: ignore[operator]
+    noise = torch.randn((3, *shared.chunk.shape), generator=drawn)
+    predicted = endpoint_of(shared, batch, noise, 4)[:, : actions.shape[1], : shared.chunk.action_dim]
+    torch.testing.assert_close(predicted, actions, rtol=1e-5, atol=1e-5)
+
+
+def test_joined_contexts_are_cut_and_padded_in_front(shared: GrootFlowPolicy) -> None:
+    context = shared.encode(shared.preprocess(observations(3)))
+    short = context.index(torch.tensor([0]))
+    assert short.features.shape[1] == int(context.mask[0].sum()) < context.features.shape[1]
+    assert short.mask.all()
+    again = GrootContext.concatenate([short, context.index(torch.tensor([2]))])
+    assert torch.equal(again.mask, context.mask[[0, 2]])
+    assert torch.equal(again.image_mask, context.image_mask[[0, 2]])
+    assert not again.image_mask[0][~again.mask[0]].any()
+
+
+@pytest.mark.parametrize("use_bf16", [False, True])
+def test_bfloat16_weights_run_and_train_with_float32_masters(tmp_path: Path, use_bf16: bool) -> None:
+    folder = build(
+        tmp_path / "c",
+        base={"model_dtype": "bfloat16"},
+        model_params_fp32=False,
+        use_bf16=use_bf16,
+        num_steps=4,
+    )
+    policy = load(folder)
+    assert {parameter.dtype for parameter in policy.module.parameters()} == {torch.bfloat16}
+    batch, noise = policy.preprocess(observations(3)), policy.sample_noise(3, generator(0, "b"))
+    expected = stock_endpoint(policy, batch, noise)
+    endpoint = endpoint_of(policy, batch, noise, 4)
+    assert endpoint.dtype == torch.float32
+    # Without autocast GR00T rounds the state to bfloat16 between its steps, which the solver does not.
+    assert (endpoint - expected).norm() < 1e-2 * expected.norm()
+    t = torch.tensor([1.0, 0.5, 0.1])
+    for roles in ([Role.ACTION_HEAD], [Role.PREFIX_PROJECTIONS], list(Role)):
+        policy.train_roles(roles)
+        policy.module.zero_grad()
+        v_t = VelocityModule(policy)(noise, t, batch=batch)
+        assert v_t.dtype == torch.float32
+        v_t.square().mean().backward()
+        trained = [policy.parameters_by_role()[role] for role in roles]
+        assert all(any(p.grad is not None and p.grad.any() for p in named.values()) for named in trained)
+    masters = endpoint_of(policy, batch, noise, 4)
+    assert (endpoint - masters).norm() < 0.05 * masters.norm()
+
+
+GROUPS = {
+    "x": {"min": [2.0], "max": [14.0], "mean": [8.0], "std": [2.0]},
+    "gripper": {"min": [0.0], "max": [1.0], "mean": [0.5], "std": [0.2]},
+}
+STATES = {**GROUPS, "rest": {"min": [-1.0], "max": [4.0], "mean": [1.0], "std": [1.0]}}
+
+
+def libero(relative: bool = False) -> dict[str, Any]:
+    """Options of a base model that brings the statistics and groups of an embodiment of its own."""
+    rep = "RELATIVE" if relative else "ABSOLUTE"
+    config = {"rep": rep, "type": "NON_EEF", "format": "DEFAULT", "state_key": None}
+    groups = {
+        "state": {"modality_keys": list(STATES)},
+        "action": {
+            "modality_keys": list(GROUPS), "action_configs": [config, config], "delta_indices": list(range(6)),
+        },
+        "video": {"modality_keys": ["top"], "delta_indices": [0]},
+    }  # fmt: skip
+    processor = {
+        "modality_configs": {"libero_sim": groups},
+        "use_relative_action": relative,
+        "max_action_horizon": HORIZON,
+    }
+    statistics = {
+        "libero_sim": {"state": STATES, "action": GROUPS, **({"relative_action": GROUPS} if relative else {})}
+    }
+    return {"base": {"processor": processor}, "statistics": statistics, "embodiment_tag": "libero_sim"}
+
+
+def test_actions_come_back_in_the_robots_units(shared: GrootFlowPolicy) -> None:
+    endpoint = 1.5 * torch.randn(3, *shared.chunk.shape)
+    low, high = torch.tensor(ACTION_MIN), torch.tensor(ACTION_MAX)
+    # GR00T clips to the range of its demonstrations.
+    expected = (endpoint[..., :2].clamp(-1, 1) + 1) / 2 * (high - low) + low
+    torch.testing.assert_close(shared.to_action(endpoint), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_actions_of_an_embodiment_of_the_base_model(tmp_path: Path) -> None:
+    policy = load(build(tmp_path / "c", n_action_steps=8, **libero()))
+    endpoint = 1.5 * torch.randn(3, *policy.chunk.shape)
+    actions = policy.to_action(endpoint)
+    assert actions.shape == (3, HORIZON, 2)
+    clipped = endpoint[..., :2].clamp(-1, 1)
+    torch.testing.assert_close(actions[..., 0], 8 + 6 * clipped[..., 0], rtol=1e-5, atol=1e-5)
+    # LIBERO's gripper closes at -1 and opens at 1, `action_decode_transform` sees to it.
+    assert torch.equal(actions[..., 1], -torch.sign(clipped[..., 1]))
+    # The whole chunk at once, as LeRobot's asynchronous inference decodes it: the first six are the embodiment's.
+    assert torch.equal(policy.postprocessor(endpoint[..., :2].clone()), actions[:, :6])
+    # And the network's own: the embodiment's weights, the order of its cameras.
+    batch, noise = policy.preprocess(observations(2)), policy.sample_noise(2, generator(0, "e"))
+    assert set(batch["embodiment_id"].tolist()) == {2}
+    expected = stock_endpoint(policy, batch, noise)
+    torch.testing.assert_close(endpoint_of(policy, batch, noise, 4), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "executed"),
+    [({}, 4), ({"n_action_steps": 8}, 8), ({"n_action_steps": 8, **libero()}, 6), ({"n_action_steps": 1}, 1)],
+    ids=["four", "whole chunk", "cut by the embodiment", "one"],
+)
+def test_as_many_actions_are_executed_as_the_stock_policy_queues(
+    tmp_path: Path, options: dict[str, Any], executed: int
+) -> None:
+    policy = load(build(tmp_path / "c", **options))
+    assert policy.chunk.shape == (HORIZON, PADDED_DIM)
+    assert policy.chunk.num_executed == executed
+    stock: Any = policy.module
+    asked = []
+    predict = stock.predict_action_chunk
+    stock.predict_action_chunk = lambda batch: asked.append(len(taken)) or predict(batch)
+    batch, taken = policy.preprocess(observations(1)), []
+    for _ in range(2 * executed + 1):
+        taken.append(stock.select_action(batch))
+    assert asked == [0, executed, 2 * executed]
+
+
+@pytest.mark.parametrize("use_bf16", [False, True])
+def test_action_target_is_padded_and_masked_like_the_stock_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use_bf16: bool
+) -> None:
+    policy = load(build(tmp_path / "c", use_bf16=use_bf16))
+    items = alike(2)
+    items["action"] = torch.tensor([8.0, -2.0]) + torch.randn(2, HORIZON, 2)
+    items["action_is_pad"] = torch.zeros(2, HORIZON, dtype=torch.bool)
+    items["action_is_pad"][1, 5:] = True
+    batch = policy.preprocess(items)
+    target, valid = policy.action_target(batch)
+    assert target.shape == valid.shape == (2, *policy.chunk.shape)
+    assert valid[0, :, :2].all()
+    assert not valid[..., 2:].any()
+    assert not valid[1, 5:].any()
+    assert (target[~valid] == 0).all()
+    torch.testing.assert_close(target[0, :, 0], ((items["action"][0, :, 0] - 2) / 6 - 1).clamp(-1, 1))
+    noise, t = torch.randn(target.shape), torch.tensor([0.4, 0.9])
+    x_t = t[:, None, None] * noise + (1 - t[:, None, None]) * target
+    head: Any = policy.module.get_submodule("_groot_model.action_head")
+    monkeypatch.setattr(head, "sample_time", lambda batch_size, device, dtype: (1 - t).to(device, dtype))
+    with torch.no_grad():
+        v_t = policy.velocity(x_t, t, policy.encode(batch))
+        monkeypatch.setattr(torch, "randn", lambda *shape, **options: noise)
+        loss, _ = policy.module.forward(dict(batch))
+    tolerance = {"rtol": 1e-2, "atol": 1e-2} if use_bf16 else {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close((v_t - (noise - target)).square()[valid].mean(), loss, **tolerance)
+
+
+def test_shorter_demonstrations_are_padded_to_the_samplers_chunk(tmp_path: Path) -> None:
+    policy = load(build(tmp_path / "c", chunk_size=5))
+    assert policy.chunk.horizon == HORIZON
+    items = {**alike(2), "action": torch.full((2, 5, 2), 3.0)}
+    target, valid = policy.action_target(policy.preprocess(items))
+    assert target.shape == valid.shape == (2, *policy.chunk.shape)
+    assert valid[:, :5, :2].all()
+    assert valid.sum() == 2 * 5 * 2
+    assert (target[:, 5:] == 0).all()
+
+
+def test_the_base_model_has_the_number_of_steps_unless_the_config_has(tmp_path: Path) -> None:
+    folder = build(tmp_path / "c", base={"num_inference_timesteps": 6})
+    policy = load(folder)
+    assert policy.config.num_inference_timesteps is None
+    assert policy.default_num_steps == 6
+    policy.set_num_steps(2)
+    assert policy.default_num_steps == 2
+    batch, noise = policy.preprocess(alike(1)), policy.sample_noise(1, generator(0, "n"))
+    # The stock policy in memory follows.
+    endpoint = endpoint_of(policy, batch, noise, 2)
+    torch.testing.assert_close(stock_batch(policy, batch, noise), endpoint, rtol=1e-5, atol=1e-5)
+    policy.config.save_pretrained(folder)
+    assert load(folder).module.get_submodule("_groot_model.action_head").num_inference_timesteps == 2
+
+
+def test_roles_follow_the_parts(shared: GrootFlowPolicy) -> None:
+    parts = {
+        role: {name.removeprefix("_groot_model.").split(".")[1] for name in named}
+        for role, named in shared.parameters_by_role().items()
+    }
+    assert parts[Role.PREFIX_PROJECTIONS] == {"vlln", "vl_self_attention", "state_encoder"}
+    assert parts[Role.ACTION_HEAD] == {"action_encoder", "action_decoder", "model", "position_embedding"}
+    with pytest.raises(ValueError, match="no known role"):
+        shared.role_of("_groot_model.action_head.mask_token")
+    assert not shared.supports_real_time_chunking
+
+
+def test_fresh_weights_are_not_the_base_models(policy: GrootFlowPolicy) -> None:
+    before = {name: p.detach().clone() for name, p in policy.module.named_parameters()}
+    policy.fresh(list(Role), seed=1)
+    kept = {name for name, p in policy.module.named_parameters() if torch.equal(p, before[name])}
+    # Norms begin at one, and so they did in the base model.
+    assert all(policy.module.get_parameter(name).unique().numel() == 1 for name in kept)
+    assert not any(policy.role_of(name) == Role.ACTION_HEAD for name in kept)
+
+
+def test_dropout_is_off_as_in_the_stock_sampler(checkpoint: Path) -> None:
+    stock = GrootPolicy.from_pretrained(checkpoint).train()
+    policy = GrootFlowPolicy(stock, None, None)
+    assert not any(module.training for module in policy.module.modules())
+    assert not VelocityModule(policy).module.training
+
+
+def change(**fields: Any) -> Callable[[Path], Path]:
+    """Builds a checkpoint of a base model with these fields."""
+    return lambda folder: build(folder, base=fields)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (change(use_alternate_vl_dit=False), ["use_alternate_vl_dit=False", "base_model_path", "null"]),
+        (
+            change(
+                vl_self_attention_cfg={"num_layers": 1, "num_attention_heads": 4, "attention_head_dim": 8}
+            ),
+            ["vl_self_attention_cfg", "positional_embeddings", "base_model_path"],
+        ),
+        (
+            lambda folder: build(folder, **libero(relative=True)),
+            ["use_relative_action=true", "policy_postprocessor.json", "absolute"],
+        ),
+    ],
+    ids=["a transformer without mask", "positions that count padding", "relative actions"],
+)
+def test_what_cannot_be_reflowed_is_refused(
+    tmp_path: Path, make: Callable[[Path], Path], words: list[str]
+) -> None:
+    folder = make(tmp_path / "c")
+    with pytest.raises(UserError) as refused:
+        load(folder)
+    assert all(word in str(refused.value) for word in words)
