@@ -255,10 +255,16 @@ def test_as_many_actions_are_executed_as_the_stock_policy_queues(
     assert policy.chunk.shape == (HORIZON, PADDED_DIM)
     assert policy.chunk.num_executed == executed
     stock: Any = policy.module
-    asked = []
+    taken: list[Tensor] = []
+    asked: list[int] = []
     predict = stock.predict_action_chunk
-    stock.predict_action_chunk = lambda batch: asked.append(len(taken)) or predict(batch)
-    batch, taken = policy.preprocess(observations(1)), []
+
+    def note(batch: dict[str, Any]) -> Tensor:
+        asked.append(len(taken))
+        return predict(batch)
+
+    stock.predict_action_chunk = note
+    batch = policy.preprocess(observations(1))
     for _ in range(2 * executed + 1):
         taken.append(stock.select_action(batch))
     assert asked == [0, executed, 2 * executed]
@@ -289,8 +295,8 @@ def test_action_target_is_padded_and_masked_like_the_stock_loss(
         v_t = policy.velocity(x_t, t, policy.encode(batch))
         monkeypatch.setattr(torch, "randn", lambda *shape, **options: noise)
         loss, _ = policy.module.forward(dict(batch))
-    tolerance = {"rtol": 1e-2, "atol": 1e-2} if use_bf16 else {"rtol": 1e-4, "atol": 1e-5}
-    torch.testing.assert_close((v_t - (noise - target)).square()[valid].mean(), loss, **tolerance)
+    rtol, atol = (1e-2, 1e-2) if use_bf16 else (1e-4, 1e-5)
+    torch.testing.assert_close((v_t - (noise - target)).square()[valid].mean(), loss, rtol=rtol, atol=atol)
 
 
 def test_shorter_demonstrations_are_padded_to_the_samplers_chunk(tmp_path: Path) -> None:
