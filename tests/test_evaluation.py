@@ -620,6 +620,24 @@ def test_two_modes_are_two_sided_and_the_widest_are_shown() -> None:
         assert wide.pictures == {}
 
 
+def test_a_teacher_of_a_hundred_steps_is_held_to_a_finer_ode() -> None:
+    """Against its own grid its floor would be zero, whatever its ODE."""
+    teacher = make_policy()
+    config = MeasureConfig(
+        num_observations=8, noises_per_observation=16, num_steps=[1], converged_noises=2, latency_repeats=1
+    )
+    measures = measure({"teacher": Sampler(teacher, 100)}, make_observations(8), config)
+    floor = next(r for r in measures.gaps if (r.num_steps, r.reference) == (100, "converged"))
+    assert floor.reference_num_steps == measures.curvature[0].num_steps == 200
+    # Euler's error halves with the step: to twice the steps it is half of what is left, so about that to four times.
+    config.converged_num_steps = 400
+    measures = measure({"teacher": Sampler(teacher, 100)}, make_observations(8), config)
+    finer = next(r for r in measures.gaps if (r.num_steps, r.reference) == (100, "converged"))
+    assert finer.reference_num_steps == 400
+    assert finer.rms == pytest.approx(1.5 * floor.rms, rel=0.05)
+    assert floor.rms > 1e-4
+
+
 def test_pictures_are_small_png_files() -> None:
     image = torch.zeros(3, 320, 200)
     image[0, :, :100] = 1.0

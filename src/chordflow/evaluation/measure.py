@@ -103,6 +103,7 @@ def measure(
     policies = {TEACHER: policies[TEACHER], **policies}
     networks = {name: sampler.policy for name, sampler in policies.items()}
     teacher, teacher_steps = networks[TEACHER], policies[TEACHER].num_steps
+    config = replace(config, converged_num_steps=config.fine_num_steps(teacher_steps))
     latency = _latency(policies, observations, config)
     held_out = encode_held_out(networks, observations, config)
     ways = _ways(policies, config)

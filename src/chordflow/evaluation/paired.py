@@ -56,7 +56,7 @@ class MeasureConfig:
         solvers: solvers of the untrained policy; one of two evaluations a step gets half as many steps. Euler, by which
             policies are run, is always among them.
         converged_num_steps: Euler steps of the teacher's converged ODE and of the grid for curvature; at
-            least 100.
+            least 100, and never less than twice the teacher's as deployed.
         converged_noises: noises of each observation that the converged ODE is solved for.
         gap_noises: noises of each observation on which steps and solvers are compared; by default all of them.
         batch_size: noises that go through the network together.
@@ -102,6 +102,10 @@ class MeasureConfig:
                 raise UserError(
                     f"measure.solvers holds {name!r}: choose of {', '.join(SOLVERS)}, such as [euler,midpoint]."
                 )
+
+    def fine_num_steps(self, deployed: int) -> int:
+        """`converged_num_steps` for a teacher deployed at so many, against which its floor would be zero."""
+        return max(self.converged_num_steps, 2 * deployed)
 
 
 @dataclass(frozen=True)
