@@ -102,12 +102,17 @@ class FlowPolicy(ABC):
         module: the policy itself, an `nn.Module`.
         config_assets: fields of `config.json` that name a model outside the checkpoint.
         processor_assets: fields of the processors' steps that do.
+        default_train_roles: the parts that a student trains unless it is told otherwise.
+        supports_real_time_chunking: whether LeRobot guides this family's chunks by the previous ones
+            (`--inference.type=rtc`).
         filled_from: parameters that LeRobot's loader fills with another's tensor where a file lacks them, and
             that other one's name.
     """
 
     config_assets: ClassVar[tuple[str, ...]] = ()
     processor_assets: ClassVar[tuple[str, ...]] = ("tokenizer_name",)
+    default_train_roles: ClassVar[tuple[Role, ...]] = (Role.ACTION_HEAD,)
+    supports_real_time_chunking: ClassVar[bool] = False
     filled_from: ClassVar[Mapping[str, str]] = {}
 
     family: str
@@ -193,11 +198,6 @@ class FlowPolicy(ABC):
                     for name, parameter in named.items():
                         parameter.copy_(built[name])
 
-    @property
-    def default_train_roles(self) -> tuple[Role, ...]:
-        """The parts that a student trains unless it is told otherwise."""
-        return (Role.ACTION_HEAD,)
-
     def parameter_name(self, key: str) -> str:
         """The parameter that the tensor `key` of `model.safetensors` is loaded into."""
         return key
@@ -216,11 +216,6 @@ class FlowPolicy(ABC):
     def image_keys(self) -> list[str]:
         """The cameras that the checkpoint was trained with."""
         return list(self.config.image_features)
-
-    @property
-    def supports_real_time_chunking(self) -> bool:
-        """Whether LeRobot guides this family's chunks by the previous ones (`--inference.type=rtc`)."""
-        return False
 
     @property
     def rtc_config(self) -> Any | None:

@@ -60,6 +60,9 @@ class EO1FlowPolicy(LeRobotFlowPolicy):
     processor_assets: ClassVar[tuple[str, ...]] = ("processor_name",)
     steps_field: ClassVar[str] = "num_denoise_steps"
     encoded_once: ClassVar[str] = "keys and values of images, state and language"
+    # The backbone is the expert. A student that trains it has contexts of its own, which each step encodes anew;
+    # with `action_head` alone it keeps the teacher's backbone and shares the teacher's, which is cheap.
+    default_train_roles: ClassVar[tuple[Role, ...]] = (Role.LANGUAGE, Role.ACTION_HEAD)
 
     @classmethod
     def check_config(cls, config: Any) -> None:
@@ -70,15 +73,6 @@ class EO1FlowPolicy(LeRobotFlowPolicy):
                 "use_sliding_window=true in vlm_config of config.json: layers with a sliding window drop a part of the "
                 "prefix, so it cannot be encoded once; give a checkpoint whose backbone has full attention."
             )
-
-    @property
-    def default_train_roles(self) -> tuple[Role, ...]:
-        """The language model and the small head around it: the backbone is the expert.
-
-        A context then belongs to the student alone, and each step encodes it anew. A student that trains
-        `action_head` only keeps the backbone of the teacher and shares its contexts, which is cheap.
-        """
-        return (Role.LANGUAGE, Role.ACTION_HEAD)
 
     def encode(self, batch: Batch) -> EO1Context:
         """Encodes what stands before the action tokens, with gradients where parameters ask for them.

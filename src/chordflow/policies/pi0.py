@@ -52,6 +52,7 @@ class PI0FlowPolicy(LeRobotFlowPolicy):
     family = "pi0"
     policy_class: type[Any] = PI0Policy
     steps_field: ClassVar[str] = "num_inference_steps"
+    supports_real_time_chunking: ClassVar[bool] = True
     encoded_once: ClassVar[str] = "keys and values of images and language"
     head_projections: ClassVar[tuple[str, ...]] = (
         "action_in_proj.", "action_out_proj.", "action_time_mlp_in.", "action_time_mlp_out.", "state_proj.",
@@ -89,11 +90,6 @@ class PI0FlowPolicy(LeRobotFlowPolicy):
         the robot has.
         """
         return max(len(self.image_keys) - 1, 0)
-
-    @property
-    def supports_real_time_chunking(self) -> bool:
-        """What the stock policy says of itself."""
-        return self.policy.supports_rtc()
 
     def encode(self, batch: Batch) -> PrefixContext:
         """Encodes images and language into keys and values, and pads the state."""

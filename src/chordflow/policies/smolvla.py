@@ -41,6 +41,7 @@ class SmolVLAFlowPolicy(LeRobotFlowPolicy):
     policy_class = SmolVLAPolicy
     config_assets: ClassVar[tuple[str, ...]] = ("vlm_model_name",)
     steps_field: ClassVar[str] = "num_steps"
+    supports_real_time_chunking: ClassVar[bool] = True
     encoded_once: ClassVar[str] = "keys and values of images, language and state"
 
     @classmethod
@@ -62,11 +63,6 @@ class SmolVLAFlowPolicy(LeRobotFlowPolicy):
     def max_missing_cameras(self) -> int:
         """`empty_cameras`: SmolVLA fills that many with blank, masked images."""
         return self.config.empty_cameras
-
-    @property
-    def supports_real_time_chunking(self) -> bool:
-        """What the stock policy says of itself."""
-        return self.policy.supports_rtc()
 
     def to_action(self, endpoint: Tensor) -> Tensor:
         """Endpoints (B, H, D) to actions in the robot's units (B, H, A)."""
