@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from lerobot.envs import make_env, preprocess_observation
 from lerobot.envs.configs import EnvConfig
 from lerobot.policies.utils import populate_queues
+from lerobot.processor import LiberoProcessorStep, PolicyProcessorPipeline
 from torch import Tensor
 
 from chordflow.errors import UserError
@@ -60,6 +61,31 @@ class ThriftyDriftEnvConfig(DriftEnvConfig):
     """The environment as LeRobot's factory takes it."""
 
     task: str | None = "ThriftyDrift-v0"
+
+
+class TurnedDriftEnv(DriftEnv):
+    """Its cameras hang upside down."""
+
+    def _picture(self) -> np.ndarray:
+        return super()._picture()[::-1, ::-1]
+
+
+if "chordflow_tests/TurnedDrift-v0" not in gym.registry:
+    gym.register("chordflow_tests/TurnedDrift-v0", TurnedDriftEnv, max_episode_steps=13)
+
+
+@EnvConfig.register_subclass("turned_drift_of_the_tests")
+@dataclass
+class TurnedDriftEnvConfig(DriftEnvConfig):
+    """The environment as LeRobot's factory takes it, with or without LIBERO's processor."""
+
+    task: str | None = "TurnedDrift-v0"
+    turned_back: bool = False
+
+    def get_env_processors(self) -> tuple[Any, Any]:
+        """Pipelines before the policy and behind it."""
+        steps = [LiberoProcessorStep()] if self.turned_back else []
+        return PolicyProcessorPipeline(steps=steps), PolicyProcessorPipeline(steps=[])
 
 
 @pytest.fixture(scope="module")
@@ -158,11 +184,13 @@ class TestEpisodes:
         assert len({episode.length for episode in reference}) > 2
         assert max(episode.chunks for episode in reference) > 2
 
-    @pytest.mark.parametrize("executed", [1, 2, 4])
+    @pytest.mark.parametrize(("steps", "executed"), [(3, 1), (3, 2), (3, 4), (1, 2)])
     def test_equals_the_stock_policy_step_by_step(
-        self, checkpoint: Path, policy: FlowPolicy, monkeypatch: pytest.MonkeyPatch, executed: int
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, executed: int
     ) -> None:
         """`select_action` at every control step, with the stock policy's own queues and the same noise."""
+        checkpoint = build(tmp_path / "c", seed=1, n_obs_steps=steps)
+        policy = load_flow_policy(checkpoint, device="cpu")
         seed, chunks = 2, 0
         stock = load_flow_policy(checkpoint, device="cpu")
         stock.config.n_action_steps, stock.config.num_integration_steps = executed, 2
@@ -204,6 +232,15 @@ class TestEpisodes:
     def test_other_processes_bring_back_the_same(self, policy: FlowPolicy, reference: list[Episode]) -> None:
         with open_runner(DriftEnvConfig(), 3, 2) as runner:
             assert_same(runner.run(policy, SEEDS, num_steps=2), reference, atol=1e-4)
+
+    def test_the_environments_processors_see_single_observations(self, policy: FlowPolicy) -> None:
+        """LIBERO's turns pictures by 180 degrees, along axes that it counts from the front."""
+        turned = run_episodes(policy, TurnedDriftEnvConfig(turned_back=True), SEEDS, num_steps=2)
+        plain = run_episodes(policy, DriftEnvConfig(), SEEDS, num_steps=2)
+        other = run_episodes(policy, TurnedDriftEnvConfig(), SEEDS, num_steps=2)
+        for a, b in zip(turned, plain, strict=True):
+            np.testing.assert_array_equal(a.actions, b.actions)
+        assert not np.array_equal(plain[0].actions, other[0].actions)
 
     @pytest.mark.parametrize("executed", [1, 4])
     def test_environments_that_reuse_their_arrays(self, policy: FlowPolicy, executed: int) -> None:
