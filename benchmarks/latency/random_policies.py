@@ -48,12 +48,13 @@ def outline(family: Family, size: Size, dtype: str) -> nn.Module:
         config = load_config(family, size, dtype)
         config.device = "meta"
         if family == "smolvla":
-            config.vlm_model_name = str(folder)  # type: ignore[attr-defined]
+            config.vlm_model_name = str(folder)
         with torch.device("meta"), quiet_stdout():
             policy = get_policy_class(family)(config)
     if family == "smolvla":
         # What a checkpoint of half precision does: the networks in it, state_proj and the action layers in float32.
-        policy.model.vlm_with_expert.to(getattr(torch, dtype))
+        for parameter in policy.model.vlm_with_expert.parameters():
+            parameter.data = parameter.data.to(getattr(torch, dtype))
     return policy
 
 
@@ -76,7 +77,7 @@ def build(family: Family, size: Size, device: str, dtype: str) -> FlowPolicy:
         config = load_config(family, size, dtype)
         config.device = device
         if family == "smolvla":
-            config.vlm_model_name = str(folder)  # type: ignore[attr-defined]
+            config.vlm_model_name = str(folder)
         wanted = {
             name: parameter.dtype for name, parameter in outline(family, size, dtype).named_parameters()
         }

@@ -1,0 +1,197 @@
+"""The benchmark of latency: its reduced sizes run, its full sizes are what they say, its document shows its results."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).resolve().parent.parent / "benchmarks" / "latency"
+RESULTS = sorted((FOLDER / "results").glob("*.json"))
+FAMILIES = ("smolvla", "pi05")
+
+
+@pytest.fixture(scope="module")
+def policies() -> ModuleType:
+    return load("random_policies")
+
+
+@pytest.fixture(scope="module")
+def run(policies: ModuleType) -> ModuleType:
+    return load("run")
+
+
+def load(name: str) -> ModuleType:
+    """A script of the benchmark, under the name by which the other imports it."""
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def numbers(value: object) -> list[float]:
+    if isinstance(value, dict):
+        return [number for item in value.values() for number in numbers(item)]
+    if isinstance(value, list):
+        return [number for item in value for number in numbers(item)]
+    return [float(value)] if isinstance(value, int | float) and not isinstance(value, bool) else []
+
+
+def check(result: dict) -> None:
+    """What every result says, wherever it was measured."""
+    assert all(0 <= number < float("inf") for number in numbers(result))
+    seconds = result["seconds"]
+    assert seconds["batch_size"] == 1
+    assert {chunk["num_steps"] for chunk in seconds["chunks"]} == {1, 10}
+    encode, step = seconds["encode_s"], seconds["step_s"]
+    assert step > 0
+    assert result["ceiling"] == pytest.approx((encode + 10 * step) / (encode + step))
+    assert result["encode_over_step"] == pytest.approx(encode / step)
+    assert 1 <= result["ceiling"] < 10
+    # Whole chunks pay for what lies between the parts too; timed apart, the two differ somewhat.
+    assert result["measured_speedup"] == pytest.approx(result["ceiling"], rel=0.5)
+    assert result["compiled"] == (result["compile_s"] is not None)
+    assert result["parameters_acting"] < result["parameters"]
+    assert result["environment"]["device_name"]
+    assert result["environment"]["threads"] >= 1
+    assert result["environment"]["torch"]
+
+
+def options(family: str, output: Path) -> list[str]:
+    return [f"--family={family}", "--size=reduced", "--device=cpu", "--dtype=float32", "--compile=false",
+            "--repeats=3", "--warm_up=1", f"--output={output}"]  # fmt: skip
+
+
+def test_a_reduced_size_is_measured(tmp_path: Path) -> None:
+    output = tmp_path / "new" / "result.json"
+    command = [sys.executable, str(FOLDER / "run.py"), *options("smolvla", output)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(output.read_text(encoding="utf-8"))
+    assert json.loads(done.stdout[done.stdout.index("{") :]) == result
+    assert (result["family"], result["size"], result["dtype"]) == ("smolvla", "reduced", "float32")
+    check(result)
+
+
+def test_the_other_family_is_measured(
+    run: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["run.py", *options("pi05", tmp_path / "result.json")])
+    run.main()
+    result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert result["family"] == "pi05"
+    check(result)
+
+
+@pytest.mark.parametrize(
+    ("family", "millions", "acting"),
+    [("smolvla", (450, 451), (400, 405)), ("pi05", (4143, 4144), (3300, 3400))],
+)
+def test_the_full_configs_describe_the_full_policies(
+    policies: ModuleType, family: str, millions: tuple[int, int], acting: tuple[int, int]
+) -> None:
+    outline = policies.outline(family, "full", "float32")
+    assert {parameter.device.type for parameter in outline.parameters()} == {"meta"}
+    total = sum(parameter.numel() for parameter in outline.parameters())
+    assert millions[0] <= total / 1e6 < millions[1]
+    assert acting[0] <= policies.acting(outline) / 1e6 < acting[1]
+
+
+def test_the_full_observations_are_the_real_ones(policies: ModuleType) -> None:
+    smolvla = policies.load_config("smolvla", "full")
+    assert [feature.shape for feature in smolvla.image_features.values()] == [(3, 480, 640)] * 2
+    assert (smolvla.resize_imgs_with_padding, smolvla.chunk_size, smolvla.num_vlm_layers) == (
+        (512, 512),
+        50,
+        16,
+    )
+    pi05 = policies.load_config("pi05", "full")
+    assert [feature.shape for feature in pi05.image_features.values()] == [(3, 224, 224)] * 3
+    assert (pi05.chunk_size, pi05.tokenizer_max_length, pi05.max_action_dim) == (50, 200, 32)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_parameters_have_the_dtypes_of_the_stock_policy(
+    policies: ModuleType, family: str, dtype: str
+) -> None:
+    built = policies.build(family, "reduced", "cpu", dtype)
+    stock = policies.outline(family, "reduced", dtype)
+    found = {name: parameter.dtype for name, parameter in built.module.named_parameters()}
+    assert found == {name: parameter.dtype for name, parameter in stock.named_parameters()}
+    assert (torch.bfloat16 in found.values()) == (dtype == "bfloat16")
+    assert torch.float32 in found.values()
+    assert torch.get_default_dtype() == torch.float32
+    # Buffers too, such as rotary frequencies.
+    assert {name: buffer.dtype for name, buffer in built.module.named_buffers()} == {
+        name: buffer.dtype for name, buffer in stock.named_buffers()
+    }
+    assert built.encode(built.preprocess(policies.observation(built))).batch_size == 1
+
+
+@pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.stem)
+def test_committed_results_hold_together(file: Path) -> None:
+    check(json.loads(file.read_text(encoding="utf-8")))
+
+
+def test_the_document_shows_the_committed_results(run: ModuleType) -> None:
+    assert RESULTS
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    shown = re.search(r"<!-- table -->\n(.*?)\n<!-- /table -->", text, re.DOTALL)
+    assert shown is not None
+    assert shown[1] == run.table(FOLDER / "results")
+    for line in shown[1].splitlines()[2:]:
+        times = [cell.strip() for cell in line.strip("|").split("|")[-2:]]
+        assert all(times) if "CPU" not in line else not any(times)
+
+
+def test_the_table_compares_compiled_with_eager(run: ModuleType, tmp_path: Path) -> None:
+    def result(compiled: bool, ten: float, device: str) -> dict:
+        chunks = [{"num_steps": 1, "seconds": {"p50": 0.5}}, {"num_steps": 10, "seconds": {"p50": ten}}]
+        return {
+            "family": "pi05", "size": "full", "dtype": "bfloat16", "parameters": 4_100_000_000,
+            "parameters_acting": 3_300_000_000, "compiled": compiled, "encode_over_step": 3.0, "ceiling": 3.25,
+            "measured_speedup": ten / 0.5, "seconds": {"chunks": chunks},
+            "environment": {"device": device, "device_name": "Some GPU", "threads": 1, "torch": "2"},
+        }  # fmt: skip
+
+    for name, item in {"a": result(False, 3.0, "cuda"), "b": result(True, 1.0, "cuda")}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(item), encoding="utf-8")
+    eager, compiled = run.table(tmp_path).splitlines()[2:]
+    assert eager.endswith("| eager | 3.0 | 3.25 | 6.00 |  |  | 3000.0 | 500.0 |")
+    assert compiled.endswith("| compiled | 3.0 | 3.25 | 2.00 | 3.00 | 1.00 | 1000.0 | 500.0 |")
+    assert "4.10 B, 3.30 B" in eager
+    assert "Some GPU" in eager
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [(["--size=reduced"], "--output"), (["--repeats=0", "--output=x.json"], "--repeats=0")],
+)
+def test_bad_options_are_refused(
+    run: ModuleType, given: list[str], words: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["run.py", *given])
+    with pytest.raises(SystemExit) as caught:
+        run.main()
+    assert caught.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_scripts_are_short() -> None:
+    for file in FOLDER.glob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        assert len(text.splitlines()) < 300
+        assert ast.get_docstring(ast.parse(text))
