@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import psutil
 import torch
 from torch import Tensor
 
+from chordflow.couplings.blocks import Block, BlockSource, Solved, join, pick
 from chordflow.couplings.generate import CouplingConfig, endpoints
 from chordflow.couplings.observations import Observations
 from chordflow.errors import UserError
@@ -79,15 +81,6 @@ class CouplingBatch:
     batch: dict[str, Any] | None
 
 
-@dataclass(frozen=True)
-class _Block:
-    observation: Tensor  # of each coupling, an index into the block's context
-    noise: Tensor
-    endpoint: Tensor
-    context: Context | None
-    items: dict[str, Any] | None
-
-
 class CouplingBuffer:
     """Couplings of one teacher on one set of observations.
 
@@ -103,6 +96,8 @@ class CouplingBuffer:
             does. It is called once per observation.
         student_context: whether the student's context can be kept at all; false where its prefix trains, so
             that it must encode at every step.
+        source: blocks that were made earlier; the teacher's ODE is then not solved. Past its last block the
+            buffer begins again with the first.
     """
 
     def __init__(
@@ -117,6 +112,7 @@ class CouplingBuffer:
         num_workers: int = 0,
         student_encode: Callable[[dict[str, Any]], Context] | None = None,
         student_context: bool = True,
+        source: BlockSource | None = None,
     ) -> None:
         self.teacher = teacher
         self.observations = observations
@@ -127,6 +123,9 @@ class CouplingBuffer:
         self.num_workers = num_workers
         self.student_encode = student_encode
         self.student_context = student_context
+        self.source = source
+        # Of what the blocks hold, as against which of their couplings a step draws.
+        self.coupling_seed = seed if source is None else source.seed
         self.block_size = min(config.block_size, config.num_observations)
         self.num_blocks = -(-config.num_observations // self.block_size)
         self.per_block = self.block_size * config.noises_per_observation
@@ -135,7 +134,12 @@ class CouplingBuffer:
                 f"batch_size={batch_size} is larger than the buffer's {self.num_couplings} couplings; raise "
                 "buffer.num_observations or buffer.noises_per_observation."
             )
-        self._blocks: dict[int, _Block] = {}
+        if source is not None and self.num_blocks > source.num_blocks:
+            raise UserError(
+                f"buffer.num_observations={config.num_observations}: the store holds "
+                f"{source.num_blocks * self.block_size}; give at most that many, or enlarge the store."
+            )
+        self._blocks: dict[int, Block] = {}
 
     @property
     def num_couplings(self) -> int:
@@ -145,12 +149,7 @@ class CouplingBuffer:
     @property
     def num_bytes(self) -> int:
         """Memory of the resident couplings and contexts, in bytes."""
-        total = 0
-        for block in self._blocks.values():
-            total += block.noise.nbytes + block.endpoint.nbytes
-            total += block.context.num_bytes if block.context is not None else 0
-            total += sum(v.nbytes for v in (block.items or {}).values() if isinstance(v, Tensor))
-        return total
+        return sum(block.num_bytes for block in self._blocks.values())
 
     def first_block(self, step: int) -> int:
         """Number of the oldest block that is resident at a training step (0, 1, ...)."""
@@ -182,11 +181,9 @@ class CouplingBuffer:
         for block in [block for block in self._blocks if block not in wanted]:
             del self._blocks[block]
         missing = [block for block in wanted if block not in self._blocks]
-        order = [index for block in missing for index in self.observation_indices(block)]
-        workers = self.num_workers if len(missing) > 1 else 0
-        items = self.observations.batches(order, self.block_size, workers)
-        for block, item in zip(missing, items, strict=True):
-            self._blocks[block] = self._make(block, item)
+        numbers = [self._number(block) for block in missing]
+        for block, number, items in zip(missing, numbers, self._read(numbers), strict=True):
+            self._blocks[block] = self._make(number, items)
             if len(self._blocks) == 1:
                 self._check_memory()
             yield len(self._blocks)
@@ -207,22 +204,33 @@ class CouplingBuffer:
             if block.context is not None:
                 contexts.append(block.context.index(observation))
             if block.items is not None:
-                items.append(_pick(block.items, observation))
+                items.append(pick(block.items, observation))
         device = self.teacher.device
         return CouplingBatch(
             noise=torch.cat(noise).to(device),
             endpoint=torch.cat(endpoint).to(device),
             context=type(contexts[0]).concatenate(contexts).to(device) if contexts else None,
             # Processed anew each time: only raw observations can be picked and joined for every family.
-            batch=self.teacher.preprocess(_join(items)) if items else None,
+            batch=self.teacher.preprocess(join(items)) if items else None,
         )
 
+    def noise(self, number: int) -> Tensor:
+        """x_1 of a block, (N, H, D)."""
+        noise = self.teacher.sample_noise(self.per_block, generator(self.coupling_seed, "noise", number))
+        return noise.to(self.teacher.device)
+
     @torch.no_grad()
-    def _make(self, number: int, items: dict[str, Any]) -> _Block:
-        prepared = self.teacher.preprocess(items)
-        context = self.teacher.encode(prepared)
-        noise = self.teacher.sample_noise(self.per_block, generator(self.seed, "noise", number))
-        noise = noise.to(self.teacher.device)
+    def solve(self, number: int, context: Context) -> Solved:
+        """Asks the teacher for a block's endpoints.
+
+        Args:
+            number: of the block.
+            context: of its observations, by the teacher.
+
+        Raises:
+            UserError: if an endpoint is not finite.
+        """
+        noise = self.noise(number)
         even = self.config.even_noises
         observation = torch.arange(self.block_size).repeat_interleave(even)
         count = len(observation)
@@ -233,7 +241,7 @@ class CouplingBuffer:
                 spread,
                 self.per_block - count,
                 replacement=True,
-                generator=generator(self.seed, "adaptive", number),
+                generator=generator(self.coupling_seed, "adaptive", number),
             )
             more = self._endpoints(context, drawn, noise[count:])
             observation, endpoint = torch.cat([observation, drawn]), torch.cat([endpoint, more])
@@ -242,14 +250,48 @@ class CouplingBuffer:
                 "teacher.path: the teacher's endpoints are NaN or infinite; check the checkpoint's weights and its "
                 "processors' statistics."
             )
-        kept = context if self.student_encode is None else self.student_encode(prepared)
-        return _Block(
-            observation=observation,
-            noise=noise,
-            endpoint=endpoint,
-            context=kept.detach() if self.student_context else None,
+        return Solved(observation, endpoint)
+
+    def _number(self, block: int) -> int:
+        """The block of the source that stands at a place of the endless sequence."""
+        return block if self.source is None else block % self.source.num_blocks
+
+    @property
+    def _reads_observations(self) -> bool:
+        stored = self.source is not None and self.source.holds_context
+        return not (stored and self.student_encode is None and self.student_context)
+
+    def _read(self, numbers: list[int]) -> Iterator[dict[str, Any] | None]:
+        """The raw observations of blocks; None for each where nothing needs them."""
+        if not self._reads_observations:
+            return repeat(None, len(numbers))
+        order = [index for number in numbers for index in self.observation_indices(number)]
+        return self.observations.batches(order, self.block_size, self.num_workers if len(numbers) > 1 else 0)
+
+    @torch.no_grad()
+    def _make(self, number: int, items: dict[str, Any] | None) -> Block:
+        prepared = self.teacher.preprocess(items) if items is not None else {}
+        context: Context | None
+        if self.source is None:
+            context = self.teacher.encode(prepared)
+            solved = self.solve(number, context)
+        else:
+            solved, context = self.source.read(number, self.observation_indices(number))
+        return Block(
+            observation=solved.observation,
+            noise=self.noise(number),
+            endpoint=solved.endpoint.to(self.teacher.device),
+            context=self._kept(context, prepared) if self.student_context else None,
             items=None if self.student_context else items,
         )
+
+    def _kept(self, context: Context | None, prepared: dict[str, Any]) -> Context:
+        """The student's context, of which the teacher's may serve."""
+        if self.student_encode is not None:
+            context = self.student_encode(prepared)
+        elif context is None:
+            context = self.teacher.encode(prepared)
+        return context.detach().to(self.teacher.device)
 
     def _endpoints(self, context: Context, observation: Tensor, noise: Tensor) -> Tensor:
         """The teacher's endpoints, as many at a time as a training step takes."""
@@ -265,7 +307,9 @@ class CouplingBuffer:
 
     def _order(self, epoch: int) -> list[int]:
         if getattr(self, "_epoch", None) != epoch:
-            shuffled = torch.randperm(len(self.observations), generator=generator(self.seed, "order", epoch))
+            shuffled = torch.randperm(
+                len(self.observations), generator=generator(self.coupling_seed, "order", epoch)
+            )
             self._epoch, self._epoch_order = epoch, shuffled.tolist()
         return self._epoch_order
 
@@ -280,22 +324,3 @@ class CouplingBuffer:
                 f"buffer.num_observations={self.config.num_observations} takes {expected / 2**30:.1f} GiB, but "
                 f"{free / 2**30:.1f} GiB are free on {device}; choose a smaller number."
             )
-
-
-def _pick(items: dict[str, Any], rows: Tensor) -> dict[str, Any]:
-    """The observations `rows` of a collated batch of them."""
-    return {
-        key: value[rows] if isinstance(value, Tensor) else [value[row] for row in rows.tolist()]
-        for key, value in items.items()
-    }
-
-
-def _join(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Joins collated batches of observations."""
-    joined = {}
-    for key in parts[0]:
-        values = [part[key] for part in parts]
-        joined[key] = (
-            torch.cat(values) if isinstance(values[0], Tensor) else [row for value in values for row in value]
-        )
-    return joined

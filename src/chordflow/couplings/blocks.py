@@ -1,0 +1,97 @@
+"""A block of couplings: what of it costs the teacher's network, and what follows from seed and number alone.
+
+Shapes: N couplings of a block, H chunk size, D padded action dimension.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from chordflow.policies import Context
+
+
+@dataclass(frozen=True)
+class Solved:
+    """What the teacher's network was asked for; noises are drawn anew from the seed and the block's number.
+
+    Attributes:
+        observation: of each coupling, an index into the block's observations, int64 (N,) on the CPU.
+        endpoint: x_0, (N, H, D).
+    """
+
+    observation: Tensor
+    endpoint: Tensor
+
+
+class BlockSource(Protocol):
+    """Blocks that were made earlier, as a store holds them.
+
+    Attributes:
+        seed: from which their observations and noises were drawn.
+        num_blocks: how many there are; the numbers begin at 0.
+        holds_context: whether the encoded observations are among them.
+    """
+
+    seed: int
+    num_blocks: int
+    holds_context: bool
+
+    def read(self, number: int, observations: list[int]) -> tuple[Solved, Context | None]:
+        """A block, on the CPU.
+
+        Args:
+            number: of the block.
+            observations: indices of those that the block should have been made on.
+
+        Raises:
+            UserError: where it is missing, damaged, or of other observations.
+        """
+
+
+@dataclass(frozen=True)
+class Block:
+    """A resident block.
+
+    Attributes:
+        observation: of each coupling, an index into the block's context or items.
+        noise: x_1, (N, H, D).
+        endpoint: x_0, (N, H, D).
+        context: the student's encoded observations, where they are kept.
+        items: the raw observations, where they are not.
+    """
+
+    observation: Tensor
+    noise: Tensor
+    endpoint: Tensor
+    context: Context | None
+    items: dict[str, Any] | None
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it takes, in bytes."""
+        total = self.noise.nbytes + self.endpoint.nbytes
+        total += self.context.num_bytes if self.context is not None else 0
+        return total + sum(v.nbytes for v in (self.items or {}).values() if isinstance(v, Tensor))
+
+
+def pick(items: dict[str, Any], rows: Tensor) -> dict[str, Any]:
+    """The observations `rows` of a collated batch of them."""
+    return {
+        key: value[rows] if isinstance(value, Tensor) else [value[row] for row in rows.tolist()]
+        for key, value in items.items()
+    }
+
+
+def join(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Joins collated batches of observations."""
+    joined = {}
+    for key in parts[0]:
+        values = [part[key] for part in parts]
+        joined[key] = (
+            torch.cat(values) if isinstance(values[0], Tensor) else [row for value in values for row in value]
+        )
+    return joined
