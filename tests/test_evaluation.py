@@ -27,7 +27,7 @@ from chordflow.evaluation.spread import pictures
 from chordflow.flow.closed_forms import GaussianFlow
 from chordflow.flow.seeds import generator
 from chordflow.flow.solvers import SOLVERS
-from chordflow.policies import Context
+from chordflow.policies import ChunkSpec, Context
 from chordflow.policies.base import VelocityModule
 from chordflow.policies.gaussian import GaussianConfig, GaussianFlowPolicy
 from chordflow.policies.sampling import Sampler
@@ -35,6 +35,8 @@ from chordflow.results.schema import GapRow
 from gaussian_setup import AffineStudent, euler_factor, make_observations, make_policy
 
 N, K = 40, 64
+# Of four actions of four numbers, two numbers are real.
+REAL = ChunkSpec(horizon=4, padded_dim=4, action_dim=2, num_executed=4)
 MEASURE = MeasureConfig(
     num_observations=30, noises_per_observation=64, num_steps=[1, 2, 4], converged_noises=64, batch_size=256,
     latency_repeats=3,
@@ -80,7 +82,7 @@ def test_the_gap_is_the_closed_form(
     else:
         reference = on_grid(policy, reference_steps, noise, context)
     actual = on_grid(policy, num_steps, noise, context)
-    gap = action_gap(actual, reference, Modes(reference, 2), policy)
+    gap = action_gap(actual, reference, Modes(reference, REAL), policy)
 
     # By the law of the noise: E ||delta * x||^2 over the variance of m over observations plus c^2.
     means = policy.flow(context).mean[..., :2]
@@ -96,20 +98,35 @@ def test_the_gap_is_the_closed_form(
     assert gap.mean_abs == pytest.approx(float(differences.mean()), rel=1e-3)
 
 
+def test_actions_that_are_never_run_do_not_count(policy: GaussianFlowPolicy) -> None:
+    """Those before the present, and those beyond what is trained."""
+    actual, reference = (torch.randn(6, 16, 4, 4, generator=generator(k)) for k in (1, 2))
+    chunk = ChunkSpec(horizon=4, padded_dim=4, action_dim=2, num_executed=2, first_executed=1, real_horizon=3)
+    modes = Modes(reference, chunk)
+    gap = action_gap(actual, reference, modes, policy)
+    never_run = [0, 3]
+    actual[..., never_run, :] = 100.0
+    again = action_gap(actual, reference, Modes(reference, chunk), policy)
+    assert np.array_equal(gap.distance, again.distance)
+    assert np.array_equal(gap.spread, again.spread)
+    assert action_gap(actual, reference, Modes(reference, REAL), policy).rms > 10 * gap.rms
+    assert chunk.num_usable == 2
+
+
 def test_the_denominator_is_the_spread_of_the_reference_over_observations_and_noises(
     policy: GaussianFlowPolicy, noise: Tensor
 ) -> None:
     reference, actual = noise * 2.0, noise * 2.0 + 0.5
-    gap = action_gap(actual, reference, Modes(reference, 2), policy)
+    gap = action_gap(actual, reference, Modes(reference, REAL), policy)
     flat = reference[..., :2].double().flatten(2).flatten(0, 1)
     spread = (flat - flat.mean(dim=0)).square().sum(dim=1).mean()
     assert gap.rms == pytest.approx(math.sqrt(8 * 0.25 / float(spread)))
     assert gap.median == pytest.approx(gap.rms)
     assert gap.distance == pytest.approx(np.full((N, K), gap.rms), rel=1e-4)
     assert gap.distance.shape == (N, K)
-    swapped = action_gap(reference, actual, Modes(reference, 2), policy)
+    swapped = action_gap(reference, actual, Modes(reference, REAL), policy)
     assert swapped.rms == pytest.approx(gap.rms)
-    doubled = action_gap(2 * actual, 2 * reference, Modes(2 * reference, 2), policy)
+    doubled = action_gap(2 * actual, 2 * reference, Modes(2 * reference, REAL), policy)
     assert doubled.rms == pytest.approx(gap.rms)
     assert doubled.max_abs == pytest.approx(2 * gap.max_abs)
 
@@ -117,21 +134,21 @@ def test_the_denominator_is_the_spread_of_the_reference_over_observations_and_no
 def test_padded_dimensions_do_not_count(policy: GaussianFlowPolicy, noise: Tensor) -> None:
     actual = noise.clone()
     actual[..., 2:] += 100.0
-    assert action_gap(actual, noise, Modes(noise, 2), policy).rms == 0.0
+    assert action_gap(actual, noise, Modes(noise, REAL), policy).rms == 0.0
 
 
 def test_the_median_is_not_moved_by_a_few_far_pairs(policy: GaussianFlowPolicy, noise: Tensor) -> None:
     actual = noise + 0.1
     far = actual.clone()
     far[0, 0] += 100.0
-    near, gap = (action_gap(a, noise, Modes(noise, 2), policy) for a in (actual, far))
+    near, gap = (action_gap(a, noise, Modes(noise, REAL), policy) for a in (actual, far))
     assert gap.median == pytest.approx(near.median)
     assert gap.rms > 10 * near.rms
 
 
 def test_a_reference_without_spread_is_refused_with_a_sentence(policy: GaussianFlowPolicy) -> None:
     one = torch.ones(1, 1, 4, 4)
-    modes = Modes(torch.randn(1, 16, 4, 4, generator=generator(0)), 2)
+    modes = Modes(torch.randn(1, 16, 4, 4, generator=generator(0)), REAL)
     with pytest.raises(UserError, match="endpoints are all equal over 1 observation"):
         action_gap(one, one, modes, policy)
 
@@ -145,7 +162,7 @@ def test_flips_are_exactly_the_pairs_that_change_sides() -> None:
     held_out = encode_held_out({"teacher": policy}, observations, MeasureConfig(noises_per_observation=64))
     context, noise = held_out.contexts["teacher"], held_out.noise
     reference = on_grid(policy, 50, noise, context)
-    modes = Modes(reference, 2)
+    modes = Modes(reference, REAL)
     assert (modes.counts == 2).all()
 
     rng = np.random.default_rng(0)
@@ -167,7 +184,7 @@ def test_the_labels_are_the_sides_that_the_noise_chooses() -> None:
         {"teacher": policy}, make_observations(10), MeasureConfig(noises_per_observation=32)
     )
     ends = on_grid(policy, 50, held_out.noise, held_out.contexts["teacher"])
-    labels = Modes(ends, 2).labels(ends)
+    labels = Modes(ends, REAL).labels(ends)
     right = (held_out.noise[..., :2].sum(dim=(2, 3)) > 0).numpy()
     for row in range(10):
         assert len(set(zip(labels[row], right[row], strict=True))) == 2

@@ -115,6 +115,20 @@ def test_merged_batches_equal_one_batch(cut: int) -> None:
     assert merged.curvature_all_dims == pytest.approx(whole.curvature_all_dims)
 
 
+def test_curvature_counts_the_rows_that_it_is_told() -> None:
+    noise = _randn(8, H, D)
+
+    def velocity(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        bent = torch.zeros_like(x)
+        bent[:, 0] = t[:, None]
+        return bent + 1.0
+
+    bent, _ = measure_curvature(velocity, noise, 20, real_dims=2, real_rows=slice(0, 1))
+    straight, _ = measure_curvature(velocity, noise, 20, real_dims=2, real_rows=slice(1, None))
+    assert bent.curvature > 0.01
+    assert straight.curvature < 1e-6
+
+
 def test_a_straight_field_has_no_curvature_and_a_bent_one_has() -> None:
     noise = _randn(16, H, D)
     shift = torch.arange(D, dtype=torch.float64)

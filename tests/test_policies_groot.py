@@ -302,6 +302,7 @@ def test_action_target_is_padded_and_masked_like_the_stock_loss(
 def test_shorter_demonstrations_are_padded_to_the_samplers_chunk(tmp_path: Path) -> None:
     policy = load(build(tmp_path / "c", chunk_size=5))
     assert policy.chunk.horizon == HORIZON
+    assert policy.chunk.num_usable == 5
     items = {**alike(2), "action": torch.full((2, 5, 2), 3.0)}
     target, valid = policy.action_target(policy.preprocess(items))
     assert target.shape == valid.shape == (2, *policy.chunk.shape)

@@ -37,7 +37,7 @@ class Starts:
             own = [seeded_noise(teacher, episode.seed, "modes", k) for k in range(NOISES)]
             noise = torch.stack([*own, chunk_noise(teacher, episode.seed, 0)])
             ends = _endpoints(teacher, num_steps, episode, noise)
-            self.modes.append(Modes(ends[None, :-1], teacher.chunk.action_dim))
+            self.modes.append(Modes(ends[None, :-1], teacher.chunk))
             self.labels.append(int(self.modes[-1].labels(ends[None, -1:])[0, 0]))
 
     def check(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from chordflow.errors import UserError
 from chordflow.evaluation.modes import mode_centres, nearest_mode
-from chordflow.policies import FlowPolicy
+from chordflow.policies import ChunkSpec, FlowPolicy
 from chordflow.results.statistics import Interval, ratio_of_rms
 
 
@@ -23,7 +23,7 @@ class Gap:
     """Distances between two sets of endpoints.
 
     Attributes:
-        distance: relative distance of every pair, (N, K): its norm over H and A, divided by the reference's
+        distance: relative distance of every pair, (N, K): its norm over real actions and A, divided by the reference's
             root-mean-square spread.
         spread: distance of every reference from their mean, divided by the same, (N, K).
         flips: (N, K), true where a pair lies at different modes.
@@ -77,12 +77,12 @@ class Modes:
 
     Args:
         endpoints: of the teacher as deployed.
-        action_dim: A.
+        chunk: of the teacher, for what of an endpoint is real.
     """
 
-    def __init__(self, endpoints: Tensor, action_dim: int) -> None:
-        self.action_dim = action_dim
-        self.centres = [mode_centres(ends) for ends in flatten(endpoints, action_dim)]
+    def __init__(self, endpoints: Tensor, chunk: ChunkSpec) -> None:
+        self.chunk = chunk
+        self.centres = [mode_centres(ends) for ends in flatten(endpoints, chunk)]
 
     @property
     def counts(self) -> NDArray[np.int_]:
@@ -91,7 +91,7 @@ class Modes:
 
     def labels(self, endpoints: Tensor) -> NDArray[np.int_]:
         """Nearest mode of each endpoint, (N, K)."""
-        flat = flatten(endpoints, self.action_dim)
+        flat = flatten(endpoints, self.chunk)
         return np.stack(
             [nearest_mode(ends, centres) for ends, centres in zip(flat, self.centres, strict=True)]
         )
@@ -109,7 +109,7 @@ def action_gap(actual: Tensor, reference: Tensor, modes: Modes, policy: FlowPoli
     Raises:
         UserError: if the reference's endpoints do not differ, so that a relative gap is not defined.
     """
-    a, r = flatten(actual, modes.action_dim), flatten(reference, modes.action_dim)
+    a, r = flatten(actual, modes.chunk), flatten(reference, modes.chunk)
     from_mean = np.sum((r - r.mean(axis=(0, 1))) ** 2, axis=-1)
     spread = np.mean(from_mean)
     squared = np.sum((a - r) ** 2, axis=-1)
@@ -129,11 +129,12 @@ def action_gap(actual: Tensor, reference: Tensor, modes: Modes, policy: FlowPoli
     )
 
 
-def flatten(endpoints: Tensor, action_dim: int) -> NDArray[np.float64]:
-    """Endpoints (N, K, H, D) over the real dimensions, (N, K, H * A), float64."""
-    return endpoints[..., :action_dim].double().flatten(2).numpy()
+def flatten(endpoints: Tensor, chunk: ChunkSpec) -> NDArray[np.float64]:
+    """Endpoints (N, K, H, D) over the real actions and dimensions, (N, K, H * A), float64."""
+    return chunk.real(endpoints).double().flatten(2).numpy()
 
 
 def _units(endpoints: Tensor, policy: FlowPolicy) -> Tensor:
     with torch.no_grad():
-        return policy.to_action(endpoints.flatten(0, 1).to(policy.device)).cpu()
+        actions = policy.to_action(endpoints.flatten(0, 1).to(policy.device)).cpu()
+    return actions[:, policy.chunk.real_rows]

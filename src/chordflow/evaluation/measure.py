@@ -134,7 +134,7 @@ def measure(
                 ]
                 # The same to the bit, so that the teacher's gap to itself is zero.
                 solved[as_deployed] = deployed[:, :compared]
-            modes = Modes(deployed, teacher.chunk.action_dim)
+            modes = Modes(deployed, teacher.chunk)
             references: dict[Reference, tuple[Tensor, int]] = {
                 "deployed": (deployed, teacher_steps),
                 "converged": (converged[TEACHER], config.converged_num_steps),
@@ -202,7 +202,10 @@ class _Work:
         total: Curvature | None = None
 
         def follow(velocity: Velocity, flat: Tensor) -> tuple[Curvature, Tensor]:
-            return measure_curvature(velocity, flat, steps, real_dims=policy.chunk.action_dim)
+            chunk = policy.chunk
+            return measure_curvature(
+                velocity, flat, steps, real_dims=chunk.action_dim, real_rows=chunk.real_rows
+            )
 
         context, size = self.held_out.contexts[name], self.config.batch_size
         for part, (sums, end) in over_batches(policy, context, noise, size, follow):

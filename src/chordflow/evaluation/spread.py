@@ -40,7 +40,7 @@ def observation_spreads(endpoints: Tensor, modes: Modes, held_out: HeldOutSet) -
     Returns:
         One row per observation. Where no endpoints differ at all, every spread is 0.
     """
-    flat = flatten(endpoints, modes.action_dim)
+    flat = flatten(endpoints, modes.chunk)
     own = np.sqrt(np.mean(np.sum((flat - flat.mean(axis=1, keepdims=True)) ** 2, axis=-1), axis=1))
     overall = np.sqrt(np.mean(np.sum((flat - flat.mean(axis=(0, 1))) ** 2, axis=-1)))
     labels, counts = modes.labels(endpoints), modes.counts
@@ -91,7 +91,7 @@ def widest_observations(
     labels = modes.labels(endpoints)
     rows = []
     for row in chosen:
-        plane, axes = main_plane(flatten(endpoints[row.observation][None], modes.action_dim)[0])
+        plane, axes = main_plane(flatten(endpoints[row.observation][None], modes.chunk)[0])
         rows.append(
             WideObservation(
                 observation=row.observation,

@@ -42,15 +42,15 @@ def trajectories(
     Returns:
         The rows, and the share of the teacher's variance along each axis.
     """
-    action_dim = policies[TEACHER].chunk.action_dim
-    flat = endpoints[..., :action_dim].flatten(2)
+    chunk = policies[TEACHER].chunk
+    flat = chunk.real(endpoints).flatten(2)
     observation = int(flat.var(dim=1).sum(dim=-1).argmax())
     noise = held_out.noise[observation, : min(NUM_PICTURED, held_out.noise.shape[1])]
     paths: dict[PolicyName, NDArray[np.float64]] = {}
     for name, policy in policies.items():
         context = held_out.contexts[name].index(torch.tensor([observation])).repeat(len(noise))
         states = get_solver("euler").path(velocity_of(policy, context), noise, num_steps)
-        paths[name] = states[..., :action_dim].flatten(2).double().cpu().numpy()
+        paths[name] = chunk.real(states).flatten(2).double().cpu().numpy()
     cloud = paths[TEACHER].reshape(-1, paths[TEACHER].shape[-1])
     centre = cloud.mean(axis=0)
     _, scales, components = np.linalg.svd(cloud - centre, full_matrices=False)

@@ -117,7 +117,12 @@ class Curvature:
 
 @torch.no_grad()
 def measure_curvature(
-    velocity: Velocity, noise: Tensor, num_steps: int = DEFAULT_GRID, *, real_dims: int
+    velocity: Velocity,
+    noise: Tensor,
+    num_steps: int = DEFAULT_GRID,
+    *,
+    real_dims: int,
+    real_rows: slice = slice(None),
 ) -> tuple[Curvature, Tensor]:
     """Follow trajectories from noise on an Euler grid and compare their velocity with their chord.
 
@@ -127,6 +132,7 @@ def measure_curvature(
             held in memory, on the device of the noise.
         num_steps: N, the Euler steps of the grid; at least 2, because one step is always straight.
         real_dims: A, from 1 to D: the first A dimensions are the robot's.
+        real_rows: which of the H actions are counted, in all dimensions.
 
     Returns:
         The curvature of these B trajectories, and their endpoints of shape (B, H, D).
@@ -150,9 +156,9 @@ def measure_curvature(
         velocities.append(v_t)
 
     endpoint = Euler().integrate(velocity, noise, num_steps, callback=record)
-    chord = noise.double() - endpoint.double()
+    chord = (noise.double() - endpoint.double())[:, real_rows]
     # (N, B, D): one mean over H per time, so that no more than the velocities is held.
-    deviation = torch.stack([(chord - v_t.double()).square().mean(dim=1) for v_t in velocities])
+    deviation = torch.stack([(chord - v_t[:, real_rows].double()).square().mean(dim=1) for v_t in velocities])
     length = chord.square().mean(dim=1)
     sums = Curvature(
         deviation=deviation.sum(dim=1).cpu(),

@@ -46,6 +46,8 @@ class ChunkSpec:
         num_executed: actions of a chunk that are run before the next one is asked for.
         first_executed: how many of its leading actions lie in the past when the chunk arrives and are never
             run; above 0 where a policy looks at several past observations and predicts from the first on.
+        real_horizon: how many of its leading actions are trained and can be run at all, where that is not
+            the whole horizon: a base model's chunk may be longer than what a robot's fine-tuning uses of it.
     """
 
     horizon: int
@@ -53,6 +55,7 @@ class ChunkSpec:
     action_dim: int
     num_executed: int
     first_executed: int = 0
+    real_horizon: int | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -60,9 +63,18 @@ class ChunkSpec:
         return self.horizon, self.padded_dim
 
     @property
+    def real_rows(self) -> slice:
+        """The actions of a chunk that can be run: from the present on, as far as training reaches."""
+        return slice(self.first_executed, self.real_horizon)
+
+    def real(self, chunks: Tensor) -> Tensor:
+        """What of chunks (..., H, D) means something to the robot: their `real_rows` and real dimensions."""
+        return chunks[..., self.real_rows, : self.action_dim]
+
+    @property
     def num_usable(self) -> int:
         """How many of its actions can be run at all: those from the present on."""
-        return self.horizon - self.first_executed
+        return (self.real_horizon or self.horizon) - self.first_executed
 
     @property
     def usable(self) -> str:

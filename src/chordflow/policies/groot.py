@@ -96,6 +96,8 @@ class GrootFlowPolicy(LeRobotFlowPolicy):
             padded_dim=head.action_dim,
             action_dim=config.action_feature.shape[0],
             num_executed=min(*executed, head.action_horizon),
+            # Of a base model's chunk a fine-tuned embodiment may train and run the beginning alone.
+            real_horizon=min(len(config.action_delta_indices), head.action_horizon),
         )
 
     def encode(self, batch: Batch) -> GrootContext:
