@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from chordflow.flow.seeds import generator
-from chordflow.flow.solvers import get_solver, require_num_steps
+from chordflow.flow.solvers import OnStep, get_solver, require_num_steps
 from chordflow.policies.base import FlowPolicy
 from chordflow.policies.context import Context
 
@@ -38,10 +38,15 @@ class Sampler:
         require_num_steps(self.num_steps)
 
     @torch.no_grad()
-    def __call__(self, context: Context, noise: Tensor) -> Tensor:
-        """The endpoints (B, H, D) of `noise` (B, H, D), all padded dimensions carried along."""
+    def __call__(self, context: Context, noise: Tensor, *, on_step: OnStep | None = None) -> Tensor:
+        """The endpoints (B, H, D) of `noise` (B, H, D), all padded dimensions carried along.
+
+        `on_step` is told the state before every step, at no cost.
+        """
         solver = get_solver(self.solver)
-        return solver.integrate(lambda x, t: self.policy.velocity(x, t, context), noise, self.num_steps)
+        return solver.integrate(
+            lambda x, t: self.policy.velocity(x, t, context), noise, self.num_steps, callback=on_step
+        )
 
 
 def seeded_noise(policy: FlowPolicy, *parts: int | str) -> Tensor:
