@@ -87,7 +87,7 @@ class GrootFlowPolicy(LeRobotFlowPolicy):
 
     @property
     def chunk(self) -> ChunkSpec:
-        """What the base model denoises; of it is executed what the stock policy queues."""
+        """What the base model denoises, of which an embodiment trains its part, and executes what is queued."""
         head, config = self._model.action_head, self.config
         # The queue has its length from the policy's making, what is predicted for it follows the config.
         executed = (self.policy._action_queue_steps, config.n_action_steps, config.chunk_size)
@@ -96,7 +96,6 @@ class GrootFlowPolicy(LeRobotFlowPolicy):
             padded_dim=head.action_dim,
             action_dim=config.action_feature.shape[0],
             num_executed=min(*executed, head.action_horizon),
-            # Of a base model's chunk a fine-tuned embodiment may train and run the beginning alone.
             real_horizon=min(len(config.action_delta_indices), head.action_horizon),
         )
 
@@ -115,11 +114,10 @@ class GrootFlowPolicy(LeRobotFlowPolicy):
             encoded = self._model.backbone(inputs)
             mask, embodiment = encoded["backbone_attention_mask"], actions["embodiment_id"]
             features = head.vlln(self._cast(encoded["backbone_features"], head.vlln, head.vl_self_attention))
-            attend = None if bool(mask.all()) else mask
             for block in getattr(head.vl_self_attention, "transformer_blocks", ()):
-                features = block(features, attention_mask=attend)
-            state = self._cast(actions["state"], head.state_encoder).flatten(1)[:, None]
-            state = head.state_encoder(state, embodiment)
+                features = block(features, attention_mask=None if bool(mask.all()) else mask)
+            state = self._cast(actions["state"], head.state_encoder).flatten(1)
+            state = head.state_encoder(state[:, None], embodiment)
         return GrootContext(features, mask, encoded["image_mask"], state, embodiment)
 
     def velocity(self, x_t: Tensor, t: Tensor, context: Context) -> Tensor:
