@@ -1,6 +1,7 @@
 """From a teacher to couplings of noise and endpoint, and the buffer that keeps them in memory."""
 
-from chordflow.couplings.buffer import BufferConfig, CouplingBatch, CouplingBuffer
+from chordflow.couplings.batches import CouplingBatch, Share
+from chordflow.couplings.buffer import BufferConfig, CouplingBuffer
 from chordflow.couplings.generate import CouplingConfig, endpoints
 from chordflow.couplings.observations import DatasetConfig, Observations, Split, open_split
 
@@ -11,6 +12,7 @@ __all__ = [
     "CouplingConfig",
     "DatasetConfig",
     "Observations",
+    "Share",
     "Split",
     "endpoints",
     "open_split",

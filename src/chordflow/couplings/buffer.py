@@ -18,6 +18,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from chordflow.couplings.batches import CouplingBatch, Share
 from chordflow.couplings.blocks import Block, BlockSource, Solved, join, pick
 from chordflow.couplings.generate import CouplingConfig, endpoints
 from chordflow.couplings.observations import Observations
@@ -64,23 +65,6 @@ class BufferConfig:
         return min(self.noises_per_observation, max(2, even))
 
 
-@dataclass(frozen=True)
-class CouplingBatch:
-    """A batch of couplings.
-
-    Attributes:
-        noise: x_1, (B, H, D).
-        endpoint: x_0, (B, H, D).
-        context: the student's encoded observations, or None where it has to encode them anew.
-        batch: the preprocessed observations, where `context` is None.
-    """
-
-    noise: Tensor
-    endpoint: Tensor
-    context: Context | None
-    batch: dict[str, Any] | None
-
-
 class CouplingBuffer:
     """Couplings of one teacher on one set of observations.
 
@@ -90,7 +74,10 @@ class CouplingBuffer:
         coupling: how its ODE is solved.
         config: how much is kept.
         seed: of the run.
-        batch_size: couplings that a training step draws.
+        batch_size: couplings that this process looks at in one go, on average.
+        parts: how often it does so in a training step.
+        share: which of the blocks are this process's. A step draws its couplings from the blocks of all
+            processes, and each trains on those that lie in its own.
         num_workers: processes that read observations ahead.
         student_encode: how the student encodes where it does not share the teacher's prefix; None where it
             does. It is called once per observation.
@@ -109,6 +96,8 @@ class CouplingBuffer:
         *,
         seed: int,
         batch_size: int,
+        parts: int = 1,
+        share: Share | None = None,
         num_workers: int = 0,
         student_encode: Callable[[dict[str, Any]], Context] | None = None,
         student_context: bool = True,
@@ -120,6 +109,8 @@ class CouplingBuffer:
         self.config = config
         self.seed = seed
         self.batch_size = batch_size
+        self.parts = parts
+        self.share = share or Share()
         self.num_workers = num_workers
         self.student_encode = student_encode
         self.student_context = student_context
@@ -129,10 +120,19 @@ class CouplingBuffer:
         self.block_size = min(config.block_size, config.num_observations)
         self.num_blocks = -(-config.num_observations // self.block_size)
         self.per_block = self.block_size * config.noises_per_observation
-        if batch_size > self.num_couplings:
+        if self.step_size > self.num_couplings:
+            whole = (
+                "" if self.step_size == batch_size else f" makes a step of {self.step_size} couplings, which"
+            )
             raise UserError(
-                f"batch_size={batch_size} is larger than the buffer's {self.num_couplings} couplings; raise "
+                f"batch_size={batch_size}{whole} is larger than the buffer's {self.num_couplings} couplings; raise "
                 "buffer.num_observations or buffer.noises_per_observation."
+            )
+        if self.share.count > self.num_blocks:
+            raise UserError(
+                f"buffer.num_observations={config.num_observations} makes {self.num_blocks} blocks of "
+                f"{self.block_size}, fewer than the {self.share.count} processes; raise it, or lower "
+                "buffer.block_size."
             )
         if source is not None and self.num_blocks > source.num_blocks:
             raise UserError(
@@ -143,19 +143,29 @@ class CouplingBuffer:
 
     @property
     def num_couplings(self) -> int:
-        """Couplings in a full buffer."""
+        """Couplings in a full buffer, those of all processes together."""
         return self.num_blocks * self.per_block
 
     @property
+    def step_size(self) -> int:
+        """Couplings that a training step draws, those of all processes and parts together."""
+        return self.batch_size * self.parts * self.share.count
+
+    @property
     def num_bytes(self) -> int:
-        """Memory of the resident couplings and contexts, in bytes."""
+        """Memory of this process's resident couplings and contexts, in bytes."""
         return sum(block.num_bytes for block in self._blocks.values())
 
     def first_block(self, step: int) -> int:
         """Number of the oldest block that is resident at a training step (0, 1, ...)."""
         if self.config.uses_per_coupling == 0:
             return 0
-        return step * self.batch_size // (self.per_block * self.config.uses_per_coupling)
+        return step * self.step_size // (self.per_block * self.config.uses_per_coupling)
+
+    def held_blocks(self, step: int) -> list[int]:
+        """The blocks that this process holds at a training step, oldest first."""
+        first = self.first_block(step)
+        return [block for block in range(first, first + self.num_blocks) if self.share.holds(block)]
 
     def observation_indices(self, block: int) -> list[int]:
         """Which observations a block holds: a walk through reshuffled passes over all of them."""
@@ -166,7 +176,7 @@ class CouplingBuffer:
         return indices
 
     def fill(self, step: int) -> Iterator[int]:
-        """Makes the blocks that are resident at `step` and are not in memory; yields after each one.
+        """Makes this process's blocks for `step` that are not in memory; yields after each one.
 
         Yields:
             The number of blocks that are in memory.
@@ -174,13 +184,12 @@ class CouplingBuffer:
         Raises:
             UserError: if the buffer would not fit into memory.
         """
-        first = self.first_block(step)
-        if first in self._blocks and first + self.num_blocks - 1 in self._blocks:
+        wanted = self.held_blocks(step)
+        missing = [block for block in wanted if block not in self._blocks]
+        if not missing:
             return
-        wanted = range(first, first + self.num_blocks)
         for block in [block for block in self._blocks if block not in wanted]:
             del self._blocks[block]
-        missing = [block for block in wanted if block not in self._blocks]
         numbers = [self._number(block) for block in missing]
         for block, number, items in zip(missing, numbers, self._read(numbers), strict=True):
             self._blocks[block] = self._make(number, items)
@@ -188,11 +197,20 @@ class CouplingBuffer:
                 self._check_memory()
             yield len(self._blocks)
 
-    def batch(self, step: int) -> CouplingBatch:
-        """The couplings that training step `step` uses; the buffer must be filled for it."""
+    def batch(self, step: int, part: int = 0) -> CouplingBatch:
+        """What this process looks at in part `part` of step `step`; the buffer must be filled for it."""
         first = self.first_block(step)
         chosen = torch.randperm(self.num_couplings, generator=generator(self.seed, "batch", step))
-        chosen = chosen[: self.batch_size].sort().values
+        chosen = chosen[: self.step_size].sort().values
+        own = (chosen // self.per_block + first) % self.share.count == self.share.index
+        of_step = own.nonzero().flatten().tensor_split(self.parts)[part]
+        weight = len(of_step) / self.step_size
+        if len(of_step):
+            chosen = chosen[of_step]
+        else:
+            # A process that has none of them must still take part when gradients are exchanged.
+            of_step = torch.zeros(1, dtype=torch.long)
+            chosen = torch.tensor([(self.held_blocks(step)[0] - first) * self.per_block])
         blocks, rows = chosen // self.per_block + first, chosen % self.per_block
         noise, endpoint, contexts, items = [], [], [], []
         for number in blocks.unique().tolist():
@@ -212,6 +230,9 @@ class CouplingBuffer:
             context=type(contexts[0]).concatenate(contexts).to(device) if contexts else None,
             # Processed anew each time: only raw observations can be picked and joined for every family.
             batch=self.teacher.preprocess(join(items)) if items else None,
+            rows=of_step if len(of_step) < self.step_size else None,
+            total=self.step_size,
+            weight=weight,
         )
 
     def noise(self, number: int) -> Tensor:
@@ -314,7 +335,7 @@ class CouplingBuffer:
         return self._epoch_order
 
     def _check_memory(self) -> None:
-        expected = self.num_bytes * self.num_blocks
+        expected = self.num_bytes * -(-self.num_blocks // self.share.count)
         device = self.teacher.device
         free = (
             torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
