@@ -162,15 +162,15 @@ def test_the_table_compares_compiled_with_eager(run: ModuleType, tmp_path: Path)
         return {
             "family": "pi05", "size": "full", "dtype": "bfloat16", "parameters": 4_100_000_000,
             "parameters_acting": 3_300_000_000, "compiled": compiled, "encode_over_step": 3.0, "ceiling": 3.25,
-            "measured_speedup": ten / 0.5, "seconds": {"chunks": chunks},
+            "measured_speedup": ten / 0.5, "seconds": {"chunks": chunks, "repeats": 7},
             "environment": {"device": device, "device_name": "Some GPU", "threads": 1, "torch": "2"},
         }  # fmt: skip
 
     for name, item in {"a": result(False, 3.0, "cuda"), "b": result(True, 1.0, "cuda")}.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(item), encoding="utf-8")
     eager, compiled = run.table(tmp_path).splitlines()[2:]
-    assert eager.endswith("| eager | 3.0 | 3.25 | 6.00 |  |  | 3000.0 | 500.0 |")
-    assert compiled.endswith("| compiled | 3.0 | 3.25 | 2.00 | 3.00 | 1.00 | 1000.0 | 500.0 |")
+    assert eager.endswith("| eager | 7 | 3.0 | 3.25 | 6.00 |  |  | 3000.0 | 500.0 |")
+    assert compiled.endswith("| compiled | 7 | 3.0 | 3.25 | 2.00 | 3.00 | 1.00 | 1000.0 | 500.0 |")
     assert "4.10 B, 3.30 B" in eager
     assert "Some GPU" in eager
 

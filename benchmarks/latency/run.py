@@ -135,7 +135,7 @@ def table(folder: Path) -> str:
     """
     results = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
     head = (
-        "policy", "parameters, acting", "device", "dtype", "mode", "encode / step", "ceiling",
+        "policy", "parameters, acting", "device", "dtype", "mode", "runs", "encode / step", "ceiling",
         "ten steps / one, measured", "eager / this, ten steps", "eager / this, one step", "ten steps, ms",
         "one step, ms",
     )  # fmt: skip
@@ -168,6 +168,7 @@ def _row(result: dict[str, Any], results: list[dict[str, Any]]) -> tuple[str, ..
         device,
         result["dtype"],
         "compiled" if result["compiled"] else "eager",
+        str(result["seconds"]["repeats"]),
         f"{result['encode_over_step']:.1f}",
         f"{result['ceiling']:.2f}",
         f"{result['measured_speedup']:.2f}",
