@@ -1,0 +1,234 @@
+"""Writing a coupling store: whole blocks or none, by one process or by several at once.
+
+A process claims the blocks that it makes by locks on bytes of the store's lock file, byte 0 for the manifest and
+byte n + 1 for block n. Such a lock ends with the process that holds it, however that dies, so that another one
+takes its block over; and it holds on network file systems as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from chordflow.couplings.blocks import Solved
+from chordflow.couplings.store import (
+    MANIFEST,
+    Manifest,
+    Shard,
+    difference,
+    encode_block,
+    look_up,
+    read_manifest,
+    read_shard,
+    remake_command,
+    shard_name,
+)
+from chordflow.errors import UserError
+from chordflow.policies import Context
+
+LOCK = ".lock"
+POLL_S = 0.2
+
+
+class StoreWriter:
+    """A store that is being made.
+
+    Args:
+        folder: the store's; it must exist.
+        made_with: all that its blocks depend on (see `Manifest`).
+        about: what is good to know.
+        num_blocks: blocks that it is to hold; a store that has more keeps them.
+
+    Raises:
+        UserError: if the folder holds a store of other settings, or other files.
+    """
+
+    def __init__(
+        self, folder: Path, made_with: dict[str, Any], about: dict[str, Any], num_blocks: int
+    ) -> None:
+        self.folder = folder
+        self._claimed: set[int] = set()
+        try:
+            self._lock_file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise self._cannot_write(LOCK, error) from error
+        try:
+            with self._locked():
+                self.manifest = self._join_or_begin(made_with, about, num_blocks)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Gives all claims back."""
+        if self._lock_file >= 0:
+            os.close(self._lock_file)
+        self._lock_file = -1
+        self._claimed.clear()
+
+    def refresh(self) -> Manifest:
+        """Reads again what is finished, by whomever."""
+        self.manifest = read_manifest(self.folder, "output_dir")
+        return self.manifest
+
+    def drop_damaged(self) -> Iterator[tuple[int, str]]:
+        """Reads every finished block; those that are not as the manifest says are to be made anew.
+
+        Yields:
+            Number and fault of each of them.
+        """
+        for number, shard in sorted(self.refresh().shards.items()):
+            _, fault = read_shard(self.folder, number, shard)
+            if fault is None:
+                continue
+            with self._locked():
+                # Another process may have put it right since.
+                if self.refresh().shards.get(number) != shard:
+                    continue
+                del self.manifest.shards[number]
+                self._save()
+            yield number, fault
+
+    def claims(self) -> Iterator[int]:
+        """Goes once through the blocks that are not made and claims those that no other process has claimed.
+
+        Yields:
+            Numbers of blocks, each to be given to `write`.
+        """
+        for number in self.refresh().missing:
+            if number in self._claimed or not self._lock(number + 1, wait=False):
+                continue
+            if number in self.refresh().shards:
+                self._unlock(number + 1)
+                continue
+            self._claimed.add(number)
+            yield number
+
+    def wait(self) -> None:
+        """Waits a moment for other processes, whose claims may end finished or free."""
+        time.sleep(POLL_S)
+
+    def write(self, number: int, observations: list[int], solved: Solved, context: Context | None) -> None:
+        """Writes a block that this process has claimed.
+
+        Args:
+            number: of the block.
+            observations: indices of its observations.
+            solved: what the teacher was asked for.
+            context: of its observations, where it is to be stored.
+
+        Raises:
+            UserError: if it cannot be written; all blocks before it stand.
+        """
+        data = encode_block(observations, solved, context)
+        shard = Shard(hashlib.sha256(data).hexdigest(), len(data))
+        name = shard_name(number)
+        try:
+            _write_whole(self.folder / name, data)
+            with self._locked():
+                self.refresh()
+                self.manifest.shards[number] = shard
+                self._save()
+        except OSError as error:
+            raise self._cannot_write(name, error) from error
+        self._unlock(number + 1)
+        self._claimed.discard(number)
+
+    def _join_or_begin(self, made_with: dict[str, Any], about: dict[str, Any], num_blocks: int) -> Manifest:
+        if not (self.folder / MANIFEST).exists():
+            others = [path.name for path in self.folder.iterdir() if path.name != LOCK]
+            if others:
+                raise UserError(
+                    f"output_dir={self.folder} holds other files ({others[0]}) and no coupling store; name a new "
+                    "folder."
+                )
+            self.manifest = Manifest(made_with, about, num_blocks)
+            self._save()
+            return self.manifest
+        manifest = read_manifest(self.folder, "output_dir")
+        name = difference(made_with, manifest.made_with)
+        if name is not None:
+            raise UserError(
+                f"output_dir={self.folder}: this store was made with {name}={look_up(manifest.made_with, name)}, but "
+                f"now it is {look_up(made_with, name)}; give the settings that it was made with, or name a new folder."
+            )
+        if num_blocks > manifest.num_blocks:
+            manifest.num_blocks = num_blocks
+            self.manifest = manifest
+            self._save()
+        return manifest
+
+    def _save(self) -> None:
+        try:
+            _write_whole(self.folder / MANIFEST, self.manifest.to_json())
+        except OSError as error:
+            raise self._cannot_write(MANIFEST, error) from error
+
+    def _cannot_write(self, name: str, error: OSError) -> UserError:
+        manifest = getattr(self, "manifest", None)
+        if manifest is None or not manifest.shards:
+            return UserError(
+                f"output_dir={self.folder}: {name} cannot be written ({error.strerror}); choose a folder that can be "
+                "written to and has room."
+            )
+        return UserError(
+            f"output_dir={self.folder}: {name} cannot be written ({error.strerror}); {len(manifest.shards)} of "
+            f"{manifest.num_blocks} blocks are made and stand: make room and go on with: "
+            f"{remake_command(self.folder)}"
+        )
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Holds the manifest against other processes."""
+        self._lock(0, wait=True)
+        try:
+            yield
+        finally:
+            self._unlock(0)
+
+    def _lock(self, byte: int, *, wait: bool) -> bool:
+        if sys.platform == "win32":
+            # Windows has no such locks; one process writes there.
+            return True
+        import fcntl
+
+        try:
+            fcntl.lockf(self._lock_file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, byte)
+        except OSError as error:
+            if not wait and error.errno in (errno.EACCES, errno.EAGAIN):
+                return False
+            raise UserError(
+                f"output_dir={self.folder}: this file system has no locks ({error.strerror}), without which two "
+                "processes could write the same block; choose a folder on another one."
+            ) from error
+        return True
+
+    def _unlock(self, byte: int) -> None:
+        if sys.platform == "win32":
+            return
+        import fcntl
+
+        fcntl.lockf(self._lock_file, fcntl.LOCK_UN, 1, byte)
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """Writes beside `path`, makes sure that it is on the disk, and renames: nobody ever sees half of it."""
+    # One process at a time writes this file, so that a name that a killed one left behind is taken again.
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
