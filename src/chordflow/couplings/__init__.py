@@ -1,8 +1,8 @@
 """From a teacher to couplings of noise and endpoint, and the buffer that keeps them in memory."""
 
-from chordflow.couplings.batches import CouplingBatch, Share
+from chordflow.couplings.batches import CouplingBatch, Demonstrations, Needs, Share
 from chordflow.couplings.buffer import BufferConfig, CouplingBuffer
-from chordflow.couplings.generate import CouplingConfig, endpoints
+from chordflow.couplings.generate import CouplingConfig, Path, endpoints
 from chordflow.couplings.observations import DatasetConfig, Observations, Split, open_split
 
 __all__ = [
@@ -11,7 +11,10 @@ __all__ = [
     "CouplingBuffer",
     "CouplingConfig",
     "DatasetConfig",
+    "Demonstrations",
+    "Needs",
     "Observations",
+    "Path",
     "Share",
     "Split",
     "endpoints",

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from chordflow.couplings.generate import Path
 from chordflow.policies import Context
 
 
@@ -57,25 +58,30 @@ class Block:
     """A resident block.
 
     Attributes:
-        observation: of each coupling, an index into the block's context or items.
-        noise: x_1, (N, H, D).
-        endpoint: x_0, (N, H, D).
+        observation: of each row, an index into the block's context, items or actions, int64 (N,).
+        noise: x_1, (N, H, D); None where there are no couplings.
+        endpoint: x_0, (N, H, D), likewise.
         context: the student's encoded observations, where they are kept.
         items: the raw observations, where they are not.
+        path: from `noise` to `endpoint`, where it was asked for.
+        actions: demonstrated ones and where their loss counts, by observation, where they were asked for.
     """
 
     observation: Tensor
-    noise: Tensor
-    endpoint: Tensor
+    noise: Tensor | None
+    endpoint: Tensor | None
     context: Context | None
     items: dict[str, Any] | None
+    path: Path | None = None
+    actions: tuple[Tensor, Tensor] | None = None
 
     @property
     def num_bytes(self) -> int:
         """Memory that it takes, in bytes."""
-        total = self.noise.nbytes + self.endpoint.nbytes
-        total += self.context.num_bytes if self.context is not None else 0
-        return total + sum(v.nbytes for v in (self.items or {}).values() if isinstance(v, Tensor))
+        tensors = [self.noise, self.endpoint, *(self.actions or ()), *(self.items or {}).values()]
+        tensors += [self.path.states] if self.path is not None else []
+        total = self.context.num_bytes if self.context is not None else 0
+        return total + sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
 
 
 def pick(items: dict[str, Any], rows: Tensor) -> dict[str, Any]:

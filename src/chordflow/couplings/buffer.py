@@ -9,18 +9,19 @@ Shapes: B couplings in a batch, H chunk size, D padded action dimension.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Any
 
 import psutil
 import torch
+from lerobot.utils.constants import ACTION
 from torch import Tensor
 
-from chordflow.couplings.batches import CouplingBatch, Share
+from chordflow.couplings.batches import CouplingBatch, Demonstrations, Needs, Share
 from chordflow.couplings.blocks import Block, BlockSource, Solved, join, pick
-from chordflow.couplings.generate import CouplingConfig, endpoints
+from chordflow.couplings.generate import CouplingConfig, Path, endpoints, endpoints_and_path
 from chordflow.couplings.observations import Observations
 from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
@@ -85,6 +86,10 @@ class CouplingBuffer:
             that it must encode at every step.
         source: blocks that were made earlier; the teacher's ODE is then not solved. Past its last block the
             buffer begins again with the first.
+        needs: what the batches have to hold; by default couplings alone.
+
+    Raises:
+        UserError: for a step or processes that the buffer is too small for, or a store that lacks what is needed.
     """
 
     def __init__(
@@ -102,6 +107,7 @@ class CouplingBuffer:
         student_encode: Callable[[dict[str, Any]], Context] | None = None,
         student_context: bool = True,
         source: BlockSource | None = None,
+        needs: Needs | None = None,
     ) -> None:
         self.teacher = teacher
         self.observations = observations
@@ -115,6 +121,7 @@ class CouplingBuffer:
         self.student_encode = student_encode
         self.student_context = student_context
         self.source = source
+        self.needs = needs or Needs()
         # Of what the blocks hold, as against which of their couplings a step draws.
         self.coupling_seed = seed if source is None else source.seed
         self.block_size = min(config.block_size, config.num_observations)
@@ -138,6 +145,12 @@ class CouplingBuffer:
             raise UserError(
                 f"buffer.num_observations={config.num_observations}: the store holds "
                 f"{source.num_blocks * self.block_size}; give at most that many, or enlarge the store."
+            )
+        if source is not None and (self.needs.paths or not self.needs.couplings):
+            what = "trajectories, and a store holds endpoints" if self.needs.paths else "demonstrations"
+            raise UserError(
+                f"method.type: the method trains on {what} alone; leave the store of couplings out, or choose another "
+                "method."
             )
         self._blocks: dict[int, Block] = {}
 
@@ -212,17 +225,14 @@ class CouplingBuffer:
             of_step = torch.zeros(1, dtype=torch.long)
             chosen = torch.tensor([(self.held_blocks(step)[0] - first) * self.per_block])
         blocks, rows = chosen // self.per_block + first, chosen % self.per_block
-        noise, endpoint, contexts, items = [], [], [], []
-        for number in blocks.unique().tolist():
-            block = self._blocks[number]
-            inside = rows[blocks == number]
-            observation = block.observation[inside]
-            noise.append(block.noise[inside])
-            endpoint.append(block.endpoint[inside])
-            if block.context is not None:
-                contexts.append(block.context.index(observation))
-            if block.items is not None:
-                items.append(pick(block.items, observation))
+        parts = [(self._blocks[number], rows[blocks == number]) for number in blocks.unique().tolist()]
+        contexts = [b.context.index(b.observation[r]) for b, r in parts if b.context is not None]
+        items = [pick(b.items, b.observation[r]) for b, r in parts if b.items is not None]
+        noise = [b.noise[r] for b, r in parts if b.noise is not None]
+        endpoint = [b.endpoint[r] for b, r in parts if b.endpoint is not None]
+        shown = self._demonstrations(parts, of_step, step) if self.needs.actions else None
+        if shown is not None and not noise:
+            noise, endpoint = [shown.noise], [shown.noise[:0]]
         device = self.teacher.device
         return CouplingBatch(
             noise=torch.cat(noise).to(device),
@@ -233,14 +243,30 @@ class CouplingBuffer:
             rows=of_step if len(of_step) < self.step_size else None,
             total=self.step_size,
             weight=weight,
+            demonstrations=shown,
+            path=_joined([Path(b.path.states[r], b.path.times) for b, r in parts if b.path is not None]),
+            real=self._real(),
         )
+
+    def _demonstrations(
+        self, parts: list[tuple[Block, Tensor]], of_step: Tensor, step: int
+    ) -> Demonstrations:
+        """The actions of the chosen rows of blocks, and noise that no other step repeats."""
+        kept = [(b.actions, b.observation[r]) for b, r in parts if b.actions is not None]
+        actions, valid = (torch.cat([both[i][rows] for both, rows in kept]) for i in (0, 1))
+        noise = self.teacher.sample_noise(self.step_size, generator(self.seed, "independent noise", step))
+        return Demonstrations(noise[of_step].to(actions.device), actions, valid)
+
+    def _real(self) -> Tensor:
+        real = torch.zeros(self.teacher.chunk.shape, dtype=torch.bool, device=self.teacher.device)
+        self.teacher.chunk.real(real)[:] = True
+        return real
 
     def noise(self, number: int) -> Tensor:
         """x_1 of a block, (N, H, D)."""
         noise = self.teacher.sample_noise(self.per_block, generator(self.coupling_seed, "noise", number))
         return noise.to(self.teacher.device)
 
-    @torch.no_grad()
     def solve(self, number: int, context: Context) -> Solved:
         """Asks the teacher for a block's endpoints.
 
@@ -251,11 +277,15 @@ class CouplingBuffer:
         Raises:
             UserError: if an endpoint is not finite.
         """
+        return self._solve(number, context)[0]
+
+    @torch.no_grad()
+    def _solve(self, number: int, context: Context) -> tuple[Solved, Path | None]:
         noise = self.noise(number)
         even = self.config.even_noises
         observation = torch.arange(self.block_size).repeat_interleave(even)
         count = len(observation)
-        endpoint = self._endpoints(context, observation, noise[:count])
+        endpoint, path = self._endpoints(context, observation, noise[:count])
         if count < self.per_block:
             spread = self._spread(endpoint.unflatten(0, (self.block_size, even)))
             drawn = torch.multinomial(
@@ -264,14 +294,15 @@ class CouplingBuffer:
                 replacement=True,
                 generator=generator(self.coupling_seed, "adaptive", number),
             )
-            more = self._endpoints(context, drawn, noise[count:])
+            more, further = self._endpoints(context, drawn, noise[count:])
             observation, endpoint = torch.cat([observation, drawn]), torch.cat([endpoint, more])
+            path = _joined([path, further])
         if not endpoint.isfinite().all():
             raise UserError(
                 "teacher.path: the teacher's endpoints are NaN or infinite; check the checkpoint's weights and its "
                 "processors' statistics."
             )
-        return Solved(observation, endpoint)
+        return Solved(observation, endpoint), path
 
     def _number(self, block: int) -> int:
         """The block of the source that stands at a place of the endless sequence."""
@@ -280,7 +311,8 @@ class CouplingBuffer:
     @property
     def _reads_observations(self) -> bool:
         stored = self.source is not None and self.source.holds_context
-        return not (stored and self.student_encode is None and self.student_context)
+        kept = stored and self.student_encode is None and self.student_context
+        return self.needs.actions or not kept
 
     def _read(self, numbers: list[int]) -> Iterator[dict[str, Any] | None]:
         """The raw observations of blocks; None for each where nothing needs them."""
@@ -292,18 +324,22 @@ class CouplingBuffer:
     @torch.no_grad()
     def _make(self, number: int, items: dict[str, Any] | None) -> Block:
         prepared = self.teacher.preprocess(items) if items is not None else {}
-        context: Context | None
-        if self.source is None:
-            context = self.teacher.encode(prepared)
-            solved = self.solve(number, context)
-        else:
+        context: Context | None = None
+        solved, path = None, None
+        if self.source is not None:
             solved, context = self.source.read(number, self.observation_indices(number))
+        elif self.needs.couplings:
+            context = self.teacher.encode(prepared)
+            solved, path = self._solve(number, context)
+        alike = torch.arange(self.block_size).repeat_interleave(self.config.noises_per_observation)
         return Block(
-            observation=solved.observation,
-            noise=self.noise(number),
-            endpoint=solved.endpoint.to(self.teacher.device),
+            observation=solved.observation if solved is not None else alike,
+            noise=self.noise(number) if solved is not None else None,
+            endpoint=solved.endpoint.to(self.teacher.device) if solved is not None else None,
             context=self._kept(context, prepared) if self.student_context else None,
-            items=None if self.student_context else items,
+            items=None if self.student_context or items is None else _seen(items),
+            path=path,
+            actions=self.teacher.action_target(prepared) if self.needs.actions else None,
         )
 
     def _kept(self, context: Context | None, prepared: dict[str, Any]) -> Context:
@@ -314,10 +350,14 @@ class CouplingBuffer:
             context = self.teacher.encode(prepared)
         return context.detach().to(self.teacher.device)
 
-    def _endpoints(self, context: Context, observation: Tensor, noise: Tensor) -> Tensor:
-        """The teacher's endpoints, as many at a time as a training step takes."""
+    def _endpoints(self, context: Context, observation: Tensor, noise: Tensor) -> tuple[Tensor, Path | None]:
+        """The teacher's endpoints, as many at a time as a training step takes, and the ways there if needed."""
         parts = zip(observation.split(self.batch_size), noise.split(self.batch_size), strict=True)
-        return torch.cat([endpoints(self.teacher, context.index(o), x, self.coupling) for o, x in parts])
+        if not self.needs.paths:
+            ends = [endpoints(self.teacher, context.index(o), x, self.coupling) for o, x in parts]
+            return torch.cat(ends), None
+        both = [endpoints_and_path(self.teacher, context.index(o), x, self.coupling) for o, x in parts]
+        return torch.cat([end for end, _ in both]), _joined([path for _, path in both])
 
     def _spread(self, endpoint: Tensor) -> Tensor:
         """How far the endpoints (N, K, H, D) of each observation lie apart in the real dimensions, (N,)."""
@@ -345,3 +385,14 @@ class CouplingBuffer:
                 f"buffer.num_observations={self.config.num_observations} takes {expected / 2**30:.1f} GiB, but "
                 f"{free / 2**30:.1f} GiB are free on {device}; choose a smaller number."
             )
+
+
+def _joined(paths: Sequence[Path | None]) -> Path | None:
+    """Paths on one grid as one; None where they were not kept."""
+    kept = [path for path in paths if path is not None]
+    return Path(torch.cat([path.states for path in kept]), kept[0].times) if kept else None
+
+
+def _seen(items: dict[str, Any]) -> dict[str, Any]:
+    """What a policy sees of a batch: all but a demonstrator's actions."""
+    return {key: value for key, value in items.items() if key not in (ACTION, f"{ACTION}_is_pad")}
