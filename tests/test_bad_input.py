@@ -419,6 +419,9 @@ def test_missing_cameras_may_be_blank_or_renamed(
     other = build_dataset(tmp_path / "other", cameras=("top", "hand"))
     rename = '--rename_map={"observation.images.hand": "observation.images.wrist"}'
     assert main(options(strict, other, tmp_path / "out 2", "--steps=1", rename)) == 0
+    # A camera of another name is no blank, though the checkpoint could do without one.
+    said = refused(options(teacher, other, tmp_path / "out"), capsys, tmp_path)
+    assert "lacks the checkpoint's camera(s) observation.images.wrist" in said
     for wrong, message in (
         (
             '{"observation.images.hand": "observation.images.nowhere"}',

@@ -1,6 +1,7 @@
 """Observations from a LeRobotDataset, for couplings and for measuring.
 
-A coupling asks for what a policy sees, never for what a demonstrator did: actions are not read.
+A coupling asks for what a policy sees, never for what a demonstrator did: actions are read only for the training
+methods that declare that they need them.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import ACTION, OBS_PREFIX, OBS_STATE
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from chordflow.errors import UserError, machine_refuses, reason
 from chordflow.policies import FlowPolicy
@@ -55,16 +56,18 @@ class DatasetConfig:
 
 
 class Observations(Dataset[dict[str, Any]]):
-    """The frames of some episodes, without their actions.
+    """The frames of some episodes.
 
     Args:
         dataset: a LeRobotDataset.
         frames: indices into it.
+        actions: whether the demonstrated actions come along, as the dataset was opened to give them.
     """
 
-    def __init__(self, dataset: LeRobotDataset, frames: Sequence[int]) -> None:
+    def __init__(self, dataset: LeRobotDataset, frames: Sequence[int], *, actions: bool = False) -> None:
         self.dataset = dataset
         self.frames = list(frames)
+        self.actions = (ACTION, f"{ACTION}_is_pad") if actions else ()
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -81,7 +84,7 @@ class Observations(Dataset[dict[str, Any]]):
         kept = {
             key: value
             for key, value in item.items()
-            if key.startswith(OBS_PREFIX) or key in ("task", "episode_index", "frame_index")
+            if key.startswith(OBS_PREFIX) or key in ("task", "episode_index", "frame_index", *self.actions)
         }
         for key, value in kept.items():
             if isinstance(value, torch.Tensor) and value.is_floating_point() and not value.isfinite().all():
@@ -99,7 +102,8 @@ class Observations(Dataset[dict[str, Any]]):
         table = self.dataset.hf_dataset.with_format("numpy")
         rows = np.asarray(self.frames)
         for key in table.column_names:
-            if not key.startswith(OBS_PREFIX) or key in self.dataset.meta.camera_keys:
+            looked_at = key.startswith(OBS_PREFIX) or key in self.actions
+            if not looked_at or key in self.dataset.meta.camera_keys:
                 continue
             values = np.asarray(table[key][:])
             if not np.issubdtype(values.dtype, np.floating):
@@ -124,10 +128,24 @@ class Observations(Dataset[dict[str, Any]]):
         Raises:
             UserError: where an observation cannot be read or is not finite, or a worker dies.
         """
+        order = list(order)
+        return self.stream(
+            (order[start : start + batch_size] for start in range(0, len(order), batch_size)), num_workers
+        )
+
+    def stream(self, batches: Iterable[Sequence[int]], num_workers: int = 0) -> Iterator[dict[str, Any]]:
+        """Collated batches of the given observations; which, may be decided as they are read.
+
+        Args:
+            batches: indices into these observations, a sequence a batch. Workers ask for two each ahead.
+            num_workers: processes that read ahead.
+
+        Raises:
+            UserError: where an observation cannot be read or is not finite, or a worker dies.
+        """
         loader = DataLoader(
-            Subset(self, list(order)),
-            batch_size=batch_size,
-            shuffle=False,
+            self,
+            batch_sampler=batches,  # type: ignore[arg-type]  # any iterable will do
             num_workers=num_workers,
             collate_fn=default_collate,
             # Video decoders do not survive a fork; for images a spawned worker only costs its imports.
@@ -164,8 +182,20 @@ class Split:
     metadata: LeRobotDatasetMetadata
 
 
-def open_split(config: DatasetConfig, policy: FlowPolicy, rename_map: dict[str, str] | None = None) -> Split:
+def open_split(
+    config: DatasetConfig,
+    policy: FlowPolicy,
+    rename_map: dict[str, str] | None = None,
+    *,
+    actions: bool = False,
+) -> Split:
     """Opens a dataset, checks that it fits the policy, and holds episodes out as LeRobot does.
+
+    Args:
+        config: which dataset.
+        policy: whose observations, and whose chunks of actions, are read.
+        rename_map: observation keys of the dataset to keys of the policy.
+        actions: whether the observations to train on bring the demonstrated actions along.
 
     Raises:
         UserError: if it cannot be found, is empty, or lacks what the policy looks at.
@@ -193,7 +223,7 @@ def open_split(config: DatasetConfig, policy: FlowPolicy, rename_map: dict[str, 
             config.repo_id,
             root=config.root,
             revision=config.revision,
-            delta_timestamps=_observation_timestamps(policy, metadata),
+            delta_timestamps=_timestamps(policy, metadata, actions=actions),
             video_backend=config.video_backend or ("pyav" if metadata.video_keys else None),
         )
     except Exception as error:
@@ -218,7 +248,10 @@ def open_split(config: DatasetConfig, policy: FlowPolicy, rename_map: dict[str, 
         ]
 
     split = Split(
-        Observations(dataset, frames(train)), Observations(dataset, frames(held_out)), held_out, metadata
+        Observations(dataset, frames(train), actions=actions),
+        Observations(dataset, frames(held_out)),
+        held_out,
+        metadata,
     )
     split.train.check_states()
     split.held_out.check_states()
@@ -274,7 +307,11 @@ def check_fits(metadata: LeRobotDatasetMetadata, policy: FlowPolicy, rename_map:
             )
     names = {rename_map.get(name, name): feature for name, feature in features.items()}
     missing = [key for key in policy.image_keys if key not in names]
-    if missing and (len(missing) > policy.max_missing_cameras or len(missing) == len(policy.image_keys)):
+    # A camera that the checkpoint does not know, where it lacks one: more likely another name than a blank.
+    unknown = {rename_map.get(key, key) for key in metadata.camera_keys} - set(policy.image_keys)
+    if missing and (
+        len(missing) > policy.max_missing_cameras or unknown or len(missing) == len(policy.image_keys)
+    ):
         cameras = list(metadata.camera_keys)
         raise UserError(
             f"dataset.repo_id={repo_id} lacks the checkpoint's camera(s) {', '.join(missing)}; it has "
@@ -321,17 +358,21 @@ def _metadata(config: DatasetConfig) -> LeRobotDatasetMetadata:
     return metadata
 
 
-def _observation_timestamps(
-    policy: FlowPolicy, metadata: LeRobotDatasetMetadata
+def _timestamps(
+    policy: FlowPolicy, metadata: LeRobotDatasetMetadata, *, actions: bool
 ) -> dict[str, list[float]] | None:
-    indices = policy.observation_delta_indices
-    if indices is None:
-        return None
-    return {
-        key: [index / metadata.fps for index in indices]
-        for key in metadata.features
-        if key.startswith(OBS_PREFIX)
+    """Seconds from now, as LeRobot's own training asks for them, of what is looked at."""
+    looked_at = {
+        key: policy.observation_delta_indices for key in metadata.features if key.startswith(OBS_PREFIX)
     }
+    if actions:
+        looked_at[ACTION] = policy.config.action_delta_indices
+    times = {
+        key: [index / metadata.fps for index in indices]
+        for key, indices in looked_at.items()
+        if indices is not None
+    }
+    return times or None
 
 
 def _not_finite(key: str, episode: int, frame: int) -> UserError:

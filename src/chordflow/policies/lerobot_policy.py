@@ -128,6 +128,8 @@ class LeRobotFlowPolicy(FlowPolicy):
 
     def set_num_steps(self, num_steps: int) -> None:
         """Sets `steps_field`."""
+        if not hasattr(self.config, self.steps_field):
+            raise ValueError(f"{type(self.config).__name__} has no field {self.steps_field!r}")
         setattr(self.config, self.steps_field, num_steps)
 
     def build_fresh(self) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lerobot.utils.constants import OBS_PREFIX, OBS_STATE
+from lerobot.utils.constants import OBS_IMAGE, OBS_PREFIX, OBS_STATE
 
 from chordflow.errors import UserError
 from chordflow.policies import FlowPolicy
@@ -39,7 +39,9 @@ def check_inputs(policy: FlowPolicy, env_cfg: Any, observation: dict[str, Any]) 
     keys, seen = policy.image_keys, {policy.own_name(key) for key in observation}
     missing = [key for key in keys if key not in seen]
     has = ", ".join(key for key in observation if key.startswith(OBS_PREFIX)) or "nothing"
-    if len(missing) > policy.max_missing_cameras or (keys and len(missing) == len(keys)):
+    # A camera that the checkpoint does not know, where it lacks one: more likely another name than a blank.
+    unknown = {key for key in seen if key.startswith(OBS_IMAGE)} - set(keys)
+    if len(missing) > policy.max_missing_cameras or (missing and (unknown or len(missing) == len(keys))):
         raise UserError(
             f"{name} lacks the checkpoint's camera(s) {', '.join(missing)}; it observes {has}: map them with "
             "--rename_map."
