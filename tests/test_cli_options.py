@@ -15,6 +15,7 @@ from chordflow.errors import UserError
 from chordflow.experiments.config import ReflowJobConfig
 from chordflow.policies import Role
 from chordflow.training.methods import ReflowMethodConfig
+from chordflow.training.optimizers import AdamWConfig, MuonConfig, SOAPConfig
 from chordflow.training.times import BetaTimes, UniformTimes, UShapedTimes
 from lerobot_env_detour import DetourEnvConfig
 
@@ -46,6 +47,31 @@ def test_choices_take_their_default_type_unless_told() -> None:
     assert parse().method == ReflowMethodConfig()
 
 
+def test_an_optimizer_is_chosen_by_its_type() -> None:
+    assert parse().optimizer == AdamWConfig()
+    assert parse("--optimizer.lr=1e-3").optimizer == AdamWConfig(lr=1e-3)
+    muon = parse("--optimizer.type=muon", "--optimizer.lr=1e-3", "--optimizer.momentum=0.9").optimizer
+    assert muon == MuonConfig(lr=1e-3, momentum=0.9)
+    soap = parse("--optimizer.type=soap", "--optimizer.precondition_frequency=5").optimizer
+    assert soap == SOAPConfig(precondition_frequency=5)
+    # A file from before there was a choice.
+    base = {
+        "teacher": {"path": "t"},
+        "dataset": {"repo_id": "a/b"},
+        "output_dir": "o",
+        "optimizer": {"lr": 3e-4},
+    }
+    assert build(ReflowJobConfig, {}, base).optimizer == AdamWConfig(lr=3e-4)
+
+
+def test_a_choice_with_a_default_of_its_own_says_so() -> None:
+    options = [o for o in options_of(ReflowJobConfig, None) if o.name == "optimizer.betas"]
+    assert [(o.default, o.only_for) for o in options] == [
+        ((0.9, 0.95), ""), ((0.95, 0.95), "--optimizer.type=soap"),
+    ]  # fmt: skip
+    assert [o.name for o in options_of(ReflowJobConfig, None)].count("optimizer.lr") == 1
+
+
 def test_options_override_the_settings_of_a_file() -> None:
     base = {
         "teacher": {"path": "t"}, "dataset": {"repo_id": "a/b"}, "output_dir": "o", "steps": 5, "seed": 3,
@@ -72,6 +98,13 @@ def test_options_override_the_settings_of_a_file() -> None:
         (["--steps="], "steps= is empty"),
         (["steps=3"], "'steps=3' is not an option"),
         (["--steps=3", "--steps=4"], "--steps is given twice"),
+        (["--optimizer.type=sgd"], "optimizer.type=sgd: choose one of adamw, muon, soap"),
+        (["--optimizer.momentum=0.9"], "--optimizer.momentum is not an option"),
+        (["--optimizer.type=muon", "--optimizer.momentum=1"], "optimizer.momentum=1.0: give a number from 0"),
+        (
+            ["--optimizer.type=soap", "--optimizer.precondition_frequency=0"],
+            "precondition_frequency=0: give at",
+        ),
         (["--method.times.a=3"], "--method.times.a is not an option"),
         (["--method.times.type=nonsense"], "method.times.type=nonsense: choose one of uniform"),
         (["--method.times.at_noise=2"], "times.at_noise=2.0"),

@@ -34,7 +34,6 @@ from chordflow.training.checkpoints import TrainingState, load_checkpoint
 from chordflow.training.loop import (
     EMAConfig,
     LoopConfig,
-    OptimizerConfig,
     Progress,
     SchedulerConfig,
     Trained,
@@ -42,6 +41,7 @@ from chordflow.training.loop import (
     train,
 )
 from chordflow.training.methods import Method, MethodConfig, ReflowMethod, ReflowMethodConfig
+from chordflow.training.optimizers import AdamWConfig, MuonConfig, OptimizerConfig, SOAPConfig
 from chordflow.training.student import StudentInit, make_student, shares_prefix
 from chordflow.training.times import BetaTimes, LogitNormalTimes, TimesConfig, UniformTimes, UShapedTimes
 from gaussian_setup import AffineStudent, euler_factor, make_observations, make_policy
@@ -96,7 +96,7 @@ def run(
 
     config = LoopConfig(
         steps=steps, batch_size=batch_size, seed=3, log_freq=2, save_freq=save_freq,
-        **{"optimizer": OptimizerConfig(lr=1e-3), **options},
+        **{"optimizer": AdamWConfig(lr=1e-3), **options},
     )  # fmt: skip
     trained = train(
         config,
@@ -285,7 +285,7 @@ def test_a_coupling_is_used_about_as_often_as_asked(uses: int) -> None:
 
 
 def test_the_optimizers_defaults_are_lerobots_adamw(tmp_path: Path) -> None:
-    config = OptimizerConfig()
+    config = AdamWConfig()
     assert (config.lr, config.betas, config.grad_clip_norm) == (2e-5, (0.9, 0.95), 10.0)
     assert (config.eps, config.weight_decay) == (1e-8, 1e-10)
     done = run(tmp_path, steps=1, optimizer=config)
@@ -297,7 +297,7 @@ def test_the_optimizers_defaults_are_lerobots_adamw(tmp_path: Path) -> None:
 
 
 def test_two_steps_equal_adamw_by_hand(tmp_path: Path) -> None:
-    done = run(tmp_path, steps=2, optimizer=OptimizerConfig(lr=1e-2))
+    done = run(tmp_path, steps=2, optimizer=AdamWConfig(lr=1e-2))
     teacher, student = make_policy(), AffineStudent(GaussianConfig())
     trainable = student.train_roles([Role.ACTION_HEAD])
     buffer = CouplingBuffer(
@@ -421,10 +421,13 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
 # Resuming
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "optimizer", [AdamWConfig(lr=1e-3), MuonConfig(lr=1e-3), SOAPConfig(lr=1e-3, precondition_frequency=3)]
+)
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, optimizer: OptimizerConfig) -> None:
     options: dict[str, Any] = {
         "steps": 8, "save_freq": 4, "ema": EMAConfig(enable=True, decay=0.9),
-        "buffer": BufferConfig(8, 4, 1, 4),
+        "buffer": BufferConfig(8, 4, 1, 4), "optimizer": optimizer,
     }  # fmt: skip
     whole = run(tmp_path, **options)
     resumed = run(tmp_path, resume_from=tmp_path / "checkpoints" / "000004", **options)
@@ -548,7 +551,7 @@ def reflowed(tmp_path_factory: pytest.TempPathFactory) -> Reflowed:
         observations=40,
         buffer=BufferConfig(64, 8, 12, 16),
         coupling=CouplingConfig(num_steps=10),
-        optimizer=OptimizerConfig(lr=1e-2),
+        optimizer=AdamWConfig(lr=1e-2),
     )
     done.student.module.requires_grad_(False)
     done.student.set_num_steps(1)

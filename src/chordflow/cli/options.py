@@ -199,7 +199,7 @@ def _choice_options(
     options = [Option(f"{name}.type", " | ".join(known), text, default_name or None)]
     shared = {field.name for field in dataclasses.fields(registry)}
     chosen = list(known) if choices is None else [choices.get(name, default_name)]
-    seen: set[str] = set()
+    seen: dict[str, Any] = {}
     for choice in chosen:
         if choice not in known:
             raise UserError(f"{name}.type={choice}: choose one of {', '.join(known)}.")
@@ -207,10 +207,13 @@ def _choice_options(
         for option in options_of(known[choice], choices, f"{name}.", condition):
             local = option.name.removeprefix(f"{name}.").split(".")[0]
             if option.name in seen:
+                if seen[option.name] != option.default:
+                    # Every choice has it, and this one a default of its own.
+                    options.append(option)
                 continue
             if local in shared or len(known) == 1:
                 # Every choice has it: nothing to restrict, unless a group inside it does.
-                seen.add(option.name)
+                seen[option.name] = option.default
                 own = option.only_for if option.only_for != condition else ""
                 option = dataclasses.replace(option, only_for=own)
             options.append(option)

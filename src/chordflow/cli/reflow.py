@@ -105,11 +105,15 @@ CHANGEABLE = (
 )  # fmt: skip
 """What may be another when a run goes on; all else would make it another run."""
 
+FIXED = ("optimizer.type",)
+"""What of that may not: the state of one optimiser says nothing to another."""
+
 
 def _refuse_another_run(config: ReflowJobConfig, saved: ReflowJobConfig, values: dict[str, str]) -> None:
     now, before = draccus.encode(config), draccus.encode(saved)
     for name in values:
-        if name.startswith(CHANGEABLE) or _look_up(now, name) == _look_up(before, name):
+        changeable = name.startswith(CHANGEABLE) and name not in FIXED
+        if changeable or _look_up(now, name) == _look_up(before, name):
             continue
         raise UserError(
             f"{name}={values[name]}: the run began with {show_value(_look_up(before, name))} and resuming cannot "

@@ -9,8 +9,9 @@ from chordflow.couplings import BufferConfig, CouplingConfig, DatasetConfig
 from chordflow.errors import UserError
 from chordflow.evaluation.paired import MeasureConfig
 from chordflow.policies import Role
-from chordflow.training.loop import EMAConfig, OptimizerConfig, SchedulerConfig
+from chordflow.training.loop import EMAConfig, SchedulerConfig
 from chordflow.training.methods import MethodConfig, ReflowMethodConfig
+from chordflow.training.optimizers import AdamWConfig, OptimizerConfig
 from chordflow.training.student import StudentInit
 
 
@@ -76,7 +77,7 @@ class ReflowJobConfig:
         method: how the student is trained.
         coupling: how the teacher's ODE is solved.
         buffer: how many couplings are kept in memory.
-        optimizer: AdamW.
+        optimizer: what makes steps of gradients.
         scheduler: warm-up and cosine.
         ema: moving average of the weights.
         measure: what is measured after training.
@@ -99,7 +100,7 @@ class ReflowJobConfig:
     method: MethodConfig = field(default_factory=ReflowMethodConfig)
     coupling: CouplingConfig = field(default_factory=CouplingConfig)
     buffer: BufferConfig = field(default_factory=BufferConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    optimizer: OptimizerConfig = field(default_factory=AdamWConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)

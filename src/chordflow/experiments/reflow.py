@@ -158,7 +158,8 @@ def _train(
     trained_millions = sum(p.numel() for p in student.trainable.values()) / 1e6
     say(
         f"Method:  {config.method.get_choice_name(type(config.method))}, {config.steps:,} steps of "
-        f"{config.batch_size}, lr {config.optimizer.lr:g}, {trained_millions:.2f} M trained parameters; "
+        f"{config.batch_size}, {config.optimizer.get_choice_name(type(config.optimizer))}, "
+        f"lr {config.optimizer.lr:g}, {trained_millions:.2f} M trained parameters; "
         + ("one prefix for teacher and student" if shared else _own_prefix(prefix_trains))
     )
 

@@ -22,41 +22,9 @@ from chordflow.flow.seeds import generator
 from chordflow.policies import FlowPolicy, VelocityModule
 from chordflow.training.checkpoints import TrainingState, begin_from, load_checkpoint, save_checkpoint
 from chordflow.training.methods import Method
+from chordflow.training.optimizers import AdamWConfig, OptimizerConfig
 
 METRICS = "metrics.jsonl"
-
-
-@dataclass
-class OptimizerConfig:
-    """AdamW, with LeRobot's names.
-
-    Attributes:
-        lr: peak learning rate. 2e-5 suits a fine-tuned checkpoint of full size; a tiny model wants 1e-3.
-        betas: decay rates of the moments.
-        eps: added to the denominator.
-        weight_decay: decoupled weight decay.
-        grad_clip_norm: gradients are scaled down to this norm.
-    """
-
-    lr: float = 2e-5
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 1e-10
-    grad_clip_norm: float = 10.0
-
-    def __post_init__(self) -> None:
-        if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise UserError(f"optimizer.lr={self.lr}: give a learning rate above 0.")
-        for name in ("eps", "weight_decay"):
-            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
-                raise UserError(f"optimizer.{name}={getattr(self, name)}: give a number of at least 0.")
-        if not (len(self.betas) == 2 and all(0.0 <= beta < 1.0 for beta in self.betas)):
-            raise UserError(f"optimizer.betas={list(self.betas)}: give two numbers from 0 up to but not 1.")
-        for name in ("eps", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"optimizer.{name}={getattr(self, name)}: give 0 or more.")
-        if not self.grad_clip_norm > 0:
-            raise UserError(f"optimizer.grad_clip_norm={self.grad_clip_norm}: give a norm above 0.")
 
 
 @dataclass
@@ -104,7 +72,7 @@ class LoopConfig:
     seed: int
     log_freq: int
     save_freq: int
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    optimizer: OptimizerConfig = field(default_factory=AdamWConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
 
@@ -172,13 +140,7 @@ def train(
             "torchrun or accelerate launch."
         )
     module = VelocityModule(student)
-    optimizer = torch.optim.AdamW(
-        list(trainable.values()),
-        lr=config.optimizer.lr,
-        betas=config.optimizer.betas,
-        eps=config.optimizer.eps,
-        weight_decay=config.optimizer.weight_decay,
-    )
+    optimizer = config.optimizer.build(trainable, student)
     warmup = config.scheduler.warmup(config.steps)
     scheduler = CosineAnnealingWithWarmupSchedulerConfig(num_warmup_steps=warmup).build(
         optimizer, config.steps
@@ -263,10 +225,7 @@ def _use_settings(state: TrainingState, config: OptimizerConfig) -> None:
     Where they were not, every number stays what it was.
     """
     state.scheduler.base_lrs = [config.lr for _ in state.scheduler.base_lrs]
-    for group in state.optimizer.param_groups:
-        group.update(
-            initial_lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
-        )
+    config.put_over(state.optimizer)
     assert isinstance(state.scheduler, LambdaLR)
     factors = [rule(state.scheduler.last_epoch) for rule in state.scheduler.lr_lambdas]
     state.scheduler._last_lr = [config.lr * factor for factor in factors]

@@ -1,0 +1,242 @@
+"""Optimisers of the student, a choice on the command line: AdamW, Muon for hidden matrices, SOAP.
+
+Each is one `torch.optim.Optimizer` whose state LeRobot's checkpoints can hold: tensors by name, and numbers in
+the parameter groups.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import draccus
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from chordflow.errors import UserError
+from chordflow.policies import FlowPolicy, Role
+
+
+@dataclass
+class OptimizerConfig(draccus.ChoiceRegistry):
+    """What every optimiser has; names as in LeRobot, `type` chooses which.
+
+    Attributes:
+        lr: peak learning rate. 2e-5 suits a fine-tuned checkpoint of full size; a tiny model wants 1e-3.
+        betas: decay rates of Adam's moments.
+        eps: added to Adam's denominator.
+        weight_decay: decoupled weight decay.
+        grad_clip_norm: gradients are scaled down to this norm.
+    """
+
+    lr: float = 2e-5
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 1e-10
+    grad_clip_norm: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise UserError(f"optimizer.lr={self.lr}: give a learning rate above 0.")
+        for name in ("eps", "weight_decay"):
+            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
+                raise UserError(f"optimizer.{name}={getattr(self, name)}: give a number of at least 0.")
+        if not (len(self.betas) == 2 and all(0.0 <= beta < 1.0 for beta in self.betas)):
+            raise UserError(f"optimizer.betas={list(self.betas)}: give two numbers from 0 up to but not 1.")
+        if not self.grad_clip_norm > 0:
+            raise UserError(f"optimizer.grad_clip_norm={self.grad_clip_norm}: give a norm above 0.")
+
+    def build(self, parameters: Mapping[str, nn.Parameter], student: FlowPolicy) -> Optimizer:
+        """The optimiser of a student's trained parameters.
+
+        Args:
+            parameters: by name, float32.
+            student: whose parameters they are.
+
+        Raises:
+            UserError: where they do not suit the optimiser.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not name its optimiser; AdamWConfig is one")
+
+    def group_settings(self) -> list[dict[str, Any]]:
+        """The settings of each parameter group but for its learning rate."""
+        return [self._adam]
+
+    def put_over(self, optimizer: Optimizer) -> None:
+        """Puts these settings over those that a checkpoint brought along; the rates are the scheduler's."""
+        for group, settings in zip(optimizer.param_groups, self.group_settings(), strict=True):
+            group.update(initial_lr=self.lr, **settings)
+
+    @property
+    def _adam(self) -> dict[str, Any]:
+        return {"betas": self.betas, "eps": self.eps, "weight_decay": self.weight_decay}
+
+
+@OptimizerConfig.register_subclass("adamw")
+@dataclass
+class AdamWConfig(OptimizerConfig):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101)."""
+
+    def build(self, parameters: Mapping[str, nn.Parameter], student: FlowPolicy) -> Optimizer:
+        """torch's AdamW over all of them."""
+        return torch.optim.AdamW(list(parameters.values()), lr=self.lr, **self._adam)
+
+
+@OptimizerConfig.register_subclass("muon")
+@dataclass
+class MuonConfig(OptimizerConfig):
+    """Orthogonalised momentum for hidden matrices, AdamW for the rest (see `MuonWithAdamW`).
+
+    The updates of a matrix are scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982, eq. 4), so that
+    one learning rate, the one that suits AdamW, serves both.
+
+    Attributes:
+        momentum: decay rate of the matrices' momentum.
+    """
+
+    momentum: float = 0.95
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 <= self.momentum < 1.0:
+            raise UserError(f"optimizer.momentum={self.momentum}: give a number from 0 up to but not 1.")
+
+    def build(self, parameters: Mapping[str, nn.Parameter], student: FlowPolicy) -> Optimizer:
+        """Muon over the hidden matrices and AdamW over the others."""
+        matrices = hidden_matrices(parameters, student)
+        if not matrices:
+            raise UserError(
+                "optimizer.type=muon: the student trains no hidden matrix; choose adamw, or train more with "
+                "--student.train."
+            )
+        others = [parameter for name, parameter in parameters.items() if name not in matrices]
+        return MuonWithAdamW(list(matrices.values()), others, self.lr, *self.group_settings())
+
+    def group_settings(self) -> list[dict[str, Any]]:
+        """Those of the matrices, then those of the rest."""
+        return [{"momentum": self.momentum, "weight_decay": self.weight_decay}, self._adam]
+
+
+@OptimizerConfig.register_subclass("soap")
+@dataclass
+class SOAPConfig(OptimizerConfig):
+    """Adam in the eigenbasis of Shampoo's preconditioner (Vyas et al. 2024, arXiv 2409.11321, algorithm 3).
+
+    The learning rate that suits AdamW suits it as well. Its first step moves nothing: it looks at the gradient for
+    the first basis.
+
+    Attributes:
+        precondition_frequency: steps between two updates of the basis.
+        max_precondition_dim: sides of a matrix that are longer keep the standard basis; a side of n costs n * n
+            numbers twice, and time to match.
+    """
+
+    betas: tuple[float, float] = (0.95, 0.95)
+    precondition_frequency: int = 10
+    max_precondition_dim: int = 10_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("precondition_frequency", "max_precondition_dim"):
+            if getattr(self, name) < 1:
+                raise UserError(f"optimizer.{name}={getattr(self, name)}: give at least 1.")
+
+    def build(self, parameters: Mapping[str, nn.Parameter], student: FlowPolicy) -> Optimizer:
+        """SOAP over all of them."""
+        # Only here: the package imports a hundred optimisers, which takes seconds.
+        from chordflow.training.soap import SOAP
+
+        return SOAP(list(parameters.values()), lr=self.lr, **self.group_settings()[0])
+
+    def group_settings(self) -> list[dict[str, Any]]:
+        """Adam's and the basis's."""
+        return [
+            {
+                **self._adam,
+                "shampoo_beta": self.betas[1],
+                "precondition_frequency": self.precondition_frequency,
+                "max_precondition_dim": self.max_precondition_dim,
+            }
+        ]
+
+
+def hidden_matrices(parameters: Mapping[str, nn.Parameter], student: FlowPolicy) -> dict[str, nn.Parameter]:
+    """The weights that map one hidden state to another, for which Muon is meant (Jordan et al. 2024).
+
+    These are the weights of linear layers with both sides wider than an action: what is thinner reads an action
+    or a time, or writes a velocity. What projects into the prefix reads a state or another part's features, and is
+    left out whole. Embeddings are no linear layers; a head that goes back to their words is left out too.
+
+    Args:
+        parameters: by name.
+        student: whose parameters they are.
+
+    Returns:
+        Some of them, in their order.
+    """
+    modules = list(student.module.modules())
+    linear = {id(module.weight) for module in modules if isinstance(module, nn.Linear)}
+    embeddings = {module.weight.shape for module in modules if isinstance(module, nn.Embedding)}
+    widest = student.chunk.padded_dim
+    return {
+        name: parameter
+        for name, parameter in parameters.items()
+        if id(parameter) in linear
+        and parameter.shape not in embeddings
+        and min(parameter.shape) > widest
+        and student.role_of(name) != Role.PREFIX_PROJECTIONS
+    }
+
+
+class MuonWithAdamW(Optimizer):
+    """torch's Muon and AdamW as one optimiser with two parameter groups, for one scheduler and one checkpoint.
+
+    Source of Muon: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
+
+    Args:
+        matrices: parameters of two dimensions, for Muon.
+        others: the rest, for AdamW.
+        lr: learning rate of both.
+        muon: further settings of the first group.
+        adamw: further settings of the second.
+    """
+
+    def __init__(
+        self,
+        matrices: list[nn.Parameter],
+        others: list[nn.Parameter],
+        lr: float,
+        muon: dict[str, Any],
+        adamw: dict[str, Any],
+    ) -> None:
+        parts = (
+            torch.optim.Muon([{"params": matrices}], lr=lr, adjust_lr_fn="match_rms_adamw", **muon),
+            torch.optim.AdamW([{"params": others}], lr=lr, **adamw),
+        )
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self._parts = parts
+        self._share()
+
+    def _share(self) -> None:
+        """Groups and state are this optimiser's; its parts work on the same objects."""
+        for part, group in zip(self._parts, self.param_groups, strict=True):
+            part.param_groups, part.state = [group], self.state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Called by load_state_dict, which makes new groups and a new state.
+        super().__setstate__(state)
+        self._share()
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One step of both."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self._parts:
+            part.step()
+        return loss
