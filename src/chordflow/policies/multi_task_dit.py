@@ -124,7 +124,7 @@ class MultiTaskDiTFlowPolicy(LeRobotFlowPolicy):
         chosen = set(roles)
         if Role.LANGUAGE in chosen:
             raise UserError(
-                "train_roles holds language, but LeRobot's multi_task_dit runs its text encoder without gradients; "
+                "student.train holds language, but LeRobot's multi_task_dit runs its text encoder without gradients; "
                 "leave it out (prefix_projections trains what follows it)."
             )
         return super().train_roles(chosen)
