@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 from lerobot.common.train_utils import (
     get_step_identifier,
+    load_training_batch_size,
+    load_training_num_processes,
     load_training_state,
     load_training_step,
     save_training_state,
@@ -34,14 +36,39 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from chordflow.errors import UserError
 from chordflow.quiet import quiet_stdout
+from chordflow.training.wrapping import part_of, shard_state, whole, whole_state
 
 MASTERS = "master_weights.safetensors"
 EMA_WEIGHTS = "ema_weights.safetensors"
 
 
+@dataclass(frozen=True)
+class WholeState:
+    """What changes while training, put together from all processes.
+
+    Attributes:
+        masters: the trained parameters by name, float32.
+        ema: their moving averages by name, float32; None without EMA.
+        optimizer: whose state it is.
+        optimizer_state: its `state_dict()`.
+        scheduler: of the learning rate.
+    """
+
+    masters: Mapping[str, Tensor]
+    ema: Mapping[str, Tensor] | None
+    optimizer: Optimizer
+    optimizer_state: dict[str, object]
+    scheduler: LRScheduler
+
+    @property
+    def student_weights(self) -> Mapping[str, Tensor]:
+        """The weights that make the student: the averages where there are any."""
+        return self.ema if self.ema is not None else self.masters
+
+
 @dataclass
 class TrainingState:
-    """What changes while training.
+    """What changes while training, as a process has it: with FSDP2 its part of every tensor.
 
     Attributes:
         masters: the trained parameters by name, float32.
@@ -55,19 +82,31 @@ class TrainingState:
     optimizer: Optimizer
     scheduler: LRScheduler
 
-    @property
-    def student_weights(self) -> Mapping[str, Tensor]:
-        """The weights that make the student: the averages where there are any."""
-        return self.ema if self.ema is not None else self.masters
+    def whole(self) -> WholeState:
+        """All of it; every process has to call this."""
+        return WholeState(
+            masters={name: whole(tensor.detach()) for name, tensor in self.masters.items()},
+            ema=None if self.ema is None else {name: whole(tensor) for name, tensor in self.ema.items()},
+            optimizer=self.optimizer,
+            optimizer_state=whole_state(self.optimizer),
+            scheduler=self.scheduler,
+        )
+
+
+def checkpoint_folder(output_dir: Path, step: int, total_steps: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return output_dir / CHECKPOINTS_DIR / get_step_identifier(step, total_steps)
 
 
 def save_checkpoint(
     output_dir: Path,
     step: int,
     total_steps: int,
-    state: TrainingState,
-    batch_size: int,
+    state: WholeState,
     write_student: Callable[[Path], None],
+    *,
+    num_processes: int,
+    batch_size: int,
 ) -> Path:
     """Writes a checkpoint under a temporary name, renames it, and moves the `last` link by rename.
 
@@ -76,8 +115,9 @@ def save_checkpoint(
         step: optimiser steps done.
         total_steps: of the run, for the number of digits.
         state: what resuming needs.
-        batch_size: recorded as LeRobot does.
         write_student: fills a `pretrained_model` folder.
+        num_processes: recorded as LeRobot does.
+        batch_size: of each process, micro-batches taken together; likewise.
 
     Returns:
         The checkpoint's folder.
@@ -85,15 +125,21 @@ def save_checkpoint(
     Raises:
         UserError: if it cannot be written; the checkpoints before it stand.
     """
-    root = output_dir / CHECKPOINTS_DIR
-    name = get_step_identifier(step, total_steps)
-    temporary, final = root / f".{name}.tmp", root / name
+    final = checkpoint_folder(output_dir, step, total_steps)
+    root, name = final.parent, final.name
+    temporary = root / f".{name}.tmp"
     try:
         root.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         write_student(temporary / PRETRAINED_MODEL_DIR)
         save_training_state(
-            temporary, step, state.optimizer, state.scheduler, num_processes=1, batch_size=batch_size
+            temporary,
+            step,
+            state.optimizer,
+            state.scheduler,
+            num_processes=num_processes,
+            batch_size=batch_size,
+            optim_state_dict=state.optimizer_state,
         )
         _save(state.masters, temporary / TRAINING_STATE_DIR / MASTERS)
         if state.ema is not None:
@@ -165,6 +211,32 @@ def training_step(checkpoint_dir: Path) -> int:
         raise _cannot_resume(checkpoint_dir, error) from error
 
 
+def check_same_size(checkpoint_dir: Path, step_size: int, asked: str) -> None:
+    """Makes sure that a run goes on with steps of as many couplings as it began with.
+
+    Args:
+        checkpoint_dir: to go on from.
+        step_size: couplings of a step now, over all processes.
+        asked: what makes them up, as the sentence says it.
+
+    Raises:
+        UserError: if they are not as many.
+    """
+    try:
+        processes, batch = (
+            load_training_num_processes(checkpoint_dir),
+            load_training_batch_size(checkpoint_dir),
+        )
+    except Exception as error:
+        raise _cannot_resume(checkpoint_dir, error) from error
+    if processes is not None and batch is not None and processes * batch != step_size:
+        raise UserError(
+            f"{asked} make {step_size} couplings a step, but the run began with {processes * batch} ({processes} "
+            f"processes of {batch}); go on with as many, by other processes, --batch_size or "
+            "--gradient_accumulation_steps."
+        )
+
+
 def load_checkpoint(checkpoint_dir: Path, state: TrainingState) -> int:
     """Puts a checkpoint's weights, optimiser, schedule and generators into `state`.
 
@@ -181,13 +253,14 @@ def load_checkpoint(checkpoint_dir: Path, state: TrainingState) -> int:
             raise ValueError("other parameters were trained")
         with torch.no_grad():
             for name, parameter in state.masters.items():
-                parameter.copy_(masters[name])
+                parameter.copy_(part_of(masters[name], parameter))
             if state.ema is not None:
                 averages = load_file(folder / EMA_WEIGHTS)
                 for name, tensor in state.ema.items():
-                    tensor.copy_(averages[name])
+                    tensor.copy_(part_of(averages[name], tensor))
         with quiet_stdout():
             step, _, _ = load_training_state(checkpoint_dir, state.optimizer, state.scheduler)
+        shard_state(state.optimizer)
     except Exception as error:
         raise _cannot_resume(checkpoint_dir, error) from error
     return step

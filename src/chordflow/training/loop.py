@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from lerobot.optim.schedulers import CosineAnnealingWithWarmupSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -19,12 +16,22 @@ from torch.optim.lr_scheduler import LambdaLR
 from chordflow.couplings import CouplingBuffer
 from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
-from chordflow.policies import FlowPolicy, VelocityModule
-from chordflow.training.checkpoints import TrainingState, begin_from, load_checkpoint, save_checkpoint
+from chordflow.policies import FlowPolicy
+from chordflow.training.checkpoints import (
+    TrainingState,
+    begin_from,
+    checkpoint_folder,
+    load_checkpoint,
+    save_checkpoint,
+)
+from chordflow.training.distributed import Processes
+from chordflow.training.memory import enough_memory
 from chordflow.training.methods import Method
+from chordflow.training.metrics import METRICS as METRICS
+from chordflow.training.metrics import append_metrics, cut_metrics, last_good
+from chordflow.training.metrics import read_metrics as read_metrics
 from chordflow.training.optimizers import AdamWConfig, OptimizerConfig
-
-METRICS = "metrics.jsonl"
+from chordflow.training.wrapping import Wrapped
 
 
 @dataclass
@@ -72,6 +79,7 @@ class LoopConfig:
     seed: int
     log_freq: int
     save_freq: int
+    gradient_accumulation_steps: int = 1
     optimizer: OptimizerConfig = field(default_factory=AdamWConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
@@ -133,13 +141,9 @@ def train(
     Raises:
         UserError: if a loss or gradient is not finite, or a checkpoint cannot be written.
     """
-    accelerator = Accelerator(cpu=student.device.type == "cpu", step_scheduler_with_optimizer=False)
-    if accelerator.num_processes > 1:
-        raise UserError(
-            f"num_processes={accelerator.num_processes}: training runs in one process; start chordflow without "
-            "torchrun or accelerate launch."
-        )
-    module = VelocityModule(student)
+    wrapped = Wrapped(student, trainable, config.gradient_accumulation_steps)
+    processes, trainable = wrapped.processes, wrapped.trainable
+    _check_sizes(config, buffer, processes)
     optimizer = config.optimizer.build(trainable, student)
     warmup = config.scheduler.warmup(config.steps)
     scheduler = CosineAnnealingWithWarmupSchedulerConfig(num_warmup_steps=warmup).build(
@@ -151,46 +155,62 @@ def train(
     if resume_from is not None:
         start = load_checkpoint(resume_from, state)
         _use_settings(state, config.optimizer)
-        begin_from(resume_from)
-    with _metrics_can_be_written(output_dir, resume_from):
-        _cut_metrics(output_dir / METRICS, start)
-    module, optimizer, scheduler = accelerator.prepare(module, optimizer, scheduler)
+    if processes.first:
+        if resume_from is not None:
+            begin_from(resume_from)
+        cut_metrics(output_dir, start, resume_from)
+    optimizer, scheduler = wrapped.prepare(optimizer, scheduler)
+
+    def loss_of(step: int, backward: bool) -> float:
+        """The mean loss over the couplings of a step, of all processes and parts."""
+        total = 0.0
+        for part in range(buffer.parts):
+            with wrapped.part(last=part == buffer.parts - 1):
+                batch = buffer.batch(step, part)
+                loss = method.loss(wrapped, batch, generator(config.seed, "times", step))
+                if backward:
+                    # Gradients are averaged over the processes, where a loss is a sum of what they have.
+                    wrapped.backward(loss * (batch.weight * processes.count))
+                total += loss.item() * batch.weight
+        return processes.sum([total])[0]
 
     def save(step: int) -> Path:
         # The loss that was looked at came before the update: weights that the update destroyed must not become
         # the checkpoint that a run is told to go back to.
         with torch.no_grad():
-            again = method.loss(
-                module, buffer.batch(step - 1), generator(config.seed, "times", step - 1)
-            ).item()
+            again = loss_of(step - 1, backward=False)
         if not math.isfinite(again):
             raise _not_finite(step, f"loss {again} after the update", checkpoint)
-        weights = {name: tensor.detach() for name, tensor in state.student_weights.items()}
+        whole = state.whole()
+        weights = {name: tensor.detach() for name, tensor in whole.student_weights.items()}
+        if not processes.first:
+            return checkpoint_folder(output_dir, step, config.steps)
         return save_checkpoint(
             output_dir,
             step,
             config.steps,
-            state,
-            config.batch_size,
+            whole,
             lambda folder: write_student(folder, weights),
+            num_processes=processes.count,
+            batch_size=config.batch_size * config.gradient_accumulation_steps,
         )
 
     checkpoint = resume_from
     began = logged_at = time.perf_counter()
     losses: list[float] = []
     for step in range(start, config.steps):
-        for _ in buffer.fill(step):
-            pass
-        if step == start:
-            logged_at = time.perf_counter()
-        loss = method.loss(module, buffer.batch(step), generator(config.seed, "times", step))
-        accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(trainable.values(), config.optimizer.grad_clip_norm)
-        value = loss.item()
-        if not (math.isfinite(value) and math.isfinite(float(norm))):
-            raise _not_finite(step + 1, f"loss {value}, gradient norm {float(norm)}", checkpoint)
-        lr = scheduler.get_last_lr()[0]
-        optimizer.step()
+        with enough_memory(buffer):
+            for _ in buffer.fill(step):
+                pass
+            if step == start:
+                logged_at = time.perf_counter()
+            value = loss_of(step, backward=True)
+        norm = wrapped.clip(config.optimizer.grad_clip_norm)
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            raise _not_finite(step + 1, f"loss {value}, gradient norm {norm}", checkpoint)
+        lr = float(scheduler.get_last_lr()[0])
+        with enough_memory(buffer):
+            optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
         if averages is not None:
@@ -198,25 +218,36 @@ def train(
         losses.append(value)
         done_steps = step + 1
         now = time.perf_counter()
-        rate = len(losses) * config.batch_size / max(now - logged_at, 1e-9)
+        rate = len(losses) * buffer.step_size / max(now - logged_at, 1e-9)
         on_step(Progress(done_steps, value, lr, rate))
         if done_steps % config.log_freq == 0 or done_steps == config.steps:
             mean = sum(losses) / len(losses)
-            line = {
+            line: dict[str, float] = {
                 "step": done_steps,
                 "loss": mean,
-                "grad_norm": float(norm),
+                "grad_norm": norm,
                 "lr": lr,
                 "samples_per_s": rate,
             }
-            with _metrics_can_be_written(output_dir, checkpoint):
-                _append_metrics(output_dir / METRICS, line)
+            if processes.first:
+                append_metrics(output_dir, line, checkpoint)
             losses, logged_at = [], now
         if done_steps == config.steps or (config.save_freq > 0 and done_steps % config.save_freq == 0):
             checkpoint = save(done_steps)
     assert checkpoint is not None
-    samples = (config.steps - start) * config.batch_size
+    # The others go on to read what the first has written.
+    processes.wait()
+    samples = (config.steps - start) * buffer.step_size
     return Trained(checkpoint, time.perf_counter() - began, samples)
+
+
+def _check_sizes(config: LoopConfig, buffer: CouplingBuffer, processes: Processes) -> None:
+    given = (buffer.batch_size, buffer.parts, buffer.share)
+    expected = (config.batch_size, config.gradient_accumulation_steps, processes.share)
+    if given != expected:
+        raise ValueError(
+            f"the buffer hands out {given} (batch_size, parts, share), the loop takes {expected}"
+        )
 
 
 def _use_settings(state: TrainingState, config: OptimizerConfig) -> None:
@@ -237,51 +268,10 @@ def _not_finite(step: int, what: str, checkpoint: Path | None) -> UserError:
     advice = (
         "lower --optimizer.lr and resume from it" if checkpoint else "start again with a lower --optimizer.lr"
     )
-    return UserError(f"the loss is not finite at step {step} ({what}); {_kept(checkpoint)}; {advice}.")
+    return UserError(f"the loss is not finite at step {step} ({what}); {last_good(checkpoint)}; {advice}.")
 
 
 @torch.no_grad()
 def _average(averages: dict[str, Tensor], parameters: dict[str, nn.Parameter], decay: float) -> None:
     for name, parameter in parameters.items():
         averages[name].lerp_(parameter.detach(), 1.0 - decay)
-
-
-def read_metrics(file: Path) -> list[dict[str, float]]:
-    """The logged lines of a run, oldest first; a last line that was cut short is left out."""
-    lines = []
-    if file.is_file():
-        for line in file.read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-    return lines
-
-
-def _kept(checkpoint: Path | None) -> str:
-    return f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was written yet"
-
-
-@contextlib.contextmanager
-def _metrics_can_be_written(output_dir: Path, checkpoint: Path | None) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"output_dir={output_dir}: {METRICS} cannot be written ({error.strerror}); {_kept(checkpoint)}; make "
-            "room and resume from it or start again."
-        ) from error
-
-
-def _append_metrics(file: Path, line: dict[str, float]) -> None:
-    with file.open("a", encoding="utf-8") as handle:
-        handle.write(json.dumps(line) + "\n")
-
-
-def _cut_metrics(file: Path, step: int) -> None:
-    """Drops what a run logged after the checkpoint that it resumes from."""
-    kept = [line for line in read_metrics(file) if line["step"] <= step]
-    if file.is_file():
-        temporary = file.with_name(f".{file.name}.tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        temporary.replace(file)
