@@ -165,6 +165,11 @@ class CouplingBuffer:
         return self.batch_size * self.parts * self.share.count
 
     @property
+    def num_resident(self) -> int:
+        """Blocks that this process has in memory."""
+        return len(self._blocks)
+
+    @property
     def num_bytes(self) -> int:
         """Memory of this process's resident couplings and contexts, in bytes."""
         return sum(block.num_bytes for block in self._blocks.values())
