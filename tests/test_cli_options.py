@@ -123,6 +123,17 @@ def test_what_is_wrong_is_said_in_one_sentence(arguments: list[str], message: st
     assert "\n" not in str(caught.value)
 
 
+def test_an_option_of_several_choices_is_listed_once_and_says_which() -> None:
+    listed = [
+        option for option in options_of(ReflowJobConfig, None) if option.name.startswith("method.times")
+    ]
+    where = {(option.name, option.default): option.only_for for option in listed}
+    assert len(where) == len(listed)
+    assert where["method.times.at_noise", 0.5] == "--method.type=noise_biased or reflow"
+    assert where["method.times.type", "beta"] == "--method.type=noise_biased"
+    assert where["method.times.type", "uniform"] == "--method.type=reflow"
+
+
 @pytest.mark.parametrize("missing", [0, 1, 2])
 def test_required_options_are_named(missing: int) -> None:
     given = [argument for i, argument in enumerate(REQUIRED) if i != missing]

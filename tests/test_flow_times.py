@@ -11,9 +11,20 @@ from hypothesis import strategies as st
 from scipy.integrate import cumulative_trapezoid
 
 from chordflow.errors import UserError
-from chordflow.flow.times import Beta, LogitNormal, PointMassMixture, TimeDistribution, Uniform, UShaped
+from chordflow.flow.times import (
+    Beta,
+    Exponential,
+    LogitNormal,
+    PointMassMixture,
+    TimeDistribution,
+    Uniform,
+    UShaped,
+)
 
-CONTINUOUS = [Uniform(), Beta(), Beta(0.7, 2.5, 1.0, 0.0), LogitNormal(0.5, 1.3), UShaped(), UShaped(0.5)]
+CONTINUOUS = [
+    Uniform(), Beta(), Beta(0.7, 2.5, 1.0, 0.0), LogitNormal(0.5, 1.3), UShaped(), UShaped(0.5), Exponential(),
+    Exponential(0.2),
+]  # fmt: skip
 
 
 def _generator(seed: int = 0) -> torch.Generator:
@@ -111,6 +122,8 @@ def test_a_point_mass_has_no_density() -> None:
         (lambda: LogitNormal(std=-1.0), "std"),
         (lambda: LogitNormal(mean=math.inf), "mean"),
         (lambda: UShaped(a=0.0), "a is"),
+        (lambda: Exponential(0.0), "base is"),
+        (lambda: Exponential(1.0), "base is"),
         (lambda: PointMassMixture(weight=1.5), "weight"),
         (lambda: PointMassMixture(at=-0.1), "at is"),
     ],
@@ -118,3 +131,8 @@ def test_a_point_mass_has_no_density() -> None:
 def test_bad_parameters_are_named(make: object, field: str) -> None:
     with pytest.raises(UserError, match=field):
         make()  # type: ignore[operator]
+
+
+def test_the_exponential_law_makes_noise_as_much_likelier_as_it_says() -> None:
+    at_action, at_noise = Exponential(10.0).density(torch.tensor([0.0, 1.0])).tolist()
+    assert at_noise / at_action == pytest.approx(10.0)

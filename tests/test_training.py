@@ -43,7 +43,14 @@ from chordflow.training.loop import (
 from chordflow.training.methods import Method, MethodConfig, ReflowMethod, ReflowMethodConfig
 from chordflow.training.optimizers import AdamWConfig, MuonConfig, OptimizerConfig, SOAPConfig
 from chordflow.training.student import StudentInit, make_student, shares_prefix
-from chordflow.training.times import BetaTimes, LogitNormalTimes, TimesConfig, UniformTimes, UShapedTimes
+from chordflow.training.times import (
+    BetaTimes,
+    ExponentialTimes,
+    LogitNormalTimes,
+    TimesConfig,
+    UniformTimes,
+    UShapedTimes,
+)
 from gaussian_setup import AffineStudent, euler_factor, make_observations, make_policy
 
 SMALL = BufferConfig(num_observations=8, noises_per_observation=4, uses_per_coupling=0, block_size=4)
@@ -121,7 +128,7 @@ def run(
 
 # Times
 
-TIMES = [UniformTimes, BetaTimes, LogitNormalTimes, UShapedTimes]
+TIMES = [UniformTimes, BetaTimes, LogitNormalTimes, UShapedTimes, ExponentialTimes]
 
 
 @pytest.mark.parametrize("law", TIMES)
@@ -140,6 +147,7 @@ def test_each_law_is_the_one_it_names_with_its_settings() -> None:
     assert BetaTimes(at_noise=0.0, alpha=2.0, beta=3.0).build() == laws.Beta(alpha=2.0, beta=3.0)
     assert LogitNormalTimes(at_noise=0.0, mean=0.5, std=2.0).build() == laws.LogitNormal(mean=0.5, std=2.0)
     assert UShapedTimes(at_noise=0.0, a=2.0).build() == laws.UShaped(a=2.0)
+    assert ExponentialTimes(at_noise=0.0, ratio=3.0).build() == laws.Exponential(base=3.0)
     assert UniformTimes(at_noise=0.0).build() == laws.Uniform()
 
 

@@ -86,7 +86,7 @@ def build[T](config_class: type[T], values: dict[str, str], base: dict[str, Any]
     Raises:
         UserError: for an unknown option, a missing one, or a value that does not fit.
     """
-    merged = _merge(base or {}, _nest(values))
+    merged = merge(base or {}, _nest(values))
     known = {option.name: option for option in options_of(config_class, _choices(config_class, merged))}
     groups = {name.rpartition(".")[0] for name in known}
     for name in values:
@@ -216,8 +216,21 @@ def _choice_options(
                 seen[option.name] = option.default
                 own = option.only_for if option.only_for != condition else ""
                 option = dataclasses.replace(option, only_for=own)
-            options.append(option)
+            else:
+                option = dataclasses.replace(option, only_for=option.only_for or condition)
+            _add(options, option)
     return options
+
+
+def _add(options: list[Option], option: Option) -> None:
+    """Adds an option, to the line of another choice that has the same one where there is such a line."""
+    for index, other in enumerate(options):
+        if (other.name, other.kind, other.default) == (option.name, option.kind, option.default):
+            if option.only_for != other.only_for:
+                either = f"{other.only_for} or {option.only_for.rpartition('=')[2]}"
+                options[index] = dataclasses.replace(other, only_for=either)
+            return
+    options.append(option)
 
 
 def _choices(config_class: type, merged: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -334,7 +347,8 @@ def _nest(values: dict[str, str]) -> dict[str, Any]:
         ) from error
 
 
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings, of which those of `over` count; where a group's type changes, it is taken whole."""
     result = dict(base)
     for key, value in over.items():
         if (
@@ -342,7 +356,7 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
             and isinstance(result.get(key), dict)
             and not _is_other_choice(result[key], value)
         ):
-            result[key] = _merge(result[key], value)
+            result[key] = merge(result[key], value)
         else:
             result[key] = value
     return result

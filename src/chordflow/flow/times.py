@@ -173,6 +173,36 @@ class UShaped(TimeDistribution):
 
 
 @dataclass(frozen=True)
+class Exponential(TimeDistribution):
+    """Density proportional to ``base ** t``: above 1 it leans to noise, below 1 to the action.
+
+    Source: Kim et al. 2024 (Simple ReFlow, arXiv 2410.07815), with base 10. Their t = 1 is taken to be noise, as
+    it is here: they divide a denoiser's error by t to have a velocity's.
+
+    Attributes:
+        base: How many times as likely noise is as the action, positive and not 1.
+    """
+
+    base: float = 10.0
+
+    def __post_init__(self) -> None:
+        _require_positive("base", self.base)
+        # Near 1 the formulas below lose all their digits.
+        if abs(self.base - 1.0) < 1e-6:
+            raise UserError(f"base is {self.base}; choose another number than 1, or the uniform law.")
+
+    def _sample(self, n: int, generator: torch.Generator) -> Tensor:
+        # The cumulative law is (base^t - 1) / (base - 1).
+        return torch.log1p(_uniform(n, generator) * (self.base - 1.0)) / math.log(self.base)
+
+    def density(self, t: Tensor) -> Tensor:
+        """See the base class."""
+        t = t.to(torch.float64)
+        density = math.log(self.base) / (self.base - 1.0) * torch.exp(t * math.log(self.base))
+        return torch.where((t >= 0) & (t <= 1), density, 0.0)
+
+
+@dataclass(frozen=True)
 class PointMassMixture(TimeDistribution):
     """One time with a probability of its own, and another law for the rest.
 

@@ -96,3 +96,19 @@ class UShapedTimes(TimesConfig):
     def base(self) -> times.TimeDistribution:
         """The U-shaped law."""
         return times.UShaped(a=self.a)
+
+
+@TimesConfig.register_subclass("exponential")
+@dataclass
+class ExponentialTimes(TimesConfig):
+    """Density proportional to ratio^t (Kim et al. 2024, Simple ReFlow, arXiv 2410.07815).
+
+    Attributes:
+        ratio: how many times as likely noise is as the action.
+    """
+
+    ratio: float = 10.0
+
+    def base(self) -> times.TimeDistribution:
+        """The exponential law."""
+        return times.Exponential(base=self.ratio)

@@ -1,6 +1,23 @@
 """Training methods: a class each, with a config of its own."""
 
 from chordflow.training.methods.base import Method, MethodConfig
+from chordflow.training.methods.consistency import ConsistencyMethod, ConsistencyMethodConfig
+from chordflow.training.methods.endpoint import EndpointMethod, EndpointMethodConfig
+from chordflow.training.methods.noise_biased import NoiseBiasedMethod, NoiseBiasedMethodConfig
 from chordflow.training.methods.reflow import ReflowMethod, ReflowMethodConfig
+from chordflow.training.methods.snapflow import SnapFlowMethod, SnapFlowMethodConfig
 
-__all__ = ["Method", "MethodConfig", "ReflowMethod", "ReflowMethodConfig"]
+__all__ = [
+    "ConsistencyMethod",
+    "ConsistencyMethodConfig",
+    "EndpointMethod",
+    "EndpointMethodConfig",
+    "Method",
+    "MethodConfig",
+    "NoiseBiasedMethod",
+    "NoiseBiasedMethodConfig",
+    "ReflowMethod",
+    "ReflowMethodConfig",
+    "SnapFlowMethod",
+    "SnapFlowMethodConfig",
+]

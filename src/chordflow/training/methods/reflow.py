@@ -1,4 +1,7 @@
-"""Reflow: flow matching on the deterministic coupling (Liu et al. 2022, arXiv 2209.03003, eq. 1)."""
+"""Reflow: flow matching on the deterministic coupling (Liu et al. 2022, arXiv 2209.03003, eq. 1).
+
+Shapes: B batch, H chunk size, D padded action dimension.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,10 @@ import torch
 from torch import Tensor
 
 from chordflow.couplings import CouplingBatch
+from chordflow.errors import UserError
+from chordflow.flow import times
 from chordflow.flow.path import interpolate, velocity_target
-from chordflow.training.methods.base import Method, MethodConfig, VelocityFunction
+from chordflow.training.methods.base import Method, MethodConfig, VelocityFunction, chosen_rows
 from chordflow.training.times import TimesConfig, UniformTimes
 
 
@@ -20,9 +25,19 @@ class ReflowMethodConfig(MethodConfig):
 
     Attributes:
         times: at which times the student is trained.
+        real_data_share: share of every batch that is LeRobot's own loss on demonstrations instead, against the
+            collapse of rounds that see nothing real.
     """
 
     times: TimesConfig = field(default_factory=UniformTimes)
+    real_data_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.real_data_share < 1.0:
+            raise UserError(
+                f"method.real_data_share={self.real_data_share}: give a share from 0 up to but not 1; without any "
+                "coupling, noise_biased is the method."
+            )
 
     def build(self) -> Method:
         """The method."""
@@ -30,21 +45,40 @@ class ReflowMethodConfig(MethodConfig):
 
 
 class ReflowMethod(Method):
-    """Mean squared error between the student's velocity and the chord, over all padded dimensions.
+    """The student's velocity against the chord x_1 - x_0, over all padded dimensions.
 
     The padded dimensions count because the student feeds on its own when it takes more than one step. No
     mask is applied: the teacher's whole chunk is what the robot runs.
+
+    Rounds of reflow that see their own endpoints alone collapse (Zhu et al. 2024, arXiv 2412.08175); a share of
+    real data prevents it. Here that share is what LeRobot itself trains on: a demonstration, zero-padded, noise
+    drawn apart from it, LeRobot's law of times, and a loss on the real dimensions inside the episode alone. It
+    pulls towards the mean action near t = 1, where a coupling says which action, so the share should be small.
     """
 
     def __init__(self, config: ReflowMethodConfig) -> None:
         self.times = config.times.build()
+        self.distance = config.loss
+        self.real_data_share = config.real_data_share
+        self.needs_actions = config.real_data_share > 0
+        if config.times.at_noise == 1.0 and not self.needs_actions:
+            self.step_counts = (1,)
 
     def loss(
         self, velocity: VelocityFunction, couplings: CouplingBatch, generator: torch.Generator
     ) -> Tensor:
         """E || v(x_t, t) - (x_1 - x_0) ||^2 per dimension."""
-        noise, endpoint = couplings.noise, couplings.endpoint
-        t = self.times.sample(noise.shape[0], generator, device=noise.device)
+        noise, endpoint, valid = couplings.noise, couplings.endpoint, None
+        t = couplings.per_row(lambda n: self.times.sample(n, generator)).to(noise.device)
+        if self.needs_actions:
+            shown = couplings.demonstrated()
+            real = chosen_rows(couplings, self.real_data_share, generator)
+            theirs = couplings.per_row(lambda n: times.Beta().sample(n, generator)).to(noise.device)
+            t = torch.where(real, theirs, t)
+            real = real[:, None, None]
+            noise = torch.where(real, shown.noise, noise)
+            endpoint = torch.where(real, shown.actions, endpoint)
+            valid = shown.valid | ~real
         x_t = interpolate(noise, endpoint, t)
         v_t = velocity(x_t, t, context=couplings.context, batch=couplings.batch)
-        return torch.nn.functional.mse_loss(v_t, velocity_target(noise, endpoint))
+        return self.distance(v_t, velocity_target(noise, endpoint), valid)
