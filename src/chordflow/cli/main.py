@@ -60,6 +60,8 @@ def main(argv: list[str] | None = None) -> int:
     # Read when torch is first imported. OpenMP's threads otherwise spin while they wait for each other, and on a
     # machine that does something else as well a small network then runs many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # What torch's C++ side warns of, such as of parameters that all had gradients.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         # Only now: the libraries behind a verb take seconds to import and talk while they do.
         from chordflow.quiet import limit_waiting, silence_libraries

@@ -21,10 +21,12 @@ from chordflow.report.figures import save_figures
 from chordflow.report.table import render
 from chordflow.report.write import write_report
 from chordflow.results.schema import Results
+from chordflow.training.distributed import joined
 
 USAGE = """
 chordflow reflow --teacher.path=CHECKPOINT --dataset.repo_id=USER/DATASET --output_dir=outputs/student
 chordflow reflow --resume=true --config_path=outputs/student/checkpoints/last/pretrained_model/train_config.json
+torchrun --nproc-per-node=2 -m chordflow reflow ...
 """
 
 
@@ -33,8 +35,15 @@ def run(arguments: list[str]) -> None:
     if "--help" in arguments or "-h" in arguments:
         print(help_text(ReflowJobConfig, (ReflowJobConfig.__doc__ or "").split("\n")[0], USAGE))
         return
+    with joined():
+        _train_and_show(arguments)
+
+
+def _train_and_show(arguments: list[str]) -> None:
     config, resume_from = parse(arguments)
     finished = reflow(config, ["chordflow", "reflow", *arguments], resume_from)
+    if finished.measured is None:
+        return
     console.print(render(finished.results))
     pictures = _save_pictures(finished.results, config.output_dir / "figures")
     say(
@@ -100,7 +109,7 @@ def parse(arguments: list[str]) -> tuple[ReflowJobConfig, Path | None]:
 
 
 CHANGEABLE = (
-    "resume", "steps", "save_freq", "log_freq", "num_workers", "device", "teacher.path", "dataset.root",
+    "resume", "steps", "batch_size", "gradient_accumulation_steps", "save_freq", "log_freq", "num_workers", "device", "teacher.path", "dataset.root",
     "dataset.video_backend", "optimizer.", "scheduler.", "measure.",
 )  # fmt: skip
 """What may be another when a run goes on; all else would make it another run."""

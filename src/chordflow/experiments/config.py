@@ -64,7 +64,9 @@ class ReflowJobConfig:
         dataset: LeRobot dataset whose observations are used (its actions are not).
         output_dir: new folder for checkpoints, metrics, results and pictures.
         steps: optimiser steps.
-        batch_size: couplings a step.
+        batch_size: couplings that a process looks at in one go.
+        gradient_accumulation_steps: how often it does so in a step, which then is as one of that many times
+            batch_size, in the memory of one.
         num_inference_steps: Euler steps that the student is saved with.
         seed: of everything random in training.
         num_workers: processes that read observations ahead while the buffer is filled.
@@ -88,6 +90,7 @@ class ReflowJobConfig:
     output_dir: Path
     steps: int = 20_000
     batch_size: int = 64
+    gradient_accumulation_steps: int = 1
     num_inference_steps: int = 1
     seed: int = 1000
     num_workers: int = 4
@@ -106,7 +109,8 @@ class ReflowJobConfig:
     measure: MeasureConfig = field(default_factory=MeasureConfig)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "num_inference_steps", "log_freq"):
+        positive = ("steps", "batch_size", "gradient_accumulation_steps", "num_inference_steps", "log_freq")
+        for name in positive:
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: give at least 1.")
         for name in ("save_freq", "num_workers"):

@@ -41,15 +41,11 @@ from chordflow.results.schema import (
     Results,
     installed_versions,
 )
-from chordflow.training.checkpoints import training_step
-from chordflow.training.loop import (
-    METRICS,
-    LoopConfig,
-    Progress,
-    Trained,
-    read_metrics,
-    train,
-)
+from chordflow.training.checkpoints import check_same_size, training_step
+from chordflow.training.distributed import Processes, current
+from chordflow.training.loop import LoopConfig, Progress, Trained, train
+from chordflow.training.memory import enough_memory
+from chordflow.training.metrics import METRICS, read_metrics
 from chordflow.training.student import make_student, shares_prefix
 
 RESULTS = "results.json"
@@ -61,15 +57,28 @@ class Finished:
 
     Attributes:
         student: the student's `pretrained_model` folder.
-        results: what was measured.
+        measured: what was measured; None in all processes but the first, which measures.
     """
 
     student: Path
-    results: Results
+    measured: Results | None
+
+    @property
+    def results(self) -> Results:
+        """What was measured, in the process that has measured.
+
+        Raises:
+            ValueError: in the others.
+        """
+        if self.measured is None:
+            raise ValueError("this process has trained, and another one measures")
+        return self.measured
 
 
 def reflow(config: ReflowJobConfig, command: list[str], resume_from: Path | None = None) -> Finished:
     """Trains and measures a student.
+
+    In several processes (see `training.distributed.joined`) all train, and the first alone writes and measures.
 
     Args:
         config: all settings.
@@ -80,14 +89,16 @@ def reflow(config: ReflowJobConfig, command: list[str], resume_from: Path | None
         UserError: for input that cannot be used.
     """
     started = time.perf_counter()
-    if resume_from is None:
+    first = current().first
+    if resume_from is None and first:
         refuse_existing(config.output_dir)
     teacher_dir = resolve_checkpoint(config.teacher.path, config.teacher.revision)
     teacher = load_flow_policy(teacher_dir, device=config.device, rename_map=config.rename_map)
     teacher.module.requires_grad_(False)
     split = open_split(config.dataset, teacher, config.rename_map)
-    folder = contextlib.nullcontext() if resume_from is not None else new_folder(config.output_dir)
-    with folder, only_run(config.output_dir):
+    nothing = contextlib.nullcontext()
+    folder = new_folder(config.output_dir) if resume_from is None and first else nothing
+    with folder, only_run(config.output_dir) if first else nothing:
         try:
             finished = _run(config, command, teacher, teacher_dir, split, resume_from)
         except KeyboardInterrupt as interrupt:
@@ -115,6 +126,8 @@ def _run(
     )
     trained, couplings = _train(config, teacher, teacher_dir, split, resume_from)
     student_dir = trained.checkpoint / PRETRAINED_MODEL_DIR
+    if not current().first:
+        return Finished(student_dir, None)
     say(f"Student: {student_dir}")
     results = _measure(config, command, teacher, teacher_dir, student_dir, split, trained, couplings)
     try:
@@ -142,6 +155,7 @@ def _train(
         seed=config.seed,
         rename_map=config.rename_map,
     )
+    processes = current()
     shared = shares_prefix(teacher, student.policy, train_roles)
     prefix_trains = bool(set(train_roles) & set(PREFIX_ROLES))
     buffer = CouplingBuffer(
@@ -151,6 +165,8 @@ def _train(
         config.buffer,
         seed=config.seed,
         batch_size=config.batch_size,
+        parts=config.gradient_accumulation_steps,
+        share=processes.share,
         num_workers=config.num_workers,
         student_encode=None if shared else student.policy.encode,
         student_context=not prefix_trains,
@@ -158,7 +174,7 @@ def _train(
     trained_millions = sum(p.numel() for p in student.trainable.values()) / 1e6
     say(
         f"Method:  {config.method.get_choice_name(type(config.method))}, {config.steps:,} steps of "
-        f"{config.batch_size}, {config.optimizer.get_choice_name(type(config.optimizer))}, "
+        f"{_step_size(config, processes)}, {config.optimizer.get_choice_name(type(config.optimizer))}, "
         f"lr {config.optimizer.lr:g}, {trained_millions:.2f} M trained parameters; "
         + ("one prefix for teacher and student" if shared else _own_prefix(prefix_trains))
     )
@@ -172,13 +188,17 @@ def _train(
     start = training_step(resume_from) if resume_from is not None else 0
     if start > config.steps:
         raise UserError(f"steps={config.steps}: the run has done {start} already; give at least that many.")
-    with bar("couplings") as progress:
-        for done in buffer.fill(min(start, config.steps - 1)):
-            progress.update(done, buffer.num_blocks, _megabytes(buffer.num_bytes))
+    if resume_from is not None:
+        check_same_size(resume_from, buffer.step_size, _step_size(config, processes))
+    begin = min(start, config.steps - 1)
+    with bar("couplings") as progress, enough_memory(buffer):
+        for done in buffer.fill(begin):
+            progress.update(done, len(buffer.held_blocks(begin)), _megabytes(buffer.num_bytes))
+    (buffer_bytes,) = processes.sum([buffer.num_bytes])
     say(
         f"Buffer:  {buffer.num_blocks * buffer.block_size:,} observations x {config.buffer.noises_per_observation} "
         f"noises on average, by {config.coupling.num_steps} {config.coupling.solver} steps, "
-        f"{_megabytes(buffer.num_bytes)}"
+        f"{_megabytes(buffer_bytes)}"
     )
     with bar("training") as progress:
 
@@ -202,7 +222,7 @@ def _train(
         noises_per_observation=config.buffer.noises_per_observation,
         solver=config.coupling.solver,
         num_steps=config.coupling.num_steps,
-        buffer_bytes=buffer.num_bytes,
+        buffer_bytes=round(buffer_bytes),
     )
 
 
@@ -271,6 +291,7 @@ def _loop_config(config: ReflowJobConfig) -> LoopConfig:
     return LoopConfig(
         steps=config.steps,
         batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
         seed=config.seed,
         log_freq=config.log_freq,
         save_freq=config.save_freq,
@@ -284,11 +305,18 @@ def _millions(policy: FlowPolicy) -> str:
     return f"{sum(p.numel() for p in policy.module.parameters()) / 1e6:.2f} M"
 
 
+def _step_size(config: ReflowJobConfig, processes: Processes) -> str:
+    """What makes up the couplings of a step."""
+    parts = f" x {config.gradient_accumulation_steps} at a time" if config.gradient_accumulation_steps > 1 else ""
+    shared = f" in each of {processes.count} processes" if processes.count > 1 else ""
+    return f"{config.batch_size}{parts}{shared}"
+
+
 def _own_prefix(trains: bool) -> str:
     if trains:
         return "the student's prefix trains, so every step encodes its observations anew, which is slow"
     return "the student encodes its own prefix"
 
 
-def _megabytes(size: int) -> str:
+def _megabytes(size: float) -> str:
     return f"{size / 2**20:,.0f} MB in memory"
