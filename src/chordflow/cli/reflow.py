@@ -109,7 +109,8 @@ def parse(arguments: list[str]) -> tuple[ReflowJobConfig, Path | None]:
 
 
 CHANGEABLE = (
-    "resume", "steps", "batch_size", "gradient_accumulation_steps", "save_freq", "log_freq", "num_workers", "device", "teacher.path", "dataset.root",
+    "resume", "steps", "batch_size", "gradient_accumulation_steps",
+    "save_freq", "log_freq", "num_workers", "device", "teacher.path", "dataset.root",
     "dataset.video_backend", "optimizer.", "scheduler.", "measure.",
 )  # fmt: skip
 """What may be another when a run goes on; all else would make it another run."""

@@ -307,7 +307,8 @@ def _millions(policy: FlowPolicy) -> str:
 
 def _step_size(config: ReflowJobConfig, processes: Processes) -> str:
     """What makes up the couplings of a step."""
-    parts = f" x {config.gradient_accumulation_steps} at a time" if config.gradient_accumulation_steps > 1 else ""
+    times = config.gradient_accumulation_steps
+    parts = f" x {times} at a time" if times > 1 else ""
     shared = f" in each of {processes.count} processes" if processes.count > 1 else ""
     return f"{config.batch_size}{parts}{shared}"
 
