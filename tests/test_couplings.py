@@ -27,6 +27,7 @@ from chordflow.couplings import (
 )
 from chordflow.errors import UserError
 from chordflow.flow.seeds import derive_seed, generator
+from chordflow.flow.solvers import get_solver
 from chordflow.policies import load_flow_policy
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
 
@@ -71,6 +72,34 @@ def test_a_teacher_saved_with_one_step_still_gives_ten_step_couplings(
         ends.append(endpoints(policy, context, noise, CouplingConfig(num_steps=10)))
         assert len(calls) == 10
     assert torch.equal(ends[0], ends[1])
+
+
+def test_the_solver_and_the_grid_are_options_of_couplings(
+    tiny_policy: SmolVLAFlowPolicy, split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = tiny_policy.encode(tiny_policy.preprocess(next(split.train.batches([0, 1], 2))))
+    noise = tiny_policy.sample_noise(2, generator(0))
+    config = CouplingConfig(solver="adams_bashforth", num_steps=4, grid_power=2.0)
+    times = []
+    velocity = tiny_policy.velocity
+    monkeypatch.setattr(
+        tiny_policy, "velocity", lambda x, t, c: times.append(float(t[0])) or velocity(x, t, c)
+    )
+    found = endpoints(tiny_policy, context, noise, config)
+    assert times == pytest.approx([1.0, 25 / 32, 9 / 16, 1 / 4, 1 / 16])
+    assert len(times) == config.nfe == 5
+    with torch.no_grad():
+        expected = get_solver("adams_bashforth").integrate(
+            lambda x, t: velocity(x, t, context), noise, 4, grid_power=2.0
+        )
+    assert torch.equal(found, expected)
+    ways = [
+        endpoints(tiny_policy, context, noise, other)
+        for other in (CouplingConfig(num_steps=4), CouplingConfig(num_steps=4, grid_power=2.0))
+    ]
+    assert not torch.equal(ways[0], ways[1])
+    with pytest.raises(UserError, match=r"^coupling.grid_power=0"):
+        CouplingConfig(grid_power=0.0)
 
 
 def test_couplings_keep_all_padded_dimensions(tiny_policy: SmolVLAFlowPolicy, split: Split) -> None:

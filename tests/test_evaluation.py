@@ -289,7 +289,7 @@ def test_solve_makes_the_evaluations_it_is_asked_for(solver: str, saved: int) ->
         batch_size=32,
         on_batch=told.append,
     )
-    assert policy.evaluations == 3 * SOLVERS[solver].nfe_per_step * 3 == sum(told)
+    assert policy.evaluations == 3 * SOLVERS[solver]().nfe(3) == sum(told)
 
 
 @given(st.integers(1, 200))

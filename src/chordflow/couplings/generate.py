@@ -5,6 +5,7 @@ Shapes: B batch, H chunk size, D padded action dimension.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -21,17 +22,34 @@ class CouplingConfig:
     """How the teacher's ODE is solved; never taken from the step count that a policy is saved with.
 
     Attributes:
-        solver: euler (the policy's own), midpoint, or heun.
+        solver: euler (the policy's own), midpoint, heun, or adams_bashforth, which takes one evaluation a step and
+            one more.
         num_steps: solver steps from noise to endpoint.
+        grid_power: above 1, steps grow smaller towards the action: their times are u ** grid_power for evenly
+            spaced u.
     """
 
     solver: str = "euler"
     num_steps: int = 10
+    grid_power: float = 1.0
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:
             raise UserError(f"coupling.num_steps={self.num_steps}: give at least 1 solver step.")
+        if not (self.grid_power > 0 and math.isfinite(self.grid_power)):
+            raise UserError(
+                f"coupling.grid_power={self.grid_power}: give a number above 0, such as 1 (uniform) or 1.4."
+            )
         get_solver(self.solver)
+
+    def sampler(self, teacher: FlowPolicy) -> Sampler:
+        """The teacher with this solver."""
+        return Sampler(teacher, self.num_steps, self.solver, self.grid_power)
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations of a coupling."""
+        return get_solver(self.solver).nfe(self.num_steps)
 
 
 @dataclass(frozen=True)
@@ -54,7 +72,7 @@ def endpoints(teacher: FlowPolicy, context: Context, noise: Tensor, config: Coup
     dimensions depend on them. Nothing is cut, and no demonstration's mask is applied, because the robot will
     run the teacher's whole chunk.
     """
-    return Sampler(teacher, config.num_steps, config.solver)(context, noise)
+    return config.sampler(teacher)(context, noise)
 
 
 def endpoints_and_path(
@@ -68,5 +86,5 @@ def endpoints_and_path(
         states.append(x_t)
         times.append(t)
 
-    endpoint = Sampler(teacher, config.num_steps, config.solver)(context, noise, on_step=keep)
+    endpoint = config.sampler(teacher)(context, noise, on_step=keep)
     return endpoint, Path(torch.stack(states, dim=1), torch.tensor(times))

@@ -236,8 +236,8 @@ def _ways(policies: Mapping[PolicyName, Sampler], config: MeasureConfig) -> dict
     teacher = [Way("euler", n) for n in steps]
     for solver in dict.fromkeys(config.solvers):
         # What the same budget of evaluations gives without training.
-        each = get_solver(solver).nfe_per_step
-        teacher += [Way(solver, n // each) for n in steps if n % each == 0 and solver != "euler"]
+        fewer = [get_solver(solver).num_steps_for(n) for n in steps if solver != "euler"]
+        teacher += [Way(solver, n) for n in fewer if n is not None]
     return {
         name: [Way("euler", n) for n in sorted({*config.num_steps, sampler.num_steps})]
         if name != TEACHER

@@ -53,7 +53,7 @@ class MeasureConfig:
         num_observations: held-out observations; fewer if the held-out episodes have fewer frames.
         noises_per_observation: noises for each; at least 16, from which modes are found.
         num_steps: solver steps to compare.
-        solvers: solvers of the untrained policy; one of two evaluations a step gets half as many steps. Euler, by which
+        solvers: solvers of the untrained policy, each at as many evaluations as Euler has steps. Euler, by which
             policies are run, is always among them.
         converged_num_steps: Euler steps of the teacher's converged ODE and of the grid for curvature; at
             least 100, and never less than twice the teacher's as deployed.

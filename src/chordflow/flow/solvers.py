@@ -13,9 +13,14 @@ import torch
 from torch import Tensor
 
 from chordflow.errors import UserError
+from chordflow.flow.grids import require_num_steps as require_num_steps
+from chordflow.flow.grids import time_grid
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """``velocity(x_t, t) -> v_t`` with ``x_t`` and ``v_t`` of shape (B, H, D) and ``t`` float32 of shape (B,)."""
+
+Slope = tuple[float, Tensor]
+"""The length ``dt`` of the step before this one, and the velocity (B, H, D) at its start."""
 
 OnStep = Callable[[int, float, Tensor, Tensor], None]
 """``callback(step, t, x_t, v_t)`` with the state before the step and the velocity there."""
@@ -28,14 +33,18 @@ class Solver(ABC):
         name: The name on the command line.
         order: The global error falls as ``num_steps ** -order`` on a smooth field; a test measures it.
         nfe_per_step: Network evaluations per step.
+        nfe_to_start: Evaluations that the first step takes beside those.
     """
 
     name: ClassVar[str]
     order: ClassVar[int]
     nfe_per_step: ClassVar[int]
+    nfe_to_start: ClassVar[int] = 0
 
     @abstractmethod
-    def increment(self, velocity: Velocity, x: Tensor, t: float, dt: float, v_t: Tensor) -> Tensor:
+    def increment(
+        self, velocity: Velocity, x: Tensor, t: float, dt: float, v_t: Tensor, before: Slope | None = None
+    ) -> Tensor:
         """Change of x over one step, given the velocity ``v_t`` at its start.
 
         Args:
@@ -44,13 +53,14 @@ class Solver(ABC):
             t: Time at the start of the step.
             dt: Signed length of the step; negative, because time runs from 1 to 0.
             v_t: ``velocity(x, t)``, shape (B, H, D).
+            before: Of the step before, for a solver that looks back; None on the first step.
 
         Returns:
             The change of x, shape (B, H, D).
         """
 
     def step(self, velocity: Velocity, x: Tensor, t: float, t_next: float) -> Tensor:
-        """State at ``t_next`` from the state at ``t``.
+        """State at ``t_next`` from the state at ``t``, with no step before it.
 
         Args:
             velocity: The field.
@@ -64,56 +74,74 @@ class Solver(ABC):
         return x + self.increment(velocity, x, t, t_next - t, velocity(x, time_tensor(t, x)))
 
     def integrate(
-        self, velocity: Velocity, noise: Tensor, num_steps: int, *, callback: OnStep | None = None
+        self,
+        velocity: Velocity,
+        noise: Tensor,
+        num_steps: int,
+        *,
+        grid_power: float = 1.0,
+        callback: OnStep | None = None,
     ) -> Tensor:
-        """Carry noise from t = 1 to the endpoint at t = 0 on a uniform grid.
+        """Carry noise from t = 1 to the endpoint at t = 0.
 
-        With Euler the arithmetic is that of LeRobot's ``euler_integrate``, operation by operation.
+        On the uniform grid, Euler's arithmetic is that of LeRobot's ``euler_integrate``, operation by operation.
 
         Args:
             velocity: The field.
             noise: State at t = 1, shape (B, H, D).
             num_steps: Number of steps, at least 1.
+            grid_power: How the steps are graded, see ``grids.time_grid``.
             callback: Called as each step starts; it costs no evaluation.
 
         Returns:
             The endpoint, shape (B, H, D).
 
         Raises:
-            UserError: If num_steps is not a whole number above 0.
+            UserError: If num_steps is not a whole number above 0, or grid_power not a number above 0.
         """
-        num_steps = require_num_steps(num_steps)
-        dt = -1.0 / num_steps
         x = noise
-        for step in range(num_steps):
-            t = 1.0 + step * dt
+        before: Slope | None = None
+        for step, (t, dt) in enumerate(time_grid(num_steps, grid_power)):
             v_t = velocity(x, time_tensor(t, x))
             if callback is not None:
                 callback(step, t, x, v_t)
-            x = x + self.increment(velocity, x, t, dt, v_t)
+            x = x + self.increment(velocity, x, t, dt, v_t, before)
+            before = (dt, v_t)
         return x
 
-    def path(self, velocity: Velocity, noise: Tensor, num_steps: int) -> Tensor:
+    def path(self, velocity: Velocity, noise: Tensor, num_steps: int, *, grid_power: float = 1.0) -> Tensor:
         """All states on the way, from the noise to the endpoint.
 
         Args:
             velocity: The field.
             noise: State at t = 1, shape (B, H, D).
             num_steps: Number of steps, at least 1.
+            grid_power: How the steps are graded, see ``grids.time_grid``.
 
         Returns:
             Shape (num_steps + 1, B, H, D): the noise first, the endpoint last.
 
         Raises:
-            UserError: If num_steps is not a whole number above 0.
+            UserError: If num_steps is not a whole number above 0, or grid_power not a number above 0.
         """
         states: list[Tensor] = []
-        endpoint = self.integrate(velocity, noise, num_steps, callback=lambda _s, _t, x, _v: states.append(x))
+        endpoint = self.integrate(
+            velocity,
+            noise,
+            num_steps,
+            grid_power=grid_power,
+            callback=lambda _s, _t, x, _v: states.append(x),
+        )
         return torch.stack([*states, endpoint])
 
     def nfe(self, num_steps: int) -> int:
         """Network evaluations that ``integrate`` makes with this number of steps."""
-        return self.nfe_per_step * num_steps
+        return self.nfe_to_start + self.nfe_per_step * num_steps
+
+    def num_steps_for(self, nfe: int) -> int | None:
+        """The number of steps that takes this many evaluations, or None where none takes exactly so many."""
+        num_steps, rest = divmod(nfe - self.nfe_to_start, self.nfe_per_step)
+        return num_steps if num_steps >= 1 and rest == 0 else None
 
 
 class Euler(Solver):
@@ -123,7 +151,9 @@ class Euler(Solver):
     order = 1
     nfe_per_step = 1
 
-    def increment(self, velocity: Velocity, x: Tensor, t: float, dt: float, v_t: Tensor) -> Tensor:
+    def increment(
+        self, velocity: Velocity, x: Tensor, t: float, dt: float, v_t: Tensor, before: Slope | None = None
+    ) -> Tensor:
         """See the base class."""
         return dt * v_t
 
@@ -135,7 +165,9 @@ class Midpoint(Solver):
     order = 2
     nfe_per_step = 2
 
-    def increment(self, velocity: Velocity, x: Tensor, t: float, dt: float, v_t: Tensor) -> Tensor:
+    def increment(
+        self, velocity: Velocity, x: Tensor, t: float, dt: float, v_t: Tensor, before: Slope | None = None
+    ) -> Tensor:
         """See the base class."""
         middle = x + (0.5 * dt) * v_t
         return dt * velocity(middle, time_tensor(t + 0.5 * dt, x))
@@ -152,13 +184,41 @@ class Heun(Solver):
     order = 2
     nfe_per_step = 2
 
-    def increment(self, velocity: Velocity, x: Tensor, t: float, dt: float, v_t: Tensor) -> Tensor:
+    def increment(
+        self, velocity: Velocity, x: Tensor, t: float, dt: float, v_t: Tensor, before: Slope | None = None
+    ) -> Tensor:
         """See the base class."""
         v_next = velocity(x + dt * v_t, time_tensor(t + dt, x))
         return (0.5 * dt) * (v_t + v_next)
 
 
-SOLVERS: dict[str, type[Solver]] = {solver.name: solver for solver in (Euler, Midpoint, Heun)}
+class AdamsBashforth(Solver):
+    """Two-step Adams-Bashforth rule: the velocity here and at the step before, carried on in a straight line.
+
+    One evaluation a step, as Euler's, and order 2. The first step has none before it and is a midpoint step, which
+    keeps the order at one evaluation more. Never evaluates the field at t = 0.
+
+    Source: Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I (1993), III.1 and, for steps of
+    unequal length, III.5.
+    """
+
+    name = "adams_bashforth"
+    order = 2
+    nfe_per_step = 1
+    nfe_to_start = 1
+
+    def increment(
+        self, velocity: Velocity, x: Tensor, t: float, dt: float, v_t: Tensor, before: Slope | None = None
+    ) -> Tensor:
+        """See the base class."""
+        if before is None:
+            return Midpoint().increment(velocity, x, t, dt, v_t)
+        dt_before, v_before = before
+        half_ratio = 0.5 * dt / dt_before
+        return dt * ((1.0 + half_ratio) * v_t - half_ratio * v_before)
+
+
+SOLVERS: dict[str, type[Solver]] = {solver.name: solver for solver in (Euler, Midpoint, Heun, AdamsBashforth)}
 """Every solver by its name."""
 
 
@@ -190,20 +250,3 @@ def time_tensor(t: float, x: Tensor) -> Tensor:
         float32, shape (B,), on the device of x.
     """
     return torch.tensor(max(t, 0.0), dtype=torch.float32, device=x.device).expand(x.shape[0])
-
-
-def require_num_steps(num_steps: int) -> int:
-    """Check a number of solver steps.
-
-    Args:
-        num_steps: The number to check.
-
-    Returns:
-        The same number.
-
-    Raises:
-        UserError: If it is not a whole number above 0.
-    """
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
-        raise UserError(f"num_steps is {num_steps!r}; choose a whole number of at least 1.")
-    return num_steps

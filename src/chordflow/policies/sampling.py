@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from chordflow.flow.grids import require_grid_power, require_num_steps
 from chordflow.flow.seeds import generator
-from chordflow.flow.solvers import OnStep, get_solver, require_num_steps
+from chordflow.flow.solvers import OnStep, get_solver
 from chordflow.policies.base import FlowPolicy
 from chordflow.policies.context import Context
 
@@ -23,19 +24,23 @@ class Sampler:
     Attributes:
         policy: whose velocity is followed.
         num_steps: solver steps from noise to endpoint.
-        solver: euler (LeRobot's own), midpoint, or heun.
+        solver: euler (LeRobot's own), midpoint, heun, or adams_bashforth.
+        grid_power: times are `u ** grid_power` for evenly spaced u; 1 is LeRobot's uniform grid.
 
     Raises:
-        UserError: if there is no such solver, or num_steps is not a whole number above 0.
+        UserError: if there is no such solver, num_steps is not a whole number above 0, or grid_power no number
+            above 0.
     """
 
     policy: FlowPolicy
     num_steps: int
     solver: str = "euler"
+    grid_power: float = 1.0
 
     def __post_init__(self) -> None:
         get_solver(self.solver)
         require_num_steps(self.num_steps)
+        require_grid_power(self.grid_power)
 
     @torch.no_grad()
     def __call__(self, context: Context, noise: Tensor, *, on_step: OnStep | None = None) -> Tensor:
@@ -45,7 +50,11 @@ class Sampler:
         """
         solver = get_solver(self.solver)
         return solver.integrate(
-            lambda x, t: self.policy.velocity(x, t, context), noise, self.num_steps, callback=on_step
+            lambda x, t: self.policy.velocity(x, t, context),
+            noise,
+            self.num_steps,
+            grid_power=self.grid_power,
+            callback=on_step,
         )
 
 

@@ -87,7 +87,7 @@ class Runner:
             policy: who acts.
             seeds: of the episodes, each once; every task gets all of them.
             num_steps: solver steps for each chunk; the step count that the policy is saved with is not used.
-            solver: euler, midpoint or heun.
+            solver: euler, midpoint, heun or adams_bashforth.
             n_action_steps: executed actions of each chunk; the policy's own by default.
             execution: what delay there is and what the robot does meanwhile.
             store: where each episode is saved as it ends; those that it holds are not run again (but where
