@@ -152,7 +152,7 @@ class TestLoss:
 
 class TestRoles:
     def test_the_prompts_encoder_cannot_be_trained(self, policy: MultiTaskDiTFlowPolicy) -> None:
-        with pytest.raises(UserError, match=r"train_roles holds language"):
+        with pytest.raises(UserError, match=r"student.train holds language"):
             policy.train_roles([Role.ACTION_HEAD, Role.LANGUAGE])
 
     def test_gradients_reach_all_the_others(self, policy: MultiTaskDiTFlowPolicy) -> None:
