@@ -14,7 +14,9 @@ from chordflow.results.schema import Latency, Results, Rollouts
 from chordflow.results.verdict import verdict
 from chordflow.results.wording import clean, estimate, number, percent, plural, size, steps
 
-__all__ = ["ABSENT", "escape", "facts", "markdown", "render", "sections", "sentence"]
+__all__ = [
+    "ABSENT", "drawn", "escape", "facts", "markdown", "render", "sections", "sentence", "written",
+]  # fmt: skip
 
 _GPU = re.compile(r"nvidia|geforce|\brtx\b|quadro|tesla|radeon|instinct|\barc\b", re.IGNORECASE)
 
@@ -35,7 +37,7 @@ def render(results: Results) -> RenderableType:
         parts.append(Text())
     for section in sections(results):
         if section.terminal:
-            parts += [_drawn(section), Text()]
+            parts += [drawn(section), Text()]
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column()
@@ -45,7 +47,8 @@ def render(results: Results) -> RenderableType:
     return Group(*parts)
 
 
-def _drawn(section: Section) -> Table:
+def drawn(section: Section) -> Table:
+    """A table for a terminal."""
     table = Table(
         title=Text(section.title, style="bold"),
         title_justify="left",
@@ -93,17 +96,20 @@ def markdown(results: Results, keys: Collection[str] | None = None) -> str:
     for section in sections(results):
         if not section.markdown or (keys is not None and section.key not in keys):
             continue
-        blocks.append(f"{escape(section.title)}:")
-        rule = ["---"] * section.left + ["---:"] * (len(section.heads) - section.left)
-        heads = [escape(head.replace("\n", " ")) for head in section.heads]
-        rows = [["" if cell.repeats else escape(cell.text) for cell in row] for row in section.rows]
-        blocks.append("\n".join(f"| {' | '.join(row)} |" for row in [heads, rule, *rows]))
-        if section.below:
-            blocks.append(escape(section.below))
+        blocks += written(section)
     lines = [f"- {name}: {escape(value)}" for name, value in facts(results)]
     if lines:
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks) + "\n"
+
+
+def written(section: Section) -> list[str]:
+    """A table as blocks of markdown: its title, its rows and the line below."""
+    rule = ["---"] * section.left + ["---:"] * (len(section.heads) - section.left)
+    heads = [escape(head.replace("\n", " ")) for head in section.heads]
+    rows = [["" if cell.repeats else escape(cell.text) for cell in row] for row in section.rows]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in [heads, rule, *rows])
+    return [f"{escape(section.title)}:", table, *([escape(section.below)] if section.below else [])]
 
 
 def sentence(results: Results) -> str:
