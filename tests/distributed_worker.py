@@ -1,0 +1,145 @@
+"""What the processes of a training run do, and one process with the doubled batch: the same code for both.
+
+Run by torchrun as a script (`python distributed_worker.py FOLDER TEACHER DATASET`), it trains in every way that
+tests look at and leaves everything in FOLDER.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+
+from chordflow.cli.reflow import parse
+from chordflow.couplings import BufferConfig, CouplingBuffer, CouplingConfig
+from chordflow.experiments import reflow as experiments
+from chordflow.experiments.reflow import Finished
+from chordflow.policies import Role
+from chordflow.quiet import silence_libraries
+from chordflow.training.distributed import current, joined
+from chordflow.training.loop import EMAConfig, LoopConfig, Trained, train
+from chordflow.training.methods import ReflowMethodConfig
+from chordflow.training.methods.reflow import ReflowMethod
+from chordflow.training.optimizers import AdamWConfig
+from chordflow.training.times import UniformTimes
+from chordflow.training.wrapping import whole
+from gaussian_setup import AffineStudent, make_observations, make_policy
+
+STEPS = 5
+
+
+def train_gaussian(
+    output: Path,
+    *,
+    batch_size: int,
+    parts: int = 1,
+    resume_from: Path | None = None,
+    method: ReflowMethod | None = None,
+) -> tuple[Trained, CouplingBuffer]:
+    """Trains a small student in the processes that there are; weights and gradients of every step are kept."""
+    processes = current()
+    if processes.first:
+        output.mkdir(parents=True, exist_ok=True)
+    processes.wait()
+    teacher = make_policy()
+    student = AffineStudent(copy.deepcopy(teacher.config))
+    trainable = student.train_roles([Role.ACTION_HEAD])
+    gradients: dict[str, Tensor] = {}
+
+    def keep(optimizer: Optimizer, *_: object) -> None:
+        for group in optimizer.param_groups:
+            for index, parameter in enumerate(group["params"]):
+                assert parameter.grad is not None
+                gradients[f"{len(gradients)}.{index}"] = whole(parameter.grad).clone()
+
+    def write(folder: Path, weights: dict[str, Tensor]) -> None:
+        folder.mkdir(parents=True)
+        save_file({n: tensor.contiguous() for n, tensor in weights.items()}, folder / "student.safetensors")
+
+    buffer = CouplingBuffer(
+        teacher, make_observations(24), CouplingConfig(num_steps=2),
+        BufferConfig(num_observations=16, noises_per_observation=4, uses_per_coupling=2, block_size=4),
+        seed=3, batch_size=batch_size, parts=parts, share=processes.share,
+    )  # fmt: skip
+    config = LoopConfig(
+        steps=STEPS, batch_size=batch_size, seed=3, log_freq=1, save_freq=3,
+        gradient_accumulation_steps=parts, optimizer=AdamWConfig(lr=1e-2), ema=EMAConfig(enable=True, decay=0.8),
+    )  # fmt: skip
+    method = method or ReflowMethod(ReflowMethodConfig(times=UniformTimes(at_noise=0.3)))
+    hook = register_optimizer_step_pre_hook(keep)
+    try:
+        done = train(config, student, trainable, buffer, method, output, write, resume_from=resume_from)
+    finally:
+        hook.remove()
+    save_file(gradients, output / f"gradients-{processes.index}.safetensors")
+    return done, buffer
+
+
+REFLOW = [
+    "--steps=5", "--save_freq=0", "--log_freq=1", "--optimizer.lr=1e-3", "--num_workers=0", "--seed=5",
+    "--buffer.num_observations=8", "--buffer.noises_per_observation=2", "--buffer.block_size=2",
+    "--buffer.uses_per_coupling=1", "--coupling.num_steps=2", "--measure.num_observations=2",
+    "--measure.latency_repeats=1", "--measure.converged_noises=1", "--measure.num_steps=[1]",
+]  # fmt: skip
+
+
+def reflow(output: Path, teacher: Path, dataset: Path, *more: str) -> Finished:
+    """The whole job, but for pictures and pages."""
+    options = [
+        f"--teacher.path={teacher}", "--dataset.repo_id=test/tiny", f"--dataset.root={dataset}",
+        f"--output_dir={output}", *REFLOW, *more,
+    ]  # fmt: skip
+    config, _ = parse(options)
+    return experiments.reflow(config, ["chordflow", "reflow", *options])
+
+
+def use_fsdp2(on: bool) -> None:
+    """As accelerate launch does with a config of FSDP2."""
+    for name, value in (("ACCELERATE_USE_FSDP", "true"), ("FSDP_VERSION", "2")):
+        if on:
+            os.environ[name] = value
+        else:
+            os.environ.pop(name, None)
+
+
+def copy_until(run: Path, step: int, to: Path) -> Path:
+    """A run as if it had been stopped after a checkpoint; returns that checkpoint."""
+    if current().first:
+        shutil.copytree(run, to, symlinks=True)
+        for later in (to / "checkpoints").iterdir():
+            if not later.is_symlink() and int(later.name) > step:
+                shutil.rmtree(later)
+    current().wait()
+    return to / "checkpoints" / f"{step:06d}"
+
+
+def work(folder: Path, teacher: Path, dataset: Path) -> None:
+    """Everything that needs two processes and no fault."""
+    with joined() as processes:
+        assert processes.count == 2 == torch.distributed.get_world_size()
+        assert torch.distributed.get_backend() == "gloo"
+        train_gaussian(folder / "ddp", batch_size=8)
+        resume_from = copy_until(folder / "ddp", 3, folder / "ddp-resumed")
+        train_gaussian(folder / "ddp-resumed", batch_size=8, resume_from=resume_from)
+        train_gaussian(folder / "parts", batch_size=4, parts=2)
+        train_gaussian(folder / "few", batch_size=1, parts=2)
+        use_fsdp2(True)
+        train_gaussian(folder / "fsdp", batch_size=8)
+        train_gaussian(folder / "fsdp-parts", batch_size=4, parts=2)
+        resume_from = copy_until(folder / "fsdp", 3, folder / "fsdp-resumed")
+        train_gaussian(folder / "fsdp-resumed", batch_size=8, resume_from=resume_from)
+        # The first process goes on to measure; the other is done.
+        finished = reflow(folder / "smolvla-fsdp", teacher, dataset, "--batch_size=4")
+        assert (finished.measured is not None) == processes.first
+
+
+if __name__ == "__main__":
+    silence_libraries()
+    work(*map(Path, sys.argv[1:]))

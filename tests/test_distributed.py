@@ -1,0 +1,406 @@
+"""Several processes: two train as one with the doubled batch, under DDP and FSDP2, and end together."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+from safetensors.torch import load_file
+from torch import Tensor
+
+from chordflow.couplings import BufferConfig, CouplingBatch, CouplingBuffer, CouplingConfig, Share
+from chordflow.errors import UserError
+from chordflow.flow.seeds import generator
+from chordflow.policies.gaussian import GaussianFlowPolicy
+from chordflow.training.checkpoints import check_same_size
+from chordflow.training.distributed import current
+from chordflow.training.memory import enough_memory
+from chordflow.training.metrics import read_metrics
+from chordflow.training.wrapping import Wrapped
+from distributed_worker import STEPS, copy_until, reflow, train_gaussian
+from gaussian_setup import AffineStudent, make_observations, make_policy
+
+TESTS = Path(__file__).parent
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "FSDP_"))},
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "PYTHONPATH": str(TESTS),
+}
+
+
+def start(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *map(str, command)], env=ENVIRONMENT, cwd=TESTS, capture_output=True, text=True, timeout=400
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def two(checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes under torchrun left behind."""
+    folder = tmp_path_factory.mktemp("two")
+    done = start(
+        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "distributed_worker.py", folder,
+        checkpoint, dataset_root,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    # One process talks, and none has anything to complain of.
+    assert done.stdout.count("Teacher:") == done.stdout.count("Done in") == 1
+    assert "Warning" not in done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process with the doubled batch left behind."""
+    folder = tmp_path_factory.mktemp("one")
+    train_gaussian(folder / "run", batch_size=16)
+    return folder / "run"
+
+
+def weights(run: Path, file: str = "training_state/master_weights.safetensors", step: int = STEPS) -> Any:
+    return load_file(run / "checkpoints" / f"{step:06d}" / file)
+
+
+def assert_same(a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=tolerance, atol=tolerance, msg=name)
+
+
+STUDENT = "pretrained_model/student.safetensors"
+SAVED = [
+    "training_state/master_weights.safetensors",
+    "training_state/ema_weights.safetensors",
+    "training_state/optimizer_state.safetensors",
+    STUDENT,
+]
+
+
+@pytest.mark.parametrize("file", SAVED)
+@pytest.mark.parametrize("run", ["ddp", "ddp-resumed", "parts", "fsdp", "fsdp-parts", "fsdp-resumed"])
+def test_two_processes_train_as_one_with_the_doubled_batch(two: Path, one: Path, run: str, file: str) -> None:
+    assert_same(weights(two / run, file), weights(one, file), 1e-5)
+
+
+def test_the_weights_have_moved_by_far_more_than_they_differ(one: Path) -> None:
+    fresh = dict(AffineStudent(make_policy().config).module.named_parameters())
+    for name, tensor in weights(one).items():
+        assert float((tensor - fresh[name].detach()).abs().max()) > 5e-3, name
+
+
+@pytest.mark.parametrize("run", ["ddp", "parts", "few", "fsdp", "fsdp-parts"])
+def test_both_processes_have_the_same_gradients(two: Path, one: Path, run: str) -> None:
+    first, second = (load_file(two / run / f"gradients-{rank}.safetensors") for rank in (0, 1))
+    assert len(first) == STEPS * 6
+    assert_same(first, second, 0.0)
+    if run != "few":
+        assert_same(first, load_file(one / "gradients-0.safetensors"), 1e-5)
+
+
+def test_a_process_that_holds_none_of_a_steps_couplings_takes_part(two: Path, tmp_path: Path) -> None:
+    _, buffer = train_gaussian(tmp_path / "run", batch_size=4)
+    assert_same(weights(two / "few"), weights(tmp_path / "run"), 1e-5)
+    other = gaussian_buffer(1, parts=2, share=Share(1, 2), num_observations=16, uses=2, observations=24)
+    held = [[other.batch(step, part).weight for part in (0, 1)] for step in range(STEPS) if fill(other, step)]
+    assert any(0.0 in parts for parts in held)
+    assert buffer.step_size == other.step_size == 4
+
+
+def test_what_is_logged_is_of_all_processes(two: Path, one: Path) -> None:
+    for run in ("ddp", "fsdp"):
+        lines, expected = read_metrics(two / run / "metrics.jsonl"), read_metrics(one / "metrics.jsonl")
+        assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+        for line, of_one in zip(lines, expected, strict=True):
+            for name in ("loss", "grad_norm", "lr"):
+                assert line[name] == pytest.approx(of_one[name], rel=1e-5)
+            assert line["samples_per_s"] > 0
+
+
+def test_checkpoints_say_how_many_processes_wrote_them(two: Path, one: Path) -> None:
+    for run, processes, batch in ((two / "ddp", 2, 8), (two / "parts", 2, 8), (one, 1, 16)):
+        state = json.loads(
+            (run / "checkpoints" / "000005" / "training_state" / "training_step.json").read_text()
+        )
+        assert (state["num_processes"], state["batch_size"]) == (processes, batch)
+
+
+def test_a_run_of_two_processes_goes_on_in_one(two: Path, one: Path, tmp_path: Path) -> None:
+    resume_from = copy_until(two / "fsdp", 3, tmp_path / "run")
+    check_same_size(resume_from, 16, "")
+    train_gaussian(tmp_path / "run", batch_size=16, resume_from=resume_from)
+    for file in SAVED:
+        assert_same(weights(tmp_path / "run", file), weights(one, file), 1e-5)
+
+
+def test_steps_of_another_size_are_refused(two: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"batch_size=8 make 8 couplings a step, but the run began with 16 \(2 pro"
+    ):
+        check_same_size(two / "ddp" / "checkpoints" / "last", 8, "batch_size=8")
+
+
+def test_a_student_that_fsdp_trained_is_a_stock_checkpoint(
+    two: Path, checkpoint: Path, dataset_root: Path, tmp_path: Path
+) -> None:
+    reflow(tmp_path / "one", checkpoint, dataset_root, "--batch_size=8")
+    folder = "checkpoints/last/pretrained_model"
+    student = SmolVLAPolicy.from_pretrained(two / "smolvla-fsdp" / folder)
+    of_one = SmolVLAPolicy.from_pretrained(tmp_path / "one" / folder)
+    assert student.config.num_steps == 1
+    assert_same(student.state_dict(), of_one.state_dict(), 1e-5)
+    before = SmolVLAPolicy.from_pretrained(checkpoint).state_dict()
+    moved = [name for name, tensor in student.state_dict().items() if not torch.equal(tensor, before[name])]
+    assert len(moved) == 27
+    rows = [
+        json.loads((run / "results.json").read_text())["gaps"]
+        for run in (two / "smolvla-fsdp", tmp_path / "one")
+    ]
+    assert [row["rms"] for row in rows[0]] == pytest.approx([row["rms"] for row in rows[1]], rel=1e-3)
+
+
+# Gradient accumulation
+
+
+def gaussian_buffer(
+    batch_size: int,
+    *,
+    parts: int = 1,
+    share: Share | None = None,
+    num_observations: int = 8,
+    uses: int = 1,
+    observations: int = 8,
+) -> CouplingBuffer:
+    config = BufferConfig(num_observations, 4, uses, 4)
+    return CouplingBuffer(
+        make_policy(), make_observations(observations), CouplingConfig(num_steps=2), config, seed=3,
+        batch_size=batch_size, parts=parts, share=share,
+    )  # fmt: skip
+
+
+def fill(buffer: CouplingBuffer, step: int) -> list[int]:
+    list(buffer.fill(step))
+    return buffer.held_blocks(step)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulated_gradients_are_those_of_one_batch(one: Path, tmp_path: Path, parts: int) -> None:
+    train_gaussian(tmp_path / "run", batch_size=16 // parts, parts=parts)
+    theirs = load_file(one / "gradients-0.safetensors")
+    assert_same(load_file(tmp_path / "run" / "gradients-0.safetensors"), theirs, 1e-6)
+    for file in SAVED:
+        assert_same(weights(tmp_path / "run", file), weights(one, file), 1e-6)
+
+
+# What a process holds
+
+
+def test_every_coupling_of_a_step_is_used_once_whatever_the_processes() -> None:
+    whole = gaussian_buffer(12)
+    spread = [gaussian_buffer(3, parts=2, share=Share(rank, 2)) for rank in (0, 1)]
+    for step in range(8):
+        for buffer in (whole, *spread):
+            fill(buffer, step)
+        expected = whole.batch(step)
+        batches = [buffer.batch(step, part) for buffer in spread for part in (0, 1)]
+        assert sum(batch.weight for batch in batches) == pytest.approx(1.0)
+        used = [batch for batch in batches if batch.weight > 0]
+        rows = torch.cat([batch.rows for batch in used if batch.rows is not None])
+        assert rows.sort().values.tolist() == list(range(12))
+        for name in ("noise", "endpoint"):
+            found = torch.cat([getattr(batch, name) for batch in used])[rows.argsort()]
+            torch.testing.assert_close(found, getattr(expected, name), rtol=1e-6, atol=1e-6)
+        # What is drawn for a coupling is drawn for it alone.
+        drawn = torch.cat([batch.per_row(draw(step)) for batch in used])[rows.argsort()]
+        assert torch.equal(drawn, expected.per_row(draw(step)))
+    blocks = [set(buffer._blocks) for buffer in spread]
+    assert not blocks[0] & blocks[1]
+    assert blocks[0] | blocks[1] == set(whole._blocks)
+    assert spread[0].num_bytes + spread[1].num_bytes == whole.num_bytes
+
+
+def draw(step: int) -> Any:
+    return lambda n: torch.rand(n, generator=generator(step))
+
+
+def test_a_batch_without_rows_draws_for_itself() -> None:
+    noise = torch.zeros(5, 1, 1)
+    batch = CouplingBatch(noise, noise, None, None)
+    assert torch.equal(batch.per_row(draw(0)), torch.rand(5, generator=generator(0)))
+
+
+def test_fewer_blocks_than_processes_are_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"buffer.num_observations=8 makes 2 blocks of 4, fewer than the 3 processes"
+    ):
+        gaussian_buffer(1, share=Share(0, 3))
+    with pytest.raises(
+        UserError, match="batch_size=9 makes a step of 36 couplings, which is larger than the buff"
+    ):
+        gaussian_buffer(9, parts=2, share=Share(0, 2))
+
+
+# What the launcher asks for
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"ACCELERATE_USE_FSDP": "true"}, "fsdp_version=1: only FSDP2 is supported"),
+        (
+            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
+            "FSDP2 is asked for, but there is one process",
+        ),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "give chordflow --gradient_accumulation_steps=4"),
+    ],
+)
+def test_what_cannot_be_had_is_refused(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], message: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    student = AffineStudent(make_policy().config)
+    with pytest.raises(UserError, match=message):
+        Wrapped(student, dict(student.module.named_parameters()))
+
+
+def test_one_process_alone_is_the_first_of_one() -> None:
+    assert (current().index, current().count, current().first) == (0, 1, True)
+    assert current().sum([1.5, 2.0]) == [1.5, 2.0]
+
+
+# Faults
+
+
+@dataclass
+class Ended:
+    """How two processes ended."""
+
+    codes: list[int]
+    seconds: float
+    said: list[str]
+    out: list[str]
+
+
+@pytest.fixture(scope="module")
+def faults(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Ended]]:
+    """How two processes end, by what goes wrong in one of them."""
+    folder = tmp_path_factory.mktemp("faults")
+    done = start("distributed_faults.py", folder)
+    assert done.returncode == 0, done.stderr
+    ended = json.loads((folder / "ended.json").read_text())
+    return folder, {name: Ended(**values) for name, values in ended.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "codes", "teller", "sentence"),
+    [
+        ("none", [0, 0], 0, ""),
+        ("dies", [2, -9], 0, "another of the 2 processes of this run has ended without a word"),
+        ("nan", [2, 2], None, "the loss is not finite at step 3 (loss nan"),
+        (
+            "no_memory",
+            [2, 2],
+            1,
+            "give --batch_size=4 --gradient_accumulation_steps=2, which trains the same.",
+        ),
+        ("cannot_read", [2, 2], 1, "dataset: frame 3 of a/b cannot be read"),
+        ("disk", [2, 2], 0, "checkpoint 000003 cannot be written ([Errno 28] No space left on device)"),
+        ("early", [2, 2], 1, "teacher.path=x: no such folder on this machine"),
+        ("all", [2, 2], None, "steps=0: give at least 1."),
+        ("interrupted", [2, 130], 1, "interrupted; what was saved stands."),
+    ],
+)
+def test_a_fault_in_one_process_is_told_once_and_ends_both(
+    faults: tuple[Path, dict[str, Ended]], name: str, codes: list[int], teller: int | None, sentence: str
+) -> None:
+    folder, all_ended = faults
+    ended = all_ended[name]
+    assert ended.codes == codes, ended.said
+    assert ended.seconds < 30
+    told = [rank for rank in (0, 1) if ended.said[rank]]
+    if sentence:
+        assert len(told) == 1
+        assert teller in (None, told[0])
+        lines = ended.said[told[0]].splitlines()
+        assert len(lines) == 1
+        assert lines[0].startswith("chordflow faulty: ")
+        assert sentence in lines[0]
+    else:
+        assert not told
+    assert not list(folder.glob(f"{name}/checkpoints/.*"))
+
+
+def test_a_fault_of_chordflows_own_keeps_its_traceback(faults: tuple[Path, dict[str, Ended]]) -> None:
+    ended = faults[1]["own_fault"]
+    assert ended.codes == [2, 1]
+    assert not ended.said[0]
+    assert "KeyError" in ended.said[1]
+
+
+# Memory
+
+
+def short(*_: object, **__: object) -> Any:
+    raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
+
+
+def encode(*_: object, **__: object) -> Any:
+    short()
+
+
+def test_out_of_memory_names_what_to_halve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def what(name: str) -> str:
+        with pytest.raises(UserError) as caught:
+            train_gaussian(tmp_path / name, batch_size=6, parts=2)
+        return str(caught.value)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(AffineStudent, "velocity", short)
+        assert what("step").endswith(
+            "while 6 couplings were trained on at a time; give --batch_size=3 --gradient_accumulation_steps=4, which "
+            "trains the same."
+        )
+    with monkeypatch.context() as patched:
+        patched.setattr(GaussianFlowPolicy, "velocity", short)
+        assert "while 6 couplings were solved by the teacher at a time; give --batch_size=3 --grad" in what(
+            "solve"
+        )
+    monkeypatch.setattr(GaussianFlowPolicy, "encode", encode)
+    assert what("encode").endswith("while 4 observations were encoded at a time; give --buffer.block_size=2.")
+
+
+@pytest.mark.parametrize(
+    ("modes", "memory", "option"),
+    [
+        (1, 5_000, "--buffer.noises_per_observation=2."),
+        (20, 10_000, "--buffer.num_observations=4."),
+        (20, 100_000, "--batch_size=3 "),
+    ],
+)
+def test_a_buffer_that_fills_the_memory_is_what_to_halve(
+    monkeypatch: pytest.MonkeyPatch, modes: int, memory: int, option: str
+) -> None:
+    buffer = CouplingBuffer(
+        make_policy(num_modes=modes), make_observations(8), CouplingConfig(num_steps=2), BufferConfig(8, 4, 0, 4),
+        seed=3, batch_size=6,
+    )  # fmt: skip
+    # Half of it is enough to tell.
+    next(iter(buffer.fill(0)))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=memory))
+    with (
+        pytest.raises(UserError, match=r"GiB on cpu for the buffer|trained on at a time") as caught,
+        enough_memory(buffer),
+    ):
+        short()
+    assert option in str(caught.value)
