@@ -40,6 +40,8 @@ class BufferConfig:
         block_size: observations that are encoded together, and replaced together.
         adaptive_share: share of the noises that goes to the observations in proportion to how far their
             endpoints spread, where a policy has to decide; the rest, at least two each, goes to all alike.
+        path_points: states between noise and endpoint that are kept of each of the teacher's trajectories, evenly
+            spread over its solver's steps, where a method trains on them; by default all.
     """
 
     num_observations: int = 2048
@@ -47,11 +49,16 @@ class BufferConfig:
     uses_per_coupling: int = 12
     block_size: int = 64
     adaptive_share: float = 0.5
+    path_points: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_observations", "noises_per_observation", "block_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"buffer.{name}={getattr(self, name)}: give at least 1.")
+        if self.path_points is not None and self.path_points < 1:
+            raise UserError(
+                f"buffer.path_points={self.path_points}: give at least 1, or leave it out for all."
+            )
         if self.uses_per_coupling < 0:
             raise UserError(f"buffer.uses_per_coupling={self.uses_per_coupling}: give 0 or more.")
         if not 0.0 <= self.adaptive_share <= 1.0:
@@ -152,6 +159,8 @@ class CouplingBuffer:
                 f"method.type: the method trains on {what} alone; leave the store of couplings out, or choose another "
                 "method."
             )
+        if self.needs.paths:
+            coupling.check_points(config.path_points)
         self._blocks: dict[int, Block] = {}
 
     @property
@@ -361,7 +370,10 @@ class CouplingBuffer:
         if not self.needs.paths:
             ends = [endpoints(self.teacher, context.index(o), x, self.coupling) for o, x in parts]
             return torch.cat(ends), None
-        both = [endpoints_and_path(self.teacher, context.index(o), x, self.coupling) for o, x in parts]
+        points = self.config.path_points
+        both = [
+            endpoints_and_path(self.teacher, context.index(o), x, self.coupling, points) for o, x in parts
+        ]
         return torch.cat([end for end, _ in both]), _joined([path for _, path in both])
 
     def _spread(self, endpoint: Tensor) -> Tensor:

@@ -46,6 +46,24 @@ class CouplingConfig:
         """The teacher with this solver."""
         return Sampler(teacher, self.num_steps, self.solver, self.grid_power)
 
+    def check_points(self, points: int | None) -> None:
+        """Makes sure that there are as many states between noise and endpoint as are to be kept; None is all.
+
+        Raises:
+            UserError: where there are not, or none at all.
+        """
+        between = self.num_steps - 1
+        if between == 0:
+            raise UserError(
+                "coupling.num_steps=1: the method trains on states between noise and endpoint, and one step has none; "
+                "give at least 2."
+            )
+        if points is not None and points > between:
+            raise UserError(
+                f"buffer.path_points={points}: coupling.num_steps={self.num_steps} passes through {between} between "
+                "noise and endpoint; give at most that many."
+            )
+
     @property
     def nfe(self) -> int:
         """Network evaluations of a coupling."""
@@ -57,7 +75,7 @@ class Path:
     """The states that a solver goes through on its way from noise to endpoint.
 
     Attributes:
-        states: before each of K steps, the noise first; (B, K, H, D). The endpoint is not among them.
+        states: before K of the steps, the noise first; (B, K, H, D). The endpoint is not among them.
         times: of those states, falling from 1; float32 (K,) on the CPU.
     """
 
@@ -76,15 +94,30 @@ def endpoints(teacher: FlowPolicy, context: Context, noise: Tensor, config: Coup
 
 
 def endpoints_and_path(
-    teacher: FlowPolicy, context: Context, noise: Tensor, config: CouplingConfig
+    teacher: FlowPolicy, context: Context, noise: Tensor, config: CouplingConfig, points: int | None = None
 ) -> tuple[Tensor, Path]:
-    """`endpoints`, and the way there: the same numbers at the same cost, but K times the memory."""
+    """`endpoints`, and the way there: the same numbers at the same cost, but K times the memory.
+
+    Args:
+        teacher: whose ODE is solved.
+        context: of B observations.
+        noise: (B, H, D).
+        config: how it is solved.
+        points: how many states are kept beside the noise, evenly spread over the steps; by default all.
+
+    Raises:
+        UserError: if the solver does not pass through so many.
+    """
+    config.check_points(points)
+    every = config.num_steps if points is None else points + 1
+    kept = {step * config.num_steps // every for step in range(every)}
     states: list[Tensor] = []
     times: list[float] = []
 
-    def keep(_step: int, t: float, x_t: Tensor, _v_t: Tensor) -> None:
-        states.append(x_t)
-        times.append(t)
+    def keep(step: int, t: float, x_t: Tensor, _v_t: Tensor) -> None:
+        if step in kept:
+            states.append(x_t)
+            times.append(t)
 
     endpoint = config.sampler(teacher)(context, noise, on_step=keep)
     return endpoint, Path(torch.stack(states, dim=1), torch.tensor(times))
