@@ -51,7 +51,7 @@ class Wrapped:
         self, student: FlowPolicy, trainable: Mapping[str, nn.Parameter], accumulation: int = 1
     ) -> None:
         self.processes = current()
-        self.sharded = _fsdp_is_asked_for()
+        self.sharded = fsdp_is_asked_for()
         _check_launch(student, accumulation, self.sharded, self.processes.count)
         self.accelerator = Accelerator(
             cpu=student.device.type == "cpu",
@@ -155,7 +155,8 @@ def shard_state(optimizer: Optimizer) -> None:
                 values[key] = part_of(value, parameter)
 
 
-def _fsdp_is_asked_for() -> bool:
+def fsdp_is_asked_for() -> bool:
+    """Whether the launcher's config says FSDP; `Wrapped` sees to it that it is then on."""
     return os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1", "yes")
 
 
