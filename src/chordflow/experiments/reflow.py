@@ -46,6 +46,7 @@ from chordflow.training.distributed import Processes, current
 from chordflow.training.loop import LoopConfig, Progress, Trained, train
 from chordflow.training.memory import enough_memory
 from chordflow.training.metrics import METRICS, read_metrics
+from chordflow.training.wrapping import fsdp_is_asked_for
 from chordflow.training.student import make_student, shares_prefix
 
 RESULTS = "results.json"
@@ -310,6 +311,7 @@ def _step_size(config: ReflowJobConfig, processes: Processes) -> str:
     times = config.gradient_accumulation_steps
     parts = f" x {times} at a time" if times > 1 else ""
     shared = f" in each of {processes.count} processes" if processes.count > 1 else ""
+    shared += " with FSDP2" if fsdp_is_asked_for() else ""
     return f"{config.batch_size}{parts}{shared}"
 
 
