@@ -232,7 +232,7 @@ def test_a_damaged_block_is_named_and_alone_made_anew(
     with pytest.raises(UserError, match=message) as caught:
         opened(folder).check() if early else list(resident.fill(4))
     assert str(caught.value).startswith(f"couplings.path={folder}: ")
-    assert str(caught.value).endswith(f"--config_path={folder / 'couple_config.json'}")
+    assert str(caught.value).endswith(f"--config_path={folder / 'manifest.json'}")
     writer = StoreWriter(folder, settings(), {}, 6)
     assert [number for number, _ in writer.drop_damaged()] == [2]
     writer.close()

@@ -16,6 +16,7 @@ from chordflow.errors import MACHINE_ERRORS, UserError
 VERBS = {
     "diagnose": ("chordflow.cli.diagnose", "say before any training whether it is worth it for a checkpoint"),
     "reflow": ("chordflow.cli.reflow", "train a student that acts in one or two steps, and measure it"),
+    "couple": ("chordflow.cli.couple", "keep a teacher's couplings on disk, for many trainings"),
     "report": ("chordflow.cli.report", "make a page, a table and a model card from what was measured"),
     "evaluate": (
         "chordflow.cli.evaluate",

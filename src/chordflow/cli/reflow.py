@@ -9,7 +9,7 @@ from typing import Any
 
 import draccus
 
-from chordflow.cli.options import CONFIG_PATH, build, help_text, read_options, show_value
+from chordflow.cli.options import CONFIG_PATH, build, help_text, merge, read_options, show_value
 from chordflow.cli.settings import read_settings, wants_resume
 from chordflow.console import console, say
 from chordflow.errors import UserError
@@ -17,6 +17,7 @@ from chordflow.experiments.config import ReflowJobConfig
 from chordflow.experiments.provenance import check_same_teacher
 from chordflow.experiments.reflow import reflow
 from chordflow.experiments.run_folder import REFLOW_CONFIG, resume_command, resume_folder
+from chordflow.experiments.stored_couplings import training_settings
 from chordflow.report.figures import save_figures
 from chordflow.report.table import render
 from chordflow.report.write import write_report
@@ -25,6 +26,7 @@ from chordflow.training.distributed import joined
 
 USAGE = """
 chordflow reflow --teacher.path=CHECKPOINT --dataset.repo_id=USER/DATASET --output_dir=outputs/student
+chordflow reflow --couplings.path=COUPLINGS --output_dir=outputs/student
 chordflow reflow --resume=true --config_path=outputs/student/checkpoints/last/pretrained_model/train_config.json
 torchrun --nproc-per-node=2 -m chordflow reflow ...
 """
@@ -91,7 +93,7 @@ def parse(arguments: list[str]) -> tuple[ReflowJobConfig, Path | None]:
     values = read_options(arguments)
     config_path = values.pop(CONFIG_PATH, None)
     if not wants_resume(values):
-        return build(ReflowJobConfig, values, read_settings(config_path) if config_path else None), None
+        return build(ReflowJobConfig, values, _base(values, config_path)), None
     if config_path is None:
         raise UserError(
             "resume=true needs --config_path=OUTPUT_DIR/checkpoints/last/pretrained_model/train_config.json."
@@ -106,6 +108,23 @@ def parse(arguments: list[str]) -> tuple[ReflowJobConfig, Path | None]:
     _refuse_another_run(config, build(ReflowJobConfig, {}, base), values)
     check_same_teacher(config, sha256)
     return config, checkpoint
+
+
+def _base(values: dict[str, str], config_path: str | None) -> dict[str, Any]:
+    """The settings of a file, over those of the store of couplings that is trained from."""
+    base = read_settings(config_path) if config_path else {}
+    group = base.get("couplings")
+    told = group if isinstance(group, dict) else {}
+    told = told | {
+        name.removeprefix("couplings."): value
+        for name, value in values.items()
+        if name.startswith("couplings.")
+    }
+    if told.get("path") is None:
+        return base
+    used = str(told.get("num_observations"))
+    # Whatever else it says is refused with all other options.
+    return merge(training_settings(Path(told["path"]), int(used) if used.isdecimal() else None), base)
 
 
 CHANGEABLE = (

@@ -29,17 +29,19 @@ class Solved:
 
 
 class BlockSource(Protocol):
-    """Blocks that were made earlier, as a store holds them.
+    """Blocks that were made earlier, as a store holds them."""
 
-    Attributes:
-        seed: from which their observations and noises were drawn.
-        num_blocks: how many there are; the numbers begin at 0.
-        holds_context: whether the encoded observations are among them.
-    """
+    @property
+    def seed(self) -> int:
+        """From which their observations and noises were drawn."""
 
-    seed: int
-    num_blocks: int
-    holds_context: bool
+    @property
+    def num_blocks(self) -> int:
+        """How many there are; the numbers begin at 0."""
+
+    @property
+    def holds_context(self) -> bool:
+        """Whether the encoded observations are among them."""
 
     def read(self, number: int, observations: list[int]) -> tuple[Solved, Context | None]:
         """A block, on the CPU.

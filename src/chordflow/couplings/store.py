@@ -33,7 +33,6 @@ LAYOUT = 1
 """Version of the files' layout."""
 
 MANIFEST = "manifest.json"
-COUPLE_CONFIG = "couple_config.json"
 
 _OBSERVATIONS, _CONTEXT = "observations", "context."
 
@@ -57,7 +56,8 @@ class Manifest:
 
     Attributes:
         made_with: all that its blocks depend on, as nested plain values.
-        about: what is good to know of how they were made, as nested plain values; nothing depends on it.
+        about: what is good to know of how they were made, as nested plain values; nothing depends on it. Its
+            `settings` are those of the command that began the store.
         num_blocks: blocks that the store is to hold.
         shards: the finished blocks by number.
     """
@@ -153,7 +153,7 @@ def read_manifest(folder: Path, option: str = "couplings.path") -> Manifest:
 
 def remake_command(folder: Path) -> str:
     """The command line that makes what a store lacks."""
-    return f"chordflow couple --resume=true --config_path={shlex.quote(str(folder / COUPLE_CONFIG))}"
+    return f"chordflow couple --resume=true --config_path={shlex.quote(str(folder / MANIFEST))}"
 
 
 def difference(wanted: Mapping[str, Any], found: Mapping[str, Any], prefix: str = "") -> str | None:

@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ class StoreWriter:
     ) -> None:
         self.folder = folder
         self._claimed: set[int] = set()
+        self._refuse_other_files()
         try:
             self._lock_file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
@@ -92,8 +94,8 @@ class StoreWriter:
                 # Another process may have put it right since.
                 if self.refresh().shards.get(number) != shard:
                     continue
-                del self.manifest.shards[number]
-                self._save()
+                kept = {n: told for n, told in self.manifest.shards.items() if n != number}
+                self._save(replace(self.manifest, shards=kept))
             yield number, fault
 
     def claims(self) -> Iterator[int]:
@@ -110,6 +112,18 @@ class StoreWriter:
                 continue
             self._claimed.add(number)
             yield number
+
+    def discard_if_empty(self) -> None:
+        """Takes the store's files away again where it has no block and no other process works on it."""
+        try:
+            with self._locked():
+                if self.refresh().shards or not self._lock(1, wait=False, count=self.manifest.num_blocks):
+                    return
+                for path in (self.folder / MANIFEST, self.folder / LOCK, *self.folder.glob(".block-*.tmp")):
+                    path.unlink(missing_ok=True)
+        except (OSError, UserError):
+            # Whatever has gone wrong before is what the user is told.
+            return
 
     def wait(self) -> None:
         """Waits a moment for other processes, whose claims may end finished or free."""
@@ -133,9 +147,12 @@ class StoreWriter:
         try:
             _write_whole(self.folder / name, data)
             with self._locked():
-                self.refresh()
-                self.manifest.shards[number] = shard
-                self._save()
+                manifest = self.refresh()
+                try:
+                    self._save(replace(manifest, shards=manifest.shards | {number: shard}))
+                except UserError:
+                    (self.folder / name).unlink(missing_ok=True)
+                    raise
         except OSError as error:
             raise self._cannot_write(name, error) from error
         self._unlock(number + 1)
@@ -143,15 +160,7 @@ class StoreWriter:
 
     def _join_or_begin(self, made_with: dict[str, Any], about: dict[str, Any], num_blocks: int) -> Manifest:
         if not (self.folder / MANIFEST).exists():
-            others = [path.name for path in self.folder.iterdir() if path.name != LOCK]
-            if others:
-                raise UserError(
-                    f"output_dir={self.folder} holds other files ({others[0]}) and no coupling store; name a new "
-                    "folder."
-                )
-            self.manifest = Manifest(made_with, about, num_blocks)
-            self._save()
-            return self.manifest
+            return self._save(Manifest(made_with, about, num_blocks))
         manifest = read_manifest(self.folder, "output_dir")
         name = difference(made_with, manifest.made_with)
         if name is not None:
@@ -160,16 +169,26 @@ class StoreWriter:
                 f"now it is {look_up(made_with, name)}; give the settings that it was made with, or name a new folder."
             )
         if num_blocks > manifest.num_blocks:
-            manifest.num_blocks = num_blocks
             self.manifest = manifest
-            self._save()
+            return self._save(replace(manifest, num_blocks=num_blocks))
         return manifest
 
-    def _save(self) -> None:
+    def _refuse_other_files(self) -> None:
+        others = [
+            path.name for path in self.folder.iterdir() if MANIFEST not in path.name and path.name != LOCK
+        ]
+        if others and not (self.folder / MANIFEST).exists():
+            raise UserError(
+                f"output_dir={self.folder} holds other files ({others[0]}) and no coupling store; name a new folder."
+            )
+
+    def _save(self, manifest: Manifest) -> Manifest:
         try:
-            _write_whole(self.folder / MANIFEST, self.manifest.to_json())
+            _write_whole(self.folder / MANIFEST, manifest.to_json())
         except OSError as error:
             raise self._cannot_write(MANIFEST, error) from error
+        self.manifest = manifest
+        return manifest
 
     def _cannot_write(self, name: str, error: OSError) -> UserError:
         manifest = getattr(self, "manifest", None)
@@ -193,14 +212,14 @@ class StoreWriter:
         finally:
             self._unlock(0)
 
-    def _lock(self, byte: int, *, wait: bool) -> bool:
+    def _lock(self, byte: int, *, wait: bool, count: int = 1) -> bool:
         if sys.platform == "win32":
             # Windows has no such locks; one process writes there.
             return True
         import fcntl
 
         try:
-            fcntl.lockf(self._lock_file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, byte)
+            fcntl.lockf(self._lock_file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), count, byte)
         except OSError as error:
             if not wait and error.errno in (errno.EACCES, errno.EAGAIN):
                 return False

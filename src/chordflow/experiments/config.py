@@ -8,6 +8,7 @@ from pathlib import Path
 from chordflow.couplings import BufferConfig, CouplingConfig, DatasetConfig
 from chordflow.errors import UserError
 from chordflow.evaluation.paired import MeasureConfig
+from chordflow.experiments.stored_couplings import CouplingsConfig
 from chordflow.policies import Role
 from chordflow.training.loop import EMAConfig, SchedulerConfig
 from chordflow.training.methods import MethodConfig, ReflowMethodConfig
@@ -78,6 +79,7 @@ class ReflowJobConfig:
         student: initialisation and freezing.
         method: how the student is trained.
         coupling: how the teacher's ODE is solved.
+        couplings: a store of couplings that `chordflow couple` has made, in place of asking the teacher.
         buffer: how many couplings are kept in memory.
         optimizer: what makes steps of gradients.
         scheduler: warm-up and cosine.
@@ -102,6 +104,7 @@ class ReflowJobConfig:
     student: StudentConfig = field(default_factory=StudentConfig)
     method: MethodConfig = field(default_factory=ReflowMethodConfig)
     coupling: CouplingConfig = field(default_factory=CouplingConfig)
+    couplings: CouplingsConfig = field(default_factory=CouplingsConfig)
     buffer: BufferConfig = field(default_factory=BufferConfig)
     optimizer: OptimizerConfig = field(default_factory=AdamWConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)

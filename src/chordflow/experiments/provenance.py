@@ -111,6 +111,8 @@ def write_configs(config: ReflowJobConfig, teacher_dir: Path, folder: Path) -> N
     stock.save_pretrained(folder)
     settings = draccus.encode(config)
     settings["teacher"]["path"], settings["dataset"]["root"] = teacher_path, root
+    if config.couplings.path is not None:
+        settings["couplings"]["path"] = _absolute(config.couplings.path)
     made_by = {"chordflow_version": __version__, "teacher_sha256": weights_sha256(teacher_dir)}
     write_json(folder / REFLOW_CONFIG, {**made_by, **settings})
 

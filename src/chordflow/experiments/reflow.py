@@ -18,6 +18,7 @@ from chordflow.couplings import (
     Split,
     open_split,
 )
+from chordflow.couplings.store import CouplingStore
 from chordflow.errors import UserError
 from chordflow.evaluation.measure import measure
 from chordflow.experiments.config import ReflowJobConfig
@@ -30,6 +31,7 @@ from chordflow.experiments.run_folder import (
     refuse_existing,
     resume_command,
 )
+from chordflow.experiments.stored_couplings import described, made_with, open_couplings
 from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint, save_student
 from chordflow.policies.base import PREFIX_ROLES
 from chordflow.policies.sampling import Sampler
@@ -159,6 +161,7 @@ def _train(
     processes = current()
     shared = shares_prefix(teacher, student.policy, train_roles)
     prefix_trains = bool(set(train_roles) & set(PREFIX_ROLES))
+    store = _store(config, teacher, split, with_context=shared)
     buffer = CouplingBuffer(
         teacher,
         split.train,
@@ -171,6 +174,7 @@ def _train(
         num_workers=config.num_workers,
         student_encode=None if shared else student.policy.encode,
         student_context=not prefix_trains,
+        source=store,
     )
     trained_millions = sum(p.numel() for p in student.trainable.values()) / 1e6
     say(
@@ -179,6 +183,9 @@ def _train(
         f"lr {config.optimizer.lr:g}, {trained_millions:.2f} M trained parameters; "
         + ("one prefix for teacher and student" if shared else _own_prefix(prefix_trains))
     )
+
+    if store is not None:
+        say(f"Store:   {described(store, buffer, config.steps)}")
 
     def write(folder: Path, weights: dict[str, Tensor]) -> None:
         save_student(
@@ -218,13 +225,43 @@ def _train(
             resume_from=resume_from,
             on_step=on_step,
         )
+    blocks = buffer.first_block(config.steps - 1) + buffer.num_blocks
     return trained, CouplingSummary(
-        observations=(buffer.first_block(config.steps - 1) + buffer.num_blocks) * buffer.block_size,
+        observations=(min(blocks, store.num_blocks) if store is not None else blocks) * buffer.block_size,
         noises_per_observation=config.buffer.noises_per_observation,
         solver=config.coupling.solver,
         num_steps=config.coupling.num_steps,
         buffer_bytes=round(buffer_bytes),
     )
+
+
+def _store(
+    config: ReflowJobConfig, teacher: FlowPolicy, split: Split, *, with_context: bool
+) -> CouplingStore | None:
+    """The store that couplings come from, if it is not the teacher."""
+    if config.couplings.path is None:
+        return None
+    store = open_couplings(
+        config.couplings,
+        made_with(
+            teacher,
+            split,
+            config.rename_map,
+            config.coupling,
+            config.buffer,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            store_context=with_context,
+        ),
+        teacher,
+        split,
+        teacher_path=config.teacher.path,
+        repo_id=config.dataset.repo_id,
+        with_context=with_context,
+    )
+    # Written out: the store may grow before the run is gone on with.
+    config.couplings.num_observations = store.num_blocks * config.buffer.block_size
+    return store
 
 
 def _measure(
