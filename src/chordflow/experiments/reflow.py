@@ -48,8 +48,8 @@ from chordflow.training.distributed import Processes, current
 from chordflow.training.loop import LoopConfig, Progress, Trained, train
 from chordflow.training.memory import enough_memory
 from chordflow.training.metrics import METRICS, read_metrics
-from chordflow.training.wrapping import fsdp_is_asked_for
 from chordflow.training.student import make_student, shares_prefix
+from chordflow.training.wrapping import fsdp_is_asked_for
 
 RESULTS = "results.json"
 
