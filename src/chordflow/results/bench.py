@@ -208,6 +208,7 @@ class TrainingBench:
         device: its name.
         teacher: the checkpoint, or what stands for one.
         teacher_num_steps: of the teacher as deployed.
+        teacher_sha256: of its weights file; empty where there is none.
         loops: in the order in which they are shown, the naive one first.
         budgets: seconds at which students are compared.
         seeds: of the runs.
@@ -230,6 +231,7 @@ class TrainingBench:
     budgets: list[float]
     seeds: list[int]
     clock: str
+    teacher_sha256: str = ""
     floor: BenchGap | None = None
     untrained: BenchGap | None = None
     pairs: int = 0

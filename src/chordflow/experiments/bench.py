@@ -1,0 +1,294 @@
+"""Training with and without reuse of couplings, side by side on one machine: speed, and gap by wall-clock time."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import draccus
+import torch
+
+from chordflow.console import bar, say
+from chordflow.couplings import BufferConfig, CouplingBuffer, Split, open_split
+from chordflow.errors import UserError
+from chordflow.experiments.bench_config import Anneal, ClockName, TrainingBenchConfig
+from chordflow.experiments.bench_gap import HeldOutGap
+from chordflow.experiments.provenance import device_name, weights_sha256
+from chordflow.experiments.roofline import PeakMemory, measure_roofline
+from chordflow.experiments.run_folder import new_folder, only_run
+from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint
+from chordflow.policies.base import PREFIX_ROLES
+from chordflow.results.bench import NAIVE, BenchLoop, BenchRun, Look, Roofline, TrainingBench
+from chordflow.results.schema import installed_versions
+from chordflow.training.naive import NaiveCouplings
+from chordflow.training.student import Student, StudentInit, make_student, shares_prefix
+from chordflow.training.timed import Passed, Source, Stopwatch, TrainingStep, train_for
+
+BENCH = "bench.json"
+
+ADDABLE = ("budgets", "seeds", "schedules", "output_dir", "resume")
+"""Settings that may be another when a benchmark is gone on with."""
+
+ROOFLINE_REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Part:
+    """One run of one loop."""
+
+    loop: str
+    seed: int
+    budget_s: float
+    marks: list[float]
+
+
+@dataclass(frozen=True)
+class Bed:
+    """What all runs share."""
+
+    config: TrainingBenchConfig
+    teacher: FlowPolicy
+    teacher_dir: Path
+    split: Split
+
+
+def bench_training(config: TrainingBenchConfig, command: list[str]) -> TrainingBench:
+    """Runs what is missing of a benchmark; its file is written after every run.
+
+    Args:
+        config: all settings.
+        command: the command line, for the file.
+
+    Raises:
+        UserError: for input that cannot be used.
+    """
+    output = config.output_dir
+    if not config.resume and (output / BENCH).is_file():
+        raise UserError(
+            f"output_dir={output} exists already; name a new folder, or go on with: {resume_command(output)}"
+        )
+    if not config.resume and output.exists():
+        raise UserError(f"output_dir={output} exists already; name a new folder.")
+    before = TrainingBench.load(output / BENCH) if config.resume else None
+    teacher_dir = resolve_checkpoint(config.teacher.path, config.teacher.revision)
+    teacher = load_flow_policy(teacher_dir, device=config.device, rename_map=config.rename_map)
+    teacher.module.requires_grad_(False)
+    own_thread = torch.get_num_threads() == 1 and teacher.device.type == "cpu"
+    if config.clock == ClockName.OWN and not own_thread:
+        raise UserError(
+            f"clock=own counts the seconds of one thread, and here {device_name(teacher.device)} work; set "
+            "OMP_NUM_THREADS=1 and give --device=cpu, or choose clock=wall."
+        )
+    bed = Bed(config, teacher, teacher_dir, open_split(config.dataset, teacher, config.rename_map))
+    bench = _begun(bed, command)
+    if before is not None:
+        bench = _gone_on_with(bench, before)
+    with contextlib.nullcontext() if config.resume else new_folder(output), only_run(output):
+        try:
+            return _run(bed, bench)
+        except KeyboardInterrupt as interrupt:
+            done = (output / BENCH).is_file()
+            interrupt.add_note(
+                f"go on with: {resume_command(output)}" if done else "no run was done yet, so start again."
+            )
+            raise
+
+
+def resume_command(output_dir: Path) -> str:
+    """The command line that goes on with a benchmark."""
+    path = shlex.quote(str(output_dir / BENCH))
+    return f"chordflow bench training --resume=true --config_path={path}"
+
+
+def planned(config: TrainingBenchConfig) -> list[Part]:
+    """All runs, in an order in which whatever else the machine does meets all loops alike."""
+    loops = [NAIVE, *config.schedules]
+    if config.anneal == Anneal.LAST:
+        return [Part(loop, s, config.budgets[-1], config.budgets) for s in config.seeds for loop in loops]
+    return [Part(loop, s, b, [b]) for s in config.seeds for b in config.budgets for loop in loops]
+
+
+def _begun(bed: Bed, command: list[str]) -> TrainingBench:
+    config = bed.config
+    steps = config.teacher.num_inference_steps or bed.teacher.default_num_steps
+    return TrainingBench(
+        command=command,
+        settings=draccus.encode(config),
+        versions=installed_versions(),
+        device=device_name(bed.teacher.device),
+        teacher=config.teacher.path,
+        teacher_sha256=weights_sha256(bed.teacher_dir),
+        # A teacher that is itself a student of one step is held to what its couplings are made by.
+        teacher_num_steps=steps if steps > 1 else config.coupling.num_steps,
+        loops=[
+            BenchLoop(NAIVE, config.naive_batch_size),
+            *(schedule.described(name) for name, schedule in config.schedules.items()),
+        ],
+        budgets=config.budgets,
+        seeds=config.seeds,
+        clock=str(config.clock),
+    )
+
+
+def _gone_on_with(now: TrainingBench, before: TrainingBench) -> TrainingBench:
+    """The benchmark with what was measured before, if that was measured in the same way.
+
+    Raises:
+        UserError: if it was not.
+    """
+    for name, value in now.settings.items():
+        if name not in ADDABLE and before.settings.get(name) != value:
+            raise UserError(
+                f"{name}: the benchmark began with {before.settings.get(name)} and going on cannot change it; leave "
+                "the option out, or start a new one."
+            )
+    known = {loop.name: loop for loop in before.loops}
+    for loop in now.loops:
+        if known.get(loop.name, loop) != loop:
+            raise UserError(
+                f"schedules: {loop.name!r} was another schedule when the benchmark began; choose a new name for this."
+            )
+    if now.device != before.device:
+        raise UserError(
+            f"the benchmark began on {before.device} and this is {now.device}: times of two machines are not side by "
+            "side; start a new one."
+        )
+    if now.teacher_sha256 != before.teacher_sha256:
+        raise UserError(
+            f"teacher.path={now.teacher}: its weights are not those that the benchmark began with; restore them or "
+            "start a new one."
+        )
+    return replace(now, roofline=before.roofline, runs=before.runs)
+
+
+def _run(bed: Bed, bench: TrainingBench) -> TrainingBench:
+    config, path = bed.config, bed.config.output_dir / BENCH
+    parts = planned(config)
+    done = {(run.loop, run.seed, run.budget_s): {look.mark_s for look in run.looks} for run in bench.runs}
+    missing = [p for p in parts if not set(p.marks) <= done.get((p.loop, p.seed, p.budget_s), set())]
+    say(
+        f"Benchmark: {len(missing)} of {len(parts)} runs to go, {sum(p.budget_s for p in missing):.0f} s of training "
+        f"on {bench.device}"
+    )
+    if bench.roofline is None:
+        bench = replace(bench, roofline=_roofline(bed))
+    with bar("teacher") as progress:
+        gap = HeldOutGap(
+            bed.teacher, bed.split.held_out, config.measure, bench.teacher_num_steps, progress.update
+        )
+    bench = replace(bench, floor=gap.floor, untrained=gap.untrained, pairs=gap.pairs)
+    for part in missing:
+        run = _trained(bed, gap, part)
+        others = [r for r in bench.runs if (r.loop, r.seed, r.budget_s) != (run.loop, run.seed, run.budget_s)]
+        bench = replace(bench, runs=[*others, run])
+        bench.save(path)
+    bench.save(path)
+    return bench
+
+
+def _trained(bed: Bed, gap: HeldOutGap, part: Part) -> BenchRun:
+    config, device = bed.config, bed.teacher.device
+    student, shared = _student(bed, part.seed)
+    with _source(bed, part, student, shared) as source:
+        step = _step(config, student, part.seed, source.parts)
+        memory = PeakMemory(device)
+        looks: list[Look] = []
+        last: list[Passed] = []
+        held = 0
+        with bar(f"{part.loop}, seed {part.seed}, {part.budget_s:g} s") as progress:
+
+            def on_step(passed: Passed) -> None:
+                nonlocal held
+                memory.look()
+                held = max(held, source.num_bytes)
+                note = f"{passed.samples:,} samples" if passed.steps else "couplings"
+                progress.update(min(passed.seconds, part.budget_s), part.budget_s, note)
+
+            def look(passed: Passed) -> None:
+                with own.stopped():
+                    found = gap.of(student.policy, shares_prefix=shared)
+                    looks.append(Look(passed.mark, passed.seconds, passed.steps, passed.samples, found))
+                    last[:] = [passed]
+                    progress.update(
+                        min(passed.seconds, part.budget_s), part.budget_s, f"gap {100 * found.rms:.1f} %"
+                    )
+
+            own = Stopwatch(device, time.process_time)
+            clock = time.process_time if config.clock == ClockName.OWN else time.perf_counter
+            watch = Stopwatch(device, clock)
+            train_for(part.budget_s, part.marks, step, source, watch, look=look, on_step=on_step)
+    return BenchRun(
+        part.loop,
+        part.seed,
+        part.budget_s,
+        ready_s=last[0].ready_s,
+        cpu_s=own.seconds,
+        loss=last[0].loss,
+        buffer_bytes=held,
+        peak_bytes=memory.read(),
+        looks=looks,
+    )
+
+
+def _student(bed: Bed, seed: int) -> tuple[Student, bool]:
+    roles = list(bed.teacher.default_train_roles)
+    student = make_student(
+        bed.teacher, bed.teacher_dir, StudentInit.TEACHER, roles, seed=seed, rename_map=bed.config.rename_map
+    )
+    return student, shares_prefix(bed.teacher, student.policy, roles)
+
+
+def _step(config: TrainingBenchConfig, student: Student, seed: int, parts: int) -> TrainingStep:
+    method = config.method.build()
+    return TrainingStep(student.policy, student.trainable, method, config.optimizer, seed=seed, parts=parts)
+
+
+@contextlib.contextmanager
+def _source(bed: Bed, part: Part, student: Student, shared: bool) -> Iterator[Source]:
+    config = bed.config
+    common: dict[str, Any] = {"seed": part.seed, "num_workers": config.num_workers}
+    if part.loop == NAIVE:
+        with contextlib.closing(
+            NaiveCouplings(
+                bed.teacher,
+                bed.split.train,
+                config.coupling,
+                batch_size=config.naive_batch_size,
+                **common,
+            )
+        ) as naive:
+            yield naive
+        return
+    schedule = config.schedules[part.loop]
+    yield CouplingBuffer(
+        bed.teacher,
+        bed.split.train,
+        config.coupling,
+        schedule.buffer,
+        batch_size=schedule.batch_size,
+        parts=schedule.gradient_accumulation_steps,
+        student_encode=None if shared else student.policy.encode,
+        student_context=not set(bed.teacher.default_train_roles) & set(PREFIX_ROLES),
+        **common,
+    )
+
+
+def _roofline(bed: Bed) -> Roofline:
+    config, size = bed.config, bed.config.naive_batch_size
+    student, _ = _student(bed, 0)
+    once = BufferConfig(size, 1, 0, size, adaptive_share=0.0)
+    source = CouplingBuffer(bed.teacher, bed.split.train, config.coupling, once, seed=0, batch_size=size)
+    list(source.fill(0))
+    order = list(range(min(size, len(bed.split.train))))
+    items = next(bed.split.train.batches(order, size))
+    step = _step(config, student, 0, 1)
+    with bar("roofline") as progress:
+        return measure_roofline(
+            bed.teacher, items, config.coupling, step, source,
+            repeats=ROOFLINE_REPEATS, on_piece=progress.update,
+        )  # fmt: skip
