@@ -23,6 +23,7 @@ VERBS = {
         "hold policies against their teacher: gaps, latency, paired episodes",
     ),
     "relocate": ("chordflow.cli.relocate", "mend a checkpoint whose vision-language model folder has moved"),
+    "bench": ("chordflow.cli.bench", "time training with and without reuse of couplings, side by side"),
     "demo": ("chordflow.cli.demo", "run the whole job on a small teacher that comes with chordflow"),
 }
 
