@@ -19,7 +19,7 @@ from rich.console import Console
 
 from chordflow.cli.main import main
 from chordflow.errors import UserError
-from chordflow.report.card import card, hub_id
+from chordflow.report.card import METHODS, card, hub_id
 from chordflow.report.clips import LARGEST, embed, picture
 from chordflow.report.glance import glance
 from chordflow.report.more_tables import curvature_by_time, parts
@@ -27,7 +27,7 @@ from chordflow.report.page import command_lines, json_in_html, page
 from chordflow.report.plots import label
 from chordflow.report.table import markdown, render, sections
 from chordflow.report.write import write_report
-from chordflow.results.schema import Clip, Results
+from chordflow.results.schema import Clip, PolicyInfo, Results
 from report_samples import (
     HOSTILE,
     SCRIPT,
@@ -395,6 +395,37 @@ def test_the_card_begins_with_figures_and_their_intervals() -> None:
     assert r"Success, student at one step: **91.0 \[88.2, 93.2\] %**" in first
     assert "Wilson's 95 % intervals" in first
     assert body.count("```") == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "text"),
+    [
+        (None, "made by reflow (rectified flow"),
+        ("reflow", "made by reflow (rectified flow"),
+        ("endpoint", "made by distillation of the teacher's endpoints"),
+        ("noise_biased", "without a teacher in its loss"),
+        ("of_somebody_else", "made by `of_somebody_else`"),
+    ],
+)
+def test_the_card_says_how_a_student_was_made(method: str | None, text: str) -> None:
+    results = sample(settings={"method": {"type": method}} if method is not None else {})
+    assert text in card(results)
+
+
+def test_every_method_has_its_words_in_the_card() -> None:
+    from chordflow.training.methods import MethodConfig
+
+    assert set(METHODS) == set(MethodConfig.get_known_choices())
+
+
+@pytest.mark.parametrize(
+    ("counts", "text"), [([1], "one step only"), ([1, 2], "1, 2 steps only"), (None, "")]
+)
+def test_the_card_says_what_a_student_was_trained_for(counts: list[int] | None, text: str) -> None:
+    infos = [PolicyInfo(name, name, "smolvla", 1, 1, "0" * 64, counts) for name in ("teacher", "student")]
+    said = card(sample(policies=infos))
+    assert ("**It was trained for" in said) == bool(text)
+    assert text in said
 
 
 def test_the_card_of_hostile_names_holds_no_markup() -> None:

@@ -301,3 +301,27 @@ def test_a_guidance_weight_that_costs_success_is_named() -> None:
     )
     for harmless in ([delayed(10.0, 1), delayed(1.0, 1)], [delayed(10.0, 40), delayed(1.0, 40)]):
         assert "guidance_weight_matters" not in said(diagnosis(delays=harmless))
+
+
+def trained_for(name: str, counts: list[int] | None) -> PolicyInfo:
+    return dataclasses.replace(info(name, 1), step_counts=counts)
+
+
+@pytest.mark.parametrize(
+    ("counts", "who"),
+    [
+        ({"teacher": None, "student": [1]}, "Student was"),
+        ({"teacher": [1], "student": [1], "other": [1]}, "Teacher, student and other were"),
+        ({"teacher": None, "student": [1, 2], "other": None}, None),
+    ],
+)
+def test_who_was_trained_for_one_step_only_is_named(
+    counts: dict[str, list[int] | None], who: str | None
+) -> None:
+    results = diagnosis(policies=[trained_for(*item) for item in counts.items()])
+    text = said(results).get("trained_for_one_step")
+    assert text == (
+        None
+        if who is None
+        else f"{who} trained for one step only: actions at other numbers of steps are not what training was for."
+    )

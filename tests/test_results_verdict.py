@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from chordflow.results.schema import GapRow, Latency, Results
+from chordflow.results.schema import GapRow, Latency, PolicyInfo, Results
 from chordflow.results.statistics import Estimate
 from chordflow.results.verdict import verdict
 from chordflow.results.wording import amount, number, percent, points, steps
@@ -249,3 +249,13 @@ def test_numbers_as_a_person_reads_them() -> None:
     ]
     assert (number(2), number(11)) == ("two", "11")
     assert (steps(1), steps(2, "untrained")) == ("one step", "two untrained steps")
+
+
+def test_a_student_for_one_step_only_is_called_so_however_much_there_is_to_say() -> None:
+    infos = [PolicyInfo(name, name, "smolvla", 1, 1, "0" * 64, counts) for name, counts in
+             (("teacher", [1]), ("student", [1]))]  # fmt: skip
+    said = verdict(sample(policies=infos))
+    assert said.endswith("; it was trained for one step only.")
+    assert said.startswith("At one step the student's action gap is 9.1 % RMS")
+    assert len(said.replace(" %", "").split()) <= 60
+    assert "one step only" not in verdict(sample(policies=infos[:1]))

@@ -14,7 +14,7 @@ from chordflow.cli.settings import read_settings, wants_resume
 from chordflow.console import console, say
 from chordflow.errors import UserError
 from chordflow.experiments.config import ReflowJobConfig
-from chordflow.experiments.provenance import check_same_teacher
+from chordflow.experiments.provenance import STEP_COUNTS, check_same_teacher
 from chordflow.experiments.reflow import reflow
 from chordflow.experiments.run_folder import REFLOW_CONFIG, resume_command, resume_folder
 from chordflow.experiments.stored_couplings import training_settings
@@ -100,13 +100,14 @@ def parse(arguments: list[str]) -> tuple[ReflowJobConfig, Path | None]:
         )
     checkpoint = resume_folder(config_path)
     base = read_settings(checkpoint / "pretrained_model" / REFLOW_CONFIG)
-    sha256 = base.pop("teacher_sha256", None)
-    base.pop("chordflow_version", None)
+    sha256, init_sha256 = base.pop("teacher_sha256", None), base.pop("init_sha256", None)
+    for record in ("chordflow_version", STEP_COUNTS):
+        base.pop(record, None)
     # The run may have been moved since: it is where its checkpoint is.
     base["output_dir"] = str(checkpoint.parent.parent)
     config = build(ReflowJobConfig, values, base)
     _refuse_another_run(config, build(ReflowJobConfig, {}, base), values)
-    check_same_teacher(config, sha256)
+    check_same_teacher(config, sha256, init_sha256)
     return config, checkpoint
 
 
@@ -129,7 +130,7 @@ def _base(values: dict[str, str], config_path: str | None) -> dict[str, Any]:
 
 CHANGEABLE = (
     "resume", "steps", "batch_size", "gradient_accumulation_steps",
-    "save_freq", "log_freq", "num_workers", "device", "teacher.path", "dataset.root",
+    "save_freq", "log_freq", "num_workers", "device", "teacher.path", "student.init_path", "dataset.root",
     "dataset.video_backend", "optimizer.", "scheduler.", "measure.",
 )  # fmt: skip
 """What may be another when a run goes on; all else would make it another run."""

@@ -43,15 +43,23 @@ class StudentConfig:
     Attributes:
         init: teacher (its weights), teacher_vlm (its vision-language model with a fresh action head), or
             random (everything fresh).
+        init_path: a checkpoint of the teacher's family and shapes whose weights the student begins with instead, such
+            as a student of an earlier run.
         train: parts that are trained, of action_head, prefix_projections, language, vision; by default what the
             family's adapter says, for most of them [action_head]. While the last three are frozen, teacher and
             student share one encoded prefix.
     """
 
     init: StudentInit = StudentInit.TEACHER
+    init_path: str | None = None
     train: list[Role] | None = None
 
     def __post_init__(self) -> None:
+        if self.init_path is not None and self.init != StudentInit.TEACHER:
+            raise UserError(
+                f"student.init_path={self.init_path}: student.init={self.init} begins with other weights; give one of "
+                "the two."
+            )
         if self.train == []:
             raise UserError("student.train=[]: nothing would be trained; give at least [action_head].")
 
@@ -62,7 +70,7 @@ class ReflowJobConfig:
 
     Attributes:
         teacher: the checkpoint to reflow.
-        dataset: LeRobot dataset whose observations are used (its actions are not).
+        dataset: LeRobot dataset whose observations are used (its actions only by methods that need them).
         output_dir: new folder for checkpoints, metrics, results and pictures.
         steps: optimiser steps.
         batch_size: couplings that a process looks at in one go.
@@ -116,6 +124,13 @@ class ReflowJobConfig:
         for name in positive:
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: give at least 1.")
+        trained_for = self.method.build().step_counts
+        if trained_for is not None and self.num_inference_steps not in trained_for:
+            raise UserError(
+                f"num_inference_steps={self.num_inference_steps}: with these settings method "
+                f"{self.method.get_choice_name(type(self.method))} trains for one step alone; leave the option out, or "
+                "choose another method."
+            )
         for name in ("save_freq", "num_workers"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}={getattr(self, name)}: give 0 or more.")

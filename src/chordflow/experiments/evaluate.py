@@ -36,6 +36,7 @@ from chordflow.results.schema import (
     Rollouts,
     installed_versions,
 )
+from chordflow.results.wording import steps
 from chordflow.rollouts import Episode
 
 EVALUATE_CONFIG = "evaluate_config.json"
@@ -73,6 +74,7 @@ def evaluate(config: EvaluateConfig, command: list[str]) -> Evaluated:
         _refuse_existing(output)
     entrants = load_entrants(config)
     teacher = entrants[TEACHER].policy
+    _warn_of_other_steps(config, entrants)
     split = open_split(config.dataset, teacher, config.rename_map) if config.dataset is not None else None
     if config.env is not None:
         check_environment(config, entrants)
@@ -135,6 +137,30 @@ def _on_the_dataset(
     results = concluded(results)
     results.save(config.output_dir / RESULTS)
     return results
+
+
+def _warn_of_other_steps(config: EvaluateConfig, entrants: dict[PolicyName, Entrant]) -> None:
+    """Says which policies are run at step counts that they were not trained for."""
+    swept = set(config.measure.num_steps) if config.dataset is not None else set()
+    delayed = set(config.delay.num_steps) if config.delay.control_steps else set()
+    for name, entrant in entrants.items():
+        trained_for = entrant.info.step_counts
+        if trained_for is None:
+            continue
+        further = set(config.eval.teacher_num_steps) if name == TEACHER and config.env is not None else set()
+        others = sorted((swept | delayed | further | {entrant.num_steps}) - set(trained_for))
+        if others:
+            say(
+                f"Warning: {entrant.field}={entrant.path} was trained for {_listed(trained_for)} only; what it does at "
+                f"{_listed(others)} is measured all the same, and is not what it is for."
+            )
+
+
+def _listed(counts: list[int]) -> str:
+    """Step counts as a person says them."""
+    if len(counts) == 1:
+        return steps(counts[0])
+    return f"{', '.join(str(count) for count in counts[:-1])} and {counts[-1]} steps"
 
 
 def _refuse_another_margin(config: EvaluateConfig) -> None:

@@ -24,21 +24,32 @@ from chordflow.policies import resolve_checkpoint
 from chordflow.policies.files import TRAIN_CONFIG, WEIGHTS, write_json
 from chordflow.quiet import quiet_stdout
 
+STEP_COUNTS = "step_counts"
+"""Key of `reflow_config.json`: the Euler steps that the student was trained for, null where it is any number."""
 
-def check_same_teacher(config: ReflowJobConfig, sha256: str | None) -> None:
-    """Makes sure that a run goes on with the teacher that it began with.
+
+def check_same_teacher(config: ReflowJobConfig, sha256: str | None, init_sha256: str | None = None) -> None:
+    """Makes sure that a run goes on with the checkpoints that it began with.
+
+    Args:
+        config: of the run.
+        sha256: of the teacher's weights as the run began; None where that was not written down.
+        init_sha256: the same of the checkpoint that the student began with, if that was another.
 
     Raises:
-        UserError: if the weights at `teacher.path` have changed.
+        UserError: if the weights at `teacher.path` or `student.init_path` have changed.
     """
-    if (
-        sha256 is not None
-        and weights_sha256(resolve_checkpoint(config.teacher.path, config.teacher.revision)) != sha256
+    init_path = config.student.init_path
+    for field, path, revision, before in (
+        ("teacher.path", config.teacher.path, config.teacher.revision, sha256),
+        ("student.init_path", init_path, None, init_sha256),
     ):
-        raise UserError(
-            f"teacher.path={config.teacher.path}: its weights are not those that the run began with; restore them "
-            "or start a new run."
-        )
+        if path is None or before is None:
+            continue
+        if weights_sha256(resolve_checkpoint(path, revision, field)) != before:
+            raise UserError(
+                f"{field}={path}: its weights are not those that the run began with; restore them or start a new run."
+            )
 
 
 def teacher_may_have_seen(teacher_dir: Path, dataset: DatasetConfig, held_out: list[int]) -> bool:
@@ -113,8 +124,27 @@ def write_configs(config: ReflowJobConfig, teacher_dir: Path, folder: Path) -> N
     settings["teacher"]["path"], settings["dataset"]["root"] = teacher_path, root
     if config.couplings.path is not None:
         settings["couplings"]["path"] = _absolute(config.couplings.path)
-    made_by = {"chordflow_version": __version__, "teacher_sha256": weights_sha256(teacher_dir)}
+    if config.student.init_path is not None:
+        settings["student"]["init_path"] = _absolute(config.student.init_path)
+    made_by = {
+        "chordflow_version": __version__,
+        "teacher_sha256": weights_sha256(teacher_dir),
+        STEP_COUNTS: config.method.build().step_counts,
+    }
+    if config.student.init_path is not None:
+        init_dir = resolve_checkpoint(config.student.init_path, None, "student.init_path")
+        made_by["init_sha256"] = weights_sha256(init_dir)
     write_json(folder / REFLOW_CONFIG, {**made_by, **settings})
+
+
+def trained_step_counts(folder: Path) -> list[int] | None:
+    """The Euler steps that a checkpoint's record says it was trained for; None where it says any, or nothing."""
+    try:
+        counts = json.loads((folder / REFLOW_CONFIG).read_text(encoding="utf-8")).get(STEP_COUNTS)
+        return [int(count) for count in counts] if counts is not None else None
+    except (OSError, ValueError, TypeError, AttributeError):
+        # Not made by chordflow, or by an older one.
+        return None
 
 
 def _absolute(path: str) -> str:

@@ -47,6 +47,7 @@ from chordflow.training.checkpoints import check_same_size, training_step
 from chordflow.training.distributed import Processes, current
 from chordflow.training.loop import LoopConfig, Progress, Trained, train
 from chordflow.training.memory import enough_memory
+from chordflow.training.methods import Method
 from chordflow.training.metrics import METRICS, read_metrics
 from chordflow.training.student import make_student, shares_prefix
 from chordflow.training.wrapping import fsdp_is_asked_for
@@ -98,7 +99,9 @@ def reflow(config: ReflowJobConfig, command: list[str], resume_from: Path | None
     teacher_dir = resolve_checkpoint(config.teacher.path, config.teacher.revision)
     teacher = load_flow_policy(teacher_dir, device=config.device, rename_map=config.rename_map)
     teacher.module.requires_grad_(False)
-    split = open_split(config.dataset, teacher, config.rename_map)
+    split = open_split(
+        config.dataset, teacher, config.rename_map, actions=config.method.build().needs_actions
+    )
     nothing = contextlib.nullcontext()
     folder = new_folder(config.output_dir) if resume_from is None and first else nothing
     with folder, only_run(config.output_dir) if first else nothing:
@@ -147,7 +150,7 @@ def _run(
 
 def _train(
     config: ReflowJobConfig, teacher: FlowPolicy, teacher_dir: Path, split: Split, resume_from: Path | None
-) -> tuple[Trained, CouplingSummary]:
+) -> tuple[Trained, CouplingSummary | None]:
     # Written out, so that the student's own record says what was trained.
     train_roles = config.student.train = config.student.train or list(teacher.default_train_roles)
     student = make_student(
@@ -157,8 +160,9 @@ def _train(
         train_roles,
         seed=config.seed,
         rename_map=config.rename_map,
+        init_dir=_init_dir(config),
     )
-    processes = current()
+    processes, method = current(), config.method.build()
     shared = shares_prefix(teacher, student.policy, train_roles)
     prefix_trains = bool(set(train_roles) & set(PREFIX_ROLES))
     store = _store(config, teacher, split, with_context=shared)
@@ -175,6 +179,7 @@ def _train(
         student_encode=None if shared else student.policy.encode,
         student_context=not prefix_trains,
         source=store,
+        needs=method.needs,
     )
     trained_millions = sum(p.numel() for p in student.trainable.values()) / 1e6
     say(
@@ -182,6 +187,7 @@ def _train(
         f"{_step_size(config, processes)}, {config.optimizer.get_choice_name(type(config.optimizer))}, "
         f"lr {config.optimizer.lr:g}, {trained_millions:.2f} M trained parameters; "
         + ("one prefix for teacher and student" if shared else _own_prefix(prefix_trains))
+        + ("; for one step only" if method.step_counts == (1,) else "")
     )
 
     if store is not None:
@@ -204,8 +210,7 @@ def _train(
             progress.update(done, len(buffer.held_blocks(begin)), _megabytes(buffer.num_bytes))
     (buffer_bytes,) = processes.sum([buffer.num_bytes])
     say(
-        f"Buffer:  {buffer.num_blocks * buffer.block_size:,} observations x {config.buffer.noises_per_observation} "
-        f"noises on average, by {config.coupling.num_steps} {config.coupling.solver} steps, "
+        f"Buffer:  {buffer.num_blocks * buffer.block_size:,} observations {_with_what(config, method)}, "
         f"{_megabytes(buffer_bytes)}"
     )
     with bar("training") as progress:
@@ -219,12 +224,14 @@ def _train(
             student.policy,
             student.trainable,
             buffer,
-            config.method.build(),
+            method,
             config.output_dir,
             write,
             resume_from=resume_from,
             on_step=on_step,
         )
+    if not method.needs_couplings:
+        return trained, None
     blocks = buffer.first_block(config.steps - 1) + buffer.num_blocks
     return trained, CouplingSummary(
         observations=(min(blocks, store.num_blocks) if store is not None else blocks) * buffer.block_size,
@@ -272,7 +279,7 @@ def _measure(
     student_dir: Path,
     split: Split,
     trained: Trained,
-    couplings: CouplingSummary,
+    couplings: CouplingSummary | None,
 ) -> Results:
     """Measures the checkpoint as stock LeRobot reloads it, never the weights in memory."""
     student = load_flow_policy(
@@ -350,6 +357,21 @@ def _step_size(config: ReflowJobConfig, processes: Processes) -> str:
     shared = f" in each of {processes.count} processes" if processes.count > 1 else ""
     shared += " with FSDP2" if fsdp_is_asked_for() else ""
     return f"{config.batch_size}{parts}{shared}"
+
+
+def _init_dir(config: ReflowJobConfig) -> Path | None:
+    """The checkpoint that the student begins with, where it is not the teacher."""
+    path = config.student.init_path
+    return resolve_checkpoint(path, None, "student.init_path") if path is not None else None
+
+
+def _with_what(config: ReflowJobConfig, method: Method) -> str:
+    """What the buffer holds beside each observation."""
+    if not method.needs_couplings:
+        return "with their demonstrations, no couplings"
+    made = f"by {config.coupling.num_steps} {config.coupling.solver} steps"
+    shown = " and their demonstrations" if method.needs_actions else ""
+    return f"x {config.buffer.noises_per_observation} noises on average, {made}{shown}"
 
 
 def _own_prefix(trains: bool) -> str:

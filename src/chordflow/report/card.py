@@ -15,6 +15,15 @@ from chordflow.report.table import escape, markdown
 from chordflow.results.schema import STUDENT, Results, SuccessRow
 from chordflow.results.wording import clean
 
+METHODS = {
+    "reflow": "reflow (rectified flow, Liu et al. 2022)",
+    "endpoint": "distillation of the teacher's endpoints (Liu et al. 2023)",
+    "noise_biased": "flow matching on demonstrations near noise (Chen et al. 2026), without a teacher in its loss",
+    "snapflow": "self-distillation of a two-step shortcut (after Luan et al. 2026), without a teacher in its loss",
+    "consistency": "consistency distillation along the teacher's trajectories (Song et al. 2023)",
+}
+"""How the method of a run is told, by its `--method.type`."""
+
 FOLDERS = ("outputs", "output", "checkpoints", "runs", "models", "data", "tmp", "..", ".")
 """First parts of paths that look like a Hub id and are folders."""
 
@@ -115,15 +124,32 @@ def _body(results: Results) -> str:
         lines += [
             "## What it is",
             "",
-            f"A student of `{_code(results.teacher)}`, made by reflow (rectified flow, Liu et al. 2022): it has the "
+            f"A student of `{_code(results.teacher)}`, made by {_made_by(results)}: it has the "
             f"teacher's class, config and weights layout{saved}. LeRobot alone runs it.",
             "",
         ]
+        lines += [f"{text}\n" for text in _trained_for(results)]
     lines += ["## Results", "", markdown(results)]
     lines += ["## Measure it again", "", "```sh", *_fenced(command_lines(results.command)), "```", ""]
     lines += [f"- {escape(clean(name))}: {escape(clean(value))}" for name, value in results.versions.items()]
     lines += [f"- seed of {escape(clean(name))}: {value}" for name, value in results.seeds.items()]
     return "\n".join(lines) + "\n"
+
+
+def _made_by(results: Results) -> str:
+    method = results.settings.get("method")
+    name = method.get("type") if isinstance(method, dict) else None
+    # An evaluation does not know how the student was made.
+    return METHODS.get(str(name), METHODS["reflow"] if name is None else f"`{_code(str(name))}`")
+
+
+def _trained_for(results: Results) -> list[str]:
+    student = next((info for info in results.policies if info.name == STUDENT), None)
+    if student is None or student.step_counts is None:
+        return []
+    counts = ", ".join(str(count) for count in student.step_counts)
+    what = "one step only" if student.step_counts == [1] else f"{counts} steps only"
+    return [f"**It was trained for {what}**: leave its number of steps as it is saved."]
 
 
 def _code(text: str) -> str:

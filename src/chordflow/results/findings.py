@@ -159,6 +159,19 @@ def _costs(row: DelayRow) -> bool:
     return interval is not None and interval.high < 0
 
 
+def trained_for_one_step(results: Results) -> str | None:
+    """A policy's own record says that it was trained for one step only."""
+    names = [info.name for info in results.policies if info.step_counts == [1]]
+    if not names:
+        return None
+    *others, last = names
+    who = f"{', '.join(others)} and {last} were" if others else f"{last} was"
+    who = who[0].upper() + who[1:]
+    return (
+        f"{who} trained for one step only: actions at other numbers of steps are not what training was for."
+    )
+
+
 def acts_in_one_step(results: Results) -> str | None:
     """The policy is deployed at one step: there are no steps to save."""
     if results.teacher_num_steps != 1:
@@ -394,6 +407,7 @@ def teacher_may_have_seen(results: Results) -> str | None:
 RULES: tuple[Callable[[Results], str | None], ...] = (
     decided_at_the_margin,
     guidance_weight_matters,
+    trained_for_one_step,
     acts_in_one_step,
     no_training_needed,
     speed_is_not_in_the_steps,

@@ -25,7 +25,7 @@ from chordflow.results.statistics import (
     wilson_interval,
 )
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Version of the file's layout; raised whenever a field is added, dropped or changes its meaning.
 
 Files of older versions are read: what they do not hold takes its default.
@@ -33,6 +33,7 @@ Files of older versions are read: what they do not hold takes its default.
 1. Curvature, gaps, latency, success, flips, trajectories and training of a student beside its teacher.
 2. Any number of named policies; intervals of gaps and curvature, curvature by time and dimension, spreads, latency
    percentiles, memory, findings, motion, delays, sequential decisions, timing of rollouts, clips.
+3. The step counts that a policy was trained for.
 """
 
 PolicyName = str
@@ -452,6 +453,8 @@ class PolicyInfo:
         num_steps: Steps that it is evaluated at as deployed.
         parameters: Number of parameters.
         weights_sha256: Of its weights file.
+        step_counts: Euler steps that it was trained for, by its own record; None where that is any number, or
+            nothing is said.
     """
 
     name: PolicyName
@@ -460,6 +463,7 @@ class PolicyInfo:
     num_steps: int
     parameters: int
     weights_sha256: str
+    step_counts: list[int] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The finding of a run in one sentence, by rules that are written down."""
 
 from chordflow.results.findings import FEW_STEPS, clearly_lower, findings, free_ways, success_beside
-from chordflow.results.schema import GapRow, Results, SuccessRow
+from chordflow.results.schema import STUDENT, GapRow, Results, SuccessRow
 from chordflow.results.wording import percent, points, steps
 
 TAIL = 1.5
@@ -42,6 +42,7 @@ def verdict(results: Results) -> str:
        the difference holds 0. The untrained teacher's at the student's steps is named with it; there is no
        clear gain over it if its rate is at least the lower end of the student's interval.
     6. *Time* of a chunk against the teacher's, with the ceiling that the encoder sets.
+    7. *One step only*, if that is what the student was trained for, by its own record.
 
     Beyond 60 words first curvature, then the time, then the few pairs are left out. The rules see the
     measures as they are; only what is printed is rounded.
@@ -61,18 +62,24 @@ def verdict(results: Results) -> str:
         return "The student's actions were not measured, so nothing can be said of them."
     free, gap, pairs = _free_alternative(results, n), *_gap(results, n)
     curvature, success, time = _curvature(results), _success(results, n), _time(results)
-    kept = (gap + pairs, curvature, success, time)
+    kept: tuple[str, ...] = (gap + pairs, curvature, success, time)
+    only = _one_step_only(results)
     for shorter in ((gap + pairs, "", success, time), (gap + pairs, "", success, ""), (gap, "", success, "")):
-        if len(_sentence(free, *kept).replace(" %", "").split()) <= LONGEST:
+        if len(_sentence(free, *kept, last=only).replace(" %", "").split()) <= LONGEST:
             break
         kept = shorter
-    return _sentence(free, *kept)
+    return _sentence(free, *kept, last=only)
 
 
-def _sentence(free: str, *clauses: str) -> str:
-    *others, last = [clause for clause in clauses if clause] or [""]
-    listed = f"{', '.join(others)}, and {last}" if others else last
-    text = "; ".join(part for part in (free, listed) if part)
+def _one_step_only(results: Results) -> str:
+    student = next((info for info in results.policies if info.name == STUDENT), None)
+    return "it was trained for one step only" if student is not None and student.step_counts == [1] else ""
+
+
+def _sentence(free: str, *clauses: str, last: str = "") -> str:
+    *others, final = [clause for clause in clauses if clause] or [""]
+    listed = f"{', '.join(others)}, and {final}" if others else final
+    text = "; ".join(part for part in (free, listed, last) if part)
     return text and text[0].upper() + text[1:] + "."
 
 

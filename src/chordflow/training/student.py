@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+import torch
 from torch import nn
 
+from chordflow.errors import UserError
 from chordflow.policies import FlowPolicy, Role, load_flow_policy
 from chordflow.policies.base import PREFIX_ROLES
 
@@ -31,8 +33,8 @@ class Student:
     Attributes:
         policy: the whole policy.
         trainable: its trained parameters by name, float32.
-        fresh: parameters by name that are frozen and yet not the teacher's, since they were initialised anew;
-            they have to be saved with the trained ones.
+        fresh: parameters by name that are frozen and yet not the teacher's, since they were initialised anew or
+            come from another checkpoint; they have to be saved with the trained ones.
     """
 
     policy: FlowPolicy
@@ -48,6 +50,7 @@ def make_student(
     *,
     seed: int,
     rename_map: dict[str, str] | None = None,
+    init_dir: Path | None = None,
 ) -> Student:
     """Loads the teacher's checkpoint once more and makes a student of it.
 
@@ -60,8 +63,15 @@ def make_student(
         train_roles: the parts that are trained, as float32 masters; all others are frozen.
         seed: for fresh weights.
         rename_map: as for the teacher.
+        init_dir: a checkpoint of the same family and shapes whose weights the student begins with in the place of
+            the teacher's; config and processors stay the teacher's.
+
+    Raises:
+        UserError: if that checkpoint is of another family or of other shapes.
     """
     student = load_flow_policy(teacher_dir, device=str(teacher.device), rename_map=rename_map)
+    if init_dir is not None:
+        _begin_with(student, init_dir)
     fresh = {
         StudentInit.TEACHER: [],
         StudentInit.TEACHER_VLM: [Role.ACTION_HEAD],
@@ -79,8 +89,27 @@ def make_student(
             frozen_fresh |= named
             continue
         for name, parameter in named.items():
-            parameter.data = originals[role][name].data
+            if init_dir is not None and not torch.equal(parameter, originals[role][name]):
+                frozen_fresh[name] = parameter
+            else:
+                parameter.data = originals[role][name].data
     return Student(student, trainable, frozen_fresh)
+
+
+@torch.no_grad()
+def _begin_with(student: FlowPolicy, folder: Path) -> None:
+    """Copies the weights of another checkpoint into the student."""
+    other = load_flow_policy(folder, device=str(student.device), field="student.init_path")
+    own, theirs = dict(student.module.named_parameters()), dict(other.module.named_parameters())
+    shapes = [{name: tuple(tensor.shape) for name, tensor in named.items()} for named in (own, theirs)]
+    if other.family != student.family or other.chunk.shape != student.chunk.shape or shapes[0] != shapes[1]:
+        raise UserError(
+            f"student.init_path={folder}: it is a {other.family} policy of chunks {other.chunk.shape} and the teacher "
+            f"a {student.family} policy of chunks {student.chunk.shape}, or their networks differ in size; give a "
+            "checkpoint that was made from this teacher."
+        )
+    for name, parameter in own.items():
+        parameter.copy_(theirs[name])
 
 
 def shares_prefix(teacher: FlowPolicy, student: FlowPolicy, train_roles: list[Role]) -> bool:

@@ -49,9 +49,9 @@ class EndpointMethod(Method):
     learn: give that student as `--student.init_path`.
 
     What one step does in the padded dimensions is cut off before anything sees it, so the loss is over what the
-    robot can run. With `path_share`, some samples start at a state x_t of the teacher's trajectory, at any of its
-    solver's times, and learn (x_t - x_0) / t; as more steps then are of use and feed on the padded dimensions, the
-    loss is over all.
+    robot can run. With `path_share`, some samples start at a state x_t of the teacher's trajectory, at any of the
+    times after the first, and learn (x_t - x_0) / t; as more steps then are of use and feed on the padded dimensions,
+    the loss is over all.
     """
 
     def __init__(self, config: EndpointMethodConfig) -> None:
@@ -71,7 +71,7 @@ class EndpointMethod(Method):
             )
             return self.distance(v_t, velocity_target(noise, endpoint), couplings.real)
         path = couplings.travelled()
-        later = couplings.per_row(lambda n: torch.randint(len(path.times), (n,), generator=generator))
+        later = couplings.per_row(lambda n: torch.randint(1, len(path.times), (n,), generator=generator))
         later = torch.where(chosen_rows(couplings, self.path_share, generator).cpu(), later, 0)
         x_t = path.states[torch.arange(len(later)), later]
         t = path.times[later].to(noise.device)

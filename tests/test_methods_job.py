@@ -1,0 +1,307 @@
+"""Every method through the command line on a real, shrunken policy: run, resume, record, load with stock LeRobot."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from lerobot.configs.default import DatasetConfig as LeRobotDatasetConfig
+from lerobot.configs.train import TrainPipelineConfig
+from lerobot.datasets.factory import make_train_eval_datasets
+from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+from safetensors.torch import load_file, save_file
+
+from builders import build_checkpoint
+from chordflow.cli.main import main
+from chordflow.couplings import BufferConfig, CouplingBuffer, CouplingConfig, DatasetConfig, Needs, open_split
+from chordflow.errors import UserError
+from chordflow.experiments.provenance import trained_step_counts
+from chordflow.flow import times as laws
+from chordflow.flow.seeds import generator
+from chordflow.policies import VelocityModule
+from chordflow.policies.smolvla import SmolVLAFlowPolicy
+from chordflow.results.schema import Results
+from chordflow.training.methods import MethodConfig, NoiseBiasedMethodConfig
+from chordflow.training.times import BetaTimes
+from test_reflow_job import options, resume, student_of
+
+# Measures are not what is tested here.
+LITTLE = ["--measure.num_observations=2", "--measure.num_steps=[1]", "--measure.solvers=[]"]
+RUNS = {
+    "endpoint": ["--method.type=endpoint"],
+    "endpoint with paths": ["--method.type=endpoint", "--method.path_share=0.5"],
+    "noise_biased": ["--method.type=noise_biased"],
+    "snapflow": ["--method.type=snapflow"],
+    "consistency": ["--method.type=consistency", "--method.loss.type=pseudo_huber"],
+    "reflow with real data": ["--method.real_data_share=0.25", "--method.loss.equal_weights=true"],
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if " " in name else []) for name in RUNS],
+)
+def test_a_run_and_what_it_leaves(name: str, checkpoint: Path, dataset_root: Path, tmp_path: Path) -> None:
+    output, method = tmp_path / "out", RUNS[name]
+    assert main(options(checkpoint, dataset_root, output, *LITTLE, *method)) == 0
+
+    # A stock checkpoint with the teacher's keys, of which stock LeRobot knows no more than of any other.
+    student, teacher = (
+        load_file(folder / "model.safetensors") for folder in (student_of(output), checkpoint)
+    )
+    assert student.keys() == teacher.keys()
+    assert any(not torch.equal(student[key], teacher[key]) for key in teacher)
+    SmolVLAPolicy.from_pretrained(student_of(output))
+
+    # Both records say what was done.
+    kind = method[0].partition("type=")[2] or "reflow"
+    record = json.loads((student_of(output) / "reflow_config.json").read_text())
+    results = Results.load(output / "results.json")
+    assert record["method"] == results.settings["method"]
+    assert record["method"]["type"] == kind
+    trained_for = [1] if name == "endpoint" else None
+    assert record["step_counts"] == trained_for == trained_step_counts(student_of(output))
+    assert [info.step_counts for info in results.policies] == [None, trained_for]
+    without = MethodConfig.get_choice_class(kind)().build().needs_couplings
+    assert (results.couplings is not None) == without
+    assert ("one step only" in results.verdict) == (name == "endpoint")
+
+    # Killed after the third step and gone on with: the same bits.
+    cut = tmp_path / "cut"
+    shutil.copytree(output, cut, symlinks=True)
+    shutil.rmtree(cut / "checkpoints" / "000006")
+    (cut / "checkpoints" / "last").unlink()
+    (cut / "checkpoints" / "last").symlink_to("000003")
+    assert main(resume(cut, 3)) == 0
+    state = Path("..", "training_state", "optimizer_state.safetensors")
+    for file in (Path("model.safetensors"), state):
+        assert (student_of(cut) / file).read_bytes() == (student_of(output) / file).read_bytes()
+
+
+def test_a_method_cannot_be_changed_on_resume(
+    checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(options(checkpoint, dataset_root, tmp_path / "out", *LITTLE, "--method.type=snapflow")) == 0
+    assert main(resume(tmp_path / "out", 3, "--method.type=endpoint")) == 2
+    assert "resuming cannot change it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            ["--method.type=endpoint", "--num_inference_steps=2"],
+            "num_inference_steps=2: with these settings method endpoint trains for one step alone",
+        ),
+        (
+            ["--method.times.at_noise=1.0", "--num_inference_steps=10"],
+            "num_inference_steps=10: with these settings method reflow trains for one step alone",
+        ),
+        (["--method.type=mean_flow"], "method.type=mean_flow: choose one of"),
+        (["--student.init_path=x", "--student.init=random"], "student.init_path=x: student.init=random"),
+        (["--student.init_path=nowhere"], "student.init_path=nowhere"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    more: list[str],
+    message: str,
+    checkpoint: Path,
+    dataset_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(options(checkpoint, dataset_root, tmp_path / "out", *more)) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+# A student for one step only
+
+
+@pytest.fixture(scope="module")
+def one_step_run(checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("one step") / "out"
+    assert main(options(checkpoint, dataset_root, output, *LITTLE, "--method.type=endpoint")) == 0
+    return output
+
+
+@pytest.mark.parametrize(
+    ("more", "others"),
+    [
+        (["--measure.num_steps=[1]"], None),
+        (["--measure.num_steps=[1,2]"], "two steps"),
+        (["--measure.num_steps=[1,2,5]", "--student.num_inference_steps=3"], "2, 3 and 5 steps"),
+    ],
+)
+def test_evaluating_it_at_other_steps_warns(
+    more: list[str],
+    others: str | None,
+    one_step_run: Path,
+    checkpoint: Path,
+    dataset_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    chosen = [
+        "--measure.num_observations=3",
+        "--measure.latency_repeats=2",
+        "--measure.converged_noises=1",
+        *more,
+    ]
+    student = student_of(one_step_run)
+    assert (
+        main(
+            [
+                "evaluate", f"--teacher.path={checkpoint}", f"--student.path={student}", f"--output_dir={tmp_path}/out",
+                "--dataset.repo_id=test/tiny", f"--dataset.root={dataset_root}", *chosen,
+            ]
+        )
+        == 0
+    )  # fmt: skip
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Warning:")]
+    if others is None:
+        assert said == []
+    else:
+        assert said == [
+            f"Warning: student.path={student} was trained for one step only; what it does at {others} is measured all "
+            "the same, and is not what it is for."
+        ]
+    results = Results.load(tmp_path / "out" / "results.json")
+    assert results.verdict.endswith("; it was trained for one step only.")
+    assert "trained_for_one_step" in {finding.rule for finding in results.findings}
+    assert "**It was trained for one step only**" in (tmp_path / "out" / "model_card.md").read_text()
+
+
+# Demonstrations
+
+
+def test_actions_are_lerobots_own_chunks(tiny_policy: SmolVLAFlowPolicy, dataset_root: Path) -> None:
+    config = DatasetConfig("test/tiny", root=str(dataset_root), eval_split=0.4)
+    split = open_split(config, tiny_policy, actions=True)
+    stock, _ = make_train_eval_datasets(
+        TrainPipelineConfig(
+            dataset=LeRobotDatasetConfig("test/tiny", root=str(dataset_root), eval_split=0.4),
+            policy=tiny_policy.config,
+        )
+    )
+    theirs = {(int(item["episode_index"]), int(item["frame_index"])): item for item in stock}
+    padded = 0
+    for item in (split.train[index] for index in range(len(split.train))):
+        other = theirs[int(item["episode_index"]), int(item["frame_index"])]
+        assert torch.equal(item["action"], other["action"])
+        assert torch.equal(item["action_is_pad"], other["action_is_pad"])
+        padded += int(item["action_is_pad"].sum())
+    # Episodes of five frames are shorter than a chunk of eight.
+    assert padded > 0
+    assert not any(key.startswith("action") for key in split.held_out[0])
+    assert not any(key.startswith("action") for key in open_split(config, tiny_policy).train[0])
+
+
+def test_the_loss_on_demonstrations_is_lerobots_own(
+    tiny_policy: SmolVLAFlowPolicy, dataset_root: Path
+) -> None:
+    split = open_split(DatasetConfig("test/tiny", root=str(dataset_root)), tiny_policy, actions=True)
+    buffer = CouplingBuffer(
+        tiny_policy, split.train, CouplingConfig(), BufferConfig(8, 1, 0, 8), seed=0, batch_size=8,
+        needs=Needs(couplings=False, actions=True),
+    )  # fmt: skip
+    list(buffer.fill(0))
+    batch = buffer.batch(0)
+    with torch.no_grad():
+        method = NoiseBiasedMethodConfig(times=BetaTimes(at_noise=0.0)).build()
+        loss = method.loss(VelocityModule(tiny_policy), batch, generator(2))
+        order = torch.randperm(8, generator=generator(0, "batch", 0)).sort().values
+        items = next(split.train.batches([buffer.observation_indices(0)[row] for row in order.tolist()], 8))
+        theirs, _ = tiny_policy.policy.forward(
+            tiny_policy.preprocess(items),
+            noise=batch.demonstrated().noise,
+            time=laws.Beta().sample(8, generator(2)),
+            reduction="none",
+        )
+    torch.testing.assert_close(loss, theirs.mean(), rtol=1e-5, atol=1e-6)
+
+
+def test_actions_that_are_not_numbers_stop_only_those_who_need_them(
+    tiny_policy: SmolVLAFlowPolicy, dataset_root: Path
+) -> None:
+    config = DatasetConfig("test/tiny", root=str(dataset_root))
+    observations = open_split(config, tiny_policy, actions=True).train
+    table = observations.dataset.hf_dataset
+
+    def spoil(row: dict[str, list[float]], index: int) -> dict[str, list[float]]:
+        return {"action": [float("nan")] * len(row["action"]) if index == 3 else row["action"]}
+
+    observations.dataset.reader.hf_dataset = table.map(spoil, with_indices=True)
+    with pytest.raises(UserError, match=r"action is NaN or infinite in episode \d+, frame 3"):
+        observations.check_states()
+    observations.actions = ()
+    observations.check_states()
+
+
+# Another beginning
+
+
+@pytest.fixture(scope="module")
+def first_run(checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("first") / "out"
+    assert (
+        main(options(checkpoint, dataset_root, output, *LITTLE, "--student.train=[action_head,language]"))
+        == 0
+    )
+    return output
+
+
+def test_a_student_can_begin_with_another_checkpoint(
+    first_run: Path, checkpoint: Path, dataset_root: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    more = ["--method.type=endpoint", f"--student.init_path={student_of(first_run)}", "--optimizer.lr=1e-12"]
+    assert main(options(checkpoint, dataset_root, output, *LITTLE, *more)) == 0
+    began, ended, teacher = (
+        load_file(folder / "model.safetensors")
+        for folder in (student_of(first_run), student_of(output), checkpoint)
+    )
+    changed = [key for key in teacher if not torch.equal(began[key], teacher[key])]
+    # Frozen and trained parts alike: what the first run trained of the language model is kept, though frozen now.
+    assert any("text_model" in key for key in changed)
+    assert any("lm_expert" in key for key in changed)
+    for key in teacher:
+        torch.testing.assert_close(ended[key], began[key], rtol=0, atol=1e-8)
+    record = json.loads((student_of(output) / "reflow_config.json").read_text())
+    assert record["student"]["init_path"] == str(student_of(first_run).resolve())
+    # Gone on with, from the same beginning, in the same bits.
+    before = (student_of(output) / "model.safetensors").read_bytes()
+    assert main(resume(output, 3)) == 0
+    assert (student_of(output) / "model.safetensors").read_bytes() == before
+
+
+def test_a_beginning_that_does_not_fit_or_has_changed_is_refused(
+    first_run: Path,
+    checkpoint: Path,
+    vlm: Path,
+    dataset_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = build_checkpoint(tmp_path / "other", vlm, chunk_size=4)
+    arguments = options(checkpoint, dataset_root, tmp_path / "out", f"--student.init_path={other}")
+    assert main(arguments) == 2
+    assert "made from this teacher" in capsys.readouterr().err
+    moved = tmp_path / "moved"
+    shutil.copytree(student_of(first_run), moved)
+    assert (
+        main(options(checkpoint, dataset_root, tmp_path / "out", *LITTLE, f"--student.init_path={moved}"))
+        == 0
+    )
+    weights = load_file(moved / "model.safetensors")
+    key = next(key for key in weights if "lm_expert" in key)
+    save_file({**weights, key: weights[key] + 1}, moved / "model.safetensors")
+    # The hash was kept while the file was as it was.
+    from chordflow.experiments.provenance import weights_sha256
+
+    weights_sha256.cache_clear()
+    assert main(resume(tmp_path / "out", 3)) == 2
+    assert f"student.init_path={moved}: its weights are not those" in capsys.readouterr().err
