@@ -1,7 +1,8 @@
 """From a teacher to couplings of noise and endpoint, and the buffer that keeps them in memory."""
 
 from chordflow.couplings.batches import CouplingBatch, Demonstrations, Needs, Share
-from chordflow.couplings.buffer import BufferConfig, CouplingBuffer
+from chordflow.couplings.buffer import CouplingBuffer
+from chordflow.couplings.buffer_config import BufferConfig
 from chordflow.couplings.generate import CouplingConfig, Path, endpoints
 from chordflow.couplings.observations import DatasetConfig, Observations, Split, open_split
 

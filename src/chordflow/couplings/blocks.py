@@ -5,10 +5,12 @@ Shapes: N couplings of a block, H chunk size, D padded action dimension.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from lerobot.utils.constants import ACTION
 from torch import Tensor
 
 from chordflow.couplings.generate import Path
@@ -103,3 +105,14 @@ def join(parts: list[dict[str, Any]]) -> dict[str, Any]:
             torch.cat(values) if isinstance(values[0], Tensor) else [row for value in values for row in value]
         )
     return joined
+
+
+def join_paths(paths: Sequence[Path | None]) -> Path | None:
+    """Paths on one grid as one; None where they were not kept."""
+    kept = [path for path in paths if path is not None]
+    return Path(torch.cat([path.states for path in kept]), kept[0].times) if kept else None
+
+
+def seen(items: dict[str, Any]) -> dict[str, Any]:
+    """What a policy sees of a batch: all but a demonstrator's actions."""
+    return {key: value for key, value in items.items() if key not in (ACTION, f"{ACTION}_is_pad")}

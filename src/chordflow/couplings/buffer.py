@@ -9,68 +9,22 @@ Shapes: B couplings in a batch, H chunk size, D padded action dimension.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from itertools import repeat
 from typing import Any
 
 import psutil
 import torch
-from lerobot.utils.constants import ACTION
 from torch import Tensor
 
 from chordflow.couplings.batches import CouplingBatch, Demonstrations, Needs, Share
-from chordflow.couplings.blocks import Block, BlockSource, Solved, join, pick
+from chordflow.couplings.blocks import Block, BlockSource, Solved, join, join_paths, pick, seen
+from chordflow.couplings.buffer_config import BufferConfig
 from chordflow.couplings.generate import CouplingConfig, Path, endpoints, endpoints_and_path
 from chordflow.couplings.observations import Observations
 from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
 from chordflow.policies import Context, FlowPolicy
-
-
-@dataclass
-class BufferConfig:
-    """How many couplings are kept and how long.
-
-    Attributes:
-        num_observations: observations in the buffer.
-        noises_per_observation: noises that share one encoded observation, on average.
-        uses_per_coupling: how often a coupling is trained on, on average, before it is replaced; 0 keeps the
-            first filling for the whole run.
-        block_size: observations that are encoded together, and replaced together.
-        adaptive_share: share of the noises that goes to the observations in proportion to how far their
-            endpoints spread, where a policy has to decide; the rest, at least two each, goes to all alike.
-        path_points: states between noise and endpoint that are kept of each of the teacher's trajectories, evenly
-            spread over its solver's steps, where a method trains on them; by default all.
-    """
-
-    num_observations: int = 2048
-    noises_per_observation: int = 4
-    uses_per_coupling: int = 12
-    block_size: int = 64
-    adaptive_share: float = 0.5
-    path_points: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("num_observations", "noises_per_observation", "block_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"buffer.{name}={getattr(self, name)}: give at least 1.")
-        if self.path_points is not None and self.path_points < 1:
-            raise UserError(
-                f"buffer.path_points={self.path_points}: give at least 1, or leave it out for all."
-            )
-        if self.uses_per_coupling < 0:
-            raise UserError(f"buffer.uses_per_coupling={self.uses_per_coupling}: give 0 or more.")
-        if not 0.0 <= self.adaptive_share <= 1.0:
-            raise UserError(f"buffer.adaptive_share={self.adaptive_share}: give a share from 0 to 1.")
-
-    @property
-    def even_noises(self) -> int:
-        """Noises that every observation gets."""
-        if self.adaptive_share == 0.0:
-            return self.noises_per_observation
-        even = round(self.noises_per_observation * (1.0 - self.adaptive_share))
-        return min(self.noises_per_observation, max(2, even))
 
 
 class CouplingBuffer:
@@ -258,7 +212,7 @@ class CouplingBuffer:
             total=self.step_size,
             weight=weight,
             demonstrations=shown,
-            path=_joined([Path(b.path.states[r], b.path.times) for b, r in parts if b.path is not None]),
+            path=join_paths([Path(b.path.states[r], b.path.times) for b, r in parts if b.path is not None]),
             real=self._real(),
         )
 
@@ -310,7 +264,7 @@ class CouplingBuffer:
             )
             more, further = self._endpoints(context, drawn, noise[count:])
             observation, endpoint = torch.cat([observation, drawn]), torch.cat([endpoint, more])
-            path = _joined([path, further])
+            path = join_paths([path, further])
         if not endpoint.isfinite().all():
             raise UserError(
                 "teacher.path: the teacher's endpoints are NaN or infinite; check the checkpoint's weights and its "
@@ -351,7 +305,7 @@ class CouplingBuffer:
             noise=self.noise(number) if solved is not None else None,
             endpoint=solved.endpoint.to(self.teacher.device) if solved is not None else None,
             context=self._kept(context, prepared) if self.student_context else None,
-            items=None if self.student_context or items is None else _seen(items),
+            items=None if self.student_context or items is None else seen(items),
             path=path,
             actions=self.teacher.action_target(prepared) if self.needs.actions else None,
         )
@@ -374,7 +328,7 @@ class CouplingBuffer:
         both = [
             endpoints_and_path(self.teacher, context.index(o), x, self.coupling, points) for o, x in parts
         ]
-        return torch.cat([end for end, _ in both]), _joined([path for _, path in both])
+        return torch.cat([end for end, _ in both]), join_paths([path for _, path in both])
 
     def _spread(self, endpoint: Tensor) -> Tensor:
         """How far the endpoints (N, K, H, D) of each observation lie apart in the real dimensions, (N,)."""
@@ -402,14 +356,3 @@ class CouplingBuffer:
                 f"buffer.num_observations={self.config.num_observations} takes {expected / 2**30:.1f} GiB, but "
                 f"{free / 2**30:.1f} GiB are free on {device}; choose a smaller number."
             )
-
-
-def _joined(paths: Sequence[Path | None]) -> Path | None:
-    """Paths on one grid as one; None where they were not kept."""
-    kept = [path for path in paths if path is not None]
-    return Path(torch.cat([path.states for path in kept]), kept[0].times) if kept else None
-
-
-def _seen(items: dict[str, Any]) -> dict[str, Any]:
-    """What a policy sees of a batch: all but a demonstrator's actions."""
-    return {key: value for key, value in items.items() if key not in (ACTION, f"{ACTION}_is_pad")}

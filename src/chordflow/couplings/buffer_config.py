@@ -1,0 +1,52 @@
+"""How many couplings are kept in memory and how long, as settings of the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from chordflow.errors import UserError
+
+
+@dataclass
+class BufferConfig:
+    """How many couplings are kept and how long.
+
+    Attributes:
+        num_observations: observations in the buffer.
+        noises_per_observation: noises that share one encoded observation, on average.
+        uses_per_coupling: how often a coupling is trained on, on average, before it is replaced; 0 keeps the
+            first filling for the whole run.
+        block_size: observations that are encoded together, and replaced together.
+        adaptive_share: share of the noises that goes to the observations in proportion to how far their
+            endpoints spread, where a policy has to decide; the rest, at least two each, goes to all alike.
+        path_points: states between noise and endpoint that are kept of each of the teacher's trajectories, evenly
+            spread over its solver's steps, where a method trains on them; by default all.
+    """
+
+    num_observations: int = 2048
+    noises_per_observation: int = 4
+    uses_per_coupling: int = 12
+    block_size: int = 64
+    adaptive_share: float = 0.5
+    path_points: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_observations", "noises_per_observation", "block_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"buffer.{name}={getattr(self, name)}: give at least 1.")
+        if self.path_points is not None and self.path_points < 1:
+            raise UserError(
+                f"buffer.path_points={self.path_points}: give at least 1, or leave it out for all."
+            )
+        if self.uses_per_coupling < 0:
+            raise UserError(f"buffer.uses_per_coupling={self.uses_per_coupling}: give 0 or more.")
+        if not 0.0 <= self.adaptive_share <= 1.0:
+            raise UserError(f"buffer.adaptive_share={self.adaptive_share}: give a share from 0 to 1.")
+
+    @property
+    def even_noises(self) -> int:
+        """Noises that every observation gets."""
+        if self.adaptive_share == 0.0:
+            return self.noises_per_observation
+        even = round(self.noises_per_observation * (1.0 - self.adaptive_share))
+        return min(self.noises_per_observation, max(2, even))
