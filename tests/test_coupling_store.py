@@ -18,7 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chordflow.couplings import BufferConfig, CouplingBuffer, CouplingConfig, Observations
+from chordflow.couplings import BufferConfig, CouplingBuffer, CouplingConfig, Observations, Share
 from chordflow.couplings import store_writer as writing
 from chordflow.couplings.blocks import Solved
 from chordflow.couplings.store import CouplingStore, Manifest, Shard, read_manifest, shard_name
@@ -128,6 +128,29 @@ def test_training_from_a_store_is_training_on_the_fly(
     assert losses(stored, teacher, steps) == expected
     assert stored.first_block(steps - 1) == 4
     assert len(set(expected)) == steps
+
+
+def test_each_of_several_processes_reads_its_own_blocks(
+    tmp_path: Path, teacher: GaussianFlowPolicy, observations: Observations
+) -> None:
+    # Five blocks, so that past the end of the store a process holds what was another's.
+    folder = make(tmp_path / "store", teacher, observations, num_blocks=5)
+    whole = make(tmp_path / "whole", teacher, observations, num_blocks=8)
+    for index in range(2):
+        share = Share(index, 2)
+        stored, fresh, longer = (
+            buffer(teacher, observations, source=source, share=share, batch_size=8)
+            for source in (opened(folder), None, opened(whole))
+        )
+        for step in range(9):
+            for couplings in (stored, fresh, longer):
+                list(couplings.fill(step))
+            a, b, c = (couplings.batch(step) for couplings in (stored, fresh, longer))
+            assert torch.equal(b.noise, c.noise)
+            assert torch.equal(b.endpoint, c.endpoint)
+            past = max(fresh.held_blocks(step)) >= 5
+            assert past or torch.equal(a.endpoint, b.endpoint)
+        assert past
 
 
 def test_another_seed_draws_other_batches_of_the_same_couplings(

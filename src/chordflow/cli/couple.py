@@ -12,10 +12,12 @@ from chordflow.console import say
 from chordflow.couplings.store import MANIFEST, read_manifest
 from chordflow.errors import UserError
 from chordflow.experiments.couple import CoupleConfig, couple
+from chordflow.training.distributed import joined
 
 USAGE = """
 chordflow couple --teacher.path=CHECKPOINT --dataset.repo_id=USER/DATASET --output_dir=outputs/couplings
 chordflow couple --resume=true --config_path=outputs/couplings/manifest.json
+torchrun --nproc-per-node=2 -m chordflow couple ...
 chordflow reflow --couplings.path=outputs/couplings --output_dir=outputs/student
 """
 
@@ -25,11 +27,12 @@ def run(arguments: list[str]) -> None:
     if "--help" in arguments or "-h" in arguments:
         print(help_text(CoupleConfig, (CoupleConfig.__doc__ or "").split("\n")[0], USAGE))
         return
-    folder = couple(parse(arguments))
-    say(f"Couplings: {folder}")
-    say(
-        f"Train:     chordflow reflow --couplings.path={shlex.quote(str(folder))} --output_dir=outputs/student"
-    )
+    with joined():
+        folder = couple(parse(arguments))
+        say(f"Couplings: {folder}")
+        say(
+            f"Train:     chordflow reflow --couplings.path={shlex.quote(str(folder))} --output_dir=outputs/student"
+        )
 
 
 def parse(arguments: list[str]) -> CoupleConfig:

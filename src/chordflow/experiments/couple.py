@@ -25,6 +25,7 @@ from chordflow.experiments.provenance import device_name, weights_sha256
 from chordflow.experiments.stored_couplings import made_with
 from chordflow.policies import Context, FlowPolicy, load_flow_policy, resolve_checkpoint
 from chordflow.results.schema import installed_versions
+from chordflow.training.distributed import current
 
 
 @dataclass
@@ -122,7 +123,8 @@ def couple(config: CoupleConfig) -> Path:
         UserError: for input that cannot be used, or a disk without room; no half-written block is left.
     """
     started = time.perf_counter()
-    if not config.resume:
+    processes = current()
+    if processes.first and not config.resume:
         _refuse_existing(config.output_dir)
     teacher_dir = resolve_checkpoint(config.teacher.path, config.teacher.revision)
     teacher = load_flow_policy(teacher_dir, device=config.device, rename_map=config.rename_map)
@@ -167,17 +169,21 @@ def couple(config: CoupleConfig) -> Path:
     }
     job = _Job(config, teacher, buffer)
     job.check_room(0, config.output_dir)
-    with (
-        _folder(config.output_dir),
-        contextlib.closing(StoreWriter(config.output_dir, settings, about, buffer.num_blocks)) as writer,
-    ):
-        try:
-            job.run(writer)
-        except KeyboardInterrupt as interrupt:
-            interrupt.add_note(_how_to_go_on(writer))
-            raise
-        finally:
-            writer.discard_if_empty()
+    with _folder(config.output_dir):
+        if not processes.first:
+            # The first begins the store, or refuses to.
+            processes.wait()
+        with contextlib.closing(StoreWriter(config.output_dir, settings, about, buffer.num_blocks)) as writer:
+            try:
+                if processes.first:
+                    processes.wait()
+                    job.mend(writer)
+                job.run(writer)
+            except KeyboardInterrupt as interrupt:
+                interrupt.add_note(_how_to_go_on(writer))
+                raise
+            finally:
+                writer.discard_if_empty()
     say(f"Done in {time.perf_counter() - started:.0f} s.")
     return config.output_dir
 
@@ -191,10 +197,14 @@ class _Job:
         self.buffer = buffer
         self.announced = False
 
-    def run(self, writer: StoreWriter) -> None:
-        """Makes what is missing until nothing is."""
+    @staticmethod
+    def mend(writer: StoreWriter) -> None:
+        """Finds what is damaged of a store that is gone on with, so that it is made anew."""
         for number, fault in writer.drop_damaged():
             say(f"Block {number} {fault}: it is made anew")
+
+    def run(self, writer: StoreWriter) -> None:
+        """Makes what is missing until nothing is."""
         with bar("couplings") as progress:
             while writer.refresh().missing:
                 claims = writer.claims()
