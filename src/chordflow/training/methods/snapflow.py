@@ -53,10 +53,10 @@ class SnapFlowMethod(Method):
     - at t = 1 the shortcut replaces the field. Then v(x_1, 1) stands in its own target, which rests where
       v(x_1, 1) = v(x_1 - v(x_1, 1) / 2, 1/2): one Euler step is then one step of the implicit midpoint rule through
       the field at t = 1/2, of second order, and not the end of the teacher's ODE;
-    - flow matching, by LeRobot's own law of times, keeps the field at t < 1, and pulls the times next to 1 the
-      other way.
+    - flow matching, by LeRobot's own law of times, keeps the field at t < 1. At times next to 1 it asks for the mean
+      action; a network that is smooth in time cannot follow both, and gives up part of the shortcut.
 
-    So it is a cheap baseline: no couplings are made, and its one step is about as good as a second-order step can be.
+    So it is a cheap baseline, for which no couplings are made: at best its one step is as good as one of second order.
     """
 
     needs_couplings = False
