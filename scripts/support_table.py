@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from lerobot.policies.pretrained import PreTrainedPolicy
+
 from chordflow.policies.lerobot_policy import LeRobotFlowPolicy
 from chordflow.policies.obstacles import OBSTACLES
 from chordflow.policies.registry import adapter_for, own_families
@@ -43,11 +45,18 @@ def supported() -> str:
                 f"`{adapter.steps_field}`, " + (str(default) if default is not None else "the base model's"),
                 adapter.encoded_once,
                 ", ".join(f"`{role}`" for role in adapter.default_train_roles),
-                "LeRobot's" if adapter.supports_real_time_chunking else "no",
+                _real_time_chunking(adapter),
                 f"`lerobot[{extra}]`",
             )
         )
     return _table(rows)
+
+
+def _real_time_chunking(adapter: type[LeRobotFlowPolicy]) -> str:
+    if adapter.supports_real_time_chunking:
+        return "LeRobot's"
+    has_its_own = adapter.policy_class.supports_rtc is not PreTrainedPolicy.supports_rtc
+    return "the policy's own, not measured" if has_its_own else "no"
 
 
 def obstacles() -> str:

@@ -6,6 +6,9 @@ class stays LeRobot's or transformers' own; only the numbers that they are built
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 from lerobot.policies.pi0 import modeling_pi0
@@ -46,10 +49,28 @@ def small_expert(config: Any) -> PiGemmaForCausalLM:
     return PiGemmaForCausalLM(config)
 
 
-for _module in (modeling_pi0, modeling_pi05):
-    for _name, _small in (
-        ("get_gemma_config", small_variant),
-        ("PaliGemmaForConditionalGenerationWithPiGemma", small_paligemma),
-        ("PiGemmaForCausalLM", small_expert),
-    ):
-        setattr(_module, _name, _small)
+_SMALL = {
+    "get_gemma_config": small_variant,
+    "PaliGemmaForConditionalGenerationWithPiGemma": small_paligemma,
+    "PiGemmaForCausalLM": small_expert,
+}
+_FULL = {module: {name: getattr(module, name) for name in _SMALL} for module in (modeling_pi0, modeling_pi05)}
+
+
+def _use(size: Callable[[ModuleType], Mapping[str, Any]]) -> None:
+    for module in _FULL:
+        for name, value in size(module).items():
+            setattr(module, name, value)
+
+
+@contextmanager
+def full_size() -> Iterator[None]:
+    """LeRobot's own numbers for a while."""
+    _use(_FULL.__getitem__)
+    try:
+        yield
+    finally:
+        _use(lambda _: _SMALL)
+
+
+_use(lambda _: _SMALL)

@@ -114,30 +114,30 @@ BROKEN_CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no statistics of observations": (
         lambda p: next(p.glob("policy_preprocessor_*.safetensors")).unlink(),
-        r"processors cannot be loaded.*check policy_preprocessor\.json",
+        r"cannot load the processors.*check that policy_preprocessor\.json",
     ),
     "no statistics of actions": (
         lambda p: next(p.glob("policy_postprocessor_*.safetensors")).unlink(),
-        r"processors cannot be loaded",
+        r"cannot load the processors",
     ),
     "cut statistics": (
         lambda p: cut(next(p.glob("policy_preprocessor_*.safetensors"))),
-        "processors cannot be loaded",
+        "cannot load the processors",
     ),
     "preprocessor not JSON": (
         lambda p: cut(p / "policy_preprocessor.json"),
         r"policy_preprocessor\.json is not valid JSON",
     ),
-    "postprocessor not JSON": (lambda p: cut(p / "policy_postprocessor.json"), "processors cannot be loaded"),
+    "postprocessor not JSON": (lambda p: cut(p / "policy_postprocessor.json"), "cannot load the processors"),
     "a step nobody knows": (
         lambda p: edit_json(
             p / "policy_preprocessor.json", lambda c: c["steps"][0].update(registry_name="nobody_knows_this")
         ),
-        "processors cannot be loaded.*nobody_knows_this",
+        "cannot load the processors.*nobody_knows_this",
     ),
     "steps are no list": (
         lambda p: edit_json(p / "policy_preprocessor.json", lambda c: c.update(steps="none")),
-        "processors cannot be loaded",
+        "cannot load the processors",
     ),
     "cut weights": (lambda p: cut(p / "model.safetensors"), r"model\.safetensors is cut or broken"),
     "empty weights": (
@@ -188,11 +188,11 @@ BROKEN_CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a value of the wrong kind": (
         lambda p: edit_json(p / "config.json", lambda c: c.update(chunk_size="many")),
-        r"config\.json is not a config that this LeRobot can read.*chunk_size",
+        r"config\.json is not a config that LeRobot 0\.6\.1 can read.*chunk_size",
     ),
     "values that do not go together": (
         lambda p: edit_json(p / "config.json", lambda c: c.update(n_action_steps=99)),
-        r"config\.json is not a config that this LeRobot can read",
+        r"config\.json is not a config that LeRobot 0\.6\.1 can read",
     ),
     "a language model that has moved": (
         lambda p: edit_json(p / "config.json", lambda c: c.update(vlm_model_name="/moved/vlm")),

@@ -23,11 +23,13 @@ import family_pi0
 import family_pi05
 from builders import build_checkpoint, build_vlm, observations
 from chordflow.cli.main import main
+from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
 from chordflow.flow.solvers import Euler
 from chordflow.policies import FlowPolicy, Role, VelocityModule, load_flow_policy, save_student
 from chordflow.policies.registry import own_families
 from chordflow.results.schema import Results
+from chordflow.training.student import StudentInit, make_student
 from family_case import FamilyCase
 from test_policies_smolvla import whole_chunk_of_stock
 
@@ -344,6 +346,42 @@ def test_a_moved_checkpoint_is_relocated(
     assert f"chordflow relocate {moved / source.name}" in capsys.readouterr().err
     assert main(["relocate", str(moved / source.name)]) == 0
     assert load_flow_policy(moved / source.name, device="cpu").family == case.family
+
+
+def test_parts_that_a_family_does_not_have(
+    case: FamilyCase, policy: FlowPolicy, folders: Callable[[FamilyCase], Path]
+) -> None:
+    """And random students are random throughout, whatever the constructor loads."""
+    roles = policy.parameters_by_role()
+    for role in Role:
+        if roles[role] or _cut_off(case, role):
+            continue
+        with pytest.raises(
+            UserError, match=f"student.train holds {role}, of which policy type '{case.family}'"
+        ):
+            make_student(policy, folders(case), StudentInit.TEACHER, [role], seed=0)
+    student = make_student(policy, folders(case), StudentInit.RANDOM, [Role.ACTION_HEAD], seed=0)
+    for role, named in student.policy.parameters_by_role().items():
+        # Biases and norms begin alike; matrices do not.
+        same = [name for name, p in named.items() if p.dim() > 1 and torch.equal(p, roles[role][name])]
+        assert not same, role
+
+
+def test_a_number_of_steps_that_is_none(
+    case: FamilyCase,
+    folders: Callable[[FamilyCase], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    wrong = Path(shutil.copytree(folders(case), tmp_path / "wrong"))
+    field = load_flow_policy(folders(case), device="cpu").steps_field  # type: ignore[attr-defined]
+    config = json.loads((wrong / "config.json").read_text())
+    (wrong / "config.json").write_text(json.dumps({**config, field: 0}))
+    data = ["--dataset.repo_id=test/tiny", f"--output_dir={tmp_path / 'out'}"]
+    assert main(["diagnose", f"--policy.path={wrong}", *data]) == 2
+    said = capsys.readouterr().err
+    assert "config.json" in said
+    assert field in said
 
 
 def test_a_config_of_a_newer_lerobot(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from chordflow.flow.seeds import generator
 from chordflow.flow.solvers import Euler, time_tensor
 from chordflow.policies import Role, VelocityModule, load_flow_policy
 from chordflow.policies.groot import GrootContext, GrootFlowPolicy
+from chordflow.policies.registry import adapter_for
 from family_groot import ACTION_MAX, ACTION_MIN, HORIZON, PADDED_DIM, build, stock_batch, stock_endpoint
 
 ONE_TASK = ["go left"]
@@ -383,3 +385,21 @@ def test_what_cannot_be_reflowed_is_refused(
     with pytest.raises(UserError) as refused:
         load(folder)
     assert all(word in str(refused.value) for word in words)
+
+
+def test_a_package_that_is_asked_for_late_is_missed_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tree", None)
+    with pytest.raises(
+        UserError, match=r'packages are not all installed.*pip install "lerobot\[groot\]==0\.6\.1"'
+    ):
+        adapter_for("groot")
+
+
+def test_lerobots_own_rollout_executes_as_many_actions_as_it_is_told(tmp_path: Path) -> None:
+    """As `lerobot-eval --policy.n_action_steps=7` would, which sets the field before the policy is built."""
+    policy = load(build(tmp_path / "c"))
+    policy.set_num_executed(7)
+    policy.policy.reset()
+    assert policy.policy._action_queue.maxlen == policy.chunk.num_executed == 7
+    with pytest.raises(UserError, match="n_action_steps is 9"):
+        policy.set_num_executed(9)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
-from chordflow.console import bar
+from chordflow.console import bar, say
 from chordflow.errors import UserError
 from chordflow.experiments.entrants import Entrant
 from chordflow.experiments.evaluate_config import DelayConfig, EvaluateConfig
@@ -122,12 +122,22 @@ def check_delays(config: EvaluateConfig, entrants: dict[PolicyName, Entrant]) ->
     """Makes sure that chunks bridge every delay.
 
     Raises:
-        UserError: if one is too long for a policy's chunks.
+        UserError: if one is too long for a policy's chunks, or all of `delay.modes` is real-time chunking, which
+            LeRobot does not have for every family.
     """
     for entrant in entrants.values():
-        chunk = entrant.policy.chunk
+        policy, chunk = entrant.policy, entrant.policy.chunk
+        if config.delay.control_steps and not modes_of(config.delay, policy):
+            raise UserError(
+                f"delay.modes={config.delay.modes}: LeRobot does not guide the chunks of policy type "
+                f"{policy.family!r} in real time; give sync or async."
+            )
+        if config.delay.control_steps and modes_of(config.delay, policy) != config.delay.modes:
+            say(
+                f"Delay:   no rtc for {entrant.name}: LeRobot does not guide chunks of {policy.family} in real time"
+            )
         executed = config.eval.n_action_steps or chunk.num_executed
-        for execution in executions(config.delay, num_steps=1):
+        for execution in executions(config.delay, 1, policy):
             try:
                 execution.check(chunk, executed)
             except UserError as error:
@@ -239,7 +249,7 @@ class _Rollouts:
                 self._run(plain, seeds)
                 undelayed = self._of(plain, seeds)
                 rows.append(self._delay_row(plain, undelayed, None))
-                for execution in executions(delay, n):
+                for execution in executions(delay, n, entrant.policy):
                     arm = Arm(entrant.name, entrant.policy, n, execution=execution)
                     self._run(arm, seeds)
                     rows.append(self._delay_row(arm, self._of(arm, seeds), undelayed))
@@ -312,11 +322,16 @@ class _Rollouts:
         }
 
 
-def executions(options: DelayConfig, num_steps: int) -> Iterator[Execution]:
+def modes_of(options: DelayConfig, policy: FlowPolicy) -> list[str]:
+    """The modes that a robot could run this policy in."""
+    return [mode for mode in options.modes if mode != "rtc" or policy.supports_real_time_chunking]
+
+
+def executions(options: DelayConfig, num_steps: int, policy: FlowPolicy) -> Iterator[Execution]:
     """Delays in every mode; real-time chunking with the weight that fits, and with the usual one beside it."""
     hold = cast(Hold, options.hold)
     for delay in options.control_steps:
-        for mode in cast(list[DelayMode], options.modes):
+        for mode in cast(list[DelayMode], modes_of(options, policy)):
             if mode != "rtc":
                 yield Execution(mode, delay, hold)
                 continue

@@ -178,6 +178,14 @@ class FlowPolicy(ABC):
     def set_num_steps(self, num_steps: int) -> None:
         """Sets the config's number of solver steps, whatever the family calls that field."""
 
+    def set_num_executed(self, num_executed: int) -> None:
+        """Sets how many actions of a chunk LeRobot's own rollout runs before it asks for the next one.
+
+        Raises:
+            UserError: for a policy that LeRobot does not know, or a number that a chunk does not have.
+        """
+        self.stock()
+
     @abstractmethod
     def role_of(self, name: str) -> Role:
         """The role of the parameter `name` (as in the module's `named_parameters`).
@@ -248,6 +256,10 @@ class FlowPolicy(ABC):
     def own_name(self, key: str) -> str:
         """What the policy calls the observation `key` of an environment or dataset."""
         return key
+
+    @classmethod  # noqa: B027 (most families take any folder)
+    def check_asset(cls, key: str, place: str) -> None:
+        """Raises UserError where the field `key` may not name the folder `place`."""
 
     @property
     def max_missing_cameras(self) -> int:

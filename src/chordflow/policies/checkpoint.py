@@ -80,8 +80,9 @@ def load_flow_policy(
                 ) from error
             # The outermost error names the field, the innermost what is wrong with it.
             raise UserError(
-                f"{field}={path}: {CONFIG} is not a config that this LeRobot can read ({_first_line(error)}: "
-                f"{reason(error)}); save the checkpoint again with LeRobot 0.6.1."
+                f"{field}={path}: {CONFIG} is not a config that LeRobot {lerobot.__version__} can read "
+                f"({_first_line(error)}: {reason(error)}); it was saved by another release or changed by hand: give a "
+                "checkpoint that this release can read."
             ) from error
         _check_weights(folder / WEIGHTS, field)
         # As LeRobot's own commands do: some families fetch their backbone's weights where this is not set.
@@ -115,6 +116,12 @@ def load_flow_policy(
         finally:
             config.pretrained_path = before
         wrapped = adapter(policy, None, None)
+        if wrapped.default_num_steps < 1:
+            raise UserError(
+                f"{where} asks for {wrapped.default_num_steps} solver steps"
+                + (f" ({wrapped.steps_field})" if hasattr(wrapped, "steps_field") else "")
+                + "; set at least 1."
+            )
         check_loaded(wrapped, folder / WEIGHTS, field)
         overrides: dict[str, Any] = {"device_processor": {"device": config.device}}
         if rename_map:
@@ -127,8 +134,9 @@ def load_flow_policy(
             if machine_refuses(error):
                 raise
             raise UserError(
-                f"{field}={path}: the processors cannot be loaded ({reason(error)}); "
-                f"check {PREPROCESSOR}, {POSTPROCESSOR} and their .safetensors files."
+                f"{field}={path}: LeRobot {lerobot.__version__} cannot load the processors ({reason(error)}); "
+                f"check that {PREPROCESSOR}, {POSTPROCESSOR} and their .safetensors files are whole, and not of a "
+                "newer LeRobot."
             ) from error
     return adapter(policy, preprocessor, postprocessor)
 

@@ -24,17 +24,16 @@ from torch import Tensor, nn
 from chordflow.errors import UserError
 from chordflow.policies.base import Batch, Role
 from chordflow.policies.context import Context
-from chordflow.policies.lerobot_policy import LeRobotFlowPolicy
+from chordflow.policies.lerobot_policy import LeRobotFlowPolicy, role_by_beginning
 from chordflow.policies.prefix import PrefixContext
 from chordflow.quiet import quiet_stdout
 
-_ACTION_HEAD = ("action_in_proj.", "action_out_proj.", "action_time_mlp_in.", "action_time_mlp_out.")
-_ROLES = (
-    (("vlm_backbone.model.visual.",), Role.VISION),
-    (("vlm_backbone.model.language_model.", "vlm_backbone.lm_head."), Role.LANGUAGE),
-    (("state_proj.",), Role.PREFIX_PROJECTIONS),
-    (_ACTION_HEAD, Role.ACTION_HEAD),
-)
+_ROLES = {
+    Role.VISION: ("vlm_backbone.model.visual.",),
+    Role.LANGUAGE: ("vlm_backbone.model.language_model.", "vlm_backbone.lm_head."),
+    Role.PREFIX_PROJECTIONS: ("state_proj.",),
+    Role.ACTION_HEAD: ("action_in_proj.", "action_out_proj.", "action_time_mlp_in.", "action_time_mlp_out."),
+}
 
 
 @dataclass(frozen=True)
@@ -148,13 +147,7 @@ class EO1FlowPolicy(LeRobotFlowPolicy):
 
     def role_of(self, name: str) -> Role:
         """The visual tower with its merger; the text model; `state_proj`; what embeds and projects actions."""
-        own = name.removeprefix("model.")
-        for beginnings, role in _ROLES:
-            if own.startswith(beginnings):
-                return role
-        raise ValueError(
-            f"parameter {name!r} has no known role in EO1; this LeRobot version is not supported"
-        )
+        return role_by_beginning(name.removeprefix("model."), _ROLES, self.family)
 
     def _action_start(self, is_action: Tensor) -> int:
         """Where the action tokens (B, N) begin, in all rows alike."""

@@ -25,15 +25,15 @@ from torch import Tensor, nn
 from chordflow.errors import UserError
 from chordflow.policies.base import Batch, ChunkSpec, Role
 from chordflow.policies.context import Context, TensorContext
-from chordflow.policies.lerobot_policy import LeRobotFlowPolicy
+from chordflow.policies.lerobot_policy import LeRobotFlowPolicy, role_by_beginning
 from chordflow.quiet import quiet_stdout
 
-_ROLES = (
-    (Role.VISION, ("backbone.model.model.visual.",)),
-    (Role.LANGUAGE, ("backbone.model.model.language_model.", "backbone.model.lm_head.")),
-    (Role.PREFIX_PROJECTIONS, ("action_head.vl", "action_head.state_encoder.")),
-    (Role.ACTION_HEAD, ("action_head.action_", "action_head.model.", "action_head.position_embedding.")),
-)
+_ROLES = {
+    Role.VISION: ("backbone.model.model.visual.",),
+    Role.LANGUAGE: ("backbone.model.model.language_model.", "backbone.model.lm_head."),
+    Role.PREFIX_PROJECTIONS: ("action_head.vl", "action_head.state_encoder."),
+    Role.ACTION_HEAD: ("action_head.action_", "action_head.model.", "action_head.position_embedding."),
+}
 _TIME_ROUNDING = 1e-3
 """In buckets: more than a float32 time is off, less than k / n is short of a bucket's end for n up to 900."""
 
@@ -89,13 +89,11 @@ class GrootFlowPolicy(LeRobotFlowPolicy):
     def chunk(self) -> ChunkSpec:
         """What the base model denoises, of which an embodiment trains its part, and executes what is queued."""
         head, config = self._model.action_head, self.config
-        # The queue has its length from the policy's making, what is predicted for it follows the config.
-        executed = (self.policy._action_queue_steps, config.n_action_steps, config.chunk_size)
         return ChunkSpec(
             horizon=head.action_horizon,
             padded_dim=head.action_dim,
             action_dim=config.action_feature.shape[0],
-            num_executed=min(*executed, head.action_horizon),
+            num_executed=min(self.policy._action_queue_steps, config.chunk_size, head.action_horizon),
             real_horizon=min(len(config.action_delta_indices), head.action_horizon),
         )
 
@@ -172,6 +170,11 @@ class GrootFlowPolicy(LeRobotFlowPolicy):
         super().set_num_steps(num_steps)
         self._model.action_head.num_inference_timesteps = num_steps
 
+    def set_num_executed(self, num_executed: int) -> None:
+        """Sets `n_action_steps`, and the length of the queue that was made from it."""
+        super().set_num_executed(num_executed)
+        self.policy._action_queue_steps = self.policy._resolve_action_queue_steps()
+
     def build_fresh(self) -> nn.Module:
         """The wrapped model under the policy's name for it; its vision-language model is random too."""
         with quiet_stdout():
@@ -180,10 +183,7 @@ class GrootFlowPolicy(LeRobotFlowPolicy):
 
     def role_of(self, name: str) -> Role:
         """Visual tower; language model; what projects features and state; what encodes and denoises actions."""
-        for role, beginnings in _ROLES:
-            if name.removeprefix("_groot_model.").startswith(beginnings):
-                return role
-        raise ValueError(f"parameter {name!r} has no known role in GR00T N1.7; this LeRobot is not supported")
+        return role_by_beginning(name.removeprefix("_groot_model."), _ROLES, self.family)
 
 
 def _check_base(config: Any) -> None:

@@ -132,7 +132,30 @@ class LeRobotFlowPolicy(FlowPolicy):
             raise ValueError(f"{type(self.config).__name__} has no field {self.steps_field!r}")
         setattr(self.config, self.steps_field, num_steps)
 
+    def set_num_executed(self, num_executed: int) -> None:
+        """Sets how many actions of a chunk the stock policy runs before it makes the next one.
+
+        Raises:
+            UserError: for a number that a chunk does not have.
+        """
+        self.chunk.check_executed(num_executed)
+        self.config.n_action_steps = num_executed
+
     def build_fresh(self) -> nn.Module:
         """A policy of the same config, as the family's own constructor makes it."""
         with quiet_stdout():
             return self.policy_class(replace(self.config))
+
+
+def role_by_beginning(name: str, beginnings: Mapping[Role, tuple[str, ...]], family: str) -> Role:
+    """The role among whose `beginnings` is that of a parameter's name.
+
+    Raises:
+        ValueError: if none is.
+    """
+    for role, own in beginnings.items():
+        if name.startswith(own):
+            return role
+    raise ValueError(
+        f"parameter {name!r} has no known role in {family}; this LeRobot version is not supported"
+    )

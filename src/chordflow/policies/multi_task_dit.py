@@ -15,9 +15,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from lerobot.policies.multi_task_dit.modeling_multi_task_dit import MultiTaskDiTPolicy
+from lerobot.policies.multi_task_dit.modeling_multi_task_dit import (
+    CLIPTextEncoder,
+    CLIPVisionEncoder,
+    MultiTaskDiTPolicy,
+)
 from lerobot.utils.constants import OBS_STATE
 from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPVisionModel
 
 from chordflow.errors import UserError
 from chordflow.policies.base import Batch, ChunkSpec, Role
@@ -128,6 +133,25 @@ class MultiTaskDiTFlowPolicy(LeRobotFlowPolicy):
                 "leave it out (prefix_projections trains what follows it)."
             )
         return super().train_roles(chosen)
+
+    def build_fresh(self) -> nn.Module:
+        """A policy of the same config; its CLIP encoders, which the constructor loads, are random too."""
+        policy = super().build_fresh()
+        for module in policy.modules():
+            if isinstance(module, CLIPVisionEncoder):
+                module.model = CLIPVisionModel(module.model.config)
+            elif isinstance(module, CLIPTextEncoder):
+                module.text_encoder = CLIPTextModel(module.text_encoder.config)
+        return policy.to(self.device)
+
+    @classmethod
+    def check_asset(cls, key: str, place: str) -> None:
+        """Raises UserError for a CLIP folder that LeRobot would not take for one."""
+        if key in cls.config_assets and "clip" not in place.lower():
+            raise UserError(
+                f"vlm.path={place}: LeRobot takes {key} for a CLIP model only where 'clip' is a part of its path; give "
+                "the folder such a name."
+            )
 
     def role_of(self, name: str) -> Role:
         """CLIP's image encoder(s); its text encoder; the projection of the text; the transformer."""

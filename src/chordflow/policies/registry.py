@@ -18,16 +18,23 @@ ENTRY_POINTS = "chordflow.families"
 
 @dataclass(frozen=True)
 class _Own:
-    """Where an adapter of this package is, and the extra of LeRobot's that its family needs."""
+    """Where an adapter of this package is, and what its family needs.
+
+    Attributes:
+        adapter: module:Class.
+        extra: the extra of LeRobot's that brings its packages.
+        needs: modules that LeRobot looks for no sooner than it uses them.
+    """
 
     adapter: str
     extra: str
+    needs: tuple[str, ...] = ()
 
 
 # Adapters are imported only when asked for: each pulls in its family's own dependencies.
 _ADAPTERS = {
     "eo1": _Own("chordflow.policies.eo1:EO1FlowPolicy", "eo1"),
-    "groot": _Own("chordflow.policies.groot:GrootFlowPolicy", "groot"),
+    "groot": _Own("chordflow.policies.groot:GrootFlowPolicy", "groot", needs=("tree",)),
     "multi_task_dit": _Own("chordflow.policies.multi_task_dit:MultiTaskDiTFlowPolicy", "multi-task-dit"),
     "pi0": _Own("chordflow.policies.pi0:PI0FlowPolicy", "pi"),
     "pi05": _Own("chordflow.policies.pi05:PI05FlowPolicy", "pi"),
@@ -59,6 +66,8 @@ def adapter_for(family: str, source: str = "") -> type[FlowPolicy]:
     own = _ADAPTERS.get(family)
     if own is not None:
         try:
+            for module in own.needs:
+                import_module(module)
             return _load(own.adapter)
         except ImportError as error:
             raise missing_packages(family, where, error) from error
@@ -89,12 +98,14 @@ def adapter_for(family: str, source: str = "") -> type[FlowPolicy]:
 def missing_packages(family: str, where: str, error: BaseException) -> UserError:
     """The sentence for a family whose packages are not installed."""
     own = _ADAPTERS.get(family)
+    # LeRobot goes on with a command of its own, for an extra that may be spelt otherwise.
+    what = reason(error).split(". ")[0]
     remedy = (
         f'install them with: pip install "lerobot[{own.extra}]=={lerobot.__version__}"'
         if own is not None
         else "install what its distribution asks for"
     )
-    return UserError(f"{where}, whose packages are not all installed ({reason(error)}); {remedy}")
+    return UserError(f"{where}, whose packages are not all installed ({what}); {remedy}")
 
 
 def _load(path: str) -> type[FlowPolicy]:

@@ -65,6 +65,10 @@ def relocate(checkpoint_dir: str | Path, vlm_dir: str | Path | None = None) -> l
             else:
                 policy = content.get("policy")
                 holders, keys = [policy if isinstance(policy, dict) else content], adapter.config_assets
+            for key in keys:
+                for holder in holders:
+                    if str(holder.get(key)) in places:
+                        adapter.check_asset(key, places[str(holder[key])])
             if _point(holders, keys, places):
                 changed[file] = content
     for file, content in changed.items():

@@ -120,8 +120,7 @@ def _configure(policy: FlowPolicy, num_steps: int | None, n_action_steps: int | 
     if num_steps is not None:
         policy.set_num_steps(Sampler(policy, num_steps).num_steps)
     if n_action_steps is not None:
-        policy.chunk.check_executed(n_action_steps)
-        policy.config.n_action_steps = n_action_steps
+        policy.set_num_executed(n_action_steps)
     rtc = policy.rtc_config
     if rtc is not None and rtc.enabled:
         raise UserError(

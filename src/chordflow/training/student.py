@@ -79,6 +79,13 @@ def make_student(
     }[init]
     if fresh:
         student.fresh(fresh, seed)
+    by_role = student.parameters_by_role()
+    for role in train_roles:
+        if not by_role[role]:
+            have = ", ".join(other for other in Role if by_role[other])
+            raise UserError(
+                f"student.train holds {role}, of which policy type {student.family!r} has none; its parts are {have}."
+            )
     trainable = student.train_roles(train_roles)
     originals = teacher.parameters_by_role()
     frozen_fresh: dict[str, nn.Parameter] = {}
