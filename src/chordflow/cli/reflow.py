@@ -14,9 +14,9 @@ from chordflow.cli.settings import read_settings, wants_resume
 from chordflow.console import console, say
 from chordflow.errors import UserError
 from chordflow.experiments.config import ReflowJobConfig
-from chordflow.experiments.provenance import STEP_COUNTS, check_same_teacher
-from chordflow.experiments.reflow import reflow
-from chordflow.experiments.run_folder import REFLOW_CONFIG, resume_command, resume_folder
+from chordflow.experiments.provenance import BESIDE_SETTINGS, check_same_teacher
+from chordflow.experiments.rounds import reflow_rounds
+from chordflow.experiments.run_folder import REFLOW_CONFIG, folder_of_run, resume_command, resume_folder
 from chordflow.experiments.stored_couplings import training_settings
 from chordflow.report.figures import save_figures
 from chordflow.report.table import render
@@ -43,7 +43,7 @@ def run(arguments: list[str]) -> None:
 
 def _train_and_show(arguments: list[str]) -> None:
     config, resume_from = parse(arguments)
-    finished = reflow(config, ["chordflow", "reflow", *arguments], resume_from)
+    finished = reflow_rounds(config, ["chordflow", "reflow", *arguments], resume_from)
     if finished.measured is None:
         return
     console.print(render(finished.results))
@@ -100,13 +100,15 @@ def parse(arguments: list[str]) -> tuple[ReflowJobConfig, Path | None]:
         )
     checkpoint = resume_folder(config_path)
     base = read_settings(checkpoint / "pretrained_model" / REFLOW_CONFIG)
-    sha256, init_sha256 = base.pop("teacher_sha256", None), base.pop("init_sha256", None)
-    for record in ("chordflow_version", STEP_COUNTS):
-        base.pop(record, None)
+    sha256, init_sha256 = base.get("teacher_sha256"), base.get("init_sha256")
+    number = base.get("round", 1)
+    for name in BESIDE_SETTINGS:
+        base.pop(name, None)
     # The run may have been moved since: it is where its checkpoint is.
-    base["output_dir"] = str(checkpoint.parent.parent)
-    config = build(ReflowJobConfig, values, base)
-    _refuse_another_run(config, build(ReflowJobConfig, {}, base), values)
+    base["output_dir"] = str(folder_of_run(checkpoint, number, base.get("rounds", 1)))
+    config, saved = build(ReflowJobConfig, values, base), build(ReflowJobConfig, {}, base)
+    _refuse_another_run(config, saved, values)
+    _check_rounds(config.rounds, saved.rounds, number)
     check_same_teacher(config, sha256, init_sha256)
     return config, checkpoint
 
@@ -128,8 +130,27 @@ def _base(values: dict[str, str], config_path: str | None) -> dict[str, Any]:
     return merge(training_settings(Path(told["path"]), int(used) if used.isdecimal() else None), base)
 
 
+def _check_rounds(rounds: int, saved: int, number: int) -> None:
+    """Makes sure that a run goes on with a number of rounds that its folder has room for.
+
+    Raises:
+        UserError: if not.
+    """
+    if rounds == saved:
+        return
+    if saved == 1:
+        raise UserError(
+            f"rounds={rounds}: the run began with one round, whose folder has no room for more; leave the option out, "
+            f"or start a new run with --rounds={rounds}."
+        )
+    if rounds < max(2, number):
+        raise UserError(
+            f"rounds={rounds}: the checkpoint is of round {number} of {saved}; give at least {max(2, number)}."
+        )
+
+
 CHANGEABLE = (
-    "resume", "steps", "batch_size", "gradient_accumulation_steps",
+    "resume", "rounds", "steps", "batch_size", "gradient_accumulation_steps",
     "save_freq", "log_freq", "num_workers", "device", "teacher.path", "student.init_path", "dataset.root",
     "dataset.video_backend", "optimizer.", "scheduler.", "measure.",
 )  # fmt: skip

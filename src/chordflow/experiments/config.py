@@ -72,6 +72,8 @@ class ReflowJobConfig:
         teacher: the checkpoint to reflow.
         dataset: LeRobot dataset whose observations are used (its actions only by methods that need them).
         output_dir: new folder for checkpoints, metrics, results and pictures.
+        rounds: how often to reflow; each round begins as the student of the round before and is taught by it. steps,
+            and everything else, are of each.
         steps: optimiser steps.
         batch_size: couplings that a process looks at in one go.
         gradient_accumulation_steps: how often it does so in a step, which then is as one of that many times
@@ -98,6 +100,7 @@ class ReflowJobConfig:
     teacher: TeacherConfig
     dataset: DatasetConfig
     output_dir: Path
+    rounds: int = 1
     steps: int = 20_000
     batch_size: int = 64
     gradient_accumulation_steps: int = 1
@@ -120,7 +123,14 @@ class ReflowJobConfig:
     measure: MeasureConfig = field(default_factory=MeasureConfig)
 
     def __post_init__(self) -> None:
-        positive = ("steps", "batch_size", "gradient_accumulation_steps", "num_inference_steps", "log_freq")
+        positive = (
+            "rounds",
+            "steps",
+            "batch_size",
+            "gradient_accumulation_steps",
+            "num_inference_steps",
+            "log_freq",
+        )
         for name in positive:
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: give at least 1.")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import draccus
 import torch
@@ -26,6 +28,27 @@ from chordflow.quiet import quiet_stdout
 
 STEP_COUNTS = "step_counts"
 """Key of `reflow_config.json`: the Euler steps that the student was trained for, null where it is any number."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round of a job, for the record that is written beside its student.
+
+    Attributes:
+        number: from 1.
+        job: settings of the whole job, as the user gave them.
+        first_teacher: the checkpoint that the job begins with, which taught the first round.
+    """
+
+    number: int
+    job: ReflowJobConfig
+    first_teacher: Path
+
+
+BESIDE_SETTINGS = (
+    "chordflow_version", "teacher_sha256", "init_sha256", STEP_COUNTS, "round", "round_seed", "lineage",
+)  # fmt: skip
+"""What `reflow_config.json` holds beside the settings of the job."""
 
 
 def check_same_teacher(config: ReflowJobConfig, sha256: str | None, init_sha256: str | None = None) -> None:
@@ -56,8 +79,11 @@ def teacher_may_have_seen(teacher_dir: Path, dataset: DatasetConfig, held_out: l
     """Whether the held-out episodes may have been in the teacher's own training.
 
     False only where its `train_config.json` shows that they were not: a list of episodes of this dataset without
-    them, or the same share held out by LeRobot's own rule.
+    them, or the same share held out by LeRobot's own rule. A teacher that is itself a student knows what its own
+    teachers have seen.
     """
+    if _taught_by_one_that_may_have_seen(teacher_dir, dataset, held_out):
+        return True
     try:
         trained_on = json.loads((teacher_dir / TRAIN_CONFIG).read_text(encoding="utf-8"))["dataset"]
         if trained_on["repo_id"] != dataset.repo_id:
@@ -72,6 +98,44 @@ def teacher_may_have_seen(teacher_dir: Path, dataset: DatasetConfig, held_out: l
         return True
 
 
+def _taught_by_one_that_may_have_seen(teacher_dir: Path, dataset: DatasetConfig, held_out: list[int]) -> bool:
+    record = read_record(teacher_dir)
+    if not record:
+        return False
+    try:
+        own_teacher = Path(record["teacher"]["path"])
+        # Where it is not at hand, nobody knows; a checkpoint is never its own teacher, whatever its record says.
+        if not own_teacher.is_dir() or own_teacher.resolve() == teacher_dir.resolve():
+            return True
+        return teacher_may_have_seen(resolve_checkpoint(own_teacher), dataset, held_out)
+    except (UserError, KeyError, TypeError, RecursionError):
+        return True
+
+
+def read_record(checkpoint: Path) -> dict[str, Any]:
+    """What chordflow has written beside a student; empty for any other checkpoint.
+
+    Args:
+        checkpoint: a `pretrained_model` folder.
+    """
+    try:
+        record = json.loads((checkpoint / REFLOW_CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def lineage(checkpoint: Path) -> list[str]:
+    """SHA-256 of the weights of a checkpoint and, before it, of the teachers that it comes from, the first one first.
+
+    Args:
+        checkpoint: a `pretrained_model` folder.
+    """
+    teachers = read_record(checkpoint).get("lineage")
+    known = [str(sha256) for sha256 in teachers] if isinstance(teachers, list) else []
+    return [*known, weights_sha256(checkpoint)]
+
+
 def device_name(device: torch.device) -> str:
     """The device as a person would name it."""
     if device.type == "cuda":
@@ -79,8 +143,16 @@ def device_name(device: torch.device) -> str:
     return f"{device.type}, {torch.get_num_threads()} threads"
 
 
-def write_configs(config: ReflowJobConfig, teacher_dir: Path, folder: Path) -> None:
-    """`train_config.json` as stock tools read it, and chordflow's own settings beside it."""
+def write_configs(config: ReflowJobConfig, teacher_dir: Path, folder: Path, of: Round | None = None) -> None:
+    """`train_config.json` as stock tools read it, and chordflow's own settings beside it.
+
+    Args:
+        config: what the student was trained with.
+        teacher_dir: by whom.
+        folder: the student's `pretrained_model` folder.
+        of: the round of a job, where that has several; the settings are then those of the job.
+    """
+    of = of or Round(1, config, teacher_dir)
     with quiet_stdout():
         policy = PreTrainedConfig.from_pretrained(folder)
     # A run is gone on with from wherever the user happens to be.
@@ -120,19 +192,22 @@ def write_configs(config: ReflowJobConfig, teacher_dir: Path, folder: Path) -> N
         rename_map=config.rename_map,
     )
     stock.save_pretrained(folder)
-    settings = draccus.encode(config)
-    settings["teacher"]["path"], settings["dataset"]["root"] = teacher_path, root
-    if config.couplings.path is not None:
-        settings["couplings"]["path"] = _absolute(config.couplings.path)
-    if config.student.init_path is not None:
-        settings["student"]["init_path"] = _absolute(config.student.init_path)
+    settings = draccus.encode(of.job)
+    settings["teacher"]["path"], settings["dataset"]["root"] = _absolute(of.job.teacher.path), root
+    if of.job.couplings.path is not None:
+        settings["couplings"]["path"] = _absolute(of.job.couplings.path)
+    if of.job.student.init_path is not None:
+        settings["student"]["init_path"] = _absolute(of.job.student.init_path)
     made_by = {
         "chordflow_version": __version__,
-        "teacher_sha256": weights_sha256(teacher_dir),
+        "teacher_sha256": weights_sha256(of.first_teacher),
         STEP_COUNTS: config.method.build().step_counts,
+        "round": of.number,
+        "round_seed": config.seed,
+        "lineage": lineage(teacher_dir),
     }
-    if config.student.init_path is not None:
-        init_dir = resolve_checkpoint(config.student.init_path, None, "student.init_path")
+    if of.job.student.init_path is not None:
+        init_dir = resolve_checkpoint(of.job.student.init_path, None, "student.init_path")
         made_by["init_sha256"] = weights_sha256(init_dir)
     write_json(folder / REFLOW_CONFIG, {**made_by, **settings})
 
@@ -152,11 +227,18 @@ def _absolute(path: str) -> str:
     return str(Path(path).resolve()) if Path(path).is_dir() else path
 
 
-@cache
 def weights_sha256(teacher_dir: Path) -> str:
     """The SHA-256 of a checkpoint's weights file, in hexadecimal."""
+    file = (teacher_dir / WEIGHTS).resolve()
+    about = file.stat()
+    return _sha256(file, about.st_ino, about.st_size, about.st_mtime_ns)
+
+
+@cache
+def _sha256(path: Path, *_changes: int) -> str:
+    """Read once for as long as the file stays what it is."""
     digest = hashlib.sha256()
-    with (teacher_dir / WEIGHTS).open("rb") as file:
+    with path.open("rb") as file:
         while chunk := file.read(1 << 24):
             digest.update(chunk)
     return digest.hexdigest()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import draccus
 from lerobot.utils.constants import PRETRAINED_MODEL_DIR
 from torch import Tensor
 
@@ -20,10 +19,8 @@ from chordflow.couplings import (
 )
 from chordflow.couplings.store import CouplingStore
 from chordflow.errors import UserError
-from chordflow.evaluation.measure import measure
 from chordflow.experiments.config import ReflowJobConfig
-from chordflow.experiments.measured import concluded, policy_info, with_measures
-from chordflow.experiments.provenance import device_name, write_configs
+from chordflow.experiments.provenance import Round, device_name, write_configs
 from chordflow.experiments.run_folder import (
     how_to_go_on,
     new_folder,
@@ -32,17 +29,10 @@ from chordflow.experiments.run_folder import (
     resume_command,
 )
 from chordflow.experiments.stored_couplings import described, made_with, open_couplings
+from chordflow.experiments.student_results import History, deployed_steps, measured_students
 from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint, save_student
 from chordflow.policies.base import PREFIX_ROLES
-from chordflow.policies.sampling import Sampler
-from chordflow.results.schema import (
-    STUDENT,
-    TEACHER,
-    CouplingSummary,
-    LossCurve,
-    Results,
-    installed_versions,
-)
+from chordflow.results.schema import STUDENT, CouplingSummary, LossCurve, Results
 from chordflow.training.checkpoints import check_same_size, training_step
 from chordflow.training.distributed import Processes, current
 from chordflow.training.loop import LoopConfig, Progress, Trained, train
@@ -79,8 +69,27 @@ class Finished:
         return self.measured
 
 
+@dataclass(frozen=True)
+class Job:
+    """What a job begins with.
+
+    Attributes:
+        config: its settings.
+        command: the command line, for the results.
+        teacher: the loaded teacher, frozen.
+        teacher_dir: its local folder.
+        split: the observations.
+    """
+
+    config: ReflowJobConfig
+    command: list[str]
+    teacher: FlowPolicy
+    teacher_dir: Path
+    split: Split
+
+
 def reflow(config: ReflowJobConfig, command: list[str], resume_from: Path | None = None) -> Finished:
-    """Trains and measures a student.
+    """Trains and measures a student in one round; `experiments.rounds` has as many as are asked for.
 
     In several processes (see `training.distributed.joined`) all train, and the first alone writes and measures.
 
@@ -88,6 +97,19 @@ def reflow(config: ReflowJobConfig, command: list[str], resume_from: Path | None
         config: all settings.
         command: the command line, for the results.
         resume_from: a checkpoint folder of this run.
+
+    Raises:
+        UserError: for input that cannot be used.
+    """
+    if config.rounds != 1:
+        raise ValueError(f"rounds={config.rounds}: these are for experiments.rounds")
+    with begun(config, command, resume_from) as job:
+        return run_round(job, resume_from)
+
+
+@contextlib.contextmanager
+def begun(config: ReflowJobConfig, command: list[str], resume_from: Path | None) -> Iterator[Job]:
+    """Loads the teacher, opens the dataset and holds the run's folder, which is made where the run is new.
 
     Raises:
         UserError: for input that cannot be used.
@@ -106,51 +128,80 @@ def reflow(config: ReflowJobConfig, command: list[str], resume_from: Path | None
     folder = new_folder(config.output_dir) if resume_from is None and first else nothing
     with folder, only_run(config.output_dir) if first else nothing:
         try:
-            finished = _run(config, command, teacher, teacher_dir, split, resume_from)
+            yield Job(config, command, teacher, teacher_dir, split)
         except KeyboardInterrupt as interrupt:
             interrupt.add_note(how_to_go_on(config.output_dir))
             raise
     say(f"Done in {time.perf_counter() - started:.0f} s.")
-    return finished
 
 
-def _run(
-    config: ReflowJobConfig,
-    command: list[str],
-    teacher: FlowPolicy,
-    teacher_dir: Path,
-    split: Split,
+def run_round(
+    job: Job,
     resume_from: Path | None,
+    *,
+    of: Round | None = None,
+    on_step: Callable[[], None] = lambda: None,
 ) -> Finished:
+    """Trains a student, measures it and saves the results.
+
+    Args:
+        job: what begins; its folder is there.
+        resume_from: a checkpoint folder of this run.
+        of: the round of a job of several, for the student's record.
+        on_step: called after every step, when the checkpoints of the steps before are written.
+
+    Raises:
+        UserError: for input that cannot be used, or a file that cannot be written.
+    """
+    config, teacher = job.config, job.teacher
     say(
         f"Teacher: {config.teacher.path} ({teacher.family}, {_millions(teacher)} parameters, "
         f"on {device_name(teacher.device)}), deployed at {deployed_steps(config, teacher)} steps"
     )
     say(
-        f"Data:    {config.dataset.repo_id}, {len(split.train):,} observations to train on, "
-        f"{len(split.held_out_episodes)} episodes held out"
+        f"Data:    {config.dataset.repo_id}, {len(job.split.train):,} observations to train on, "
+        f"{len(job.split.held_out_episodes)} episodes held out"
     )
-    trained, couplings = _train(config, teacher, teacher_dir, split, resume_from)
+    trained, couplings = _train(job, resume_from, of, on_step)
     student_dir = trained.checkpoint / PRETRAINED_MODEL_DIR
     if not current().first:
         return Finished(student_dir, None)
     say(f"Student: {student_dir}")
-    results = _measure(config, command, teacher, teacher_dir, student_dir, split, trained, couplings)
+    metrics = read_metrics(config.output_dir / METRICS)
+    history = History(
+        couplings=couplings,
+        loss=LossCurve([int(line["step"]) for line in metrics], [line["loss"] for line in metrics]),
+        training_s=trained.seconds,
+        seeds={"training": config.seed},
+    )
+    results = measured_students(
+        config, job.command, job.teacher, job.teacher_dir, {STUDENT: student_dir}, job.split, history
+    )
+    save_results(results, config.output_dir)
+    return Finished(student_dir, results)
+
+
+def save_results(results: Results, output_dir: Path) -> None:
+    """Writes `results.json` into a run's folder.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
     try:
-        results.save(config.output_dir / RESULTS)
+        results.save(output_dir / RESULTS)
     except UserError as error:
         if not isinstance(error.__cause__, OSError):
             raise
         raise UserError(
-            f"output_dir={config.output_dir}: {RESULTS} cannot be written ({error.__cause__.strerror}); the "
-            f"checkpoints are whole: make room and go on with: {resume_command(config.output_dir)}"
+            f"output_dir={output_dir}: {RESULTS} cannot be written ({error.__cause__.strerror}); the "
+            f"checkpoints are whole: make room and go on with: {resume_command(output_dir)}"
         ) from error
-    return Finished(student_dir, results)
 
 
 def _train(
-    config: ReflowJobConfig, teacher: FlowPolicy, teacher_dir: Path, split: Split, resume_from: Path | None
+    job: Job, resume_from: Path | None, of: Round | None, on_step: Callable[[], None]
 ) -> tuple[Trained, CouplingSummary | None]:
+    config, teacher, teacher_dir, split = job.config, job.teacher, job.teacher_dir, job.split
     # Written out, so that the student's own record says what was trained.
     train_roles = config.student.train = config.student.train or list(teacher.default_train_roles)
     student = make_student(
@@ -197,7 +248,7 @@ def _train(
         save_student(
             student.policy, teacher_dir, folder, {**student.fresh, **weights}, config.num_inference_steps
         )
-        write_configs(config, teacher_dir, folder)
+        write_configs(config, teacher_dir, folder, of)
 
     start = training_step(resume_from) if resume_from is not None else 0
     if start > config.steps:
@@ -215,7 +266,8 @@ def _train(
     )
     with bar("training") as progress:
 
-        def on_step(step: Progress) -> None:
+        def show(step: Progress) -> None:
+            on_step()
             note = f"loss {step.loss:.5f}, lr {step.lr:.1e}, {step.samples_per_second:,.0f} samples/s"
             progress.update(step.step, config.steps, note)
 
@@ -228,7 +280,7 @@ def _train(
             config.output_dir,
             write,
             resume_from=resume_from,
-            on_step=on_step,
+            on_step=show,
         )
     if not method.needs_couplings:
         return trained, None
@@ -269,67 +321,6 @@ def _store(
     # Written out: the store may grow before the run is gone on with.
     config.couplings.num_observations = store.num_blocks * config.buffer.block_size
     return store
-
-
-def _measure(
-    config: ReflowJobConfig,
-    command: list[str],
-    teacher: FlowPolicy,
-    teacher_dir: Path,
-    student_dir: Path,
-    split: Split,
-    trained: Trained,
-    couplings: CouplingSummary | None,
-) -> Results:
-    """Measures the checkpoint as stock LeRobot reloads it, never the weights in memory."""
-    student = load_flow_policy(
-        student_dir, device=config.device, rename_map=config.rename_map, field="student"
-    )
-    teacher_steps = deployed_steps(config, teacher)
-    with bar("measuring") as progress:
-        measures = measure(
-            {
-                TEACHER: Sampler(teacher, teacher_steps),
-                STUDENT: Sampler(student, config.num_inference_steps),
-            },
-            split.held_out,
-            config.measure,
-            on_progress=progress.update,
-        )
-    metrics = read_metrics(config.output_dir / METRICS)
-    relative = os.path.relpath(student_dir, config.output_dir)
-    results = Results(
-        command=command,
-        settings=draccus.encode(config),
-        versions=installed_versions(),
-        device=device_name(teacher.device),
-        seeds={"training": config.seed, "measuring": config.measure.seed},
-        teacher=config.teacher.path,
-        student=relative,
-        teacher_num_steps=teacher_steps,
-        couplings=couplings,
-        loss=LossCurve([int(line["step"]) for line in metrics], [line["loss"] for line in metrics]),
-        training_s=trained.seconds,
-        policies=[
-            policy_info(TEACHER, teacher, config.teacher.path, teacher_dir, teacher_steps),
-            policy_info(STUDENT, student, relative, student_dir, config.num_inference_steps),
-        ],
-    )
-    results = with_measures(
-        results, measures, split, dataset=config.dataset, config=config.measure, teacher_dir=teacher_dir
-    )
-    return concluded(results)
-
-
-def deployed_steps(config: ReflowJobConfig, teacher: FlowPolicy) -> int:
-    """The teacher's steps as deployed: what the user says, or what the checkpoint is saved with.
-
-    A teacher that is itself a student saved with a single step is measured at ten, its couplings' number,
-    unless the user says otherwise.
-    """
-    if config.teacher.num_inference_steps is not None:
-        return config.teacher.num_inference_steps
-    return teacher.default_num_steps if teacher.default_num_steps > 1 else config.coupling.num_steps
 
 
 def _loop_config(config: ReflowJobConfig) -> LoopConfig:

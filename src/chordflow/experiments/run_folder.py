@@ -102,6 +102,41 @@ def how_to_go_on(output_dir: Path) -> str:
     return "no checkpoint was written yet, so start a new run."
 
 
+def round_folder(output_dir: Path, number: int) -> Path:
+    """Where a round of a run of several lies; it is laid out as a run of its own."""
+    return output_dir / f"round_{number}"
+
+
+def folder_of_run(checkpoint_dir: Path, number: int, rounds: int) -> Path:
+    """The folder of the run that a checkpoint is of.
+
+    Args:
+        checkpoint_dir: the checkpoint's folder.
+        number: of its round.
+        rounds: of the run when the checkpoint was written.
+
+    Raises:
+        UserError: if the round does not lie where the rounds of a run do.
+    """
+    folder = checkpoint_dir.parent.parent
+    if rounds == 1:
+        return folder
+    if folder != round_folder(folder.parent, number):
+        raise UserError(
+            f"config_path: {checkpoint_dir} is of round {number} of {rounds}, whose folder is named round_{number} and "
+            f"lies beside those of the other rounds; rename {folder}, or put it back there."
+        )
+    return folder.parent
+
+
+def show_round(output_dir: Path, number: int) -> None:
+    """Makes OUTPUT_DIR/checkpoints those of a round, by rename of a link."""
+    link = output_dir / f".{CHECKPOINTS_DIR}.tmp"
+    link.unlink(missing_ok=True)
+    link.symlink_to(round_folder(Path(), number) / CHECKPOINTS_DIR)
+    os.replace(link, output_dir / CHECKPOINTS_DIR)
+
+
 def resume_folder(config_path: str | Path) -> Path:
     """The checkpoint folder of a `train_config.json`, or of the folder that holds it.
 

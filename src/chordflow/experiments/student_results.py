@@ -1,0 +1,118 @@
+"""Students, as saved, measured against a teacher: the results of a training job."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import draccus
+
+from chordflow.console import bar
+from chordflow.couplings import Split
+from chordflow.evaluation.measure import measure
+from chordflow.experiments.config import ReflowJobConfig
+from chordflow.experiments.measured import concluded, policy_info, with_measures
+from chordflow.experiments.provenance import device_name
+from chordflow.policies import FlowPolicy, load_flow_policy
+from chordflow.policies.sampling import Sampler
+from chordflow.results.schema import (
+    STUDENT,
+    TEACHER,
+    CouplingSummary,
+    LossCurve,
+    PolicyName,
+    Results,
+    installed_versions,
+)
+
+
+@dataclass(frozen=True)
+class History:
+    """How the students came about, as results tell it.
+
+    Attributes:
+        couplings: what the last one was trained on.
+        loss: over all steps.
+        training_s: seconds of training, couplings included.
+        seeds: of each random part of training, by name.
+    """
+
+    couplings: CouplingSummary | None
+    loss: LossCurve | None
+    training_s: float | None
+    seeds: dict[str, int]
+
+
+def measured_students(
+    config: ReflowJobConfig,
+    command: list[str],
+    teacher: FlowPolicy,
+    teacher_dir: Path,
+    students: Mapping[PolicyName, Path],
+    split: Split,
+    history: History,
+) -> Results:
+    """Measures checkpoints as stock LeRobot reloads them, never weights in memory.
+
+    Args:
+        config: of the job.
+        command: the command line.
+        teacher: the loaded teacher, frozen.
+        teacher_dir: its local folder.
+        students: their `pretrained_model` folders by name; `student` is the one in question.
+        split: whose held-out observations are measured on.
+        history: of the training.
+    """
+    loaded = {
+        name: load_flow_policy(folder, device=config.device, rename_map=config.rename_map, field="student")
+        for name, folder in students.items()
+    }
+    teacher_steps, steps = deployed_steps(config, teacher), config.num_inference_steps
+    with bar("measuring") as progress:
+        measures = measure(
+            {
+                TEACHER: Sampler(teacher, teacher_steps),
+                **{name: Sampler(student, steps) for name, student in loaded.items()},
+            },
+            split.held_out,
+            config.measure,
+            on_progress=progress.update,
+        )
+    relative = {name: os.path.relpath(folder, config.output_dir) for name, folder in students.items()}
+    results = Results(
+        command=command,
+        settings=draccus.encode(config),
+        versions=installed_versions(),
+        device=device_name(teacher.device),
+        seeds={**history.seeds, "measuring": config.measure.seed},
+        teacher=config.teacher.path,
+        student=relative[STUDENT],
+        teacher_num_steps=teacher_steps,
+        couplings=history.couplings,
+        loss=history.loss,
+        training_s=history.training_s,
+        policies=[
+            policy_info(TEACHER, teacher, config.teacher.path, teacher_dir, teacher_steps),
+            *(
+                policy_info(name, student, relative[name], students[name], steps)
+                for name, student in loaded.items()
+            ),
+        ],
+    )
+    results = with_measures(
+        results, measures, split, dataset=config.dataset, config=config.measure, teacher_dir=teacher_dir
+    )
+    return concluded(results)
+
+
+def deployed_steps(config: ReflowJobConfig, teacher: FlowPolicy) -> int:
+    """The teacher's steps as deployed: what the user says, or what the checkpoint is saved with.
+
+    A teacher that is itself a student saved with a single step is measured at ten, its couplings' number,
+    unless the user says otherwise.
+    """
+    if config.teacher.num_inference_steps is not None:
+        return config.teacher.num_inference_steps
+    return teacher.default_num_steps if teacher.default_num_steps > 1 else config.coupling.num_steps

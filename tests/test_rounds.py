@@ -1,0 +1,414 @@
+"""Rounds of reflow: each student teaches the next."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shlex
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lerobot.configs.train import TrainPipelineConfig
+from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+from safetensors.torch import load_file
+from torch import Tensor
+
+from chordflow.cli.main import main
+from chordflow.couplings import BufferConfig, CouplingBuffer, CouplingConfig, DatasetConfig
+from chordflow.experiments.provenance import lineage, teacher_may_have_seen, weights_sha256
+from chordflow.experiments.rounds import round_seed
+from chordflow.flow.curvature import measure_curvature
+from chordflow.flow.seeds import generator
+from chordflow.policies import Context, Role, VelocityModule
+from chordflow.policies.gaussian import GaussianConfig, GaussianFlowPolicy
+from chordflow.policies.sampling import Sampler
+from chordflow.results.schema import Results
+from chordflow.training.methods import ReflowMethod, ReflowMethodConfig
+from gaussian_setup import make_observations
+from test_reflow_job import options, student_of
+
+STATE = ("pretrained_model/model.safetensors", "training_state/master_weights.safetensors",
+         "training_state/optimizer_state.safetensors")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def two(checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two rounds; not to be written to."""
+    output = tmp_path_factory.mktemp("rounds") / "zwei Runden"
+    assert main(options(checkpoint, dataset_root, output, "--rounds=2")) == 0
+    return output
+
+
+def copied(run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run, tmp_path / "copy", symlinks=True))
+
+
+def cut(run: Path, number: int) -> None:
+    """Takes a round back to its third step."""
+    checkpoints = run / f"round_{number}" / "checkpoints"
+    shutil.rmtree(checkpoints / "000006")
+    (checkpoints / "last").unlink()
+    (checkpoints / "last").symlink_to("000003")
+    (run / f"round_{number}" / "results.json").unlink()
+
+
+def resume(run: Path, *more: str, place: str = "checkpoints/last") -> list[str]:
+    return [
+        "reflow",
+        "--resume=true",
+        f"--config_path={run / place / 'pretrained_model' / 'train_config.json'}",
+        *more,
+    ]
+
+
+def same_bits(a: Path, b: Path, files: tuple[str, ...] = STATE) -> None:
+    for name in files:
+        one, other = load_file(a / name), load_file(b / name)
+        assert one.keys() == other.keys()
+        for key in one:
+            assert torch.equal(one[key], other[key]), f"{name}: {key}"
+
+
+def gaps(run: Path) -> list[tuple[str, int, str, float]]:
+    return [(r.policy, r.num_steps, r.reference, r.rms) for r in Results.load(run / "results.json").gaps]
+
+
+def record(checkpoint: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((checkpoint / "pretrained_model" / "reflow_config.json").read_text())
+    return found
+
+
+def last(run: Path, number: int) -> Path:
+    return run / f"round_{number}" / "checkpoints" / "000006"
+
+
+# ---- What a run of two rounds leaves behind --------------------------------------------------------------
+
+
+def test_every_round_is_laid_out_as_a_run_and_the_last_one_is_in_front(two: Path) -> None:
+    names = {path.name for path in two.iterdir()}
+    assert names == {"checkpoints", "round_1", "round_2", "results.json", "figures", "report.html", "table.md",
+                     "model_card.md"}  # fmt: skip
+    # Relative, so that the run can be moved.
+    assert os.readlink(two / "checkpoints") == "round_2/checkpoints"
+    for number in (1, 2):
+        folder = two / f"round_{number}"
+        assert {path.name for path in folder.iterdir()} == {"checkpoints", "metrics.jsonl", "results.json"}
+        assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["000003", "000006", "last"]
+    assert SmolVLAPolicy.from_pretrained(student_of(two)).config.num_steps == 1
+
+
+def test_the_first_round_is_a_run_of_one_round(
+    two: Path, checkpoint: Path, dataset_root: Path, tmp_path: Path
+) -> None:
+    assert main(options(checkpoint, dataset_root, tmp_path / "one")) == 0
+    same_bits(last(two, 1), tmp_path / "one" / "checkpoints" / "000006")
+    assert not (tmp_path / "one" / "checkpoints").is_symlink()
+    alone = record(tmp_path / "one" / "checkpoints" / "000006")
+    assert (alone["rounds"], alone["round"], alone["round_seed"]) == (1, 1, 5)
+    assert alone["lineage"] == [alone["teacher_sha256"]] == [weights_sha256(checkpoint)]
+
+
+def test_the_second_round_is_a_run_taught_by_the_first_ones_student(
+    two: Path, checkpoint: Path, dataset_root: Path, tmp_path: Path
+) -> None:
+    """The student is saved with one step; that its couplings take two is `--coupling.num_steps`."""
+    teacher = last(two, 1) / "pretrained_model"
+    more = (f"--seed={round_seed(5, 2)}", "--coupling.num_steps=2")
+    assert main(options(teacher, dataset_root, tmp_path / "by hand", *more)) == 0
+    same_bits(last(two, 2), tmp_path / "by hand" / "checkpoints" / "000006")
+    assert gaps(two / "round_2") == gaps(tmp_path / "by hand")
+    own = Results.load(two / "round_2" / "results.json")
+    assert own.couplings is not None
+    assert (own.couplings.num_steps, own.teacher_num_steps) == (2, 2)
+    # It knows its ancestors without having been told of them.
+    by_hand = lineage(tmp_path / "by hand" / "checkpoints" / "000006" / "pretrained_model")
+    assert by_hand == lineage(last(two, 2) / "pretrained_model")
+    assert by_hand == [weights_sha256(folder) for folder in (checkpoint, teacher, student_of(two))]
+
+
+def test_the_record_names_round_and_lineage(two: Path, checkpoint: Path) -> None:
+    first, second = record(last(two, 1)), record(last(two, 2))
+    hashes = [weights_sha256(checkpoint), weights_sha256(last(two, 1) / "pretrained_model")]
+    assert (first["round"], first["lineage"], first["round_seed"]) == (1, hashes[:1], 5)
+    assert (second["round"], second["lineage"]) == (2, hashes)
+    assert second["teacher_sha256"] == hashes[0]
+    assert second["round_seed"] == round_seed(5, 2) not in (5, round_seed(5, 3), round_seed(6, 2))
+    # The settings are the job's in every round; what LeRobot reads is the round's own.
+    assert {key for key in first if first[key] != second[key]} == {"round", "round_seed", "lineage"}
+    stock = TrainPipelineConfig.from_pretrained(last(two, 2) / "pretrained_model")
+    assert (stock.seed, stock.steps) == (round_seed(5, 2), 6)
+    assert stock.policy is not None
+    assert stock.policy.pretrained_path == last(two, 1) / "pretrained_model"
+
+
+def test_all_rounds_are_held_against_the_first_teacher(two: Path, checkpoint: Path) -> None:
+    results = Results.load(two / "results.json")
+    assert [info.name for info in results.policies] == ["teacher", "round_1", "student"]
+    assert [info.weights_sha256 for info in results.policies] == [
+        weights_sha256(folder) for folder in (checkpoint, last(two, 1) / "pretrained_model", student_of(two))
+    ]
+    assert results.student == "round_2/checkpoints/000006/pretrained_model"
+    teacher, one, both = (results.curvature_of(name) for name in ("teacher", "round_1", "student"))
+    assert teacher is not None
+    assert one is not None
+    assert both is not None
+    assert teacher.curvature > one.curvature > both.curvature
+    # The first round's own teacher is the first one.
+    alone = Results.load(two / "round_1" / "results.json")
+    drift, own = results.gap("round_1", 1, "deployed"), alone.gap("student", 1, "deployed")
+    assert drift is not None
+    assert own is not None
+    assert drift.rms == own.rms
+    second = Results.load(two / "round_2" / "results.json")
+    assert second.policies[0].weights_sha256 == results.policies[1].weights_sha256
+    gap = second.gap("student", 1, "deployed")
+    assert gap is not None
+    said = next(finding.text for finding in results.findings if finding.rule == "rounds")
+    assert said.startswith("At one step, round 1: curvature ")
+    assert f"{100 * gap.rms:.1f} % to its own teacher" in said or f"{100 * gap.rms:.0f} % to its own" in said
+    assert results.loss is not None
+    assert results.loss.steps == [2, 4, 6, 8, 10, 12]
+    assert results.training_s == pytest.approx((alone.training_s or 0) + (second.training_s or 0))
+    # Held out from the student's training, but perhaps not from that of the one that taught it.
+    assert second.held_out is not None
+    assert second.held_out.maybe_seen_by_teacher
+    assert "round_1" in (two / "report.html").read_text()
+
+
+# ---- Going on --------------------------------------------------------------------------------------------
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
+    """Ctrl-C while the loss is looked at for that time; a round here looks eight times."""
+    calls, loss = [], ReflowMethod.loss
+
+    def counted(self: ReflowMethod, *arguments: Any) -> Tensor:
+        calls.append(1)
+        if len(calls) == call:
+            signal.raise_signal(signal.SIGINT)
+        return loss(self, *arguments)
+
+    monkeypatch.setattr(ReflowMethod, "loss", counted)
+
+
+@pytest.mark.parametrize("call", [6, 9, 14])
+def test_an_interrupted_run_goes_on_to_the_same_bits(
+    two: Path,
+    checkpoint: Path,
+    dataset_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    call: int,
+) -> None:
+    output = tmp_path / "out"
+    interrupt_at(monkeypatch, call)
+    assert main(options(checkpoint, dataset_root, output, "--rounds=2")) == 130
+    said = capsys.readouterr().err
+    assert said.startswith("chordflow reflow: interrupted; go on with: chordflow reflow --resume=true"), said
+    # In round 1, in round 2 before its first checkpoint, and after it.
+    number, step = {6: (1, 3), 9: (1, 6), 14: (2, 3)}[call]
+    assert (
+        output / "checkpoints" / "last"
+    ).resolve() == output / f"round_{number}" / "checkpoints" / f"{step:06d}"
+    assert (output / "round_2").exists() == (call == 14)
+    monkeypatch.undo()
+    assert main(shlex.split(said.partition("chordflow reflow: interrupted; go on with: chordflow ")[2])) == 0
+    for number in (1, 2):
+        same_bits(last(two, number), last(output, number))
+    assert gaps(two) == gaps(output)
+    assert record(last(output, 2))["lineage"] == record(last(two, 2))["lineage"]
+    assert os.readlink(output / "checkpoints") == "round_2/checkpoints"
+
+
+def test_interrupted_before_any_checkpoint_nothing_is_left(
+    checkpoint: Path, dataset_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    interrupt_at(monkeypatch, 2)
+    output = tmp_path / "new" / "out"
+    assert main(options(checkpoint, dataset_root, output, "--rounds=2")) == 130
+    assert "no checkpoint was written yet, so start a new run" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_killed_in_the_second_round_it_goes_on_there(two: Path, tmp_path: Path) -> None:
+    """Also where the link in front had not followed yet, and a moved run."""
+    run = copied(two, tmp_path)
+    cut(run, 2)
+    (run / "round_2" / "checkpoints" / ".000006.tmp").mkdir()
+    (run / "checkpoints").unlink()
+    (run / "checkpoints").symlink_to("round_1/checkpoints")
+    first = (last(run, 1) / "pretrained_model" / "model.safetensors").stat().st_mtime_ns
+    assert main(resume(run)) == 0
+    same_bits(last(two, 2), last(run, 2))
+    assert gaps(two) == gaps(run)
+    assert [json.loads(line)["step"] for line in (run / "round_2" / "metrics.jsonl").open()] == [2, 4, 6]
+    assert (last(run, 1) / "pretrained_model" / "model.safetensors").stat().st_mtime_ns == first
+    assert not list((run / "round_2" / "checkpoints").glob(".*"))
+
+
+def test_rounds_after_the_one_resumed_are_kept_while_their_teacher_is_the_same(
+    two: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copied(two, tmp_path)
+    weights = last(run, 2) / "pretrained_model" / "model.safetensors"
+    before = weights.stat().st_ino, weights.stat().st_mtime_ns
+    assert main(resume(run, place="round_1/checkpoints/000003")) == 0
+    assert (weights.stat().st_ino, weights.stat().st_mtime_ns) == before
+    assert gaps(two) == gaps(run)
+    assert "was taught by another student" not in capsys.readouterr().out
+    # Another rate makes another first student, and so another second round.
+    assert main(resume(run, "--optimizer.lr=1e-2", place="round_1/checkpoints/000003")) == 0
+    assert "was taught by another student, so it is made anew" in capsys.readouterr().out
+    assert record(last(run, 2))["lineage"][-1] == weights_sha256(last(run, 1) / "pretrained_model")
+    assert record(last(run, 2))["lineage"] != record(last(two, 2))["lineage"]
+    assert weights_sha256(weights.parent) != weights_sha256(last(two, 2) / "pretrained_model")
+
+
+def test_more_rounds_can_be_asked_for(two: Path, tmp_path: Path) -> None:
+    run = copied(two, tmp_path)
+    assert main(resume(run, "--rounds=3")) == 0
+    for number in (1, 2):
+        same_bits(last(two, number), last(run, number))
+    assert os.readlink(run / "checkpoints") == "round_3/checkpoints"
+    third = record(last(run, 3))
+    assert (third["round"], third["rounds"], len(third["lineage"])) == (3, 3, 3)
+    results = Results.load(run / "results.json")
+    assert [info.name for info in results.policies] == ["teacher", "round_1", "round_2", "student"]
+    assert results.seeds.keys() == {"training", "round 2", "round 3", "measuring"}
+
+
+# ---- What is refused -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--rounds=0"], "rounds=0: give at least 1"),
+        (["--rounds=two"], "rounds=two: give a whole number"),
+        (["--rounds=2", "--method.type=endpoint"], "rounds=2: a student of method.type=endpoint"),
+        (["--rounds=2", "--method.times.at_noise=1"], "is trained for one step alone"),
+        (["--rounds=2", "--method.type=noise_biased"], "rounds=2: method.type=noise_biased has no teacher"),
+    ],
+)
+def test_rounds_that_cannot_be_are_refused(
+    checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str],
+    message: str,
+) -> None:  # fmt: skip
+    assert main(options(checkpoint, dataset_root, tmp_path / "out", *more)) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_does_not_fit_a_run_of_rounds_is_refused(
+    two: Path, checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copied(two, tmp_path)
+    assert main(resume(run, "--rounds=1")) == 2
+    assert "rounds=1: the checkpoint is of round 2 of 2; give at least 2." in capsys.readouterr().err
+    assert main(options(checkpoint, dataset_root, run, "--rounds=2")) == 2
+    assert "exists already; name a new folder, or go on with" in capsys.readouterr().err
+    (run / "round_2").rename(run / "second")
+    assert main(resume(run, place="second/checkpoints/last")) == 2
+    assert "whose folder is named round_2" in capsys.readouterr().err
+    (run / "second").rename(run / "round_2")
+    shutil.copytree(last(two, 1).parent / "000003" / "pretrained_model", last(run, 1) / "pretrained_model",
+                    dirs_exist_ok=True)  # fmt: skip
+    assert main(resume(run)) == 2
+    said = capsys.readouterr().err
+    assert "was not taught by" in said
+    assert "go on from a checkpoint of round 1" in said
+    shutil.rmtree(run / "round_1")
+    assert main(resume(run)) == 2
+    assert "the student of round 1, is missing; restore it" in capsys.readouterr().err
+    # A folder of one round has no room for a second.
+    one = tmp_path / "one"
+    assert main(options(checkpoint, dataset_root, one, "--steps=1")) == 0
+    assert main(resume(one, "--rounds=2")) == 2
+    assert "rounds=2: the run began with one round" in capsys.readouterr().err
+
+
+# ---- What a round does -----------------------------------------------------------------------------------
+
+
+class StraightPolicy(GaussianFlowPolicy):
+    """A student that reflow has made exactly straight; `log_std` decides where noises end."""
+
+    def velocity(self, x_t: Tensor, t: Tensor, context: Context) -> Tensor:
+        return self.flow(context).reflowed_velocity(x_t, t)
+
+
+def test_a_straight_student_has_nothing_to_learn_from_itself() -> None:
+    teacher = StraightPolicy(GaussianConfig(std=0.3))
+    teacher.module.requires_grad_(False)
+    observations = make_observations(8)
+    buffer = CouplingBuffer(
+        teacher,
+        observations,
+        CouplingConfig(num_steps=10),
+        BufferConfig(num_observations=8, noises_per_observation=16, uses_per_coupling=0, block_size=4),
+        seed=0,
+        batch_size=64,
+    )
+    for _ in buffer.fill(0):
+        pass
+    student = StraightPolicy(copy.deepcopy(teacher.config))
+    (trainable,) = student.train_roles([Role.ACTION_HEAD]).values()
+    method = ReflowMethod(ReflowMethodConfig())
+    batch = buffer.batch(0)
+
+    def loss() -> Tensor:
+        return method.loss(VelocityModule(student), batch, generator(0, "times"))
+
+    loss().backward()
+    assert trainable.grad is not None
+    assert loss().item() < 1e-10
+    assert trainable.grad.abs().max() < 1e-5
+    # A bent field of the same endpoints has something to learn, by as much as its curvature says.
+    bent = GaussianFlowPolicy(copy.deepcopy(teacher.config))
+    context, noise = batch.context, batch.noise
+    assert context is not None
+    assert method.loss(VelocityModule(bent), batch, generator(0, "times")).item() > 1e-2
+    ends = [Sampler(teacher, steps)(context, noise) for steps in (1, 10)]
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-5)
+    sums, _ = measure_curvature(lambda x, t: teacher.velocity(x, t, context), noise, 100, real_dims=2)
+    assert sums.curvature < 1e-5
+
+
+def test_rounds_draw_apart_and_a_seed_fits_every_library() -> None:
+    seeds = [round_seed(seed, number) for seed in (0, 1, 1000) for number in range(1, 6)]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**31 for seed in seeds)
+    assert [round_seed(seed, 1) for seed in (0, 1000)] == [0, 1000]
+
+
+def test_a_hash_follows_the_file(two: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(last(two, 1) / "pretrained_model", tmp_path / "student"))
+    before = weights_sha256(folder)
+    shutil.copyfile(student_of(two) / "model.safetensors", folder / "model.safetensors")
+    assert weights_sha256(folder) == weights_sha256(student_of(two)) != before
+
+
+def test_a_students_teachers_may_have_seen_what_it_has_not(
+    two: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    dataset, student = DatasetConfig("test/tiny", eval_split=0.1), last(two, 1) / "pretrained_model"
+    assert teacher_may_have_seen(student, dataset, [5])
+    # With a teacher that is known to have had the same episodes held out.
+    teacher, copy_of = tmp_path / "teacher", tmp_path / "student"
+    shutil.copytree(checkpoint, teacher)
+    shutil.copytree(student, copy_of)
+    shutil.copyfile(student / "train_config.json", teacher / "train_config.json")
+    ours = json.loads((student / "reflow_config.json").read_text())
+    ours["teacher"]["path"] = str(teacher)
+    (copy_of / "reflow_config.json").write_text(json.dumps(ours))
+    assert not teacher_may_have_seen(copy_of, dataset, [5])
+    shutil.rmtree(teacher)
+    assert teacher_may_have_seen(copy_of, dataset, [5])
