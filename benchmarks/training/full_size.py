@@ -1,0 +1,176 @@
+"""Training samples a second of a policy of full size with random weights, with and without reuse of couplings.
+
+    python benchmarks/training/full_size.py --family=smolvla --size=full --device=cpu \
+        --output=benchmarks/training/results/FILE.json
+
+Speed depends on shapes and dtypes, not on what the weights are, so nothing is downloaded and no gap is measured. The
+loop with reuse is timed over whole lives of a buffer that holds just the couplings of one step: its observations are
+encoded, their noises carried to endpoints, each used `--uses` times, and all replaced. So its figure is that of a
+long run with the same numbers of noises and uses, whatever the size of the buffer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from chordflow.console import bar, console
+from chordflow.couplings import BufferConfig, CouplingBuffer, CouplingConfig, Observations
+from chordflow.experiments.provenance import device_name
+from chordflow.experiments.roofline import PeakMemory, measure_roofline
+from chordflow.policies import FlowPolicy
+from chordflow.quiet import silence_libraries
+from chordflow.report.bench_table import markdown, render
+from chordflow.results.bench import NAIVE, BenchLoop, Speed, TrainingBench
+from chordflow.results.schema import installed_versions
+from chordflow.training.methods import ReflowMethodConfig
+from chordflow.training.naive import NaiveCouplings
+from chordflow.training.optimizers import AdamWConfig
+from chordflow.training.timed import Source, TrainingStep
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "latency"))
+
+from random_policies import PROMPT, build
+
+BUFFERED = "buffer"
+
+
+class RandomFrames:
+    """What `Observations` asks of a dataset, with frames of the policy's own shapes."""
+
+    meta = SimpleNamespace(video_keys=[])
+
+    def __init__(self, policy: FlowPolicy) -> None:
+        self._shapes = {key: policy.config.image_features[key].shape for key in policy.image_keys}
+        self._shapes["observation.state"] = policy.config.robot_state_feature.shape
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(index)
+        frame: dict[str, Any] = {
+            key: torch.rand(*shape, generator=generator) for key, shape in self._shapes.items()
+        }
+        return {**frame, "task": PROMPT, "episode_index": torch.tensor(0), "frame_index": torch.tensor(index)}
+
+
+def main() -> None:
+    """Reads the command line; prints and saves what was measured."""
+    options = _options()
+    silence_libraries()
+    bench = measure(options)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    bench.save(options.output)
+    console.print(render(bench))
+    print(markdown(bench))
+
+
+def measure(options: argparse.Namespace) -> TrainingBench:
+    """Counts operations, then times the loop without reuse and the one with it."""
+    teacher, student = (build(options.family, options.size, options.device, options.dtype) for _ in range(2))
+    teacher.module.requires_grad_(False)
+    roles = list(teacher.default_train_roles)
+    trainable = student.train_roles(roles)
+    originals = dict(teacher.module.named_parameters())
+    for name, parameter in student.module.named_parameters():
+        if name not in trainable:
+            # As a student of `chordflow reflow`: what is frozen is in memory once.
+            parameter.data = originals[name].data
+    step = TrainingStep(student, trainable, ReflowMethodConfig().build(), AdamWConfig(), seed=0)
+    frames = Observations(RandomFrames(teacher), range(10_000))  # type: ignore[arg-type]
+    coupling, batch = CouplingConfig(), options.batch_size
+    kept = BufferConfig(batch // options.noises, options.noises, options.uses, batch // options.noises)
+
+    def buffer(config: BufferConfig) -> CouplingBuffer:
+        return CouplingBuffer(teacher, frames, coupling, config, seed=0, batch_size=batch)
+
+    once = buffer(BufferConfig(batch, 1, 0, batch))
+    list(once.fill(0))
+    with bar("roofline") as progress:
+        # It warms everything up as well.
+        roofline = measure_roofline(
+            teacher, next(frames.batches(range(batch), batch)), coupling, step, once,
+            repeats=options.repeats, on_piece=progress.update,
+        )  # fmt: skip
+    del once
+    naive = NaiveCouplings(teacher, frames, coupling, seed=0, batch_size=batch)
+    speeds = [
+        timed(NAIVE, naive, step, options.naive_steps, teacher.device),
+        timed(BUFFERED, buffer(kept), step, options.lives * options.uses, teacher.device),
+    ]
+    return TrainingBench(
+        command=sys.argv,
+        settings={name: str(value) for name, value in vars(options).items()},
+        versions=installed_versions(),
+        device=device_name(teacher.device),
+        teacher=f"{options.family}, {options.size}, random weights, {options.dtype}",
+        teacher_num_steps=teacher.default_num_steps,
+        loops=[
+            BenchLoop(NAIVE, batch),
+            BenchLoop(
+                BUFFERED, batch, 1, options.noises, options.uses, kept.num_observations, kept.block_size,
+                kept.adaptive_share,
+            ),
+        ],
+        budgets=[],
+        seeds=[0],
+        clock="wall",
+        roofline=roofline,
+        speeds=speeds,
+    )  # fmt: skip
+
+
+def timed(name: str, source: Source, step: TrainingStep, steps: int, device: torch.device) -> Speed:
+    """Trains for so many steps, the making of couplings included."""
+    memory, held = PeakMemory(device), 0
+    began = time.perf_counter()
+    with bar(name) as progress:
+        for number in range(steps):
+            for _ in source.fill(number):
+                memory.look()
+            held = max(held, source.num_bytes)
+            step(source, number, 1.0)
+            memory.look()
+            progress.update(number + 1, steps)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    seconds = time.perf_counter() - began
+    return Speed(name, steps * source.step_size, steps, seconds, held, memory.read())
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--family", choices=("smolvla", "pi05"), default="smolvla")
+    parser.add_argument("--size", choices=("full", "reduced"), default="full")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--output", type=Path, required=True, help="the JSON to write")
+    for name, default, text in (
+        ("batch_size", 4, "couplings a step of both loops"),
+        ("noises", 4, "noises an observation, of which batch_size is a multiple"),
+        ("uses", 12, "uses of a coupling"),
+        ("naive_steps", 1, "timed steps without reuse"),
+        ("lives", 1, "timed lives of the buffer, each of as many steps as a coupling has uses"),
+        ("repeats", 1, "timed runs of each part of the roofline"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default, help=text)
+    options = parser.parse_args()
+    for name in ("batch_size", "noises", "uses", "naive_steps", "lives", "repeats"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name}={getattr(options, name)}: give at least 1")
+    if options.batch_size % options.noises:
+        parser.error(
+            f"--batch_size={options.batch_size}: give a multiple of --noises={options.noises}, so that every life "
+            "of the buffer is whole"
+        )
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device=cuda: torch sees no CUDA device here; give --device=cpu")
+    return options
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""The benchmark of training at full size: its reduced size runs, and counts what it says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from chordflow.results.bench import NAIVE, TrainingBench
+
+SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "training" / "full_size.py"
+
+
+def call(*options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *options], capture_output=True, text=True, timeout=300
+    )
+
+
+def test_a_reduced_size_is_measured(tmp_path: Path) -> None:
+    output = tmp_path / "new" / "result.json"
+    done = call(
+        "--size=reduced",
+        f"--output={output}",
+        "--batch_size=4",
+        "--noises=2",
+        "--uses=6",
+        "--naive_steps=2",
+        "--lives=2",
+    )
+    assert done.returncode == 0, done.stderr
+    bench = TrainingBench.load(output)
+    naive, buffered = bench.speeds
+    assert (naive.loop, naive.samples, naive.steps) == (NAIVE, 8, 2)
+    # Two lives of two observations with two noises, each of them used six times.
+    assert (buffered.samples, buffered.steps) == (2 * 2 * 2 * 6, 12)
+    assert buffered.samples_per_s > naive.samples_per_s
+    assert bench.roofline is not None
+    counted = [bench.roofline.flop_per_sample(loop) for loop in bench.loops]
+    assert counted[0] > 3 * counted[1]
+    # What the buffer holds is what the roofline says of its parts.
+    expected = 2 * bench.roofline.context_bytes + 4 * bench.roofline.coupling_bytes
+    assert buffered.buffer_bytes == pytest.approx(expected, rel=0.01)
+    assert "times naive" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--output=x.json", "--uses=0"], "--uses=0: give at least 1"),
+        (["--output=x.json", "--batch_size=6"], "--batch_size=6: give a multiple of --noises=4"),
+        ([], "--output"),
+    ],
+)
+def test_bad_options_are_refused(given: list[str], words: str) -> None:
+    done = call(*given)
+    assert done.returncode == 2
+    assert words in done.stderr
