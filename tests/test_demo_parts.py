@@ -5,18 +5,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import draccus
 import numpy as np
 import pytest
 import torch
+from draccus.utils import deflatten
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from chordflow.demo.cached_train import DecodedTable
 from chordflow.demo.record import FIRST_SEED, record_demonstrations
+from chordflow.demo.run import DemoConfig, reflow_options
 from chordflow.demo.teacher import ASSETS, TeacherRecipe, make_teacher, place_teacher
 from chordflow.demo.tiny_vlm import TinyVLMSize, build_tiny_vlm
 from chordflow.errors import UserError
+from chordflow.experiments.config import ReflowJobConfig
+from chordflow.training.optimizers import AdamWConfig
 from lerobot_env_detour import INSTRUCTIONS, DetourEnv
 
 TINY = TinyVLMSize(
@@ -173,3 +178,10 @@ def test_stock_lerobot_eval_runs_the_placed_teacher(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads((tmp_path / "eval" / "eval_info.json").read_text())
     assert result["overall"]["pc_success"] >= 70
+
+
+def test_the_demos_job_is_one_that_reflow_takes(tmp_path):
+    options = reflow_options(DemoConfig(output_dir=tmp_path), tmp_path / "teacher")
+    job = draccus.decode(ReflowJobConfig, deflatten(options, sep="."))
+    assert isinstance(job.optimizer, AdamWConfig)
+    assert (job.optimizer.lr, job.method.times.at_noise, job.coupling.solver) == (2e-3, 0.75, "euler")

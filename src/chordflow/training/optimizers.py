@@ -38,6 +38,11 @@ class OptimizerConfig(draccus.ChoiceRegistry):
     weight_decay: float = 1e-10
     grad_clip_norm: float = 10.0
 
+    @classmethod
+    def default_choice_name(cls) -> str:
+        """Settings without a type are AdamW's, as they were before there was a choice."""
+        return "adamw"
+
     def __post_init__(self) -> None:
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise UserError(f"optimizer.lr={self.lr}: give a learning rate above 0.")
