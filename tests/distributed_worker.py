@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from chordflow.cli.reflow import parse
-from chordflow.couplings import BufferConfig, CouplingBuffer, CouplingConfig
+from chordflow.couplings import BufferConfig, CouplingBatch, CouplingBuffer, CouplingConfig
 from chordflow.experiments import reflow as experiments
 from chordflow.experiments.reflow import Finished
 from chordflow.policies import Role
@@ -26,13 +26,27 @@ from chordflow.quiet import silence_libraries
 from chordflow.training.distributed import current, joined
 from chordflow.training.loop import EMAConfig, LoopConfig, Trained, train
 from chordflow.training.methods import ReflowMethodConfig
+from chordflow.training.methods.base import VelocityFunction
 from chordflow.training.methods.reflow import ReflowMethod
-from chordflow.training.optimizers import AdamWConfig
+from chordflow.training.optimizers import AdamWConfig, OptimizerConfig
 from chordflow.training.times import UniformTimes
 from chordflow.training.wrapping import whole
 from gaussian_setup import AffineStudent, make_observations, make_policy
 
 STEPS = 5
+
+
+class Uneven(ReflowMethod):
+    """Reflow whose second process calls the student once more, as a method may for some of its couplings."""
+
+    def loss(
+        self, velocity: VelocityFunction, couplings: CouplingBatch, generator: torch.Generator
+    ) -> Tensor:
+        loss = super().loss(velocity, couplings, generator)
+        if current().index == 1:
+            with torch.no_grad():
+                velocity(couplings.noise, torch.ones(len(couplings.noise)), context=couplings.context)
+        return loss
 
 
 def train_gaussian(
@@ -42,6 +56,7 @@ def train_gaussian(
     parts: int = 1,
     resume_from: Path | None = None,
     method: ReflowMethod | None = None,
+    optimizer: OptimizerConfig | None = None,
 ) -> tuple[Trained, CouplingBuffer]:
     """Trains a small student in the processes that there are; weights and gradients of every step are kept."""
     processes = current()
@@ -70,9 +85,10 @@ def train_gaussian(
     )  # fmt: skip
     config = LoopConfig(
         steps=STEPS, batch_size=batch_size, seed=3, log_freq=1, save_freq=3,
-        gradient_accumulation_steps=parts, optimizer=AdamWConfig(lr=1e-2), ema=EMAConfig(enable=True, decay=0.8),
+        gradient_accumulation_steps=parts, optimizer=optimizer or AdamWConfig(lr=1e-2),
+        ema=EMAConfig(enable=True, decay=0.8),
     )  # fmt: skip
-    method = method or ReflowMethod(ReflowMethodConfig(times=UniformTimes(at_noise=0.3)))
+    method = method or Uneven(ReflowMethodConfig(times=UniformTimes(at_noise=0.3)))
     hook = register_optimizer_step_pre_hook(keep)
     try:
         done = train(config, student, trainable, buffer, method, output, write, resume_from=resume_from)

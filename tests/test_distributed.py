@@ -25,8 +25,9 @@ from chordflow.training.checkpoints import check_same_size
 from chordflow.training.distributed import current
 from chordflow.training.memory import enough_memory
 from chordflow.training.metrics import read_metrics
+from chordflow.training.optimizers import MuonConfig, OptimizerConfig, SOAPConfig
 from chordflow.training.wrapping import Wrapped
-from distributed_worker import STEPS, copy_until, reflow, train_gaussian
+from distributed_worker import REFLOW, STEPS, copy_until, reflow, train_gaussian
 from gaussian_setup import AffineStudent, make_observations, make_policy
 
 TESTS = Path(__file__).parent
@@ -169,6 +170,51 @@ def test_a_student_that_fsdp_trained_is_a_stock_checkpoint(
     assert [row["rms"] for row in rows[0]] == pytest.approx([row["rms"] for row in rows[1]], rel=1e-3)
 
 
+FSDP2 = """
+compute_environment: LOCAL_MACHINE
+distributed_type: FSDP
+num_machines: 1
+num_processes: 2
+mixed_precision: "no"
+fsdp_config:
+  fsdp_version: 2
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=pytest.mark.skipif(
+                torch.cuda.device_count() < 2, reason="NCCL wants a GPU for each process"
+            ),
+        ),
+    ],
+)
+def test_accelerate_launch_switches_fsdp2_on(
+    checkpoint: Path, dataset_root: Path, tmp_path: Path, device: str
+) -> None:
+    config = tmp_path / "fsdp2.yaml"
+    config.write_text(FSDP2)
+    options = [
+        f"--teacher.path={checkpoint}", "--dataset.repo_id=test/tiny", f"--dataset.root={dataset_root}", *REFLOW,
+        f"--device={device}",
+    ]  # fmt: skip
+    done = start(
+        "-m", "accelerate.commands.launch", f"--config_file={config}", "--main_process_port=0", "-m", "chordflow",
+        "reflow", f"--output_dir={tmp_path / 'two'}", "--batch_size=4", *options,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    # Said only where every trained parameter is sharded.
+    assert "5 steps of 4 in each of 2 processes with FSDP2" in done.stdout
+    done = start("-m", "chordflow", "reflow", f"--output_dir={tmp_path / 'one'}", "--batch_size=8", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_same(weights(tmp_path / "two"), weights(tmp_path / "one"), 1e-5 if device == "cpu" else 1e-3)
+
+
 # Gradient accumulation
 
 
@@ -272,6 +318,21 @@ def test_what_cannot_be_had_is_refused(
     student = AffineStudent(make_policy().config)
     with pytest.raises(UserError, match=message):
         Wrapped(student, dict(student.module.named_parameters()))
+
+
+@pytest.mark.parametrize("optimizer", [MuonConfig(), SOAPConfig()])
+def test_optimisers_that_need_whole_matrices_are_refused_with_fsdp2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: OptimizerConfig
+) -> None:
+    class Sharded(Wrapped):
+        sharded = property(lambda self: True, lambda self, value: None)  # type: ignore[assignment]
+
+    monkeypatch.setattr("chordflow.training.loop.Wrapped", Sharded)
+    monkeypatch.setattr("chordflow.training.wrapping._check_launch", lambda *_: None)
+    monkeypatch.setattr("chordflow.training.wrapping.fully_shard", lambda *_, **__: None)
+    monkeypatch.setattr("chordflow.training.wrapping._check_wrapped", lambda *_: None)
+    with pytest.raises(UserError, match=r"optimizer.type=(muon|soap): it needs whole matrices"):
+        train_gaussian(tmp_path / "run", batch_size=4, optimizer=optimizer)
 
 
 def test_one_process_alone_is_the_first_of_one() -> None:

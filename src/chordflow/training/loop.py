@@ -24,7 +24,6 @@ from chordflow.training.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
-from chordflow.training.distributed import Processes
 from chordflow.training.memory import enough_memory
 from chordflow.training.methods import Method
 from chordflow.training.metrics import METRICS as METRICS
@@ -139,11 +138,12 @@ def train(
         on_step: told of every step.
 
     Raises:
-        UserError: if a loss or gradient is not finite, or a checkpoint cannot be written.
+        UserError: if a loss or gradient is not finite, memory runs out, a checkpoint cannot be written, or the
+            launcher asks for what cannot be had.
     """
     wrapped = Wrapped(student, trainable, config.gradient_accumulation_steps)
     processes, trainable = wrapped.processes, wrapped.trainable
-    _check_sizes(config, buffer, processes)
+    _check(config, buffer, wrapped)
     optimizer = config.optimizer.build(trainable, student)
     warmup = config.scheduler.warmup(config.steps)
     scheduler = CosineAnnealingWithWarmupSchedulerConfig(num_warmup_steps=warmup).build(
@@ -241,9 +241,15 @@ def train(
     return Trained(checkpoint, time.perf_counter() - began, samples)
 
 
-def _check_sizes(config: LoopConfig, buffer: CouplingBuffer, processes: Processes) -> None:
+def _check(config: LoopConfig, buffer: CouplingBuffer, wrapped: Wrapped) -> None:
+    if wrapped.sharded and not isinstance(config.optimizer, AdamWConfig):
+        name = config.optimizer.get_choice_name(type(config.optimizer))
+        raise UserError(
+            f"optimizer.type={name}: it needs whole matrices, of which FSDP2 leaves each process a part; choose adamw, "
+            "or train without FSDP2."
+        )
     given = (buffer.batch_size, buffer.parts, buffer.share)
-    expected = (config.batch_size, config.gradient_accumulation_steps, processes.share)
+    expected = (config.batch_size, config.gradient_accumulation_steps, wrapped.processes.share)
     if given != expected:
         raise ValueError(
             f"the buffer hands out {given} (batch_size, parts, share), the loop takes {expected}"
