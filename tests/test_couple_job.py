@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -589,3 +590,28 @@ def test_the_help_explains_every_option(capsys: Capture) -> None:
     for option in options_of(CoupleConfig, None):
         assert option.text, f"--{option.name} is not explained"
         assert f"--{option.name}  (" in text
+
+
+@pytest.mark.slow
+def test_under_torchrun_the_first_process_talks_and_all_make_one_store(
+    stores: dict[bool, Path], checkpoint: Path, dataset_root: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "chordflow"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+
+    def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *launcher, *arguments],
+            env=environment, capture_output=True, text=True, timeout=400, check=False,
+        )  # fmt: skip
+
+    done = launch(*command(checkpoint, dataset_root, output))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Teacher:") == done.stdout.count("Done in") == 1
+    for number in range(6):
+        assert (output / shard_name(number)).read_bytes() == (stores[False] / shard_name(number)).read_bytes()
+    # The second time it is refused, once, and by all.
+    again = launch(*command(checkpoint, dataset_root, output))
+    assert again.returncode != 0
+    assert again.stderr.count("holds a store already") == 1
