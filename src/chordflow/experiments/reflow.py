@@ -254,7 +254,7 @@ def _train(
     if start > config.steps:
         raise UserError(f"steps={config.steps}: the run has done {start} already; give at least that many.")
     if resume_from is not None:
-        check_same_size(resume_from, buffer.step_size, _step_size(config, processes))
+        check_same_size(resume_from, buffer.step_size, f"batch_size={_step_size(config, processes)}")
     begin = min(start, config.steps - 1)
     with bar("couplings") as progress, enough_memory(buffer):
         for done in buffer.fill(begin):
