@@ -232,8 +232,8 @@ def check_same_size(checkpoint_dir: Path, step_size: int, asked: str) -> None:
     if processes is not None and batch is not None and processes * batch != step_size:
         raise UserError(
             f"{asked} make {step_size} couplings a step, but the run began with {processes * batch} ({processes} "
-            f"processes of {batch}) and resuming cannot change it; go on with as many, by other processes, --batch_size "
-            "or --gradient_accumulation_steps."
+            f"processes of {batch}) and resuming cannot change it; go on with as many, by other processes, "
+            "--batch_size or --gradient_accumulation_steps."
         )
 
 
