@@ -144,14 +144,14 @@ def test_training_from_a_store_ends_in_the_bits_of_training_on_the_fly(
     read: list[int] = []
     if context:
         # As many as the template takes; measuring reads the held-out ones.
-        measure, frame = training.measure, LeRobotDataset.__getitem__
+        measure, frame = training.measured_students, LeRobotDataset.__getitem__
         monkeypatch.setattr(LeRobotDataset, "__getitem__", lambda self, i: read.append(i) or frame(self, i))
 
         def counted(*arguments: Any, **named: Any) -> Any:
             assert len(read) == 1
             return measure(*arguments, **named)
 
-        monkeypatch.setattr(training, "measure", counted)
+        monkeypatch.setattr(training, "measured_students", counted)
     assert main(train_from(stores[context], tmp_path / "out", "--log_freq=1")) == 0
     said = capsys.readouterr().out
     assert ("24 observations with their contexts" in said) == context

@@ -373,3 +373,19 @@ def test_a_buffer_that_does_not_fit_is_refused(
         UserError, match=r"buffer.num_observations=12 takes 0.0 GiB, but 0.0 GiB are free on cpu"
     ):
         list(make_buffer(tiny_policy, split).fill(0))
+
+
+@pytest.mark.parametrize(
+    ("asked", "deployed", "steps"), [(None, 100, 100), (None, 10, 10), (None, 1, 10), (4, 100, 4)]
+)
+def test_couplings_take_as_many_steps_as_the_teacher_but_at_least_ten(
+    asked: int | None, deployed: int, steps: int
+) -> None:
+    config = CouplingConfig(num_steps=asked)
+    assert config.steps == (asked or 10)
+    config.settle(deployed)
+    assert config.num_steps == config.steps == steps
+    assert config.nfe == steps
+    # Once written out it stays.
+    config.settle(7)
+    assert config.num_steps == steps

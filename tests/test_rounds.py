@@ -292,7 +292,7 @@ def test_more_rounds_can_be_asked_for(two: Path, tmp_path: Path) -> None:
     ("more", "message"),
     [
         (["--rounds=0"], "rounds=0: give at least 1"),
-        (["--rounds=two"], "rounds=two: give a whole number"),
+        (["--rounds=two"], "rounds=two: give whole number"),
         (["--rounds=2", "--method.type=endpoint"], "rounds=2: a student of method.type=endpoint"),
         (["--rounds=2", "--method.times.at_noise=1"], "is trained for one step alone"),
         (["--rounds=2", "--method.type=noise_biased"], "rounds=2: method.type=noise_biased has no teacher"),
@@ -380,6 +380,20 @@ def test_a_straight_student_has_nothing_to_learn_from_itself() -> None:
     torch.testing.assert_close(*ends, rtol=0, atol=1e-5)
     sums, _ = measure_curvature(lambda x, t: teacher.velocity(x, t, context), noise, 100, real_dims=2)
     assert sums.curvature < 1e-5
+
+
+def test_rounds_take_the_steps_that_the_first_teacher_asks_for(
+    checkpoint: Path, dataset_root: Path, tmp_path: Path
+) -> None:
+    """Written out, so that a student of one step that teaches is solved as finely as its teacher was."""
+    more = ("--rounds=2", "--steps=1", "--coupling.num_steps=null", "--teacher.num_inference_steps=12")
+    assert main(options(checkpoint, dataset_root, tmp_path / "out", *more)) == 0
+    for number in (1, 2):
+        last_one = tmp_path / "out" / f"round_{number}" / "checkpoints" / "last"
+        assert record(last_one)["coupling"]["num_steps"] == 12
+        results = Results.load(tmp_path / "out" / f"round_{number}" / "results.json")
+        assert results.couplings is not None
+        assert (results.couplings.num_steps, results.teacher_num_steps) == (12, 12)
 
 
 def test_rounds_draw_apart_and_a_seed_fits_every_library() -> None:

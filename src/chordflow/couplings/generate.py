@@ -16,6 +16,9 @@ from chordflow.flow.solvers import get_solver
 from chordflow.policies import Context, FlowPolicy
 from chordflow.policies.sampling import Sampler
 
+LEAST_STEPS = 10
+"""Solver steps that couplings take unless the user asks for fewer."""
+
 
 @dataclass
 class CouplingConfig:
@@ -24,17 +27,18 @@ class CouplingConfig:
     Attributes:
         solver: euler (the policy's own), midpoint, heun, or adams_bashforth, which takes one evaluation a step and
             one more.
-        num_steps: solver steps from noise to endpoint.
+        num_steps: solver steps from noise to endpoint; by default as many as the teacher takes when deployed, but at
+            least ten.
         grid_power: above 1, steps grow smaller towards the action: their times are u ** grid_power for evenly
             spaced u.
     """
 
     solver: str = "euler"
-    num_steps: int = 10
+    num_steps: int | None = None
     grid_power: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1:
+        if self.num_steps is not None and self.num_steps < 1:
             raise UserError(f"coupling.num_steps={self.num_steps}: give at least 1 solver step.")
         if not (self.grid_power > 0 and math.isfinite(self.grid_power)):
             raise UserError(
@@ -42,9 +46,24 @@ class CouplingConfig:
             )
         get_solver(self.solver)
 
+    @property
+    def steps(self) -> int:
+        """`num_steps`; ten as long as it is not known how the teacher is deployed."""
+        return LEAST_STEPS if self.num_steps is None else self.num_steps
+
+    def settle(self, deployed: int) -> None:
+        """Writes the default out, now that the teacher is known.
+
+        Args:
+            deployed: steps that it takes when deployed; one where it is itself a student of one step, whose
+                couplings take ten.
+        """
+        if self.num_steps is None:
+            self.num_steps = max(LEAST_STEPS, deployed)
+
     def sampler(self, teacher: FlowPolicy) -> Sampler:
         """The teacher with this solver."""
-        return Sampler(teacher, self.num_steps, self.solver, self.grid_power)
+        return Sampler(teacher, self.steps, self.solver, self.grid_power)
 
     def check_points(self, points: int | None) -> None:
         """Makes sure that there are as many states between noise and endpoint as are to be kept; None is all.
@@ -52,7 +71,7 @@ class CouplingConfig:
         Raises:
             UserError: where there are not, or none at all.
         """
-        between = self.num_steps - 1
+        between = self.steps - 1
         if between == 0:
             raise UserError(
                 "coupling.num_steps=1: the method trains on states between noise and endpoint, and one step has none; "
@@ -60,14 +79,14 @@ class CouplingConfig:
             )
         if points is not None and points > between:
             raise UserError(
-                f"buffer.path_points={points}: coupling.num_steps={self.num_steps} passes through {between} between "
+                f"buffer.path_points={points}: coupling.num_steps={self.steps} passes through {between} between "
                 "noise and endpoint; give at most that many."
             )
 
     @property
     def nfe(self) -> int:
         """Network evaluations of a coupling."""
-        return get_solver(self.solver).nfe(self.num_steps)
+        return get_solver(self.solver).nfe(self.steps)
 
 
 @dataclass(frozen=True)
@@ -109,8 +128,8 @@ def endpoints_and_path(
         UserError: if the solver does not pass through so many.
     """
     config.check_points(points)
-    every = config.num_steps if points is None else points + 1
-    kept = {step * config.num_steps // every for step in range(every)}
+    every = config.steps if points is None else points + 1
+    kept = {step * config.steps // every for step in range(every)}
     states: list[Tensor] = []
     times: list[float] = []
 

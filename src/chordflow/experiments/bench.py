@@ -116,6 +116,7 @@ def planned(config: TrainingBenchConfig) -> list[Part]:
 def _begun(bed: Bed, command: list[str]) -> TrainingBench:
     config = bed.config
     steps = config.teacher.num_inference_steps or bed.teacher.default_num_steps
+    config.coupling.settle(steps)
     return TrainingBench(
         command=command,
         settings=draccus.encode(config),
@@ -124,7 +125,7 @@ def _begun(bed: Bed, command: list[str]) -> TrainingBench:
         teacher=config.teacher.path,
         teacher_sha256=weights_sha256(bed.teacher_dir),
         # A teacher that is itself a student of one step is held to what its couplings are made by.
-        teacher_num_steps=steps if steps > 1 else config.coupling.num_steps,
+        teacher_num_steps=steps if steps > 1 else config.coupling.steps,
         loops=[
             BenchLoop(NAIVE, config.naive_batch_size),
             *(schedule.described(name) for name, schedule in config.schedules.items()),

@@ -128,6 +128,7 @@ def couple(config: CoupleConfig) -> Path:
         _refuse_existing(config.output_dir)
     teacher_dir = resolve_checkpoint(config.teacher.path, config.teacher.revision)
     teacher = load_flow_policy(teacher_dir, device=config.device, rename_map=config.rename_map)
+    config.coupling.settle(teacher.default_num_steps)
     teacher.module.requires_grad_(False)
     split = open_split(config.dataset, teacher, config.rename_map)
     block_size = config.buffer.block_size

@@ -121,6 +121,7 @@ def begun(config: ReflowJobConfig, command: list[str], resume_from: Path | None)
     teacher_dir = resolve_checkpoint(config.teacher.path, config.teacher.revision)
     teacher = load_flow_policy(teacher_dir, device=config.device, rename_map=config.rename_map)
     teacher.module.requires_grad_(False)
+    config.coupling.settle(config.teacher.num_inference_steps or teacher.default_num_steps)
     split = open_split(
         config.dataset, teacher, config.rename_map, actions=config.method.build().needs_actions
     )
@@ -289,7 +290,7 @@ def _train(
         observations=(min(blocks, store.num_blocks) if store is not None else blocks) * buffer.block_size,
         noises_per_observation=config.buffer.noises_per_observation,
         solver=config.coupling.solver,
-        num_steps=config.coupling.num_steps,
+        num_steps=config.coupling.steps,
         buffer_bytes=round(buffer_bytes),
     )
 
@@ -360,7 +361,7 @@ def _with_what(config: ReflowJobConfig, method: Method) -> str:
     """What the buffer holds beside each observation."""
     if not method.needs_couplings:
         return "with their demonstrations, no couplings"
-    made = f"by {config.coupling.num_steps} {config.coupling.solver} steps"
+    made = f"by {config.coupling.steps} {config.coupling.solver} steps"
     shown = " and their demonstrations" if method.needs_actions else ""
     return f"x {config.buffer.noises_per_observation} noises on average, {made}{shown}"
 

@@ -17,7 +17,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from chordflow.couplings import CouplingConfig
 from chordflow.flow.seeds import generator
-from chordflow.flow.solvers import get_solver
 from chordflow.policies import FlowPolicy
 from chordflow.results.bench import Roofline, Work
 from chordflow.training.timed import Source, TrainingStep
@@ -70,7 +69,7 @@ def measure_roofline(
     return Roofline(
         dtype=str(dtype).removeprefix("torch."),
         peak_flop_per_s=peak,
-        solver_nfe=get_solver(coupling.solver).nfe(coupling.num_steps),
+        solver_nfe=coupling.nfe,
         encode=encode,
         velocity=velocity,
         train=train,

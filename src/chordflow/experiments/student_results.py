@@ -115,4 +115,4 @@ def deployed_steps(config: ReflowJobConfig, teacher: FlowPolicy) -> int:
     """
     if config.teacher.num_inference_steps is not None:
         return config.teacher.num_inference_steps
-    return teacher.default_num_steps if teacher.default_num_steps > 1 else config.coupling.num_steps
+    return teacher.default_num_steps if teacher.default_num_steps > 1 else config.coupling.steps
