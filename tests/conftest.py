@@ -1,6 +1,7 @@
 """Settings for the whole test run: no network, few threads, nothing random between runs."""
 
 import os
+import signal
 
 # Before torch, tokenizers and huggingface_hub are imported: they read these once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -21,5 +22,8 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 hypothesis.settings.register_profile("steady", derandomize=True, deadline=None, max_examples=50)
 hypothesis.settings.register_profile("wide", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
+
+# A shell starts what it runs in the background with interrupts ignored; tests that interrupt a run mean it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = ["small_policies"]
