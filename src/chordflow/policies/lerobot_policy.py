@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from lerobot.policies.common.vla_utils import pad_vector
-from lerobot.utils.constants import ACTION
+from lerobot.utils.constants import ACTION, OBS_IMAGES
 from torch import Tensor, nn
 
 from chordflow.errors import UserError
@@ -78,6 +78,12 @@ class LeRobotFlowPolicy(FlowPolicy):
             action_dim=self.config.action_feature.shape[0],
             num_executed=self.config.n_action_steps,
         )
+
+    @property
+    def image_keys(self) -> list[str]:
+        """The cameras, without the blank ones that `empty_cameras` adds to the config."""
+        blank = {f"{OBS_IMAGES}.empty_camera_{i}" for i in range(getattr(self.config, "empty_cameras", 0))}
+        return [key for key in self.config.image_features if key not in blank]
 
     def own_name(self, key: str) -> str:
         """What the preprocessor's `rename_map` makes of the observation `key`."""

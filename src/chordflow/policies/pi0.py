@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from lerobot.policies.common.vla_utils import make_att_2d_masks, prepare_attention_masks_4d
 from lerobot.policies.pi0.modeling_pi0 import PI0Policy
-from lerobot.utils.constants import OBS_IMAGES, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
+from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -75,12 +75,6 @@ class PI0FlowPolicy(LeRobotFlowPolicy):
     @property
     def _vlm(self) -> Any:
         return self.policy.model.paligemma_with_expert.paligemma
-
-    @property
-    def image_keys(self) -> list[str]:
-        """The cameras, without the blank ones that `empty_cameras` adds to the config."""
-        blank = {f"{OBS_IMAGES}.empty_camera_{i}" for i in range(self.config.empty_cameras)}
-        return [key for key in self.config.image_features if key not in blank]
 
     @property
     def max_missing_cameras(self) -> int:

@@ -17,7 +17,6 @@ from lerobot.policies.common.vla_utils import make_att_2d_masks
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from lerobot.utils.constants import (
     ACTION,
-    OBS_IMAGES,
     OBS_LANGUAGE_ATTENTION_MASK,
     OBS_LANGUAGE_TOKENS,
     OBS_STATE,
@@ -52,12 +51,6 @@ class SmolVLAFlowPolicy(LeRobotFlowPolicy):
             raise UserError(
                 "use_cache=false in config.json: SmolVLA's own sampler needs its prefix cache; set use_cache=true."
             )
-
-    @property
-    def image_keys(self) -> list[str]:
-        """The cameras, without the blank ones that `empty_cameras` adds to the config."""
-        blank = {f"{OBS_IMAGES}.empty_camera_{i}" for i in range(self.config.empty_cameras)}
-        return [key for key in self.config.image_features if key not in blank]
 
     @property
     def max_missing_cameras(self) -> int:
