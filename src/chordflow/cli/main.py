@@ -38,6 +38,15 @@ def usage() -> str:
     )
 
 
+_SIZES = {
+    "couple": "--batch_size or --buffer.block_size",
+    "diagnose": "--measure.batch_size",
+    "evaluate": "--eval.batch_size or --measure.batch_size",
+    "reflow": "--batch_size, --buffer.num_observations or --measure.batch_size",
+}
+"""What takes less memory, by verb."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs a verb.
 
@@ -94,9 +103,7 @@ def main(argv: list[str] | None = None) -> int:
         if type(error).__name__ != "OutOfMemoryError" and not isinstance(error, MemoryError):
             raise
         text = "out of memory" + (f" ({str(error).splitlines()[0]})" if str(error) else "")
-        return _refuse(
-            verb, f"{text}; lower --batch_size, --buffer.num_observations or --measure.batch_size."
-        )
+        return _refuse(verb, f"{text}; lower {_SIZES.get(verb, _SIZES['reflow'])}.")
     return 0
 
 
