@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from chordflow.couplings import Observations
-from chordflow.errors import UserError
 from chordflow.evaluation.gap import Gap, Modes, action_gap
 from chordflow.evaluation.latency import measure_latency
 from chordflow.evaluation.paired import (
-    HeldOutSet,
     MeasureConfig,
     Way,
     encode_held_out,
-    over_batches,
-    solve,
 )
 from chordflow.evaluation.spread import observation_spreads, widest_observations
 from chordflow.evaluation.trajectories import trajectories
-from chordflow.flow.curvature import Curvature, measure_curvature
-from chordflow.flow.solvers import Velocity, get_solver
-from chordflow.policies import FlowPolicy
+from chordflow.evaluation.work import Tick, Work, curvature_row, gap_row, rms_ratio
+from chordflow.flow.solvers import get_solver
 from chordflow.policies.sampling import Sampler
 from chordflow.results.schema import (
     STUDENT,
@@ -40,9 +34,6 @@ from chordflow.results.schema import (
     TrajectoryRow,
     WideObservation,
 )
-from chordflow.results.statistics import Estimate, ratio_of_rms
-
-Tick = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -107,7 +98,7 @@ def measure(
     latency = _latency(policies, observations, config)
     held_out = encode_held_out(networks, observations, config)
     ways = _ways(policies, config)
-    work = _Work(held_out, config, on_progress)
+    work = Work(held_out, config, on_progress)
     compared = config.gap_noises or config.noises_per_observation
     as_deployed = Way("euler", teacher_steps)
     work.total = work.cost(sum(way.nfe for of_one in ways.values() for way in of_one), compared)
@@ -118,7 +109,7 @@ def measure(
     curvature, converged = [], {}
     for name, network in networks.items():
         sums, ends = work.converge(name, network)
-        curvature.append(_curvature_row(name, sums, held_out, config.seed))
+        curvature.append(curvature_row(name, sums, held_out, config.seed))
         converged[name] = ends
     gaps: list[GapRow] = []
     untrained: dict[tuple[Way, Reference], Gap] = {}
@@ -146,9 +137,9 @@ def measure(
             if name == TEACHER:
                 untrained[way, reference] = gap
             elif untrained[way, reference].rms > 0:
-                ratio = _ratio(gap, untrained[way, reference], held_out.episodes, config.seed)
+                ratio = rms_ratio(gap, untrained[way, reference], held_out.episodes, config.seed)
             interval = gap.interval(held_out.episodes.numpy(), config.seed)
-            row = _gap_row(name, way, reference, fine, gap)
+            row = gap_row(name, way, reference, fine, gap)
             gaps.append(replace(row, ratio_to_untrained=ratio, interval=interval))
     paths, axes = trajectories(networks, held_out, deployed, config.converged_num_steps)
     spreads = observation_spreads(deployed, modes, held_out)
@@ -165,71 +156,6 @@ def measure(
     )
 
 
-class _Work:
-    """Solves on the held-out set and counts what is done."""
-
-    def __init__(self, held_out: HeldOutSet, config: MeasureConfig, on_progress: Tick) -> None:
-        self.held_out, self.config, self.on_progress = held_out, config, on_progress
-        self.total, self.done = 0, 0
-
-    def cost(self, nfe: int, noises: int | None = None) -> int:
-        """Network evaluations of one pass over all batches."""
-        count = self.held_out.num_observations
-        size = max(1, self.config.batch_size // (noises or self.config.noises_per_observation))
-        return nfe * -(-count // size)
-
-    def tick(self, nfe: int) -> None:
-        self.done += nfe
-        self.on_progress(self.done, self.total)
-
-    def solve(self, name: PolicyName, policy: FlowPolicy, ways: list[Way], noises: int) -> dict[Way, Tensor]:
-        ends = solve(
-            policy,
-            self.held_out.contexts[name],
-            self.held_out.noise[:, :noises],
-            ways,
-            batch_size=self.config.batch_size,
-            on_batch=self.tick,
-        )
-        for way, found in ends.items():
-            _require_finite(found, name, way)
-        return ends
-
-    def converge(self, name: PolicyName, policy: FlowPolicy) -> tuple[Curvature, Tensor]:
-        """Curvature on the fine grid, and the endpoints (N, converged_noises, H, D) that come with it."""
-        noise = self.held_out.noise[:, : self.config.converged_noises]
-        steps, ends = self.config.converged_num_steps, torch.empty(noise.shape, dtype=torch.float32)
-        total: Curvature | None = None
-
-        def follow(velocity: Velocity, flat: Tensor) -> tuple[Curvature, Tensor]:
-            chunk = policy.chunk
-            return measure_curvature(
-                velocity, flat, steps, real_dims=chunk.action_dim, real_rows=chunk.real_rows
-            )
-
-        context, size = self.held_out.contexts[name], self.config.batch_size
-        for part, (sums, end) in over_batches(policy, context, noise, size, follow):
-            ends[part] = end.unflatten(0, (-1, noise.shape[1])).float().cpu()
-            total = sums if total is None else total.merge(sums)
-            self.tick(steps)
-        assert total is not None
-        _require_finite(ends, name, Way("euler", steps))
-        return total, ends
-
-
-def _require_finite(ends: Tensor, name: PolicyName, way: Way) -> None:
-    """Makes sure that endpoints can be measured.
-
-    Raises:
-        UserError: if one is NaN or infinite.
-    """
-    if not ends.isfinite().all():
-        raise UserError(
-            f"{name}: {way.num_steps} {way.solver} steps end in NaN or infinite actions; train again with a lower "
-            "--optimizer.lr, or check the teacher's weights."
-        )
-
-
 def _ways(policies: Mapping[PolicyName, Sampler], config: MeasureConfig) -> dict[PolicyName, list[Way]]:
     """How each policy is solved; whatever the others do, the teacher does as well."""
     steps = sorted({*config.num_steps, *(sampler.num_steps for sampler in policies.values())})
@@ -244,56 +170,6 @@ def _ways(policies: Mapping[PolicyName, Sampler], config: MeasureConfig) -> dict
         else teacher
         for name, sampler in policies.items()
     }
-
-
-def _curvature_row(policy: PolicyName, sums: Curvature, held_out: HeldOutSet, seed: int) -> CurvatureRow:
-    interval = None
-    if sums.chord_of_each.sum() > 0 and sums.deviation_of_each.sum() > 0:
-        clusters = held_out.episodes.repeat_interleave(sums.count // held_out.num_observations)
-        roots = (sums.deviation_of_each.sqrt().numpy(), sums.chord_of_each.sqrt().numpy())
-        interval = ratio_of_rms(*roots, seed=seed, clusters=clusters.numpy()).interval
-    return CurvatureRow(
-        policy=policy,
-        num_steps=sums.num_steps,
-        trajectories=sums.count,
-        s=sums.s,
-        curvature=sums.curvature,
-        s_all_dims=sums.s_all_dims,
-        curvature_all_dims=sums.curvature_all_dims,
-        times=sums.times.tolist(),
-        s_by_time=sums.s_by_time.tolist(),
-        s_by_dim=sums.s_by_dim.tolist(),
-        s_by_time_and_dim=sums.s_by_time_and_dim[:, : sums.real_dims].tolist(),
-        interval=interval,
-    )
-
-
-def _ratio(gap: Gap, untrained: Gap, episodes: Tensor, seed: int) -> Estimate:
-    """The RMS ratio with its interval over episodes: frames of one episode are not independent."""
-    return ratio_of_rms(
-        gap.distance.ravel(),
-        untrained.distance.ravel(),
-        seed=seed,
-        clusters=np.repeat(episodes.numpy(), gap.distance.shape[1]),
-    )
-
-
-def _gap_row(policy: PolicyName, way: Way, reference: Reference, reference_steps: int, gap: Gap) -> GapRow:
-    return GapRow(
-        policy=policy,
-        solver=way.solver,
-        num_steps=way.num_steps,
-        nfe=way.nfe,
-        reference=reference,
-        reference_num_steps=reference_steps,
-        rms=gap.rms,
-        median=gap.median,
-        flip_rate=gap.flip_rate,
-        max_abs=gap.max_abs,
-        mean_abs=gap.mean_abs,
-        observations=gap.distance.shape[0],
-        pairs=gap.distance.size,
-    )
 
 
 def _latency(
