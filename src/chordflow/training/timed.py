@@ -167,7 +167,7 @@ def rate_at(share: float) -> float:
 def train_for(
     seconds: float,
     marks: Sequence[float],
-    training_step: TrainingStep,
+    training_step: Callable[[Source, int, float], float],
     source: Source,
     watch: Stopwatch,
     *,
@@ -212,3 +212,45 @@ def train_for(
         steps += 1
         if not goes_on():
             return
+
+
+def train_steps(
+    steps: int,
+    rates: Callable[[int], float],
+    training_step: Callable[[Source, int, float], float],
+    source: Source,
+    watch: Stopwatch,
+    *,
+    on_step: Callable[[Passed], None] = lambda passed: None,
+) -> Passed:
+    """Trains a number of steps, to the same weights as the training loop.
+
+    Args:
+        steps: of the run, at least 1.
+        rates: factor of the peak learning rate by step, from 0.
+        training_step: of the student.
+        source: of couplings.
+        watch: just started.
+        on_step: told of every piece of work.
+
+    Returns:
+        Where the run ended; its `mark` is the same as its `seconds`.
+
+    Raises:
+        UserError: if a loss or an endpoint is not finite.
+    """
+    ready: float | None = None
+    loss: float | None = None
+
+    def passed(done: int) -> Passed:
+        now = watch.seconds
+        return Passed(now, now, done, done * source.step_size, ready, loss)
+
+    for step in range(steps):
+        for _ in source.fill(step):
+            on_step(passed(step))
+        if ready is None:
+            ready = watch.seconds
+        loss = training_step(source, step, rates(step))
+        on_step(passed(step + 1))
+    return passed(steps)
