@@ -55,7 +55,7 @@ def make(
     """A store of a Gaussian teacher's couplings."""
     folder.mkdir(exist_ok=True)
     writer = StoreWriter(folder, settings(store_context=context), {}, num_blocks)
-    makes = buffer(teacher, observations)
+    makes = buffer(teacher, observations).maker
     for number in writer.claims():
         indices = makes.observation_indices(number)
         items = next(observations.batches(indices, len(indices)))
@@ -295,7 +295,7 @@ def test_contexts_of_another_form_are_refused(
     assert store.template is not None
     half = replace(store, template=store.template.map(lambda tensor: tensor.half()))
     with pytest.raises(UserError, match="holds contexts of another form"):
-        half.read(0, buffer(teacher, observations).observation_indices(0))
+        half.read(0, buffer(teacher, observations).maker.observation_indices(0))
 
 
 def test_an_unfinished_store_is_not_trained_from(

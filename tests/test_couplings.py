@@ -176,7 +176,7 @@ def test_couplings_are_used_as_often_as_asked(tiny_policy: SmolVLAFlowPolicy, sp
 def test_blocks_walk_through_all_observations(tiny_policy: SmolVLAFlowPolicy, split: Split) -> None:
     buffer = make_buffer(tiny_policy, split)
     count = len(split.train)
-    walk = [index for block in range(2 * count) for index in buffer.observation_indices(block)]
+    walk = [index for block in range(2 * count) for index in buffer.maker.observation_indices(block)]
     for epoch in range(4):
         assert sorted(walk[epoch * count : (epoch + 1) * count]) == list(range(count))
     assert walk[:count] != walk[count : 2 * count]
@@ -338,7 +338,7 @@ def test_more_noises_go_where_endpoints_spread(tiny_policy: SmolVLAFlowPolicy, s
     assert counts.min() >= 8
     assert counts.max() > counts.min()
     assert counts.sum() == 8 * 16
-    spread = buffer._spread(block.endpoint[:64].unflatten(0, (8, 8)))
+    spread = buffer.maker._spread(block.endpoint[:64].unflatten(0, (8, 8)))
     expected = 8 + 64 * spread / spread.sum()
     assert (counts - expected).abs().max() < 4 * expected.sqrt().max()
     # Every coupling belongs to the observation that it says.
@@ -357,7 +357,7 @@ def test_spread_weights_the_observations(tiny_policy: SmolVLAFlowPolicy, split: 
     ends = torch.zeros(3, 4, *tiny_policy.chunk.shape)
     ends[1, :2, :, :2], ends[1, 2:, :, :2] = 1.0, -1.0
     ends[2, :, :, 2:] = torch.randn(4, 8, 4)  # padded dimensions do not count
-    spread = buffer._spread(ends)
+    spread = buffer.maker._spread(ends)
     assert spread.argmax() == 1
     assert spread[0] == spread[2] == 1e-12
 

@@ -12,13 +12,15 @@ class BufferConfig:
     """How many couplings are kept and how long.
 
     Attributes:
-        num_observations: observations in the buffer.
+        num_observations: observations in the whole buffer.
         noises_per_observation: noises that share one encoded observation, on average.
         uses_per_coupling: how often a coupling is trained on, on average, before it is replaced; 0 keeps the
             first filling for the whole run.
         block_size: observations that are encoded together, and replaced together.
         adaptive_share: share of the noises that goes to the observations in proportion to how far their
             endpoints spread, where a policy has to decide; the rest, at least two each, goes to all alike.
+        start_observations: observations with which training begins, at least as many as a step draws from; more are
+            added as it goes on, until there are num_observations.
         path_points: states between noise and endpoint that are kept of each of the teacher's trajectories, evenly
             spread over its solver's steps, where a method trains on them; by default all.
     """
@@ -28,10 +30,11 @@ class BufferConfig:
     uses_per_coupling: int = 12
     block_size: int = 64
     adaptive_share: float = 0.5
+    start_observations: int = 256
     path_points: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_observations", "noises_per_observation", "block_size"):
+        for name in ("num_observations", "noises_per_observation", "block_size", "start_observations"):
             if getattr(self, name) < 1:
                 raise UserError(f"buffer.{name}={getattr(self, name)}: give at least 1.")
         if self.path_points is not None and self.path_points < 1:

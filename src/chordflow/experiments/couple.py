@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from chordflow.console import Bar, bar, say
-from chordflow.couplings import BufferConfig, CouplingBuffer, CouplingConfig, DatasetConfig, open_split
+from chordflow.couplings import BufferConfig, CouplingConfig, DatasetConfig, open_split
+from chordflow.couplings.making import BlockMaker
 from chordflow.couplings.store import MANIFEST, read_manifest, remake_command
 from chordflow.couplings.store_writer import StoreWriter
 from chordflow.errors import UserError
@@ -134,15 +135,8 @@ def couple(config: CoupleConfig) -> Path:
     block_size = config.buffer.block_size
     count = -(-(config.num_observations or len(split.train)) // block_size) * block_size
     blocks = config.buffer.of(count)
-    buffer = CouplingBuffer(
-        teacher,
-        split.train,
-        config.coupling,
-        blocks,
-        seed=config.seed,
-        # Nothing is drawn from this buffer, so that it need not hold a whole batch.
-        batch_size=min(config.batch_size, count * blocks.noises_per_observation),
-        num_workers=config.num_workers,
+    maker = BlockMaker(
+        teacher, split.train, config.coupling, blocks, seed=config.seed, batch_size=config.batch_size
     )
     say(f"Teacher: {config.teacher.path} ({teacher.family}, on {device_name(teacher.device)})")
     say(f"Data:    {config.dataset.repo_id}, {len(split.train):,} observations to train on")
@@ -168,13 +162,13 @@ def couple(config: CoupleConfig) -> Path:
         "device": device_name(teacher.device),
         "versions": installed_versions(),
     }
-    job = _Job(config, teacher, buffer)
+    job = _Job(config, teacher, maker, count // block_size)
     job.check_room(0, config.output_dir)
     with _folder(config.output_dir):
         if not processes.first:
             # The first begins the store, or refuses to.
             processes.wait()
-        with contextlib.closing(StoreWriter(config.output_dir, settings, about, buffer.num_blocks)) as writer:
+        with contextlib.closing(StoreWriter(config.output_dir, settings, about, job.num_blocks)) as writer:
             try:
                 if processes.first:
                     processes.wait()
@@ -192,10 +186,11 @@ def couple(config: CoupleConfig) -> Path:
 class _Job:
     """The blocks of a store, made one after the other by this process and whoever else works on it."""
 
-    def __init__(self, config: CoupleConfig, teacher: FlowPolicy, buffer: CouplingBuffer) -> None:
+    def __init__(self, config: CoupleConfig, teacher: FlowPolicy, maker: BlockMaker, num_blocks: int) -> None:
         self.config = config
         self.teacher = teacher
-        self.buffer = buffer
+        self.maker = maker
+        self.num_blocks = num_blocks
         self.announced = False
 
     @staticmethod
@@ -225,9 +220,9 @@ class _Job:
         def order() -> Iterator[list[int]]:
             for number in claims:
                 numbers.append(number)
-                yield self.buffer.observation_indices(number)
+                yield self.maker.observation_indices(number)
 
-        for items in self.buffer.observations.stream(order(), self.config.num_workers):
+        for items in self.maker.observations.stream(order(), self.config.num_workers):
             yield numbers.popleft(), items
 
     @torch.no_grad()
@@ -237,9 +232,7 @@ class _Job:
         if not self.announced:
             self._announce(writer, kept)
             self.announced = True
-        writer.write(
-            number, self.buffer.observation_indices(number), self.buffer.solve(number, context), kept
-        )
+        writer.write(number, self.maker.observation_indices(number), self.maker.solve(number, context), kept)
 
     def _announce(self, writer: StoreWriter, context: Context | None) -> None:
         """Says how large the store will be, before anything of it is written, and makes sure that it fits."""
@@ -251,7 +244,7 @@ class _Job:
             parts += f" and {_size(contexts * blocks)} of contexts ({', '.join(kinds)})"
         missing = len(writer.manifest.missing)
         say(
-            f"Store:   {blocks * self.buffer.block_size:,} observations x "
+            f"Store:   {blocks * self.maker.block_size:,} observations x "
             f"{self.config.buffer.noises_per_observation} noises on average in {blocks:,} blocks, {parts}"
             + (f"; {missing:,} blocks are to be made" if missing < blocks else "")
         )
@@ -260,7 +253,7 @@ class _Job:
     def block_bytes(self, context: Context | None) -> tuple[int, int]:
         """Bytes of a block's endpoints and of its contexts."""
         noise: Tensor = self.teacher.sample_noise(1, torch.Generator())
-        endpoints = self.buffer.per_block * (noise.nbytes + 8) + self.buffer.block_size * 8
+        endpoints = self.maker.per_block * (noise.nbytes + 8) + self.maker.block_size * 8
         return endpoints, context.num_bytes if context is not None else 0
 
     def check_room(self, context_bytes: int, folder: Path, missing: int | None = None) -> None:
@@ -276,13 +269,13 @@ class _Job:
         """
         if missing is None:
             finished = len(read_manifest(folder).shards) if (folder / MANIFEST).exists() else 0
-            missing = max(self.buffer.num_blocks - finished, 0)
+            missing = max(self.num_blocks - finished, 0)
         place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
         free = shutil.disk_usage(place).free
         each = self.block_bytes(None)[0] + context_bytes
         if each * missing <= free:
             return
-        fit = free // each * self.buffer.block_size
+        fit = free // each * self.maker.block_size
         advice = f"--num_observations (to at most {fit:,})" if fit else "--num_observations"
         without = " leave --store_context out," if context_bytes else ""
         raise UserError(

@@ -261,9 +261,10 @@ def _train(
         for done in buffer.fill(begin):
             progress.update(done, len(buffer.held_blocks(begin)), _megabytes(buffer.num_bytes))
     (buffer_bytes,) = processes.sum([buffer.num_bytes])
+    held = len(buffer.window.held(begin))
     say(
-        f"Buffer:  {buffer.num_blocks * buffer.block_size:,} observations {_with_what(config, method)}, "
-        f"{_megabytes(buffer_bytes)}"
+        f"Buffer:  {held * buffer.block_size:,} observations {_with_what(config, method)}, {_megabytes(buffer_bytes)}"
+        + (f", growing to {buffer.num_blocks * buffer.block_size:,}" if held < buffer.num_blocks else "")
     )
     with bar("training") as progress:
 
@@ -285,7 +286,9 @@ def _train(
         )
     if not method.needs_couplings:
         return trained, None
-    blocks = buffer.first_block(config.steps - 1) + buffer.num_blocks
+    # A window never shrinks: after the last step it is at its largest.
+    (buffer_bytes,) = processes.sum([buffer.num_bytes])
+    blocks = buffer.made_blocks(config.steps - 1)
     return trained, CouplingSummary(
         observations=(min(blocks, store.num_blocks) if store is not None else blocks) * buffer.block_size,
         noises_per_observation=config.buffer.noises_per_observation,

@@ -187,7 +187,7 @@ def described(store: CouplingStore, buffer: CouplingBuffer, steps: int) -> str:
         text += " with their contexts"
     elif store.manifest.made_with["store_context"]:
         text += " (the student does not share the teacher's prefix, so their contexts are of no use)"
-    last = buffer.first_block(steps - 1) + buffer.num_blocks
+    last = buffer.made_blocks(steps - 1)
     if last > store.num_blocks:
         uses = steps * buffer.step_size / (store.num_blocks * buffer.per_block)
         text += (

@@ -45,7 +45,7 @@ def _advice(buffer: CouplingBuffer, error: BaseException) -> str:
             what = f"--buffer.noises_per_observation={config.noises_per_observation // 2}"
         else:
             what = f"--buffer.num_observations={max(1, config.num_observations // 2)}"
-    elif encoding and not solving and buffer.student_context and buffer.block_size > 1:
+    elif encoding and not solving and buffer.maker.student_context and buffer.block_size > 1:
         doing = f"while {buffer.block_size} observations were encoded at a time"
         what = f"--buffer.block_size={buffer.block_size // 2}"
     elif buffer.batch_size > 1:
