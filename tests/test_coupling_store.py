@@ -101,17 +101,28 @@ def losses(couplings: CouplingBuffer, teacher: GaussianFlowPolicy, steps: int) -
     return seen
 
 
-@pytest.mark.parametrize("context", [False, True])
+@pytest.mark.parametrize(
+    ("config", "context", "last"),
+    [
+        # Four blocks were replaced on the way.
+        (CONFIG, False, range(4, 6)),
+        (CONFIG, True, range(4, 6)),
+        # From one block to three.
+        (replace(CONFIG, num_observations=16, uses_per_coupling=4, start_observations=1), False, range(3)),
+    ],
+)
 def test_training_from_a_store_is_training_on_the_fly(
     tmp_path: Path,
     teacher: GaussianFlowPolicy,
     observations: Observations,
     monkeypatch: pytest.MonkeyPatch,
+    config: BufferConfig,
     context: bool,
+    last: range,
 ) -> None:
     folder = make(tmp_path / "store", teacher, observations, context=context)
-    steps = 7  # the last of which draws from blocks 4 and 5: four were replaced on the way
-    expected = losses(buffer(teacher, observations), teacher, steps)
+    steps = 7
+    expected = losses(buffer(teacher, observations, config=config), teacher, steps)
 
     def refuse(*arguments: object) -> None:
         raise AssertionError("the teacher was asked for endpoints")
@@ -124,9 +135,9 @@ def test_training_from_a_store_is_training_on_the_fly(
         monkeypatch.setattr(observations, "batches", refuse)
     else:
         source = opened(folder)
-    stored = buffer(teacher, observations, source=source)
+    stored = buffer(teacher, observations, source=source, config=config)
     assert losses(stored, teacher, steps) == expected
-    assert stored.first_block(steps - 1) == 4
+    assert stored.held_blocks(steps - 1) == list(last)
     assert len(set(expected)) == steps
 
 

@@ -162,6 +162,26 @@ def test_a_buffer_at_any_step_is_a_pure_function_of_seed_and_step(
     assert not torch.equal(other.batch(4).noise, again.noise)
 
 
+def test_training_begins_before_the_buffer_is_whole(tiny_policy: SmolVLAFlowPolicy, split: Split) -> None:
+    config = BufferConfig(16, 2, 4, 4, start_observations=4)
+    walked = make_buffer(tiny_policy, split, config=config)
+    made = []
+    for step in range(12):
+        made.append(len(list(walked.fill(step))))
+        batch = walked.batch(step)
+        # All that is resident can be drawn, and nothing else.
+        resident = torch.cat([block.noise for block in walked._blocks.values()])
+        assert all((resident == noise).all(dim=(1, 2)).any() for noise in batch.noise)
+        if step not in (2, 8):
+            continue
+        # A run that resumes here sees the same.
+        jumped = make_buffer(tiny_policy, split, config=config)
+        list(jumped.fill(step))
+        assert jumped.held_blocks(step) == list(range(sum(made)))[-4:]
+        assert torch.equal(jumped.batch(step).endpoint, batch.endpoint)
+    assert made == [1, 1, 0, 1, 0, 0, 1, 0, 0, 0, 1, 0]
+
+
 def test_couplings_are_used_as_often_as_asked(tiny_policy: SmolVLAFlowPolicy, split: Split) -> None:
     buffer = make_buffer(tiny_policy, split, config=BufferConfig(12, 2, 3, 4))
     # 8 couplings a block, used 3 times each at 8 a step: one block is replaced every 3 steps.

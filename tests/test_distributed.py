@@ -226,8 +226,9 @@ def gaussian_buffer(
     num_observations: int = 8,
     uses: int = 1,
     observations: int = 8,
+    start: int = 256,
 ) -> CouplingBuffer:
-    config = BufferConfig(num_observations, 4, uses, 4)
+    config = BufferConfig(num_observations, 4, uses, 4, start_observations=start)
     return CouplingBuffer(
         make_policy(), make_observations(observations), CouplingConfig(num_steps=2), config, seed=3,
         batch_size=batch_size, parts=parts, share=share,
@@ -251,9 +252,14 @@ def test_accumulated_gradients_are_those_of_one_batch(one: Path, tmp_path: Path,
 # What a process holds
 
 
-def test_every_coupling_of_a_step_is_used_once_whatever_the_processes() -> None:
-    whole = gaussian_buffer(12)
-    spread = [gaussian_buffer(3, parts=2, share=Share(rank, 2)) for rank in (0, 1)]
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_observations": 32, "uses": 3, "start": 8}],
+    ids=["a window that slides", "a window that grows"],
+)
+def test_every_coupling_of_a_step_is_used_once_whatever_the_processes(options: dict[str, int]) -> None:
+    whole = gaussian_buffer(12, **options)
+    spread = [gaussian_buffer(3, parts=2, share=Share(rank, 2), **options) for rank in (0, 1)]
     for step in range(8):
         for buffer in (whole, *spread):
             fill(buffer, step)
@@ -273,6 +279,13 @@ def test_every_coupling_of_a_step_is_used_once_whatever_the_processes() -> None:
     assert not blocks[0] & blocks[1]
     assert blocks[0] | blocks[1] == set(whole._blocks)
     assert spread[0].num_bytes + spread[1].num_bytes == whole.num_bytes
+
+
+def test_a_growing_window_begins_with_a_block_for_each_process_and_what_a_step_draws() -> None:
+    for rank in (0, 1):
+        assert fill(gaussian_buffer(3, share=Share(rank, 2), num_observations=32, start=1), 0) == [rank]
+    # 40 couplings lie in three blocks of 16.
+    assert fill(gaussian_buffer(40, num_observations=32, start=1), 0) == [0, 1, 2]
 
 
 def draw(step: int) -> Any:

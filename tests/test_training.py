@@ -429,13 +429,26 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
 # Resuming
 
 
+SLIDES = BufferConfig(8, 4, 1, 4)
+GROWS = BufferConfig(16, 4, 4, 4, start_observations=4)
+"""In eight steps of eight couplings, from one block to three."""
+
+
 @pytest.mark.parametrize(
-    "optimizer", [AdamWConfig(lr=1e-3), MuonConfig(lr=1e-3), SOAPConfig(lr=1e-3, precondition_frequency=3)]
+    ("optimizer", "buffer"),
+    [
+        (AdamWConfig(lr=1e-3), SLIDES),
+        (AdamWConfig(lr=1e-3), GROWS),
+        (MuonConfig(lr=1e-3), SLIDES),
+        (SOAPConfig(lr=1e-3, precondition_frequency=3), SLIDES),
+    ],
 )
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, optimizer: OptimizerConfig) -> None:
+def test_a_resumed_run_is_the_uninterrupted_one(
+    tmp_path: Path, optimizer: OptimizerConfig, buffer: BufferConfig
+) -> None:
     options: dict[str, Any] = {
         "steps": 8, "save_freq": 4, "ema": EMAConfig(enable=True, decay=0.9),
-        "buffer": BufferConfig(8, 4, 1, 4), "optimizer": optimizer,
+        "buffer": buffer, "optimizer": optimizer,
     }  # fmt: skip
     whole = run(tmp_path, **options)
     resumed = run(tmp_path, resume_from=tmp_path / "checkpoints" / "000004", **options)
