@@ -21,6 +21,7 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import ACTION, OBS_PREFIX, OBS_STATE
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from chordflow.couplings.walk import Walk
 from chordflow.errors import UserError, machine_refuses, reason
 from chordflow.policies import FlowPolicy
 
@@ -68,6 +69,7 @@ class Observations(Dataset[dict[str, Any]]):
         self.dataset = dataset
         self.frames = list(frames)
         self.actions = (ACTION, f"{ACTION}_is_pad") if actions else ()
+        self._walk: Walk | None = None
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -90,6 +92,18 @@ class Observations(Dataset[dict[str, Any]]):
             if isinstance(value, torch.Tensor) and value.is_floating_point() and not value.isfinite().all():
                 raise _not_finite(key, kept["episode_index"], kept["frame_index"])
         return kept
+
+    def of_block(self, number: int, size: int, seed: int) -> list[int]:
+        """Which observations a block of couplings holds: a walk through reshuffled passes over all of them.
+
+        Args:
+            number: of the block, from 0.
+            size: observations of each block.
+            seed: of the order.
+        """
+        if self._walk is None or self._walk.names != (seed, "order"):
+            self._walk = Walk(len(self), seed, "order")
+        return [self._walk[position] for position in range(number * size, (number + 1) * size)]
 
     def check_states(self) -> None:
         """Looks through every frame's vectors at once, so that a run does not fail on its last frame.
