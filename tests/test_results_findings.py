@@ -180,6 +180,19 @@ def test_the_unseen_share_is_the_binomial_one(noises: int, least: int) -> None:
     assert binom.sf(least - 1, noises, share) == pytest.approx(0.95, abs=1e-4)
 
 
+def test_a_student_that_is_more_exact_than_its_teacher_is_named_where_the_interval_says_so() -> None:
+    def result(high: float) -> Results:
+        ratio = Estimate(0.7, Interval(0.6, high))
+        one = dataclasses.replace(
+            gap(0.035, 1), policy="student", ratio_to_floor=ratio, nearer_than_deployed=0.96
+        )
+        return diagnosis(gaps=[FLOOR, one], student="student")
+
+    text = said(result(0.9))["student_beside_the_floor"]
+    assert "at ten steps: 0.70 of its RMS gap (0.60 to 0.90), nearer on 96 % of pairs" in text
+    assert "student_beside_the_floor" not in said(result(1.0))
+
+
 def test_the_floor_is_named_and_a_coarse_one_is_warned_of() -> None:
     assert said(diagnosis(gaps=[FLOOR]))["the_floor"].endswith("a gap below that means little.")
     assert "see whether more of them act better" in said(diagnosis(gaps=[gap(0.1, 10)]))["the_floor"]

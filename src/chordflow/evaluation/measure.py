@@ -19,7 +19,7 @@ from chordflow.evaluation.paired import (
 )
 from chordflow.evaluation.spread import observation_spreads, widest_observations
 from chordflow.evaluation.trajectories import trajectories
-from chordflow.evaluation.work import Tick, Work, curvature_row, gap_row, rms_ratio
+from chordflow.evaluation.work import Tick, Work, beside_floor, curvature_row, gap_row, rms_ratio
 from chordflow.flow.solvers import get_solver
 from chordflow.policies.sampling import Sampler
 from chordflow.results.schema import (
@@ -130,6 +130,8 @@ def measure(
                 "deployed": (deployed, teacher_steps),
                 "converged": (converged[TEACHER], config.converged_num_steps),
             }
+            alike = min(compared, config.converged_noises)
+            floor = action_gap(deployed[:, :alike], converged[TEACHER][:, :alike], modes, teacher)
         for (way, ends), (reference, (target, fine)) in product(solved.items(), references.items()):
             noises = min(ends.shape[1], target.shape[1])
             gap = action_gap(ends[:, :noises], target[:, :noises], modes, teacher)
@@ -140,6 +142,8 @@ def measure(
                 ratio = rms_ratio(gap, untrained[way, reference], held_out.episodes, config.seed)
             interval = gap.interval(held_out.episodes.numpy(), config.seed)
             row = gap_row(name, way, reference, fine, gap)
+            if reference == "converged" and (name, way) != (TEACHER, as_deployed):
+                row = beside_floor(row, gap, floor, held_out.episodes, config.seed)
             gaps.append(replace(row, ratio_to_untrained=ratio, interval=interval))
     paths, axes = trajectories(networks, held_out, deployed, config.converged_num_steps)
     spreads = observation_spreads(deployed, modes, held_out)

@@ -6,6 +6,7 @@ Shapes: N observations, K noises for each, H chunk size, D padded action dimensi
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -135,6 +136,25 @@ def curvature_row(policy: PolicyName, sums: Curvature, held_out: HeldOutSet, see
         s_by_dim=sums.s_by_dim.tolist(),
         s_by_time_and_dim=sums.s_by_time_and_dim[:, : sums.real_dims].tolist(),
         interval=interval,
+    )
+
+
+def beside_floor(row: GapRow, gap: Gap, floor: Gap, episodes: Tensor, seed: int) -> GapRow:
+    """A row to the converged ODE, with what it is beside the floor of the same pairs.
+
+    Args:
+        row: as `gap_row` makes it.
+        gap: its distances, (N, K).
+        floor: those of the teacher as deployed, (N, K).
+        episodes: of each observation, (N,).
+        seed: of the bootstrap.
+    """
+    if floor.rms == 0:
+        return row
+    return replace(
+        row,
+        ratio_to_floor=rms_ratio(gap, floor, episodes, seed),
+        nearer_than_deployed=float((gap.distance < floor.distance).mean()),
     )
 
 

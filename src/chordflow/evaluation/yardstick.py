@@ -16,7 +16,7 @@ from torch import Tensor
 from chordflow.couplings import Observations
 from chordflow.evaluation.gap import Modes, action_gap
 from chordflow.evaluation.paired import HeldOutSet, MeasureConfig, Way, encode_held_out
-from chordflow.evaluation.work import Tick, Work, curvature_row, gap_row
+from chordflow.evaluation.work import Tick, Work, beside_floor, curvature_row, gap_row
 from chordflow.policies import FlowPolicy
 from chordflow.results.schema import TEACHER, CurvatureRow, GapRow, PolicyName, Reference
 
@@ -64,7 +64,7 @@ class Yardstick:
         self._policy, self._observations = teacher, observations
         self._held_out = encode_held_out({TEACHER: teacher}, observations, self._config)
         self._prefix = teacher.prefix_hash()
-        deployed = Way("euler", teacher_steps)
+        self._deployed = deployed = Way("euler", teacher_steps)
         ways = list(dict.fromkeys([*self._ways, deployed]))
         work = self._work(self._held_out, ways, self._config.noises_per_observation, on_progress)
         sums, converged = work.converge(TEACHER, teacher)
@@ -122,5 +122,14 @@ class Yardstick:
                 noises = min(ends.shape[1], target.shape[1], self._config.gap_noises or ends.shape[1])
                 gap = action_gap(ends[:, :noises], target[:, :noises], self._modes, self._policy)
                 interval = gap.interval(self._held_out.episodes.numpy(), self._config.seed)
-                rows.append(replace(gap_row(name, way, reference, steps, gap), interval=interval))
+                row = replace(gap_row(name, way, reference, steps, gap), interval=interval)
+                if reference == "converged" and (name, way) != (TEACHER, self._deployed):
+                    floor = action_gap(
+                        self._references["deployed"][0][:, :noises],
+                        target[:, :noises],
+                        self._modes,
+                        self._policy,
+                    )
+                    row = beside_floor(row, gap, floor, self._held_out.episodes, self._config.seed)
+                rows.append(row)
         return rows

@@ -154,7 +154,11 @@ def sections(results: Results) -> list[Section]:
 
 def facts(results: Results) -> list[tuple[str, str]]:
     """What is said in a line below the tables, name and value."""
-    lines = [("gap to untrained", _ratios(results)), ("curvature", _curvature(results))]
+    lines = [
+        ("gap to untrained", _ratios(results)),
+        ("gap to floor", _to_floor(results)),
+        ("curvature", _curvature(results)),
+    ]
     if results.latency is not None:
         lines.append(("time", _time(results.latency, results)))
     if results.held_out is not None:
@@ -186,6 +190,16 @@ def facts(results: Results) -> list[tuple[str, str]]:
                 f"by {clean(made.solver)} with {steps(made.num_steps)}; buffer {size(made.buffer_bytes)}",
             )
         )
+        if made.rollouts is not None:
+            acted = made.rollouts
+            lines.append(
+                (
+                    "collected",
+                    f"{percent(acted.share)} of the observations, in {plural(acted.episodes, 'episode')} "
+                    f"of {clean(acted.env)}, {plural(acted.collections, 'time')}; {_duration(acted.seconds)} of "
+                    "the training",
+                )
+            )
     if results.training_s is not None:
         lines.append(("training", f"{_duration(results.training_s)} on {clean(results.device)}"))
     if results.latency is not None and results.latency.memory is not None:
@@ -211,6 +225,18 @@ def _ratios(results: Results) -> str:
         if row.ratio_to_untrained is not None and row.solver == "euler"
     ]
     return f"{', '.join(parts)} solver steps (RMS to the deployed teacher)" if parts else ""
+
+
+def _to_floor(results: Results) -> str:
+    """The student's RMS gap over the teacher's as deployed, both to the converged ODE."""
+    rows = [r for r in results.gaps if r.policy == "student" and r.solver == "euler" and r.ratio_to_floor]
+    parts = [
+        f"{estimate(row.ratio_to_floor, _ratio)} at {number(row.num_steps)}, nearer on "
+        f"{percent(row.nearer_than_deployed)} of pairs"
+        for row in sorted(rows, key=lambda row: row.num_steps)
+        if row.ratio_to_floor is not None and row.nearer_than_deployed is not None
+    ]
+    return f"{'; '.join(parts)} (RMS to the converged ODE)" if parts else ""
 
 
 def rollouts(ran: Rollouts) -> str:

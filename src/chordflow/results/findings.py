@@ -307,6 +307,22 @@ def the_floor(results: Results) -> str | None:
     return f"{text}; a gap below that means little."
 
 
+def student_beside_the_floor(results: Results) -> str | None:
+    """The student is more exact than the teacher as deployed, with an interval over held-out episodes that says so."""
+    n = results.student_num_steps
+    row = results.gap("student", n, "converged") if n is not None else None
+    if row is None or row.ratio_to_floor is None or row.nearer_than_deployed is None:
+        return None
+    interval = row.ratio_to_floor.interval
+    if interval is None or interval.high >= 1:
+        return None
+    return (
+        f"At {steps(row.num_steps)} the student is nearer to the teacher's converged ODE than the teacher is at "
+        f"{steps(results.teacher_num_steps)}: {row.ratio_to_floor.value:.2f} of its RMS gap "
+        f"({interval.low:.2f} to {interval.high:.2f}), nearer on {percent(row.nearer_than_deployed)} of pairs."
+    )
+
+
 def bend_in_time(results: Results) -> str | None:
     """The fifth of time with the largest share of the bend, named from ``BENT_BAND`` on."""
     row = results.curvature_of(TEACHER)
@@ -416,6 +432,7 @@ RULES: tuple[Callable[[Results], str | None], ...] = (
     fewer_steps_are_free,
     two_sided,
     the_floor,
+    student_beside_the_floor,
     bend_in_time,
     bent_dimension,
     better_solver,

@@ -102,6 +102,11 @@ class GapRow:
         ratio_to_untrained: RMS divided by that of the untrained teacher with the same solver, steps and
             pairs, with an interval over held-out episodes; None for the teacher.
         interval: Interval of ``rms`` over held-out episodes; None where they are too few.
+        ratio_to_floor: RMS divided by that of the teacher as deployed on the same pairs, both to the teacher's
+            converged ODE, with an interval over held-out episodes: below 1 these actions are more exact than the
+            deployed teacher's. None for other references and for the deployed teacher.
+        nearer_than_deployed: Share of pairs that are nearer to the converged ODE's than the deployed teacher's are,
+            likewise.
     """
 
     policy: PolicyName
@@ -119,6 +124,8 @@ class GapRow:
     pairs: int
     ratio_to_untrained: Estimate | None = None
     interval: Interval | None = None
+    ratio_to_floor: Estimate | None = None
+    nearer_than_deployed: float | None = None
 
 
 @dataclass(frozen=True)
@@ -524,6 +531,27 @@ class TrajectoryRow:
 
 
 @dataclass(frozen=True)
+class RolloutObservations:
+    """Observations that were collected in an environment while training.
+
+    Attributes:
+        env: Type of the environment.
+        share: Of the observations that couplings were made for; the others are the dataset's.
+        collections: How often some were collected, the first time by the teacher and then by the student.
+        observations: Collected ones, over all collections.
+        episodes: That were run for them.
+        seconds: That this took, as part of training.
+    """
+
+    env: str
+    share: float
+    collections: int
+    observations: int
+    episodes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class CouplingSummary:
     """What the student was trained on.
 
@@ -533,6 +561,7 @@ class CouplingSummary:
         solver: Solver of the teacher's endpoints.
         num_steps: Its steps.
         buffer_bytes: Memory that the buffer holds.
+        rollouts: What of the observations was collected in an environment; None where all are the dataset's.
     """
 
     observations: int
@@ -540,6 +569,7 @@ class CouplingSummary:
     solver: str
     num_steps: int
     buffer_bytes: int
+    rollouts: RolloutObservations | None = None
 
 
 @dataclass(frozen=True)
