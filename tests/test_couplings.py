@@ -6,7 +6,9 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 import torch
 from lerobot.configs.default import DatasetConfig as LeRobotDatasetConfig
@@ -385,14 +387,35 @@ def test_spread_weights_the_observations(tiny_policy: SmolVLAFlowPolicy, split: 
 def test_a_buffer_that_does_not_fit_is_refused(
     tiny_policy: SmolVLAFlowPolicy, split: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import psutil
+    config = BufferConfig(32, 2, 1, 4, start_observations=4)
+    whole = make_buffer(tiny_policy, split, config=config)
+    list(whole.fill(0))
+    block = whole._blocks[0]
 
-    free = psutil.virtual_memory()._replace(available=1000)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
-    with pytest.raises(
-        UserError, match=r"buffer.num_observations=12 takes 0.0 GiB, but 0.0 GiB are free on cpu"
-    ):
-        list(make_buffer(tiny_policy, split).fill(0))
+    def refused(available: float, **options: Any) -> str:
+        free = psutil.virtual_memory()._replace(available=int(available / 0.9))
+        buffer = make_buffer(tiny_policy, split, config=config, **options)
+        with monkeypatch.context() as patched:
+            patched.setattr(psutil, "virtual_memory", lambda: free)
+            with pytest.raises(UserError) as caught:
+                next(buffer.fill(0))
+        return str(caught.value)
+
+    # The first block is there already; two more fit.
+    said = refused(2.5 * block.num_bytes)
+    share = f"{block.coupling_bytes / block.num_bytes:.0%}"
+    assert said.startswith("buffer.num_observations=32 takes 0.0 GiB (")
+    assert (
+        f"MB an observation, {share} of it 2 noises with their endpoints), but 0.0 GiB are free on cpu"
+        in said
+    )
+    assert said.endswith("; give --buffer.num_observations=12.")
+    # Half of the noises are enough where the encoded observations alone fit.
+    said = refused(8 * block.num_bytes - 4.5 * block.coupling_bytes - block.num_bytes)
+    assert said.endswith(" or --buffer.noises_per_observation=1.")
+    # A step of 24 couplings needs three blocks.
+    said = refused(1.5 * block.num_bytes, batch_size=24)
+    assert said.endswith("give a lower --batch_size (a step draws 24 couplings) or use a larger device.")
 
 
 @pytest.mark.parametrize(

@@ -82,10 +82,16 @@ class Block:
     @property
     def num_bytes(self) -> int:
         """Memory that it takes, in bytes."""
-        tensors = [self.noise, self.endpoint, *(self.actions or ()), *(self.items or {}).values()]
-        tensors += [self.path.states] if self.path is not None else []
+        tensors = [*(self.actions or ()), *(self.items or {}).values()]
         total = self.context.num_bytes if self.context is not None else 0
-        return total + sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
+        total += sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
+        return total + self.coupling_bytes
+
+    @property
+    def coupling_bytes(self) -> int:
+        """What noises, endpoints and paths take of it, in proportion to the noises of an observation."""
+        tensors = [self.noise, self.endpoint, self.path.states if self.path is not None else None]
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 def pick(items: dict[str, Any], rows: Tensor) -> dict[str, Any]:

@@ -113,8 +113,7 @@ class CouplingBuffer:
                 f"buffer.num_observations={config.num_observations}: the store holds "
                 f"{source.num_blocks * self.block_size}; give at most that many, or enlarge the store."
             )
-        least = max(-(-self.step_size // self.per_block), self.share.count)
-        start = max(-(-config.start_observations // self.block_size), least)
+        start = max(-(-config.start_observations // self.block_size), self.least_blocks)
         self.window = Window(
             num_blocks=self.num_blocks,
             start_blocks=min(start, self.num_blocks),
@@ -135,6 +134,11 @@ class CouplingBuffer:
         return self.batch_size * self.parts * self.share.count
 
     @property
+    def least_blocks(self) -> int:
+        """Blocks without which there is no step: one for each process, and the couplings that it draws."""
+        return max(-(-self.step_size // self.per_block), self.share.count)
+
+    @property
     def num_resident(self) -> int:
         """Blocks that this process has in memory."""
         return len(self._blocks)
@@ -143,6 +147,11 @@ class CouplingBuffer:
     def num_bytes(self) -> int:
         """Memory of this process's resident couplings and contexts, in bytes."""
         return sum(block.num_bytes for block in self._blocks.values())
+
+    @property
+    def coupling_bytes(self) -> int:
+        """What noises and endpoints take of it; the rest are observations."""
+        return sum(block.coupling_bytes for block in self._blocks.values())
 
     def first_block(self, step: int) -> int:
         """Number of the oldest block that is resident at a training step (0, 1, ...)."""
@@ -231,13 +240,35 @@ class CouplingBuffer:
         return real
 
     def _check_memory(self) -> None:
-        expected = self.num_bytes * -(-self.num_blocks // self.share.count)
+        """Looks ahead to the whole window once a block is there to be measured."""
+        (block,) = self._blocks.values()
+        count = -(-self.num_blocks // self.share.count)
         device = self.teacher.device
         free = (
             torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
         )
-        if expected - self.num_bytes > 0.9 * free:
-            raise UserError(
-                f"buffer.num_observations={self.config.num_observations} takes {expected / 2**30:.1f} GiB, but "
-                f"{free / 2**30:.1f} GiB are free on {device}; choose a smaller number."
+        # The block that is there already takes none of what is free.
+        room = 0.9 * free + block.num_bytes
+        if block.num_bytes * count <= room:
+            return
+        config = self.config
+        fit = int(room // block.num_bytes) * self.share.count
+        advice = []
+        if fit >= self.least_blocks:
+            advice.append(f"--buffer.num_observations={fit * self.block_size}")
+        left = room / count - (block.num_bytes - block.coupling_bytes)
+        noises = int(config.noises_per_observation * left // max(block.coupling_bytes, 1))
+        if noises >= 1 and self.step_size <= self.num_blocks * self.block_size * noises:
+            advice.append(f"--buffer.noises_per_observation={noises}")
+        each = block.num_bytes / self.block_size
+        raise UserError(
+            f"buffer.num_observations={config.num_observations} takes {block.num_bytes * count / 2**30:.1f} GiB "
+            f"({each / 2**20:.2f} MB an observation, {block.coupling_bytes / block.num_bytes:.0%} of it "
+            f"{config.noises_per_observation} noises with their endpoints), but {free / 2**30:.1f} GiB are free on "
+            f"{device}; give "
+            + (
+                " or ".join(advice)
+                or f"a lower --batch_size (a step draws {self.step_size} couplings) or use a larger device"
             )
+            + "."
+        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import traceback
 from collections.abc import Iterator
 
@@ -40,8 +39,7 @@ def _advice(buffer: CouplingBuffer, error: BaseException) -> str:
     solving, encoding = "endpoints" in where, "encode" in where and "velocity" not in where
     if held > total / 2:
         doing = f"with {held / 2**30:.1f} of {total / 2**30:.1f} GiB on {device} for the buffer"
-        values = buffer.num_couplings / buffer.share.count * 2 * 4 * math.prod(buffer.teacher.chunk.shape)
-        if values > held / 2 and config.noises_per_observation > 1:
+        if buffer.coupling_bytes > buffer.num_bytes / 2 and config.noises_per_observation > 1:
             what = f"--buffer.noises_per_observation={config.noises_per_observation // 2}"
         else:
             what = f"--buffer.num_observations={max(1, config.num_observations // 2)}"
