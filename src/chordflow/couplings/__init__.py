@@ -3,10 +3,11 @@
 from chordflow.couplings.batches import CouplingBatch, Demonstrations, Needs, Share
 from chordflow.couplings.buffer import CouplingBuffer
 from chordflow.couplings.buffer_config import BufferConfig
-from chordflow.couplings.generate import CouplingConfig, Path, endpoints
+from chordflow.couplings.generate import LEAST_STEPS, CouplingConfig, Path, endpoints
 from chordflow.couplings.observations import DatasetConfig, Observations, Split, open_split
 
 __all__ = [
+    "LEAST_STEPS",
     "BufferConfig",
     "CouplingBatch",
     "CouplingBuffer",

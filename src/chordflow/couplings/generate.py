@@ -17,7 +17,10 @@ from chordflow.policies import Context, FlowPolicy
 from chordflow.policies.sampling import Sampler
 
 LEAST_STEPS = 10
-"""Solver steps that couplings take unless the user asks for fewer."""
+"""Steps that a policy saved with a single one takes where it teaches, and the fewest of couplings by Euler."""
+
+LEAST_FINE_STEPS = 16
+"""The fewest steps of couplings by another solver, unless the user asks for fewer."""
 
 
 @dataclass
@@ -25,17 +28,17 @@ class CouplingConfig:
     """How the teacher's ODE is solved; never taken from the step count that a policy is saved with.
 
     Attributes:
-        solver: euler (the policy's own), midpoint, heun, or adams_bashforth, which takes one evaluation a step and
-            one more.
+        solver: adams_bashforth, which takes one evaluation a step and one more, midpoint, heun, or euler, the policy's
+            own: by it and grid_power=1 the student is taught what the teacher does when deployed, errors included.
         num_steps: solver steps from noise to endpoint; by default as many as the teacher takes when deployed, but at
-            least ten.
+            least 16, and with euler at least ten.
         grid_power: above 1, steps grow smaller towards the action: their times are u ** grid_power for evenly
             spaced u.
     """
 
-    solver: str = "euler"
+    solver: str = "adams_bashforth"
     num_steps: int | None = None
-    grid_power: float = 1.0
+    grid_power: float = 1.4
 
     def __post_init__(self) -> None:
         if self.num_steps is not None and self.num_steps < 1:
@@ -48,18 +51,22 @@ class CouplingConfig:
 
     @property
     def steps(self) -> int:
-        """`num_steps`; ten as long as it is not known how the teacher is deployed."""
-        return LEAST_STEPS if self.num_steps is None else self.num_steps
+        """`num_steps`; the least as long as it is not known how the teacher is deployed."""
+        return self._least if self.num_steps is None else self.num_steps
+
+    @property
+    def _least(self) -> int:
+        return LEAST_STEPS if self.solver == "euler" else LEAST_FINE_STEPS
 
     def settle(self, deployed: int) -> None:
         """Writes the default out, now that the teacher is known.
 
         Args:
             deployed: steps that it takes when deployed; one where it is itself a student of one step, whose
-                couplings take ten.
+                couplings take the least.
         """
         if self.num_steps is None:
-            self.num_steps = max(LEAST_STEPS, deployed)
+            self.num_steps = max(self._least, deployed)
 
     def sampler(self, teacher: FlowPolicy) -> Sampler:
         """The teacher with this solver."""

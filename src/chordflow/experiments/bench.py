@@ -14,7 +14,7 @@ import draccus
 import torch
 
 from chordflow.console import bar, say
-from chordflow.couplings import BufferConfig, CouplingBuffer, Split, open_split
+from chordflow.couplings import LEAST_STEPS, BufferConfig, CouplingBuffer, Split, open_split
 from chordflow.errors import UserError
 from chordflow.experiments.bench_config import Anneal, ClockName, TrainingBenchConfig
 from chordflow.experiments.bench_gap import HeldOutGap
@@ -125,7 +125,7 @@ def _begun(bed: Bed, command: list[str]) -> TrainingBench:
         teacher=config.teacher.path,
         teacher_sha256=weights_sha256(bed.teacher_dir),
         # A teacher that is itself a student of one step is held to what its couplings are made by.
-        teacher_num_steps=steps if steps > 1 else config.coupling.steps,
+        teacher_num_steps=steps if steps > 1 else LEAST_STEPS,
         loops=[
             BenchLoop(NAIVE, config.naive_batch_size),
             *(schedule.described(name) for name, schedule in config.schedules.items()),

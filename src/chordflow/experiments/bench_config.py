@@ -13,7 +13,7 @@ from chordflow.evaluation.paired import MeasureConfig
 from chordflow.experiments.config import TeacherConfig
 from chordflow.results.bench import NAIVE, BenchLoop
 from chordflow.training.methods import MethodConfig, ReflowMethodConfig
-from chordflow.training.optimizers import AdamWConfig, OptimizerConfig
+from chordflow.training.optimizers import OptimizerConfig, SOAPConfig
 
 
 class Anneal(StrEnum):
@@ -147,7 +147,7 @@ class TrainingBenchConfig:
     resume: bool = False
     method: MethodConfig = field(default_factory=ReflowMethodConfig)
     coupling: CouplingConfig = field(default_factory=CouplingConfig)
-    optimizer: OptimizerConfig = field(default_factory=AdamWConfig)
+    optimizer: OptimizerConfig = field(default_factory=SOAPConfig)
     measure: BenchMeasureConfig = field(default_factory=BenchMeasureConfig)
 
     def __post_init__(self) -> None:

@@ -40,8 +40,8 @@ class OptimizerConfig(draccus.ChoiceRegistry):
 
     @classmethod
     def default_choice_name(cls) -> str:
-        """Settings without a type are AdamW's, as they were before there was a choice."""
-        return "adamw"
+        """What settings without a type are of; the default of every verb."""
+        return "soap"
 
     def __post_init__(self) -> None:
         if not (self.lr > 0 and math.isfinite(self.lr)):
@@ -141,7 +141,7 @@ class SOAPConfig(OptimizerConfig):
 
     betas: tuple[float, float] = (0.95, 0.95)
     precondition_frequency: int = 10
-    max_precondition_dim: int = 10_000
+    max_precondition_dim: int = 1024
 
     def __post_init__(self) -> None:
         super().__post_init__()
