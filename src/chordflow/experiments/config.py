@@ -5,14 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lerobot.envs.configs import EnvConfig
+
 from chordflow.couplings import BufferConfig, CouplingConfig, DatasetConfig
 from chordflow.errors import UserError
 from chordflow.evaluation.paired import MeasureConfig
+from chordflow.experiments.collect_config import (
+    CollectConfig,
+    ObservationSource,
+    check_no_demonstrations,
+    check_source,
+)
 from chordflow.experiments.stored_couplings import CouplingsConfig
 from chordflow.policies import Role
 from chordflow.training.loop import EMAConfig, SchedulerConfig
 from chordflow.training.methods import MethodConfig, ReflowMethodConfig
-from chordflow.training.optimizers import AdamWConfig, OptimizerConfig
+from chordflow.training.optimizers import OptimizerConfig, SOAPConfig
 from chordflow.training.student import StudentInit
 
 
@@ -24,7 +32,7 @@ class TeacherConfig:
         path: `pretrained_model` folder of a LeRobot checkpoint, a run's folder, or a Hub id.
         revision: branch, tag or commit on the Hub.
         num_inference_steps: Euler steps of the teacher as deployed, against which gaps are measured; by
-            default what the checkpoint is saved with, or `coupling.num_steps` where that is 1.
+            default what the checkpoint is saved with, or ten where that is 1.
     """
 
     path: str
@@ -80,6 +88,8 @@ class ReflowJobConfig:
             batch_size, in the memory of one.
         num_inference_steps: Euler steps that the student is saved with.
         seed: of everything random in training.
+        observations: whose observations couplings are made for: dataset, or rollout to mix them with observations of
+            episodes that teacher and student run in an environment while training goes on.
         num_workers: processes that read observations ahead while the buffer is filled.
         log_freq: steps between lines of metrics.jsonl.
         save_freq: steps between checkpoints; 0 keeps only the last.
@@ -90,6 +100,8 @@ class ReflowJobConfig:
         method: how the student is trained.
         coupling: how the teacher's ODE is solved.
         couplings: a store of couplings that `chordflow couple` has made, in place of asking the teacher.
+        env: environment to collect observations in, with the options that lerobot-eval has for it.
+        collect: how observations are collected there.
         buffer: how many couplings are kept in memory.
         optimizer: what makes steps of gradients.
         scheduler: warm-up and cosine.
@@ -106,6 +118,7 @@ class ReflowJobConfig:
     gradient_accumulation_steps: int = 1
     num_inference_steps: int = 1
     seed: int = 1000
+    observations: ObservationSource = ObservationSource.DATASET
     num_workers: int = 4
     log_freq: int = 50
     save_freq: int = 2_000
@@ -116,8 +129,10 @@ class ReflowJobConfig:
     method: MethodConfig = field(default_factory=ReflowMethodConfig)
     coupling: CouplingConfig = field(default_factory=CouplingConfig)
     couplings: CouplingsConfig = field(default_factory=CouplingsConfig)
+    env: EnvConfig | None = None
+    collect: CollectConfig = field(default_factory=CollectConfig)
     buffer: BufferConfig = field(default_factory=BufferConfig)
-    optimizer: OptimizerConfig = field(default_factory=AdamWConfig)
+    optimizer: OptimizerConfig = field(default_factory=SOAPConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
@@ -134,7 +149,15 @@ class ReflowJobConfig:
         for name in positive:
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: give at least 1.")
-        trained_for = self.method.build().step_counts
+        method = self.method.build()
+        check_source(self.observations, self.env, self.collect)
+        if self.observations == ObservationSource.ROLLOUT:
+            check_no_demonstrations(
+                self.method.get_choice_name(type(self.method)),
+                needs_actions=method.needs_actions,
+                store=self.couplings.path,
+            )
+        trained_for = method.step_counts
         if trained_for is not None and self.num_inference_steps not in trained_for:
             raise UserError(
                 f"num_inference_steps={self.num_inference_steps}: with these settings method "

@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import draccus
 import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.configs.default import DatasetConfig as LeRobotDatasetConfig
@@ -21,6 +20,7 @@ from chordflow import __version__
 from chordflow.couplings import DatasetConfig
 from chordflow.errors import UserError
 from chordflow.experiments.config import ReflowJobConfig
+from chordflow.experiments.plain import plain
 from chordflow.experiments.run_folder import REFLOW_CONFIG
 from chordflow.policies import resolve_checkpoint
 from chordflow.policies.files import TRAIN_CONFIG, WEIGHTS, write_json
@@ -192,7 +192,7 @@ def write_configs(config: ReflowJobConfig, teacher_dir: Path, folder: Path, of: 
         rename_map=config.rename_map,
     )
     stock.save_pretrained(folder)
-    settings = draccus.encode(of.job)
+    settings = plain(of.job)
     settings["teacher"]["path"], settings["dataset"]["root"] = _absolute(of.job.teacher.path), root
     if of.job.couplings.path is not None:
         settings["couplings"]["path"] = _absolute(of.job.couplings.path)

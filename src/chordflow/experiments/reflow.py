@@ -19,6 +19,7 @@ from chordflow.couplings import (
 )
 from chordflow.couplings.store import CouplingStore
 from chordflow.errors import UserError
+from chordflow.experiments.collect import collected, run_observations
 from chordflow.experiments.config import ReflowJobConfig
 from chordflow.experiments.provenance import Round, device_name, write_configs
 from chordflow.experiments.run_folder import (
@@ -33,7 +34,7 @@ from chordflow.experiments.student_results import History, deployed_steps, measu
 from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint, save_student
 from chordflow.policies.base import PREFIX_ROLES
 from chordflow.results.schema import STUDENT, CouplingSummary, LossCurve, Results
-from chordflow.training.checkpoints import check_same_size, training_step
+from chordflow.training.checkpoints import check_same_size, load_weights, training_step
 from chordflow.training.distributed import Processes, current
 from chordflow.training.loop import LoopConfig, Progress, Trained, train
 from chordflow.training.memory import enough_memory
@@ -163,7 +164,8 @@ def run_round(
         f"Data:    {config.dataset.repo_id}, {len(job.split.train):,} observations to train on, "
         f"{len(job.split.held_out_episodes)} episodes held out"
     )
-    trained, couplings = _train(job, resume_from, of, on_step)
+    with contextlib.ExitStack() as stack:
+        trained, couplings = _train(job, resume_from, of, on_step, stack)
     student_dir = trained.checkpoint / PRETRAINED_MODEL_DIR
     if not current().first:
         return Finished(student_dir, None)
@@ -200,7 +202,11 @@ def save_results(results: Results, output_dir: Path) -> None:
 
 
 def _train(
-    job: Job, resume_from: Path | None, of: Round | None, on_step: Callable[[], None]
+    job: Job,
+    resume_from: Path | None,
+    of: Round | None,
+    on_step: Callable[[], None],
+    stack: contextlib.ExitStack,
 ) -> tuple[Trained, CouplingSummary | None]:
     config, teacher, teacher_dir, split = job.config, job.teacher, job.teacher_dir, job.split
     # Written out, so that the student's own record says what was trained.
@@ -218,9 +224,16 @@ def _train(
     shared = shares_prefix(teacher, student.policy, train_roles)
     prefix_trains = bool(set(train_roles) & set(PREFIX_ROLES))
     store = _store(config, teacher, split, with_context=shared)
+    start = training_step(resume_from) if resume_from is not None else 0
+    if start > config.steps:
+        raise UserError(f"steps={config.steps}: the run has done {start} already; give at least that many.")
+    observations = stack.enter_context(run_observations(config, split.train, teacher, student.policy, start))
+    if resume_from is not None:
+        # The student may have to act before the first step.
+        load_weights(resume_from, student.trainable)
     buffer = CouplingBuffer(
         teacher,
-        split.train,
+        observations.train,
         config.coupling,
         config.buffer,
         seed=config.seed,
@@ -251,11 +264,12 @@ def _train(
         )
         write_configs(config, teacher_dir, folder, of)
 
-    start = training_step(resume_from) if resume_from is not None else 0
-    if start > config.steps:
-        raise UserError(f"steps={config.steps}: the run has done {start} already; give at least that many.")
     if resume_from is not None:
         check_same_size(resume_from, buffer.step_size, f"batch_size={_step_size(config, processes)}")
+    if start > 0:
+        observations.check_complete(buffer.made_blocks(start - 1), buffer.block_size)
+    if observations.described:
+        say(f"Acting:  {observations.described}")
     begin = min(start, config.steps - 1)
     with bar("couplings") as progress, enough_memory(buffer):
         for done in buffer.fill(begin):
@@ -270,6 +284,7 @@ def _train(
 
         def show(step: Progress) -> None:
             on_step()
+            observations.step = step.step
             note = f"loss {step.loss:.5f}, lr {step.lr:.1e}, {step.samples_per_second:,.0f} samples/s"
             progress.update(step.step, config.steps, note)
 
@@ -284,6 +299,9 @@ def _train(
             resume_from=resume_from,
             on_step=show,
         )
+    rollouts = observations.summary()
+    if rollouts is not None:
+        say(f"Acting:  {collected(rollouts)}")
     if not method.needs_couplings:
         return trained, None
     # A window never shrinks: after the last step it is at its largest.
@@ -295,6 +313,7 @@ def _train(
         solver=config.coupling.solver,
         num_steps=config.coupling.steps,
         buffer_bytes=round(buffer_bytes),
+        rollouts=rollouts,
     )
 
 

@@ -21,6 +21,7 @@ from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETR
 
 from chordflow.console import say
 from chordflow.errors import UserError
+from chordflow.experiments.collect_config import CollectConfig
 from chordflow.experiments.config import ReflowJobConfig, StudentConfig, TeacherConfig
 from chordflow.experiments.provenance import Round, read_record, weights_sha256
 from chordflow.experiments.reflow import RESULTS, Finished, Job, begun, reflow, run_round, save_results
@@ -60,9 +61,20 @@ def reflow_rounds(config: ReflowJobConfig, command: list[str], resume_from: Path
         return _Rounds(job).run(resume_from)
 
 
+EPISODES_OF_A_ROUND = 10_000_000
+"""By how much the seeds of collecting episodes lie apart between rounds."""
+
+
 def round_seed(seed: int, number: int) -> int:
     """The seed of a round: the job's own for the first, others for the rest."""
     return seed if number == 1 else derive_seed(seed, "round", number) % 2**31
+
+
+def _other_episodes(config: ReflowJobConfig, number: int) -> CollectConfig:
+    """How a round collects observations: in other episodes than the rounds before."""
+    if config.env is None:
+        return config.collect
+    return replace(config.collect, seed=config.collect.seed + (number - 1) * EPISODES_OF_A_ROUND)
 
 
 def _check_method(config: ReflowJobConfig) -> None:
@@ -156,6 +168,7 @@ class _Rounds:
             student=StudentConfig(train=config.student.train),
             # A store holds the first teacher's.
             couplings=CouplingsConfig(),
+            collect=_other_episodes(config, number),
             seed=round_seed(config.seed, number),
         )
 

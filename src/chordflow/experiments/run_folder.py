@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,9 @@ from chordflow.policies.files import TRAIN_CONFIG
 from chordflow.training.loop import METRICS
 
 REFLOW_CONFIG = "reflow_config.json"
+
+OBSERVATIONS_DIR = "observations"
+"""Folder of what was collected in an environment, in a run's folder."""
 
 
 def refuse_existing(output_dir: Path) -> None:
@@ -54,6 +58,7 @@ def new_folder(output_dir: Path) -> Iterator[None]:
         if not has_checkpoint(output_dir):
             # Without a checkpoint nobody can go on from here, and the same command must work again.
             (output_dir / METRICS).unlink(missing_ok=True)
+            shutil.rmtree(output_dir / OBSERVATIONS_DIR, ignore_errors=True)
         _remove_empty([output_dir / CHECKPOINTS_DIR, *made])
         raise
 

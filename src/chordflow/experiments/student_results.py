@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import draccus
-
 from chordflow.console import bar
-from chordflow.couplings import Split
+from chordflow.couplings import LEAST_STEPS, Split
 from chordflow.evaluation.measure import measure
 from chordflow.experiments.config import ReflowJobConfig
 from chordflow.experiments.measured import concluded, policy_info, with_measures
+from chordflow.experiments.plain import plain
 from chordflow.experiments.provenance import device_name
 from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.policies.sampling import Sampler
@@ -83,7 +82,7 @@ def measured_students(
     relative = {name: os.path.relpath(folder, config.output_dir) for name, folder in students.items()}
     results = Results(
         command=command,
-        settings=draccus.encode(config),
+        settings=plain(config),
         versions=installed_versions(),
         device=device_name(teacher.device),
         seeds={**history.seeds, "measuring": config.measure.seed},
@@ -110,9 +109,8 @@ def measured_students(
 def deployed_steps(config: ReflowJobConfig, teacher: FlowPolicy) -> int:
     """The teacher's steps as deployed: what the user says, or what the checkpoint is saved with.
 
-    A teacher that is itself a student saved with a single step is measured at ten, its couplings' number,
-    unless the user says otherwise.
+    A teacher that is itself a student saved with a single step is measured at ten, unless the user says otherwise.
     """
     if config.teacher.num_inference_steps is not None:
         return config.teacher.num_inference_steps
-    return teacher.default_num_steps if teacher.default_num_steps > 1 else config.coupling.steps
+    return teacher.default_num_steps if teacher.default_num_steps > 1 else LEAST_STEPS

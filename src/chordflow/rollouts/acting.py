@@ -112,7 +112,7 @@ class Actor:
         """
         policy = self.policy
         with self.timing.measure("processors", policy.device):
-            batch = self._preprocess(requests, observation_space)
+            batch = policy.preprocess(self.observe(requests, observation_space))
         noise = chunk_noises(policy, [(request.seed, request.chunk_index) for request in requests])
         with self.timing.measure("network", policy.device):
             endpoint = self._sample(batch, noise.to(policy.device), requests)
@@ -122,7 +122,12 @@ class Actor:
         _check_finite(actions, requests)
         return actions, endpoint
 
-    def _preprocess(self, requests: Sequence[Request], space: gym.Space[Any]) -> dict[str, Any]:
+    def observe(self, requests: Sequence[Request], space: gym.Space[Any]) -> dict[str, Any]:
+        """What the policy's preprocessor is handed of a batch: as a dataset gives it, (B, ...) or (B, T, ...).
+
+        Raises:
+            UserError: if the environment does not fit the policy.
+        """
         # The environment's processors know single observations only: the axis T comes after them.
         seen = [(request, observation) for request in requests for observation in request.observations]
         observation = batch_observations(space, [observation for _, observation in seen])
@@ -131,7 +136,7 @@ class Actor:
             observation = self._before(observation)
         check_state(self.policy, self.env_cfg, observation)
         check_inputs(self.policy, self.env_cfg, observation)
-        return self.policy.preprocess(self.history.fold(observation))
+        return self.history.fold(observation)
 
     def _sample(self, batch: dict[str, Any], noise: Tensor, requests: Sequence[Request]) -> Tensor:
         context = self.policy.encode(batch)

@@ -44,12 +44,14 @@ class StartOrder:
         seed: The episode's.
         recorded: Whether to send pictures.
         kept: How many of the last observations a chunk brings back; above 1 for a policy with a history.
+        all_kept: Whether all come back instead, the last one of an episode included.
     """
 
     slot: int
     seed: int
     recorded: bool
     kept: int = 1
+    all_kept: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Outcome:
 
     Attributes:
         observations: Those after the last `kept` executed actions, or after all if there are fewer, the oldest
-            first; none where the episode is over.
+            first; none where the episode is over, unless all were asked for.
         rewards: One for each of the k executed actions.
         success: Whether `is_success` was reported at any of them.
         side: The last `info["side"]`, None where there was none.
@@ -198,9 +200,11 @@ class _Slot:
         self.limit: int | None = None
         self.recorded = False
         self.kept = 1
+        self.all_kept = False
 
     def start(self, order: StartOrder) -> Started:
-        self.seed, self.length, self.recorded, self.kept = order.seed, 0, order.recorded, order.kept
+        self.seed, self.length, self.recorded = order.seed, 0, order.recorded
+        self.kept, self.all_kept = order.kept, order.all_kept
         with self._faults("cannot be reset"):
             observation = reset(self.env, order.seed)
             task = instruction(self.env)
@@ -223,16 +227,17 @@ class _Slot:
                     side = str(info["side"])
                 if self.recorded:
                     frames.append(frame(self.env, observation))
-                if number > len(actions) - self.kept:
+                if self.all_kept or number > len(actions) - self.kept:
                     observations.append(self._own(observation))
                 ended = bool(terminated or truncated or self.length == self.limit)
                 if ended:
                     break
-        return Outcome([] if ended else observations, rewards, success, side, ended, frames)
+        brought = observations if self.all_kept or not ended else []
+        return Outcome(brought, rewards, success, side, ended, frames)
 
     def _own(self, observation: Any) -> Any:
         """What outlives the next step: environments may write all their observations into the same arrays."""
-        return deepcopy(observation) if self.kept > 1 else observation
+        return deepcopy(observation) if self.all_kept or self.kept > 1 else observation
 
     @contextmanager
     def _faults(self, what: str) -> Iterator[None]:

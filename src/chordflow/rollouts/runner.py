@@ -18,11 +18,11 @@ from chordflow.policies import FlowPolicy
 from chordflow.rollouts.acting import Actor
 from chordflow.rollouts.delay import Execution
 from chordflow.rollouts.episodes import Episode, EpisodeKey
-from chordflow.rollouts.hosts import ChunkOrder, Host, LocalHost, StartOrder, TaskKey
+from chordflow.rollouts.hosts import ChunkOrder, Host, StartOrder, TaskKey
 from chordflow.rollouts.running import Running
 from chordflow.rollouts.store import EpisodeStore
 from chordflow.rollouts.timing import Timing
-from chordflow.rollouts.workers import WorkerPool
+from chordflow.rollouts.workers import open_host
 
 Progress = Callable[[Episode], None]
 
@@ -64,7 +64,7 @@ class Runner:
         actor = Actor(policy, self.env_cfg, 1, "euler", policy.chunk.num_executed, PLAIN, Timing())
         order = StartOrder(0, seed, False, actor.history.span)
         one = Running(task, order, self._host.start([order])[0], actor.history)
-        with _evaluation_mode(policy):
+        with evaluation_mode(policy):
             actor.act([one.request()], spaces.observation, spaces.action)
 
     def run(
@@ -110,7 +110,7 @@ class Runner:
         report = clock.paused(progress) if progress is not None else _ignore
         episodes: dict[EpisodeKey, Episode] = {}
         try:
-            with _evaluation_mode(policy):
+            with evaluation_mode(policy):
                 with spent.measure("simulator"):
                     tasks = self._host.make(min(self.batch_size, len(seeds)))
                 for group, number in tasks:
@@ -197,17 +197,8 @@ def open_runner(env_cfg: Any, batch_size: int = 32, num_workers: int = 0) -> Ite
     Raises:
         UserError: for numbers out of range.
     """
-    if batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}; run at least 1 episode at a time.")
-    if num_workers < 0:
-        raise UserError(f"num_workers is {num_workers}; give 0 for this process alone, or more.")
-    # More workers than episodes side by side would only wait.
-    workers = min(num_workers, batch_size)
-    host: Host = WorkerPool(env_cfg, workers) if workers else LocalHost(env_cfg)
-    try:
+    with open_host(env_cfg, batch_size, num_workers) as host:
         yield Runner(env_cfg, host, batch_size)
-    finally:
-        host.close()
 
 
 def run_episodes(
@@ -277,7 +268,7 @@ def _ignore(_episode: Episode) -> None:
 
 
 @contextmanager
-def _evaluation_mode(policy: FlowPolicy) -> Iterator[None]:
+def evaluation_mode(policy: FlowPolicy) -> Iterator[None]:
     """Puts the policy in the mode in which LeRobot runs it, and back."""
     training = policy.module.training
     policy.module.eval()

@@ -118,6 +118,31 @@ class WorkerPool(Host):
         return answers
 
 
+@contextlib.contextmanager
+def open_host(env_cfg: Any, batch_size: int, num_workers: int = 0) -> Iterator[Host]:
+    """Holds sub-environments, and the processes that they live in.
+
+    Args:
+        env_cfg: a LeRobot `EnvConfig`.
+        batch_size: episodes that run side by side.
+        num_workers: processes that hold the environments, each its share; 0 for this one.
+
+    Raises:
+        UserError: for numbers out of range.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}; run at least 1 episode at a time.")
+    if num_workers < 0:
+        raise UserError(f"num_workers is {num_workers}; give 0 for this process alone, or more.")
+    # More workers than episodes side by side would only wait.
+    workers = min(num_workers, batch_size)
+    host: Host = WorkerPool(env_cfg, workers) if workers else LocalHost(env_cfg)
+    try:
+        yield host
+    finally:
+        host.close()
+
+
 class _Worker:
     """A process and the line to it."""
 

@@ -248,12 +248,8 @@ def load_checkpoint(checkpoint_dir: Path, state: TrainingState) -> int:
     """
     folder = checkpoint_dir / TRAINING_STATE_DIR
     try:
-        masters = load_file(folder / MASTERS)
-        if {k: v.shape for k, v in masters.items()} != {k: v.shape for k, v in state.masters.items()}:
-            raise ValueError("other parameters were trained")
+        _load_masters(folder, state.masters)
         with torch.no_grad():
-            for name, parameter in state.masters.items():
-                parameter.copy_(part_of(masters[name], parameter))
             if state.ema is not None:
                 averages = load_file(folder / EMA_WEIGHTS)
                 for name, tensor in state.ema.items():
@@ -264,6 +260,27 @@ def load_checkpoint(checkpoint_dir: Path, state: TrainingState) -> int:
     except Exception as error:
         raise _cannot_resume(checkpoint_dir, error) from error
     return step
+
+
+def load_weights(checkpoint_dir: Path, masters: dict[str, nn.Parameter]) -> None:
+    """Puts a checkpoint's trained weights alone into `masters`.
+
+    Raises:
+        UserError: if the checkpoint is not complete or does not fit.
+    """
+    try:
+        _load_masters(checkpoint_dir / TRAINING_STATE_DIR, masters)
+    except Exception as error:
+        raise _cannot_resume(checkpoint_dir, error) from error
+
+
+@torch.no_grad()
+def _load_masters(folder: Path, masters: dict[str, nn.Parameter]) -> None:
+    saved = load_file(folder / MASTERS)
+    if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in masters.items()}:
+        raise ValueError("other parameters were trained")
+    for name, parameter in masters.items():
+        parameter.copy_(part_of(saved[name], parameter))
 
 
 def _cannot_resume(checkpoint_dir: Path, error: Exception) -> UserError:

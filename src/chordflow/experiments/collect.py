@@ -1,0 +1,207 @@
+"""The observations of a training: those of its dataset, or mixed with those of episodes that are run meanwhile.
+
+    OUTPUT_DIR/observations/collection_000000.safetensors, .json    see `couplings.collected`
+
+The first episodes are the teacher's, all others the student's as it is at that step, so a collection is made when the
+first block that takes observations from it is. A run that goes on reads those that its checkpoint had seen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from chordflow.console import bar
+from chordflow.couplings import Observations
+from chordflow.couplings.collected import Collection, CollectionWriter, known_collections
+from chordflow.couplings.mixed import MixedObservations, as_recorded, check_finite
+from chordflow.errors import UserError
+from chordflow.experiments.collect_config import ObservationSource
+from chordflow.experiments.config import ReflowJobConfig
+from chordflow.experiments.run_folder import OBSERVATIONS_DIR
+from chordflow.experiments.student_results import deployed_steps
+from chordflow.policies import FlowPolicy
+from chordflow.results.schema import RolloutObservations
+from chordflow.results.wording import percent, steps
+from chordflow.rollouts.collecting import Observed, collect
+from chordflow.rollouts.hosts import Host
+from chordflow.rollouts.workers import open_host
+from chordflow.training.distributed import current
+
+
+class RunObservations:
+    """What a run's buffer reads.
+
+    Attributes:
+        train: the observations.
+        described: who acts where, for the user; empty for a dataset alone.
+        step: optimiser steps that the student has behind it; whoever trains keeps it up to date.
+    """
+
+    def __init__(self, train: Observations, step: int = 0) -> None:
+        self.train = train
+        self.described = ""
+        self.step = step
+
+    def check_complete(self, blocks: int, block_size: int) -> None:
+        """Makes sure that what the first `blocks` blocks were made of is still there.
+
+        Raises:
+            UserError: if not.
+        """
+
+    def summary(self) -> RolloutObservations | None:
+        """What was collected; None for a dataset alone."""
+        return None
+
+
+@contextlib.contextmanager
+def run_observations(
+    config: ReflowJobConfig,
+    recorded: Observations,
+    teacher: FlowPolicy,
+    student: FlowPolicy,
+    start: int = 0,
+) -> Iterator[RunObservations]:
+    """The observations that a job's settings ask for; environments stay open until the end.
+
+    Args:
+        config: of the job. Collections are written into its folder; those in it that were made before `start` are
+            used again, later ones deleted.
+        recorded: the dataset's, to train on.
+        teacher: who acts before the first training step.
+        student: who acts afterwards, with the weights that it then has.
+        start: the optimiser step that the training begins with.
+
+    Raises:
+        UserError: for a collection that cannot be read, or more than one process; while collections are made, if the
+            environment or the disk fails.
+    """
+    if config.observations == ObservationSource.DATASET:
+        yield RunObservations(recorded, start)
+        return
+    if current().count > 1:
+        raise UserError(
+            f"observations=rollout: {current().count} processes train together, and episodes are run by one alone; "
+            "start chordflow without a launcher, or leave the option out."
+        )
+    with contextlib.ExitStack() as stack:
+        yield _Collecting(config, recorded, teacher, student, start, stack)
+
+
+def collected(rollouts: RolloutObservations) -> str:
+    """What a run has collected, for the user."""
+    return (
+        f"{rollouts.observations:,} observations of {rollouts.episodes:,} episodes, collected {rollouts.collections} "
+        f"time{'s' * (rollouts.collections != 1)} in {rollouts.seconds:.0f} s"
+    )
+
+
+class _Collecting(RunObservations):
+    """Observations of a dataset mixed with those of episodes."""
+
+    def __init__(
+        self,
+        config: ReflowJobConfig,
+        recorded: Observations,
+        teacher: FlowPolicy,
+        student: FlowPolicy,
+        start: int,
+        stack: contextlib.ExitStack,
+    ) -> None:
+        assert config.env is not None
+        self.env, self.config, self.folder = config.env, config.collect, config.output_dir / OBSERVATIONS_DIR
+        self.recorded = recorded
+        self.teacher, self.teacher_steps = teacher, deployed_steps(config, teacher)
+        self.student, self.student_steps = student, config.num_inference_steps
+        self._stack = stack
+        self._host: Host | None = None
+        self.mixed = MixedObservations(
+            recorded,
+            self.config.share,
+            self.config.num_observations,
+            self.config.passes,
+            self._collect,
+            known_collections(self.folder, start),
+        )
+        super().__init__(self.mixed, start)
+        self.described = (
+            f"env.type={self.env.type}, {percent(self.config.share)} of the observations, "
+            f"{self.config.num_observations:,} at a time: by the teacher at {steps(self.teacher_steps)} to begin with, "
+            f"then by the student at {steps(self.student_steps)}"
+        )
+
+    def check_complete(self, blocks: int, block_size: int) -> None:
+        """Makes sure that what the first `blocks` blocks were made of is still there."""
+        needed, found = self.mixed.num_collections(blocks, block_size), len(self.mixed.collections)
+        if found < needed:
+            raise UserError(
+                f"config_path: the checkpoint was trained with {needed} collections of observations, of which "
+                f"{self.folder} holds {found}; restore them, or start a new run."
+            )
+
+    def summary(self) -> RolloutObservations:
+        """What was collected."""
+        about = [collection.about for collection in self.mixed.collections]
+        return RolloutObservations(
+            env=str(self.env.type),
+            share=self.config.share,
+            collections=len(about),
+            observations=sum(one.observations for one in about),
+            episodes=sum(one.episodes for one in about),
+            seconds=sum(one.seconds for one in about),
+        )
+
+    def _collect(self, number: int) -> Collection:
+        began, config = time.perf_counter(), self.config
+        student = self.step > 0
+        policy, num_steps = (
+            (self.student, self.student_steps) if student else (self.teacher, self.teacher_steps)
+        )
+        if self._host is None:
+            self._host = self._stack.enter_context(open_host(self.env, config.batch_size, config.num_workers))
+        before = self.mixed.collections
+        writer, take = CollectionWriter(), _Taking(self.recorded, policy, f"env.type={self.env.type}")
+        with bar("episodes") as progress:
+            walked = collect(
+                self._host,
+                policy,
+                self.env,
+                config.num_observations,
+                num_steps=num_steps,
+                first_seed=before[-1].about.next_seed if before else config.seed,
+                batch_size=config.batch_size,
+                between_share=config.between_share,
+                take=lambda observed: writer.add(*take(observed)),
+                progress=lambda done, total: progress.update(done, total, "observations"),
+            )
+        return writer.write(
+            self.folder,
+            number,
+            step=self.step,
+            acted_by="student" if student else "teacher",
+            num_steps=num_steps,
+            episodes=walked.episodes,
+            next_seed=walked.next_seed,
+            seconds=time.perf_counter() - began,
+        )
+
+
+class _Taking:
+    """From observations of episodes to those of a dataset."""
+
+    def __init__(self, recorded: Observations, policy: FlowPolicy, name: str) -> None:
+        self._item, self._policy, self._name = recorded[0], policy, name
+
+    def __call__(self, observed: Observed) -> tuple[dict[str, Tensor], list[str]]:
+        observation = observed.observation
+        values = {key: value for key, value in observation.items() if isinstance(value, Tensor)}
+        found = as_recorded(values, self._item, self._policy, self._name)
+        check_finite(found, observed.seeds, self._name)
+        found["episode_index"] = torch.tensor(observed.seeds)
+        found["frame_index"] = torch.tensor(observed.steps)
+        return found, list(observation["task"])

@@ -1,0 +1,359 @@
+"""Observations from episodes: what is kept, how it is stored and read, and what a training makes of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from chordflow.cli.main import main
+from chordflow.cli.options import build
+from chordflow.couplings import DatasetConfig, open_split
+from chordflow.couplings.collected import Collection, CollectionWriter, known_collections
+from chordflow.couplings.mixed import MixedObservations, as_recorded, check_finite
+from chordflow.errors import UserError
+from chordflow.experiments import collect as collect_module
+from chordflow.experiments.collect import run_observations
+from chordflow.experiments.config import ReflowJobConfig
+from chordflow.policies import FlowPolicy, load_flow_policy
+from chordflow.results.schema import Results
+from chordflow.rollouts import run_episodes
+from chordflow.rollouts.acting import Actor, Request
+from chordflow.rollouts.collecting import Observed, Walked, collect
+from chordflow.rollouts.workers import open_host
+from drift_env import DriftEnvConfig
+from gaussian_setup import make_observations
+from test_reflow_job import options
+
+FIRST = 50
+ROLLOUT = ("--observations=rollout", "--env.type=drift_of_the_tests", "--collect.num_observations=8",
+           "--collect.batch_size=4", "--collect.between_share=0.3")  # fmt: skip
+
+
+def collected(
+    policy: FlowPolicy, count: int, *, between_share: float = 0.0, batch_size: int = 3, num_workers: int = 0
+) -> tuple[list[Observed], Walked]:
+    found: list[Observed] = []
+    with open_host(DriftEnvConfig(), batch_size, num_workers) as host:
+        walked = collect(
+            host,
+            policy,
+            DriftEnvConfig(),
+            count,
+            num_steps=2,
+            first_seed=FIRST,
+            batch_size=batch_size,
+            between_share=between_share,
+            take=found.append,
+        )
+    return found, walked
+
+
+def places(found: list[Observed]) -> list[tuple[int, int]]:
+    return [place for one in found for place in zip(one.seeds, one.steps, strict=True)]
+
+
+class TestCollecting:
+    def test_what_is_kept_is_what_the_policy_was_shown(
+        self, checkpoint: Path, dataset_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Stored, read and encoded as a dataset's, an observation has the context that it had in its episode."""
+        policy = load_flow_policy(checkpoint, device="cpu")
+        shown: dict[tuple[int, int], Any] = {}
+        act, encode = Actor.act, policy.encode
+        contexts: list[Any] = []
+
+        def spied_encode(batch: Any) -> Any:
+            contexts.append(encode(batch))
+            return contexts[-1]
+
+        def spied_act(actor: Actor, requests: list[Request], *spaces: Any) -> Any:
+            answer = act(actor, requests, *spaces)
+            for row, request in enumerate(requests):
+                shown[request.seed, request.step] = contexts[-1].index(torch.tensor([row]))
+            return answer
+
+        monkeypatch.setattr(policy, "encode", spied_encode)
+        monkeypatch.setattr(Actor, "act", spied_act)
+        found, walked = collected(policy, 12)
+        split = open_split(DatasetConfig("test/tiny", root=str(dataset_root)), policy)
+        recorded = split.train[0]
+        writer = CollectionWriter()
+        for one in found:
+            tensors = {k: v for k, v in one.observation.items() if isinstance(v, Tensor)}
+            writer.add(as_recorded(tensors, recorded, policy, "env"), one.observation["task"])
+        about = {"step": 0, "acted_by": "teacher", "num_steps": 2, "seconds": 0.0}
+        collection = writer.write(
+            tmp_path, 0, episodes=walked.episodes, next_seed=walked.next_seed, **about  # type: ignore[arg-type]
+        )  # fmt: skip
+        assert collection.about.as_bytes == ["observation.images.top"]
+        assert walked.next_seed == FIRST + walked.episodes
+        for row, place in enumerate(places(found)):
+            item = collection.item(row)
+            shared = {key: recorded[key] for key in item}
+            for key, value in shared.items():
+                assert type(value) is type(item[key]), key
+                assert isinstance(value, str) or (value.dtype, value.shape) == (
+                    item[key].dtype,
+                    item[key].shape,
+                )
+            again = encode(policy.preprocess(default_collate([item])))
+            x_t, t = torch.ones(1, *policy.chunk.shape), torch.tensor([0.5])
+            torch.testing.assert_close(
+                policy.velocity(x_t, t, again), policy.velocity(x_t, t, shown[place]), rtol=1e-4, atol=1e-5
+            )
+        assert len({place[1] for place in places(found)}) > 1
+
+    def test_every_frame_may_be_kept(self, tiny_policy: FlowPolicy) -> None:
+        """Those of an episode's last chunk too, and nothing beyond its end."""
+        (episode,) = run_episodes(tiny_policy, DriftEnvConfig(), [FIRST], num_steps=2)
+        found, walked = collected(tiny_policy, episode.length, between_share=1.0, batch_size=1)
+        assert walked.episodes == 1
+        assert sorted(places(found)) == [(FIRST, step) for step in range(episode.length)]
+        states = torch.cat([one.observation["observation.state"] for one in found])
+        assert len(states.unique(dim=0)) == episode.length
+
+    def test_is_a_function_of_its_arguments(self, tiny_policy: FlowPolicy) -> None:
+        once, _ = collected(tiny_policy, 9, between_share=0.5)
+        torch.manual_seed(1)
+        again, _ = collected(tiny_policy, 9, between_share=0.5)
+        assert places(once) == places(again)
+        for one, other in zip(once, again, strict=True):
+            for key, value in one.observation.items():
+                same = torch.equal(value, other.observation[key]) if isinstance(value, Tensor) else True
+                assert same, key
+        assert len(places(once)) == 9
+        assert any(step % 4 for _, step in places(once))
+
+
+def fake_collection(folder: Path, number: int, size: int, step: int = 0) -> Collection:
+    writer = CollectionWriter()
+    states = torch.full((size, 2), float(number))
+    writer.add({"observation.state": states, "episode_index": torch.arange(size)}, ["go"] * size)
+    return writer.write(
+        folder, number, step=step, acted_by="teacher", num_steps=1, episodes=1, next_seed=number, seconds=0.0
+    )
+
+
+class TestMixed:
+    def mixed(
+        self, folder: Path, share: float, passes: int = 1, known: list[Collection] | None = None
+    ) -> tuple[MixedObservations, list[int]]:
+        asked: list[int] = []
+
+        def make(number: int) -> Collection:
+            asked.append(number)
+            return fake_collection(folder, number, 6)
+
+        return MixedObservations(make_observations(10), share, 6, passes, make, known or []), asked
+
+    @pytest.mark.parametrize(("share", "passes"), [(0.5, 1), (0.3, 2), (1.0, 1), (1 / 3, 1)])
+    def test_blocks(self, tmp_path: Path, share: float, passes: int) -> None:
+        mixed, asked = self.mixed(tmp_path, share, passes)
+        blocks = [mixed.of_block(number, 4, 7) for number in range(30)]
+        assert all(len(block) == 4 for block in blocks)
+        rows = [index - 10 for block in blocks for index in block if index >= 10]
+        assert len(rows) == pytest.approx(120 * share, abs=1e-3)
+        # One collection after the other, each gone through `passes` times, all of it in every pass.
+        for begin in range(0, len(rows) - 5, 6):
+            number = begin // 6 // passes
+            assert sorted(rows[begin : begin + 6]) == [6 * number + row for row in range(6)]
+        assert asked == list(range(mixed.num_collections(30, 4)))
+        # The dataset's are gone through as ever.
+        recorded = [index for block in blocks for index in block if index < 10]
+        assert all(sorted(recorded[i : i + 10]) == list(range(10)) for i in range(0, len(recorded) - 9, 10))
+        # In any order, and where collections are there already.
+        other, asked = self.mixed(tmp_path, share, passes, mixed.collections)
+        assert [other.of_block(number, 4, 7) for number in reversed(range(30))] == blocks[::-1]
+        assert asked == []
+
+    def test_collections_are_made_when_they_are_needed(self, tmp_path: Path) -> None:
+        mixed, asked = self.mixed(tmp_path, 0.5)
+        mixed.of_block(2, 4, 0)
+        assert asked == [0]
+        mixed.of_block(3, 4, 0)
+        assert asked == [0, 1]
+
+    def test_both_are_read_alike_and_by_workers(self, tmp_path: Path) -> None:
+        mixed, _ = self.mixed(tmp_path, 0.5)
+        block = mixed.of_block(0, 8, 0)
+        (alone,) = mixed.batches(block, 8)
+        (worked,) = mixed.batches(block, 8, num_workers=1)
+        assert set(alone) == {"observation.state", "task", "episode_index"}
+        assert torch.equal(alone["observation.state"], worked["observation.state"])
+        assert alone["task"] == [""] * 4 + ["go"] * 4
+
+    def test_images_that_are_no_bytes_stay_what_they_are(self, tmp_path: Path) -> None:
+        writer = CollectionWriter()
+        images = torch.rand(2, 3, 4, 4)
+        plain = torch.randint(0, 256, (2, 3, 4, 4)).float() / 255
+        for value in (plain, images):
+            writer.add({"observation.image": value}, ["go"] * 2)
+        made = writer.write(
+            tmp_path, 0, step=0, acted_by="teacher", num_steps=1, episodes=1, next_seed=1, seconds=0.0
+        )
+        assert made.about.as_bytes == []
+        assert torch.equal(made.item(1)["observation.image"], plain[1])
+        assert torch.equal(made.item(2)["observation.image"], images[0])
+
+    def test_later_collections_are_deleted(self, tmp_path: Path) -> None:
+        for number, step in enumerate((0, 0, 3, 5)):
+            fake_collection(tmp_path, number, 2, step)
+        (tmp_path / ".collection_000004.safetensors.tmp").write_bytes(b"half")
+        found = known_collections(tmp_path, 3)
+        assert [one.about.step for one in found] == [0, 0]
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            f"collection_00000{number}.{ending}" for number in (0, 1) for ending in ("json", "safetensors")
+        ]
+
+    def test_what_does_not_fit_together(self) -> None:
+        policy: Any = SimpleNamespace(
+            own_name=lambda key: key,
+            config=SimpleNamespace(input_features={"observation.state": 1, "observation.image": 1}),
+        )
+        item = {"observation.state": torch.zeros(2), "observation.image": torch.zeros(3, 8, 8), "task": "go"}
+        batch = {"observation.state": torch.zeros(5, 2), "observation.image": torch.zeros(5, 3, 8, 8)}
+        extra = {**batch, "observation.more": torch.zeros(5, 1)}
+        assert as_recorded(extra, item, policy, "env").keys() == batch.keys()
+        with pytest.raises(UserError, match=r"env: observation.image has shape \(3, 4, 4\).*\(3, 8, 8\)"):
+            as_recorded({**batch, "observation.image": torch.zeros(5, 3, 4, 4)}, item, policy, "env")
+        with pytest.raises(UserError, match=r"observation.image, which the dataset has and env has not"):
+            as_recorded({"observation.state": torch.zeros(5, 2)}, item, policy, "env")
+        with pytest.raises(UserError, match=r"observation.image, which env has and the dataset has not"):
+            as_recorded(batch, {"observation.state": torch.zeros(2)}, policy, "env")
+        broken = {"observation.state": torch.tensor([[0.0], [torch.nan]])}
+        with pytest.raises(UserError, match=r"observation.state is NaN or infinite in the episode of seed 8"):
+            check_finite(broken, [7, 8], "env")
+
+
+class TestJob:
+    @pytest.fixture(scope="class")
+    def run(self, checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """A finished run; not to be written to."""
+        output = tmp_path_factory.mktemp("rollouts") / "out"
+        assert main(options(checkpoint, dataset_root, output, *ROLLOUT)) == 0
+        return output
+
+    def test_says_where_observations_came_from(self, run: Path) -> None:
+        abouts = [json.loads(path.read_text()) for path in sorted((run / "observations").glob("*.json"))]
+        assert abouts[0]["acted_by"] == "teacher"
+        assert abouts[0]["num_steps"] == 10
+        assert abouts[-1]["acted_by"] == "student"
+        assert abouts[-1]["num_steps"] == 1
+        assert [one["step"] for one in abouts] == sorted(one["step"] for one in abouts)
+        assert all(later["next_seed"] > one["next_seed"] > 10**9 for one, later in pairwise(abouts))
+        made = Results.load(run / "results.json").couplings
+        assert made is not None
+        assert made.rollouts is not None
+        assert (made.rollouts.env, made.rollouts.share) == ("drift_of_the_tests", 0.5)
+        assert (made.rollouts.collections, made.rollouts.observations) == (len(abouts), 8 * len(abouts))
+        # As many as the blocks took.
+        assert 8 * (len(abouts) - 1) < made.observations / 2 <= 8 * len(abouts)
+        record = json.loads(
+            (run / "checkpoints" / "last" / "pretrained_model" / "reflow_config.json").read_text()
+        )
+        assert record["observations"] == "rollout"
+        assert record["env"]["type"] == "drift_of_the_tests"
+        assert "of the observations" in (run / "table.md").read_text()
+
+    @pytest.fixture
+    def cut(self, run: Path, tmp_path: Path) -> Path:
+        """The run as if it had been killed some steps after its first checkpoint."""
+        cut = Path(shutil.copytree(run, tmp_path / "cut", symlinks=True))
+        shutil.rmtree(cut / "checkpoints" / "000006")
+        (cut / "checkpoints" / "last").unlink()
+        (cut / "checkpoints" / "last").symlink_to("000003")
+        return cut
+
+    def resume(self, run: Path) -> int:
+        return main(["reflow", "--resume=true", f"--config_path={run}/checkpoints/last/pretrained_model"])
+
+    def test_a_resumed_run_ends_in_the_same_bits(self, run: Path, cut: Path) -> None:
+        collections = sorted((run / "observations").glob("*.safetensors"))
+        steps = [json.loads(path.with_suffix(".json").read_text())["step"] for path in collections]
+        # Otherwise the comparison would say little: one at the very step of the checkpoint, or after it.
+        assert max(steps) > 0
+        assert max(steps) >= 3
+        assert self.resume(cut) == 0
+        for file in ("pretrained_model/model.safetensors", "training_state/master_weights.safetensors"):
+            whole, resumed = (load_file(path / "checkpoints" / "000006" / file) for path in (run, cut))
+            assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+        for path in collections:
+            assert path.read_bytes() == (cut / "observations" / path.name).read_bytes()
+        assert len(collections) == len(list((cut / "observations").glob("*.safetensors")))
+
+    def test_what_a_checkpoint_has_seen_must_be_there(
+        self, cut: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        first = cut / "observations" / "collection_000000.safetensors"
+        save_file({"observation.state": torch.zeros(3, 3)}, first)
+        assert self.resume(cut) == 2
+        assert "cannot be read (its parts are of unequal length)" in " ".join(capsys.readouterr().err.split())
+        shutil.rmtree(cut / "observations")
+        assert self.resume(cut) == 2
+        assert "collections of observations, of which" in " ".join(capsys.readouterr().err.split())
+
+    def test_a_run_that_fails_leaves_nothing(
+        self, checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        output = tmp_path / "out"
+        arguments = options(checkpoint, dataset_root, output, *ROLLOUT, "--env.state_dim=5")
+        assert main(arguments) == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert "observation.state has shape (5,), but the checkpoint was trained with (3,)" in said
+        assert not output.exists()
+
+    def test_several_processes_are_refused(
+        self, tiny_policy: FlowPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(collect_module, "current", lambda: SimpleNamespace(count=2))
+        values = {
+            **BASE,
+            "output_dir": str(tmp_path),
+            "observations": "rollout",
+            "env.type": "drift_of_the_tests",
+        }
+        job = build(ReflowJobConfig, values)
+        with (
+            pytest.raises(UserError, match="observations=rollout: 2 processes train together"),
+            run_observations(job, make_observations(4), tiny_policy, tiny_policy),
+        ):
+            pass
+
+
+BASE = {"teacher.path": "t", "dataset.repo_id": "d", "output_dir": "o"}
+DRIFT = {"observations": "rollout", "env.type": "drift_of_the_tests"}
+
+REFUSED: dict[str, tuple[dict[str, str], str]] = {
+    "no environment": ({"observations": "rollout"}, r"observations=rollout needs an environment .*--env.type"),
+    "an environment for nothing": (
+        {"env.type": "drift_of_the_tests"},
+        r"env.type=drift_of_the_tests: .*--observations=rollout",
+    ),
+    "collecting for nothing": ({"collect.share": "0.2"}, r"collect: .*--observations=rollout"),
+    "an unknown environment": ({**DRIFT, "env.type": "moon"}, r"env.type=moon: choose one of .*drift"),
+    "an unknown source": ({"observations": "dreams"}, r"observations=dreams: give dataset \| rollout"),
+    "no share": ({**DRIFT, "collect.share": "0"}, r"collect.share=0.0: give a share above 0"),
+    "no observations": ({**DRIFT, "collect.num_observations": "0"}, r"collect.num_observations=0: .* 1"),
+    "a share above all": ({**DRIFT, "collect.between_share": "1.5"}, r"collect.between_share=1.5"),
+    "demonstrations": ({**DRIFT, "method.real_data_share": "0.1"}, r"method.type=reflow .*demonstrated actions"),
+    "snapflow": ({**DRIFT, "method.type": "snapflow"}, r"method.type=snapflow .*demonstrated actions"),
+    "noise biased": ({**DRIFT, "method.type": "noise_biased"}, r"method.type=noise_biased .*demonstrated"),
+    "a store": ({**DRIFT, "couplings.path": "store"}, r"couplings.path=store were made on a dataset's"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals(name: str) -> None:
+    values, said = REFUSED[name]
+    with pytest.raises(UserError, match=said):
+        build(ReflowJobConfig, {**BASE, **values})
