@@ -63,6 +63,18 @@ def test_episodes_are_counted_by_row_where_they_differ() -> None:
     assert re.search(r"all \(100\) +student", text)
 
 
+def test_the_grid_of_the_couplings_is_named_where_it_is_not_the_uniform_one() -> None:
+    made = sample().couplings
+    assert made is not None
+    for power, expected in (
+        (1.4, "ten steps, grid power 1.4; buffer"),
+        (1.0, "ten steps; buffer"),
+        (None, "ten steps; buffer"),
+    ):
+        couplings = dataclasses.replace(made, grid_power=power)
+        assert expected in " ".join(printed(sample(couplings=couplings)).split())
+
+
 def test_facts_below_the_tables() -> None:
     text = " ".join(printed(sample()).split())
     assert "0.39 [0.33, 0.45] at one, 0.61 [0.52, 0.70] at two" in text

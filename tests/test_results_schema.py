@@ -82,7 +82,8 @@ results = st.builds(
     success=st.lists(successes, max_size=2),
     trajectories=st.lists(trajectories, max_size=2),
     trajectory_axes=numbers,
-    couplings=st.none() | st.builds(CouplingSummary, whole, whole, words, whole, whole),
+    couplings=st.none()
+    | st.builds(CouplingSummary, whole, whole, words, whole, whole, grid_power=st.none() | finite),
     loss=st.none() | losses,
     training_s=st.none() | finite,
     verdict=words,

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from chordflow.report import core_tables, more_tables, rollout_tables
 from chordflow.report.section import ABSENT, Section
-from chordflow.results.schema import Latency, Results, Rollouts
+from chordflow.results.schema import CouplingSummary, Latency, Results, Rollouts
 from chordflow.results.verdict import verdict
 from chordflow.results.wording import clean, estimate, number, percent, plural, size, steps
 
@@ -187,7 +187,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
             (
                 "couplings",
                 f"{made.observations} observations with {plural(made.noises_per_observation, 'noise')} each, "
-                f"by {clean(made.solver)} with {steps(made.num_steps)}; buffer {size(made.buffer_bytes)}",
+                f"by {clean(made.solver)} with {steps(made.num_steps)}{_grid(made)}; buffer {size(made.buffer_bytes)}",
             )
         )
         if made.rollouts is not None:
@@ -244,6 +244,10 @@ def rollouts(ran: Rollouts) -> str:
     noise = "paired noise" if ran.noise == "paired" else "noise as lerobot-eval draws it"
     workers = "no workers" if ran.num_workers == 0 else plural(ran.num_workers, "worker")
     return f"{clean(ran.env)}; {noise}; seeds from {ran.first_seed}; {ran.batch_size} side by side, {workers}"
+
+
+def _grid(made: CouplingSummary) -> str:
+    return "" if made.grid_power in (None, 1) else f", grid power {made.grid_power:g}"
 
 
 def _ratio(value: float) -> str:

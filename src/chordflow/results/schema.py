@@ -562,6 +562,8 @@ class CouplingSummary:
         num_steps: Its steps.
         buffer_bytes: Memory that the buffer holds.
         rollouts: What of the observations was collected in an environment; None where all are the dataset's.
+        grid_power: Power of its grid: 1 is uniform, above 1 steps grow smaller towards the action; None where it
+            was not recorded.
     """
 
     observations: int
@@ -570,6 +572,7 @@ class CouplingSummary:
     num_steps: int
     buffer_bytes: int
     rollouts: RolloutObservations | None = None
+    grid_power: float | None = None
 
 
 @dataclass(frozen=True)
