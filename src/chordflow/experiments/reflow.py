@@ -314,6 +314,7 @@ def _train(
         num_steps=config.coupling.steps,
         buffer_bytes=round(buffer_bytes),
         rollouts=rollouts,
+        grid_power=config.coupling.grid_power,
     )
 
 
