@@ -16,6 +16,7 @@ from chordflow.console import console, say
 from chordflow.errors import UserError
 from chordflow.experiments.config import ReflowJobConfig
 from chordflow.experiments.provenance import BESIDE_SETTINGS, check_same_teacher
+from chordflow.experiments.recipes import recipe
 from chordflow.experiments.rounds import reflow_rounds
 from chordflow.experiments.run_folder import REFLOW_CONFIG, folder_of_run, resume_command, resume_folder
 from chordflow.experiments.stored_couplings import training_settings
@@ -120,8 +121,11 @@ def parse(arguments: list[str]) -> tuple[ReflowJobConfig, Path | None]:
 
 
 def _base(values: dict[str, str], config_path: str | None) -> dict[str, Any]:
-    """The settings of a file, over those of the store of couplings that is trained from."""
+    """The settings of a file, over those of a recipe, over those of the store of couplings that is trained from."""
     base = read_settings(config_path) if config_path else {}
+    name = values.get("recipe", base.get("recipe"))
+    if name is not None:
+        base = merge(recipe(name).overrides, base)
     group = base.get("couplings")
     told = group if isinstance(group, dict) else {}
     told = told | {

@@ -16,6 +16,7 @@ from chordflow.experiments.collect_config import (
     check_no_demonstrations,
     check_source,
 )
+from chordflow.experiments.recipes import recipe
 from chordflow.experiments.stored_couplings import CouplingsConfig
 from chordflow.policies import Role
 from chordflow.training.loop import EMAConfig, SchedulerConfig
@@ -80,6 +81,8 @@ class ReflowJobConfig:
         teacher: the checkpoint to reflow.
         dataset: LeRobot dataset whose observations are used (its actions only by methods that need them).
         output_dir: new folder for checkpoints, metrics, results and pictures.
+        recipe: settings that go together, under all other options: all_steps (a student that is good at every number
+            of steps; the defaults) or one_step (the most exact student at one step, and for that alone).
         rounds: how often to reflow; each round begins as the student of the round before and is taught by it. steps,
             and everything else, are of each.
         steps: optimiser steps.
@@ -112,6 +115,7 @@ class ReflowJobConfig:
     teacher: TeacherConfig
     dataset: DatasetConfig
     output_dir: Path
+    recipe: str | None = None
     rounds: int = 1
     steps: int = 20_000
     batch_size: int = 64
@@ -138,6 +142,8 @@ class ReflowJobConfig:
     measure: MeasureConfig = field(default_factory=MeasureConfig)
 
     def __post_init__(self) -> None:
+        if self.recipe is not None:
+            recipe(self.recipe)
         positive = (
             "rounds",
             "steps",
