@@ -1,0 +1,46 @@
+"""Settings of training that go together, by name."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+from chordflow.errors import UserError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named set of settings.
+
+    Attributes:
+        about: what it is for, in a sentence.
+        overrides: settings of `chordflow reflow` that differ from its defaults, nested.
+    """
+
+    about: str
+    overrides: dict[str, Any]
+
+
+RECIPES: dict[str, Recipe] = {
+    "all_steps": Recipe(
+        "A student that is good at every number of steps; the defaults.", {"method": {"type": "reflow"}}
+    ),
+    "one_step": Recipe(
+        "The most exact student at one step, and for that alone.", {"method": {"type": "endpoint"}}
+    ),
+}
+"""chordflow's own recipes, by name."""
+
+
+def recipe(name: str) -> Recipe:
+    """A recipe of chordflow's own.
+
+    Raises:
+        UserError: if there is none of that name.
+    """
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1)
+        meant = f"did you mean {near[0]}?" if near else f"choose {' or '.join(RECIPES)}."
+        raise UserError(f"recipe={name}: there is no such recipe; {meant}")
+    return RECIPES[name]

@@ -1,0 +1,55 @@
+"""Recipes by name: what they set, and what goes before them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from chordflow.cli.reflow import parse
+from chordflow.errors import UserError
+from chordflow.experiments.config import ReflowJobConfig
+from chordflow.experiments.recipes import RECIPES
+from chordflow.training.methods import ReflowMethodConfig
+from chordflow.training.methods.endpoint import EndpointMethodConfig
+
+REQUIRED = ["--teacher.path=t", "--dataset.repo_id=a/b", "--output_dir=out"]
+
+
+def settings(*arguments: str) -> ReflowJobConfig:
+    return parse([*REQUIRED, *arguments])[0]
+
+
+def test_a_recipe_is_under_all_other_options() -> None:
+    assert settings("--recipe=one_step").method == EndpointMethodConfig()
+    assert settings("--recipe=one_step", "--method.path_share=0.5").method == EndpointMethodConfig(
+        path_share=0.5
+    )
+    assert settings("--recipe=one_step", "--method.type=reflow").method == ReflowMethodConfig()
+    assert settings("--recipe=one_step").recipe == "one_step"
+
+
+def test_a_recipe_is_under_the_settings_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps({"recipe": "one_step", "method": {"path_share": 0.25}}))
+    assert settings(f"--config_path={file}").method == EndpointMethodConfig(path_share=0.25)
+
+
+def test_the_defaults_are_the_recipe_for_all_steps() -> None:
+    from_recipe = settings("--recipe=all_steps")
+    from_recipe.recipe = None
+    assert from_recipe == settings()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_fits_and_keeps_its_promise(name: str) -> None:
+    step_counts = settings(f"--recipe={name}").method.build().step_counts
+    assert step_counts == ((1,) if name == "one_step" else None)
+
+
+def test_an_unknown_recipe_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"recipe=one_stpe: there is no such recipe; did you mean one_step\?"):
+        settings("--recipe=one_stpe")
+    with pytest.raises(UserError, match=r"recipe=xyz: .*choose all_steps or one_step\."):
+        settings("--recipe=xyz")
