@@ -36,6 +36,10 @@ def imported(folder: Path) -> set[str]:
             ROOT / "packages" / "lerobot_env_detour" / "src",
             {"gymnasium", "lerobot", "lerobot_env_detour", "numpy"},
         ),
+        (
+            ROOT / "packages" / "lerobot_env_metaworld_light" / "src",
+            {"gymnasium", "lerobot", "lerobot_env_metaworld_light", "metaworld", "mujoco", "numpy"},
+        ),
     ],
     ids=lambda value: value.name if isinstance(value, Path) else "",
 )
