@@ -22,6 +22,10 @@ VERBS = {
         "chordflow.cli.evaluate",
         "hold policies against their teacher: gaps, latency, paired episodes",
     ),
+    "compare": (
+        "chordflow.cli.compare",
+        "train by several methods at one budget, and put them into one table",
+    ),
     "relocate": ("chordflow.cli.relocate", "mend a checkpoint whose vision-language model folder has moved"),
     "bench": ("chordflow.cli.bench", "time training with and without reuse of couplings, side by side"),
     "demo": ("chordflow.cli.demo", "run the whole job on a small teacher that comes with chordflow"),
@@ -39,6 +43,7 @@ def usage() -> str:
 
 
 _SIZES = {
+    "compare": "--batch_size, --buffer.num_observations, --measure.batch_size or --eval.batch_size",
     "couple": "--batch_size or --buffer.block_size",
     "diagnose": "--measure.batch_size",
     "evaluate": "--eval.batch_size or --measure.batch_size",

@@ -9,11 +9,8 @@ import shlex
 import shutil
 import time
 from collections.abc import Iterator
-from enum import Enum
 from pathlib import Path
 from typing import Any
-
-import draccus
 
 from chordflow.console import bar, say
 from chordflow.couplings import Split, open_split
@@ -23,6 +20,7 @@ from chordflow.experiments.arms import EPISODES, RolloutResults, check_environme
 from chordflow.experiments.entrants import Entrant, load_entrants
 from chordflow.experiments.evaluate_config import EvaluateConfig
 from chordflow.experiments.measured import concluded, with_measures
+from chordflow.experiments.plain import plain
 from chordflow.experiments.provenance import device_name
 from chordflow.experiments.reflow import RESULTS
 from chordflow.experiments.run_folder import new_folder, only_run
@@ -82,7 +80,7 @@ def evaluate(config: EvaluateConfig, command: list[str]) -> Evaluated:
     with folder, only_run(output):
         _refuse_another_margin(config)
         try:
-            write_json(output / EVALUATE_CONFIG, _plain(draccus.encode(config)))
+            write_json(output / EVALUATE_CONFIG, plain(config))
             results = _on_the_dataset(config, command, entrants, split)
             rollouts = _in_the_environment(config, entrants)
             if rollouts is not None:
@@ -104,7 +102,7 @@ def _on_the_dataset(
     results = Results(
         kind="evaluate",
         command=command,
-        settings=_plain(draccus.encode(config)),
+        settings=plain(config),
         versions=installed_versions(),
         device=device_name(entrants[TEACHER].policy.device),
         seeds={"episodes": config.seed, "measuring": config.measure.seed},
@@ -245,13 +243,3 @@ def _new_folder(output: Path) -> Iterator[None]:
                 (output / EVALUATE_CONFIG).unlink(missing_ok=True)
                 shutil.rmtree(output / EPISODES, ignore_errors=True)
             raise
-
-
-def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as JSON holds them; environments of LeRobot's keep enumerations among theirs."""
-
-    def value_of(item: object) -> Any:
-        return item.value if isinstance(item, Enum) else str(item)
-
-    plain: dict[str, Any] = json.loads(json.dumps(settings, default=value_of))
-    return plain

@@ -1,0 +1,99 @@
+"""`chordflow compare`: methods of training side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lerobot.utils.import_utils import register_third_party_plugins
+
+from chordflow.cli.options import CONFIG_PATH, build, help_text, read_options
+from chordflow.cli.settings import read_settings, wants_resume
+from chordflow.console import console, say
+from chordflow.errors import UserError
+from chordflow.experiments.compare import COMPARE, compare
+from chordflow.experiments.compare_config import COMMON, CompareConfig, Planned, overrides_of
+from chordflow.experiments.config import ReflowJobConfig
+from chordflow.experiments.plain import plain
+from chordflow.quiet import quiet_stdout
+from chordflow.report.compare_table import markdown, render
+from chordflow.results.files import write_whole
+
+TABLE = "compare.md"
+
+USAGE = """
+chordflow compare --teacher.path=CHECKPOINT --dataset.repo_id=USER/DATASET --output_dir=outputs/compare \\
+    --methods='[reflow,endpoint,one_step]' --steps=2000 --seeds='[0,1,2]'
+chordflow compare ... --seconds=120 --env.type=libero --env.task=libero_10 \\
+    --recipes='{"huber": {"method": {"type": "endpoint", "loss": {"type": "pseudo_huber"}}}}'
+chordflow compare --resume=true --config_path=outputs/compare/compare.json
+"""
+
+
+def run(arguments: list[str]) -> None:
+    """Parses the options, trains and measures, and prints and writes the table."""
+    with quiet_stdout():
+        # Environments that are installed as lerobot_env_*, as LeRobot's own commands find them.
+        register_third_party_plugins()
+    if "--help" in arguments or "-h" in arguments:
+        print(help_text(CompareConfig, (CompareConfig.__doc__ or "").split("\n")[0], USAGE))
+        return
+    config = parse(arguments)
+    comparison = compare(config, plan(config), ["chordflow", "compare", *arguments])
+    console.print(render(comparison))
+    write_whole(config.output_dir / TABLE, markdown(comparison).encode("utf-8"))
+    say(f"Results: {config.output_dir / COMPARE}, all columns in {config.output_dir / TABLE}")
+
+
+def parse(arguments: list[str]) -> CompareConfig:
+    """The settings, over those of the comparison that is gone on with.
+
+    Raises:
+        UserError: for options that cannot be used.
+    """
+    values = read_options(arguments)
+    config_path = values.pop(CONFIG_PATH, None)
+    base: dict[str, Any] = read_settings(config_path) if config_path else {}
+    if not wants_resume(values):
+        return build(CompareConfig, values, base.get("settings", base))
+    if config_path is None:
+        raise UserError(f"resume=true needs --config_path=OUTPUT_DIR/{COMPARE}.")
+    if base.get("kind") != "compare" or not isinstance(base.get("settings"), dict):
+        raise UserError(
+            f"config_path={config_path} is no file of chordflow compare; give OUTPUT_DIR/{COMPARE}."
+        )
+    # The folder may have been moved since: it is where its file is.
+    settings = {**base["settings"], "output_dir": str(Path(config_path).resolve().parent)}
+    return build(CompareConfig, values, settings)
+
+
+def plan(config: CompareConfig) -> list[Planned]:
+    """What every name of `config.methods` stands for: its own settings over the common ones.
+
+    Raises:
+        UserError: for settings that chordflow reflow would not take.
+    """
+    common = {name: value for name, value in plain(config).items() if name in COMMON}
+    common |= {"output_dir": str(config.output_dir), "steps": config.steps or 1}
+    planned = []
+    for name in config.methods or []:
+        origin, about, overrides = overrides_of(name, config.recipes)
+        values = _flat(overrides)
+        try:
+            job = build(ReflowJobConfig, values, common)
+        except UserError as error:
+            raise UserError(f"methods: {name!r}: {error}") from error
+        planned.append(Planned(name, origin, about, job))
+    return planned
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as the options that say the same."""
+    values: dict[str, str] = {}
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            values |= _flat(value, f"{prefix}{key}.")
+        else:
+            values[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value)
+    return values

@@ -1,0 +1,211 @@
+"""Methods of training side by side: the same teacher, data, seeds and budget, one table."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from chordflow.console import bar, say
+from chordflow.errors import UserError
+from chordflow.evaluation.yardstick import Held, Yardstick
+from chordflow.experiments.compare_config import CompareConfig, Planned
+from chordflow.experiments.compare_setup import Bed, begun, gone_on_with, made, refuse_several_processes
+from chordflow.experiments.compare_training import Budget, train_student
+from chordflow.experiments.provenance import teacher_may_have_seen, weights_sha256
+from chordflow.experiments.run_folder import new_folder, only_run
+from chordflow.policies import FlowPolicy, load_flow_policy
+from chordflow.results.compare import Comparison, Figures, Run, Untrained
+from chordflow.results.schema import HeldOut
+
+COMPARE = "compare.json"
+
+
+def compare(config: CompareConfig, planned: Sequence[Planned], command: list[str]) -> Comparison:
+    """Runs what is missing of a comparison; its file is written after every run.
+
+    Args:
+        config: all settings.
+        planned: what `config.methods` names.
+        command: the command line, for the file.
+
+    Raises:
+        UserError: for input that cannot be used.
+    """
+    refuse_several_processes()
+    output = config.output_dir
+    if not config.resume:
+        _refuse_existing(output)
+    before = Comparison.load(output / COMPARE) if config.resume else None
+    bed = made(config, planned)
+    comparison = begun(bed, command)
+    if before is not None:
+        comparison = gone_on_with(comparison, before)
+    with contextlib.nullcontext() if config.resume else new_folder(output), only_run(output):
+        try:
+            return _run(bed, comparison)
+        except KeyboardInterrupt as interrupt:
+            done = (output / COMPARE).is_file()
+            interrupt.add_note(
+                f"go on with: {resume_command(output)}" if done else "nothing was done yet, so start again."
+            )
+            raise
+
+
+def resume_command(output_dir: Path) -> str:
+    """The command line that goes on with a comparison."""
+    return f"chordflow compare --resume=true --config_path={shlex.quote(str(output_dir / COMPARE))}"
+
+
+def run_folder(output_dir: Path, method: str, seed: int) -> Path:
+    """Where a run of a comparison lies."""
+    return output_dir / method / f"seed_{seed}"
+
+
+def _refuse_existing(output: Path) -> None:
+    if (output / COMPARE).is_file():
+        raise UserError(
+            f"output_dir={output} exists already; name a new folder, or go on with: {resume_command(output)}"
+        )
+    if output.exists():
+        raise UserError(f"output_dir={output} exists already; name a new folder.")
+
+
+def _run(bed: Bed, comparison: Comparison) -> Comparison:
+    # Whatever else the machine does meets all methods alike, and an interrupted comparison has all of a seed.
+    pairs = [(name, seed) for seed in bed.config.seeds for name in bed.planned]
+    done = {(run.method, run.seed) for run in comparison.runs if _finished(bed, run)}
+    missing = [pair for pair in pairs if pair not in done]
+    budget = f"{comparison.steps:,} steps" if comparison.steps is not None else f"{comparison.seconds:g} s"
+    say(f"Compare: {len(missing)} of {len(pairs)} runs to go, {budget} each, on {comparison.device}")
+    if missing or comparison.untrained is None:
+        comparison = _without_training(bed, comparison, yardstick := _yardstick(bed))
+        for name, seed in missing:
+            comparison = _one(bed, comparison, yardstick, name, seed)
+    comparison.save(bed.config.output_dir / COMPARE)
+    return comparison
+
+
+def _finished(bed: Bed, run: Run) -> bool:
+    return run.figures is not None and (bed.episodes is None or bool(run.success))
+
+
+def _yardstick(bed: Bed) -> Yardstick:
+    with bar("teacher") as progress:
+        return Yardstick(
+            bed.teacher,
+            bed.split.held_out,
+            bed.config.measure.full(),
+            bed.teacher_steps,
+            progress.update,
+        )
+
+
+def _without_training(bed: Bed, comparison: Comparison, yardstick: Yardstick) -> Comparison:
+    """The comparison with the teacher's own figures."""
+    config, split = bed.config, bed.split
+    path = config.output_dir / COMPARE
+    if comparison.untrained is None:
+        held_out = HeldOut(
+            episodes=split.held_out_episodes,
+            observations=yardstick.num_observations,
+            noises=config.measure.noises_per_observation,
+            maybe_seen_by_teacher=teacher_may_have_seen(
+                bed.teacher_dir, config.dataset, split.held_out_episodes
+            ),
+        )
+        untrained = Untrained(bed.teacher_steps, _figures(yardstick.teacher))
+        comparison = replace(comparison, held_out=held_out, untrained=untrained)
+        comparison.save(path)
+    assert comparison.untrained is not None
+    if bed.episodes is not None and not comparison.untrained.success:
+        success = bed.episodes.teacher()
+        comparison = replace(comparison, untrained=replace(comparison.untrained, success=success))
+        comparison.save(path)
+    return comparison
+
+
+def _one(bed: Bed, comparison: Comparison, yardstick: Yardstick, name: str, seed: int) -> Comparison:
+    """The comparison with one run more, saved after each of its parts."""
+    path, label = bed.config.output_dir / COMPARE, f"{name}, seed {seed}"
+    run = next((r for r in comparison.runs if (r.method, r.seed) == (name, seed)), None)
+    if run is None:
+        run = _trained(bed, name, seed, label)
+        comparison = _with(comparison, run)
+        comparison.save(path)
+    student = _reloaded(bed, run)
+    if run.figures is None:
+        with bar(f"{label}, gaps") as progress:
+            run = replace(run, figures=_figures(yardstick.of(name, student, progress.update)))
+        comparison = _with(comparison, run)
+        comparison.save(path)
+    if bed.episodes is not None and not run.success:
+        folder = run_folder(bed.config.output_dir, name, seed)
+        run = replace(run, success=bed.episodes.student(name, student, folder, label))
+        comparison = _with(comparison, run)
+        comparison.save(path)
+    return comparison
+
+
+def _with(comparison: Comparison, run: Run) -> Comparison:
+    others = [r for r in comparison.runs if (r.method, r.seed) != (run.method, run.seed)]
+    return replace(comparison, runs=[*others, run])
+
+
+def _trained(bed: Bed, name: str, seed: int, label: str) -> Run:
+    config, folder = bed.config, run_folder(bed.config.output_dir, name, seed)
+    # Of a run that was interrupted before it was written down.
+    shutil.rmtree(folder, ignore_errors=True)
+    job = replace(bed.planned[name].config, seed=seed, output_dir=folder)
+    try:
+        trained = train_student(
+            job,
+            Budget(config.steps, config.seconds),
+            bed.teacher,
+            bed.teacher_dir,
+            bed.splits[job.method.build().needs_actions],
+            label=label,
+        )
+    except UserError as error:
+        raise UserError(f"methods: {label}: {error}") from error
+    passed = trained.passed
+    return Run(
+        method=name,
+        seed=seed,
+        student=os.path.relpath(trained.student, config.output_dir),
+        weights_sha256=weights_sha256(trained.student),
+        training_s=passed.seconds,
+        ready_s=passed.ready_s,
+        steps=passed.steps,
+        samples=passed.samples,
+        loss=passed.loss,
+        buffer_bytes=trained.buffer_bytes,
+    )
+
+
+def _reloaded(bed: Bed, run: Run) -> FlowPolicy:
+    """The student as it lies on disk.
+
+    Raises:
+        UserError: if it is not the one that was trained.
+    """
+    folder = bed.config.output_dir / run.student
+    if not folder.is_dir() or weights_sha256(folder) != run.weights_sha256:
+        raise UserError(
+            f"output_dir={bed.config.output_dir}: {run.student} is not there or not what was trained; restore it, or "
+            "start a new comparison."
+        )
+    student = load_flow_policy(
+        folder, device=bed.config.device, rename_map=bed.config.rename_map, field="student"
+    )
+    student.module.requires_grad_(False)
+    return student
+
+
+def _figures(held: Held) -> Figures:
+    curvature = held.curvature
+    return Figures(curvature.s, curvature.curvature, curvature.interval, held.gaps)

@@ -1,0 +1,210 @@
+"""How a comparison begins: what its runs share, and whether it is the one that is gone on with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from chordflow.couplings import LEAST_STEPS, CouplingBuffer, Split, open_split
+from chordflow.errors import UserError
+from chordflow.experiments.compare_config import ADDABLE, OWN, CompareConfig, Planned
+from chordflow.experiments.compare_success import Episodes
+from chordflow.experiments.plain import plain
+from chordflow.experiments.provenance import device_name, weights_sha256
+from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint
+from chordflow.results.compare import Comparison, Entry
+from chordflow.results.schema import installed_versions
+from chordflow.training.wrapping import fsdp_is_asked_for
+
+
+@dataclass(frozen=True)
+class Bed:
+    """What all runs share.
+
+    Attributes:
+        config: of the comparison.
+        planned: what is trained, by name.
+        teacher: the loaded teacher, frozen.
+        teacher_dir: its local folder.
+        teacher_steps: its Euler steps as deployed.
+        splits: the observations, with and without actions, as far as a method needs them.
+        episodes: runs policies; None without an environment.
+    """
+
+    config: CompareConfig
+    planned: dict[str, Planned]
+    teacher: FlowPolicy
+    teacher_dir: Path
+    teacher_steps: int
+    splits: dict[bool, Split]
+    episodes: Episodes | None
+
+    @property
+    def split(self) -> Split:
+        """The observations; those that are held out are the same in all."""
+        return next(iter(self.splits.values()))
+
+
+def refuse_several_processes() -> None:
+    """Makes sure that this process trains alone.
+
+    Raises:
+        UserError: if a launcher has started several, or asks for FSDP.
+    """
+    count = os.environ.get("WORLD_SIZE", "1")
+    if count != "1" or fsdp_is_asked_for():
+        what = f"WORLD_SIZE={count}" if count != "1" else "ACCELERATE_USE_FSDP=true"
+        raise UserError(
+            f"{what}: a comparison trains in one process; start it without torchrun or accelerate launch, or train "
+            "each method by chordflow reflow."
+        )
+
+
+def made(config: CompareConfig, planned: Sequence[Planned]) -> Bed:
+    """Loads what all runs share, and makes sure that each of them can begin.
+
+    Raises:
+        UserError: for input that cannot be used.
+    """
+    teacher_dir = resolve_checkpoint(config.teacher.path, config.teacher.revision)
+    teacher = load_flow_policy(teacher_dir, device=config.device, rename_map=config.rename_map)
+    teacher.module.requires_grad_(False)
+    steps = config.teacher.num_inference_steps or teacher.default_num_steps
+    for group in (config.coupling, *(entry.config.coupling for entry in planned)):
+        group.settle(steps)
+    needed = {entry.config.method.build().needs_actions for entry in planned}
+    splits = {
+        actions: open_split(config.dataset, teacher, config.rename_map, actions=actions)
+        for actions in sorted(needed)
+    }
+    # A teacher that is itself a student of one step is held to what its couplings are made by.
+    deployed = steps if steps > 1 else LEAST_STEPS
+    bed = Bed(
+        config,
+        {entry.name: entry for entry in planned},
+        teacher,
+        teacher_dir,
+        deployed,
+        splits,
+        Episodes(config, teacher, deployed) if config.env is not None else None,
+    )
+    for entry in planned:
+        _check(bed, entry)
+    return bed
+
+
+def _check(bed: Bed, entry: Planned) -> None:
+    """Makes sure that an entry can be trained, before the others have been for hours.
+
+    Raises:
+        UserError: if not.
+    """
+    config = entry.config
+    if bed.config.seconds is not None and config.scheduler.num_warmup_steps is not None:
+        raise UserError(
+            f"recipes: {entry.name!r} sets scheduler.num_warmup_steps={config.scheduler.num_warmup_steps}, and the "
+            "budget is in seconds; leave it out, or give --steps."
+        )
+    method = config.method.build()
+    try:
+        CouplingBuffer(
+            bed.teacher,
+            bed.splits[method.needs_actions].train,
+            config.coupling,
+            config.buffer,
+            seed=0,
+            batch_size=config.batch_size,
+            parts=config.gradient_accumulation_steps,
+            needs=method.needs,
+        )
+    except UserError as error:
+        raise UserError(f"methods: {entry.name!r} cannot be trained: {error}") from error
+
+
+def begun(bed: Bed, command: list[str]) -> Comparison:
+    """A comparison of which nothing is measured."""
+    config = bed.config
+    return Comparison(
+        command=command,
+        settings=plain(config),
+        versions=installed_versions(),
+        device=device_name(bed.teacher.device),
+        teacher=config.teacher.path,
+        teacher_sha256=weights_sha256(bed.teacher_dir),
+        methods=[_entry(planned) for planned in bed.planned.values()],
+        seeds=config.seeds,
+        steps=config.steps,
+        seconds=config.seconds,
+        env=_env_name(config),
+    )
+
+
+def _entry(planned: Planned) -> Entry:
+    settings = plain(planned.config)
+    method = planned.config.method.build()
+    return Entry(
+        name=planned.name,
+        origin=planned.origin,
+        about=planned.about,
+        method=planned.config.method.get_choice_name(type(planned.config.method)),
+        settings={name: value for name, value in settings.items() if name in OWN},
+        stock_checkpoint=method.stock_checkpoint,
+        step_counts=list(method.step_counts) if method.step_counts is not None else None,
+    )
+
+
+def _env_name(config: CompareConfig) -> str:
+    if config.env is None:
+        return ""
+    return f"{config.env.type}, {config.env.task}" if config.env.task else str(config.env.type)
+
+
+def gone_on_with(now: Comparison, before: Comparison) -> Comparison:
+    """The comparison with what was measured before, if that was measured in the same way.
+
+    Raises:
+        UserError: if it was not.
+    """
+    first_env = before.settings.get("env") is None
+    for name, value in now.settings.items():
+        if name in ADDABLE or (first_env and name in ("env", "eval")):
+            continue
+        if before.settings.get(name) != value:
+            raise UserError(
+                f"{name}: the comparison began with {before.settings.get(name)} and going on cannot change it; leave "
+                "the option out, or start a new one."
+            )
+    known = {entry.name: entry for entry in before.methods}
+    for entry in now.methods:
+        if known.get(entry.name, entry) != entry:
+            raise UserError(
+                f"methods: {entry.name!r} had other settings when the comparison began; give them a name of their own "
+                "with --recipes, or start a new one."
+            )
+    if now.device != before.device:
+        raise UserError(
+            f"the comparison began on {before.device} and this is {now.device}: seconds of two machines are not side "
+            "by side; start a new one."
+        )
+    if now.teacher_sha256 != before.teacher_sha256:
+        raise UserError(
+            f"teacher.path={now.teacher}: its weights are not those that the comparison began with; restore them or "
+            "start a new one."
+        )
+    # What is measured stays in the table, whatever is asked for now.
+    trained = {run.method for run in before.runs}
+    named = {entry.name for entry in now.methods}
+    kept = [entry for entry in before.methods if entry.name in trained - named]
+    seeds = [
+        seed for seed in before.seeds if seed not in now.seeds and any(r.seed == seed for r in before.runs)
+    ]
+    return replace(
+        now,
+        methods=[*now.methods, *kept],
+        seeds=[*now.seeds, *seeds],
+        held_out=before.held_out,
+        untrained=before.untrained,
+        runs=before.runs,
+    )

@@ -1,0 +1,238 @@
+"""A comparison of methods as one table: for the terminal and, with the same content, as markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from chordflow.report.section import ABSENT, Cell, Section, absent, figure
+from chordflow.report.table import drawn, escape, written
+from chordflow.results.compare import STEP_COUNTS, Comparison, Entry, Figures, Run
+from chordflow.results.compare_summary import Spread, headline, over_seeds, pooled_success, trained_for
+from chordflow.results.schema import SuccessRow
+from chordflow.results.wording import clean, p_value, percentage, plural, points, span, steps
+
+HEADS = [
+    "method", "curvature\n%", *(f"gap at {n}, %:\nRMS/median/\nflips" for n in STEP_COUNTS),
+    "success at\none step, %", "points to the\nteacher", "p", "training\ns", "samples", "stock\ncheckpoint",
+    "for\nsteps",
+]  # fmt: skip
+
+WIDE = {6, 7, 9, 10, 11}
+"""Columns that a terminal has no room for."""
+
+
+def render(comparison: Comparison) -> RenderableType:
+    """What the table says, the table and the facts below it, for a terminal of 100 columns."""
+    parts: list[RenderableType] = [
+        Text(headline(comparison), style="bold"),
+        Text(),
+        drawn(table(comparison, ranges=False)),
+        Text(),
+    ]
+    return Group(*parts, *(Text(f"{name}: {value}") for name, value in facts(comparison)))
+
+
+def markdown(comparison: Comparison) -> str:
+    """The same content for a document, with all columns; ends with a line break."""
+    blocks = [f"**{escape(headline(comparison))}**", *written(table(comparison))]
+    blocks.append("\n".join(f"- {name}: {escape(value)}" for name, value in facts(comparison)))
+    return "\n\n".join(blocks) + "\n"
+
+
+def table(comparison: Comparison, *, ranges: bool = True) -> Section:
+    """The table: the untrained teacher, then a row for each method.
+
+    Args:
+        comparison: what was measured.
+        ranges: whether a second row shows the least and the largest over several seeds.
+    """
+    below = (
+        "Of several seeds the median, and below it the least and the largest; success is pooled over them."
+    )
+    if not ranges:
+        below = "Of several seeds the median; success is pooled over them. Ranges and further columns: compare.md."
+    section = Section(
+        "compare",
+        "Methods at one budget",
+        HEADS,
+        left=1,
+        wide=WIDE,
+        below="Gap: distance to the teacher's converged ODE from the same noise, relative to the spread of its "
+        f"endpoints, held out. {below}",
+    )
+    _add_teacher(section, comparison)
+    for entry in comparison.methods:
+        _add(section, comparison, entry, ranges)
+    return section
+
+
+def facts(comparison: Comparison) -> list[tuple[str, str]]:
+    """What is said below the table, name and value."""
+    lines = []
+    teacher, held = comparison.untrained, comparison.held_out
+    deployed = f", deployed at {steps(teacher.num_steps)}" if teacher is not None else ""
+    lines.append(("teacher", f"{clean(comparison.teacher)}{deployed}"))
+    if teacher is not None and (floor := teacher.figures.gap(teacher.num_steps)) is not None:
+        lines.append(
+            (
+                "gap of the teacher as deployed (the floor)",
+                f"{_gap(floor.rms, floor.median, floor.flip_rate)} % (RMS/median/flips)",
+            )
+        )
+    budget = plural(comparison.steps, "step") if comparison.steps is not None else f"{comparison.seconds:g} s"
+    lines.append(("budget of a run", f"{budget}; seeds {', '.join(map(str, comparison.seeds))}"))
+    if held is not None:
+        seen = "; the teacher may have seen them in its own training" if held.maybe_seen_by_teacher else ""
+        lines.append(
+            (
+                "held out",
+                f"{held.observations} observations of {plural(len(held.episodes), 'episode')}, "
+                f"{plural(held.noises, 'noise')} each{seen}",
+            )
+        )
+    if comparison.env:
+        lines.append(("episodes", f"{clean(comparison.env)}; paired noise"))
+    lines.append(("device", clean(comparison.device)))
+    lines.append(
+        ("versions", ", ".join(f"{name} {clean(value)}" for name, value in comparison.versions.items()))
+    )
+    return lines
+
+
+def _add_teacher(section: Section, comparison: Comparison) -> None:
+    """The free alternative, which stands beside every student."""
+    teacher = comparison.untrained
+    if teacher is None:
+        return
+    rows = {row.num_steps: row for row in teacher.success if row.group == "all"}
+    nothing = [absent() for _ in range(4)]
+    section.add(
+        "teacher, untrained",
+        figure(percentage(teacher.figures.curvature), teacher.figures.curvature),
+        *(_gap_cell(teacher.figures, n) for n in STEP_COUNTS),
+        *_success(rows.get(1)),
+        *nothing,
+    )
+    for n in sorted({2, teacher.num_steps} - {1}):
+        if n in rows:
+            name = f"{'' if n != teacher.num_steps else 'deployed, '}at {steps(n)}"
+            section.add(f"- {name}", *(absent() for _ in range(4)), *_success(rows[n]), *nothing)
+
+
+def _add(section: Section, comparison: Comparison, entry: Entry, ranges: bool) -> None:
+    runs = comparison.runs_of(entry.name)
+    missing = (
+        ""
+        if len(runs) == len(comparison.seeds)
+        else f" ({len(runs)} of {plural(len(comparison.seeds), 'seed')})"
+    )
+    own = Row(comparison, entry.name)
+    section.add(
+        clean(entry.name) + missing,
+        own.middle(lambda run: run.figures.curvature if run.figures else None, percentage),
+        *(own.gap_middle(n) for n in STEP_COUNTS),
+        *_success(pooled_success(comparison, entry.name)),
+        own.middle(lambda run: run.training_s, _plain),
+        own.middle(lambda run: run.samples, _whole),
+        "yes" if entry.stock_checkpoint else "no",
+        trained_for(entry),
+    )
+    if ranges and len(runs) > 1:
+        section.add(
+            "- least to largest",
+            own.range(lambda run: run.figures.curvature if run.figures else None, percentage),
+            *(own.gap_range(n) for n in STEP_COUNTS),
+            own.range(lambda run: run.success[0].rate if run.success else None, percentage),
+            own.range(_difference, points),
+            "",
+            own.range(lambda run: run.training_s, _plain),
+            own.range(lambda run: run.samples, _whole),
+            "",
+            "",
+        )
+
+
+@dataclass(frozen=True)
+class Row:
+    """The figures of one method over its seeds, as cells.
+
+    Attributes:
+        comparison: the comparison.
+        method: whose.
+    """
+
+    comparison: Comparison
+    method: str
+
+    def middle(self, value: Callable[[Run], float | None], text: Callable[[float], str]) -> Cell:
+        """The median."""
+        spread = over_seeds(self.comparison, self.method, value)
+        return absent() if spread is None else figure(text(spread.middle), spread.middle)
+
+    def range(self, value: Callable[[Run], float | None], text: Callable[[float], str]) -> Cell:
+        """The least and the largest; empty where there is none."""
+        return Cell(_range(over_seeds(self.comparison, self.method, value), text))
+
+    def gap_middle(self, num_steps: int) -> Cell:
+        """The medians of RMS, median and flip rate."""
+        found = self._gaps(num_steps)
+        if found[0] is None:
+            return absent()
+        return figure("/".join(percentage(s.middle) if s else ABSENT for s in found), found[0].middle)
+
+    def gap_range(self, num_steps: int) -> Cell:
+        """The ranges of the three."""
+        return Cell("/".join(_range(spread, percentage) or ABSENT for spread in self._gaps(num_steps)))
+
+    def _gaps(self, num_steps: int) -> list[Spread | None]:
+        def of(name: str) -> Callable[[Run], float | None]:
+            def value(run: Run) -> float | None:
+                row = run.figures.gap(num_steps) if run.figures is not None else None
+                return getattr(row, name) if row is not None else None
+
+            return value
+
+        return [over_seeds(self.comparison, self.method, of(n)) for n in ("rms", "median", "flip_rate")]
+
+
+def _range(spread: Spread | None, text: Callable[[float], str]) -> str:
+    return "" if spread is None else f"{text(spread.low)}-{text(spread.high)}"
+
+
+def _difference(run: Run) -> float | None:
+    pairs = run.success[0].versus_teacher if run.success else None
+    return pairs.difference.value if pairs is not None else None
+
+
+def _gap_cell(figures: Figures, num_steps: int) -> Cell:
+    row = figures.gap(num_steps)
+    return absent() if row is None else figure(_gap(row.rms, row.median, row.flip_rate), row.rms)
+
+
+def _gap(rms: float, middle: float, flips: float | None) -> str:
+    return "/".join([percentage(rms), percentage(middle), percentage(flips) if flips is not None else ABSENT])
+
+
+def _success(row: SuccessRow | None) -> list[Cell]:
+    """Success with its interval, the paired difference to the deployed teacher with its own, and the test."""
+    if row is None:
+        return [absent(), absent(), absent()]
+    rate = figure(f"{percentage(row.rate)}{span(row.interval, percentage)}", row.rate)
+    pairs = row.versus_teacher
+    if pairs is None:
+        return [rate, absent(), absent()]
+    difference = pairs.difference
+    text = f"{points(difference.value)}{span(difference.interval, points)}"
+    return [rate, figure(text, difference.value), figure(p_value(pairs.p_value), pairs.p_value)]
+
+
+def _plain(value: float) -> str:
+    return f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
+
+
+def _whole(value: float) -> str:
+    return f"{value:,.0f}".replace(",", " ")
