@@ -31,6 +31,7 @@ from chordflow.rollouts.acting import Actor, Request
 from chordflow.rollouts.collecting import Observed, Walked, collect
 from chordflow.rollouts.workers import open_host
 from drift_env import DriftEnvConfig
+from family_multi_task_dit import build as build_dit
 from gaussian_setup import make_observations
 from test_reflow_job import options
 
@@ -122,6 +123,20 @@ class TestCollecting:
         states = torch.cat([one.observation["observation.state"] for one in found])
         assert len(states.unique(dim=0)) == episode.length
 
+    def test_a_policy_with_a_history_sees_the_same_frames(self, tmp_path: Path) -> None:
+        policy = load_flow_policy(build_dit(tmp_path / "c", num_steps=2, seed=1, n_obs_steps=3), device="cpu")
+        (episode,) = run_episodes(policy, DriftEnvConfig(), [FIRST], num_steps=2)
+        found, _ = collected(policy, episode.length, between_share=1.0, batch_size=1)
+        assert sorted(places(found)) == [(FIRST, step) for step in range(episode.length)]
+        states = torch.cat([one.observation["observation.state"] for one in found])
+        states = states[torch.tensor([step for _, step in places(found)]).argsort()]
+        assert states.shape[1] == 3
+        present = states[:, -1]
+        for back in (1, 2):
+            # An episode's first observation stands for those before it.
+            before = torch.arange(episode.length).sub(back).clamp(min=0)
+            assert torch.equal(states[:, 2 - back], present[before])
+
     def test_is_a_function_of_its_arguments(self, tiny_policy: FlowPolicy) -> None:
         once, _ = collected(tiny_policy, 9, between_share=0.5)
         torch.manual_seed(1)
@@ -205,15 +220,17 @@ class TestMixed:
         assert torch.equal(made.item(1)["observation.image"], plain[1])
         assert torch.equal(made.item(2)["observation.image"], images[0])
 
-    def test_later_collections_are_deleted(self, tmp_path: Path) -> None:
+    def test_later_collections_are_made_anew(self, tmp_path: Path) -> None:
         for number, step in enumerate((0, 0, 3, 5)):
             fake_collection(tmp_path, number, 2, step)
         (tmp_path / ".collection_000004.safetensors.tmp").write_bytes(b"half")
-        found = known_collections(tmp_path, 3)
-        assert [one.about.step for one in found] == [0, 0]
-        assert sorted(path.name for path in tmp_path.iterdir()) == [
-            f"collection_00000{number}.{ending}" for number in (0, 1) for ending in ("json", "safetensors")
-        ]
+        assert [one.about.step for one in known_collections(tmp_path, 3)] == [0, 0]
+        assert [one.about.step for one in known_collections(tmp_path, 4)] == [0, 0, 3]
+        assert known_collections(tmp_path / "none", 4) == []
+        (tmp_path / "collection_000003.safetensors").write_bytes(b"broken, and not needed")
+        assert len(known_collections(tmp_path, 5)) == 3
+        with pytest.raises(UserError, match=r"collection_000003.safetensors, which .* cannot be read"):
+            known_collections(tmp_path, 6)
 
     def test_what_does_not_fit_together(self) -> None:
         policy: Any = SimpleNamespace(

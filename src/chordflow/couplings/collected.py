@@ -181,25 +181,20 @@ def collection_path(folder: Path, number: int) -> Path:
 
 
 def known_collections(folder: Path, before_step: int) -> list[Collection]:
-    """The collections that a run had made before an optimiser step; later ones are deleted.
+    """The collections that a run had made before an optimiser step.
 
-    A collection that is made at a step is made anew as the run comes to it, by the same weights.
+    Those that it made later, at that very step too, are made anew and written over as it comes to them again.
 
     Raises:
         UserError: if one cannot be read.
     """
     found: list[Collection] = []
-    numbers = range(len(list(folder.glob("collection_*.json"))))
-    for number in numbers:
+    for number in range(len(list(folder.glob("collection_*.json")))):
         collection = Collection.open(folder, number)
         if collection.about.step >= before_step:
             break
         collection.check()
         found.append(collection)
-    kept = {one.path.stem for one in found}
-    for file in folder.glob("*collection_*"):
-        if file.name.startswith(".") or file.stem not in kept:
-            file.unlink()
     return found
 
 

@@ -71,7 +71,7 @@ def run_observations(
 
     Args:
         config: of the job. Collections are written into its folder; those in it that were made before `start` are
-            used again, later ones deleted.
+            used again.
         recorded: the dataset's, to train on.
         teacher: who acts before the first training step.
         student: who acts afterwards, with the weights that it then has.
