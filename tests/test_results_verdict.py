@@ -209,8 +209,10 @@ def test_every_verdict_is_one_readable_sentence() -> None:
     ratios = (ratio(0.4, 0.3, 0.5), ratio(1.0, 0.9, 1.1), ratio(1.2, 1.1, 1.3), Estimate(0.4, None), None)
     untrained = (0.7, 0.9)
     lengths = []
-    for two, share, rate in itertools.product(floors, ratios, untrained):
+    beside = (None, ratio(0.7, 0.6, 0.8))
+    for two, share, rate, floor in itertools.product(floors, ratios, untrained, beside):
         results = _with_gap(good, gap("teacher", 2, "converged", two))
+        results = _with_gap(results, gap("student", 1, "converged", 0.03, ratio_to_floor=floor))
         results = _with_gap(results, gap("student", 1, "deployed", 0.091, 0.03, ratio_to_untrained=share))
         rows = [good.success_of("teacher", 10), success("teacher", 2, rate, (-0.01, -0.05, 0.01))]
         rows += [
@@ -249,6 +251,23 @@ def test_numbers_as_a_person_reads_them() -> None:
     ]
     assert (number(2), number(11)) == ("two", "11")
     assert (steps(1), steps(2, "untrained")) == ("one step", "two untrained steps")
+
+
+@pytest.mark.parametrize(("high", "found"), [(0.999, True), (1.0, False)])
+def test_a_student_that_is_nearer_to_the_ode_than_the_teacher_is_not_just_called_far_from_it(
+    high: float, found: bool
+) -> None:
+    own = gap("student", 1, "converged", 0.03, ratio_to_floor=ratio(0.7, 0.6, high))
+    text = verdict(_with_gap(sample(), own))
+    assert (
+        "the student's action gap is 9.1 % RMS (nearer to the ODE than the teacher), 0.39" in text
+    ) is found
+    worse = _with_gap(_student(ratio(1.1, 1.001, 1.2)), own)
+    assert (
+        "(action gap 9.1 % RMS (nearer to the ODE than the teacher), ratio 1.10" in verdict(worse)
+    ) is found
+    alone = _alone(gaps=[dataclasses.replace(own, ratio_to_untrained=ratio(0.2, 0.1, 0.3))], latency=ONE)
+    assert ("3.0 % RMS to the converged ODE (nearer than the teacher), 0.20" in verdict(alone)) is found
 
 
 def test_a_student_for_one_step_only_is_called_so_however_much_there_is_to_say() -> None:

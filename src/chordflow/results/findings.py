@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from scipy.stats import binom
 
-from chordflow.results.schema import TEACHER, DelayRow, Finding, GapRow, Results, SuccessRow
+from chordflow.results.schema import STUDENT, TEACHER, DelayRow, Finding, GapRow, Results, SuccessRow
 from chordflow.results.statistics import Interval
 from chordflow.results.wording import number, percent, points, steps
 
@@ -301,26 +301,38 @@ def the_floor(results: Results) -> str | None:
     )
     if row.rms >= LARGE_FLOOR:
         return (
-            f"{text}: its steps are coarse, so see whether more of them act better before training a student to "
-            "imitate them."
+            f"{text}: its steps are coarse, so see whether more of them act better; a student of couplings by "
+            "euler would imitate their errors."
         )
     return f"{text}; a gap below that means little."
 
 
 def student_beside_the_floor(results: Results) -> str | None:
     """The student is more exact than the teacher as deployed, with an interval over held-out episodes that says so."""
-    n = results.student_num_steps
-    row = results.gap("student", n, "converged") if n is not None else None
-    if row is None or row.ratio_to_floor is None or row.nearer_than_deployed is None:
+    row = more_exact_student(results)
+    if row is None or row.ratio_to_floor is None or row.ratio_to_floor.interval is None:
         return None
     interval = row.ratio_to_floor.interval
-    if interval is None or interval.high >= 1:
-        return None
+    shown = (
+        f", nearer on {percent(row.nearer_than_deployed)} of pairs"
+        if row.nearer_than_deployed is not None
+        else ""
+    )
     return (
         f"At {steps(row.num_steps)} the student is nearer to the teacher's converged ODE than the teacher is at "
         f"{steps(results.teacher_num_steps)}: {row.ratio_to_floor.value:.2f} of its RMS gap "
-        f"({interval.low:.2f} to {interval.high:.2f}), nearer on {percent(row.nearer_than_deployed)} of pairs."
+        f"({interval.low:.2f} to {interval.high:.2f}){shown}."
     )
+
+
+def more_exact_student(results: Results) -> GapRow | None:
+    """The student's gap to the converged ODE, if the whole interval of its ratio to the floor lies below 1."""
+    n = results.student_num_steps
+    row = results.gap(STUDENT, n, "converged") if n is not None else None
+    if row is None or row.ratio_to_floor is None:
+        return None
+    interval = row.ratio_to_floor.interval
+    return row if interval is not None and interval.high < 1 else None
 
 
 def bend_in_time(results: Results) -> str | None:

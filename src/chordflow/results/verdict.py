@@ -1,6 +1,13 @@
 """The finding of a run in one sentence, by rules that are written down."""
 
-from chordflow.results.findings import FEW_STEPS, clearly_lower, findings, free_ways, success_beside
+from chordflow.results.findings import (
+    FEW_STEPS,
+    clearly_lower,
+    findings,
+    free_ways,
+    more_exact_student,
+    success_beside,
+)
 from chordflow.results.schema import STUDENT, GapRow, Results, SuccessRow
 from chordflow.results.wording import percent, points, steps
 
@@ -35,7 +42,9 @@ def verdict(results: Results) -> str:
     2. *Gap* of the student at its own steps, with the ratio to the untrained teacher's at the same steps and
        its 95 % interval: a gain only if the whole interval is below 1, worse if it is above 1, and
        otherwise no better. The reference is the teacher as deployed, or the
-       converged ODE where there is no ratio for the former.
+       converged ODE where there is no ratio for the former. A student of converged couplings stays as far from the
+       deployed teacher as that is from its own ODE, so it is said where the student is nearer to the ODE than the
+       deployed teacher is (the interval of their ratio lies below 1).
     3. *Few pairs*, if the RMS is at least 1.5 times the median; flips are named if there are any.
     4. *Curvature*: falls, or does not.
     5. *Success* over all episodes, paired with the deployed teacher: not distinguishable if the interval of
@@ -44,8 +53,8 @@ def verdict(results: Results) -> str:
     6. *Time* of a chunk against the teacher's, with the ceiling that the encoder sets.
     7. *One step only*, if that is what the student was trained for, by its own record.
 
-    Beyond 60 words first curvature, then the time, then the few pairs are left out. The rules see the
-    measures as they are; only what is printed is rounded.
+    Beyond 60 words first curvature, then the time, then the few pairs, at last the distance to the ODE beside the
+    teacher's are left out. The rules see the measures as they are; only what is printed is rounded.
 
     Args:
         results: What was measured.
@@ -64,7 +73,13 @@ def verdict(results: Results) -> str:
     curvature, success, time = _curvature(results), _success(results, n), _time(results)
     kept: tuple[str, ...] = (gap + pairs, curvature, success, time)
     only = _one_step_only(results)
-    for shorter in ((gap + pairs, "", success, time), (gap + pairs, "", success, ""), (gap, "", success, "")):
+    plain, _ = _gap(results, n, beside_floor=False)
+    for shorter in (
+        (gap + pairs, "", success, time),
+        (gap + pairs, "", success, ""),
+        (gap, "", success, ""),
+        (plain, "", success, ""),
+    ):
         if len(_sentence(free, *kept, last=only).replace(" %", "").split()) <= LONGEST:
             break
         kept = shorter
@@ -120,14 +135,15 @@ def _not_told_apart(untrained: SuccessRow | None, student: SuccessRow | None) ->
     return untrained is not None and student is not None and untrained.rate >= student.interval.low
 
 
-def _gap(results: Results, n: int) -> tuple[str, str]:
+def _gap(results: Results, n: int, *, beside_floor: bool = True) -> tuple[str, str]:
     """The gap, and the few pairs that decide it."""
     rows = [r for r in (results.gap("student", n, "deployed"), results.gap("student", n, "converged")) if r]
     if not rows:
         return "", ""
     row = next((r for r in rows if r.ratio_to_untrained is not None), rows[0])
     target = "" if row.reference == "deployed" else " to the converged ODE"
-    gap, pairs = f"{percent(row.rms)} RMS{target}", _few_pairs(row)
+    exact = _more_exact(results, row) if beside_floor else ""
+    gap, pairs = f"{percent(row.rms)} RMS{target}{exact}", _few_pairs(row)
     student, ratio = f"at {steps(n)} the student", row.ratio_to_untrained
     if ratio is None:
         return f"{student}'s action gap is {gap}, not compared with the untrained teacher's", pairs
@@ -142,6 +158,14 @@ def _gap(results: Results, n: int) -> tuple[str, str]:
     finding = "worse" if low > 1 else "no better"
     figures = f"action gap {gap}, ratio {ratio.value:.2f}, {span}"
     return f"{student} is {finding} than the untrained teacher ({figures})", pairs
+
+
+def _more_exact(results: Results, row: GapRow) -> str:
+    """That the student's distance to the deployed teacher is that one's error rather than its own."""
+    if more_exact_student(results) is None:
+        return ""
+    target = "to the ODE " if row.reference == "deployed" else ""
+    return f" (nearer {target}than the teacher)"
 
 
 def _few_pairs(row: GapRow) -> str:
