@@ -106,6 +106,10 @@ def test_time_to_the_naive_loops_gap() -> None:
     # Every seed's gaps have one factor in both loops, so that all three cross at the same time.
     assert (reached.seconds, reached.at_most) == (pytest.approx(20.0), False)
     assert time_to_naive(BENCH, "once") is None
+    # A loop that is run at one of the budgets alone can be there by then.
+    loops = [replace(loop, budgets=[40.0]) if loop.name == "wide" else loop for loop in BENCH.loops]
+    alone = replace(BENCH, loops=loops, runs=[r for r in BENCH.runs if r.loop == NAIVE or r.budget_s == 40.0])
+    assert time_to_naive(alone, "wide") == Reached(40.0, True)
     worse = [
         r if r.loop == NAIVE or r.seed == 0 else run("wide", r.seed, {r.budget_s: 0.9}, 500)
         for r in BENCH.runs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from chordflow.errors import UserError
 from chordflow.evaluation.measure import measure
 from chordflow.evaluation.paired import MeasureConfig
 from chordflow.experiments import bench as job
+from chordflow.experiments import roofline
 from chordflow.experiments.bench_config import Anneal, BenchMeasureConfig, Schedule, TrainingBenchConfig
 from chordflow.experiments.bench_gap import HeldOutGap
 from chordflow.experiments.roofline import measure_roofline, peak_flop_per_s
@@ -31,13 +33,22 @@ SMALL = {"num_observations": 8, "noises_per_observation": 2, "uses_per_coupling"
 SCHEDULES = json.dumps({"small": {"batch_size": 4, "buffer": SMALL}})
 
 
-def arguments(checkpoint: Path, root: Path, output: Path, *more: str) -> list[str]:
+def arguments(
+    checkpoint: Path, root: Path, output: Path, *more: str, budgets: str = "[0.4,0.8]"
+) -> list[str]:
     return [
         "bench", "training", f"--teacher.path={checkpoint}", "--dataset.repo_id=test/tiny",
         f"--dataset.root={root}", "--dataset.eval_split=0.4", f"--output_dir={output}", "--device=cpu",
-        "--budgets=[0.4,0.8]", "--seeds=[0]", f"--schedules={SCHEDULES}", "--naive_batch_size=4",
+        f"--budgets={budgets}", "--seeds=[0]", f"--schedules={SCHEDULES}", "--naive_batch_size=4",
         "--optimizer.lr=1e-3", "--measure.num_observations=6", *more,
     ]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def a_peak_that_is_soon_found() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(roofline, "PEAK_SIZE", 128)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -123,14 +134,14 @@ def test_an_interrupted_benchmark_goes_on(
         return trained(*given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(job, "_trained", stop_in_the_third)
-    assert main(arguments(checkpoint, dataset_root, output)) == 130
+    assert main(arguments(checkpoint, dataset_root, output, budgets="[0.2,0.4]")) == 130
     said = capsys.readouterr().err
     assert f"chordflow bench training --resume=true --config_path='{output / 'bench.json'}'" in said
     first = TrainingBench.load(output / "bench.json")
     assert len(first.runs) == 2
     # The same, and a budget, a seed and a schedule more.
     more = json.dumps({"other": {"batch_size": 2, "buffer": SMALL}})
-    assert main(resume(output, "--budgets=[0.2,0.4,0.8]", f"--schedules={more}")) == 0
+    assert main(resume(output, "--budgets=[0.1,0.2,0.4]", f"--schedules={more}")) == 0
     second = TrainingBench.load(output / "bench.json")
     assert second.runs[:2] == first.runs
     assert len(second.runs) == 9
@@ -200,6 +211,12 @@ def test_runs_alternate_between_the_loops() -> None:
         (NAIVE, 20, [10, 20]),
         ("a", 20, [10, 20]),
     ]
+    config.schedules["a"].budgets = [10]
+    assert [(p.loop, p.budget_s) for p in job.planned(config)][:3] == [(NAIVE, 20), ("a", 10), ("b", 20)]
+    config.anneal = Anneal.EACH
+    assert [(p.loop, p.budget_s) for p in job.planned(config)][:5] == [
+        (NAIVE, 10), ("a", 10), ("b", 10), (NAIVE, 20), ("b", 20),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -215,6 +232,7 @@ def test_runs_alternate_between_the_loops() -> None:
             "uses_per_coupling=-1: give 0 or more",
         ),
         (['--schedules={"a": {"batch": 3}}'], "The fields `batch` are not valid"),
+        (['--schedules={"a": {"budgets": [7]}}'], "'a' has budgets=[7.0]; give some of [30.0, 60.0,"),
         (["--naive_batch_size=0"], "naive_batch_size=0: give at least 1"),
         (["--num_workers=-1"], "num_workers=-1: give 0 or more"),
         (["--clock=own", "--num_workers=1"], "num_workers=1: clock=own"),
@@ -284,20 +302,20 @@ def test_operations_are_those_of_the_networks_products(
         list(source.fill(0))
         items = next(split.train.batches(range(size), size))
         found[size] = measure_roofline(teacher, items, CouplingConfig("midpoint", 3), step, source, repeats=1)
-    roofline = found[4]
-    assert roofline.solver_nfe == 6
+    measured = found[4]
+    assert measured.solver_nfe == 6
     # Every matrix of the expert meets every action of the chunk once: two operations for each weight.
     head = teacher.parameters_by_role()[Role.ACTION_HEAD]
     products = sum(p.numel() for name, p in head.items() if p.dim() == 2)
-    velocity = roofline.velocity.flop_each
+    velocity = measured.velocity.flop_each
     assert products * 2 < velocity
     assert velocity < 2.5 * products * teacher.chunk.horizon
     # Forward, and backward to weights and to what comes in.
-    assert 2.3 < roofline.train.flop_each / velocity < 3.3
+    assert 2.3 < measured.train.flop_each / velocity < 3.3
     for work in ("encode", "velocity", "train"):
         assert getattr(found[4], work).flop == pytest.approx(2 * getattr(found[2], work).flop, rel=0.02)
-    assert roofline.context_bytes > 0
-    assert roofline.coupling_bytes == 2 * 4 * teacher.chunk.horizon * teacher.chunk.padded_dim
+    assert measured.context_bytes > 0
+    assert measured.coupling_bytes == 2 * 4 * teacher.chunk.horizon * teacher.chunk.padded_dim
     # The student's weights stay.
     assert all(torch.equal(before[name], parameter) for name, parameter in trainable.items())
     assert teacher.velocity.__func__ is SmolVLAFlowPolicy.velocity

@@ -411,7 +411,7 @@ def test_a_buffer_that_does_not_fit_is_refused(
     )
     assert said.endswith("; give --buffer.num_observations=12.")
     # Half of the noises are enough where the encoded observations alone fit.
-    said = refused(8 * block.num_bytes - 4.5 * block.coupling_bytes - block.num_bytes)
+    said = refused(7 * block.num_bytes - 3.5 * block.coupling_bytes)
     assert said.endswith(" or --buffer.noises_per_observation=1.")
     # A step of 24 couplings needs three blocks.
     said = refused(1.5 * block.num_bytes, batch_size=24)

@@ -25,12 +25,12 @@ class BufferConfig:
             spread over its solver's steps, where a method trains on them; by default all.
     """
 
-    num_observations: int = 2048
+    num_observations: int = 512
     noises_per_observation: int = 4
     uses_per_coupling: int = 12
     block_size: int = 64
     adaptive_share: float = 0.5
-    start_observations: int = 256
+    start_observations: int = 64
     path_points: int | None = None
 
     def __post_init__(self) -> None:

@@ -16,8 +16,9 @@ import torch
 from chordflow.console import bar, say
 from chordflow.couplings import LEAST_STEPS, BufferConfig, CouplingBuffer, Split, open_split
 from chordflow.errors import UserError
-from chordflow.experiments.bench_config import Anneal, ClockName, TrainingBenchConfig
+from chordflow.experiments.bench_config import ClockName, TrainingBenchConfig
 from chordflow.experiments.bench_gap import HeldOutGap
+from chordflow.experiments.bench_plan import Part, planned
 from chordflow.experiments.provenance import device_name, weights_sha256
 from chordflow.experiments.roofline import PeakMemory, measure_roofline
 from chordflow.experiments.run_folder import new_folder, only_run
@@ -35,16 +36,6 @@ ADDABLE = ("budgets", "seeds", "schedules", "output_dir", "resume")
 """Settings that may be another when a benchmark is gone on with."""
 
 ROOFLINE_REPEATS = 5
-
-
-@dataclass(frozen=True)
-class Part:
-    """One run of one loop."""
-
-    loop: str
-    seed: int
-    budget_s: float
-    marks: list[float]
 
 
 @dataclass(frozen=True)
@@ -105,14 +96,6 @@ def resume_command(output_dir: Path) -> str:
     return f"chordflow bench training --resume=true --config_path={path}"
 
 
-def planned(config: TrainingBenchConfig) -> list[Part]:
-    """All runs, in an order in which whatever else the machine does meets all loops alike."""
-    loops = [NAIVE, *config.schedules]
-    if config.anneal == Anneal.LAST:
-        return [Part(loop, s, config.budgets[-1], config.budgets) for s in config.seeds for loop in loops]
-    return [Part(loop, s, b, [b]) for s in config.seeds for b in config.budgets for loop in loops]
-
-
 def _begun(bed: Bed, command: list[str]) -> TrainingBench:
     config = bed.config
     steps = config.teacher.num_inference_steps or bed.teacher.default_num_steps
@@ -150,7 +133,7 @@ def _gone_on_with(now: TrainingBench, before: TrainingBench) -> TrainingBench:
             )
     known = {loop.name: loop for loop in before.loops}
     for loop in now.loops:
-        if known.get(loop.name, loop) != loop:
+        if replace(known.get(loop.name, loop), budgets=loop.budgets) != loop:
             raise UserError(
                 f"schedules: {loop.name!r} was another schedule when the benchmark began; choose a new name for this."
             )
@@ -164,7 +147,14 @@ def _gone_on_with(now: TrainingBench, before: TrainingBench) -> TrainingBench:
             f"teacher.path={now.teacher}: its weights are not those that the benchmark began with; restore them or "
             "start a new one."
         )
-    return replace(now, roofline=before.roofline, runs=before.runs)
+    return replace(
+        now,
+        roofline=before.roofline,
+        floor=before.floor,
+        untrained=before.untrained,
+        pairs=before.pairs,
+        runs=before.runs,
+    )
 
 
 def _run(bed: Bed, bench: TrainingBench) -> TrainingBench:
@@ -176,6 +166,10 @@ def _run(bed: Bed, bench: TrainingBench) -> TrainingBench:
         f"Benchmark: {len(missing)} of {len(parts)} runs to go, {sum(p.budget_s for p in missing):.0f} s of training "
         f"on {bench.device}"
     )
+    if bench.runs and not missing:
+        # Budgets or seeds may have been left out this time.
+        bench.save(path)
+        return bench
     if bench.roofline is None:
         bench = replace(bench, roofline=_roofline(bed))
     with bar("teacher") as progress:

@@ -38,11 +38,13 @@ class Schedule:
         batch_size: couplings looked at in one go.
         gradient_accumulation_steps: how often that is done in a step.
         buffer: as in `chordflow reflow`.
+        budgets: of the benchmark's, those at which this one is run; by default all.
     """
 
     batch_size: int = 64
     gradient_accumulation_steps: int = 1
     buffer: BufferConfig = field(default_factory=BufferConfig)
+    budgets: list[float] | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "gradient_accumulation_steps"):
@@ -60,6 +62,8 @@ class Schedule:
             self.buffer.num_observations,
             self.buffer.block_size,
             self.buffer.adaptive_share,
+            self.buffer.start_observations,
+            self.budgets,
         )
 
 
@@ -163,6 +167,9 @@ class TrainingBenchConfig:
                 raise UserError(
                     f"schedules holds the name {name!r}, which is taken or empty; choose another."
                 )
+            own = self.schedules[name].budgets
+            if own is not None and not (own and set(own) <= set(self.budgets)):
+                raise UserError(f"schedules: {name!r} has budgets={own}; give some of {self.budgets}.")
         if self.naive_batch_size < 1:
             raise UserError(f"naive_batch_size={self.naive_batch_size}: give at least 1.")
         if self.num_workers < 0:

@@ -96,6 +96,8 @@ class BenchLoop:
         num_observations: in the buffer; None for the loop that has none.
         block_size: observations replaced together; likewise.
         adaptive_share: of the noises that goes where endpoints spread.
+        start_observations: in the buffer when training begins; None where not known.
+        budgets: seconds at which it is run; None for all of the benchmark's.
     """
 
     name: str
@@ -106,6 +108,8 @@ class BenchLoop:
     num_observations: int | None = None
     block_size: int | None = None
     adaptive_share: float = 0.0
+    start_observations: int | None = None
+    budgets: list[float] | None = None
 
 
 @dataclass(frozen=True)

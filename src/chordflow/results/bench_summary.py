@@ -51,10 +51,11 @@ def time_to_naive(bench: TrainingBench, loop: str) -> Reached | None:
     """
     times: list[Reached | None] = []
     last = max(bench.budgets)
+    (own,) = (known.budgets or bench.budgets for known in bench.loops if known.name == loop)
     for seed in bench.seeds:
         naive = bench.look(NAIVE, seed, last)
-        marks = [(m, look) for m in sorted(bench.budgets) if (look := bench.look(loop, seed, m)) is not None]
-        if naive is not None and len(marks) == len(bench.budgets):
+        marks = [(m, look) for m in sorted(own) if (look := bench.look(loop, seed, m)) is not None]
+        if naive is not None and len(marks) == len(own):
             points = [(mark, look.gap.rms) for mark, look in marks]
             times.append(first_at_most(points, naive.gap.rms))
     if not times:

@@ -1,0 +1,102 @@
+"""Schedules of the coupling buffer against the loop without reuse, as a table and in words.
+
+    make demo
+    chordflow bench training ...    (as in docs/training.md)
+    cp outputs/bench/bench.json benchmarks/training/results/schedules.json
+    python benchmarks/training/schedules.py --write
+
+`--write` puts what the file says between the marks of docs/training.md, a test compares them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from itertools import product
+from pathlib import Path
+
+from chordflow.results.bench import NAIVE, BenchLoop, TrainingBench
+from chordflow.results.bench_summary import over_seeds, speed_ratio, time_to_naive
+
+FILE = Path(__file__).parent / "results" / "schedules.json"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "training.md"
+MARKS = ("<!-- schedules -->\n", "<!-- /schedules -->")
+MEASURED_BY = "default"
+
+
+def main() -> None:
+    """Reads the command line; prints, or writes into the document."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--file", type=Path, default=FILE, help="bench.json of the benchmark")
+    parser.add_argument("--write", action="store_true", help="write into docs/training.md")
+    options = parser.parse_args()
+    text = shown(TrainingBench.load(options.file))
+    if not options.write:
+        print(text)
+        return
+    before, rest = DOCUMENT.read_text(encoding="utf-8").split(MARKS[0])
+    after = rest.split(MARKS[1])[1]
+    DOCUMENT.write_text(f"{before}{MARKS[0]}{text}\n{MARKS[1]}{after}", encoding="utf-8")
+
+
+def shown(bench: TrainingBench) -> str:
+    """What stands between the marks of the document."""
+    return f"{table(bench)}\n\n{said(bench)}"
+
+
+def table(bench: TrainingBench) -> str:
+    """The loops as a table in markdown: what they keep, how fast they are, and the gap at every budget."""
+    head = (
+        "loop",
+        "observations",
+        "M",
+        "R",
+        "times naive",
+        *(f"{b:g} s" for b in bench.budgets),
+        "naive's last gap",
+    )
+    lines = [head, ("---", *["---:"] * (len(head) - 1))]
+    for loop in bench.loops:
+        ratio = speed_ratio(bench, loop.name, max(_budgets(bench, loop)))
+        gaps = (over_seeds(bench, loop.name, b, lambda look: look.gap.rms) for b in bench.budgets)
+        reached = time_to_naive(bench, loop.name)
+        lines.append(
+            (
+                loop.name,
+                "-" if loop.num_observations is None else f"{loop.num_observations:,}",
+                str(loop.noises_per_observation),
+                str(loop.uses_per_coupling or "all"),
+                "-" if ratio is None else f"{ratio:.1f}",
+                *("-" if gap is None else f"{100 * gap:.1f} %" for gap in gaps),
+                "-" if reached is None else f"{'≤ ' * reached.at_most}{reached.seconds:.0f} s",
+            )
+        )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def said(bench: TrainingBench) -> str:
+    """What follows from it for the default schedule, whichever way it came out."""
+    assert bench.floor is not None
+    (loop,) = (loop for loop in bench.loops if loop.name == MEASURED_BY)
+    last, budgets = max(bench.budgets), _budgets(bench, loop)
+    worse = []
+    for seed, mark in product(bench.seeds, budgets):
+        own, naive = bench.look(MEASURED_BY, seed, mark), bench.look(NAIVE, seed, mark)
+        if own is not None and naive is not None and own.gap.rms > naive.gap.rms:
+            worse.append(f"{mark:g} s with seed {seed}")
+    reached = time_to_naive(bench, MEASURED_BY)
+    when = "did not reach" if reached is None else f"reached after {reached.seconds:.0f} s"
+    compared = len(bench.seeds) * len(budgets)
+    return (
+        f"Medians of {len(bench.seeds)} seeds on {bench.device}; the floor, the gap of the teacher as deployed, is "
+        f"{100 * bench.floor.rms:.1f} %. The default schedule {when} the gap that the naive loop has after {last:g} s. "
+        f"Its gap was the smaller one in {compared - len(worse)} of {compared} pairs of runs of the same seed and time"
+        + (f"; the larger one at {', '.join(worse)}." if worse else ".")
+    )
+
+
+def _budgets(bench: TrainingBench, loop: BenchLoop) -> list[float]:
+    return loop.budgets or bench.budgets
+
+
+if __name__ == "__main__":
+    main()

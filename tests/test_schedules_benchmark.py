@@ -1,0 +1,59 @@
+"""The benchmark of schedules: its document shows its results, and what is said of them follows from them."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chordflow.couplings import BufferConfig
+from chordflow.experiments.bench_config import Schedule
+from chordflow.results.bench import NAIVE, BenchLoop, TrainingBench
+from test_bench_results import BENCH, run
+
+SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "training" / "schedules.py"
+
+
+@pytest.fixture(scope="module")
+def script() -> Any:
+    spec = importlib.util.spec_from_file_location("schedules", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_document_shows_the_results(script: Any) -> None:
+    text = script.DOCUMENT.read_text(encoding="utf-8")
+    shown = text.split(script.MARKS[0])[1].split(script.MARKS[1])[0]
+    assert shown == (script.shown(TrainingBench.load(script.FILE)) + "\n" if script.FILE.exists() else "")
+
+
+def test_the_default_schedule_is_the_one_measured(script: Any) -> None:
+    if script.FILE.exists():
+        (loop,) = (loop for loop in TrainingBench.load(script.FILE).loops if loop.name == "default")
+        assert replace(loop, budgets=None) == Schedule(buffer=BufferConfig()).described("default")
+    text = script.DOCUMENT.read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `--buffer.(\w+)` \| ([\d.]+) \|", text, re.MULTILINE))
+    assert {name: str(getattr(BufferConfig, name)) for name in rows} == rows
+    assert len(rows) == len(fields(BufferConfig)) - 1
+
+
+def test_what_is_said_follows_from_the_runs(script: Any) -> None:
+    loops = [BenchLoop(NAIVE, 64), BenchLoop("default", 64, 1, 4, 12, 512, 64, 0.5)]
+    runs = [replace(r, loop="default" if r.loop == "wide" else r.loop) for r in BENCH.runs]
+    bench = replace(BENCH, loops=loops, runs=runs)
+    rows = script.table(bench).splitlines()
+    assert rows[2] == "| naive | - | 1 | 1 | 1.0 | 44.0 % | 22.0 % | 40 s |"
+    assert rows[3] == "| default | 512 | 4 | 12 | 5.0 | 44.0 % | 11.0 % | 20 s |"
+    assert "reached after 20 s the gap that the naive loop has after 40 s" in script.said(bench)
+    assert script.said(bench).endswith("the smaller one in 6 of 6 pairs of runs of the same seed and time.")
+    slow = replace(bench, runs=[*runs[:-1], run("default", 2, {40.0: 0.9}, 500)])
+    assert script.said(slow).endswith(
+        "in 5 of 6 pairs of runs of the same seed and time; the larger one at 40 s with seed 2."
+    )
