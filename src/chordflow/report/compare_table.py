@@ -200,7 +200,9 @@ class Row:
 
 
 def _range(spread: Spread | None, text: Callable[[float], str]) -> str:
-    return "" if spread is None else f"{text(spread.low)}-{text(spread.high)}"
+    # Signed figures are not joined by a dash.
+    joint = " to " if text is points else "-"
+    return "" if spread is None else f"{text(spread.low)}{joint}{text(spread.high)}"
 
 
 def _difference(run: Run) -> float | None:

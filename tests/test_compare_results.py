@@ -1,0 +1,197 @@
+"""What a comparison says in words and shows as a table, from figures that are made up."""
+
+from __future__ import annotations
+
+import runpy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from chordflow.errors import UserError
+from chordflow.report.compare_table import markdown, render, table
+from chordflow.results.compare import STEP_COUNTS, Comparison, Entry, Figures, Run, Untrained
+from chordflow.results.compare_summary import Spread, headline, over_seeds, pooled, pooled_success
+from chordflow.results.schema import GapRow, HeldOut, SuccessRow
+from chordflow.results.statistics import compare_success
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def gap_row(policy: str, num_steps: int, rms: float) -> GapRow:
+    return GapRow(
+        policy, "euler", num_steps, num_steps, "converged", 100, rms, rms / 2, rms / 100, 1.0, 0.1, 8, 32
+    )
+
+
+def figures(policy: str, *rms: float) -> Figures:
+    return Figures(
+        0.1, rms[0], None, [gap_row(policy, n, value) for n, value in zip(STEP_COUNTS, rms, strict=True)]
+    )
+
+
+TEACHER_SOLVES = [True] * 36 + [False] * 4
+
+
+def success(policy: str, num_steps: int, successes: int, paired: bool = True) -> SuccessRow:
+    own = [True] * successes + [False] * (40 - successes)
+    versus = compare_success(own, TEACHER_SOLVES) if paired else None
+    return SuccessRow(policy, "euler", num_steps, "all", successes, 40, versus_teacher=versus)
+
+
+def run(method: str, seed: int, *rms: float, solved: int | None = None) -> Run:
+    return Run(
+        method, seed, f"{method}/seed_{seed}/pretrained_model", "0" * 64, 10.0 + seed, 1.0, 5, 20, 0.1, 99,
+        figures(method, *rms), [] if solved is None else [success(method, 1, solved)],
+    )  # fmt: skip
+
+
+def entry(name: str, step_counts: list[int] | None = None) -> Entry:
+    return Entry(name, "method", "", name, {}, True, step_counts)
+
+
+def comparison(*runs: Run, teacher: tuple[float, float, float] = (0.3, 0.2, 0.05)) -> Comparison:
+    names = dict.fromkeys(run.method for run in runs)
+    return Comparison(
+        command=["chordflow", "compare"], settings={}, versions={"chordflow": "0"}, device="cpu, 1 threads",
+        teacher="a/b", teacher_sha256="1" * 64,
+        methods=[entry(name, [1] if name == "one" else None) for name in names],
+        seeds=sorted({run.seed for run in runs}), steps=5, seconds=None,
+        held_out=HeldOut([3], 8, 16, False), untrained=Untrained(10, figures("teacher", *teacher)), runs=list(runs),
+    )  # fmt: skip
+
+
+CLEAR = [
+    run("one", 0, 0.04, 0.5, 0.9, solved=38), run("one", 1, 0.05, 0.5, 0.9, solved=40),
+    run("all", 0, 0.08, 0.07, 0.06, solved=35), run("all", 1, 0.09, 0.07, 0.06, solved=35),
+    run("bad", 0, 0.4, 0.3, 0.2, solved=2), run("bad", 1, 0.6, 0.3, 0.2, solved=4),
+]  # fmt: skip
+
+
+def test_clear_winners_are_named() -> None:
+    said = headline(comparison(*CLEAR))
+    assert (
+        "At one step one (4.5 %, 4.0 % to 5.0 % over 2 seeds) is nearest to the teacher's converged ODE."
+        in said
+    )
+    # A student for one step alone is no candidate, and what counts is the worst of the step counts.
+    assert (
+        "At every step count (the worst of 1, 2 and 10) all (8.5 %, 8.0 % to 9.0 % over 2 seeds) is" in said
+    )
+    assert "In episodes at one step one (97.5 %) succeeds most often" not in said
+    assert "no clear winner between one (97.5 %) and all (87.5 %)" in said
+    assert (
+        "The untrained teacher at two steps is not as good as one at one by its gap (20 % against 4.5 %)."
+        in said
+    )
+
+
+def test_where_ranges_overlap_nobody_is_named() -> None:
+    runs = [run("a", 0, 0.04, 0.1, 0.1), run("a", 1, 0.08, 0.1, 0.1), run("b", 0, 0.07, 0.2, 0.2),
+            run("b", 1, 0.09, 0.2, 0.2), run("c", 0, 0.2, 0.3, 0.3), run("c", 1, 0.3, 0.3, 0.3)]  # fmt: skip
+    said = headline(comparison(*runs))
+    assert (
+        "At one step there is no clear winner between a (6.0 %, 4.0 % to 8.0 % over 2 seeds) and b (8.0 %"
+        in said
+    )
+    assert "c (" not in said
+    assert "At every step count (the worst of 1, 2 and 10) a (10 %" in said
+
+
+def test_a_single_seed_has_no_winner() -> None:
+    said = headline(comparison(CLEAR[0], CLEAR[2]))
+    assert (
+        "At one step there is no clear winner with a single seed between one (4.0 %) and all (8.0 %)." in said
+    )
+    assert "there is all (8.0 %) alone" in said
+
+
+def test_an_untrained_teacher_that_is_as_good_is_said_to_be() -> None:
+    assert "is as good as one at one by its gap (5.0 % against 4.5 %)" in headline(
+        comparison(*CLEAR, teacher=(0.2, 0.05, 0.01))
+    )
+    both = comparison(*CLEAR, teacher=(0.2, 0.051, 0.01))
+    assert both.untrained is not None
+    rows = [success("teacher", 1, 10), success("teacher", 2, 37), success("teacher", 10, 36, paired=False)]
+    both = replace(both, untrained=replace(both.untrained, success=rows))
+    said = headline(both)
+    assert "is not as good as one at one by its gap" in said
+    assert "and as good as one in episodes (92.5 % against 97.5 %)." in said
+
+
+def test_success_is_pooled_with_its_pairs() -> None:
+    rows = [success("one", 1, 30), success("one", 1, 38)]
+    both = pooled(rows)
+    assert (both.successes, both.episodes) == (68, 80)
+    own = [True] * 30 + [False] * 10 + [True] * 38 + [False] * 2
+    assert both.versus_teacher == compare_success(own, TEACHER_SOLVES * 2)
+    assert pooled_success(comparison(run("a", 0, 0.1, 0.1, 0.1)), "a") is None
+
+
+def test_figures_over_seeds() -> None:
+    found = over_seeds(
+        comparison(*CLEAR), "bad", lambda run: run.figures.gaps[0].rms if run.figures else None
+    )
+    assert found == Spread(0.5, 0.4, 0.6, 2)
+    assert over_seeds(comparison(*CLEAR), "nobody", lambda run: 1.0) is None
+
+
+def test_the_table_has_the_teacher_then_medians_and_ranges() -> None:
+    whole = comparison(*CLEAR)
+    assert whole.untrained is not None
+    rows = [success("teacher", 1, 10), success("teacher", 2, 37), success("teacher", 10, 36, paired=False)]
+    whole = replace(whole, untrained=replace(whole.untrained, success=rows), env="drift")
+    shown = [[cell.text for cell in row] for row in table(whole).rows]
+    assert [row[0] for row in shown] == [
+        "teacher, untrained", "- at two steps", "- deployed, at ten steps", "one", "- least to largest", "all",
+        "- least to largest", "bad", "- least to largest",
+    ]  # fmt: skip
+    assert shown[0][1:6] == ["30.0", "30.0/15.0/0.3", "20.0/10.0/0.2", "5.0/2.5/0.1", "25.0 [14.2, 40.2]"]
+    assert shown[2][5:8] == ["90.0 [76.9, 96.0]", "-", "-"]
+    assert shown[3][1:3] == ["4.5", "4.5/2.2/0.0"]
+    assert shown[3][8:] == ["10", "20", "yes", "1"]
+    assert shown[4][2] == "4.0-5.0/2.0-2.5/0.0-0.1"
+    assert shown[4][5:7] == ["95.0-100.0", "+5.0 to +10.0"]
+    assert shown[5][-1] == "any"
+    unfinished = [[cell.text for cell in row] for row in table(comparison(*CLEAR[:-1])).rows]
+    assert unfinished[-1][0] == "bad (1 of 2 seeds)"
+    text = markdown(whole)
+    assert text.startswith("**At one step one ")
+    assert "- device: cpu, 1 threads" in text
+    assert "budget of a run: 5 steps; seeds 0, 1" in text
+
+
+@pytest.mark.parametrize("width", [100, 140])
+def test_figures_are_whole_on_a_terminal(width: int) -> None:
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(render(comparison(*CLEAR)))
+    text = console.export_text()
+    for figure in ("4.5/2.2/0.0", "50.0/25.0/0.5", "90.0/45.0/0.9", "97.5 [91.3, 99.3]"):
+        assert figure in text
+
+
+def test_a_file_comes_back_as_it_was(tmp_path: Path) -> None:
+    whole = comparison(*CLEAR)
+    whole.save(tmp_path / "compare.json")
+    assert Comparison.load(tmp_path / "compare.json") == whole
+    (tmp_path / "compare.json").write_text("{}")
+    with pytest.raises(UserError, match="is no readable result of chordflow compare"):
+        Comparison.load(tmp_path / "compare.json")
+    with pytest.raises(UserError, match="give a comparison.s compare\\.json"):
+        Comparison.load(tmp_path / "nothing.json")
+
+
+def test_the_document_shows_the_results(tmp_path: Path) -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "compare_table.py"))
+    text = script["DOCUMENT"].read_text(encoding="utf-8")
+    if script["RESULTS"].is_file():
+        measured = Comparison.load(script["RESULTS"])
+        assert text == script["document"](text, measured), "run: python scripts/compare_table.py"
+    else:
+        assert "<!-- compare -->\n<!-- /compare -->" in text
+    made = script["document"](text, comparison(*CLEAR))
+    assert "Measured with\n\n    chordflow compare\n\n**At one step one " in made
+    assert script["document"](made, comparison(*CLEAR)) == made
+    with pytest.raises(ValueError, match="has 0 places"):
+        script["document"]("", comparison(*CLEAR))
