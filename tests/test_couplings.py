@@ -71,8 +71,9 @@ def test_a_teacher_saved_with_one_step_still_gives_ten_step_couplings(
         )
         context = policy.encode(policy.preprocess(next(split.train.batches([0, 1], 2))))
         noise = policy.sample_noise(2, generator(0))
-        ends.append(endpoints(policy, context, noise, CouplingConfig(num_steps=10)))
-        assert len(calls) == 10
+        config = CouplingConfig(num_steps=10)
+        ends.append(endpoints(policy, context, noise, config))
+        assert len(calls) == config.nfe == 11
     assert torch.equal(ends[0], ends[1])
 
 
@@ -418,17 +419,18 @@ def test_a_buffer_that_does_not_fit_is_refused(
     assert said.endswith("give a lower --batch_size (a step draws 24 couplings) or use a larger device.")
 
 
+@pytest.mark.parametrize(("solver", "least"), [("euler", 10), ("midpoint", 16), ("adams_bashforth", 16)])
 @pytest.mark.parametrize(
-    ("asked", "deployed", "steps"), [(None, 100, 100), (None, 10, 10), (None, 1, 10), (4, 100, 4)]
+    ("asked", "deployed", "steps"), [(None, 100, 100), (None, 10, None), (None, 1, None), (4, 100, 4)]
 )
-def test_couplings_take_as_many_steps_as_the_teacher_but_at_least_ten(
-    asked: int | None, deployed: int, steps: int
+def test_couplings_take_as_many_steps_as_the_teacher_but_at_least_ten_by_euler_and_else_sixteen(
+    solver: str, least: int, asked: int | None, deployed: int, steps: int | None
 ) -> None:
-    config = CouplingConfig(num_steps=asked)
-    assert config.steps == (asked or 10)
+    config, steps = CouplingConfig(solver, asked), steps or least
+    assert config.steps == (asked or least)
     config.settle(deployed)
     assert config.num_steps == config.steps == steps
-    assert config.nfe == steps
+    assert config.nfe == {"euler": steps, "midpoint": 2 * steps, "adams_bashforth": steps + 1}[solver]
     # Once written out it stays.
     config.settle(7)
     assert config.num_steps == steps
