@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from chordflow.cli.bench import parse
 from chordflow.couplings import BufferConfig
 from chordflow.experiments.bench_config import Schedule
+from chordflow.experiments.bench_plan import planned
 from chordflow.results.bench import NAIVE, BenchLoop, TrainingBench
 from test_bench_results import BENCH, run
 
@@ -42,6 +45,15 @@ def test_the_default_schedule_is_the_one_measured(script: Any) -> None:
     rows = dict(re.findall(r"^\| `--buffer.(\w+)` \| ([\d.]+) \|", text, re.MULTILINE))
     assert {name: str(getattr(BufferConfig, name)) for name in rows} == rows
     assert len(rows) == len(fields(BufferConfig)) - 1
+
+
+def test_the_command_of_the_document_is_a_benchmark_of_half_an_hour(script: Any) -> None:
+    text = script.DOCUMENT.read_text(encoding="utf-8").split(", by\n\n    make demo\n")[1].split("    cp ")[0]
+    words = shlex.split(text.replace("\\\n", " "))
+    assert words[:3] == ["chordflow", "bench", "training"]
+    config = parse(words[3:])
+    assert config.schedules["default"] == Schedule()
+    assert sum(part.budget_s for part in planned(config)) < 32 * 60
 
 
 def test_what_is_said_follows_from_the_runs(script: Any) -> None:
