@@ -45,9 +45,10 @@ def arguments(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def a_peak_that_is_soon_found() -> Iterator[None]:
+def a_roofline_that_is_soon_found() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(roofline, "PEAK_SIZE", 128)
+        patched.setattr(job, "ROOFLINE_REPEATS", 1)
         yield
 
 
