@@ -314,10 +314,22 @@ class TestJob:
         first = cut / "observations" / "collection_000000.safetensors"
         save_file({"observation.state": torch.zeros(3, 3)}, first)
         assert self.resume(cut) == 2
-        assert "cannot be read (its parts are of unequal length)" in " ".join(capsys.readouterr().err.split())
+        assert "its parts are of unequal length" in " ".join(capsys.readouterr().err.split())
         shutil.rmtree(cut / "observations")
         assert self.resume(cut) == 2
         assert "collections of observations, of which" in " ".join(capsys.readouterr().err.split())
+
+    def test_every_round_collects_its_own(self, checkpoint: Path, dataset_root: Path, tmp_path: Path) -> None:
+        output = tmp_path / "out"
+        shorter = ("--rounds=2", "--steps=1", "--save_freq=0", "--measure.num_observations=1")
+        assert main(options(checkpoint, dataset_root, output, *ROLLOUT, *shorter)) == 0
+        first, second = (
+            json.loads((output / f"round_{number}/observations/collection_000000.json").read_text())
+            for number in (1, 2)
+        )
+        # The student of the first round is measured and solved as the teacher was, and acts as such.
+        assert [(one["acted_by"], one["num_steps"]) for one in (first, second)] == [("teacher", 10)] * 2
+        assert 10**9 < first["next_seed"] < 10**9 + 10**7 < second["next_seed"]
 
     def test_a_run_that_fails_leaves_nothing(
         self, checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
