@@ -21,7 +21,7 @@ from chordflow.demo.teacher import ASSETS, TeacherRecipe, make_teacher, place_te
 from chordflow.demo.tiny_vlm import TinyVLMSize, build_tiny_vlm
 from chordflow.errors import UserError
 from chordflow.experiments.config import ReflowJobConfig
-from chordflow.training.optimizers import AdamWConfig
+from chordflow.training.optimizers import SOAPConfig
 from lerobot_env_detour import INSTRUCTIONS, DetourEnv
 
 TINY = TinyVLMSize(
@@ -183,5 +183,6 @@ def test_stock_lerobot_eval_runs_the_placed_teacher(tmp_path):
 def test_the_demos_job_is_one_that_reflow_takes(tmp_path):
     options = reflow_options(DemoConfig(output_dir=tmp_path), tmp_path / "teacher")
     job = draccus.decode(ReflowJobConfig, deflatten(options, sep="."))
-    assert isinstance(job.optimizer, AdamWConfig)
-    assert (job.optimizer.lr, job.method.times.at_noise, job.coupling.solver) == (2e-3, 0.75, "euler")
+    assert isinstance(job.optimizer, SOAPConfig)
+    assert (job.optimizer.lr, job.method.times.at_noise) == (2e-3, 0.5)
+    assert (job.coupling.solver, job.coupling.steps, job.coupling.grid_power) == ("adams_bashforth", 16, 1.4)
