@@ -21,6 +21,7 @@ from chordflow.evaluation.measure import measure
 from chordflow.evaluation.paired import MeasureConfig
 from chordflow.experiments import compare as job
 from chordflow.experiments.compare_config import COMMON, CompareConfig, Planned
+from chordflow.experiments.compare_setup import gone_on_with
 from chordflow.experiments.config import ReflowJobConfig
 from chordflow.experiments.recipes import RECIPES
 from chordflow.policies import load_flow_policy
@@ -35,7 +36,10 @@ SMALL = [
     "--num_workers=0", "--optimizer.lr=1e-3",
 ]  # fmt: skip
 LITTLE = ["--measure.noises_per_observation=16", "--measure.num_steps=[1]", "--measure.latency_repeats=1"]
-OWN = json.dumps({"shown": {"method": {"type": "noise_biased"}, "ema": {"enable": True}, "batch_size": 2}})
+OWN = json.dumps({
+    "shown": {"method": {"type": "noise_biased"}, "ema": {"enable": True}, "batch_size": 2},
+    "acted": {"observations": "rollout", "collect": {"num_observations": 4, "batch_size": 2}},
+})  # fmt: skip
 
 
 def arguments(checkpoint: Path, root: Path, output: Path, *more: str) -> list[str]:
@@ -51,7 +55,7 @@ def done(checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.TempPath
     """A small comparison's folder; not to be written to."""
     output = tmp_path_factory.mktemp("compare") / "done"
     more = [
-        "--methods=[one_step,shown]", f"--recipes={OWN}", "--steps=3", "--seeds=[5]",
+        "--methods=[one_step,shown,acted]", f"--recipes={OWN}", "--steps=3", "--seeds=[5]",
         "--env.type=drift_of_the_tests", "--eval.n_episodes=6", "--eval.batch_size=3",
     ]  # fmt: skip
     assert main(arguments(checkpoint, dataset_root, output, *more)) == 0
@@ -61,14 +65,17 @@ def done(checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.TempPath
 def test_every_method_is_trained_measured_and_run(done: Path) -> None:
     found = Comparison.load(done / "compare.json")
     assert [(entry.name, entry.origin, entry.method) for entry in found.methods] == [
-        ("one_step", "recipe", "endpoint"), ("shown", "own", "noise_biased"),
+        ("one_step", "recipe", "endpoint"), ("shown", "own", "noise_biased"), ("acted", "own", "reflow"),
     ]  # fmt: skip
-    assert [entry.step_counts for entry in found.methods] == [[1], None]
+    assert [entry.step_counts for entry in found.methods] == [[1], None, None]
     assert [(run.method, run.seed, run.steps, run.samples) for run in found.runs] == [
-        ("one_step", 5, 3, 12), ("shown", 5, 3, 6),
+        ("one_step", 5, 3, 12), ("shown", 5, 3, 6), ("acted", 5, 3, 12),
     ]  # fmt: skip
     assert found.methods[1].settings["ema"]["enable"] is True
     assert found.methods[1].settings["optimizer"]["lr"] == 1e-3
+    assert [run.rollouts is not None for run in found.runs] == [False, False, True]
+    assert found.runs[2].rollouts is not None
+    assert found.runs[2].rollouts.observations >= 4
     assert found.command[:2] == ["chordflow", "compare"]
     assert found.untrained is not None
     assert {row.num_steps for row in found.untrained.success} == {1, 2, 10}
@@ -88,7 +95,7 @@ def test_every_method_is_trained_measured_and_run(done: Path) -> None:
     text = (done / "compare.md").read_text()
     assert [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ")] == [
         "| method", "| ---", "| teacher, untrained", "| - at two steps", "| - deployed, at ten steps", "| one\\_step",
-        "| shown",
+        "| shown", "| acted",
     ]  # fmt: skip
 
 
@@ -167,20 +174,24 @@ def test_an_interrupted_comparison_goes_on(
     assert len(calls) == 5
 
 
-@pytest.mark.parametrize(
-    ("more", "words"),
-    [
-        (["--optimizer.lr=2e-3"], "optimizer: the comparison began with"),
-        (["--steps=4"], "steps: the comparison began with 3"),
-        (['--recipes={"shown": {"batch_size": 3}}'], "'shown' had other settings when the comparison began"),
-        (["--eval.n_episodes=7"], "eval: the comparison began with"),
-    ],
-)
-def test_another_comparison_is_not_gone_on_with(
-    done: Path, more: list[str], words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(resume(done, *more)) == 2
-    assert words in capsys.readouterr().err
+def test_another_comparison_is_not_gone_on_with(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(resume(done, "--steps=4", '--recipes={"shown": {"batch_size": 3}}')) == 2
+    assert "steps: the comparison began with 3 and going on cannot change it" in capsys.readouterr().err
+    before = Comparison.load(done / "compare.json")
+    other = [replace(before.methods[0], settings={}), *before.methods[1:]]
+    env = {"settings": {**before.settings, "eval": {}}}
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"methods": other}, "'one_step' had other settings when the comparison began"),
+        ({"device": "another machine"}, "seconds of two machines"),
+        ({"teacher_sha256": "0"}, "its weights are not those that the comparison began with"),
+        (env, "eval: the comparison began with"),
+    ]
+    for change, words in changes:
+        with pytest.raises(UserError, match=words):
+            gone_on_with(replace(before, **change), before)
+    # An environment can be added where there was none.
+    without = replace(before, settings={**before.settings, "env": None}, runs=[])
+    assert gone_on_with(replace(before, **env), without).runs == []
 
 
 def test_an_unfit_method_is_named_before_anything_is_trained(
@@ -239,6 +250,15 @@ def test_by_default_everything_is_compared() -> None:
     assert all(entry.about for entry in found.values() if entry.origin != "own")
 
 
+def test_observations_are_collected_where_episodes_are_run_unless_a_recipe_says_otherwise() -> None:
+    own = {"here": {"observations": "rollout"},
+           "there": {"observations": "rollout", "env": {"type": "drift_of_the_tests", "state_dim": 4}}}  # fmt: skip
+    found = planned("--steps=2", f"--recipes={json.dumps(own)}", "--env.type=drift_of_the_tests")
+    assert found["here"].config.env == drift_env.DriftEnvConfig()
+    assert found["there"].config.env == drift_env.DriftEnvConfig(state_dim=4)
+    assert found["reflow"].config.env is None
+
+
 def test_common_settings_are_those_of_reflow_unless_given() -> None:
     alone = build(ReflowJobConfig, read_options(BASE))
     config = parse([*BASE, "--steps=1"])
@@ -279,6 +299,7 @@ def test_common_settings_are_those_of_reflow_unless_given() -> None:
         (["--steps=2", '--recipes={"a": {"optimizer": {"lrr": 3}}}'],
          "methods: 'a': --optimizer.lrr is not an option; did you mean --optimizer.lr"),
         (["--steps=2", '--recipes={"a": {"method": {"type": "magic"}}}'], "methods: 'a': method.type=magic: choose"),
+        (["--steps=2", '--recipes={"a": {"observations": "rollout"}}'], "methods: 'a': observations=rollout needs"),
         (["--steps=2", "--batch_size=0"], "batch_size=0: give at least 1"),
         (["--steps=2", "--num_workers=-1"], "num_workers=-1: give 0 or more"),
         (["--steps=2", "--eval.n_episodes=0"], "eval.n_episodes=0: give at least 1"),

@@ -43,7 +43,7 @@ def success(policy: str, num_steps: int, successes: int, paired: bool = True) ->
 def run(method: str, seed: int, *rms: float, solved: int | None = None) -> Run:
     return Run(
         method, seed, f"{method}/seed_{seed}/pretrained_model", "0" * 64, 10.0 + seed, 1.0, 5, 20, 0.1, 99,
-        figures(method, *rms), [] if solved is None else [success(method, 1, solved)],
+        figures=figures(method, *rms), success=[] if solved is None else [success(method, 1, solved)],
     )  # fmt: skip
 
 
@@ -178,7 +178,7 @@ def test_a_file_comes_back_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "compare.json").write_text("{}")
     with pytest.raises(UserError, match="is no readable result of chordflow compare"):
         Comparison.load(tmp_path / "compare.json")
-    with pytest.raises(UserError, match="give a comparison.s compare\\.json"):
+    with pytest.raises(UserError, match=r"give a comparison's compare\.json"):
         Comparison.load(tmp_path / "nothing.json")
 
 

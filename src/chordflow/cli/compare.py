@@ -12,6 +12,7 @@ from chordflow.cli.options import CONFIG_PATH, build, help_text, read_options
 from chordflow.cli.settings import read_settings, wants_resume
 from chordflow.console import console, say
 from chordflow.errors import UserError
+from chordflow.experiments.collect_config import ObservationSource
 from chordflow.experiments.compare import COMPARE, compare
 from chordflow.experiments.compare_config import COMMON, CompareConfig, Planned, overrides_of
 from chordflow.experiments.config import ReflowJobConfig
@@ -79,9 +80,12 @@ def plan(config: CompareConfig) -> list[Planned]:
     planned = []
     for name in config.methods or []:
         origin, about, overrides = overrides_of(name, config.recipes)
-        values = _flat(overrides)
+        base = common
+        if overrides.get("observations") == ObservationSource.ROLLOUT and "env" not in overrides:
+            # Observations are collected where episodes are run, unless the recipe names another environment.
+            base = {**common, "env": plain(config)["env"]}
         try:
-            job = build(ReflowJobConfig, values, common)
+            job = build(ReflowJobConfig, _flat(overrides), base)
         except UserError as error:
             raise UserError(f"methods: {name!r}: {error}") from error
         planned.append(Planned(name, origin, about, job))

@@ -160,6 +160,8 @@ def _trained(bed: Bed, name: str, seed: int, label: str) -> Run:
     config, folder = bed.config, run_folder(bed.config.output_dir, name, seed)
     # Of a run that was interrupted before it was written down.
     shutil.rmtree(folder, ignore_errors=True)
+    # What is collected while it trains is written there.
+    folder.mkdir(parents=True, exist_ok=True)
     job = replace(bed.planned[name].config, seed=seed, output_dir=folder)
     try:
         trained = train_student(
@@ -184,6 +186,7 @@ def _trained(bed: Bed, name: str, seed: int, label: str) -> Run:
         samples=passed.samples,
         loss=passed.loss,
         buffer_bytes=trained.buffer_bytes,
+        rollouts=trained.rollouts,
     )
 
 

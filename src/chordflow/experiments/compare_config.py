@@ -30,7 +30,7 @@ COMMON = (
 
 OWN = (
     "method", "batch_size", "gradient_accumulation_steps", "num_inference_steps", "student", "coupling", "buffer",
-    "optimizer", "scheduler", "ema",
+    "optimizer", "scheduler", "ema", "observations", "env", "collect",
 )  # fmt: skip
 """Settings of `chordflow reflow` that an entry may have of its own."""
 

@@ -17,10 +17,12 @@ from torch import Tensor
 from chordflow.console import bar
 from chordflow.couplings import CouplingBuffer, Split
 from chordflow.errors import UserError
+from chordflow.experiments.collect import run_observations
 from chordflow.experiments.config import ReflowJobConfig
 from chordflow.experiments.provenance import write_configs
 from chordflow.policies import FlowPolicy, resolve_checkpoint, save_student
 from chordflow.policies.base import PREFIX_ROLES
+from chordflow.results.schema import RolloutObservations
 from chordflow.training.memory import enough_memory
 from chordflow.training.student import Student, make_student, shares_prefix
 from chordflow.training.timed import Passed, Source, Stopwatch, TrainingStep, train_for, train_steps
@@ -47,11 +49,13 @@ class Made:
         student: its `pretrained_model` folder.
         passed: where its training ended.
         buffer_bytes: the most memory of couplings and encoded observations.
+        rollouts: the observations of episodes; None where all were the dataset's.
     """
 
     student: Path
     passed: Passed
     buffer_bytes: int
+    rollouts: RolloutObservations | None
 
 
 def train_student(
@@ -93,12 +97,13 @@ def train_student(
     )
     method = config.method.build()
     shared = shares_prefix(teacher, student.policy, roles)
-    with bar(label) as progress:
+    with contextlib.ExitStack() as stack, bar(label) as progress:
         largest = 0
 
         def show(passed: Passed) -> None:
             nonlocal largest
             largest = max(largest, buffer.num_bytes)
+            observations.step = passed.steps
             note = f"{passed.samples:,} samples" if passed.steps else "couplings"
             if budget.steps is not None:
                 progress.update(passed.steps, budget.steps, note)
@@ -106,9 +111,10 @@ def train_student(
                 progress.update(min(passed.seconds, budget.seconds), budget.seconds, note)
 
         watch = Stopwatch(teacher.device)
+        observations = stack.enter_context(run_observations(config, split.train, teacher, student.policy))
         buffer = CouplingBuffer(
             teacher,
-            split.train,
+            observations.train,
             config.coupling,
             config.buffer,
             seed=config.seed,
@@ -135,7 +141,7 @@ def train_student(
     )
     config = replace(config, steps=max(1, passed.steps))
     folder = _write(config, teacher_dir, student, weights)
-    return Made(folder, passed, largest)
+    return Made(folder, passed, largest, observations.summary())
 
 
 def _within(

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from chordflow.errors import UserError
 from chordflow.results.codec import DecodeError, decode, encode
 from chordflow.results.files import write_whole
-from chordflow.results.schema import GapRow, HeldOut, Reference, SuccessRow
+from chordflow.results.schema import GapRow, HeldOut, Reference, RolloutObservations, SuccessRow
 from chordflow.results.statistics import Interval
 
 STEP_COUNTS = (1, 2, 10)
@@ -85,6 +85,7 @@ class Run:
         samples: couplings or demonstrations trained on, repeats counted.
         loss: of the last step; None where there was none.
         buffer_bytes: the most memory of couplings and encoded observations.
+        rollouts: the observations of episodes that it was trained on; None where all were the dataset's.
         figures: of the student as reloaded from disk; None until it is measured.
         success: of the student at one step, all episodes first, then by instruction; empty until they are run.
     """
@@ -99,6 +100,7 @@ class Run:
     samples: int
     loss: float | None
     buffer_bytes: int
+    rollouts: RolloutObservations | None = None
     figures: Figures | None = None
     success: list[SuccessRow] = field(default_factory=list)
 
