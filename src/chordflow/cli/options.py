@@ -137,7 +137,9 @@ def help_text(config_class: type, title: str, usage: str, *, config_file: bool =
             required if option.default is dataclasses.MISSING else f"default: {show_value(option.default)}"
         )
         only = f"with {option.only_for}; " if option.only_for else ""
-        lines.append(f"  --{option.name}  ({option.kind})")
+        lines += textwrap.wrap(
+            f"  --{option.name}  ({option.kind})", width, subsequent_indent="      ", break_on_hyphens=False
+        )
         text = f"{option.text} [{only}{default}]"
         lines += textwrap.wrap(text, width, initial_indent="      ", subsequent_indent="      ")
     if config_file:
