@@ -106,7 +106,7 @@ def test_the_solver_and_the_grid_are_options_of_couplings(
 
 
 def test_couplings_keep_all_padded_dimensions(tiny_policy: SmolVLAFlowPolicy, split: Split) -> None:
-    buffer = make_buffer(tiny_policy, split)
+    buffer = make_buffer(tiny_policy, split, coupling=CouplingConfig("euler", 2, grid_power=1.0))
     list(buffer.fill(0))
     batch = buffer.batch(0)
     assert batch.noise.shape == batch.endpoint.shape == (8, *tiny_policy.chunk.shape)
