@@ -103,6 +103,7 @@ REFLOW = [
     "--buffer.num_observations=8", "--buffer.noises_per_observation=2", "--buffer.block_size=2",
     "--buffer.uses_per_coupling=1", "--coupling.num_steps=2", "--measure.num_observations=2",
     "--measure.latency_repeats=1", "--measure.converged_noises=1", "--measure.num_steps=[1]",
+    "--optimizer.type=adamw",
 ]  # fmt: skip
 
 

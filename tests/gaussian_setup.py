@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chordflow.couplings import Observations
+from chordflow.couplings import CouplingConfig, Observations
 from chordflow.flow.seeds import generator
 from chordflow.policies import Context
 from chordflow.policies.gaussian import GaussianConfig, GaussianContext, GaussianFlowPolicy
@@ -69,6 +69,11 @@ class AffineStudent(GaussianFlowPolicy):
         assert isinstance(context, GaussianContext)
         slope, level = self.module.get_submodule("net")(t[:, None]).chunk(2, dim=-1)
         return slope[:, None] * x_t + level[:, None] * context.means[:, 0]
+
+
+def euler(num_steps: int) -> CouplingConfig:
+    """Couplings as a policy makes them that is deployed at this many steps, where formulas or counts are of Euler's."""
+    return CouplingConfig("euler", num_steps, grid_power=1.0)
 
 
 def euler_factor(std: Tensor, num_steps: int) -> Tensor:

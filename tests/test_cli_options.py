@@ -48,20 +48,21 @@ def test_choices_take_their_default_type_unless_told() -> None:
 
 
 def test_an_optimizer_is_chosen_by_its_type() -> None:
-    assert parse().optimizer == AdamWConfig()
-    assert parse("--optimizer.lr=1e-3").optimizer == AdamWConfig(lr=1e-3)
+    assert parse().optimizer == SOAPConfig()
+    assert parse("--optimizer.type=adamw").optimizer == AdamWConfig()
+    assert parse("--optimizer.lr=1e-3").optimizer == SOAPConfig(lr=1e-3)
     muon = parse("--optimizer.type=muon", "--optimizer.lr=1e-3", "--optimizer.momentum=0.9").optimizer
     assert muon == MuonConfig(lr=1e-3, momentum=0.9)
     soap = parse("--optimizer.type=soap", "--optimizer.precondition_frequency=5").optimizer
     assert soap == SOAPConfig(precondition_frequency=5)
-    # A file from before there was a choice.
+    # A file that names no type.
     base = {
         "teacher": {"path": "t"},
         "dataset": {"repo_id": "a/b"},
         "output_dir": "o",
         "optimizer": {"lr": 3e-4},
     }
-    assert build(ReflowJobConfig, {}, base).optimizer == AdamWConfig(lr=3e-4)
+    assert build(ReflowJobConfig, {}, base).optimizer == SOAPConfig(lr=3e-4)
 
 
 def test_a_choice_with_a_default_of_its_own_says_so() -> None:

@@ -18,7 +18,7 @@ import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from safetensors.torch import load_file, save_file
 
-import chordflow.couplings.buffer as buffers
+import chordflow.couplings.making as making
 from builders import build_dataset
 from chordflow.cli.main import main
 from chordflow.cli.options import options_of
@@ -104,11 +104,7 @@ def test_the_manifest_says_what_it_was_made_with(stores: dict[bool, Path], check
     made, about = told["made_with"], told["about"]
     assert made["chunk"] == {"horizon": 8, "padded_dim": 6, "action_dim": 2}
     assert made["teacher"]["family"] == "smolvla"
-    assert made["coupling"] == {
-        "solver": "euler",
-        "num_steps": 2,
-        **{k: made["coupling"][k] for k in made["coupling"]},
-    }
+    assert made["coupling"] == {"solver": "adams_bashforth", "num_steps": 2, "grid_power": 1.4}
     assert (made["seed"], made["batch_size"], made["store_context"]) == (5, 8, False)
     assert made["buffer"] == {"noises_per_observation": 3, "block_size": 4, "adaptive_share": 0.5}
     assert about["dtype"] == "float32"
@@ -140,7 +136,7 @@ def test_training_from_a_store_ends_in_the_bits_of_training_on_the_fly(
     def refuse(*arguments: object) -> None:
         raise AssertionError("the teacher was asked for endpoints")
 
-    monkeypatch.setattr(buffers, "endpoints", refuse)
+    monkeypatch.setattr(making, "endpoints", refuse)
     read: list[int] = []
     if context:
         # As many as the template takes; measuring reads the held-out ones.
@@ -246,7 +242,7 @@ def test_a_student_with_a_prefix_of_its_own_uses_no_stored_contexts(
         ),
         (
             ["--coupling.solver=midpoint"],
-            "coupling.solver=midpoint: the couplings in {store} were made with euler",
+            "coupling.solver=midpoint: the couplings in {store} were made with adams_bashforth",
         ),
         (["--buffer.block_size=2"], "buffer.block_size=2: the couplings in {store} were made with 4"),
         (

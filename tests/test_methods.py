@@ -16,7 +16,6 @@ from chordflow.couplings import (
     BufferConfig,
     CouplingBatch,
     CouplingBuffer,
-    CouplingConfig,
     Demonstrations,
     Needs,
     Share,
@@ -42,7 +41,7 @@ from chordflow.training.methods.base import chosen_rows
 from chordflow.training.optimizers import AdamWConfig
 from chordflow.training.times import BetaTimes, UniformTimes
 from demonstrations import make_demonstrations
-from gaussian_setup import AffineStudent, euler_factor, make_policy
+from gaussian_setup import AffineStudent, euler, euler_factor, make_policy
 
 CONFIGS: list[MethodConfig] = [
     ReflowMethodConfig(), ReflowMethodConfig(real_data_share=0.3), EndpointMethodConfig(),
@@ -65,7 +64,7 @@ def make_buffer(
     policy: GaussianFlowPolicy, needs: Needs, config: BufferConfig = SMALL, count: int = 8, **options: Any
 ) -> CouplingBuffer:
     arguments = {"seed": 3, "batch_size": 8, **options}
-    coupling = arguments.pop("coupling", CouplingConfig(num_steps=4))
+    coupling = arguments.pop("coupling", euler(4))
     observations = arguments.pop("observations", None) or make_demonstrations(policy, count)
     return CouplingBuffer(policy, observations, coupling, config, needs=needs, **arguments)
 
@@ -347,7 +346,7 @@ def trained(
     trainable = student.train_roles([Role.ACTION_HEAD])
     buffer = make_buffer(
         teacher, method.needs, BufferConfig(observations, 4, 0, 256), observations, batch_size=256,
-        coupling=CouplingConfig(num_steps=5),
+        coupling=euler(5),
     )  # fmt: skip
     config_ = LoopConfig(
         steps=steps, batch_size=256, seed=3, log_freq=100, save_freq=0, optimizer=AdamWConfig(lr=1e-2)

@@ -26,7 +26,7 @@ from chordflow.training.loop import LoopConfig, SchedulerConfig, train
 from chordflow.training.methods import ReflowMethodConfig
 from chordflow.training.naive import NaiveCouplings
 from chordflow.training.optimizers import AdamWConfig, OptimizerConfig, SOAPConfig
-from gaussian_setup import AffineStudent, make_observations, make_policy
+from gaussian_setup import AffineStudent, euler, make_observations, make_policy
 
 STEPS, BATCH, SEED = 5, 4, 3
 
@@ -155,7 +155,7 @@ def test_nothing_is_used_twice(case: Case, monkeypatch: pytest.MonkeyPatch) -> N
     for policy, name in ((case.teacher, "teacher"), (student, "student")):
         counted(policy, "encode", f"{name} encodes", lambda batch: len(batch["observation.state"]))
         counted(policy, "velocity", f"{name} passes", lambda x_t, t, context: len(x_t))
-    source = naive(case, CouplingConfig(num_steps=10))
+    source = naive(case, euler(10))
     noises: list[Tensor] = []
     for step in range(3):
         list(source.fill(step))

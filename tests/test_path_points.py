@@ -16,7 +16,7 @@ from chordflow.training.methods import ReflowMethodConfig
 from chordflow.training.methods.base import chosen_rows
 from chordflow.training.times import UniformTimes
 from demonstrations import make_demonstrations
-from gaussian_setup import AffineStudent, make_policy
+from gaussian_setup import AffineStudent, euler, make_policy
 
 PATHS = Needs(paths=True)
 
@@ -26,7 +26,7 @@ def batch_of(
 ) -> CouplingBatch:
     policy = make_policy(std=0.3)
     buffer = CouplingBuffer(
-        policy, make_demonstrations(policy, 8), coupling or CouplingConfig(num_steps=8),
+        policy, make_demonstrations(policy, 8), coupling or euler(8),
         BufferConfig(8, 4, 0, 4, path_points=points), seed=3, batch_size=8, needs=needs,
     )  # fmt: skip
     list(buffer.fill(0))
@@ -52,7 +52,7 @@ def test_fewer_states_take_less_memory() -> None:
     sizes = []
     for needs, points in ((PATHS, None), (PATHS, 1), (Needs(), 1)):
         buffer = CouplingBuffer(
-            policy, make_demonstrations(policy, 8), CouplingConfig(num_steps=8),
+            policy, make_demonstrations(policy, 8), euler(8),
             BufferConfig(8, 4, 0, 4, path_points=points), seed=3, batch_size=8, needs=needs,
         )  # fmt: skip
         list(buffer.fill(0))
@@ -66,11 +66,11 @@ def test_states_that_a_solver_does_not_pass_through_are_refused() -> None:
     with pytest.raises(UserError, match=r"buffer.path_points=8: coupling.num_steps=8 passes through 7"):
         batch_of(points=8)
     with pytest.raises(UserError, match=r"coupling.num_steps=1: .*give at least 2"):
-        batch_of(coupling=CouplingConfig(num_steps=1))
+        batch_of(coupling=euler(1))
     with pytest.raises(UserError, match=r"buffer.path_points=0: give at least 1"):
         BufferConfig(path_points=0)
     # Where no method asks for them, nothing is kept and nothing can be wrong.
-    assert batch_of(Needs(), CouplingConfig(num_steps=1), points=8).path is None
+    assert batch_of(Needs(), euler(1), points=8).path is None
     with pytest.raises(UserError, match=r"method.path_share=1.0"):
         ReflowMethodConfig(path_share=1.0)
 

@@ -28,22 +28,25 @@ SMALL = [
     "--buffer.uses_per_coupling=1", "--coupling.num_steps=2", "--measure.num_observations=3",
     "--measure.latency_repeats=2", "--measure.converged_noises=1", "--measure.num_steps=[1,2]",
 ]  # fmt: skip
+QUICK = "--optimizer.type=adamw"
+"""Where the optimiser is not what is tested: the default takes seconds to import, and looks on for a step."""
 
 
-def options(teacher: Path, dataset: Path, output: Path, *more: str) -> list[str]:
-    """A command line; later options replace earlier ones of the same name."""
+def options(teacher: Path, dataset: Path, output: Path, *more: str, optimizer: str = QUICK) -> list[str]:
+    """A command line; later options replace earlier ones of the same name, and nothing replaces those left empty."""
     chosen = {}
     for option in [f"--teacher.path={teacher}", "--dataset.repo_id=test/tiny", f"--dataset.root={dataset}",
-                   f"--output_dir={output}", *SMALL, *more]:  # fmt: skip
+                   f"--output_dir={output}", *SMALL, *filter(None, [optimizer]), *more]:  # fmt: skip
         chosen[option.split("=")[0]] = option
     return ["reflow", *chosen.values()]
 
 
 @pytest.fixture(scope="module")
 def run(checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run with EMA and loader workers, in a folder with a space and other letters."""
+    """A finished run by the default solver and optimiser, with EMA and loader workers, and letters in its name."""
     output = tmp_path_factory.mktemp("runs") / "läuft gut 你好"
-    assert main(options(checkpoint, dataset_root, output, "--ema.enable=true", "--num_workers=2")) == 0
+    more = ("--ema.enable=true", "--num_workers=2")
+    assert main(options(checkpoint, dataset_root, output, *more, optimizer="")) == 0
     return output
 
 
@@ -95,6 +98,10 @@ def test_stock_tools_read_the_configs(run: Path) -> None:
     ours = json.loads((student_of(run) / "reflow_config.json").read_text())
     assert ours["method"]["type"] == "reflow"
     assert len(ours["teacher_sha256"]) == 64
+    assert ours["optimizer"]["type"] == "soap"
+    made = Results.load(run / "results.json").couplings
+    assert made is not None
+    assert (made.solver, made.num_steps, made.grid_power) == ("adams_bashforth", 2, 1.4)
 
 
 def test_what_was_measured_is_the_reloaded_student(run: Path, checkpoint: Path) -> None:
@@ -160,9 +167,8 @@ def test_a_resumed_run_ends_in_the_same_bits(
 def test_workers_do_not_change_the_run(
     run: Path, checkpoint: Path, dataset_root: Path, tmp_path: Path
 ) -> None:
-    assert (
-        main(options(checkpoint, dataset_root, tmp_path / "out", "--ema.enable=true", "--save_freq=0")) == 0
-    )
+    more = ("--ema.enable=true", "--save_freq=0")
+    assert main(options(checkpoint, dataset_root, tmp_path / "out", *more, optimizer="")) == 0
     assert [p.name for p in (tmp_path / "out" / "checkpoints").iterdir() if not p.is_symlink()] == ["000006"]
     whole, other = (load_file(student_of(path) / "model.safetensors") for path in (run, tmp_path / "out"))
     assert all(torch.equal(whole[name], other[name]) for name in whole)
@@ -254,7 +260,8 @@ print("acts", tuple(post(policy.select_action(batch)).shape))
     ["--student.init=teacher_vlm"],
     ["--student.init=random"],
     ["--student.train=[action_head,prefix_projections]"],
-    ["--student.train=[action_head,vision,language]", "--student.init=random"],
+    ["--student.train=[action_head,vision,language]", "--student.init=random", "--optimizer.type=soap"],
+    ["--student.train=[action_head,language]", "--optimizer.type=soap"],
     ["--num_inference_steps=2", "--coupling.solver=midpoint", "--method.times.type=u_shaped"],
 ])  # fmt: skip
 def test_every_way_to_begin_trains_what_it_says(
@@ -278,6 +285,8 @@ def test_every_way_to_begin_trains_what_it_says(
         expected = set(Role)
     elif any("prefix_projections" in option for option in more):
         expected |= {Role.PREFIX_PROJECTIONS}
+    elif any("language" in option for option in more):
+        expected |= {Role.LANGUAGE}
     assert changed == expected
     assert policy.default_num_steps == (2 if "--num_inference_steps=2" in more else 1)
 

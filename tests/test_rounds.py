@@ -386,14 +386,14 @@ def test_rounds_take_the_steps_that_the_first_teacher_asks_for(
     checkpoint: Path, dataset_root: Path, tmp_path: Path
 ) -> None:
     """Written out, so that a student of one step that teaches is solved as finely as its teacher was."""
-    more = ("--rounds=2", "--steps=1", "--coupling.num_steps=null", "--teacher.num_inference_steps=12")
+    more = ("--rounds=2", "--steps=1", "--coupling.num_steps=null", "--teacher.num_inference_steps=17")
     assert main(options(checkpoint, dataset_root, tmp_path / "out", *more)) == 0
     for number in (1, 2):
         last_one = tmp_path / "out" / f"round_{number}" / "checkpoints" / "last"
-        assert record(last_one)["coupling"]["num_steps"] == 12
+        assert record(last_one)["coupling"]["num_steps"] == 17
         results = Results.load(tmp_path / "out" / f"round_{number}" / "results.json")
         assert results.couplings is not None
-        assert (results.couplings.num_steps, results.teacher_num_steps) == (12, 12)
+        assert (results.couplings.num_steps, results.teacher_num_steps) == (17, 17)
 
 
 def test_rounds_draw_apart_and_a_seed_fits_every_library() -> None:

@@ -51,7 +51,7 @@ from chordflow.training.times import (
     UniformTimes,
     UShapedTimes,
 )
-from gaussian_setup import AffineStudent, euler_factor, make_observations, make_policy
+from gaussian_setup import AffineStudent, euler, euler_factor, make_observations, make_policy
 
 SMALL = BufferConfig(num_observations=8, noises_per_observation=4, uses_per_coupling=0, block_size=4)
 
@@ -249,7 +249,7 @@ def test_no_batch_holds_a_coupling_twice(
     if batch_size > -(-observations // min(block, observations)) * min(block, observations) * noises:
         return
     buffer = CouplingBuffer(
-        policy, make_observations(7, 1), CouplingConfig(num_steps=1), config, seed=seed, batch_size=batch_size
+        policy, make_observations(7, 1), euler(1), config, seed=seed, batch_size=batch_size
     )
     for step in range(6):
         list(buffer.fill(step))
@@ -571,7 +571,7 @@ def reflowed(tmp_path_factory: pytest.TempPathFactory) -> Reflowed:
         batch_size=64,
         observations=40,
         buffer=BufferConfig(64, 8, 12, 16),
-        coupling=CouplingConfig(num_steps=10),
+        coupling=euler(10),
         optimizer=AdamWConfig(lr=1e-2),
     )
     done.student.module.requires_grad_(False)

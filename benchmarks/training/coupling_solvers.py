@@ -27,21 +27,21 @@ from chordflow.policies import Context, FlowPolicy, load_flow_policy
 from chordflow.quiet import silence_libraries
 
 FILE = Path(__file__).parent / "results" / "coupling_solvers.json"
-REFERENCE = CouplingConfig("euler", 1000)
+REFERENCE = CouplingConfig("euler", 1000, 1.0)
 WAYS = [
-    CouplingConfig("euler", 10),
-    CouplingConfig("midpoint", 5),
-    CouplingConfig("adams_bashforth", 9),
+    CouplingConfig("euler", 10, 1.0),
+    CouplingConfig("midpoint", 5, 1.0),
+    CouplingConfig("adams_bashforth", 9, 1.0),
     CouplingConfig("adams_bashforth", 9, 1.4),
     CouplingConfig("euler", 17, 1.4),
     CouplingConfig("midpoint", 8, 1.4),
-    CouplingConfig("adams_bashforth", 16),
+    CouplingConfig("adams_bashforth", 16, 1.0),
     CouplingConfig("adams_bashforth", 16, 1.2),
     CouplingConfig("adams_bashforth", 16, 1.4),
     CouplingConfig("adams_bashforth", 16, 1.7),
-    CouplingConfig("midpoint", 10),
+    CouplingConfig("midpoint", 10, 1.0),
     CouplingConfig("midpoint", 10, 1.4),
-    CouplingConfig("heun", 10),
+    CouplingConfig("heun", 10, 1.0),
 ]
 BATCH = 64
 """Noises that go through the network together."""
