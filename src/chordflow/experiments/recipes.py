@@ -27,7 +27,9 @@ RECIPES: dict[str, Recipe] = {
         "A student that is good at every number of steps; the defaults.", {"method": {"type": "reflow"}}
     ),
     "one_step": Recipe(
-        "The most exact student at one step, and for that alone.", {"method": {"type": "endpoint"}}
+        "The most exact student at one step, and for that alone.",
+        # What decides its error is the boundary between modes, where only more couplings help.
+        {"method": {"type": "endpoint"}, "buffer": {"noises_per_observation": 6, "uses_per_coupling": 3}},
     ),
 }
 """chordflow's own recipes, by name."""
