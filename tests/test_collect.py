@@ -321,7 +321,7 @@ class TestJob:
 
     def test_every_round_collects_its_own(self, checkpoint: Path, dataset_root: Path, tmp_path: Path) -> None:
         output = tmp_path / "out"
-        shorter = ("--rounds=2", "--steps=1", "--save_freq=0", "--measure.num_observations=1")
+        shorter = ("--rounds=2", "--steps=1", "--save_freq=0", "--measure.num_observations=2")
         assert main(options(checkpoint, dataset_root, output, *ROLLOUT, *shorter)) == 0
         first, second = (
             json.loads((output / f"round_{number}/observations/collection_000000.json").read_text())
