@@ -17,11 +17,12 @@ from chordflow.results.wording import clean, p_value, percentage, plural, points
 
 HEADS = [
     "method", "curvature\n%", *(f"gap at {n}, %:\nRMS/median/\nflips" for n in STEP_COUNTS),
-    "success at\none step, %", "points to the\nteacher", "p", "training\ns", "samples", "stock\ncheckpoint",
+    "to the floor\nat 1: RMS/\nnearer, %", "success at\none step, %",
+    "points to the\nteacher", "p", "training\ns", "samples", "stock\ncheckpoint",
     "for\nsteps",
 ]  # fmt: skip
 
-WIDE = {6, 7, 9, 10, 11}
+WIDE = {5, 7, 8, 10, 11, 12}
 """Columns that a terminal has no room for."""
 
 
@@ -114,13 +115,14 @@ def _add_teacher(section: Section, comparison: Comparison) -> None:
         "teacher, untrained",
         figure(percentage(teacher.figures.curvature), teacher.figures.curvature),
         *(_gap_cell(teacher.figures, n) for n in STEP_COUNTS),
+        _floor_cell(teacher.figures),
         *_success(rows.get(1)),
         *nothing,
     )
     for n in sorted({2, teacher.num_steps} - {1}):
         if n in rows:
             name = f"{'' if n != teacher.num_steps else 'deployed, '}at {steps(n)}"
-            section.add(f"- {name}", *(absent() for _ in range(4)), *_success(rows[n]), *nothing)
+            section.add(f"- {name}", *(absent() for _ in range(5)), *_success(rows[n]), *nothing)
 
 
 def _add(section: Section, comparison: Comparison, entry: Entry, ranges: bool) -> None:
@@ -135,6 +137,7 @@ def _add(section: Section, comparison: Comparison, entry: Entry, ranges: bool) -
         clean(entry.name) + missing,
         own.middle(lambda run: run.figures.curvature if run.figures else None, percentage),
         *(own.gap_middle(n) for n in STEP_COUNTS),
+        own.floor_middle(),
         *_success(pooled_success(comparison, entry.name)),
         own.middle(lambda run: run.training_s, _plain),
         own.middle(lambda run: run.samples, _whole),
@@ -146,6 +149,7 @@ def _add(section: Section, comparison: Comparison, entry: Entry, ranges: bool) -
             "- least to largest",
             own.range(lambda run: run.figures.curvature if run.figures else None, percentage),
             *(own.gap_range(n) for n in STEP_COUNTS),
+            own.floor_range(),
             own.range(lambda run: run.success[0].rate if run.success else None, percentage),
             own.range(_difference, points),
             "",
@@ -188,6 +192,31 @@ class Row:
         """The ranges of the three."""
         return Cell("/".join(_range(spread, percentage) or ABSENT for spread in self._gaps(num_steps)))
 
+    def floor_middle(self) -> Cell:
+        """The medians of the ratio to the floor and of the share of pairs nearer than the deployed teacher's."""
+        ratio, nearer = self._floor()
+        if ratio is None or nearer is None:
+            return absent()
+        return figure(f"{_ratio(ratio.middle)}/{percentage(nearer.middle)}", ratio.middle)
+
+    def floor_range(self) -> Cell:
+        """The ranges of the two."""
+        ratio, nearer = self._floor()
+        return Cell("/".join([_range(ratio, _ratio) or ABSENT, _range(nearer, percentage) or ABSENT]))
+
+    def _floor(self) -> tuple[Spread | None, Spread | None]:
+        def ratio(run: Run) -> float | None:
+            row = run.figures.gap(1) if run.figures is not None else None
+            return row.ratio_to_floor.value if row is not None and row.ratio_to_floor is not None else None
+
+        def nearer(run: Run) -> float | None:
+            row = run.figures.gap(1) if run.figures is not None else None
+            return row.nearer_than_deployed if row is not None else None
+
+        return over_seeds(self.comparison, self.method, ratio), over_seeds(
+            self.comparison, self.method, nearer
+        )
+
     def _gaps(self, num_steps: int) -> list[Spread | None]:
         def of(name: str) -> Callable[[Run], float | None]:
             def value(run: Run) -> float | None:
@@ -213,6 +242,19 @@ def _difference(run: Run) -> float | None:
 def _gap_cell(figures: Figures, num_steps: int) -> Cell:
     row = figures.gap(num_steps)
     return absent() if row is None else figure(_gap(row.rms, row.median, row.flip_rate), row.rms)
+
+
+def _floor_cell(figures: Figures) -> Cell:
+    row = figures.gap(1)
+    if row is None or row.ratio_to_floor is None or row.nearer_than_deployed is None:
+        return absent()
+    return figure(
+        f"{_ratio(row.ratio_to_floor.value)}/{percentage(row.nearer_than_deployed)}", row.ratio_to_floor.value
+    )
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}"
 
 
 def _gap(rms: float, middle: float, flips: float | None) -> str:
