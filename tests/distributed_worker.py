@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from chordflow.cli.reflow import parse
@@ -28,12 +29,13 @@ from chordflow.training.loop import EMAConfig, LoopConfig, Trained, train
 from chordflow.training.methods import ReflowMethodConfig
 from chordflow.training.methods.base import VelocityFunction
 from chordflow.training.methods.reflow import ReflowMethod
-from chordflow.training.optimizers import AdamWConfig, OptimizerConfig
+from chordflow.training.optimizers import AdamWConfig, OptimizerConfig, SOAPConfig
 from chordflow.training.times import UniformTimes
 from chordflow.training.wrapping import whole
 from gaussian_setup import AffineStudent, make_observations, make_policy
 
 STEPS = 5
+SOAP = SOAPConfig(lr=1e-2, precondition_frequency=2)
 
 
 class Uneven(ReflowMethod):
@@ -58,7 +60,10 @@ def train_gaussian(
     method: ReflowMethod | None = None,
     optimizer: OptimizerConfig | None = None,
 ) -> tuple[Trained, CouplingBuffer]:
-    """Trains a small student in the processes that there are; weights and gradients of every step are kept."""
+    """Trains a small student in the processes that there are; weights and gradients of every step are kept.
+
+    The weights that each process ends with are kept too, where it has them whole.
+    """
     processes = current()
     if processes.first:
         output.mkdir(parents=True, exist_ok=True)
@@ -95,6 +100,9 @@ def train_gaussian(
     finally:
         hook.remove()
     save_file(gradients, output / f"gradients-{processes.index}.safetensors")
+    if not any(isinstance(parameter, DTensor) for parameter in student.module.parameters()):
+        ends = {name: parameter.detach().clone() for name, parameter in trainable.items()}
+        save_file(ends, output / f"weights-{processes.index}.safetensors")
     return done, buffer
 
 
@@ -108,11 +116,12 @@ REFLOW = [
 
 
 def reflow(output: Path, teacher: Path, dataset: Path, *more: str) -> Finished:
-    """The whole job, but for pictures and pages."""
-    options = [
+    """The whole job, but for pictures and pages; later options replace earlier ones of the same name."""
+    given = [
         f"--teacher.path={teacher}", "--dataset.repo_id=test/tiny", f"--dataset.root={dataset}",
         f"--output_dir={output}", *REFLOW, *more,
     ]  # fmt: skip
+    options = list({option.partition("=")[0]: option for option in given}.values())
     config, _ = parse(options)
     return experiments.reflow(config, ["chordflow", "reflow", *options])
 
@@ -147,6 +156,11 @@ def work(folder: Path, teacher: Path, dataset: Path) -> None:
         train_gaussian(folder / "ddp-resumed", batch_size=8, resume_from=resume_from)
         train_gaussian(folder / "parts", batch_size=4, parts=2)
         train_gaussian(folder / "few", batch_size=1, parts=2)
+        train_gaussian(folder / "soap", batch_size=4, parts=2, optimizer=SOAP)
+        resume_from = copy_until(folder / "soap", 3, folder / "soap-resumed")
+        train_gaussian(
+            folder / "soap-resumed", batch_size=4, parts=2, optimizer=SOAP, resume_from=resume_from
+        )
         use_fsdp2(True)
         train_gaussian(folder / "fsdp", batch_size=8)
         train_gaussian(folder / "fsdp-parts", batch_size=4, parts=2)

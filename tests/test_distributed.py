@@ -27,7 +27,7 @@ from chordflow.training.memory import enough_memory
 from chordflow.training.metrics import read_metrics
 from chordflow.training.optimizers import MuonConfig, OptimizerConfig, SOAPConfig
 from chordflow.training.wrapping import Wrapped
-from distributed_worker import REFLOW, STEPS, copy_until, reflow, train_gaussian
+from distributed_worker import REFLOW, SOAP, STEPS, copy_until, reflow, train_gaussian
 from gaussian_setup import AffineStudent, make_observations, make_policy
 
 TESTS = Path(__file__).parent
@@ -107,6 +107,21 @@ def test_both_processes_have_the_same_gradients(two: Path, one: Path, run: str) 
     assert_same(first, second, 0.0)
     if run != "few":
         assert_same(first, load_file(one / "gradients-0.safetensors"), 1e-5)
+
+
+def test_both_processes_step_alike_by_the_default_optimiser(two: Path, tmp_path: Path) -> None:
+    """Rounding is scaled up where there is hardly a gradient, so they are held to each other and not to one process."""
+    for run in ("ddp", "parts", "soap", "soap-resumed"):
+        first, second = (load_file(two / run / f"weights-{rank}.safetensors") for rank in (0, 1))
+        assert_same(first, second, 0.0)
+    for file in SAVED:
+        assert_same(weights(two / "soap-resumed", file), weights(two / "soap", file), 0.0)
+    train_gaussian(tmp_path / "run", batch_size=16, optimizer=SOAP)
+    of_two, of_one = (read_metrics(run / "metrics.jsonl") for run in (two / "soap", tmp_path / "run"))
+    losses = [[line["loss"] for line in lines] for lines in (of_two, of_one)]
+    # The first step looks on; until the second has been made, both are what they were.
+    assert losses[0][:2] == pytest.approx(losses[1][:2], rel=1e-5)
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
 def test_a_process_that_holds_none_of_a_steps_couplings_takes_part(two: Path, tmp_path: Path) -> None:
@@ -346,6 +361,17 @@ def test_optimisers_that_need_whole_matrices_are_refused_with_fsdp2(
     monkeypatch.setattr("chordflow.training.wrapping._check_wrapped", lambda *_: None)
     with pytest.raises(UserError, match=r"optimizer.type=(muon|soap): it needs whole matrices"):
         train_gaussian(tmp_path / "run", batch_size=4, optimizer=optimizer)
+
+
+def test_with_fsdp2_the_default_optimiser_is_refused_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with pytest.raises(UserError, match=r"optimizer.type=soap: .*choose adamw"):
+        reflow(tmp_path / "run", tmp_path / "no teacher", tmp_path / "no data", "--optimizer.type=soap")
+    with pytest.raises(UserError, match=r"teacher.path=.*no teacher"):
+        reflow(tmp_path / "run", tmp_path / "no teacher", tmp_path / "no data")
 
 
 def test_one_process_alone_is_the_first_of_one() -> None:

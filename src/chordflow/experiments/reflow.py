@@ -36,7 +36,7 @@ from chordflow.policies.base import PREFIX_ROLES
 from chordflow.results.schema import STUDENT, CouplingSummary, LossCurve, Results
 from chordflow.training.checkpoints import check_same_size, load_weights, training_step
 from chordflow.training.distributed import Processes, current
-from chordflow.training.loop import LoopConfig, Progress, Trained, train
+from chordflow.training.loop import LoopConfig, Progress, Trained, check_sharding, train
 from chordflow.training.memory import enough_memory
 from chordflow.training.methods import Method
 from chordflow.training.metrics import METRICS, read_metrics
@@ -117,6 +117,7 @@ def begun(config: ReflowJobConfig, command: list[str], resume_from: Path | None)
     """
     started = time.perf_counter()
     first = current().first
+    check_sharding(config.optimizer, fsdp_is_asked_for())
     if resume_from is None and first:
         refuse_existing(config.output_dir)
     teacher_dir = resolve_checkpoint(config.teacher.path, config.teacher.revision)

@@ -241,13 +241,18 @@ def train(
     return Trained(checkpoint, time.perf_counter() - began, samples)
 
 
-def _check(config: LoopConfig, buffer: CouplingBuffer, wrapped: Wrapped) -> None:
-    if wrapped.sharded and not isinstance(config.optimizer, AdamWConfig):
-        name = config.optimizer.get_choice_name(type(config.optimizer))
+def check_sharding(optimizer: OptimizerConfig, sharded: bool) -> None:
+    """Raises UserError for an optimiser that cannot step parts of a matrix, where FSDP2 makes such parts."""
+    if sharded and not isinstance(optimizer, AdamWConfig):
+        name = optimizer.get_choice_name(type(optimizer))
         raise UserError(
             f"optimizer.type={name}: it needs whole matrices, of which FSDP2 leaves each process a part; choose adamw, "
             "or train without FSDP2."
         )
+
+
+def _check(config: LoopConfig, buffer: CouplingBuffer, wrapped: Wrapped) -> None:
+    check_sharding(config.optimizer, wrapped.sharded)
     given = (buffer.batch_size, buffer.parts, buffer.share)
     expected = (config.batch_size, config.gradient_accumulation_steps, wrapped.processes.share)
     if given != expected:
