@@ -453,11 +453,13 @@ def test_the_ratio_is_the_student_over_the_untrained_teacher(measured: Measured)
 
 def test_rows_to_the_converged_ode_stand_beside_the_floor_of_the_same_pairs(measured: Measured) -> None:
     floor = measured.gap("teacher", 10, "converged")
-    assert floor.ratio_to_floor is None and floor.nearer_than_deployed is None
+    assert floor.ratio_to_floor is None
+    assert floor.nearer_than_deployed is None
     assert measured.gap("student", 1, "deployed").ratio_to_floor is None
     for name, num_steps in (("teacher", 1), ("teacher", 2), ("student", 1), ("student", 4)):
         row = measured.gap(name, num_steps, "converged")
-        assert row.ratio_to_floor is not None and row.ratio_to_floor.interval is not None
+        assert row.ratio_to_floor is not None
+        assert row.ratio_to_floor.interval is not None
         assert row.ratio_to_floor.value == pytest.approx(row.rms / floor.rms)
     # One step of the exact student ends where the continuous ODE does, untrained steps end short of ten.
     assert measured.gap("student", 1, "converged").nearer_than_deployed == 1.0

@@ -214,7 +214,9 @@ def test_the_loss_on_demonstrations_is_lerobots_own(
         method = NoiseBiasedMethodConfig(times=BetaTimes(at_noise=0.0)).build()
         loss = method.loss(VelocityModule(tiny_policy), batch, generator(2))
         order = torch.randperm(8, generator=generator(0, "batch", 0)).sort().values
-        items = next(split.train.batches([buffer.maker.observation_indices(0)[row] for row in order.tolist()], 8))
+        items = next(
+            split.train.batches([buffer.maker.observation_indices(0)[row] for row in order.tolist()], 8)
+        )
         theirs, _ = tiny_policy.policy.forward(
             tiny_policy.preprocess(items),
             noise=batch.demonstrated().noise,

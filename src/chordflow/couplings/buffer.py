@@ -180,8 +180,8 @@ class CouplingBuffer:
             return
         for block in [block for block in self._blocks if block not in wanted]:
             del self._blocks[block]
-        for number, block in zip(missing, self.maker.make(missing), strict=True):
-            self._blocks[number] = block
+        for number, made in zip(missing, self.maker.make(missing), strict=True):
+            self._blocks[number] = made
             if len(self._blocks) == 1:
                 self._check_memory()
             yield len(self._blocks)
