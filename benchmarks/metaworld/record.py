@@ -1,0 +1,231 @@
+"""Records the scripted experts' demonstrations as a LeRobotDataset v3.
+
+    python benchmarks/metaworld/record.py --task=reach-v3,push-v3 --episodes=50 --root=outputs/metaworld/dataset
+
+Only episodes that the expert solves are kept. Seeds of training episodes count up from 1,000,000 and those of held-out
+ones from 2,000,000; evaluation counts up from `--seed`, which stays below. Held-out episodes come last, so that
+LeRobot's rule (`--dataset.eval_split`: the last share of every instruction's episodes) holds out just these.
+
+Each episode is kept in ROOT.episodes as soon as it is solved; an interrupted recording goes on where it was. ROOT
+appears only when the dataset is whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from commands import REPO_ID
+from datasets import disable_progress_bars
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.utils.constants import ACTION, OBS_IMAGE, OBS_STATE
+
+from lerobot_env_metaworld_light import LightMetaworldConfig
+from lerobot_env_metaworld_light.machine import check_machine
+
+TRAIN_SEED = 1_000_000
+HELD_OUT_SEED = 2_000_000
+GIVE_UP = 20
+"""Seeds in a row that an expert may fail before its task is given up."""
+
+Progress = Callable[[str, int, int], None]
+Arrays = dict[str, np.ndarray]
+
+
+def held_out_episodes(episodes: int, eval_split: float) -> int:
+    """How many of a task's episodes LeRobot's rule holds out."""
+    return math.ceil(episodes * eval_split)
+
+
+def record(
+    config: LightMetaworldConfig,
+    root: Path,
+    episodes: int,
+    eval_split: float,
+    progress: Progress | None = None,
+    repo_id: str = REPO_ID,
+) -> LeRobotDataset:
+    """Record demonstrations of every task that the config names.
+
+    Args:
+        config: Tasks and observation.
+        root: Folder of the dataset; must not exist.
+        episodes: Of each task, the held-out ones among them.
+        eval_split: Share of them that is held out.
+        progress: Called with (task, episodes done, episodes in all).
+        repo_id: Name of the dataset.
+
+    Raises:
+        ValueError: If an argument is out of range, a task is unknown or its expert fails too often.
+        RuntimeError: If Meta-World does not work on this machine.
+    """
+    if root.exists():
+        raise ValueError(f"root={root} exists already; name a new folder.")
+    held_out = held_out_episodes(episodes, eval_split)
+    if not 0 < held_out < episodes:
+        raise ValueError(
+            f"episodes={episodes} and eval_split={eval_split} leave no episode to train on or none to hold out."
+        )
+    check_machine()
+    from lerobot_env_metaworld_light.tasks import tasks_of
+
+    tasks = list(dict.fromkeys(task for group in tasks_of(config.task or "").values() for task in group))
+    kept = root.with_name(f"{root.name}.episodes")
+    files: dict[bool, list[Path]] = {False: [], True: []}
+    done = 0
+    for task in tasks:
+        for last, first_seed, count in (
+            (False, TRAIN_SEED, episodes - held_out),
+            (True, HELD_OUT_SEED, held_out),
+        ):
+            for file in solved(task, config, kept, first_seed, count):
+                files[last].append(file)
+                done += 1
+                if progress is not None:
+                    progress(task, done, episodes * len(tasks))
+    unfinished = root.with_name(f"{root.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    assemble(files[False] + files[True], config, unfinished, repo_id)
+    unfinished.rename(root)
+    shutil.rmtree(kept)
+    return LeRobotDataset(repo_id, root=root)
+
+
+def solved(
+    task: str, config: LightMetaworldConfig, kept: Path, first_seed: int, count: int
+) -> Iterator[Path]:
+    """The first `count` episodes from a seed on that the expert solves, each as a file; made where not there.
+
+    Raises:
+        ValueError: If the expert fails too often.
+    """
+    from lerobot_env_metaworld_light.env import LightMetaworldEnv
+
+    env = LightMetaworldEnv(task, **config.gym_kwargs)
+    # What an episode's pictures and numbers depend on, besides task and seed.
+    folder = kept / f"{task}-{config.obs}-{config.image_size}-{config.camera}-{config.episode_length}"
+    folder.mkdir(parents=True, exist_ok=True)
+    found, failures, seed = 0, 0, first_seed
+    try:
+        while found < count:
+            file = folder / f"{seed}.npz"
+            if not file.exists():
+                arrays = demonstrate(env, task, seed)
+                new = file.with_suffix(".new")
+                with new.open("wb") as stream:
+                    np.savez(stream, **arrays)
+                new.rename(file)
+            with np.load(file) as arrays:
+                is_solved = len(arrays["action"]) > 0
+            seed += 1
+            failures = 0 if is_solved else failures + 1
+            if failures == GIVE_UP:
+                raise ValueError(
+                    f"{task}: the expert failed {GIVE_UP} seeds in a row within {config.episode_length} steps; "
+                    "raise the episode length."
+                )
+            if is_solved:
+                found += 1
+                yield file
+    finally:
+        env.close()
+
+
+def demonstrate(env: Any, task: str, seed: int) -> Arrays:
+    """One episode of the expert; empty arrays if it fails."""
+    from lerobot_env_metaworld_light.experts import make_expert
+
+    observation, info = env.reset(seed=seed)
+    expert = make_expert(task, seed)
+    steps: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    ended = False
+    while not ended:
+        action = expert.act(env.state)
+        steps.append((observation["pixels"], observation["agent_pos"], action))
+        observation, _, terminated, truncated, info = env.step(action)
+        ended = terminated or truncated
+    pixels, states, actions = zip(*steps, strict=True)
+    end = len(steps) if info["is_success"] else 0
+    return {
+        "pixels": np.stack(pixels)[:end],
+        "agent_pos": np.stack(states)[:end],
+        "action": np.stack(actions)[:end],
+        "task": np.array(env.task_description),
+    }
+
+
+def assemble(files: list[Path], config: LightMetaworldConfig, root: Path, repo_id: str) -> None:
+    """Writes the dataset of these episodes, in this order."""
+    disable_progress_bars()
+    side, size = config.image_size, config.features["agent_pos"].shape[0]
+    dataset = LeRobotDataset.create(
+        repo_id=repo_id,
+        fps=config.fps,
+        features={
+            OBS_IMAGE: {
+                "dtype": "image",
+                "shape": (side, side, 3),
+                "names": ["height", "width", "channels"],
+            },
+            OBS_STATE: {"dtype": "float32", "shape": (size,), "names": None},
+            ACTION: {"dtype": "float32", "shape": (4,), "names": ["dx", "dy", "dz", "gripper"]},
+        },
+        root=root,
+        robot_type="sawyer",
+        use_videos=False,
+        metadata_buffer_size=len(files),
+    )
+    try:
+        for file in files:
+            with np.load(file) as arrays:
+                episode = dict(arrays)
+            for pixels, state, action in zip(
+                episode["pixels"], episode["agent_pos"], episode["action"], strict=True
+            ):
+                dataset.add_frame(
+                    {OBS_IMAGE: pixels, OBS_STATE: state, ACTION: action, "task": str(episode["task"])}
+                )
+            dataset.save_episode()
+    finally:
+        dataset.finalize()
+
+
+def main() -> int:
+    """Read the command line and record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--task", required=True, help="tasks or LeRobot's groups of tasks, joined by commas")
+    parser.add_argument("--episodes", type=int, default=50, help="of each task, held-out ones included")
+    parser.add_argument("--eval_split", type=float, default=0.1, help="share of them that is held out")
+    parser.add_argument("--root", type=Path, required=True, help="folder of the dataset")
+    parser.add_argument("--repo_id", default=REPO_ID)
+    parser.add_argument("--obs", default="pixels_full", help="pixels_agent_pos or pixels_full")
+    parser.add_argument("--image_size", type=int, default=64, help="side of the pictures, in pixels")
+    parser.add_argument("--episode_length", type=int, default=500, help="steps that an expert may take")
+    options = parser.parse_args()
+
+    def say(task: str, done: int, total: int) -> None:
+        print(f"\r{done}/{total} episodes, {task}".ljust(60), end="", flush=True)
+
+    try:
+        config = LightMetaworldConfig(
+            task=options.task,
+            obs=options.obs,
+            image_size=options.image_size,
+            episode_length=options.episode_length,
+        )
+        dataset = record(config, options.root, options.episodes, options.eval_split, say, options.repo_id)
+    except (ValueError, RuntimeError) as error:
+        print(f"record.py: {error}", file=sys.stderr)
+        return 2
+    print(f"\n{dataset.num_episodes} episodes, {dataset.num_frames} frames in {options.root}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""What a run of the benchmark leaves: a summary, its table, and whether LeRobot agrees."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from sizes import Size
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def summary(name: str, size: Size, output: Path) -> dict[str, Any]:
+    """All figures of a run that was made, with its settings and times; no path of this machine.
+
+    Args:
+        name: of the size.
+        size: what was run.
+        output: folder of the run.
+    """
+    measured = _read(output / "evaluate" / "results.json")
+    dataset = _read(output / "dataset" / "meta" / "info.json")
+    seconds = _read(output / "seconds.json")
+    result = {
+        "size": name,
+        "settings": json.loads(json.dumps(dataclasses.asdict(size))),
+        "versions": measured["versions"],
+        "device": measured["device"],
+        "demonstrations": {"episodes": dataset["total_episodes"], "frames": dataset["total_frames"]},
+        "seconds": seconds,
+        "wall_s": round(sum(stage["wall"] for stage in seconds.values()), 1),
+        "cpu_s": round(sum(stage["cpu"] for stage in seconds.values()), 1),
+        "verdict": measured["verdict"],
+        **{
+            name: measured[name] for name in ("held_out", "success", "gaps", "curvature", "latency", "timing")
+        },
+        "lerobot": None,
+    }
+    if (output / "lerobot").exists():
+        successes = [episode["success"] for episode in _lerobot(output / "lerobot")]
+        result["lerobot"] = {
+            "episodes": len(successes),
+            "successes": sum(successes),
+            "differences": agreement(output / "lerobot"),
+        }
+    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    """Success and gap of every policy, as markdown."""
+    gaps = {
+        (row["policy"], row["solver"], row["num_steps"]): row["rms"]
+        for row in result["gaps"]
+        if row["reference"] == "deployed"
+    }
+    lines = [
+        "| episodes | policy | solver steps | success %, 95 % interval | points to the teacher | action gap, RMS % |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for row in sorted(result["success"], key=lambda row: row["group"] != "all"):
+        name = row["policy"] + (f", {row['solver']}" if row["solver"] != "euler" else "")
+        difference = "-"
+        if row["versus_teacher"] is not None:
+            found = row["versus_teacher"]["difference"]
+            low, high = found["interval"]["low"], found["interval"]["high"]
+            difference = f"{100 * found['value']:+.1f} \\[{100 * low:+.1f}, {100 * high:+.1f}\\]"
+        gap = gaps.get((row["policy"], row["solver"], row["num_steps"]))
+        low, high = row["interval"]["low"], row["interval"]["high"]
+        lines.append(
+            f"| {row['group']} | {name} | {row['num_steps']} | {100 * row['rate']:.1f} "
+            f"\\[{100 * low:.1f}, {100 * high:.1f}\\] | {difference} | "
+            f"{'-' if gap is None or row['group'] != 'all' else f'{100 * gap:.1f}'} |"
+        )
+    return "\n".join(lines)
+
+
+def agreement(folder: Path) -> list[str]:
+    """In which of the student's episodes lerobot-eval and chordflow with LeRobot's noise differ; empty if in none.
+
+    Args:
+        folder: holds `stock/eval_info.json` and what `chordflow evaluate` left in `chordflow/`.
+    """
+    stock, own = _lerobot(folder), _chordflow(folder)
+    if len(stock) != len(own):
+        return [f"{len(stock)} episodes by lerobot-eval, {len(own)} by chordflow"]
+    return [
+        f"{theirs['task']}, episode {number}: {theirs['success']}, {theirs['sum_reward']:.6g} by lerobot-eval; "
+        f"{ours['success']}, {ours['sum_reward']:.6g} by chordflow"
+        for number, (theirs, ours) in enumerate(zip(stock, own, strict=True))
+        if theirs["success"] != ours["success"]
+        or not math.isclose(theirs["sum_reward"], ours["sum_reward"], rel_tol=1e-5, abs_tol=1e-5)
+    ]
+
+
+def _lerobot(folder: Path) -> list[dict[str, Any]]:
+    tasks = sorted(
+        _read(folder / "stock" / "eval_info.json")["per_task"],
+        key=lambda task: (task["task_group"], task["task_id"]),
+    )
+    return [
+        {"task": task["task_group"], "success": bool(success), "sum_reward": reward}
+        for task in tasks
+        for success, reward in zip(task["metrics"]["successes"], task["metrics"]["sum_rewards"], strict=True)
+    ]
+
+
+def _chordflow(folder: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for file in sorted((folder / "chordflow" / "episodes").glob("student-*/*.parquet")):
+        columns = ["task_group", "task_id", "seed", "success", "sum_reward"]
+        rows += pq.read_table(file, columns=columns).to_pylist()
+    return sorted(rows, key=lambda row: (row["task_group"], row["task_id"], row["seed"]))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return result

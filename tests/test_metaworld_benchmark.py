@@ -1,0 +1,166 @@
+"""The benchmark on Meta-World: demonstrations whole or not at all, LeRobot's split, and the smallest size in full."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from chordflow.couplings.observations import split_episodes
+from lerobot_env_metaworld_light import LightMetaworldConfig, machine
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "benchmarks" / "metaworld"
+
+try:
+    machine.check_machine()
+    nothing_to_render_with = ""
+except RuntimeError as error:
+    nothing_to_render_with = str(error)
+drawn = pytest.mark.skipif(bool(nothing_to_render_with), reason=nothing_to_render_with or "never")
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a script of the benchmark, and forgets it: their names are no package's."""
+    import importlib
+
+    monkeypatch.syspath_prepend(str(FOLDER))
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if getattr(sys.modules[name], "__file__", None) and Path(sys.modules[name].__file__).parent == FOLDER:
+            del sys.modules[name]
+
+
+@drawn
+def test_an_interrupted_recording_leaves_no_dataset_and_goes_on(load, tmp_path, monkeypatch):
+    recorder = load("record")
+    config = LightMetaworldConfig(task="reach-v3,handle-press-v3", obs="pixels_full")
+    root = tmp_path / "dataset"
+
+    def stop(_task: str, done: int, _total: int) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        recorder.record(config, root, 3, 0.3, stop)
+    assert not root.exists()
+    made = []
+    demonstrate = recorder.demonstrate
+    monkeypatch.setattr(
+        recorder,
+        "demonstrate",
+        lambda env, task, seed: made.append((task, seed)) or demonstrate(env, task, seed),
+    )
+    dataset = recorder.record(config, root, 3, 0.3)
+    assert made == [("handle-press-v3", 1_000_001), ("handle-press-v3", 2_000_000)]
+    assert dataset.num_episodes == 6
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset"]
+    # LeRobot's rule holds out just the episodes of the other range of seeds, which come last.
+    train, held_out = split_episodes(dataset.meta, range(6), 0.3)
+    assert (sorted(train), sorted(held_out)) == ([0, 1, 2, 3], [4, 5])
+    assert dataset.features["observation.image"]["shape"] == (64, 64, 3)
+    item = dataset[0]
+    assert item["observation.state"].shape == (13,)
+    assert abs(item["action"]).max() <= 1
+    assert {dataset[int(start)]["task"] for start in dataset.meta.episodes["dataset_from_index"]} == {
+        "Reach a goal position",
+        "Press a handle down",
+    }
+    with pytest.raises(ValueError, match="exists already"):
+        recorder.record(config, root, 3, 0.3)
+
+
+@drawn
+def test_episodes_that_the_expert_fails_are_left_out(load, tmp_path, monkeypatch):
+    recorder = load("record")
+    asked: list[int] = []
+    demonstrate = recorder.demonstrate
+
+    def every_third(_env: Any, _task: str, seed: int) -> dict[str, np.ndarray]:
+        asked.append(seed)
+        return {"action": np.zeros((5 if seed % 3 == 0 else 0, 4), np.float32)}
+
+    monkeypatch.setattr(recorder, "demonstrate", every_third)
+    files = list(recorder.solved("reach-v3", LightMetaworldConfig(), tmp_path, 30, 3))
+    assert [int(file.stem) for file in files] == [30, 33, 36]
+    assert asked == list(range(30, 37))
+    monkeypatch.setattr(recorder, "demonstrate", demonstrate)
+    hopeless = LightMetaworldConfig(task="reach-v3", episode_length=5)
+    monkeypatch.setattr(recorder, "GIVE_UP", 3)
+    with pytest.raises(ValueError, match="failed 3 seeds in a row within 5 steps"):
+        list(recorder.solved("reach-v3", hopeless, tmp_path, 1_000_000, 1))
+
+
+def test_differences_to_lerobot_eval_are_named(load, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    results = load("results")
+    (tmp_path / "stock").mkdir()
+    (tmp_path / "chordflow" / "episodes" / "student-1-euler-lerobot").mkdir(parents=True)
+    metrics = {"successes": [True, False], "sum_rewards": [5.0, 2.0]}
+    (tmp_path / "stock" / "eval_info.json").write_text(
+        json.dumps({"per_task": [{"task_group": "reach-v3", "task_id": 0, "metrics": metrics}]})
+    )
+
+    def store(successes: list[bool], rewards: list[float]) -> None:
+        count = len(successes)
+        columns = {"task_group": ["reach-v3"] * count, "task_id": [0] * count, "seed": list(range(count))}
+        table = pa.table({**columns, "success": successes, "sum_reward": rewards})
+        pq.write_table(
+            table, tmp_path / "chordflow" / "episodes" / "student-1-euler-lerobot" / "episodes.parquet"
+        )
+
+    store([True, False], [5.0, 2.0])
+    assert results.agreement(tmp_path) == []
+    store([True, True], [5.0, 2.0])
+    assert "reach-v3, episode 1" in results.agreement(tmp_path)[0]
+    store([True, False], [5.0, 2.1])
+    assert "2.1 by chordflow" in results.agreement(tmp_path)[0]
+    store([True], [5.0])
+    assert results.agreement(tmp_path) == ["2 episodes by lerobot-eval, 1 by chordflow"]
+
+
+def test_sizes_name_tasks_that_exist(load):
+    from lerobot_env_metaworld_light.tasks import tasks_of
+
+    sizes = load("sizes").SIZES
+    counts = {name: sum(map(len, tasks_of(",".join(size.tasks)).values())) for name, size in sizes.items()}
+    assert counts == {"smoke": 1, "small": 6, "full": 52}
+
+
+@pytest.mark.parametrize("file", sorted((FOLDER / "results").glob("*.json")), ids=lambda file: file.stem)
+def test_the_document_shows_the_published_results(load, file):
+    result = json.loads(file.read_text(encoding="utf-8"))
+    assert load("results").table(result) in (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert result["lerobot"]["differences"] == []
+    assert str(Path.home()) not in json.dumps(result)
+
+
+@drawn
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_smallest_size_runs_from_nothing(tmp_path):
+    command = [sys.executable, str(FOLDER / "run.py"), "--size=smoke", f"--output_dir={tmp_path / 'run'}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    subprocess.run(command, check=True, cwd=ROOT, env=environment, timeout=3600)
+    result = json.loads((tmp_path / "run" / "smoke.json").read_text(encoding="utf-8"))
+    rate = {
+        (row["policy"], row["solver"], row["num_steps"]): row["rate"]
+        for row in result["success"]
+        if row["group"] == "all"
+    }
+    assert rate["teacher", "euler", 10] >= 0.6
+    assert rate["student", "euler", 1] >= 0.6
+    assert result["lerobot"]["differences"] == []
+    # What is done is not done again.
+    again = subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert again.stdout.count("done before") == 6
