@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from builders import build_checkpoint, build_dataset
 from chordflow.cli.diagnose import parse
 from chordflow.cli.main import main
 from chordflow.cli.options import options_of
-from chordflow.experiments.diagnose import DiagnoseConfig
+from chordflow.experiments.diagnose import DiagnoseConfig, diagnose
 from chordflow.policies import load_flow_policy
 from chordflow.results.findings import findings
 from chordflow.results.schema import Results
@@ -140,6 +141,23 @@ def test_what_is_wrong_is_one_sentence_and_nothing_is_written(
     assert "exists already" in refusal(given, capsys)
 
 
+def test_a_student_of_one_step_is_warned_of(
+    checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = Path(shutil.copytree(checkpoint, tmp_path / "student"))
+    (student / "reflow_config.json").write_text('{"step_counts": [1]}')
+    monkeypatch.setattr("chordflow.experiments.diagnose.measure", stop)
+    with pytest.raises(KeyboardInterrupt):
+        diagnose(parse(arguments(student, dataset_root, tmp_path / "out")[1:]), [])
+    assert f"Warning: policy.path={student} is a student that was trained for one step only" in (
+        capsys.readouterr().out.replace("\n", " ")
+    )
+
+
+def stop(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_a_policy_that_is_no_flow_is_refused(dataset_root: Path, tmp_path: Path, capsys: Capture) -> None:
     folder = tmp_path / "act"
     folder.mkdir()
@@ -161,7 +179,7 @@ def test_an_image_that_is_not_finite_is_found_before_anything_is_solved(
         return item
 
     monkeypatch.setattr(LeRobotDataset, "__getitem__", broken)
-    monkeypatch.setattr("chordflow.evaluation.measure.measure_curvature", pytest.fail)
+    monkeypatch.setattr("chordflow.evaluation.work.measure_curvature", pytest.fail)
     given = [a for a in arguments(checkpoint, dataset_root, tmp_path / "out") if "num_observations" not in a]
     said = refusal(given, capsys)
     assert "observation.images.top is NaN or infinite in episode 4" in said
