@@ -44,7 +44,7 @@ class BlockMaker:
         needs: what a block has to hold; by default couplings alone.
 
     Attributes:
-        block_size: observations of a block.
+        block_size: observations of a block; with a source never fewer than its blocks hold.
         per_block: couplings of a block, N.
 
     Raises:
@@ -78,7 +78,10 @@ class BlockMaker:
         self.student_context = student_context
         self.source = source
         self.needs = needs or Needs()
-        self.block_size = min(config.block_size, config.num_observations)
+        # Of a store whole blocks are taken; it was made with the same `block_size`.
+        self.block_size = (
+            config.block_size if source is not None else min(config.block_size, config.num_observations)
+        )
         self.per_block = self.block_size * config.noises_per_observation
         if source is not None and (self.needs.paths or not self.needs.couplings):
             what = "trajectories, and a store holds endpoints" if self.needs.paths else "demonstrations"
