@@ -21,7 +21,14 @@ from hypothesis import strategies as st
 from chordflow.couplings import BufferConfig, CouplingBuffer, CouplingConfig, Observations, Share
 from chordflow.couplings import store_writer as writing
 from chordflow.couplings.blocks import Solved
-from chordflow.couplings.store import CouplingStore, Manifest, Shard, read_manifest, shard_name
+from chordflow.couplings.store import (
+    FOR_TRAINING,
+    CouplingStore,
+    Manifest,
+    Shard,
+    read_manifest,
+    shard_name,
+)
 from chordflow.couplings.store_writer import StoreWriter
 from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
@@ -33,6 +40,7 @@ from gaussian_setup import AffineStudent, make_observations, make_policy
 
 CONFIG = BufferConfig(num_observations=8, noises_per_observation=6, uses_per_coupling=1, block_size=4)
 SEED = 7
+ABOUT: dict[str, Any] = {"settings": {name: {} for name in FOR_TRAINING}}
 
 
 def buffer(teacher: FlowPolicy, observations: Observations, **options: Any) -> CouplingBuffer:
@@ -41,7 +49,8 @@ def buffer(teacher: FlowPolicy, observations: Observations, **options: Any) -> C
 
 
 def settings(**changes: Any) -> dict[str, Any]:
-    return {"teacher": {"hash": "a"}, "seed": SEED, "store_context": False, **changes}
+    own = {"buffer": {"block_size": 4}, "seed": SEED, "store_context": False}
+    return {"teacher": {"hash": "a"}, **own, **changes}
 
 
 def make(
@@ -54,7 +63,7 @@ def make(
 ) -> Path:
     """A store of a Gaussian teacher's couplings."""
     folder.mkdir(exist_ok=True)
-    writer = StoreWriter(folder, settings(store_context=context), {}, num_blocks)
+    writer = StoreWriter(folder, settings(store_context=context), ABOUT, num_blocks)
     makes = buffer(teacher, observations).maker
     for number in writer.claims():
         indices = makes.observation_indices(number)
@@ -204,6 +213,18 @@ def test_a_buffer_larger_than_its_store_is_refused(
         buffer(teacher, observations, source=opened(folder))
 
 
+def test_of_a_store_whole_blocks_are_taken(
+    tmp_path: Path, teacher: GaussianFlowPolicy, observations: Observations
+) -> None:
+    folder = make(tmp_path / "store", teacher, observations, num_blocks=2)
+    stored = buffer(teacher, observations, source=opened(folder), config=replace(CONFIG, num_observations=3))
+    fresh = buffer(teacher, observations)
+    list(stored.fill(0))
+    list(fresh.fill(0))
+    assert (stored.block_size, stored.num_blocks) == (4, 1)
+    assert torch.equal(stored._blocks[0].endpoint, fresh._blocks[0].endpoint)
+
+
 def test_a_student_with_an_encoder_of_its_own_reads_the_observations(
     tmp_path: Path, teacher: GaussianFlowPolicy, observations: Observations
 ) -> None:
@@ -267,7 +288,7 @@ def test_a_damaged_block_is_named_and_alone_made_anew(
         opened(folder).check() if early else list(resident.fill(4))
     assert str(caught.value).startswith(f"couplings.path={folder}: ")
     assert str(caught.value).endswith(f"--config_path={folder / 'manifest.json'}")
-    writer = StoreWriter(folder, settings(), {}, 6)
+    writer = StoreWriter(folder, settings(), ABOUT, 6)
     assert [number for number, _ in writer.drop_damaged()] == [2]
     writer.close()
     make(folder, teacher, observations)
@@ -313,7 +334,7 @@ def test_an_unfinished_store_is_not_trained_from(
     tmp_path: Path, teacher: GaussianFlowPolicy, observations: Observations
 ) -> None:
     folder = make(tmp_path / "store", teacher, observations, num_blocks=4)
-    StoreWriter(folder, settings(), {}, 6).close()
+    StoreWriter(folder, settings(), ABOUT, 6).close()
     with pytest.raises(
         UserError, match=r"4 of 6 blocks are made; make the others with: chordflow couple --resume"
     ):
@@ -350,8 +371,24 @@ def test_what_is_no_manifest(tmp_path: Path, content: bytes | None, message: str
     st.integers(1, 10**7),
 )
 def test_a_manifest_reads_what_it_wrote(shards: dict[int, Shard], num_blocks: int) -> None:
-    manifest = Manifest({"seed": 1, "dataset": {"repo_id": "é/x"}}, {"versions": {}}, num_blocks, shards)
+    about = {**ABOUT, "versions": {"torch": "é"}}
+    manifest = Manifest(settings(dataset={"repo_id": "é/x"}), about, num_blocks, shards)
     assert Manifest.from_json(manifest.to_json(), Path("m")) == manifest
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        Manifest(settings(), {"versions": {}}, 1),
+        Manifest(settings(), {"settings": {"teacher": {}}}, 1),
+        Manifest({"seed": 1, "store_context": False}, ABOUT, 1),
+        Manifest(settings(buffer=3), ABOUT, 1),
+        Manifest(settings(), ABOUT, 0),
+    ],
+)
+def test_a_manifest_that_lacks_what_is_read_of_it_is_refused(broken: Manifest) -> None:
+    with pytest.raises(UserError, match="is cut or no manifest of couplings; restore it"):
+        Manifest.from_json(broken.to_json(), Path("m"))
 
 
 # ---- Writing ---------------------------------------------------------------------------------------------
@@ -369,17 +406,17 @@ def test_a_manifest_reads_what_it_wrote(shards: dict[int, Shard], num_blocks: in
 def test_a_store_of_other_settings_is_not_gone_on_with(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    StoreWriter(tmp_path, settings(), {}, 2).close()
+    StoreWriter(tmp_path, settings(), ABOUT, 2).close()
     before = (tmp_path / "manifest.json").read_bytes()
     with pytest.raises(UserError, match=message):
-        StoreWriter(tmp_path, settings(**changes), {}, 3)
+        StoreWriter(tmp_path, settings(**changes), ABOUT, 3)
     assert (tmp_path / "manifest.json").read_bytes() == before
 
 
 def test_a_folder_of_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"holds other files \(notes.txt\) and no coupling store"):
-        StoreWriter(tmp_path, settings(), {}, 2)
+        StoreWriter(tmp_path, settings(), ABOUT, 2)
 
 
 def test_a_larger_store_keeps_what_it_has(
@@ -401,7 +438,7 @@ SOLVED = Solved(torch.zeros(2, dtype=torch.int64), torch.zeros(2, 3, 4))
 
 
 def test_a_full_disk_leaves_whole_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = StoreWriter(tmp_path, settings(), {}, 3)
+    writer = StoreWriter(tmp_path, settings(), ABOUT, 3)
     claims = writer.claims()
     writer.write(next(claims), [0], SOLVED, None)
     opened_by = Path.open
@@ -422,14 +459,14 @@ def test_a_full_disk_leaves_whole_blocks(tmp_path: Path, monkeypatch: pytest.Mon
             writer.write(next(claims), [0], SOLVED, None)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", shard_name(0), "manifest.json"]
     writer.close()
-    again = StoreWriter(tmp_path, settings(), {}, 3)
+    again = StoreWriter(tmp_path, settings(), ABOUT, 3)
     assert list(again.claims()) == [1, 2]
     again.close()
 
 
 def claim(folder: Path, count: int, pipe: Any) -> None:
     """In a process of its own: claims some blocks, says which, and waits to be killed."""
-    writer = StoreWriter(folder, settings(), {}, 4)
+    writer = StoreWriter(folder, settings(), ABOUT, 4)
     claims = writer.claims()
     pipe.send([next(claims) for _ in range(count)])
     time.sleep(60)
@@ -455,7 +492,7 @@ def test_a_block_is_claimed_by_one_process_and_a_killed_ones_is_taken_over(
     folder, process = claimed
     # Half of a block, as a kill in the middle of writing leaves it.
     (folder / f".{shard_name(0)}.tmp").write_bytes(b"half")
-    writer = StoreWriter(folder, settings(), {}, 4)
+    writer = StoreWriter(folder, settings(), ABOUT, 4)
     assert list(writer.claims()) == [2, 3]
     assert list(writer.claims()) == []
     writer.write(3, [0], SOLVED, None)
@@ -474,7 +511,7 @@ def test_a_claim_of_a_block_that_was_finished_meanwhile_is_given_back(
     claimed: tuple[Path, multiprocessing.process.BaseProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, _ = claimed
-    writer = StoreWriter(folder, settings(), {}, 4)
+    writer = StoreWriter(folder, settings(), ABOUT, 4)
     claims = writer.claims()
     assert next(claims) == 2
     # As another process would, between our look at the manifest and our claim.
@@ -494,7 +531,7 @@ def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(fcntl, "lockf", none)
     with pytest.raises(UserError, match="this file system has no locks"):
-        StoreWriter(tmp_path, settings(), {}, 4)
+        StoreWriter(tmp_path, settings(), ABOUT, 4)
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -503,4 +540,4 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(writing.os, "open", denied)
     with pytest.raises(UserError, match=r"^output_dir=.*: .lock cannot be written \(Permission denied\)"):
-        StoreWriter(tmp_path, settings(), {}, 4)
+        StoreWriter(tmp_path, settings(), ABOUT, 4)

@@ -34,6 +34,9 @@ LAYOUT = 1
 
 MANIFEST = "manifest.json"
 
+FOR_TRAINING = ("teacher", "dataset", "rename_map", "seed", "coupling", "buffer")
+"""Settings of the command that began a store, which a training takes from it."""
+
 _OBSERVATIONS, _CONTEXT = "observations", "context."
 
 
@@ -107,7 +110,10 @@ class Manifest:
                 shard_number(name): Shard(str(told["sha256"]), int(told["num_bytes"]))
                 for name, told in content["shards"].items()
             }
-            return cls(dict(content["made_with"]), dict(content["about"]), int(content["num_blocks"]), shards)
+            made_with, about = dict(content["made_with"]), dict(content["about"])
+            num_blocks = int(content["num_blocks"])
+            _check_content(made_with, about, num_blocks)
+            return cls(made_with, about, num_blocks, shards)
         except UserError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -115,6 +121,15 @@ class Manifest:
                 f"{path} is cut or no manifest of couplings; restore it from a copy, or make the store anew in "
                 "another folder."
             ) from error
+
+
+def _check_content(made_with: dict[str, Any], about: dict[str, Any], num_blocks: int) -> None:
+    """Looks for what readers of a manifest rely on; KeyError, TypeError or ValueError where it is not there."""
+    for name in FOR_TRAINING:
+        about["settings"][name]
+    int(made_with["seed"]), bool(made_with["store_context"]), dict(about["settings"]["buffer"])
+    if num_blocks < 1 or int(made_with["buffer"]["block_size"]) < 1:
+        raise ValueError("a store holds at least one block of one observation")
 
 
 def shard_name(number: int) -> str:
@@ -146,7 +161,8 @@ def read_manifest(folder: Path, option: str = "couplings.path") -> Manifest:
         what = "no coupling store (manifest.json is missing)" if folder.is_dir() else "no folder"
         raise UserError(
             f"{option}={folder}: there is {what}; make one with: "
-            f"chordflow couple --output_dir={shlex.quote(str(folder))}"
+            f"chordflow couple --teacher.path=CHECKPOINT --dataset.repo_id=USER/DATASET "
+            f"--output_dir={shlex.quote(str(folder))}"
         ) from error
     return Manifest.from_json(data, path)
 

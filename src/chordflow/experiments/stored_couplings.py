@@ -13,7 +13,14 @@ import numpy as np
 from lerobot.utils.constants import OBS_PREFIX
 
 from chordflow.couplings import BufferConfig, CouplingBuffer, CouplingConfig, Split
-from chordflow.couplings.store import CouplingStore, Manifest, difference, look_up, read_manifest
+from chordflow.couplings.store import (
+    FOR_TRAINING,
+    CouplingStore,
+    Manifest,
+    difference,
+    look_up,
+    read_manifest,
+)
 from chordflow.errors import UserError
 from chordflow.policies import FlowPolicy
 from chordflow.rollouts.store import weights_hash
@@ -125,7 +132,7 @@ def training_settings(folder: Path, num_observations: int | None = None) -> dict
     settings = manifest.about["settings"]
     blocks = manifest.num_blocks * int(manifest.made_with["buffer"]["block_size"])
     used = min(blocks, num_observations or blocks)
-    taken = {name: settings[name] for name in ("teacher", "dataset", "rename_map", "seed", "coupling")}
+    taken = {name: settings[name] for name in FOR_TRAINING}
     resident = min(used, BufferConfig.num_observations)
     return {**taken, "buffer": {**settings["buffer"], "num_observations": resident}}
 
