@@ -255,6 +255,18 @@ def test_no_checkpoint_at_all(dataset_root: Path, tmp_path: Path, capsys: Captur
         assert message in said
 
 
+@pytest.mark.parametrize("verb", ["reflow", "couple"])
+def test_a_student_of_one_step_as_the_teacher(
+    verb: str, copy: Path, dataset_root: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    (copy / "reflow_config.json").write_text('{"step_counts": [1]}')
+    data = ["--dataset.repo_id=test/tiny", f"--dataset.root={dataset_root}"]
+    given = [verb, f"--teacher.path={copy}", *data, f"--output_dir={tmp_path / 'out'}"]
+    assert main(given) == 2
+    assert f"teacher.path={copy}: it is a student that was trained for one step" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_policy_that_is_not_a_flow(dataset_root: Path, tmp_path: Path, capsys: Capture) -> None:
     act = ACTConfig(
         input_features={

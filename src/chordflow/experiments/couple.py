@@ -22,7 +22,7 @@ from chordflow.couplings.making import BlockMaker
 from chordflow.couplings.store import MANIFEST, read_manifest, remake_command
 from chordflow.couplings.store_writer import StoreWriter
 from chordflow.errors import UserError
-from chordflow.experiments.provenance import device_name, weights_sha256
+from chordflow.experiments.provenance import device_name, refuse_student_of_few_steps, weights_sha256
 from chordflow.experiments.stored_couplings import made_with
 from chordflow.policies import Context, FlowPolicy, load_flow_policy, resolve_checkpoint
 from chordflow.results.schema import installed_versions
@@ -128,6 +128,7 @@ def couple(config: CoupleConfig) -> Path:
     if processes.first and not config.resume:
         _refuse_existing(config.output_dir)
     teacher_dir = resolve_checkpoint(config.teacher.path, config.teacher.revision)
+    refuse_student_of_few_steps(teacher_dir, config.teacher.path)
     teacher = load_flow_policy(teacher_dir, device=config.device, rename_map=config.rename_map)
     config.coupling.settle(teacher.default_num_steps)
     teacher.module.requires_grad_(False)

@@ -20,6 +20,7 @@ from chordflow.experiments.run_folder import new_folder
 from chordflow.policies import load_flow_policy, resolve_checkpoint
 from chordflow.policies.sampling import Sampler
 from chordflow.results.schema import TEACHER, Results, installed_versions
+from chordflow.results.wording import steps
 
 RESULTS = "results.json"
 
@@ -127,6 +128,12 @@ def diagnose(config: DiagnoseConfig, command: list[str]) -> Diagnosis:
             f"Data:   {config.dataset.repo_id}, {min(config.measure.num_observations, len(split.held_out)):,} of "
             f"{len(split.held_out):,} observations in {len(split.held_out_episodes)} held-out episodes"
         )
+        if info.step_counts is not None:
+            trained = " or ".join(steps(count) for count in info.step_counts)
+            say(
+                f"Warning: policy.path={config.policy.path} is a student that was trained for {trained} only; its "
+                "curvature and converged ODE say nothing, and no student can be made of it."
+            )
         with bar("measuring") as progress:
             measures = measure(
                 {TEACHER: Sampler(policy, num_steps)},

@@ -25,6 +25,7 @@ from chordflow.experiments.run_folder import REFLOW_CONFIG
 from chordflow.policies import resolve_checkpoint
 from chordflow.policies.files import TRAIN_CONFIG, WEIGHTS, write_json
 from chordflow.quiet import quiet_stdout
+from chordflow.results.wording import steps
 
 STEP_COUNTS = "step_counts"
 """Key of `reflow_config.json`: the Euler steps that the student was trained for, null where it is any number."""
@@ -220,6 +221,26 @@ def trained_step_counts(folder: Path) -> list[int] | None:
     except (OSError, ValueError, TypeError, AttributeError):
         # Not made by chordflow, or by an older one.
         return None
+
+
+def refuse_student_of_few_steps(folder: Path, path: str) -> None:
+    """Makes sure that a teacher is a flow at every time, since its couplings are solved by many steps.
+
+    Args:
+        folder: the teacher's checkpoint.
+        path: as the user gave it.
+
+    Raises:
+        UserError: if its record says that it was trained for certain numbers of steps alone.
+    """
+    counts = trained_step_counts(folder)
+    if counts is None:
+        return
+    trained = " or ".join(steps(count) for count in counts)
+    raise UserError(
+        f"teacher.path={path}: it is a student that was trained for {trained} alone, and its velocity elsewhere leads "
+        "nowhere that another student could learn; give the teacher that it was made by."
+    )
 
 
 def _absolute(path: str) -> str:

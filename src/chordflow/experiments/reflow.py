@@ -21,7 +21,12 @@ from chordflow.couplings.store import CouplingStore
 from chordflow.errors import UserError
 from chordflow.experiments.collect import collected, run_observations
 from chordflow.experiments.config import ReflowJobConfig
-from chordflow.experiments.provenance import Round, device_name, write_configs
+from chordflow.experiments.provenance import (
+    Round,
+    device_name,
+    refuse_student_of_few_steps,
+    write_configs,
+)
 from chordflow.experiments.run_folder import (
     how_to_go_on,
     new_folder,
@@ -121,6 +126,7 @@ def begun(config: ReflowJobConfig, command: list[str], resume_from: Path | None)
     if resume_from is None and first:
         refuse_existing(config.output_dir)
     teacher_dir = resolve_checkpoint(config.teacher.path, config.teacher.revision)
+    refuse_student_of_few_steps(teacher_dir, config.teacher.path)
     teacher = load_flow_policy(teacher_dir, device=config.device, rename_map=config.rename_map)
     teacher.module.requires_grad_(False)
     config.coupling.settle(config.teacher.num_inference_steps or teacher.default_num_steps)
