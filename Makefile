@@ -24,8 +24,8 @@ demo: setup ## reflow the small teacher that ships with the repository; results 
 	while [ -e "$$dir" ]; do n=$$((n + 1)); dir=outputs/demo-$$n; done; \
 	.venv/bin/chordflow demo --output_dir="$$dir" $(DEMO_ARGS)
 
-test: setup ## run the tests, but for the slow ones and those that need a browser
-	@$(PYTHON) -m pytest -m "not slow and not browser" $(PYTEST_ARGS)
+test: setup ## run the tests in two processes, but for the slow ones and those that need a browser
+	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile -m "not slow and not browser" $(PYTEST_ARGS)
 
 test-slow: setup ## run the slow tests
 	@$(PYTHON) -m pytest -m slow $(PYTEST_ARGS)
