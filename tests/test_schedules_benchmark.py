@@ -50,7 +50,7 @@ def test_the_default_schedule_is_the_one_measured(script: Any) -> None:
 def test_the_command_of_the_document_is_a_benchmark_of_half_an_hour(script: Any) -> None:
     text = script.DOCUMENT.read_text(encoding="utf-8").split(", by\n\n    make demo\n")[1].split("    cp ")[0]
     words = shlex.split(text.replace("\\\n", " "))
-    assert words[:3] == ["chordflow", "bench", "training"]
+    assert words[:3] == [".venv/bin/chordflow", "bench", "training"]
     config = parse(words[3:])
     assert config.schedules["default"] == Schedule()
     assert sum(part.budget_s for part in planned(config)) < 32 * 60
