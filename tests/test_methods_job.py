@@ -65,6 +65,7 @@ def test_a_run_and_what_it_leaves(name: str, checkpoint: Path, dataset_root: Pat
     trained_for = [1] if name == "endpoint" else None
     assert record["step_counts"] == trained_for == trained_step_counts(student_of(output))
     assert [info.step_counts for info in results.policies] == [None, trained_for]
+    assert [(info.method, info.saved_num_steps) for info in results.policies] == [(None, 10), (kind, 1)]
     without = MethodConfig.get_choice_class(kind)().build().needs_couplings
     assert (results.couplings is not None) == without
     assert ("one step only" in results.verdict) == (name == "endpoint")

@@ -400,16 +400,34 @@ def test_the_card_begins_with_figures_and_their_intervals() -> None:
 @pytest.mark.parametrize(
     ("method", "text"),
     [
-        (None, "made by reflow (rectified flow"),
         ("reflow", "made by reflow (rectified flow"),
         ("endpoint", "made by distillation of the teacher's endpoints"),
         ("noise_biased", "without a teacher in its loss"),
         ("of_somebody_else", "made by `of_somebody_else`"),
     ],
 )
-def test_the_card_says_how_a_student_was_made(method: str | None, text: str) -> None:
-    results = sample(settings={"method": {"type": method}} if method is not None else {})
-    assert text in card(results)
+def test_the_card_says_how_a_student_was_made(method: str, text: str) -> None:
+    assert text in card(sample(settings={"method": {"type": method}}))
+    # An evaluation's settings say nothing: the student's own record does.
+    info = PolicyInfo("student", "student", "smolvla", 1, 1, "0" * 64, method=method)
+    assert text in card(sample(settings={}, policies=[info]))
+
+
+def test_the_card_does_not_guess_how_a_student_was_made() -> None:
+    assert "made by" not in card(sample(settings={}))
+
+
+@pytest.mark.parametrize(
+    ("saved", "text"),
+    [
+        (1, "layout, and acts at one step as saved."),
+        (2, "layout, and acts at two steps as saved, and was measured at one step."),
+        (None, "layout; it was measured at one step."),
+    ],
+)
+def test_the_card_tells_saved_steps_from_measured_ones(saved: int | None, text: str) -> None:
+    info = PolicyInfo("student", "student", "smolvla", 1, 1, "0" * 64, saved_num_steps=saved)
+    assert text in card(sample(policies=[info]))
 
 
 def test_every_method_has_its_words_in_the_card() -> None:

@@ -8,7 +8,12 @@ from pathlib import Path
 from chordflow.couplings import DatasetConfig, Split
 from chordflow.evaluation.measure import Measures
 from chordflow.evaluation.paired import MeasureConfig
-from chordflow.experiments.provenance import teacher_may_have_seen, trained_step_counts, weights_sha256
+from chordflow.experiments.provenance import (
+    teacher_may_have_seen,
+    trained_method,
+    trained_step_counts,
+    weights_sha256,
+)
 from chordflow.policies import FlowPolicy
 from chordflow.results.findings import findings
 from chordflow.results.schema import HeldOut, PolicyInfo, PolicyName, Results
@@ -75,4 +80,6 @@ def policy_info(name: PolicyName, policy: FlowPolicy, path: str, folder: Path, n
         parameters=sum(p.numel() for p in policy.module.parameters()),
         weights_sha256=weights_sha256(folder),
         step_counts=trained_step_counts(folder),
+        method=trained_method(folder),
+        saved_num_steps=policy.default_num_steps,
     )

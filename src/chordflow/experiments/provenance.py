@@ -223,6 +223,13 @@ def trained_step_counts(folder: Path) -> list[int] | None:
         return None
 
 
+def trained_method(folder: Path) -> str | None:
+    """The `method.type` that a checkpoint's record says it was trained by; None where it says nothing."""
+    method = read_record(folder).get("method")
+    name = method.get("type") if isinstance(method, dict) else None
+    return name if isinstance(name, str) else None
+
+
 def refuse_student_of_few_steps(folder: Path, path: str) -> None:
     """Makes sure that a teacher is a flow at every time, since its couplings are solved by many steps.
 

@@ -10,10 +10,9 @@ from huggingface_hub.utils import validate_repo_id
 from chordflow.report.core_tables import rate
 from chordflow.report.glance import glance, measured
 from chordflow.report.page import command_lines
-from chordflow.report.section import at
 from chordflow.report.table import escape, markdown
-from chordflow.results.schema import STUDENT, Results, SuccessRow
-from chordflow.results.wording import clean
+from chordflow.results.schema import STUDENT, PolicyInfo, Results, SuccessRow
+from chordflow.results.wording import clean, steps
 
 METHODS = {
     "reflow": "reflow (rectified flow, Liu et al. 2022)",
@@ -119,13 +118,11 @@ def _body(results: Results) -> str:
         lines.append(f"- {escape(figure.name)}: **{escape(figure.value)}**{note}")
     lines += ["", *(escape(line) + "\n" for line in measured(results))]
     if results.student is not None:
-        n = results.student_num_steps
-        saved = f" and acts at {at(STUDENT, n).split(' at ')[1]}" if n is not None else ""
         lines += [
             "## What it is",
             "",
-            f"A student of `{_code(results.teacher)}`, made by {_made_by(results)}: it has the "
-            f"teacher's class, config and weights layout{saved}. LeRobot alone runs it.",
+            f"A student of `{_code(results.teacher)}`{_made_by(results)}: it has the teacher's class, config and "
+            f"weights layout{_steps(results)}. LeRobot alone runs it.",
             "",
         ]
         lines += [f"{text}\n" for text in _trained_for(results)]
@@ -136,20 +133,42 @@ def _body(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _student(results: Results) -> PolicyInfo | None:
+    return next((info for info in results.policies if info.name == STUDENT), None)
+
+
 def _made_by(results: Results) -> str:
-    method = results.settings.get("method")
+    """How the student was trained; nothing where neither its record nor the settings of this run say it."""
+    student, method = _student(results), results.settings.get("method")
     name = method.get("type") if isinstance(method, dict) else None
-    # An evaluation does not know how the student was made.
-    return METHODS.get(str(name), METHODS["reflow"] if name is None else f"`{_code(str(name))}`")
+    if student is not None and student.method is not None:
+        name = student.method
+    if name is None:
+        return ""
+    return f", made by {METHODS.get(str(name), f'`{_code(str(name))}`')}"
+
+
+def _steps(results: Results) -> str:
+    """At how many steps it acts as saved, and at how many it was measured where that is another number."""
+    student, measured_at = _student(results), results.student_num_steps
+    saved = student.saved_num_steps if student is not None else None
+    if saved is None:
+        return f"; it was measured at {steps(measured_at)}" if measured_at is not None else ""
+    other = (
+        f", and was measured at {steps(measured_at)}"
+        if measured_at is not None and measured_at != saved
+        else ""
+    )
+    return f", and acts at {steps(saved)} as saved{other}"
 
 
 def _trained_for(results: Results) -> list[str]:
-    student = next((info for info in results.policies if info.name == STUDENT), None)
+    student = _student(results)
     if student is None or student.step_counts is None:
         return []
     counts = ", ".join(str(count) for count in student.step_counts)
     what = "one step only" if student.step_counts == [1] else f"{counts} steps only"
-    return [f"**It was trained for {what}**: leave its number of steps as it is saved."]
+    return [f"**It was trained for {what}**: it should act at no other number."]
 
 
 def _code(text: str) -> str:

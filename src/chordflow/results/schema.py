@@ -25,7 +25,7 @@ from chordflow.results.statistics import (
     wilson_interval,
 )
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Version of the file's layout; raised whenever a field is added, dropped or changes its meaning.
 
 Files of older versions are read: what they do not hold takes its default.
@@ -34,6 +34,7 @@ Files of older versions are read: what they do not hold takes its default.
 2. Any number of named policies; intervals of gaps and curvature, curvature by time and dimension, spreads, latency
    percentiles, memory, findings, motion, delays, sequential decisions, timing of rollouts, clips.
 3. The step counts that a policy was trained for.
+4. The method that it was trained by and the step count that it is saved with.
 """
 
 PolicyName = str
@@ -462,6 +463,8 @@ class PolicyInfo:
         weights_sha256: Of its weights file.
         step_counts: Euler steps that it was trained for, by its own record; None where that is any number, or
             nothing is said.
+        method: ``--method.type`` that it was trained by, by its own record; None where nothing is said.
+        saved_num_steps: Steps that its checkpoint is saved with; None in older files.
     """
 
     name: PolicyName
@@ -471,6 +474,8 @@ class PolicyInfo:
     parameters: int
     weights_sha256: str
     step_counts: list[int] | None = None
+    method: str | None = None
+    saved_num_steps: int | None = None
 
 
 @dataclass(frozen=True)
