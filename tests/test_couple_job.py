@@ -22,6 +22,7 @@ import chordflow.couplings.making as making
 from builders import build_dataset
 from chordflow.cli.main import main
 from chordflow.cli.options import options_of
+from chordflow.cli.reflow import parse
 from chordflow.couplings.store import read_manifest, shard_name
 from chordflow.experiments import couple as job
 from chordflow.experiments import reflow as training
@@ -270,6 +271,15 @@ def test_a_training_that_is_not_the_stores_is_refused(
     said = refusal(train_from(stores[False], tmp_path / "out", *more), capsys)
     assert message.format(store=stores[False]) in said
     assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_lies_under_what_the_store_says(stores: dict[bool, Path], tmp_path: Path) -> None:
+    given = [f"--couplings.path={stores[False]}", f"--output_dir={tmp_path / 'out'}", "--recipe=one_step"]
+    config, _ = parse(given)
+    assert (config.buffer.noises_per_observation, config.buffer.uses_per_coupling) == (3, 3)
+    assert config.method.get_choice_name(type(config.method)) == "endpoint"
+    # What is typed lies over both, and is refused when the store is opened.
+    assert parse([*given, "--buffer.noises_per_observation=5"])[0].buffer.noises_per_observation == 5
 
 
 def test_settings_of_a_file_are_held_to_the_store_as_well(

@@ -121,11 +121,10 @@ def parse(arguments: list[str]) -> tuple[ReflowJobConfig, Path | None]:
 
 
 def _base(values: dict[str, str], config_path: str | None) -> dict[str, Any]:
-    """The settings of a file, over those of a recipe, over those of the store of couplings that is trained from."""
+    """The settings of a file, over those of the store of couplings that is trained from, over those of a recipe."""
     base = read_settings(config_path) if config_path else {}
     name = values.get("recipe", base.get("recipe"))
-    if name is not None:
-        base = merge(recipe(name).overrides, base)
+    under = recipe(name).overrides if name is not None else {}
     group = base.get("couplings")
     told = group if isinstance(group, dict) else {}
     told = told | {
@@ -134,10 +133,11 @@ def _base(values: dict[str, str], config_path: str | None) -> dict[str, Any]:
         if name.startswith("couplings.")
     }
     if told.get("path") is None:
-        return base
+        return merge(under, base)
     used = str(told.get("num_observations"))
     # Whatever else it says is refused with all other options.
-    return merge(training_settings(Path(told["path"]), int(used) if used.isdecimal() else None), base)
+    stored = training_settings(Path(told["path"]), int(used) if used.isdecimal() else None)
+    return merge(merge(under, stored), base)
 
 
 def _check_rounds(rounds: int, saved: int, number: int) -> None:
