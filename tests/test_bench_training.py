@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -97,7 +98,7 @@ def test_the_gap_is_the_one_that_reflow_reports(checkpoint: Path, dataset_root: 
     )
     assert (bench.floor.rms, bench.floor.median) == pytest.approx((floor.rms, floor.median), rel=1e-4)
     assert bench.floor.deployed_rms == pytest.approx(0, abs=1e-6)
-    assert bench.pairs == one.pairs or bench.pairs == 24
+    assert bench.pairs == 24
 
 
 def test_a_students_gap_is_that_of_its_present_weights(checkpoint: Path, dataset_root: Path) -> None:
@@ -184,6 +185,43 @@ def test_times_of_two_machines_are_not_mixed(
     monkeypatch.setattr(job, "device_name", lambda device: "another machine")
     assert main(resume(done)) == 2
     assert "another machine" in capsys.readouterr().err
+
+
+def test_a_schedule_that_does_not_fit_is_named_before_any_run(
+    checkpoint: Path, dataset_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(job, "_run", lambda *given: pytest.fail("it has begun"))
+    large = json.dumps({"small": {"batch_size": 4, "buffer": SMALL}, "large": {"buffer": SMALL}})
+    given = [o for o in arguments(checkpoint, dataset_root, tmp_path / "out") if "--schedules" not in o]
+    assert main([*given, f"--schedules={large}"]) == 2
+    said = capsys.readouterr().err
+    assert (
+        "schedules: 'large' cannot be trained by: batch_size=64 is larger than the buffer's 16 coupl" in said
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_schedule_that_was_not_run_may_be_another(
+    checkpoint: Path, dataset_root: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = TrainingBench.load(done / "bench.json")
+    (tmp_path / "out").mkdir()
+    replace(bench, runs=[run for run in bench.runs if run.loop == NAIVE]).save(
+        tmp_path / "out" / "bench.json"
+    )
+    begun = []
+    monkeypatch.setattr(job, "_run", lambda bed, bench: begun.append(bench) or bench)
+    assert main(resume(tmp_path / "out", '--schedules={"small": {"batch_size": 8}}')) == 0
+    assert [loop.batch_size for loop in begun[0].loops] == [4, 8]
+
+
+def test_several_processes_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(arguments(tmp_path, tmp_path, tmp_path / "out")) == 2
+    assert "WORLD_SIZE=2: a benchmark trains in one process" in capsys.readouterr().err
 
 
 def test_one_run_can_be_looked_at_as_it_passes(checkpoint: Path, dataset_root: Path, tmp_path: Path) -> None:

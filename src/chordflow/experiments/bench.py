@@ -19,6 +19,7 @@ from chordflow.errors import UserError
 from chordflow.experiments.bench_config import ClockName, TrainingBenchConfig
 from chordflow.experiments.bench_gap import HeldOutGap
 from chordflow.experiments.bench_plan import Part, planned
+from chordflow.experiments.compare_setup import refuse_several_processes
 from chordflow.experiments.provenance import device_name, weights_sha256
 from chordflow.experiments.roofline import PeakMemory, measure_roofline
 from chordflow.experiments.run_folder import new_folder, only_run
@@ -58,6 +59,7 @@ def bench_training(config: TrainingBenchConfig, command: list[str]) -> TrainingB
     Raises:
         UserError: for input that cannot be used.
     """
+    refuse_several_processes("a benchmark", "time several by chordflow reflow")
     output = config.output_dir
     if not config.resume and (output / BENCH).is_file():
         raise UserError(
@@ -77,6 +79,7 @@ def bench_training(config: TrainingBenchConfig, command: list[str]) -> TrainingB
         )
     bed = Bed(config, teacher, teacher_dir, open_split(config.dataset, teacher, config.rename_map))
     bench = _begun(bed, command)
+    _check_schedules(bed)
     if before is not None:
         bench = _gone_on_with(bench, before)
     with contextlib.nullcontext() if config.resume else new_folder(output), only_run(output):
@@ -119,6 +122,19 @@ def _begun(bed: Bed, command: list[str]) -> TrainingBench:
     )
 
 
+def _check_schedules(bed: Bed) -> None:
+    """Makes sure that every schedule can be trained by, before the others have been for hours.
+
+    Raises:
+        UserError: if not.
+    """
+    for name in bed.config.schedules:
+        try:
+            _buffer(bed, name)
+        except UserError as error:
+            raise UserError(f"schedules: {name!r} cannot be trained by: {error}") from error
+
+
 def _gone_on_with(now: TrainingBench, before: TrainingBench) -> TrainingBench:
     """The benchmark with what was measured before, if that was measured in the same way.
 
@@ -131,7 +147,8 @@ def _gone_on_with(now: TrainingBench, before: TrainingBench) -> TrainingBench:
                 f"{name}: the benchmark began with {before.settings.get(name)} and going on cannot change it; leave "
                 "the option out, or start a new one."
             )
-    known = {loop.name: loop for loop in before.loops}
+    measured = {run.loop for run in before.runs}
+    known = {loop.name: loop for loop in before.loops if loop.name in measured}
     for loop in now.loops:
         if replace(known.get(loop.name, loop), budgets=loop.budgets) != loop:
             raise UserError(
@@ -247,29 +264,30 @@ def _step(config: TrainingBenchConfig, student: Student, seed: int, parts: int) 
 def _source(bed: Bed, part: Part, student: Student, shared: bool) -> Iterator[Source]:
     config = bed.config
     common: dict[str, Any] = {"seed": part.seed, "num_workers": config.num_workers}
-    if part.loop == NAIVE:
-        with contextlib.closing(
-            NaiveCouplings(
-                bed.teacher,
-                bed.split.train,
-                config.coupling,
-                batch_size=config.naive_batch_size,
-                **common,
-            )
-        ) as naive:
-            yield naive
+    if part.loop != NAIVE:
+        yield _buffer(bed, part.loop, student_encode=None if shared else student.policy.encode, **common)
         return
-    schedule = config.schedules[part.loop]
-    yield CouplingBuffer(
+    with contextlib.closing(
+        NaiveCouplings(
+            bed.teacher, bed.split.train, config.coupling, batch_size=config.naive_batch_size, **common
+        )
+    ) as naive:
+        yield naive
+
+
+def _buffer(bed: Bed, name: str, *, seed: int = 0, **options: Any) -> CouplingBuffer:
+    """The empty buffer of a schedule."""
+    schedule = bed.config.schedules[name]
+    return CouplingBuffer(
         bed.teacher,
         bed.split.train,
-        config.coupling,
+        bed.config.coupling,
         schedule.buffer,
+        seed=seed,
         batch_size=schedule.batch_size,
         parts=schedule.gradient_accumulation_steps,
-        student_encode=None if shared else student.policy.encode,
         student_context=not set(bed.teacher.default_train_roles) & set(PREFIX_ROLES),
-        **common,
+        **options,
     )
 
 

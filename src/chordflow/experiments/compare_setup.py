@@ -47,18 +47,23 @@ class Bed:
         return next(iter(self.splits.values()))
 
 
-def refuse_several_processes() -> None:
+def refuse_several_processes(
+    what: str = "a comparison", instead: str = "train each method by chordflow reflow"
+) -> None:
     """Makes sure that this process trains alone.
+
+    Args:
+        what: it is that trains alone, for the message.
+        instead: what several processes can do.
 
     Raises:
         UserError: if a launcher has started several, or asks for FSDP.
     """
     count = os.environ.get("WORLD_SIZE", "1")
     if count != "1" or fsdp_is_asked_for():
-        what = f"WORLD_SIZE={count}" if count != "1" else "ACCELERATE_USE_FSDP=true"
+        given = f"WORLD_SIZE={count}" if count != "1" else "ACCELERATE_USE_FSDP=true"
         raise UserError(
-            f"{what}: a comparison trains in one process; start it without torchrun or accelerate launch, or train "
-            "each method by chordflow reflow."
+            f"{given}: {what} trains in one process; start it without torchrun or accelerate launch, or {instead}."
         )
 
 
@@ -72,8 +77,10 @@ def made(config: CompareConfig, planned: Sequence[Planned]) -> Bed:
     teacher = load_flow_policy(teacher_dir, device=config.device, rename_map=config.rename_map)
     teacher.module.requires_grad_(False)
     steps = config.teacher.num_inference_steps or teacher.default_num_steps
-    for group in (config.coupling, *(entry.config.coupling for entry in planned)):
-        group.settle(steps)
+    # Not the common settings: what an entry's solver takes by default is not what another's does, and they are kept
+    # for going on.
+    for entry in planned:
+        entry.config.coupling.settle(steps)
     needed = {entry.config.method.build().needs_actions for entry in planned}
     splits = {
         actions: open_split(config.dataset, teacher, config.rename_map, actions=actions)
