@@ -10,6 +10,7 @@ import pytest
 from chordflow.cli.reflow import parse
 from chordflow.errors import UserError
 from chordflow.experiments.config import ReflowJobConfig
+from chordflow.experiments.provenance import BESIDE_SETTINGS
 from chordflow.experiments.recipes import RECIPES
 from chordflow.training.methods import ReflowMethodConfig
 from chordflow.training.methods.endpoint import EndpointMethodConfig
@@ -28,6 +29,20 @@ def test_a_recipe_is_under_all_other_options() -> None:
     )
     assert settings("--recipe=one_step", "--method.type=reflow").method == ReflowMethodConfig()
     assert settings("--recipe=one_step").recipe == "one_step"
+
+
+def test_a_recipe_that_was_overridden_is_not_recorded() -> None:
+    assert settings("--recipe=one_step", "--method.type=reflow").recipe is None
+    assert settings("--recipe=one_step", "--buffer.uses_per_coupling=12").recipe is None
+    assert settings("--recipe=one_step", "--buffer.uses_per_coupling=3", "--steps=5").recipe == "one_step"
+
+
+def test_the_record_of_a_student_is_settings_of_a_new_run(tmp_path: Path) -> None:
+    file = tmp_path / "reflow_config.json"
+    beside: dict[str, object] = dict.fromkeys(BESIDE_SETTINGS)
+    file.write_text(json.dumps({**beside, "recipe": "one_step", "steps": 7, "resume": True}))
+    config = settings(f"--config_path={file}", "--seed=3")
+    assert (config.recipe, config.steps, config.seed, config.resume) == ("one_step", 7, 3, False)
 
 
 def test_a_recipe_is_under_the_settings_of_a_file(tmp_path: Path) -> None:

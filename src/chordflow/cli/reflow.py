@@ -100,7 +100,10 @@ def parse(arguments: list[str]) -> tuple[ReflowJobConfig, Path | None]:
     values = read_options(arguments)
     config_path = values.pop(CONFIG_PATH, None)
     if not wants_resume(values):
-        return build(ReflowJobConfig, values, _base(values, config_path)), None
+        config = build(ReflowJobConfig, values, _base(values, config_path))
+        if config.recipe is not None and not recipe(config.recipe).kept(draccus.encode(config)):
+            config.recipe = None
+        return config, None
     if config_path is None:
         raise UserError(
             "resume=true needs --config_path=OUTPUT_DIR/checkpoints/last/pretrained_model/train_config.json."
@@ -123,6 +126,9 @@ def parse(arguments: list[str]) -> tuple[ReflowJobConfig, Path | None]:
 def _base(values: dict[str, str], config_path: str | None) -> dict[str, Any]:
     """The settings of a file, over those of the store of couplings that is trained from, over those of a recipe."""
     base = read_settings(config_path) if config_path else {}
+    # The record beside a student serves as settings too: of a new run.
+    for beside in (*BESIDE_SETTINGS, "resume"):
+        base.pop(beside, None)
     name = values.get("recipe", base.get("recipe"))
     under = recipe(name).overrides if name is not None else {}
     group = base.get("couplings")

@@ -21,6 +21,17 @@ class Recipe:
     about: str
     overrides: dict[str, Any]
 
+    def kept(self, settings: dict[str, Any]) -> bool:
+        """Whether settings of `chordflow reflow`, nested, hold all that the recipe sets."""
+        return _holds(settings, self.overrides)
+
+
+def _holds(settings: dict[str, Any], part: dict[str, Any]) -> bool:
+    return all(
+        _holds(settings[name], value) if isinstance(value, dict) else settings[name] == value
+        for name, value in part.items()
+    )
+
 
 RECIPES: dict[str, Recipe] = {
     "all_steps": Recipe(
