@@ -368,6 +368,9 @@ REFUSED: dict[str, tuple[dict[str, str], str]] = {
         {"env.type": "drift_of_the_tests"},
         r"env.type=drift_of_the_tests: .*--observations=rollout",
     ),
+    "couplings for good": (
+        {**DRIFT, "buffer.uses_per_coupling": "0"}, r"observations=rollout: with buffer.uses_per_coupling=0",
+    ),
     "collecting for nothing": ({"collect.share": "0.2"}, r"collect: .*--observations=rollout"),
     "an unknown environment": ({**DRIFT, "env.type": "moon"}, r"env.type=moon: choose one of .*drift"),
     "an unknown source": ({"observations": "dreams"}, r"observations=dreams: give dataset \| rollout"),

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from chordflow.cli.reflow import parse
 from chordflow.couplings import BufferConfig, CouplingBatch, CouplingBuffer, CouplingConfig, Needs
 from chordflow.errors import UserError
+from chordflow.experiments.reflow import reflow
 from chordflow.flow import times as laws
 from chordflow.flow.seeds import generator
 from chordflow.policies import VelocityModule
@@ -67,6 +69,9 @@ def test_states_that_a_solver_does_not_pass_through_are_refused() -> None:
         batch_of(points=8)
     with pytest.raises(UserError, match=r"coupling.num_steps=1: .*give at least 2"):
         batch_of(coupling=euler(1))
+    given = ["--teacher.path=t", "--dataset.repo_id=a/b", "--output_dir=out", "--buffer.path_points=2"]
+    with pytest.raises(UserError, match=r"buffer.path_points=2: with these settings method reflow does not"):
+        reflow(parse(given)[0], [])
     with pytest.raises(UserError, match=r"buffer.path_points=0: give at least 1"):
         BufferConfig(path_points=0)
     # Where no method asks for them, nothing is kept and nothing can be wrong.

@@ -14,13 +14,13 @@ class BufferConfig:
     Attributes:
         num_observations: observations in the whole buffer.
         noises_per_observation: noises that share one encoded observation, on average.
-        uses_per_coupling: how often a coupling is trained on, on average, before it is replaced; 0 keeps the
-            first filling for the whole run.
+        uses_per_coupling: how often a coupling is trained on, on average, before it is replaced; 0 fills the whole
+            buffer before the first step and never replaces any.
         block_size: observations that are encoded together, and replaced together.
         adaptive_share: share of the noises that goes to the observations in proportion to how far their
             endpoints spread, where a policy has to decide; the rest, at least two each, goes to all alike.
         start_observations: observations with which training begins, at least as many as a step draws from; more are
-            added as it goes on, until there are num_observations.
+            added as it goes on, until there are num_observations. Not used where uses_per_coupling is 0.
         path_points: states between noise and endpoint that are kept of each of the teacher's trajectories, evenly
             spread over its solver's steps, where a method trains on them; by default all.
     """

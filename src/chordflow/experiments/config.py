@@ -82,7 +82,8 @@ class ReflowJobConfig:
         dataset: LeRobot dataset whose observations are used (its actions only by methods that need them).
         output_dir: new folder for checkpoints, metrics, results and pictures.
         recipe: settings that go together, under all other options: all_steps (a student that is good at every number
-            of steps; the defaults) or one_step (the most exact student at one step, and for that alone).
+            of steps; the defaults) or one_step (the most exact student at one step, and for that alone). Recorded
+            only if none of its settings was given another value.
         rounds: how often to reflow; each round begins as the student of the round before and is taught by it. steps,
             and everything else, are of each.
         steps: optimiser steps.
@@ -163,6 +164,11 @@ class ReflowJobConfig:
                 needs_actions=method.needs_actions,
                 store=self.couplings.path,
             )
+            if self.buffer.uses_per_coupling == 0:
+                raise UserError(
+                    "observations=rollout: with buffer.uses_per_coupling=0 every coupling is made before the first "
+                    "step, so that the student would never act; give at least 1, or leave --observations out."
+                )
         trained_for = method.step_counts
         if trained_for is not None and self.num_inference_steps not in trained_for:
             raise UserError(

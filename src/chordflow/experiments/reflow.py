@@ -123,8 +123,10 @@ def begun(config: ReflowJobConfig, command: list[str], resume_from: Path | None)
     started = time.perf_counter()
     first = current().first
     check_sharding(config.optimizer, fsdp_is_asked_for())
-    if resume_from is None and first:
-        refuse_existing(config.output_dir)
+    if resume_from is None:
+        _refuse_unused_points(config)
+        if first:
+            refuse_existing(config.output_dir)
     teacher_dir = resolve_checkpoint(config.teacher.path, config.teacher.revision)
     refuse_student_of_few_steps(teacher_dir, config.teacher.path)
     teacher = load_flow_policy(teacher_dir, device=config.device, rename_map=config.rename_map)
@@ -258,7 +260,7 @@ def _train(
         f"Method:  {config.method.get_choice_name(type(config.method))}, {config.steps:,} steps of "
         f"{_step_size(config, processes)}, {config.optimizer.get_choice_name(type(config.optimizer))}, "
         f"lr {config.optimizer.lr:g}, {trained_millions:.2f} M trained parameters; "
-        + ("one prefix for teacher and student" if shared else _own_prefix(prefix_trains))
+        + ("one prefix for teacher and student" if shared else own_prefix(prefix_trains))
         + ("; for one step only" if method.step_counts == (1,) else "")
     )
 
@@ -286,6 +288,7 @@ def _train(
     say(
         f"Buffer:  {held * buffer.block_size:,} observations {_with_what(config, method)}, {_megabytes(buffer_bytes)}"
         + (f", growing to {buffer.num_blocks * buffer.block_size:,}" if held < buffer.num_blocks else "")
+        + (", never replaced" if config.buffer.uses_per_coupling == 0 else "")
     )
     with bar("training") as progress:
 
@@ -387,16 +390,32 @@ def _init_dir(config: ReflowJobConfig) -> Path | None:
     return resolve_checkpoint(path, None, "student.init_path") if path is not None else None
 
 
+def _refuse_unused_points(config: ReflowJobConfig) -> None:
+    """Not among the settings' own checks: several methods that are compared share them."""
+    points = config.buffer.path_points
+    if points is not None and not config.method.build().needs_paths:
+        raise UserError(
+            f"buffer.path_points={points}: with these settings method "
+            f"{config.method.get_choice_name(type(config.method))} does not train on states of the trajectory; leave "
+            "it out, or give --method.path_share with reflow or endpoint."
+        )
+
+
 def _with_what(config: ReflowJobConfig, method: Method) -> str:
     """What the buffer holds beside each observation."""
     if not method.needs_couplings:
-        return "with their demonstrations, no couplings"
+        return (
+            "with their demonstrations, no couplings (--coupling.* and --buffer.adaptive_share are not used)"
+        )
     made = f"by {config.coupling.steps} {config.coupling.solver} steps"
     shown = " and their demonstrations" if method.needs_actions else ""
-    return f"x {config.buffer.noises_per_observation} noises on average, {made}{shown}"
+    noises, even = config.buffer.noises_per_observation, config.buffer.even_noises
+    spread = f" ({even} each, {noises - even} where endpoints spread)" if even < noises else ""
+    return f"x {noises} noises on average{spread}, {made}{shown}"
 
 
-def _own_prefix(trains: bool) -> str:
+def own_prefix(trains: bool) -> str:
+    """What it means that teacher and student do not share one prefix, where the student's `trains` or not."""
     if trains:
         return "the student's prefix trains, so every step encodes its observations anew, which is slow"
     return "the student encodes its own prefix"
