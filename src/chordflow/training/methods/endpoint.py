@@ -22,8 +22,9 @@ class EndpointMethodConfig(MethodConfig):
     """Learn where each noise ends, and nothing about the way there.
 
     Attributes:
-        path_share: share of the samples that start at a point of the teacher's trajectory instead of at the noise, and
-            end at the same endpoint; above 0 the student can take more than one step.
+        path_share: share of every batch that starts at a state of the teacher's trajectory instead of at the noise
+            (endpoint) or a point of the chord (reflow), and ends at the same endpoint; above 0 a student of endpoint
+            can take more than one step.
     """
 
     path_share: float = 0.0

@@ -25,8 +25,9 @@ class ReflowMethodConfig(MethodConfig):
 
     Attributes:
         times: at which times the student is trained.
-        path_share: share of every batch that starts at a state of the teacher's trajectory instead of a point of the
-            chord, and ends at the same endpoint.
+        path_share: share of every batch that starts at a state of the teacher's trajectory instead of at the noise
+            (endpoint) or a point of the chord (reflow), and ends at the same endpoint; above 0 a student of endpoint
+            can take more than one step.
         real_data_share: share of every batch that is LeRobot's own loss on demonstrations instead, against the
             collapse of rounds that see nothing real.
     """
