@@ -32,6 +32,12 @@ from chordflow.rollouts.hosts import Host
 from chordflow.rollouts.workers import open_host
 from chordflow.training.distributed import current
 
+EPISODES_OF_A_SEED = 100_000
+"""By how much the seeds of collecting episodes lie apart between runs whose seeds follow one another."""
+
+SEEDS_APART = 100
+"""Seeds of runs after which the episodes repeat: seeds of environments are small, and a round's have an end."""
+
 
 class RunObservations:
     """What a run's buffer reads.
@@ -115,6 +121,8 @@ class _Collecting(RunObservations):
     ) -> None:
         assert config.env is not None
         self.env, self.config, self.folder = config.env, config.collect, config.output_dir / OBSERVATIONS_DIR
+        # The first collection's alone: every later one goes on where the one before it on disk has ended.
+        self.first_seed = config.collect.seed + config.seed % SEEDS_APART * EPISODES_OF_A_SEED
         self.recorded = recorded
         self.teacher, self.teacher_steps = teacher, deployed_steps(config, teacher)
         self.student, self.student_steps = student, config.num_inference_steps
@@ -173,7 +181,7 @@ class _Collecting(RunObservations):
                 self.env,
                 config.num_observations,
                 num_steps=num_steps,
-                first_seed=before[-1].about.next_seed if before else config.seed,
+                first_seed=before[-1].about.next_seed if before else self.first_seed,
                 batch_size=config.batch_size,
                 between_share=config.between_share,
                 take=lambda observed: writer.add(*take(observed)),

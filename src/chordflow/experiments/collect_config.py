@@ -29,7 +29,8 @@ class CollectConfig:
             chunk was asked for.
         batch_size: episodes side by side.
         num_workers: processes that hold the environments; 0 holds them in this one.
-        seed: of the first episode; the others follow. By default far from those of chordflow evaluate.
+        seed: of the first episode, before a hundred thousand times the last two digits of the run's seed are added; the
+            others follow. By default far from those of chordflow evaluate.
     """
 
     share: float = 0.5
