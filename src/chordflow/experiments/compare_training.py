@@ -14,12 +14,13 @@ from lerobot.optim.schedulers import CosineAnnealingWithWarmupSchedulerConfig
 from lerobot.utils.constants import PRETRAINED_MODEL_DIR
 from torch import Tensor
 
-from chordflow.console import bar
+from chordflow.console import bar, say
 from chordflow.couplings import CouplingBuffer, Split
 from chordflow.errors import UserError
 from chordflow.experiments.collect import run_observations
 from chordflow.experiments.config import ReflowJobConfig
 from chordflow.experiments.provenance import write_configs
+from chordflow.experiments.reflow import own_prefix
 from chordflow.policies import FlowPolicy, resolve_checkpoint, save_student
 from chordflow.policies.base import PREFIX_ROLES
 from chordflow.results.schema import RolloutObservations
@@ -97,6 +98,9 @@ def train_student(
     )
     method = config.method.build()
     shared = shares_prefix(teacher, student.policy, roles)
+    prefix_trains = bool(set(roles) & set(PREFIX_ROLES))
+    if not shared:
+        say(f"{label}: {own_prefix(prefix_trains)}")
     with contextlib.ExitStack() as stack, bar(label) as progress:
         largest = 0
 
@@ -122,7 +126,7 @@ def train_student(
             parts=config.gradient_accumulation_steps,
             num_workers=config.num_workers,
             student_encode=None if shared else student.policy.encode,
-            student_context=not set(roles) & set(PREFIX_ROLES),
+            student_context=not prefix_trains,
             needs=method.needs,
         )
         step = TrainingStep(
