@@ -11,7 +11,14 @@ from rich.text import Text
 from chordflow.report.section import ABSENT, Cell, Section, absent, figure
 from chordflow.report.table import drawn, escape, written
 from chordflow.results.compare import STEP_COUNTS, Comparison, Entry, Figures, Run
-from chordflow.results.compare_summary import Spread, headline, over_seeds, pooled_success, trained_for
+from chordflow.results.compare_summary import (
+    Spread,
+    headline,
+    over_seeds,
+    pooled_success,
+    trained_for,
+    untaken,
+)
 from chordflow.results.schema import SuccessRow
 from chordflow.results.wording import clean, p_value, percentage, plural, points, span, steps
 
@@ -21,6 +28,12 @@ HEADS = [
     "points to the\nteacher", "p", "training\ns", "samples", "stock\ncheckpoint",
     "for\nsteps",
 ]  # fmt: skip
+
+SHORT = {"curvature\n%": "curva-\nture %", "training\ns": "train-\ning s"}
+"""Heads that are wider than their figures, for a terminal."""
+
+TRAINING = 9
+"""The column of seconds."""
 
 WIDE = {5, 7, 8, 10, 11, 12}
 """Columns that a terminal has no room for."""
@@ -59,9 +72,10 @@ def table(comparison: Comparison, *, ranges: bool = True) -> Section:
     section = Section(
         "compare",
         "Methods at one budget",
-        HEADS,
+        HEADS if ranges else [SHORT.get(head, head) for head in HEADS],
         left=1,
-        wide=WIDE,
+        # Beside the intervals of episodes there is no room for seconds.
+        wide=WIDE | ({TRAINING} if any(run.success for run in comparison.runs) else set()),
         below="Gap: distance to the teacher's converged ODE from the same noise, relative to the spread of its "
         f"endpoints, held out. {below}",
     )
@@ -126,15 +140,12 @@ def _add_teacher(section: Section, comparison: Comparison) -> None:
 
 
 def _add(section: Section, comparison: Comparison, entry: Entry, ranges: bool) -> None:
-    runs = comparison.runs_of(entry.name)
-    missing = (
-        ""
-        if len(runs) == len(comparison.seeds)
-        else f" ({len(runs)} of {plural(len(comparison.seeds), 'seed')})"
-    )
+    runs, seeds = comparison.runs_of(entry.name), len(comparison.seeds)
+    missing = f" ({len(runs)} of {plural(seeds, 'seed')})" if ranges else f" ({len(runs)}/{seeds})"
+    missing = missing if len(runs) < seeds else ""
     own = Row(comparison, entry.name)
     section.add(
-        clean(entry.name) + missing,
+        clean(entry.name) + missing + (" (no step)" if untaken(comparison, entry.name) else ""),
         own.middle(lambda run: run.figures.curvature if run.figures else None, percentage),
         *(own.gap_middle(n) for n in STEP_COUNTS),
         own.floor_middle(),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
+from typing import Any
 
 import numpy as np
 
@@ -54,6 +55,11 @@ def worst_rms(run: Run) -> float | None:
     return max(known) if len(known) == len(found) else None
 
 
+def untaken(comparison: Comparison, method: str) -> bool:
+    """Whether a measured student of a method made no step, and so is what it began as."""
+    return any(run.steps == 0 for run in comparison.runs_of(method))
+
+
 def pooled_success(comparison: Comparison, method: str) -> SuccessRow | None:
     """Success at one step over the episodes of all seeds; None where none were run.
 
@@ -97,6 +103,8 @@ def pooled(rows: Sequence[SuccessRow]) -> SuccessRow:
 
 def headline(comparison: Comparison) -> str:
     """In words what the table says: best at one step, best at every step count, and the untrained teacher."""
+    idle = [entry.name for entry in comparison.methods if untaken(comparison, entry.name)]
+    comparison = replace(comparison, methods=[e for e in comparison.methods if e.name not in idle])
     said = [
         _best(comparison, comparison.methods, "At one step", gap_rms(1)),
         _best(
@@ -107,6 +115,9 @@ def headline(comparison: Comparison) -> str:
         ),
         _best_success(comparison),
         _teacher(comparison),
+        f"Left out, because the budget was too small for a step: {_counted([clean(n) for n in idle])}."
+        if idle
+        else "",
     ]
     return " ".join(text for text in said if text) or "Nothing is measured yet."
 
@@ -118,6 +129,7 @@ def _best(
     found = {
         e.name: spread for e in entries if (spread := over_seeds(comparison, e.name, figure)) is not None
     }
+    found = _different(comparison, found)
     if not found:
         return ""
     first = min(found, key=lambda name: found[name].middle)
@@ -137,10 +149,22 @@ def _best(
     return f"{where} {_named(first, found[first])} is nearest to the teacher's converged ODE."
 
 
+def _different[T](comparison: Comparison, found: dict[str, T]) -> dict[str, T]:
+    """Figures by name, of entries with equal settings those of the first: chance alone would part them."""
+    settings: list[dict[str, Any]] = []
+    kept = {}
+    for entry in comparison.methods:
+        if entry.name in found and entry.settings not in settings:
+            settings.append(entry.settings)
+            kept[entry.name] = found[entry.name]
+    return kept
+
+
 def _best_success(comparison: Comparison) -> str:
     rows = {
         e.name: row for e in comparison.methods if (row := pooled_success(comparison, e.name)) is not None
     }
+    rows = _different(comparison, rows)
     if not rows:
         return ""
     first = max(rows, key=lambda name: rows[name].rate)
