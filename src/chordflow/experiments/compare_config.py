@@ -34,6 +34,9 @@ OWN = (
 )  # fmt: skip
 """Settings of `chordflow reflow` that an entry may have of its own."""
 
+COMPARE, TABLE = "compare.json", "compare.md"
+"""What a comparison writes beside the folders of its entries."""
+
 ADDABLE = ("methods", "recipes", "seeds", "output_dir", "resume")
 """Settings that may be another when a comparison is gone on with."""
 
@@ -109,7 +112,7 @@ class CompareConfig:
         dataset: LeRobot dataset whose observations are used (its actions only by methods that need them).
         output_dir: new folder for compare.json, its table and the students.
         methods: what is compared: names of own recipes, of chordflow's recipes, and method types with their default
-            settings; by default all of them.
+            settings; by default all of them, of those with equal settings the first.
         recipes: own recipes by name, settings of chordflow reflow that are laid over the common ones, such as
             {"huber": {"method": {"type": "endpoint", "loss": {"type": "pseudo_huber"}}, "optimizer": {"lr": 1e-3}}}.
         steps: the budget of each run in optimiser steps; give this or seconds.
@@ -165,16 +168,22 @@ class CompareConfig:
             raise UserError(f"seconds={self.seconds:g}: give a number above 0.")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"seeds={self.seeds}: give at least one, each once, such as [0,1,2].")
+        if min(self.seeds) < 0:
+            raise UserError(f"seeds={self.seeds}: give whole numbers from 0, such as [0,1,2].")
         for name in ("batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: give at least 1.")
         if self.num_workers < 0:
             raise UserError(f"num_workers={self.num_workers}: give 0 or more.")
+        if self.env is None and self.eval != EpisodesConfig():
+            raise UserError(
+                "eval: these options are about episodes; give --env.type as well, or leave them out."
+            )
         for name, overrides in self.recipes.items():
             _check_recipe(name, overrides)
         known = names(self.recipes)
         if self.methods is None:
-            self.methods = known
+            self.methods = _different(known, self.recipes)
         if not self.methods or len(set(self.methods)) < len(self.methods):
             raise UserError(
                 f"methods=[{','.join(self.methods)}]: give at least one, each once, such as [reflow,endpoint]."
@@ -209,6 +218,16 @@ def names(own: dict[str, Any]) -> list[str]:
     return [*own, *RECIPES, *MethodConfig.get_known_choices()]
 
 
+def _different(listed: list[str], own: dict[str, Any]) -> list[str]:
+    """Names in their order, without those whose settings an earlier one has."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in listed:
+        overrides = overrides_of(name, own)[2]
+        if overrides not in found.values():
+            found[name] = overrides
+    return list(found)
+
+
 def overrides_of(name: str, own: dict[str, Any]) -> tuple[Origin, str, dict[str, Any]]:
     """Where an entry is from, what it is, and its settings over the common ones."""
     if name in own:
@@ -220,7 +239,9 @@ def overrides_of(name: str, own: dict[str, Any]) -> tuple[Origin, str, dict[str,
 
 
 def _check_recipe(name: str, overrides: Any) -> None:
-    if not NAME.fullmatch(name) or name == TEACHER or name in names({}):
+    taken = (TEACHER, COMPARE, TABLE)
+    # Some file systems tell no capitals apart.
+    if not NAME.fullmatch(name) or name.casefold() in taken or name in names({}):
         raise UserError(
             f"recipes holds the name {name!r}, which is taken or no name for a folder; choose another, of letters, "
             "digits, '.', '+', '-' or '_'."
@@ -232,6 +253,11 @@ def _check_recipe(name: str, overrides: Any) -> None:
         )
     common = [f.name for f in fields(ReflowJobConfig) if f.name not in OWN]
     for key in overrides:
+        if str(key).partition(".")[0] == "rounds":
+            raise UserError(
+                f"recipes: {name!r} sets {key}, and every run of a comparison is of one round; leave it out, or train "
+                "by chordflow reflow."
+            )
         if str(key).partition(".")[0] in common:
             raise UserError(
                 f"recipes: {name!r} sets {key}, which all entries of a comparison have in common; leave it out."
