@@ -13,15 +13,21 @@ from chordflow.cli.settings import read_settings, wants_resume
 from chordflow.console import console, say
 from chordflow.errors import UserError
 from chordflow.experiments.collect_config import ObservationSource
-from chordflow.experiments.compare import COMPARE, compare
-from chordflow.experiments.compare_config import COMMON, CompareConfig, Planned, overrides_of
+from chordflow.experiments.compare import compare
+from chordflow.experiments.compare_config import (
+    COMMON,
+    COMPARE,
+    TABLE,
+    CompareConfig,
+    Planned,
+    overrides_of,
+)
 from chordflow.experiments.config import ReflowJobConfig
 from chordflow.experiments.plain import plain
 from chordflow.quiet import quiet_stdout
 from chordflow.report.compare_table import markdown, render
+from chordflow.results.compare import Comparison
 from chordflow.results.files import write_whole
-
-TABLE = "compare.md"
 
 USAGE = """
 chordflow compare --teacher.path=CHECKPOINT --dataset.repo_id=USER/DATASET --output_dir=outputs/compare \\
@@ -41,9 +47,14 @@ def run(arguments: list[str]) -> None:
         print(help_text(CompareConfig, (CompareConfig.__doc__ or "").split("\n")[0], USAGE))
         return
     config = parse(arguments)
-    comparison = compare(config, plan(config), ["chordflow", "compare", *arguments])
+
+    def write(comparison: Comparison) -> None:
+        write_whole(config.output_dir / TABLE, markdown(comparison).encode("utf-8"))
+
+    comparison = compare(config, plan(config), ["chordflow", "compare", *arguments], write)
+    # Also of a comparison of which nothing was missing.
+    write(comparison)
     console.print(render(comparison))
-    write_whole(config.output_dir / TABLE, markdown(comparison).encode("utf-8"))
     say(f"Results: {config.output_dir / COMPARE}, all columns in {config.output_dir / TABLE}")
 
 
@@ -66,6 +77,14 @@ def parse(arguments: list[str]) -> CompareConfig:
         )
     # The folder may have been moved since: it is where its file is.
     settings = {**base["settings"], "output_dir": str(Path(config_path).resolve().parent)}
+    Comparison.load(Path(config_path))
+    try:
+        build(CompareConfig, {}, settings)
+    except UserError as error:
+        raise UserError(
+            f"config_path={config_path} holds settings that cannot be used ({error}); restore the file, or start a "
+            "new comparison."
+        ) from error
     return build(CompareConfig, values, settings)
 
 

@@ -6,14 +6,14 @@ import contextlib
 import os
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from chordflow.console import bar, say
 from chordflow.errors import UserError
 from chordflow.evaluation.yardstick import Held, Yardstick
-from chordflow.experiments.compare_config import CompareConfig, Planned
+from chordflow.experiments.compare_config import COMPARE, CompareConfig, Planned
 from chordflow.experiments.compare_setup import Bed, begun, gone_on_with, made, refuse_several_processes
 from chordflow.experiments.compare_training import Budget, train_student
 from chordflow.experiments.provenance import teacher_may_have_seen, weights_sha256
@@ -22,16 +22,20 @@ from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.results.compare import Comparison, Figures, Run, Untrained
 from chordflow.results.schema import HeldOut
 
-COMPARE = "compare.json"
 
-
-def compare(config: CompareConfig, planned: Sequence[Planned], command: list[str]) -> Comparison:
+def compare(
+    config: CompareConfig,
+    planned: Sequence[Planned],
+    command: list[str],
+    on_run: Callable[[Comparison], None] = lambda comparison: None,
+) -> Comparison:
     """Runs what is missing of a comparison; its file is written after every run.
 
     Args:
         config: all settings.
         planned: what `config.methods` names.
         command: the command line, for the file.
+        on_run: called with what is measured so far after the teacher and after every run.
 
     Raises:
         UserError: for input that cannot be used.
@@ -47,7 +51,7 @@ def compare(config: CompareConfig, planned: Sequence[Planned], command: list[str
         comparison = gone_on_with(comparison, before)
     with contextlib.nullcontext() if config.resume else new_folder(output), only_run(output):
         try:
-            return _run(bed, comparison)
+            return _run(bed, comparison, on_run)
         except KeyboardInterrupt as interrupt:
             done = (output / COMPARE).is_file()
             interrupt.add_note(
@@ -75,7 +79,7 @@ def _refuse_existing(output: Path) -> None:
         raise UserError(f"output_dir={output} exists already; name a new folder.")
 
 
-def _run(bed: Bed, comparison: Comparison) -> Comparison:
+def _run(bed: Bed, comparison: Comparison, on_run: Callable[[Comparison], None]) -> Comparison:
     # Whatever else the machine does meets all methods alike, and an interrupted comparison has all of a seed.
     pairs = [(name, seed) for seed in bed.config.seeds for name in bed.planned]
     done = {(run.method, run.seed) for run in comparison.runs if _finished(bed, run)}
@@ -84,8 +88,10 @@ def _run(bed: Bed, comparison: Comparison) -> Comparison:
     say(f"Compare: {len(missing)} of {len(pairs)} runs to go, {budget} each, on {comparison.device}")
     if missing or comparison.untrained is None:
         comparison = _without_training(bed, comparison, yardstick := _yardstick(bed))
+        on_run(comparison)
         for name, seed in missing:
             comparison = _one(bed, comparison, yardstick, name, seed)
+            on_run(comparison)
     comparison.save(bed.config.output_dir / COMPARE)
     return comparison
 
@@ -173,7 +179,9 @@ def _trained(bed: Bed, name: str, seed: int, label: str) -> Run:
             label=label,
         )
     except UserError as error:
-        raise UserError(f"methods: {label}: {error}") from error
+        others = ",".join(other for other in bed.planned if other != name)
+        without = f" To go on without it: {resume_command(config.output_dir)} --methods='[{others}]'"
+        raise UserError(f"methods: {label}: {error}{without if others else ''}") from error
     passed = trained.passed
     return Run(
         method=name,
