@@ -1,8 +1,8 @@
-"""Fill docs/compare.md with the table of the comparison in docs/compare.json, between its marks.
+"""Fill docs/compare.md with the tables of the comparisons in docs/compare, between the marks of their names.
 
-usage: python scripts/compare_table.py [COMPARE.JSON]
+usage: python scripts/compare_table.py [NAME COMPARE.JSON]
 
-With a file it is copied to docs/compare.json first.
+With a name and a file it is copied to docs/compare/NAME.json first.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from chordflow.report.compare_table import markdown
@@ -17,18 +18,22 @@ from chordflow.results.compare import Comparison
 from chordflow.results.files import write_whole
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-DOCUMENT, RESULTS = DOCS / "compare.md", DOCS / "compare.json"
-_MARKED = re.compile(r"(?<=<!-- compare -->\n).*?(?=<!-- /compare -->)", re.DOTALL)
+DOCUMENT, RESULTS = DOCS / "compare.md", DOCS / "compare"
+TABLES = ("recipes", "rollouts")
+"""Names of the tables, their marks and their files."""
 
 
-def document(text: str, comparison: Comparison) -> str:
-    """The document with the table of a comparison and the command that made it."""
-    command = " ".join(_quoted(argument) for argument in comparison.command)
-    table = f"Measured with\n\n    {command}\n\n{markdown(comparison)}"
-    made, count = _MARKED.subn(lambda _: table, text)
-    if count != 1:
-        raise ValueError(f"{DOCUMENT.name} has {count} places for the table of a comparison")
-    return made
+def document(text: str, comparisons: Mapping[str, Comparison]) -> str:
+    """The document with the tables of comparisons, by name, and the commands that made them."""
+    for name, comparison in comparisons.items():
+        command = " ".join(_quoted(argument) for argument in comparison.command)
+        table = f"Measured with\n\n    {command}\n\n{markdown(comparison)}"
+        marked = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
+        # A default argument: the table of this turn.
+        text, count = marked.subn(lambda _, table=table: table, text)
+        if count != 1:
+            raise ValueError(f"{DOCUMENT.name} has {count} places for the table {name}")
+    return text
 
 
 def _quoted(argument: str) -> str:
@@ -37,7 +42,8 @@ def _quoted(argument: str) -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        shutil.copyfile(sys.argv[1], RESULTS)
-    filled = document(DOCUMENT.read_text(encoding="utf-8"), Comparison.load(RESULTS))
-    write_whole(DOCUMENT, filled.encode("utf-8"))
+    if len(sys.argv) == 3:
+        RESULTS.mkdir(exist_ok=True)
+        shutil.copyfile(sys.argv[2], RESULTS / f"{sys.argv[1]}.json")
+    known = {path.stem: Comparison.load(path) for path in sorted(RESULTS.glob("*.json"))}
+    write_whole(DOCUMENT, document(DOCUMENT.read_text(encoding="utf-8"), known).encode("utf-8"))

@@ -14,15 +14,16 @@ from chordflow.report.compare_table import markdown, render, table
 from chordflow.results.compare import STEP_COUNTS, Comparison, Entry, Figures, Run, Untrained
 from chordflow.results.compare_summary import Spread, headline, over_seeds, pooled, pooled_success
 from chordflow.results.schema import GapRow, HeldOut, SuccessRow
-from chordflow.results.statistics import compare_success
+from chordflow.results.statistics import Estimate, compare_success
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def gap_row(policy: str, num_steps: int, rms: float) -> GapRow:
     return GapRow(
-        policy, "euler", num_steps, num_steps, "converged", 100, rms, rms / 2, rms / 100, 1.0, 0.1, 8, 32
-    )
+        policy, "euler", num_steps, num_steps, "converged", 100, rms, rms / 2, rms / 100, 1.0, 0.1, 8, 32,
+        ratio_to_floor=Estimate(rms / 0.05, None), nearer_than_deployed=1 - rms,
+    )  # fmt: skip
 
 
 def figures(policy: str, *rms: float) -> Figures:
@@ -48,7 +49,7 @@ def run(method: str, seed: int, *rms: float, solved: int | None = None) -> Run:
 
 
 def entry(name: str, step_counts: list[int] | None = None) -> Entry:
-    return Entry(name, "method", "", name, {}, True, step_counts)
+    return Entry(name, "method", "", name, {"method": {"type": name}}, True, step_counts)
 
 
 def comparison(*runs: Run, teacher: tuple[float, float, float] = (0.3, 0.2, 0.05)) -> Comparison:
@@ -107,6 +108,23 @@ def test_a_single_seed_has_no_winner() -> None:
     assert "there is all (8.0 %) alone" in said
 
 
+def test_entries_with_equal_settings_are_no_rivals() -> None:
+    twice = comparison(*CLEAR, run("one again", 0, 0.04, 0.5, 0.9), run("one again", 1, 0.05, 0.5, 0.9))
+    same = [*twice.methods[:-1], replace(twice.methods[-1], settings=twice.methods[0].settings)]
+    assert "no clear winner between one (4.5 %" in headline(twice)
+    assert headline(replace(twice, methods=same)) == headline(comparison(*CLEAR))
+
+
+def test_a_student_that_made_no_step_wins_nothing() -> None:
+    runs = [*CLEAR[2:], *(replace(run, steps=0) for run in CLEAR[:2])]
+    said = headline(comparison(*runs))
+    assert (
+        said
+        == f"{headline(comparison(*CLEAR[2:]))} Left out, because the budget was too small for a step: one."
+    )
+    assert "one (no step)" in [row[0].text for row in table(comparison(*runs)).rows]
+
+
 def test_an_untrained_teacher_that_is_as_good_is_said_to_be() -> None:
     assert "is as good as one at one by its gap (5.0 % against 4.5 %)" in headline(
         comparison(*CLEAR, teacher=(0.2, 0.05, 0.01))
@@ -147,12 +165,16 @@ def test_the_table_has_the_teacher_then_medians_and_ranges() -> None:
         "teacher, untrained", "- at two steps", "- deployed, at ten steps", "one", "- least to largest", "all",
         "- least to largest", "bad", "- least to largest",
     ]  # fmt: skip
-    assert shown[0][1:6] == ["30.0", "30.0/15.0/0.3", "20.0/10.0/0.2", "5.0/2.5/0.1", "25.0 [14.2, 40.2]"]
-    assert shown[2][5:8] == ["90.0 [76.9, 96.0]", "-", "-"]
+    assert shown[0][1:7] == [
+        "30.0", "30.0/15.0/0.3", "20.0/10.0/0.2", "5.0/2.5/0.1", "6.00/70.0", "25.0 [14.2, 40.2]",
+    ]  # fmt: skip
+    assert shown[2][6:9] == ["90.0 [76.9, 96.0]", "-", "-"]
     assert shown[3][1:3] == ["4.5", "4.5/2.2/0.0"]
-    assert shown[3][8:] == ["10", "20", "yes", "1"]
+    assert shown[3][5] == "0.90/95.5"
+    assert shown[3][9:] == ["10", "20", "yes", "1"]
     assert shown[4][2] == "4.0-5.0/2.0-2.5/0.0-0.1"
-    assert shown[4][5:7] == ["95.0-100.0", "+5.0 to +10.0"]
+    assert shown[4][5] == "0.80-1.00/95.0-96.0"
+    assert shown[4][6:8] == ["95.0-100.0", "+5.0 to +10.0"]
     assert shown[5][-1] == "any"
     unfinished = [[cell.text for cell in row] for row in table(comparison(*CLEAR[:-1])).rows]
     assert unfinished[-1][0] == "bad (1 of 2 seeds)"
@@ -165,9 +187,15 @@ def test_the_table_has_the_teacher_then_medians_and_ranges() -> None:
 @pytest.mark.parametrize("width", [100, 140])
 def test_figures_are_whole_on_a_terminal(width: int) -> None:
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(render(comparison(*CLEAR)))
+    large = run("noise_biased", 0, 1.234, 1.23, 1.234, solved=3)
+    console.print(render(comparison(*CLEAR, large)))
+    console.print(render(comparison(replace(large, success=[]))))
     text = console.export_text()
-    for figure in ("4.5/2.2/0.0", "50.0/25.0/0.5", "90.0/45.0/0.9", "97.5 [91.3, 99.3]"):
+    assert "noise_biased (1/2) " in text
+    assert "…" not in text
+    for head in ("curva-", "ture %", "gap at 10, %:", "RMS/median/", "one step, %", "train-", "ing s"):
+        assert head in text
+    for figure in ("123.4/61.7/1.2 ", "4.5/2.2/0.0", "50.0/25.0/0.5", "90.0/45.0/0.9", "97.5 [91.3, 99.3]"):
         assert figure in text
 
 
@@ -182,16 +210,13 @@ def test_a_file_comes_back_as_it_was(tmp_path: Path) -> None:
         Comparison.load(tmp_path / "nothing.json")
 
 
-def test_the_document_shows_the_results(tmp_path: Path) -> None:
+def test_the_document_shows_the_results() -> None:
     script = runpy.run_path(str(ROOT / "scripts" / "compare_table.py"))
+    document, name = script["document"], script["TABLES"][0]
     text = script["DOCUMENT"].read_text(encoding="utf-8")
-    if script["RESULTS"].is_file():
-        measured = Comparison.load(script["RESULTS"])
-        assert text == script["document"](text, measured), "run: python scripts/compare_table.py"
-    else:
-        assert "<!-- compare -->\n<!-- /compare -->" in text
-    made = script["document"](text, comparison(*CLEAR))
+    found = {path.stem: Comparison.load(path) for path in script["RESULTS"].glob("*.json")}
+    assert sorted(found) == sorted(script["TABLES"])
+    assert text == document(text, found), "run: python scripts/compare_table.py"
+    made = document(text, {name: comparison(*CLEAR)})
     assert "Measured with\n\n    chordflow compare\n\n**At one step one " in made
-    assert script["document"](made, comparison(*CLEAR)) == made
-    with pytest.raises(ValueError, match="has 0 places"):
-        script["document"]("", comparison(*CLEAR))
+    assert document(made, {name: comparison(*CLEAR)}) == made
