@@ -20,8 +20,9 @@ from chordflow.errors import UserError
 from chordflow.evaluation.measure import measure
 from chordflow.evaluation.paired import MeasureConfig
 from chordflow.experiments import compare as job
+from chordflow.experiments.collect import EPISODES_OF_A_SEED
 from chordflow.experiments.compare_config import COMMON, CompareConfig, Planned
-from chordflow.experiments.compare_setup import gone_on_with
+from chordflow.experiments.compare_setup import begun, gone_on_with, made
 from chordflow.experiments.config import ReflowJobConfig
 from chordflow.experiments.recipes import RECIPES
 from chordflow.policies import load_flow_policy
@@ -76,6 +77,11 @@ def test_every_method_is_trained_measured_and_run(done: Path) -> None:
     assert [run.rollouts is not None for run in found.runs] == [False, False, True]
     assert found.runs[2].rollouts is not None
     assert found.runs[2].rollouts.observations >= 4
+    # Every seed collects in episodes of its own.
+    about = done / "acted" / "seed_5" / "observations" / "collection_000000.json"
+    assert (
+        0 < json.loads(about.read_text())["next_seed"] - (10**9 + 5 * EPISODES_OF_A_SEED) < EPISODES_OF_A_SEED
+    )
     assert found.command[:2] == ["chordflow", "compare"]
     assert found.untrained is not None
     assert {row.num_steps for row in found.untrained.success} == {1, 2, 10}
@@ -123,8 +129,9 @@ def test_a_student_of_so_many_steps_is_that_of_reflow(
     checkpoint: Path, dataset_root: Path, done: Path, tmp_path: Path
 ) -> None:
     options = arguments(checkpoint, dataset_root, tmp_path / "alone", *LITTLE)[1:]
-    given = ["reflow", *options, "--steps=3", "--seed=5", "--method.type=endpoint"]
-    assert main(given) == 0
+    # In a comparison a recipe lies over the common settings, in a job of its own under the options.
+    options.remove("--buffer.noises_per_observation=2")
+    assert main(["reflow", *options, "--steps=3", "--seed=5", "--recipe=one_step"]) == 0
     alone = tmp_path / "alone" / "checkpoints" / "last" / "pretrained_model"
     beside = done / "one_step" / "seed_5" / "pretrained_model"
     expected, found = (load_file(folder / "model.safetensors") for folder in (alone, beside))
@@ -157,9 +164,22 @@ def test_an_interrupted_comparison_goes_on(
     assert main(arguments(checkpoint, dataset_root, output, *given)) == 130
     said = capsys.readouterr().err
     assert f"chordflow compare --resume=true --config_path='{output / 'compare.json'}'" in said
+    assert "| one\\_step | " in (output / "compare.md").read_text()
     first = Comparison.load(output / "compare.json")
     assert [(run.method, run.seed) for run in first.runs] == [("one_step", 5)]
     assert first.runs[0].training_s >= 0.4
+
+    def fail(*given: Any, **named: Any) -> Any:
+        raise UserError("optimizer.lr=9: the loss is not finite at step 3; give a lower one.")
+
+    monkeypatch.setattr(job, "train_student", fail)
+    assert main(resume(output)) == 2
+    said = capsys.readouterr().err
+    assert (
+        "methods: shown, seed 5: optimizer.lr=9: the loss is not finite at step 3; give a lower one." in said
+    )
+    assert f"--config_path='{output / 'compare.json'}' --methods='[one_step]'" in said
+    monkeypatch.setattr(job, "train_student", stop_in_the_second)
     assert main(resume(output, "--seeds=[5,6]")) == 0
     second = Comparison.load(output / "compare.json")
     assert second.runs[0] == first.runs[0]
@@ -192,6 +212,23 @@ def test_another_comparison_is_not_gone_on_with(done: Path, capsys: pytest.Captu
     # An environment can be added where there was none.
     without = replace(before, settings={**before.settings, "env": None}, runs=[])
     assert gone_on_with(replace(before, **env), without).runs == []
+
+
+def test_an_entry_with_another_solver_is_gone_on_with(
+    checkpoint: Path, dataset_root: Path, tmp_path: Path
+) -> None:
+    """What a solver takes by default is settled for each entry, also for those that are added."""
+    own = json.dumps({"ten": {"coupling": {"solver": "euler"}}})
+    given = arguments(
+        checkpoint, dataset_root, tmp_path, "--methods=[reflow,ten]", f"--recipes={own}", "--steps=2"
+    )
+    config = parse(given[1:])
+    before = begun(made(config, plan(config)), [])
+    before.save(tmp_path / "compare.json")
+    added = json.dumps({"ten": {"coupling": {"solver": "euler"}}, "also": {"coupling": {"solver": "euler"}}})
+    config = parse(resume(tmp_path, "--methods=[reflow,ten,also]", f"--recipes={added}")[1:])
+    after = gone_on_with(begun(made(config, plan(config)), []), before)
+    assert [entry.settings["coupling"]["num_steps"] for entry in after.methods] == [16, 10, 10]
 
 
 def test_an_unfit_method_is_named_before_anything_is_trained(
@@ -243,7 +280,12 @@ def planned(*more: str) -> dict[str, Planned]:
 def test_by_default_everything_is_compared() -> None:
     own = ['--recipes={"mine": {"method.path_share": 0.5, "method": {"type": "endpoint"}}}', "--steps=7"]
     found = planned(*own)
-    assert list(found) == ["mine", *RECIPES, *MethodConfig.get_known_choices()]
+    # Of the method types one is what a recipe is.
+    types = [name for name in MethodConfig.get_known_choices() if name != "reflow"]
+    assert list(found) == ["mine", *RECIPES, *types]
+    assert (
+        found["all_steps"].config.method == planned("--steps=7", "--methods=[reflow]")["reflow"].config.method
+    )
     assert [entry.origin for entry in found.values()][:2] == ["own", "recipe"]
     assert found["mine"].config.method == EndpointMethodConfig(path_share=0.5)
     assert all(entry.config.steps == 7 for entry in found.values())
@@ -256,7 +298,7 @@ def test_observations_are_collected_where_episodes_are_run_unless_a_recipe_says_
     found = planned("--steps=2", f"--recipes={json.dumps(own)}", "--env.type=drift_of_the_tests")
     assert found["here"].config.env == drift_env.DriftEnvConfig()
     assert found["there"].config.env == drift_env.DriftEnvConfig(state_dim=4)
-    assert found["reflow"].config.env is None
+    assert found["all_steps"].config.env is None
 
 
 def test_common_settings_are_those_of_reflow_unless_given() -> None:
@@ -286,6 +328,7 @@ def test_common_settings_are_those_of_reflow_unless_given() -> None:
         (["--steps=0"], "steps=0: give at least 1"),
         (["--seconds=-1"], "seconds=-1: give a number above 0"),
         (["--steps=2", "--seeds=[1,1]"], "seeds=[1, 1]: give at least one, each once"),
+        (["--steps=2", "--seeds=[0,-1]"], "seeds=[0, -1]: give whole numbers from 0"),
         (["--steps=2", "--methods=[]"], "methods=[]: give at least one"),
         (["--steps=2", "--methods=[endpoint,endpoint]"], "methods=[endpoint,endpoint]: give at least one, each once"),
         (["--steps=2", "--methods=[reflo]"], "methods holds 'reflo', which is neither a recipe nor a method type; did "
@@ -293,8 +336,11 @@ def test_common_settings_are_those_of_reflow_unless_given() -> None:
         (["--steps=2", "--methods=[zzz]"], "choose of all_steps, one_step, "),
         (["--steps=2", '--recipes={"reflow": {}}'], "recipes holds the name 'reflow', which is taken"),
         (["--steps=2", '--recipes={"a/b": {}}'], "recipes holds the name 'a/b', which is taken or no name"),
+        (["--steps=2", '--recipes={"compare.json": {}}'], "recipes holds the name 'compare.json', which is taken"),
+        (["--steps=2", '--recipes={"Compare.md": {}}'], "recipes holds the name 'Compare.md', which is taken"),
         (["--steps=2", '--recipes={"a": 3}'], "recipes: 'a' is 3; give settings of chordflow reflow"),
         (["--steps=2", '--recipes={"a": {"seed": 3}}'], "recipes: 'a' sets seed, which all entries"),
+        (["--steps=2", '--recipes={"a": {"rounds": 2}}'], "recipes: 'a' sets rounds, and every run of a comparison is"),
         (["--steps=2", '--recipes={"a": {"teacher": {"path": "x"}}}'], "recipes: 'a' sets teacher, which all"),
         (["--steps=2", '--recipes={"a": {"optimizer": {"lrr": 3}}}'],
          "methods: 'a': --optimizer.lrr is not an option; did you mean --optimizer.lr"),
@@ -303,6 +349,7 @@ def test_common_settings_are_those_of_reflow_unless_given() -> None:
         (["--steps=2", "--batch_size=0"], "batch_size=0: give at least 1"),
         (["--steps=2", "--num_workers=-1"], "num_workers=-1: give 0 or more"),
         (["--steps=2", "--eval.n_episodes=0"], "eval.n_episodes=0: give at least 1"),
+        (["--steps=2", "--eval.n_episodes=4"], "eval: these options are about episodes; give --env.type as well"),
         (["--steps=2", "--eval.n_action_steps=0"], "eval.n_action_steps=0: give at least 1"),
         (["--steps=2", "--measure.noises_per_observation=4"], "at least 16"),
         (["--steps=2", "--resume=true"], "resume=true needs --config_path=OUTPUT_DIR/compare.json"),
@@ -319,6 +366,16 @@ def test_another_file_is_not_gone_on_with(tmp_path: Path) -> None:
     (tmp_path / "bench.json").write_text('{"kind": "bench training", "settings": {}}')
     with pytest.raises(UserError, match="is no file of chordflow compare"):
         parse(["--resume=true", f"--config_path={tmp_path / 'bench.json'}"])
+
+
+def test_a_damaged_file_is_not_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "compare.json"
+    path.write_text('{"kind": "compare", "settings": {}}')
+    with pytest.raises(UserError, match=r"compare.json is no readable result of chordflow compare \("):
+        parse(["--resume=true", f"--config_path={path}"])
+    Comparison([], {"steps": 2}, {}, "cpu", "a/b", "0", [], [0], 2, None).save(path)
+    with pytest.raises(UserError, match=r"compare.json holds settings that cannot be used \(--teacher.path"):
+        parse(["--resume=true", f"--config_path={path}"])
 
 
 FROZEN = Path(__file__).parent / "command_line_options_compare.txt"
