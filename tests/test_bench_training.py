@@ -21,6 +21,7 @@ from chordflow.experiments import bench as job
 from chordflow.experiments import roofline
 from chordflow.experiments.bench_config import Anneal, BenchMeasureConfig, Schedule, TrainingBenchConfig
 from chordflow.experiments.bench_gap import HeldOutGap
+from chordflow.experiments.bench_plan import planned
 from chordflow.experiments.roofline import measure_roofline, peak_flop_per_s
 from chordflow.policies import Role, load_flow_policy
 from chordflow.policies.sampling import Sampler
@@ -214,6 +215,36 @@ def test_a_schedule_that_was_not_run_may_be_another(
     monkeypatch.setattr(job, "_run", lambda bed, bench: begun.append(bench) or bench)
     assert main(resume(tmp_path / "out", '--schedules={"small": {"batch_size": 8}}')) == 0
     assert [loop.batch_size for loop in begun[0].loops] == [4, 8]
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "words"),
+    [
+        ("chordflow.training.naive", "endpoints", "or trained on at a time; give --naive_batch_size=2."),
+        (
+            "chordflow.couplings.making",
+            "endpoints",
+            """give the schedule 'small' these settings: {"batch_size": 2, """,
+        ),
+        ("chordflow.experiments.bench", "HeldOutGap", "measured at a time; give --measure.batch_size=32."),
+        ("torch.optim.AdamW", "step", "for the state of the optimiser adamw; train less"),
+    ],
+)
+def test_out_of_memory_names_what_to_halve(
+    checkpoint: Path, dataset_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], place: str, name: str, words: str,
+) -> None:  # fmt: skip
+    def endpoints(*_: object) -> None:
+        raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
+
+    # Without a roofline, and the schedule's run alone where it is what memory runs out in.
+    monkeypatch.setattr(job, "_roofline", lambda bed: None)
+    if place == "chordflow.couplings.making":
+        monkeypatch.setattr(job, "planned", lambda config: planned(config)[1:2])
+    monkeypatch.setattr(f"{place}.{name}", endpoints)
+    more = ["--optimizer.type=adamw", "--measure.batch_size=64"]
+    assert main(arguments(checkpoint, dataset_root, tmp_path / "out", *more, budgets="[5]")) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_several_processes_are_refused(

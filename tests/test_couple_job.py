@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -27,6 +28,7 @@ from chordflow.couplings.store import read_manifest, shard_name
 from chordflow.experiments import couple as job
 from chordflow.experiments import reflow as training
 from chordflow.experiments.couple import CoupleConfig
+from chordflow.policies.smolvla import SmolVLAFlowPolicy
 from test_bad_input import small_disk as small_disk
 from test_process import start
 from test_reflow_job import options, student_of
@@ -123,6 +125,14 @@ def test_the_manifest_says_what_it_was_made_with(stores: dict[bool, Path], check
     assert shard["endpoint"].shape == (12, 8, 6)
     assert set(shard) == {"observations", "observation", "endpoint"}
     assert set(load_file(stores[True] / shard_name(0))) == {*shard, "context.0", "context.1"}
+
+
+@pytest.mark.parametrize("typed", [None, "v3.0"])
+def test_a_dataset_of_the_hub_is_told_by_its_commit(typed: str | None) -> None:
+    settings = {"dataset": {"repo_id": "a/b", "revision": typed}}
+    assert job._pinned(copy.deepcopy(settings), Path("hub/datasets--a--b/elsewhere")) == settings
+    told = job._pinned(settings, Path("hub/datasets--a--b/snapshots/0c1d2e"))
+    assert told["dataset"] == {"repo_id": "a/b", "revision": "0c1d2e"}
 
 
 @pytest.mark.parametrize("context", [False, True])
@@ -484,6 +494,46 @@ def test_a_store_that_does_not_fit_is_not_begun(
 class _Usage:
     def __init__(self, free: int) -> None:
         self.free = free
+
+
+@pytest.mark.parametrize(
+    ("of", "finished", "words"),
+    [
+        ("endpoints", 0, "while 8 couplings were solved by the teacher at a time; give --batch_size=4."),
+        (
+            "endpoints",
+            2,
+            "at a time; give --batch_size=4 for a new store in another --output_dir: the blocks of",
+        ),
+        ("encode", 0, "while 4 observations were encoded at a time; give --buffer.block_size=2."),
+    ],
+)
+def test_out_of_memory_names_what_to_halve(
+    checkpoint: Path, dataset_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture,
+    of: str, finished: int, words: str,
+) -> None:  # fmt: skip
+    write, written = job.StoreWriter.write, []
+
+    def short(*_: object) -> None:
+        raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
+
+    def endpoints(*_: object) -> None:
+        short()
+
+    def then_short(*given: Any) -> None:
+        write(*given)
+        written.append(given)
+        if len(written) == finished:
+            monkeypatch.setattr(making, "endpoints", endpoints)
+
+    monkeypatch.setattr(job.StoreWriter, "write", then_short)
+    if of == "encode":
+        monkeypatch.setattr(SmolVLAFlowPolicy, "encode", short)
+    elif not finished:
+        monkeypatch.setattr(making, "endpoints", endpoints)
+    output = tmp_path / "store"
+    assert words in refusal(command(checkpoint, dataset_root, output), capsys)
+    assert output.exists() == bool(finished)
 
 
 def test_a_disk_that_fills_up(

@@ -23,7 +23,7 @@ from chordflow.flow.seeds import generator
 from chordflow.policies.gaussian import GaussianFlowPolicy
 from chordflow.training.checkpoints import check_same_size
 from chordflow.training.distributed import current
-from chordflow.training.memory import enough_memory
+from chordflow.training.memory import enough_memory, enough_memory_to_step
 from chordflow.training.metrics import read_metrics
 from chordflow.training.optimizers import MuonConfig, OptimizerConfig, SOAPConfig
 from chordflow.training.wrapping import Wrapped
@@ -476,31 +476,53 @@ def test_out_of_memory_names_what_to_halve(tmp_path: Path, monkeypatch: pytest.M
         assert "while 6 couplings were solved by the teacher at a time; give --batch_size=3 --grad" in what(
             "solve"
         )
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.optim.AdamW, "step", short)
+        assert what("adam").endswith(
+            "for the state of the optimiser adamw; train less with --student.train, or use a larger device."
+        )
     monkeypatch.setattr(GaussianFlowPolicy, "encode", encode)
     assert what("encode").endswith("while 4 observations were encoded at a time; give --buffer.block_size=2.")
 
 
 @pytest.mark.parametrize(
-    ("modes", "memory", "option"),
+    ("modes", "memory", "batch_size", "stored", "option"),
     [
-        (1, 5_000, "--buffer.noises_per_observation=2."),
-        (20, 10_000, "--buffer.num_observations=4."),
-        (20, 100_000, "--batch_size=3 "),
+        (1, 5_000, 6, False, "--buffer.noises_per_observation=2."),
+        # Whose noises are settled, in whole blocks.
+        (1, 5_000, 6, True, "--buffer.num_observations=4."),
+        (20, 10_000, 6, False, "--buffer.num_observations=4."),
+        (20, 100_000, 6, False, "--batch_size=3 "),
+        # Of half as many couplings there is no step.
+        (1, 5_000, 24, False, "make a step smaller, which draws 24 couplings."),
     ],
 )
 def test_a_buffer_that_fills_the_memory_is_what_to_halve(
-    monkeypatch: pytest.MonkeyPatch, modes: int, memory: int, option: str
+    monkeypatch: pytest.MonkeyPatch, modes: int, memory: int, batch_size: int, stored: bool, option: str
 ) -> None:
     buffer = CouplingBuffer(
         make_policy(num_modes=modes), make_observations(8), CouplingConfig(num_steps=2), BufferConfig(8, 4, 0, 4),
-        seed=3, batch_size=6,
+        seed=3, batch_size=batch_size,
     )  # fmt: skip
     # Half of it is enough to tell.
     next(iter(buffer.fill(0)))
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=memory))
+    if stored:
+        monkeypatch.setattr(buffer.maker, "source", object())
     with (
         pytest.raises(UserError, match=r"GiB on cpu for the buffer|trained on at a time") as caught,
         enough_memory(buffer),
     ):
         short()
     assert option in str(caught.value)
+
+
+def test_soaps_matrices_are_what_to_halve() -> None:
+    config, parameters = SOAPConfig(max_precondition_dim=64), [torch.zeros(48, 100), torch.zeros(7)]
+    with (
+        pytest.raises(
+            UserError, match=r"give --optimizer.max_precondition_dim=24 or --optimizer.type=adamw\.$"
+        ),
+        enough_memory_to_step(config, parameters, torch.device("cpu")),
+    ):
+        short()

@@ -43,6 +43,7 @@ def usage() -> str:
 
 
 _SIZES = {
+    "bench": "--naive_batch_size, the batch_size of a schedule or --measure.batch_size",
     "compare": "--batch_size, --buffer.num_observations, --measure.batch_size or --eval.batch_size",
     "couple": "--batch_size or --buffer.block_size",
     "diagnose": "--measure.batch_size",
@@ -108,7 +109,8 @@ def main(argv: list[str] | None = None) -> int:
         if type(error).__name__ != "OutOfMemoryError" and not isinstance(error, MemoryError):
             raise
         text = "out of memory" + (f" ({str(error).splitlines()[0]})" if str(error) else "")
-        return _refuse(verb, f"{text}; lower {_SIZES.get(verb, _SIZES['reflow'])}.")
+        what = f"lower {_SIZES[verb]}" if verb in _SIZES else "use a machine with more memory"
+        return _refuse(verb, f"{text}; {what}.")
     return 0
 
 

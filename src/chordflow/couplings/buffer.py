@@ -258,7 +258,9 @@ class CouplingBuffer:
             advice.append(f"--buffer.num_observations={fit * self.block_size}")
         left = room / count - (block.num_bytes - block.coupling_bytes)
         noises = int(config.noises_per_observation * left // max(block.coupling_bytes, 1))
-        if noises >= 1 and self.step_size <= self.num_blocks * self.block_size * noises:
+        # How many noises a stored observation has, its store has settled.
+        free_to_choose = self.maker.source is None
+        if free_to_choose and noises >= 1 and self.step_size <= self.num_blocks * self.block_size * noises:
             advice.append(f"--buffer.noises_per_observation={noises}")
         each = block.num_bytes / self.block_size
         raise UserError(

@@ -5,31 +5,29 @@ from __future__ import annotations
 import contextlib
 import shlex
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import draccus
 import torch
 
 from chordflow.console import bar, say
-from chordflow.couplings import LEAST_STEPS, BufferConfig, CouplingBuffer, Split, open_split
+from chordflow.couplings import LEAST_STEPS, BufferConfig, CouplingBuffer, open_split
 from chordflow.errors import UserError
 from chordflow.experiments.bench_config import ClockName, TrainingBenchConfig
 from chordflow.experiments.bench_gap import HeldOutGap
 from chordflow.experiments.bench_plan import Part, planned
+from chordflow.experiments.bench_sources import Bed, check_schedules, enough_memory_for, source_of
 from chordflow.experiments.compare_setup import refuse_several_processes
 from chordflow.experiments.provenance import device_name, weights_sha256
 from chordflow.experiments.roofline import PeakMemory, measure_roofline
 from chordflow.experiments.run_folder import new_folder, only_run
-from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint
-from chordflow.policies.base import PREFIX_ROLES
+from chordflow.policies import load_flow_policy, resolve_checkpoint
 from chordflow.results.bench import NAIVE, BenchLoop, BenchRun, Look, Roofline, TrainingBench
 from chordflow.results.schema import installed_versions
-from chordflow.training.naive import NaiveCouplings
+from chordflow.training.memory import enough_memory_at
 from chordflow.training.student import Student, StudentInit, make_student, shares_prefix
-from chordflow.training.timed import Passed, Source, Stopwatch, TrainingStep, train_for
+from chordflow.training.timed import Passed, Stopwatch, TrainingStep, train_for
 
 BENCH = "bench.json"
 
@@ -37,16 +35,6 @@ ADDABLE = ("budgets", "seeds", "schedules", "output_dir", "resume")
 """Settings that may be another when a benchmark is gone on with."""
 
 ROOFLINE_REPEATS = 5
-
-
-@dataclass(frozen=True)
-class Bed:
-    """What all runs share."""
-
-    config: TrainingBenchConfig
-    teacher: FlowPolicy
-    teacher_dir: Path
-    split: Split
 
 
 def bench_training(config: TrainingBenchConfig, command: list[str]) -> TrainingBench:
@@ -79,7 +67,7 @@ def bench_training(config: TrainingBenchConfig, command: list[str]) -> TrainingB
         )
     bed = Bed(config, teacher, teacher_dir, open_split(config.dataset, teacher, config.rename_map))
     bench = _begun(bed, command)
-    _check_schedules(bed)
+    check_schedules(bed)
     if before is not None:
         bench = _gone_on_with(bench, before)
     with contextlib.nullcontext() if config.resume else new_folder(output), only_run(output):
@@ -120,19 +108,6 @@ def _begun(bed: Bed, command: list[str]) -> TrainingBench:
         seeds=config.seeds,
         clock=str(config.clock),
     )
-
-
-def _check_schedules(bed: Bed) -> None:
-    """Makes sure that every schedule can be trained by, before the others have been for hours.
-
-    Raises:
-        UserError: if not.
-    """
-    for name in bed.config.schedules:
-        try:
-            _buffer(bed, name)
-        except UserError as error:
-            raise UserError(f"schedules: {name!r} cannot be trained by: {error}") from error
 
 
 def _gone_on_with(now: TrainingBench, before: TrainingBench) -> TrainingBench:
@@ -189,7 +164,7 @@ def _run(bed: Bed, bench: TrainingBench) -> TrainingBench:
         return bench
     if bench.roofline is None:
         bench = replace(bench, roofline=_roofline(bed))
-    with bar("teacher") as progress:
+    with bar("teacher") as progress, _measuring(bed):
         gap = HeldOutGap(
             bed.teacher, bed.split.held_out, config.measure, bench.teacher_num_steps, progress.update
         )
@@ -203,10 +178,15 @@ def _run(bed: Bed, bench: TrainingBench) -> TrainingBench:
     return bench
 
 
+def _measuring(bed: Bed) -> contextlib.AbstractContextManager[None]:
+    size = bed.config.measure.batch_size
+    return enough_memory_at("measure.batch_size", size, "noises were measured", bed.teacher.device)
+
+
 def _trained(bed: Bed, gap: HeldOutGap, part: Part) -> BenchRun:
     config, device = bed.config, bed.teacher.device
     student, shared = _student(bed, part.seed)
-    with _source(bed, part, student, shared) as source:
+    with source_of(bed, part, student, shared) as source, enough_memory_for(bed, part, source):
         step = _step(config, student, part.seed, source.parts)
         memory = PeakMemory(device)
         looks: list[Look] = []
@@ -222,7 +202,7 @@ def _trained(bed: Bed, gap: HeldOutGap, part: Part) -> BenchRun:
                 progress.update(min(passed.seconds, part.budget_s), part.budget_s, note)
 
             def look(passed: Passed) -> None:
-                with own.stopped():
+                with own.stopped(), _measuring(bed):
                     found = gap.of(student.policy, shares_prefix=shared)
                     looks.append(Look(passed.mark, passed.seconds, passed.steps, passed.samples, found))
                     last[:] = [passed]
@@ -260,48 +240,18 @@ def _step(config: TrainingBenchConfig, student: Student, seed: int, parts: int) 
     return TrainingStep(student.policy, student.trainable, method, config.optimizer, seed=seed, parts=parts)
 
 
-@contextlib.contextmanager
-def _source(bed: Bed, part: Part, student: Student, shared: bool) -> Iterator[Source]:
-    config = bed.config
-    common: dict[str, Any] = {"seed": part.seed, "num_workers": config.num_workers}
-    if part.loop != NAIVE:
-        yield _buffer(bed, part.loop, student_encode=None if shared else student.policy.encode, **common)
-        return
-    with contextlib.closing(
-        NaiveCouplings(
-            bed.teacher, bed.split.train, config.coupling, batch_size=config.naive_batch_size, **common
-        )
-    ) as naive:
-        yield naive
-
-
-def _buffer(bed: Bed, name: str, *, seed: int = 0, **options: Any) -> CouplingBuffer:
-    """The empty buffer of a schedule."""
-    schedule = bed.config.schedules[name]
-    return CouplingBuffer(
-        bed.teacher,
-        bed.split.train,
-        bed.config.coupling,
-        schedule.buffer,
-        seed=seed,
-        batch_size=schedule.batch_size,
-        parts=schedule.gradient_accumulation_steps,
-        student_context=not set(bed.teacher.default_train_roles) & set(PREFIX_ROLES),
-        **options,
-    )
-
-
 def _roofline(bed: Bed) -> Roofline:
     config, size = bed.config, bed.config.naive_batch_size
     student, _ = _student(bed, 0)
     once = BufferConfig(size, 1, 0, size, adaptive_share=0.0)
-    source = CouplingBuffer(bed.teacher, bed.split.train, config.coupling, once, seed=0, batch_size=size)
-    list(source.fill(0))
-    order = list(range(min(size, len(bed.split.train))))
-    items = next(bed.split.train.batches(order, size))
-    step = _step(config, student, 0, 1)
-    with bar("roofline") as progress:
-        return measure_roofline(
-            bed.teacher, items, config.coupling, step, source,
-            repeats=ROOFLINE_REPEATS, on_piece=progress.update,
-        )  # fmt: skip
+    with enough_memory_at("naive_batch_size", size, "couplings were made or trained on", bed.teacher.device):
+        source = CouplingBuffer(bed.teacher, bed.split.train, config.coupling, once, seed=0, batch_size=size)
+        list(source.fill(0))
+        order = list(range(min(size, len(bed.split.train))))
+        items = next(bed.split.train.batches(order, size))
+        step = _step(config, student, 0, 1)
+        with bar("roofline") as progress:
+            return measure_roofline(
+                bed.teacher, items, config.coupling, step, source,
+                repeats=ROOFLINE_REPEATS, on_piece=progress.update,
+            )  # fmt: skip

@@ -27,6 +27,7 @@ from chordflow.experiments.stored_couplings import made_with
 from chordflow.policies import Context, FlowPolicy, load_flow_policy, resolve_checkpoint
 from chordflow.results.schema import installed_versions
 from chordflow.training.distributed import current
+from chordflow.training.memory import enough_memory_to_make
 
 
 @dataclass
@@ -152,7 +153,7 @@ def couple(config: CoupleConfig) -> Path:
         store_context=config.store_context,
     )
     about = {
-        "settings": _absolute(draccus.encode(config)),
+        "settings": _pinned(_absolute(draccus.encode(config)), Path(split.metadata.root)),
         "teacher_sha256": weights_sha256(teacher_dir),
         "dataset": {
             "total_episodes": split.metadata.total_episodes,
@@ -174,7 +175,8 @@ def couple(config: CoupleConfig) -> Path:
                 if processes.first:
                     processes.wait()
                     job.mend(writer)
-                job.run(writer)
+                with enough_memory_to_make(maker, lambda: len(writer.manifest.shards)):
+                    job.run(writer)
             except KeyboardInterrupt as interrupt:
                 interrupt.add_note(_how_to_go_on(writer))
                 raise
@@ -331,6 +333,13 @@ def _absolute(settings: dict[str, Any]) -> dict[str, Any]:
         path = settings[group][name]
         if path is not None and Path(path).is_dir():
             settings[group][name] = str(Path(path).resolve())
+    return settings
+
+
+def _pinned(settings: dict[str, Any], dataset: Path) -> dict[str, Any]:
+    """Settings with the commit of a dataset that came from the Hub, whose branches and tags may move on."""
+    if dataset.parent.name == "snapshots":
+        settings["dataset"]["revision"] = dataset.name
     return settings
 
 

@@ -25,6 +25,7 @@ from chordflow.results.schema import (
     Results,
     installed_versions,
 )
+from chordflow.training.memory import enough_memory_at
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,11 @@ def measured_students(
         for name, folder in students.items()
     }
     teacher_steps, steps = deployed_steps(config, teacher), config.num_inference_steps
-    with bar("measuring") as progress:
+    size = config.measure.batch_size
+    with (
+        bar("measuring") as progress,
+        enough_memory_at("measure.batch_size", size, "noises were measured", teacher.device),
+    ):
         measures = measure(
             {
                 TEACHER: Sampler(teacher, teacher_steps),

@@ -24,7 +24,7 @@ from chordflow.training.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
-from chordflow.training.memory import enough_memory
+from chordflow.training.memory import enough_memory, enough_memory_to_step
 from chordflow.training.methods import Method
 from chordflow.training.metrics import METRICS as METRICS
 from chordflow.training.metrics import append_metrics, cut_metrics, last_good
@@ -144,7 +144,8 @@ def train(
     wrapped = Wrapped(student, trainable, config.gradient_accumulation_steps)
     processes, trainable = wrapped.processes, wrapped.trainable
     _check(config, buffer, wrapped)
-    optimizer = config.optimizer.build(trainable, student)
+    with enough_memory_to_step(config.optimizer, trainable.values(), buffer.teacher.device):
+        optimizer = config.optimizer.build(trainable, student)
     warmup = config.scheduler.warmup(config.steps)
     scheduler = CosineAnnealingWithWarmupSchedulerConfig(num_warmup_steps=warmup).build(
         optimizer, config.steps
@@ -205,11 +206,12 @@ def train(
             if step == start:
                 logged_at = time.perf_counter()
             value = loss_of(step, backward=True)
-        norm = wrapped.clip(config.optimizer.grad_clip_norm)
+        with enough_memory_to_step(config.optimizer, trainable.values(), buffer.teacher.device):
+            norm = wrapped.clip(config.optimizer.grad_clip_norm)
         if not (math.isfinite(value) and math.isfinite(norm)):
             raise _not_finite(step + 1, f"loss {value}, gradient norm {norm}", checkpoint)
         lr = float(scheduler.get_last_lr()[0])
-        with enough_memory(buffer):
+        with enough_memory_to_step(config.optimizer, trainable.values(), buffer.teacher.device):
             optimizer.step()
         scheduler.step()
         optimizer.zero_grad()

@@ -19,6 +19,7 @@ from chordflow.couplings import CouplingBatch
 from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
 from chordflow.policies import FlowPolicy
+from chordflow.training.memory import enough_memory_to_step
 from chordflow.training.methods import Method
 from chordflow.training.optimizers import OptimizerConfig
 from chordflow.training.wrapping import Wrapped
@@ -123,7 +124,8 @@ class TrainingStep:
             loss = self._method.loss(self._wrapped, batch, generator(self._seed, "times", step))
             self._wrapped.backward(loss * batch.weight)
             total += loss.item() * batch.weight
-        norm = self._wrapped.clip(self._config.grad_clip_norm)
+        with self._enough_memory():
+            norm = self._wrapped.clip(self._config.grad_clip_norm)
         if not (math.isfinite(total) and math.isfinite(norm)):
             raise UserError(
                 f"optimizer.lr={self._config.lr}: the loss is not finite at step {step + 1} (loss {total}, gradient "
@@ -131,9 +133,14 @@ class TrainingStep:
             )
         for group in self._optimizer.param_groups:
             group["lr"] = self._config.lr * rate
-        self._optimizer.step()
+        with self._enough_memory():
+            self._optimizer.step()
         self._optimizer.zero_grad()
         return total
+
+    def _enough_memory(self) -> contextlib.AbstractContextManager[None]:
+        parameters = list(self._wrapped.trainable.values())
+        return enough_memory_to_step(self._config, parameters, parameters[0].device)
 
 
 @dataclass(frozen=True)
