@@ -164,7 +164,7 @@ def test_an_interrupted_comparison_goes_on(
     assert main(arguments(checkpoint, dataset_root, output, *given)) == 130
     said = capsys.readouterr().err
     assert f"chordflow compare --resume=true --config_path='{output / 'compare.json'}'" in said
-    assert "| one\\_step | " in (output / "compare.md").read_text()
+    assert "| one\\_step" in (output / "compare.md").read_text()
     first = Comparison.load(output / "compare.json")
     assert [(run.method, run.seed) for run in first.runs] == [("one_step", 5)]
     assert first.runs[0].training_s >= 0.4
