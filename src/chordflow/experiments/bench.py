@@ -19,7 +19,7 @@ from chordflow.experiments.bench_gap import HeldOutGap
 from chordflow.experiments.bench_plan import Part, planned
 from chordflow.experiments.bench_sources import Bed, check_schedules, enough_memory_for, source_of
 from chordflow.experiments.compare_setup import refuse_several_processes
-from chordflow.experiments.provenance import device_name, weights_sha256
+from chordflow.experiments.provenance import device_name, refuse_student_of_few_steps, weights_sha256
 from chordflow.experiments.roofline import PeakMemory, measure_roofline
 from chordflow.experiments.run_folder import new_folder, only_run
 from chordflow.policies import load_flow_policy, resolve_checkpoint
@@ -57,6 +57,7 @@ def bench_training(config: TrainingBenchConfig, command: list[str]) -> TrainingB
         raise UserError(f"output_dir={output} exists already; name a new folder.")
     before = TrainingBench.load(output / BENCH) if config.resume else None
     teacher_dir = resolve_checkpoint(config.teacher.path, config.teacher.revision)
+    refuse_student_of_few_steps(teacher_dir, config.teacher.path)
     teacher = load_flow_policy(teacher_dir, device=config.device, rename_map=config.rename_map)
     teacher.module.requires_grad_(False)
     own_thread = torch.get_num_threads() == 1 and teacher.device.type == "cpu"

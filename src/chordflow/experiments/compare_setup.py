@@ -12,7 +12,7 @@ from chordflow.errors import UserError
 from chordflow.experiments.compare_config import ADDABLE, OWN, CompareConfig, Planned
 from chordflow.experiments.compare_success import Episodes
 from chordflow.experiments.plain import plain
-from chordflow.experiments.provenance import device_name, weights_sha256
+from chordflow.experiments.provenance import device_name, refuse_student_of_few_steps, weights_sha256
 from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint
 from chordflow.results.compare import Comparison, Entry
 from chordflow.results.schema import installed_versions
@@ -74,6 +74,7 @@ def made(config: CompareConfig, planned: Sequence[Planned]) -> Bed:
         UserError: for input that cannot be used.
     """
     teacher_dir = resolve_checkpoint(config.teacher.path, config.teacher.revision)
+    refuse_student_of_few_steps(teacher_dir, config.teacher.path)
     teacher = load_flow_policy(teacher_dir, device=config.device, rename_map=config.rename_map)
     teacher.module.requires_grad_(False)
     steps = config.teacher.num_inference_steps or teacher.default_num_steps
