@@ -5,14 +5,11 @@ One file, written whole after each run of a loop, so that a benchmark can be sto
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from chordflow.errors import UserError
-from chordflow.results.codec import DecodeError, decode, encode
-from chordflow.results.files import write_whole
+from chordflow.results.files import read_record, write_record
 
 NAIVE = "naive"
 """The loop without reuse, as runs and tables name it."""
@@ -260,11 +257,7 @@ class TrainingBench:
         Raises:
             UserError: if it cannot be written, or a number is not finite.
         """
-        try:
-            text = json.dumps(encode(self), indent=2, allow_nan=False)
-        except ValueError as error:
-            raise UserError(f"The results cannot be written: {error}") from error
-        write_whole(path, (text + "\n").encode("utf-8"))
+        write_record(path, self)
 
     @classmethod
     def load(cls, path: Path) -> TrainingBench:
@@ -273,11 +266,4 @@ class TrainingBench:
         Raises:
             UserError: if it is missing, damaged or something else.
         """
-        try:
-            return decode(cls, json.loads(path.read_text(encoding="utf-8")))
-        except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror}); give a benchmark's file.") from error
-        except (DecodeError, ValueError) as error:
-            raise UserError(
-                f"{path} is no readable result of chordflow bench training ({error}); run it again into a new folder."
-            ) from error
+        return read_record(cls, path, verb="chordflow bench training", give="a benchmark's file")

@@ -1,9 +1,12 @@
 """Files that appear whole or not at all."""
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 from chordflow.errors import UserError
+from chordflow.results.codec import DecodeError, decode, encode
 
 
 def write_whole(path: str | Path, data: bytes) -> Path:
@@ -35,3 +38,38 @@ def write_whole(path: str | Path, data: bytes) -> Path:
             f"{path} cannot be written ({error.strerror}); choose a folder that exists and has room."
         ) from error
     return path
+
+
+def write_record(path: Path, record: Any) -> None:
+    """Write a dataclass of numbers as JSON, whole or not at all.
+
+    Raises:
+        UserError: If it cannot be written, or a number is not finite.
+    """
+    try:
+        text = json.dumps(encode(record), indent=2, allow_nan=False)
+    except ValueError as error:
+        raise UserError(f"The results cannot be written: {error}") from error
+    write_whole(path, (text + "\n").encode("utf-8"))
+
+
+def read_record[T](kind: type[T], path: Path, *, verb: str, give: str) -> T:
+    """Read what ``write_record`` wrote.
+
+    Args:
+        kind: The dataclass.
+        path: The file.
+        verb: Command that makes such files, for messages.
+        give: What to give instead of a file that cannot be read, for messages.
+
+    Raises:
+        UserError: If it is missing, damaged or something else.
+    """
+    try:
+        return decode(kind, json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); give {give}.") from error
+    except (DecodeError, ValueError) as error:
+        raise UserError(
+            f"{path} is no readable result of {verb} ({error}); run it again into a new folder."
+        ) from error
