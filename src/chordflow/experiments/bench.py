@@ -12,7 +12,7 @@ import draccus
 import torch
 
 from chordflow.console import bar, say
-from chordflow.couplings import LEAST_STEPS, BufferConfig, CouplingBuffer, open_split
+from chordflow.couplings import BufferConfig, CouplingBuffer, open_split
 from chordflow.errors import UserError
 from chordflow.experiments.bench_config import ClockName, TrainingBenchConfig
 from chordflow.experiments.bench_gap import HeldOutGap
@@ -22,6 +22,7 @@ from chordflow.experiments.compare_setup import refuse_several_processes
 from chordflow.experiments.provenance import device_name, refuse_student_of_few_steps, weights_sha256
 from chordflow.experiments.roofline import PeakMemory, measure_roofline
 from chordflow.experiments.run_folder import new_folder, only_run
+from chordflow.experiments.student_results import deployed_steps
 from chordflow.policies import load_flow_policy, resolve_checkpoint
 from chordflow.results.bench import NAIVE, BenchLoop, BenchRun, Look, Roofline, TrainingBench
 from chordflow.results.schema import installed_versions
@@ -90,7 +91,7 @@ def resume_command(output_dir: Path) -> str:
 
 def _begun(bed: Bed, command: list[str]) -> TrainingBench:
     config = bed.config
-    steps = config.teacher.num_inference_steps or bed.teacher.default_num_steps
+    steps = deployed_steps(config.teacher, bed.teacher)
     config.coupling.settle(steps)
     return TrainingBench(
         command=command,
@@ -100,7 +101,7 @@ def _begun(bed: Bed, command: list[str]) -> TrainingBench:
         teacher=config.teacher.path,
         teacher_sha256=weights_sha256(bed.teacher_dir),
         # A teacher that is itself a student of one step is held to what its couplings are made by.
-        teacher_num_steps=steps if steps > 1 else LEAST_STEPS,
+        teacher_num_steps=steps,
         loops=[
             BenchLoop(NAIVE, config.naive_batch_size),
             *(schedule.described(name) for name, schedule in config.schedules.items()),

@@ -124,7 +124,7 @@ class _Collecting(RunObservations):
         # The first collection's alone: every later one goes on where the one before it on disk has ended.
         self.first_seed = config.collect.seed + config.seed % SEEDS_APART * EPISODES_OF_A_SEED
         self.recorded = recorded
-        self.teacher, self.teacher_steps = teacher, deployed_steps(config, teacher)
+        self.teacher, self.teacher_steps = teacher, deployed_steps(config.teacher, teacher)
         self.student, self.student_steps = student, config.num_inference_steps
         self._stack = stack
         self._host: Host | None = None

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from chordflow.couplings import LEAST_STEPS, CouplingBuffer, Split, open_split
+from chordflow.couplings import CouplingBuffer, Split, open_split
 from chordflow.errors import UserError
 from chordflow.experiments.compare_config import ADDABLE, OWN, CompareConfig, Planned
 from chordflow.experiments.compare_success import Episodes
 from chordflow.experiments.plain import plain
 from chordflow.experiments.provenance import device_name, refuse_student_of_few_steps, weights_sha256
+from chordflow.experiments.student_results import deployed_steps
 from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint
 from chordflow.results.compare import Comparison, Entry
 from chordflow.results.schema import installed_versions
@@ -77,7 +78,7 @@ def made(config: CompareConfig, planned: Sequence[Planned]) -> Bed:
     refuse_student_of_few_steps(teacher_dir, config.teacher.path)
     teacher = load_flow_policy(teacher_dir, device=config.device, rename_map=config.rename_map)
     teacher.module.requires_grad_(False)
-    steps = config.teacher.num_inference_steps or teacher.default_num_steps
+    steps = deployed_steps(config.teacher, teacher)
     # Not the common settings: what an entry's solver takes by default is not what another's does, and they are kept
     # for going on.
     for entry in planned:
@@ -87,16 +88,14 @@ def made(config: CompareConfig, planned: Sequence[Planned]) -> Bed:
         actions: open_split(config.dataset, teacher, config.rename_map, actions=actions)
         for actions in sorted(needed)
     }
-    # A teacher that is itself a student of one step is held to what its couplings are made by.
-    deployed = steps if steps > 1 else LEAST_STEPS
     bed = Bed(
         config,
         {entry.name: entry for entry in planned},
         teacher,
         teacher_dir,
-        deployed,
+        steps,
         splits,
-        Episodes(config, teacher, deployed) if config.env is not None else None,
+        Episodes(config, teacher, steps) if config.env is not None else None,
     )
     for entry in planned:
         _check(bed, entry)

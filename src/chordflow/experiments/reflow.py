@@ -167,7 +167,7 @@ def run_round(
     config, teacher = job.config, job.teacher
     say(
         f"Teacher: {config.teacher.path} ({teacher.family}, {_millions(teacher)} parameters, "
-        f"on {device_name(teacher.device)}), deployed at {deployed_steps(config, teacher)} steps"
+        f"on {device_name(teacher.device)}), deployed at {deployed_steps(config.teacher, teacher)} steps"
     )
     say(
         f"Data:    {config.dataset.repo_id}, {len(job.split.train):,} observations to train on, "

@@ -10,7 +10,7 @@ from pathlib import Path
 from chordflow.console import bar
 from chordflow.couplings import LEAST_STEPS, Split
 from chordflow.evaluation.measure import measure
-from chordflow.experiments.config import ReflowJobConfig
+from chordflow.experiments.config import ReflowJobConfig, TeacherConfig
 from chordflow.experiments.measured import concluded, policy_info, with_measures
 from chordflow.experiments.plain import plain
 from chordflow.experiments.provenance import device_name
@@ -69,7 +69,7 @@ def measured_students(
         name: load_flow_policy(folder, device=config.device, rename_map=config.rename_map, field="student")
         for name, folder in students.items()
     }
-    teacher_steps, steps = deployed_steps(config, teacher), config.num_inference_steps
+    teacher_steps, steps = deployed_steps(config.teacher, teacher), config.num_inference_steps
     size = config.measure.batch_size
     with (
         bar("measuring") as progress,
@@ -111,11 +111,11 @@ def measured_students(
     return concluded(results)
 
 
-def deployed_steps(config: ReflowJobConfig, teacher: FlowPolicy) -> int:
+def deployed_steps(config: TeacherConfig, teacher: FlowPolicy) -> int:
     """The teacher's steps as deployed: what the user says, or what the checkpoint is saved with.
 
     A teacher that is itself a student saved with a single step is measured at ten, unless the user says otherwise.
     """
-    if config.teacher.num_inference_steps is not None:
-        return config.teacher.num_inference_steps
+    if config.num_inference_steps is not None:
+        return config.num_inference_steps
     return teacher.default_num_steps if teacher.default_num_steps > 1 else LEAST_STEPS
