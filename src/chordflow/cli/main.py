@@ -26,6 +26,7 @@ VERBS = {
         "chordflow.cli.compare",
         "train by several methods at one budget, and put them into one table",
     ),
+    "study": ("chordflow.cli.study", "answer one question about reflow by several trainings side by side"),
     "relocate": ("chordflow.cli.relocate", "mend a checkpoint whose vision-language model folder has moved"),
     "bench": ("chordflow.cli.bench", "time training with and without reuse of couplings, side by side"),
     "demo": ("chordflow.cli.demo", "run the whole job on a small teacher that comes with chordflow"),
@@ -49,6 +50,7 @@ _SIZES = {
     "diagnose": "--measure.batch_size",
     "evaluate": "--eval.batch_size or --measure.batch_size",
     "reflow": "--batch_size, --buffer.num_observations or --measure.batch_size",
+    "study": "--batch_size, --buffer.num_observations, --measure.batch_size or --eval.batch_size",
 }
 """What takes less memory, by verb."""
 
