@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from lerobot.utils.import_utils import register_third_party_plugins
 
-from chordflow.cli.options import CONFIG_PATH, build, help_text, read_options
-from chordflow.cli.settings import read_settings, wants_resume
+from chordflow.cli.options import build, help_text
+from chordflow.cli.settings import parse_record
 from chordflow.console import console, say
 from chordflow.errors import UserError
 from chordflow.experiments.collect_config import ObservationSource
@@ -64,28 +63,9 @@ def parse(arguments: list[str]) -> CompareConfig:
     Raises:
         UserError: for options that cannot be used.
     """
-    values = read_options(arguments)
-    config_path = values.pop(CONFIG_PATH, None)
-    base: dict[str, Any] = read_settings(config_path) if config_path else {}
-    if not wants_resume(values):
-        return build(CompareConfig, values, base.get("settings", base))
-    if config_path is None:
-        raise UserError(f"resume=true needs --config_path=OUTPUT_DIR/{COMPARE}.")
-    if base.get("kind") != "compare" or not isinstance(base.get("settings"), dict):
-        raise UserError(
-            f"config_path={config_path} is no file of chordflow compare; give OUTPUT_DIR/{COMPARE}."
-        )
-    # The folder may have been moved since: it is where its file is.
-    settings = {**base["settings"], "output_dir": str(Path(config_path).resolve().parent)}
-    Comparison.load(Path(config_path))
-    try:
-        build(CompareConfig, {}, settings)
-    except UserError as error:
-        raise UserError(
-            f"config_path={config_path} holds settings that cannot be used ({error}); restore the file, or start a "
-            "new comparison."
-        ) from error
-    return build(CompareConfig, values, settings)
+    return parse_record(
+        CompareConfig, arguments, kind="compare", file=COMPARE, what="comparison", load=Comparison.load
+    )
 
 
 def plan(config: CompareConfig) -> list[Planned]:

@@ -12,15 +12,20 @@ from pathlib import Path
 
 from chordflow.console import bar, say
 from chordflow.errors import UserError
-from chordflow.evaluation.yardstick import Held, Yardstick
+from chordflow.evaluation.yardstick import Yardstick
 from chordflow.experiments.compare_config import COMPARE, CompareConfig, Planned
 from chordflow.experiments.compare_setup import Bed, begun, gone_on_with, made, refuse_several_processes
 from chordflow.experiments.compare_training import Budget, train_student
-from chordflow.experiments.provenance import teacher_may_have_seen, weights_sha256
+from chordflow.experiments.provenance import weights_sha256
 from chordflow.experiments.run_folder import new_folder, only_run
-from chordflow.policies import FlowPolicy, load_flow_policy
-from chordflow.results.compare import Comparison, Figures, Run, Untrained
-from chordflow.results.schema import HeldOut
+from chordflow.experiments.side_by_side import (
+    figures,
+    open_yardstick,
+    refuse_existing,
+    reloaded,
+    without_training,
+)
+from chordflow.results.compare import Comparison, Run
 
 
 def compare(
@@ -43,7 +48,7 @@ def compare(
     refuse_several_processes()
     output = config.output_dir
     if not config.resume:
-        _refuse_existing(output)
+        refuse_existing(output, COMPARE, resume_command(output))
     before = Comparison.load(output / COMPARE) if config.resume else None
     bed = made(config, planned)
     comparison = begun(bed, command)
@@ -70,15 +75,6 @@ def run_folder(output_dir: Path, method: str, seed: int) -> Path:
     return output_dir / method / f"seed_{seed}"
 
 
-def _refuse_existing(output: Path) -> None:
-    if (output / COMPARE).is_file():
-        raise UserError(
-            f"output_dir={output} exists already; name a new folder, or go on with: {resume_command(output)}"
-        )
-    if output.exists():
-        raise UserError(f"output_dir={output} exists already; name a new folder.")
-
-
 def _run(bed: Bed, comparison: Comparison, on_run: Callable[[Comparison], None]) -> Comparison:
     # Whatever else the machine does meets all methods alike, and an interrupted comparison has all of a seed.
     pairs = [(name, seed) for seed in bed.config.seeds for name in bed.planned]
@@ -87,7 +83,9 @@ def _run(bed: Bed, comparison: Comparison, on_run: Callable[[Comparison], None])
     budget = f"{comparison.steps:,} steps" if comparison.steps is not None else f"{comparison.seconds:g} s"
     say(f"Compare: {len(missing)} of {len(pairs)} runs to go, {budget} each, on {comparison.device}")
     if missing or comparison.untrained is None:
-        comparison = _without_training(bed, comparison, yardstick := _yardstick(bed))
+        comparison = _without_training(
+            bed, comparison, yardstick := open_yardstick(bed.config, bed.origin, bed.split)
+        )
         on_run(comparison)
         for name, seed in missing:
             comparison = _one(bed, comparison, yardstick, name, seed)
@@ -100,31 +98,12 @@ def _finished(bed: Bed, run: Run) -> bool:
     return run.figures is not None and (bed.episodes is None or bool(run.success))
 
 
-def _yardstick(bed: Bed) -> Yardstick:
-    with bar("teacher") as progress:
-        return Yardstick(
-            bed.teacher,
-            bed.split.held_out,
-            bed.config.measure.full(),
-            bed.teacher_steps,
-            progress.update,
-        )
-
-
 def _without_training(bed: Bed, comparison: Comparison, yardstick: Yardstick) -> Comparison:
     """The comparison with the teacher's own figures."""
-    config, split = bed.config, bed.split
+    config = bed.config
     path = config.output_dir / COMPARE
     if comparison.untrained is None:
-        held_out = HeldOut(
-            episodes=split.held_out_episodes,
-            observations=yardstick.num_observations,
-            noises=config.measure.noises_per_observation,
-            maybe_seen_by_teacher=teacher_may_have_seen(
-                bed.teacher_dir, config.dataset, split.held_out_episodes
-            ),
-        )
-        untrained = Untrained(bed.teacher_steps, _figures(yardstick.teacher))
+        held_out, untrained = without_training(config, bed.origin, bed.split, yardstick)
         comparison = replace(comparison, held_out=held_out, untrained=untrained)
         comparison.save(path)
     assert comparison.untrained is not None
@@ -143,10 +122,10 @@ def _one(bed: Bed, comparison: Comparison, yardstick: Yardstick, name: str, seed
         run = _trained(bed, name, seed, label)
         comparison = _with(comparison, run)
         comparison.save(path)
-    student = _reloaded(bed, run)
+    student = reloaded(bed.config, run.student, run.weights_sha256)
     if run.figures is None:
         with bar(f"{label}, gaps") as progress:
-            run = replace(run, figures=_figures(yardstick.of(name, student, progress.update)))
+            run = replace(run, figures=figures(yardstick.of(name, student, progress.update)))
         comparison = _with(comparison, run)
         comparison.save(path)
     if bed.episodes is not None and not run.success:
@@ -173,8 +152,8 @@ def _trained(bed: Bed, name: str, seed: int, label: str) -> Run:
         trained = train_student(
             job,
             Budget(config.steps, config.seconds),
-            bed.teacher,
-            bed.teacher_dir,
+            bed.origin.policy,
+            bed.origin.folder,
             bed.splits[job.method.build().needs_actions],
             label=label,
         )
@@ -196,27 +175,3 @@ def _trained(bed: Bed, name: str, seed: int, label: str) -> Run:
         buffer_bytes=trained.buffer_bytes,
         rollouts=trained.rollouts,
     )
-
-
-def _reloaded(bed: Bed, run: Run) -> FlowPolicy:
-    """The student as it lies on disk.
-
-    Raises:
-        UserError: if it is not the one that was trained.
-    """
-    folder = bed.config.output_dir / run.student
-    if not folder.is_dir() or weights_sha256(folder) != run.weights_sha256:
-        raise UserError(
-            f"output_dir={bed.config.output_dir}: {run.student} is not there or not what was trained; restore it, or "
-            "start a new comparison."
-        )
-    student = load_flow_policy(
-        folder, device=bed.config.device, rename_map=bed.config.rename_map, field="student"
-    )
-    student.module.requires_grad_(False)
-    return student
-
-
-def _figures(held: Held) -> Figures:
-    curvature = held.curvature
-    return Figures(curvature.s, curvature.curvature, curvature.interval, held.gaps)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+
+from lerobot.envs.configs import EnvConfig
 
 from chordflow.couplings import CouplingBuffer, Split, open_split
 from chordflow.errors import UserError
 from chordflow.experiments.compare_config import ADDABLE, OWN, CompareConfig, Planned
 from chordflow.experiments.compare_success import Episodes
 from chordflow.experiments.plain import plain
-from chordflow.experiments.provenance import device_name, refuse_student_of_few_steps, weights_sha256
-from chordflow.experiments.student_results import deployed_steps
-from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint
+from chordflow.experiments.provenance import device_name, weights_sha256
+from chordflow.experiments.side_by_side import Teacher, open_teacher, refuse_another
 from chordflow.results.compare import Comparison, Entry
 from chordflow.results.schema import installed_versions
 from chordflow.training.wrapping import fsdp_is_asked_for
@@ -27,18 +27,14 @@ class Bed:
     Attributes:
         config: of the comparison.
         planned: what is trained, by name.
-        teacher: the loaded teacher, frozen.
-        teacher_dir: its local folder.
-        teacher_steps: its Euler steps as deployed.
+        origin: the teacher.
         splits: the observations, with and without actions, as far as a method needs them.
         episodes: runs policies; None without an environment.
     """
 
     config: CompareConfig
     planned: dict[str, Planned]
-    teacher: FlowPolicy
-    teacher_dir: Path
-    teacher_steps: int
+    origin: Teacher
     splits: dict[bool, Split]
     episodes: Episodes | None
 
@@ -74,28 +70,22 @@ def made(config: CompareConfig, planned: Sequence[Planned]) -> Bed:
     Raises:
         UserError: for input that cannot be used.
     """
-    teacher_dir = resolve_checkpoint(config.teacher.path, config.teacher.revision)
-    refuse_student_of_few_steps(teacher_dir, config.teacher.path)
-    teacher = load_flow_policy(teacher_dir, device=config.device, rename_map=config.rename_map)
-    teacher.module.requires_grad_(False)
-    steps = deployed_steps(config.teacher, teacher)
+    origin = open_teacher(config)
     # Not the common settings: what an entry's solver takes by default is not what another's does, and they are kept
     # for going on.
     for entry in planned:
-        entry.config.coupling.settle(steps)
+        entry.config.coupling.settle(origin.num_steps)
     needed = {entry.config.method.build().needs_actions for entry in planned}
     splits = {
-        actions: open_split(config.dataset, teacher, config.rename_map, actions=actions)
+        actions: open_split(config.dataset, origin.policy, config.rename_map, actions=actions)
         for actions in sorted(needed)
     }
     bed = Bed(
         config,
         {entry.name: entry for entry in planned},
-        teacher,
-        teacher_dir,
-        steps,
+        origin,
         splits,
-        Episodes(config, teacher, steps) if config.env is not None else None,
+        Episodes(config, origin.policy, origin.num_steps) if config.env is not None else None,
     )
     for entry in planned:
         _check(bed, entry)
@@ -117,7 +107,7 @@ def _check(bed: Bed, entry: Planned) -> None:
     method = config.method.build()
     try:
         CouplingBuffer(
-            bed.teacher,
+            bed.origin.policy,
             bed.splits[method.needs_actions].train,
             config.coupling,
             config.buffer,
@@ -137,14 +127,14 @@ def begun(bed: Bed, command: list[str]) -> Comparison:
         command=command,
         settings=plain(config),
         versions=installed_versions(),
-        device=device_name(bed.teacher.device),
+        device=device_name(bed.origin.policy.device),
         teacher=config.teacher.path,
-        teacher_sha256=weights_sha256(bed.teacher_dir),
+        teacher_sha256=weights_sha256(bed.origin.folder),
         methods=[_entry(planned) for planned in bed.planned.values()],
         seeds=config.seeds,
         steps=config.steps,
         seconds=config.seconds,
-        env=_env_name(config),
+        env=env_name(config.env),
     )
 
 
@@ -162,10 +152,11 @@ def _entry(planned: Planned) -> Entry:
     )
 
 
-def _env_name(config: CompareConfig) -> str:
-    if config.env is None:
+def env_name(env: EnvConfig | None) -> str:
+    """An environment with its task, as tables name it; empty for none."""
+    if env is None:
         return ""
-    return f"{config.env.type}, {config.env.task}" if config.env.task else str(config.env.type)
+    return f"{env.type}, {env.task}" if env.task else str(env.type)
 
 
 def gone_on_with(now: Comparison, before: Comparison) -> Comparison:
@@ -174,15 +165,7 @@ def gone_on_with(now: Comparison, before: Comparison) -> Comparison:
     Raises:
         UserError: if it was not.
     """
-    first_env = before.settings.get("env") is None
-    for name, value in now.settings.items():
-        if name in ADDABLE or (first_env and name in ("env", "eval")):
-            continue
-        if before.settings.get(name) != value:
-            raise UserError(
-                f"{name}: the comparison began with {before.settings.get(name)} and going on cannot change it; leave "
-                "the option out, or start a new one."
-            )
+    refuse_another(now, before, ADDABLE)
     known = {entry.name: entry for entry in before.methods}
     for entry in now.methods:
         if known.get(entry.name, entry) != entry:
@@ -190,16 +173,6 @@ def gone_on_with(now: Comparison, before: Comparison) -> Comparison:
                 f"methods: {entry.name!r} had other settings when the comparison began; give them a name of their own "
                 "with --recipes, or start a new one."
             )
-    if now.device != before.device:
-        raise UserError(
-            f"the comparison began on {before.device} and this is {now.device}: seconds of two machines are not side "
-            "by side; start a new one."
-        )
-    if now.teacher_sha256 != before.teacher_sha256:
-        raise UserError(
-            f"teacher.path={now.teacher}: its weights are not those that the comparison began with; restore them or "
-            "start a new one."
-        )
     # What is measured stays in the table, whatever is asked for now.
     trained = {run.method for run in before.runs}
     named = {entry.name for entry in now.methods}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -51,12 +51,18 @@ class Made:
         passed: where its training ended.
         buffer_bytes: the most memory of couplings and encoded observations.
         rollouts: the observations of episodes; None where all were the dataset's.
+        looks: the checkpoints that were asked for on the way, by step; the last is the student's own.
     """
 
     student: Path
     passed: Passed
     buffer_bytes: int
     rollouts: RolloutObservations | None
+    looks: dict[int, Path] = field(default_factory=dict)
+
+
+def _as_it_is(source: Source) -> Source:
+    return source
 
 
 def train_student(
@@ -67,6 +73,9 @@ def train_student(
     split: Split,
     *,
     label: str,
+    look_at: Sequence[int] = (),
+    on_step: Callable[[Passed], None] = lambda passed: None,
+    seen_by: Callable[[Source], Source] = _as_it_is,
 ) -> Made:
     """Trains within a budget and writes `pretrained_model` into the run's folder, whole or not at all.
 
@@ -79,6 +88,9 @@ def train_student(
         teacher_dir: its local folder.
         split: the observations, with actions where the method looks at them.
         label: of the run, for the progress bar.
+        look_at: steps after which the student is written as well, 0 before the first; not of a budget of seconds.
+        on_step: told of every piece of work.
+        seen_by: what stands between the couplings and the student that is trained on them.
 
     Raises:
         UserError: for settings that cannot be used, a loss that is not finite, or a file that cannot be written.
@@ -101,11 +113,23 @@ def train_student(
     prefix_trains = bool(set(roles) & set(PREFIX_ROLES))
     if not shared:
         say(f"{label}: {own_prefix(prefix_trains)}")
+    looks: dict[int, Path] = {}
+
+    def write(folder: Path) -> Path:
+        kept = (
+            average.weights if average is not None else {k: v.detach() for k, v in student.trainable.items()}
+        )
+        return _write(config, folder, teacher_dir, student, kept)
+
     with contextlib.ExitStack() as stack, bar(label) as progress:
         largest = 0
 
         def show(passed: Passed) -> None:
             nonlocal largest
+            on_step(passed)
+            if passed.steps in look_at and passed.steps not in looks and passed.steps != budget.steps:
+                with watch.stopped():
+                    looks[passed.steps] = write(look_folder(config.output_dir, passed.steps))
             largest = max(largest, buffer.num_bytes)
             observations.step = passed.steps
             note = f"{passed.samples:,} samples" if passed.steps else "couplings"
@@ -139,13 +163,17 @@ def train_student(
         )
         average = _Average(step, student, config.ema.decay) if config.ema.enable else None
         with enough_memory(buffer):
-            passed = _within(budget, config, average or step, buffer, watch, show)
-    weights = (
-        average.weights if average is not None else {k: v.detach() for k, v in student.trainable.items()}
-    )
+            passed = _within(budget, config, average or step, seen_by(buffer), watch, show)
     config = replace(config, steps=max(1, passed.steps))
-    folder = _write(config, teacher_dir, student, weights)
-    return Made(folder, passed, largest, observations.summary())
+    folder = write(config.output_dir)
+    if passed.steps in look_at:
+        looks[passed.steps] = folder
+    return Made(folder, passed, largest, observations.summary(), looks)
+
+
+def look_folder(run_folder: Path, step: int) -> Path:
+    """Where a student of a run lies as it was after so many steps."""
+    return run_folder / f"step_{step:06d}"
 
 
 def _within(
@@ -191,9 +219,11 @@ class _Average:
         return loss
 
 
-def _write(config: ReflowJobConfig, teacher_dir: Path, student: Student, weights: dict[str, Tensor]) -> Path:
+def _write(
+    config: ReflowJobConfig, run_folder: Path, teacher_dir: Path, student: Student, weights: dict[str, Tensor]
+) -> Path:
     """Writes the checkpoint into a folder that appears whole or not at all."""
-    folder = config.output_dir / PRETRAINED_MODEL_DIR
+    folder = run_folder / PRETRAINED_MODEL_DIR
     temporary = folder.with_name(f".{folder.name}.tmp")
     with _removed(temporary):
         save_student(

@@ -50,8 +50,8 @@ class StudentConfig:
     """How the student begins and what of it is trained.
 
     Attributes:
-        init: teacher (its weights), teacher_vlm (its vision-language model with a fresh action head), or
-            random (everything fresh).
+        init: teacher (its weights), teacher_vlm (its vision-language model with a fresh action head), pretrained_vlm
+            (the one that the checkpoint's config names, everything else fresh), or random (everything fresh).
         init_path: a checkpoint of the teacher's family and shapes whose weights the student begins with instead, such
             as a student of an earlier run.
         train: parts that are trained, of action_head, prefix_projections, language, vision; by default what the

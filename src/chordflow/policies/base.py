@@ -218,6 +218,27 @@ class FlowPolicy(ABC):
                     for name, parameter in named.items():
                         parameter.copy_(built[name])
 
+    def pretrained_vlm(self) -> dict[str, Tensor]:
+        """The weights of the vision-language model that the checkpoint's config names, by parameter name.
+
+        Raises:
+            UserError: for a family whose config names none, or a model without weights.
+        """
+        raise UserError(
+            f"policy type {self.family!r} names no vision-language model to begin with; leave pretrained_vlm out."
+        )
+
+    @torch.no_grad()
+    def begin_pretrained(self) -> None:
+        """Puts the weights of `pretrained_vlm` in the place of its own.
+
+        Raises:
+            UserError: if there are none.
+        """
+        own = dict(self.module.named_parameters())
+        for name, tensor in self.pretrained_vlm().items():
+            own[name].copy_(tensor)
+
     def parameter_name(self, key: str) -> str:
         """The parameter that the tensor `key` of `model.safetensors` is loaded into."""
         return key

@@ -23,9 +23,10 @@ from lerobot.utils.constants import (
 )
 from torch import Tensor, nn
 
-from chordflow.errors import UserError
+from chordflow.errors import UserError, machine_refuses
 from chordflow.policies.base import Batch, Role
 from chordflow.policies.context import Context
+from chordflow.policies.files import CONFIG
 from chordflow.policies.lerobot_policy import LeRobotFlowPolicy
 from chordflow.policies.prefix import PrefixContext
 from chordflow.quiet import quiet_stdout
@@ -105,6 +106,25 @@ class SmolVLAFlowPolicy(LeRobotFlowPolicy):
         """A policy of the same config; its vision-language model is random too."""
         with quiet_stdout():
             return self.policy_class(replace(self.config, load_vlm_weights=False))
+
+    def pretrained_vlm(self) -> dict[str, Tensor]:
+        """SigLIP, connector and language model of `vlm_model_name`, as SmolVLA's constructor loads them."""
+        name = self.config.vlm_model_name
+        # The constructor also draws what is not the model's from the global generator.
+        with quiet_stdout(), torch.random.fork_rng(devices=[]):
+            try:
+                built = self.policy_class(replace(self.config, load_vlm_weights=True))
+            except OSError as error:
+                if machine_refuses(error):
+                    raise
+                raise UserError(
+                    f"vlm_model_name={name} in {CONFIG} is a model without weights, so no student can begin with it; "
+                    "leave pretrained_vlm out, or give a checkpoint that names one with weights."
+                ) from error
+        roles = (Role.VISION, Role.LANGUAGE)
+        return {
+            key: tensor.detach() for key, tensor in built.named_parameters() if self.role_of(key) in roles
+        }
 
     def role_of(self, name: str) -> Role:
         """SigLIP and the connector; the language model; `state_proj`; the expert and its projections."""

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from chordflow.report.section import ABSENT, Cell, Section, absent, figure
+from chordflow.report.side_by_side import gap_cell, measured_facts, success_cells, teacher_facts
 from chordflow.report.table import drawn, escape, written
 from chordflow.results.compare import STEP_COUNTS, Comparison, Entry, Figures, Run
 from chordflow.results.compare_summary import (
@@ -19,8 +20,7 @@ from chordflow.results.compare_summary import (
     trained_for,
     untaken,
 )
-from chordflow.results.schema import SuccessRow
-from chordflow.results.wording import clean, p_value, percentage, plural, points, span, steps
+from chordflow.results.wording import clean, percentage, plural, points, steps
 
 HEADS = [
     "method", "curvature\n%", *(f"gap at {n}, %:\nRMS/median/\nflips" for n in STEP_COUNTS),
@@ -87,35 +87,12 @@ def table(comparison: Comparison, *, ranges: bool = True) -> Section:
 
 def facts(comparison: Comparison) -> list[tuple[str, str]]:
     """What is said below the table, name and value."""
-    lines = []
-    teacher, held = comparison.untrained, comparison.held_out
-    deployed = f", deployed at {steps(teacher.num_steps)}" if teacher is not None else ""
-    lines.append(("teacher", f"{clean(comparison.teacher)}{deployed}"))
-    if teacher is not None and (floor := teacher.figures.gap(teacher.num_steps)) is not None:
-        lines.append(
-            (
-                "gap of the teacher as deployed (the floor)",
-                f"{_gap(floor.rms, floor.median, floor.flip_rate)} % (RMS/median/flips)",
-            )
-        )
     budget = plural(comparison.steps, "step") if comparison.steps is not None else f"{comparison.seconds:g} s"
-    lines.append(("budget of a run", f"{budget}; seeds {', '.join(map(str, comparison.seeds))}"))
-    if held is not None:
-        seen = "; the teacher may have seen them in its own training" if held.maybe_seen_by_teacher else ""
-        lines.append(
-            (
-                "held out",
-                f"{held.observations} observations of {plural(len(held.episodes), 'episode')}, "
-                f"{plural(held.noises, 'noise')} each{seen}",
-            )
-        )
-    if comparison.env:
-        lines.append(("episodes", f"{clean(comparison.env)}; paired noise"))
-    lines.append(("device", clean(comparison.device)))
-    lines.append(
-        ("versions", ", ".join(f"{name} {clean(value)}" for name, value in comparison.versions.items()))
-    )
-    return lines
+    return [
+        *teacher_facts(comparison),
+        ("budget of a run", f"{budget}; seeds {', '.join(map(str, comparison.seeds))}"),
+        *measured_facts(comparison),
+    ]
 
 
 def _add_teacher(section: Section, comparison: Comparison) -> None:
@@ -128,15 +105,15 @@ def _add_teacher(section: Section, comparison: Comparison) -> None:
     section.add(
         "teacher, untrained",
         figure(percentage(teacher.figures.curvature), teacher.figures.curvature),
-        *(_gap_cell(teacher.figures, n) for n in STEP_COUNTS),
+        *(gap_cell(teacher.figures, n) for n in STEP_COUNTS),
         _floor_cell(teacher.figures),
-        *_success(rows.get(1)),
+        *success_cells(rows.get(1)),
         *nothing,
     )
     for n in sorted({2, teacher.num_steps} - {1}):
         if n in rows:
             name = f"{'' if n != teacher.num_steps else 'deployed, '}at {steps(n)}"
-            section.add(f"- {name}", *(absent() for _ in range(5)), *_success(rows[n]), *nothing)
+            section.add(f"- {name}", *(absent() for _ in range(5)), *success_cells(rows[n]), *nothing)
 
 
 def _add(section: Section, comparison: Comparison, entry: Entry, ranges: bool) -> None:
@@ -149,7 +126,7 @@ def _add(section: Section, comparison: Comparison, entry: Entry, ranges: bool) -
         own.middle(lambda run: run.figures.curvature if run.figures else None, percentage),
         *(own.gap_middle(n) for n in STEP_COUNTS),
         own.floor_middle(),
-        *_success(pooled_success(comparison, entry.name)),
+        *success_cells(pooled_success(comparison, entry.name)),
         own.middle(lambda run: run.training_s, _plain),
         own.middle(lambda run: run.samples, _whole),
         "yes" if entry.stock_checkpoint else "no",
@@ -250,11 +227,6 @@ def _difference(run: Run) -> float | None:
     return pairs.difference.value if pairs is not None else None
 
 
-def _gap_cell(figures: Figures, num_steps: int) -> Cell:
-    row = figures.gap(num_steps)
-    return absent() if row is None else figure(_gap(row.rms, row.median, row.flip_rate), row.rms)
-
-
 def _floor_cell(figures: Figures) -> Cell:
     row = figures.gap(1)
     if row is None or row.ratio_to_floor is None or row.nearer_than_deployed is None:
@@ -266,23 +238,6 @@ def _floor_cell(figures: Figures) -> Cell:
 
 def _ratio(value: float) -> str:
     return f"{value:.2f}"
-
-
-def _gap(rms: float, middle: float, flips: float | None) -> str:
-    return "/".join([percentage(rms), percentage(middle), percentage(flips) if flips is not None else ABSENT])
-
-
-def _success(row: SuccessRow | None) -> list[Cell]:
-    """Success with its interval, the paired difference to the deployed teacher with its own, and the test."""
-    if row is None:
-        return [absent(), absent(), absent()]
-    rate = figure(f"{percentage(row.rate)}{span(row.interval, percentage)}", row.rate)
-    pairs = row.versus_teacher
-    if pairs is None:
-        return [rate, absent(), absent()]
-    difference = pairs.difference
-    text = f"{points(difference.value)}{span(difference.interval, points)}"
-    return [rate, figure(text, difference.value), figure(p_value(pairs.p_value), pairs.p_value)]
 
 
 def _plain(value: float) -> str:

@@ -83,14 +83,14 @@ def page(results: Results, folder: str | Path) -> str:
     """
     parts = [part for part in _parts(results, Path(folder)) if part]
     plots = {plot.key: json.loads(plot.figure.to_json()) for part in parts for plot in part.all_plots()}
-    scripts = {name: _asset(f"{name}.js") for name in ("theme", "report")} | {"plotly": get_plotlyjs()}
+    scripts = {name: asset(f"{name}.js") for name in ("theme", "report")} | {"plotly": get_plotlyjs()}
     name = clean(results.student or results.teacher)
-    text = _environment().get_template("report.html.j2").render(
+    text = environment().get_template("report.html.j2").render(
         title=f"{TITLES[results.kind]}: {name}",
         kind=TITLES[results.kind],
         results=results,
         policy=policy(scripts.values()),
-        style=_asset("style.css"),
+        style=asset("style.css"),
         scripts=scripts,
         plots=json_in_html(plots),
         verdict=sentence(results),
@@ -144,20 +144,22 @@ def flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
             yield name, clean(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """The text of a file of the templates' folder."""
     return (files("chordflow.report") / "templates" / name).read_text(encoding="utf-8")
 
 
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_asset),
+def environment() -> jinja2.Environment:
+    """Templates by name, with everything escaped that is put into them."""
+    found = jinja2.Environment(
+        loader=jinja2.FunctionLoader(asset),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["clean"] = clean
-    return environment
+    found.filters["clean"] = clean
+    return found
 
 
 # ---- Parts ----------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
@@ -34,7 +34,12 @@ class Spread:
 
 def over_seeds(comparison: Comparison, method: str, figure: Callable[[Run], float | None]) -> Spread | None:
     """A figure over the measured runs of a method; None where none has it."""
-    found = [value for run in comparison.runs_of(method) if (value := figure(run)) is not None]
+    return spread_of([figure(run) for run in comparison.runs_of(method)])
+
+
+def spread_of(values: Iterable[float | None]) -> Spread | None:
+    """Of one figure for each seed, where it is known; None where it is for none."""
+    found = [value for value in values if value is not None]
     return Spread(median(found), min(found), max(found), len(found)) if found else None
 
 
@@ -110,12 +115,12 @@ def headline(comparison: Comparison) -> str:
         _best(
             comparison,
             [entry for entry in comparison.methods if entry.step_counts is None],
-            f"At every step count (the worst of {_counted(STEP_COUNTS)})",
+            f"At every step count (the worst of {counted(STEP_COUNTS)})",
             worst_rms,
         ),
         _best_success(comparison),
         _teacher(comparison),
-        f"Left out, because the budget was too small for a step: {_counted([clean(n) for n in idle])}."
+        f"Left out, because the budget was too small for a step: {counted([clean(n) for n in idle])}."
         if idle
         else "",
     ]
@@ -142,7 +147,7 @@ def _best(
     ]
     if rivals:
         seed = " with a single seed" if any(found[name].count < 2 for name in [first, *rivals]) else ""
-        listed = _counted(
+        listed = counted(
             [_named(name, found[name]) for name in sorted([first, *rivals], key=lambda n: found[n].middle)]
         )
         return f"{where} there is no clear winner{seed} between {listed}."
@@ -173,7 +178,7 @@ def _best_success(comparison: Comparison) -> str:
         return f"In episodes at one step {told[first]} is alone."
     rivals = [n for n, row in rows.items() if n != first and row.interval.high >= rows[first].interval.low]
     if rivals:
-        listed = _counted([told[n] for n in sorted([first, *rivals], key=lambda n: -rows[n].rate)])
+        listed = counted([told[n] for n in sorted([first, *rivals], key=lambda n: -rows[n].rate)])
         return f"In episodes at one step there is no clear winner between {listed}."
     return f"In episodes at one step {told[first]} succeeds most often."
 
@@ -211,15 +216,20 @@ def _teacher(comparison: Comparison) -> str:
 
 
 def _named(name: str, spread: Spread) -> str:
+    return f"{clean(name)} ({told(spread)})"
+
+
+def told(spread: Spread) -> str:
+    """A share's median and range in words."""
     over = (
         f", {percent(spread.low)} to {percent(spread.high)} over {spread.count} seeds"
         if spread.count > 1
         else ""
     )
-    return f"{clean(name)} ({percent(spread.middle)}{over})"
+    return f"{percent(spread.middle)}{over}"
 
 
-def _counted(items: Sequence[object]) -> str:
+def counted(items: Sequence[object]) -> str:
     """``a, b and c``."""
     texts = [str(item) for item in items]
     return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
@@ -227,4 +237,4 @@ def _counted(items: Sequence[object]) -> str:
 
 def trained_for(entry: Entry) -> str:
     """The step counts that students of an entry are for, in words."""
-    return "any" if entry.step_counts is None else _counted(entry.step_counts)
+    return "any" if entry.step_counts is None else counted(entry.step_counts)

@@ -23,6 +23,7 @@ class StudentInit(StrEnum):
 
     TEACHER = "teacher"
     TEACHER_VLM = "teacher_vlm"
+    PRETRAINED_VLM = "pretrained_vlm"
     RANDOM = "random"
 
 
@@ -59,7 +60,8 @@ def make_student(
     Args:
         teacher: the loaded teacher.
         teacher_dir: its local folder.
-        init: the teacher as it is; its vision-language model with a fresh action head; or all at random.
+        init: the teacher as it is; its vision-language model with a fresh action head; the vision-language model
+            that the checkpoint's config names, with all else fresh; or all at random.
         train_roles: the parts that are trained, as float32 masters; all others are frozen.
         seed: for fresh weights.
         rename_map: as for the teacher.
@@ -67,7 +69,8 @@ def make_student(
             the teacher's; config and processors stay the teacher's.
 
     Raises:
-        UserError: if that checkpoint is of another family or of other shapes.
+        UserError: if that checkpoint is of another family or of other shapes, or the config names no
+            vision-language model that has weights.
     """
     student = load_flow_policy(teacher_dir, device=str(teacher.device), rename_map=rename_map)
     if init_dir is not None:
@@ -75,10 +78,13 @@ def make_student(
     fresh = {
         StudentInit.TEACHER: [],
         StudentInit.TEACHER_VLM: [Role.ACTION_HEAD],
+        StudentInit.PRETRAINED_VLM: list(Role),
         StudentInit.RANDOM: list(Role),
     }[init]
     if fresh:
         student.fresh(fresh, seed)
+    if init == StudentInit.PRETRAINED_VLM:
+        student.begin_pretrained()
     by_role = student.parameters_by_role()
     for role in train_roles:
         if not by_role[role]:

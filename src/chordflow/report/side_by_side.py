@@ -1,0 +1,90 @@
+"""What tables of students side by side have in common: cells of gaps and success, and the facts below."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from chordflow.report.section import ABSENT, Cell, absent, figure
+from chordflow.results.compare import Figures, Untrained
+from chordflow.results.schema import HeldOut, SuccessRow
+from chordflow.results.wording import clean, p_value, percentage, plural, points, span, steps
+
+
+class Record(Protocol):
+    """What is read here of a comparison or a study."""
+
+    @property
+    def teacher(self) -> str:
+        """The checkpoint."""
+
+    @property
+    def untrained(self) -> Untrained | None:
+        """What was measured of it."""
+
+    @property
+    def held_out(self) -> HeldOut | None:
+        """The observations measured on."""
+
+    @property
+    def env(self) -> str:
+        """The environment of episodes."""
+
+    @property
+    def device(self) -> str:
+        """Its name."""
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of what it was made by."""
+
+
+def teacher_facts(record: Record) -> list[tuple[str, str]]:
+    """The teacher and its floor, name and value."""
+    teacher = record.untrained
+    deployed = f", deployed at {steps(teacher.num_steps)}" if teacher is not None else ""
+    lines = [("teacher", f"{clean(record.teacher)}{deployed}")]
+    if teacher is not None and (floor := teacher.figures.gap(teacher.num_steps)) is not None:
+        floor_text = gap_text(floor.rms, floor.median, floor.flip_rate)
+        lines.append(("gap of the teacher as deployed (the floor)", f"{floor_text} % (RMS/median/flips)"))
+    return lines
+
+
+def measured_facts(record: Record) -> list[tuple[str, str]]:
+    """On what, where and by what it was measured, name and value."""
+    lines = []
+    if (held := record.held_out) is not None:
+        seen = "; the teacher may have seen them in its own training" if held.maybe_seen_by_teacher else ""
+        text = (
+            f"{held.observations} observations of {plural(len(held.episodes), 'episode')}, "
+            f"{plural(held.noises, 'noise')} each{seen}"
+        )
+        lines.append(("held out", text))
+    if record.env:
+        lines.append(("episodes", f"{clean(record.env)}; paired noise"))
+    lines.append(("device", clean(record.device)))
+    versions = ", ".join(f"{name} {clean(value)}" for name, value in record.versions.items())
+    return [*lines, ("versions", versions)]
+
+
+def gap_text(rms: float, middle: float, flips: float | None) -> str:
+    """RMS, median and flip rate of a gap in percent."""
+    return "/".join([percentage(rms), percentage(middle), percentage(flips) if flips is not None else ABSENT])
+
+
+def gap_cell(figures: Figures, num_steps: int) -> Cell:
+    """The gap at a number of Euler steps."""
+    row = figures.gap(num_steps)
+    return absent() if row is None else figure(gap_text(row.rms, row.median, row.flip_rate), row.rms)
+
+
+def success_cells(row: SuccessRow | None) -> list[Cell]:
+    """Success with its interval, the paired difference to the deployed teacher with its own, and the test."""
+    if row is None:
+        return [absent(), absent(), absent()]
+    rate = figure(f"{percentage(row.rate)}{span(row.interval, percentage)}", row.rate)
+    pairs = row.versus_teacher
+    if pairs is None:
+        return [rate, absent(), absent()]
+    difference = pairs.difference
+    text = f"{points(difference.value)}{span(difference.interval, points)}"
+    return [rate, figure(text, difference.value), figure(p_value(pairs.p_value), pairs.p_value)]
