@@ -304,6 +304,8 @@ def _kind(hint: Any) -> str:
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         return " or ".join(_kind(part) for part in typing.get_args(hint) if part is not type(None))
     origin = typing.get_origin(hint)
+    if origin is typing.Literal:
+        return " | ".join(str(value) for value in typing.get_args(hint))
     if origin is list:
         inner = _kind(typing.get_args(hint)[0])
         return f"list of {inner}" if "|" not in inner else f"list of [{inner}]"

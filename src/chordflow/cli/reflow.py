@@ -14,7 +14,7 @@ from chordflow.cli.options import CONFIG_PATH, build, help_text, merge, read_opt
 from chordflow.cli.settings import read_settings, wants_resume
 from chordflow.console import console, say
 from chordflow.errors import UserError
-from chordflow.experiments.config import ReflowJobConfig
+from chordflow.experiments.config import AUTO, ReflowJobConfig
 from chordflow.experiments.provenance import BESIDE_SETTINGS, check_same_teacher
 from chordflow.experiments.recipes import recipe
 from chordflow.experiments.rounds import reflow_rounds
@@ -30,6 +30,7 @@ from chordflow.training.distributed import joined
 USAGE = """
 chordflow reflow --teacher.path=CHECKPOINT --dataset.repo_id=USER/DATASET --output_dir=outputs/student
 chordflow reflow --couplings.path=COUPLINGS --output_dir=outputs/student
+chordflow reflow ... --rounds=auto
 chordflow reflow ... --observations=rollout --env.type=libero --env.task=libero_10
 chordflow reflow --resume=true --config_path=outputs/student/checkpoints/last/pretrained_model/train_config.json
 torchrun --nproc-per-node=2 -m chordflow reflow ...
@@ -116,16 +117,17 @@ def parse(arguments: list[str]) -> tuple[ReflowJobConfig, Path | None]:
         base.pop(name, None)
     # The run may have been moved since: it is where its checkpoint is.
     base["output_dir"] = str(folder_of_run(checkpoint, number, base.get("rounds", 1)))
-    config, saved = build(ReflowJobConfig, values, base), build(ReflowJobConfig, {}, base)
+    saved = build(ReflowJobConfig, {}, base)
+    config = build(ReflowJobConfig, values, _without_unused_auto(values, base))
     _refuse_another_run(config, saved, values)
-    _check_rounds(config.rounds, saved.rounds, number)
+    _check_rounds(config, saved, number)
     check_same_teacher(config, sha256, init_sha256)
     return config, checkpoint
 
 
 def _base(values: dict[str, str], config_path: str | None) -> dict[str, Any]:
     """The settings of a file, over those of the store of couplings that is trained from, over those of a recipe."""
-    base = read_settings(config_path) if config_path else {}
+    base = _without_unused_auto(values, read_settings(config_path) if config_path else {})
     # The record beside a student serves as settings too: of a new run.
     for beside in (*BESIDE_SETTINGS, "resume"):
         base.pop(beside, None)
@@ -146,27 +148,45 @@ def _base(values: dict[str, str], config_path: str | None) -> dict[str, Any]:
     return merge(merge(under, stored), base)
 
 
-def _check_rounds(rounds: int, saved: int, number: int) -> None:
+def _without_unused_auto(values: dict[str, str], base: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a file without those of `rounds=auto`, where the options name a number of rounds instead."""
+    if values.get("rounds", AUTO) == AUTO:
+        return base
+    return {name: value for name, value in base.items() if name != "auto_rounds"}
+
+
+def _check_rounds(config: ReflowJobConfig, saved: ReflowJobConfig, number: int) -> None:
     """Makes sure that a run goes on with a number of rounds that its folder has room for.
+
+    Args:
+        config: as it goes on.
+        saved: as it was.
+        number: of the checkpoint's round.
 
     Raises:
         UserError: if not.
     """
-    if rounds == saved:
-        return
-    if saved == 1:
+    rounds = config.rounds
+    if rounds == AUTO:
+        if saved.rounds != 1 and config.auto_rounds.most < number:
+            raise UserError(
+                f"auto_rounds.most={config.auto_rounds.most}: the checkpoint is of round {number}; give at least that "
+                "many."
+            )
+    elif rounds != saved.rounds and saved.rounds != 1 and rounds < max(2, number):
+        of = "" if saved.rounds == AUTO else f" of {saved.rounds}"
+        raise UserError(
+            f"rounds={rounds}: the checkpoint is of round {number}{of}; give at least {max(2, number)}."
+        )
+    if rounds != saved.rounds and saved.rounds == 1:
         raise UserError(
             f"rounds={rounds}: the run began with one round, whose folder has no room for more; leave the option out, "
             f"or start a new run with --rounds={rounds}."
         )
-    if rounds < max(2, number):
-        raise UserError(
-            f"rounds={rounds}: the checkpoint is of round {number} of {saved}; give at least {max(2, number)}."
-        )
 
 
 CHANGEABLE = (
-    "resume", "rounds", "steps", "batch_size", "gradient_accumulation_steps",
+    "resume", "rounds", "auto_rounds.", "steps", "batch_size", "gradient_accumulation_steps",
     "save_freq", "log_freq", "num_workers", "device", "teacher.path", "student.init_path", "dataset.root",
     "collect.num_workers", "dataset.video_backend", "optimizer.", "scheduler.", "measure.",
 )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from lerobot.envs.configs import EnvConfig
 
@@ -19,6 +20,7 @@ from chordflow.experiments.collect_config import (
 from chordflow.experiments.recipes import recipe
 from chordflow.experiments.stored_couplings import CouplingsConfig
 from chordflow.policies import Role
+from chordflow.results.paying import LEAST_GAIN, check_least_gain
 from chordflow.training.loop import EMAConfig, SchedulerConfig
 from chordflow.training.methods import MethodConfig, ReflowMethodConfig
 from chordflow.training.optimizers import OptimizerConfig, SOAPConfig
@@ -73,6 +75,29 @@ class StudentConfig:
             raise UserError("student.train=[]: nothing would be trained; give at least [action_head].")
 
 
+AUTO: Literal["auto"] = "auto"
+"""As many rounds as pay."""
+
+
+@dataclass
+class AutoRoundsConfig:
+    """When `rounds=auto` stops.
+
+    Attributes:
+        most: rounds at most.
+        least_gain: a round pays where it reduces curvature, or the gap at num_inference_steps to the first teacher's
+            converged ODE, by this share or more, and the gap does not grow; the first one that does not is the last.
+    """
+
+    most: int = 4
+    least_gain: float = LEAST_GAIN
+
+    def __post_init__(self) -> None:
+        if self.most < 2:
+            raise UserError(f"auto_rounds.most={self.most}: give at least 2, or --rounds=1.")
+        check_least_gain("auto_rounds.least_gain", self.least_gain)
+
+
 @dataclass
 class ReflowJobConfig:
     """Reflow a flow-matching policy: same checkpoint, same keys, acting in one or two steps.
@@ -84,8 +109,8 @@ class ReflowJobConfig:
         recipe: settings that go together, under all other options: all_steps (a student that is good at every number
             of steps; the defaults) or one_step (the most exact student at one step, and for that alone). Recorded
             only if none of its settings was given another value.
-        rounds: how often to reflow; each round begins as the student of the round before and is taught by it. steps,
-            and everything else, are of each.
+        rounds: how often to reflow, or auto for as often as it pays; each round begins as the student of the round
+            before and is taught by it. steps, and everything else, are of each.
         steps: optimiser steps.
         batch_size: couplings that a process looks at in one go.
         gradient_accumulation_steps: how often it does so in a step, which then is as one of that many times
@@ -100,6 +125,7 @@ class ReflowJobConfig:
         device: cuda, mps or cpu; by default the checkpoint's, or what is available.
         rename_map: observation keys of the dataset to keys of the policy, as JSON.
         resume: go on from the checkpoint that --config_path names.
+        auto_rounds: when rounds=auto stops.
         student: initialisation and freezing.
         method: how the student is trained.
         coupling: how the teacher's ODE is solved.
@@ -117,7 +143,7 @@ class ReflowJobConfig:
     dataset: DatasetConfig
     output_dir: Path
     recipe: str | None = None
-    rounds: int = 1
+    rounds: int | Literal["auto"] = 1
     steps: int = 20_000
     batch_size: int = 64
     gradient_accumulation_steps: int = 1
@@ -130,6 +156,7 @@ class ReflowJobConfig:
     device: str | None = None
     rename_map: dict[str, str] = field(default_factory=dict)
     resume: bool = False
+    auto_rounds: AutoRoundsConfig = field(default_factory=AutoRoundsConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     method: MethodConfig = field(default_factory=ReflowMethodConfig)
     coupling: CouplingConfig = field(default_factory=CouplingConfig)
@@ -146,7 +173,7 @@ class ReflowJobConfig:
         if self.recipe is not None:
             recipe(self.recipe)
         positive = (
-            "rounds",
+            *([] if self.rounds == AUTO else ["rounds"]),
             "steps",
             "batch_size",
             "gradient_accumulation_steps",
@@ -156,6 +183,11 @@ class ReflowJobConfig:
         for name in positive:
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: give at least 1.")
+        if self.rounds != AUTO and self.auto_rounds != AutoRoundsConfig():
+            raise UserError(
+                f"auto_rounds: these options are about rounds=auto, and rounds={self.rounds}; give --rounds=auto, or "
+                "leave them out."
+            )
         method = self.method.build()
         check_source(self.observations, self.env, self.collect)
         if self.observations == ObservationSource.ROLLOUT:

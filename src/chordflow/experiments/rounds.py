@@ -21,23 +21,23 @@ from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETR
 
 from chordflow.console import say
 from chordflow.errors import UserError
-from chordflow.experiments.collect_config import CollectConfig
-from chordflow.experiments.config import ReflowJobConfig, StudentConfig, TeacherConfig
+from chordflow.experiments.auto_rounds import Judge, Stopped
+from chordflow.experiments.config import AUTO, ReflowJobConfig
 from chordflow.experiments.provenance import Round, read_record, weights_sha256
 from chordflow.experiments.reflow import RESULTS, Finished, Job, begun, reflow, run_round, save_results
+from chordflow.experiments.round_settings import round_seed, settings_of_round
+from chordflow.experiments.rounds_findings import joined, side_by_side
 from chordflow.experiments.run_folder import has_checkpoint, new_folder, round_folder, show_round
-from chordflow.experiments.stored_couplings import CouplingsConfig
 from chordflow.experiments.student_results import History, measured_students
-from chordflow.flow.seeds import derive_seed
 from chordflow.policies import load_flow_policy
-from chordflow.results.schema import STUDENT, Finding, LossCurve, PolicyName, Results
-from chordflow.results.wording import percent, steps
+from chordflow.results.schema import STUDENT, PolicyName, Results
+from chordflow.results.wording import steps
 from chordflow.training.checkpoints import training_step
 from chordflow.training.distributed import current
 
 
 def reflow_rounds(config: ReflowJobConfig, command: list[str], resume_from: Path | None = None) -> Finished:
-    """Trains and measures as many rounds as are asked for.
+    """Trains and measures as many rounds as are asked for, or as pay.
 
     Every round has the same settings but for its seed. How the student begins and a store of couplings are for the
     first round: the others begin as their teachers, and ask them.
@@ -59,22 +59,6 @@ def reflow_rounds(config: ReflowJobConfig, command: list[str], resume_from: Path
     _check_method(config)
     with begun(config, command, resume_from) as job:
         return _Rounds(job).run(resume_from)
-
-
-EPISODES_OF_A_ROUND = 10_000_000
-"""By how much the seeds of collecting episodes lie apart between rounds."""
-
-
-def round_seed(seed: int, number: int) -> int:
-    """The seed of a round: the job's own for the first, others for the rest."""
-    return seed if number == 1 else derive_seed(seed, "round", number) % 2**31
-
-
-def _other_episodes(config: ReflowJobConfig, number: int) -> CollectConfig:
-    """How a round collects observations: in other episodes than the rounds before."""
-    if config.env is None:
-        return config.collect
-    return replace(config.collect, seed=config.collect.seed + (number - 1) * EPISODES_OF_A_ROUND)
 
 
 def _check_method(config: ReflowJobConfig) -> None:
@@ -105,7 +89,9 @@ class _Rounds:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.root = job.config.output_dir
-        self.rounds = job.config.rounds
+        rounds = job.config.rounds
+        self.judge = Judge(job) if rounds == AUTO else None
+        self.most = job.config.auto_rounds.most if rounds == AUTO else rounds
         self.students: list[Path] = []
         self.measured: list[Results | None] = []
 
@@ -115,13 +101,18 @@ class _Rounds:
             self._take(number)
         if resume_from is not None:
             self._check_taught(resume_from, begin)
-        for number in range(begin, self.rounds + 1):
+        stopped: Stopped | None = None
+        for number in range(begin, self.most + 1):
             self._round(number, resume_from if number == begin else self._found(number))
-        student = self.students[-1]
+            stopped = self.judge.after(self.students) if self.judge is not None else None
+            if stopped is not None:
+                break
+        kept = stopped.kept if stopped is not None else self.most
+        student = self.students[kept - 1]
         if not current().first:
             return Finished(student, None)
-        show_round(self.root, self.rounds)
-        return Finished(student, self._all_measured())
+        show_round(self.root, kept)
+        return Finished(student, self._all_measured(kept, stopped))
 
     def _take(self, number: int) -> None:
         """Takes a round as it stands."""
@@ -158,22 +149,9 @@ class _Rounds:
         say(f"Round {number}: what is in {folder} was taught by another student, so it is made anew")
         return None
 
-    def _settings(self, number: int) -> ReflowJobConfig:
-        config = replace(self.job.config, rounds=1, output_dir=round_folder(self.root, number))
-        if number == 1:
-            return config
-        return replace(
-            config,
-            teacher=TeacherConfig(str(self.students[-1])),
-            student=StudentConfig(train=config.student.train),
-            # A store holds the first teacher's.
-            couplings=CouplingsConfig(),
-            collect=_other_episodes(config, number),
-            seed=round_seed(config.seed, number),
-        )
-
     def _round(self, number: int, go_on: Path | None) -> None:
-        config = self._settings(number)
+        teacher_dir = self.students[-1] if number > 1 else self.job.teacher_dir
+        config = settings_of_round(self.job.config, number, round_folder(self.root, number), teacher_dir)
         kept = _finished(config, go_on) if go_on is not None else None
         # All processes have looked at the folder before one of them changes it.
         current().wait()
@@ -183,10 +161,9 @@ class _Rounds:
             self.students.append(go_on / PRETRAINED_MODEL_DIR)
             self.measured.append(kept)
             return
-        say(f"Round {number} of {self.rounds}")
+        say(f"Round {number} of {'at most ' if self.judge is not None else ''}{self.most}")
         job = replace(self.job, config=config)
         if number > 1:
-            teacher_dir = self.students[-1]
             teacher = load_flow_policy(teacher_dir, device=config.device, rename_map=config.rename_map)
             teacher.module.requires_grad_(False)
             job = replace(job, teacher=teacher, teacher_dir=teacher_dir)
@@ -195,7 +172,7 @@ class _Rounds:
             finished = run_round(job, go_on, of=of, on_step=shows)
         self.students.append(finished.student)
         self.measured.append(finished.measured)
-        if finished.measured is not None and number < self.rounds:
+        if finished.measured is not None and number < self.most:
             say(f"Round {number}: {finished.measured.verdict}")
 
     @contextlib.contextmanager
@@ -221,45 +198,42 @@ class _Rounds:
             if not has_checkpoint(self.root):
                 (self.root / CHECKPOINTS_DIR).unlink(missing_ok=True)
 
-    def _all_measured(self) -> Results:
-        """All rounds' students against the first teacher."""
+    def _all_measured(self, kept: int, stopped: Stopped | None) -> Results:
+        """All rounds' students against the first teacher.
+
+        Args:
+            kept: the round whose student is the run's.
+            stopped: why there are no more, where that was not known before.
+        """
         config, known = self.job.config, [results for results in self.measured if results is not None]
-        names: list[PolicyName] = [f"round_{number}" for number in range(1, self.rounds)]
-        students = dict(zip([*names, STUDENT], self.students, strict=True))
-        seeds = {f"round {n}": round_seed(config.seed, n) for n in range(2, self.rounds + 1)}
+        taken = len(self.students)
+        names: list[PolicyName] = [STUDENT if n == kept else f"round_{n}" for n in range(1, taken + 1)]
+        own = self.measured[kept - 1]
         history = History(
-            couplings=known[-1].couplings if known else None,
-            loss=_joined([results.loss for results in known if results.loss is not None]),
+            couplings=own.couplings if own is not None else None,
+            loss=joined([results.loss for results in known if results.loss is not None]),
             training_s=sum(results.training_s or 0.0 for results in known),
-            seeds={"training": config.seed, **seeds},
+            seeds={
+                "training": config.seed,
+                **{f"round {n}": round_seed(config.seed, n) for n in range(2, taken + 1)},
+            },
         )
-        say(f"All {self.rounds} rounds against the first teacher")
+        say(f"All {taken} rounds against the first teacher" if taken > 1 else "The round against the teacher")
         job = self.job
         results = measured_students(
-            config, job.command, job.teacher, job.teacher_dir, students, job.split, history
+            config,
+            job.command,
+            job.teacher,
+            job.teacher_dir,
+            dict(zip(names, self.students, strict=True)),
+            job.split,
+            history,
         )
-        results = replace(results, findings=[self._compared(results, list(students)), *results.findings])
+        compared = side_by_side(results, names, self.measured, config.num_inference_steps)
+        first = [compared] if stopped is None else [stopped.finding, compared]
+        results = replace(results, findings=[*first, *results.findings])
         save_results(results, self.root)
         return results
-
-    def _compared(self, results: Results, names: list[PolicyName]) -> Finding:
-        """The rounds side by side."""
-        n, said, gaps = self.job.config.num_inference_steps, [], {}
-        for number, (name, own) in enumerate(zip(names, self.measured, strict=True), 1):
-            parts = []
-            curvature, gap = results.curvature_of(name), results.gap(name, n, "deployed")
-            if curvature is not None:
-                parts.append(f"curvature {percent(curvature.curvature)}")
-            if gap is not None:
-                gaps[number] = gap.rms
-                parts.append(f"action gap {percent(gap.rms)} to the first teacher")
-            taught = own.gap(STUDENT, n, "deployed") if own is not None and number > 1 else None
-            if taught is not None:
-                parts.append(f"{percent(taught.rms)} to its own teacher")
-            said.append(f"round {number}: {', '.join(parts)}")
-        text = f"At {steps(n)}, {'; '.join(said)}"
-        nearest = min(gaps, key=lambda number: gaps[number])
-        return Finding("rounds", f"{text}; round {nearest} is nearest to the first teacher.")
 
 
 class _Shows:
@@ -294,13 +268,3 @@ def _results_of(folder: Path) -> Results | None:
         return Results.load(folder / RESULTS)
     except UserError:
         return None
-
-
-def _joined(losses: list[LossCurve]) -> LossCurve:
-    """The loss of one round after the other; steps are counted on."""
-    counted, values, before = [], [], 0
-    for loss in losses:
-        counted += [before + step for step in loss.steps]
-        values += loss.losses
-        before = counted[-1] if counted else 0
-    return LossCurve(counted, values)

@@ -112,13 +112,13 @@ def round_folder(output_dir: Path, number: int) -> Path:
     return output_dir / f"round_{number}"
 
 
-def folder_of_run(checkpoint_dir: Path, number: int, rounds: int) -> Path:
+def folder_of_run(checkpoint_dir: Path, number: int, rounds: int | str) -> Path:
     """The folder of the run that a checkpoint is of.
 
     Args:
         checkpoint_dir: the checkpoint's folder.
         number: of its round.
-        rounds: of the run when the checkpoint was written.
+        rounds: of the run when the checkpoint was written, or auto.
 
     Raises:
         UserError: if the round does not lie where the rounds of a run do.
@@ -128,7 +128,7 @@ def folder_of_run(checkpoint_dir: Path, number: int, rounds: int) -> Path:
         return folder
     if folder != round_folder(folder.parent, number):
         raise UserError(
-            f"config_path: {checkpoint_dir} is of round {number} of {rounds}, whose folder is named round_{number} and "
+            f"config_path: {checkpoint_dir} is of round {number} of several, whose folder is named round_{number} and "
             f"lies beside those of the other rounds; rename {folder}, or put it back there."
         )
     return folder.parent

@@ -1,0 +1,109 @@
+"""Whether another round of reflow pays: one rule, for `chordflow reflow --rounds=auto` and `chordflow study rounds`.
+
+A round pays where its student's gap to the *first* teacher's converged ODE is no larger than that of the round before,
+and curvature or gap is smaller by the least gain or more. The first round is held against the untrained teacher.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from chordflow.errors import UserError
+from chordflow.results.wording import percent
+
+LEAST_GAIN = 0.1
+"""Relative reduction of curvature or gap that makes a round worth it, unless the user says otherwise."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What the rule looks at in one policy.
+
+    Attributes:
+        curvature: a fraction.
+        gap: RMS gap at the few steps that the student is for, to the first teacher's converged ODE, a fraction.
+    """
+
+    curvature: float
+    gap: float
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What one round has brought.
+
+    Attributes:
+        curvature: its relative reduction; below 0 where it grew.
+        gap: likewise.
+        least: the reduction of either that makes a round worth it.
+    """
+
+    curvature: float
+    gap: float
+    least: float
+
+    @property
+    def drifted(self) -> bool:
+        """Whether the student is farther from the first teacher than the one before."""
+        return self.gap < 0
+
+    @property
+    def pays(self) -> bool:
+        """Whether the round was worth it."""
+        return not self.drifted and (self.curvature >= self.least or self.gap >= self.least)
+
+    @property
+    def reason(self) -> str:
+        """Why the round was not worth it, or why it was, in words."""
+        if self.drifted:
+            return f"the gap to the first teacher {_change(self.gap)}"
+        found = f"curvature {_change(self.curvature)} and the gap to the first teacher {_change(self.gap)}"
+        if self.pays:
+            return found
+        return f"{found}, where {percent(self.least)} of either was asked for"
+
+
+def gain(before: Standing, after: Standing, least: float = LEAST_GAIN) -> Gain:
+    """What a round has brought over the one before it, or over the untrained teacher."""
+    return Gain(_reduction(before.curvature, after.curvature), _reduction(before.gap, after.gap), least)
+
+
+def paying_rounds(standings: Sequence[Standing], least: float = LEAST_GAIN) -> int:
+    """How many rounds pay, one after the other, until one does not.
+
+    Args:
+        standings: the untrained teacher, then the student of each round.
+        least: the least gain.
+
+    Returns:
+        From 0 to the number of rounds; that number where all pay.
+    """
+    for number in range(1, len(standings)):
+        if not gain(standings[number - 1], standings[number], least).pays:
+            return number - 1
+    return max(0, len(standings) - 1)
+
+
+def check_least_gain(name: str, value: float) -> None:
+    """Makes sure that a least gain is one.
+
+    Raises:
+        UserError: if not.
+    """
+    if not 0.0 <= value < 1.0:
+        raise UserError(f"{name}={value}: give a share from 0 up to but not 1, such as {LEAST_GAIN}.")
+
+
+def _reduction(before: float, after: float) -> float:
+    if before == 0:
+        # Nothing is left to reduce.
+        return 0.0 if after == 0 else -math.inf
+    return (before - after) / before
+
+
+def _change(reduction: float) -> str:
+    if math.isinf(reduction):
+        return "grew from nothing"
+    return f"{'grew' if reduction < 0 else 'fell'} by {percent(abs(reduction))}"

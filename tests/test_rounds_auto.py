@@ -1,0 +1,245 @@
+"""`chordflow reflow --rounds=auto`: as many rounds as pay, by a rule that is written down."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from chordflow.cli.main import main
+from chordflow.experiments.auto_rounds import Judge
+from chordflow.experiments.provenance import weights_sha256
+from chordflow.results.paying import Gain, Standing, gain, paying_rounds
+from chordflow.results.schema import STUDENT, TEACHER, Results
+from chordflow.training.methods import ReflowMethod
+from test_reflow_job import options, student_of
+from test_rounds import copied, record, resume, same_bits
+
+QUICK = ("--steps=2", "--save_freq=1", "--log_freq=1")
+PAYS, LITTLE, DRIFTS = Gain(0.5, 0.2, 0.1), Gain(0.05, 0.02, 0.1), Gain(0.5, -0.02, 0.1)
+
+
+def judged(monkeypatch: pytest.MonkeyPatch, *gains: Gain) -> None:
+    """What each round, by its number, is found to have brought."""
+    monkeypatch.setattr(Judge, "_gain", lambda self, students: gains[len(students) - 1])
+
+
+# ---- The rule ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("after", "pays", "reason"),
+    [
+        (Standing(0.1, 0.19), True, "curvature fell by 50 % and the gap to the first teacher fell by 5.0 %"),
+        (Standing(0.2, 0.1), True, "curvature fell by 0 % and the gap to the first teacher fell by 50 %"),
+        (Standing(0.3, 0.1), True, "curvature grew by 50 % and the gap to the first teacher fell by 50 %"),
+        (Standing(0.19, 0.19), False, "both"),
+        (Standing(0.2, 0.2), False, "both"),
+        (Standing(0.01, 0.202), False, "the gap to the first teacher grew by 1.0 %"),
+    ],
+)
+def test_a_round_pays_where_it_straightens_or_nears_and_does_not_drift(
+    after: Standing, pays: bool, reason: str
+) -> None:
+    found = gain(Standing(0.2, 0.2), after, 0.1)
+    assert found.pays == pays
+    if reason == "both":
+        assert found.reason.endswith("where 10 % of either was asked for")
+    else:
+        assert found.reason == reason
+
+
+def test_rounds_are_counted_until_one_does_not_pay() -> None:
+    bent, straight, straighter, far = (
+        Standing(0.3, 0.3),
+        Standing(0.05, 0.1),
+        Standing(0.01, 0.1),
+        Standing(0, 0.2),
+    )
+    assert paying_rounds([bent]) == 0
+    assert paying_rounds([bent, straight, straighter]) == 2
+    assert paying_rounds([bent, straight, far, straighter]) == 1
+    assert paying_rounds([bent, bent, straight]) == 0
+    # A drop of exactly the least gain is enough, and nothing that is zero can be reduced further.
+    assert gain(Standing(1.0, 1.0), Standing(0.75, 1.0), 0.25).pays
+    assert not gain(Standing(0.0, 0.0), Standing(0.0, 0.0), 0.1).pays
+    drifted = gain(Standing(0.1, 0.0), Standing(0.1, 0.1))
+    assert drifted.gap == -math.inf
+    assert "grew from nothing" in drifted.reason
+
+
+# ---- A whole run -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def auto(checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run by the rule's own measuring; not to be written to."""
+    output = tmp_path_factory.mktemp("auto") / "run"
+    more = ("--rounds=auto", "--auto_rounds.most=3", "--auto_rounds.least_gain=0", *QUICK)
+    assert main(options(checkpoint, dataset_root, output, *more)) == 0
+    return output
+
+
+def test_it_stops_by_the_rule_on_the_figures_that_it_reports(
+    auto: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = Results.load(auto / "results.json")
+    taken = len(list(auto.glob("round_*")))
+    kept = int(os.readlink(auto / "checkpoints").split("/")[0].removeprefix("round_"))
+    names = [STUDENT if number == kept else f"round_{number}" for number in range(1, taken + 1)]
+    assert [info.name for info in results.policies] == [TEACHER, *names]
+    standings = []
+    for name in (TEACHER, *names):
+        curvature, gap = results.curvature_of(name), results.gap(name, 1, "converged")
+        assert curvature is not None
+        assert gap is not None
+        standings.append(Standing(curvature.curvature, gap.rms))
+    paying = paying_rounds(standings, 0.0)
+    assert taken == min(paying + 1, 3)
+    drifted = standings[-1].gap > standings[-2].gap
+    assert kept == (taken - 1 if drifted and taken > 1 else taken)
+    assert results.student == f"round_{kept}/checkpoints/000002/pretrained_model"
+    said = results.findings[0]
+    assert said.rule == "rounds_auto"
+    words = {1: "one round", 2: "two rounds", 3: "three rounds"}[taken]
+    assert said.text.startswith(f"--rounds=auto took {words} and stopped because ")
+    assert said.text.endswith(f"; the student is that of round {kept}.")
+    for file in ("model_card.md", "table.md", "report.html"):
+        assert f"took {words} and stopped because" in (auto / file).read_text(), file
+    assert record(last_of(auto, 1))["rounds"] == "auto"
+
+
+def last_of(run: Path, number: int) -> Path:
+    return run / f"round_{number}" / "checkpoints" / "000002"
+
+
+def test_its_first_round_is_that_of_any_run(
+    auto: Path, checkpoint: Path, dataset_root: Path, tmp_path: Path
+) -> None:
+    assert main(options(checkpoint, dataset_root, tmp_path / "one", *QUICK)) == 0
+    same_bits(last_of(auto, 1), tmp_path / "one" / "checkpoints" / "000002")
+
+
+def test_stopped_inside_a_round_it_goes_on_to_the_same_bits(
+    auto: Path, checkpoint: Path, dataset_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """In the second round, between its two steps; then once more, when all is done."""
+    output, calls, loss = tmp_path / "out", [], ReflowMethod.loss
+
+    def interrupted(self: ReflowMethod, *arguments: Any) -> Tensor:
+        calls.append(1)
+        if len(calls) == 4:
+            signal.raise_signal(signal.SIGINT)
+        return loss(self, *arguments)
+
+    judged(monkeypatch, PAYS, DRIFTS)
+    monkeypatch.setattr(ReflowMethod, "loss", interrupted)
+    assert main(options(checkpoint, dataset_root, output, "--rounds=auto", *QUICK)) == 130
+    assert os.readlink(output / "checkpoints") == "round_2/checkpoints"
+    capsys.readouterr()
+    assert main(resume(output)) == 0
+    assert (
+        "--rounds=auto took two rounds and stopped because in round 2 the gap to the first teacher grew by 2.0 %; the "
+        "student is that of round 1." in " ".join(capsys.readouterr().out.split())
+    )
+    same_bits(last_of(auto, 1), last_of(output, 1))
+    if (auto / "round_2").exists():
+        same_bits(last_of(auto, 2), last_of(output, 2))
+    # The student of the round that drifted away is measured, and the one before is the run's.
+    assert os.readlink(output / "checkpoints") == "round_1/checkpoints"
+    results = Results.load(output / "results.json")
+    assert [info.name for info in results.policies] == [TEACHER, STUDENT, "round_2"]
+    assert results.policies[1].weights_sha256 == weights_sha256(student_of(output))
+    before = [
+        (path, path.stat().st_mtime_ns) for path in sorted(output.glob("round_*/checkpoints/*/*/model.*"))
+    ]
+    assert main(resume(output)) == 0
+    assert [(path, path.stat().st_mtime_ns) for path, _ in before] == before
+    assert Results.load(output / "results.json").findings[0] == results.findings[0]
+
+
+@pytest.mark.parametrize(
+    ("gains", "more", "taken", "words"),
+    [
+        ((PAYS, LITTLE), (), 2, "stopped because in round 2 curvature fell by 5.0 % and"),
+        ((LITTLE,), (), 1, "took one round and stopped because in round 1 curvature fell by 5.0 %"),
+        (
+            (PAYS, PAYS),
+            ("--auto_rounds.most=2",),
+            2,
+            "stopped because auto_rounds.most=2 allows no more, though",
+        ),
+    ],
+)
+def test_why_it_stops(
+    auto: Path, checkpoint: Path, dataset_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    gains: tuple[Gain, ...], more: tuple[str, ...], taken: int, words: str,
+) -> None:  # fmt: skip
+    judged(monkeypatch, *gains)
+    run = copied(auto, tmp_path)
+    if not (run / "round_2").exists():
+        shutil.rmtree(run / "round_1" / "figures", ignore_errors=True)
+    assert main(resume(run, *more, place="round_1/checkpoints/last")) == 0
+    assert os.readlink(run / "checkpoints") == f"round_{taken}/checkpoints"
+    assert words in Results.load(run / "results.json").findings[0].text
+
+
+def test_a_run_by_the_rule_can_be_given_a_number_of_rounds_and_another_rule(
+    auto: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = copied(auto, tmp_path)
+    assert main(resume(run, "--rounds=2", place="round_1/checkpoints/last")) == 0
+    assert os.readlink(run / "checkpoints") == "round_2/checkpoints"
+    results = Results.load(run / "results.json")
+    assert [finding.rule for finding in results.findings].count("rounds_auto") == 0
+    judged(monkeypatch, PAYS, PAYS, LITTLE)
+    assert main(resume(run, "--rounds=auto", "--auto_rounds.most=5")) == 0
+    assert os.readlink(run / "checkpoints") == "round_3/checkpoints"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--rounds=auto", "--auto_rounds.most=1"], "auto_rounds.most=1: give at least 2, or --rounds=1."),
+        (["--rounds=auto", "--auto_rounds.least_gain=1"], "auto_rounds.least_gain=1.0: give a share from 0"),
+        (
+            ["--rounds=2", "--auto_rounds.most=3"],
+            "auto_rounds: these options are about rounds=auto, and rounds=2",
+        ),
+        (["--rounds=always"], "rounds=always: give whole number or auto"),
+        (["--rounds=auto", "--method.type=endpoint"], "rounds=auto: a student of method.type=endpoint"),
+    ],
+)
+def test_rules_that_cannot_be_are_refused(
+    checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str],
+    message: str,
+) -> None:  # fmt: skip
+    assert main(options(checkpoint, dataset_root, tmp_path / "out", *more)) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_rule_that_allows_fewer_rounds_than_there_are_is_refused(
+    auto: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copied(auto, tmp_path)
+    third = run / "round_3"
+    if not third.exists():
+        shutil.copytree(run / "round_1", third, symlinks=True)
+    file = third / "checkpoints" / "000002" / "pretrained_model" / "reflow_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "round": 3}))
+    assert main(resume(run, "--auto_rounds.most=2", place="round_3/checkpoints/last")) == 2
+    assert (
+        "auto_rounds.most=2: the checkpoint is of round 3; give at least that many."
+        in capsys.readouterr().err
+    )
+    assert main(resume(run, "--rounds=2", place="round_3/checkpoints/last")) == 2
+    assert "rounds=2: the checkpoint is of round 3; give at least 3." in capsys.readouterr().err
