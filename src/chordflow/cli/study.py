@@ -7,7 +7,10 @@ from importlib import import_module
 
 from chordflow.errors import UserError
 
-STUDIES: dict[str, tuple[str, str]] = {}
+STUDIES: dict[str, tuple[str, str]] = {
+    "init": ("chordflow.cli.study_init", "how much it matters what the student begins with"),
+    "rounds": ("chordflow.cli.study_rounds", "when another round of reflow stops paying"),
+}
 """Module and meaning of every study; a module has `run(arguments)`, as those of the verbs have."""
 
 
