@@ -19,7 +19,9 @@ from torch import Tensor
 
 from chordflow.couplings import Observations
 from chordflow.evaluation.gap import Modes, flatten
+from chordflow.evaluation.modes import mode_centres, nearest_mode
 from chordflow.evaluation.paired import HeldOutSet
+from chordflow.results.rounds_study import Diversity
 from chordflow.results.schema import ObservationSpread, WideObservation
 
 NUM_WIDEST = 6
@@ -134,3 +136,27 @@ def pictures(item: Mapping[str, Any]) -> dict[str, str]:
         name = key.removeprefix(OBS_PREFIX).removeprefix("images.")
         found[name] = base64.b64encode(file.getvalue()).decode("ascii")
     return found
+
+
+def diversity(endpoints: Tensor, reference: Tensor, modes: Modes, num_steps: int) -> Diversity:
+    """How far endpoints (N, K, H, D) spread over noise beside those of the first teacher (N, K, H, D).
+
+    Args:
+        endpoints: of the policy in question.
+        reference: of the teacher, from the same noises.
+        modes: found among the reference.
+        num_steps: Euler steps of the policy.
+    """
+    own, theirs = flatten(endpoints, modes.chunk), flatten(reference, modes.chunk)
+    within = [float(np.mean((flat - flat.mean(axis=1, keepdims=True)) ** 2)) for flat in (own, theirs)]
+    several = np.flatnonzero(modes.counts > 1)
+    # Own modes and not single endpoints: a policy whose endpoints all lie between two modes has some nearer to each.
+    kept = [
+        len(set(nearest_mode(mode_centres(own[index]), modes.centres[index]))) == modes.counts[index]
+        for index in several
+    ]
+    return Diversity(
+        num_steps=num_steps,
+        spread=float(np.sqrt(within[0] / within[1])) if within[1] > 0 else 1.0,
+        modes_kept=float(np.mean(kept)) if kept else None,
+    )

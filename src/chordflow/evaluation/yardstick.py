@@ -16,8 +16,10 @@ from torch import Tensor
 from chordflow.couplings import Observations
 from chordflow.evaluation.gap import Modes, action_gap
 from chordflow.evaluation.paired import HeldOutSet, MeasureConfig, Way, encode_held_out
+from chordflow.evaluation.spread import diversity
 from chordflow.evaluation.work import Tick, Work, beside_floor, curvature_row, gap_row
 from chordflow.policies import FlowPolicy
+from chordflow.results.rounds_study import Diversity
 from chordflow.results.schema import TEACHER, CurvatureRow, GapRow, PolicyName, Reference
 
 
@@ -28,10 +30,12 @@ class Held:
     Attributes:
         curvature: on its own trajectories.
         gaps: a row for each number of Euler steps and reference.
+        endpoints: (N, K, H, D) by number of Euler steps, on the CPU.
     """
 
     curvature: CurvatureRow
     gaps: list[GapRow]
+    endpoints: dict[int, Tensor]
 
 
 class Yardstick:
@@ -75,7 +79,7 @@ class Yardstick:
             "converged": (converged, self._config.converged_num_steps),
         }
         curvature = curvature_row(TEACHER, sums, self._held_out, self._config.seed)
-        self.teacher = Held(curvature, self._gaps(TEACHER, solved))
+        self.teacher = Held(curvature, self._gaps(TEACHER, solved), _by_steps(solved))
 
     @property
     def num_observations(self) -> int:
@@ -103,7 +107,16 @@ class Yardstick:
         work = self._work(own, self._ways, noises, on_progress)
         sums, _ = work.converge(name, student)
         solved = work.solve(name, student, self._ways, noises)
-        return Held(curvature_row(name, sums, own, self._config.seed), self._gaps(name, solved))
+        curvature = curvature_row(name, sums, own, self._config.seed)
+        return Held(curvature, self._gaps(name, solved), _by_steps(solved))
+
+    def diversity(self, held: Held) -> list[Diversity]:
+        """How far a policy's endpoints spread over noise beside the teacher's as deployed, at each number of steps."""
+        reference = self._references["deployed"][0]
+        return [
+            diversity(ends, reference[:, : ends.shape[1]], self._modes, num_steps)
+            for num_steps, ends in sorted(held.endpoints.items())
+        ]
 
     @property
     def _ways(self) -> list[Way]:
@@ -133,3 +146,7 @@ class Yardstick:
                     row = beside_floor(row, gap, floor, self._held_out.episodes, self._config.seed)
                 rows.append(row)
         return rows
+
+
+def _by_steps(solved: dict[Way, Tensor]) -> dict[int, Tensor]:
+    return {way.num_steps: ends for way, ends in solved.items()}

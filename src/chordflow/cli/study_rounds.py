@@ -1,0 +1,54 @@
+"""`chordflow study rounds`: when another round of reflow stops paying."""
+
+from __future__ import annotations
+
+from lerobot.utils.import_utils import register_third_party_plugins
+
+from chordflow.cli.options import help_text
+from chordflow.cli.settings import parse_record
+from chordflow.console import console, say
+from chordflow.experiments.rounds_study import study_rounds
+from chordflow.experiments.rounds_study_config import STUDY, TABLE, RoundsStudyConfig
+from chordflow.quiet import quiet_stdout
+from chordflow.report.rounds_table import markdown, render
+from chordflow.results.files import write_whole
+from chordflow.results.rounds_study import RoundsStudy
+
+USAGE = """
+chordflow study rounds --teacher.path=CHECKPOINT --dataset.repo_id=USER/DATASET --output_dir=outputs/rounds \\
+    --rounds=3 --steps=2000 --seeds='[0,1,2]'
+chordflow study rounds ... --starts='[last]' --solvers='[adams_bashforth]' --real_data_shares='[0]' \\
+    --env.type=libero --env.task=libero_10
+chordflow study rounds --resume=true --config_path=outputs/rounds/rounds.json
+"""
+
+
+def run(arguments: list[str]) -> None:
+    """Parses the options, trains and measures, and prints and writes the table."""
+    with quiet_stdout():
+        # Environments that are installed as lerobot_env_*, as LeRobot's own commands find them.
+        register_third_party_plugins()
+    if "--help" in arguments or "-h" in arguments:
+        print(help_text(RoundsStudyConfig, (RoundsStudyConfig.__doc__ or "").split("\n")[0], USAGE))
+        return
+    config = parse(arguments)
+
+    def write(study: RoundsStudy) -> None:
+        write_whole(config.output_dir / TABLE, markdown(study).encode("utf-8"))
+
+    study = study_rounds(config, ["chordflow", "study", "rounds", *arguments], write)
+    # Also of a study of which nothing was missing.
+    write(study)
+    console.print(render(study))
+    say(f"Results: {config.output_dir / STUDY}, all columns in {config.output_dir / TABLE}")
+
+
+def parse(arguments: list[str]) -> RoundsStudyConfig:
+    """The settings, over those of the study that is gone on with.
+
+    Raises:
+        UserError: for options that cannot be used.
+    """
+    return parse_record(
+        RoundsStudyConfig, arguments, kind="study rounds", file=STUDY, what="study", load=RoundsStudy.load
+    )

@@ -1,0 +1,223 @@
+"""A study of rounds as one table: for the terminal and, with the same content, as markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from chordflow.report.section import ABSENT, Cell, Section, absent, figure
+from chordflow.report.side_by_side import gap_cell, gap_text, measured_facts, success_cells, teacher_facts
+from chordflow.report.table import drawn, escape, written
+from chordflow.results.compare import STEP_COUNTS
+from chordflow.results.compare_summary import Spread
+from chordflow.results.rounds_study import Diversity, RoundArm, RoundRun, RoundsStudy
+from chordflow.results.rounds_summary import (
+    curvature_of,
+    gap_of,
+    headline,
+    judged,
+    modes_at_one,
+    over_seeds,
+    pooled_success,
+    spread_at_one,
+)
+from chordflow.results.wording import clean, percent, percentage, plural, points, steps
+
+HEADS = [
+    "arm", "round", "curva-\nture %", *(f"gap at {n}, %:\nRMS/median/\nflips" for n in STEP_COUNTS),
+    "spread\n%", "modes\nkept %", "success at\none step, %", "points to the\nteacher", "p",
+    "curva-\nture falls\nby %", "gap at\n1 falls\nby %", "pays\n(seeds)", "training\ns",
+]  # fmt: skip
+
+WIDE = {4, 5, 9, 10, 14}
+"""Columns that a terminal has no room for."""
+
+FALLS = {11, 12}
+"""Those that have to go as well where success takes their room."""
+
+
+def render(study: RoundsStudy) -> RenderableType:
+    """What the table says, the table and the facts below it, for a terminal of 100 columns."""
+    parts: list[RenderableType] = [
+        Text(headline(study), style="bold"),
+        Text(),
+        drawn(table(study, ranges=False)),
+        Text(),
+    ]
+    return Group(*parts, *(Text(f"{name}: {value}") for name, value in facts(study)))
+
+
+def markdown(study: RoundsStudy) -> str:
+    """The same content for a document, with all columns; ends with a line break."""
+    blocks = [f"**{escape(headline(study))}**", *written(table(study))]
+    blocks.append("\n".join(f"- {name}: {escape(value)}" for name, value in facts(study)))
+    return "\n\n".join(blocks) + "\n"
+
+
+def table(study: RoundsStudy, *, ranges: bool = True) -> Section:
+    """The table: the untrained teacher, then a row for each round of each arm.
+
+    Args:
+        study: what was measured.
+        ranges: whether a second row shows the least and the largest over several seeds.
+    """
+    below = "and below it the least and the largest; " if ranges else ""
+    more = "" if ranges else " Ranges and further columns: rounds.md."
+    episodes = any(run.success for run in study.runs)
+    section = Section(
+        "rounds",
+        "Rounds of reflow",
+        HEADS,
+        left=1,
+        wide=WIDE | (FALLS if episodes else {8}),
+        below="Gap: distance to the first teacher's converged ODE from the same noise, relative to the spread of its "
+        "endpoints, held out. Spread and modes: of the endpoints of one step over noise, beside the first teacher's as "
+        f"deployed. Of several seeds the median, {below}success is pooled over them. Falls are against the round "
+        f"before, those of the first round against the untrained teacher.{more}",
+    )
+    _add_teacher(section, study)
+    for arm in study.arms:
+        for round in range(1, arm.rounds_of(study.rounds) + 1):
+            _add(section, study, arm, round, ranges)
+    return section
+
+
+def facts(study: RoundsStudy) -> list[tuple[str, str]]:
+    """What is said below the table, name and value."""
+    seeds = ", ".join(map(str, study.seeds))
+    shared = [arm.name for arm in study.arms if arm.start_of(1) == "teacher"]
+    lines = [
+        *teacher_facts(study),
+        ("each round", f"{plural(study.steps, 'step')}; seeds {seeds}"),
+        (
+            "a round pays",
+            f"where curvature or the gap at one step falls by {percent(study.least_gain)} or more and the gap does not "
+            "grow",
+        ),
+    ]
+    once = [arm.steps_of(study.steps, study.rounds) for arm in study.arms if arm.start == "once"]
+    if once:
+        lines.append(("once", f"one round of {plural(once[0], 'step')}"))
+    if len(shared) > 1:
+        lines.append(("arms", "round 1 is one run for all that differ in what later rounds begin as"))
+    return [*lines, *measured_facts(study)]
+
+
+def _add_teacher(section: Section, study: RoundsStudy) -> None:
+    """The free alternative, which stands beside every student."""
+    teacher = study.untrained
+    if teacher is None:
+        return
+    success = {row.num_steps: row for row in teacher.success if row.group == "all"}
+    spread = next((row for row in study.diversity if row.num_steps == 1), None)
+    nothing = [absent() for _ in range(4)]
+    section.add(
+        "teacher, untrained",
+        figure("0", 0),
+        figure(percentage(teacher.figures.curvature), teacher.figures.curvature),
+        *(gap_cell(teacher.figures, n) for n in STEP_COUNTS),
+        *_spread_cells(spread),
+        *success_cells(success.get(1)),
+        *nothing,
+    )
+    for n in sorted({2, teacher.num_steps} - {1}):
+        if n in success:
+            name = f"{'' if n != teacher.num_steps else 'deployed, '}at {steps(n)}"
+            section.add(f"- {name}", *(absent() for _ in range(7)), *success_cells(success[n]), *nothing)
+
+
+def _spread_cells(row: Diversity | None) -> list[Cell]:
+    if row is None:
+        return [absent(), absent()]
+    kept = row.modes_kept
+    return [
+        figure(percentage(row.spread), row.spread),
+        absent() if kept is None else figure(percentage(kept), kept),
+    ]
+
+
+def _add(section: Section, study: RoundsStudy, arm: RoundArm, round: int, ranges: bool) -> None:
+    runs = study.runs_of(arm, round)
+    missing = f" ({len(runs)}/{len(study.seeds)} seeds)" if len(runs) < len(study.seeds) else ""
+
+    def middle(value: Callable[[RoundRun], float | None], text: Callable[[float], str]) -> Cell:
+        spread = over_seeds(study, arm, round, value)
+        return absent() if spread is None else figure(text(spread.middle), spread.middle)
+
+    def whole(value: Callable[[RoundRun], float | None], text: Callable[[float], str]) -> Cell:
+        return Cell(_range(over_seeds(study, arm, round, value), text))
+
+    found = judged(study, arm, round)
+    falls = [absent(), absent(), absent()]
+    if found is not None:
+        answer = f"{'yes' if found.gain.pays else 'no'} ({found.pays}/{found.count})"
+        falls = [
+            figure(_fall(found.gain.curvature), found.gain.curvature),
+            figure(_fall(found.gain.gap), found.gain.gap),
+            Cell(answer),
+        ]
+    section.add(
+        clean(arm.name) + missing,
+        figure(str(round), round),
+        middle(curvature_of, percentage),
+        *(_gap_middle(study, arm, round, n) for n in STEP_COUNTS),
+        middle(spread_at_one, percentage),
+        middle(modes_at_one, percentage),
+        *success_cells(pooled_success(study, arm, round)),
+        *falls,
+        middle(lambda run: run.training_s, _seconds),
+    )
+    if ranges and len(runs) > 1:
+        section.add(
+            "- least to largest",
+            "",
+            whole(curvature_of, percentage),
+            *(
+                Cell(
+                    "/".join(
+                        _range(over_seeds(study, arm, round, gap_of(name, n)), percentage) or ABSENT
+                        for name in GAP
+                    )
+                )
+                for n in STEP_COUNTS
+            ),
+            whole(spread_at_one, percentage),
+            whole(modes_at_one, percentage),
+            whole(lambda run: run.success[0].rate if run.success else None, percentage),
+            Cell(_range(over_seeds(study, arm, round, _difference), points, " to ")),
+            "",
+            "",
+            "",
+            "",
+            whole(lambda run: run.training_s, _seconds),
+        )
+
+
+GAP = ("rms", "median", "flip_rate")
+
+
+def _gap_middle(study: RoundsStudy, arm: RoundArm, round: int, num_steps: int) -> Cell:
+    rms, middle, flips = (over_seeds(study, arm, round, gap_of(name, num_steps)) for name in GAP)
+    if rms is None or middle is None:
+        return absent()
+    return figure(gap_text(rms.middle, middle.middle, flips.middle if flips else None), rms.middle)
+
+
+def _range(spread: Spread | None, text: Callable[[float], str], joint: str = "-") -> str:
+    return "" if spread is None else f"{text(spread.low)}{joint}{text(spread.high)}"
+
+
+def _difference(run: RoundRun) -> float | None:
+    pairs = run.success[0].versus_teacher if run.success else None
+    return pairs.difference.value if pairs is not None else None
+
+
+def _fall(reduction: float) -> str:
+    """A relative reduction in percent; what grew has a sign."""
+    return f"{100 * reduction:.0f}" if abs(reduction) < 100 else "-"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
