@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -60,3 +61,20 @@ def test_bad_options_are_refused(given: list[str], words: str) -> None:
     done = call(*given)
     assert done.returncode == 2
     assert words in done.stderr
+
+
+def test_the_document_shows_the_results() -> None:
+    spec = importlib.util.spec_from_file_location("full_size_table", SCRIPT.with_name("full_size_table.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(table)
+    text = table.DOCUMENT.read_text(encoding="utf-8")
+    shown = text.split(table.MARKS[0])[1].split(table.MARKS[1])[0]
+    assert shown == table.shown() + "\n"
+    # A line for every result, and the ratio in it is that of the samples a second.
+    results = [TrainingBench.load(path) for path in sorted(table.RESULTS.glob("full_*.json"))]
+    assert len(shown.splitlines()) == 2 + len(results) > 2
+    naive, buffered = results[0].speeds
+    ratio = buffered.samples * naive.seconds / (buffered.seconds * naive.samples)
+    assert f" {ratio:.1f} |" in shown.splitlines()[2]

@@ -6,8 +6,8 @@
 Speed depends on shapes and dtypes, not on what the weights are, so nothing is downloaded and no gap is measured. The
 loop with reuse is timed over whole lives of a buffer that holds just the couplings of one step: its observations are
 encoded, their noises carried to endpoints, each used `--uses` times, and all replaced. So its figure is that of a
-long run with the same numbers of noises and uses, whatever the size of the buffer. Both loops make their couplings by
-the ten Euler steps of the deployed teacher; the seventeen evaluations of chordflow's default would favour reuse.
+long run with the same numbers of noises and uses, whatever the size of the buffer. The loop without reuse takes its
+endpoints by the Euler steps of the deployed teacher, the buffer by those of `--solver`, by default chordflow's own.
 """
 
 from __future__ import annotations
@@ -86,7 +86,10 @@ def measure(options: argparse.Namespace) -> TrainingBench:
         student, trainable, ReflowMethodConfig().build(), OPTIMIZERS[options.optimizer](), seed=0
     )
     frames = Observations(RandomFrames(teacher), range(10_000))  # type: ignore[arg-type]
-    coupling, batch = CouplingConfig("euler", 10, grid_power=1.0), options.batch_size
+    batch = options.batch_size
+    deployed = CouplingConfig("euler", teacher.default_num_steps, grid_power=1.0)
+    coupling = deployed if options.solver == "euler" else CouplingConfig(options.solver)
+    coupling.settle(teacher.default_num_steps)
     kept = BufferConfig(batch // options.noises, options.noises, options.uses, batch // options.noises)
 
     def buffer(config: BufferConfig) -> CouplingBuffer:
@@ -97,11 +100,11 @@ def measure(options: argparse.Namespace) -> TrainingBench:
     with bar("roofline") as progress:
         # It warms everything up as well.
         roofline = measure_roofline(
-            teacher, next(frames.batches(range(batch), batch)), coupling, step, once,
+            teacher, next(frames.batches(range(batch), batch)), coupling, deployed, step, once,
             repeats=options.repeats, on_piece=progress.update,
         )  # fmt: skip
     del once
-    naive = NaiveCouplings(teacher, frames, coupling, seed=0, batch_size=batch)
+    naive = NaiveCouplings(teacher, frames, deployed, seed=0, batch_size=batch)
     speeds = [
         timed(NAIVE, naive, step, options.naive_steps, teacher.device),
         timed(BUFFERED, buffer(kept), step, options.lives * options.uses, teacher.device),
@@ -153,6 +156,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--optimizer", choices=tuple(OPTIMIZERS), default="soap", help="of both loops")
+    parser.add_argument(
+        "--solver",
+        choices=("adams_bashforth", "euler"),
+        default="adams_bashforth",
+        help="of the buffer's couplings: chordflow's default, or the teacher's own as deployed",
+    )
     parser.add_argument("--output", type=Path, required=True, help="the JSON to write")
     for name, default, text in (
         ("batch_size", 4, "couplings a step of both loops"),

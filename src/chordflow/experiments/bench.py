@@ -254,6 +254,6 @@ def _roofline(bed: Bed) -> Roofline:
         step = _step(config, student, 0, 1)
         with bar("roofline") as progress:
             return measure_roofline(
-                bed.teacher, items, config.coupling, step, source,
+                bed.teacher, items, config.coupling, bed.naive_coupling, step, source,
                 repeats=ROOFLINE_REPEATS, on_piece=progress.update,
             )  # fmt: skip

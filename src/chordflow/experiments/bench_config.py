@@ -131,7 +131,8 @@ class TrainingBenchConfig:
         resume: go on with the benchmark whose bench.json --config_path names; budgets, seeds and schedules may be
             added.
         method: how students are trained; one that looks at noises and endpoints alone.
-        coupling: how the teacher's ODE is solved.
+        coupling: how the teacher's ODE is solved for buffers; the loop without reuse takes the Euler steps of the
+            teacher as deployed.
         optimizer: what makes steps of gradients.
         measure: how the gap is measured.
     """

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chordflow.couplings import CouplingBuffer, Split
+from chordflow.couplings import CouplingBuffer, CouplingConfig, Split
 from chordflow.errors import UserError
 from chordflow.experiments.bench_config import TrainingBenchConfig
 from chordflow.experiments.bench_plan import Part
+from chordflow.experiments.student_results import deployed_steps
 from chordflow.policies import FlowPolicy
 from chordflow.policies.base import PREFIX_ROLES
 from chordflow.results.bench import NAIVE
@@ -30,6 +31,14 @@ class Bed:
     teacher: FlowPolicy
     teacher_dir: Path
     split: Split
+
+    @property
+    def naive_coupling(self) -> CouplingConfig:
+        """How the loop without reuse takes endpoints: as the teacher acts when deployed.
+
+        More evaluations, which pay where an endpoint is used many times, would make that loop slower than anyone's.
+        """
+        return CouplingConfig("euler", deployed_steps(self.config.teacher, self.teacher), grid_power=1.0)
 
 
 def check_schedules(bed: Bed) -> None:
@@ -62,7 +71,7 @@ def source_of(bed: Bed, part: Part, student: Student, shared: bool) -> Iterator[
         return
     with contextlib.closing(
         NaiveCouplings(
-            bed.teacher, bed.split.train, config.coupling, batch_size=config.naive_batch_size, **common
+            bed.teacher, bed.split.train, bed.naive_coupling, batch_size=config.naive_batch_size, **common
         )
     ) as naive:
         yield naive

@@ -31,6 +31,7 @@ def measure_roofline(
     teacher: FlowPolicy,
     items: dict[str, Any],
     coupling: CouplingConfig,
+    naive_coupling: CouplingConfig,
     training_step: TrainingStep,
     source: Source,
     *,
@@ -42,7 +43,8 @@ def measure_roofline(
     Args:
         teacher: whose network it is.
         items: raw observations, which are encoded together.
-        coupling: how the teacher's ODE is solved.
+        coupling: how the teacher's ODE is solved for a buffer.
+        naive_coupling: and for the loop without reuse.
         training_step: of a student that nobody needs afterwards; its weights stay as they are.
         source: couplings for step 0, made, with encoded observations.
         repeats: timed runs of each, after one untimed.
@@ -70,6 +72,7 @@ def measure_roofline(
         dtype=str(dtype).removeprefix("torch."),
         peak_flop_per_s=peak,
         solver_nfe=coupling.nfe,
+        naive_nfe=naive_coupling.nfe,
         encode=encode,
         velocity=velocity,
         train=train,

@@ -9,7 +9,7 @@ from chordflow.report.section import Cell, Section, absent, figure
 from chordflow.report.table import drawn, escape, written
 from chordflow.results.bench import NAIVE, BenchLoop, BenchRun, Speed, TrainingBench, Work
 from chordflow.results.bench_summary import over_seeds, speed_ratio, time_to_naive
-from chordflow.results.wording import amount, clean, number, percentage, plural, seconds, size
+from chordflow.results.wording import amount, clean, number, percentage, seconds, size
 
 WORKS = ("encode", "velocity", "train")
 
@@ -155,9 +155,8 @@ def _roofline(bench: TrainingBench) -> Section:
         ["work", "on", "operations\neach", "time\neach", "GFLOP/s", "of the\npeak, %"],
         left=1,
         below=f"An encoded observation takes {size(roofline.context_bytes)}, a coupling "
-        f"{size(roofline.coupling_bytes)}; a coupling costs {plural(roofline.solver_nfe, 'velocity')}.".replace(
-            "velocitys", "velocities"
-        ),
+        f"{size(roofline.coupling_bytes)}; a coupling of a buffer costs {roofline.solver_nfe} velocities, "
+        f"one without reuse {roofline.naive_nfe}.",
     )
     names = {
         "encode": "encode an observation",

@@ -141,7 +141,8 @@ class Roofline:
     Attributes:
         dtype: of the products, as torch names it.
         peak_flop_per_s: of a large square matrix product on this device, the best of several.
-        solver_nfe: evaluations of the teacher's velocity for a coupling.
+        solver_nfe: evaluations of the teacher's velocity for a coupling of a buffer.
+        naive_nfe: for one of the loop without reuse.
         encode: observations encoded.
         velocity: one evaluation of the velocity without gradients.
         train: a student's step on encoded observations: forward, backward, optimiser.
@@ -152,6 +153,7 @@ class Roofline:
     dtype: str
     peak_flop_per_s: float
     solver_nfe: int
+    naive_nfe: int
     encode: Work
     velocity: Work
     train: Work
@@ -164,12 +166,13 @@ class Roofline:
         Without a buffer the observation is encoded twice. A buffer of R = 0 is made once and costs ever less.
         """
         train = self.train.flop_each
-        encode, solve = self.encode.flop_each, self.solver_nfe * self.velocity.flop_each
+        encode, velocity = self.encode.flop_each, self.velocity.flop_each
         if loop.num_observations is None:
-            return 2 * encode + solve + train
+            return 2 * encode + self.naive_nfe * velocity + train
         if loop.uses_per_coupling == 0:
             return train
-        return (encode / loop.noises_per_observation + solve) / loop.uses_per_coupling + train
+        made = encode / loop.noises_per_observation + self.solver_nfe * velocity
+        return made / loop.uses_per_coupling + train
 
 
 @dataclass(frozen=True)
