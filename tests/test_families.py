@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -219,8 +219,10 @@ def test_fresh_weights_repeat_and_touch_their_roles_alone(case: FamilyCase, poli
     assert any(not torch.equal(value, after[name]) for name, value in snapshot().items())
 
 
+# Runs each line's student in a process of its own, forked from this one, which has LeRobot loaded (that takes longer
+# than all the students together) and cannot import chordflow.
 STOCK = """
-import importlib.abc, json, sys
+import importlib.abc, json, os, sys, traceback
 
 class Refuse(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
@@ -228,27 +230,68 @@ class Refuse(importlib.abc.MetaPathFinder):
             raise ImportError("chordflow is not here")
 
 sys.meta_path.insert(0, Refuse())
-folder, small, observations, output = sys.argv[1:]
-if small:
-    __import__(small)
 import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 
-config = PreTrainedConfig.from_pretrained(folder)
-config.pretrained_path = folder
-policy = get_policy_class(config.type).from_pretrained(folder, config=config, strict=True)
-before, after = make_pre_post_processors(config, pretrained_path=folder)
-items = torch.load(observations, weights_only=True)
-torch.manual_seed(0)
-policy.reset()
-actions = [after(policy.select_action(before(dict(items)))) for _ in range(2)]
-torch.save(torch.stack(actions), output)
+def act(folder, small, observations, output):
+    if small:
+        __import__(small)
+    config = PreTrainedConfig.from_pretrained(folder)
+    config.pretrained_path = folder
+    policy = get_policy_class(config.type).from_pretrained(folder, config=config, strict=True)
+    before, after = make_pre_post_processors(config, pretrained_path=folder)
+    items = torch.load(observations, weights_only=True)
+    torch.manual_seed(0)
+    policy.reset()
+    actions = [after(policy.select_action(before(dict(items)))) for _ in range(2)]
+    torch.save(torch.stack(actions), output)
+
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+for line in sys.stdin:
+    reading, writing = os.pipe()
+    if not (child := os.fork()):
+        said = ""
+        try:
+            act(*json.loads(line))
+        except BaseException:
+            said = traceback.format_exc()
+        os.write(writing, said[-4000:].encode())
+        os._exit(0)
+    os.close(writing)
+    said = os.fdopen(reading).read()
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(json.dumps(said or (f"exit code {code}" if code else "")), file=answers, flush=True)
 """
 
 
+@pytest.fixture(scope="module")
+def stock_lerobot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
+    """Lets LeRobot alone act by a checkpoint; gives what went wrong, or nothing."""
+    with subprocess.Popen(
+        [sys.executable, "-c", STOCK],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path_factory.mktemp("stock"),
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+    ) as process:  # fmt: skip
+
+        def act(*arguments: str) -> str:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            print(json.dumps(arguments), file=process.stdin, flush=True)
+            said: str = json.loads(process.stdout.readline())
+            return said
+
+        yield act
+        assert process.stdin is not None
+        process.stdin.close()
+
+
 def test_a_saved_student_runs_in_stock_lerobot_without_chordflow(
-    case: FamilyCase, folders: Callable[[FamilyCase], Path], tmp_path: Path
+    case: FamilyCase,
+    folders: Callable[[FamilyCase], Path],
+    stock_lerobot: Callable[..., str],
+    tmp_path: Path,
 ) -> None:
     teacher = folders(case)
     policy = load_flow_policy(teacher, device="cpu")
@@ -278,12 +321,10 @@ def test_a_saved_student_runs_in_stock_lerobot_without_chordflow(
     items = {k: v[:1] for k, v in observations(1).items()}
     torch.save(items, tmp_path / "items.pt")
     arguments = [str(student), case.small_module or "", str(tmp_path / "items.pt"), str(tmp_path / "out.pt")]
-    done = subprocess.run(
-        [sys.executable, "-c", STOCK, *arguments],
-        capture_output=True, text=True, check=False, cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert stock_lerobot(*arguments) == ""
+    # What goes wrong there is told here.
+    (student / "config.json").rename(student / "elsewhere")
+    assert "Error" in stock_lerobot(*arguments)
     actions = torch.load(tmp_path / "out.pt", weights_only=True)
     assert actions.shape[0] == 2
     assert actions.shape[-1] == 2
