@@ -94,6 +94,10 @@ def test_the_first_checkpoint_under_the_level_counts(study: InitStudy) -> None:
     assert never is not None
     assert never.text == "never"
     assert reached(replace(study, runs=[]), RANDOM) is None
+    # The median is under it long before the RMS, which counts flips in full.
+    middle = reached(study, TEACHER, "median")
+    assert middle is not None
+    assert middle.text == "100"
 
 
 def test_figures_are_over_seeds(study: InitStudy) -> None:
@@ -146,9 +150,9 @@ def test_the_tables_have_every_arm_and_checkpoint(study: InitStudy) -> None:
     rows = {row[0].text: [cell.text for cell in row] for row in arms.rows}
     assert list(rows)[:2] == ["teacher, untrained", "teacher, lr 0.0001"]
     assert rows["teacher, lr 0.0001"][1:7] == [
-        "action_head", "3.0/1.5/1.0", "6.0/1.5/1.0", "30.0/1.5/1.0", "2-5", "100-200",
+        "action_head", "3.0/1.5/1.0", "6.0/1.5/1.0", "30.0/1.5/1.0", "2-5", "100-200; 100",
     ]  # fmt: skip
-    assert rows["random, lr 0.0001"][5:7] == ["30-50", "200 (1 of 3)"]
+    assert rows["random, lr 0.0001"][5:7] == ["30-50", "200 (1 of 3); 200 (1 of 3)"]
     assert all(
         len(row) == len(section.heads) for section in (arms, gaps, losses, rates) for row in section.rows
     )

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from chordflow.console import bar, say
 from chordflow.couplings import CouplingBatch
 from chordflow.errors import UserError
@@ -201,7 +203,8 @@ class Digest:
         """A micro-batch of `step`."""
         batch = self._source.batch(step, part)
         for tensor in (batch.noise, batch.endpoint):
-            self._hash.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+            # As bytes: numpy has no bfloat16.
+            self._hash.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return batch
 
 

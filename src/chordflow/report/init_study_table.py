@@ -30,8 +30,8 @@ from chordflow.results.init_study_summary import (
 from chordflow.results.wording import clean, percentage, plural
 
 HEADS = [
-    "arm", "trained", *(f"gap at {n}, %:\nRMS/median/\nflips" for n in STEP_COUNTS), "told, %", "steps to\n{level}",
-    "success at\none step, %", "points to the\nteacher", "p", "training\ns",
+    "arm", "trained", *(f"gap at {n}, %:\nRMS/median/\nflips" for n in STEP_COUNTS), "told, %",
+    "steps to {level}:\nRMS; median", "success at\none step, %", "points to the\nteacher", "p", "training\ns",
 ]  # fmt: skip
 
 WIDE = {1, 4, 8, 9}
@@ -98,8 +98,8 @@ def facts(study: InitStudy) -> list[tuple[str, str]]:
 def _arms(study: InitStudy, ranges: bool) -> Section:
     below = (
         "Gap: distance to the teacher's converged ODE from the same noise, relative to the spread of its endpoints, "
-        f"held out. Steps to {level(study)}: the first checkpoint at which the RMS gap at one step is below it. Of "
-        "several seeds the median" + (", and below it the least and the largest." if ranges else ".")
+        f"held out. Steps to {level(study)}: the first checkpoint at which the gap at one step is below it. Of several "
+        "seeds the median" + (", and below it the least and the largest." if ranges else ".")
     )
     section = Section(
         "arms",
@@ -133,7 +133,7 @@ def _add(section: Section, study: InitStudy, arm: Arm, ranges: bool) -> None:
     last = study.at[-1]
     runs, seeds = len(looked_at(study, arm, last)), len(study.seeds)
     missing = f" ({runs} of {plural(seeds, 'seed')})" if runs < seeds else ""
-    within = reached(study, arm)
+    within, middle = reached(study, arm), reached(study, arm, "median")
     seconds = spread_of(run.training_s for run in study.runs_of(arm.name))
     row = success(study, arm, last)
     section.add(
@@ -141,7 +141,7 @@ def _add(section: Section, study: InitStudy, arm: Arm, ranges: bool) -> None:
         " ".join(arm.train) if ranges else "",
         *(_triple(study, arm, n) for n in STEP_COUNTS),
         told_gap(arm.init) or absent(),
-        within.text if within is not None else absent(),
+        f"{within.text}; {middle.text}" if within and middle else absent(),
         *success_cells(row),
         figure(f"{seconds.middle:.0f}", seconds.middle) if seconds else absent(),
     )

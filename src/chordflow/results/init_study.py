@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from chordflow.results.compare import Figures, Untrained
 from chordflow.results.files import read_record, write_record
-from chordflow.results.schema import HeldOut, LossCurve, SuccessRow
+from chordflow.results.schema import GapRow, HeldOut, LossCurve, SuccessRow
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,13 @@ class Checkpoint:
     figures: Figures | None = None
     success: list[SuccessRow] = field(default_factory=list)
 
+    def gap(self, num_steps: int) -> GapRow | None:
+        """The gap to the teacher's converged ODE at a number of Euler steps."""
+        return self.figures.gap(num_steps) if self.figures is not None else None
+
     def rms(self, num_steps: int) -> float | None:
-        """The RMS gap to the teacher's converged ODE at a number of Euler steps."""
-        row = self.figures.gap(num_steps) if self.figures is not None else None
+        """Its RMS."""
+        row = self.gap(num_steps)
         return row.rms if row is not None else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import median
+from typing import Literal
 
 from chordflow.results.compare_summary import Spread, counted, pooled, spread_of
 from chordflow.results.init_study import Arm, Checkpoint, InitRun, InitStudy
@@ -89,11 +90,14 @@ def loss(study: InitStudy, arm: Arm, step: int) -> Spread | None:
     return spread_of(loss_at(run, step) for run in study.runs_of(arm.name))
 
 
-def reached(study: InitStudy, arm: Arm) -> Reached | None:
+def reached(study: InitStudy, arm: Arm, figure: Literal["rms", "median"] = "rms") -> Reached | None:
     """After how many steps an arm's gap at one step falls under the level; None where no run is measured."""
     runs = [run for run in study.runs_of(arm.name) if all(c.figures is not None for c in run.checkpoints)]
     firsts = [
-        next((c.step for c in run.checkpoints if (rms := c.rms(1)) is not None and rms < study.level), None)
+        next(
+            (c.step for c in run.checkpoints if (row := c.gap(1)) and getattr(row, figure) < study.level),
+            None,
+        )
         for run in runs
     ]
     return Reached(sorted(step for step in firsts if step is not None), len(runs)) if runs else None
