@@ -8,14 +8,19 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from torch import Tensor
 
 from chordflow.cli.main import main
+from chordflow.cli.reflow import parse
 from chordflow.experiments.auto_rounds import Judge
+from chordflow.experiments.config import AutoRoundsConfig
 from chordflow.experiments.provenance import weights_sha256
+from chordflow.experiments.rounds import reflow_rounds
+from chordflow.experiments.run_folder import has_checkpoint
 from chordflow.results.paying import Gain, Standing, gain, paying_rounds
 from chordflow.results.schema import STUDENT, TEACHER, Results
 from chordflow.training.methods import ReflowMethod
@@ -75,21 +80,66 @@ def test_rounds_are_counted_until_one_does_not_pay() -> None:
     assert "grew from nothing" in drifted.reason
 
 
+@pytest.mark.parametrize(
+    ("gains", "most", "kept", "words"),
+    [
+        (
+            [PAYS, LITTLE],
+            4,
+            2,
+            "took two rounds and stopped because in round 2 curvature fell by 5.0 % and the gap to",
+        ),
+        ([LITTLE], 4, 1, "took one round and stopped because in round 1 curvature fell by 5.0 %"),
+        (
+            [DRIFTS],
+            4,
+            1,
+            "took one round and stopped because in round 1 the gap to the first teacher grew by 2.0 %",
+        ),
+        ([PAYS, PAYS, DRIFTS], 4, 2, "in round 3 the gap to the first teacher grew by 2.0 %"),
+        ([PAYS, PAYS], 2, 2, "auto_rounds.most=2 allows no more, though in round 2 curvature fell by 50 %"),
+    ],
+)
+def test_why_it_stops_and_which_student_it_keeps(
+    monkeypatch: pytest.MonkeyPatch, gains: list[Gain], most: int, kept: int, words: str
+) -> None:
+    judged(monkeypatch, *gains)
+    config = SimpleNamespace(auto_rounds=AutoRoundsConfig(most=most))
+    judge = Judge(SimpleNamespace(config=config))  # type: ignore[arg-type]
+    students = [Path(str(number)) for number in range(len(gains))]
+    for taken in range(1, len(gains)):
+        assert judge.after(students[:taken]) is None
+    stopped = judge.after(students)
+    assert stopped is not None
+    assert (stopped.taken, stopped.kept) == (len(gains), kept)
+    assert words in stopped.finding.text
+    assert stopped.finding.text.endswith(f"; the student is that of round {kept}.")
+
+
 # ---- A whole run -------------------------------------------------------------------------------------------
+
+
+def last_of(run: Path, number: int) -> Path:
+    return run / f"round_{number}" / "checkpoints" / "000002"
+
+
+def go_on(run: Path) -> Results:
+    """Without the pictures and the page, which take longer than the rounds."""
+    command = resume(run)
+    config, checkpoint = parse(command[1:])
+    return reflow_rounds(config, command, checkpoint).results
 
 
 @pytest.fixture(scope="module")
 def auto(checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run by the rule's own measuring; not to be written to."""
     output = tmp_path_factory.mktemp("auto") / "run"
-    more = ("--rounds=auto", "--auto_rounds.most=3", "--auto_rounds.least_gain=0", *QUICK)
+    more = ("--rounds=auto", "--auto_rounds.most=2", "--auto_rounds.least_gain=0", *QUICK)
     assert main(options(checkpoint, dataset_root, output, *more)) == 0
     return output
 
 
-def test_it_stops_by_the_rule_on_the_figures_that_it_reports(
-    auto: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_it_stops_by_the_rule_on_the_figures_that_it_reports(auto: Path) -> None:
     results = Results.load(auto / "results.json")
     taken = len(list(auto.glob("round_*")))
     kept = int(os.readlink(auto / "checkpoints").split("/")[0].removeprefix("round_"))
@@ -101,42 +151,27 @@ def test_it_stops_by_the_rule_on_the_figures_that_it_reports(
         assert curvature is not None
         assert gap is not None
         standings.append(Standing(curvature.curvature, gap.rms))
-    paying = paying_rounds(standings, 0.0)
-    assert taken == min(paying + 1, 3)
+    assert taken == min(paying_rounds(standings, 0.0) + 1, 2)
     drifted = standings[-1].gap > standings[-2].gap
     assert kept == (taken - 1 if drifted and taken > 1 else taken)
     assert results.student == f"round_{kept}/checkpoints/000002/pretrained_model"
     said = results.findings[0]
     assert said.rule == "rounds_auto"
-    words = {1: "one round", 2: "two rounds", 3: "three rounds"}[taken]
-    assert said.text.startswith(f"--rounds=auto took {words} and stopped because ")
-    assert said.text.endswith(f"; the student is that of round {kept}.")
+    words = f"took {'one round' if taken == 1 else 'two rounds'} and stopped because"
+    assert said.text.startswith(f"--rounds=auto {words} ")
     for file in ("model_card.md", "table.md", "report.html"):
-        assert f"took {words} and stopped because" in (auto / file).read_text(), file
+        assert words in (auto / file).read_text(), file
     assert record(last_of(auto, 1))["rounds"] == "auto"
 
 
-def last_of(run: Path, number: int) -> Path:
-    return run / f"round_{number}" / "checkpoints" / "000002"
-
-
-def test_its_first_round_is_that_of_any_run(
-    auto: Path, checkpoint: Path, dataset_root: Path, tmp_path: Path
-) -> None:
-    assert main(options(checkpoint, dataset_root, tmp_path / "one", *QUICK)) == 0
-    same_bits(last_of(auto, 1), tmp_path / "one" / "checkpoints" / "000002")
-
-
 def test_stopped_inside_a_round_it_goes_on_to_the_same_bits(
-    auto: Path, checkpoint: Path, dataset_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    auto: Path, checkpoint: Path, dataset_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In the second round, between its two steps; then once more, when all is done."""
-    output, calls, loss = tmp_path / "out", [], ReflowMethod.loss
+    output, loss = tmp_path / "out", ReflowMethod.loss
 
     def interrupted(self: ReflowMethod, *arguments: Any) -> Tensor:
-        calls.append(1)
-        if len(calls) == 4:
+        if has_checkpoint(output / "round_2"):
             signal.raise_signal(signal.SIGINT)
         return loss(self, *arguments)
 
@@ -144,65 +179,51 @@ def test_stopped_inside_a_round_it_goes_on_to_the_same_bits(
     monkeypatch.setattr(ReflowMethod, "loss", interrupted)
     assert main(options(checkpoint, dataset_root, output, "--rounds=auto", *QUICK)) == 130
     assert os.readlink(output / "checkpoints") == "round_2/checkpoints"
-    capsys.readouterr()
-    assert main(resume(output)) == 0
-    assert (
+    assert os.readlink(output / "round_2" / "checkpoints" / "last") == "000001"
+    monkeypatch.setattr(ReflowMethod, "loss", loss)
+    results = go_on(output)
+    assert results.findings[0].text == (
         "--rounds=auto took two rounds and stopped because in round 2 the gap to the first teacher grew by 2.0 %; the "
-        "student is that of round 1." in " ".join(capsys.readouterr().out.split())
+        "student is that of round 1."
     )
     same_bits(last_of(auto, 1), last_of(output, 1))
     if (auto / "round_2").exists():
         same_bits(last_of(auto, 2), last_of(output, 2))
     # The student of the round that drifted away is measured, and the one before is the run's.
     assert os.readlink(output / "checkpoints") == "round_1/checkpoints"
-    results = Results.load(output / "results.json")
     assert [info.name for info in results.policies] == [TEACHER, STUDENT, "round_2"]
     assert results.policies[1].weights_sha256 == weights_sha256(student_of(output))
-    before = [
-        (path, path.stat().st_mtime_ns) for path in sorted(output.glob("round_*/checkpoints/*/*/model.*"))
-    ]
-    assert main(resume(output)) == 0
-    assert [(path, path.stat().st_mtime_ns) for path, _ in before] == before
-    assert Results.load(output / "results.json").findings[0] == results.findings[0]
+    weights = sorted(output.glob("round_*/checkpoints/*/*/model.*"))
+    before = [path.stat().st_mtime_ns for path in weights]
+    assert go_on(output).findings[0] == results.findings[0]
+    assert [path.stat().st_mtime_ns for path in weights] == before
 
 
-@pytest.mark.parametrize(
-    ("gains", "more", "taken", "words"),
-    [
-        ((PAYS, LITTLE), (), 2, "stopped because in round 2 curvature fell by 5.0 % and"),
-        ((LITTLE,), (), 1, "took one round and stopped because in round 1 curvature fell by 5.0 %"),
-        (
-            (PAYS, PAYS),
-            ("--auto_rounds.most=2",),
-            2,
-            "stopped because auto_rounds.most=2 allows no more, though",
-        ),
-    ],
-)
-def test_why_it_stops(
-    auto: Path, checkpoint: Path, dataset_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    gains: tuple[Gain, ...], more: tuple[str, ...], taken: int, words: str,
-) -> None:  # fmt: skip
-    judged(monkeypatch, *gains)
-    run = copied(auto, tmp_path)
-    if not (run / "round_2").exists():
-        shutil.rmtree(run / "round_1" / "figures", ignore_errors=True)
-    assert main(resume(run, *more, place="round_1/checkpoints/last")) == 0
-    assert os.readlink(run / "checkpoints") == f"round_{taken}/checkpoints"
-    assert words in Results.load(run / "results.json").findings[0].text
-
-
-def test_a_run_by_the_rule_can_be_given_a_number_of_rounds_and_another_rule(
-    auto: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_by_the_rule_goes_on_by_a_number_or_by_another_rule(
+    auto: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    given = parse(resume(auto, "--rounds=2", place="round_1/checkpoints/last")[1:])[0]
+    assert (given.rounds, given.auto_rounds) == (2, AutoRoundsConfig())
+    other = parse(resume(auto, "--auto_rounds.most=5", place="round_1/checkpoints/last")[1:])[0]
+    assert (other.rounds, other.auto_rounds) == ("auto", AutoRoundsConfig(5, 0.0))
+    # The record of such a run serves as settings of a new one as well.
+    record_of = last_of(auto, 1) / "pretrained_model" / "reflow_config.json"
+    new = parse([f"--config_path={record_of}", "--rounds=3", f"--output_dir={tmp_path / 'new'}"])[0]
+    assert (new.rounds, new.auto_rounds) == (3, AutoRoundsConfig())
     run = copied(auto, tmp_path)
-    assert main(resume(run, "--rounds=2", place="round_1/checkpoints/last")) == 0
-    assert os.readlink(run / "checkpoints") == "round_2/checkpoints"
-    results = Results.load(run / "results.json")
-    assert [finding.rule for finding in results.findings].count("rounds_auto") == 0
-    judged(monkeypatch, PAYS, PAYS, LITTLE)
-    assert main(resume(run, "--rounds=auto", "--auto_rounds.most=5")) == 0
-    assert os.readlink(run / "checkpoints") == "round_3/checkpoints"
+    third = Path(shutil.copytree(run / "round_1", run / "round_3", symlinks=True))
+    file = third / "checkpoints" / "000002" / "pretrained_model" / "reflow_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "round": 3}))
+    for more, words in (
+        (
+            "--auto_rounds.most=2",
+            "auto_rounds.most=2: the checkpoint is of round 3; give at least that many.",
+        ),
+        ("--rounds=2", "rounds=2: the checkpoint is of round 3; give at least 3."),
+        ("--rounds=2 --auto_rounds.most=3", "auto_rounds: these options are about rounds=auto, and rounds=2"),
+    ):
+        assert main(resume(run, *more.split(), place="round_3/checkpoints/last")) == 2
+        assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -225,21 +246,3 @@ def test_rules_that_cannot_be_are_refused(
     assert main(options(checkpoint, dataset_root, tmp_path / "out", *more)) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-
-
-def test_a_rule_that_allows_fewer_rounds_than_there_are_is_refused(
-    auto: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = copied(auto, tmp_path)
-    third = run / "round_3"
-    if not third.exists():
-        shutil.copytree(run / "round_1", third, symlinks=True)
-    file = third / "checkpoints" / "000002" / "pretrained_model" / "reflow_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "round": 3}))
-    assert main(resume(run, "--auto_rounds.most=2", place="round_3/checkpoints/last")) == 2
-    assert (
-        "auto_rounds.most=2: the checkpoint is of round 3; give at least that many."
-        in capsys.readouterr().err
-    )
-    assert main(resume(run, "--rounds=2", place="round_3/checkpoints/last")) == 2
-    assert "rounds=2: the checkpoint is of round 3; give at least 3." in capsys.readouterr().err

@@ -11,7 +11,7 @@ from chordflow.experiments.reflow import Job
 from chordflow.experiments.student_results import deployed_steps
 from chordflow.policies import load_flow_policy
 from chordflow.results.paying import Gain, Standing, gain
-from chordflow.results.schema import TEACHER, Finding
+from chordflow.results.schema import STUDENT, Finding
 from chordflow.results.wording import number as in_words
 from chordflow.training.distributed import current
 from chordflow.training.memory import enough_memory_at
@@ -102,7 +102,7 @@ class Judge:
                     folder, device=config.device, rename_map=config.rename_map, field="student"
                 )
                 with bar(f"round {number} against it") as progress:
-                    held = yardstick.of(TEACHER, student, progress.update)
+                    held = yardstick.of(STUDENT, student, progress.update)
                 self._standings[number] = _standing(held, steps)
 
 
