@@ -34,7 +34,7 @@ HEADS = [
     "steps to {level}:\nRMS; median", "success at\none step, %", "points to the\nteacher", "p", "training\ns",
 ]  # fmt: skip
 
-WIDE = {1, 4, 8, 9}
+WIDE = {1, 4, 8, 9, 10}
 """Columns that a terminal has no room for."""
 
 
