@@ -31,7 +31,7 @@ def run(
     return RoundRun(
         arm.start_of(round), arm.solver, arm.real_data_share, round, seed, arm.steps_of(100, 3),
         f"{arm.name}/{round}/{seed}", "0" * 64, 20.0 + round, 64, 0.1,
-        figures=measured, diversity=[Diversity(n, 0.9 - 0.1 * round, kept) for n in (1, 2, 10)],
+        figures=measured, diversity=[Diversity(n, 0.9 - 0.1 * round, kept, 4) for n in (1, 2, 10)],
         success=[] if solved is None else [success("student", 1, solved)],
     )  # fmt: skip
 
@@ -43,7 +43,7 @@ def study(*runs: RoundRun, arms: list[RoundArm], seeds: list[int], solves: bool 
         command=["chordflow", "study", "rounds"], settings={}, versions={"chordflow": "0"}, device="cpu, 1 threads",
         teacher="a/b", teacher_sha256="1" * 64, arms=arms, rounds=3, seeds=seeds, steps=100, least_gain=0.1,
         env="detour" if solves else "", untrained=Untrained(10, teacher, rows),
-        diversity=[Diversity(1, 0.4, 0.0), Diversity(2, 0.8, 0.5), Diversity(10, 1.0, 1.0)], runs=list(runs),
+        diversity=[Diversity(1, 0.4, 0.0, 4), Diversity(2, 0.8, 0.5, 4), Diversity(10, 1.0, 1.0, 4)], runs=list(runs),
     )  # fmt: skip
 
 
@@ -122,7 +122,9 @@ def test_the_terminal_has_room_for_it(solved: int | None) -> None:
     console.print(render(found))
     text = console.export_text()
     assert "…" not in text
+    assert all(head in text for head in ("round", "curva-", "spread", "pays"))
     assert max(map(len, text.splitlines())) <= 100
+    assert "observations with several modes: 4" in text
     assert "a round pays: where curvature or the gap at one step falls by 10 % or more" in text
     if solved is not None:
         assert "75.0 [" in text

@@ -159,4 +159,5 @@ def diversity(endpoints: Tensor, reference: Tensor, modes: Modes, num_steps: int
         num_steps=num_steps,
         spread=float(np.sqrt(within[0] / within[1])) if within[1] > 0 else 1.0,
         modes_kept=float(np.mean(kept)) if kept else None,
+        several=len(several),
     )

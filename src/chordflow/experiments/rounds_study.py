@@ -160,10 +160,11 @@ def _trained(
         assert taught_by is not None
         teacher = reloaded(config, taught_by.student, taught_by.weights_sha256, "study")
         teacher_dir = config.output_dir / taught_by.student
+    job = bed.job(arm, round, seed, folder, teacher_dir)
     try:
         trained = train_student(
-            bed.job(arm, round, seed, folder, teacher_dir),
-            Budget(config.steps, None),
+            job,
+            Budget(job.steps, None),
             teacher,
             teacher_dir,
             bed.splits[arm.real_data_share > 0],

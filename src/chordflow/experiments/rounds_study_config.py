@@ -119,13 +119,13 @@ class RoundsStudyConfig:
         ]
         usual = (self.starts[0], self.solvers[0], self.real_data_shares[0])
 
-        def departures(arm: RoundArm) -> int:
+        def kept(arm: RoundArm) -> list[bool]:
             own = (arm.start, arm.solver, arm.real_data_share)
-            return sum(a != b for a, b in zip(own, usual, strict=True))
+            return [a == b for a, b in zip(own, usual, strict=True)]
 
-        # A stable order: by what an arm departs in, starts before solvers before shares.
-        order = sorted(arms, key=departures)
-        return order if self.crossed else [arm for arm in order if departures(arm) < 2]
+        # By in how many things an arm departs; of one, starts before solvers before shares.
+        order = sorted(arms, key=lambda arm: (-sum(kept(arm)), kept(arm)))
+        return order if self.crossed else [arm for arm in order if sum(kept(arm)) >= 2]
 
 
 def _check_choices(name: str, given: list[str], known: tuple[str, ...]) -> None:

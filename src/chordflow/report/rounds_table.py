@@ -31,7 +31,7 @@ HEADS = [
     "curva-\nture falls\nby %", "gap at\n1 falls\nby %", "pays\n(seeds)", "training\ns",
 ]  # fmt: skip
 
-WIDE = {4, 5, 9, 10, 14}
+WIDE = {4, 5, 7, 9, 10, 14}
 """Columns that a terminal has no room for."""
 
 FALLS = {11, 12}
@@ -97,6 +97,8 @@ def facts(study: RoundsStudy) -> list[tuple[str, str]]:
             "grow",
         ),
     ]
+    if study.diversity:
+        lines.append(("observations with several modes", str(study.diversity[0].several)))
     once = [arm.steps_of(study.steps, study.rounds) for arm in study.arms if arm.start == "once"]
     if once:
         lines.append(("once", f"one round of {plural(once[0], 'step')}"))

@@ -35,11 +35,13 @@ class Diversity:
             teacher's from the same noises.
         modes_kept: share of the observations with several modes of the first teacher at which the policy's own modes
             lie at all of them; None where there is no such observation.
+        several: the number of those observations.
     """
 
     num_steps: int
     spread: float
     modes_kept: float | None
+    several: int
 
 
 @dataclass(frozen=True)
