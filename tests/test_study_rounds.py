@@ -115,7 +115,7 @@ def test_rounds_from_the_last_are_those_of_reflow(
 ) -> None:
     options = [
         option for option in arguments(checkpoint, dataset_root, tmp_path / "alone", *LITTLE)[2:]
-        if not option.startswith(("--seeds", "--measure.num_observations"))
+        if not option.startswith(("--seeds", "--measure.num_steps"))
     ]  # fmt: skip
     more = [
         "--seed=5",
