@@ -120,7 +120,6 @@ def test_rounds_from_the_last_are_those_of_reflow(
     more = [
         "--seed=5",
         "--method.real_data_share=0.5",
-        "--measure.num_observations=1",
         "--measure.solvers=[euler]",
     ]
     reflow_rounds(parse_reflow([*options, *more])[0], ["chordflow"])
