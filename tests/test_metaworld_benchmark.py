@@ -137,6 +137,19 @@ def test_sizes_name_tasks_that_exist(load):
     assert counts == {"smoke": 1, "small": 6, "full": 52}
 
 
+def test_commands_are_understood(load, monkeypatch, tmp_path):
+    from chordflow.cli import evaluate, reflow
+
+    monkeypatch.chdir(tmp_path)
+    commands = load("commands")
+    for size in load("sizes").SIZES.values():
+        config, _ = reflow.parse(commands.reflow(size))
+        assert config.steps == size.reflow["steps"]
+        like_lerobot = [commands.evaluate_like_lerobot(size)] if size.lerobot_episodes else []
+        for arguments in (commands.evaluate(size), *like_lerobot):
+            assert evaluate.parse(arguments).env.image_size == size.image_size
+
+
 @pytest.mark.parametrize("file", sorted((FOLDER / "results").glob("*.json")), ids=lambda file: file.stem)
 def test_the_document_shows_the_published_results(load, file):
     result = json.loads(file.read_text(encoding="utf-8"))
