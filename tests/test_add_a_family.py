@@ -183,6 +183,7 @@ def test_the_document_names_what_it_shows() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_diagnose_measured_the_family(walked: Path) -> None:
     results = Results.load(walked / "diagnosis" / "results.json")
     assert (results.kind, results.policies[0].family, results.teacher_num_steps) == (
@@ -195,6 +196,7 @@ def test_diagnose_measured_the_family(walked: Path) -> None:
     assert results.floor.rms > 0
 
 
+@pytest.mark.slow
 def test_the_student_is_the_teachers_checkpoint_in_one_step(walked: Path) -> None:
     teacher, student = (
         walked / name / "checkpoints/last/pretrained_model" for name in ("teacher", "student")
@@ -212,6 +214,7 @@ def test_the_student_is_the_teachers_checkpoint_in_one_step(walked: Path) -> Non
     }
 
 
+@pytest.mark.slow
 def test_a_refusal_of_the_adapter_is_one_sentence(walked: Path) -> None:
     said = (walked / "refusal.txt").read_text()
     assert said.startswith("2 chordflow diagnose: clip_sample=true in config.json: ")

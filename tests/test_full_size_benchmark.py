@@ -20,6 +20,7 @@ def call(*options: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_reduced_size_is_measured(tmp_path: Path) -> None:
     output = tmp_path / "new" / "result.json"
     done = call(

@@ -75,6 +75,7 @@ def options(family: str, output: Path) -> list[str]:
             "--repeats=3", "--warm_up=1", f"--output={output}"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_reduced_size_is_measured(tmp_path: Path) -> None:
     output = tmp_path / "new" / "result.json"
     command = [sys.executable, str(FOLDER / "run.py"), *options("smolvla", output)]

@@ -110,6 +110,7 @@ def test_a_round_is_taught_by_the_last_student_and_begins_as_its_arm_says(
     assert {record["method"]["real_data_share"] for record in records.values()} == {0.5}
 
 
+@pytest.mark.slow
 def test_rounds_from_the_last_are_those_of_reflow(
     checkpoint: Path, dataset_root: Path, done: Path, tmp_path: Path
 ) -> None:
