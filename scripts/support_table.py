@@ -1,4 +1,4 @@
-"""Fill README's tables of policies, between markers: the families with an adapter, and what stands in others' way.
+"""Fill the READMEs' tables of policies, between markers: families with an adapter, and what stands in others' way.
 
 usage: python scripts/support_table.py
 
@@ -17,7 +17,8 @@ from chordflow.policies.obstacles import OBSTACLES
 from chordflow.policies.registry import adapter_for, own_families
 from chordflow.results.files import write_whole
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+READMES = (ROOT / "README.md", ROOT / "README.zh.md")
 _MARKED = re.compile(r"(?<=<!-- support table -->\n).*?(?=<!-- end of support -->)", re.DOTALL)
 
 
@@ -67,14 +68,14 @@ def obstacles() -> str:
 
 
 def document(text: str) -> str:
-    """README with its tables made anew."""
+    """A README with its tables made anew."""
     note = (
         "<details><summary>Not yet, and what stands in the way (LeRobot 0.6.1, file and function)</summary>\n\n"
         f"{obstacles()}\n</details>\n"
     )
     made, count = _MARKED.subn(lambda _: f"{supported()}\n{note}", text)
     if count != 1:
-        raise ValueError(f"{README.name} has {count} places for the tables of policies")
+        raise ValueError(f"there are {count} places for the tables of policies; there must be one")
     return made
 
 
@@ -84,4 +85,6 @@ def _table(rows: list[tuple[str, ...]]) -> str:
 
 
 if __name__ == "__main__":
-    write_whole(README, document(README.read_text(encoding="utf-8")).encode("utf-8"))
+    # Both are made before one is written: a missing marker leaves neither behind the other.
+    for readme, text in [(readme, document(readme.read_text(encoding="utf-8"))) for readme in READMES]:
+        write_whole(readme, text.encode("utf-8"))
