@@ -71,7 +71,7 @@ def test_the_document_shows_the_results() -> None:
     table = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(table)
     text = table.DOCUMENT.read_text(encoding="utf-8")
-    shown = text.split(table.MARKS[0])[1].split(table.MARKS[1])[0]
+    shown = text.split(f"<!-- {table.MARK} -->\n")[1].split(f"<!-- /{table.MARK} -->")[0]
     assert shown == table.shown() + "\n"
     # A line for every result, and the ratio in it is that of the samples a second.
     results = [TrainingBench.load(path) for path in sorted(table.RESULTS.glob("full_*.json"))]

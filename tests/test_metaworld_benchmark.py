@@ -134,7 +134,7 @@ def test_sizes_name_tasks_that_exist(load):
 
     sizes = load("sizes").SIZES
     counts = {name: sum(map(len, tasks_of(",".join(size.tasks)).values())) for name, size in sizes.items()}
-    assert counts == {"smoke": 1, "small": 6, "full": 52}
+    assert counts == {"smoke": 1, "small": 6, "small_images": 4, "full": 52}
 
 
 def test_commands_are_understood(load, monkeypatch, tmp_path):
@@ -153,7 +153,8 @@ def test_commands_are_understood(load, monkeypatch, tmp_path):
 @pytest.mark.parametrize("file", sorted((FOLDER / "results").glob("*.json")), ids=lambda file: file.stem)
 def test_the_document_shows_the_published_results(load, file):
     result = json.loads(file.read_text(encoding="utf-8"))
-    assert load("results").table(result) in (FOLDER / "README.md").read_text(encoding="utf-8")
+    mark = f"<!-- {file.stem} -->\n{load('results').published(result)}\n<!-- /{file.stem} -->"
+    assert mark in (FOLDER / "README.md").read_text(encoding="utf-8")
     assert result["lerobot"]["differences"] == []
     assert str(Path.home()) not in json.dumps(result)
 

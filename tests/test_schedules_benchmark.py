@@ -33,7 +33,7 @@ def script() -> Any:
 
 def test_the_document_shows_the_results(script: Any) -> None:
     text = script.DOCUMENT.read_text(encoding="utf-8")
-    shown = text.split(script.MARKS[0])[1].split(script.MARKS[1])[0]
+    shown = text.split(f"<!-- {script.MARK} -->\n")[1].split(f"<!-- /{script.MARK} -->")[0]
     assert shown == (script.shown(TrainingBench.load(script.FILE)) + "\n" if script.FILE.exists() else "")
 
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from sizes import Size
 
 RESULTS = Path(__file__).resolve().parent / "results"
+DOCUMENT = RESULTS.with_name("README.md")
 
 
 def summary(name: str, size: Size, output: Path) -> dict[str, Any]:
@@ -74,6 +75,24 @@ def table(result: dict[str, Any]) -> str:
             f"| {row['group']} | {name} | {row['num_steps']} | {100 * row['rate']:.1f} "
             f"\\[{100 * low:.1f}, {100 * high:.1f}\\] | {difference} | "
             f"{'-' if gap is None or row['group'] != 'all' else f'{100 * gap:.1f}'} |"
+        )
+    return "\n".join(lines)
+
+
+def published(result: dict[str, Any]) -> str:
+    """What the document shows of a run: its table, how it ended, and what it took."""
+    minutes, cpu = (f"{result[key] / 60:.0f}" for key in ("wall_s", "cpu_s"))
+    lerobot = result["lerobot"]
+    lines = [
+        table(result),
+        "",
+        f"{result['demonstrations']['episodes']} demonstrations; {minutes} minutes on {result['device']}, "
+        f"{cpu} of them processor time.",
+    ]
+    if lerobot is not None:
+        lines[-1] += (
+            f" `lerobot-eval` solved {lerobot['successes']} of {lerobot['episodes']} episodes with the student, and "
+            + ("`--noise=lerobot` the same ones." if not lerobot["differences"] else "not the same ones.")
         )
     return "\n".join(lines)
 

@@ -4,7 +4,7 @@
 
 Each stage leaves a folder; one that is there is not made again, and an interrupted stage goes on where it was. The
 commands of LeRobot and chordflow are printed as they are run. The results go to OUTPUT_DIR/SIZE.json, and are copied to
-benchmarks/metaworld/results/ with --publish.
+benchmarks/metaworld/results/ and shown in README.md with --publish.
 
 OUTPUT/dataset    the experts' demonstrations, a LeRobotDataset v3
 OUTPUT/vlm        the small vision-language model that the teacher's config names
@@ -31,12 +31,13 @@ from pathlib import Path
 import commands
 from commands import REPO_ID
 from record import record
-from results import RESULTS, agreement, summary, table
+from results import DOCUMENT, RESULTS, agreement, published, summary, table
 from sizes import SIZES, Size
 
 from chordflow.demo.tiny_vlm import build_tiny_vlm
 from chordflow.errors import UserError
 from chordflow.policies import relocate
+from chordflow.results.files import put_between
 from lerobot_env_metaworld_light import LightMetaworldConfig
 from lerobot_env_metaworld_light.machine import check_machine
 
@@ -220,7 +221,9 @@ def main() -> int:
     parser.add_argument("--size", choices=sorted(SIZES), default="smoke")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/metaworld"))
     parser.add_argument(
-        "--publish", action="store_true", help="copy the results to benchmarks/metaworld/results"
+        "--publish",
+        action="store_true",
+        help="write the results to benchmarks/metaworld/results and its README",
     )
     options = parser.parse_args()
     size, output = SIZES[options.size], options.output_dir.resolve()
@@ -234,7 +237,9 @@ def main() -> int:
     file = output / f"{options.size}.json"
     file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     if options.publish:
+        RESULTS.mkdir(exist_ok=True)
         shutil.copy(file, RESULTS / file.name)
+        put_between(DOCUMENT, options.size, published(result))
     print(table(result))
     return 0
 

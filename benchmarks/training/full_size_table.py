@@ -11,11 +11,12 @@ import argparse
 from pathlib import Path
 
 from chordflow.results.bench import NAIVE, TrainingBench
+from chordflow.results.files import put_between
 from chordflow.results.wording import size
 
 RESULTS = Path(__file__).parent / "results"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "training.md"
-MARKS = ("<!-- full size -->\n", "<!-- /full size -->")
+MARK = "full size"
 HEAD = (
     "policy and device",
     "optimiser",
@@ -34,11 +35,10 @@ def main() -> None:
     """Reads the command line; prints, or writes into the document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--write", action="store_true", help="write into docs/training.md")
-    if not parser.parse_args().write:
+    if parser.parse_args().write:
+        put_between(DOCUMENT, MARK, shown())
+    else:
         print(shown())
-        return
-    before, rest = DOCUMENT.read_text(encoding="utf-8").split(MARKS[0])
-    DOCUMENT.write_text(f"{before}{MARKS[0]}{shown()}\n{MARKS[1]}{rest.split(MARKS[1])[1]}", encoding="utf-8")
 
 
 def shown() -> str:

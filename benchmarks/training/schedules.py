@@ -16,10 +16,11 @@ from pathlib import Path
 
 from chordflow.results.bench import NAIVE, BenchLoop, TrainingBench
 from chordflow.results.bench_summary import over_seeds, speed_ratio, time_to_naive
+from chordflow.results.files import put_between
 
 FILE = Path(__file__).parent / "results" / "schedules.json"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "training.md"
-MARKS = ("<!-- schedules -->\n", "<!-- /schedules -->")
+MARK = "schedules"
 MEASURED_BY = "default"
 
 
@@ -33,9 +34,7 @@ def main() -> None:
     if not options.write:
         print(text)
         return
-    before, rest = DOCUMENT.read_text(encoding="utf-8").split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    DOCUMENT.write_text(f"{before}{MARKS[0]}{text}\n{MARKS[1]}{after}", encoding="utf-8")
+    put_between(DOCUMENT, MARK, text)
 
 
 def shown(bench: TrainingBench) -> str:

@@ -40,6 +40,21 @@ def write_whole(path: str | Path, data: bytes) -> Path:
     return path
 
 
+def put_between(document: Path, name: str, text: str) -> None:
+    """Write what is measured into a document, in the place of what stands between the marks of its name.
+
+    The marks are ``<!-- NAME -->`` and ``<!-- /NAME -->``, each in a line of its own.
+
+    Raises:
+        ValueError: If it has not just one such place.
+    """
+    before, *places = document.read_text(encoding="utf-8").split(f"<!-- {name} -->\n")
+    after = places[0].partition(f"<!-- /{name} -->")[1:] if places else ()
+    if len(places) != 1 or not after[0]:
+        raise ValueError(f"{document.name} has not just one place for {name}")
+    write_whole(document, f"{before}<!-- {name} -->\n{text}\n{''.join(after)}".encode())
+
+
 def write_record(path: Path, record: Any) -> None:
     """Write a dataclass of numbers as JSON, whole or not at all.
 
