@@ -48,11 +48,12 @@ def put_between(document: Path, name: str, text: str) -> None:
     Raises:
         ValueError: If it has not just one such place.
     """
-    before, *places = document.read_text(encoding="utf-8").split(f"<!-- {name} -->\n")
-    after = places[0].partition(f"<!-- /{name} -->")[1:] if places else ()
-    if len(places) != 1 or not after[0]:
+    begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    before, _, rest = (whole := document.read_text(encoding="utf-8")).partition(begin)
+    _, found, after = rest.partition(end)
+    if not found or whole.count(begin) != 1:
         raise ValueError(f"{document.name} has not just one place for {name}")
-    write_whole(document, f"{before}<!-- {name} -->\n{text}\n{''.join(after)}".encode())
+    write_whole(document, f"{before}{begin}{text}\n{end}{after}".encode())
 
 
 def write_record(path: Path, record: Any) -> None:
