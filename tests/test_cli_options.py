@@ -110,7 +110,10 @@ def test_options_override_the_settings_of_a_file() -> None:
         (["--method.times.type=nonsense"], "method.times.type=nonsense: choose one of uniform"),
         (["--method.times.at_noise=2"], "times.at_noise=2.0"),
         (["--coupling.solver=rk9"], "'rk9'; choose one of euler"),
-        (["--student.init=nobody"], "student.init=nobody: give teacher | teacher_vlm | random"),
+        (
+            ["--student.init=nobody"],
+            "student.init=nobody: give teacher | teacher_vlm | pretrained_vlm | random",
+        ),
         (["--student.train=[]"], "student.train="),
         (["--dataset.eval_split=1.5"], "dataset.eval_split=1.5"),
         (["--measure.noises_per_observation=4"], "at least 16"),

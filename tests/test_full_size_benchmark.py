@@ -5,13 +5,32 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from chordflow.results.bench import NAIVE, TrainingBench
 
 SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "training" / "full_size.py"
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield load(SCRIPT)
+    # The benchmark's own modules are no package's.
+    sys.modules.pop("random_policies", None)
 
 
 def call(*options: str) -> subprocess.CompletedProcess[str]:
@@ -58,18 +77,22 @@ def test_a_reduced_size_is_measured(tmp_path: Path) -> None:
         ([], "--output"),
     ],
 )
-def test_bad_options_are_refused(given: list[str], words: str) -> None:
-    done = call(*given)
-    assert done.returncode == 2
-    assert words in done.stderr
+def test_bad_options_are_refused(
+    script: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    given: list[str],
+    words: str,
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *given])
+    with pytest.raises(SystemExit) as stopped:
+        script.main()
+    assert stopped.value.code == 2
+    assert words in capsys.readouterr().err
 
 
 def test_the_document_shows_the_results() -> None:
-    spec = importlib.util.spec_from_file_location("full_size_table", SCRIPT.with_name("full_size_table.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    table = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(table)
+    table = load(SCRIPT.with_name("full_size_table.py"))
     text = table.DOCUMENT.read_text(encoding="utf-8")
     shown = text.split(f"<!-- {table.MARK} -->\n")[1].split(f"<!-- /{table.MARK} -->")[0]
     assert shown == table.shown() + "\n"
