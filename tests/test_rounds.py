@@ -197,7 +197,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
     monkeypatch.setattr(ReflowMethod, "loss", counted)
 
 
-@pytest.mark.parametrize("call", [6, 9, 14])
+@pytest.mark.parametrize("call", [6, pytest.param(9, marks=pytest.mark.slow), 14])
 def test_an_interrupted_run_goes_on_to_the_same_bits(
     two: Path,
     checkpoint: Path,
