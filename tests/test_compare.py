@@ -192,6 +192,10 @@ def test_an_interrupted_comparison_goes_on(
     assert ([entry.name for entry in third.methods], third.seeds) == (["shown", "one_step"], [5, 6])
     assert third.runs == second.runs
     assert len(calls) == 5
+    # The command is the one that made the table: going on adds nothing to it.
+    assert "--seeds=[5]" in third.command
+    assert main(resume(output)) == 0
+    assert Comparison.load(output / "compare.json").command == third.command
 
 
 def test_another_comparison_is_not_gone_on_with(done: Path, capsys: pytest.CaptureFixture[str]) -> None:

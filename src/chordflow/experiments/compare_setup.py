@@ -14,7 +14,7 @@ from chordflow.experiments.compare_config import ADDABLE, OWN, CompareConfig, Pl
 from chordflow.experiments.compare_success import Episodes
 from chordflow.experiments.plain import plain
 from chordflow.experiments.provenance import device_name, weights_sha256
-from chordflow.experiments.side_by_side import Teacher, open_teacher, refuse_another
+from chordflow.experiments.side_by_side import Teacher, command_of, open_teacher, refuse_another
 from chordflow.results.compare import Comparison, Entry
 from chordflow.results.schema import installed_versions
 from chordflow.training.wrapping import fsdp_is_asked_for
@@ -182,6 +182,7 @@ def gone_on_with(now: Comparison, before: Comparison) -> Comparison:
     ]
     return replace(
         now,
+        command=command_of(now, before),
         methods=[*now.methods, *kept],
         seeds=[*now.seeds, *seeds],
         held_out=before.held_out,

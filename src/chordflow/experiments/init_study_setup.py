@@ -15,7 +15,7 @@ from chordflow.experiments.config import ReflowJobConfig, StudentConfig
 from chordflow.experiments.init_study_config import ADDABLE, ARMS, DEFAULT_ARMS, InitStudyConfig
 from chordflow.experiments.plain import plain
 from chordflow.experiments.provenance import device_name, weights_sha256
-from chordflow.experiments.side_by_side import Teacher, open_teacher, refuse_another
+from chordflow.experiments.side_by_side import Teacher, command_of, open_teacher, refuse_another
 from chordflow.policies import FlowPolicy, Role
 from chordflow.results.init_study import Arm, InitStudy, LeftOut
 from chordflow.results.schema import installed_versions
@@ -175,6 +175,7 @@ def gone_on_with(now: InitStudy, before: InitStudy) -> InitStudy:
     seeds = [s for s in before.seeds if s not in now.seeds and any(run.seed == s for run in before.runs)]
     return replace(
         now,
+        command=command_of(now, before),
         arms=[*now.arms, *kept],
         seeds=[*now.seeds, *seeds],
         held_out=before.held_out,

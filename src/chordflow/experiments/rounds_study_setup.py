@@ -13,7 +13,7 @@ from chordflow.experiments.plain import plain
 from chordflow.experiments.provenance import device_name, weights_sha256
 from chordflow.experiments.round_settings import settings_of_round
 from chordflow.experiments.rounds_study_config import ADDABLE, RoundsStudyConfig
-from chordflow.experiments.side_by_side import Teacher, open_teacher, refuse_another
+from chordflow.experiments.side_by_side import Teacher, command_of, open_teacher, refuse_another
 from chordflow.results.rounds_study import RoundArm, RoundsStudy
 from chordflow.results.schema import installed_versions
 from chordflow.training.methods import ReflowMethodConfig
@@ -151,6 +151,7 @@ def gone_on_with(now: RoundsStudy, before: RoundsStudy) -> RoundsStudy:
     refuse_another(now, before, ADDABLE, "study")
     return replace(
         now,
+        command=command_of(now, before),
         held_out=before.held_out,
         untrained=before.untrained,
         diversity=before.diversity,

@@ -165,6 +165,10 @@ class Begun(Protocol):
     """What is compared of a record when it is gone on with."""
 
     @property
+    def command(self) -> list[str]:
+        """The command line that made it, or that added to it last."""
+
+    @property
     def settings(self) -> dict[str, Any]:
         """All of them."""
 
@@ -212,3 +216,15 @@ def refuse_another(now: Begun, before: Begun, addable: tuple[str, ...], what: st
             f"teacher.path={now.teacher}: its weights are not those that the {what} began with; restore them or "
             "start a new one."
         )
+
+
+def command_of(now: Begun, before: Begun) -> list[str]:
+    """What makes a record that is gone on with: the command that it had, unless this one adds to it.
+
+    Args:
+        now: a record of which nothing is measured.
+        before: the one that is gone on with.
+    """
+    names = now.settings.keys() - {"resume", "output_dir"}
+    added = any(before.settings.get(name) != now.settings[name] for name in names)
+    return now.command if added else before.command

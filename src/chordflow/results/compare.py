@@ -122,7 +122,7 @@ class Comparison:
     """What `compare.json` holds.
 
     Attributes:
-        command: the command line that made it, or that went on with it last.
+        command: the command line that made it, or that added to it last.
         settings: all of them.
         versions: of Python, torch, LeRobot and chordflow.
         device: its name.

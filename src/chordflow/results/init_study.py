@@ -105,7 +105,7 @@ class InitStudy:
     """What `study.json` holds.
 
     Attributes:
-        command: the command line that made it, or that went on with it last.
+        command: the command line that made it, or that added to it last.
         settings: all of them.
         versions: of Python, torch, LeRobot and chordflow.
         device: its name.

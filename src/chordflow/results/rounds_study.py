@@ -124,7 +124,7 @@ class RoundsStudy:
     """What `rounds.json` holds.
 
     Attributes:
-        command: the command line that made it, or that went on with it last.
+        command: the command line that made it, or that added to it last.
         settings: all of them.
         versions: of Python, torch, LeRobot and chordflow.
         device: its name.
