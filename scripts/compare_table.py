@@ -19,7 +19,7 @@ from chordflow.results.files import write_whole
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 DOCUMENT, RESULTS = DOCS / "compare.md", DOCS / "compare"
-TABLES = ("methods", "rollouts")
+TABLES = ("methods", "rollouts", "levers")
 """Names of the tables, their marks and their files."""
 
 
