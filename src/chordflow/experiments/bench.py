@@ -21,7 +21,7 @@ from chordflow.experiments.bench_sources import Bed, check_schedules, enough_mem
 from chordflow.experiments.compare_setup import refuse_several_processes
 from chordflow.experiments.provenance import device_name, refuse_student_of_few_steps, weights_sha256
 from chordflow.experiments.roofline import PeakMemory, measure_roofline
-from chordflow.experiments.run_folder import new_folder, only_run
+from chordflow.experiments.side_by_side import refuse_existing, run_in
 from chordflow.experiments.student_results import deployed_steps
 from chordflow.policies import load_flow_policy, resolve_checkpoint
 from chordflow.results.bench import NAIVE, BenchLoop, BenchRun, Look, Roofline, TrainingBench
@@ -50,12 +50,8 @@ def bench_training(config: TrainingBenchConfig, command: list[str]) -> TrainingB
     """
     refuse_several_processes("a benchmark", "time several by chordflow reflow")
     output = config.output_dir
-    if not config.resume and (output / BENCH).is_file():
-        raise UserError(
-            f"output_dir={output} exists already; name a new folder, or go on with: {resume_command(output)}"
-        )
-    if not config.resume and output.exists():
-        raise UserError(f"output_dir={output} exists already; name a new folder.")
+    if not config.resume:
+        refuse_existing(output, BENCH, resume_command(output))
     before = TrainingBench.load(output / BENCH) if config.resume else None
     teacher_dir = resolve_checkpoint(config.teacher.path, config.teacher.revision)
     refuse_student_of_few_steps(teacher_dir, config.teacher.path)
@@ -72,15 +68,8 @@ def bench_training(config: TrainingBenchConfig, command: list[str]) -> TrainingB
     check_schedules(bed)
     if before is not None:
         bench = _gone_on_with(bench, before)
-    with contextlib.nullcontext() if config.resume else new_folder(output), only_run(output):
-        try:
-            return _run(bed, bench)
-        except KeyboardInterrupt as interrupt:
-            done = (output / BENCH).is_file()
-            interrupt.add_note(
-                f"go on with: {resume_command(output)}" if done else "no run was done yet, so start again."
-            )
-            raise
+    with run_in(output, BENCH, resume_command(output), resume=config.resume):
+        return _run(bed, bench)
 
 
 def resume_command(output_dir: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import shutil
@@ -17,12 +16,12 @@ from chordflow.experiments.compare_config import COMPARE, CompareConfig, Planned
 from chordflow.experiments.compare_setup import Bed, begun, gone_on_with, made, refuse_several_processes
 from chordflow.experiments.compare_training import Budget, train_student
 from chordflow.experiments.provenance import weights_sha256
-from chordflow.experiments.run_folder import new_folder, only_run
 from chordflow.experiments.side_by_side import (
     figures,
     open_yardstick,
     refuse_existing,
     reloaded,
+    run_in,
     without_training,
 )
 from chordflow.results.compare import Comparison, Run
@@ -54,15 +53,8 @@ def compare(
     comparison = begun(bed, command)
     if before is not None:
         comparison = gone_on_with(comparison, before)
-    with contextlib.nullcontext() if config.resume else new_folder(output), only_run(output):
-        try:
-            return _run(bed, comparison, on_run)
-        except KeyboardInterrupt as interrupt:
-            done = (output / COMPARE).is_file()
-            interrupt.add_note(
-                f"go on with: {resume_command(output)}" if done else "nothing was done yet, so start again."
-            )
-            raise
+    with run_in(output, COMPARE, resume_command(output), resume=config.resume):
+        return _run(bed, comparison, on_run)
 
 
 def resume_command(output_dir: Path) -> str:

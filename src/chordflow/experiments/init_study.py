@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import shlex
@@ -22,12 +21,12 @@ from chordflow.experiments.compare_training import Budget, train_student
 from chordflow.experiments.init_study_config import STUDY, InitStudyConfig
 from chordflow.experiments.init_study_setup import InitBed, begun, gone_on_with, made
 from chordflow.experiments.provenance import weights_sha256
-from chordflow.experiments.run_folder import new_folder, only_run
 from chordflow.experiments.side_by_side import (
     figures,
     open_yardstick,
     refuse_existing,
     reloaded,
+    run_in,
     without_training,
 )
 from chordflow.results.init_study import Arm, Checkpoint, InitRun, InitStudy
@@ -64,15 +63,8 @@ def study_init(
         study = gone_on_with(study, before)
     for arm in study.left_out:
         say(f"Left out: {arm.beginning}: {arm.reason}")
-    with contextlib.nullcontext() if config.resume else new_folder(output), only_run(output):
-        try:
-            return _run(bed, study, on_run)
-        except KeyboardInterrupt as interrupt:
-            done = (output / STUDY).is_file()
-            interrupt.add_note(
-                f"go on with: {resume_command(output)}" if done else "nothing was done yet, so start again."
-            )
-            raise
+    with run_in(output, STUDY, resume_command(output), resume=config.resume):
+        return _run(bed, study, on_run)
 
 
 def resume_command(output_dir: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import shutil
@@ -18,12 +17,12 @@ from chordflow.experiments.compare_training import Budget, train_student
 from chordflow.experiments.provenance import weights_sha256
 from chordflow.experiments.rounds_study_config import STUDY, RoundsStudyConfig
 from chordflow.experiments.rounds_study_setup import RoundsBed, begun, gone_on_with, made, run_folder
-from chordflow.experiments.run_folder import new_folder, only_run
 from chordflow.experiments.side_by_side import (
     figures,
     open_yardstick,
     refuse_existing,
     reloaded,
+    run_in,
     without_training,
 )
 from chordflow.results.rounds_study import RoundArm, RoundRun, RoundsStudy
@@ -56,15 +55,8 @@ def study_rounds(
     study = begun(bed, command)
     if before is not None:
         study = gone_on_with(study, before)
-    with contextlib.nullcontext() if config.resume else new_folder(output), only_run(output):
-        try:
-            return _run(bed, study, on_run)
-        except KeyboardInterrupt as interrupt:
-            done = (output / STUDY).is_file()
-            interrupt.add_note(
-                f"go on with: {resume_command(output)}" if done else "nothing was done yet, so start again."
-            )
-            raise
+    with run_in(output, STUDY, resume_command(output), resume=config.resume):
+        return _run(bed, study, on_run)
 
 
 def resume_command(output_dir: Path) -> str:

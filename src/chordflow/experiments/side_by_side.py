@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +21,7 @@ from chordflow.experiments.provenance import (
     teacher_may_have_seen,
     weights_sha256,
 )
+from chordflow.experiments.run_folder import new_folder, only_run
 from chordflow.experiments.student_results import deployed_steps
 from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint
 from chordflow.results.compare import Figures, Untrained
@@ -159,6 +162,30 @@ def refuse_existing(output_dir: Path, file: str, resume_command: str) -> None:
         )
     if output_dir.exists():
         raise UserError(f"output_dir={output_dir} exists already; name a new folder.")
+
+
+@contextlib.contextmanager
+def run_in(output_dir: Path, file: str, resume_command: str, *, resume: bool) -> Iterator[None]:
+    """Around what runs in a folder: it is made or locked, and an interruption says how to go on.
+
+    Args:
+        output_dir: the folder.
+        file: that says what was done.
+        resume_command: which goes on with it.
+        resume: whether the folder is there.
+
+    Raises:
+        UserError: if it cannot be made, or another run is at work in it.
+    """
+    with contextlib.nullcontext() if resume else new_folder(output_dir), only_run(output_dir):
+        try:
+            yield
+        except KeyboardInterrupt as interrupt:
+            done = (output_dir / file).is_file()
+            interrupt.add_note(
+                f"go on with: {resume_command}" if done else "nothing was done yet, so start again."
+            )
+            raise
 
 
 class Begun(Protocol):

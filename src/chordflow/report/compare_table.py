@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rich.console import Group, RenderableType
-from rich.text import Text
+from rich.console import RenderableType
 
 from chordflow.report.section import ABSENT, Cell, Section, absent, figure
-from chordflow.report.side_by_side import gap_cell, measured_facts, success_cells, teacher_facts
-from chordflow.report.table import drawn, escape, written
+from chordflow.report.side_by_side import (
+    document,
+    gap_cell,
+    measured_facts,
+    success_cells,
+    teacher_facts,
+    terminal,
+)
 from chordflow.results.compare import STEP_COUNTS, Comparison, Entry, Figures, Run
 from chordflow.results.compare_summary import (
     Spread,
@@ -41,20 +46,12 @@ WIDE = {5, 7, 8, 10, 11, 12}
 
 def render(comparison: Comparison) -> RenderableType:
     """What the table says, the table and the facts below it, for a terminal of 100 columns."""
-    parts: list[RenderableType] = [
-        Text(headline(comparison), style="bold"),
-        Text(),
-        drawn(table(comparison, ranges=False)),
-        Text(),
-    ]
-    return Group(*parts, *(Text(f"{name}: {value}") for name, value in facts(comparison)))
+    return terminal(headline(comparison), [table(comparison, ranges=False)], facts(comparison))
 
 
 def markdown(comparison: Comparison) -> str:
     """The same content for a document, with all columns; ends with a line break."""
-    blocks = [f"**{escape(headline(comparison))}**", *written(table(comparison))]
-    blocks.append("\n".join(f"- {name}: {escape(value)}" for name, value in facts(comparison)))
-    return "\n\n".join(blocks) + "\n"
+    return document(headline(comparison), [table(comparison)], facts(comparison))
 
 
 def table(comparison: Comparison, *, ranges: bool = True) -> Section:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rich.console import Group, RenderableType
-from rich.text import Text
+from rich.console import RenderableType
 
 from chordflow.report.section import ABSENT, Cell, Section, absent, figure
-from chordflow.report.side_by_side import gap_cell, measured_facts, success_cells, teacher_facts
-from chordflow.report.table import drawn, escape, written
+from chordflow.report.side_by_side import (
+    document,
+    gap_cell,
+    measured_facts,
+    success_cells,
+    teacher_facts,
+    terminal,
+)
 from chordflow.results.compare import STEP_COUNTS, Figures
 from chordflow.results.compare_summary import Spread, spread_of
 from chordflow.results.init_study import Arm, InitStudy
@@ -40,19 +45,12 @@ WIDE = {1, 4, 8, 9, 10}
 
 def render(study: InitStudy) -> RenderableType:
     """What the tables say, the tables and the facts below them, for a terminal of 100 columns."""
-    parts: list[RenderableType] = [Text(headline(study), style="bold"), Text()]
-    for section in sections(study, ranges=False):
-        parts += [drawn(section), Text()]
-    return Group(*parts, *(Text(f"{name}: {value}") for name, value in facts(study)))
+    return terminal(headline(study), sections(study, ranges=False), facts(study))
 
 
 def markdown(study: InitStudy) -> str:
     """The same content for a document, with all columns; ends with a line break."""
-    blocks = [f"**{escape(headline(study))}**"]
-    for section in sections(study):
-        blocks += written(section)
-    blocks.append("\n".join(f"- {name}: {escape(value)}" for name, value in facts(study)))
-    return "\n\n".join(blocks) + "\n"
+    return document(headline(study), sections(study), facts(study))
 
 
 def sections(study: InitStudy, *, ranges: bool = True) -> list[Section]:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rich.console import Group, RenderableType
-from rich.text import Text
+from rich.console import RenderableType
 
 from chordflow.report.section import ABSENT, Cell, Section, absent, figure
-from chordflow.report.side_by_side import gap_cell, gap_text, measured_facts, success_cells, teacher_facts
-from chordflow.report.table import drawn, escape, written
+from chordflow.report.side_by_side import (
+    document,
+    gap_cell,
+    gap_text,
+    measured_facts,
+    success_cells,
+    teacher_facts,
+    terminal,
+)
 from chordflow.results.compare import STEP_COUNTS
 from chordflow.results.compare_summary import Spread
 from chordflow.results.rounds_study import Diversity, RoundArm, RoundRun, RoundsStudy
@@ -40,20 +46,12 @@ FALLS = {11, 12}
 
 def render(study: RoundsStudy) -> RenderableType:
     """What the table says, the table and the facts below it, for a terminal of 100 columns."""
-    parts: list[RenderableType] = [
-        Text(headline(study), style="bold"),
-        Text(),
-        drawn(table(study, ranges=False)),
-        Text(),
-    ]
-    return Group(*parts, *(Text(f"{name}: {value}") for name, value in facts(study)))
+    return terminal(headline(study), [table(study, ranges=False)], facts(study))
 
 
 def markdown(study: RoundsStudy) -> str:
     """The same content for a document, with all columns; ends with a line break."""
-    blocks = [f"**{escape(headline(study))}**", *written(table(study))]
-    blocks.append("\n".join(f"- {name}: {escape(value)}" for name, value in facts(study)))
-    return "\n\n".join(blocks) + "\n"
+    return document(headline(study), [table(study)], facts(study))
 
 
 def table(study: RoundsStudy, *, ranges: bool = True) -> Section:

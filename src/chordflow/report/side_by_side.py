@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
-from chordflow.report.section import ABSENT, Cell, absent, figure
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from chordflow.report.section import ABSENT, Cell, Section, absent, figure
+from chordflow.report.table import drawn, escape, written
 from chordflow.results.compare import Figures, Untrained
 from chordflow.results.schema import HeldOut, SuccessRow
 from chordflow.results.wording import clean, p_value, percentage, plural, points, span, steps
+
+Facts = list[tuple[str, str]]
+"""What stands below tables: names and values."""
 
 
 class Record(Protocol):
@@ -38,7 +46,7 @@ class Record(Protocol):
         """Of what it was made by."""
 
 
-def teacher_facts(record: Record) -> list[tuple[str, str]]:
+def teacher_facts(record: Record) -> Facts:
     """The teacher and its floor, name and value."""
     teacher = record.untrained
     deployed = f", deployed at {steps(teacher.num_steps)}" if teacher is not None else ""
@@ -49,7 +57,7 @@ def teacher_facts(record: Record) -> list[tuple[str, str]]:
     return lines
 
 
-def measured_facts(record: Record) -> list[tuple[str, str]]:
+def measured_facts(record: Record) -> Facts:
     """On what, where and by what it was measured, name and value."""
     lines = []
     if (held := record.held_out) is not None:
@@ -88,3 +96,18 @@ def success_cells(row: SuccessRow | None) -> list[Cell]:
     difference = pairs.difference
     text = f"{points(difference.value)}{span(difference.interval, points)}"
     return [rate, figure(text, difference.value), figure(p_value(pairs.p_value), pairs.p_value)]
+
+
+def terminal(head: str, sections: Iterable[Section], facts: Facts) -> RenderableType:
+    """What tables say, the tables and the facts below them, for a terminal of 100 columns."""
+    parts: list[RenderableType] = [Text(head, style="bold"), Text()]
+    for section in sections:
+        parts += [drawn(section), Text()]
+    return Group(*parts, *(Text(f"{name}: {value}") for name, value in facts))
+
+
+def document(head: str, sections: Iterable[Section], facts: Facts) -> str:
+    """The same for a document; ends with a line break."""
+    blocks = [f"**{escape(head)}**", *(block for section in sections for block in written(section))]
+    blocks.append("\n".join(f"- {name}: {escape(value)}" for name, value in facts))
+    return "\n\n".join(blocks) + "\n"

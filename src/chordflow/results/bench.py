@@ -6,10 +6,9 @@ One file, written whole after each run of a loop, so that a benchmark can be sto
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from chordflow.results.files import read_record, write_record
+from chordflow.results.files import RecordFile
 
 NAIVE = "naive"
 """The loop without reuse, as runs and tables name it."""
@@ -202,7 +201,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class TrainingBench:
+class TrainingBench(RecordFile):
     """What `bench.json` holds.
 
     Attributes:
@@ -224,6 +223,9 @@ class TrainingBench:
         runs: one for each loop, seed and budget that is done.
         speeds: where only speed was measured.
     """
+
+    VERB: ClassVar[str] = "chordflow bench training"
+    GIVE: ClassVar[str] = "a benchmark's file"
 
     command: list[str]
     settings: dict[str, Any]
@@ -253,20 +255,3 @@ class TrainingBench:
                 if look.mark_s == mark_s:
                     return look
         return None
-
-    def save(self, path: Path) -> None:
-        """Writes the file whole or not at all.
-
-        Raises:
-            UserError: if it cannot be written, or a number is not finite.
-        """
-        write_record(path, self)
-
-    @classmethod
-    def load(cls, path: Path) -> TrainingBench:
-        """Reads a file that `save` wrote.
-
-        Raises:
-            UserError: if it is missing, damaged or something else.
-        """
-        return read_record(cls, path, verb="chordflow bench training", give="a benchmark's file")

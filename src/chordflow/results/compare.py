@@ -6,10 +6,9 @@ One file, written whole after each run, so that a comparison can be stopped and 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from chordflow.results.files import read_record, write_record
+from chordflow.results.files import RecordFile
 from chordflow.results.schema import GapRow, HeldOut, Reference, RolloutObservations, SuccessRow
 from chordflow.results.statistics import Interval
 
@@ -118,7 +117,7 @@ class Untrained:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(RecordFile):
     """What `compare.json` holds.
 
     Attributes:
@@ -137,6 +136,9 @@ class Comparison:
         untrained: the teacher; None until it was measured.
         runs: one for each method and seed that is trained.
     """
+
+    VERB: ClassVar[str] = "chordflow compare"
+    GIVE: ClassVar[str] = "a comparison's compare.json"
 
     command: list[str]
     settings: dict[str, Any]
@@ -158,20 +160,3 @@ class Comparison:
         """The measured runs of a method with the seeds that are asked for, by seed."""
         runs = [r for r in self.runs if r.method == method and r.seed in self.seeds and r.figures is not None]
         return sorted(runs, key=lambda run: self.seeds.index(run.seed))
-
-    def save(self, path: Path) -> None:
-        """Writes the file whole or not at all.
-
-        Raises:
-            UserError: if it cannot be written, or a number is not finite.
-        """
-        write_record(path, self)
-
-    @classmethod
-    def load(cls, path: Path) -> Comparison:
-        """Reads a file that `save` wrote.
-
-        Raises:
-            UserError: if it is missing, damaged or something else.
-        """
-        return read_record(cls, path, verb="chordflow compare", give="a comparison's compare.json")

@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from chordflow.errors import UserError
 from chordflow.results.codec import DecodeError, decode, encode
@@ -89,3 +89,27 @@ def read_record[T](kind: type[T], path: Path, *, verb: str, give: str) -> T:
         raise UserError(
             f"{path} is no readable result of {verb} ({error}); run it again into a new folder."
         ) from error
+
+
+class RecordFile:
+    """A dataclass of numbers that has a file of its own; its class says by which command, and what such a file is."""
+
+    VERB: ClassVar[str]
+    GIVE: ClassVar[str]
+
+    def save(self, path: Path) -> None:
+        """Writes the file whole or not at all.
+
+        Raises:
+            UserError: if it cannot be written, or a number is not finite.
+        """
+        write_record(path, self)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Reads a file that `save` wrote.
+
+        Raises:
+            UserError: if it is missing, damaged or something else.
+        """
+        return read_record(cls, path, verb=cls.VERB, give=cls.GIVE)

@@ -6,11 +6,10 @@ One file, written whole after each part of a run, so that a study can be stopped
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from chordflow.results.compare import Figures, Untrained
-from chordflow.results.files import read_record, write_record
+from chordflow.results.files import RecordFile
 from chordflow.results.schema import GapRow, HeldOut, LossCurve, SuccessRow
 
 
@@ -101,7 +100,7 @@ class InitRun:
 
 
 @dataclass(frozen=True)
-class InitStudy:
+class InitStudy(RecordFile):
     """What `study.json` holds.
 
     Attributes:
@@ -122,6 +121,9 @@ class InitStudy:
         untrained: the teacher; None until it was measured.
         runs: one for each arm and seed that is trained.
     """
+
+    VERB: ClassVar[str] = "chordflow study init"
+    GIVE: ClassVar[str] = "a study's study.json"
 
     command: list[str]
     settings: dict[str, Any]
@@ -145,20 +147,3 @@ class InitStudy:
         """The runs of an arm with the seeds that are asked for, by seed."""
         runs = [run for run in self.runs if run.arm == arm and run.seed in self.seeds]
         return sorted(runs, key=lambda run: self.seeds.index(run.seed))
-
-    def save(self, path: Path) -> None:
-        """Writes the file whole or not at all.
-
-        Raises:
-            UserError: if it cannot be written, or a number is not finite.
-        """
-        write_record(path, self)
-
-    @classmethod
-    def load(cls, path: Path) -> InitStudy:
-        """Reads a file that `save` wrote.
-
-        Raises:
-            UserError: if it is missing, damaged or something else.
-        """
-        return read_record(cls, path, verb="chordflow study init", give="a study's study.json")

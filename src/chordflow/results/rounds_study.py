@@ -6,11 +6,10 @@ One file, written whole after each part of a run, so that a study can be stopped
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from chordflow.results.compare import Figures, Untrained
-from chordflow.results.files import read_record, write_record
+from chordflow.results.files import RecordFile
 from chordflow.results.paying import Standing
 from chordflow.results.schema import HeldOut, SuccessRow
 
@@ -120,7 +119,7 @@ class RoundRun:
 
 
 @dataclass(frozen=True)
-class RoundsStudy:
+class RoundsStudy(RecordFile):
     """What `rounds.json` holds.
 
     Attributes:
@@ -141,6 +140,9 @@ class RoundsStudy:
         diversity: of the first teacher at few steps, beside itself as deployed.
         runs: one for each round and seed that is trained.
     """
+
+    VERB: ClassVar[str] = "chordflow study rounds"
+    GIVE: ClassVar[str] = "a study's rounds.json"
 
     command: list[str]
     settings: dict[str, Any]
@@ -173,23 +175,6 @@ class RoundsStudy:
         """The measured runs of a round of an arm, by seed."""
         found = [self.run(arm, round, seed) for seed in self.seeds]
         return [run for run in found if run is not None and run.figures is not None]
-
-    def save(self, path: Path) -> None:
-        """Writes the file whole or not at all.
-
-        Raises:
-            UserError: if it cannot be written, or a number is not finite.
-        """
-        write_record(path, self)
-
-    @classmethod
-    def load(cls, path: Path) -> RoundsStudy:
-        """Reads a file that `save` wrote.
-
-        Raises:
-            UserError: if it is missing, damaged or something else.
-        """
-        return read_record(cls, path, verb="chordflow study rounds", give="a study's rounds.json")
 
 
 def standing(figures: Figures | None) -> Standing | None:
