@@ -178,3 +178,18 @@ def test_the_smallest_size_runs_from_nothing(tmp_path):
     # What is done is not done again.
     again = subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert again.stdout.count("done before") == 6
+
+
+def test_chunks_between_two_ways_are_undecided(load):
+    chunks = load("first_chunks")
+    centres = np.array([[-1.0, 0.0], [1.0, 0.0], [0.0, 9.0]])
+    points = np.array(
+        [[-1.0, 0.0], [-0.6, 0.5], [-0.4, 0.5], [0.0, -3.0], [0.7, 0.0], [5.0, 1.0], [0.5, 5.0]]
+    )
+    # A quarter of the way lies at -0.5; far beyond a centre is decided as well.
+    assert chunks.undecided(points, centres).tolist() == [False, False, True, True, False, False, True]
+    assert chunks.modes_left(np.repeat(points[[0, 4]], 10, axis=0), centres) == 2
+    assert chunks.modes_left(np.repeat(points[[2, 3]], 10, axis=0), centres) == 0
+    # One chunk of forty is no mode.
+    lonely = np.concatenate([np.repeat(points[[0]], 39, axis=0), points[[4]]])
+    assert chunks.modes_left(lonely, centres) == 1

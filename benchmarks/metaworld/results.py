@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import first_chunks
 import pyarrow.parquet as pq
 from sizes import Size
 
@@ -39,8 +40,11 @@ def summary(name: str, size: Size, output: Path) -> dict[str, Any]:
         **{
             name: measured[name] for name in ("held_out", "success", "gaps", "curvature", "latency", "timing")
         },
+        "first_chunks": None,
         "lerobot": None,
     }
+    if (output / first_chunks.FILE).exists():
+        result["first_chunks"] = _read(output / first_chunks.FILE)
     if (output / "lerobot").exists():
         successes = [episode["success"] for episode in _lerobot(output / "lerobot")]
         result["lerobot"] = {
@@ -86,6 +90,7 @@ def published(result: dict[str, Any]) -> str:
     lines = [
         table(result),
         "",
+        *_first_chunks(result["first_chunks"]),
         f"{result['demonstrations']['episodes']} demonstrations; {minutes} minutes on {result['device']}, "
         f"{cpu} of them processor time.",
     ]
@@ -95,6 +100,18 @@ def published(result: dict[str, Any]) -> str:
             + ("`--noise=lerobot` the same ones." if not lerobot["differences"] else "not the same ones.")
         )
     return "\n".join(lines)
+
+
+def _first_chunks(found: dict[str, Any] | None) -> list[str]:
+    if found is None:
+        return []
+    return [
+        f"First chunks at {found['noises']} noises of each start where the teacher's converged flow has several ways "
+        "to act; undecided: in the middle half between two of them:",
+        "",
+        *first_chunks.table(found),
+        "",
+    ]
 
 
 def agreement(folder: Path) -> list[str]:

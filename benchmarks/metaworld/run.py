@@ -11,6 +11,7 @@ OUTPUT/vlm        the small vision-language model that the teacher's config name
 OUTPUT/teacher    a stock SmolVLA, trained by lerobot-train
 OUTPUT/student    what `chordflow reflow` leaves
 OUTPUT/evaluate   what `chordflow evaluate` leaves
+OUTPUT/first_chunks.json    how often the first chunks of two-sided tasks lie between two ways to act
 OUTPUT/lerobot    lerobot-eval beside `chordflow evaluate --noise=lerobot`
 """
 
@@ -29,15 +30,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import commands
+import first_chunks
 from commands import REPO_ID
 from record import record
 from results import DOCUMENT, RESULTS, agreement, published, summary, table
-from sizes import SIZES, Size
+from sizes import SIZES, TWO_SIDED, Size
 
 from chordflow.demo.tiny_vlm import build_tiny_vlm
 from chordflow.errors import UserError
 from chordflow.policies import relocate
-from chordflow.results.files import put_between
+from chordflow.results.files import put_between, write_whole
 from lerobot_env_metaworld_light import LightMetaworldConfig
 from lerobot_env_metaworld_light.machine import check_machine
 
@@ -70,6 +72,8 @@ class Run:
             "student": self.reflow,
             "evaluate": self.evaluate,
         }
+        if set(self.size.tasks) & set(TWO_SIDED):
+            stages["first_chunks"] = self.look_at_first_chunks
         if self.size.lerobot_episodes:
             stages["lerobot"] = self.compare_with_lerobot
         return stages
@@ -162,6 +166,11 @@ class Run:
     def evaluate(self) -> None:
         """Gap, curvature, latency and paired episodes of teacher (ten, two and one steps) and student."""
         self._chordflow("evaluate", "evaluate", "evaluate_config.json", commands.evaluate(self.size))
+
+    def look_at_first_chunks(self) -> None:
+        """The first chunks of teacher and student on two-sided tasks."""
+        found = first_chunks.measure(self.size, self.output)
+        write_whole(self.output / first_chunks.FILE, (json.dumps(found, indent=2) + "\n").encode())
 
     def compare_with_lerobot(self) -> None:
         """The student's episodes by lerobot-eval, and by chordflow with LeRobot's noise."""
