@@ -248,6 +248,16 @@ def test_an_unfit_method_is_named_before_anything_is_trained(
     given = arguments(checkpoint, dataset_root, output, f"--recipes={own}", "--seconds=2")
     assert main(given) == 2
     assert "sets scheduler.num_warmup_steps=5, and the budget is in seconds" in capsys.readouterr().err
+    own = json.dumps({"few": {"method": {"type": "endpoint"}, "buffer": {"path_points": 2}}})
+    given = arguments(checkpoint, dataset_root, output, f"--recipes={own}", "--steps=2")
+    assert main(given) == 2
+    assert "'few' sets buffer.path_points=2, and its method does not train on" in capsys.readouterr().err
+    given = arguments(
+        checkpoint, dataset_root, output, "--methods=[reflow]", "--buffer.path_points=2", "--steps=2"
+    )
+    assert main(given) == 2
+    assert "buffer.path_points=2: no method that is compared trains on states" in capsys.readouterr().err
+    assert not output.exists()
 
 
 def test_several_processes_are_refused(

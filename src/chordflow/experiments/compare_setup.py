@@ -75,6 +75,11 @@ def made(config: CompareConfig, planned: Sequence[Planned]) -> Bed:
     # for going on.
     for entry in planned:
         entry.config.coupling.settle(origin.num_steps)
+    points = config.buffer.path_points
+    if points is not None and not any(entry.config.method.build().needs_paths for entry in planned):
+        raise UserError(
+            f"buffer.path_points={points}: no method that is compared trains on states of the trajectory; leave it out."
+        )
     needed = {entry.config.method.build().needs_actions for entry in planned}
     splits = {
         actions: open_split(config.dataset, origin.policy, config.rename_map, actions=actions)
@@ -105,6 +110,12 @@ def _check(bed: Bed, entry: Planned) -> None:
             "budget is in seconds; leave it out, or give --steps."
         )
     method = config.method.build()
+    points = bed.config.recipes.get(entry.name, {}).get("buffer", {}).get("path_points")
+    if points is not None and not method.needs_paths:
+        raise UserError(
+            f"recipes: {entry.name!r} sets buffer.path_points={points}, and its method does not train on states of the "
+            "trajectory; leave it out, or set method.path_share with reflow or endpoint."
+        )
     try:
         CouplingBuffer(
             bed.origin.policy,
