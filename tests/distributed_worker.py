@@ -26,8 +26,8 @@ from chordflow.policies import Role
 from chordflow.quiet import silence_libraries
 from chordflow.training.distributed import current, joined
 from chordflow.training.loop import EMAConfig, LoopConfig, Trained, train
-from chordflow.training.methods import ReflowMethodConfig
-from chordflow.training.methods.base import VelocityFunction
+from chordflow.training.methods import ConsistencyMethodConfig, ReflowMethodConfig
+from chordflow.training.methods.base import Method, VelocityFunction
 from chordflow.training.methods.reflow import ReflowMethod
 from chordflow.training.optimizers import AdamWConfig, OptimizerConfig, SOAPConfig
 from chordflow.training.times import UniformTimes
@@ -57,7 +57,7 @@ def train_gaussian(
     batch_size: int,
     parts: int = 1,
     resume_from: Path | None = None,
-    method: ReflowMethod | None = None,
+    method: Method | None = None,
     optimizer: OptimizerConfig | None = None,
 ) -> tuple[Trained, CouplingBuffer]:
     """Trains a small student in the processes that there are; weights and gradients of every step are kept.
@@ -83,17 +83,18 @@ def train_gaussian(
         folder.mkdir(parents=True)
         save_file({n: tensor.contiguous() for n, tensor in weights.items()}, folder / "student.safetensors")
 
+    method = method or Uneven(ReflowMethodConfig(times=UniformTimes(at_noise=0.3)))
     buffer = CouplingBuffer(
         teacher, make_observations(24), CouplingConfig(num_steps=2),
         BufferConfig(num_observations=16, noises_per_observation=4, uses_per_coupling=2, block_size=4),
         seed=3, batch_size=batch_size, parts=parts, share=processes.share,
+        needs=method.needs,
     )  # fmt: skip
     config = LoopConfig(
         steps=STEPS, batch_size=batch_size, seed=3, log_freq=1, save_freq=3,
         gradient_accumulation_steps=parts, optimizer=optimizer or AdamWConfig(lr=1e-2),
         ema=EMAConfig(enable=True, decay=0.8),
     )  # fmt: skip
-    method = method or Uneven(ReflowMethodConfig(times=UniformTimes(at_noise=0.3)))
     hook = register_optimizer_step_pre_hook(keep)
     try:
         done = train(config, student, trainable, buffer, method, output, write, resume_from=resume_from)
@@ -156,6 +157,7 @@ def work(folder: Path, teacher: Path, dataset: Path) -> None:
         train_gaussian(folder / "ddp-resumed", batch_size=8, resume_from=resume_from)
         train_gaussian(folder / "parts", batch_size=4, parts=2)
         train_gaussian(folder / "few", batch_size=1, parts=2)
+        train_gaussian(folder / "consistency", batch_size=8, method=ConsistencyMethodConfig().build())
         train_gaussian(folder / "soap", batch_size=4, parts=2, optimizer=SOAP)
         resume_from = copy_until(folder / "soap", 3, folder / "soap-resumed")
         train_gaussian(

@@ -24,6 +24,7 @@ from chordflow.policies.gaussian import GaussianFlowPolicy
 from chordflow.training.checkpoints import check_same_size
 from chordflow.training.distributed import current
 from chordflow.training.memory import enough_memory, enough_memory_to_step
+from chordflow.training.methods import ConsistencyMethodConfig
 from chordflow.training.metrics import read_metrics
 from chordflow.training.optimizers import MuonConfig, OptimizerConfig, SOAPConfig
 from chordflow.training.wrapping import Wrapped
@@ -92,6 +93,16 @@ SAVED = [
 @pytest.mark.parametrize("run", ["ddp", "ddp-resumed", "parts", "fsdp", "fsdp-parts", "fsdp-resumed"])
 def test_two_processes_train_as_one_with_the_doubled_batch(two: Path, one: Path, run: str, file: str) -> None:
     assert_same(weights(two / run, file), weights(one, file), 1e-5)
+
+
+def test_a_method_on_states_of_trajectories_trains_in_two_processes_as_in_one(
+    two: Path, tmp_path: Path
+) -> None:
+    train_gaussian(tmp_path / "run", batch_size=16, method=ConsistencyMethodConfig().build())
+    for file in SAVED:
+        assert_same(weights(two / "consistency", file), weights(tmp_path / "run", file), 1e-5)
+    first, second = (load_file(two / "consistency" / f"gradients-{rank}.safetensors") for rank in (0, 1))
+    assert_same(first, second, 0.0)
 
 
 def test_the_weights_have_moved_by_far_more_than_they_differ(one: Path) -> None:

@@ -1,0 +1,203 @@
+"""Fill docs/studies.md and docs/findings.md, in both languages, with what the studies and benchmarks measured.
+
+usage: python scripts/findings_tables.py [NAME STUDY.JSON]
+
+With a name (init, rounds) and a file it is copied to docs/studies/NAME.json first.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from chordflow.report.init_study_table import markdown as init_markdown
+from chordflow.report.rounds_table import markdown as rounds_markdown
+from chordflow.results.compare_summary import Spread
+from chordflow.results.files import put_between
+from chordflow.results.init_study import InitStudy
+from chordflow.results.init_study_summary import gap, loss, reached, told_gap
+from chordflow.results.rounds_study import RoundsStudy
+from chordflow.results.rounds_summary import (
+    curvature_of,
+    gap_of,
+    judged,
+    modes_at_one,
+    over_seeds,
+    spread_at_one,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDIES = ROOT / "docs" / "studies"
+DOCUMENT = ROOT / "docs" / "studies.md"
+FINDINGS = (ROOT / "docs" / "findings.md", ROOT / "docs" / "findings.zh.md")
+METAWORLD = ROOT / "benchmarks" / "metaworld" / "results"
+TOLD_CURVATURES = (30, 5, 1)
+"""Percent: before, after the first and after the second round, as it is told."""
+
+
+def beginnings(study: InitStudy) -> str:
+    """What is told of what a student begins with, beside what was measured."""
+    last = study.at[-1]
+    rows = [
+        (
+            "student begins with",
+            "told, %",
+            f"gap at one step after {last:,} steps, RMS %",
+            "least to largest",
+            "loss at the first step",
+            "at the last",
+            "steps to 5 %",
+        )
+    ]
+    for arm in study.arms:
+        at_end, within = gap(study, arm, last), reached(study, arm)
+        rows.append(
+            (
+                f"`{arm.name}`",
+                told_gap(arm.init) or "-",
+                _percent(at_end),
+                _range(at_end),
+                _small(loss(study, arm, study.at[0])),
+                _small(loss(study, arm, last)),
+                within.text if within else "-",
+            )
+        )
+    return _table(rows)
+
+
+def rounds(study: RoundsStudy) -> str:
+    """What is told of rounds, beside what was measured."""
+    rows = [
+        (
+            "arm",
+            "round",
+            "told curvature, %",
+            "curvature, %",
+            "gap to the first teacher at one step, RMS %",
+            "least to largest",
+            "spread, %",
+            "modes kept, %",
+            "pays (seeds)",
+        )
+    ]
+    untrained = study.untrained
+    if untrained is not None:
+        found = untrained.figures.gap(1)
+        rows.append(
+            (
+                "teacher, untrained",
+                "0",
+                str(TOLD_CURVATURES[0]),
+                f"{100 * untrained.figures.curvature:.1f}",
+                f"{100 * found.rms:.1f}" if found else "-",
+                *["-"] * 4,
+            )
+        )
+    for arm in study.arms:
+        for number in range(1, arm.rounds_of(study.rounds) + 1):
+            spread = over_seeds(study, arm, number, gap_of("rms"))
+            verdict = judged(study, arm, number)
+            told = arm.start == "last" and number < len(TOLD_CURVATURES)
+            rows.append(
+                (
+                    f"`{arm.name}`",
+                    str(number),
+                    str(TOLD_CURVATURES[number]) if told else "-",
+                    _percent(over_seeds(study, arm, number, curvature_of)),
+                    _percent(spread),
+                    _range(spread),
+                    _percent(over_seeds(study, arm, number, spread_at_one), 0),
+                    _percent(over_seeds(study, arm, number, modes_at_one), 0),
+                    f"{'yes' if verdict.gain.pays else 'no'} ({verdict.pays} of {verdict.count})"
+                    if verdict
+                    else "-",
+                )
+            )
+    return _table(rows)
+
+
+def metaworld(results: Iterable[dict[str, Any]]) -> str:
+    """Success of every task and policy of the benchmark's sizes, untrained steps beside the student."""
+    rows = [
+        (
+            "size",
+            "task",
+            "sees",
+            "paired episodes",
+            "teacher at 10, %",
+            "untrained at 2: points",
+            "untrained at 1: points",
+            "student at 1: points",
+        )
+    ]
+    for result in results:
+        groups = [row["group"] for row in result["success"] if row["policy"] == "student"]
+        groups = [group for group in groups if group != "all" or len(groups) == 1]
+        for group in groups:
+            found = {
+                (row["policy"], row["num_steps"]): row
+                for row in result["success"]
+                if row["group"] == group and row["solver"] == "euler"
+            }
+            deployed = found["teacher", 10]
+            task = result["settings"]["tasks"][0] if group == "all" else group
+            sees = "positions" if result["settings"]["obs"] == "pixels_full" else "picture"
+            rows.append(
+                (
+                    result["size"],
+                    task,
+                    sees,
+                    str(deployed["episodes"]),
+                    f"{100 * deployed['rate']:.1f}",
+                    *(_points(found.get(key)) for key in (("teacher", 2), ("teacher", 1), ("student", 1))),
+                )
+            )
+    return _table(rows)
+
+
+def _points(row: dict[str, Any] | None) -> str:
+    if row is None or row["versus_teacher"] is None:
+        return "-"
+    found = row["versus_teacher"]["difference"]
+    low, high = found["interval"]["low"], found["interval"]["high"]
+    return f"{100 * found['value']:+.1f} \\[{100 * low:+.1f}, {100 * high:+.1f}\\]"
+
+
+def _percent(spread: Spread | None, digits: int = 1) -> str:
+    return f"{100 * spread.middle:.{digits}f}" if spread is not None else "-"
+
+
+def _range(spread: Spread | None) -> str:
+    return f"{100 * spread.low:.1f} to {100 * spread.high:.1f}" if spread is not None else "-"
+
+
+def _small(spread: Spread | None) -> str:
+    return f"{spread.middle:.3g}" if spread is not None else "-"
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    head, *body = rows
+    lines = [head, tuple("---" for _ in head), *body]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def main() -> None:
+    """Copies a study where one is given, and fills the documents."""
+    if len(sys.argv) == 3:
+        shutil.copyfile(sys.argv[2], STUDIES / f"{sys.argv[1]}.json")
+    init, of_rounds = InitStudy.load(STUDIES / "init.json"), RoundsStudy.load(STUDIES / "rounds.json")
+    put_between(DOCUMENT, "init", init_markdown(init).rstrip())
+    put_between(DOCUMENT, "rounds", rounds_markdown(of_rounds).rstrip())
+    results = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(METAWORLD.glob("*.json"))]
+    for document in FINDINGS:
+        put_between(document, "beginnings", beginnings(init))
+        put_between(document, "rounds", rounds(of_rounds))
+        put_between(document, "metaworld", metaworld(results))
+
+
+if __name__ == "__main__":
+    main()
