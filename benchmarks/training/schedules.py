@@ -43,29 +43,27 @@ def shown(bench: TrainingBench) -> str:
 
 
 def table(bench: TrainingBench) -> str:
-    """The loops as a table in markdown: what they keep, how fast they are, and the gap at every budget."""
+    """The loops as a table in markdown: what they keep, and the gap and the speed at every budget."""
     head = (
         "loop",
+        "couplings a step",
         "observations",
         "M",
         "R",
-        "times naive",
-        *(f"{b:g} s" for b in bench.budgets),
+        *(f"{b:g} s: gap, times naive" for b in bench.budgets),
         "naive's last gap",
     )
     lines = [head, ("---", *["---:"] * (len(head) - 1))]
     for loop in bench.loops:
-        ratio = speed_ratio(bench, loop.name, max(_budgets(bench, loop)))
-        gaps = (over_seeds(bench, loop.name, b, lambda look: look.gap.rms) for b in bench.budgets)
         reached = time_to_naive(bench, loop.name)
         lines.append(
             (
                 loop.name,
+                _step_size(loop),
                 "-" if loop.num_observations is None else f"{loop.num_observations:,}",
                 str(loop.noises_per_observation),
                 str(loop.uses_per_coupling or "all"),
-                "-" if ratio is None else f"{ratio:.1f}",
-                *("-" if gap is None else f"{100 * gap:.1f} %" for gap in gaps),
+                *(_at(bench, loop.name, b) for b in bench.budgets),
                 "-" if reached is None else f"{'≤ ' * reached.at_most}{reached.seconds:.0f} s",
             )
         )
@@ -91,6 +89,20 @@ def said(bench: TrainingBench) -> str:
         f"Its gap was the smaller one in {compared - len(worse)} of {compared} pairs of runs of the same seed and time"
         + (f"; the larger one at {', '.join(worse)}." if worse else ".")
     )
+
+
+def _step_size(loop: BenchLoop) -> str:
+    times = loop.gradient_accumulation_steps
+    return f"{loop.batch_size} x {times}" if times > 1 else str(loop.batch_size)
+
+
+def _at(bench: TrainingBench, loop: str, budget: float) -> str:
+    """Gap and speed of a loop at a budget."""
+    gap, ratio = (
+        over_seeds(bench, loop, budget, lambda look: look.gap.rms),
+        speed_ratio(bench, loop, budget),
+    )
+    return "-" if gap is None or ratio is None else f"{100 * gap:.1f} %, {ratio:.1f}"
 
 
 def _budgets(bench: TrainingBench, loop: BenchLoop) -> list[float]:
