@@ -9,10 +9,13 @@ from rich.console import RenderableType
 
 from chordflow.report.section import ABSENT, Cell, Section, absent, figure
 from chordflow.report.side_by_side import (
+    SEEDS,
     document,
     gap_cell,
+    least_to_largest,
     measured_facts,
     success_cells,
+    success_ranges,
     teacher_facts,
     terminal,
 )
@@ -21,11 +24,11 @@ from chordflow.results.compare_summary import (
     Spread,
     headline,
     over_seeds,
-    pooled_success,
+    success,
     trained_for,
     untaken,
 )
-from chordflow.results.wording import clean, percentage, plural, points, steps
+from chordflow.results.wording import clean, percentage, plural, steps
 
 HEADS = [
     "method", "curvature\n%", *(f"gap at {n}, %:\nRMS/median/\nflips" for n in STEP_COUNTS),
@@ -62,10 +65,10 @@ def table(comparison: Comparison, *, ranges: bool = True) -> Section:
         ranges: whether a second row shows the least and the largest over several seeds.
     """
     below = (
-        "Of several seeds the median, and below it the least and the largest; success is pooled over them."
+        f"Of several seeds the median, {'and below it the least and the largest; ' if ranges else ''}{SEEDS}."
     )
     if not ranges:
-        below = "Of several seeds the median; success is pooled over them. Ranges and further columns: compare.md."
+        below += " Ranges and further columns: compare.md."
     section = Section(
         "compare",
         "Methods at one budget",
@@ -123,7 +126,7 @@ def _add(section: Section, comparison: Comparison, entry: Entry, ranges: bool) -
         own.middle(lambda run: run.figures.curvature if run.figures else None, percentage),
         *(own.gap_middle(n) for n in STEP_COUNTS),
         own.floor_middle(),
-        *success_cells(pooled_success(comparison, entry.name)),
+        *success_cells(success(comparison, entry.name)),
         own.middle(lambda run: run.training_s, _plain),
         own.middle(lambda run: run.samples, _whole),
         "yes" if entry.stock_checkpoint else "no",
@@ -135,9 +138,7 @@ def _add(section: Section, comparison: Comparison, entry: Entry, ranges: bool) -
             own.range(lambda run: run.figures.curvature if run.figures else None, percentage),
             *(own.gap_range(n) for n in STEP_COUNTS),
             own.floor_range(),
-            own.range(lambda run: run.success[0].rate if run.success else None, percentage),
-            own.range(_difference, points),
-            "",
+            *success_ranges([run.success[0] for run in runs if run.success]),
             own.range(lambda run: run.training_s, _plain),
             own.range(lambda run: run.samples, _whole),
             "",
@@ -164,7 +165,7 @@ class Row:
 
     def range(self, value: Callable[[Run], float | None], text: Callable[[float], str]) -> Cell:
         """The least and the largest; empty where there is none."""
-        return Cell(_range(over_seeds(self.comparison, self.method, value), text))
+        return Cell(least_to_largest(over_seeds(self.comparison, self.method, value), text))
 
     def gap_middle(self, num_steps: int) -> Cell:
         """The medians of RMS, median and flip rate."""
@@ -175,7 +176,9 @@ class Row:
 
     def gap_range(self, num_steps: int) -> Cell:
         """The ranges of the three."""
-        return Cell("/".join(_range(spread, percentage) or ABSENT for spread in self._gaps(num_steps)))
+        return Cell(
+            "/".join(least_to_largest(spread, percentage) or ABSENT for spread in self._gaps(num_steps))
+        )
 
     def floor_middle(self) -> Cell:
         """The medians of the ratio to the floor and of the share of pairs nearer than the deployed teacher's."""
@@ -187,7 +190,11 @@ class Row:
     def floor_range(self) -> Cell:
         """The ranges of the two."""
         ratio, nearer = self._floor()
-        return Cell("/".join([_range(ratio, _ratio) or ABSENT, _range(nearer, percentage) or ABSENT]))
+        return Cell(
+            "/".join(
+                [least_to_largest(ratio, _ratio) or ABSENT, least_to_largest(nearer, percentage) or ABSENT]
+            )
+        )
 
     def _floor(self) -> tuple[Spread | None, Spread | None]:
         def ratio(run: Run) -> float | None:
@@ -211,17 +218,6 @@ class Row:
             return value
 
         return [over_seeds(self.comparison, self.method, of(n)) for n in ("rms", "median", "flip_rate")]
-
-
-def _range(spread: Spread | None, text: Callable[[float], str]) -> str:
-    # Signed figures are not joined by a dash.
-    joint = " to " if text is points else "-"
-    return "" if spread is None else f"{text(spread.low)}{joint}{text(spread.high)}"
-
-
-def _difference(run: Run) -> float | None:
-    pairs = run.success[0].versus_teacher if run.success else None
-    return pairs.difference.value if pairs is not None else None
 
 
 def _floor_cell(figures: Figures) -> Cell:

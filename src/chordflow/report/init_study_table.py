@@ -8,10 +8,12 @@ from rich.console import RenderableType
 
 from chordflow.report.section import ABSENT, Cell, Section, absent, figure
 from chordflow.report.side_by_side import (
+    SEEDS,
     document,
     gap_cell,
     measured_facts,
     success_cells,
+    success_ranges,
     teacher_facts,
     terminal,
 )
@@ -97,7 +99,8 @@ def _arms(study: InitStudy, ranges: bool) -> Section:
     below = (
         "Gap: distance to the teacher's converged ODE from the same noise, relative to the spread of its endpoints, "
         f"held out. Steps to {level(study)}: the first checkpoint at which the gap at one step is below it. Of several "
-        "seeds the median" + (", and below it the least and the largest." if ranges else ".")
+        f"seeds the median{', and below it the least and the largest' if ranges else ''}"
+        f"{f'; {SEEDS}' if study.env else ''}."
     )
     section = Section(
         "arms",
@@ -150,9 +153,7 @@ def _add(section: Section, study: InitStudy, arm: Arm, ranges: bool) -> None:
             *(_triple(study, arm, n, _range) for n in STEP_COUNTS),
             "",
             "",
-            Cell(_range(rates(study, arm, last), percentage)),
-            "",
-            "",
+            *success_ranges([c.success[0] for c in looked_at(study, arm, last) if c.success]),
             Cell(_range(seconds, lambda value: f"{value:.0f}")),
         )
 

@@ -8,16 +8,18 @@ from rich.console import RenderableType
 
 from chordflow.report.section import ABSENT, Cell, Section, absent, figure
 from chordflow.report.side_by_side import (
+    SEEDS,
     document,
     gap_cell,
     gap_text,
+    least_to_largest,
     measured_facts,
     success_cells,
+    success_ranges,
     teacher_facts,
     terminal,
 )
 from chordflow.results.compare import STEP_COUNTS
-from chordflow.results.compare_summary import Spread
 from chordflow.results.rounds_study import Diversity, RoundArm, RoundRun, RoundsStudy
 from chordflow.results.rounds_summary import (
     curvature_of,
@@ -26,10 +28,10 @@ from chordflow.results.rounds_summary import (
     judged,
     modes_at_one,
     over_seeds,
-    pooled_success,
     spread_at_one,
+    success,
 )
-from chordflow.results.wording import clean, percent, percentage, plural, points, steps
+from chordflow.results.wording import clean, percent, percentage, plural, steps
 
 HEADS = [
     "arm", "round", "curva-\nture %", *(f"gap at {n}, %:\nRMS/median/\nflips" for n in STEP_COUNTS),
@@ -72,7 +74,7 @@ def table(study: RoundsStudy, *, ranges: bool = True) -> Section:
         wide=WIDE | (FALLS if episodes else {8}),
         below="Gap: distance to the first teacher's converged ODE from the same noise, relative to the spread of its "
         "endpoints, held out. Spread and modes: of the endpoints of one step over noise, beside the first teacher's as "
-        f"deployed. Of several seeds the median, {below}success is pooled over them. Falls are against the round "
+        f"deployed. Of several seeds the median, {below}{SEEDS}. Falls are against the round "
         f"before, those of the first round against the untrained teacher.{more}",
     )
     _add_teacher(section, study)
@@ -110,7 +112,7 @@ def _add_teacher(section: Section, study: RoundsStudy) -> None:
     teacher = study.untrained
     if teacher is None:
         return
-    success = {row.num_steps: row for row in teacher.success if row.group == "all"}
+    acted = {row.num_steps: row for row in teacher.success if row.group == "all"}
     spread = next((row for row in study.diversity if row.num_steps == 1), None)
     nothing = [absent() for _ in range(4)]
     section.add(
@@ -119,13 +121,13 @@ def _add_teacher(section: Section, study: RoundsStudy) -> None:
         figure(percentage(teacher.figures.curvature), teacher.figures.curvature),
         *(gap_cell(teacher.figures, n) for n in STEP_COUNTS),
         *_spread_cells(spread),
-        *success_cells(success.get(1)),
+        *success_cells(acted.get(1)),
         *nothing,
     )
     for n in sorted({2, teacher.num_steps} - {1}):
-        if n in success:
+        if n in acted:
             name = f"{'' if n != teacher.num_steps else 'deployed, '}at {steps(n)}"
-            section.add(f"- {name}", *(absent() for _ in range(7)), *success_cells(success[n]), *nothing)
+            section.add(f"- {name}", *(absent() for _ in range(7)), *success_cells(acted[n]), *nothing)
 
 
 def _spread_cells(row: Diversity | None) -> list[Cell]:
@@ -147,7 +149,7 @@ def _add(section: Section, study: RoundsStudy, arm: RoundArm, round: int, ranges
         return absent() if spread is None else figure(text(spread.middle), spread.middle)
 
     def whole(value: Callable[[RoundRun], float | None], text: Callable[[float], str]) -> Cell:
-        return Cell(_range(over_seeds(study, arm, round, value), text))
+        return Cell(least_to_largest(over_seeds(study, arm, round, value), text))
 
     found = judged(study, arm, round)
     falls = [absent(), absent(), absent()]
@@ -165,7 +167,7 @@ def _add(section: Section, study: RoundsStudy, arm: RoundArm, round: int, ranges
         *(_gap_middle(study, arm, round, n) for n in STEP_COUNTS),
         middle(spread_at_one, percentage),
         middle(modes_at_one, percentage),
-        *success_cells(pooled_success(study, arm, round)),
+        *success_cells(success(study, arm, round)),
         *falls,
         middle(lambda run: run.training_s, _seconds),
     )
@@ -177,7 +179,7 @@ def _add(section: Section, study: RoundsStudy, arm: RoundArm, round: int, ranges
             *(
                 Cell(
                     "/".join(
-                        _range(over_seeds(study, arm, round, gap_of(name, n)), percentage) or ABSENT
+                        least_to_largest(over_seeds(study, arm, round, gap_of(name, n)), percentage) or ABSENT
                         for name in GAP
                     )
                 )
@@ -185,9 +187,7 @@ def _add(section: Section, study: RoundsStudy, arm: RoundArm, round: int, ranges
             ),
             whole(spread_at_one, percentage),
             whole(modes_at_one, percentage),
-            whole(lambda run: run.success[0].rate if run.success else None, percentage),
-            Cell(_range(over_seeds(study, arm, round, _difference), points, " to ")),
-            "",
+            *success_ranges([run.success[0] for run in runs if run.success]),
             "",
             "",
             "",
@@ -203,15 +203,6 @@ def _gap_middle(study: RoundsStudy, arm: RoundArm, round: int, num_steps: int) -
     if rms is None or middle is None:
         return absent()
     return figure(gap_text(rms.middle, middle.middle, flips.middle if flips else None), rms.middle)
-
-
-def _range(spread: Spread | None, text: Callable[[float], str], joint: str = "-") -> str:
-    return "" if spread is None else f"{text(spread.low)}{joint}{text(spread.high)}"
-
-
-def _difference(run: RoundRun) -> float | None:
-    pairs = run.success[0].versus_teacher if run.success else None
-    return pairs.difference.value if pairs is not None else None
 
 
 def _fall(reduction: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from rich.console import Group, RenderableType
@@ -11,11 +11,15 @@ from rich.text import Text
 from chordflow.report.section import ABSENT, Cell, Section, absent, figure
 from chordflow.report.table import drawn, escape, written
 from chordflow.results.compare import Figures, Untrained
+from chordflow.results.compare_summary import Spread, spread_of
 from chordflow.results.schema import HeldOut, SuccessRow
 from chordflow.results.wording import clean, p_value, percentage, plural, points, span, steps
 
 Facts = list[tuple[str, str]]
 """What stands below tables: names and values."""
+
+SEEDS = "success, points and p are those of the seed with the median success, since all seeds run the same episodes"
+"""What is said below a table of the success of several seeds (`compare_summary.middle_seed`)."""
 
 
 class Record(Protocol):
@@ -96,6 +100,26 @@ def success_cells(row: SuccessRow | None) -> list[Cell]:
     difference = pairs.difference
     text = f"{points(difference.value)}{span(difference.interval, points)}"
     return [rate, figure(text, difference.value), figure(p_value(pairs.p_value), pairs.p_value)]
+
+
+def success_ranges(rows: Sequence[SuccessRow]) -> list[Cell]:
+    """The least and the largest of the same three figures over seeds; each empty where it is not known.
+
+    Args:
+        rows: of one way to act, one for each seed.
+    """
+    pairs = [row.versus_teacher for row in rows if row.versus_teacher is not None]
+    return [
+        Cell(least_to_largest(spread_of(row.rate for row in rows), percentage)),
+        # Figures with a sign are not joined by a dash.
+        Cell(least_to_largest(spread_of(pair.difference.value for pair in pairs), points, " to ")),
+        Cell(least_to_largest(spread_of(pair.p_value for pair in pairs), p_value, " to ")),
+    ]
+
+
+def least_to_largest(spread: Spread | None, text: Callable[[float], str], joint: str = "-") -> str:
+    """The range of a figure over seeds; empty where it is not known."""
+    return "" if spread is None else f"{text(spread.low)}{joint}{text(spread.high)}"
 
 
 def terminal(head: str, sections: Iterable[Section], facts: Facts) -> RenderableType:

@@ -1,4 +1,4 @@
-"""What a comparison says: figures over seeds, pooled success, and which method is best where that is clear."""
+"""What a comparison says: figures over seeds, success, and which method is best where that is clear."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
-import numpy as np
-
 from chordflow.results.compare import STEP_COUNTS, Comparison, Entry, Run
 from chordflow.results.schema import SuccessRow
-from chordflow.results.statistics import compare_success
 from chordflow.results.wording import clean, percent
 
 
@@ -65,45 +62,21 @@ def untaken(comparison: Comparison, method: str) -> bool:
     return any(run.steps == 0 for run in comparison.runs_of(method))
 
 
-def pooled_success(comparison: Comparison, method: str) -> SuccessRow | None:
-    """Success at one step over the episodes of all seeds; None where none were run.
-
-    Every seed's student runs the same episodes, so that they are fewer than they count: what differs between students
-    is seen in the figures of the seeds.
-    """
-    rows = [run.success[0] for run in comparison.runs_of(method) if run.success]
-    return pooled(rows) if rows else None
+def success(comparison: Comparison, method: str) -> SuccessRow | None:
+    """Success at one step, of several seeds that of `middle_seed`; None where no episodes were run."""
+    return middle_seed([run.success[0] for run in comparison.runs_of(method) if run.success])
 
 
-def pooled(rows: Sequence[SuccessRow]) -> SuccessRow:
-    """Rows of one way to act, added up.
+def middle_seed(rows: Sequence[SuccessRow]) -> SuccessRow | None:
+    """The row of the seed with the median success, of an even number the lower of the two; None without rows.
+
+    The students of all seeds run the same episodes, against the same outcomes of the teacher. Added up these would be
+    counted once for each seed, and intervals and tests that take episodes as independent would say too much.
 
     Args:
-        rows: at least one, of the same steps and group; all or none compared with the teacher.
+        rows: of one way to act in one group of episodes, one for each seed.
     """
-    first = rows[0]
-    versus = None
-    if all(row.versus_teacher is not None for row in rows):
-        own: list[bool] = []
-        theirs: list[bool] = []
-        for row in rows:
-            pairs = row.versus_teacher
-            assert pairs is not None
-            both = row.successes - pairs.only_first
-            neither = row.episodes - both - pairs.only_first - pairs.only_second
-            counts = (both, pairs.only_first, pairs.only_second, neither)
-            own += np.repeat([True, True, False, False], counts).tolist()
-            theirs += np.repeat([True, False, True, False], counts).tolist()
-        versus = compare_success(own, theirs)
-    return SuccessRow(
-        policy=first.policy,
-        solver=first.solver,
-        num_steps=first.num_steps,
-        group=first.group,
-        successes=sum(row.successes for row in rows),
-        episodes=sum(row.episodes for row in rows),
-        versus_teacher=versus,
-    )
+    return sorted(rows, key=lambda row: row.rate)[(len(rows) - 1) // 2] if rows else None
 
 
 def headline(comparison: Comparison) -> str:
@@ -138,20 +111,39 @@ def _best(
     if not found:
         return ""
     first = min(found, key=lambda name: found[name].middle)
+    rivals = [name for name in found if name != first and found[name].low <= found[first].high]
+    return _named_best(where, found, first, rivals, "is nearest to the teacher's converged ODE")
+
+
+def _named_best(
+    where: str,
+    found: dict[str, Spread],
+    first: str,
+    rivals: list[str],
+    wins: str,
+    decimals: int | None = None,
+) -> str:
+    """The sentence on the best of some entries, and of those that it cannot be told from.
+
+    Args:
+        where: what is compared.
+        found: figures by name, the best among them.
+        first: name of the best.
+        rivals: those whose figures overlap with the best's.
+        wins: what is said of a clear winner.
+        decimals: digits of percentages; two significant ones by default.
+    """
+    named = {name: f"{clean(name)} ({told(spread, decimals)})" for name, spread in found.items()}
     if len(found) == 1:
-        return f"{where} there is {_named(first, found[first])} alone."
-    rivals = [
-        name
-        for name, spread in found.items()
-        if name != first and (min(spread.count, found[first].count) < 2 or spread.low <= found[first].high)
-    ]
-    if rivals:
-        seed = " with a single seed" if any(found[name].count < 2 for name in [first, *rivals]) else ""
-        listed = counted(
-            [_named(name, found[name]) for name in sorted([first, *rivals], key=lambda n: found[n].middle)]
-        )
-        return f"{where} there is no clear winner{seed} between {listed}."
-    return f"{where} {_named(first, found[first])} is nearest to the teacher's converged ODE."
+        return f"{where} there is {named[first]} alone."
+    # A single seed has no range that could overlap.
+    single = [n for n, s in found.items() if n != first and min(s.count, found[first].count) < 2]
+    rivals = [name for name in found if name in {*rivals, *single}]
+    if not rivals:
+        return f"{where} {named[first]} {wins}."
+    seed = " with a single seed" if any(found[name].count < 2 for name in [first, *rivals]) else ""
+    apart = sorted([first, *rivals], key=lambda n: abs(found[n].middle - found[first].middle))
+    return f"{where} there is no clear winner{seed} between {counted([named[n] for n in apart])}."
 
 
 def _different[T](comparison: Comparison, found: dict[str, T]) -> dict[str, T]:
@@ -166,21 +158,27 @@ def _different[T](comparison: Comparison, found: dict[str, T]) -> dict[str, T]:
 
 
 def _best_success(comparison: Comparison) -> str:
-    rows = {
-        e.name: row for e in comparison.methods if (row := pooled_success(comparison, e.name)) is not None
-    }
+    """Who succeeds most often, where neither seeds nor episodes leave a doubt.
+
+    Ranges over seeds that do not overlap say nothing of the chance of episodes, which all seeds share: the intervals
+    of the median seeds must not overlap either.
+    """
+    rows = {e.name: row for e in comparison.methods if (row := success(comparison, e.name)) is not None}
     rows = _different(comparison, rows)
     if not rows:
         return ""
+    found = {}
+    for name, row in rows.items():
+        rates = [run.success[0].rate for run in comparison.runs_of(name) if run.success]
+        found[name] = Spread(row.rate, min(rates), max(rates), len(rates))
     first = max(rows, key=lambda name: rows[name].rate)
-    told = {name: f"{clean(name)} ({percent(row.rate, 1)})" for name, row in rows.items()}
-    if len(rows) == 1:
-        return f"In episodes at one step {told[first]} is alone."
-    rivals = [n for n, row in rows.items() if n != first and row.interval.high >= rows[first].interval.low]
-    if rivals:
-        listed = counted([told[n] for n in sorted([first, *rivals], key=lambda n: -rows[n].rate)])
-        return f"In episodes at one step there is no clear winner between {listed}."
-    return f"In episodes at one step {told[first]} succeeds most often."
+    rivals = [
+        name
+        for name in rows
+        if name != first
+        and (found[name].high >= found[first].low or rows[name].interval.high >= rows[first].interval.low)
+    ]
+    return _named_best("In episodes at one step", found, first, rivals, "succeeds most often", decimals=1)
 
 
 def _teacher(comparison: Comparison) -> str:
@@ -201,9 +199,7 @@ def _teacher(comparison: Comparison) -> str:
         f"The untrained teacher at two steps is {'' if as_good else 'not '}as good as {clean(name)} at one by its gap "
         f"({percent(free.rms)} against {percent(best.middle)})"
     )
-    rows = {
-        e.name: row for e in comparison.methods if (row := pooled_success(comparison, e.name)) is not None
-    }
+    rows = {e.name: row for e in comparison.methods if (row := success(comparison, e.name)) is not None}
     two = next((r for r in teacher.success if r.num_steps == 2 and r.group == "all"), None)
     if rows and two is not None:
         most = max(rows, key=lambda n: rows[n].rate)
@@ -215,18 +211,11 @@ def _teacher(comparison: Comparison) -> str:
     return text + "."
 
 
-def _named(name: str, spread: Spread) -> str:
-    return f"{clean(name)} ({told(spread)})"
-
-
-def told(spread: Spread) -> str:
+def told(spread: Spread, decimals: int | None = None) -> str:
     """A share's median and range in words."""
-    over = (
-        f", {percent(spread.low)} to {percent(spread.high)} over {spread.count} seeds"
-        if spread.count > 1
-        else ""
-    )
-    return f"{percent(spread.middle)}{over}"
+    low, high = percent(spread.low, decimals), percent(spread.high, decimals)
+    over = f", {low} to {high} over {spread.count} seeds" if spread.count > 1 else ""
+    return f"{percent(spread.middle, decimals)}{over}"
 
 
 def counted(items: Sequence[object]) -> str:

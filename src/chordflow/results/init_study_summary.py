@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
-from chordflow.results.compare_summary import Spread, counted, pooled, spread_of
+from chordflow.results.compare_summary import Spread, counted, middle_seed, spread_of
 from chordflow.results.init_study import Arm, Checkpoint, InitRun, InitStudy
 from chordflow.results.schema import SuccessRow
 from chordflow.results.wording import percent, plural
@@ -69,9 +69,8 @@ def gap(study: InitStudy, arm: Arm, step: int, num_steps: int = 1) -> Spread | N
 
 
 def success(study: InitStudy, arm: Arm, step: int) -> SuccessRow | None:
-    """Success at one step over the episodes of all seeds; None where none were run."""
-    rows = [c.success[0] for c in looked_at(study, arm, step) if c.success]
-    return pooled(rows) if rows else None
+    """Success at one step, of several seeds that of `middle_seed`; None where no episodes were run."""
+    return middle_seed([c.success[0] for c in looked_at(study, arm, step) if c.success])
 
 
 def rates(study: InitStudy, arm: Arm, step: int) -> Spread | None:

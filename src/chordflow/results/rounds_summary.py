@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
-from chordflow.results.compare_summary import Spread, counted, pooled, spread_of
+from chordflow.results.compare_summary import Spread, counted, middle_seed, spread_of
 from chordflow.results.paying import Gain, Standing, gain, paying_rounds
 from chordflow.results.rounds_study import RoundArm, RoundRun, RoundsStudy, standing
 from chordflow.results.schema import SuccessRow
@@ -98,10 +98,9 @@ def _standing_of(study: RoundsStudy, arm: RoundArm, round: int, seed: int) -> St
     return standing(run.figures) if run is not None else None
 
 
-def pooled_success(study: RoundsStudy, arm: RoundArm, round: int) -> SuccessRow | None:
-    """Success at one step over the episodes of all seeds; None where none were run."""
-    rows = [run.success[0] for run in study.runs_of(arm, round) if run.success]
-    return pooled(rows) if rows else None
+def success(study: RoundsStudy, arm: RoundArm, round: int) -> SuccessRow | None:
+    """Success at one step, of several seeds that of `middle_seed`; None where no episodes were run."""
+    return middle_seed([run.success[0] for run in study.runs_of(arm, round) if run.success])
 
 
 def headline(study: RoundsStudy) -> str:
@@ -181,7 +180,7 @@ def _success(study: RoundsStudy) -> str:
     parts = []
     for arm in study.arms:
         rounds = dict.fromkeys((1, arm.rounds_of(study.rounds)))
-        rows = [pooled_success(study, arm, round) for round in rounds]
+        rows = [success(study, arm, round) for round in rounds]
         rates = [percent(row.rate, 1) for row in rows if row is not None]
         if len(rates) == len(rounds):
             parts.append(f"{' -> '.join(rates)} with {clean(arm.name)}")
