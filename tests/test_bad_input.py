@@ -538,6 +538,12 @@ def test_a_place_that_cannot_be_written_to(
     assert f"output_dir={tmp_path / 'new/out'} cannot be made (Read-only file system)" in said
 
 
+def refused_allocation(count: int) -> BaseException:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(count)
+    return caught.value
+
+
 def test_what_the_machine_refuses_anywhere_is_one_line(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -563,6 +569,9 @@ def test_what_the_machine_refuses_anywhere_is_one_line(
             "out of memory (CUDA out of memory.)",
         ),
         (MemoryError(), "out of memory; lower --batch_size"),
+        (refused_allocation(1 << 50), "you tried to allocate 4503599627370496 bytes."),
+        (refused_allocation(1 << 62), "out of memory (Storage size calculation overflowed"),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)"), "out of memory (MPS backend"),
     ):
         fail_with(error)
         assert message in refusal(["reflow"], capsys)

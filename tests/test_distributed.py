@@ -23,7 +23,7 @@ from chordflow.flow.seeds import generator
 from chordflow.policies.gaussian import GaussianFlowPolicy
 from chordflow.training.checkpoints import check_same_size
 from chordflow.training.distributed import current
-from chordflow.training.memory import enough_memory, enough_memory_to_step
+from chordflow.training.memory import enough_memory, enough_memory_to_make, enough_memory_to_step
 from chordflow.training.methods import ConsistencyMethodConfig
 from chordflow.training.metrics import read_metrics
 from chordflow.training.optimizers import MuonConfig, OptimizerConfig, SOAPConfig
@@ -463,7 +463,8 @@ def test_a_fault_of_chordflows_own_keeps_its_traceback(faults: tuple[Path, dict[
 
 
 def short(*_: object, **__: object) -> Any:
-    raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
+    # A plain RuntimeError on a CPU, and refused before any memory is used.
+    torch.empty(1 << 50)
 
 
 def encode(*_: object, **__: object) -> Any:
@@ -491,6 +492,11 @@ def test_out_of_memory_names_what_to_halve(tmp_path: Path, monkeypatch: pytest.M
         patched.setattr(torch.optim.AdamW, "step", short)
         assert what("adam").endswith(
             "for the state of the optimiser adamw; train less with --student.train, or use a larger device."
+        )
+    with monkeypatch.context() as patched:
+        patched.setattr(GaussianFlowPolicy, "sample_noise", short)
+        assert what("noise").endswith(
+            "while 4 observations got their noises at a time; give --buffer.block_size=2."
         )
     monkeypatch.setattr(GaussianFlowPolicy, "encode", encode)
     assert what("encode").endswith("while 4 observations were encoded at a time; give --buffer.block_size=2.")
@@ -526,6 +532,22 @@ def test_a_buffer_that_fills_the_memory_is_what_to_halve(
     ):
         short()
     assert option in str(caught.value)
+
+
+def test_noises_that_do_not_fit_are_what_to_halve(monkeypatch: pytest.MonkeyPatch) -> None:
+    buffer = CouplingBuffer(
+        make_policy(), make_observations(8), CouplingConfig(num_steps=2), BufferConfig(8, 40, 0, 4),
+        seed=3, batch_size=6,
+    )  # fmt: skip
+    monkeypatch.setattr(GaussianFlowPolicy, "sample_noise", short)
+    words = (
+        "while 40 noises of every observation were made at a time; give --buffer.noises_per_observation=20"
+    )
+    with pytest.raises(UserError, match=words), enough_memory(buffer):
+        next(iter(buffer.fill(0)))
+    context: Any = None
+    with pytest.raises(UserError, match=words), enough_memory_to_make(buffer.maker, lambda: 0):
+        buffer.maker.solve(0, context)
 
 
 def test_soaps_matrices_are_what_to_halve() -> None:

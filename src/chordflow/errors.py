@@ -1,6 +1,7 @@
 """The one error that a user is meant to see, and what is said of others."""
 
 import errno
+import re
 
 # What the machine refuses, as against what a program gets wrong, and what to do about it.
 MACHINE_ERRORS = {
@@ -28,6 +29,24 @@ class UserError(ValueError):
 def machine_refuses(error: BaseException) -> bool:
     """Whether an error is the machine's: a full or read-only disk, missing permissions, too many open files."""
     return isinstance(error, OSError) and error.errno in MACHINE_ERRORS
+
+
+_NO_MEMORY = re.compile(
+    r"DefaultCPUAllocator: |MPS backend out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED"
+    r"|Storage size calculation overflowed"
+)
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, of whatever device.
+
+    PyTorch raises `torch.OutOfMemoryError` where its own allocators of accelerators refuse. For memory of the CPU, of
+    MPS and of CUDA's libraries it raises a plain RuntimeError, which only its message tells from others.
+    """
+    # By name: this module is imported before PyTorch, which takes seconds.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
 
 
 def reason(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from importlib import import_module
 
 from chordflow import __version__
-from chordflow.errors import MACHINE_ERRORS, UserError
+from chordflow.errors import MACHINE_ERRORS, UserError, ran_out_of_memory
 
 VERBS = {
     "diagnose": ("chordflow.cli.diagnose", "say before any training whether it is worth it for a checkpoint"),
@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _refuse(verb, f"{where}{error.strerror}; {MACHINE_ERRORS[error.errno]} and try again.")
     except Exception as error:
-        if type(error).__name__ != "OutOfMemoryError" and not isinstance(error, MemoryError):
+        if not ran_out_of_memory(error):
             raise
         text = "out of memory" + (f" ({str(error).splitlines()[0]})" if str(error) else "")
         what = f"lower {_SIZES[verb]}" if verb in _SIZES else "use a machine with more memory"

@@ -22,7 +22,7 @@ from lerobot.utils.constants import ACTION, OBS_PREFIX, OBS_STATE
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from chordflow.couplings.walk import Walk
-from chordflow.errors import UserError, machine_refuses, reason
+from chordflow.errors import UserError, machine_refuses, ran_out_of_memory, reason
 from chordflow.policies import FlowPolicy
 
 
@@ -79,6 +79,8 @@ class Observations(Dataset[dict[str, Any]]):
         try:
             item = self.dataset[frame]
         except Exception as error:
+            if ran_out_of_memory(error):
+                raise
             raise UserError(
                 f"dataset: frame {frame} of {self.dataset.repo_id} in {self.dataset.root} cannot be read "
                 f"({reason(error)}); mend the file or drop its episode (--dataset.episodes)."

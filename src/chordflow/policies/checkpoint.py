@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from chordflow.errors import UserError, machine_refuses, reason
+from chordflow.errors import UserError, machine_refuses, ran_out_of_memory, reason
 from chordflow.policies.base import FlowPolicy
 from chordflow.policies.files import (
     CONFIG,
@@ -90,11 +90,11 @@ def load_flow_policy(
         try:
             # LeRobot drops keys that do not match in silence unless it is asked to be strict.
             policy = adapter.policy_class.from_pretrained(folder, config=config, strict=True)
-        except (torch.OutOfMemoryError, MemoryError):
-            raise
         except ImportError as error:
             raise missing_packages(family, f"{where} is of policy type {family!r}", error) from error
         except (RuntimeError, SafetensorError) as error:
+            if ran_out_of_memory(error):
+                raise
             raise UserError(
                 f"{field}={path}: {WEIGHTS} does not fit {CONFIG} ({_key_problem(error)}); "
                 "give weights saved with this config."
@@ -107,7 +107,7 @@ def load_flow_policy(
                 f"({_first_line(error)}); run: chordflow relocate {folder} --vlm.path=FOLDER"
             ) from error
         except Exception as error:
-            if machine_refuses(error):
+            if machine_refuses(error) or ran_out_of_memory(error):
                 raise
             raise UserError(
                 f"{field}={path}: LeRobot cannot build the policy that {CONFIG} describes ({reason(error)}); check "

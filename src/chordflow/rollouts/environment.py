@@ -17,7 +17,7 @@ from lerobot.envs import make_env, preprocess_observation
 from lerobot.envs.utils import NEW_ROLLOUT_OPTION
 from numpy.typing import NDArray
 
-from chordflow.errors import UserError, machine_refuses
+from chordflow.errors import UserError, machine_refuses, ran_out_of_memory
 from chordflow.quiet import quiet_stdout
 
 
@@ -33,7 +33,7 @@ def make_environments(
         try:
             return make_env(env_cfg, n_envs=count, use_async_envs=use_async_envs)
         except Exception as error:
-            if machine_refuses(error) or isinstance(error, MemoryError):
+            if machine_refuses(error) or ran_out_of_memory(error):
                 raise
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(

@@ -20,7 +20,7 @@ import numpy as np
 from lerobot.envs import close_envs
 from numpy.typing import NDArray
 
-from chordflow.errors import UserError, machine_refuses, reason
+from chordflow.errors import UserError, machine_refuses, ran_out_of_memory, reason
 from chordflow.rollouts.environment import frame, instruction, make_environments, reset, step_limit
 
 TaskKey = tuple[str, int]
@@ -243,10 +243,10 @@ class _Slot:
     def _faults(self, what: str) -> Iterator[None]:
         try:
             yield
-        except (UserError, MemoryError):
+        except UserError:
             raise
         except Exception as error:
-            if machine_refuses(error):
+            if machine_refuses(error) or ran_out_of_memory(error):
                 raise
             raise UserError(
                 f"{self.name}: the environment {what} in the episode of seed {self.seed}, step {self.length} "

@@ -16,7 +16,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
-from chordflow.errors import MACHINE_ERRORS, UserError, reason
+from chordflow.errors import MACHINE_ERRORS, UserError, ran_out_of_memory, reason
 from chordflow.rollouts.hosts import (
     ChunkOrder,
     Host,
@@ -253,11 +253,11 @@ def _answer(host: LocalHost, method: str, arguments: tuple[Any, ...]) -> tuple[s
         return "answer", getattr(host, method)(*arguments)
     except UserError as error:
         return "user error", str(error)
-    except MemoryError as error:
-        return "memory error", str(error)
     except OSError as error:
         if error.errno in MACHINE_ERRORS:
             return "machine error", (error.errno, error.strerror, error.filename)
         return "user error", f"{host.name}: the environment failed ({reason(error)}); check the env options."
     except Exception as error:
+        if ran_out_of_memory(error):
+            return "memory error", str(error)
         return "user error", f"{host.name}: the environment failed ({reason(error)}); check the env options."

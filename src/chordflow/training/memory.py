@@ -12,11 +12,8 @@ from torch import Tensor
 
 from chordflow.couplings import CouplingBuffer
 from chordflow.couplings.making import BlockMaker
-from chordflow.errors import UserError
+from chordflow.errors import UserError, ran_out_of_memory
 from chordflow.training.optimizers import OptimizerConfig, SOAPConfig
-
-RAN_OUT = (torch.OutOfMemoryError, MemoryError)
-"""What is raised where memory runs out."""
 
 
 def as_options(settings: Mapping[str, int]) -> str:
@@ -37,11 +34,8 @@ def enough_memory(
     Raises:
         UserError: where memory runs out, with the option to lower and its new value.
     """
-    try:
+    with _told(buffer.teacher.device, lambda error: _advice(buffer, error, show)):
         yield
-    except RAN_OUT as error:
-        doing, what = _advice(buffer, error, show)
-        raise _ran_out(buffer.teacher.device, doing, what) from error
 
 
 @contextlib.contextmanager
@@ -58,9 +52,8 @@ def enough_memory_to_step(
     Raises:
         UserError: where memory runs out, with what takes less.
     """
-    try:
-        yield
-    except RAN_OUT as error:
+
+    def advice(_: Exception) -> tuple[str, str]:
         name = config.get_choice_name(type(config))
         less = "train less with --student.train, or use a larger device"
         if isinstance(config, SOAPConfig):
@@ -68,7 +61,10 @@ def enough_memory_to_step(
             largest = max(sides, default=1)
             lower = {"optimizer.max_precondition_dim": largest // 2} if largest > 1 else {}
             less = f"give {as_options(lower)}{' or ' if lower else ''}--optimizer.type=adamw"
-        raise _ran_out(device, f"for the state of the optimiser {name}", less) from error
+        return f"for the state of the optimiser {name}", less
+
+    with _told(device, advice):
+        yield
 
 
 @contextlib.contextmanager
@@ -84,10 +80,8 @@ def enough_memory_at(option: str, size: int, doing: str, device: torch.device) -
     Raises:
         UserError: where memory runs out, with half the value.
     """
-    try:
+    with _told(device, lambda _: (f"while {size} {doing} at a time", _halved(option, size))):
         yield
-    except RAN_OUT as error:
-        raise _ran_out(device, f"while {size} {doing} at a time", _halved(option, size)) from error
 
 
 @contextlib.contextmanager
@@ -101,25 +95,53 @@ def enough_memory_to_make(maker: BlockMaker, finished: Callable[[], int]) -> Ite
     Raises:
         UserError: where memory runs out, with the option to lower and its new value.
     """
-    try:
-        yield
-    except RAN_OUT as error:
-        if "endpoints" in _frames(error):
+
+    def advice(error: Exception) -> tuple[str, str]:
+        where = _frames(error)
+        if "endpoints" in where:
             option, size, doing = "batch_size", maker.batch_size, "couplings were solved by the teacher"
         else:
-            option, size, doing = "buffer.block_size", maker.block_size, "observations were encoded"
+            option, size, doing = _of_block(where, maker)
         what = _halved(option, size)
         if size > 1 and finished():
             what += " for a new store in another --output_dir: the blocks of one store are all of one kind"
-        raise _ran_out(maker.teacher.device, f"while {size} {doing} at a time", what) from error
+        return f"while {size} {doing} at a time", what
+
+    with _told(maker.teacher.device, advice):
+        yield
+
+
+def _of_block(where: set[str], maker: BlockMaker) -> tuple[str, int, str]:
+    """The size of a block that memory runs out for outside the solver: option, value and what is done to that many."""
+    noises = maker.config.noises_per_observation
+    if "stream" in where:
+        return "buffer.block_size", maker.block_size, "observations were read"
+    if "encode" in where:
+        return "buffer.block_size", maker.block_size, "observations were encoded"
+    if noises > maker.block_size:
+        return "buffer.noises_per_observation", noises, "noises of every observation were made"
+    return "buffer.block_size", maker.block_size, "observations got their noises"
 
 
 def _halved(option: str, size: int) -> str:
     return f"give {as_options({option: size // 2})}" if size > 1 else "use a larger device"
 
 
-def _ran_out(device: torch.device, doing: str, what: str) -> UserError:
-    return UserError(f"out of memory on {device} {doing}; {what}.")
+@contextlib.contextmanager
+def _told(device: torch.device, advice: Callable[[Exception], tuple[str, str]]) -> Iterator[None]:
+    """Makes one sentence of an error of memory that runs out.
+
+    Args:
+        device: whose memory it is.
+        advice: gives for the error what was being done, and what to do.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not ran_out_of_memory(error):
+            raise
+        doing, what = advice(error)
+        raise UserError(f"out of memory on {device} {doing}; {what}.") from error
 
 
 def _frames(error: BaseException) -> set[str]:
@@ -153,6 +175,13 @@ def _advice(
             # A store cannot be read in other blocks than it was made in.
             return doing, f"train from a store made with --buffer.block_size={lower}, or use a larger device"
         return doing, f"give {show({'buffer.block_size': lower})}"
+    if "make" in where and not solving and not encoding and not stored:
+        option, size, what = _of_block(where, buffer.maker)
+        noises = (
+            size // 2 if option == "buffer.noises_per_observation" else buffer.config.noises_per_observation
+        )
+        if size > 1 and _fits(buffer, buffer.config.num_observations, noises):
+            return f"while {size} {what} at a time", f"give {show({option: size // 2})}"
     if buffer.batch_size > 1:
         verb = "solved by the teacher" if solving else "trained on"
         same = {"batch_size": buffer.batch_size // 2, "gradient_accumulation_steps": buffer.parts * 2}
