@@ -491,6 +491,30 @@ def test_a_store_that_does_not_fit_is_not_begun(
     assert not (tmp_path / "new").exists()
 
 
+def test_an_enlargement_that_does_not_fit_leaves_the_store_as_it_was(
+    stores: dict[bool, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(stores[True], store)
+    before = (store / "manifest.json").read_bytes()
+    resume = ["couple", "--resume=true", f"--config_path={store}/manifest.json"]
+    block = max(shard.num_bytes for shard in read_manifest(store).shards.values())
+    with monkeypatch.context() as full:
+        # For two blocks, where nineteen are asked for.
+        full.setattr(job.shutil, "disk_usage", lambda path: _Usage(2 * block))
+        said = refusal([*resume, "--num_observations=100"], capsys)
+    assert "lower --num_observations (to at most 32)" in said
+    assert (store / "manifest.json").read_bytes() == before
+    assert sorted(path.name for path in store.iterdir()) == sorted(
+        path.name for path in stores[True].iterdir()
+    )
+    # Fewer than it has.
+    assert main([*resume, "--num_observations=5"]) == 0
+    words = "num_observations=5: blocks that are made are kept, so it is to hold 24 observations"
+    assert words in " ".join(capsys.readouterr().out.split())
+    assert (store / "manifest.json").read_bytes() == before
+
+
 class _Usage:
     def __init__(self, free: int) -> None:
         self.free = free

@@ -334,9 +334,15 @@ def test_an_unfinished_store_is_not_trained_from(
     tmp_path: Path, teacher: GaussianFlowPolicy, observations: Observations
 ) -> None:
     folder = make(tmp_path / "store", teacher, observations, num_blocks=4)
-    StoreWriter(folder, settings(), ABOUT, 6).close()
+    # Asked for more, it is what it was until one of them is written.
+    writer = StoreWriter(folder, settings(), ABOUT, 6)
+    assert read_manifest(folder).num_blocks == 4
+    assert writer.missing() == [4, 5]
+    assert writer.go_on_command.endswith("manifest.json --num_observations=24")
+    writer.write(next(writer.claims()), [0], SOLVED, None)
+    writer.close()
     with pytest.raises(
-        UserError, match=r"4 of 6 blocks are made; make the others with: chordflow couple --resume"
+        UserError, match=r"5 of 6 blocks are made; make the others with: chordflow couple --resume"
     ):
         opened(folder).check()
     # Of which fewer may be asked for.
@@ -432,6 +438,40 @@ def test_a_larger_store_keeps_what_it_has(
     whole = make(tmp_path / "whole", teacher, observations, num_blocks=5)
     for number in range(5):
         assert (folder / shard_name(number)).read_bytes() == (whole / shard_name(number)).read_bytes()
+
+
+def test_a_plan_that_was_too_large_is_taken_back(
+    tmp_path: Path, teacher: GaussianFlowPolicy, observations: Observations
+) -> None:
+    folder = make(tmp_path / "store", teacher, observations, num_blocks=2)
+    writer = StoreWriter(folder, settings(), ABOUT, 100_000)
+    writer.write(next(writer.claims()), [0], SOLVED, None)
+    writer.close()
+    assert read_manifest(folder).num_blocks == 100_000
+    # Nobody has asked: it keeps its own number.
+    StoreWriter(folder, settings(), ABOUT, 1, asked=False).close()
+    assert read_manifest(folder).num_blocks == 100_000
+    # Blocks that are made stay.
+    writer = StoreWriter(folder, settings(), ABOUT, 1)
+    assert writer.num_blocks == read_manifest(folder).num_blocks == 3
+    writer.close()
+
+
+def test_blocks_that_another_process_makes_are_not_given_up(
+    claimed: tuple[Path, multiprocessing.process.BaseProcess],
+) -> None:
+    folder, process = claimed
+    writer = StoreWriter(folder, settings(), ABOUT, 1)
+    assert writer.num_blocks == read_manifest(folder).num_blocks == 4
+    writer.close()
+    writer = StoreWriter(folder, settings(), ABOUT, 2)
+    assert writer.num_blocks == read_manifest(folder).num_blocks == 2
+    writer.close()
+    # Locks of blocks that were given up are not left behind.
+    writer = StoreWriter(folder, settings(), ABOUT, 4)
+    assert list(writer.claims()) == [2, 3]
+    writer.close()
+    assert process.is_alive()
 
 
 SOLVED = Solved(torch.zeros(2, dtype=torch.int64), torch.zeros(2, 3, 4))

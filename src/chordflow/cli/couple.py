@@ -50,6 +50,8 @@ def parse(arguments: list[str]) -> CoupleConfig:
             base = dict(read_manifest(path.parent, CONFIG_PATH).about["settings"])
             # The store may have been moved since: it is where its manifest is.
             base["output_dir"] = str(path.parent)
+            # What it is to hold may have changed since the command that began it.
+            base["num_observations"] = None
         else:
             base = read_settings(config_path)
     if wants_resume(values) and not base and "output_dir" not in values:

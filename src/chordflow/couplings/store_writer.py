@@ -37,6 +37,9 @@ from chordflow.policies import Context
 LOCK = ".lock"
 POLL_S = 0.2
 
+TO_THE_END = 0
+"""Number of bytes of a lock on all from its first on, as POSIX writes it."""
+
 
 class StoreWriter:
     """A store that is being made.
@@ -45,16 +48,26 @@ class StoreWriter:
         folder: the store's; it must exist.
         made_with: all that its blocks depend on (see `Manifest`).
         about: what is good to know.
-        num_blocks: blocks that it is to hold; a store that has more keeps them.
+        num_blocks: blocks that it is to hold. A store that is there grows to them with the first block that this
+            process writes, so that one that is refused before that stays what it was; or it shrinks to them at once,
+            but for blocks that are made or that another process is making.
+        asked: whether that number was asked for; if not, a store that is there keeps its own.
 
     Raises:
         UserError: if the folder holds a store of other settings, or other files.
     """
 
     def __init__(
-        self, folder: Path, made_with: dict[str, Any], about: dict[str, Any], num_blocks: int
+        self,
+        folder: Path,
+        made_with: dict[str, Any],
+        about: dict[str, Any],
+        num_blocks: int,
+        *,
+        asked: bool = True,
     ) -> None:
         self.folder = folder
+        self._wanted = num_blocks if asked else 0
         self._claimed: set[int] = set()
         self._refuse_other_files()
         try:
@@ -75,10 +88,29 @@ class StoreWriter:
         self._lock_file = -1
         self._claimed.clear()
 
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that the store is to hold once this process has written one."""
+        return max(self.manifest.num_blocks, self._wanted)
+
+    @property
+    def go_on_command(self) -> str:
+        """The command line that makes what is missing."""
+        command = remake_command(self.folder)
+        if self.num_blocks == self.manifest.num_blocks:
+            return command
+        block_size = int(self.manifest.made_with["buffer"]["block_size"])
+        return f"{command} --num_observations={self.num_blocks * block_size}"
+
     def refresh(self) -> Manifest:
         """Reads again what is finished, by whomever."""
         self.manifest = read_manifest(self.folder, "output_dir")
         return self.manifest
+
+    def missing(self) -> list[int]:
+        """Reads again what is finished, and gives the numbers of the blocks that are still to be made."""
+        shards = self.refresh().shards
+        return [number for number in range(self.num_blocks) if number not in shards]
 
     def drop_damaged(self) -> Iterator[tuple[int, str]]:
         """Reads every finished block; those that are not as the manifest says are to be made anew.
@@ -104,10 +136,11 @@ class StoreWriter:
         Yields:
             Numbers of blocks, each to be given to `write`.
         """
-        for number in self.refresh().missing:
+        for number in self.missing():
             if number in self._claimed or not self._lock(number + 1, wait=False):
                 continue
-            if number in self.refresh().shards:
+            # Another process may have finished it since, or made the store smaller.
+            if number in self.refresh().shards or number >= self.num_blocks:
                 self._unlock(number + 1)
                 continue
             self._claimed.add(number)
@@ -117,7 +150,7 @@ class StoreWriter:
         """Takes the store's files away again where it has no block and no other process works on it."""
         try:
             with self._locked():
-                if self.refresh().shards or not self._lock(1, wait=False, count=self.manifest.num_blocks):
+                if self.refresh().shards or not self._lock(1, wait=False, count=TO_THE_END):
                     return
                 for path in (self.folder / MANIFEST, self.folder / LOCK, *self.folder.glob(".block-*.tmp")):
                     path.unlink(missing_ok=True)
@@ -148,8 +181,9 @@ class StoreWriter:
             _write_whole(self.folder / name, data)
             with self._locked():
                 manifest = self.refresh()
+                shards = manifest.shards | {number: shard}
                 try:
-                    self._save(replace(manifest, shards=manifest.shards | {number: shard}))
+                    self._save(replace(manifest, num_blocks=self.num_blocks, shards=shards))
                 except UserError:
                     (self.folder / name).unlink(missing_ok=True)
                     raise
@@ -168,10 +202,21 @@ class StoreWriter:
                 f"output_dir={self.folder}: this store was made with {name}={look_up(manifest.made_with, name)}, but "
                 f"now it is {look_up(made_with, name)}; give the settings that it was made with, or name a new folder."
             )
-        if num_blocks > manifest.num_blocks:
-            self.manifest = manifest
-            return self._save(replace(manifest, num_blocks=num_blocks))
+        if self._wanted and num_blocks < manifest.num_blocks:
+            return self._shrunk(manifest, num_blocks)
         return manifest
+
+    def _shrunk(self, manifest: Manifest, num_blocks: int) -> Manifest:
+        """Gives up the blocks beyond `num_blocks`, unless they are made or being made."""
+        self.manifest = manifest
+        least = max(num_blocks, *(number + 1 for number in manifest.shards), 1)
+        # Held until the manifest is saved: whoever claims one later sees that it is given up.
+        if least == manifest.num_blocks or not self._lock(least + 1, wait=False, count=TO_THE_END):
+            return manifest
+        try:
+            return self._save(replace(manifest, num_blocks=least))
+        finally:
+            self._unlock(least + 1, count=TO_THE_END)
 
     def _refuse_other_files(self) -> None:
         others = [
@@ -199,8 +244,7 @@ class StoreWriter:
             )
         return UserError(
             f"output_dir={self.folder}: {name} cannot be written ({error.strerror}); {len(manifest.shards)} of "
-            f"{manifest.num_blocks} blocks are made and stand: make room and go on with: "
-            f"{remake_command(self.folder)}"
+            f"{self.num_blocks} blocks are made and stand: make room and go on with: {self.go_on_command}"
         )
 
     @contextlib.contextmanager
@@ -229,12 +273,12 @@ class StoreWriter:
             ) from error
         return True
 
-    def _unlock(self, byte: int) -> None:
+    def _unlock(self, byte: int, *, count: int = 1) -> None:
         if sys.platform == "win32":
             return
         import fcntl
 
-        fcntl.lockf(self._lock_file, fcntl.LOCK_UN, 1, byte)
+        fcntl.lockf(self._lock_file, fcntl.LOCK_UN, count, byte)
 
 
 def _write_whole(path: Path, data: bytes) -> None:

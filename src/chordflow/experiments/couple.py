@@ -75,7 +75,9 @@ class CoupleConfig:
         dataset: LeRobot dataset whose observations are used (its actions are not).
         output_dir: folder of the store.
         num_observations: observations in the store, rounded up to whole blocks; by default every training
-            observation of the dataset once. Beyond that number they are gone through again with new noises.
+            observation of the dataset once. Beyond that number they are gone through again with new noises. With
+            resume, by default as many as the store was to hold; more enlarge it, fewer give up blocks that are not
+            made yet.
         store_context: store the encoded observations too, so that training reads no images and encodes nothing;
             how much room they take is said before the first is written.
         batch_size: couplings that are solved at once; the same as in training gives the same bits.
@@ -135,7 +137,12 @@ def couple(config: CoupleConfig) -> Path:
     teacher.module.requires_grad_(False)
     split = open_split(config.dataset, teacher, config.rename_map)
     block_size = config.buffer.block_size
-    count = -(-(config.num_observations or len(split.train)) // block_size) * block_size
+    asked = config.num_observations
+    begun = (
+        read_manifest(config.output_dir, "output_dir") if (config.output_dir / MANIFEST).exists() else None
+    )
+    wanted = asked or (begun.num_blocks * block_size if begun is not None else len(split.train))
+    count = -(-wanted // block_size) * block_size
     blocks = config.buffer.of(count)
     maker = BlockMaker(
         teacher, split.train, config.coupling, blocks, seed=config.seed, batch_size=config.batch_size
@@ -165,13 +172,16 @@ def couple(config: CoupleConfig) -> Path:
         "versions": installed_versions(),
     }
     job = _Job(config, teacher, maker, count // block_size)
-    job.check_room(0, config.output_dir)
+    job.check_room(0, config.output_dir, job.num_blocks, len(begun.shards) if begun is not None else 0)
     with _folder(config.output_dir):
         if not processes.first:
             # The first begins the store, or refuses to.
             processes.wait()
-        with contextlib.closing(StoreWriter(config.output_dir, settings, about, job.num_blocks)) as writer:
+        writing = StoreWriter(config.output_dir, settings, about, job.num_blocks, asked=asked is not None)
+        with contextlib.closing(writing) as writer:
             try:
+                if asked is not None and writer.num_blocks > job.num_blocks:
+                    say(f"Store:   {_kept(writer, asked, block_size)}")
                 if processes.first:
                     processes.wait()
                     job.mend(writer)
@@ -205,7 +215,7 @@ class _Job:
     def run(self, writer: StoreWriter) -> None:
         """Makes what is missing until nothing is."""
         with bar("couplings") as progress:
-            while writer.refresh().missing:
+            while writer.missing():
                 claims = writer.claims()
                 first = next(claims, None)
                 if first is None:
@@ -239,19 +249,19 @@ class _Job:
 
     def _announce(self, writer: StoreWriter, context: Context | None) -> None:
         """Says how large the store will be, before anything of it is written, and makes sure that it fits."""
-        blocks = writer.manifest.num_blocks
+        blocks = writer.num_blocks
         endpoints, contexts = self.block_bytes(context)
         parts = f"{_size(endpoints * blocks)} of endpoints"
         if context is not None:
             kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in context.tensors()})
             parts += f" and {_size(contexts * blocks)} of contexts ({', '.join(kinds)})"
-        missing = len(writer.manifest.missing)
+        missing = len(writer.missing())
         say(
             f"Store:   {blocks * self.maker.block_size:,} observations x "
             f"{self.config.buffer.noises_per_observation} noises on average in {blocks:,} blocks, {parts}"
             + (f"; {missing:,} blocks are to be made" if missing < blocks else "")
         )
-        self.check_room(contexts, writer.folder, missing)
+        self.check_room(contexts, writer.folder, blocks, blocks - missing)
 
     def block_bytes(self, context: Context | None) -> tuple[int, int]:
         """Bytes of a block's endpoints and of its contexts."""
@@ -259,26 +269,25 @@ class _Job:
         endpoints = self.maker.per_block * (noise.nbytes + 8) + self.maker.block_size * 8
         return endpoints, context.num_bytes if context is not None else 0
 
-    def check_room(self, context_bytes: int, folder: Path, missing: int | None = None) -> None:
+    def check_room(self, context_bytes: int, folder: Path, blocks: int, finished: int) -> None:
         """Makes sure that the disk has room for the blocks that are to be made.
 
         Args:
             context_bytes: of a block, where contexts are stored and their size is known.
             folder: of the store, or where it will be made.
-            missing: blocks to make; by default those that a store in `folder` lacks.
+            blocks: that the store is to hold.
+            finished: how many of them it has.
 
         Raises:
             UserError: if it has not.
         """
-        if missing is None:
-            finished = len(read_manifest(folder).shards) if (folder / MANIFEST).exists() else 0
-            missing = max(self.num_blocks - finished, 0)
+        missing = max(blocks - finished, 0)
         place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
         free = shutil.disk_usage(place).free
         each = self.block_bytes(None)[0] + context_bytes
         if each * missing <= free:
             return
-        fit = free // each * self.maker.block_size
+        fit = (finished + free // each) * self.maker.block_size
         advice = f"--num_observations (to at most {fit:,})" if fit else "--num_observations"
         without = " leave --store_context out," if context_bytes else ""
         raise UserError(
@@ -289,7 +298,7 @@ class _Job:
     @staticmethod
     def _show(progress: Bar, writer: StoreWriter) -> None:
         manifest = writer.refresh()
-        progress.update(len(manifest.shards), manifest.num_blocks, f"{_size(manifest.num_bytes)} on disk")
+        progress.update(len(manifest.shards), writer.num_blocks, f"{_size(manifest.num_bytes)} on disk")
 
 
 def _refuse_existing(output_dir: Path) -> None:
@@ -321,10 +330,19 @@ def _folder(output_dir: Path) -> Iterator[None]:
 
 
 def _how_to_go_on(writer: StoreWriter) -> str:
-    done, blocks = len(writer.manifest.shards), writer.manifest.num_blocks
+    done, blocks = len(writer.manifest.shards), writer.num_blocks
     if not done:
         return "no block was made yet, so start again."
-    return f"{done} of {blocks} blocks are made; go on with: {remake_command(writer.folder)}"
+    return f"{done} of {blocks} blocks are made; go on with: {writer.go_on_command}"
+
+
+def _kept(writer: StoreWriter, asked: int, block_size: int) -> str:
+    """Why a store is to hold more than was asked for."""
+    made = max(writer.manifest.shards, default=-1) + 1
+    why = "blocks that are made are kept" if made == writer.num_blocks else "another process is making more"
+    return (
+        f"num_observations={asked}: {why}, so it is to hold {writer.num_blocks * block_size:,} observations"
+    )
 
 
 def _absolute(settings: dict[str, Any]) -> dict[str, Any]:
