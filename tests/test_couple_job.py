@@ -202,12 +202,25 @@ def test_a_resumed_training_finds_its_store(
         "--resume=true",
         f"--config_path={cut / 'last' / 'pretrained_model' / 'train_config.json'}",
     ]
-    assert main(resumed) == 0
+    # It has been moved as well, and another one has taken its place.
+    moved = store.rename(tmp_path / "moved")
+    said = refusal(resumed, capsys)
+    assert (
+        f"couplings.path={store}: there is no folder; the run began with one: say with --couplings.path"
+        in said
+    )
+    shutil.copytree(stores[False], store)
+    assert f"couplings.path={store}: this store was not made with the settings" in refusal(resumed, capsys)
+    assert main([*resumed, f"--couplings.path={moved}"]) == 0
     a, b = (load_file(student_of(run) / "model.safetensors") for run in outputs)
     assert all(torch.equal(a[name], b[name]) for name in a)
-    assert "couplings.path=elsewhere: the run began with" in refusal(
-        [*resumed, "--couplings.path=elsewhere"], capsys
-    )
+    record = student_of(outputs[1]) / "reflow_config.json"
+    told = json.loads(record.read_text(encoding="utf-8"))
+    assert told["couplings"]["path"] == str(moved)
+    # As an older release wrote it.
+    del told["couplings_sha256"]
+    record.write_text(json.dumps(told))
+    assert f"move it back to {moved}, or start" in refusal([*resumed, f"--couplings.path={store}"], capsys)
 
 
 def test_a_store_that_is_gone_through_again_is_told_of(

@@ -15,7 +15,7 @@ from chordflow.cli.settings import read_settings, wants_resume
 from chordflow.console import console, say
 from chordflow.errors import UserError
 from chordflow.experiments.config import AUTO, ReflowJobConfig
-from chordflow.experiments.provenance import BESIDE_SETTINGS, check_same_teacher
+from chordflow.experiments.provenance import BESIDE_SETTINGS, check_same_store, check_same_teacher
 from chordflow.experiments.recipes import recipe
 from chordflow.experiments.rounds import reflow_rounds
 from chordflow.experiments.run_folder import REFLOW_CONFIG, folder_of_run, resume_command, resume_folder
@@ -112,7 +112,7 @@ def parse(arguments: list[str]) -> tuple[ReflowJobConfig, Path | None]:
     checkpoint = resume_folder(config_path)
     base = read_settings(checkpoint / "pretrained_model" / REFLOW_CONFIG)
     sha256, init_sha256 = base.get("teacher_sha256"), base.get("init_sha256")
-    number = base.get("round", 1)
+    couplings_sha256, number = base.get("couplings_sha256"), base.get("round", 1)
     for name in BESIDE_SETTINGS:
         base.pop(name, None)
     # The run may have been moved since: it is where its checkpoint is.
@@ -122,6 +122,9 @@ def parse(arguments: list[str]) -> tuple[ReflowJobConfig, Path | None]:
     _refuse_another_run(config, saved, values)
     _check_rounds(config, saved, number)
     check_same_teacher(config, sha256, init_sha256)
+    if number == 1:
+        # Later rounds make their own couplings.
+        check_same_store(config, saved, couplings_sha256)
     return config, checkpoint
 
 
@@ -188,6 +191,7 @@ def _check_rounds(config: ReflowJobConfig, saved: ReflowJobConfig, number: int) 
 CHANGEABLE = (
     "resume", "rounds", "auto_rounds.", "steps", "batch_size", "gradient_accumulation_steps",
     "save_freq", "log_freq", "num_workers", "device", "teacher.path", "student.init_path", "dataset.root",
+    "couplings.path",
     "collect.num_workers", "dataset.video_backend", "optimizer.", "scheduler.", "measure.",
 )  # fmt: skip
 """What may be another when a run goes on; all else would make it another run."""

@@ -71,6 +71,11 @@ class Manifest:
     shards: dict[int, Shard] = field(default_factory=dict)
 
     @property
+    def made_with_sha256(self) -> str:
+        """SHA-256 of `made_with`, in hexadecimal: equal for stores of equal couplings, wherever they are."""
+        return hashlib.sha256(json.dumps(self.made_with, sort_keys=True).encode()).hexdigest()
+
+    @property
     def missing(self) -> list[int]:
         """Numbers of the blocks that are still to be made."""
         return [number for number in range(self.num_blocks) if number not in self.shards]

@@ -18,6 +18,7 @@ from lerobot.optim.schedulers import CosineAnnealingWithWarmupSchedulerConfig
 
 from chordflow import __version__
 from chordflow.couplings import DatasetConfig
+from chordflow.couplings.store import MANIFEST, read_manifest
 from chordflow.errors import UserError
 from chordflow.experiments.config import ReflowJobConfig
 from chordflow.experiments.plain import plain
@@ -47,7 +48,8 @@ class Round:
 
 
 BESIDE_SETTINGS = (
-    "chordflow_version", "teacher_sha256", "init_sha256", STEP_COUNTS, "round", "round_seed", "lineage",
+    "chordflow_version", "teacher_sha256", "init_sha256", "couplings_sha256", STEP_COUNTS, "round", "round_seed",
+    "lineage",
 )  # fmt: skip
 """What `reflow_config.json` holds beside the settings of the job."""
 
@@ -74,6 +76,39 @@ def check_same_teacher(config: ReflowJobConfig, sha256: str | None, init_sha256:
             raise UserError(
                 f"{field}={path}: its weights are not those that the run began with; restore them or start a new run."
             )
+
+
+def check_same_store(config: ReflowJobConfig, saved: ReflowJobConfig, sha256: str | None) -> None:
+    """Makes sure that a run goes on with the store of couplings that it began with, which may have been moved.
+
+    Args:
+        config: of the run, as it goes on.
+        saved: as it was.
+        sha256: of what the store was made with, as the run began; None where that was not written down.
+
+    Raises:
+        UserError: if there is no store at `couplings.path`, or another one.
+    """
+    path = config.couplings.path
+    if path is None:
+        return
+    if not (Path(path) / MANIFEST).exists():
+        what = "coupling store (manifest.json is missing)" if Path(path).is_dir() else "folder"
+        raise UserError(
+            f"couplings.path={path}: there is no {what}; the run began with one: say with --couplings.path where it is "
+            "now."
+        )
+    found = read_manifest(Path(path)).made_with_sha256
+    if sha256 is None and path != saved.couplings.path:
+        raise UserError(
+            f"couplings.path={path}: an older chordflow did not write down which store the run began with; move it "
+            f"back to {saved.couplings.path}, or start a new run."
+        )
+    if sha256 not in (None, found):
+        raise UserError(
+            f"couplings.path={path}: this store was not made with the settings of the one that the run began with; "
+            "give that one, or start a new run."
+        )
 
 
 def teacher_may_have_seen(teacher_dir: Path, dataset: DatasetConfig, held_out: list[int]) -> bool:
@@ -144,7 +179,13 @@ def device_name(device: torch.device) -> str:
     return f"{device.type}, {torch.get_num_threads()} threads"
 
 
-def write_configs(config: ReflowJobConfig, teacher_dir: Path, folder: Path, of: Round | None = None) -> None:
+def write_configs(
+    config: ReflowJobConfig,
+    teacher_dir: Path,
+    folder: Path,
+    of: Round | None = None,
+    couplings_sha256: str | None = None,
+) -> None:
     """`train_config.json` as stock tools read it, and chordflow's own settings beside it.
 
     Args:
@@ -152,6 +193,7 @@ def write_configs(config: ReflowJobConfig, teacher_dir: Path, folder: Path, of: 
         teacher_dir: by whom.
         folder: the student's `pretrained_model` folder.
         of: the round of a job, where that has several; the settings are then those of the job.
+        couplings_sha256: of what the store of couplings was made with, where the student was trained from one.
     """
     of = of or Round(1, config, teacher_dir)
     with quiet_stdout():
@@ -210,6 +252,8 @@ def write_configs(config: ReflowJobConfig, teacher_dir: Path, folder: Path, of: 
     if of.job.student.init_path is not None:
         init_dir = resolve_checkpoint(of.job.student.init_path, None, "student.init_path")
         made_by["init_sha256"] = weights_sha256(init_dir)
+    if couplings_sha256 is not None:
+        made_by["couplings_sha256"] = couplings_sha256
     write_json(folder / REFLOW_CONFIG, {**made_by, **settings})
 
 
