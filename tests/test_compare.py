@@ -31,6 +31,7 @@ from chordflow.policies.sampling import Sampler
 from chordflow.results.compare import Comparison
 from chordflow.training.methods import EndpointMethodConfig, MethodConfig
 from chordflow.training.optimizers import AdamWConfig, MuonConfig
+from chordflow.training.timed import TrainingStep
 
 SMALL = [
     "--batch_size=4", "--buffer.num_observations=8", "--buffer.noises_per_observation=2", "--buffer.block_size=4",
@@ -196,6 +197,35 @@ def test_an_interrupted_comparison_goes_on(
     assert "--seeds=[5]" in third.command
     assert main(resume(output)) == 0
     assert Comparison.load(output / "compare.json").command == third.command
+
+
+def test_a_method_that_diverges_does_not_block_the_others(
+    checkpoint: Path, dataset_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    output = tmp_path / "out"
+    own = json.dumps({"wild": {"optimizer": {"type": "adamw", "lr": 1e30}}})
+    given = [
+        "--methods=[wild,endpoint]", f"--recipes={own}", "--steps=1", "--seeds=[5]",
+        "--measure.converged_noises=1",
+    ]  # fmt: skip
+    assert main(arguments(checkpoint, dataset_root, output, *given)) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "methods: wild, seed 5: optimizer.lr=1e+30: the loss is not finite after step 1, the last" in said
+    assert "To go on without it: " in said
+    assert Comparison.load(output / "compare.json").runs == []
+    assert not (output / "wild" / "seed_5" / "pretrained_model").exists()
+    # One whose loss is finite can still be no student.
+    monkeypatch.setattr(TrainingStep, "check", lambda *given: None)
+    assert main(resume(output)) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "methods: wild, seed 5: wild: " in said
+    assert "end in NaN or infinite actions" in said
+    assert said.endswith("--methods='[endpoint]'")
+    assert main(resume(output, "--methods=[endpoint]")) == 0
+    assert "wild" not in "".join(
+        line for line in (output / "compare.md").read_text().splitlines() if line.startswith("|")
+    )
 
 
 def test_another_comparison_is_not_gone_on_with(done: Path, capsys: pytest.CaptureFixture[str]) -> None:

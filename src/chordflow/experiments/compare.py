@@ -7,10 +7,10 @@ import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from chordflow.console import bar, say
-from chordflow.errors import UserError
 from chordflow.evaluation.yardstick import Yardstick
 from chordflow.experiments.compare_config import COMPARE, CompareConfig, Planned
 from chordflow.experiments.compare_setup import Bed, begun, gone_on_with, made, refuse_several_processes
@@ -19,6 +19,7 @@ from chordflow.experiments.provenance import weights_sha256
 from chordflow.experiments.side_by_side import (
     figures,
     open_yardstick,
+    or_without,
     refuse_existing,
     reloaded,
     run_in,
@@ -110,13 +111,16 @@ def _one(bed: Bed, comparison: Comparison, yardstick: Yardstick, name: str, seed
     """The comparison with one run more, saved after each of its parts."""
     path, label = bed.config.output_dir / COMPARE, f"{name}, seed {seed}"
     run = next((r for r in comparison.runs if (r.method, r.seed) == (name, seed)), None)
+    others = [other for other in bed.planned if other != name]
+    fails = partial(or_without, label, others, resume_command(bed.config.output_dir), "methods")
     if run is None:
-        run = _trained(bed, name, seed, label)
+        with fails():
+            run = _trained(bed, name, seed, label)
         comparison = _with(comparison, run)
         comparison.save(path)
     student = reloaded(bed.config, run.student, run.weights_sha256)
     if run.figures is None:
-        with bar(f"{label}, gaps") as progress:
+        with fails(), bar(f"{label}, gaps") as progress:
             run = replace(run, figures=figures(yardstick.of(name, student, progress.update)))
         comparison = _with(comparison, run)
         comparison.save(path)
@@ -140,19 +144,14 @@ def _trained(bed: Bed, name: str, seed: int, label: str) -> Run:
     # What is collected while it trains is written there.
     folder.mkdir(parents=True, exist_ok=True)
     job = replace(bed.planned[name].config, seed=seed, output_dir=folder)
-    try:
-        trained = train_student(
-            job,
-            Budget(config.steps, config.seconds),
-            bed.origin.policy,
-            bed.origin.folder,
-            bed.splits[job.method.build().needs_actions],
-            label=label,
-        )
-    except UserError as error:
-        others = ",".join(other for other in bed.planned if other != name)
-        without = f" To go on without it: {resume_command(config.output_dir)} --methods='[{others}]'"
-        raise UserError(f"methods: {label}: {error}{without if others else ''}") from error
+    trained = train_student(
+        job,
+        Budget(config.steps, config.seconds),
+        bed.origin.policy,
+        bed.origin.folder,
+        bed.splits[job.method.build().needs_actions],
+        label=label,
+    )
     passed = trained.passed
     return Run(
         method=name,

@@ -164,6 +164,8 @@ def train_student(
         average = _Average(step, student, config.ema.decay) if config.ema.enable else None
         with enough_memory(buffer):
             passed = _within(budget, config, average or step, seen_by(buffer), watch, show)
+            if passed.steps:
+                step.check(buffer, passed.steps - 1)
     config = replace(config, steps=max(1, passed.steps))
     folder = write(config.output_dir)
     if passed.steps in look_at:

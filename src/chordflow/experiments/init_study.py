@@ -7,14 +7,15 @@ import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from chordflow.console import bar, say
 from chordflow.couplings import CouplingBatch
-from chordflow.errors import UserError
 from chordflow.evaluation.yardstick import Yardstick
 from chordflow.experiments.compare_setup import refuse_several_processes
 from chordflow.experiments.compare_training import Budget, train_student
@@ -24,6 +25,7 @@ from chordflow.experiments.provenance import weights_sha256
 from chordflow.experiments.side_by_side import (
     figures,
     open_yardstick,
+    or_without,
     refuse_existing,
     reloaded,
     run_in,
@@ -121,12 +123,15 @@ def _one(bed: InitBed, study: InitStudy, yardstick: Yardstick, arm: Arm, seed: i
     """The study with one run more, after each of its parts."""
     label = f"{arm.name}, seed {seed}"
     run = next((r for r in study.runs if (r.arm, r.seed) == (arm.name, seed)), None)
+    others = dict.fromkeys(other.beginning for other in bed.arms if other.beginning != arm.beginning)
+    fails = partial(or_without, label, others, resume_command(bed.config.output_dir), "arms")
     if run is None:
-        run = _trained(bed, arm, seed, label)
+        with fails():
+            run = _trained(bed, arm, seed, label)
         yield _with(study, run)
     for place, checkpoint in enumerate(run.checkpoints):
         if not _measured(bed, checkpoint):
-            checkpoint = _looked_at(bed, yardstick, checkpoint, label)
+            checkpoint = _looked_at(bed, yardstick, checkpoint, label, fails)
             checkpoints = [*run.checkpoints[:place], checkpoint, *run.checkpoints[place + 1 :]]
             run = replace(run, checkpoints=checkpoints)
             yield _with(study, run)
@@ -140,12 +145,18 @@ def _with(study: InitStudy, run: InitRun) -> InitStudy:
     return replace(study, runs=[*others, run])
 
 
-def _looked_at(bed: InitBed, yardstick: Yardstick, checkpoint: Checkpoint, label: str) -> Checkpoint:
+def _looked_at(
+    bed: InitBed,
+    yardstick: Yardstick,
+    checkpoint: Checkpoint,
+    label: str,
+    fails: Callable[[], AbstractContextManager[None]],
+) -> Checkpoint:
     """A checkpoint with what was not measured of it."""
     config, label = bed.config, f"{label}, step {checkpoint.step}"
     student = reloaded(config, checkpoint.student, checkpoint.weights_sha256, "study")
     if checkpoint.figures is None:
-        with bar(f"{label}, gaps") as progress:
+        with fails(), bar(f"{label}, gaps") as progress:
             checkpoint = replace(
                 checkpoint, figures=figures(yardstick.of("student", student, progress.update))
             )
@@ -237,22 +248,17 @@ def _trained(bed: InitBed, arm: Arm, seed: int, label: str) -> InitRun:
         digests.append(Digest(source))
         return digests[-1]
 
-    try:
-        trained = train_student(
-            bed.job(arm, seed, folder),
-            Budget(config.steps, None),
-            bed.teacher.policy,
-            bed.teacher.folder,
-            bed.split,
-            label=label,
-            look_at=config.checkpoints or [],
-            on_step=log.add,
-            seen_by=seen_by,
-        )
-    except UserError as error:
-        others = ",".join(dict.fromkeys(o.beginning for o in bed.arms if o.beginning != arm.beginning))
-        without = f" To go on without it: {resume_command(config.output_dir)} --arms='[{others}]'"
-        raise UserError(f"arms: {label}: {error}{without if others else ''}") from error
+    trained = train_student(
+        bed.job(arm, seed, folder),
+        Budget(config.steps, None),
+        bed.teacher.policy,
+        bed.teacher.folder,
+        bed.split,
+        label=label,
+        look_at=config.checkpoints or [],
+        on_step=log.add,
+        seen_by=seen_by,
+    )
     return InitRun(
         arm=arm.name,
         seed=seed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -143,6 +143,27 @@ def reloaded(config: Common, student: str, sha256: str, what: str = "comparison"
     policy = load_flow_policy(folder, device=config.device, rename_map=config.rename_map, field="student")
     policy.module.requires_grad_(False)
     return policy
+
+
+@contextlib.contextmanager
+def or_without(label: str, others: Iterable[str], resume_command: str, option: str) -> Iterator[None]:
+    """Around a part of a run: where it fails, the message says how to go on without what is trained there.
+
+    Args:
+        label: of the run.
+        others: names of all else that is trained.
+        resume_command: which goes on.
+        option: that names what is trained.
+
+    Raises:
+        UserError: the one that is raised within, with what it is about.
+    """
+    try:
+        yield
+    except UserError as error:
+        named = ",".join(others)
+        without = f" To go on without it: {resume_command} --{option}='[{named}]'" if named else ""
+        raise UserError(f"{option}: {label}: {error}{without}") from error
 
 
 def refuse_existing(output_dir: Path, file: str, resume_command: str) -> None:

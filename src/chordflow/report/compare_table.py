@@ -24,6 +24,7 @@ from chordflow.results.compare_summary import (
     Spread,
     headline,
     over_seeds,
+    shown,
     success,
     trained_for,
     untaken,
@@ -80,7 +81,7 @@ def table(comparison: Comparison, *, ranges: bool = True) -> Section:
         f"endpoints, held out. {below}",
     )
     _add_teacher(section, comparison)
-    for entry in comparison.methods:
+    for entry in shown(comparison):
         _add(section, comparison, entry, ranges)
     return section
 

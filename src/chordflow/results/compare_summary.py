@@ -67,6 +67,16 @@ def success(comparison: Comparison, method: str) -> SuccessRow | None:
     return middle_seed([run.success[0] for run in comparison.runs_of(method) if run.success])
 
 
+def shown(comparison: Comparison) -> list[Entry]:
+    """The entries that a table has: those that are asked for, and of others those that are measured."""
+    asked = comparison.settings.get("methods")
+    return [
+        entry
+        for entry in comparison.methods
+        if asked is None or entry.name in asked or comparison.runs_of(entry.name)
+    ]
+
+
 def middle_seed(rows: Sequence[SuccessRow]) -> SuccessRow | None:
     """The row of the seed with the median success, of an even number the lower of the two; None without rows.
 

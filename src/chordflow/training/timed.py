@@ -118,12 +118,7 @@ class TrainingStep:
         Raises:
             UserError: if loss or gradient is not finite.
         """
-        total = 0.0
-        for part in range(source.parts):
-            batch = source.batch(step, part)
-            loss = self._method.loss(self._wrapped, batch, generator(self._seed, "times", step))
-            self._wrapped.backward(loss * batch.weight)
-            total += loss.item() * batch.weight
+        total = self._loss(source, step, backward=True)
         with self._enough_memory():
             norm = self._wrapped.clip(self._config.grad_clip_norm)
         if not (math.isfinite(total) and math.isfinite(norm)):
@@ -136,6 +131,39 @@ class TrainingStep:
         with self._enough_memory():
             self._optimizer.step()
         self._optimizer.zero_grad()
+        return total
+
+    @torch.no_grad()
+    def check(self, source: Source, step: int) -> None:
+        """Makes sure that the update of a step, the last one, has left weights that can be used.
+
+        The loss that a step looks at comes before its update.
+
+        Args:
+            source: of couplings.
+            step: its number.
+
+        Raises:
+            UserError: if the loss after it is not finite.
+        """
+        # A run that its clock ended may have begun to make what the next step needs in their place.
+        for _ in source.fill(step):
+            pass
+        total = self._loss(source, step, backward=False)
+        if not math.isfinite(total):
+            raise UserError(
+                f"optimizer.lr={self._config.lr}: the loss is not finite after step {step + 1}, the last (loss "
+                f"{total}); give a lower one."
+            )
+
+    def _loss(self, source: Source, step: int, backward: bool) -> float:
+        total = 0.0
+        for part in range(source.parts):
+            batch = source.batch(step, part)
+            loss = self._method.loss(self._wrapped, batch, generator(self._seed, "times", step))
+            if backward:
+                self._wrapped.backward(loss * batch.weight)
+            total += loss.item() * batch.weight
         return total
 
     def _enough_memory(self) -> contextlib.AbstractContextManager[None]:
