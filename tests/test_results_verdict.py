@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from chordflow.results.schema import GapRow, Latency, PolicyInfo, Results
-from chordflow.results.statistics import Estimate
+from chordflow.results.schema import CurvatureRow, GapRow, Latency, PolicyInfo, Results
+from chordflow.results.statistics import Estimate, Interval
 from chordflow.results.verdict import verdict
 from chordflow.results.wording import amount, number, percent, points, steps
 from report_samples import curvature, gap, ratio, sample, success
@@ -38,8 +38,13 @@ def _alone(*, latency: Latency | None = None, **changes: Any) -> Results:
 ONE = Latency(0.009, 0.004, 1, 50, 10, 1)
 
 
+def _bent(policy: str, value: float, half: float) -> CurvatureRow:
+    return dataclasses.replace(curvature(policy, value), interval=Interval(value - half, value + half))
+
+
 def test_a_good_student() -> None:
-    assert verdict(sample()) == (
+    known = sample(curvature=[_bent("teacher", 0.15, 0.01), _bent("student", 0.045, 0.01)])
+    assert verdict(known) == (
         "At one step the student's action gap is 9.1 % RMS, 0.39 (0.33 to 0.45) of the untrained teacher's, "
         "mostly from few pairs (median 4.3 %, flips 1.6 %), curvature falls from 15 % to 4.5 %, "
         "success is 91.0 % against the teacher's 92.2 % (not distinguishable: -3.0 to +0.6 points) "
@@ -173,9 +178,30 @@ def test_flips_are_not_named_where_there_are_none(flips: float | None) -> None:
     assert "mostly from few pairs (median 3.0 %)" in verdict(_alone(gaps=rows, latency=ONE))
 
 
-def test_curvature_that_does_not_fall_is_said() -> None:
-    same = _alone(curvature=[curvature("teacher", 0.15), curvature("student", 0.15)], latency=ONE)
-    assert verdict(same).startswith("Curvature does not fall: from 15 % to 15 %")
+@pytest.mark.parametrize(
+    ("student", "half", "expected"),
+    [
+        (0.14, 0.004, "Curvature falls from 15 % to 14 %"),
+        (0.14, 0.006, "Curvature is 14 % beside 15 %"),
+        (0.149, 0.006, "Curvature is 15 % as before"),
+        (0.16, 0.006, "Curvature is 16 % beside 15 %"),
+        (0.16, 0.004, "Curvature rises from 15 % to 16 %"),
+    ],
+)
+def test_curvature_falls_or_rises_beyond_its_intervals_alone(
+    student: float, half: float, expected: str
+) -> None:
+    rows = [_bent("teacher", 0.15, half), _bent("student", student, half)]
+    assert verdict(_alone(curvature=rows, latency=ONE)).startswith(expected)
+    rows[1] = dataclasses.replace(rows[1], interval=None)
+    assert "from" not in verdict(_alone(curvature=rows, latency=ONE)).split(",")[0]
+
+
+def test_nothing_is_said_of_the_curvature_of_a_student_for_few_steps() -> None:
+    rows = [_bent("teacher", 0.15, 0.001), _bent("student", 0.01, 0.001)]
+    said = verdict(sample(curvature=rows, latency=None, policies=[_info("student", 1, [1])]))
+    assert "urvature" not in said
+    assert "curvature falls" in verdict(sample(curvature=rows, latency=None, policies=[_info("student", 1)]))
 
 
 @pytest.mark.parametrize(
@@ -200,6 +226,38 @@ def test_a_teacher_alone() -> None:
     assert verdict(free).startswith(
         "No training was needed: two untrained steps already lie within the floor (4.0 %"
     )
+
+
+def _info(name: str, num_steps: int, counts: list[int] | None = None) -> PolicyInfo:
+    return PolicyInfo(name, name, "smolvla", num_steps, 1, "0" * 64, counts)
+
+
+def test_policies_without_a_student_are_told_of() -> None:
+    infos = [_info("teacher", 10), _info("quick", 2, [1]), _info("other", 1)]
+    rows = [success("teacher", 10, 0.95, None), success("quick", 2, 0.85, (-0.1, -0.14, -0.06)),
+            success("other", 1, 0.94, (-0.01, -0.03, 0.01))]  # fmt: skip
+    alone = _alone(student=None, policies=infos, success=rows)
+    assert verdict(alone) == (
+        "Success is 85.0 % with quick at two steps (lower: -14.0 to -6.0 points) and 94.0 % with other at one step "
+        "(not distinguishable: -3.0 to +1.0 points) against the teacher's 95.0 % at ten steps; quick was trained for "
+        "one step only."
+    )
+    measured = dataclasses.replace(alone, gaps=[gap("quick", 2, "deployed", 0.2)])
+    assert verdict(measured).startswith(
+        "The action gap is 20 % RMS with quick at two steps, and success is 85.0 %"
+    )
+    rows = [rows[0], success("teacher", 2, 0.9, (-0.05, -0.1, -0.01))]
+    assert verdict(_alone(student=None, policies=infos[:1], success=rows)) == (
+        "The teacher's success is 90.0 % at two steps and 95.0 % at ten steps."
+    )
+
+
+def test_a_student_that_is_run_at_steps_it_is_not_for_is_called_so() -> None:
+    two = Latency(0.009, 0.004, 1, 50, 10, 2)
+    infos = [_info("teacher", 10), _info("student", 2, [1, 4])]
+    assert verdict(sample(policies=infos, latency=two)).endswith("; it was trained for 1 and 4 steps only.")
+    infos = [_info("teacher", 10), _info("student", 2, [1, 2])]
+    assert "trained for" not in verdict(sample(policies=infos, latency=two))
 
 
 def test_every_verdict_is_one_readable_sentence() -> None:

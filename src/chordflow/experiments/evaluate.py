@@ -34,7 +34,7 @@ from chordflow.results.schema import (
     Rollouts,
     installed_versions,
 )
-from chordflow.results.wording import steps
+from chordflow.results.wording import step_counts
 from chordflow.rollouts import Episode
 
 EVALUATE_CONFIG = "evaluate_config.json"
@@ -149,16 +149,9 @@ def _warn_of_other_steps(config: EvaluateConfig, entrants: dict[PolicyName, Entr
         others = sorted((swept | delayed | further | {entrant.num_steps}) - set(trained_for))
         if others:
             say(
-                f"Warning: {entrant.field}={entrant.path} was trained for {_listed(trained_for)} only; what it does at "
-                f"{_listed(others)} is measured all the same, and is not what it is for."
+                f"Warning: {entrant.field}={entrant.path} was trained for {step_counts(trained_for)} only; what it "
+                f"does at {step_counts(others)} is measured all the same, and is not what it is for."
             )
-
-
-def _listed(counts: list[int]) -> str:
-    """Step counts as a person says them."""
-    if len(counts) == 1:
-        return steps(counts[0])
-    return f"{', '.join(str(count) for count in counts[:-1])} and {counts[-1]} steps"
 
 
 def _refuse_another_margin(config: EvaluateConfig) -> None:

@@ -8,8 +8,8 @@ from chordflow.results.findings import (
     more_exact_student,
     success_beside,
 )
-from chordflow.results.schema import STUDENT, GapRow, Results, SuccessRow
-from chordflow.results.wording import percent, points, steps
+from chordflow.results.schema import STUDENT, TEACHER, GapRow, PolicyInfo, Results, SuccessRow
+from chordflow.results.wording import clean, percent, points, step_counts, steps
 
 TAIL = 1.5
 """From this ratio of RMS to median on, few large misses decide the RMS."""
@@ -46,12 +46,17 @@ def verdict(results: Results) -> str:
        deployed teacher as that is from its own ODE, so it is said where the student is nearer to the ODE than the
        deployed teacher is (the interval of their ratio lies below 1).
     3. *Few pairs*, if the RMS is at least 1.5 times the median; flips are named if there are any.
-    4. *Curvature*: falls, or does not.
+    4. *Curvature*: falls or rises where the intervals of the two do not overlap; nothing of it for a student that is
+       for few step counts, since it is measured along many.
     5. *Success* over all episodes, paired with the deployed teacher: not distinguishable if the interval of
        the difference holds 0. The untrained teacher's at the student's steps is named with it; there is no
        clear gain over it if its rate is at least the lower end of the student's interval.
     6. *Time* of a chunk against the teacher's, with the ceiling that the encoder sets.
-    7. *One step only*, if that is what the student was trained for, by its own record.
+    7. *One step only*, if that is what the student was trained for, by its own record; and whichever policy is run at
+       a number of steps that it was not trained for.
+
+    Without a student these are the free alternative, the gaps of the untrained teacher at few steps, gaps and success
+    of all other policies at their own steps, and the ceiling.
 
     Beyond 60 words first curvature, then the time, then the few pairs, at last the distance to the ODE beside the
     teacher's are left out. The rules see the measures as they are; only what is printed is rounded.
@@ -65,14 +70,14 @@ def verdict(results: Results) -> str:
     if results.kind == "diagnose":
         return " ".join(found.text for found in findings(results)[:MOST_IMPORTANT]) or "Nothing was measured."
     if results.student is None:
-        return _of_the_teacher_alone(results)
+        return _without_student(results)
     n = results.student_num_steps
     if n is None:
         return "The student's actions were not measured, so nothing can be said of them."
     free, gap, pairs = _free_alternative(results, n), *_gap(results, n)
     curvature, success, time = _curvature(results), _success(results, n), _time(results)
     kept: tuple[str, ...] = (gap + pairs, curvature, success, time)
-    only = _one_step_only(results)
+    only = "; ".join(clause for clause in (_steps_of_student(results, n), _at_other_steps(results)) if clause)
     plain, _ = _gap(results, n, beside_floor=False)
     for shorter in (
         (gap + pairs, "", success, time),
@@ -86,9 +91,30 @@ def verdict(results: Results) -> str:
     return _sentence(free, *kept, last=only)
 
 
-def _one_step_only(results: Results) -> str:
-    student = next((info for info in results.policies if info.name == STUDENT), None)
-    return "it was trained for one step only" if student is not None and student.step_counts == [1] else ""
+def _student(results: Results) -> PolicyInfo | None:
+    return next((info for info in results.policies if info.name == STUDENT), None)
+
+
+def _steps_of_student(results: Results, n: int) -> str:
+    """That it was trained for one step alone, or not for the one that it is run at."""
+    student = _student(results)
+    counts = student.step_counts if student is not None else None
+    if counts is None or (n in counts and counts != [1]):
+        return ""
+    return f"it was trained for {step_counts(counts)} only"
+
+
+def _at_other_steps(results: Results) -> str:
+    """Which policies but the student are run at steps that they were not trained for."""
+    return ", ".join(
+        f"{_name(info)} was trained for {step_counts(info.step_counts)} only"
+        for info in results.policies
+        if info.name != STUDENT and info.step_counts is not None and info.num_steps not in info.step_counts
+    )
+
+
+def _name(info: PolicyInfo) -> str:
+    return "the teacher" if info.name == TEACHER else clean(info.name)
 
 
 def _sentence(free: str, *clauses: str, last: str = "") -> str:
@@ -177,18 +203,38 @@ def _few_pairs(row: GapRow) -> str:
 
 def _curvature(results: Results) -> str:
     teacher, student = results.curvature_of("teacher"), results.curvature_of("student")
-    if teacher is None or student is None:
+    info = _student(results)
+    if teacher is None or student is None or (info is not None and info.step_counts is not None):
         return ""
-    verb = "falls" if student.curvature < teacher.curvature else "does not fall:"
-    return f"curvature {verb} from {percent(teacher.curvature)} to {percent(student.curvature)}"
+    before, after = percent(teacher.curvature), percent(student.curvature)
+    if teacher.interval is not None and student.interval is not None:
+        if student.interval.high < teacher.interval.low:
+            return f"curvature falls from {before} to {after}"
+        if student.interval.low > teacher.interval.high:
+            return f"curvature rises from {before} to {after}"
+    return f"curvature is {after} as before" if before == after else f"curvature is {after} beside {before}"
 
 
 def _success(results: Results, n: int) -> str:
     row = results.success_of("student", n)
     if row is None:
         return ""
-    if row.versus_teacher is None or row.versus_teacher.difference.interval is None:
+    beside = _beside_teacher(row)
+    if row.versus_teacher is None or not beside:
         return _rates(results, row)
+    teacher = percent(row.rate - row.versus_teacher.difference.value, 1)
+    text = f"success is {percent(row.rate, 1)} against the teacher's {teacher}{beside}"
+    untrained = results.success_of("teacher", n)
+    if untrained is None or n == results.teacher_num_steps:
+        return text
+    gain = ", no clear gain" if _not_told_apart(untrained, row) else ""
+    return f"{text} and {percent(untrained.rate, 1)} untrained{gain}"
+
+
+def _beside_teacher(row: SuccessRow) -> str:
+    """Whether success is told from the deployed teacher's, in brackets; empty where episodes were not paired."""
+    if row.versus_teacher is None or row.versus_teacher.difference.interval is None:
+        return ""
     difference, interval = row.versus_teacher.difference.value, row.versus_teacher.difference.interval
     if interval.low <= 0 <= interval.high:
         finding = "not distinguishable"
@@ -197,13 +243,7 @@ def _success(results: Results, n: int) -> str:
     span = f"{points(interval.low)} to {points(interval.high)} points"
     if row.noninferiority is not None:
         span += f"; {row.noninferiority.decision} at a margin of {100 * row.noninferiority.margin:g}"
-    teacher = percent(row.rate - difference, 1)
-    text = f"success is {percent(row.rate, 1)} against the teacher's {teacher} ({finding}: {span})"
-    untrained = results.success_of("teacher", n)
-    if untrained is None or n == results.teacher_num_steps:
-        return text
-    gain = ", no clear gain" if _not_told_apart(untrained, row) else ""
-    return f"{text} and {percent(untrained.rate, 1)} untrained{gain}"
+    return f" ({finding}: {span})"
 
 
 def _rates(results: Results, row: SuccessRow) -> str:
@@ -225,7 +265,7 @@ def _time(results: Results) -> str:
     return f"chunks come {latency.speedup:.1f} times as fast ({ceiling}: encoding is {share})"
 
 
-def _of_the_teacher_alone(results: Results) -> str:
+def _without_student(results: Results) -> str:
     few = [row for k in (1, FEW_STEPS) if (row := results.gap("teacher", k, "deployed"))]
     gap = ""
     if few:
@@ -233,4 +273,45 @@ def _of_the_teacher_alone(results: Results) -> str:
         gap = f"the untrained teacher's action gap to its {steps(results.teacher_num_steps)} is {gaps}"
     latency = results.latency
     time = f"one step can make a chunk at most {latency.ceiling:.1f} times as fast" if latency else ""
-    return _sentence(_free_alternative(results, FEW_STEPS), gap, time) or "Nothing was measured."
+    free, others = _free_alternative(results, FEW_STEPS), _gaps_of_others(results)
+    last = _at_other_steps(results)
+    return _sentence(free, gap, others, _success_of_all(results), time, last=last) or "Nothing was measured."
+
+
+def _others(results: Results) -> list[PolicyInfo]:
+    return [info for info in results.policies if info.name != TEACHER]
+
+
+def _gaps_of_others(results: Results) -> str:
+    told = [
+        f"{percent(row.rms)} RMS with {_name(info)} at {steps(info.num_steps)}"
+        for info in _others(results)
+        if (row := results.gap(info.name, info.num_steps, "deployed")) is not None
+    ]
+    return f"the action gap is {' and '.join(told)}" if told else ""
+
+
+def _success_of_all(results: Results) -> str:
+    """Success of all policies at their own steps; of the teacher alone at all of its steps."""
+    n = results.teacher_num_steps
+    deployed = results.success_of(TEACHER, n)
+    found = [
+        (info, row)
+        for info in _others(results)
+        if (row := results.success_of(info.name, info.num_steps)) is not None
+    ]
+    if not found:
+        rows = [row for row in results.success if (row.policy, row.group) == (TEACHER, "all")]
+        told = [
+            f"{percent(row.rate, 1)} at {steps(row.num_steps, row.solver if row.solver != 'euler' else '')}"
+            for row in sorted(rows, key=lambda row: row.num_steps)
+        ]
+        return f"the teacher's success is {' and '.join(told)}" if told else ""
+    # Of many policies the rates alone: the sentence is to stay one.
+    told = [
+        f"{percent(row.rate, 1)} with {_name(info)} at {steps(info.num_steps)}"
+        f"{_beside_teacher(row) if len(found) <= MOST_IMPORTANT else ''}"
+        for info, row in found
+    ]
+    against = f" against the teacher's {percent(deployed.rate, 1)} at {steps(n)}" if deployed else ""
+    return f"success is {' and '.join(told)}{against}"

@@ -1,7 +1,7 @@
 """Numbers as a person reads them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from chordflow.results.statistics import Estimate, Interval
 
@@ -54,6 +54,13 @@ def steps(count: int, kind: str = "") -> str:
     """``one step``, ``two untrained steps``."""
     words = (number(count), kind, "step" if count == 1 else "steps")
     return " ".join(word for word in words if word)
+
+
+def step_counts(counts: Sequence[int]) -> str:
+    """``one step``, ``1, 2 and 4 steps``."""
+    if len(counts) == 1:
+        return steps(counts[0])
+    return f"{', '.join(str(count) for count in counts[:-1])} and {counts[-1]} steps"
 
 
 def span(interval: Interval | None, figure: Callable[[float], str]) -> str:
