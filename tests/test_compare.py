@@ -139,7 +139,17 @@ def test_a_student_of_so_many_steps_is_that_of_reflow(
     assert expected.keys() == found.keys()
     assert all(expected[name].equal(found[name]) for name in expected)
     records = [json.loads((folder / "reflow_config.json").read_text()) for folder in (alone, beside)]
-    for name in ("method", "optimizer", "buffer", "coupling", "student", "seed", "steps", "step_counts"):
+    for name in (
+        "recipe",
+        "method",
+        "optimizer",
+        "buffer",
+        "coupling",
+        "student",
+        "seed",
+        "steps",
+        "step_counts",
+    ):
         assert records[0][name] == records[1][name], name
 
 
@@ -334,6 +344,9 @@ def test_by_default_everything_is_compared() -> None:
     assert found["mine"].config.method == EndpointMethodConfig(path_share=0.5)
     assert all(entry.config.steps == 7 for entry in found.values())
     assert all(entry.about for entry in found.values() if entry.origin != "own")
+    # As the student's own record will say.
+    recipes = [name if name in RECIPES else None for name in found]
+    assert [entry.config.recipe for entry in found.values()] == recipes
 
 
 def test_observations_are_collected_where_episodes_are_run_unless_a_recipe_says_otherwise() -> None:

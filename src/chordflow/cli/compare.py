@@ -87,6 +87,9 @@ def plan(config: CompareConfig) -> list[Planned]:
             job = build(ReflowJobConfig, _flat(overrides), base)
         except UserError as error:
             raise UserError(f"methods: {name!r}: {error}") from error
+        if origin == "recipe":
+            # What is set for all lies under it, so that it is kept whole.
+            job.recipe = name
         planned.append(Planned(name, origin, about, job))
     return planned
 
