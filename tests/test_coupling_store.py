@@ -40,7 +40,7 @@ from gaussian_setup import AffineStudent, make_observations, make_policy
 
 CONFIG = BufferConfig(num_observations=8, noises_per_observation=6, uses_per_coupling=1, block_size=4)
 SEED = 7
-ABOUT: dict[str, Any] = {"settings": {name: {} for name in FOR_TRAINING}}
+ABOUT: dict[str, Any] = {"settings": {name: SEED if name == "seed" else {} for name in FOR_TRAINING}}
 
 
 def buffer(teacher: FlowPolicy, observations: Observations, **options: Any) -> CouplingBuffer:
@@ -393,7 +393,14 @@ def test_a_manifest_reads_what_it_wrote(shards: dict[int, Shard], num_blocks: in
     ],
 )
 def test_a_manifest_that_lacks_what_is_read_of_it_is_refused(broken: Manifest) -> None:
-    with pytest.raises(UserError, match="is cut or no manifest of couplings; restore it"):
+    with pytest.raises(UserError, match="is cut or no manifest of couplings.*; restore it"):
+        Manifest.from_json(broken.to_json(), Path("m"))
+
+
+@pytest.mark.parametrize(("name", "value"), [("coupling", 5), ("rename_map", None), ("seed", "one")])
+def test_the_part_of_a_manifest_that_is_broken_is_named(name: str, value: object) -> None:
+    broken = Manifest(settings(), {"settings": {**ABOUT["settings"], name: value}}, 1)
+    with pytest.raises(UserError, match=f"no manifest of couplings .about.settings.{name} is "):
         Manifest.from_json(broken.to_json(), Path("m"))
 
 

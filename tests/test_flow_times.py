@@ -122,11 +122,11 @@ def test_a_point_mass_has_no_density() -> None:
         (lambda: Beta(offset=0.1), "offset"),
         (lambda: LogitNormal(std=-1.0), "std"),
         (lambda: LogitNormal(mean=math.inf), "mean"),
-        (lambda: UShaped(a=0.0), "a is"),
-        (lambda: Exponential(0.0), "base is"),
-        (lambda: Exponential(1.0), "base is"),
+        (lambda: UShaped(a=0.0), "a="),
+        (lambda: Exponential(0.0), "ratio="),
+        (lambda: Exponential(1.0), "ratio="),
         (lambda: PointMassMixture(weight=1.5), "weight"),
-        (lambda: PointMassMixture(at=-0.1), "at is"),
+        (lambda: PointMassMixture(at=-0.1), "at="),
     ],
 )
 def test_bad_parameters_are_named(make: object, field: str) -> None:

@@ -147,7 +147,7 @@ def test_each_law_is_the_one_it_names_with_its_settings() -> None:
     assert BetaTimes(at_noise=0.0, alpha=2.0, beta=3.0).build() == laws.Beta(alpha=2.0, beta=3.0)
     assert LogitNormalTimes(at_noise=0.0, mean=0.5, std=2.0).build() == laws.LogitNormal(mean=0.5, std=2.0)
     assert UShapedTimes(at_noise=0.0, a=2.0).build() == laws.UShaped(a=2.0)
-    assert ExponentialTimes(at_noise=0.0, ratio=3.0).build() == laws.Exponential(base=3.0)
+    assert ExponentialTimes(at_noise=0.0, ratio=3.0).build() == laws.Exponential(ratio=3.0)
     assert UniformTimes(at_noise=0.0).build() == laws.Uniform()
 
 
@@ -172,7 +172,7 @@ def test_times_are_read_from_the_command_line() -> None:
 
 @pytest.mark.parametrize("share", [-0.1, 1.5])
 def test_a_share_out_of_range_is_refused(share: float) -> None:
-    with pytest.raises(UserError, match=f"times.at_noise={share}"):
+    with pytest.raises(UserError, match=f"method.times.at_noise={share}"):
         UniformTimes(at_noise=share)
 
 

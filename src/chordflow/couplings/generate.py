@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from chordflow.errors import UserError
-from chordflow.flow.solvers import get_solver
+from chordflow.flow.solvers import SOLVERS, get_solver
 from chordflow.policies import Context, FlowPolicy
 from chordflow.policies.sampling import Sampler
 
@@ -47,7 +47,8 @@ class CouplingConfig:
             raise UserError(
                 f"coupling.grid_power={self.grid_power}: give a number above 0, such as 1 (uniform) or 1.4."
             )
-        get_solver(self.solver)
+        if self.solver not in SOLVERS:
+            raise UserError(f"coupling.solver={self.solver}: choose one of {', '.join(SOLVERS)}.")
 
     @property
     def steps(self) -> int:

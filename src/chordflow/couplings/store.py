@@ -122,17 +122,26 @@ class Manifest:
         except UserError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
+            part = f" ({error})" if isinstance(error, _BrokenPartError) else ""
             raise UserError(
-                f"{path} is cut or no manifest of couplings; restore it from a copy, or make the store anew in "
+                f"{path} is cut or no manifest of couplings{part}; restore it from a copy, or make the store anew in "
                 "another folder."
             ) from error
+
+
+class _BrokenPartError(ValueError):
+    """A part of a manifest is not what its readers rely on; says which."""
 
 
 def _check_content(made_with: dict[str, Any], about: dict[str, Any], num_blocks: int) -> None:
     """Looks for what readers of a manifest rely on; KeyError, TypeError or ValueError where it is not there."""
     for name in FOR_TRAINING:
-        about["settings"][name]
-    int(made_with["seed"]), bool(made_with["store_context"]), dict(about["settings"]["buffer"])
+        kind = int if name == "seed" else dict
+        value = look_up(about, f"settings.{name}")
+        if not isinstance(value, kind):
+            wanted = "a whole number" if kind is int else "a group of settings"
+            raise _BrokenPartError(f"about.settings.{name} is {json.dumps(value)[:40]}, not {wanted}")
+    int(made_with["seed"]), bool(made_with["store_context"])
     if num_blocks < 1 or int(made_with["buffer"]["block_size"]) < 1:
         raise ValueError("a store holds at least one block of one observation")
 

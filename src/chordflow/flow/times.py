@@ -90,7 +90,7 @@ class Beta(TimeDistribution):
         # The margin lets decimal fractions such as 0.9 + 0.1 pass in spite of rounding.
         if not (self.offset >= 0.0 and self.offset + self.scale <= 1.0 + 1e-9):
             raise UserError(
-                f"offset is {self.offset} and scale is {self.scale}; times must stay in [0, 1], "
+                f"offset={self.offset} and scale={self.scale}: times must stay in [0, 1], "
                 "so choose offset >= 0 and offset + scale <= 1."
             )
 
@@ -124,7 +124,7 @@ class LogitNormal(TimeDistribution):
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.mean):
-            raise UserError(f"mean is {self.mean}; it must be a finite number.")
+            raise UserError(f"mean={self.mean}: give a finite number.")
         _require_positive("std", self.std)
 
     def _sample(self, n: int, generator: torch.Generator) -> Tensor:
@@ -158,7 +158,7 @@ class UShaped(TimeDistribution):
     def __post_init__(self) -> None:
         _require_positive("a", self.a)
         if self.a > 500.0:
-            raise UserError(f"a is {self.a}; choose at most 500, beyond which every time is an end point.")
+            raise UserError(f"a={self.a}: give at most 500, beyond which every time is an end point.")
 
     def _sample(self, n: int, generator: torch.Generator) -> Tensor:
         # The cumulative law is (sinh(a s) / sinh(a / 2) + 1) / 2, which has an inverse in closed form.
@@ -174,31 +174,31 @@ class UShaped(TimeDistribution):
 
 @dataclass(frozen=True)
 class Exponential(TimeDistribution):
-    """Density proportional to ``base ** t``: above 1 it leans to noise, below 1 to the action.
+    """Density proportional to ``ratio ** t``: above 1 it leans to noise, below 1 to the action.
 
-    Source: Kim et al. 2024 (Simple ReFlow, arXiv 2410.07815), with base 10. Their t = 1 is taken to be noise, as
+    Source: Kim et al. 2024 (Simple ReFlow, arXiv 2410.07815), with ratio 10. Their t = 1 is taken to be noise, as
     it is here: they divide a denoiser's error by t to have a velocity's.
 
     Attributes:
-        base: How many times as likely noise is as the action, positive and not 1.
+        ratio: How many times as likely noise is as the action, positive and not 1.
     """
 
-    base: float = 10.0
+    ratio: float = 10.0
 
     def __post_init__(self) -> None:
-        _require_positive("base", self.base)
+        _require_positive("ratio", self.ratio)
         # Near 1 the formulas below lose all their digits.
-        if abs(self.base - 1.0) < 1e-6:
-            raise UserError(f"base is {self.base}; choose another number than 1, or the uniform law.")
+        if abs(self.ratio - 1.0) < 1e-6:
+            raise UserError(f"ratio={self.ratio}: give another number than 1, or take the uniform law.")
 
     def _sample(self, n: int, generator: torch.Generator) -> Tensor:
-        # The cumulative law is (base^t - 1) / (base - 1).
-        return torch.log1p(_uniform(n, generator) * (self.base - 1.0)) / math.log(self.base)
+        # The cumulative law is (ratio^t - 1) / (ratio - 1).
+        return torch.log1p(_uniform(n, generator) * (self.ratio - 1.0)) / math.log(self.ratio)
 
     def density(self, t: Tensor) -> Tensor:
         """See the base class."""
         t = t.to(torch.float64)
-        density = math.log(self.base) / (self.base - 1.0) * torch.exp(t * math.log(self.base))
+        density = math.log(self.ratio) / (self.ratio - 1.0) * torch.exp(t * math.log(self.ratio))
         return torch.where((t >= 0) & (t <= 1), density, 0.0)
 
 
@@ -223,7 +223,7 @@ class PointMassMixture(TimeDistribution):
         for name in ("weight", "at"):
             value = getattr(self, name)
             if not 0.0 <= value <= 1.0:
-                raise UserError(f"{name} is {value}; choose a number from 0 to 1.")
+                raise UserError(f"{name}={value}: give a number from 0 to 1.")
 
     def _sample(self, n: int, generator: torch.Generator) -> Tensor:
         at_point = _uniform(n, generator) < self.weight
@@ -257,4 +257,4 @@ def _xlogy(factor: float, x: Tensor) -> Tensor:
 
 def _require_positive(name: str, value: float) -> None:
     if not (math.isfinite(value) and value > 0.0):
-        raise UserError(f"{name} is {value}; choose a finite number above 0.")
+        raise UserError(f"{name}={value}: give a finite number above 0.")

@@ -23,7 +23,12 @@ class TimesConfig(draccus.ChoiceRegistry):
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.at_noise <= 1.0:
-            raise UserError(f"times.at_noise={self.at_noise}: give a share from 0 to 1.")
+            raise UserError(f"method.times.at_noise={self.at_noise}: give a share from 0 to 1.")
+        try:
+            self.base()
+        except UserError as error:
+            # The law names its own field; the option is longer.
+            raise UserError(f"method.times.{error}") from error
 
     def base(self) -> times.TimeDistribution:
         """The law apart from the point mass."""
@@ -111,4 +116,4 @@ class ExponentialTimes(TimesConfig):
 
     def base(self) -> times.TimeDistribution:
         """The exponential law."""
-        return times.Exponential(base=self.ratio)
+        return times.Exponential(self.ratio)
