@@ -24,9 +24,11 @@ from chordflow.couplings import (
     CouplingConfig,
     DatasetConfig,
     Split,
+    device_memory,
     endpoints,
     open_split,
 )
+from chordflow.couplings.device_memory import container_limits, free_memory, total_memory
 from chordflow.errors import UserError
 from chordflow.flow.seeds import derive_seed, generator
 from chordflow.flow.solvers import get_solver
@@ -417,6 +419,64 @@ def test_a_buffer_that_does_not_fit_is_refused(
     # A step of 24 couplings needs three blocks.
     said = refused(1.5 * block.num_bytes, batch_size=24)
     assert said.endswith("give a lower --batch_size (a step draws 24 couplings) or use a larger device.")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"num_observations": 10**13},
+            r"^buffer.num_observations=1\d+ takes \d+\.\d GiB \(.*; give --buffer.num_obs",
+        ),
+        (
+            {"num_observations": 10**13, "block_size": 10**13},
+            r"^buffer.block_size=1\d+: the 2\S+ couplings of a block .* are free on cpu; give --buffer.block_size=\d",
+        ),
+        (
+            {"noises_per_observation": 10**13},
+            r"^buffer.noises_per_observation=1\d+: the 4\S+ couplings of .*; give --buffer.noises_per_observation=\d",
+        ),
+    ],
+)
+def test_absurd_sizes_are_refused_before_anything_is_listed(
+    tiny_policy: SmolVLAFlowPolicy, split: Split, changes: dict[str, int], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        make_buffer(tiny_policy, split, config=replace(BufferConfig(32, 2, 1, 4), **changes))
+
+
+def test_a_containers_limit_counts(tmp_path: Path) -> None:
+    def group(place: Path, *files: tuple[str, object]) -> None:
+        place.mkdir(parents=True)
+        for name, content in files:
+            (place / name).write_text(f"{content}\n")
+
+    mount, membership = tmp_path / "cgroup", tmp_path / "membership"
+    group(mount / "pod/own", ("memory.max", "max"), ("memory.current", 5), ("memory.stat", "anon 5"))
+    stat = "anon 600\ninactive_file 300"
+    group(mount / "pod" / "x", ("memory.max", 100))
+    for name, content in (("memory.max", 1000), ("memory.current", 900), ("memory.stat", stat)):
+        (mount / "pod" / name).write_text(f"{content}\n")
+    old = (
+        ("memory.limit_in_bytes", 70),
+        ("memory.usage_in_bytes", 50),
+        ("memory.stat", "total_inactive_file 20"),
+    )
+    group(mount / "memory", *old)
+    membership.write_text("4:cpu,memory:/of/the/host\n3:cpuset:/\n0::/pod/own\n")
+    assert list(container_limits(membership, mount)) == [(70, 30), (1000, 600)]
+    assert list(container_limits(tmp_path / "none", mount)) == []
+
+
+def test_memory_is_the_least_of_machine_and_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine, cpu = psutil.virtual_memory(), torch.device("cpu")
+    monkeypatch.setattr(
+        device_memory, "container_limits", lambda: [(machine.total * 2, 0), (1000, 600), (700, 750)]
+    )
+    assert (total_memory(cpu), free_memory(cpu)) == (700, 0)
+    monkeypatch.setattr(device_memory, "container_limits", list)
+    assert total_memory(cpu) == machine.total
+    assert free_memory(cpu) > 700
 
 
 @pytest.mark.parametrize(("solver", "least"), [("euler", 10), ("midpoint", 16), ("adams_bashforth", 16)])

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from chordflow.couplings import BufferConfig, CouplingBatch, CouplingBuffer, CouplingConfig, Share
+from chordflow.couplings.making import BlockMaker
 from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
 from chordflow.policies.gaussian import GaussianFlowPolicy
@@ -494,7 +495,7 @@ def test_out_of_memory_names_what_to_halve(tmp_path: Path, monkeypatch: pytest.M
             "for the state of the optimiser adamw; train less with --student.train, or use a larger device."
         )
     with monkeypatch.context() as patched:
-        patched.setattr(GaussianFlowPolicy, "sample_noise", short)
+        patched.setattr(BlockMaker, "noise", short)
         assert what("noise").endswith(
             "while 4 observations got their noises at a time; give --buffer.block_size=2."
         )

@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
 from chordflow.couplings.batches import CouplingBatch, Demonstrations, Needs, Share
 from chordflow.couplings.blocks import Block, BlockSource, join, join_paths, pick
 from chordflow.couplings.buffer_config import BufferConfig
+from chordflow.couplings.device_memory import free_memory
 from chordflow.couplings.generate import CouplingConfig, Path
 from chordflow.couplings.making import BlockMaker
 from chordflow.couplings.observations import Observations
@@ -51,7 +51,8 @@ class CouplingBuffer:
         needs: what the batches have to hold; by default couplings alone.
 
     Raises:
-        UserError: for a step or processes that the buffer is too small for, or a store that lacks what is needed.
+        UserError: for a step or processes that the buffer is too small for, for couplings that do not fit into memory,
+            or a store that lacks what is needed.
     """
 
     def __init__(
@@ -122,6 +123,9 @@ class CouplingBuffer:
             uses=config.uses_per_coupling,
         )
         self._blocks: dict[int, Block] = {}
+        # Before any of it is listed, let alone made. What is encoded comes on top.
+        size = self.maker.coupling_bytes
+        self._check_memory(size, size, there=0)
 
     @property
     def num_couplings(self) -> int:
@@ -183,7 +187,7 @@ class CouplingBuffer:
         for number, made in zip(missing, self.maker.make(missing), strict=True):
             self._blocks[number] = made
             if len(self._blocks) == 1:
-                self._check_memory()
+                self._check_memory(made.num_bytes, made.coupling_bytes, there=made.num_bytes)
             yield len(self._blocks)
 
     def batch(self, step: int, part: int = 0) -> CouplingBatch:
@@ -239,33 +243,39 @@ class CouplingBuffer:
         self.teacher.chunk.real(real)[:] = True
         return real
 
-    def _check_memory(self) -> None:
-        """Looks ahead to the whole window once a block is there to be measured."""
-        (block,) = self._blocks.values()
+    def _check_memory(self, block: int, couplings: int, *, there: int) -> None:
+        """Looks ahead to the whole window.
+
+        Args:
+            block: bytes that a block takes.
+            couplings: bytes of it that noises and endpoints take.
+            there: bytes that blocks take already.
+
+        Raises:
+            UserError: if the window would not fit into memory.
+        """
         count = -(-self.num_blocks // self.share.count)
         device = self.teacher.device
-        free = (
-            torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-        )
-        # The block that is there already takes none of what is free.
-        room = 0.9 * free + block.num_bytes
-        if block.num_bytes * count <= room:
+        free = free_memory(device)
+        # What is there already takes none of what is free.
+        room = 0.9 * free + there
+        if block * count <= room:
             return
         config = self.config
-        fit = int(room // block.num_bytes) * self.share.count
+        fit = int(room // block) * self.share.count
         advice = []
         if fit >= self.least_blocks:
             advice.append(f"--buffer.num_observations={fit * self.block_size}")
-        left = room / count - (block.num_bytes - block.coupling_bytes)
-        noises = int(config.noises_per_observation * left // max(block.coupling_bytes, 1))
+        left = room / count - (block - couplings)
+        noises = int(config.noises_per_observation * left // max(couplings, 1))
         # How many noises a stored observation has, its store has settled.
         free_to_choose = self.maker.source is None
         if free_to_choose and noises >= 1 and self.step_size <= self.num_blocks * self.block_size * noises:
             advice.append(f"--buffer.noises_per_observation={noises}")
-        each = block.num_bytes / self.block_size
+        each = block / self.block_size
         raise UserError(
-            f"buffer.num_observations={config.num_observations} takes {block.num_bytes * count / 2**30:.1f} GiB "
-            f"({each / 2**20:.2f} MB an observation, {block.coupling_bytes / block.num_bytes:.0%} of it "
+            f"buffer.num_observations={config.num_observations} takes {block * count / 2**30:.1f} GiB "
+            f"({each / 2**20:.2f} MB an observation, {couplings / block:.0%} of it "
             f"{config.noises_per_observation} noises with their endpoints), but {free / 2**30:.1f} GiB are free on "
             f"{device}; give "
             + (

@@ -17,6 +17,7 @@ from torch import Tensor
 from chordflow.couplings.batches import Needs
 from chordflow.couplings.blocks import Block, BlockSource, Solved, join_paths, seen
 from chordflow.couplings.buffer_config import BufferConfig
+from chordflow.couplings.device_memory import free_memory
 from chordflow.couplings.generate import CouplingConfig, Path, endpoints, endpoints_and_path
 from chordflow.couplings.observations import Observations
 from chordflow.errors import UserError
@@ -48,7 +49,7 @@ class BlockMaker:
         per_block: couplings of a block, N.
 
     Raises:
-        UserError: for a source, or a solver, that lacks what is needed.
+        UserError: for a source, or a solver, that lacks what is needed, or a block that does not fit into memory.
     """
 
     def __init__(
@@ -91,6 +92,36 @@ class BlockMaker:
             )
         if self.needs.paths:
             coupling.check_points(config.path_points)
+        self._check_memory()
+
+    @property
+    def coupling_bytes(self) -> int:
+        """What a block takes at least, in bytes: the noises, endpoints and paths of its couplings."""
+        if not self.needs.couplings:
+            return 0
+        states = 2
+        if self.needs.paths:
+            states += self.config.path_points or self.coupling.steps - 1
+        return self.per_block * states * self.teacher.sample_noise(1, torch.Generator()).nbytes
+
+    def _check_memory(self) -> None:
+        """Refuses a block by arithmetic, since even to list a billion observations takes minutes."""
+        config, device = self.config, self.teacher.device
+        # And the indices of observations and couplings, 8 bytes each.
+        size, room = self.coupling_bytes + 8 * (self.per_block + self.block_size), free_memory(device)
+        if size <= 0.9 * room:
+            return
+        name, value = "noises_per_observation", config.noises_per_observation
+        if self.block_size > value:
+            name, value = "block_size", self.block_size
+        most = int(0.9 * room * value / size)
+        what = (
+            f"give --buffer.{name}={most} or less" if most and self.source is None else "use a larger device"
+        )
+        raise UserError(
+            f"buffer.{name}={value}: the {self.per_block:,} couplings of a block of {self.block_size:,} "
+            f"observations take {size / 2**30:.1f} GiB, but {room / 2**30:.1f} GiB are free on {device}; {what}."
+        )
 
     def observation_indices(self, block: int) -> list[int]:
         """Which observations a block holds."""

@@ -6,11 +6,11 @@ import contextlib
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-import psutil
 import torch
 from torch import Tensor
 
 from chordflow.couplings import CouplingBuffer
+from chordflow.couplings.device_memory import total_memory
 from chordflow.couplings.making import BlockMaker
 from chordflow.errors import UserError, ran_out_of_memory
 from chordflow.training.optimizers import OptimizerConfig, SOAPConfig
@@ -154,11 +154,7 @@ def _advice(
 ) -> tuple[str, str]:
     """What was being done, and what to do."""
     device, stored = buffer.teacher.device, buffer.maker.source is not None
-    total = (
-        torch.cuda.get_device_properties(device).total_memory
-        if device.type == "cuda"
-        else psutil.virtual_memory().total
-    )
+    total = total_memory(device)
     # What the buffer holds once it is full.
     held = buffer.num_bytes * buffer.num_blocks / buffer.share.count / max(buffer.num_resident, 1)
     where = _frames(error)
