@@ -459,6 +459,10 @@ def test_missing_cameras_may_be_blank_or_renamed(
         (["--steps=0"], "steps=0: give at least 1"),
         (["--batch_size=0"], "batch_size=0: give at least 1"),
         (["--batch_size=1000"], "batch_size=1000 is larger than the buffer's 32 couplings"),
+        (
+            ["--buffer.uses_per_coupling=0"],
+            "buffer.uses_per_coupling=0: give at least 1, or null for couplings that are never replaced",
+        ),
         (["--num_inference_steps=0"], "num_inference_steps=0: give at least 1"),
         (["--teacher.num_inference_steps=0"], "teacher.num_inference_steps=0: give at least 1"),
         (["--steps=1.5"], "steps=1.5"),

@@ -299,7 +299,7 @@ def test_runs_alternate_between_the_loops() -> None:
         (['--schedules={"a": {"batch_size": 0}}'], "batch_size=0: give at least 1"),
         (
             ['--schedules={"a": {"buffer": {"uses_per_coupling": -1}}}'],
-            "uses_per_coupling=-1: give 0 or more",
+            "uses_per_coupling=-1: give at least 1, or null",
         ),
         (['--schedules={"a": {"batch": 3}}'], "The fields `batch` are not valid"),
         (['--schedules={"a": {"budgets": [7]}}'], "'a' has budgets=[7.0]; give some of [30.0, 60.0,"),
@@ -365,7 +365,7 @@ def test_operations_are_those_of_the_networks_products(
             teacher,
             split.train,
             CouplingConfig(num_steps=1),
-            BufferConfig(size, 1, 0, size),
+            BufferConfig(size, 1, None, size),
             seed=0,
             batch_size=size,
         )

@@ -369,7 +369,7 @@ REFUSED: dict[str, tuple[dict[str, str], str]] = {
         r"env.type=drift_of_the_tests: .*--observations=rollout",
     ),
     "couplings for good": (
-        {**DRIFT, "buffer.uses_per_coupling": "0"}, r"observations=rollout: with buffer.uses_per_coupling=0",
+        {**DRIFT, "buffer.uses_per_coupling": "null"}, r"observations=rollout: with buffer.uses_per_coupling=null",
     ),
     "collecting for nothing": ({"collect.share": "0.2"}, r"collect: .*--observations=rollout"),
     "an unknown environment": ({**DRIFT, "env.type": "moon"}, r"env.type=moon: choose one of .*drift"),

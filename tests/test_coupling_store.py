@@ -177,7 +177,7 @@ def test_another_seed_draws_other_batches_of_the_same_couplings(
     tmp_path: Path, teacher: GaussianFlowPolicy, observations: Observations
 ) -> None:
     folder = make(tmp_path / "store", teacher, observations)
-    once = replace(CONFIG, uses_per_coupling=0)
+    once = replace(CONFIG, uses_per_coupling=None)
     batches = []
     for seed in (SEED, 8):
         stored = buffer(teacher, observations, source=opened(folder), seed=seed, config=once)
@@ -393,7 +393,7 @@ def test_a_manifest_reads_what_it_wrote(shards: dict[int, Shard], num_blocks: in
     ],
 )
 def test_a_manifest_that_lacks_what_is_read_of_it_is_refused(broken: Manifest) -> None:
-    with pytest.raises(UserError, match="is cut or no manifest of couplings.*; restore it"):
+    with pytest.raises(UserError, match=r"is cut or no manifest of couplings.*; restore it"):
         Manifest.from_json(broken.to_json(), Path("m"))
 
 

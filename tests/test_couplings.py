@@ -138,7 +138,7 @@ def test_every_observation_is_encoded_once(
     monkeypatch.setattr(
         tiny_policy, "encode", lambda b: encoded.append(len(b["observation.state"])) or encode(b)
     )
-    buffer = make_buffer(tiny_policy, split, config=BufferConfig(12, 2, 0, 4))
+    buffer = make_buffer(tiny_policy, split, config=BufferConfig(12, 2, None, 4))
     list(buffer.fill(0))
     for step in range(20):
         list(buffer.fill(step))

@@ -37,7 +37,7 @@ def test_a_window_that_begins_whole_slides_from_the_first_step() -> None:
 
 
 def test_without_replacement_all_blocks_are_there_from_the_beginning() -> None:
-    window = Window(num_blocks=5, start_blocks=2, per_block=8, step_size=8, uses=0)
+    window = Window(num_blocks=5, start_blocks=2, per_block=8, step_size=8, uses=None)
     assert {window.held(step) for step in (0, 1, 10**6)} == {range(5)}
 
 

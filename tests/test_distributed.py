@@ -519,7 +519,7 @@ def test_a_buffer_that_fills_the_memory_is_what_to_halve(
     monkeypatch: pytest.MonkeyPatch, modes: int, memory: int, batch_size: int, stored: bool, option: str
 ) -> None:
     buffer = CouplingBuffer(
-        make_policy(num_modes=modes), make_observations(8), CouplingConfig(num_steps=2), BufferConfig(8, 4, 0, 4),
+        make_policy(num_modes=modes), make_observations(8), CouplingConfig(num_steps=2), BufferConfig(8, 4, None, 4),
         seed=3, batch_size=batch_size,
     )  # fmt: skip
     # Half of it is enough to tell.
@@ -537,7 +537,7 @@ def test_a_buffer_that_fills_the_memory_is_what_to_halve(
 
 def test_noises_that_do_not_fit_are_what_to_halve(monkeypatch: pytest.MonkeyPatch) -> None:
     buffer = CouplingBuffer(
-        make_policy(), make_observations(8), CouplingConfig(num_steps=2), BufferConfig(8, 40, 0, 4),
+        make_policy(), make_observations(8), CouplingConfig(num_steps=2), BufferConfig(8, 40, None, 4),
         seed=3, batch_size=6,
     )  # fmt: skip
     monkeypatch.setattr(GaussianFlowPolicy, "sample_noise", short)

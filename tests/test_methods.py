@@ -57,7 +57,7 @@ NAMES = [
     "snapflow",
     "consistency",
 ]
-SMALL = BufferConfig(num_observations=8, noises_per_observation=4, uses_per_coupling=0, block_size=4)
+SMALL = BufferConfig(num_observations=8, noises_per_observation=4, uses_per_coupling=None, block_size=4)
 
 
 def make_buffer(
@@ -345,7 +345,7 @@ def trained(
     teacher, method = make_policy(std=std), config.build()
     trainable = student.train_roles([Role.ACTION_HEAD])
     buffer = make_buffer(
-        teacher, method.needs, BufferConfig(observations, 4, 0, 256), observations, batch_size=256,
+        teacher, method.needs, BufferConfig(observations, 4, None, 256), observations, batch_size=256,
         coupling=euler(5),
     )  # fmt: skip
     config_ = LoopConfig(

@@ -71,7 +71,7 @@ def test_every_method_has_a_loss_and_a_gradient(
     for config in CONFIGS:
         method = config.build()
         buffer = CouplingBuffer(
-            policy, split.train, CouplingConfig(num_steps=2), BufferConfig(4, 2, 0, 4), seed=0, batch_size=8,
+            policy, split.train, CouplingConfig(num_steps=2), BufferConfig(4, 2, None, 4), seed=0, batch_size=8,
             needs=method.needs,
         )  # fmt: skip
         list(buffer.fill(0))

@@ -206,7 +206,7 @@ def test_the_loss_on_demonstrations_is_lerobots_own(
 ) -> None:
     split = open_split(DatasetConfig("test/tiny", root=str(dataset_root)), tiny_policy, actions=True)
     buffer = CouplingBuffer(
-        tiny_policy, split.train, CouplingConfig(), BufferConfig(8, 1, 0, 8), seed=0, batch_size=8,
+        tiny_policy, split.train, CouplingConfig(), BufferConfig(8, 1, None, 8), seed=0, batch_size=8,
         needs=Needs(couplings=False, actions=True),
     )  # fmt: skip
     list(buffer.fill(0))

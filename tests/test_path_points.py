@@ -29,7 +29,7 @@ def batch_of(
     policy = make_policy(std=0.3)
     buffer = CouplingBuffer(
         policy, make_demonstrations(policy, 8), coupling or euler(8),
-        BufferConfig(8, 4, 0, 4, path_points=points), seed=3, batch_size=8, needs=needs,
+        BufferConfig(8, 4, None, 4, path_points=points), seed=3, batch_size=8, needs=needs,
     )  # fmt: skip
     list(buffer.fill(0))
     return buffer.batch(0)
@@ -55,7 +55,7 @@ def test_fewer_states_take_less_memory() -> None:
     for needs, points in ((PATHS, None), (PATHS, 1), (Needs(), 1)):
         buffer = CouplingBuffer(
             policy, make_demonstrations(policy, 8), euler(8),
-            BufferConfig(8, 4, 0, 4, path_points=points), seed=3, batch_size=8, needs=needs,
+            BufferConfig(8, 4, None, 4, path_points=points), seed=3, batch_size=8, needs=needs,
         )  # fmt: skip
         list(buffer.fill(0))
         sizes.append(buffer.num_bytes)

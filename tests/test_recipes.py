@@ -45,6 +45,14 @@ def test_the_record_of_a_student_is_settings_of_a_new_run(tmp_path: Path) -> Non
     assert (config.recipe, config.steps, config.seed, config.resume) == ("one_step", 7, 3, False)
 
 
+def test_never_replaced_is_null_also_as_older_releases_wrote_it(tmp_path: Path) -> None:
+    assert settings("--buffer.uses_per_coupling=null").buffer.uses_per_coupling is None
+    file = tmp_path / "reflow_config.json"
+    for written, read in ((0, None), (None, None), (3, 3)):
+        file.write_text(json.dumps({"buffer": {"uses_per_coupling": written}}))
+        assert settings(f"--config_path={file}").buffer.uses_per_coupling == read
+
+
 def test_a_recipe_is_under_the_settings_of_a_file(tmp_path: Path) -> None:
     file = tmp_path / "settings.json"
     file.write_text(json.dumps({"recipe": "one_step", "method": {"path_share": 0.25}}))

@@ -307,7 +307,7 @@ def test_a_bfloat16_teacher_learns_as_a_float32_one(dataset_root: Path, tmp_path
     falls = []
     for name, teacher in (("high", high), ("low", low)):
         output = tmp_path / f"out-{name}"
-        more = ["--steps=150", "--log_freq=10", "--optimizer.lr=2e-5", "--buffer.uses_per_coupling=0"]
+        more = ["--steps=150", "--log_freq=10", "--optimizer.lr=2e-5", "--buffer.uses_per_coupling=null"]
         assert main(options(teacher, dataset_root, output, *more)) == 0
         losses = [json.loads(line)["loss"] for line in (output / "metrics.jsonl").read_text().splitlines()]
         falls.append(sum(losses[:3]) - sum(losses[-3:]))

@@ -353,7 +353,7 @@ def test_a_straight_student_has_nothing_to_learn_from_itself() -> None:
         teacher,
         observations,
         CouplingConfig(num_steps=10),
-        BufferConfig(num_observations=8, noises_per_observation=16, uses_per_coupling=0, block_size=4),
+        BufferConfig(num_observations=8, noises_per_observation=16, uses_per_coupling=None, block_size=4),
         seed=0,
         batch_size=64,
     )

@@ -53,7 +53,7 @@ from chordflow.training.times import (
 )
 from gaussian_setup import AffineStudent, euler, euler_factor, make_observations, make_policy
 
-SMALL = BufferConfig(num_observations=8, noises_per_observation=4, uses_per_coupling=0, block_size=4)
+SMALL = BufferConfig(num_observations=8, noises_per_observation=4, uses_per_coupling=None, block_size=4)
 
 
 @dataclass
@@ -235,14 +235,14 @@ def test_times_follow_the_generator_that_is_given() -> None:
 @given(
     observations=st.integers(2, 6),
     noises=st.integers(1, 3),
-    uses=st.integers(0, 4),
+    uses=st.none() | st.integers(1, 4),
     block=st.integers(1, 4),
     batch_size=st.integers(1, 6),
     seed=st.integers(0, 2**40),
 )
 @settings(max_examples=20)
 def test_no_batch_holds_a_coupling_twice(
-    observations: int, noises: int, uses: int, block: int, batch_size: int, seed: int
+    observations: int, noises: int, uses: int | None, block: int, batch_size: int, seed: int
 ) -> None:
     config = BufferConfig(observations, noises, uses, block)
     policy = make_policy(horizon=1, padded_dim=1, action_dim=1, state_dim=1)

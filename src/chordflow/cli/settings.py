@@ -71,7 +71,7 @@ def parse_record[T](
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """The settings in a JSON or YAML file.
+    """The settings in a JSON or YAML file, also those of older releases.
 
     Raises:
         UserError: if it cannot be read, or holds none.
@@ -88,4 +88,13 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{CONFIG_PATH}={path} is neither JSON nor YAML; mend the file.") from error
     if not isinstance(content, dict):
         raise UserError(f"{CONFIG_PATH}={path} holds no settings; give a JSON object or a YAML mapping.")
-    return content
+    return {name: _renewed(name, value) for name, value in content.items()}
+
+
+def _renewed(name: str, value: Any) -> Any:
+    """A setting of an older release as it is now written."""
+    if isinstance(value, dict):
+        return {inner: _renewed(inner, inside) for inner, inside in value.items()}
+    # 0 stood for couplings that are never replaced.
+    never = name == "uses_per_coupling" and value == 0 and not isinstance(value, bool)
+    return None if never else value

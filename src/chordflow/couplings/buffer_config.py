@@ -14,20 +14,20 @@ class BufferConfig:
     Attributes:
         num_observations: observations in the whole buffer.
         noises_per_observation: noises that share one encoded observation, on average.
-        uses_per_coupling: how often a coupling is trained on, on average, before it is replaced; 0 fills the whole
-            buffer before the first step and never replaces any.
+        uses_per_coupling: how often a coupling is trained on, on average, before it is replaced; null fills the
+            whole buffer before the first step and never replaces any.
         block_size: observations that are encoded together, and replaced together.
         adaptive_share: share of the noises that goes to the observations in proportion to how far their
             endpoints spread, where a policy has to decide; the rest, at least two each, goes to all alike.
         start_observations: observations with which training begins, at least as many as a step draws from; more are
-            added as it goes on, until there are num_observations. Not used where uses_per_coupling is 0.
+            added as it goes on, until there are num_observations. Not used where uses_per_coupling is null.
         path_points: states between noise and endpoint that are kept of each of the teacher's trajectories, evenly
             spread over its solver's steps, where a method trains on them; by default all.
     """
 
     num_observations: int = 512
     noises_per_observation: int = 4
-    uses_per_coupling: int = 12
+    uses_per_coupling: int | None = 12
     block_size: int = 64
     adaptive_share: float = 0.5
     start_observations: int = 64
@@ -41,8 +41,11 @@ class BufferConfig:
             raise UserError(
                 f"buffer.path_points={self.path_points}: give at least 1, or leave it out for all."
             )
-        if self.uses_per_coupling < 0:
-            raise UserError(f"buffer.uses_per_coupling={self.uses_per_coupling}: give 0 or more.")
+        if self.uses_per_coupling is not None and self.uses_per_coupling < 1:
+            raise UserError(
+                f"buffer.uses_per_coupling={self.uses_per_coupling}: give at least 1, or null for couplings that are "
+                "never replaced."
+            )
         if not 0.0 <= self.adaptive_share <= 1.0:
             raise UserError(f"buffer.adaptive_share={self.adaptive_share}: give a share from 0 to 1.")
 

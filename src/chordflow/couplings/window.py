@@ -24,18 +24,18 @@ class Window:
         start_blocks: at the first step; at most `num_blocks`.
         per_block: couplings of a block.
         step_size: couplings that a step draws.
-        uses: of a coupling, on average; 0 keeps the first blocks, which are then all there from the beginning.
+        uses: of a coupling, on average; None keeps the first blocks, which are then all there from the beginning.
     """
 
     num_blocks: int
     start_blocks: int
     per_block: int
     step_size: int
-    uses: int
+    uses: int | None
 
     def held(self, step: int) -> range:
         """Numbers of the blocks that are resident at a training step (0, 1, ...), oldest first."""
-        if self.uses == 0:
+        if self.uses is None:
             return range(self.num_blocks)
         # In whole numbers, so that no rounding depends on the machine: in units of 2 * num_blocks draws, growth
         # from a to b blocks takes `unit` times the sum of 2 w for w from a to b - 1, which is b (b - 1) - a (a - 1).

@@ -196,10 +196,10 @@ class ReflowJobConfig:
                 needs_actions=method.needs_actions,
                 store=self.couplings.path,
             )
-            if self.buffer.uses_per_coupling == 0:
+            if self.buffer.uses_per_coupling is None:
                 raise UserError(
-                    "observations=rollout: with buffer.uses_per_coupling=0 every coupling is made before the first "
-                    "step, so that the student would never act; give at least 1, or leave --observations out."
+                    "observations=rollout: with buffer.uses_per_coupling=null every coupling is made before the first "
+                    "step, so that the student would never act; give a number, or leave --observations out."
                 )
         trained_for = method.step_counts
         if trained_for is not None and self.num_inference_steps not in trained_for:

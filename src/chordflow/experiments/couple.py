@@ -63,7 +63,7 @@ class BlocksConfig:
 
     def of(self, num_observations: int) -> BufferConfig:
         """A buffer of that many observations that is never refreshed."""
-        return BufferConfig(num_observations, uses_per_coupling=0, **asdict(self))
+        return BufferConfig(num_observations, uses_per_coupling=None, **asdict(self))
 
 
 @dataclass

@@ -289,7 +289,7 @@ def _train(
     say(
         f"Buffer:  {held * buffer.block_size:,} observations {_with_what(config, method)}, {_megabytes(buffer_bytes)}"
         + (f", growing to {buffer.num_blocks * buffer.block_size:,}" if held < buffer.num_blocks else "")
-        + (", never replaced" if config.buffer.uses_per_coupling == 0 else "")
+        + (", never replaced" if config.buffer.uses_per_coupling is None else "")
     )
     with bar("training") as progress:
 
