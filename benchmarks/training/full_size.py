@@ -95,7 +95,7 @@ def measure(options: argparse.Namespace) -> TrainingBench:
     def buffer(config: BufferConfig) -> CouplingBuffer:
         return CouplingBuffer(teacher, frames, coupling, config, seed=0, batch_size=batch)
 
-    once = buffer(BufferConfig(batch, 1, 0, batch))
+    once = buffer(BufferConfig(batch, 1, None, batch))
     list(once.fill(0))
     with bar("roofline") as progress:
         # It warms everything up as well.

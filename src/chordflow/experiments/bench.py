@@ -234,7 +234,7 @@ def _step(config: TrainingBenchConfig, student: Student, seed: int, parts: int) 
 def _roofline(bed: Bed) -> Roofline:
     config, size = bed.config, bed.config.naive_batch_size
     student, _ = _student(bed, 0)
-    once = BufferConfig(size, 1, 0, size, adaptive_share=0.0)
+    once = BufferConfig(size, 1, None, size, adaptive_share=0.0)
     with enough_memory_at("naive_batch_size", size, "couplings were made or trained on", bed.teacher.device):
         source = CouplingBuffer(bed.teacher, bed.split.train, config.coupling, once, seed=0, batch_size=size)
         list(source.fill(0))
