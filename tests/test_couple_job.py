@@ -478,8 +478,8 @@ def test_sizes_are_told_before_anything_is_written(
     contexts = 6 * sum(tensor.nbytes for name, tensor in shard.items() if name.startswith("context."))
     endpoints = 6 * sum(tensor.nbytes for name, tensor in shard.items() if not name.startswith("context."))
     assert line == (
-        f"Store:   24 observations x 3 noises on average in 6 blocks, {job._size(endpoints)} of endpoints and "
-        f"{job._size(contexts)} of contexts (bool, float32)"
+        "Store:   24 observations x 3 noises on average (2 each, 1 where endpoints spread) in 6 blocks, "
+        f"{job._size(endpoints)} of endpoints and {job._size(contexts)} of contexts (bool, float32)"
     )
 
 

@@ -377,6 +377,20 @@ def test_more_noises_go_where_endpoints_spread(tiny_policy: SmolVLAFlowPolicy, s
     assert (torch.bincount(plain._blocks[0].observation) == 16).all()
 
 
+@pytest.mark.parametrize(
+    ("noises", "share", "said"),
+    [
+        (4, 0.5, " (2 each, 2 where endpoints spread)"),
+        (2, 0.5, " (all alike: of 2, buffer.adaptive_share=0.5 has none to share out)"),
+        (1, 1.0, " (all alike: of 1, buffer.adaptive_share=1 has none to share out)"),
+        (4, 0.1, " (all alike: of 4, buffer.adaptive_share=0.1 has none to share out)"),
+        (2, 0.0, ""),
+    ],
+)
+def test_it_is_said_where_no_noises_are_left_to_share_out(noises: int, share: float, said: str) -> None:
+    assert BufferConfig(noises_per_observation=noises, adaptive_share=share).sharing == said
+
+
 def test_spread_weights_the_observations(tiny_policy: SmolVLAFlowPolicy, split: Split) -> None:
     buffer = make_buffer(tiny_policy, split)
     ends = torch.zeros(3, 4, *tiny_policy.chunk.shape)

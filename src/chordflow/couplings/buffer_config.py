@@ -18,7 +18,8 @@ class BufferConfig:
             whole buffer before the first step and never replaces any.
         block_size: observations that are encoded together, and replaced together.
         adaptive_share: share of the noises that goes to the observations in proportion to how far their
-            endpoints spread, where a policy has to decide; the rest, at least two each, goes to all alike.
+            endpoints spread, where a policy has to decide; the rest, at least two each, goes to all alike, so that of
+            1 or 2 noises_per_observation none is left for it.
         start_observations: observations with which training begins, at least as many as a step draws from; more are
             added as it goes on, until there are num_observations. Not used where uses_per_coupling is null.
         path_points: states between noise and endpoint that are kept of each of the teacher's trajectories, evenly
@@ -56,3 +57,13 @@ class BufferConfig:
             return self.noises_per_observation
         even = round(self.noises_per_observation * (1.0 - self.adaptive_share))
         return min(self.noises_per_observation, max(2, even))
+
+    @property
+    def sharing(self) -> str:
+        """How the noises are shared out among the observations, for the user; empty where all get the same by wish."""
+        noises, even = self.noises_per_observation, self.even_noises
+        if even < noises:
+            return f" ({even} each, {noises - even} where endpoints spread)"
+        if self.adaptive_share > 0.0:
+            return f" (all alike: of {noises}, buffer.adaptive_share={self.adaptive_share:g} has none to share out)"
+        return ""

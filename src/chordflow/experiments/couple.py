@@ -51,7 +51,8 @@ class BlocksConfig:
         noises_per_observation: noises that share one encoded observation, on average.
         block_size: observations that are encoded together, and make one file.
         adaptive_share: share of the noises that goes to the observations in proportion to how far their
-            endpoints spread; the rest, at least two each, goes to all alike.
+            endpoints spread; the rest, at least two each, goes to all alike, so that of 1 or 2
+            noises_per_observation none is left for it.
     """
 
     noises_per_observation: int = 4
@@ -258,8 +259,8 @@ class _Job:
         missing = len(writer.missing())
         say(
             f"Store:   {blocks * self.maker.block_size:,} observations x "
-            f"{self.config.buffer.noises_per_observation} noises on average in {blocks:,} blocks, {parts}"
-            + (f"; {missing:,} blocks are to be made" if missing < blocks else "")
+            f"{self.config.buffer.noises_per_observation} noises on average{self.maker.config.sharing} in {blocks:,} "
+            f"blocks, {parts}" + (f"; {missing:,} blocks are to be made" if missing < blocks else "")
         )
         self.check_room(contexts, writer.folder, blocks, blocks - missing)
 

@@ -410,9 +410,8 @@ def _with_what(config: ReflowJobConfig, method: Method) -> str:
         )
     made = f"by {config.coupling.steps} {config.coupling.solver} steps"
     shown = " and their demonstrations" if method.needs_actions else ""
-    noises, even = config.buffer.noises_per_observation, config.buffer.even_noises
-    spread = f" ({even} each, {noises - even} where endpoints spread)" if even < noises else ""
-    return f"x {noises} noises on average{spread}, {made}{shown}"
+    noises = config.buffer.noises_per_observation
+    return f"x {noises} noises on average{config.buffer.sharing}, {made}{shown}"
 
 
 def own_prefix(trains: bool) -> str:
