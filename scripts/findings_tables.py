@@ -136,7 +136,8 @@ def metaworld(results: Iterable[dict[str, Any]]) -> str:
     ]
     for result in results:
         groups = [row["group"] for row in result["success"] if row["policy"] == "student"]
-        groups = [group for group in groups if group != "all" or len(groups) == 1]
+        several = len(groups) > 1
+        groups = [group for group in groups if "/" not in group and not (several and group == "all")]
         for group in groups:
             found = {
                 (row["policy"], row["num_steps"]): row

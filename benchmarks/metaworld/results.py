@@ -66,7 +66,11 @@ def table(result: dict[str, Any]) -> str:
         "| episodes | policy | solver steps | success %, 95 % interval | points to the teacher | action gap, RMS % |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
-    for row in sorted(result["success"], key=lambda row: row["group"] != "all"):
+    groups = {row["group"] for row in result["success"]}
+    for row in sorted(result["success"], key=lambda row: (row["group"] != "all", row["group"])):
+        # A task of its own name has a row for the name and one for its instruction, with the same episodes.
+        if row["group"].partition("/")[0] in groups - {row["group"]}:
+            continue
         name = row["policy"] + (f", {row['solver']}" if row["solver"] != "euler" else "")
         difference = "-"
         if row["versus_teacher"] is not None:
