@@ -446,7 +446,7 @@ def test_a_store_that_is_there_is_not_written_to_unasked(
         (["--num_workers=-1"], "num_workers=-1: give 0 or more"),
         (["--buffer.block_size=0"], "buffer.block_size=0: give at least 1"),
         (["--buffer.noises_per_observation=0"], "buffer.noises_per_observation=0: give at least 1"),
-        (["--coupling.solver=rk9"], "'rk9'; choose one of"),
+        (["--coupling.solver=rk9"], "coupling.solver=rk9: choose one of"),
         (["--teacher.num_inference_steps=3"], "--teacher.num_inference_steps is not an option"),
     ],
 )
@@ -554,7 +554,11 @@ def test_out_of_memory_names_what_to_halve(
     def short(*_: object) -> None:
         raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
 
+    # By their names it is told what was being done.
     def endpoints(*_: object) -> None:
+        short()
+
+    def encode(*_: object) -> None:
         short()
 
     def then_short(*given: Any) -> None:
@@ -565,7 +569,7 @@ def test_out_of_memory_names_what_to_halve(
 
     monkeypatch.setattr(job.StoreWriter, "write", then_short)
     if of == "encode":
-        monkeypatch.setattr(SmolVLAFlowPolicy, "encode", short)
+        monkeypatch.setattr(SmolVLAFlowPolicy, "encode", encode)
     elif not finished:
         monkeypatch.setattr(making, "endpoints", endpoints)
     output = tmp_path / "store"
