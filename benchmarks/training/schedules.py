@@ -2,10 +2,11 @@
 
     make demo
     chordflow bench training ...    (as in docs/training.md)
-    cp outputs/bench/bench.json benchmarks/training/results/schedules.json
+    cp outputs/schedules/bench.json benchmarks/training/results/schedules.json
+    cp outputs/variants/bench.json benchmarks/training/results/variants.json
     python benchmarks/training/schedules.py --write
 
-`--write` puts what the file says between the marks of docs/training.md, a test compares them.
+`--write` puts what both files say between the marks of docs/training.md, a test compares them.
 """
 
 from __future__ import annotations
@@ -18,23 +19,24 @@ from chordflow.results.bench import NAIVE, BenchLoop, TrainingBench
 from chordflow.results.bench_summary import over_seeds, speed_ratio, time_to_naive
 from chordflow.results.files import put_between
 
-FILE = Path(__file__).parent / "results" / "schedules.json"
+RESULTS = Path(__file__).parent / "results"
+FILES = {"schedules": RESULTS / "schedules.json", "variants": RESULTS / "variants.json"}
+"""By the marks of their tables: the default schedule at several budgets, and others at one."""
 DOCUMENT = Path(__file__).parents[2] / "docs" / "training.md"
-MARK = "schedules"
 MEASURED_BY = "default"
 
 
 def main() -> None:
-    """Reads the command line; prints, or writes into the document."""
+    """Reads the command line; prints a table, or writes both into the document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--file", type=Path, default=FILE, help="bench.json of the benchmark")
+    parser.add_argument("--file", type=Path, default=FILES["schedules"], help="bench.json to print")
     parser.add_argument("--write", action="store_true", help="write into docs/training.md")
     options = parser.parse_args()
-    text = shown(TrainingBench.load(options.file))
     if not options.write:
-        print(text)
+        print(shown(TrainingBench.load(options.file)))
         return
-    put_between(DOCUMENT, MARK, text)
+    for mark, file in FILES.items():
+        put_between(DOCUMENT, mark, shown(TrainingBench.load(file)))
 
 
 def shown(bench: TrainingBench) -> str:
@@ -82,11 +84,12 @@ def said(bench: TrainingBench) -> str:
             worse.append(f"{mark:g} s with seed {seed}")
     reached = time_to_naive(bench, MEASURED_BY)
     when = "did not reach" if reached is None else f"reached after {reached.seconds:.0f} s"
+    way = f"The default schedule {when} the gap that the naive loop has after {last:g} s. "
     compared = len(bench.seeds) * len(budgets)
     return (
         f"Medians of {len(bench.seeds)} seeds on {bench.device}; the floor, the gap of the teacher as deployed, is "
-        f"{100 * bench.floor.rms:.1f} %. The default schedule {when} the gap that the naive loop has after {last:g} s. "
-        f"Its gap was the smaller one in {compared - len(worse)} of {compared} pairs of runs of the same seed and time"
+        f"{100 * bench.floor.rms:.1f} %. {way if len(bench.budgets) > 1 else ''}"
+        f"The default schedule's gap was the smaller one in {compared - len(worse)} of {compared} pairs of runs of the same seed and time"
         + (f"; the larger one at {', '.join(worse)}." if worse else ".")
     )
 
