@@ -89,7 +89,8 @@ def said(bench: TrainingBench) -> str:
     return (
         f"Medians of {len(bench.seeds)} seeds on {bench.device}; the floor, the gap of the teacher as deployed, is "
         f"{100 * bench.floor.rms:.1f} %. {way if len(bench.budgets) > 1 else ''}"
-        f"The default schedule's gap was the smaller one in {compared - len(worse)} of {compared} pairs of runs of the same seed and time"
+        f"The default schedule's gap was the smaller one in {compared - len(worse)} of "
+        f"{compared} pairs of runs of the same seed and time"
         + (f"; the larger one at {', '.join(worse)}." if worse else ".")
     )
 
