@@ -288,10 +288,11 @@ def test_an_unfit_method_is_named_before_anything_is_trained(
     given = arguments(checkpoint, dataset_root, output, f"--recipes={own}", "--seconds=2")
     assert main(given) == 2
     assert "sets scheduler.num_warmup_steps=5, and the budget is in seconds" in capsys.readouterr().err
-    own = json.dumps({"few": {"method": {"type": "endpoint"}, "buffer": {"path_points": 2}}})
-    given = arguments(checkpoint, dataset_root, output, f"--recipes={own}", "--steps=2")
-    assert main(given) == 2
-    assert "'few' sets buffer.path_points=2, and its method does not train on" in capsys.readouterr().err
+    for buffer in ({"buffer": {"path_points": 2}}, {"buffer.path_points": 2}):
+        own = json.dumps({"few": {"method": {"type": "endpoint"}, **buffer}})
+        given = arguments(checkpoint, dataset_root, output, f"--recipes={own}", "--steps=2")
+        assert main(given) == 2
+        assert "'few' sets buffer.path_points=2, and its method does not train on" in capsys.readouterr().err
     given = arguments(
         checkpoint, dataset_root, output, "--methods=[reflow]", "--buffer.path_points=2", "--steps=2"
     )

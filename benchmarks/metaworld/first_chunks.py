@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from sizes import SIZES, TWO_SIDED, Size
 
 from chordflow.evaluation.gap import flatten
 from chordflow.evaluation.modes import mode_centres, nearest_mode
-from chordflow.policies import FlowPolicy, load_flow_policy
+from chordflow.policies import Context, FlowPolicy, load_flow_policy
 from chordflow.policies.sampling import Sampler, seeded_noise
 from chordflow.results.files import write_whole
 from chordflow.rollouts.acting import Actor, Request
@@ -97,7 +97,7 @@ def modes_left(points: Array, centres: Array) -> int:
 
 
 def measure(size: Size, output: Path) -> dict[str, Any]:
-    """First chunks of teacher and student at the starts of the evaluated episodes.
+    """First chunks of teacher and student at the starts of the evaluated episodes; also written to `FILE`.
 
     Args:
         size: of the run.
@@ -112,65 +112,58 @@ def measure(size: Size, output: Path) -> dict[str, Any]:
         "student": load_flow_policy(output / STUDENT, device=size.device),
     }
     tasks = {task: _task(task, size, policies) for task in size.tasks if task in TWO_SIDED}
-    return {"noises": NOISES, "between": BETWEEN, "least_share": LEAST_SHARE, "tasks": tasks}
+    found = {"noises": NOISES, "between": BETWEEN, "least_share": LEAST_SHARE, "tasks": tasks}
+    write_whole(output / FILE, (json.dumps(found, indent=2) + "\n").encode())
+    return found
 
 
 def _task(task: str, size: Size, policies: dict[str, FlowPolicy]) -> dict[str, Any]:
+    config = LightMetaworldConfig(task=task, obs=size.obs, image_size=size.image_size)
+    env = LightMetaworldEnv(task, **config.gym_kwargs)
+    actors = {name: _actor(policy, config) for name, policy in policies.items()}
     found: dict[Acting, list[tuple[float, float]]] = {acting: [] for acting in ACTING}
     starts = min(STARTS, size.episodes)
-    for request, env in _requests(task, size, starts):
-        contexts = {}
-        for name, policy in policies.items():
-            actor = Actor(
-                policy,
-                LightMetaworldConfig(task=task, obs=size.obs, image_size=size.image_size),
-                1,
-                "euler",
-                policy.chunk.num_executed,
-                Execution(),
-                Timing(),
-            )
-            batch = policy.preprocess(actor.observe([request], env.observation_space))
-            with torch.no_grad():
-                contexts[name] = policy.encode(batch).repeat(NOISES)
-        teacher = policies["teacher"]
+    for seed in range(FIRST_SEED, FIRST_SEED + starts):
+        observation, _ = env.reset(seed=seed)
+        request = Request(seed, 0, 0, (observation,), env.task_description, None)
+        contexts = {name: _context(actor, request, env) for name, actor in actors.items()}
         noise = torch.stack(
-            [seeded_noise(teacher, request.seed, "first_chunks", number) for number in range(NOISES)]
-        ).to(teacher.device)
-
-        def ends(acting: Acting, contexts: dict[str, Any] = contexts, noise: torch.Tensor = noise) -> Array:
-            policy = policies[acting.policy]
-            sampler = Sampler(policy, acting.num_steps, acting.solver, acting.grid_power)
-            return flatten(sampler(contexts[acting.policy], noise).cpu()[None], policy.chunk)[0]
-
-        centres = mode_centres(ends(CONVERGED))
+            [seeded_noise(policies["teacher"], seed, "first_chunks", number) for number in range(NOISES)]
+        )
+        centres = mode_centres(_endpoints(CONVERGED, policies, contexts, noise))
         if len(centres) < 2:
             continue
         for acting in ACTING:
-            points = ends(acting)
+            points = _endpoints(acting, policies, contexts, noise)
             found[acting].append(
                 (float(undecided(points, centres).mean()), float(modes_left(points, centres) == len(centres)))
             )
+    env.close()
     several = len(found[ACTING[0]])
-    rows = [
-        dataclasses.asdict(acting)
-        | {
-            "undecided": float(np.mean([share for share, _ in shares])) if several else None,
-            "all_modes": float(np.mean([kept for _, kept in shares])) if several else None,
-        }
-        for acting, shares in found.items()
-    ]
+    rows = []
+    for acting, shares in found.items():
+        between, kept = np.mean(shares, axis=0).tolist() if several else (None, None)
+        rows.append(dataclasses.asdict(acting) | {"undecided": between, "all_modes": kept})
     return {"starts": starts, "several_modes": several, "rows": rows}
 
 
-def _requests(task: str, size: Size, count: int) -> Iterator[tuple[Request, LightMetaworldEnv]]:
-    env = LightMetaworldEnv(
-        task, obs=size.obs, image_size=size.image_size, episode_length=size.episode_length
-    )
-    for seed in range(FIRST_SEED, FIRST_SEED + count):
-        observation, _ = env.reset(seed=seed)
-        yield Request(seed, 0, 0, (observation,), env.task_description, None), env
-    env.close()
+def _actor(policy: FlowPolicy, config: LightMetaworldConfig) -> Actor:
+    return Actor(policy, config, 1, "euler", policy.chunk.num_executed, Execution(), Timing())
+
+
+@torch.no_grad()
+def _context(actor: Actor, request: Request, env: LightMetaworldEnv) -> Context:
+    policy = actor.policy
+    return policy.encode(policy.preprocess(actor.observe([request], env.observation_space))).repeat(NOISES)
+
+
+def _endpoints(
+    acting: Acting, policies: dict[str, FlowPolicy], contexts: dict[str, Context], noise: torch.Tensor
+) -> Array:
+    """Endpoints of the noises, (K, F)."""
+    policy = policies[acting.policy]
+    sampler = Sampler(policy, acting.num_steps, acting.solver, acting.grid_power)
+    return flatten(sampler(contexts[acting.policy], noise.to(policy.device)).cpu()[None], policy.chunk)[0]
 
 
 def table(result: dict[str, Any]) -> list[str]:
@@ -198,9 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", choices=sorted(SIZES), default="smoke")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/metaworld"))
     options = parser.parse_args(arguments)
-    result = measure(SIZES[options.size], options.output_dir)
-    write_whole(options.output_dir / FILE, (json.dumps(result, indent=2) + "\n").encode())
-    print("\n".join(table(result)))
+    print("\n".join(table(measure(SIZES[options.size], options.output_dir))))
     return 0
 
 

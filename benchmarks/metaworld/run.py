@@ -39,7 +39,7 @@ from sizes import SIZES, TWO_SIDED, Size
 from chordflow.demo.tiny_vlm import build_tiny_vlm
 from chordflow.errors import UserError
 from chordflow.policies import relocate
-from chordflow.results.files import put_between, write_whole
+from chordflow.results.files import put_between
 from lerobot_env_metaworld_light import LightMetaworldConfig
 from lerobot_env_metaworld_light.machine import check_machine
 
@@ -169,8 +169,7 @@ class Run:
 
     def look_at_first_chunks(self) -> None:
         """The first chunks of teacher and student on two-sided tasks."""
-        found = first_chunks.measure(self.size, self.output)
-        write_whole(self.output / first_chunks.FILE, (json.dumps(found, indent=2) + "\n").encode())
+        first_chunks.measure(self.size, self.output)
 
     def compare_with_lerobot(self) -> None:
         """The student's episodes by lerobot-eval, and by chordflow with LeRobot's noise."""

@@ -110,8 +110,9 @@ def _check(bed: Bed, entry: Planned) -> None:
             "budget is in seconds; leave it out, or give --steps."
         )
     method = config.method.build()
-    points = bed.config.recipes.get(entry.name, {}).get("buffer", {}).get("path_points")
-    if points is not None and not method.needs_paths:
+    points = config.buffer.path_points
+    # What is set for all of them is for those that need it.
+    if points not in (None, bed.config.buffer.path_points) and not method.needs_paths:
         raise UserError(
             f"recipes: {entry.name!r} sets buffer.path_points={points}, and its method does not train on states of the "
             "trajectory; leave it out, or set method.path_share with reflow or endpoint."
