@@ -38,7 +38,9 @@ ROOFLINE = Roofline(
 BENCH = TrainingBench(
     command=["chordflow", "bench", "training"], settings={}, versions={"torch": "2"}, device="cpu, 1 threads",
     teacher="t", teacher_num_steps=10,
-    loops=[BenchLoop(NAIVE, 64), BenchLoop("wide", 64, 2, 4, 12, 2048, 64, 0.5), BenchLoop("once", 64, 1, 2, 0, 8, 8)],
+    loops=[
+        BenchLoop(NAIVE, 64), BenchLoop("wide", 64, 2, 4, 12, 2048, 64, 0.5), BenchLoop("once", 64, 1, 2, None, 8, 8),
+    ],
     budgets=[10.0, 40.0], seeds=[0, 1, 2], clock="wall", pairs=800,
     floor=BenchGap(0.04, 0.03, 0.0, 0.0), untrained=BenchGap(0.25, 0.17, 0.05, 0.23), roofline=ROOFLINE,
     runs=[

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -13,18 +12,12 @@ from chordflow.report.init_study_table import markdown as init_markdown
 from chordflow.report.rounds_table import markdown as rounds_markdown
 from chordflow.results.init_study import InitStudy
 from chordflow.results.rounds_study import RoundsStudy
-
-ROOT = Path(__file__).parents[1]
+from script_files import ROOT, load_script
 
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    spec = importlib.util.spec_from_file_location("findings_tables", ROOT / "scripts" / "findings_tables.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "scripts" / "findings_tables.py")
 
 
 def between(document: Path, name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,23 +11,15 @@ from types import ModuleType
 import pytest
 
 from chordflow.results.bench import NAIVE, TrainingBench
+from script_files import load_script
 
 SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "training" / "full_size.py"
-
-
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     monkeypatch.setattr(sys, "path", list(sys.path))
-    yield load(SCRIPT)
+    yield load_script(SCRIPT)
     # The benchmark's own modules are no package's.
     sys.modules.pop("random_policies", None)
 
@@ -92,7 +83,7 @@ def test_bad_options_are_refused(
 
 
 def test_the_document_shows_the_results() -> None:
-    table = load(SCRIPT.with_name("full_size_table.py"))
+    table = load_script(SCRIPT.with_name("full_size_table.py"))
     text = table.DOCUMENT.read_text(encoding="utf-8")
     shown = text.split(f"<!-- {table.MARK} -->\n")[1].split(f"<!-- /{table.MARK} -->")[0]
     assert shown == table.shown() + "\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import json
 import re
 import subprocess
@@ -15,6 +14,7 @@ import pytest
 import torch
 
 import small_gemma
+from script_files import load_script
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks" / "latency"
 RESULTS = sorted((FOLDER / "results").glob("*.json"))
@@ -23,23 +23,12 @@ FAMILIES = ("smolvla", "pi05")
 
 @pytest.fixture(scope="module")
 def policies() -> ModuleType:
-    return load("random_policies")
+    return load_script(FOLDER / "random_policies.py", named=True)
 
 
 @pytest.fixture(scope="module")
 def run(policies: ModuleType) -> ModuleType:
-    return load("run")
-
-
-def load(name: str) -> ModuleType:
-    """A script of the benchmark, under the name by which the other imports it."""
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script(FOLDER / "run.py", named=True)
 
 
 def numbers(value: object) -> list[float]:

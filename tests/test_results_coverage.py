@@ -1,6 +1,5 @@
 """Stated coverages, held against enumerations of their own by scipy and statsmodels, and the page that states them."""
 
-import importlib.util
 import json
 import math
 from functools import cache
@@ -23,6 +22,7 @@ from chordflow.results.coverage import (
 )
 from chordflow.results.sequential import SequentialTest
 from chordflow.results.statistics import compare_success
+from script_files import load_script
 
 ROOT = Path(__file__).parents[1]
 
@@ -144,12 +144,7 @@ def test_impossible_truths_are_refused(call: object, message: str) -> None:
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("coverage_table", ROOT / "scripts" / "coverage_table.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "scripts" / "coverage_table.py")
 
 
 @pytest.mark.parametrize(

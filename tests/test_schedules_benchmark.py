@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shlex
 from dataclasses import fields, replace
@@ -16,6 +15,7 @@ from chordflow.couplings import BufferConfig
 from chordflow.experiments.bench_config import Schedule
 from chordflow.experiments.bench_plan import planned
 from chordflow.results.bench import NAIVE, BenchLoop, TrainingBench
+from script_files import load_script
 from test_bench_results import BENCH, run
 
 SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "training" / "schedules.py"
@@ -23,12 +23,7 @@ SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "training" / "s
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    spec = importlib.util.spec_from_file_location("schedules", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 @pytest.mark.parametrize("mark", ["schedules", "variants"])

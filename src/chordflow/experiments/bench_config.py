@@ -58,8 +58,7 @@ class Schedule:
             self.batch_size,
             self.gradient_accumulation_steps,
             self.buffer.noises_per_observation,
-            # Results write 0 for as often as the run lasts.
-            self.buffer.uses_per_coupling or 0,
+            self.buffer.uses_per_coupling,
             self.buffer.num_observations,
             self.buffer.block_size,
             self.buffer.adaptive_share,

@@ -128,7 +128,7 @@ def _loops(bench: TrainingBench) -> Section:
         section.add(
             Cell(clean(loop.name)),
             str(loop.noises_per_observation),
-            "all" if loop.uses_per_coupling == 0 else str(loop.uses_per_coupling),
+            "all" if loop.uses_per_coupling is None else str(loop.uses_per_coupling),
             absent() if loop.num_observations is None else f"{loop.num_observations} x {loop.block_size}",
             absent() if loop.num_observations is None else f"{loop.adaptive_share:g}",
             f"{loop.batch_size} x {loop.gradient_accumulation_steps}",

@@ -88,7 +88,7 @@ class BenchLoop:
         batch_size: couplings in a micro-batch.
         gradient_accumulation_steps: micro-batches in a step.
         noises_per_observation: M.
-        uses_per_coupling: R; 0 for as often as the run lasts.
+        uses_per_coupling: R; null for as often as the run lasts.
         num_observations: in the buffer; None for the loop that has none.
         block_size: observations replaced together; likewise.
         adaptive_share: of the noises that goes where endpoints spread.
@@ -100,7 +100,7 @@ class BenchLoop:
     batch_size: int
     gradient_accumulation_steps: int = 1
     noises_per_observation: int = 1
-    uses_per_coupling: int = 1
+    uses_per_coupling: int | None = 1
     num_observations: int | None = None
     block_size: int | None = None
     adaptive_share: float = 0.0
@@ -162,13 +162,14 @@ class Roofline:
     def flop_per_sample(self, loop: BenchLoop) -> float:
         """Operations that a loop needs for one training sample, by counting.
 
-        Without a buffer the observation is encoded twice. A buffer of R = 0 is made once and costs ever less.
+        Without a buffer the observation is encoded twice. A buffer that is never replaced is made once and costs ever
+        less.
         """
         train = self.train.flop_each
         encode, velocity = self.encode.flop_each, self.velocity.flop_each
         if loop.num_observations is None:
             return 2 * encode + self.naive_nfe * velocity + train
-        if loop.uses_per_coupling == 0:
+        if loop.uses_per_coupling is None:
             return train
         made = encode / loop.noises_per_observation + self.solver_nfe * velocity
         return made / loop.uses_per_coupling + train
