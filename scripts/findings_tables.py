@@ -2,7 +2,8 @@
 
 usage: python scripts/findings_tables.py [NAME STUDY.JSON]
 
-With a name (init, rounds) and a file it is copied to docs/studies/NAME.json first.
+With a name (init, rounds, and each with _metaworld or _rates behind it) and a file it is copied to
+docs/studies/NAME.json first.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from chordflow.report.rounds_table import markdown as rounds_markdown
 from chordflow.results.compare_summary import Spread
 from chordflow.results.files import put_between
 from chordflow.results.init_study import InitStudy
-from chordflow.results.init_study_summary import gap, loss, reached, told_gap
+from chordflow.results.init_study_summary import gap, level, loss, rates, reached, told_gap
 from chordflow.results.rounds_study import RoundsStudy
 from chordflow.results.rounds_summary import (
     curvature_of,
@@ -29,6 +30,7 @@ from chordflow.results.rounds_summary import (
     over_seeds,
     spread_at_one,
 )
+from chordflow.results.rounds_summary import success as success_of_round
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES = ROOT / "docs" / "studies"
@@ -39,9 +41,29 @@ TOLD_CURVATURES = (30, 5, 1)
 """Percent: before, after the first and after the second round, as it is told."""
 
 
+def studies() -> dict[str, InitStudy | RoundsStudy]:
+    """The published studies, by name."""
+    found: dict[str, InitStudy | RoundsStudy] = {}
+    for file in sorted(STUDIES.glob("*.json")):
+        kind = InitStudy if file.stem.startswith("init") else RoundsStudy
+        found[file.stem] = kind.load(file)
+    return found
+
+
+def whole(study: InitStudy | RoundsStudy) -> str:
+    """All that a study measured, for docs/studies.md."""
+    return (init_markdown(study) if isinstance(study, InitStudy) else rounds_markdown(study)).rstrip()
+
+
+def told(study: InitStudy | RoundsStudy) -> str:
+    """What is told, beside what a study measured, for the findings."""
+    return beginnings(study) if isinstance(study, InitStudy) else rounds(study)
+
+
 def beginnings(study: InitStudy) -> str:
     """What is told of what a student begins with, beside what was measured."""
     last = study.at[-1]
+    episodes = any(checkpoint.success for run in study.runs for checkpoint in run.checkpoints)
     rows = [
         (
             "student begins with",
@@ -50,11 +72,12 @@ def beginnings(study: InitStudy) -> str:
             "least to largest",
             "loss at the first step",
             "at the last",
-            "steps to 5 %",
+            f"steps to {level(study)}",
+            *(["success at one step, %", "least to largest"] if episodes else []),
         )
     ]
     for arm in study.arms:
-        at_end, within = gap(study, arm, last), reached(study, arm)
+        at_end, within, solved = gap(study, arm, last), reached(study, arm), rates(study, arm, last)
         rows.append(
             (
                 f"`{arm.name}`",
@@ -64,6 +87,7 @@ def beginnings(study: InitStudy) -> str:
                 _small(loss(study, arm, study.at[0])),
                 _small(loss(study, arm, last)),
                 within.text if within else "-",
+                *([_percent(solved), _range(solved)] if episodes else []),
             )
         )
     return _table(rows)
@@ -71,6 +95,7 @@ def beginnings(study: InitStudy) -> str:
 
 def rounds(study: RoundsStudy) -> str:
     """What is told of rounds, beside what was measured."""
+    episodes = any(run.success for run in study.runs)
     rows = [
         (
             "arm",
@@ -81,12 +106,14 @@ def rounds(study: RoundsStudy) -> str:
             "least to largest",
             "spread, %",
             "modes kept, %",
+            *(["success at one step, %"] if episodes else []),
             "pays (seeds)",
         )
     ]
     untrained = study.untrained
     if untrained is not None:
         found = untrained.figures.gap(1)
+        acted = [row for row in untrained.success if (row.num_steps, row.group) == (1, "all")]
         rows.append(
             (
                 "teacher, untrained",
@@ -94,24 +121,28 @@ def rounds(study: RoundsStudy) -> str:
                 str(TOLD_CURVATURES[0]),
                 f"{100 * untrained.figures.curvature:.1f}",
                 f"{100 * found.rms:.1f}" if found else "-",
-                *["-"] * 4,
+                *["-"] * 3,
+                *([f"{100 * acted[0].rate:.1f}" if acted else "-"] if episodes else []),
+                "-",
             )
         )
     for arm in study.arms:
         for number in range(1, arm.rounds_of(study.rounds) + 1):
             spread = over_seeds(study, arm, number, gap_of("rms"))
             verdict = judged(study, arm, number)
-            told = arm.start == "last" and number < len(TOLD_CURVATURES)
+            solved = success_of_round(study, arm, number)
+            is_told = arm.start == "last" and number < len(TOLD_CURVATURES)
             rows.append(
                 (
                     f"`{arm.name}`",
                     str(number),
-                    str(TOLD_CURVATURES[number]) if told else "-",
+                    str(TOLD_CURVATURES[number]) if is_told else "-",
                     _percent(over_seeds(study, arm, number, curvature_of)),
                     _percent(spread),
                     _range(spread),
                     _percent(over_seeds(study, arm, number, spread_at_one), 0),
                     _percent(over_seeds(study, arm, number, modes_at_one), 0),
+                    *([f"{100 * solved.rate:.1f}" if solved else "-"] if episodes else []),
                     f"{'yes' if verdict.gain.pays else 'no'} ({verdict.pays} of {verdict.count})"
                     if verdict
                     else "-",
@@ -180,7 +211,7 @@ def _small(spread: Spread | None) -> str:
     return f"{spread.middle:.3g}" if spread is not None else "-"
 
 
-def _table(rows: list[tuple[str, ...]]) -> str:
+def _table(rows: Sequence[tuple[str, ...]]) -> str:
     head, *body = rows
     lines = [head, tuple("---" for _ in head), *body]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
@@ -190,13 +221,13 @@ def main() -> None:
     """Copies a study where one is given, and fills the documents."""
     if len(sys.argv) == 3:
         shutil.copyfile(sys.argv[2], STUDIES / f"{sys.argv[1]}.json")
-    init, of_rounds = InitStudy.load(STUDIES / "init.json"), RoundsStudy.load(STUDIES / "rounds.json")
-    put_between(DOCUMENT, "init", init_markdown(init).rstrip())
-    put_between(DOCUMENT, "rounds", rounds_markdown(of_rounds).rstrip())
+    found = studies()
+    for name, study in found.items():
+        put_between(DOCUMENT, name, whole(study))
     results = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(METAWORLD.glob("*.json"))]
     for document in FINDINGS:
-        put_between(document, "beginnings", beginnings(init))
-        put_between(document, "rounds", rounds(of_rounds))
+        for name, study in found.items():
+            put_between(document, name, told(study))
         put_between(document, "metaworld", metaworld(results))
 
 

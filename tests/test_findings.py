@@ -8,10 +8,7 @@ from typing import Any
 
 import pytest
 
-from chordflow.report.init_study_table import markdown as init_markdown
-from chordflow.report.rounds_table import markdown as rounds_markdown
 from chordflow.results.init_study import InitStudy
-from chordflow.results.rounds_study import RoundsStudy
 from script_files import ROOT, load_script
 
 
@@ -28,13 +25,12 @@ def between(document: Path, name: str) -> str:
 
 
 def test_documents_show_the_studies(script: Any) -> None:
-    init = InitStudy.load(script.STUDIES / "init.json")
-    rounds = RoundsStudy.load(script.STUDIES / "rounds.json")
-    assert between(script.DOCUMENT, "init") == init_markdown(init).rstrip()
-    assert between(script.DOCUMENT, "rounds") == rounds_markdown(rounds).rstrip()
-    for document in script.FINDINGS:
-        assert between(document, "beginnings") == script.beginnings(init)
-        assert between(document, "rounds") == script.rounds(rounds)
+    found = script.studies()
+    assert {"init", "rounds"} <= set(found)
+    for name, study in found.items():
+        assert between(script.DOCUMENT, name) == script.whole(study)
+        for document in script.FINDINGS:
+            assert between(document, name) == script.told(study)
 
 
 def test_documents_show_the_benchmark(script: Any) -> None:
@@ -49,12 +45,14 @@ def test_documents_show_the_benchmark(script: Any) -> None:
 
 
 def test_what_is_measured_has_at_least_three_seeds(script: Any) -> None:
-    init = InitStudy.load(script.STUDIES / "init.json")
-    rounds = RoundsStudy.load(script.STUDIES / "rounds.json")
-    assert len(init.seeds) >= 3
-    assert len(rounds.seeds) >= 3
-    for arm in init.arms:
-        assert {run.seed for run in init.runs_of(arm.name)} == set(init.seeds)
+    for name, study in script.studies().items():
+        assert len(study.seeds) >= 3, name
+        for arm in study.arms:
+            if isinstance(study, InitStudy):
+                assert {run.seed for run in study.runs_of(arm.name)} == set(study.seeds), name
+            else:
+                for number in range(1, arm.rounds_of(study.rounds) + 1):
+                    assert {run.seed for run in study.runs_of(arm, number)} == set(study.seeds), name
 
 
 def test_no_path_of_a_machine_is_published(script: Any) -> None:
