@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import drift_env as drift_env
 from builders import SIZE, TASKS, build_checkpoint
@@ -245,6 +245,19 @@ def test_a_student_begins_with_the_vlm_that_the_config_names(with_vlm: Path) -> 
     assert any(not own[name].equal(originals[name]) for name in given)
     fresh = [name for name in own if name not in given and own[name].dim() == 2]
     assert all(not own[name].equal(theirs[name]) for name in fresh)
+
+
+def test_a_vlm_with_a_part_of_its_weights_is_refused(with_vlm: Path, tmp_path: Path) -> None:
+    """Transformers goes on with random ones in their place."""
+    teacher = load_flow_policy(with_vlm, device="cpu")
+    folder = shutil.copytree(teacher.config.vlm_model_name, tmp_path / "vlm")
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    gone = next(key for key in sorted(tensors) if "text_model.layers.0" in key and key.endswith("weight"))
+    save_file({key: tensor for key, tensor in tensors.items() if key != gone}, file, {"format": "pt"})
+    teacher.config.vlm_model_name = str(folder)
+    with pytest.raises(UserError, match=rf"has no weights for 1 of its tensors, such as {gone}"):
+        teacher.pretrained_vlm()
 
 
 def test_the_loss_is_logged_by_step() -> None:

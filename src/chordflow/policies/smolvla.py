@@ -22,6 +22,7 @@ from lerobot.utils.constants import (
     OBS_STATE,
 )
 from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText
 
 from chordflow.errors import UserError, machine_refuses
 from chordflow.policies.base import Batch, Role
@@ -121,6 +122,13 @@ class SmolVLAFlowPolicy(LeRobotFlowPolicy):
                     f"vlm_model_name={name} in {CONFIG} is a model without weights, so no student can begin with it; "
                     "leave pretrained_vlm out, or give a checkpoint that names one with weights."
                 ) from error
+        absent = _without_weights(name)
+        if absent:
+            raise UserError(
+                f"vlm_model_name={name} in {CONFIG} has no weights for {len(absent)} of its tensors, such as "
+                f"{absent[0]}, and they would be random; leave pretrained_vlm out, or give a checkpoint that names a "
+                "whole model."
+            )
         roles = (Role.VISION, Role.LANGUAGE)
         return {
             key: tensor.detach() for key, tensor in built.named_parameters() if self.role_of(key) in roles
@@ -140,3 +148,12 @@ class SmolVLAFlowPolicy(LeRobotFlowPolicy):
         raise ValueError(
             f"parameter {name!r} has no known role in SmolVLA; this LeRobot version is not supported"
         )
+
+
+def _without_weights(name: str) -> list[str]:
+    """Tensors of a vision-language model that its files have no weights for; transformers draws them at random."""
+    with quiet_stdout(), torch.random.fork_rng(devices=[]):
+        _, found = AutoModelForImageTextToText.from_pretrained(
+            name, dtype="bfloat16", low_cpu_mem_usage=True, output_loading_info=True
+        )
+    return sorted(found["missing_keys"])
