@@ -242,6 +242,28 @@ def test_accelerate_launch_switches_fsdp2_on(
     assert_same(weights(tmp_path / "two"), weights(tmp_path / "one"), 1e-5 if device == "cpu" else 1e-3)
 
 
+@pytest.mark.slow
+def test_two_processes_stop_after_the_same_round(
+    checkpoint: Path, dataset_root: Path, tmp_path: Path
+) -> None:
+    """`--rounds=auto`: the first process measures, and both go on or stop."""
+    options = [
+        f"--teacher.path={checkpoint}", "--dataset.repo_id=test/tiny", f"--dataset.root={dataset_root}", *REFLOW,
+        "--device=cpu", "--rounds=auto", "--auto_rounds.most=2", "--auto_rounds.least_gain=0",
+    ]  # fmt: skip
+    one, two = tmp_path / "one", tmp_path / "two"
+    done = start(
+        "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "chordflow", "reflow", f"--output_dir={two}",
+        "--batch_size=4", *options,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = start("-m", "chordflow", "reflow", f"--output_dir={one}", "--batch_size=8", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list(two.glob("round_*"))) == len(list(one.glob("round_*"))) >= 1
+    assert os.readlink(two / "checkpoints") == os.readlink(one / "checkpoints")
+    assert_same(weights(two), weights(one), 1e-5)
+
+
 # Gradient accumulation
 
 
