@@ -191,6 +191,34 @@ def metaworld(results: Iterable[dict[str, Any]]) -> str:
     return _table(rows)
 
 
+def round_wall(results: Iterable[dict[str, Any]]) -> str:
+    """One two-sided task: what more steps of the solver and shorter execution do for the teacher."""
+    rows = [("actions executed of 16", "policy", "solver steps", "paired episodes", "success, %", "points")]
+    for result in results:
+        executed = result["settings"]["eval"]["n_action_steps"] or 16
+        shown = [
+            r for r in result["success"] if r["group"] == "all" and r["policy"] in ("teacher", "student")
+        ]
+        shown.sort(key=lambda row: (row["policy"] != "teacher", -row["num_steps"]))
+        for row in shown:
+            rows.append(
+                (
+                    str(executed),
+                    row["policy"],
+                    str(row["num_steps"]),
+                    str(row["episodes"]),
+                    f"{100 * row['rate']:.1f}",
+                    _points(row),
+                )
+            )
+    return _table(rows)
+
+
+def read(files: Iterable[Path]) -> list[dict[str, Any]]:
+    """Result files, in the order of their names."""
+    return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(files)]
+
+
 def _points(row: dict[str, Any] | None) -> str:
     if row is None or row["versus_teacher"] is None:
         return "-"
@@ -224,11 +252,12 @@ def main() -> None:
     found = studies()
     for name, study in found.items():
         put_between(DOCUMENT, name, whole(study))
-    results = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(METAWORLD.glob("*.json"))]
+    results, walls = read(METAWORLD.glob("*.json")), read(METAWORLD.glob("round_wall/*.json"))
     for document in FINDINGS:
         for name, study in found.items():
             put_between(document, name, told(study))
         put_between(document, "metaworld", metaworld(results))
+        put_between(document, "round_wall", round_wall(walls))
 
 
 if __name__ == "__main__":

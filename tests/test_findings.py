@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +33,15 @@ def test_documents_show_the_studies(script: Any) -> None:
 
 
 def test_documents_show_the_benchmark(script: Any) -> None:
-    results = [
-        json.loads(file.read_text(encoding="utf-8")) for file in sorted(script.METAWORLD.glob("*.json"))
-    ]
+    results = script.read(script.METAWORLD.glob("*.json"))
+    walls = script.read(script.METAWORLD.glob("round_wall/*.json"))
+    assert {wall["settings"]["eval"]["n_action_steps"] for wall in walls} == {None, 8}
     for document in script.FINDINGS:
         shown = between(document, "metaworld").splitlines()
         assert shown == script.metaworld(results).splitlines()
         tasks = {task for result in results for task in result["settings"]["tasks"]}
         assert {line.split(" | ")[1] for line in shown[2:]} == tasks
+        assert between(document, "round_wall") == script.round_wall(walls)
 
 
 def test_what_is_measured_has_at_least_three_seeds(script: Any) -> None:
@@ -58,7 +58,7 @@ def test_what_is_measured_has_at_least_three_seeds(script: Any) -> None:
 def test_no_path_of_a_machine_is_published(script: Any) -> None:
     for file in (
         *script.STUDIES.glob("*.json"),
-        *script.METAWORLD.glob("*.json"),
+        *script.METAWORLD.rglob("*.json"),
         *(ROOT / "docs/compare").glob("*.json"),
     ):
         text = file.read_text(encoding="utf-8")
