@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +72,17 @@ def beginnings(study: InitStudy) -> str:
             "least to largest",
             "loss at the first step",
             "at the last",
-            f"steps to {level(study)}",
+            f"steps to {level(study)} (by the median gap)",
             *(["success at one step, %", "least to largest"] if episodes else []),
         )
     ]
+    for steps, distance, acted in _untrained(study):
+        rows.append(
+            (f"untrained, at {steps}", "-", distance, *["-"] * 4, *([acted, "-"] if episodes else [])),
+        )
     for arm in study.arms:
-        at_end, within, solved = gap(study, arm, last), reached(study, arm), rates(study, arm, last)
+        at_end, solved = gap(study, arm, last), rates(study, arm, last)
+        within, by_median = reached(study, arm), reached(study, arm, "median")
         rows.append(
             (
                 f"`{arm.name}`",
@@ -86,7 +91,7 @@ def beginnings(study: InitStudy) -> str:
                 _range(at_end),
                 _small(loss(study, arm, study.at[0])),
                 _small(loss(study, arm, last)),
-                within.text if within else "-",
+                f"{within.text} ({by_median.text})" if within and by_median else "-",
                 *([_percent(solved), _range(solved)] if episodes else []),
             )
         )
@@ -110,19 +115,21 @@ def rounds(study: RoundsStudy) -> str:
             "pays (seeds)",
         )
     ]
-    untrained = study.untrained
-    if untrained is not None:
-        found = untrained.figures.gap(1)
-        acted = [row for row in untrained.success if (row.num_steps, row.group) == (1, "all")]
+    diverse = {row.num_steps: row for row in study.diversity}
+    for steps, distance, acted in _untrained(study):
+        found = diverse.get(steps)
+        first = study.untrained if steps == 1 else None
         rows.append(
             (
-                "teacher, untrained",
+                f"untrained, at {steps}",
                 "0",
-                str(TOLD_CURVATURES[0]),
-                f"{100 * untrained.figures.curvature:.1f}",
-                f"{100 * found.rms:.1f}" if found else "-",
-                *["-"] * 3,
-                *([f"{100 * acted[0].rate:.1f}" if acted else "-"] if episodes else []),
+                str(TOLD_CURVATURES[0]) if first else "-",
+                f"{100 * first.figures.curvature:.1f}" if first else "-",
+                distance,
+                "-",
+                f"{100 * found.spread:.0f}" if found else "-",
+                f"{100 * found.modes_kept:.0f}" if found and found.modes_kept is not None else "-",
+                *([acted] if episodes else []),
                 "-",
             )
         )
@@ -149,6 +156,21 @@ def rounds(study: RoundsStudy) -> str:
                 )
             )
     return _table(rows)
+
+
+def _untrained(study: InitStudy | RoundsStudy) -> Iterator[tuple[int, str, str]]:
+    """The first teacher at one, two and as many steps as it is deployed at: steps, gap and success, percent."""
+    teacher = study.untrained
+    if teacher is None:
+        return
+    acted = {row.num_steps: row for row in teacher.success if row.group == "all"}
+    for steps in sorted({1, 2, teacher.num_steps}):
+        found, row = teacher.figures.gap(steps), acted.get(steps)
+        yield (
+            steps,
+            f"{100 * found.rms:.1f}" if found else "-",
+            f"{100 * row.rate:.1f}" if row else "-",
+        )
 
 
 def metaworld(results: Iterable[dict[str, Any]]) -> str:

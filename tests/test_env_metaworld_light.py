@@ -3,6 +3,9 @@
 import ast
 import copy
 import ctypes.util
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -240,6 +243,25 @@ def test_a_machine_that_cannot_do_it_is_told_at_the_start(monkeypatch):
         machine.backend()
     monkeypatch.undo()
     machine.backend.cache_clear()
+
+
+@pytest.mark.parametrize("wanted", ["osmesa", "glfw", "bogus"])
+def test_what_cannot_render_is_told_in_one_sentence(wanted, tmp_path):
+    """In a process of its own: MuJoCo reads MUJOCO_GL when it is imported. A library that is there may render."""
+    code = (
+        "from lerobot_env_metaworld_light.machine import check_machine\n"
+        "try:\n    check_machine()\nexcept RuntimeError as error:\n    print('told:', error)\n"
+    )
+    environment = {**os.environ, "MUJOCO_GL": wanted}
+    environment.pop("DISPLAY", None)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    if wanted == "osmesa" and ctypes.util.find_library("OSMesa"):
+        return
+    assert done.stdout.startswith("told: Meta-World cannot render here (MUJOCO_GL="), done.stdout
+    assert "libegl1 libgl1-mesa-dri" in done.stdout
 
 
 def test_registering_imports_neither_metaworld_nor_mujoco():

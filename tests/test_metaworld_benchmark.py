@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -127,6 +128,23 @@ def test_differences_to_lerobot_eval_are_named(load, tmp_path):
     assert "2.1 by chordflow" in results.agreement(tmp_path)[0]
     store([True], [5.0])
     assert results.agreement(tmp_path) == ["2 episodes by lerobot-eval, 1 by chordflow"]
+
+
+def test_what_cannot_be_run_is_said_at_the_start(load, monkeypatch, tmp_path):
+    run, sizes = load("run"), load("sizes").SIZES
+    monkeypatch.setattr(run.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="size=full runs on a GPU"):
+        run.check_device("full", sizes["full"])
+    run.check_device("smoke", sizes["smoke"])
+    made = run.Run(sizes["smoke"], tmp_path)
+    assert made._spent() == {}
+    made.seconds.write_text("{")
+    with pytest.raises(ValueError, match=r"seconds\.json is broken .*remove it to go on"):
+        made._spent()
+    record = load("record")
+    for share in (math.nan, math.inf, 0.0, 1.0):
+        with pytest.raises(ValueError, match=rf"eval_split={share}: give a share between 0 and 1"):
+            record.record(None, tmp_path / "new", 10, share)
 
 
 def test_sizes_name_tasks_that_exist(load):

@@ -17,7 +17,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -34,7 +34,9 @@ from chordflow.rollouts.acting import Actor, Request
 from chordflow.rollouts.delay import Execution
 from chordflow.rollouts.timing import Timing
 from lerobot_env_metaworld_light import LightMetaworldConfig
-from lerobot_env_metaworld_light.env import LightMetaworldEnv
+
+if TYPE_CHECKING:
+    from lerobot_env_metaworld_light.env import LightMetaworldEnv
 
 FILE = "first_chunks.json"
 NOISES = 48
@@ -119,6 +121,9 @@ def measure(size: Size, output: Path) -> dict[str, Any]:
 
 def _task(task: str, size: Size, policies: dict[str, FlowPolicy]) -> dict[str, Any]:
     config = LightMetaworldConfig(task=task, obs=size.obs, image_size=size.image_size)
+    # Meta-World is imported only where it is used, so that what the machine lacks can be told first.
+    from lerobot_env_metaworld_light.env import LightMetaworldEnv
+
     env = LightMetaworldEnv(task, **config.gym_kwargs)
     actors = {name: _actor(policy, config) for name, policy in policies.items()}
     found: dict[Acting, list[tuple[float, float]]] = {acting: [] for acting in ACTING}

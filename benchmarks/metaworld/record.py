@@ -67,10 +67,13 @@ def record(
     """
     if root.exists():
         raise ValueError(f"root={root} exists already; name a new folder.")
+    if not 0 < eval_split < 1:
+        raise ValueError(f"eval_split={eval_split}: give a share between 0 and 1, such as 0.1.")
     held_out = held_out_episodes(episodes, eval_split)
     if not 0 < held_out < episodes:
         raise ValueError(
-            f"episodes={episodes} and eval_split={eval_split} leave no episode to train on or none to hold out."
+            f"episodes={episodes} and eval_split={eval_split} leave no episode to train on or none to hold out; "
+            "give at least 2 episodes and a share that splits them."
         )
     check_machine()
     from lerobot_env_metaworld_light.tasks import tasks_of
@@ -220,7 +223,7 @@ def main() -> int:
             episode_length=options.episode_length,
         )
         dataset = record(config, options.root, options.episodes, options.eval_split, say, options.repo_id)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         print(f"record.py: {error}", file=sys.stderr)
         return 2
     print(f"\n{dataset.num_episodes} episodes, {dataset.num_frames} frames in {options.root}")

@@ -31,6 +31,7 @@ from pathlib import Path
 
 import commands
 import first_chunks
+import torch
 from commands import REPO_ID
 from record import record
 from results import DOCUMENT, RESULTS, agreement, published, summary, table
@@ -82,12 +83,14 @@ class Run:
         """Runs the stages that are not done.
 
         Raises:
-            ValueError: if the folder holds a run of other settings.
+            ValueError: if the folder holds a run of other settings, or a file in it is broken.
             RuntimeError: if a command fails.
         """
+        if self.output.exists() and not self.output.is_dir():
+            raise ValueError(f"output_dir={self.output} is a file; name a folder.")
         self.output.mkdir(parents=True, exist_ok=True)
         self._claim()
-        seconds = json.loads(self.seconds.read_text()) if self.seconds.exists() else {}
+        seconds = self._spent()
         for name, stage in self.stages().items():
             done = self.output / f"{name}.done"
             if done.exists():
@@ -101,6 +104,18 @@ class Run:
             spent["cpu"] += round(_cpu_seconds() - cpu, 1)
             self.seconds.write_text(json.dumps(seconds, indent=2) + "\n")
             done.touch()
+
+    def _spent(self) -> dict[str, dict[str, float]]:
+        """What the stages have taken so far."""
+        if not self.seconds.exists():
+            return {}
+        try:
+            seconds: dict[str, dict[str, float]] = json.loads(self.seconds.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{self.seconds} is broken ({error}); remove it to go on, and the times of what is done are lost."
+            ) from error
+        return seconds
 
     def _claim(self) -> None:
         """Notes the settings in the folder."""
@@ -223,6 +238,18 @@ def _cpu_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
+def check_device(name: str, size: Size) -> None:
+    """Refuses a size that wants a GPU where there is none, before anything is recorded.
+
+    Raises:
+        ValueError: if so.
+    """
+    if size.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"size={name} runs on a GPU, and torch finds none here; run it where there is one, or take another size."
+        )
+
+
 def main() -> int:
     """Reads the command line; runs what is missing, saves and prints the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -237,8 +264,9 @@ def main() -> int:
     size, output = SIZES[options.size], options.output_dir.resolve()
     try:
         check_machine()
+        check_device(options.size, size)
         Run(size, output).make()
-    except (UserError, ValueError, RuntimeError) as error:
+    except (UserError, ValueError, RuntimeError, OSError) as error:
         print(f"run.py: {error}", file=sys.stderr)
         return 2
     result = summary(options.size, size, output)

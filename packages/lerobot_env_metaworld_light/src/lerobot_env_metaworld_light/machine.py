@@ -22,7 +22,16 @@ def check_machine() -> None:
         RuntimeError: If MuJoCo's version does not work, or nothing is there to render with.
     """
     check_mujoco()
-    open_context(CHECKED_SIZE)
+    import mujoco
+
+    context = open_context(CHECKED_SIZE)
+    try:
+        # GLFW without a display fails no sooner than here.
+        context.make_current()
+        model = mujoco.MjModel.from_xml_string(_WELD)
+        mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value).free()
+    except Exception as error:
+        raise _cannot_render(error) from error
 
 
 @cache
@@ -30,10 +39,15 @@ def check_mujoco() -> None:
     """Make sure that MuJoCo's weld constraints are as Meta-World writes them.
 
     Raises:
-        RuntimeError: If not.
+        RuntimeError: If not, or if MuJoCo cannot be imported with what it is to render with.
     """
     backend()
-    import mujoco
+    try:
+        import mujoco
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:
+        raise _cannot_render(error) from error
 
     numbers = mujoco.MjModel.from_xml_string(_WELD).eq_data.shape[1]
     if numbers != WELD_NUMBERS:
@@ -97,5 +111,9 @@ def _make_context(size: int) -> Any:
             from mujoco.glfw import GLContext
         return GLContext(size, size)
     except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RuntimeError(nothing_to_render_with(f"MUJOCO_GL={name}: {first}")) from error
+        raise _cannot_render(error) from error
+
+
+def _cannot_render(error: Exception) -> RuntimeError:
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return RuntimeError(nothing_to_render_with(f"MUJOCO_GL={backend()}: {first}"))
