@@ -17,6 +17,7 @@ import pytest
 from chordflow.errors import UserError
 from chordflow.rollouts.environment import make_environments
 from lerobot_env_metaworld_light import LightMetaworldConfig, machine
+from lerobot_env_metaworld_light.config import CAMERAS
 
 PACKAGE = Path(machine.__file__).parent
 
@@ -211,6 +212,7 @@ def test_wrong_names_and_options_are_told_in_one_sentence():
     for options, words in (
         ({"obs": "state"}, "env.obs=state: it must be one of pixels_agent_pos, pixels_full"),
         ({"episode_length": 501}, "env.episode_length=501: give 1 to 500"),
+        ({"camera": "corner4"}, "env.camera=corner4: it must be one of corner, corner2"),
         ({"image_size": 8}, "env.image_size=8: give 16 to 2048"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -262,6 +264,13 @@ def test_what_cannot_render_is_told_in_one_sentence(wanted, tmp_path):
         return
     assert done.stdout.startswith("told: Meta-World cannot render here (MUJOCO_GL="), done.stdout
     assert "libegl1 libgl1-mesa-dri" in done.stdout
+
+
+def test_all_cameras_are_named():
+    env = make("reach-v3")
+    env.reset(seed=0)
+    model = env.unwrapped._env.model
+    assert {model.camera(number).name for number in range(model.ncam)} == set(CAMERAS)
 
 
 def test_registering_imports_neither_metaworld_nor_mujoco():

@@ -14,6 +14,8 @@ FPS = 80
 ACTION_DIM = 4
 MAX_EPISODE_LENGTH = 500
 """Meta-World's own limit of steps."""
+CAMERAS = ("corner", "corner2", "corner3", "topview", "behindGripper", "gripperPOV")
+"""Meta-World's cameras, by its names."""
 
 
 @EnvConfig.register_subclass("metaworld_light")
@@ -56,6 +58,8 @@ class LightMetaworldConfig(EnvConfig):
             raise ValueError(
                 f"env.episode_length={self.episode_length}: give 1 to {MAX_EPISODE_LENGTH}, Meta-World's own limit."
             )
+        if self.camera not in CAMERAS:
+            raise ValueError(f"env.camera={self.camera}: it must be one of {', '.join(CAMERAS)}.")
         for name, size in (("image_size", self.image_size), ("render_size", self.render_size)):
             if not 16 <= size <= 2048:
                 raise ValueError(f"env.{name}={size}: give 16 to 2048 pixels.")
