@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def summary(name: str, size: Size, output: Path) -> dict[str, Any]:
     result = {
         "size": name,
         "settings": json.loads(json.dumps(dataclasses.asdict(size))),
-        "versions": measured["versions"],
+        "versions": {**measured["versions"], **{name: version(name) for name in ("metaworld", "mujoco")}},
         "device": measured["device"],
         "demonstrations": {"episodes": dataset["total_episodes"], "frames": dataset["total_frames"]},
         "seconds": seconds,
