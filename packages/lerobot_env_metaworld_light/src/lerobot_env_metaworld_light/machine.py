@@ -22,6 +22,11 @@ def check_machine() -> None:
         RuntimeError: If MuJoCo's version does not work, or nothing is there to render with.
     """
     check_mujoco()
+    _check_drawing()
+
+
+@cache
+def _check_drawing() -> None:
     import mujoco
 
     context = open_context(CHECKED_SIZE)
