@@ -11,17 +11,15 @@ from types import ModuleType
 import pytest
 
 from chordflow.results.bench import NAIVE, TrainingBench
-from script_files import load_script
+from script_files import load_script, scripts_of
 
 SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "training" / "full_size.py"
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    yield load_script(SCRIPT)
-    # The benchmark's own modules are no package's.
-    sys.modules.pop("random_policies", None)
+def script() -> Iterator[ModuleType]:
+    with scripts_of(SCRIPT.parent) as import_script:
+        yield import_script(SCRIPT.stem)
 
 
 def call(*options: str) -> subprocess.CompletedProcess[str]:

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 import small_gemma
-from script_files import load_script
+from script_files import scripts_of
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks" / "latency"
 RESULTS = sorted((FOLDER / "results").glob("*.json"))
@@ -22,13 +23,19 @@ FAMILIES = ("smolvla", "pi05")
 
 
 @pytest.fixture(scope="module")
-def policies() -> ModuleType:
-    return load_script(FOLDER / "random_policies.py", named=True)
+def load() -> Iterator[Callable[[str], ModuleType]]:
+    with scripts_of(FOLDER) as import_script:
+        yield import_script
 
 
 @pytest.fixture(scope="module")
-def run(policies: ModuleType) -> ModuleType:
-    return load_script(FOLDER / "run.py", named=True)
+def policies(load: Callable[[str], ModuleType]) -> ModuleType:
+    return load("random_policies")
+
+
+@pytest.fixture(scope="module")
+def run(load: Callable[[str], ModuleType]) -> ModuleType:
+    return load("run")
 
 
 def numbers(value: object) -> list[float]:
