@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from chordflow.couplings.observations import split_episodes
+from chordflow.errors import UserError
+from chordflow.experiments.run_folder import only_run
 from lerobot_env_metaworld_light import LightMetaworldConfig, machine
 from script_files import scripts_of
 
@@ -48,6 +50,9 @@ def test_an_interrupted_recording_leaves_no_dataset_and_goes_on(load, tmp_path, 
     with pytest.raises(KeyboardInterrupt):
         recorder.record(config, root, 3, 0.3, stop)
     assert not root.exists()
+    # A file that the machine lost a part of is made again.
+    lost = next(tmp_path.glob("dataset.episodes/reach-v3*/1000001.npz"))
+    lost.write_bytes(lost.read_bytes()[:-100])
     made = []
     demonstrate = recorder.demonstrate
     monkeypatch.setattr(
@@ -56,7 +61,7 @@ def test_an_interrupted_recording_leaves_no_dataset_and_goes_on(load, tmp_path, 
         lambda env, task, seed: made.append((task, seed)) or demonstrate(env, task, seed),
     )
     dataset = recorder.record(config, root, 3, 0.3)
-    assert made == [("handle-press-v3", 1_000_001), ("handle-press-v3", 2_000_000)]
+    assert made == [("reach-v3", 1_000_001), ("handle-press-v3", 1_000_001), ("handle-press-v3", 2_000_000)]
     assert dataset.num_episodes == 6
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset"]
     # LeRobot's rule holds out just the episodes of the other range of seeds, which come last.
@@ -140,6 +145,19 @@ def test_what_cannot_be_run_is_said_at_the_start(load, monkeypatch, tmp_path):
     for share in (math.nan, math.inf, 0.0, 1.0):
         with pytest.raises(ValueError, match=rf"eval_split={share}: give a share between 0 and 1"):
             record.record(None, tmp_path / "new", 10, share)
+
+
+@drawn
+def test_one_folder_is_for_one_process(load, tmp_path):
+    sizes, recorder = load("sizes").SIZES, load("record")
+    with only_run(tmp_path), pytest.raises(UserError, match=f"output_dir={tmp_path}: another process works"):
+        load("run").Run(sizes["smoke"], tmp_path).make()
+    assert list(tmp_path.iterdir()) == []
+    kept = tmp_path / "dataset.episodes"
+    kept.mkdir()
+    config = LightMetaworldConfig(task="reach-v3", obs="pixels_full")
+    with only_run(kept), pytest.raises(UserError, match=f"root={kept}: another process works"):
+        recorder.record(config, tmp_path / "dataset", 10, 0.1)
 
 
 def test_sizes_name_tasks_that_exist(load):

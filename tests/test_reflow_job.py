@@ -465,5 +465,5 @@ def test_two_processes_do_not_train_in_one_folder(
         assert main(resume(short_run, 2)) == 2
     finally:
         os.close(handle)
-    assert "another process is training" in capsys.readouterr().err
+    assert "another process works" in capsys.readouterr().err
     assert main(resume(short_run, 2)) == 0

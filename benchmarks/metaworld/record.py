@@ -16,6 +16,8 @@ import argparse
 import math
 import shutil
 import sys
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ from datasets import disable_progress_bars
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import ACTION, OBS_IMAGE, OBS_STATE
 
+from chordflow.errors import UserError
+from chordflow.experiments.run_folder import only_run
 from lerobot_env_metaworld_light import LightMetaworldConfig
 from lerobot_env_metaworld_light.machine import check_machine
 
@@ -64,6 +68,7 @@ def record(
     Raises:
         ValueError: If an argument is out of range, a task is unknown or its expert fails too often.
         RuntimeError: If Meta-World does not work on this machine.
+        UserError: If another process records there.
     """
     if root.exists():
         raise ValueError(f"root={root} exists already; name a new folder.")
@@ -80,6 +85,26 @@ def record(
 
     tasks = list(dict.fromkeys(task for group in tasks_of(config.task or "").values() for task in group))
     kept = root.with_name(f"{root.name}.episodes")
+    kept.mkdir(parents=True, exist_ok=True)
+    with only_run(kept, "root"):
+        files = _all_solved(tasks, config, kept, episodes, held_out, progress)
+        unfinished = root.with_name(f"{root.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        assemble(files, config, unfinished, repo_id)
+        unfinished.rename(root)
+        shutil.rmtree(kept)
+    return LeRobotDataset(repo_id, root=root)
+
+
+def _all_solved(
+    tasks: list[str],
+    config: LightMetaworldConfig,
+    kept: Path,
+    episodes: int,
+    held_out: int,
+    progress: Progress | None,
+) -> list[Path]:
+    """Every task's episodes, those to train on before those held out."""
     files: dict[bool, list[Path]] = {False: [], True: []}
     done = 0
     for task in tasks:
@@ -92,12 +117,7 @@ def record(
                 done += 1
                 if progress is not None:
                     progress(task, done, episodes * len(tasks))
-    unfinished = root.with_name(f"{root.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    assemble(files[False] + files[True], config, unfinished, repo_id)
-    unfinished.rename(root)
-    shutil.rmtree(kept)
-    return LeRobotDataset(repo_id, root=root)
+    return files[False] + files[True]
 
 
 def solved(
@@ -118,14 +138,15 @@ def solved(
     try:
         while found < count:
             file = folder / f"{seed}.npz"
-            if not file.exists():
+            length = _length(file)
+            if length is None:
                 arrays = demonstrate(env, task, seed)
                 new = file.with_suffix(".new")
                 with new.open("wb") as stream:
                     np.savez(stream, **arrays)
                 new.rename(file)
-            with np.load(file) as arrays:
-                is_solved = len(arrays["action"]) > 0
+                length = len(arrays["action"])
+            is_solved = length > 0
             seed += 1
             failures = 0 if is_solved else failures + 1
             if failures == GIVE_UP:
@@ -138,6 +159,15 @@ def solved(
                 yield file
     finally:
         env.close()
+
+
+def _length(file: Path) -> int | None:
+    """Steps of an episode that is kept, 0 if it was not solved; None if there is none that can be read whole."""
+    try:
+        with np.load(file) as arrays:
+            return min(len(arrays[name]) for name in ("pixels", "agent_pos", "action"))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None
 
 
 def demonstrate(env: Any, task: str, seed: int) -> Arrays:
@@ -223,7 +253,7 @@ def main() -> int:
             episode_length=options.episode_length,
         )
         dataset = record(config, options.root, options.episodes, options.eval_split, say, options.repo_id)
-    except (ValueError, RuntimeError, OSError) as error:
+    except (UserError, ValueError, RuntimeError, OSError) as error:
         print(f"record.py: {error}", file=sys.stderr)
         return 2
     print(f"\n{dataset.num_episodes} episodes, {dataset.num_frames} frames in {options.root}")

@@ -39,8 +39,9 @@ from sizes import SIZES, TWO_SIDED, Size
 
 from chordflow.demo.tiny_vlm import build_tiny_vlm
 from chordflow.errors import UserError
+from chordflow.experiments.run_folder import only_run
 from chordflow.policies import relocate
-from chordflow.results.files import put_between
+from chordflow.results.files import put_between, write_whole
 from lerobot_env_metaworld_light import LightMetaworldConfig
 from lerobot_env_metaworld_light.machine import check_machine
 
@@ -85,11 +86,16 @@ class Run:
         Raises:
             ValueError: if the folder holds a run of other settings, or a file in it is broken.
             RuntimeError: if a command fails.
+            UserError: if another process works there.
         """
         if self.output.exists() and not self.output.is_dir():
             raise ValueError(f"output_dir={self.output} is a file; name a folder.")
         self.output.mkdir(parents=True, exist_ok=True)
-        self._claim()
+        with only_run(self.output):
+            self._claim()
+            self._make_missing()
+
+    def _make_missing(self) -> None:
         seconds = self._spent()
         for name, stage in self.stages().items():
             done = self.output / f"{name}.done"
@@ -102,7 +108,7 @@ class Run:
             spent = seconds.setdefault(name, {"wall": 0.0, "cpu": 0.0})
             spent["wall"] += round(time.perf_counter() - wall, 1)
             spent["cpu"] += round(_cpu_seconds() - cpu, 1)
-            self.seconds.write_text(json.dumps(seconds, indent=2) + "\n")
+            write_whole(self.seconds, f"{json.dumps(seconds, indent=2)}\n".encode())
             done.touch()
 
     def _spent(self) -> dict[str, dict[str, float]]:
@@ -125,7 +131,7 @@ class Run:
             raise ValueError(
                 f"output_dir={self.output} holds a run of another size or of other settings; name a new folder."
             )
-        file.write_text(settings, encoding="utf-8")
+        write_whole(file, settings.encode())
 
     def make_vlm(self) -> None:
         """The model's folder; every word of an instruction is one token."""
@@ -271,7 +277,7 @@ def main() -> int:
         return 2
     result = summary(options.size, size, output)
     file = output / f"{options.size}.json"
-    file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_whole(file, f"{json.dumps(result, indent=2)}\n".encode())
     if options.publish:
         RESULTS.mkdir(exist_ok=True)
         shutil.copy(file, RESULTS / file.name)

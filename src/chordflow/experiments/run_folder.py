@@ -64,11 +64,15 @@ def new_folder(output_dir: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def only_run(output_dir: Path) -> Iterator[None]:
+def only_run(output_dir: Path, option: str = "output_dir") -> Iterator[None]:
     """Holds a run's folder for one process at a time, by a lock that ends with the process.
 
+    Args:
+        output_dir: the folder.
+        option: what the user gives it by.
+
     Raises:
-        UserError: if another process trains in it.
+        UserError: if another process works in it.
     """
     if sys.platform == "win32":
         # Windows has no such locks.
@@ -82,7 +86,7 @@ def only_run(output_dir: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(
-                f"output_dir={output_dir}: another process is training in this folder; wait for it to end."
+                f"{option}={output_dir}: another process works in this folder; wait for it to end."
             ) from error
         yield
     finally:
