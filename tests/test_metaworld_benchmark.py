@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -158,6 +159,18 @@ def test_one_folder_is_for_one_process(load, tmp_path):
     config = LightMetaworldConfig(task="reach-v3", obs="pixels_full")
     with only_run(kept), pytest.raises(UserError, match=f"root={kept}: another process works"):
         recorder.record(config, tmp_path / "dataset", 10, 0.1)
+
+
+def test_a_moved_run_finds_its_model(load, checkpoint, vlm, tmp_path):
+    run = load("run").Run(load("sizes").SIZES["smoke"], tmp_path / "here")
+    shutil.copytree(vlm, tmp_path / "here" / "vlm")
+    shutil.copytree(checkpoint, tmp_path / "here" / "teacher")
+    run._follow_a_move()
+    named = json.loads((tmp_path / "here" / "teacher" / "config.json").read_text())["vlm_model_name"]
+    assert named == str(tmp_path / "here" / "vlm")
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "here").rglob("*.json")}
+    run._follow_a_move()
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "here").rglob("*.json")} == before
 
 
 def test_sizes_name_tasks_that_exist(load):

@@ -97,6 +97,7 @@ class Run:
 
     def _make_missing(self) -> None:
         seconds = self._spent()
+        self._follow_a_move()
         for name, stage in self.stages().items():
             done = self.output / f"{name}.done"
             if done.exists():
@@ -110,6 +111,14 @@ class Run:
             spent["cpu"] += round(_cpu_seconds() - cpu, 1)
             write_whole(self.seconds, f"{json.dumps(seconds, indent=2)}\n".encode())
             done.touch()
+
+    def _follow_a_move(self) -> None:
+        """Points teacher and student to the vision-language model where the whole folder was moved."""
+        vlm = self.output / "vlm"
+        for name in ("teacher", "student"):
+            configs = sorted((self.output / name).rglob("config.json"))
+            if any(json.loads(file.read_text())["vlm_model_name"] != str(vlm) for file in configs):
+                relocate(self.output / name, vlm)
 
     def _spent(self) -> dict[str, dict[str, float]]:
         """What the stages have taken so far."""
