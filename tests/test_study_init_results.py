@@ -141,6 +141,14 @@ def test_the_first_line_sets_what_is_told_beside_what_is_measured(study: InitStu
         "random, lr 0.0001: 20 % (4.0 % to 30 %), under 5 % by step 200 in 1 of 3 seeds. "
         "Told is 2-5 % for teacher, 10-15 % for pretrained_vlm and 30-50 % for random."
     )
+    assert "Success" not in headline(study)
+    teacher = [
+        replace(row, policy="teacher", num_steps=n) for n, row in ((1, acted(0.4)[0]), (10, acted(0.9)[0]))
+    ]
+    assert headline(replace(study, untrained=Untrained(10, figures(0.3), teacher))).endswith(
+        " Success at one step then: teacher, lr 0.0001: 100.0 %; random, lr 0.0001: 80.0 %. "
+        "The untrained teacher solves 40.0 % at 1 step and 90.0 % at 10 steps."
+    )
     assert "not under 0.1 %" in headline(replace(study, level=0.001))
     assert "under 40 % before any step" in headline(replace(study, level=0.4))
     assert headline(replace(study, runs=[])) == "Nothing is measured yet."

@@ -110,7 +110,7 @@ def same_couplings(study: InitStudy) -> bool | None:
 
 
 def headline(study: InitStudy) -> str:
-    """In words what the tables say: every arm's gap at the last checkpoint, its steps to the level, what is told."""
+    """In words what the tables say: of every arm gap, steps to the level and success, with what is told of the gap."""
     said = []
     for arm in study.arms:
         spread, within = gap(study, arm, study.at[-1]), reached(study, arm)
@@ -127,8 +127,21 @@ def headline(study: InitStudy) -> str:
     )
     return (
         f"Gap at one step after {study.steps:,} steps, {seeds}, and steps to {level(study)}: "
-        f"{'; '.join(said)}. Told is {told}."
+        f"{'; '.join(said)}. Told is {told}.{_solved(study)}"
     )
+
+
+def _solved(study: InitStudy) -> str:
+    """Success at one step after all training, beside the untrained teacher's; nothing where no episodes were run."""
+    found = [(arm.name, rates(study, arm, study.at[-1])) for arm in study.arms]
+    students = [f"{name}: {percent(spread.middle, 1)}" for name, spread in found if spread is not None]
+    if not students or study.untrained is None or not study.untrained.success:
+        return ""
+    rows = {row.num_steps: row.rate for row in study.untrained.success if row.group == "all"}
+    teacher = counted(
+        [f"{percent(rate, 1)} at {plural(steps, 'step')}" for steps, rate in sorted(rows.items())]
+    )
+    return f" Success at one step then: {'; '.join(students)}. The untrained teacher solves {teacher}."
 
 
 def _when(study: InitStudy, within: Reached) -> str:
