@@ -121,7 +121,10 @@ def test_students_are_checkpoints_of_what_their_arm_says(done: Path, with_vlm: P
 
 
 def test_checkpoints_on_the_way_are_kept_only_if_asked_for(done: Path) -> None:
-    assert not (done / "students/teacher/lr_0.001/seed_5/step_000000/pretrained_model").exists()
+    # Nor is an empty folder.
+    assert [path.name for path in (done / "students/teacher/lr_0.001/seed_5").iterdir()] == [
+        "pretrained_model"
+    ]
     before = InitStudy.load(done / "study.json")
     later = replace(before, env="drift")
     with pytest.raises(UserError, match="env: the study began without one, and of its students the last"):

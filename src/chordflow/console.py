@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,19 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
-console = Console(highlight=False, soft_wrap=True)
+PIPED_WIDTH = 120
+"""Columns of what goes to a file or a pipe, where no terminal says how many there are."""
+
+
+def _console() -> Console:
+    made = Console(highlight=False, soft_wrap=True)
+    if not made.is_terminal and "COLUMNS" not in os.environ:
+        # The tables are made for 100 columns; with the 80 that are assumed otherwise their names would be cut.
+        made.width = PIPED_WIDTH
+    return made
+
+
+console = _console()
 
 
 class _Note(ProgressColumn):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shlex
@@ -137,7 +138,11 @@ def _one(bed: InitBed, study: InitStudy, yardstick: Yardstick, arm: Arm, seed: i
             yield _with(study, run)
         if checkpoint is not run.checkpoints[-1] and not bed.config.keep_checkpoints:
             # Only now, when its figures are on disk.
-            shutil.rmtree(bed.config.output_dir / checkpoint.student, ignore_errors=True)
+            folder = bed.config.output_dir / checkpoint.student
+            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                # It holds the records of episodes where there were some.
+                folder.parent.rmdir()
 
 
 def _with(study: InitStudy, run: InitRun) -> InitStudy:

@@ -66,7 +66,8 @@ def table(comparison: Comparison, *, ranges: bool = True) -> Section:
         ranges: whether a second row shows the least and the largest over several seeds.
     """
     below = (
-        f"Of several seeds the median, {'and below it the least and the largest; ' if ranges else ''}{SEEDS}."
+        f"Of several seeds the median{', and below it the least and the largest' if ranges else ''}"
+        f"{f'; {SEEDS}' if comparison.env else ''}."
     )
     if not ranges:
         below += " Ranges and further columns: compare.md."

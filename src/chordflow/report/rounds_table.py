@@ -63,7 +63,7 @@ def table(study: RoundsStudy, *, ranges: bool = True) -> Section:
         study: what was measured.
         ranges: whether a second row shows the least and the largest over several seeds.
     """
-    below = "and below it the least and the largest; " if ranges else ""
+    below = ", and below it the least and the largest" if ranges else ""
     more = "" if ranges else " Ranges and further columns: rounds.md."
     episodes = any(run.success for run in study.runs)
     section = Section(
@@ -74,7 +74,7 @@ def table(study: RoundsStudy, *, ranges: bool = True) -> Section:
         wide=WIDE | (FALLS if episodes else {8}),
         below="Gap: distance to the first teacher's converged ODE from the same noise, relative to the spread of its "
         "endpoints, held out. Spread and modes: of the endpoints of one step over noise, beside the first teacher's as "
-        f"deployed. Of several seeds the median, {below}{SEEDS}. Falls are against the round "
+        f"deployed. Of several seeds the median{below}{f'; {SEEDS}' if episodes else ''}. Falls are against the round "
         f"before, those of the first round against the untrained teacher.{more}",
     )
     _add_teacher(section, study)
@@ -94,7 +94,7 @@ def facts(study: RoundsStudy) -> list[tuple[str, str]]:
         (
             "a round pays",
             f"where curvature or the gap at one step falls by {percent(study.least_gain)} or more and the gap does not "
-            "grow",
+            "grow: yes or no by the medians over seeds, and in brackets the seeds where it does by themselves",
         ),
     ]
     if study.diversity:
