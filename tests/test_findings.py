@@ -35,6 +35,7 @@ def test_documents_show_the_studies(script: Any) -> None:
 def test_documents_show_the_benchmark(script: Any) -> None:
     results = script.read(script.METAWORLD.glob("*.json"))
     walls = script.read(script.METAWORLD.glob("round_wall/*.json"))
+    more = script.read(script.METAWORLD.glob("more_episodes/*.json"))
     assert {wall["settings"]["eval"]["n_action_steps"] for wall in walls} == {None, 8}
     for document in script.FINDINGS:
         shown = between(document, "metaworld").splitlines()
@@ -42,6 +43,7 @@ def test_documents_show_the_benchmark(script: Any) -> None:
         tasks = {task for result in results for task in result["settings"]["tasks"]}
         assert {line.split(" | ")[1] for line in shown[2:]} == tasks
         assert between(document, "round_wall") == script.round_wall(walls)
+        assert between(document, "more_episodes") == script.more_episodes(more)
 
 
 def test_what_is_measured_has_at_least_three_seeds(script: Any) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from chordflow.couplings.observations import split_episodes
@@ -192,6 +194,40 @@ def test_commands_are_understood(load, monkeypatch, tmp_path):
         like_lerobot = [commands.evaluate_like_lerobot(size)] if size.lerobot_episodes else []
         for arguments in (commands.evaluate(size), *like_lerobot):
             assert evaluate.parse(arguments).env.image_size == size.image_size
+
+
+@drawn
+def test_success_is_told_by_the_height_of_goals(load, tmp_path):
+    script, size = load("goal_height"), load("sizes").SIZES["smoke"]
+    by_seed = dict(enumerate(script.heights(size, range(8))))
+    assert len(set(by_seed.values())) == 8
+    assert all(0.1 <= height <= 0.2 for height in by_seed.values())
+    for place, folder in enumerate(script.ARMS.values()):
+        # The first solves what hangs low, the others what hangs high.
+        rows = [
+            {"task_group": script.TASK, "seed": seed, "success": (height < 0.15) == (place == 0)}
+            for seed, height in by_seed.items()
+        ]
+        rows.append({"task_group": "reach-v3", "seed": 3, "success": True})
+        (tmp_path / "evaluate" / "episodes" / folder).mkdir(parents=True)
+        pq.write_table(
+            pa.Table.from_pylist(rows), tmp_path / "evaluate" / "episodes" / folder / "part-000000.parquet"
+        )
+    result = script.measure(size, tmp_path)
+    first, second, _ = result["success"].values()
+    assert result["episodes"] == 8
+    assert [part["episodes"] for part in result["quarters"]] == [2, 2, 2, 2]
+    low = [sum(height < 0.15 for height in sorted(by_seed.values())[i : i + 2]) / 2 for i in (0, 2, 4, 6)]
+    assert first == low
+    assert second == [1 - rate for rate in low]
+    with pytest.raises(ValueError, match="holds no episodes of reach-round-wall"):
+        script.measure(size, tmp_path / "nothing")
+
+
+def test_the_document_shows_what_the_height_of_goals_does(load):
+    script = load("goal_height")
+    mark = f"<!-- goal_height -->\n{script.table(script.published())}\n<!-- /goal_height -->"
+    assert mark in (FOLDER / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("file", sorted((FOLDER / "results").glob("*.json")), ids=lambda file: file.stem)

@@ -86,11 +86,13 @@ SIZES = {
         tasks=("window-open-v3", "drawer-close-v3", "button-press-topdown-v3", "reach-round-wall"),
         demonstrations=100,
         episode_length=200,
-        train_steps=12_000,
-        reflow=_student(3_000, 2_048),
+        train_steps=10_000,
+        reflow=_student(6_000, 4_096),
         episodes=200,
         measure={"num_observations": 300},
         lerobot_episodes=10,
+        # 16 tokens for a picture, in place of 4: a goal is a few pixels of it, and the hand must come near.
+        vlm=TinyVLMSize(scale_factor=2),
         obs="pixels_agent_pos",
     ),
     # Meta-World's fifty tasks and the two-sided ones, on a GPU.
