@@ -29,7 +29,9 @@ SAMPLES: dict[str, Callable[[], Results]] = {
 PLOTS = {
     "demo": {
         "gap-deployed", "gap-converged", "success", "difference", "success-0", "success-1", "success-2", "paths-0",
-        "paths-1", "curvature-time", "curvature-parts", "curvature-dims", "latency", "loss",
+        "paths-1", "curvature-time", "curvature-parts", "curvature-dims", "heat-0", "heat-1", "spread", "endpoints-0",
+        "endpoints-1", "endpoints-2", "endpoints-3", "endpoints-4", "endpoints-5", "latency", "motion-0", "motion-1",
+        "motion-2", "motion-3", "motion-4", "timing", "loss",
     },
     "diagnosis": {
         "gap-deployed", "gap-converged", "paths-0", "curvature-time", "curvature-parts", "curvature-dims", "heat-0",
