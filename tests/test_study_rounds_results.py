@@ -141,3 +141,12 @@ def test_a_file_comes_back_and_something_else_is_refused(tmp_path: Path) -> None
     path.write_text("{}")
     with pytest.raises(UserError, match="no readable result of chordflow study rounds"):
         RoundsStudy.load(path)
+
+
+def test_names_are_whole_where_no_terminal_says_how_wide_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    from chordflow.console import PIPED_WIDTH, _console
+
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert _console().width == PIPED_WIDTH >= 100
+    monkeypatch.setenv("COLUMNS", "90")
+    assert _console().width == 90

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from results import DOCUMENT, RESULTS
 from sizes import SIZES, Size
 
+from chordflow.errors import UserError
 from chordflow.results.files import put_between, write_whole
 from lerobot_env_metaworld_light import LightMetaworldConfig
 
@@ -99,7 +100,8 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     for size, result in found.items():
         for name, rates in result["success"].items():
             lines.append(f"| {size} | {name} | " + " | ".join(f"{100 * rate:.0f}" for rate in rates) + " |")
-    low, high = result["quarters"][0]["low"], result["quarters"][-1]["high"]
+    low = min(result["quarters"][0]["low"] for result in found.values())
+    high = max(result["quarters"][-1]["high"] for result in found.values())
     return "\n".join([*lines, "", f"Goals hang {100 * low:.0f} to {100 * high:.0f} cm high."])
 
 
@@ -122,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         result = measure(SIZES[options.size], options.output_dir)
-    except (ValueError, OSError) as error:
+    except (UserError, ValueError, RuntimeError, OSError) as error:
         print(f"goal_height.py: {error}", file=sys.stderr)
         return 2
     data = f"{json.dumps(result, indent=2)}\n".encode()
