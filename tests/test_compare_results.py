@@ -11,6 +11,7 @@ from rich.console import Console
 
 from chordflow.errors import UserError
 from chordflow.report.compare_table import markdown, render, table
+from chordflow.report.side_by_side import SEEDS
 from chordflow.results.compare import STEP_COUNTS, Comparison, Entry, Figures, Run, Untrained
 from chordflow.results.compare_summary import Spread, headline, middle_seed, over_seeds
 from chordflow.results.schema import GapRow, HeldOut, SuccessRow
@@ -203,6 +204,9 @@ def test_the_table_has_the_teacher_then_medians_and_ranges() -> None:
     assert text.startswith("**At one step one ")
     assert "- device: cpu, 1 threads" in text
     assert "budget of a run: 5 steps; seeds 0, 1" in text
+    # How success is taken over seeds is said only where there is an environment.
+    assert SEEDS in text
+    assert SEEDS not in markdown(replace(whole, env=""))
 
 
 @pytest.mark.parametrize("width", [100, 140])

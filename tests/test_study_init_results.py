@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from chordflow.report.init_study_page import page
 from chordflow.report.init_study_plots import plots
 from chordflow.report.init_study_table import markdown, render, sections
+from chordflow.report.study_page import init_page
 from chordflow.results.codec import decode, encode
 from chordflow.results.compare import Figures, Untrained
 from chordflow.results.init_study import Arm, Checkpoint, InitRun, InitStudy, LeftOut
@@ -199,7 +199,7 @@ def test_the_plots_show_the_spread_over_seeds(study: InitStudy) -> None:
 
 
 def test_the_page_is_whole_and_escaped(study: InitStudy) -> None:
-    text = page(study)
+    text = init_page(study)
     assert "a/&lt;b&gt;" in text
     assert "<b>" not in text.partition("<script>")[0] + text.rpartition("</script>")[2]
     held = json.loads(re.findall(r'id="plots">(.*?)</script>', text)[0])

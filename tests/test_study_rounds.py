@@ -90,6 +90,7 @@ def test_every_round_of_every_arm_is_trained_once_and_measured(done: Path) -> No
         ("| last, real 0.5", "1"), ("| last, real 0.5", "2"), ("| first, real 0.5", "1"), ("| first, real 0.5", "2"),
         ("| once, real 0.5", "1"),
     ]  # fmt: skip
+    assert 'id="plot-success"' in (done / "rounds.html").read_text()
 
 
 def test_a_round_is_taught_by_the_last_student_and_begins_as_its_arm_says(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import html
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +12,10 @@ import pytest
 from rich.console import Console
 
 from chordflow.errors import UserError
+from chordflow.report.rounds_plots import plots
 from chordflow.report.rounds_table import markdown, render, table
+from chordflow.report.side_by_side import SEEDS
+from chordflow.report.study_page import rounds_page
 from chordflow.results.compare import Untrained
 from chordflow.results.paying import paying_rounds
 from chordflow.results.rounds_study import Diversity, RoundArm, RoundRun, RoundsStudy
@@ -113,6 +119,49 @@ def test_the_table_shows_medians_ranges_and_falls() -> None:
     ranges = [[cell.text for cell in row] for row in section.rows if row[0].text == "- least to largest"]
     assert ranges[1][2:4] == ["2.0-3.0", "9.0-10.2/4.5-5.1/0.1-0.1"]
     assert all(len(row) == len(section.heads) for row in section.rows)
+    # Only a terminal's columns are too narrow for whole words.
+    assert "| curvature % |" in markdown(of_two_seeds())
+
+
+@pytest.mark.parametrize("solved", [None, 30])
+def test_success_is_explained_only_where_episodes_were_run(solved: int | None) -> None:
+    assert (SEEDS in markdown(of_two_seeds(solved))) is (solved is not None)
+
+
+def test_the_plots_go_from_the_untrained_teacher_over_all_steps() -> None:
+    drawn = {plot.key: plot for group in plots(of_two_seeds(30)) for plot in group}
+    assert list(drawn) == ["curvature", "gap-1", "gap-2", "gap-10", "spread", "modes", "success"]
+    band, last, _, once = drawn["gap-1"].figure.data
+    assert (list(last.x), list(last.y)) == ([0, 100, 200, 300], [30, 10, 9.6, 11.5])
+    assert list(band.y) == [30, 10, 10.2, 12, 11, 9, 10, 30]
+    # One round of the steps of three stands above the third of the others.
+    assert (list(once.x), list(once.y)) == ([0, 300], [30, 6])
+    assert (
+        "after the last round last 12 % (11 % to 12 %); once 6.0 % (6.0 % to 6.0 %)" in drawn["gap-1"].caption
+    )
+    assert list(drawn["modes"].figure.data[1].y) == [0, 50, 50, 50]
+    assert list(drawn["success"].figure.data[1].y) == [90, 75, 75, 75]
+    without = {plot.key for group in plots(of_two_seeds()) for plot in group}
+    assert without == set(drawn) - {"success"}
+    assert list(drawn["modes"].figure.layout.xaxis.tickvals) == [0, 100, 200, 300]
+    assert plots(replace(of_two_seeds(), runs=[])) == []
+
+
+def test_the_page_is_whole_and_escaped() -> None:
+    found = replace(of_two_seeds(30), teacher="a/<b>", settings={"steps": 100, "env": {"type": "<i>"}})
+    text = rounds_page(found)
+    outside = text.partition("<script>")[0] + text.rpartition("</script>")[2]
+    assert "a/&lt;b&gt;" in text
+    assert not re.search("<b>|<i>", outside)
+    held = json.loads(re.findall(r'id="plots">(.*?)</script>', text)[0])
+    assert set(re.findall(r'data-plot="([\w-]+)"', text)) == set(held)
+    needed = (
+        "curvature 20 % → 4.5 % → 2.5 %",
+        "3 rounds of 100 steps, seeds 0, 1",
+        "Made by chordflow from rounds.json",
+        "env.type",
+    )
+    assert all(part in html.unescape(text) for part in needed)
 
 
 @pytest.mark.parametrize("solved", [None, 30])

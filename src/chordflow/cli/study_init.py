@@ -10,9 +10,9 @@ from chordflow.console import console, say
 from chordflow.experiments.init_study import study_init
 from chordflow.experiments.init_study_config import PAGE, STUDY, TABLE, InitStudyConfig
 from chordflow.quiet import quiet_stdout
-from chordflow.report.init_study_page import page
 from chordflow.report.init_study_table import markdown, render
 from chordflow.report.page import write_text
+from chordflow.report.study_page import init_page
 from chordflow.results.files import write_whole
 from chordflow.results.init_study import InitStudy
 
@@ -42,7 +42,7 @@ def run(arguments: list[str]) -> None:
     study = study_init(config, ["chordflow", "study", "init", *arguments], write)
     # Also of a study of which nothing was missing.
     write(study)
-    write_whole(output / PAGE, write_text(page(study)))
+    write_whole(output / PAGE, write_text(init_page(study)))
     console.print(render(study))
     say(f"Results: {output / STUDY}, all columns in {output / TABLE}, curves in {output / PAGE}")
 

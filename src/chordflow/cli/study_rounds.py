@@ -8,9 +8,11 @@ from chordflow.cli.options import help_text
 from chordflow.cli.settings import parse_record
 from chordflow.console import console, say
 from chordflow.experiments.rounds_study import study_rounds
-from chordflow.experiments.rounds_study_config import STUDY, TABLE, RoundsStudyConfig
+from chordflow.experiments.rounds_study_config import PAGE, STUDY, TABLE, RoundsStudyConfig
 from chordflow.quiet import quiet_stdout
+from chordflow.report.page import write_text
 from chordflow.report.rounds_table import markdown, render
+from chordflow.report.study_page import rounds_page
 from chordflow.results.files import write_whole
 from chordflow.results.rounds_study import RoundsStudy
 
@@ -24,7 +26,7 @@ chordflow study rounds --resume=true --config_path=outputs/rounds/rounds.json
 
 
 def run(arguments: list[str]) -> None:
-    """Parses the options, trains and measures, and prints and writes the table."""
+    """Parses the options, trains and measures, and prints and writes table and page."""
     with quiet_stdout():
         # Environments that are installed as lerobot_env_*, as LeRobot's own commands find them.
         register_third_party_plugins()
@@ -32,15 +34,17 @@ def run(arguments: list[str]) -> None:
         print(help_text(RoundsStudyConfig, (RoundsStudyConfig.__doc__ or "").split("\n")[0], USAGE))
         return
     config = parse(arguments)
+    output = config.output_dir
 
     def write(study: RoundsStudy) -> None:
-        write_whole(config.output_dir / TABLE, markdown(study).encode("utf-8"))
+        write_whole(output / TABLE, write_text(markdown(study)))
 
     study = study_rounds(config, ["chordflow", "study", "rounds", *arguments], write)
     # Also of a study of which nothing was missing.
     write(study)
+    write_whole(output / PAGE, write_text(rounds_page(study)))
     console.print(render(study))
-    say(f"Results: {config.output_dir / STUDY}, all columns in {config.output_dir / TABLE}")
+    say(f"Results: {output / STUDY}, all columns in {output / TABLE}, curves in {output / PAGE}")
 
 
 def parse(arguments: list[str]) -> RoundsStudyConfig:

@@ -18,7 +18,7 @@ from chordflow.results.paying import LEAST_GAIN, check_least_gain
 from chordflow.results.rounds_study import USUAL_SOLVER, RoundArm, Start
 from chordflow.training.optimizers import OptimizerConfig, SOAPConfig
 
-STUDY, TABLE = "rounds.json", "rounds.md"
+STUDY, TABLE, PAGE = "rounds.json", "rounds.md", "rounds.html"
 """What a study of rounds writes beside its students."""
 
 ADDABLE = (
@@ -36,7 +36,7 @@ class RoundsStudyConfig:
     Attributes:
         teacher: the checkpoint to reflow, the first teacher.
         dataset: LeRobot dataset whose observations are used (its actions only by arms with a share of real data).
-        output_dir: new folder for rounds.json, its table and the students.
+        output_dir: new folder for rounds.json, its table, its page and the students.
         rounds: of each arm; each student teaches the next.
         starts: what the student of a round begins as: last (that of the round before), first (the first teacher),
             fresh (the teacher's vision-language model with a fresh action head); or once, a single round of the steps

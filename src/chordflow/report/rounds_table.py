@@ -34,10 +34,16 @@ from chordflow.results.rounds_summary import (
 from chordflow.results.wording import clean, percent, percentage, plural, steps
 
 HEADS = [
-    "arm", "round", "curva-\nture %", *(f"gap at {n}, %:\nRMS/median/\nflips" for n in STEP_COUNTS),
+    "arm", "round", "curvature\n%", *(f"gap at {n}, %:\nRMS/median/\nflips" for n in STEP_COUNTS),
     "spread\n%", "modes\nkept %", "success at\none step, %", "points to the\nteacher", "p",
-    "curva-\nture falls\nby %", "gap at\n1 falls\nby %", "pays\n(seeds)", "training\ns",
+    "curvature\nfalls by %", "gap at\n1 falls\nby %", "pays\n(seeds)", "training\ns",
 ]  # fmt: skip
+
+SHORT = {
+    "curvature\n%": "curva-\nture %",
+    "curvature\nfalls by %": "curva-\nture falls\nby %",
+}
+"""Heads of the terminal where words are longer than its columns."""
 
 WIDE = {4, 5, 7, 9, 10, 14}
 """Columns that a terminal has no room for."""
@@ -69,7 +75,7 @@ def table(study: RoundsStudy, *, ranges: bool = True) -> Section:
     section = Section(
         "rounds",
         "Rounds of reflow",
-        HEADS,
+        HEADS if ranges else [SHORT.get(head, head) for head in HEADS],
         left=1,
         wide=WIDE | (FALLS if episodes else {8}),
         below="Gap: distance to the first teacher's converged ODE from the same noise, relative to the spread of its "
