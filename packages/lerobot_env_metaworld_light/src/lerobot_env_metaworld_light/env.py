@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import mujoco
 import numpy as np
 from gymnasium import spaces
 from lerobot.envs.metaworld import MetaworldEnv
@@ -96,6 +97,9 @@ class LightMetaworldEnv(MetaworldEnv):
         if seed is not None:
             self._env.seed(seed)
         self._state, _ = self._env.reset(seed=seed)
+        # Meta-World moves goal and objects in the model; until the next step MuJoCo would draw them where they were in
+        # the episode before. Only positions are computed anew, which the next step does in any case.
+        mujoco.mj_kinematics(self._env.model, self._env.data)
         self._steps = 0
         return self._observe(), self._info({"is_success": False})
 
