@@ -157,6 +157,20 @@ def test_vector_environments_see_the_pictures_of_their_own_episodes(autoreset):
     assert not np.array_equal(begun[1], moved)
 
 
+@drawn
+@pytest.mark.parametrize("task", ["reach-v3", "lever-pull-v3", "reach-round-wall"])
+def test_the_first_picture_shows_where_things_are_in_this_episode(task):
+    import mujoco
+
+    env = make(task)
+    other = env.reset(seed=4)[0]["pixels"]
+    first = env.reset(seed=3)[0]["pixels"]
+    assert not np.array_equal(first, other)
+    np.testing.assert_array_equal(first, make(task).reset(seed=3)[0]["pixels"])
+    mujoco.mj_forward(env._env.model, env._env.data)
+    np.testing.assert_array_equal(first, env._draw(64))
+
+
 @pytest.mark.parametrize("task", ["drawer-close-v3", "reach-round-wall", "push-either-goal"])
 def test_an_episode_is_a_function_of_its_seed(task):
     env = make(task, obs="pixels_full")
