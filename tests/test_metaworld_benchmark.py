@@ -230,6 +230,18 @@ def test_the_document_shows_what_the_height_of_goals_does(load):
     assert mark in (FOLDER / "README.md").read_text(encoding="utf-8")
 
 
+@drawn
+def test_first_pictures_of_metaworld_may_show_the_episode_before(load, capsys):
+    script = load("first_pictures")
+    found = script.measure(["reach-v3", "basketball-v3"])
+    assert found["pixels_that_differ"]["reach-v3"] > 0
+    assert (found["tasks"], found["tasks_that_differ"]) == (2, 1)
+    assert script.main(["--task=reach-round-wall"]) == 2
+    assert "task=reach-round-wall: only Meta-World's own tasks" in capsys.readouterr().err
+    assert script.main(["--task=reech-v3"]) == 2
+    assert "the nearest names are reach-v3" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("file", sorted((FOLDER / "results").glob("*.json")), ids=lambda file: file.stem)
 def test_the_document_shows_the_published_results(load, file):
     result = json.loads(file.read_text(encoding="utf-8"))
