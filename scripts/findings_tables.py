@@ -285,8 +285,9 @@ def main() -> None:
     found = studies()
     for name, study in found.items():
         put_between(DOCUMENT, name, whole(study))
-    results, walls, more = (
-        read(METAWORLD.glob(files)) for files in ("*.json", "round_wall/*.json", "more_episodes/*.json")
+    results, walls, more, mended = (
+        read(METAWORLD.glob(files))
+        for files in ("*.json", "round_wall/*.json", "more_episodes/*.json", "first_pictures/small*.json")
     )
     for document in FINDINGS:
         for name, study in found.items():
@@ -294,6 +295,7 @@ def main() -> None:
         put_between(document, "metaworld", metaworld(results))
         put_between(document, "round_wall", round_wall(walls))
         put_between(document, "more_episodes", more_episodes(more))
+        put_between(document, "first_pictures", metaworld(mended))
 
 
 if __name__ == "__main__":
