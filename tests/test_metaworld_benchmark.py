@@ -231,11 +231,15 @@ def test_the_document_shows_what_the_height_of_goals_does(load):
 
 
 @drawn
-def test_first_pictures_of_metaworld_may_show_the_episode_before(load, capsys):
+def test_first_pictures_of_metaworld_may_show_the_episode_before(load, capsys, tmp_path, monkeypatch):
     script = load("first_pictures")
     found = script.measure(["reach-v3", "basketball-v3"])
     assert found["pixels_that_differ"]["reach-v3"] > 0
     assert (found["tasks"], found["tasks_that_differ"]) == (2, 1)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(script, "PUBLISHED", tmp_path / "file" / "tasks.json")
+    assert script.main(["--task=reach-v3", "--publish"]) == 2
+    assert capsys.readouterr().err.startswith("first_pictures.py: ")
     assert script.main(["--task=reach-round-wall"]) == 2
     assert "task=reach-round-wall: only Meta-World's own tasks" in capsys.readouterr().err
     assert script.main(["--task=reech-v3"]) == 2

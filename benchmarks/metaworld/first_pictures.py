@@ -97,13 +97,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         check_machine()
         found = measure(stock(options.task))
+        if options.publish:
+            PUBLISHED.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(PUBLISHED, f"{json.dumps(found, indent=2)}\n".encode())
     except (UserError, ValueError, RuntimeError, OSError) as error:
         print(f"first_pictures.py: {error}", file=sys.stderr)
         return 2
     print(f"{found['tasks_that_differ']} of {found['tasks']} tasks")
-    if options.publish:
-        PUBLISHED.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(PUBLISHED, f"{json.dumps(found, indent=2)}\n".encode())
     return 0
 
 

@@ -124,15 +124,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         result = measure(SIZES[options.size], options.output_dir)
+        data = f"{json.dumps(result, indent=2)}\n".encode()
+        write_whole(options.output_dir / "goal_height.json", data)
+        if options.publish:
+            (RESULTS / "goal_height").mkdir(parents=True, exist_ok=True)
+            write_whole(RESULTS / "goal_height" / f"{options.size}.json", data)
+            put_between(DOCUMENT, "goal_height", table(published()))
     except (UserError, ValueError, RuntimeError, OSError) as error:
         print(f"goal_height.py: {error}", file=sys.stderr)
         return 2
-    data = f"{json.dumps(result, indent=2)}\n".encode()
-    write_whole(options.output_dir / "goal_height.json", data)
-    if options.publish:
-        (RESULTS / "goal_height").mkdir(parents=True, exist_ok=True)
-        write_whole(RESULTS / "goal_height" / f"{options.size}.json", data)
-        put_between(DOCUMENT, "goal_height", table(published()))
     print(table({options.size: result}))
     return 0
 
