@@ -61,7 +61,7 @@ def test_an_interrupted_recording_leaves_no_dataset_and_goes_on(load, tmp_path, 
     monkeypatch.setattr(
         recorder,
         "demonstrate",
-        lambda env, task, seed: made.append((task, seed)) or demonstrate(env, task, seed),
+        lambda env, task, seed, pushed: made.append((task, seed)) or demonstrate(env, task, seed, pushed),
     )
     dataset = recorder.record(config, root, 3, 0.3)
     assert made == [("reach-v3", 1_000_001), ("handle-press-v3", 1_000_001), ("handle-press-v3", 2_000_000)]
@@ -88,7 +88,7 @@ def test_episodes_that_the_expert_fails_are_left_out(load, tmp_path, monkeypatch
     asked: list[int] = []
     demonstrate = recorder.demonstrate
 
-    def every_third(_env: Any, _task: str, seed: int) -> dict[str, np.ndarray]:
+    def every_third(_env: Any, _task: str, seed: int, pushed: bool) -> dict[str, np.ndarray]:
         asked.append(seed)
         return {"action": np.zeros((5 if seed % 3 == 0 else 0, 4), np.float32)}
 

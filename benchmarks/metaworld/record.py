@@ -6,6 +6,11 @@ Only episodes that the expert solves are kept. Seeds of training episodes count 
 ones from 2,000,000; evaluation counts up from `--seed`, which stays below. Held-out episodes come last, so that
 LeRobot's rule (`--dataset.eval_split`: the last share of every instruction's episodes) holds out just these.
 
+An expert keeps to its path, so that its hand's position soon tells where it is going; a policy that reads that from the
+hand and not from the picture never mends a wrong beginning. `--disturbed` adds episodes in which the hand was pushed
+off the path at some moment, recorded from then on (noise injected into demonstrations, as by Laskey et al. 2017, DART,
+https://arxiv.org/abs/1703.09327; here not recorded itself). Their seeds count up from 3,000,000 and 4,000,000.
+
 Each episode is kept in ROOT.episodes as soon as it is solved; an interrupted recording goes on where it was. ROOT
 appears only when the dataset is whole.
 """
@@ -18,7 +23,7 @@ import shutil
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +40,10 @@ from lerobot_env_metaworld_light.machine import check_machine
 
 TRAIN_SEED = 1_000_000
 HELD_OUT_SEED = 2_000_000
+DISTURBED_SEED = 3_000_000
+DISTURBED_HELD_OUT_SEED = 4_000_000
+PUSH_STEPS = (5, 15)
+"""Fewest and most steps for which the hand is pushed, each by at most a centimetre along each axis."""
 GIVE_UP = 20
 """Seeds in a row that an expert may fail before its task is given up."""
 
@@ -54,6 +63,7 @@ def record(
     eval_split: float,
     progress: Progress | None = None,
     repo_id: str = REPO_ID,
+    disturbed: Mapping[str, int] | None = None,
 ) -> LeRobotDataset:
     """Record demonstrations of every task that the config names.
 
@@ -64,6 +74,7 @@ def record(
         eval_split: Share of them that is held out.
         progress: Called with (task, episodes done, episodes in all).
         repo_id: Name of the dataset.
+        disturbed: Further episodes, by task, that begin after a push; the same share of them is held out.
 
     Raises:
         ValueError: If an argument is out of range, a task is unknown or its expert fails too often.
@@ -80,14 +91,17 @@ def record(
             f"episodes={episodes} and eval_split={eval_split} leave no episode to train on or none to hold out; "
             "give at least 2 episodes and a share that splits them."
         )
+    disturbed = disturbed or {}
+    for task, count in disturbed.items():
+        if count < 0:
+            raise ValueError(f"disturbed={count} for {task}: give a number of episodes, 0 or more.")
     check_machine()
-    from lerobot_env_metaworld_light.tasks import tasks_of
-
-    tasks = list(dict.fromkeys(task for group in tasks_of(config.task or "").values() for task in group))
+    tasks = all_tasks(config)
     kept = root.with_name(f"{root.name}.episodes")
     kept.mkdir(parents=True, exist_ok=True)
     with only_run(kept, "root"):
-        files = _all_solved(tasks, config, kept, episodes, held_out, progress)
+        plan = {task: _counts(episodes, disturbed.get(task, 0), eval_split) for task in tasks}
+        files = _all_solved(plan, config, kept, progress)
         unfinished = root.with_name(f"{root.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         assemble(files, config, unfinished, repo_id)
@@ -96,27 +110,44 @@ def record(
     return LeRobotDataset(repo_id, root=root)
 
 
+def all_tasks(config: LightMetaworldConfig) -> list[str]:
+    """The tasks that a config names, each once.
+
+    Raises:
+        ValueError: If one is unknown.
+    """
+    from lerobot_env_metaworld_light.tasks import tasks_of
+
+    return list(dict.fromkeys(task for group in tasks_of(config.task or "").values() for task in group))
+
+
+def _counts(episodes: int, disturbed: int, eval_split: float) -> dict[int, int]:
+    """Episodes of a task by their first seed; held-out ones are in all as many as LeRobot's rule takes."""
+    held_out = held_out_episodes(episodes, eval_split)
+    pushed_held_out = held_out_episodes(episodes + disturbed, eval_split) - held_out
+    return {
+        TRAIN_SEED: episodes - held_out,
+        DISTURBED_SEED: disturbed - pushed_held_out,
+        HELD_OUT_SEED: held_out,
+        DISTURBED_HELD_OUT_SEED: pushed_held_out,
+    }
+
+
 def _all_solved(
-    tasks: list[str],
-    config: LightMetaworldConfig,
-    kept: Path,
-    episodes: int,
-    held_out: int,
-    progress: Progress | None,
+    plan: dict[str, dict[int, int]], config: LightMetaworldConfig, kept: Path, progress: Progress | None
 ) -> list[Path]:
     """Every task's episodes, those to train on before those held out."""
     files: dict[bool, list[Path]] = {False: [], True: []}
+    total = sum(sum(counts.values()) for counts in plan.values())
     done = 0
-    for task in tasks:
-        for last, first_seed, count in (
-            (False, TRAIN_SEED, episodes - held_out),
-            (True, HELD_OUT_SEED, held_out),
-        ):
+    for task, counts in plan.items():
+        for first_seed, count in counts.items():
+            last = first_seed in (HELD_OUT_SEED, DISTURBED_HELD_OUT_SEED)
             for file in solved(task, config, kept, first_seed, count):
                 files[last].append(file)
                 done += 1
                 if progress is not None:
-                    progress(task, done, episodes * len(tasks))
+                    progress(task, done, total)
     return files[False] + files[True]
 
 
@@ -140,7 +171,7 @@ def solved(
             file = folder / f"{seed}.npz"
             length = _length(file)
             if length is None:
-                arrays = demonstrate(env, task, seed)
+                arrays = demonstrate(env, task, seed, pushed=first_seed >= DISTURBED_SEED)
                 new = file.with_suffix(".new")
                 with new.open("wb") as stream:
                     np.savez(stream, **arrays)
@@ -170,27 +201,73 @@ def _length(file: Path) -> int | None:
         return None
 
 
-def demonstrate(env: Any, task: str, seed: int) -> Arrays:
-    """One episode of the expert; empty arrays if it fails."""
+def demonstrate(env: Any, task: str, seed: int, pushed: bool = False) -> Arrays:
+    """One episode of the expert; empty arrays if it fails.
+
+    Args:
+        env: The environment.
+        task: Name of the task.
+        seed: Decides the episode, and the push.
+        pushed: Whether the hand is pushed off the expert's path at a moment that the seed draws; what is returned
+            begins after that.
+    """
     from lerobot_env_metaworld_light.experts import make_expert
 
-    observation, info = env.reset(seed=seed)
     expert = make_expert(task, seed)
+    observation = _after_a_push(env, task, seed) if pushed else env.reset(seed=seed)[0]
     steps: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    ended = False
+    info: dict[str, Any] = {"is_success": False}
+    ended = observation is None
     while not ended:
         action = expert.act(env.state)
         steps.append((observation["pixels"], observation["agent_pos"], action))
         observation, _, terminated, truncated, info = env.step(action)
         ended = terminated or truncated
-    pixels, states, actions = zip(*steps, strict=True)
-    end = len(steps) if info["is_success"] else 0
+    if not info["is_success"]:
+        steps = []
     return {
-        "pixels": np.stack(pixels)[:end],
-        "agent_pos": np.stack(states)[:end],
-        "action": np.stack(actions)[:end],
+        "pixels": np.array([pixels for pixels, _, _ in steps]),
+        "agent_pos": np.array([state for _, state, _ in steps]),
+        "action": np.array([action for _, _, action in steps]),
         "task": np.array(env.task_description),
     }
+
+
+def _after_a_push(env: Any, task: str, seed: int) -> Any:
+    """What is seen after the expert has acted for a while and its hand was pushed; None if that ended the episode."""
+    from lerobot_env_metaworld_light.experts import make_expert
+
+    # Another stream than those of the layout and of the expert's side.
+    generator = np.random.default_rng([seed, 2])
+    moment = int(generator.integers(_length_undisturbed(env, task, seed)))
+    direction = generator.uniform(-1.0, 1.0, 3)
+    duration = int(generator.integers(PUSH_STEPS[0], PUSH_STEPS[1] + 1))
+    env.reset(seed=seed)
+    expert = make_expert(task, seed)
+    observation = None
+    for step in range(moment + duration):
+        action = expert.act(env.state)
+        if step >= moment:
+            # The gripper stays with the expert: what it holds is not dropped.
+            action[:3] = direction
+        observation, _, terminated, truncated, _ = env.step(action)
+        if terminated or truncated:
+            return None
+    return observation
+
+
+def _length_undisturbed(env: Any, task: str, seed: int) -> int:
+    """Steps that the expert takes when nothing pushes it."""
+    from lerobot_env_metaworld_light.experts import make_expert
+
+    env.reset(seed=seed)
+    expert = make_expert(task, seed)
+    length, ended = 0, False
+    while not ended:
+        _, _, terminated, truncated, _ = env.step(expert.act(env.state))
+        ended = terminated or truncated
+        length += 1
+    return length
 
 
 def assemble(files: list[Path], config: LightMetaworldConfig, root: Path, repo_id: str) -> None:
@@ -234,6 +311,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--task", required=True, help="tasks or LeRobot's groups of tasks, joined by commas")
     parser.add_argument("--episodes", type=int, default=50, help="of each task, held-out ones included")
+    parser.add_argument(
+        "--disturbed", type=int, default=0, help="further episodes of each, recorded after a push"
+    )
     parser.add_argument("--eval_split", type=float, default=0.1, help="share of them that is held out")
     parser.add_argument("--root", type=Path, required=True, help="folder of the dataset")
     parser.add_argument("--repo_id", default=REPO_ID)
@@ -252,7 +332,10 @@ def main() -> int:
             image_size=options.image_size,
             episode_length=options.episode_length,
         )
-        dataset = record(config, options.root, options.episodes, options.eval_split, say, options.repo_id)
+        disturbed = dict.fromkeys(all_tasks(config), options.disturbed)
+        dataset = record(
+            config, options.root, options.episodes, options.eval_split, say, options.repo_id, disturbed
+        )
     except (UserError, ValueError, RuntimeError, OSError) as error:
         print(f"record.py: {error}", file=sys.stderr)
         return 2

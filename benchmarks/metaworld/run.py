@@ -163,7 +163,13 @@ class Run:
                 print(f"{done}/{total} episodes, {task}, {time.perf_counter() - begin:.0f} s", flush=True)
 
         record(
-            self.env, self.output / "dataset", self.size.demonstrations, self.size.eval_split, say, REPO_ID
+            self.env,
+            self.output / "dataset",
+            self.size.demonstrations,
+            self.size.eval_split,
+            say,
+            REPO_ID,
+            self.size.disturbed,
         )
 
     def train(self) -> None:
