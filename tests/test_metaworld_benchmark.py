@@ -16,6 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from chordflow.couplings.observations import split_episodes
 from chordflow.errors import UserError
@@ -45,13 +47,14 @@ def test_an_interrupted_recording_leaves_no_dataset_and_goes_on(load, tmp_path, 
     recorder = load("record")
     config = LightMetaworldConfig(task="reach-v3,handle-press-v3", obs="pixels_full")
     root = tmp_path / "dataset"
+    disturbed = {"handle-press-v3": 2}
 
     def stop(_task: str, done: int, _total: int) -> None:
         if done == 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        recorder.record(config, root, 3, 0.3, stop)
+        recorder.record(config, root, 3, 0.3, stop, disturbed=disturbed)
     assert not root.exists()
     # A file that the machine lost a part of is made again.
     lost = next(tmp_path.glob("dataset.episodes/reach-v3*/1000001.npz"))
@@ -63,13 +66,14 @@ def test_an_interrupted_recording_leaves_no_dataset_and_goes_on(load, tmp_path, 
         "demonstrate",
         lambda env, task, seed, pushed: made.append((task, seed)) or demonstrate(env, task, seed, pushed),
     )
-    dataset = recorder.record(config, root, 3, 0.3)
-    assert made == [("reach-v3", 1_000_001), ("handle-press-v3", 1_000_001), ("handle-press-v3", 2_000_000)]
-    assert dataset.num_episodes == 6
+    dataset = recorder.record(config, root, 3, 0.3, disturbed=disturbed)
+    seeds = (1_000_001, 3_000_000, 2_000_000, 4_000_000)
+    assert made == [("reach-v3", 1_000_001), *(("handle-press-v3", seed) for seed in seeds)]
+    assert dataset.num_episodes == 8
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset"]
-    # LeRobot's rule holds out just the episodes of the other range of seeds, which come last.
-    train, held_out = split_episodes(dataset.meta, range(6), 0.3)
-    assert (sorted(train), sorted(held_out)) == ([0, 1, 2, 3], [4, 5])
+    # LeRobot's rule holds out just the episodes of the other ranges of seeds, which come last.
+    train, held_out = split_episodes(dataset.meta, range(8), 0.3)
+    assert (sorted(train), sorted(held_out)) == ([0, 1, 2, 3, 4], [5, 6, 7])
     assert dataset.features["observation.image"]["shape"] == (64, 64, 3)
     item = dataset[0]
     assert item["observation.state"].shape == (13,)
@@ -101,6 +105,64 @@ def test_episodes_that_the_expert_fails_are_left_out(load, tmp_path, monkeypatch
     monkeypatch.setattr(recorder, "GIVE_UP", 3)
     with pytest.raises(ValueError, match="failed 3 seeds in a row within 5 steps"):
         list(recorder.solved("reach-v3", hopeless, tmp_path, 1_000_000, 1))
+
+
+@drawn
+def test_a_disturbed_episode_begins_off_the_path_and_is_solved(load):
+    from lerobot_env_metaworld_light.env import LightMetaworldEnv
+
+    recorder = load("record")
+    env = LightMetaworldEnv("reach-round-wall", obs="pixels_full", episode_length=200)
+    # Of the plain one the hand comes to the goal's height at once and stays there.
+    plain = recorder.demonstrate(env, "reach-round-wall", 3_000_001)
+    pushed = recorder.demonstrate(env, "reach-round-wall", 3_000_001, pushed=True)
+    again = recorder.demonstrate(env, "reach-round-wall", 3_000_001, pushed=True)
+    env.close()
+    for name, array in pushed.items():
+        assert np.array_equal(array, again[name]), name
+    goal = plain["agent_pos"][0, 10:]
+    assert np.array_equal(pushed["agent_pos"][0, 10:], goal)
+    distances = np.linalg.norm(plain["agent_pos"][:, :3] - pushed["agent_pos"][0, :3], axis=1)
+    assert distances.min() > 0.02
+    last = pushed["agent_pos"][-1, :3] + 0.01 * pushed["action"][-1, :3]
+    assert np.linalg.norm(last - goal) < 0.07
+    assert len(pushed["action"]) == len(pushed["pixels"]) == len(pushed["agent_pos"]) > 0
+
+
+@drawn
+def test_a_push_that_ends_the_episode_leaves_nothing(load):
+    from lerobot_env_metaworld_light.env import LightMetaworldEnv
+
+    env = LightMetaworldEnv("reach-round-wall", episode_length=200)
+    recorder = load("record")
+    lengths = [
+        len(recorder.demonstrate(env, "reach-round-wall", seed, pushed=True)["action"])
+        for seed in range(3_000_000, 3_000_012)
+    ]
+    env.close()
+    assert 0 in lengths
+    assert max(lengths) > 40
+
+
+@drawn
+def test_only_tasks_that_are_recorded_can_be_disturbed(load, tmp_path):
+    config = LightMetaworldConfig(task="reach-v3")
+    with pytest.raises(
+        ValueError, match="disturbed names push-v3, which is not recorded; it may name reach-v3"
+    ):
+        load("record").record(config, tmp_path / "new", 10, 0.1, disturbed={"push-v3": 1})
+    assert not any(tmp_path.iterdir())
+
+
+@given(st.integers(2, 200), st.integers(0, 400), st.floats(0.01, 0.99))
+def test_held_out_episodes_are_as_many_as_lerobot_holds_out(episodes, disturbed, share):
+    with scripts_of(FOLDER) as import_script:
+        recorder = import_script("record")
+        counts = recorder._counts(episodes, disturbed, share)
+    assert sum(counts.values()) == episodes + disturbed
+    assert min(counts.values()) >= 0
+    # LeRobot's rule, of lerobot.datasets.factory.split_episodes.
+    assert counts[2_000_000] + counts[4_000_000] == math.ceil((episodes + disturbed) * share)
 
 
 def test_differences_to_lerobot_eval_are_named(load, tmp_path):
@@ -145,6 +207,8 @@ def test_what_cannot_be_run_is_said_at_the_start(load, monkeypatch, tmp_path):
     with pytest.raises(ValueError, match=r"seconds\.json is broken .*remove it to go on"):
         made._spent()
     record = load("record")
+    with pytest.raises(ValueError, match="disturbed=-1 for reach-v3: give a number of episodes, 0 or more"):
+        record.record(None, tmp_path / "new", 10, 0.1, disturbed={"reach-v3": -1})
     for share in (math.nan, math.inf, 0.0, 1.0):
         with pytest.raises(ValueError, match=rf"eval_split={share}: give a share between 0 and 1"):
             record.record(None, tmp_path / "new", 10, share)

@@ -97,6 +97,8 @@ def record(
             raise ValueError(f"disturbed={count} for {task}: give a number of episodes, 0 or more.")
     check_machine()
     tasks = all_tasks(config)
+    for task in disturbed.keys() - tasks:
+        raise ValueError(f"disturbed names {task}, which is not recorded; it may name {', '.join(tasks)}.")
     kept = root.with_name(f"{root.name}.episodes")
     kept.mkdir(parents=True, exist_ok=True)
     with only_run(kept, "root"):
