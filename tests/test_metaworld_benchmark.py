@@ -261,7 +261,7 @@ def test_commands_are_understood(load, monkeypatch, tmp_path):
 
 
 @drawn
-def test_success_is_told_by_the_height_of_goals(load, tmp_path):
+def test_success_is_told_by_the_height_of_goals(load, tmp_path, capsys, monkeypatch):
     script, size = load("goal_height"), load("sizes").SIZES["smoke"]
     by_seed = dict(enumerate(script.heights(size, range(8))))
     assert len(set(by_seed.values())) == 8
@@ -286,6 +286,10 @@ def test_success_is_told_by_the_height_of_goals(load, tmp_path):
     assert second == [1 - rate for rate in low]
     with pytest.raises(ValueError, match="holds no episodes of reach-round-wall"):
         script.measure(size, tmp_path / "nothing")
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(script, "RESULTS", tmp_path / "file")
+    assert script.main(["--size=smoke", f"--output_dir={tmp_path}", "--publish"]) == 2
+    assert capsys.readouterr().err.startswith("goal_height.py: ")
 
 
 def test_the_document_shows_what_the_height_of_goals_does(load):
@@ -303,6 +307,9 @@ def test_first_pictures_of_metaworld_may_show_the_episode_before(load, capsys, t
     (tmp_path / "file").touch()
     monkeypatch.setattr(script, "PUBLISHED", tmp_path / "file" / "tasks.json")
     assert script.main(["--task=reach-v3", "--publish"]) == 2
+    assert "task=reach-v3: what is published is of all tasks" in capsys.readouterr().err
+    monkeypatch.setattr(script, "measure", lambda _tasks: found)
+    assert script.main(["--publish"]) == 2
     assert capsys.readouterr().err.startswith("first_pictures.py: ")
     assert script.main(["--task=reach-round-wall"]) == 2
     assert "task=reach-round-wall: only Meta-World's own tasks" in capsys.readouterr().err

@@ -95,6 +95,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--publish", action="store_true", help="write the result to results/")
     options = parser.parse_args(arguments)
     try:
+        if options.publish and options.task != parser.get_default("task"):
+            raise ValueError(
+                f"task={options.task}: what is published is of all tasks; leave --task out, or --publish."
+            )
         check_machine()
         found = measure(stock(options.task))
         if options.publish:
