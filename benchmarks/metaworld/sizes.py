@@ -17,7 +17,8 @@ class Size:
     Attributes:
         tasks: Names of tasks or of LeRobot's groups of tasks.
         demonstrations: Of each task, held-out ones included.
-        disturbed: Further ones by task, which begin after the hand was pushed off the expert's path.
+        disturbed: Further ones by task, which begin after the hand was pushed off the expert's path. Without them the
+            demonstrations of reach-round-wall hardly show how a wrong height is mended.
         episode_length: Steps after which an episode is cut off.
         train_steps: Steps of the teacher.
         batch_size: Of teacher and student.
@@ -65,6 +66,7 @@ SIZES = {
     "smoke": Size(
         tasks=("reach-round-wall",),
         demonstrations=50,
+        disturbed={"reach-round-wall": 50},
         episode_length=120,
         train_steps=1200,
         reflow=_student(400, 512),
@@ -77,7 +79,6 @@ SIZES = {
         tasks=("reach-v3", "button-press-topdown-v3", "window-open-v3", "push-v3", *TWO_SIDED),
         demonstrations=100,
         episode_length=200,
-        # Its demonstrations keep to a lane round the wall: how a wrong height is mended, they hardly show.
         disturbed={"reach-round-wall": 300},
         train_steps=10_000,
         reflow=_student(4_000, 4_096),
