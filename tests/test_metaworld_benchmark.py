@@ -130,16 +130,27 @@ def test_a_disturbed_episode_begins_off_the_path_and_is_solved(load):
 
 
 @drawn
-def test_a_push_that_ends_the_episode_leaves_nothing(load):
+def test_disturbed_episodes_show_more_of_how_a_wrong_height_is_mended(load):
     from lerobot_env_metaworld_light.env import LightMetaworldEnv
 
-    env = LightMetaworldEnv("reach-round-wall", episode_length=200)
+    env = LightMetaworldEnv("reach-round-wall", obs="pixels_full", image_size=8, episode_length=200)
     recorder = load("record")
-    lengths = [
-        len(recorder.demonstrate(env, "reach-round-wall", seed, pushed=True)["action"])
-        for seed in range(3_000_000, 3_000_012)
-    ]
+
+    def share_at_the_height(pushed: bool) -> tuple[float, list[int]]:
+        states = [
+            recorder.demonstrate(env, "reach-round-wall", seed, pushed=pushed)["agent_pos"]
+            for seed in range(3_000_000, 3_000_012)
+        ]
+        whole = np.concatenate([state for state in states if len(state)])
+        return float(np.mean(np.abs(whole[:, 2] - whole[:, 12]) < 0.01)), [len(state) for state in states]
+
+    plain, _ = share_at_the_height(pushed=False)
+    pushed, lengths = share_at_the_height(pushed=True)
     env.close()
+    # The document says "four frames of five".
+    assert 0.75 < plain < 0.85
+    assert pushed < plain - 0.08
+    # A push that runs into the wall ends the episode: nothing is left of it.
     assert 0 in lengths
     assert max(lengths) > 40
 
