@@ -37,6 +37,13 @@ STUDIES = ROOT / "docs" / "studies"
 DOCUMENT = ROOT / "docs" / "studies.md"
 FINDINGS = (ROOT / "docs" / "findings.md", ROOT / "docs" / "findings.zh.md")
 METAWORLD = ROOT / "benchmarks" / "metaworld" / "results"
+RECORDINGS = {
+    "earlier/stale_pictures": "the episode before",
+    "earlier/undisturbed": "this one",
+    "earlier/shorter_student": "this one",
+    ".": "this one",
+}
+"""Folders of runs of the benchmark, in their order, and what the first picture of an episode showed in them."""
 TOLD_CURVATURES = (30, 5, 1)
 """Percent: before, after the first and after the second round, as it is told."""
 
@@ -213,6 +220,59 @@ def metaworld(results: Iterable[dict[str, Any]]) -> str:
     return _table(rows)
 
 
+def recordings(folder: Path) -> str:
+    """What first pictures and demonstrations do for the sizes of which there are several runs, in their order.
+
+    Args:
+        folder: holds the last runs, and others in folders of it.
+    """
+    rows = [
+        (
+            "size",
+            "first pictures show",
+            "disturbed demonstrations",
+            "steps of teacher and student",
+            "reach-round-wall: teacher at 10, %",
+            "untrained at 1: points",
+            "student at 1: points",
+            "all tasks, student at 1: points",
+            "gap to that of one untrained step",
+        )
+    ]
+    for size in ("small", "small_images"):
+        for name, shown in RECORDINGS.items():
+            file = folder / name / f"{size}.json"
+            if not file.exists():
+                continue
+            result = json.loads(file.read_text(encoding="utf-8"))
+            settings = result["settings"]
+            success = {
+                (row["group"], row["policy"], row["num_steps"]): row
+                for row in result["success"]
+                if row["solver"] == "euler"
+            }
+            ratio = next(
+                row["ratio_to_untrained"]
+                for row in result["gaps"]
+                if (row["policy"], row["num_steps"], row["reference"]) == ("student", 1, "deployed")
+            )
+            low, high = ratio["interval"]["low"], ratio["interval"]["high"]
+            rows.append(
+                (
+                    size,
+                    shown,
+                    str(settings.get("disturbed", {}).get("reach-round-wall", 0)),
+                    f"{settings['train_steps']:,}, {settings['reflow']['steps']:,}",
+                    f"{100 * success['reach-round-wall', 'teacher', 10]['rate']:.1f}",
+                    _points(success["reach-round-wall", "teacher", 1]),
+                    _points(success["reach-round-wall", "student", 1]),
+                    _points(success["all", "student", 1]),
+                    f"{ratio['value']:.2f} \\[{low:.2f}, {high:.2f}\\]",
+                )
+            )
+    return _table(rows)
+
+
 def round_wall(results: Iterable[dict[str, Any]]) -> str:
     """One two-sided task: what more steps of the solver and shorter execution do for the teacher."""
     return _evaluated(
@@ -285,9 +345,8 @@ def main() -> None:
     found = studies()
     for name, study in found.items():
         put_between(DOCUMENT, name, whole(study))
-    results, walls, more, mended = (
-        read(METAWORLD.glob(files))
-        for files in ("*.json", "round_wall/*.json", "more_episodes/*.json", "first_pictures/small*.json")
+    results, walls, more = (
+        read(METAWORLD.glob(files)) for files in ("*.json", "round_wall/*.json", "more_episodes/*.json")
     )
     for document in FINDINGS:
         for name, study in found.items():
@@ -295,7 +354,7 @@ def main() -> None:
         put_between(document, "metaworld", metaworld(results))
         put_between(document, "round_wall", round_wall(walls))
         put_between(document, "more_episodes", more_episodes(more))
-        put_between(document, "first_pictures", metaworld(mended))
+        put_between(document, "recordings", recordings(METAWORLD))
 
 
 if __name__ == "__main__":
