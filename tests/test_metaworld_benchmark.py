@@ -165,6 +165,20 @@ def test_only_tasks_that_are_recorded_can_be_disturbed(load, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+def test_a_machine_that_cannot_do_it_is_told_before_anything_else(load, capsys, tmp_path, monkeypatch):
+    recorder = load("record")
+
+    def refuse() -> None:
+        raise RuntimeError("MuJoCo does not work here.")
+
+    monkeypatch.setattr(recorder, "check_machine", refuse)
+    # Were Meta-World looked at first, it would be the task's name that is wrong.
+    arguments = ["--task=reech-v3", "--disturbed=2", f"--root={tmp_path / 'new'}"]
+    monkeypatch.setattr(sys, "argv", ["record.py", *arguments])
+    assert recorder.main() == 2
+    assert capsys.readouterr().err == "record.py: MuJoCo does not work here.\n"
+
+
 @given(st.integers(2, 200), st.integers(0, 400), st.floats(0.01, 0.99))
 def test_held_out_episodes_are_as_many_as_lerobot_holds_out(episodes, disturbed, share):
     with scripts_of(FOLDER) as import_script:
@@ -218,8 +232,10 @@ def test_what_cannot_be_run_is_said_at_the_start(load, monkeypatch, tmp_path):
     with pytest.raises(ValueError, match=r"seconds\.json is broken .*remove it to go on"):
         made._spent()
     record = load("record")
-    with pytest.raises(ValueError, match="disturbed=-1 for reach-v3: give a number of episodes, 0 or more"):
+    with pytest.raises(ValueError, match="disturbed=-1: give a number of episodes, 0 or more"):
         record.record(None, tmp_path / "new", 10, 0.1, disturbed={"reach-v3": -1})
+    with pytest.raises(ValueError, match="disturbed=-1: give"):
+        record.record(None, tmp_path / "new", 10, 0.1, disturbed=-1)
     for share in (math.nan, math.inf, 0.0, 1.0):
         with pytest.raises(ValueError, match=rf"eval_split={share}: give a share between 0 and 1"):
             record.record(None, tmp_path / "new", 10, share)

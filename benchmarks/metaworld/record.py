@@ -63,7 +63,7 @@ def record(
     eval_split: float,
     progress: Progress | None = None,
     repo_id: str = REPO_ID,
-    disturbed: Mapping[str, int] | None = None,
+    disturbed: Mapping[str, int] | int = 0,
 ) -> LeRobotDataset:
     """Record demonstrations of every task that the config names.
 
@@ -74,7 +74,7 @@ def record(
         eval_split: Share of them that is held out.
         progress: Called with (task, episodes done, episodes in all).
         repo_id: Name of the dataset.
-        disturbed: Further episodes, by task, that begin after a push; the same share of them is held out.
+        disturbed: Further episodes that begin after a push, by task or of every task; the same share is held out.
 
     Raises:
         ValueError: If an argument is out of range, a task is unknown or its expert fails too often.
@@ -91,12 +91,16 @@ def record(
             f"episodes={episodes} and eval_split={eval_split} leave no episode to train on or none to hold out; "
             "give at least 2 episodes and a share that splits them."
         )
-    disturbed = disturbed or {}
-    for task, count in disturbed.items():
+    for count in disturbed.values() if isinstance(disturbed, Mapping) else (disturbed,):
         if count < 0:
-            raise ValueError(f"disturbed={count} for {task}: give a number of episodes, 0 or more.")
+            raise ValueError(f"disturbed={count}: give a number of episodes, 0 or more.")
     check_machine()
-    tasks = all_tasks(config)
+    # Meta-World may be imported once it is known that the machine can do it.
+    from lerobot_env_metaworld_light.tasks import tasks_of
+
+    tasks = list(dict.fromkeys(task for group in tasks_of(config.task or "").values() for task in group))
+    if not isinstance(disturbed, Mapping):
+        disturbed = dict.fromkeys(tasks, disturbed)
     for task in disturbed.keys() - tasks:
         raise ValueError(f"disturbed names {task}, which is not recorded; it may name {', '.join(tasks)}.")
     kept = root.with_name(f"{root.name}.episodes")
@@ -110,17 +114,6 @@ def record(
         unfinished.rename(root)
         shutil.rmtree(kept)
     return LeRobotDataset(repo_id, root=root)
-
-
-def all_tasks(config: LightMetaworldConfig) -> list[str]:
-    """The tasks that a config names, each once.
-
-    Raises:
-        ValueError: If one is unknown.
-    """
-    from lerobot_env_metaworld_light.tasks import tasks_of
-
-    return list(dict.fromkeys(task for group in tasks_of(config.task or "").values() for task in group))
 
 
 def _counts(episodes: int, disturbed: int, eval_split: float) -> dict[int, int]:
@@ -334,9 +327,14 @@ def main() -> int:
             image_size=options.image_size,
             episode_length=options.episode_length,
         )
-        disturbed = dict.fromkeys(all_tasks(config), options.disturbed)
         dataset = record(
-            config, options.root, options.episodes, options.eval_split, say, options.repo_id, disturbed
+            config,
+            options.root,
+            options.episodes,
+            options.eval_split,
+            say,
+            options.repo_id,
+            options.disturbed,
         )
     except (UserError, ValueError, RuntimeError, OSError) as error:
         print(f"record.py: {error}", file=sys.stderr)
