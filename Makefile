@@ -11,7 +11,7 @@ export HF_DATASETS_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-browser check format lint types contracts docstrings lock
+.PHONY: help setup demo figures test test-slow test-browser check format lint types contracts docstrings lock
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -23,6 +23,10 @@ demo: setup ## reflow the small teacher that ships with the repository; results 
 	@dir=outputs/demo; n=1; \
 	while [ -e "$$dir" ]; do n=$$((n + 1)); dir=outputs/demo-$$n; done; \
 	.venv/bin/chordflow demo --output_dir="$$dir" $(DEMO_ARGS)
+
+figures: setup ## make every published figure of the demo anew (with Chromium), then look at them and commit them
+	@sh scripts/setup_browser.sh
+	@$(PYTHON) scripts/figures.py
 
 test: setup ## run the tests in two processes, but for the slow ones and those that need a browser
 	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile -m "not slow and not browser" $(PYTEST_ARGS)

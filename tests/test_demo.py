@@ -14,10 +14,13 @@ from PIL import Image
 
 import chordflow.demo.run as demo
 from chordflow.cli.main import main
+from chordflow.demo.teacher import ASSETS, TEACHER_FOLDER
 from chordflow.results.schema import Results
 from chordflow.rollouts import Timing
+from script_files import load_script
 
 ROOT = Path(__file__).parent.parent
+FIGURES = load_script(ROOT / "scripts" / "figures.py")
 MEASURED = ROOT / "docs" / "demo" / "results.json"
 ANY_WAY = "go any way"
 
@@ -115,16 +118,34 @@ def test_the_help_offers_only_what_the_demo_takes(capsys: pytest.CaptureFixture[
 
 @pytest.mark.parametrize("name", ["demo", "evaluate"])
 def test_the_documents_say_what_was_measured(name: str) -> None:
-    sys.path.insert(0, str(ROOT / "scripts"))
-    try:
-        from publish_demo import PLACES, fill
-    finally:
-        sys.path.pop(0)
-    documents, folder, _, tables = PLACES[name]
+    documents, folder, _, tables = FIGURES.PLACES[name]
     results = Results.load(folder / "results.json")
     for document in documents:
         text = document.read_text(encoding="utf-8")
-        assert fill(text, results, name, tables) == text, f"{document.name}: run scripts/publish_demo.py"
+        assert FIGURES.fill(text, results, name, tables) == text, (
+            f"{document.name}: run scripts/figures.py --tables"
+        )
+
+
+def test_every_published_figure_of_the_demo_is_of_one_student_and_of_the_shipped_teacher() -> None:
+    manifest = json.loads(FIGURES.MANIFEST.read_text(encoding="utf-8"))
+    files = FIGURES.published()
+    assert list(manifest["files"]) == [str(file.relative_to(ROOT)) for file in files]
+    for file in files:
+        assert FIGURES.sha256(file) == manifest["files"][str(file.relative_to(ROOT))], (
+            f"{file}: run make figures"
+        )
+    teacher = FIGURES.sha256(ASSETS / TEACHER_FOLDER / "model.safetensors")
+    for _, folder, _, _ in FIGURES.PLACES.values():
+        weights = {
+            policy.name: policy.weights_sha256 for policy in Results.load(folder / "results.json").policies
+        }
+        assert weights == {"teacher": teacher, "student": manifest["student_sha256"]}, folder
+    for folder in ("compare", "studies"):
+        for file in sorted((ROOT / "docs" / folder).glob("*.json")):
+            study = json.loads(file.read_text(encoding="utf-8"))
+            if "outputs/demo" in study["teacher"]:
+                assert study["teacher_sha256"] == teacher, file
 
 
 def check_bars(results: Results) -> None:
