@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lerobot.configs import FeatureType, PolicyFeature
+from lerobot.datasets.io_utils import write_info
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.factory import make_pre_post_processors
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
@@ -109,29 +111,50 @@ def observations(
 
 def build_dataset(
     root: Path, episodes: int = 6, length: int = 5, cameras: tuple[str, ...] = ("top",), state_dim: int = STATE_DIM,
-    action_dim: int = ACTION_DIM,
+    action_dim: int = ACTION_DIM, tasks: Sequence[str] = TASKS, *, videos: bool = False, a_file_each: bool = False,
 ) -> Path:  # fmt: skip
-    """A LeRobotDataset v3 with random frames; episodes are shorter than a chunk."""
+    """A LeRobotDataset v3 with random frames; episodes are shorter than a chunk.
+
+    Args:
+        root: new folder.
+        episodes: how many.
+        length: frames of each.
+        cameras: their names.
+        state_dim: of the state.
+        action_dim: of the action.
+        tasks: of the episodes, gone through again and again.
+        videos: whether cameras are videos.
+        a_file_each: whether every episode has files of its own, as the episodes of a large dataset do.
+    """
+    side = 64 if videos else 32
     features: dict[str, Any] = {
         "observation.state": {"dtype": "float32", "shape": (state_dim,), "names": None},
         "action": {"dtype": "float32", "shape": (action_dim,), "names": None},
     }
     for camera in cameras:
         features[f"observation.images.{camera}"] = {
-            "dtype": "image", "shape": (32, 32, 3), "names": ["height", "width", "channels"],
+            "dtype": "video" if videos else "image", "shape": (side, side, 3), "names": ["height", "width", "channels"],
         }  # fmt: skip
-    dataset = LeRobotDataset.create("test/tiny", fps=10, features=features, root=root, use_videos=False)
+    dataset = LeRobotDataset.create("test/tiny", fps=10, features=features, root=root, use_videos=videos)
+    info = dataset.meta.info
+    sizes = info.data_files_size_in_mb, info.video_files_size_in_mb
+    if a_file_each:
+        info.data_files_size_in_mb = info.video_files_size_in_mb = 0
     rng = np.random.default_rng(0)
     for episode in range(episodes):
         for _ in range(length):
             frame: dict[str, Any] = {
                 "observation.state": rng.normal(size=state_dim).astype(np.float32),
                 "action": rng.normal(size=action_dim).astype(np.float32),
-                "task": TASKS[episode % len(TASKS)],
+                "task": tasks[episode % len(tasks)],
             }
             for camera in cameras:
-                frame[f"observation.images.{camera}"] = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                frame[f"observation.images.{camera}"] = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
             dataset.add_frame(frame)
         dataset.save_episode()
     dataset.finalize()
+    if a_file_each:
+        # Nothing is no size that is read again.
+        info.data_files_size_in_mb, info.video_files_size_in_mb = sizes
+        write_info(info, root)
     return root

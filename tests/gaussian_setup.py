@@ -18,6 +18,7 @@ class StateDataset:
     """What `Observations` asks of a LeRobotDataset, with states drawn from a seed."""
 
     meta = SimpleNamespace(video_keys=[])
+    absolute_to_relative_idx = None
 
     def __init__(self, count: int, state_dim: int, seed: int = 0) -> None:
         self.states = torch.randn(count, state_dim, generator=generator(seed, "states"))

@@ -342,7 +342,7 @@ BROKEN_DATASETS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no frames": (lambda p: shutil.rmtree(p / "data"), "frames in .* are incomplete or broken"),
     "cut frames": (lambda p: cut(first(p, "data/**/*.parquet")), "frames in .* are incomplete or broken"),
     "fewer frames than told": (drop_frames, "holds 28 frames, but its meta folder tells of 30"),
-    "a cut image": (break_image, "frame 2 of test/tiny in .* cannot be read"),
+    "a cut image": (break_image, "frame 2 of episode 0 of test/tiny in .* cannot be read"),
     "NaN in a state": (
         lambda p: set_state(p, 6, float("nan")),
         "observation.state is NaN .* episode 1, frame 1",

@@ -150,7 +150,8 @@ def test_training_from_a_store_ends_in_the_bits_of_training_on_the_fly(
     monkeypatch.setattr(making, "endpoints", refuse)
     read: list[int] = []
     if context:
-        # As many as the template takes; measuring reads the held-out ones.
+        # As many as the template takes; the held-out ones are for measuring.
+        monkeypatch.setattr(training, "read_beforehand", lambda *_: None)
         measure, frame = training.measured_students, LeRobotDataset.__getitem__
         monkeypatch.setattr(LeRobotDataset, "__getitem__", lambda self, i: read.append(i) or frame(self, i))
 

@@ -315,7 +315,8 @@ def test_an_image_that_cannot_be_used_is_named(
     ):
         list(split.train.batches(range(4), 2, workers))
     with pytest.raises(
-        UserError, match=r"^dataset: frame 7 of test/tiny in .* cannot be read \(OSError: image file"
+        UserError,
+        match=r"^dataset: frame 2 of episode 1 of test/tiny in .* cannot be read \(OSError: image file",
     ):
         list(split.train.batches(range(6, 8), 2, workers))
 

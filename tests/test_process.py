@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from rich.console import Console
 from safetensors.torch import load_file
 
-from builders import ACTION_DIM, STATE_DIM, TASKS
+from builders import build_dataset
 from chordflow.cli.main import main
 from chordflow.report.table import render
 from chordflow.results.schema import Results
@@ -32,6 +31,7 @@ from test_reflow_job import options, student_of
 CHORDFLOW = str(Path(sys.executable).with_name("chordflow"))
 
 PROGRESS = [
+    r"  held-out frames: \d+ %(, \d+ s left)?",
     r"Teacher: .* \(smolvla, [\d.]+ M parameters, on cpu, 1 threads\).*",
     r"Data:    test/tiny, \d+ observations to train on, \d+ episodes held out",
     r"Method:  reflow, .*",
@@ -154,29 +154,7 @@ def test_a_run_without_workers_is_as_quiet(checkpoint: Path, dataset_root: Path,
 def test_a_run_on_videos_is_as_quiet(checkpoint: Path, tmp_path: Path) -> None:
     """Videos are decoded in spawned workers, which import everything anew."""
     root, output = tmp_path / "videos", tmp_path / "out"
-    features: dict[str, Any] = {
-        "observation.state": {"dtype": "float32", "shape": (STATE_DIM,), "names": None},
-        "action": {"dtype": "float32", "shape": (ACTION_DIM,), "names": None},
-        "observation.images.top": {
-            "dtype": "video",
-            "shape": (64, 64, 3),
-            "names": ["height", "width", "channels"],
-        },
-    }
-    dataset = LeRobotDataset.create("test/tiny", fps=10, features=features, root=root, use_videos=True)
-    rng = np.random.default_rng(0)
-    for episode in range(6):
-        for _ in range(5):
-            dataset.add_frame(
-                {
-                    "observation.state": rng.normal(size=STATE_DIM).astype(np.float32),
-                    "action": rng.normal(size=ACTION_DIM).astype(np.float32),
-                    "observation.images.top": rng.integers(0, 256, (64, 64, 3), dtype=np.uint8),
-                    "task": TASKS[episode % len(TASKS)],
-                }
-            )
-        dataset.save_episode()
-    dataset.finalize()
+    build_dataset(root, videos=True)
     check_quiet(start(options(checkpoint, root, output, "--num_workers=2")), output)
 
 

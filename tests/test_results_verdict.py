@@ -59,7 +59,7 @@ def test_a_good_student() -> None:
         (ratio(0.9, 0.8, 1.0), "the student is no better than the untrained teacher (", "worse"),
         (ratio(1.1, 1.0, 1.2), "the student is no better than the untrained teacher (", "worse"),
         (ratio(1.1, 1.001, 1.2), "the student is worse than the untrained teacher (", "no better"),
-        (Estimate(0.5, None), "0.50 of the untrained teacher's on too few observations to tell", "better"),
+        (Estimate(0.5, None), "0.50 of the untrained teacher's on too few episodes to tell", "better"),
         (None, "not compared with the untrained teacher's", "better"),
     ],
 )

@@ -47,6 +47,7 @@ class RandomFrames:
     """What `Observations` asks of a dataset, with frames of the policy's own shapes."""
 
     meta = SimpleNamespace(video_keys=[])
+    absolute_to_relative_idx = None
 
     def __init__(self, policy: FlowPolicy) -> None:
         self._shapes = {key: policy.config.image_features[key].shape for key in policy.image_keys}

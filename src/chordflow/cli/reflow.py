@@ -15,7 +15,7 @@ from chordflow.cli.settings import read_settings, wants_resume
 from chordflow.console import console, say
 from chordflow.errors import UserError
 from chordflow.experiments.config import AUTO, ReflowJobConfig
-from chordflow.experiments.provenance import BESIDE_SETTINGS, check_same_store, check_same_teacher
+from chordflow.experiments.provenance import BESIDE_SETTINGS, HELD_OUT, check_same_store, check_same_teacher
 from chordflow.experiments.recipes import recipe
 from chordflow.experiments.rounds import reflow_rounds
 from chordflow.experiments.run_folder import REFLOW_CONFIG, folder_of_run, resume_command, resume_folder
@@ -111,7 +111,7 @@ def parse(arguments: list[str]) -> tuple[ReflowJobConfig, Path | None]:
         )
     checkpoint = resume_folder(config_path)
     base = read_settings(checkpoint / "pretrained_model" / REFLOW_CONFIG)
-    sha256, init_sha256 = base.get("teacher_sha256"), base.get("init_sha256")
+    sha256, init_sha256, held_out = base.get("teacher_sha256"), base.get("init_sha256"), base.get(HELD_OUT)
     couplings_sha256, number = base.get("couplings_sha256"), base.get("round", 1)
     for name in BESIDE_SETTINGS:
         base.pop(name, None)
@@ -119,7 +119,7 @@ def parse(arguments: list[str]) -> tuple[ReflowJobConfig, Path | None]:
     base["output_dir"] = str(folder_of_run(checkpoint, number, base.get("rounds", 1)))
     saved = build(ReflowJobConfig, {}, base)
     config = build(ReflowJobConfig, values, _without_unused_auto(values, base))
-    _refuse_another_run(config, saved, values)
+    _refuse_another_run(config, saved, values, drops=held_out is not None and _drops(config, saved))
     _check_rounds(config, saved, number)
     check_same_teacher(config, sha256, init_sha256)
     if number == 1:
@@ -192,7 +192,7 @@ CHANGEABLE = (
     "resume", "rounds", "auto_rounds.", "steps", "batch_size", "gradient_accumulation_steps",
     "save_freq", "log_freq", "num_workers", "device", "teacher.path", "student.init_path", "dataset.root",
     "couplings.path",
-    "collect.num_workers", "dataset.video_backend", "optimizer.", "scheduler.", "measure.",
+    "collect.num_workers", "dataset.video_backend", "tolerance_s", "optimizer.", "scheduler.", "measure.",
 )  # fmt: skip
 """What may be another when a run goes on; all else would make it another run."""
 
@@ -200,15 +200,26 @@ FIXED = ("optimizer.type",)
 """What of that may not: the state of one optimiser says nothing to another."""
 
 
-def _refuse_another_run(config: ReflowJobConfig, saved: ReflowJobConfig, values: dict[str, str]) -> None:
+def _drops(config: ReflowJobConfig, saved: ReflowJobConfig) -> bool:
+    """Whether episodes are left out that a run began with, and none added."""
+    now, before = config.dataset.episodes, saved.dataset.episodes
+    return now is not None and (before is None or set(now) <= set(before))
+
+
+def _refuse_another_run(
+    config: ReflowJobConfig, saved: ReflowJobConfig, values: dict[str, str], *, drops: bool
+) -> None:
     now, before = draccus.encode(config), draccus.encode(saved)
     for name in values:
         changeable = name.startswith(CHANGEABLE) and name not in FIXED
+        # What was trained on goes on to be, and what was held out to be measured on.
+        changeable |= name == "dataset.episodes" and drops
         if changeable or _look_up(now, name) == _look_up(before, name):
             continue
+        can = "can only leave some of them out" if name == "dataset.episodes" else "cannot change it"
         raise UserError(
-            f"{name}={values[name]}: the run began with {show_value(_look_up(before, name))} and resuming cannot "
-            "change it; leave the option out, or start a new run."
+            f"{name}={values[name]}: the run began with {show_value(_look_up(before, name))} and resuming {can}; leave "
+            "the option out, or start a new run."
         )
 
 

@@ -4,10 +4,11 @@ from chordflow.couplings.batches import CouplingBatch, Demonstrations, Needs, Sh
 from chordflow.couplings.buffer import CouplingBuffer
 from chordflow.couplings.buffer_config import BufferConfig
 from chordflow.couplings.generate import LEAST_STEPS, CouplingConfig, Path, endpoints
-from chordflow.couplings.observations import DatasetConfig, Observations, Split, open_split
+from chordflow.couplings.observations import TOLERANCE_S, DatasetConfig, Observations, Split, open_split
 
 __all__ = [
     "LEAST_STEPS",
+    "TOLERANCE_S",
     "BufferConfig",
     "CouplingBatch",
     "CouplingBuffer",

@@ -7,9 +7,8 @@ methods that declare that they need them.
 from __future__ import annotations
 
 import json
-import math
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,16 @@ import torch
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import ACTION, OBS_PREFIX, OBS_STATE
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
+from chordflow.couplings.split import split_episodes
+from chordflow.couplings.unreadable import collated, not_read, without_missing
 from chordflow.couplings.walk import Walk
 from chordflow.errors import UserError, machine_refuses, ran_out_of_memory, reason
 from chordflow.policies import FlowPolicy
+
+TOLERANCE_S = 1e-4
+"""Seconds by which a video's frame may miss its timestamp: LeRobot's default."""
 
 
 @dataclass
@@ -34,8 +38,9 @@ class DatasetConfig:
         repo_id: LeRobot dataset, a Hub id or a name for a local one.
         root: local folder of the dataset; by default $HF_LEROBOT_HOME/repo_id, or the Hub's cache.
         revision: branch, tag or commit on the Hub.
-        episodes: use these episodes only.
-        eval_split: share of the episodes of every task that training leaves out and measures use, in (0, 1).
+        episodes: use these episodes only; the files of others need not be there, and are not fetched.
+        eval_split: share of the episodes of every task that training leaves out and measures use, in (0, 1). Of the
+            tasks with a single episode, the same share is left out whole.
         video_backend: decoder for videos: pyav, the default, or torchcodec, which needs ffmpeg.
     """
 
@@ -60,14 +65,16 @@ class Observations(Dataset[dict[str, Any]]):
     """The frames of some episodes.
 
     Args:
-        dataset: a LeRobotDataset.
-        frames: indices into it.
+        dataset: a LeRobotDataset, of all episodes or of some.
+        frames: their indices among the frames of all episodes.
         actions: whether the demonstrated actions come along, as the dataset was opened to give them.
     """
 
     def __init__(self, dataset: LeRobotDataset, frames: Sequence[int], *, actions: bool = False) -> None:
         self.dataset = dataset
         self.frames = list(frames)
+        rows = dataset.absolute_to_relative_idx
+        self.rows = self.frames if rows is None else [rows[frame] for frame in self.frames]
         self.actions = (ACTION, f"{ACTION}_is_pad") if actions else ()
         self._walk: Walk | None = None
 
@@ -75,16 +82,13 @@ class Observations(Dataset[dict[str, Any]]):
         return len(self.frames)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        frame = self.frames[index]
+        row = self.rows[index]
         try:
-            item = self.dataset[frame]
+            item = self.dataset[row]
         except Exception as error:
             if ran_out_of_memory(error):
                 raise
-            raise UserError(
-                f"dataset: frame {frame} of {self.dataset.repo_id} in {self.dataset.root} cannot be read "
-                f"({reason(error)}); mend the file or drop its episode (--dataset.episodes)."
-            ) from error
+            raise not_read(self.dataset, row, error) from error
         kept = {
             key: value
             for key, value in item.items()
@@ -116,7 +120,7 @@ class Observations(Dataset[dict[str, Any]]):
             UserError: naming the first value that is not finite.
         """
         table = self.dataset.hf_dataset.with_format("numpy")
-        rows = np.asarray(self.frames)
+        rows = np.asarray(self.rows)
         for key in table.column_names:
             looked_at = key.startswith(OBS_PREFIX) or key in self.actions
             if not looked_at or key in self.dataset.meta.camera_keys:
@@ -163,7 +167,7 @@ class Observations(Dataset[dict[str, Any]]):
             self,
             batch_sampler=batches,  # type: ignore[arg-type]  # any iterable will do
             num_workers=num_workers,
-            collate_fn=default_collate,
+            collate_fn=collated,
             # Video decoders do not survive a fork; for images a spawned worker only costs its imports.
             multiprocessing_context="spawn" if num_workers and self.dataset.meta.video_keys else None,
             worker_init_fn=_quiet_worker if num_workers else None,
@@ -190,12 +194,31 @@ class Observations(Dataset[dict[str, Any]]):
 
 @dataclass(frozen=True)
 class Split:
-    """Observations to train on and to measure on, apart by episode."""
+    """Observations to train on and to measure on, apart by episode.
+
+    Attributes:
+        train: those to train on.
+        held_out: those to measure on.
+        held_out_episodes: the episodes of these.
+        whole_tasks: how many of these are of a task of which training sees no episode.
+        metadata: of the dataset.
+    """
 
     train: Observations
     held_out: Observations
     held_out_episodes: list[int]
+    whole_tasks: int
     metadata: LeRobotDatasetMetadata
+
+    @property
+    def caveats(self) -> str:
+        """What measuring on these episodes cannot say, for the end of a line to the user."""
+        found = ""
+        if self.whole_tasks:
+            found += f"; the tasks of {self.whole_tasks} of them have no other episode; the teacher may have seen them"
+        if len(self.held_out_episodes) < 2:
+            found += "; too few for intervals, which are over episodes (raise --dataset.eval_split)"
+        return found
 
 
 def open_split(
@@ -203,7 +226,9 @@ def open_split(
     policy: FlowPolicy,
     rename_map: dict[str, str] | None = None,
     *,
+    tolerance_s: float = TOLERANCE_S,
     actions: bool = False,
+    held_out: Collection[int] | None = None,
 ) -> Split:
     """Opens a dataset, checks that it fits the policy, and holds episodes out as LeRobot does.
 
@@ -211,11 +236,15 @@ def open_split(
         config: which dataset.
         policy: whose observations, and whose chunks of actions, are read.
         rename_map: observation keys of the dataset to keys of the policy.
+        tolerance_s: seconds by which a video's frame may miss its timestamp.
         actions: whether the observations to train on bring the demonstrated actions along.
+        held_out: episodes that are held out, in place of those that the rule chooses: of a run that goes on.
 
     Raises:
         UserError: if it cannot be found, is empty, or lacks what the policy looks at.
     """
+    if not tolerance_s > 0:
+        raise UserError(f"tolerance_s={tolerance_s}: give seconds above 0.")
     metadata = _metadata(config)
     check_fits(metadata, policy, rename_map or {})
     episodes = config.episodes if config.episodes is not None else list(range(metadata.total_episodes))
@@ -233,13 +262,22 @@ def open_split(
             f"dataset.repo_id={config.repo_id}: {len(episodes)} episode(s) cannot be split into training and "
             "held-out ones; give at least 2."
         )
-    train, held_out = split_episodes(metadata, episodes, config.eval_split)
+    # The first task counts, as for LeRobot.
+    tasks = [str(named[0]) if named else "" for named in metadata.episodes["tasks"]]
+    train, measured = split_episodes(tasks, episodes, config.eval_split, held_out)
+    if not train or not measured:
+        raise UserError(
+            f"dataset.episodes={episodes}: none of these is left to {'measure' if train else 'train'} on, as the run "
+            f"holds out {sorted(held_out or ())}; name one more of the episodes that it began with."
+        )
     try:
         dataset = LeRobotDataset(
             config.repo_id,
             root=config.root,
             revision=config.revision,
+            episodes=config.episodes,
             delta_timestamps=_timestamps(policy, metadata, actions=actions),
+            tolerance_s=tolerance_s,
             video_backend=config.video_backend or ("pyav" if metadata.video_keys else None),
         )
     except Exception as error:
@@ -247,13 +285,8 @@ def open_split(
             raise
         raise UserError(
             f"dataset.repo_id={config.repo_id}: the frames in {metadata.root} are incomplete or broken, and the Hub "
-            f"gives no others ({reason(error)}); copy or fetch the dataset again."
+            f"gives no others ({reason(error)}); copy or fetch the dataset again{without_missing(metadata, episodes)}."
         ) from error
-    if len(dataset.hf_dataset) != metadata.total_frames:
-        raise UserError(
-            f"dataset.repo_id={config.repo_id}: {metadata.root} holds {len(dataset.hf_dataset)} frames, but its meta "
-            f"folder tells of {metadata.total_frames}; copy or fetch the dataset again."
-        )
     starts = {int(row["episode_index"]): row for row in metadata.episodes}
 
     def frames(chosen: list[int]) -> list[int]:
@@ -263,38 +296,27 @@ def open_split(
             for frame in range(starts[episode]["dataset_from_index"], starts[episode]["dataset_to_index"])
         ]
 
+    known, told, found = dataset.absolute_to_relative_idx, metadata.total_frames, len(dataset.hf_dataset)
+    if known is not None:
+        wanted = set(frames(episodes))
+        told, found = len(wanted), len(wanted & known.keys())
+    if found != told:
+        of = " of dataset.episodes" if known is not None else ""
+        raise UserError(
+            f"dataset.repo_id={config.repo_id}: {metadata.root} holds {found} frames{of}, but its meta folder tells of "
+            f"{told}; copy or fetch the dataset again."
+        )
+    trained = {tasks[episode] for episode in train}
     split = Split(
         Observations(dataset, frames(train), actions=actions),
-        Observations(dataset, frames(held_out)),
-        held_out,
+        Observations(dataset, frames(measured)),
+        measured,
+        sum(tasks[episode] not in trained for episode in measured),
         metadata,
     )
     split.train.check_states()
     split.held_out.check_states()
     return split
-
-
-def split_episodes(
-    metadata: LeRobotDatasetMetadata, episodes: Sequence[int], eval_split: float
-) -> tuple[list[int], list[int]]:
-    """LeRobot's rule: of every task the last ceil(n * eval_split) episodes are held out.
-
-    A task with a single episode keeps it for training here, and if that leaves nothing held out, the last
-    episode is.
-    """
-    by_task: dict[str, list[int]] = {}
-    tasks = metadata.episodes["tasks"]
-    for episode in episodes:
-        by_task.setdefault(tasks[episode][0] if tasks[episode] else "", []).append(episode)
-    train: list[int] = []
-    held_out: list[int] = []
-    for chosen in by_task.values():
-        count = min(math.ceil(len(chosen) * eval_split), len(chosen) - 1)
-        train += chosen[: len(chosen) - count]
-        held_out += chosen[len(chosen) - count :]
-    if not held_out:
-        held_out.append(train.pop())
-    return train, held_out
 
 
 def check_fits(metadata: LeRobotDatasetMetadata, policy: FlowPolicy, rename_map: dict[str, str]) -> None:

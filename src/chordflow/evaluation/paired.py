@@ -134,6 +134,18 @@ class HeldOutSet:
         return self.noise.shape[0]
 
 
+def chosen_rows(observations: Observations, config: MeasureConfig) -> list[int]:
+    """Which held-out frames are measured on, in ascending order.
+
+    Args:
+        observations: the held-out ones.
+        config: how many.
+    """
+    count = min(config.num_observations, len(observations))
+    chosen = torch.randperm(len(observations), generator=generator(config.seed, "held-out"))[:count]
+    return [int(row) for row in chosen.sort().values]
+
+
 @torch.no_grad()
 def encode_held_out(
     policies: Mapping[PolicyName, FlowPolicy],
@@ -150,9 +162,7 @@ def encode_held_out(
         config: how many.
         on_batch: told how many observations a batch had.
     """
-    count = min(config.num_observations, len(observations))
-    chosen = torch.randperm(len(observations), generator=generator(config.seed, "held-out"))[:count]
-    order = chosen.sort().values.tolist()
+    order = chosen_rows(observations, config)
     first = next(iter(policies.values()))
     reference = first.prefix_hash()
     own = {name: policy for name, policy in policies.items() if policy.prefix_hash() != reference}

@@ -8,6 +8,7 @@ from pathlib import Path
 from chordflow.console import bar, say
 from chordflow.evaluation.yardstick import Held, Yardstick
 from chordflow.experiments.reflow import Job
+from chordflow.experiments.run_folder import resumable
 from chordflow.experiments.student_results import deployed_steps
 from chordflow.policies import load_flow_policy
 from chordflow.results.paying import Gain, Standing, gain
@@ -87,7 +88,10 @@ class Judge:
         config, teacher = self._job.config, self._job.teacher
         steps = config.num_inference_steps
         size = config.measure.batch_size
-        with enough_memory_at("measure.batch_size", size, "noises were measured", teacher.device):
+        with (
+            resumable(config.output_dir),
+            enough_memory_at("measure.batch_size", size, "noises were measured", teacher.device),
+        ):
             with bar("first teacher") as progress:
                 yardstick = Yardstick(
                     teacher,

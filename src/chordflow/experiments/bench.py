@@ -32,7 +32,7 @@ from chordflow.training.timed import Passed, Stopwatch, TrainingStep, train_for
 
 BENCH = "bench.json"
 
-ADDABLE = ("budgets", "seeds", "schedules", "output_dir", "resume")
+ADDABLE = ("budgets", "seeds", "schedules", "output_dir", "resume", "tolerance_s")
 """Settings that may be another when a benchmark is gone on with."""
 
 ROOFLINE_REPEATS = 5
@@ -63,7 +63,8 @@ def bench_training(config: TrainingBenchConfig, command: list[str]) -> TrainingB
             f"clock=own counts the seconds of one thread, and here {device_name(teacher.device)} work; set "
             "OMP_NUM_THREADS=1 and give --device=cpu, or choose clock=wall."
         )
-    bed = Bed(config, teacher, teacher_dir, open_split(config.dataset, teacher, config.rename_map))
+    split = open_split(config.dataset, teacher, config.rename_map, tolerance_s=config.tolerance_s)
+    bed = Bed(config, teacher, teacher_dir, split)
     bench = _begun(bed, command)
     check_schedules(bed)
     if before is not None:

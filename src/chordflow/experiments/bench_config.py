@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from chordflow.couplings import BufferConfig, CouplingConfig, DatasetConfig, Needs
+from chordflow.couplings import TOLERANCE_S, BufferConfig, CouplingConfig, DatasetConfig, Needs
 from chordflow.errors import UserError
 from chordflow.evaluation.paired import MeasureConfig
 from chordflow.experiments.config import TeacherConfig
@@ -127,6 +127,7 @@ class TrainingBenchConfig:
             something else as well).
         num_workers: processes that read observations ahead.
         device: cuda, mps or cpu; by default the checkpoint's, or what is available.
+        tolerance_s: seconds by which a video's frame may miss its timestamp, as in LeRobot.
         rename_map: observation keys of the dataset to keys of the policy, as JSON.
         resume: go on with the benchmark whose bench.json --config_path names; budgets, seeds and schedules may be
             added.
@@ -148,6 +149,7 @@ class TrainingBenchConfig:
     clock: ClockName = ClockName.WALL
     num_workers: int = 0
     device: str | None = None
+    tolerance_s: float = TOLERANCE_S
     rename_map: dict[str, str] = field(default_factory=dict)
     resume: bool = False
     method: MethodConfig = field(default_factory=ReflowMethodConfig)

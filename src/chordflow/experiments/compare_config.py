@@ -11,7 +11,7 @@ from typing import Any
 
 from lerobot.envs.configs import EnvConfig
 
-from chordflow.couplings import BufferConfig, CouplingConfig, DatasetConfig
+from chordflow.couplings import TOLERANCE_S, BufferConfig, CouplingConfig, DatasetConfig
 from chordflow.errors import UserError
 from chordflow.evaluation.paired import MeasureConfig
 from chordflow.experiments.bench_config import BenchMeasureConfig
@@ -23,7 +23,7 @@ from chordflow.training.methods import MethodConfig
 from chordflow.training.optimizers import OptimizerConfig, SOAPConfig
 
 COMMON = (
-    "teacher", "dataset", "device", "rename_map", "num_workers",
+    "teacher", "dataset", "device", "tolerance_s", "rename_map", "num_workers",
     "batch_size", "gradient_accumulation_steps", "student", "coupling", "buffer", "optimizer",
 )  # fmt: skip
 """Options of a comparison that are those of `chordflow reflow`, for every entry."""
@@ -37,7 +37,7 @@ OWN = (
 COMPARE, TABLE = "compare.json", "compare.md"
 """What a comparison writes beside the folders of its entries."""
 
-ADDABLE = ("methods", "recipes", "seeds", "output_dir", "resume")
+ADDABLE = ("methods", "recipes", "seeds", "output_dir", "resume", "tolerance_s")
 """Settings that may be another when a comparison is gone on with."""
 
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
@@ -122,6 +122,7 @@ class CompareConfig:
         gradient_accumulation_steps: how often that is done in a step.
         num_workers: processes that read observations ahead while the buffer is filled.
         device: cuda, mps or cpu; by default the checkpoint's, or what is available.
+        tolerance_s: seconds by which a video's frame may miss its timestamp, as in LeRobot.
         rename_map: observation keys of dataset and environment to keys of the policy, as JSON.
         resume: go on with the comparison whose compare.json --config_path names; methods, recipes and seeds may be
             added, and an environment where there was none.
@@ -146,6 +147,7 @@ class CompareConfig:
     gradient_accumulation_steps: int = 1
     num_workers: int = 4
     device: str | None = None
+    tolerance_s: float = TOLERANCE_S
     rename_map: dict[str, str] = field(default_factory=dict)
     resume: bool = False
     student: StudentConfig = field(default_factory=StudentConfig)

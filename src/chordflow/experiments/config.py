@@ -8,7 +8,7 @@ from typing import Literal
 
 from lerobot.envs.configs import EnvConfig
 
-from chordflow.couplings import BufferConfig, CouplingConfig, DatasetConfig
+from chordflow.couplings import TOLERANCE_S, BufferConfig, CouplingConfig, DatasetConfig
 from chordflow.errors import UserError
 from chordflow.evaluation.paired import MeasureConfig
 from chordflow.experiments.collect_config import (
@@ -123,6 +123,7 @@ class ReflowJobConfig:
         log_freq: steps between lines of metrics.jsonl.
         save_freq: steps between checkpoints; 0 keeps only the last.
         device: cuda, mps or cpu; by default the checkpoint's, or what is available.
+        tolerance_s: seconds by which a video's frame may miss its timestamp, as in LeRobot.
         rename_map: observation keys of the dataset to keys of the policy, as JSON.
         resume: go on from the checkpoint that --config_path names.
         auto_rounds: when rounds=auto stops.
@@ -154,6 +155,7 @@ class ReflowJobConfig:
     log_freq: int = 50
     save_freq: int = 2_000
     device: str | None = None
+    tolerance_s: float = TOLERANCE_S
     rename_map: dict[str, str] = field(default_factory=dict)
     resume: bool = False
     auto_rounds: AutoRoundsConfig = field(default_factory=AutoRoundsConfig)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from chordflow.console import Bar, bar, say
-from chordflow.couplings import BufferConfig, CouplingConfig, DatasetConfig, open_split
+from chordflow.couplings import TOLERANCE_S, BufferConfig, CouplingConfig, DatasetConfig, open_split
 from chordflow.couplings.making import BlockMaker
 from chordflow.couplings.store import MANIFEST, read_manifest, remake_command
 from chordflow.couplings.store_writer import StoreWriter
@@ -85,6 +85,7 @@ class CoupleConfig:
         seed: of the order of observations and of the noises.
         num_workers: processes that read observations ahead.
         device: cuda, mps or cpu; by default the checkpoint's, or what is available.
+        tolerance_s: seconds by which a video's frame may miss its timestamp, as in LeRobot.
         rename_map: observation keys of the dataset to keys of the policy, as JSON.
         resume: go on with the store in output_dir, or join other processes that are making it: blocks that are
             missing or damaged are made, all others stay. Settings can be given by --config_path=STORE/manifest.json.
@@ -101,6 +102,7 @@ class CoupleConfig:
     seed: int = 1000
     num_workers: int = 4
     device: str | None = None
+    tolerance_s: float = TOLERANCE_S
     rename_map: dict[str, str] = field(default_factory=dict)
     resume: bool = False
     coupling: CouplingConfig = field(default_factory=CouplingConfig)
@@ -136,7 +138,7 @@ def couple(config: CoupleConfig) -> Path:
     teacher = load_flow_policy(teacher_dir, device=config.device, rename_map=config.rename_map)
     config.coupling.settle(teacher.default_num_steps)
     teacher.module.requires_grad_(False)
-    split = open_split(config.dataset, teacher, config.rename_map)
+    split = open_split(config.dataset, teacher, config.rename_map, tolerance_s=config.tolerance_s)
     block_size = config.buffer.block_size
     asked = config.num_observations
     begun = (

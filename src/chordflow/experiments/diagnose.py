@@ -10,17 +10,17 @@ from pathlib import Path
 import draccus
 
 from chordflow.console import bar, say
-from chordflow.couplings import DatasetConfig, open_split
+from chordflow.couplings import TOLERANCE_S, DatasetConfig, open_split
 from chordflow.errors import UserError
 from chordflow.evaluation.measure import measure
 from chordflow.evaluation.paired import MeasureConfig
-from chordflow.experiments.measured import concluded, policy_info, with_measures
+from chordflow.experiments.measured import concluded, policy_info, read_beforehand, with_measures
 from chordflow.experiments.provenance import device_name
 from chordflow.experiments.run_folder import new_folder
 from chordflow.policies import load_flow_policy, resolve_checkpoint
 from chordflow.policies.sampling import Sampler
 from chordflow.results.schema import TEACHER, Results, installed_versions
-from chordflow.results.wording import steps
+from chordflow.results.wording import plural, steps
 
 RESULTS = "results.json"
 
@@ -68,6 +68,7 @@ class DiagnoseConfig:
         dataset: LeRobot dataset whose held-out observations are measured on (its actions are not used).
         output_dir: new folder for results and pictures; by default outputs/diagnose/DATE/TIME.
         device: cuda, mps or cpu; by default the checkpoint's, or what is available.
+        tolerance_s: seconds by which a video's frame may miss its timestamp, as in LeRobot.
         rename_map: observation keys of the dataset to keys of the policy, as JSON.
         measure: how much is measured.
     """
@@ -76,6 +77,7 @@ class DiagnoseConfig:
     dataset: DatasetConfig
     output_dir: Path | None = None
     device: str | None = None
+    tolerance_s: float = TOLERANCE_S
     rename_map: dict[str, str] = field(default_factory=dict)
     measure: DiagnoseMeasureConfig = field(default_factory=DiagnoseMeasureConfig)
 
@@ -117,7 +119,8 @@ def diagnose(config: DiagnoseConfig, command: list[str]) -> Diagnosis:
     )
     policy.module.requires_grad_(False)
     num_steps = config.policy.num_inference_steps or policy.default_num_steps
-    split = open_split(config.dataset, policy, config.rename_map)
+    split = open_split(config.dataset, policy, config.rename_map, tolerance_s=config.tolerance_s)
+    read_beforehand(split, config.measure)
     info = policy_info(TEACHER, policy, config.policy.path, checkpoint, num_steps)
     with new_folder(folder):
         say(
@@ -126,7 +129,8 @@ def diagnose(config: DiagnoseConfig, command: list[str]) -> Diagnosis:
         )
         say(
             f"Data:   {config.dataset.repo_id}, {min(config.measure.num_observations, len(split.held_out)):,} of "
-            f"{len(split.held_out):,} observations in {len(split.held_out_episodes)} held-out episodes"
+            f"{len(split.held_out):,} observations in {plural(len(split.held_out_episodes), 'held-out episode')}"
+            f"{split.caveats}"
         )
         if info.step_counts is not None:
             trained = " or ".join(steps(count) for count in info.step_counts)

@@ -19,7 +19,7 @@ from chordflow.evaluation.measure import measure
 from chordflow.experiments.arms import EPISODES, RolloutResults, check_environment, run_arms, run_like_lerobot
 from chordflow.experiments.entrants import Entrant, load_entrants
 from chordflow.experiments.evaluate_config import EvaluateConfig
-from chordflow.experiments.measured import concluded, with_measures
+from chordflow.experiments.measured import concluded, read_beforehand, with_measures
 from chordflow.experiments.plain import plain
 from chordflow.experiments.provenance import device_name
 from chordflow.experiments.reflow import RESULTS
@@ -73,7 +73,9 @@ def evaluate(config: EvaluateConfig, command: list[str]) -> Evaluated:
     entrants = load_entrants(config)
     teacher = entrants[TEACHER].policy
     _warn_of_other_steps(config, entrants)
-    split = open_split(config.dataset, teacher, config.rename_map) if config.dataset is not None else None
+    split = None
+    if config.dataset is not None:
+        split = open_split(config.dataset, teacher, config.rename_map, tolerance_s=config.tolerance_s)
     if config.env is not None:
         check_environment(config, entrants)
     folder = contextlib.nullcontext() if config.resume else _new_folder(output)
@@ -117,6 +119,7 @@ def _on_the_dataset(
     if before is not None:
         say("Measures on the dataset are those of the run that is gone on with.")
         return dataclasses.replace(before, command=command, settings=results.settings)
+    read_beforehand(split, config.measure)
     with bar("measuring") as progress:
         measures = measure(
             {name: Sampler(entrant.policy, entrant.num_steps) for name, entrant in entrants.items()},

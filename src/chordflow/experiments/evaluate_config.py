@@ -9,7 +9,7 @@ from typing import Any
 
 from lerobot.envs.configs import EnvConfig
 
-from chordflow.couplings import DatasetConfig
+from chordflow.couplings import TOLERANCE_S, DatasetConfig
 from chordflow.errors import UserError
 from chordflow.experiments.config import TeacherConfig
 from chordflow.experiments.diagnose import DiagnoseMeasureConfig
@@ -147,6 +147,7 @@ class EvaluateConfig:
         margin: by how many points success may be lower for a policy to count as non-inferior.
         seed: of the first episode; the others follow. As LeRobot's --seed.
         device: cuda, mps or cpu; by default the checkpoint's, or what is available.
+        tolerance_s: seconds by which a video's frame may miss its timestamp, as in LeRobot.
         rename_map: observation keys of dataset and environment to keys of the policy, as JSON.
         resume: go on with the run whose evaluate_config.json --config_path names; no episode is run twice.
         student: the checkpoint in question.
@@ -165,6 +166,7 @@ class EvaluateConfig:
     margin: float = 2.0
     seed: int = 1000
     device: str | None = None
+    tolerance_s: float = TOLERANCE_S
     rename_map: dict[str, str] = field(default_factory=dict)
     resume: bool = False
     student: CandidateConfig | None = None

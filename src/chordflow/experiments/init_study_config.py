@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lerobot.envs.configs import EnvConfig
 
-from chordflow.couplings import BufferConfig, CouplingConfig, DatasetConfig
+from chordflow.couplings import TOLERANCE_S, BufferConfig, CouplingConfig, DatasetConfig
 from chordflow.errors import UserError
 from chordflow.experiments.compare_config import CompareMeasureConfig, EpisodesConfig
 from chordflow.experiments.config import TeacherConfig
@@ -20,7 +20,7 @@ from chordflow.training.student import StudentInit
 STUDY, TABLE, PAGE = "study.json", "study.md", "study.html"
 """What a study writes beside the folders of its arms."""
 
-ADDABLE = ("arms", "learning_rates", "seeds", "level", "output_dir", "resume")
+ADDABLE = ("arms", "learning_rates", "seeds", "level", "output_dir", "resume", "tolerance_s")
 """Settings that may be another when a study is gone on with."""
 
 LOOKS = 8
@@ -90,6 +90,7 @@ class InitStudyConfig:
         gradient_accumulation_steps: how often that is done in a step.
         num_workers: processes that read observations ahead while the buffer is filled.
         device: cuda, mps or cpu; by default the checkpoint's, or what is available.
+        tolerance_s: seconds by which a video's frame may miss its timestamp, as in LeRobot.
         rename_map: observation keys of dataset and environment to keys of the policy, as JSON.
         resume: go on with the study whose study.json --config_path names; arms, learning rates and seeds may be added,
             and an environment where there was none and checkpoints were kept.
@@ -117,6 +118,7 @@ class InitStudyConfig:
     gradient_accumulation_steps: int = 1
     num_workers: int = 4
     device: str | None = None
+    tolerance_s: float = TOLERANCE_S
     rename_map: dict[str, str] = field(default_factory=dict)
     resume: bool = False
     method: MethodConfig = field(default_factory=ReflowMethodConfig)

@@ -56,6 +56,7 @@ class InitBed:
             num_workers=config.num_workers,
             log_freq=config.log_freq,
             device=config.device,
+            tolerance_s=config.tolerance_s,
             rename_map=config.rename_map,
             student=StudentConfig(init=StudentInit(arm.init), train=[Role(role) for role in arm.train]),
             method=config.method,
@@ -77,7 +78,13 @@ def made(config: InitStudyConfig) -> InitBed:
     teacher = open_teacher(config)
     arms, left_out = arms_of(config, teacher.policy)
     method = config.method.build()
-    split = open_split(config.dataset, teacher.policy, config.rename_map, actions=method.needs_actions)
+    split = open_split(
+        config.dataset,
+        teacher.policy,
+        config.rename_map,
+        tolerance_s=config.tolerance_s,
+        actions=method.needs_actions,
+    )
     episodes = Episodes(config, teacher.policy, teacher.num_steps) if config.env is not None else None
     bed = InitBed(config, teacher, split, episodes, arms, left_out)
     job = bed.job(arms[0], 0, config.output_dir)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from chordflow.console import bar
 from chordflow.couplings import DatasetConfig, Split
 from chordflow.evaluation.measure import Measures
-from chordflow.evaluation.paired import MeasureConfig
+from chordflow.evaluation.paired import MeasureConfig, chosen_rows
 from chordflow.experiments.provenance import (
     teacher_may_have_seen,
     trained_method,
@@ -18,6 +19,41 @@ from chordflow.policies import FlowPolicy
 from chordflow.results.findings import findings
 from chordflow.results.schema import HeldOut, PolicyInfo, PolicyName, Results
 from chordflow.results.verdict import verdict
+
+
+def read_beforehand(split: Split, config: MeasureConfig) -> None:
+    """Reads what will be measured on, so that a broken frame stops a job before it trains or times anything.
+
+    Args:
+        split: the observations.
+        config: how many of those held out are measured on.
+
+    Raises:
+        UserError: for a frame that cannot be read.
+    """
+    # The first one is what speed is measured on.
+    rows = sorted({0, *chosen_rows(split.held_out, config)})
+    done = 0
+    with bar("held-out frames") as progress:
+        for items in split.held_out.batches(rows, min(config.batch_size, 64)):
+            done += len(items["task"])
+            progress.update(done, len(rows))
+
+
+def held_out(
+    split: Split, observations: int, noises: int, *, dataset: DatasetConfig, teacher_dir: Path
+) -> HeldOut:
+    """What was measured on.
+
+    Args:
+        split: the observations.
+        observations: how many of those held out.
+        noises: of each.
+        dataset: where they are from.
+        teacher_dir: the teacher's checkpoint, which tells what it may have seen.
+    """
+    seen = split.whole_tasks > 0 or teacher_may_have_seen(teacher_dir, dataset, split.held_out_episodes)
+    return HeldOut(split.held_out_episodes, observations, noises, seen, split.whole_tasks)
 
 
 def with_measures(
@@ -41,11 +77,12 @@ def with_measures(
     """
     return dataclasses.replace(
         results,
-        held_out=HeldOut(
-            episodes=split.held_out_episodes,
-            observations=measures.num_observations,
-            noises=config.noises_per_observation,
-            maybe_seen_by_teacher=teacher_may_have_seen(teacher_dir, dataset, split.held_out_episodes),
+        held_out=held_out(
+            split,
+            measures.num_observations,
+            config.noises_per_observation,
+            dataset=dataset,
+            teacher_dir=teacher_dir,
         ),
         curvature=measures.curvature,
         gaps=measures.gaps,

@@ -32,6 +32,10 @@ STEP_COUNTS = "step_counts"
 """Key of `reflow_config.json`: the Euler steps that the student was trained for, null where it is any number."""
 
 
+HELD_OUT = "held_out_episodes"
+"""Key of `reflow_config.json`: the episodes that training has left out."""
+
+
 @dataclass(frozen=True)
 class Round:
     """A round of a job, for the record that is written beside its student.
@@ -49,7 +53,7 @@ class Round:
 
 BESIDE_SETTINGS = (
     "chordflow_version", "teacher_sha256", "init_sha256", "couplings_sha256", STEP_COUNTS, "round", "round_seed",
-    "lineage",
+    "lineage", HELD_OUT,
 )  # fmt: skip
 """What `reflow_config.json` holds beside the settings of the job."""
 
@@ -115,8 +119,8 @@ def teacher_may_have_seen(teacher_dir: Path, dataset: DatasetConfig, held_out: l
     """Whether the held-out episodes may have been in the teacher's own training.
 
     False only where its `train_config.json` shows that they were not: a list of episodes of this dataset without
-    them, or the same share held out by LeRobot's own rule. A teacher that is itself a student knows what its own
-    teachers have seen.
+    them, or the same share held out by LeRobot's own rule. A teacher that is itself a student knows which episodes it
+    has left out, and what its own teachers have seen.
     """
     if _taught_by_one_that_may_have_seen(teacher_dir, dataset, held_out):
         return True
@@ -125,6 +129,9 @@ def teacher_may_have_seen(teacher_dir: Path, dataset: DatasetConfig, held_out: l
         if trained_on["repo_id"] != dataset.repo_id:
             # Another name is no proof: local copies and forks have names of their own.
             return True
+        left_out = held_out_before(teacher_dir)
+        if left_out is not None:
+            return not set(held_out) <= set(left_out)
         episodes = trained_on.get("episodes")
         if episodes is not None and not set(episodes) & set(held_out):
             return False
@@ -161,6 +168,15 @@ def read_record(checkpoint: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
+def held_out_before(checkpoint: Path) -> list[int] | None:
+    """Episodes that a student's training has left out; None where no record says.
+
+    Args:
+        checkpoint: a `pretrained_model` folder.
+    """
+    return read_record(checkpoint).get(HELD_OUT)
+
+
 def lineage(checkpoint: Path) -> list[str]:
     """SHA-256 of the weights of a checkpoint and, before it, of the teachers that it comes from, the first one first.
 
@@ -185,6 +201,7 @@ def write_configs(
     folder: Path,
     of: Round | None = None,
     couplings_sha256: str | None = None,
+    held_out: list[int] | None = None,
 ) -> None:
     """`train_config.json` as stock tools read it, and chordflow's own settings beside it.
 
@@ -194,6 +211,7 @@ def write_configs(
         folder: the student's `pretrained_model` folder.
         of: the round of a job, where that has several; the settings are then those of the job.
         couplings_sha256: of what the store of couplings was made with, where the student was trained from one.
+        held_out: episodes that training has left out.
     """
     of = of or Round(1, config, teacher_dir)
     with quiet_stdout():
@@ -232,6 +250,7 @@ def write_configs(
             grad_clip_norm=config.optimizer.grad_clip_norm,
         ),
         scheduler=CosineAnnealingWithWarmupSchedulerConfig(num_warmup_steps=warmup),
+        tolerance_s=config.tolerance_s,
         rename_map=config.rename_map,
     )
     stock.save_pretrained(folder)
@@ -241,7 +260,7 @@ def write_configs(
         settings["couplings"]["path"] = _absolute(of.job.couplings.path)
     if of.job.student.init_path is not None:
         settings["student"]["init_path"] = _absolute(of.job.student.init_path)
-    made_by = {
+    made_by: dict[str, Any] = {
         "chordflow_version": __version__,
         "teacher_sha256": weights_sha256(of.first_teacher),
         STEP_COUNTS: config.method.build().step_counts,
@@ -254,6 +273,8 @@ def write_configs(
         made_by["init_sha256"] = weights_sha256(init_dir)
     if couplings_sha256 is not None:
         made_by["couplings_sha256"] = couplings_sha256
+    if held_out is not None:
+        made_by[HELD_OUT] = held_out
     write_json(folder / REFLOW_CONFIG, {**made_by, **settings})
 
 

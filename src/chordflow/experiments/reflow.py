@@ -21,9 +21,11 @@ from chordflow.couplings.store import CouplingStore
 from chordflow.errors import UserError
 from chordflow.experiments.collect import collected, run_observations
 from chordflow.experiments.config import ReflowJobConfig
+from chordflow.experiments.measured import read_beforehand
 from chordflow.experiments.provenance import (
     Round,
     device_name,
+    held_out_before,
     refuse_student_of_few_steps,
     write_configs,
 )
@@ -32,6 +34,7 @@ from chordflow.experiments.run_folder import (
     new_folder,
     only_run,
     refuse_existing,
+    resumable,
     resume_command,
 )
 from chordflow.experiments.stored_couplings import described, made_with, open_couplings
@@ -39,6 +42,7 @@ from chordflow.experiments.student_results import History, deployed_steps, measu
 from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint, save_student
 from chordflow.policies.base import PREFIX_ROLES
 from chordflow.results.schema import STUDENT, CouplingSummary, LossCurve, Results
+from chordflow.results.wording import plural
 from chordflow.training.checkpoints import check_same_size, load_weights, training_step
 from chordflow.training.distributed import Processes, current
 from chordflow.training.loop import LoopConfig, Progress, Trained, check_sharding, train
@@ -133,8 +137,15 @@ def begun(config: ReflowJobConfig, command: list[str], resume_from: Path | None)
     teacher.module.requires_grad_(False)
     config.coupling.settle(config.teacher.num_inference_steps or teacher.default_num_steps)
     split = open_split(
-        config.dataset, teacher, config.rename_map, actions=config.method.build().needs_actions
+        config.dataset,
+        teacher,
+        config.rename_map,
+        tolerance_s=config.tolerance_s,
+        actions=config.method.build().needs_actions,
+        held_out=held_out_before(resume_from / PRETRAINED_MODEL_DIR) if resume_from is not None else None,
     )
+    if first:
+        read_beforehand(split, config.measure)
     nothing = contextlib.nullcontext()
     folder = new_folder(config.output_dir) if resume_from is None and first else nothing
     with folder, only_run(config.output_dir) if first else nothing:
@@ -171,7 +182,7 @@ def run_round(
     )
     say(
         f"Data:    {config.dataset.repo_id}, {len(job.split.train):,} observations to train on, "
-        f"{len(job.split.held_out_episodes)} episodes held out"
+        f"{plural(len(job.split.held_out_episodes), 'episode')} held out{job.split.caveats}"
     )
     with contextlib.ExitStack() as stack:
         trained, couplings = _train(job, resume_from, of, on_step, stack)
@@ -272,7 +283,7 @@ def _train(
             student.policy, teacher_dir, folder, {**student.fresh, **weights}, config.num_inference_steps
         )
         made_with_sha256 = store.manifest.made_with_sha256 if store is not None else None
-        write_configs(config, teacher_dir, folder, of, made_with_sha256)
+        write_configs(config, teacher_dir, folder, of, made_with_sha256, split.held_out_episodes)
 
     if resume_from is not None:
         check_same_size(resume_from, buffer.step_size, f"batch_size={_step_size(config, processes)}")
@@ -280,6 +291,8 @@ def _train(
         observations.check_complete(buffer.made_blocks(start - 1), buffer.block_size)
     if observations.described:
         say(f"Acting:  {observations.described}")
+    # From here on, what fails leaves checkpoints.
+    stack.enter_context(resumable(config.output_dir))
     begin = min(start, config.steps - 1)
     with bar("couplings") as progress, enough_memory(buffer):
         for done in buffer.fill(begin):

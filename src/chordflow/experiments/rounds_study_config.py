@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lerobot.envs.configs import EnvConfig
 
-from chordflow.couplings import BufferConfig, DatasetConfig
+from chordflow.couplings import TOLERANCE_S, BufferConfig, DatasetConfig
 from chordflow.errors import UserError
 from chordflow.experiments.compare_config import CompareMeasureConfig, EpisodesConfig
 from chordflow.experiments.config import TeacherConfig
@@ -23,6 +23,7 @@ STUDY, TABLE, PAGE = "rounds.json", "rounds.md", "rounds.html"
 
 ADDABLE = (
     "rounds", "starts", "solvers", "real_data_shares", "crossed", "seeds", "least_gain", "output_dir", "resume",
+    "tolerance_s",
 )  # fmt: skip
 """Settings that may be another when a study is gone on with."""
 
@@ -54,6 +55,7 @@ class RoundsStudyConfig:
         gradient_accumulation_steps: how often that is done in a step.
         num_workers: processes that read observations ahead while the buffer is filled.
         device: cuda, mps or cpu; by default the checkpoint's, or what is available.
+        tolerance_s: seconds by which a video's frame may miss its timestamp, as in LeRobot.
         rename_map: observation keys of dataset and environment to keys of the policy, as JSON.
         resume: go on with the study whose rounds.json --config_path names; rounds, arms and seeds may be added, and an
             environment where there was none.
@@ -79,6 +81,7 @@ class RoundsStudyConfig:
     gradient_accumulation_steps: int = 1
     num_workers: int = 4
     device: str | None = None
+    tolerance_s: float = TOLERANCE_S
     rename_map: dict[str, str] = field(default_factory=dict)
     resume: bool = False
     buffer: BufferConfig = field(default_factory=BufferConfig)

@@ -69,6 +69,7 @@ class RoundsBed:
             seed=seed,
             num_workers=config.num_workers,
             device=config.device,
+            tolerance_s=config.tolerance_s,
             rename_map=config.rename_map,
             method=ReflowMethodConfig(real_data_share=arm.real_data_share),
             coupling=coupling,
@@ -101,7 +102,9 @@ def made(config: RoundsStudyConfig) -> RoundsBed:
     """
     teacher = open_teacher(config)
     splits = {
-        actions: open_split(config.dataset, teacher.policy, config.rename_map, actions=actions)
+        actions: open_split(
+            config.dataset, teacher.policy, config.rename_map, tolerance_s=config.tolerance_s, actions=actions
+        )
         for actions in sorted({share > 0 for share in config.real_data_shares})
     }
     episodes = Episodes(config, teacher.policy, teacher.num_steps) if config.env is not None else None

@@ -111,6 +111,26 @@ def how_to_go_on(output_dir: Path) -> str:
     return "no checkpoint was written yet, so start a new run."
 
 
+@contextlib.contextmanager
+def resumable(output_dir: Path) -> Iterator[None]:
+    """Says how to go on, where a run that has a checkpoint fails.
+
+    Raises:
+        UserError: what failed, with that command.
+    """
+    try:
+        yield
+    except UserError as error:
+        if not has_checkpoint(output_dir) or "--resume=true" in str(error):
+            raise
+        raise UserError(
+            f"{str(error).rstrip('.')}; the checkpoints are whole: go on with: {resume_command(output_dir)}"
+        ) from error
+    except Exception as error:
+        error.add_note(how_to_go_on(output_dir))
+        raise
+
+
 def round_folder(output_dir: Path, number: int) -> Path:
     """Where a round of a run of several lies; it is laid out as a run of its own."""
     return output_dir / f"round_{number}"

@@ -16,11 +16,8 @@ from chordflow.errors import UserError
 from chordflow.evaluation.paired import MeasureConfig
 from chordflow.evaluation.yardstick import Held, Yardstick
 from chordflow.experiments.config import TeacherConfig
-from chordflow.experiments.provenance import (
-    refuse_student_of_few_steps,
-    teacher_may_have_seen,
-    weights_sha256,
-)
+from chordflow.experiments.measured import held_out
+from chordflow.experiments.provenance import refuse_student_of_few_steps, weights_sha256
 from chordflow.experiments.run_folder import new_folder, only_run
 from chordflow.experiments.student_results import deployed_steps
 from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint
@@ -113,13 +110,14 @@ def without_training(
     config: Common, teacher: Teacher, split: Split, yardstick: Yardstick
 ) -> tuple[HeldOut, Untrained]:
     """What is measured on, and the teacher's own figures, without episodes."""
-    held_out = HeldOut(
-        episodes=split.held_out_episodes,
-        observations=yardstick.num_observations,
-        noises=config.measure.full().noises_per_observation,
-        maybe_seen_by_teacher=teacher_may_have_seen(teacher.folder, config.dataset, split.held_out_episodes),
+    measured_on = held_out(
+        split,
+        yardstick.num_observations,
+        config.measure.full().noises_per_observation,
+        dataset=config.dataset,
+        teacher_dir=teacher.folder,
     )
-    return held_out, Untrained(teacher.num_steps, figures(yardstick.teacher))
+    return measured_on, Untrained(teacher.num_steps, figures(yardstick.teacher))
 
 
 def reloaded(config: Common, student: str, sha256: str, what: str = "comparison") -> FlowPolicy:

@@ -100,13 +100,12 @@ def fingerprint(split: Split) -> str:
     """
     observations, metadata = split.train, split.metadata
     digest = hashlib.sha256()
-    rows = np.asarray(observations.frames, dtype=np.int64)
-    digest.update(rows.tobytes())
+    digest.update(np.asarray(observations.frames, dtype=np.int64).tobytes())
     table = observations.dataset.hf_dataset.with_format("numpy")
     for key in sorted(table.column_names):
         if key in metadata.camera_keys or not key.startswith((OBS_PREFIX, "task_index", "frame_index")):
             continue
-        values = np.ascontiguousarray(np.asarray(table[key][:])[rows])
+        values = np.ascontiguousarray(np.asarray(table[key][:])[observations.rows])
         digest.update(f"{key}:{values.dtype}:{values.shape}".encode())
         digest.update(values.tobytes())
     told = {
@@ -132,7 +131,8 @@ def training_settings(folder: Path, num_observations: int | None = None) -> dict
     settings = manifest.about["settings"]
     blocks = manifest.num_blocks * int(manifest.made_with["buffer"]["block_size"])
     used = min(blocks, num_observations or blocks)
-    taken = {name: settings[name] for name in FOR_TRAINING}
+    # Stores of an older chordflow have no tolerance.
+    taken = {name: settings[name] for name in (*FOR_TRAINING, "tolerance_s") if name in settings}
     resident = min(used, BufferConfig.num_observations)
     return {**taken, "buffer": {**settings["buffer"], "num_observations": resident}}
 

@@ -14,6 +14,7 @@ from chordflow.experiments.config import ReflowJobConfig, TeacherConfig
 from chordflow.experiments.measured import concluded, policy_info, with_measures
 from chordflow.experiments.plain import plain
 from chordflow.experiments.provenance import device_name
+from chordflow.experiments.run_folder import resumable
 from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.policies.sampling import Sampler
 from chordflow.results.schema import (
@@ -65,6 +66,19 @@ def measured_students(
         split: whose held-out observations are measured on.
         history: of the training.
     """
+    with resumable(config.output_dir):
+        return _measured_students(config, command, teacher, teacher_dir, students, split, history)
+
+
+def _measured_students(
+    config: ReflowJobConfig,
+    command: list[str],
+    teacher: FlowPolicy,
+    teacher_dir: Path,
+    students: Mapping[PolicyName, Path],
+    split: Split,
+    history: History,
+) -> Results:
     loaded = {
         name: load_flow_policy(folder, device=config.device, rename_map=config.rename_map, field="student")
         for name, folder in students.items()

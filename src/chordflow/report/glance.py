@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from chordflow.report.core_tables import rate
 from chordflow.report.section import at
-from chordflow.results.schema import STUDENT, TEACHER, GapRow, Results
+from chordflow.results.schema import STUDENT, TEACHER, GapRow, HeldOut, Results
 from chordflow.results.wording import clean, percent, plural, points, span, steps
 
 
@@ -33,6 +33,14 @@ def glance(results: Results) -> list[Figure]:
     return [figure for figure in found if figure is not None]
 
 
+def few_episodes(held: HeldOut) -> str:
+    """That there are no intervals, and why, for the end of a sentence; empty where there are."""
+    if min(len(held.episodes), held.observations) > 1:
+        return ""
+    more = "--dataset.eval_split" if len(held.episodes) < 2 else "--measure.num_observations"
+    return f"; no intervals, which need observations of two episodes or more (raise {more})"
+
+
 def measured(results: Results) -> list[str]:
     """What was measured, on how much, and what the intervals are; a sentence each."""
     said = []
@@ -40,6 +48,7 @@ def measured(results: Results) -> list[str]:
     if held is not None:
         bootstrapped = any(row.interval or row.ratio_to_untrained for row in results.gaps)
         ends = "; 95 % bootstrap intervals over episodes" if bootstrapped else ""
+        ends = few_episodes(held) or ends
         said.append(
             f"Action gaps and curvature: {plural(held.observations, 'observation')} of "
             f"{plural(len(held.episodes), 'held-out episode')}, {plural(held.noises, 'noise')} each{ends}."

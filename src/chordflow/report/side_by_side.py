@@ -9,11 +9,11 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from chordflow.report.section import ABSENT, Cell, Section, absent, figure
-from chordflow.report.table import drawn, escape, written
+from chordflow.report.table import drawn, escape, held_out, written
 from chordflow.results.compare import Figures, Untrained
 from chordflow.results.compare_summary import Spread, spread_of
 from chordflow.results.schema import HeldOut, SuccessRow
-from chordflow.results.wording import clean, p_value, percentage, plural, points, span, steps
+from chordflow.results.wording import clean, p_value, percentage, points, span, steps
 
 Facts = list[tuple[str, str]]
 """What stands below tables: names and values."""
@@ -65,12 +65,7 @@ def measured_facts(record: Record) -> Facts:
     """On what, where and by what it was measured, name and value."""
     lines = []
     if (held := record.held_out) is not None:
-        seen = "; the teacher may have seen them in its own training" if held.maybe_seen_by_teacher else ""
-        text = (
-            f"{held.observations} observations of {plural(len(held.episodes), 'episode')}, "
-            f"{plural(held.noises, 'noise')} each{seen}"
-        )
-        lines.append(("held out", text))
+        lines.append(("held out", held_out(held)))
     if record.env:
         lines.append(("episodes", f"{clean(record.env)}; paired noise"))
     lines.append(("device", clean(record.device)))

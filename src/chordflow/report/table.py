@@ -9,8 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from chordflow.report import core_tables, more_tables, rollout_tables
+from chordflow.report.glance import few_episodes
 from chordflow.report.section import ABSENT, Section
-from chordflow.results.schema import CouplingSummary, Latency, Results, Rollouts
+from chordflow.results.schema import CouplingSummary, HeldOut, Latency, Results, Rollouts
 from chordflow.results.verdict import verdict
 from chordflow.results.wording import clean, estimate, number, percent, plural, size, steps
 
@@ -152,6 +153,21 @@ def sections(results: Results) -> list[Section]:
 # ---- Facts ----------------------------------------------------------------------------------------------
 
 
+def held_out(held: HeldOut) -> str:
+    """What was measured on, and what that cannot say."""
+    text = (
+        f"{held.observations} observations of {plural(len(held.episodes), 'episode')}, "
+        f"{plural(held.noises, 'noise')} each"
+    )
+    if held.whole_tasks:
+        text += (
+            f"; the tasks of {held.whole_tasks} of them have no other episode, so training has none of these"
+        )
+    if held.maybe_seen_by_teacher:
+        text += "; the teacher may have seen them in its own training"
+    return text + few_episodes(held)
+
+
 def facts(results: Results) -> list[tuple[str, str]]:
     """What is said in a line below the tables, name and value."""
     lines = [
@@ -162,16 +178,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
     if results.latency is not None:
         lines.append(("time", _time(results.latency, results)))
     if results.held_out is not None:
-        held = results.held_out
-        seen = "; the teacher may have seen them in its own training" if held.maybe_seen_by_teacher else ""
-        episodes = len(held.episodes)
-        lines.append(
-            (
-                "held out",
-                f"{held.observations} observations of {plural(episodes, 'episode')}, "
-                f"{plural(held.noises, 'noise')} each{seen}",
-            )
-        )
+        lines.append(("held out", held_out(results.held_out)))
     for check in results.flip_checks:
         lines.append(
             (

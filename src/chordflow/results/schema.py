@@ -25,7 +25,7 @@ from chordflow.results.statistics import (
     wilson_interval,
 )
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Version of the file's layout; raised whenever a field is added, dropped or changes its meaning.
 
 Files of older versions are read: what they do not hold takes its default.
@@ -589,12 +589,14 @@ class HeldOut:
         observations: Number of observations drawn from them.
         noises: Noises for each observation.
         maybe_seen_by_teacher: True where the teacher's own training may have included these episodes.
+        whole_tasks: How many of the episodes are of a task that has no other, so that a student trains on none of it.
     """
 
     episodes: list[int]
     observations: int
     noises: int
     maybe_seen_by_teacher: bool
+    whole_tasks: int = 0
 
 
 @dataclass(frozen=True)

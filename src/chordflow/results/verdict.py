@@ -174,7 +174,7 @@ def _gap(results: Results, n: int, *, beside_floor: bool = True) -> tuple[str, s
     if ratio is None:
         return f"{student}'s action gap is {gap}, not compared with the untrained teacher's", pairs
     if ratio.interval is None:
-        share = f"{ratio.value:.2f} of the untrained teacher's on too few observations to tell"
+        share = f"{ratio.value:.2f} of the untrained teacher's on too few episodes to tell"
         return f"{student}'s action gap is {gap}, {share}", pairs
     low, high = ratio.interval.low, ratio.interval.high
     span = f"{low:.2f} to {high:.2f}"

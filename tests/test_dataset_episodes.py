@@ -1,0 +1,533 @@
+"""Which episodes of a dataset are opened, held out and read, and what happens where one of them is broken."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lerobot.configs.train import TrainPipelineConfig
+from lerobot.datasets import dataset_metadata, lerobot_dataset
+from PIL import Image
+from safetensors.torch import load_file
+
+import chordflow.experiments.reflow as job
+from builders import TASKS, build_dataset
+from chordflow.cli.main import main
+from chordflow.couplings import TOLERANCE_S, DatasetConfig, Observations, Split, open_split
+from chordflow.couplings.split import split_episodes
+from chordflow.errors import UserError
+from chordflow.evaluation.measure import measure
+from chordflow.evaluation.paired import MeasureConfig
+from chordflow.experiments.measured import read_beforehand
+from chordflow.experiments.provenance import held_out_before, teacher_may_have_seen
+from chordflow.experiments.stored_couplings import fingerprint
+from chordflow.policies.sampling import Sampler
+from chordflow.policies.smolvla import SmolVLAFlowPolicy
+from chordflow.report.table import held_out
+from chordflow.results.schema import HeldOut, Results
+from test_bad_input import refusal, refused
+from test_reflow_job import options, student_of
+
+Capture = pytest.CaptureFixture[str]
+CAMERA = "observation.images.top"
+TWELVE = [f"task {number}" for number in range(12)]
+
+
+# ---- Which are held out ----------------------------------------------------------------------------------
+
+
+def as_it_was(
+    tasks: Sequence[str], episodes: Sequence[int], eval_split: float
+) -> tuple[list[int], list[int]]:
+    """The rule that published results were made by; it kept every task's only episode for training."""
+    by_task: dict[str, list[int]] = {}
+    for episode in episodes:
+        by_task.setdefault(tasks[episode], []).append(episode)
+    train: list[int] = []
+    held_out: list[int] = []
+    for chosen in by_task.values():
+        count = min(math.ceil(len(chosen) * eval_split), len(chosen) - 1)
+        train += chosen[: len(chosen) - count]
+        held_out += chosen[len(chosen) - count :]
+    if not held_out:
+        held_out.append(train.pop())
+    return train, held_out
+
+
+SHARES = st.floats(0.001, 0.999)
+
+
+@given(
+    st.lists(st.sampled_from("abc"), min_size=1, max_size=9).flatmap(
+        lambda names: st.permutations(names * 2)
+    ),
+    SHARES,
+)
+def test_splits_of_tasks_with_two_episodes_stay(tasks: list[str], share: float) -> None:
+    episodes = list(range(len(tasks)))
+    assert split_episodes(tasks, episodes, share) == as_it_was(tasks, episodes, share)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "share", "held_out"),
+    [
+        (TASKS * 2, 0.1, [3, 4, 5]),
+        (TASKS * 4, 0.5, [6, 9, 7, 10, 8, 11]),
+        (["a"] * 20, 0.1, [18, 19]),
+        (["a"] * 2, 0.9, [1]),
+        # With one episode a task, whole tasks up to the share.
+        (TWELVE, 0.5, [6, 7, 8, 9, 10, 11]),
+        (TWELVE, 0.1, [10, 11]),
+        (TWELVE, 0.99, list(range(1, 12))),
+        (TWELVE[:2], 0.1, [1]),
+        (["a", "a", "a", "b", "c", "d", "e"], 0.5, [1, 2, 5, 6]),
+        # A task that has no like keeps its episode.
+        (["a", "a", "b"], 0.9, [1]),
+    ],
+)
+def test_what_is_held_out(tasks: Sequence[str], share: float, held_out: list[int]) -> None:
+    episodes = list(range(len(tasks)))
+    train, found = split_episodes(tasks, episodes, share)
+    assert found == held_out
+    assert sorted(train + found) == episodes
+
+
+@given(st.lists(st.sampled_from("abcdefgh"), min_size=2, max_size=12), SHARES, st.data())
+def test_any_split_is_one_and_a_run_that_goes_on_keeps_it(
+    tasks: list[str], share: float, data: st.DataObject
+) -> None:
+    episodes = list(range(len(tasks)))
+    train, held_out = split_episodes(tasks, episodes, share)
+    assert train
+    assert held_out
+    assert sorted(train + held_out) == episodes
+    counts = Counter(tasks)
+    only = [episode for episode in episodes if counts[tasks[episode]] == 1]
+    assert len(set(only) & set(held_out)) == min(math.ceil(len(only) * share), max(len(only) - 1, 0))
+    # To the order, on which the walk through observations depends.
+    assert split_episodes(tasks, episodes, share, held_out) == (train, held_out)
+    kept = sorted(data.draw(st.sets(st.sampled_from(episodes))))
+    again = split_episodes(tasks, kept, share, held_out)
+    assert (set(again[0]), set(again[1])) == (set(train) & set(kept), set(held_out) & set(kept))
+
+
+@pytest.fixture(scope="module")
+def of_one_each(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six episodes of six tasks, each in a file of its own."""
+    return build_dataset(tmp_path_factory.mktemp("one") / "each", tasks=TWELVE, length=3, a_file_each=True)
+
+
+@pytest.mark.parametrize(
+    ("episodes", "observations", "whole", "seen", "said"),
+    [
+        ([3, 4], 9, 0, False, "9 observations of 2 episodes, 16 noises each"),
+        ([3, 4], 9, 0, True, "16 noises each; the teacher may have seen them in its own training"),
+        (
+            [3, 4],
+            9,
+            2,
+            True,
+            "; the tasks of 2 of them have no other episode.*the teacher may have seen them",
+        ),
+        ([3], 9, 0, False, "; no intervals, .* of two episodes.*raise --dataset.eval_split"),
+        ([3, 4], 1, 0, False, "; no intervals, .* of two episodes.*raise --measure.num_obs"),
+        ([3], 9, 1, True, "; the tasks of 1 .*; the teacher may have seen .*; no intervals"),
+    ],
+)
+def test_what_figures_cannot_say_is_said(
+    episodes: list[int], observations: int, whole: int, seen: bool, said: str
+) -> None:
+    held = HeldOut(episodes, observations, 16, seen, whole)
+    text = held_out(held)
+    assert re.search(said, text)
+    assert ("no intervals" in text) == (min(len(episodes), observations) == 1)
+    assert ("may have seen" in text) == seen
+    assert ("no other episode" in text) == (whole > 0)
+
+
+def test_a_split_says_what_it_cannot_before_anything_is_measured(
+    tiny_policy: SmolVLAFlowPolicy, of_one_each: Path
+) -> None:
+    for share, whole, said in (
+        (0.5, 3, "; the tasks of 3 of them have no other episode; the teacher may have seen them"),
+        (0.1, 1, "; too few for intervals, which are over episodes (raise --dataset.eval_split)"),
+    ):
+        split = open_tiny(tiny_policy, of_one_each, eval_split=share)
+        assert (split.whole_tasks, len(split.held_out_episodes)) == (whole, whole)
+        assert said in split.caveats
+
+
+# ---- Of which the files are there ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def of_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six episodes of three tasks, each with a video of its own."""
+    return build_dataset(tmp_path_factory.mktemp("videos") / "each", length=3, videos=True, a_file_each=True)
+
+
+def file_of(root: Path, kind: str, episode: int) -> Path:
+    """The file of an episode, of a dataset that has one for each."""
+    pattern = f"{kind}/**/chunk-000/file-{episode:03d}.*"
+    (found,) = root.glob(pattern)
+    return found
+
+
+def open_tiny(policy: SmolVLAFlowPolicy, root: Path, **more: Any) -> Split:
+    return open_split(DatasetConfig("test/tiny", root=str(root), **more), policy)
+
+
+def read(observations: Observations) -> list[dict[str, Any]]:
+    return [observations[index] for index in range(len(observations))]
+
+
+@pytest.mark.parametrize(
+    ("kind", "missing"), [("data", [2]), ("data", [0, 1, 5]), ("videos", [4]), ("videos", [0, 5])]
+)
+def test_some_episodes_files_are_enough(
+    kind: str,
+    missing: list[int],
+    tiny_policy: SmolVLAFlowPolicy,
+    of_videos: Path,
+    tmp_path: Path,
+) -> None:
+    whole = of_videos
+    root = Path(shutil.copytree(whole, tmp_path / "part"))
+    for episode in missing:
+        file_of(root, kind, episode).unlink()
+    named = [episode for episode in (5, 3, 0, 1, 4, 2) if episode not in missing]
+    part = open_tiny(tiny_policy, root, episodes=named)
+    full = open_tiny(tiny_policy, whole)
+    for ours in (part.train, part.held_out):
+        same = Observations(full.train.dataset, ours.frames)
+        for a, b in zip(read(ours), read(same), strict=True):
+            assert a.keys() == b.keys()
+            assert all(
+                torch.equal(a[key], b[key]) if isinstance(a[key], torch.Tensor) else a[key] == b[key]
+                for key in a
+            )
+    assert {int(item["episode_index"]) for item in read(part.train) + read(part.held_out)} == set(named)
+    # A store of couplings that was made on the whole dataset is still one of these observations.
+    as_opened_before = replace(full, train=Observations(full.train.dataset, part.train.frames))
+    assert fingerprint(part) == fingerprint(as_opened_before)
+    with pytest.raises(UserError, match=rf"without episode\(s\) {missing[0]}.*\(--dataset.episodes\)"):
+        open_tiny(tiny_policy, root)
+    with pytest.raises(UserError, match=rf"without episode\(s\) {missing[-1]}, whose files are missing"):
+        open_tiny(tiny_policy, root, episodes=[*named, missing[-1]])
+
+
+def test_frames_that_are_missing_from_an_episodes_file(
+    tiny_policy: SmolVLAFlowPolicy, of_one_each: Path, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(of_one_each, tmp_path / "part"))
+    file = file_of(root, "data", 1)
+    pq.write_table(pq.read_table(file)[:-1], file)
+    with pytest.raises(
+        UserError, match=r"holds 5 frames of dataset\.episodes, but its meta folder tells of 6"
+    ):
+        open_tiny(tiny_policy, root, episodes=[1, 2])
+    assert len(open_tiny(tiny_policy, root, episodes=[0, 2]).train) == 3
+
+
+def test_no_more_is_fetched_than_is_needed(
+    tiny_policy: SmolVLAFlowPolicy, of_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def snapshot_download(repo_id: str, *, allow_patterns: Any = None, **_: Any) -> str:
+        patterns = [allow_patterns] if isinstance(allow_patterns, str) else allow_patterns
+        for file in filter(Path.is_file, of_videos.rglob("*")):
+            name = file.relative_to(of_videos).as_posix()
+            if any(fnmatch(name, f"{p}*" if p.endswith("/") else p) for p in patterns or ["*"]):
+                (tmp_path / "cache" / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, tmp_path / "cache" / name)
+        return str(tmp_path / "cache")
+
+    for module in (dataset_metadata, lerobot_dataset):
+        monkeypatch.setattr(module, "snapshot_download", snapshot_download)
+        monkeypatch.setattr(module, "get_safe_version", lambda _repo_id, version, **_: version)
+    split = open_split(DatasetConfig("test/on-a-hub", episodes=[1, 4]), tiny_policy)
+    assert (split.held_out_episodes, len(split.train)) == ([4], 3)
+    names = [path.relative_to(tmp_path / "cache") for path in (tmp_path / "cache").rglob("file-*")]
+    assert sorted(str(name) for name in names if name.parts[0] != "meta") == [
+        f"{kind}/chunk-000/file-{episode:03d}.{suffix}"
+        for kind, suffix in (("data", "parquet"), (f"videos/{CAMERA}", "mp4"))
+        for episode in (1, 4)
+    ]
+
+
+# ---- Whose videos are a little off -----------------------------------------------------------------------
+
+
+def edit_column(root: Path, episode: int, name: str, change: Callable[[Any], Any]) -> None:
+    """Changes a column of an episode's frames, of a dataset with a file for each."""
+    file = file_of(root, "data", episode)
+    table = pq.read_table(file)
+    at = table.column_names.index(name)
+    field = table.schema.field(at)
+    values = change(table.column(at).to_pylist())
+    pq.write_table(table.set_column(at, field, pa.array(values, type=field.type)), file)
+
+
+def drift(root: Path, episode: int) -> None:
+    edit_column(root, episode, "timestamp", lambda times: [time + 0.02 for time in times])
+
+
+def test_the_tolerance_is_lerobots() -> None:
+    assert TrainPipelineConfig.tolerance_s == TOLERANCE_S
+
+
+@pytest.mark.parametrize("value", ["0", "-1e-3", "nan"])
+def test_a_tolerance_that_is_none(
+    value: str, checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    said = refused(
+        options(checkpoint, dataset_root, tmp_path / "out", f"--tolerance_s={value}"), capsys, tmp_path
+    )
+    assert re.search(r"tolerance_s=\S+: give seconds above 0", said)
+
+
+@pytest.mark.parametrize("verb", ["reflow", "diagnose", "couple", "evaluate", "compare"])
+def test_a_timestamp_out_of_tolerance(
+    verb: str,
+    checkpoint: Path,
+    of_videos: Path,
+    tiny_policy: SmolVLAFlowPolicy,
+    tmp_path: Path,
+    capsys: Capture,
+) -> None:
+    root = Path(shutil.copytree(of_videos, tmp_path / "data"))
+    episodes = range(3) if verb == "couple" else range(3, 6)
+    for episode in episodes:
+        drift(root, episode)
+    name = "policy" if verb == "diagnose" else "teacher"
+    arguments = [verb, f"--{name}.path={checkpoint}", "--dataset.repo_id=test/tiny", f"--dataset.root={root}",
+                 f"--output_dir={tmp_path / 'out'}", "--device=cpu"]  # fmt: skip
+    if verb != "couple":
+        arguments += ["--measure.num_observations=3"]
+    if verb == "evaluate":
+        arguments += [f"--student.path={checkpoint}"]
+    if verb in ("couple", "reflow"):
+        arguments += ["--num_workers=0"]
+    if verb == "compare":
+        arguments += ["--steps=1", "--methods=[reflow]", "--seeds=[0]"]
+    said = refusal(arguments, capsys)
+    assert re.search(
+        r"frame \d of episode \d of test/tiny in .*: the nearest frame of its video is 0\.0\d+ s away, and "
+        r"tolerance_s=0\.0001; raise --tolerance_s if that is less than half a frame \(0\.05 s\)",
+        said,
+    ), said
+    config = DatasetConfig("test/tiny", root=str(root))
+    split = open_split(config, tiny_policy, tolerance_s=0.03)
+    read(split.held_out)
+    read(split.train)
+
+
+# ---- That are broken -------------------------------------------------------------------------------------
+
+
+def cut_image(root: Path, episode: int, frame: int = 1, keep: float = 0.01) -> None:
+    def change(images: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        whole = images[frame]["bytes"]
+        images[frame]["bytes"] = whole[: int(keep * len(whole))]
+        return images
+
+    edit_column(root, episode, CAMERA, change)
+
+
+def shrink_image(root: Path, episode: int) -> None:
+    def change(images: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        small = io.BytesIO()
+        Image.open(io.BytesIO(images[1]["bytes"])).resize((16, 16)).save(small, "PNG")
+        images[1]["bytes"] = small.getvalue()
+        return images
+
+    edit_column(root, episode, CAMERA, change)
+
+
+def cut_file(root: Path, kind: str, share: float) -> None:
+    """Of the last episode."""
+    file = max(root.glob(f"{kind}/**/file-*"))
+    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+
+
+BROKEN: dict[str, tuple[dict[str, bool], Callable[[Path], object], str]] = {
+    "a cut image": ({}, lambda root: cut_image(root, 5), r"frame 1 of episode 5 of .* cannot be read \("),
+    "half an image": (
+        {},
+        lambda root: cut_image(root, 5, keep=0.5),
+        r"frame 1 of episode 5 of .* cannot be read \(",
+    ),
+    "no image": (
+        {},
+        lambda root: edit_column(
+            root, 5, CAMERA, lambda images: [{"bytes": b"", "path": None} for _ in images]
+        ),
+        r"frame 0 of episode 5 of .* cannot be read",
+    ),
+    "an image of another size": (
+        {},
+        lambda root: shrink_image(root, 5),
+        r"episodes \[3, 4, 5\].*another size",
+    ),
+    "a cut video": (
+        {"videos": True},
+        lambda root: cut_file(root, "videos", 0.7),
+        r"frame 0 of episode 5 of .* cannot be read \(InvalidDataError",
+    ),
+    "an empty video": ({"videos": True}, lambda root: cut_file(root, "videos", 0.0), "frame 0 of episode 5"),
+    # The index stands before the frames of a file with several episodes, which can be read as far as it goes.
+    "a video that ends early": (
+        {"videos": True, "a_file_each": False},
+        lambda root: cut_file(root, "videos", 0.8),
+        r"frame \d of episode [345] of .* cannot be read",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_will_be_measured_is_read_before_training(
+    case: str, checkpoint: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, breaks, message = BROKEN[case]
+    root = build_dataset(tmp_path / "data", length=3, **{"a_file_each": True, **kind})
+    breaks(root)
+    monkeypatch.setattr(job, "run_round", lambda *_, **__: pytest.fail("it trains"))
+    said = refused(
+        options(checkpoint, root, tmp_path / "out", "--measure.num_observations=99"), capsys, tmp_path
+    )
+    assert re.search(message, said), said
+    assert "--dataset.episodes" in said
+    assert "resume" not in said
+
+
+def test_what_is_read_is_what_is_measured(
+    tiny_policy: SmolVLAFlowPolicy, of_one_each: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[int] = set()
+    get = Observations.__getitem__
+    monkeypatch.setattr(Observations, "__getitem__", lambda self, index: seen.add(index) or get(self, index))
+    split = open_tiny(tiny_policy, of_one_each, eval_split=0.8)
+    config = MeasureConfig(num_observations=4, num_steps=[1], latency_repeats=1, converged_noises=1)
+    read_beforehand(split, config)
+    beforehand = set(seen)
+    measure({"teacher": Sampler(tiny_policy, 2)}, split.held_out, config)
+    assert seen == beforehand
+    assert len(seen) < len(split.held_out)
+    # What is not measured on does no harm.
+    root = Path(shutil.copytree(of_one_each, tmp_path / "data"))
+    unread = next(index for index in range(len(split.held_out)) if index not in seen)
+    episode, frame = divmod(split.held_out.frames[unread], 3)
+    cut_image(root, episode, frame)
+    read_beforehand(open_tiny(tiny_policy, root, eval_split=0.8), config)
+
+
+# ---- That break while a run goes on ----------------------------------------------------------------------
+
+
+def told(said: str) -> list[str]:
+    """The command that a refusal names."""
+    found = re.search(r"go on with: chordflow (reflow --resume=true --config_path=\S+)", said)
+    assert found, said
+    return found[1].split()
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    return dict(load_file(student_of(output) / "model.safetensors"))
+
+
+@pytest.mark.parametrize("rounds", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_frame_that_breaks_after_training(
+    rounds: int,
+    checkpoint: Path,
+    of_one_each: Path,
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    root, output = Path(shutil.copytree(of_one_each, tmp_path / "data")), tmp_path / "out"
+    cut_image(root, 5)
+    more = ["--dataset.eval_split=0.5", "--measure.num_observations=99", "--steps=3", f"--rounds={rounds}"]
+    with monkeypatch.context() as patch:
+        # As if it had been whole then.
+        patch.setattr(job, "read_beforehand", lambda *_: None)
+        said = refusal(options(checkpoint, root, output, *more), capsys)
+    assert "frame 1 of episode 5 of test/tiny" in said
+    trained = weights(output)
+    resume = told(said)
+    # As it is, the run stops before anything is done again.
+    assert "frame 1 of episode 5 of test/tiny" in refusal(resume, capsys)
+    for episodes, message in (
+        ("[0,1,2]", r"none of these is left to measure on, as the run holds out \[3, 4, 5\]"),
+        ("[3,4]", "none of these is left to train on"),
+        ("[0,1,9]", "dataset.episodes holds 9"),
+    ):
+        assert re.search(message, refusal([*resume, f"--dataset.episodes={episodes}"], capsys))
+    assert main([*resume, "--dataset.episodes=[0,1,2,4]"]) == 0
+    results = Results.load(output / "results.json")
+    assert results.held_out is not None
+    # None that was trained on is measured on.
+    assert (results.held_out.episodes, results.held_out.whole_tasks) == ([4], 1)
+    assert results.held_out.maybe_seen_by_teacher
+    assert all(row.interval is None for row in results.gaps)
+    printed = " ".join(capsys.readouterr().out.split())
+    for caveat in ("have no other episode", "the teacher may have seen", "no intervals"):
+        assert caveat in printed
+    if rounds == 1:
+        assert all(torch.equal(tensor, trained[name]) for name, tensor in weights(output).items())
+
+
+def test_a_frame_that_breaks_while_training(
+    checkpoint: Path, of_one_each: Path, tiny_policy: SmolVLAFlowPolicy, tmp_path: Path, capsys: Capture
+) -> None:
+    root, output = Path(shutil.copytree(of_one_each, tmp_path / "data")), tmp_path / "out"
+    # Each step makes the one block that it looks at.
+    more = ["--dataset.eval_split=0.4", "--measure.num_observations=99", "--buffer.num_observations=2",
+            "--buffer.block_size=2", "--batch_size=4", "--save_freq=2"]  # fmt: skip
+    split = open_tiny(tiny_policy, root, eval_split=0.4)
+    assert split.held_out_episodes == [3, 4, 5]
+    first = [split.train.of_block(number, 2, 5) for number in range(4)]
+    later = next(index for index in first[3] if index not in [i for block in first[:3] for i in block])
+    episode, frame = divmod(split.train.frames[later], 3)
+    cut_image(root, episode, frame)
+    said = refusal(options(checkpoint, root, output, *more), capsys)
+    assert f"frame {frame} of episode {episode} of test/tiny" in said
+    resume = told(said)
+    kept = [number for number in range(6) if number != episode]
+    added = refusal([*resume, "--dataset.repo_id=test/other"], capsys)
+    assert "resuming cannot change it" in added
+    assert main([*resume, f"--dataset.episodes={kept}"]) == 0
+    student = student_of(output)
+    assert held_out_before(student) == [3, 4, 5]
+    assert json.loads((student / "train_config.json").read_text())["dataset"]["episodes"] == kept
+    # Going on again changes nothing, and cannot bring an episode back in.
+    said = refusal([*resume, "--dataset.episodes=[0,1,2,3,4,5]"], capsys)
+    assert re.search(r"dataset\.episodes=\[0,1,2,3,4,5\]: .* can only leave some of them out", said)
+    # As a teacher it has not seen what it held out, and may have seen all else: the episode that was dropped, too.
+    record = json.loads((student / "reflow_config.json").read_text())
+    (checkpoint_copy := tmp_path / "teacher").mkdir()
+    shutil.copytree(checkpoint, checkpoint_copy, dirs_exist_ok=True)
+    (checkpoint_copy / "train_config.json").write_text(
+        json.dumps({"dataset": {"repo_id": "test/tiny", "episodes": []}})
+    )
+    record["teacher"]["path"] = str(checkpoint_copy)
+    (student / "reflow_config.json").write_text(json.dumps(record))
+    for episodes, seen in (([3, 4, 5], False), ([5], False), ([episode], True), ([4, 9], True)):
+        assert teacher_may_have_seen(student, DatasetConfig("test/tiny"), episodes) == seen
+    # A checkpoint of an older chordflow does not say what it held out.
+    del record["held_out_episodes"]
+    (student / "reflow_config.json").write_text(json.dumps(record))
+    assert "dataset.episodes=[0,3,4]" in refusal([*resume, "--dataset.episodes=[0,3,4]"], capsys)
