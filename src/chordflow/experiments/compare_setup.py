@@ -82,8 +82,7 @@ def made(config: CompareConfig, planned: Sequence[Planned]) -> Bed:
         )
     needed = {entry.config.method.build().needs_actions for entry in planned}
     splits = {
-        actions: open_split(config.dataset, origin.policy, config.rename_map, actions=actions)
-        for actions in sorted(needed)
+        actions: open_split(config.dataset, origin.policy, actions=actions) for actions in sorted(needed)
     }
     bed = Bed(
         config,

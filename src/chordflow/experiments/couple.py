@@ -136,7 +136,7 @@ def couple(config: CoupleConfig) -> Path:
     teacher = load_flow_policy(teacher_dir, device=config.device, rename_map=config.rename_map)
     config.coupling.settle(teacher.default_num_steps)
     teacher.module.requires_grad_(False)
-    split = open_split(config.dataset, teacher, config.rename_map)
+    split = open_split(config.dataset, teacher)
     block_size = config.buffer.block_size
     asked = config.num_observations
     begun = (

@@ -117,7 +117,7 @@ def diagnose(config: DiagnoseConfig, command: list[str]) -> Diagnosis:
     )
     policy.module.requires_grad_(False)
     num_steps = config.policy.num_inference_steps or policy.default_num_steps
-    split = open_split(config.dataset, policy, config.rename_map)
+    split = open_split(config.dataset, policy)
     info = policy_info(TEACHER, policy, config.policy.path, checkpoint, num_steps)
     with new_folder(folder):
         say(

@@ -24,6 +24,7 @@ from chordflow.experiments.plain import plain
 from chordflow.experiments.provenance import device_name
 from chordflow.experiments.reflow import RESULTS
 from chordflow.experiments.run_folder import new_folder, only_run
+from chordflow.policies import say_replaced_names
 from chordflow.policies.files import write_json
 from chordflow.policies.sampling import Sampler
 from chordflow.results.schema import (
@@ -73,7 +74,9 @@ def evaluate(config: EvaluateConfig, command: list[str]) -> Evaluated:
     entrants = load_entrants(config)
     teacher = entrants[TEACHER].policy
     _warn_of_other_steps(config, entrants)
-    split = open_split(config.dataset, teacher, config.rename_map) if config.dataset is not None else None
+    if config.dataset is None:
+        say_replaced_names(teacher)
+    split = open_split(config.dataset, teacher) if config.dataset is not None else None
     if config.env is not None:
         check_environment(config, entrants)
     folder = contextlib.nullcontext() if config.resume else _new_folder(output)

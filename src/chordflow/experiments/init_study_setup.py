@@ -77,7 +77,7 @@ def made(config: InitStudyConfig) -> InitBed:
     teacher = open_teacher(config)
     arms, left_out = arms_of(config, teacher.policy)
     method = config.method.build()
-    split = open_split(config.dataset, teacher.policy, config.rename_map, actions=method.needs_actions)
+    split = open_split(config.dataset, teacher.policy, actions=method.needs_actions)
     episodes = Episodes(config, teacher.policy, teacher.num_steps) if config.env is not None else None
     bed = InitBed(config, teacher, split, episodes, arms, left_out)
     job = bed.job(arms[0], 0, config.output_dir)

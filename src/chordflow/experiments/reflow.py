@@ -132,9 +132,7 @@ def begun(config: ReflowJobConfig, command: list[str], resume_from: Path | None)
     teacher = load_flow_policy(teacher_dir, device=config.device, rename_map=config.rename_map)
     teacher.module.requires_grad_(False)
     config.coupling.settle(config.teacher.num_inference_steps or teacher.default_num_steps)
-    split = open_split(
-        config.dataset, teacher, config.rename_map, actions=config.method.build().needs_actions
-    )
+    split = open_split(config.dataset, teacher, actions=config.method.build().needs_actions)
     nothing = contextlib.nullcontext()
     folder = new_folder(config.output_dir) if resume_from is None and first else nothing
     with folder, only_run(config.output_dir) if first else nothing:

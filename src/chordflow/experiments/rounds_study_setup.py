@@ -101,7 +101,7 @@ def made(config: RoundsStudyConfig) -> RoundsBed:
     """
     teacher = open_teacher(config)
     splits = {
-        actions: open_split(config.dataset, teacher.policy, config.rename_map, actions=actions)
+        actions: open_split(config.dataset, teacher.policy, actions=actions)
         for actions in sorted({share > 0 for share in config.real_data_shares})
     }
     episodes = Episodes(config, teacher.policy, teacher.num_steps) if config.env is not None else None
