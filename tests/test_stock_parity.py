@@ -25,11 +25,16 @@ import family_multi_task_dit
 import family_pi0
 import family_pi05
 from builders import build_checkpoint, build_dataset, build_vlm
+from chordflow.cli.main import main
 from chordflow.couplings.observations import DatasetConfig, open_split
 from chordflow.errors import UserError
 from chordflow.flow.solvers import Euler
 from chordflow.policies import load_flow_policy
 from chordflow.quiet import quiet_stdout
+from chordflow.rollouts import run_episodes
+from drift_env import DriftEnvConfig
+from test_reflow_job import options as reflow_options
+from test_reflow_job import student_of
 
 BASE_CAMERAS = ("camera1", "camera2", "camera3")
 BASE_STATE = 6
@@ -148,6 +153,36 @@ def test_what_stock_lerobot_runs_chordflow_runs_with_the_same_actions(
     ours_of, actual = our_actions(checkpoint, dataset, situation.rename_map)
     assert ours_of == frames
     torch.testing.assert_close(actual[:, : expected.shape[1]], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_every_job_runs_on_a_checkpoint_of_another_robot(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With stale `input_features` and a rename map of its own: dataset, environment and student."""
+    build = other_robot("smolvla", ["front", "hand"], own=names(front="camera2"))
+    teacher, dataset = build(tmp_path)
+    data = ["--dataset.repo_id=test/tiny", f"--dataset.root={dataset}", "--device=cpu"]
+    measure = [
+        "--measure.num_observations=2", "--measure.latency_repeats=1", "--measure.converged_noises=1",
+        "--measure.num_steps=[1]",
+    ]  # fmt: skip
+    assert (
+        main(["diagnose", f"--policy.path={teacher}", *data, *measure, f"--output_dir={tmp_path / 'd'}"]) == 0
+    )
+    assert main(reflow_options(teacher, dataset, tmp_path / "r", "--steps=1", *measure)) == 0
+    assert "rename_map" not in capsys.readouterr().out
+    student = student_of(tmp_path / "r")
+    run_episodes(load_flow_policy(student), DriftEnvConfig(cameras=("front", "hand")), [0], num_steps=1)
+    evaluate = [
+        "evaluate", f"--teacher.path={teacher}", f"--student.path={student}", "--env.type=drift_of_the_tests",
+        "--env.cameras=[hand]", f"--rename_map={json.dumps(names(hand='camera1'))}", "--eval.n_episodes=1",
+        "--eval.num_clips=0", "--device=cpu", f"--output_dir={tmp_path / 'e'}",
+    ]  # fmt: skip
+    assert main(evaluate) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        f"--rename_map replaces the checkpoint's own rename_map, {json.dumps(names(front='camera2'))}" in said
+    )
 
 
 def stock_actions(checkpoint: Path, dataset: Path, rename_map: dict[str, str]) -> tuple[list[int], Tensor]:
