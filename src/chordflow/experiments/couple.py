@@ -85,7 +85,7 @@ class CoupleConfig:
         seed: of the order of observations and of the noises.
         num_workers: processes that read observations ahead.
         device: cuda, mps or cpu; by default the checkpoint's, or what is available.
-        rename_map: observation keys of the dataset to keys of the policy, as JSON.
+        rename_map: observation keys of the dataset to keys of the policy, as JSON; replaces the checkpoint's own.
         resume: go on with the store in output_dir, or join other processes that are making it: blocks that are
             missing or damaged are made, all others stay. Settings can be given by --config_path=STORE/manifest.json.
         coupling: how the teacher's ODE is solved.

@@ -68,7 +68,7 @@ class DiagnoseConfig:
         dataset: LeRobot dataset whose held-out observations are measured on (its actions are not used).
         output_dir: new folder for results and pictures; by default outputs/diagnose/DATE/TIME.
         device: cuda, mps or cpu; by default the checkpoint's, or what is available.
-        rename_map: observation keys of the dataset to keys of the policy, as JSON.
+        rename_map: observation keys of the dataset to keys of the policy, as JSON; replaces the checkpoint's own.
         measure: how much is measured.
     """
 

@@ -117,13 +117,13 @@ class FlowPolicy(ABC):
         config_assets: fields of `config.json` that name a model outside the checkpoint.
         processor_assets: fields of the processors' steps that do.
         default_train_roles: the parts that a student trains unless it is told otherwise.
+        rename_map: what `load_flow_policy` was given of that name.
+        replaced_rename_map: what the checkpoint's own preprocessor renames where `rename_map` took its place.
         needs_every_camera: whether LeRobot's code of this family stops where one of the config's cameras is absent.
         supports_real_time_chunking: whether LeRobot guides this family's chunks by the previous ones
             (`--inference.type=rtc`).
         filled_from: parameters that LeRobot's loader fills with another's tensor where a file lacks them, and
             that other one's name.
-        rename_map: what `load_flow_policy` was given of that name.
-        replaced_rename_map: what the checkpoint's own preprocessor renames where `rename_map` took its place.
     """
 
     config_assets: ClassVar[tuple[str, ...]] = ()

@@ -143,20 +143,6 @@ def load_flow_policy(
     return loaded
 
 
-def _rename(preprocessor: Any, rename_map: Mapping[str, str], where: str) -> dict[str, str]:
-    """Has a preprocessor rename by `rename_map`; returns what it renamed in another way by itself."""
-    steps = [step for step in preprocessor.steps if hasattr(step, "rename_map")]
-    if not steps:
-        raise UserError(
-            f"{where}: {PREPROCESSOR} has no step that renames, so --rename_map cannot be heeded; leave it out, and "
-            "give observations of the checkpoint's own names."
-        )
-    own = dict(steps[0].rename_map)
-    for step in steps:
-        step.rename_map = dict(rename_map)
-    return own if own != dict(rename_map) else {}
-
-
 def check_loaded(policy: FlowPolicy, file: Path, field: str = "teacher.path") -> None:
     """Makes sure that a policy holds the weights of its file: some loaders swallow what goes wrong.
 
@@ -202,6 +188,20 @@ def check_loaded(policy: FlowPolicy, file: Path, field: str = "teacher.path") ->
             + (f" and {len(missing) - 1} more tensors" if len(missing) > 1 else "")
             + "; give complete weights."
         )
+
+
+def _rename(preprocessor: Any, rename_map: Mapping[str, str], where: str) -> dict[str, str]:
+    """Has a preprocessor rename by `rename_map`; returns what it renamed in another way by itself."""
+    steps = [step for step in preprocessor.steps if hasattr(step, "rename_map")]
+    if not steps:
+        raise UserError(
+            f"{where}: {PREPROCESSOR} has no step that renames, so --rename_map cannot be heeded; leave it out, and "
+            "give observations of the checkpoint's own names."
+        )
+    own = dict(steps[0].rename_map)
+    for step in steps:
+        step.rename_map = dict(rename_map)
+    return own if own != dict(rename_map) else {}
 
 
 def save_student(
