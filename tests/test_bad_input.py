@@ -419,19 +419,12 @@ def test_a_dataset_that_does_not_fit(
     assert re.search(message, said), said
 
 
-def test_missing_cameras_may_be_blank_or_renamed(
-    vlm: Path, dataset_root: Path, tmp_path: Path, capsys: Capture
+def test_a_camera_of_another_name_and_rename_maps_that_do_not_fit(
+    vlm: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    cameras = ("top", "wrist")
-    teacher = build_checkpoint(tmp_path / "blank", vlm, cameras=cameras, empty_cameras=1)
-    assert main(options(teacher, dataset_root, tmp_path / "out 1", "--steps=1")) == 0
-    strict = build_checkpoint(tmp_path / "strict", vlm, cameras=cameras)
-    said = refused(options(strict, dataset_root, tmp_path / "out"), capsys, tmp_path)
-    assert "observation.images.wrist" in said
+    teacher = build_checkpoint(tmp_path / "teacher", vlm, cameras=("top", "wrist"))
     other = build_dataset(tmp_path / "other", cameras=("top", "hand"))
-    rename = '--rename_map={"observation.images.hand": "observation.images.wrist"}'
-    assert main(options(strict, other, tmp_path / "out 2", "--steps=1", rename)) == 0
-    # A camera of another name is no blank, though the checkpoint could do without one.
+    # SmolVLA can do without a camera, but a strange one beside it is more likely the same by another name.
     said = refused(options(teacher, other, tmp_path / "out"), capsys, tmp_path)
     assert "lacks the checkpoint's camera(s) observation.images.wrist" in said
     for wrong, message in (
@@ -446,7 +439,7 @@ def test_missing_cameras_may_be_blank_or_renamed(
         ('{"observation.images.hand": "observation.images.top"}', "has a 'observation.images.top' already"),
         ("[1]", "rename_map="),
     ):
-        said = refused(options(strict, other, tmp_path / "out", f"--rename_map={wrong}"), capsys, tmp_path)
+        said = refused(options(teacher, other, tmp_path / "out", f"--rename_map={wrong}"), capsys, tmp_path)
         assert message in said
 
 

@@ -263,10 +263,11 @@ def test_a_camera_of_another_name_can_be_mapped(tmp_path: Path, checkpoint: Path
     root = build_dataset(tmp_path / "other", episodes=2, length=2, cameras=("side",))
     rename = {"observation.images.side": "observation.images.top"}
     policy = load_flow_policy(checkpoint, device="cpu", rename_map=rename)
-    split = open_split(DatasetConfig("test/tiny", root=str(root)), policy, rename)
+    split = open_split(DatasetConfig("test/tiny", root=str(root)), policy)
     assert policy.encode(policy.preprocess(next(split.train.batches([0], 1)))).batch_size == 1
+    policy = load_flow_policy(checkpoint, device="cpu", rename_map={"nonsense": "observation.images.top"})
     with pytest.raises(UserError, match="rename_map names 'nonsense'"):
-        open_split(DatasetConfig("test/tiny", root=str(root)), policy, {"nonsense": "observation.images.top"})
+        open_split(DatasetConfig("test/tiny", root=str(root)), policy)
 
 
 def test_values_that_are_not_finite_are_named(

@@ -193,7 +193,7 @@ def test_a_policy_without_cameras_fits_a_dataset_without_cameras() -> None:
     policy.config = config  # type: ignore[assignment]
     features = {"observation.state": {"shape": (2,)}, "action": {"shape": (2,)}}
     metadata = SimpleNamespace(repo_id="test/states", features=features, camera_keys=[])
-    check_fits(metadata, policy, {})  # type: ignore[arg-type]
+    check_fits(metadata, policy)  # type: ignore[arg-type]
     features["action"] = {"shape": (3,)}
     with pytest.raises(UserError, match="action has shape"):
-        check_fits(metadata, policy, {})  # type: ignore[arg-type]
+        check_fits(metadata, policy)  # type: ignore[arg-type]

@@ -106,7 +106,7 @@ def test_cameras_without_the_blank_ones(tmp_path: Path, family: ModuleType) -> N
     policy = load(family.build(tmp_path / "c", cameras=("top", "left", "right"), empty_cameras=1))
     assert policy.image_keys == [f"observation.images.{name}" for name in ("top", "left", "right")]
     assert len(policy.config.image_features) == 4
-    assert policy.max_missing_cameras == 2
+    assert not policy.needs_every_camera
     policy.encode(policy.preprocess(observations(1, ("left",))))
     with pytest.raises(ValueError, match="All image features are missing"):
         policy.encode(policy.preprocess(observations(1, ())))

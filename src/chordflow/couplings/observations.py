@@ -6,7 +6,6 @@ methods that declare that they need them.
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,14 +16,15 @@ import numpy as np
 import torch
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-from lerobot.utils.constants import ACTION, OBS_PREFIX, OBS_STATE
+from lerobot.utils.constants import ACTION, OBS_PREFIX
 from torch.utils.data import DataLoader, Dataset
 
+from chordflow.console import say
 from chordflow.couplings.split import split_episodes
 from chordflow.couplings.unreadable import collated, not_read, without_missing
 from chordflow.couplings.walk import Walk
 from chordflow.errors import UserError, machine_refuses, ran_out_of_memory, reason
-from chordflow.policies import FlowPolicy
+from chordflow.policies import FlowPolicy, check_inputs, say_replaced_names
 
 TOLERANCE_S = 1e-4
 """Seconds by which a video's frame may miss its timestamp: LeRobot's default."""
@@ -224,7 +224,6 @@ class Split:
 def open_split(
     config: DatasetConfig,
     policy: FlowPolicy,
-    rename_map: dict[str, str] | None = None,
     *,
     tolerance_s: float = TOLERANCE_S,
     actions: bool = False,
@@ -235,7 +234,6 @@ def open_split(
     Args:
         config: which dataset.
         policy: whose observations, and whose chunks of actions, are read.
-        rename_map: observation keys of the dataset to keys of the policy.
         tolerance_s: seconds by which a video's frame may miss its timestamp.
         actions: whether the observations to train on bring the demonstrated actions along.
         held_out: episodes that are held out, in place of those that the rule chooses: of a run that goes on.
@@ -246,7 +244,8 @@ def open_split(
     if not tolerance_s > 0:
         raise UserError(f"tolerance_s={tolerance_s}: give seconds above 0.")
     metadata = _metadata(config)
-    check_fits(metadata, policy, rename_map or {})
+    say_replaced_names(policy)
+    check_fits(metadata, policy)
     episodes = config.episodes if config.episodes is not None else list(range(metadata.total_episodes))
     unknown = [episode for episode in episodes if not 0 <= episode < metadata.total_episodes]
     if unknown:
@@ -319,54 +318,26 @@ def open_split(
     return split
 
 
-def check_fits(metadata: LeRobotDatasetMetadata, policy: FlowPolicy, rename_map: dict[str, str]) -> None:
+def check_fits(metadata: LeRobotDatasetMetadata, policy: FlowPolicy) -> None:
     """Makes sure that a dataset has what a checkpoint looks at.
 
     Raises:
         UserError: for missing cameras or another size of state or action.
     """
-    repo_id, features = metadata.repo_id, metadata.features
-    looked_at = list(policy.config.input_features or {})
-    for key, target in rename_map.items():
-        if target not in looked_at:
-            raise UserError(
-                f"rename_map={json.dumps(rename_map)}: the checkpoint has no {target!r}; it looks at "
-                f"{', '.join(looked_at)}."
-            )
-        if target in features and target not in rename_map:
-            raise UserError(
-                f"rename_map={json.dumps(rename_map)}: {repo_id} has a {target!r} already; map that one elsewhere or "
-                "drop the entry."
-            )
-        if key not in features:
-            raise UserError(
-                f"rename_map names {key!r}, which {repo_id} does not have; its observations are "
-                f"{', '.join(name for name in features if name.startswith(OBS_PREFIX))}."
-            )
-    names = {rename_map.get(name, name): feature for name, feature in features.items()}
-    missing = [key for key in policy.image_keys if key not in names]
-    # A camera that the checkpoint does not know, where it lacks one: more likely another name than a blank.
-    unknown = {rename_map.get(key, key) for key in metadata.camera_keys} - set(policy.image_keys)
-    if missing and (
-        len(missing) > policy.max_missing_cameras or unknown or len(missing) == len(policy.image_keys)
-    ):
-        cameras = list(metadata.camera_keys)
-        raise UserError(
-            f"dataset.repo_id={repo_id} lacks the checkpoint's camera(s) {', '.join(missing)}; it has "
-            f"{', '.join(cameras) or 'none'}: map them with "
-            f'--rename_map=\'{{"{cameras[0] if cameras else "observation.images.NAME"}": "{missing[0]}"}}\'.'
+    where, features = f"dataset.repo_id={metadata.repo_id}", metadata.features
+    absent = check_inputs(policy, {key: feature["shape"] for key, feature in features.items()}, where)
+    if absent:
+        say(
+            f"Warning: {where} lacks {', '.join(absent)}; {policy.family} acts without, as it does in LeRobot."
         )
-    expected = {ACTION: policy.config.action_feature, OBS_STATE: policy.config.robot_state_feature}
-    for key, feature in expected.items():
-        if feature is None:
-            continue
-        if key not in names:
-            raise UserError(f"dataset.repo_id={repo_id} has no {key}, which the checkpoint needs.")
-        if tuple(names[key]["shape"]) != tuple(feature.shape):
-            raise UserError(
-                f"dataset.repo_id={repo_id}: {key} has shape {tuple(names[key]['shape'])}, but the checkpoint was "
-                f"trained with {tuple(feature.shape)}; give the dataset that it was fine-tuned on."
-            )
+    if ACTION not in features:
+        raise UserError(f"{where} has no {ACTION}, which the checkpoint needs.")
+    shape, expected = tuple(features[ACTION]["shape"]), tuple(policy.config.action_feature.shape)
+    if shape != expected:
+        raise UserError(
+            f"{where}: {ACTION} has shape {shape}, but the checkpoint was trained with {expected}; give the dataset "
+            "that it was fine-tuned on."
+        )
 
 
 def _metadata(config: DatasetConfig) -> LeRobotDatasetMetadata:

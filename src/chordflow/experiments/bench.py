@@ -63,7 +63,7 @@ def bench_training(config: TrainingBenchConfig, command: list[str]) -> TrainingB
             f"clock=own counts the seconds of one thread, and here {device_name(teacher.device)} work; set "
             "OMP_NUM_THREADS=1 and give --device=cpu, or choose clock=wall."
         )
-    split = open_split(config.dataset, teacher, config.rename_map, tolerance_s=config.tolerance_s)
+    split = open_split(config.dataset, teacher, tolerance_s=config.tolerance_s)
     bed = Bed(config, teacher, teacher_dir, split)
     bench = _begun(bed, command)
     check_schedules(bed)

@@ -82,9 +82,7 @@ def made(config: CompareConfig, planned: Sequence[Planned]) -> Bed:
         )
     needed = {entry.config.method.build().needs_actions for entry in planned}
     splits = {
-        actions: open_split(
-            config.dataset, origin.policy, config.rename_map, tolerance_s=config.tolerance_s, actions=actions
-        )
+        actions: open_split(config.dataset, origin.policy, tolerance_s=config.tolerance_s, actions=actions)
         for actions in sorted(needed)
     }
     bed = Bed(

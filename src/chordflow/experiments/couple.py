@@ -86,7 +86,7 @@ class CoupleConfig:
         num_workers: processes that read observations ahead.
         device: cuda, mps or cpu; by default the checkpoint's, or what is available.
         tolerance_s: seconds by which a video's frame may miss its timestamp, as in LeRobot.
-        rename_map: observation keys of the dataset to keys of the policy, as JSON.
+        rename_map: observation keys of the dataset to keys of the policy, as JSON; replaces the checkpoint's own.
         resume: go on with the store in output_dir, or join other processes that are making it: blocks that are
             missing or damaged are made, all others stay. Settings can be given by --config_path=STORE/manifest.json.
         coupling: how the teacher's ODE is solved.
@@ -138,7 +138,7 @@ def couple(config: CoupleConfig) -> Path:
     teacher = load_flow_policy(teacher_dir, device=config.device, rename_map=config.rename_map)
     config.coupling.settle(teacher.default_num_steps)
     teacher.module.requires_grad_(False)
-    split = open_split(config.dataset, teacher, config.rename_map, tolerance_s=config.tolerance_s)
+    split = open_split(config.dataset, teacher, tolerance_s=config.tolerance_s)
     block_size = config.buffer.block_size
     asked = config.num_observations
     begun = (

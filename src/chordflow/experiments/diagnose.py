@@ -69,7 +69,7 @@ class DiagnoseConfig:
         output_dir: new folder for results and pictures; by default outputs/diagnose/DATE/TIME.
         device: cuda, mps or cpu; by default the checkpoint's, or what is available.
         tolerance_s: seconds by which a video's frame may miss its timestamp, as in LeRobot.
-        rename_map: observation keys of the dataset to keys of the policy, as JSON.
+        rename_map: observation keys of the dataset to keys of the policy, as JSON; replaces the checkpoint's own.
         measure: how much is measured.
     """
 
@@ -119,7 +119,7 @@ def diagnose(config: DiagnoseConfig, command: list[str]) -> Diagnosis:
     )
     policy.module.requires_grad_(False)
     num_steps = config.policy.num_inference_steps or policy.default_num_steps
-    split = open_split(config.dataset, policy, config.rename_map, tolerance_s=config.tolerance_s)
+    split = open_split(config.dataset, policy, tolerance_s=config.tolerance_s)
     read_beforehand(split, config.measure)
     info = policy_info(TEACHER, policy, config.policy.path, checkpoint, num_steps)
     with new_folder(folder):

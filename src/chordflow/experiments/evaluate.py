@@ -24,6 +24,7 @@ from chordflow.experiments.plain import plain
 from chordflow.experiments.provenance import device_name
 from chordflow.experiments.reflow import RESULTS
 from chordflow.experiments.run_folder import new_folder, only_run
+from chordflow.policies import say_replaced_names
 from chordflow.policies.files import write_json
 from chordflow.policies.sampling import Sampler
 from chordflow.results.schema import (
@@ -75,7 +76,9 @@ def evaluate(config: EvaluateConfig, command: list[str]) -> Evaluated:
     _warn_of_other_steps(config, entrants)
     split = None
     if config.dataset is not None:
-        split = open_split(config.dataset, teacher, config.rename_map, tolerance_s=config.tolerance_s)
+        split = open_split(config.dataset, teacher, tolerance_s=config.tolerance_s)
+    else:
+        say_replaced_names(teacher)
     if config.env is not None:
         check_environment(config, entrants)
     folder = contextlib.nullcontext() if config.resume else _new_folder(output)

@@ -148,7 +148,8 @@ class EvaluateConfig:
         seed: of the first episode; the others follow. As LeRobot's --seed.
         device: cuda, mps or cpu; by default the checkpoint's, or what is available.
         tolerance_s: seconds by which a video's frame may miss its timestamp, as in LeRobot.
-        rename_map: observation keys of dataset and environment to keys of the policy, as JSON.
+        rename_map: observation keys of dataset and environment to keys of the policy, as JSON; replaces the
+            checkpoint's own.
         resume: go on with the run whose evaluate_config.json --config_path names; no episode is run twice.
         student: the checkpoint in question.
         dataset: LeRobot dataset to measure gaps, curvature and latency on; without it they are left out.

@@ -81,7 +81,6 @@ def made(config: InitStudyConfig) -> InitBed:
     split = open_split(
         config.dataset,
         teacher.policy,
-        config.rename_map,
         tolerance_s=config.tolerance_s,
         actions=method.needs_actions,
     )

@@ -139,7 +139,6 @@ def begun(config: ReflowJobConfig, command: list[str], resume_from: Path | None)
     split = open_split(
         config.dataset,
         teacher,
-        config.rename_map,
         tolerance_s=config.tolerance_s,
         actions=config.method.build().needs_actions,
         held_out=held_out_before(resume_from / PRETRAINED_MODEL_DIR) if resume_from is not None else None,

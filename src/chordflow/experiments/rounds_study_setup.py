@@ -102,9 +102,7 @@ def made(config: RoundsStudyConfig) -> RoundsBed:
     """
     teacher = open_teacher(config)
     splits = {
-        actions: open_split(
-            config.dataset, teacher.policy, config.rename_map, tolerance_s=config.tolerance_s, actions=actions
-        )
+        actions: open_split(config.dataset, teacher.policy, tolerance_s=config.tolerance_s, actions=actions)
         for actions in sorted({share > 0 for share in config.real_data_shares})
     }
     episodes = Episodes(config, teacher.policy, teacher.num_steps) if config.env is not None else None

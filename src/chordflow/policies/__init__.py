@@ -7,6 +7,7 @@ from chordflow.policies.base import ChunkSpec, FlowPolicy, Role, VelocityModule
 from chordflow.policies.checkpoint import load_flow_policy, save_student
 from chordflow.policies.context import Context
 from chordflow.policies.files import resolve_checkpoint
+from chordflow.policies.inputs import check_inputs, say_replaced_names
 from chordflow.policies.relocation import relocate
 
 __all__ = [
@@ -15,8 +16,10 @@ __all__ = [
     "FlowPolicy",
     "Role",
     "VelocityModule",
+    "check_inputs",
     "load_flow_policy",
     "relocate",
     "resolve_checkpoint",
     "save_student",
+    "say_replaced_names",
 ]

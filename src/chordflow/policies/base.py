@@ -12,9 +12,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+from lerobot.utils.constants import OBS_STATE
 from torch import Tensor, nn
 
 from chordflow.errors import UserError
@@ -115,6 +117,9 @@ class FlowPolicy(ABC):
         config_assets: fields of `config.json` that name a model outside the checkpoint.
         processor_assets: fields of the processors' steps that do.
         default_train_roles: the parts that a student trains unless it is told otherwise.
+        rename_map: what `load_flow_policy` was given of that name.
+        replaced_rename_map: what the checkpoint's own preprocessor renames where `rename_map` took its place.
+        needs_every_camera: whether LeRobot's code of this family stops where one of the config's cameras is absent.
         supports_real_time_chunking: whether LeRobot guides this family's chunks by the previous ones
             (`--inference.type=rtc`).
         filled_from: parameters that LeRobot's loader fills with another's tensor where a file lacks them, and
@@ -124,6 +129,7 @@ class FlowPolicy(ABC):
     config_assets: ClassVar[tuple[str, ...]] = ()
     processor_assets: ClassVar[tuple[str, ...]] = ("tokenizer_name",)
     default_train_roles: ClassVar[tuple[Role, ...]] = (Role.ACTION_HEAD,)
+    needs_every_camera: ClassVar[bool] = True
     supports_real_time_chunking: ClassVar[bool] = False
     filled_from: ClassVar[Mapping[str, str]] = {}
 
@@ -131,6 +137,8 @@ class FlowPolicy(ABC):
     policy_class: type[Any]
     config: Any
     module: nn.Module
+    rename_map: Mapping[str, str] = MappingProxyType({})
+    replaced_rename_map: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
     def __init__(self, policy: Any, preprocessor: Any, postprocessor: Any) -> None:
@@ -255,8 +263,27 @@ class FlowPolicy(ABC):
 
     @property
     def image_keys(self) -> list[str]:
-        """The cameras that the checkpoint was trained with."""
+        """The cameras that the config lists. Fine-tuning on another robot keeps those of the base checkpoint."""
         return list(self.config.image_features)
+
+    @property
+    def statistics(self) -> Mapping[str, Mapping[str, Any]]:
+        """What the preprocessor knows of the observations that the policy was trained with, by the policy's names."""
+        return {}
+
+    @property
+    def state_shape(self) -> tuple[int, ...] | None:
+        """The shape of the state that the policy was trained with; None where it looks at none."""
+        feature = self.config.robot_state_feature
+        return None if feature is None else tuple(feature.shape)
+
+    def check_state(self, shape: tuple[int, ...], where: str) -> None:
+        """Raises UserError for a state of a size that the policy was not trained with; `where` says who shows it."""
+        if self.state_shape not in (None, shape):
+            raise UserError(
+                f"{where}: {OBS_STATE} has shape {shape}, but the checkpoint was trained with {self.state_shape}; give "
+                "observations of the robot that it was trained for."
+            )
 
     @property
     def rtc_config(self) -> Any | None:
@@ -281,11 +308,6 @@ class FlowPolicy(ABC):
     @classmethod  # noqa: B027 (most families take any folder)
     def check_asset(cls, key: str, place: str) -> None:
         """Raises UserError where the field `key` may not name the folder `place`."""
-
-    @property
-    def max_missing_cameras(self) -> int:
-        """How many of them an observation may lack."""
-        return 0
 
     def train_roles(self, roles: Iterable[Role]) -> dict[str, nn.Parameter]:
         """Freezes all but `roles` and makes these float32 masters.

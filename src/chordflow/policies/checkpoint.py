@@ -124,8 +124,6 @@ def load_flow_policy(
             )
         check_loaded(wrapped, folder / WEIGHTS, field)
         overrides: dict[str, Any] = {"device_processor": {"device": config.device}}
-        if rename_map:
-            overrides["rename_observations_processor"] = {"rename_map": dict(rename_map)}
         try:
             preprocessor, postprocessor = make_pre_post_processors(
                 policy_cfg=config, pretrained_path=str(folder), preprocessor_overrides=overrides
@@ -138,7 +136,11 @@ def load_flow_policy(
                 f"check that {PREPROCESSOR}, {POSTPROCESSOR} and their .safetensors files are whole, and not of a "
                 "newer LeRobot."
             ) from error
-    return adapter(policy, preprocessor, postprocessor)
+    loaded: FlowPolicy = adapter(policy, preprocessor, postprocessor)
+    if rename_map:
+        loaded.rename_map = dict(rename_map)
+        loaded.replaced_rename_map = _rename(preprocessor, rename_map, f"{field}={path}")
+    return loaded
 
 
 def check_loaded(policy: FlowPolicy, file: Path, field: str = "teacher.path") -> None:
@@ -186,6 +188,20 @@ def check_loaded(policy: FlowPolicy, file: Path, field: str = "teacher.path") ->
             + (f" and {len(missing) - 1} more tensors" if len(missing) > 1 else "")
             + "; give complete weights."
         )
+
+
+def _rename(preprocessor: Any, rename_map: Mapping[str, str], where: str) -> dict[str, str]:
+    """Has a preprocessor rename by `rename_map`; returns what it renamed in another way by itself."""
+    steps = [step for step in preprocessor.steps if hasattr(step, "rename_map")]
+    if not steps:
+        raise UserError(
+            f"{where}: {PREPROCESSOR} has no step that renames, so --rename_map cannot be heeded; leave it out, and "
+            "give observations of the checkpoint's own names."
+        )
+    own = dict(steps[0].rename_map)
+    for step in steps:
+        step.rename_map = dict(rename_map)
+    return own if own != dict(rename_map) else {}
 
 
 def save_student(

@@ -19,7 +19,7 @@ import torch
 from lerobot.policies.groot.groot_n1_7 import GR00TN17
 from lerobot.policies.groot.modeling_groot import GrootPolicy
 from lerobot.policies.groot.processor_groot import GrootN17ActionDecodeStep
-from lerobot.utils.constants import ACTION
+from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor, nn
 
 from chordflow.errors import UserError
@@ -70,6 +70,8 @@ class GrootFlowPolicy(LeRobotFlowPolicy):
     processor_assets: ClassVar[tuple[str, ...]] = ("model_name",)
     steps_field: ClassVar[str] = "num_inference_timesteps"
     noise_at: ClassVar[int] = 0
+    # It looks at whichever cameras there are.
+    needs_every_camera: ClassVar[bool] = False
     encoded_once: ClassVar[str] = "features of images and language, and of the state"
 
     def __init__(self, policy: Any, preprocessor: Any, postprocessor: Any) -> None:
@@ -96,6 +98,18 @@ class GrootFlowPolicy(LeRobotFlowPolicy):
             num_executed=min(self.policy._action_queue_steps, config.chunk_size, head.action_horizon),
             real_horizon=min(len(config.action_delta_indices), head.action_horizon),
         )
+
+    def check_state(self, shape: tuple[int, ...], where: str) -> None:
+        """Raises UserError for a state that does not fit in.
+
+        What a checkpoint was trained with is not known: fine-tuning leaves both the base checkpoint's `input_features`
+        and its statistics, which are cut or filled to the state's size.
+        """
+        if shape[0] > self.config.max_state_dim:
+            raise UserError(
+                f"{where}: {OBS_STATE} has shape {shape}, but max_state_dim={self.config.max_state_dim} in "
+                "config.json; give observations of the robot that the checkpoint was trained for."
+            )
 
     def encode(self, batch: Batch) -> GrootContext:
         """Encodes images and language into features, and the state.

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from lerobot.policies.common.vla_utils import pad_vector
-from lerobot.utils.constants import ACTION, OBS_IMAGES
+from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 from torch import Tensor, nn
 
 from chordflow.errors import UserError
@@ -84,6 +85,26 @@ class LeRobotFlowPolicy(FlowPolicy):
         """The cameras, without the blank ones that `empty_cameras` adds to the config."""
         blank = {f"{OBS_IMAGES}.empty_camera_{i}" for i in range(getattr(self.config, "empty_cameras", 0))}
         return [key for key in self.config.image_features if key not in blank]
+
+    @property
+    def statistics(self) -> Mapping[str, Mapping[str, Any]]:
+        """Those of the step that normalises, for all features of the dataset that the policy was trained on."""
+        return {
+            self.own_name(key): values
+            for step in self.preprocessor.steps
+            for key, values in (getattr(step, "stats", None) or {}).items()
+        }
+
+    @property
+    def state_shape(self) -> tuple[int, ...] | None:
+        """The shape of the state's statistics, or the config's where there are none.
+
+        `lerobot-train` gives a checkpoint that it fine-tunes the statistics of its dataset, but leaves the base
+        checkpoint's `input_features` in the config.
+        """
+        own = self.statistics.get(OBS_STATE, {})
+        known = [np.shape(own[kind]) for kind in ("mean", "min", "q01", "q10") if kind in own]
+        return (known[0] or (1,)) if known else super().state_shape
 
     def own_name(self, key: str) -> str:
         """What the preprocessor's `rename_map` makes of the observation `key`."""

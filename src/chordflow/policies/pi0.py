@@ -52,6 +52,8 @@ class PI0FlowPolicy(LeRobotFlowPolicy):
     family = "pi0"
     policy_class: type[Any] = PI0Policy
     steps_field: ClassVar[str] = "num_inference_steps"
+    # Blank, masked images take the place of those that are absent.
+    needs_every_camera: ClassVar[bool] = False
     supports_real_time_chunking: ClassVar[bool] = True
     encoded_once: ClassVar[str] = "keys and values of images and language"
     head_projections: ClassVar[tuple[str, ...]] = (
@@ -75,15 +77,6 @@ class PI0FlowPolicy(LeRobotFlowPolicy):
     @property
     def _vlm(self) -> Any:
         return self.policy.model.paligemma_with_expert.paligemma
-
-    @property
-    def max_missing_cameras(self) -> int:
-        """All but one: pi0 fills whatever is missing with blank, masked images, `empty_cameras` or not.
-
-        LeRobot fine-tunes in this way too: a base checkpoint's cameras stay in the config, however few of them
-        the robot has.
-        """
-        return max(len(self.image_keys) - 1, 0)
 
     def encode(self, batch: Batch) -> PrefixContext:
         """Encodes images and language into keys and values, and pads the state."""

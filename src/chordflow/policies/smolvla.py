@@ -42,6 +42,8 @@ class SmolVLAFlowPolicy(LeRobotFlowPolicy):
     policy_class = SmolVLAPolicy
     config_assets: ClassVar[tuple[str, ...]] = ("vlm_model_name",)
     steps_field: ClassVar[str] = "num_steps"
+    # Blank, masked images take the place of `empty_cameras` of those that are absent; the rest is left out.
+    needs_every_camera: ClassVar[bool] = False
     supports_real_time_chunking: ClassVar[bool] = True
     encoded_once: ClassVar[str] = "keys and values of images, language and state"
 
@@ -53,11 +55,6 @@ class SmolVLAFlowPolicy(LeRobotFlowPolicy):
             raise UserError(
                 "use_cache=false in config.json: SmolVLA's own sampler needs its prefix cache; set use_cache=true."
             )
-
-    @property
-    def max_missing_cameras(self) -> int:
-        """`empty_cameras`: SmolVLA fills that many with blank, masked images."""
-        return self.config.empty_cameras
 
     def to_action(self, endpoint: Tensor) -> Tensor:
         """Endpoints (B, H, D) to actions in the robot's units (B, H, A)."""

@@ -24,7 +24,7 @@ from chordflow.policies.realtime import RealTimeSampler
 from chordflow.policies.sampling import Sampler
 from chordflow.rollouts.delay import Execution
 from chordflow.rollouts.environment import batch_observations
-from chordflow.rollouts.fit import check_actions, check_inputs, check_state
+from chordflow.rollouts.fit import check_actions, check_observation
 from chordflow.rollouts.history import History
 from chordflow.rollouts.noise import chunk_noises
 from chordflow.rollouts.timing import Timing
@@ -134,8 +134,7 @@ class Actor:
         observation["task"] = [request.task for request, _ in seen]
         if len(self._before):
             observation = self._before(observation)
-        check_state(self.policy, self.env_cfg, observation)
-        check_inputs(self.policy, self.env_cfg, observation)
+        check_observation(self.policy, self.env_cfg, observation)
         return self.history.fold(observation)
 
     def _sample(self, batch: dict[str, Any], noise: Tensor, requests: Sequence[Request]) -> Tensor:

@@ -29,7 +29,7 @@ from chordflow.policies import FlowPolicy
 from chordflow.policies.sampling import Sampler
 from chordflow.rollouts.environment import make_environments
 from chordflow.rollouts.episodes import Episode, jerk, jump
-from chordflow.rollouts.fit import check_actions, check_inputs, check_state
+from chordflow.rollouts.fit import check_actions, check_observation
 
 type _Vector = gym.vector.VectorEnv[Any, Any, Any]
 
@@ -145,8 +145,7 @@ def _run_batch(
             instructions.extend(_instructions(env))
 
     def preprocess(observation: dict[str, Any]) -> dict[str, Any]:
-        check_state(policy, env_cfg, observation)
-        check_inputs(policy, env_cfg, observation)
+        check_observation(policy, env_cfg, observation)
         batch: dict[str, Any] = stock.preprocessor(observation)
         return batch
 
