@@ -176,6 +176,8 @@ def device_name(device: torch.device) -> str:
     """The device as a person would name it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
     return f"{device.type}, {torch.get_num_threads()} threads"
 
 
