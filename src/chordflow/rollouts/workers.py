@@ -232,14 +232,14 @@ def _serve(line: Connection, env_cfg: Any) -> None:
     """What a worker runs: answers messages until the line ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     import torch
-    from lerobot.utils.import_utils import register_third_party_plugins
 
     from chordflow.quiet import silence_libraries
+    from chordflow.rollouts.plugins import register_environments
 
     silence_libraries()
     torch.set_num_threads(1)
     # Plugins register their environments as they are imported, as in the process that read the command line.
-    register_third_party_plugins()
+    register_environments()
     host = LocalHost(env_cfg)
     # A line that breaks means that the pool is gone.
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError), contextlib.closing(host):
