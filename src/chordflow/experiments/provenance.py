@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,15 @@ from chordflow.policies import resolve_checkpoint
 from chordflow.policies.files import TRAIN_CONFIG, WEIGHTS, write_json
 from chordflow.quiet import quiet_stdout
 from chordflow.results.wording import steps
+from chordflow.rollouts.starts import SeedRange
 
 STEP_COUNTS = "step_counts"
 """Key of `reflow_config.json`: the Euler steps that the student was trained for, null where it is any number."""
+
+
+COLLECTED = "collected"
+"""Key of `reflow_config.json`: the episodes, as fields of `rollouts.starts.SeedRange`, in which observations were
+collected for the student, and for its teacher where that is a student."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class Round:
 
 BESIDE_SETTINGS = (
     "chordflow_version", "teacher_sha256", "init_sha256", "couplings_sha256", STEP_COUNTS, "round", "round_seed",
-    "lineage",
+    "lineage", COLLECTED,
 )  # fmt: skip
 """What `reflow_config.json` holds beside the settings of the job."""
 
@@ -187,6 +193,7 @@ def write_configs(
     folder: Path,
     of: Round | None = None,
     couplings_sha256: str | None = None,
+    collected: list[dict[str, Any]] | None = None,
 ) -> None:
     """`train_config.json` as stock tools read it, and chordflow's own settings beside it.
 
@@ -196,6 +203,7 @@ def write_configs(
         folder: the student's `pretrained_model` folder.
         of: the round of a job, where that has several; the settings are then those of the job.
         couplings_sha256: of what the store of couplings was made with, where the student was trained from one.
+        collected: the episodes that observations were collected in so far, as fields of `SeedRange`.
     """
     of = of or Round(1, config, teacher_dir)
     with quiet_stdout():
@@ -254,6 +262,11 @@ def write_configs(
     if of.job.student.init_path is not None:
         init_dir = resolve_checkpoint(of.job.student.init_path, None, "student.init_path")
         made_by["init_sha256"] = weights_sha256(init_dir)
+    begun_with = of.job.student.init_path
+    before = [teacher_dir] if begun_with is None else [teacher_dir, Path(begun_with)]
+    ranges = [asdict(run) for earlier in before for run in collected_in(earlier)] + (collected or [])
+    if ranges:
+        made_by[COLLECTED] = [run for index, run in enumerate(ranges) if run not in ranges[:index]]
     if couplings_sha256 is not None:
         made_by["couplings_sha256"] = couplings_sha256
     write_json(folder / REFLOW_CONFIG, {**made_by, **settings})
@@ -267,6 +280,15 @@ def trained_step_counts(folder: Path) -> list[int] | None:
     except (OSError, ValueError, TypeError, AttributeError):
         # Not made by chordflow, or by an older one.
         return None
+
+
+def collected_in(folder: Path) -> list[SeedRange]:
+    """The episodes that a checkpoint's record says observations were collected in for its training."""
+    found = read_record(folder).get(COLLECTED)
+    try:
+        return [SeedRange(**run) for run in found or []]
+    except TypeError:
+        return []
 
 
 def trained_method(folder: Path) -> str | None:

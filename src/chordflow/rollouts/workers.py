@@ -59,8 +59,8 @@ class WorkerPool(Host):
         """Numbers of the processes."""
         return [worker.process.pid for worker in self._workers if worker.process.pid is not None]
 
-    def make(self, count: int) -> list[TaskKey]:
-        """Makes sure that there are at least `count` sub-environments, and tells the tasks in their order."""
+    def make(self, count: int) -> dict[TaskKey, int | None]:
+        """Makes sure that there are at least `count` sub-environments; gives the tasks with their starts."""
         size = len(self._workers)
         # Every worker makes at least one: how many it needs may grow later, the tasks that it tells stay.
         self._counts = [max(1, (count - i + size - 1) // size) for i in range(size)]
