@@ -255,24 +255,22 @@ def test_a_students_record_says_in_which_episodes_observations_were_collected(st
     assert min(run.first for run in ranges) >= 1_000_000_000
 
 
-def evaluated(teacher: Path, student: Path, output: Path, *more: str) -> Results:
-    given = [
-        "evaluate", f"--teacher.path={teacher}", f"--student.path={student}", f"--output_dir={output}",
-        "--env.type=stored_starts_of_the_tests", "--env.starts=6", "--eval.n_episodes=9", "--eval.batch_size=3",
-        "--eval.num_clips=0", "--device=cpu", "--teacher.num_inference_steps=2", *more,
-    ]  # fmt: skip
-    assert main(given) == 0
+def evaluated(teacher: Path, student: Path, output: Path, **others: Any) -> Results:
+    given = {
+        "teacher.path": teacher, "student.path": student, "output_dir": output, "seed": 0, "device": "cpu",
+        "env.type": "stored_starts_of_the_tests", "env.starts": 6, "eval.n_episodes": 9, "eval.batch_size": 3,
+        "eval.num_clips": 0, "teacher.num_inference_steps": 2, **others,
+    }  # fmt: skip
+    assert main(["evaluate", *(f"--{name}={value}" for name, value in given.items())]) == 0
     return Results.load(output / "results.json")
 
 
-def with_record(student: Path, folder: Path, ranges: list[dict[str, Any]] | None) -> Path:
+def with_record(student: Path, folder: Path, ranges: list[dict[str, Any]]) -> Path:
     """A copy of a student whose record says something else."""
     shutil.copytree(student, folder)
     record = json.loads((folder / "reflow_config.json").read_text())
     record.pop("collected")
-    (folder / "reflow_config.json").write_text(
-        json.dumps(record | ({} if ranges is None else {"collected": ranges}))
-    )
+    (folder / "reflow_config.json").write_text(json.dumps(record | {"collected": ranges}))
     return folder
 
 
@@ -299,32 +297,35 @@ def test_an_evaluation_counts_starts_once_and_marks_those_trained_on(
     assert STARTS_TRAINED_ON in text
 
 
-@pytest.mark.parametrize("ranges", [None, [], [{"nonsense": 1}], [{"env": "another", "group": "stored", "number": 0,
-                                                                    "first": 0, "stop": 9}]])  # fmt: skip
-def test_without_a_record_of_collecting_nothing_is_marked(
-    checkpoint: Path, student: Path, tmp_path: Path, ranges: list[dict[str, Any]] | None
+NOWHERE = {"env": "another", "group": "stored", "number": 0, "first": 0, "stop": 9}
+
+
+@pytest.mark.parametrize(
+    ("ranges", "expected"),
+    [
+        (None, []), ([], []), ([{"nonsense": 1}], []), (["text"], []), (7, []), ({"a": 1}, []),
+        ([{**NOWHERE, "first": "x"}], []), ([NOWHERE], [SeedRange(**NOWHERE)]),
+    ],
+)  # fmt: skip
+def test_a_record_that_says_nothing_of_collecting_marks_nothing(
+    ranges: Any, expected: list[SeedRange], tmp_path: Path
 ) -> None:
-    known = with_record(student, tmp_path / "known", ranges)
-    results = evaluated(
-        checkpoint, known, tmp_path / "run", "--env.tasks=1", "--eval.n_episodes=2", "--env.starts=0"
-    )
-    assert {row.group for row in results.success} == {"all"} | {
-        row.group for row in results.success if row.group not in (STARTS_TRAINED_ON, STARTS_NOT_TRAINED_ON)
-    }
-    assert {row.starts for row in results.success} == {None}
+    (tmp_path / "reflow_config.json").write_text(json.dumps({} if ranges is None else {"collected": ranges}))
+    assert collected_in(tmp_path) == expected
 
 
 def test_a_sequential_run_ends_with_the_last_new_start(
     checkpoint: Path, student: Path, tmp_path: Path
 ) -> None:
-    more = ["--sequential.enable=true", "--sequential.min_episodes=2", "--eval.n_episodes=50", "--margin=0.5"]
-    known = with_record(student, tmp_path / "known", None)
-    results = evaluated(checkpoint, known, tmp_path / "run", *more)
+    more = {"sequential.enable": "true", "sequential.min_episodes": 2, "eval.n_episodes": 50, "margin": 0.5}
+    known = with_record(student, tmp_path / "known", [NOWHERE])
+    results = evaluated(checkpoint, known, tmp_path / "run", **more)
     assert {row.decision.episodes for row in results.sequential} <= set(range(13))
     assert max(row.episodes for row in results.success) <= 12
     assert {row.starts for row in results.success} == {None}
 
 
+@pytest.mark.slow
 def test_what_a_teacher_was_trained_on_its_student_was_too(
     checkpoint: Path, student: Path, dataset_root: Path, tmp_path: Path
 ) -> None:
@@ -339,7 +340,7 @@ def test_lerobots_own_starts_are_counted_but_not_told_apart(
     checkpoint: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stored_starts_env.StoredStartsEnv, "lenient", True)
-    results = evaluated(checkpoint, student, tmp_path / "run", "--noise=lerobot", "--env.tasks=1")
+    results = evaluated(checkpoint, student, tmp_path / "run", **{"noise": "lerobot", "env.tasks": 1})
     everything = [row for row in results.success if row.group == "all"]
     assert {(row.episodes, row.starts) for row in everything} == {(9, 6)}
     assert STARTS_TRAINED_ON not in {row.group for row in results.success}

@@ -286,9 +286,10 @@ def collected_in(folder: Path) -> list[SeedRange]:
     """The episodes that a checkpoint's record says observations were collected in for its training."""
     found = read_record(folder).get(COLLECTED)
     try:
-        return [SeedRange(**run) for run in found or []]
+        ranges = [SeedRange(**run) for run in found or []]
     except TypeError:
         return []
+    return [run for run in ranges if isinstance(run.first, int) and isinstance(run.stop, int)]
 
 
 def trained_method(folder: Path) -> str | None:

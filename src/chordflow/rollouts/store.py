@@ -256,8 +256,8 @@ class EpisodeStore:
             self._older_tasks |= {episode.key[:2] for episode in episodes}
         if len(self._older_tasks) > 1:
             raise UserError(
-                f"{self.folder} was run with noise_key=1, as an older chordflow gave all tasks the same noises, but now "
-                f"noise_key={NOISE_KEY}; choose another output folder."
+                f"{self.folder} was run with noise_key=1, by an older chordflow that gave all tasks the same noises, "
+                f"but now noise_key={NOISE_KEY}; choose another output folder."
             )
         return episodes
 
