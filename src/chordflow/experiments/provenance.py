@@ -251,7 +251,7 @@ def write_configs(
         settings["couplings"]["path"] = _absolute(of.job.couplings.path)
     if of.job.student.init_path is not None:
         settings["student"]["init_path"] = _absolute(of.job.student.init_path)
-    made_by = {
+    made_by: dict[str, Any] = {
         "chordflow_version": __version__,
         "teacher_sha256": weights_sha256(of.first_teacher),
         STEP_COUNTS: config.method.build().step_counts,

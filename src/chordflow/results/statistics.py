@@ -193,7 +193,7 @@ def wilson_interval(successes: float, episodes: int) -> Interval:
     return Interval(float(low), float(high))
 
 
-def compare_success(first: ArrayLike, second: ArrayLike, starts: int | None = None) -> PairedSuccess:
+def compare_success(first: ArrayLike, second: ArrayLike, *, starts: int | None = None) -> PairedSuccess:
     """Compare two policies that ran the same episodes.
 
     The test is McNemar's, exact (McNemar 1947). The interval is Newcombe's square-and-add of Wilson

@@ -17,8 +17,8 @@ from chordflow.policies import FlowPolicy
 from chordflow.policies.sampling import seeded_noise
 
 NOISE_KEY = 2
-"""Version of what noise is a function of. In the first one the task was no part of it, so that all tasks of a suite had
-the same noises."""
+"""Version of what noise is a function of. In version 1 the task was no part of it, so that all tasks of a suite had the
+same noises."""
 
 
 def chunk_noise(
