@@ -10,7 +10,9 @@ import copy
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -19,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from chordflow.cli.reflow import parse
-from chordflow.couplings import BufferConfig, CouplingBatch, CouplingBuffer, CouplingConfig
+from chordflow.couplings import BufferConfig, CouplingBatch, CouplingBuffer, CouplingConfig, Share
 from chordflow.experiments import reflow as experiments
 from chordflow.experiments.reflow import Finished
 from chordflow.policies import Role
@@ -51,6 +53,27 @@ class Uneven(ReflowMethod):
         return loss
 
 
+class AsOne(CouplingBuffer):
+    """In one process what two of half as many parts draw, one after the other."""
+
+    def __init__(self, *args: Any, batch_size: int, parts: int, **options: Any) -> None:
+        super().__init__(*args, batch_size=batch_size, parts=parts, **options)
+        self.ranks = [
+            CouplingBuffer(
+                *args, batch_size=batch_size, parts=parts // 2, **{**options, "share": Share(rank, 2)}
+            )
+            for rank in (0, 1)
+        ]
+
+    def fill(self, step: int) -> Iterator[int]:
+        for rank in self.ranks:
+            yield from rank.fill(step)
+
+    def batch(self, step: int, part: int = 0) -> CouplingBatch:
+        rank, own = divmod(part, self.ranks[0].parts)
+        return self.ranks[rank].batch(step, own)
+
+
 def train_gaussian(
     output: Path,
     *,
@@ -59,10 +82,12 @@ def train_gaussian(
     resume_from: Path | None = None,
     method: Method | None = None,
     optimizer: OptimizerConfig | None = None,
+    as_two: bool = False,
 ) -> tuple[Trained, CouplingBuffer]:
     """Trains a small student in the processes that there are; weights and gradients of every step are kept.
 
-    The weights that each process ends with are kept too, where it has them whole.
+    The weights that each process ends with are kept too, where it has them whole. `as_two` has one process train on
+    what two would draw.
     """
     processes = current()
     if processes.first:
@@ -84,7 +109,7 @@ def train_gaussian(
         save_file({n: tensor.contiguous() for n, tensor in weights.items()}, folder / "student.safetensors")
 
     method = method or Uneven(ReflowMethodConfig(times=UniformTimes(at_noise=0.3)))
-    buffer = CouplingBuffer(
+    buffer = (AsOne if as_two else CouplingBuffer)(
         teacher, make_observations(24), CouplingConfig(num_steps=2),
         BufferConfig(num_observations=16, noises_per_observation=4, uses_per_coupling=2, block_size=4),
         seed=3, batch_size=batch_size, parts=parts, share=processes.share,

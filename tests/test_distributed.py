@@ -1,4 +1,4 @@
-"""Several processes: two train as one with the doubled batch, under DDP and FSDP2, and end together."""
+"""Several processes: two train as one on what they draw, under DDP and FSDP2, and end together."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from safetensors.torch import load_file
 from torch import Tensor
 
+from chordflow.cli.main import main
 from chordflow.couplings import BufferConfig, CouplingBatch, CouplingBuffer, CouplingConfig, Share
 from chordflow.couplings.making import BlockMaker
 from chordflow.errors import UserError
@@ -29,7 +32,7 @@ from chordflow.training.methods import ConsistencyMethodConfig
 from chordflow.training.metrics import read_metrics
 from chordflow.training.optimizers import MuonConfig, OptimizerConfig, SOAPConfig
 from chordflow.training.wrapping import Wrapped
-from distributed_worker import REFLOW, SOAP, STEPS, copy_until, reflow, train_gaussian
+from distributed_worker import REFLOW, SOAP, STEPS, AsOne, copy_until, reflow, train_gaussian
 from gaussian_setup import AffineStudent, make_observations, make_policy
 
 TESTS = Path(__file__).parent
@@ -38,7 +41,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "HF_HUB_OFFLINE": "1",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
-    "PYTHONPATH": str(TESTS),
+    "PYTHONPATH": os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")])),
 }
 
 
@@ -65,10 +68,17 @@ def two(checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What one process with the doubled batch left behind."""
+    """What one process left behind that drew what two do."""
     folder = tmp_path_factory.mktemp("one")
-    train_gaussian(folder / "run", batch_size=16)
+    train_gaussian(folder / "run", batch_size=8, parts=2, as_two=True)
     return folder / "run"
+
+
+@pytest.fixture
+def as_two(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What has one process train on what two with `--batch_size=4` draw."""
+    monkeypatch.setattr("chordflow.experiments.reflow.CouplingBuffer", AsOne)
+    return ["--batch_size=4", "--gradient_accumulation_steps=2"]
 
 
 def weights(run: Path, file: str = "training_state/master_weights.safetensors", step: int = STEPS) -> Any:
@@ -92,14 +102,16 @@ SAVED = [
 
 @pytest.mark.parametrize("file", SAVED)
 @pytest.mark.parametrize("run", ["ddp", "ddp-resumed", "parts", "fsdp", "fsdp-parts", "fsdp-resumed"])
-def test_two_processes_train_as_one_with_the_doubled_batch(two: Path, one: Path, run: str, file: str) -> None:
+def test_two_processes_train_as_one_on_the_same_couplings(two: Path, one: Path, run: str, file: str) -> None:
     assert_same(weights(two / run, file), weights(one, file), 1e-5)
 
 
 def test_a_method_on_states_of_trajectories_trains_in_two_processes_as_in_one(
     two: Path, tmp_path: Path
 ) -> None:
-    train_gaussian(tmp_path / "run", batch_size=16, method=ConsistencyMethodConfig().build())
+    train_gaussian(
+        tmp_path / "run", batch_size=8, parts=2, as_two=True, method=ConsistencyMethodConfig().build()
+    )
     for file in SAVED:
         assert_same(weights(two / "consistency", file), weights(tmp_path / "run", file), 1e-5)
     first, second = (load_file(two / "consistency" / f"gradients-{rank}.safetensors") for rank in (0, 1))
@@ -128,7 +140,7 @@ def test_both_processes_step_alike_by_the_default_optimiser(two: Path, tmp_path:
         assert_same(first, second, 0.0)
     for file in SAVED:
         assert_same(weights(two / "soap-resumed", file), weights(two / "soap", file), 0.0)
-    train_gaussian(tmp_path / "run", batch_size=16, optimizer=SOAP)
+    train_gaussian(tmp_path / "run", batch_size=8, parts=2, as_two=True, optimizer=SOAP)
     of_two, of_one = (read_metrics(run / "metrics.jsonl") for run in (two / "soap", tmp_path / "run"))
     losses = [[line["loss"] for line in lines] for lines in (of_two, of_one)]
     # The first step looks on; until the second has been made, both are what they were.
@@ -136,13 +148,10 @@ def test_both_processes_step_alike_by_the_default_optimiser(two: Path, tmp_path:
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
-def test_a_process_that_holds_none_of_a_steps_couplings_takes_part(two: Path, tmp_path: Path) -> None:
-    _, buffer = train_gaussian(tmp_path / "run", batch_size=4)
+def test_two_processes_train_as_one_by_one_coupling_at_a_time(two: Path, tmp_path: Path) -> None:
+    _, buffer = train_gaussian(tmp_path / "run", batch_size=1, parts=4, as_two=True)
     assert_same(weights(two / "few"), weights(tmp_path / "run"), 1e-5)
-    other = gaussian_buffer(1, parts=2, share=Share(1, 2), num_observations=16, uses=2, observations=24)
-    held = [[other.batch(step, part).weight for part in (0, 1)] for step in range(STEPS) if fill(other, step)]
-    assert any(0.0 in parts for parts in held)
-    assert buffer.step_size == other.step_size == 4
+    assert buffer.step_size == 4
 
 
 def test_what_is_logged_is_of_all_processes(two: Path, one: Path) -> None:
@@ -166,7 +175,7 @@ def test_checkpoints_say_how_many_processes_wrote_them(two: Path, one: Path) -> 
 def test_a_run_of_two_processes_goes_on_in_one(two: Path, one: Path, tmp_path: Path) -> None:
     resume_from = copy_until(two / "fsdp", 3, tmp_path / "run")
     check_same_size(resume_from, 16, "")
-    train_gaussian(tmp_path / "run", batch_size=16, resume_from=resume_from)
+    train_gaussian(tmp_path / "run", batch_size=8, parts=2, as_two=True, resume_from=resume_from)
     for file in SAVED:
         assert_same(weights(tmp_path / "run", file), weights(one, file), 1e-5)
 
@@ -179,9 +188,9 @@ def test_steps_of_another_size_are_refused(two: Path) -> None:
 
 
 def test_a_student_that_fsdp_trained_is_a_stock_checkpoint(
-    two: Path, checkpoint: Path, dataset_root: Path, tmp_path: Path
+    two: Path, checkpoint: Path, dataset_root: Path, tmp_path: Path, as_two: list[str]
 ) -> None:
-    reflow(tmp_path / "one", checkpoint, dataset_root, "--batch_size=8")
+    reflow(tmp_path / "one", checkpoint, dataset_root, *as_two)
     folder = "checkpoints/last/pretrained_model"
     student = SmolVLAPolicy.from_pretrained(two / "smolvla-fsdp" / folder)
     of_one = SmolVLAPolicy.from_pretrained(tmp_path / "one" / folder)
@@ -222,7 +231,7 @@ fsdp_config:
     ],
 )
 def test_accelerate_launch_switches_fsdp2_on(
-    checkpoint: Path, dataset_root: Path, tmp_path: Path, device: str
+    checkpoint: Path, dataset_root: Path, tmp_path: Path, device: str, as_two: list[str]
 ) -> None:
     config = tmp_path / "fsdp2.yaml"
     config.write_text(FSDP2)
@@ -237,14 +246,13 @@ def test_accelerate_launch_switches_fsdp2_on(
     assert done.returncode == 0, done.stdout + done.stderr
     # Said only where every trained parameter is sharded.
     assert "5 steps of 4 in each of 2 processes with FSDP2" in done.stdout
-    done = start("-m", "chordflow", "reflow", f"--output_dir={tmp_path / 'one'}", "--batch_size=8", *options)
-    assert done.returncode == 0, done.stdout + done.stderr
+    reflow(tmp_path / "one", checkpoint, dataset_root, f"--device={device}", *as_two)
     assert_same(weights(tmp_path / "two"), weights(tmp_path / "one"), 1e-5 if device == "cpu" else 1e-3)
 
 
 @pytest.mark.slow
 def test_two_processes_stop_after_the_same_round(
-    checkpoint: Path, dataset_root: Path, tmp_path: Path
+    checkpoint: Path, dataset_root: Path, tmp_path: Path, as_two: list[str]
 ) -> None:
     """`--rounds=auto`: the first process measures, and both go on or stop."""
     options = [
@@ -257,8 +265,7 @@ def test_two_processes_stop_after_the_same_round(
         "--batch_size=4", *options,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    done = start("-m", "chordflow", "reflow", f"--output_dir={one}", "--batch_size=8", *options)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert main(["reflow", f"--output_dir={one}", *as_two, *options]) == 0
     assert len(list(two.glob("round_*"))) == len(list(one.glob("round_*"))) >= 1
     assert os.readlink(two / "checkpoints") == os.readlink(one / "checkpoints")
     assert_same(weights(two), weights(one), 1e-5)
@@ -273,7 +280,7 @@ def gaussian_buffer(
     parts: int = 1,
     share: Share | None = None,
     num_observations: int = 8,
-    uses: int = 1,
+    uses: int | None = 1,
     observations: int = 8,
     start: int = 256,
 ) -> CouplingBuffer:
@@ -290,7 +297,9 @@ def fill(buffer: CouplingBuffer, step: int) -> list[int]:
 
 
 @pytest.mark.parametrize("parts", [2, 4])
-def test_accumulated_gradients_are_those_of_one_batch(one: Path, tmp_path: Path, parts: int) -> None:
+def test_accumulated_gradients_are_those_of_one_batch(tmp_path: Path, parts: int) -> None:
+    one = tmp_path / "one"
+    train_gaussian(one, batch_size=16)
     train_gaussian(tmp_path / "run", batch_size=16 // parts, parts=parts)
     theirs = load_file(one / "gradients-0.safetensors")
     assert_same(load_file(tmp_path / "run" / "gradients-0.safetensors"), theirs, 1e-6)
@@ -301,33 +310,54 @@ def test_accumulated_gradients_are_those_of_one_batch(one: Path, tmp_path: Path,
 # What a process holds
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"num_observations": 32, "uses": 3, "start": 8}],
-    ids=["a window that slides", "a window that grows"],
+@given(
+    processes=st.integers(1, 5),
+    parts=st.integers(1, 3),
+    batch_size=st.integers(1, 4),
+    blocks=st.integers(5, 9),
+    start=st.integers(1, 36),
+    uses=st.sampled_from([1, 3, None]),
+    step=st.integers(0, 40),
 )
-def test_every_coupling_of_a_step_is_used_once_whatever_the_processes(options: dict[str, int]) -> None:
-    whole = gaussian_buffer(12, **options)
-    spread = [gaussian_buffer(3, parts=2, share=Share(rank, 2), **options) for rank in (0, 1)]
-    for step in range(8):
-        for buffer in (whole, *spread):
-            fill(buffer, step)
-        expected = whole.batch(step)
-        batches = [buffer.batch(step, part) for buffer in spread for part in (0, 1)]
-        assert sum(batch.weight for batch in batches) == pytest.approx(1.0)
-        used = [batch for batch in batches if batch.weight > 0]
-        rows = torch.cat([batch.rows for batch in used if batch.rows is not None])
-        assert rows.sort().values.tolist() == list(range(12))
-        for name in ("noise", "endpoint"):
-            found = torch.cat([getattr(batch, name) for batch in used])[rows.argsort()]
-            torch.testing.assert_close(found, getattr(expected, name), rtol=1e-6, atol=1e-6)
-        # What is drawn for a coupling is drawn for it alone.
-        drawn = torch.cat([batch.per_row(draw(step)) for batch in used])[rows.argsort()]
-        assert torch.equal(drawn, expected.per_row(draw(step)))
-    blocks = [set(buffer._blocks) for buffer in spread]
-    assert not blocks[0] & blocks[1]
-    assert blocks[0] | blocks[1] == set(whole._blocks)
-    assert spread[0].num_bytes + spread[1].num_bytes == whole.num_bytes
+def test_every_process_draws_as_many_couplings_from_its_own_blocks(
+    processes: int, parts: int, batch_size: int, blocks: int, start: int, uses: int | None, step: int
+) -> None:
+    spread = [
+        gaussian_buffer(
+            batch_size,
+            parts=parts,
+            share=Share(rank, processes),
+            num_observations=4 * blocks,
+            uses=uses,
+            start=start,
+        )
+        for rank in range(processes)
+    ]
+    batches = []
+    for buffer in spread:
+        held = fill(buffer, step)
+        assert [number % processes for number in held] == [buffer.share.index] * len(held)
+        batches += [buffer.batch(step, part) for part in range(parts)]
+    assert [len(batch.noise) for batch in batches] == [batch_size] * (processes * parts)
+    assert sum(batch.weight for batch in batches) == pytest.approx(1.0)
+    size = processes * parts * batch_size
+    assert {batch.total for batch in batches} == {size}
+    rows = torch.cat([torch.arange(size) if batch.rows is None else batch.rows for batch in batches])
+    assert rows.tolist() == list(range(size))
+    # No coupling is drawn twice, and what is drawn for one is drawn for it alone.
+    assert len({tuple(noise.flatten().tolist()) for batch in batches for noise in batch.noise}) == size
+    drawn = torch.cat([batch.per_row(draw(step)) for batch in batches])
+    assert torch.equal(drawn, draw(step)(size))
+
+
+def test_one_process_draws_evenly_from_the_whole_buffer() -> None:
+    """The bits of a run in one process are what they were before processes drew apart."""
+    buffer = gaussian_buffer(12, num_observations=16, observations=16)
+    fill(buffer, 3)
+    first, order = buffer.first_block(3), torch.randperm(64, generator=generator(3, "batch", 3))
+    chosen = order[:12].sort().values
+    expected = torch.stack([buffer._blocks[first + n // 16].noise[n % 16] for n in chosen.tolist()])
+    assert torch.equal(buffer.batch(3).noise, expected)
 
 
 def test_a_growing_window_begins_with_a_block_for_each_process_and_what_a_step_draws() -> None:
@@ -353,7 +383,8 @@ def test_fewer_blocks_than_processes_are_refused() -> None:
     ):
         gaussian_buffer(1, share=Share(0, 3))
     with pytest.raises(
-        UserError, match="batch_size=9 makes a step of 36 couplings, which is larger than the buff"
+        UserError,
+        match="batch_size=9 makes a step of 18 couplings of each process, which is larger than the buffer's 16",
     ):
         gaussian_buffer(9, parts=2, share=Share(0, 2))
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from lerobot.utils.import_utils import register_third_party_plugins
-
 from chordflow.cli.options import build, help_text
 from chordflow.cli.settings import parse_record
 from chordflow.console import console, say
@@ -27,6 +25,7 @@ from chordflow.quiet import quiet_stdout
 from chordflow.report.compare_table import markdown, render
 from chordflow.results.compare import Comparison
 from chordflow.results.files import write_whole
+from chordflow.rollouts.plugins import register_environments
 
 USAGE = """
 chordflow compare --teacher.path=CHECKPOINT --dataset.repo_id=USER/DATASET --output_dir=outputs/compare \\
@@ -40,8 +39,7 @@ chordflow compare --resume=true --config_path=outputs/compare/compare.json
 def run(arguments: list[str]) -> None:
     """Parses the options, trains and measures, and prints and writes the table."""
     with quiet_stdout():
-        # Environments that are installed as lerobot_env_*, as LeRobot's own commands find them.
-        register_third_party_plugins()
+        register_environments()
     if "--help" in arguments or "-h" in arguments:
         print(help_text(CompareConfig, (CompareConfig.__doc__ or "").split("\n")[0], USAGE))
         return

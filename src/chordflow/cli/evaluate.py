@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lerobot.utils.import_utils import register_third_party_plugins
 from numpy.typing import NDArray
 
 from chordflow.cli.options import CONFIG_PATH, build, help_text, read_options
@@ -22,6 +21,7 @@ from chordflow.report.gif import save_side_by_side
 from chordflow.report.table import render
 from chordflow.report.write import write_report
 from chordflow.results.schema import Clip, Results
+from chordflow.rollouts.plugins import register_environments
 
 USAGE = """
 chordflow evaluate --teacher.path=CHECKPOINT --student.path=outputs/student --dataset.repo_id=USER/DATASET \\
@@ -33,8 +33,7 @@ chordflow evaluate --resume=true --config_path=outputs/eval/student/evaluate_con
 def run(arguments: list[str]) -> None:
     """Parses the options, measures, prints the table and writes the report."""
     with quiet_stdout():
-        # Environments that are installed as lerobot_env_*, as LeRobot's own commands find them.
-        register_third_party_plugins()
+        register_environments()
     if "--help" in arguments or "-h" in arguments:
         print(help_text(EvaluateConfig, (EvaluateConfig.__doc__ or "").split("\n")[0], USAGE))
         return

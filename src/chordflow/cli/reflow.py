@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import draccus
-from lerobot.utils.import_utils import register_third_party_plugins
 
 from chordflow.cli.options import CONFIG_PATH, build, help_text, merge, read_options, show_value
 from chordflow.cli.settings import read_settings, wants_resume
@@ -25,6 +24,7 @@ from chordflow.report.figures import save_figures
 from chordflow.report.table import render
 from chordflow.report.write import write_report
 from chordflow.results.schema import Results
+from chordflow.rollouts.plugins import register_environments
 from chordflow.training.distributed import joined
 
 USAGE = """
@@ -40,8 +40,7 @@ torchrun --nproc-per-node=2 -m chordflow reflow ...
 def run(arguments: list[str]) -> None:
     """Parses the options, trains, measures, prints the table and saves the pictures."""
     with quiet_stdout():
-        # Environments that are installed as lerobot_env_*, as LeRobot's own commands find them.
-        register_third_party_plugins()
+        register_environments()
     if "--help" in arguments or "-h" in arguments:
         print(help_text(ReflowJobConfig, (ReflowJobConfig.__doc__ or "").split("\n")[0], USAGE))
         return

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from lerobot.utils.import_utils import register_third_party_plugins
-
 from chordflow.cli.options import help_text
 from chordflow.cli.settings import parse_record
 from chordflow.console import console, say
@@ -15,6 +13,7 @@ from chordflow.report.rounds_table import markdown, render
 from chordflow.report.study_page import rounds_page
 from chordflow.results.files import write_whole
 from chordflow.results.rounds_study import RoundsStudy
+from chordflow.rollouts.plugins import register_environments
 
 USAGE = """
 chordflow study rounds --teacher.path=CHECKPOINT --dataset.repo_id=USER/DATASET --output_dir=outputs/rounds \\
@@ -28,8 +27,7 @@ chordflow study rounds --resume=true --config_path=outputs/rounds/rounds.json
 def run(arguments: list[str]) -> None:
     """Parses the options, trains and measures, and prints and writes table and page."""
     with quiet_stdout():
-        # Environments that are installed as lerobot_env_*, as LeRobot's own commands find them.
-        register_third_party_plugins()
+        register_environments()
     if "--help" in arguments or "-h" in arguments:
         print(help_text(RoundsStudyConfig, (RoundsStudyConfig.__doc__ or "").split("\n")[0], USAGE))
         return

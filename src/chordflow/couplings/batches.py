@@ -73,8 +73,7 @@ class CouplingBatch:
         batch: the preprocessed observations, where `context` is None.
         rows: which of the whole step's couplings these are, (B,); None where they are all of them.
         total: how many the whole step has; None where these are all of them.
-        weight: their part in the step's loss, which is a mean over all of its couplings: B / total, or 0 for a
-            stand-in where a process holds none of them.
+        weight: their part in the step's loss, which is a mean over all of its couplings: B / total.
         demonstrations: of the same observations, where a method asks for them.
         path: the teacher's way from `noise` to `endpoint`, where a method asks for it.
         real: the entries of a chunk that mean something to the robot, (H, D), true or false: the real dimensions

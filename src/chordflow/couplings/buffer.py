@@ -37,10 +37,10 @@ class CouplingBuffer:
         coupling: how its ODE is solved.
         config: how much is kept.
         seed: of the run.
-        batch_size: couplings that this process looks at in one go, on average.
+        batch_size: couplings that this process looks at in one go.
         parts: how often it does so in a training step.
-        share: which of the blocks are this process's. A step draws its couplings from the blocks of all
-            processes, and each trains on those that lie in its own.
+        share: which of the blocks are this process's. Each process draws as many couplings as the others, from its
+            own blocks.
         num_workers: processes that read observations ahead.
         student_encode: how the student encodes where it does not share the teacher's prefix; None where it
             does. It is called once per observation.
@@ -95,19 +95,19 @@ class CouplingBuffer:
         self.block_size = self.maker.block_size
         self.per_block = self.maker.per_block
         self.num_blocks = -(-config.num_observations // self.block_size)
-        if self.step_size > self.num_couplings:
-            whole = (
-                "" if self.step_size == batch_size else f" makes a step of {self.step_size} couplings, which"
-            )
-            raise UserError(
-                f"batch_size={batch_size}{whole} is larger than the buffer's {self.num_couplings} couplings; raise "
-                "buffer.num_observations or buffer.noises_per_observation."
-            )
         if self.share.count > self.num_blocks:
             raise UserError(
                 f"buffer.num_observations={config.num_observations} makes {self.num_blocks} blocks of "
                 f"{self.block_size}, fewer than the {self.share.count} processes; raise it, or lower "
                 "buffer.block_size."
+            )
+        if not self.has_a_step(self.num_blocks, self.per_block):
+            each = "" if self.share.count == 1 else " of each process"
+            whole = "" if parts == 1 else f" makes a step of {batch_size * parts} couplings{each}, which"
+            raise UserError(
+                f"batch_size={batch_size}{whole} is larger than the buffer's "
+                f"{self.num_blocks // self.share.count * self.per_block} couplings{each}; raise "
+                "buffer.num_observations or buffer.noises_per_observation."
             )
         if source is not None and self.num_blocks > source.num_blocks:
             raise UserError(
@@ -139,8 +139,12 @@ class CouplingBuffer:
 
     @property
     def least_blocks(self) -> int:
-        """Blocks without which there is no step: one for each process, and the couplings that it draws."""
-        return max(-(-self.step_size // self.per_block), self.share.count)
+        """Blocks without which there is no step: in each process those of the couplings that it draws."""
+        return -(-self.batch_size * self.parts // self.per_block) * self.share.count
+
+    def has_a_step(self, blocks: int, per_block: int) -> bool:
+        """Whether every process has the couplings of a step in a buffer of so many blocks of that size."""
+        return self.batch_size * self.parts <= blocks // self.share.count * per_block
 
     @property
     def num_resident(self) -> int:
@@ -194,17 +198,11 @@ class CouplingBuffer:
         """What this process looks at in part `part` of step `step`; the buffer must be filled for it."""
         held = self.window.held(step)
         first = held.start
-        chosen = torch.randperm(len(held) * self.per_block, generator=generator(self.seed, "batch", step))
-        chosen = chosen[: self.step_size].sort().values
-        own = (chosen // self.per_block + first) % self.share.count == self.share.index
-        of_step = own.nonzero().flatten().tensor_split(self.parts)[part]
-        weight = len(of_step) / self.step_size
-        if len(of_step):
-            chosen = chosen[of_step]
-        else:
-            # A process that has none of them must still take part when gradients are exchanged.
-            of_step = torch.zeros(1, dtype=torch.long)
-            chosen = torch.tensor([(self.held_blocks(step)[0] - first) * self.per_block])
+        drawn = torch.randperm(len(held) * self.per_block, generator=generator(self.seed, "batch", step))
+        own = drawn[(drawn // self.per_block + first) % self.share.count == self.share.index]
+        chosen = own[: self.batch_size * self.parts].sort().values.split(self.batch_size)[part]
+        before = (self.share.index * self.parts + part) * self.batch_size
+        of_step = torch.arange(before, before + self.batch_size)
         blocks, rows = chosen // self.per_block + first, chosen % self.per_block
         parts = [(self._blocks[number], rows[blocks == number]) for number in blocks.unique().tolist()]
         contexts = [b.context.index(b.observation[r]) for b, r in parts if b.context is not None]
@@ -223,7 +221,7 @@ class CouplingBuffer:
             batch=self.teacher.preprocess(join(items)) if items else None,
             rows=of_step if len(of_step) < self.step_size else None,
             total=self.step_size,
-            weight=weight,
+            weight=len(of_step) / self.step_size,
             demonstrations=shown,
             path=join_paths([Path(b.path.states[r], b.path.times) for b, r in parts if b.path is not None]),
             real=self._real(),
@@ -270,7 +268,7 @@ class CouplingBuffer:
         noises = int(config.noises_per_observation * left // max(couplings, 1))
         # How many noises a stored observation has, its store has settled.
         free_to_choose = self.maker.source is None
-        if free_to_choose and noises >= 1 and self.step_size <= self.num_blocks * self.block_size * noises:
+        if free_to_choose and noises >= 1 and self.has_a_step(self.num_blocks, self.block_size * noises):
             advice.append(f"--buffer.noises_per_observation={noises}")
         each = block / self.block_size
         raise UserError(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ class About:
         observations: N.
         as_bytes: keys of images that are stored as bytes.
         tasks: the instruction of each observation, N.
+        ranges: which episodes of which tasks were run: fields of `rollouts.starts.SeedRange`. Collections of older
+            versions have none.
     """
 
     step: int
@@ -50,6 +52,7 @@ class About:
     observations: int
     as_bytes: list[str]
     tasks: list[str]
+    ranges: list[dict[str, Any]] = field(default_factory=list)
 
 
 class CollectionWriter:
@@ -81,6 +84,7 @@ class CollectionWriter:
         episodes: int,
         next_seed: int,
         seconds: float,
+        ranges: list[dict[str, Any]] | None = None,
     ) -> Collection:
         """Writes what was taken; see `About`.
 
@@ -96,7 +100,16 @@ class CollectionWriter:
             if tensors[key].dtype == torch.uint8:
                 as_bytes.append(key)
         about = About(
-            step, acted_by, num_steps, episodes, next_seed, seconds, len(self._tasks), as_bytes, self._tasks
+            step,
+            acted_by,
+            num_steps,
+            episodes,
+            next_seed,
+            seconds,
+            len(self._tasks),
+            as_bytes,
+            self._tasks,
+            ranges or [],
         )
         path = collection_path(folder, number)
         temporary = path.with_name(f".{path.name}.tmp")

@@ -17,7 +17,9 @@ _MEMBERSHIP, _CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 def free_memory(device: torch.device) -> int:
     """Bytes that this process can still take on a device."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        # What torch has taken and does not use it gives out again before it asks for more.
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     return min(
         [psutil.virtual_memory().available, *(max(limit - used, 0) for limit, used in container_limits())]
     )

@@ -235,7 +235,7 @@ class BlockMaker:
 
     def _spread(self, endpoint: Tensor) -> Tensor:
         """How far the endpoints (N, K, H, D) of each observation lie apart in the real dimensions, (N,)."""
-        real = self.teacher.chunk.real(endpoint).double().cpu()
+        real = self.teacher.chunk.real(endpoint).cpu().double()
         spread = real.var(dim=1).mean(dim=(1, 2)).sqrt()
         # Weights of zero throughout cannot be drawn from; NaN is reported by whoever looks at the endpoints.
         return spread.nan_to_num(0.0, 0.0, 0.0) + 1e-12

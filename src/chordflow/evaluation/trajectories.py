@@ -50,7 +50,7 @@ def trajectories(
     for name, policy in policies.items():
         context = held_out.contexts[name].index(torch.tensor([observation])).repeat(len(noise))
         states = get_solver("euler").path(velocity_of(policy, context), noise, num_steps)
-        paths[name] = chunk.real(states).flatten(2).double().cpu().numpy()
+        paths[name] = chunk.real(states).flatten(2).cpu().double().numpy()
     cloud = paths[TEACHER].reshape(-1, paths[TEACHER].shape[-1])
     centre = cloud.mean(axis=0)
     _, scales, components = np.linalg.svd(cloud - centre, full_matrices=False)

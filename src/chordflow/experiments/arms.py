@@ -10,6 +10,7 @@ from chordflow.console import bar, say
 from chordflow.errors import UserError
 from chordflow.experiments.entrants import Entrant
 from chordflow.experiments.evaluate_config import DelayConfig, EvaluateConfig
+from chordflow.experiments.provenance import collected_in
 from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.policies.realtime import guidance_weight
 from chordflow.results.schema import (
@@ -34,6 +35,7 @@ from chordflow.rollouts import (
 )
 from chordflow.rollouts.delay import Hold
 from chordflow.rollouts.lerobot_noise import run_lerobot_episodes
+from chordflow.rollouts.starts import SeedRange, Starts
 from chordflow.rollouts.store import JOINED
 from chordflow.rollouts.summaries import (
     delay_row,
@@ -118,6 +120,13 @@ def run_arms(config: EvaluateConfig, entrants: dict[PolicyName, Entrant]) -> Rol
         return _Rollouts(config, entrants, runner).run()
 
 
+def _collected(config: EvaluateConfig, entrants: dict[PolicyName, Entrant]) -> list[SeedRange]:
+    """The episodes of this environment in which observations were collected for any of the policies."""
+    env = config.env
+    ranges = [run for entrant in entrants.values() for run in collected_in(entrant.folder)]
+    return [run for run in ranges if env is not None and run.env == env.type]
+
+
 def check_delays(config: EvaluateConfig, entrants: dict[PolicyName, Entrant]) -> None:
     """Makes sure that chunks bridge every delay.
 
@@ -166,13 +175,21 @@ class _Rollouts:
         self.runs: dict[Arm, list[Episode]] = {}
         self.stores: dict[Arm, EpisodeStore] = {}
         self.seeds = list(range(config.seed, config.seed + config.eval.n_episodes))
-        tasks = len(runner.tasks())
+        numbers = runner.tasks()
+        tasks = len(numbers)
+        self.starts = Starts.known(numbers, _collected(config, entrants))
+        self.least_starts = min((number for number in numbers.values() if number), default=len(self.seeds))
         # Of a suite with many tasks the pictures of all of them would be too much to keep.
         self.recorded = self.seeds[: config.eval.num_clips] if tasks <= max(1, config.eval.num_clips) else []
         self.tasks = tasks
 
     def run(self) -> RolloutResults:
         config = self.config
+        if self.least_starts < len(self.seeds):
+            say(
+                f"Starts:  {len(self.seeds)} episodes of a task repeat its {self.least_starts} starts; intervals count "
+                "each start once"
+            )
         sequential = self._run_core()
         seeds = sorted({episode.seed for episode in self.runs[self.teacher]})
         for arm in self._untrained():
@@ -184,9 +201,9 @@ class _Rollouts:
         success, motion = [], []
         for arm in plain:
             reference = None if arm == self.teacher else self.runs[self.teacher]
-            rows = success_at_margin(self.runs[arm], arm.name, reference, config.margin_fraction)
+            rows = success_at_margin(self.runs[arm], arm.name, reference, config.margin_fraction, self.starts)
             success += [valid_under_looking(row) for row in rows] if sequential else rows
-            motion += motion_rows(self.runs[arm], arm.name, reference, config.seed)
+            motion += motion_rows(self.runs[arm], arm.name, reference, config.seed, self.starts)
         return RolloutResults(
             success, motion, delays, sequential, [self._timing_row(arm) for arm in plain], self._clip(plain)
         )
@@ -209,6 +226,9 @@ class _Rollouts:
     def _run_core(self) -> list[SequentialRow]:
         config = self.config
         seeds, tasks = self.seeds, self.tasks
+        if config.sequential.enable:
+            # Episodes from a start that was seen before are no further evidence.
+            seeds = seeds[: self.least_starts]
         core = [self.teacher, *self.candidates]
         if not config.sequential.enable:
             for arm in core:
@@ -265,6 +285,7 @@ class _Rollouts:
             delay=execution.delay,
             guidance_weight=execution.max_guidance_weight,
             seed=self.config.seed,
+            starts=self.starts,
         )
 
     def _of(self, arm: Arm, seeds: Sequence[int]) -> list[Episode]:
@@ -350,6 +371,9 @@ def run_like_lerobot(config: EvaluateConfig, entrants: dict[PolicyName, Entrant]
     plan += [(entrant, entrant.num_steps) for name, entrant in entrants.items() if name != TEACHER]
     success: list[SuccessRow] = []
     motion: list[MotionRow] = []
+    with open_runner(config.env, 1) as runner:
+        # Which start an episode has LeRobot's environments count out by themselves; how many there are is known.
+        starts = Starts(runner.tasks())
     for entrant, num_steps in plan:
         count = 0
         arm = Arm(entrant.name, entrant.policy, num_steps)
@@ -357,6 +381,7 @@ def run_like_lerobot(config: EvaluateConfig, entrants: dict[PolicyName, Entrant]
             arm.policy, config.env, num_steps=num_steps, n_action_steps=config.eval.n_action_steps
         )
         drawn = {"noise": "lerobot", "seed": config.seed, "batch_size": config.eval.batch_size}
+        del settings["noise_key"]
         store = EpisodeStore(
             config.output_dir / EPISODES / f"{arm.key}-lerobot",
             {**settings, **drawn, "n_episodes": config.eval.n_episodes},
@@ -384,8 +409,8 @@ def run_like_lerobot(config: EvaluateConfig, entrants: dict[PolicyName, Entrant]
             )
         store.save(episodes)
         store.compact()
-        success += success_at_margin(episodes, entrant.name, None, config.margin_fraction)
-        motion += motion_rows(episodes, entrant.name, None, config.seed)
+        success += success_at_margin(episodes, entrant.name, None, config.margin_fraction, starts)
+        motion += motion_rows(episodes, entrant.name, None, config.seed, starts)
     return RolloutResults(success, motion, [], [], [], {})
 
 

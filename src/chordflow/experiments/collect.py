@@ -9,8 +9,10 @@ first block that takes observations from it is. A run that goes on reads those t
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,6 +65,10 @@ class RunObservations:
     def summary(self) -> RolloutObservations | None:
         """What was collected; None for a dataset alone."""
         return None
+
+    def ranges(self) -> list[dict[str, Any]]:
+        """The episodes that observations were collected in; see `couplings.collected.About`."""
+        return []
 
 
 @contextlib.contextmanager
@@ -164,6 +170,10 @@ class _Collecting(RunObservations):
             seconds=sum(one.seconds for one in about),
         )
 
+    def ranges(self) -> list[dict[str, Any]]:
+        """The episodes that observations were collected in."""
+        return [run for collection in self.mixed.collections for run in collection.about.ranges]
+
     def _collect(self, number: int) -> Collection:
         began, config = time.perf_counter(), self.config
         student = self.step > 0
@@ -196,6 +206,7 @@ class _Collecting(RunObservations):
             episodes=walked.episodes,
             next_seed=walked.next_seed,
             seconds=time.perf_counter() - began,
+            ranges=[dataclasses.asdict(run) for run in walked.ranges],
         )
 
 

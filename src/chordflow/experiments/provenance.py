@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from chordflow.policies import resolve_checkpoint
 from chordflow.policies.files import TRAIN_CONFIG, WEIGHTS, write_json
 from chordflow.quiet import quiet_stdout
 from chordflow.results.wording import steps
+from chordflow.rollouts.starts import SeedRange
 
 STEP_COUNTS = "step_counts"
 """Key of `reflow_config.json`: the Euler steps that the student was trained for, null where it is any number."""
@@ -34,6 +35,10 @@ STEP_COUNTS = "step_counts"
 
 HELD_OUT = "held_out_episodes"
 """Key of `reflow_config.json`: the episodes that training has left out."""
+
+COLLECTED = "collected"
+"""Key of `reflow_config.json`: the episodes, as fields of `rollouts.starts.SeedRange`, in which observations were
+collected for the student, and for its teacher where that is a student."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class Round:
 
 BESIDE_SETTINGS = (
     "chordflow_version", "teacher_sha256", "init_sha256", "couplings_sha256", STEP_COUNTS, "round", "round_seed",
-    "lineage", HELD_OUT,
+    "lineage", HELD_OUT, COLLECTED,
 )  # fmt: skip
 """What `reflow_config.json` holds beside the settings of the job."""
 
@@ -192,6 +197,8 @@ def device_name(device: torch.device) -> str:
     """The device as a person would name it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
     return f"{device.type}, {torch.get_num_threads()} threads"
 
 
@@ -202,6 +209,7 @@ def write_configs(
     of: Round | None = None,
     couplings_sha256: str | None = None,
     held_out: list[int] | None = None,
+    collected: list[dict[str, Any]] | None = None,
 ) -> None:
     """`train_config.json` as stock tools read it, and chordflow's own settings beside it.
 
@@ -212,6 +220,7 @@ def write_configs(
         of: the round of a job, where that has several; the settings are then those of the job.
         couplings_sha256: of what the store of couplings was made with, where the student was trained from one.
         held_out: episodes that training has left out.
+        collected: the episodes that observations were collected in so far, as fields of `SeedRange`.
     """
     of = of or Round(1, config, teacher_dir)
     with quiet_stdout():
@@ -271,6 +280,11 @@ def write_configs(
     if of.job.student.init_path is not None:
         init_dir = resolve_checkpoint(of.job.student.init_path, None, "student.init_path")
         made_by["init_sha256"] = weights_sha256(init_dir)
+    begun_with = of.job.student.init_path
+    before = [teacher_dir] if begun_with is None else [teacher_dir, Path(begun_with)]
+    ranges = [asdict(run) for earlier in before for run in collected_in(earlier)] + (collected or [])
+    if ranges:
+        made_by[COLLECTED] = [run for index, run in enumerate(ranges) if run not in ranges[:index]]
     if couplings_sha256 is not None:
         made_by["couplings_sha256"] = couplings_sha256
     if held_out is not None:
@@ -286,6 +300,16 @@ def trained_step_counts(folder: Path) -> list[int] | None:
     except (OSError, ValueError, TypeError, AttributeError):
         # Not made by chordflow, or by an older one.
         return None
+
+
+def collected_in(folder: Path) -> list[SeedRange]:
+    """The episodes that a checkpoint's record says observations were collected in for its training."""
+    found = read_record(folder).get(COLLECTED)
+    try:
+        ranges = [SeedRange(**run) for run in found or []]
+    except TypeError:
+        return []
+    return [run for run in ranges if isinstance(run.first, int) and isinstance(run.stop, int)]
 
 
 def trained_method(folder: Path) -> str | None:

@@ -282,7 +282,9 @@ def _train(
             student.policy, teacher_dir, folder, {**student.fresh, **weights}, config.num_inference_steps
         )
         made_with_sha256 = store.manifest.made_with_sha256 if store is not None else None
-        write_configs(config, teacher_dir, folder, of, made_with_sha256, split.held_out_episodes)
+        write_configs(
+            config, teacher_dir, folder, of, made_with_sha256, split.held_out_episodes, observations.ranges()
+        )
 
     if resume_from is not None:
         check_same_size(resume_from, buffer.step_size, f"batch_size={_step_size(config, processes)}")

@@ -156,17 +156,20 @@ def measure_curvature(
         velocities.append(v_t)
 
     endpoint = Euler().integrate(velocity, noise, num_steps, callback=record)
-    chord = (noise.double() - endpoint.double())[:, real_rows]
+    # Sums in float64, on the CPU: not every device has it.
+    chord = (noise.cpu().double() - endpoint.cpu().double())[:, real_rows]
     # (N, B, D): one mean over H per time, so that no more than the velocities is held.
-    deviation = torch.stack([(chord - v_t[:, real_rows].double()).square().mean(dim=1) for v_t in velocities])
+    deviation = torch.stack(
+        [(chord - v_t[:, real_rows].cpu().double()).square().mean(dim=1) for v_t in velocities]
+    )
     length = chord.square().mean(dim=1)
     sums = Curvature(
-        deviation=deviation.sum(dim=1).cpu(),
-        chord=length.sum(dim=0).cpu(),
+        deviation=deviation.sum(dim=1),
+        chord=length.sum(dim=0),
         times=torch.tensor(times, dtype=torch.float64),
         count=noise.shape[0],
         real_dims=real_dims,
-        deviation_of_each=deviation[..., :real_dims].sum(dim=2).mean(dim=0).cpu(),
-        chord_of_each=length[:, :real_dims].sum(dim=1).cpu(),
+        deviation_of_each=deviation[..., :real_dims].sum(dim=2).mean(dim=0),
+        chord_of_each=length[:, :real_dims].sum(dim=1),
     )
     return sums, endpoint

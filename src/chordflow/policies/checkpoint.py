@@ -37,7 +37,7 @@ from chordflow.quiet import quiet_stdout
 def load_flow_policy(
     path: str | Path,
     *,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     revision: str | None = None,
     rename_map: Mapping[str, str] | None = None,
     field: str = "teacher.path",
@@ -55,17 +55,15 @@ def load_flow_policy(
         The policy in evaluation mode.
 
     Raises:
-        UserError: for a folder that is incomplete, a family without adapter, broken weights, keys that do
-            not match, or a vision-language model that is not where the config says.
+        UserError: for a folder that is incomplete, a family without adapter, a device that is not there, broken
+            weights, keys that do not match, or a vision-language model that is not where the config says.
     """
     folder = resolve_checkpoint(path, revision, field)
     family = check_family(folder, field)
     where = f"{field}={path}: {CONFIG}"
     adapter = adapter_for(family, where)
     check_assets(folder, adapter, field)
-    if device:
-        _check_device(device)
-    cli_overrides = [f"--device={device}"] if device else []
+    cli_overrides = [f"--device={_device_name(device)}"] if device else []
     with quiet_stdout():
         try:
             config = PreTrainedConfig.from_pretrained(folder, cli_overrides=cli_overrides)
@@ -283,16 +281,24 @@ def _unknown_fields(folder: Path, adapter: type[FlowPolicy], field: str) -> list
     return sorted(set(read_config(folder, field)) - known)
 
 
-def _check_device(device: str) -> None:
-    # LeRobot itself falls back to another device with a warning.
+def _device_name(device: str | torch.device) -> str:
+    """A device by the name that LeRobot has for it: an index only where there may be several."""
     try:
-        available = is_torch_device_available(device)
-    except ValueError:
+        asked = torch.device(device)
+        # LeRobot itself falls back to another device with a warning.
+        available = is_torch_device_available(asked.type)
+    except (RuntimeError, ValueError):
         available = False
     if not available:
         raise UserError(
             f"device={device} is not available here; give cpu, cuda or mps, whichever this machine has."
         )
+    if asked.type != "cuda":
+        return asked.type
+    gpus = torch.cuda.device_count()
+    if asked.index is not None and asked.index >= gpus:
+        raise UserError(f"device={device}: this machine has {gpus} GPUs; give cuda:0 to cuda:{gpus - 1}.")
+    return str(asked)
 
 
 def _check_weights(file: Path, field: str) -> None:

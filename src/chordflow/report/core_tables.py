@@ -11,7 +11,18 @@ from chordflow.report.section import (
     way,
 )
 from chordflow.results.schema import GapRow, Latency, PolicyName, Results, SuccessRow
-from chordflow.results.wording import amount, clean, p_value, percent, percentage, points, span, steps
+from chordflow.results.wording import (
+    REPEATED_STARTS,
+    STARTS_TRAINED_ON,
+    amount,
+    clean,
+    p_value,
+    percent,
+    percentage,
+    points,
+    span,
+    steps,
+)
 
 # ---- Action gaps ----------------------------------------------------------------------------------------
 
@@ -133,6 +144,12 @@ def success(results: Results) -> Section:
     if results.rollouts is not None and results.rollouts.noise == "lerobot":
         section.below = (
             "The noise is drawn as lerobot-eval draws it: rates may be compared, episodes are not paired."
+        )
+    if any(row.starts is not None for row in results.success):
+        section.below += f" {REPEATED_STARTS}"
+    if any(row.group == STARTS_TRAINED_ON for row in results.success):
+        section.below += (
+            f" {STARTS_TRAINED_ON.capitalize()}: where observations for a student's training were collected."
         )
     for group, rows in by_group(results).items():
         counts = {row.episodes for row in rows}

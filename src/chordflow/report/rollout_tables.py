@@ -3,6 +3,7 @@
 from chordflow.report.section import Section, absent, count, figure, is_student, rank, way
 from chordflow.results.schema import MotionRow, Results
 from chordflow.results.wording import (
+    REPEATED_STARTS,
     estimate,
     percent,
     percentage,
@@ -85,6 +86,8 @@ def delays(results: Results) -> Section | None:
         below="Delay: control steps between asking for a chunk and having it. Guidance weight: the most that "
         "real-time chunking pulls the new chunk to the old one.",
     )  # fmt: skip
+    if any(row.starts is not None for row in results.delays):
+        section.below += f" {REPEATED_STARTS}"
     place = rank(results, (row.policy for row in results.delays))
     modes = list(MODES)
     for row in sorted(

@@ -257,6 +257,13 @@ class Latency:
         return self.encode_s + num_steps * self.step_s
 
 
+def _interval_of_rate(successes: int, episodes: int, starts: int | None) -> Interval:
+    """Wilson's, of as many episodes as begin differently."""
+    if starts is None:
+        return wilson_interval(successes, episodes)
+    return wilson_interval(successes * starts / episodes, starts)
+
+
 @dataclass(frozen=True)
 class SuccessRow:
     """Success of one way to act in one group of episodes.
@@ -265,13 +272,15 @@ class SuccessRow:
         policy: Whose actions.
         solver: Solver that made them.
         num_steps: Its steps.
-        group: The episodes counted: ``all`` or an instruction.
+        group: The episodes counted: ``all``, an instruction or a task, or those that begin where observations for
+            training were collected, and those that do not.
         successes: Episodes solved.
         episodes: Episodes run.
         versus_teacher: Paired comparison with the teacher as deployed on the same episodes and noise, this
             policy first; None for the teacher as deployed itself.
         noninferiority: What the pairs say at the margin; None for the teacher as deployed.
         coverage: Exact coverage of Wilson's interval at this rate and number of episodes, a fraction.
+        starts: Distinct starts of the episodes, where some begin alike: intervals count these. None where all differ.
         rate: *Derived.* ``successes / episodes``.
         interval: *Derived.* Wilson's 95 % interval of the rate.
     """
@@ -285,11 +294,12 @@ class SuccessRow:
     versus_teacher: PairedSuccess | None = None
     noninferiority: NonInferiority | None = None
     coverage: float | None = None
+    starts: int | None = None
     rate: float = field(init=False)
     interval: Interval = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "interval", wilson_interval(self.successes, self.episodes))
+        object.__setattr__(self, "interval", _interval_of_rate(self.successes, self.episodes, self.starts))
         object.__setattr__(self, "rate", self.successes / self.episodes)
 
 
@@ -341,6 +351,7 @@ class DelayRow:
         versus_undelayed: Paired comparison with the same policy and steps without delay.
         jump: Mean jump at chunk boundaries with its interval, robot units; None with single chunks.
         jerk: Mean jerk with its interval; None for very short episodes.
+        starts: Distinct starts of the episodes, where some begin alike: intervals count these. None where all differ.
         rate: *Derived.* ``successes / episodes``.
         interval: *Derived.* Wilson's 95 % interval of the rate.
     """
@@ -355,11 +366,12 @@ class DelayRow:
     versus_undelayed: PairedSuccess | None = None
     jump: Estimate | None = None
     jerk: Estimate | None = None
+    starts: int | None = None
     rate: float = field(init=False)
     interval: Interval = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "interval", wilson_interval(self.successes, self.episodes))
+        object.__setattr__(self, "interval", _interval_of_rate(self.successes, self.episodes, self.starts))
         object.__setattr__(self, "rate", self.successes / self.episodes)
 
 

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
+from scipy.special import betainc
 from statsmodels.stats.contingency_tables import mcnemar
 
 from chordflow.results.limits import (
@@ -70,6 +71,8 @@ class PairedSuccess:
         episodes: Number of paired episodes.
         bootstrap: Percentile bootstrap interval of the difference over paired episodes; None where every pair
             says the same, so that resampling shows no spread, and in results written without it.
+        starts: Distinct starts of the episodes, where some begin alike: interval and test count these. None where
+            all differ.
     """
 
     difference: Estimate
@@ -78,6 +81,7 @@ class PairedSuccess:
     only_second: int
     episodes: int
     bootstrap: Interval | None = None
+    starts: int | None = None
 
 
 @dataclass(frozen=True)
@@ -170,7 +174,7 @@ def summarise(values: ArrayLike) -> Summary:
     )
 
 
-def wilson_interval(successes: int, episodes: int) -> Interval:
+def wilson_interval(successes: float, episodes: int) -> Interval:
     """Wilson's score interval for a success rate (Wilson 1927).
 
     Args:
@@ -189,7 +193,7 @@ def wilson_interval(successes: int, episodes: int) -> Interval:
     return Interval(float(low), float(high))
 
 
-def compare_success(first: ArrayLike, second: ArrayLike) -> PairedSuccess:
+def compare_success(first: ArrayLike, second: ArrayLike, *, starts: int | None = None) -> PairedSuccess:
     """Compare two policies that ran the same episodes.
 
     The test is McNemar's, exact (McNemar 1947). The interval is Newcombe's square-and-add of Wilson
@@ -200,6 +204,9 @@ def compare_success(first: ArrayLike, second: ArrayLike) -> PairedSuccess:
     Args:
         first: Whether the first policy solved each episode, shape (n,).
         second: The same of the second policy, in the same order, shape (n,).
+        starts: How many of the episodes begin differently, at most n. Interval and test are then those of so many
+            pairs in which everything is as frequent: right where episodes that begin alike also end alike, and
+            cautious where they do not. All differ by default.
 
     Raises:
         ValueError: If the lengths differ, there is no episode, or a value is neither true nor false.
@@ -210,6 +217,20 @@ def compare_success(first: ArrayLike, second: ArrayLike) -> PairedSuccess:
     p_value = (
         float(mcnemar([[both, only_a], [only_b, neither]], exact=True).pvalue) if only_a + only_b else 1.0
     )
+    if starts is not None:
+        share = starts / a.size
+        low, high = newcombe_limits(*(share * cell for cell in (both, only_a, only_b, neither)))
+        fewer, more = sorted((share * only_a, share * only_b))
+        # The binomial tail at any real number of pairs; at whole ones it is McNemar's exact test.
+        p_value = 2 * float(betainc(more, fewer + 1, 0.5)) if only_a + only_b else 1.0
+        return PairedSuccess(
+            difference=Estimate((only_a - only_b) / a.size, Interval(float(low), float(high))),
+            p_value=min(p_value, 1.0),
+            only_first=only_a,
+            only_second=only_b,
+            episodes=a.size,
+            starts=starts,
+        )
     low, high = newcombe_limits(both, only_a, only_b, neither)
     return PairedSuccess(
         difference=Estimate((only_a - only_b) / a.size, Interval(float(low), float(high))),
@@ -244,7 +265,8 @@ def non_inferiority(paired: PairedSuccess, margin: float) -> NonInferiority:
     elif interval.high < -margin:
         decision = "inferior"
     needed = None
-    if decision == "undecided":
+    # More episodes from the same starts would not decide.
+    if decision == "undecided" and paired.starts is None:
         needed = _needed_after(paired.only_first, paired.only_second, paired.episodes, margin)
     return NonInferiority(margin, decision, interval.low, interval.high, paired.episodes, needed)
 

@@ -5,6 +5,13 @@ from collections.abc import Callable, Sequence
 
 from chordflow.results.statistics import Estimate, Interval
 
+STARTS_TRAINED_ON = "starts trained on"
+"""The group of episodes that begin where observations for training were collected."""
+
+STARTS_NOT_TRAINED_ON = "starts not trained on"
+
+REPEATED_STARTS = "Some episodes begin alike: intervals and p count each start once."
+
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from chordflow.rollouts.delay import Execution
-    from chordflow.rollouts.episodes import Episode, EpisodeKey, paired, success_rows
+    from chordflow.rollouts.episodes import Episode, EpisodeKey, paired
     from chordflow.rollouts.noise import chunk_noise, chunk_noises
     from chordflow.rollouts.runner import Runner, open_runner, run_episodes
     from chordflow.rollouts.store import EpisodeStore, arm_settings
+    from chordflow.rollouts.success import success_rows
     from chordflow.rollouts.timing import Timing
 
 _HOMES = {
@@ -30,7 +31,7 @@ _HOMES = {
     "open_runner": "runner",
     "paired": "episodes",
     "run_episodes": "runner",
-    "success_rows": "episodes",
+    "success_rows": "success",
 }
 
 __all__ = [

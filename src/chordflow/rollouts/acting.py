@@ -41,6 +41,7 @@ class Request:
         observations: The environment's, T of them, the present one last.
         task: The instruction.
         previous: The endpoint (H, D) of the chunk before; None for an episode's first.
+        noise_task: Suite and number of its task as far as noise depends on them; see `rollouts.noise`.
     """
 
     seed: int
@@ -49,6 +50,7 @@ class Request:
     observations: tuple[Any, ...]
     task: str
     previous: Tensor | None
+    noise_task: tuple[str, int] | None = None
 
 
 class Actor:
@@ -113,7 +115,8 @@ class Actor:
         policy = self.policy
         with self.timing.measure("processors", policy.device):
             batch = policy.preprocess(self.observe(requests, observation_space))
-        noise = chunk_noises(policy, [(request.seed, request.chunk_index) for request in requests])
+        keys = [(request.seed, request.chunk_index, request.noise_task) for request in requests]
+        noise = chunk_noises(policy, keys)
         with self.timing.measure("network", policy.device):
             endpoint = self._sample(batch, noise.to(policy.device), requests)
         with self.timing.measure("processors", policy.device):

@@ -21,6 +21,7 @@ from chordflow.rollouts.delay import Execution
 from chordflow.rollouts.hosts import ChunkOrder, Host, Spaces, StartOrder, TaskKey
 from chordflow.rollouts.runner import evaluation_mode
 from chordflow.rollouts.running import Running
+from chordflow.rollouts.starts import SeedRange
 from chordflow.rollouts.timing import Timing
 
 BATCH = 64
@@ -49,10 +50,12 @@ class Walked:
     Attributes:
         episodes: that were run, over all tasks.
         next_seed: the first that was not used.
+        ranges: which episodes of which tasks they were.
     """
 
     episodes: int
     next_seed: int
+    ranges: list[SeedRange]
 
 
 def collect(
@@ -90,6 +93,7 @@ def collect(
     actor = Actor(policy, env_cfg, num_steps, "euler", policy.chunk.num_executed, Execution(), Timing())
     tasks = host.make(batch_size)
     episodes, seed, done = 0, first_seed, 0
+    ranges: list[SeedRange] = []
     with evaluation_mode(policy):
         for number, task in enumerate(tasks):
             quota = count * (number + 1) // len(tasks) - count * number // len(tasks)
@@ -97,7 +101,7 @@ def collect(
                 continue
             spaces = host.select(task)
             before = done
-            walk = _Walk(host, actor, task, spaces, batch_size, between_share, seed)
+            walk = _Walk(host, actor, task, spaces, batch_size, between_share, seed, first=number == 0)
             for found in walk.until(quota):
                 progress(before + min(found, quota), count)
             done += quota
@@ -105,8 +109,9 @@ def collect(
             kept = [walk.kept[row] for row in sorted(chosen.tolist())]
             for start in range(0, len(kept), BATCH):
                 take(_observed(actor, kept[start : start + BATCH], spaces))
+            ranges.append(SeedRange(env_cfg.type, *task, seed, walk.seed))
             episodes, seed = episodes + walk.seed - seed, walk.seed
-    return Walked(episodes, seed)
+    return Walked(episodes, seed, ranges)
 
 
 class _Walk:
@@ -121,7 +126,10 @@ class _Walk:
         batch_size: int,
         between_share: float,
         seed: int,
+        *,
+        first: bool,
     ) -> None:
+        self.first = first
         self.host, self.actor, self.task, self.spaces = host, actor, task, spaces
         self.batch_size, self.between_share, self.seed = batch_size, between_share, seed
         self.kept: list[Request] = []
@@ -166,7 +174,7 @@ class _Walk:
         self.seed += len(orders)
         answers = self.host.start(orders) if orders else []
         return [
-            Running(self.task, order, answer, self.actor.history)
+            Running(self.task, order, answer, self.actor.history, first=self.first)
             for order, answer in zip(orders, answers, strict=True)
         ]
 

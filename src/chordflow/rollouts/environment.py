@@ -46,12 +46,26 @@ def reset(env: gym.Env[Any, Any], seed: int) -> Any:
     """Starts the episode of `seed` and returns its first observation."""
     inner = env.unwrapped
     if hasattr(inner, "init_state_id"):
-        # LIBERO goes through its stored starts by sub-environment and resets, whatever the seed. `lerobot-eval`
-        # gives the i-th seed the i-th start; here the start is a function of the seed.
+        # LIBERO goes through its stored starts by sub-environment and resets, whatever the seed; in `lerobot-eval` an
+        # episode that ends early takes one more (LeRobot's issue 4152). Here the start is a function of the seed:
+        # its remainder by their number.
         inner.init_state_id = seed
     # The option that LeRobot's rollout passes: its wrappers tell a new episode from an autoreset by it.
     observation, _ = env.reset(seed=seed, options={NEW_ROLLOUT_OPTION: True})
     return observation
+
+
+def number_of_starts(vector: gym.vector.VectorEnv[Any, Any, Any]) -> int | None:
+    """How many starts the episodes of a task have between them: seeds that differ by so many begin alike.
+
+    None where each seed has a start of its own.
+    """
+    for env in getattr(vector.unwrapped, "envs", None) or []:
+        inner = env.unwrapped
+        stored = getattr(inner, "_init_states", None)
+        if hasattr(inner, "init_state_id") and getattr(inner, "init_states", False) and stored is not None:
+            return len(stored)
+    return None
 
 
 def instruction(env: gym.Env[Any, Any]) -> str:

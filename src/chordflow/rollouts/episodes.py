@@ -1,11 +1,10 @@
-"""What one episode came to, and how episodes are counted and paired.
+"""What one episode came to, and how episodes are paired.
 
 Shapes: T executed actions, A action dimension.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -14,11 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chordflow.errors import UserError
-from chordflow.results.schema import DelayMode, PolicyName, SuccessRow
-from chordflow.results.statistics import compare_success
-
-ALL = "all"
-"""The group of every episode."""
+from chordflow.results.schema import DelayMode
 
 EpisodeKey = tuple[str, int, int]
 """Suite, number of the task within it, and seed."""
@@ -150,63 +145,3 @@ def _named(key: EpisodeKey) -> str:
     """A key as a message says it."""
     group, task_id, seed = key
     return f"seed {seed} of {group}/{task_id}" if group else f"seed {seed}"
-
-
-def success_rows(
-    episodes: Sequence[Episode], policy: PolicyName, teacher: Sequence[Episode] | None = None
-) -> list[SuccessRow]:
-    """Success of one run, over all episodes, by task and by instruction.
-
-    Args:
-        episodes: The run; all with one solver and number of steps.
-        policy: Whose actions they are.
-        teacher: The teacher as deployed on the same seeds, for the paired comparison.
-
-    Returns:
-        The row of all episodes first; where there are several suites one for each; where there are several
-        tasks one for each, named `suite/number: instruction` (without the instruction where it varies); and
-        within a single task one for each instruction. Names are in alphabetical order, tasks by number. A
-        division into one group alone would repeat the first row and is left out.
-
-    Raises:
-        UserError: If there are no episodes, they mix solvers or step counts, or the seeds differ from the
-            teacher's.
-    """
-    settings = {(e.solver, e.num_steps, e.mode, e.delay) for e in episodes}
-    if len(settings) != 1:
-        raise UserError(f"episodes hold {len(settings)} different solver settings; give one run's episodes.")
-    ((solver, num_steps, _, _),) = settings
-    pairs = paired(episodes, teacher) if teacher is not None else None
-    rows = []
-    for group, keys in _groups(episodes):
-        outcomes = [episode.success for episode in episodes if episode.key in keys]
-        versus = None
-        if pairs is not None:
-            chosen = [(a.success, b.success) for a, b in pairs if a.key in keys]
-            versus = compare_success(*zip(*chosen, strict=True))
-        rows.append(SuccessRow(policy, solver, num_steps, group, sum(outcomes), len(outcomes), versus))
-    return rows
-
-
-def _groups(episodes: Sequence[Episode]) -> list[tuple[str, set[EpisodeKey]]]:
-    """Names of the groups that success is told of, each with its episodes."""
-    divisions: list[dict[str, set[EpisodeKey]]] = [{}, {}, {}]
-    several = len({(e.task_group, e.task_id) for e in episodes}) > 1
-    told: dict[tuple[str, int], set[str]] = defaultdict(set)
-    for episode in episodes:
-        told[episode.task_group, episode.task_id].add(episode.task)
-    for episode in sorted(episodes, key=lambda e: (e.task_group, e.task_id, e.task)):
-        if several:
-            instructions = told[episode.task_group, episode.task_id]
-            name = f"{episode.task_group}/{episode.task_id}"
-            if len(instructions) == 1 and episode.task:
-                name += f": {episode.task}"
-            divisions[0].setdefault(episode.task_group, set()).add(episode.key)
-            divisions[1].setdefault(name, set()).add(episode.key)
-        else:
-            divisions[2].setdefault(episode.task, set()).add(episode.key)
-    groups = [(ALL, {episode.key for episode in episodes})]
-    for division in divisions:
-        if len(division) > 1:
-            groups += division.items()
-    return groups

@@ -21,7 +21,14 @@ from lerobot.envs import close_envs
 from numpy.typing import NDArray
 
 from chordflow.errors import UserError, machine_refuses, ran_out_of_memory, reason
-from chordflow.rollouts.environment import frame, instruction, make_environments, reset, step_limit
+from chordflow.rollouts.environment import (
+    frame,
+    instruction,
+    make_environments,
+    number_of_starts,
+    reset,
+    step_limit,
+)
 
 TaskKey = tuple[str, int]
 """Suite and number of the task within it, as LeRobot names them."""
@@ -97,8 +104,12 @@ class Host(ABC):
     """Sub-environments by number, all of one task at a time."""
 
     @abstractmethod
-    def make(self, count: int) -> list[TaskKey]:
-        """Makes sure that there are at least `count` sub-environments, and tells the tasks in their order."""
+    def make(self, count: int) -> dict[TaskKey, int | None]:
+        """Makes sure that there are at least `count` sub-environments.
+
+        Returns:
+            The tasks in their order, each with the number of its starts (see `environment.number_of_starts`).
+        """
 
     @abstractmethod
     def select(self, task: TaskKey) -> Spaces:
@@ -131,17 +142,17 @@ class LocalHost(Host):
         self.env_cfg = env_cfg
         self.name = f"env.type={env_cfg.type}"
         self._made: dict[TaskKey, gym.vector.VectorEnv[Any, Any, Any]] = {}
-        self._keys: list[TaskKey] = []
+        self._starts: dict[TaskKey, int | None] = {}
         self._count = 0
         self._selected: TaskKey | None = None
         self._slots: list[_Slot] = []
 
-    def make(self, count: int) -> list[TaskKey]:
-        """Makes sure that there are at least `count` sub-environments, and tells the tasks in their order."""
+    def make(self, count: int) -> dict[TaskKey, int | None]:
+        """Makes sure that there are at least `count` sub-environments; gives the tasks with their starts."""
         if count > self._count:
             self.close()
             self._make(count)
-        return list(self._keys)
+        return dict(self._starts)
 
     def select(self, task: TaskKey) -> Spaces:
         """Turns to a task; the sub-environments of the one before are closed."""
@@ -185,7 +196,7 @@ class LocalHost(Host):
         self._made = {
             (group, number): vector for group, tasks in made.items() for number, vector in tasks.items()
         }
-        self._keys = list(self._made)
+        self._starts = {key: number_of_starts(vector) for key, vector in self._made.items()}
         self._count = count
 
 

@@ -1,5 +1,7 @@
 """Runs policies through episodes that are each a pure function of policy, task, seed, solver, steps and delay.
 
+(The first task of a run has noises of its seed and chunk alone; see `rollouts.noise`.)
+
 Work goes in rounds. In a round every running episode gets a chunk, in one batch, and executes it by itself;
 one that ends makes room for the next seed. So the network never sees an episode that is over, observations
 are processed only where a chunk is asked for, and an episode does not depend on who shares its batch (but
@@ -45,8 +47,11 @@ class Runner:
         self.timing = Timing()
         self._host = host
 
-    def tasks(self) -> list[TaskKey]:
-        """The tasks that the config names, in LeRobot's order; makes the environments if need be."""
+    def tasks(self) -> dict[TaskKey, int | None]:
+        """The tasks that the config names, in LeRobot's order, each with the number of its starts (see `Host.make`).
+
+        Makes the environments if need be.
+        """
         return self._host.make(1)
 
     def check(self, policy: FlowPolicy, seed: int = 0) -> None:
@@ -63,7 +68,7 @@ class Runner:
         spaces = self._host.select(task)
         actor = Actor(policy, self.env_cfg, 1, "euler", policy.chunk.num_executed, PLAIN, Timing())
         order = StartOrder(0, seed, False, actor.history.span)
-        one = Running(task, order, self._host.start([order])[0], actor.history)
+        one = Running(task, order, self._host.start([order])[0], actor.history, first=True)
         with evaluation_mode(policy):
             actor.act([one.request()], spaces.observation, spaces.action)
 
@@ -112,7 +117,7 @@ class Runner:
         try:
             with evaluation_mode(policy):
                 with spent.measure("simulator"):
-                    tasks = self._host.make(min(self.batch_size, len(seeds)))
+                    tasks = list(self._host.make(min(self.batch_size, len(seeds))))
                 for group, number in tasks:
                     for seed in seeds:
                         known = store.get((group, number, seed)) if store is not None else None
@@ -122,7 +127,8 @@ class Runner:
                 for task in tasks:
                     waiting = [seed for seed in seeds if (*task, seed) not in episodes]
                     if waiting:
-                        for ended in self._run_task(actor, task, waiting, record_frames):
+                        first = task == tasks[0]
+                        for ended in self._run_task(actor, task, waiting, record_frames, first):
                             if store is not None:
                                 store.save(ended)
                             for episode in ended:
@@ -138,7 +144,7 @@ class Runner:
         return [episodes[*task, seed] for task in tasks for seed in seeds]
 
     def _run_task(
-        self, actor: Actor, task: TaskKey, seeds: Sequence[int], record_frames: Collection[int]
+        self, actor: Actor, task: TaskKey, seeds: Sequence[int], record_frames: Collection[int], first: bool
     ) -> Iterator[list[Episode]]:
         """Yields the episodes of one task, those together that end in one round."""
         timing, host = actor.timing, self._host
@@ -158,7 +164,7 @@ class Runner:
                 with timing.measure("simulator"):
                     answers = host.start(orders)
                 running += [
-                    Running(task, order, start, actor.history)
+                    Running(task, order, start, actor.history, first=first)
                     for order, start in zip(orders, answers, strict=True)
                 ]
             if not running:

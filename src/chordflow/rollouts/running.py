@@ -27,6 +27,7 @@ class Running:
         order: where it runs, and its seed.
         started: how it began.
         history: the observations that a chunk is made from.
+        first: whether its task is the first of the run.
 
     Attributes:
         slot: number of its sub-environment.
@@ -34,11 +35,14 @@ class Running:
         seconds: its share of wall-clock time so far.
     """
 
-    def __init__(self, key: TaskKey, order: StartOrder, started: Started, history: History) -> None:
+    def __init__(
+        self, key: TaskKey, order: StartOrder, started: Started, history: History, *, first: bool
+    ) -> None:
         self.slot = order.slot
         self.ended = False
         self.seconds = 0.0
         self._key = key
+        self._noise_task = None if first else key
         self._seed = order.seed
         self._task = started.task
         self._history = history
@@ -59,7 +63,9 @@ class Running:
     def request(self) -> Request:
         """What the next chunk is made from."""
         seen = self._history.choose(self._seen)
-        return Request(self._seed, self._asked, self._length, seen, self._task, self._endpoint)
+        return Request(
+            self._seed, self._asked, self._length, seen, self._task, self._endpoint, self._noise_task
+        )
 
     def plan(
         self, execution: Execution, executed: int, chunk: NDArray[np.float32], endpoint: Tensor

@@ -28,6 +28,7 @@ from chordflow.errors import UserError, machine_refuses
 from chordflow.policies import FlowPolicy
 from chordflow.rollouts.delay import Execution
 from chordflow.rollouts.episodes import Episode, EpisodeKey
+from chordflow.rollouts.noise import NOISE_KEY
 from chordflow.rollouts.timing import Timing
 
 STORE_VERSION = 1
@@ -95,6 +96,7 @@ def arm_settings(
         "n_action_steps": policy.chunk.num_executed if n_action_steps is None else n_action_steps,
         **asdict(execution),
         "env": draccus.encode(env_cfg),
+        "noise_key": NOISE_KEY,
     }
 
 
@@ -136,6 +138,8 @@ class EpisodeStore:
         )
         self._episodes: dict[EpisodeKey, Episode] = {}
         self.timing = Timing()
+        # Of the first task noises are what they were.
+        self._older_tasks: set[tuple[str, int]] = set()
         self._pending: list[Episode] = []
         self._written = -INTERVAL_S
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -239,11 +243,23 @@ class EpisodeStore:
                 f"{path} was written by a newer chordflow (layout {version}, this one reads {STORE_VERSION}); "
                 "update chordflow, or choose another output folder."
             )
-        self._check_settings(path, settings)
+        older = (
+            isinstance(settings, dict) and {**settings, "noise_key": NOISE_KEY} == self.settings != settings
+        )
+        if not older:
+            self._check_settings(path, settings)
         try:
-            return [_from_row(row) for row in table.to_pylist()]
+            episodes = [_from_row(row) for row in table.to_pylist()]
         except (TypeError, KeyError, ValueError) as error:
             raise self._broken(path, error) from error
+        if older:
+            self._older_tasks |= {episode.key[:2] for episode in episodes}
+        if len(self._older_tasks) > 1:
+            raise UserError(
+                f"{self.folder} was run with noise_key=1, by an older chordflow that gave all tasks the same noises, "
+                f"but now noise_key={NOISE_KEY}; choose another output folder."
+            )
+        return episodes
 
     @staticmethod
     def _broken(path: Path, error: Exception) -> UserError:

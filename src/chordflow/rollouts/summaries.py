@@ -24,7 +24,9 @@ from chordflow.results.statistics import (
     non_inferiority,
     paired_difference,
 )
-from chordflow.rollouts.episodes import Episode, paired, success_rows
+from chordflow.rollouts.episodes import Episode, paired
+from chordflow.rollouts.starts import Starts
+from chordflow.rollouts.success import success_rows
 from chordflow.rollouts.timing import Timing
 
 MEASURES: dict[MotionMeasure, str] = {
@@ -38,7 +40,11 @@ MEASURES: dict[MotionMeasure, str] = {
 
 
 def success_at_margin(
-    episodes: Sequence[Episode], policy: PolicyName, teacher: Sequence[Episode] | None, margin: float
+    episodes: Sequence[Episode],
+    policy: PolicyName,
+    teacher: Sequence[Episode] | None,
+    margin: float,
+    starts: Starts | None = None,
 ) -> list[SuccessRow]:
     """`success_rows`, with what the pairs say at a margin and what Wilson's interval covers.
 
@@ -47,11 +53,12 @@ def success_at_margin(
         policy: whose.
         teacher: the teacher as deployed in the same episodes; None for itself, and where nothing is paired.
         margin: how much lower success may be, a fraction.
+        starts: of the episodes.
     """
     rows = []
-    for row in success_rows(episodes, policy, teacher):
+    for row in success_rows(episodes, policy, teacher, starts):
         statement = non_inferiority(row.versus_teacher, margin) if row.versus_teacher is not None else None
-        coverage = wilson_coverage(row.episodes, row.rate)
+        coverage = wilson_coverage(row.starts or row.episodes, row.rate)
         rows.append(dataclasses.replace(row, noninferiority=statement, coverage=coverage))
     return rows
 
@@ -76,7 +83,11 @@ def valid_under_looking(row: SuccessRow) -> SuccessRow:
 
 
 def motion_rows(
-    episodes: Sequence[Episode], policy: PolicyName, teacher: Sequence[Episode] | None, seed: int
+    episodes: Sequence[Episode],
+    policy: PolicyName,
+    teacher: Sequence[Episode] | None,
+    seed: int,
+    starts: Starts | None = None,
 ) -> list[MotionRow]:
     """Jerk, path length, jump, length and time of one run, each with its paired difference to the teacher's.
 
@@ -87,26 +98,33 @@ def motion_rows(
         policy: whose.
         teacher: the teacher as deployed in the same episodes, or None.
         seed: of the bootstrap behind the intervals.
+        starts: of the episodes.
     """
+    starts = starts or Starts()
     pairs = paired(episodes, teacher) if teacher is not None else None
     rows = []
     for measure, name in MEASURES.items():
-        values = [value for e in episodes if (value := getattr(e, name)) is not None]
-        if not values:
+        known = [e for e in episodes if getattr(e, name) is not None]
+        if not known:
             continue
+        values = [getattr(e, name) for e in known]
         difference = None
         if pairs is not None:
-            both = [(getattr(a, name), getattr(b, name)) for a, b in pairs]
-            both = [(a, b) for a, b in both if a is not None and b is not None]
+            both = [(a, b) for a, b in pairs if None not in (getattr(a, name), getattr(b, name))]
             if both:
-                difference = paired_difference(*zip(*both, strict=True), seed=seed)
+                difference = paired_difference(
+                    [getattr(a, name) for a, _ in both],
+                    [getattr(b, name) for _, b in both],
+                    seed=seed,
+                    clusters=starts.clusters([a for a, _ in both]),
+                )
         rows.append(
             MotionRow(
                 policy=policy,
                 solver=episodes[0].solver,
                 num_steps=episodes[0].num_steps,
                 measure=measure,
-                mean=mean_interval(values, seed=seed),
+                mean=mean_interval(values, seed=seed, clusters=starts.clusters(known)),
                 difference=difference,
                 episodes=len(values),
             )
@@ -143,6 +161,7 @@ def delay_row(
     delay: int,
     guidance_weight: float | None,
     seed: int,
+    starts: Starts | None = None,
 ) -> DelayRow:
     """Success and smoothness of one run under a delay.
 
@@ -154,12 +173,14 @@ def delay_row(
         delay: in control steps.
         guidance_weight: of real-time chunking.
         seed: of the bootstrap behind the intervals.
+        starts: of the episodes.
     """
+    starts = starts or Starts()
+    distinct = starts.distinct(episodes)
     versus = None
     if undelayed is not None:
-        versus = compare_success(
-            *zip(*((a.success, b.success) for a, b in paired(episodes, undelayed)), strict=True)
-        )
+        pairs = [(a.success, b.success) for a, b in paired(episodes, undelayed)]
+        versus = compare_success(*zip(*pairs, strict=True), starts=distinct)
     return DelayRow(
         policy=policy,
         num_steps=episodes[0].num_steps,
@@ -169,11 +190,15 @@ def delay_row(
         successes=sum(e.success for e in episodes),
         episodes=len(episodes),
         versus_undelayed=versus,
-        jump=_mean([e.jump for e in episodes], seed),
-        jerk=_mean([e.jerk for e in episodes], seed),
+        jump=_mean(episodes, "jump", seed, starts),
+        jerk=_mean(episodes, "jerk", seed, starts),
+        starts=distinct,
     )
 
 
-def _mean(values: Sequence[float | None], seed: int) -> Estimate | None:
-    known = [value for value in values if value is not None]
-    return mean_interval(known, seed=seed) if known else None
+def _mean(episodes: Sequence[Episode], name: str, seed: int, starts: Starts) -> Estimate | None:
+    known = [episode for episode in episodes if getattr(episode, name) is not None]
+    if not known:
+        return None
+    values = [getattr(episode, name) for episode in known]
+    return mean_interval(values, seed=seed, clusters=starts.clusters(known))

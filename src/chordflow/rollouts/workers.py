@@ -59,8 +59,8 @@ class WorkerPool(Host):
         """Numbers of the processes."""
         return [worker.process.pid for worker in self._workers if worker.process.pid is not None]
 
-    def make(self, count: int) -> list[TaskKey]:
-        """Makes sure that there are at least `count` sub-environments, and tells the tasks in their order."""
+    def make(self, count: int) -> dict[TaskKey, int | None]:
+        """Makes sure that there are at least `count` sub-environments; gives the tasks with their starts."""
         size = len(self._workers)
         # Every worker makes at least one: how many it needs may grow later, the tasks that it tells stay.
         self._counts = [max(1, (count - i + size - 1) // size) for i in range(size)]
@@ -232,14 +232,14 @@ def _serve(line: Connection, env_cfg: Any) -> None:
     """What a worker runs: answers messages until the line ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     import torch
-    from lerobot.utils.import_utils import register_third_party_plugins
 
     from chordflow.quiet import silence_libraries
+    from chordflow.rollouts.plugins import register_environments
 
     silence_libraries()
     torch.set_num_threads(1)
     # Plugins register their environments as they are imported, as in the process that read the command line.
-    register_third_party_plugins()
+    register_environments()
     host = LocalHost(env_cfg)
     # A line that breaks means that the pool is gone.
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError), contextlib.closing(host):

@@ -212,4 +212,4 @@ def _fits(buffer: CouplingBuffer, num_observations: int, noises: int) -> bool:
     stored = buffer.maker.source is not None
     size = buffer.block_size if stored else min(buffer.config.block_size, num_observations)
     blocks = -(-num_observations // size)
-    return buffer.step_size <= blocks * size * noises and buffer.share.count <= blocks
+    return buffer.has_a_step(blocks, size * noises)

@@ -72,7 +72,7 @@ def make_student(
         UserError: if that checkpoint is of another family or of other shapes, or the config names no
             vision-language model that has weights.
     """
-    student = load_flow_policy(teacher_dir, device=str(teacher.device), rename_map=rename_map)
+    student = load_flow_policy(teacher_dir, device=teacher.device, rename_map=rename_map)
     if init_dir is not None:
         _begin_with(student, init_dir)
     fresh = {
@@ -112,7 +112,7 @@ def make_student(
 @torch.no_grad()
 def _begin_with(student: FlowPolicy, folder: Path) -> None:
     """Copies the weights of another checkpoint into the student."""
-    other = load_flow_policy(folder, device=str(student.device), field="student.init_path")
+    other = load_flow_policy(folder, device=student.device, field="student.init_path")
     own, theirs = dict(student.module.named_parameters()), dict(other.module.named_parameters())
     shapes = [{name: tuple(tensor.shape) for name, tensor in named.items()} for named in (own, theirs)]
     if other.family != student.family or other.chunk.shape != student.chunk.shape or shapes[0] != shapes[1]:

@@ -55,6 +55,8 @@ class Wrapped:
         _check_launch(student, accumulation, self.sharded, self.processes.count)
         self.accelerator = Accelerator(
             cpu=student.device.type == "cpu",
+            # All of it is where it belongs, and Accelerate knows of one GPU in a process.
+            device_placement=False,
             step_scheduler_with_optimizer=False,
             # The loop weighs micro-batches itself.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
@@ -173,6 +175,14 @@ def _check_launch(student: FlowPolicy, accumulation: int, fsdp: bool, processes:
         raise UserError(
             f"{local} processes were started on a machine with {gpus} GPUs; start one for each, or give "
             "--device=cpu."
+        )
+    if (
+        processes > 1
+        and student.device.type == "cuda"
+        and student.device.index != torch.cuda.current_device()
+    ):
+        raise UserError(
+            f"device={student.device}: each of the {processes} processes has a GPU of its own; give --device=cuda."
         )
     if not fsdp:
         return
