@@ -21,6 +21,7 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import ACTION, OBS_PREFIX, OBS_STATE
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from chordflow.couplings.formats import check_decoder, check_format
 from chordflow.couplings.walk import Walk
 from chordflow.errors import UserError, machine_refuses, ran_out_of_memory, reason
 from chordflow.policies import FlowPolicy
@@ -217,6 +218,8 @@ def open_split(
         UserError: if it cannot be found, is empty, or lacks what the policy looks at.
     """
     metadata = _metadata(config)
+    if metadata.video_keys:
+        check_decoder(config.video_backend)
     check_fits(metadata, policy, rename_map or {})
     episodes = config.episodes if config.episodes is not None else list(range(metadata.total_episodes))
     unknown = [episode for episode in episodes if not 0 <= episode < metadata.total_episodes]
@@ -360,6 +363,7 @@ def _metadata(config: DatasetConfig) -> LeRobotDatasetMetadata:
     except Exception as error:
         if machine_refuses(error):
             raise
+        check_format(config.repo_id, config.root, error)
         if config.root is not None:
             raise UserError(
                 f"dataset.root={config.root}: its meta folder is incomplete or broken ({reason(error)}); copy or "
@@ -369,6 +373,7 @@ def _metadata(config: DatasetConfig) -> LeRobotDatasetMetadata:
             f"dataset.repo_id={config.repo_id}: no local dataset of that name, and the Hub has none within reach "
             f"({type(error).__name__}); check the name, the network, or give --dataset.root."
         ) from error
+    check_format(config.repo_id, str(metadata.root))
     if metadata.total_episodes == 0 or metadata.total_frames == 0:
         raise UserError(f"dataset.repo_id={config.repo_id}: the dataset is empty; record episodes first.")
     return metadata
