@@ -282,6 +282,10 @@ class FlowPolicy(ABC):
     def check_asset(cls, key: str, place: str) -> None:
         """Raises UserError where the field `key` may not name the folder `place`."""
 
+    @classmethod  # noqa: B027 (most families are run as they were saved)
+    def check_saved(cls, config: Mapping[str, Any], where: str) -> None:
+        """Raises UserError for a `config.json`, found at `where`, of a policy that LeRobot no longer runs."""
+
     @property
     def max_missing_cameras(self) -> int:
         """How many of them an observation may lack."""
