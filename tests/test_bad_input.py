@@ -185,7 +185,7 @@ BROKEN_CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a type nobody knows": (
         lambda p: edit_json(p / "config.json", lambda c: c.update(type="dreamer9")),
-        "'dreamer9', which LeRobot 0.6.1 does not know: it is of a newer LeRobot.*smolvla",
+        "'dreamer9', which LeRobot 0.6.1 does not know: it is of an older or newer LeRobot.*smolvla",
     ),
     "a field of a newer LeRobot": (
         lambda p: edit_json(p / "config.json", lambda c: c.update(invented_in_2027=True)),
