@@ -95,6 +95,11 @@ def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], objec
     save_file(tensors, folder / "model.safetensors")
 
 
+def rename_keys(folder: Path, rename: Callable[[str], str]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file({rename(key): tensor for key, tensor in tensors.items()}, folder / "model.safetensors")
+
+
 def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
@@ -180,11 +185,45 @@ BROKEN_CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a type nobody knows": (
         lambda p: edit_json(p / "config.json", lambda c: c.update(type="dreamer9")),
-        "'dreamer9', which LeRobot 0.6.1 does not know: it is of a newer LeRobot.*smolvla",
+        "'dreamer9', which LeRobot 0.6.1 does not know: it is of an older or newer LeRobot.*smolvla",
     ),
     "a field of a newer LeRobot": (
         lambda p: edit_json(p / "config.json", lambda c: c.update(invented_in_2027=True)),
-        r"fields that LeRobot 0\.6\.1 does not know \(invented_in_2027\): it was saved by a newer LeRobot",
+        r"fields that LeRobot 0\.6\.1 does not know \(invented_in_2027\): it was saved by an older or newer LeRobot",
+    ),
+    "fields of an older LeRobot": (
+        lambda p: edit_json(
+            p / "config.json", lambda c: c.update(adapt_to_pi_aloha_v0=False, use_cache_v0=True)
+        ),
+        r"LeRobot 0\.6\.1 does not know \(adapt_to_pi_aloha_v0, use_cache_v0\): .* by an older or newer LeRobot",
+    ),
+    "a model of transformers'": (
+        lambda p: (p / "config.json").write_text('{"model_type": "smolvlm"}'),
+        r"config\.json names no policy type; .*transformers.* \(model_type=smolvlm\): give a policy that LeRobot",
+    ),
+    "keys of a compiled policy": (
+        lambda p: rename_keys(p, lambda key: f"_orig_mod.{key}"),
+        r"has the keys of a wrapped policy: without '_orig_mod\.' in '_orig_mod\.model",
+    ),
+    "keys of a policy under DDP": (
+        lambda p: rename_keys(p, lambda key: f"module.{key}"),
+        r"has the keys of a wrapped policy: without 'module\.'",
+    ),
+    "keys of both": (
+        lambda p: rename_keys(p, lambda key: f"module._orig_mod.{key}"),
+        r"has the keys of a wrapped policy: without 'module\._orig_mod\.'",
+    ),
+    "keys of a compiled part": (
+        lambda p: rename_keys(p, lambda key: key.replace("lm_expert.", "lm_expert._orig_mod.")),
+        r"has the keys of a wrapped policy: without '_orig_mod\.' in 'model\..*lm_expert\._orig_mod\.",
+    ),
+    "keys of a PEFT model": (
+        lambda p: rename_keys(p, lambda key: f"base_model.model.{key}"),
+        r"has the keys of a wrapped policy: without 'base_model\.model\.'",
+    ),
+    "keys of another policy": (
+        lambda p: rename_keys(p, lambda key: f"{key}.more"),
+        r"does not fit config\.json: it holds 'model\..*\.more' and \d+ more, which this policy does not have",
     ),
     "a value of the wrong kind": (
         lambda p: edit_json(p / "config.json", lambda c: c.update(chunk_size="many")),
@@ -322,6 +361,19 @@ def break_image(root: Path) -> None:
     pq.write_table(table.set_column(column, field, pa.array(images, type=field.type)), file)
 
 
+def as_v21(root: Path) -> None:
+    """The files that a dataset of format 2.1 has in its meta folder."""
+    for file in ("meta/tasks.parquet", "meta/stats.json"):
+        (root / file).unlink()
+    shutil.rmtree(root / "meta/episodes")
+    for name in ("episodes", "episodes_stats", "tasks"):
+        (root / "meta" / f"{name}.jsonl").write_text("{}")
+    edit_json(
+        root / "meta/info.json",
+        lambda c: c.update(codebase_version="v2.1", total_chunks=1, total_videos=0, chunks_size=1000),
+    )
+
+
 def drop_frames(root: Path) -> None:
     import pyarrow.parquet as pq
 
@@ -336,6 +388,28 @@ BROKEN_DATASETS: dict[str, tuple[Callable[[Path], object], str]] = {
         r"not a LeRobot dataset \(meta/info\.json is missing\)",
     ),
     "info not JSON": (lambda p: cut(p / "meta/info.json"), "meta folder is incomplete or broken"),
+    "format 2.1": (
+        lambda p: edit_json(p / "meta/info.json", lambda c: c.update(codebase_version="v2.1")),
+        r"dataset\.root=.*format v2\.1, and .* reads v3\.0; convert it with: python -m "
+        r"lerobot\.scripts\.convert_dataset_v21_to_v30 --repo-id=test/tiny --root=\S+ --push-to-hub=false",
+    ),
+    "format 2.1 as it is on disk": (as_v21, r"format v2\.1, .*convert_dataset_v21_to_v30"),
+    "format 2.0": (
+        lambda p: edit_json(p / "meta/info.json", lambda c: c.update(codebase_version="v2.0")),
+        r"format v2\.0, .* converter begins at v2\.1",
+    ),
+    "a later format": (
+        lambda p: edit_json(p / "meta/info.json", lambda c: c.update(codebase_version="v4.0")),
+        r"format v4\.0, and .* reads v3\.0; a newer LeRobot has made it",
+    ),
+    "a later format that looks otherwise": (
+        lambda p: (p / "meta/info.json").write_text('{"codebase_version": "v5.1"}'),
+        r"format v5\.1, .* a newer LeRobot has made it",
+    ),
+    "a format that is none": (
+        lambda p: edit_json(p / "meta/info.json", lambda c: c.update(codebase_version="latest")),
+        "meta folder is incomplete or broken",
+    ),
     "no tasks": (lambda p: (p / "meta/tasks.parquet").unlink(), "meta folder is incomplete or broken"),
     "cut tasks": (lambda p: cut(p / "meta/tasks.parquet"), "meta folder is incomplete or broken"),
     "no episodes": (lambda p: shutil.rmtree(p / "meta/episodes"), "meta folder is incomplete or broken"),
@@ -391,6 +465,61 @@ def test_a_dataset_that_is_not_there(checkpoint: Path, tmp_path: Path, capsys: C
     arguments = [a if "repo_id" not in a else "--dataset.repo_id=nobody/nothing" for a in arguments]
     said = refused(arguments, capsys, tmp_path)
     assert "dataset.repo_id=nobody/nothing: no local dataset of that name" in said
+
+
+@pytest.mark.parametrize(
+    ("versions", "message"),
+    [
+        (["v1.0", "v2.1"], "dataset.repo_id=my/v1.0_set: the dataset is in format v2.1, and LeRobot 0.6.1 reads v3.0; "
+         "convert it with: python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=my/v1.0_set --push"),
+        (["v1.6", "v2.0"], "converter begins at v2.1"),
+        (["v4.0", "v4.1"], "is in format v4.0, and LeRobot 0.6.1 reads v3.0; a newer LeRobot has made it"),
+    ],
+)  # fmt: skip
+def test_a_dataset_on_the_hub_in_another_format(
+    versions: list[str], message: str, checkpoint: Path, tmp_path: Path, capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from lerobot.datasets import utils
+    from packaging.version import Version
+
+    monkeypatch.setattr(
+        utils, "get_repo_versions", lambda *_, **__: [Version(version) for version in versions]
+    )
+    arguments = [a for a in options(checkpoint, tmp_path, tmp_path / "out") if "dataset." not in a]
+    said = refused([*arguments, "--dataset.repo_id=my/v1.0_set"], capsys, tmp_path)
+    assert message in said
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("Could not load libtorchcodec"), "install ffmpeg, or leave the option out"),
+        (
+            OSError("libavutil.so.58: cannot open shared object file"),
+            "install ffmpeg, or leave the option out",
+        ),
+        (ModuleNotFoundError("No module named 'torchcodec'"), "is not installed"),
+    ],
+)
+def test_a_decoder_that_cannot_be_loaded(
+    error: Exception, message: str, checkpoint: Path, data: Path, tmp_path: Path, capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from chordflow.couplings import formats
+
+    def fail(_name: str) -> None:
+        raise error
+
+    monkeypatch.setattr(formats, "import_module", fail)
+    edit_json(
+        data / "meta/info.json", lambda c: c["features"]["observation.images.top"].update(dtype="video")
+    )
+    said = refused(
+        options(checkpoint, data, tmp_path / "out", "--dataset.video_backend=torchcodec"), capsys, tmp_path
+    )
+    assert "dataset.video_backend=torchcodec" in said
+    assert message in said
 
 
 def test_an_empty_dataset(checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:

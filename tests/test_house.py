@@ -51,7 +51,8 @@ def test_whatever_chordflow_imports_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {canonicalize_name(Requirement(line).name) for line in project["dependencies"]}
     providers = packages_distributions()
-    # The demo's environment comes with the repository, not from a registry.
-    for name in imported(SOURCES) - {"chordflow", "lerobot_env_detour"}:
+    # The demo's environment comes with the repository, not from a registry; PEFT by the extra of its name.
+    assert project["optional-dependencies"]["peft"]
+    for name in imported(SOURCES) - {"chordflow", "lerobot_env_detour", "peft"}:
         of = {canonicalize_name(provider) for provider in providers[name]}
         assert of & declared, f"{name} is imported, but {' or '.join(of)} is not among the dependencies"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -385,6 +387,36 @@ def test_what_cannot_be_reflowed_is_refused(
     with pytest.raises(UserError) as refused:
         load(folder)
     assert all(word in str(refused.value) for word in words)
+
+
+@pytest.mark.parametrize(
+    ("fields", "base"),
+    [
+        ({"base_model_path": "nvidia/GR00T-N1.5-3B"}, None),
+        # As LeRobot 0.5 saved one that was fine-tuned from a copy of another name.
+        ({"base_model_path": "/moved/base", "tokenizer_assets_repo": "lerobot/eagle2hg-processor-groot-n1p5"}, None),
+        ({}, {"model_type": "gr00t_n1_5"}),
+        ({}, {"architectures": ["GR00T_N1_5"]}),
+        ({}, {"backbone_cfg": {"eagle_path": "x"}}),
+    ],
+)  # fmt: skip
+def test_the_version_before_is_named_before_its_base_is_asked_for(
+    fields: dict[str, Any], base: dict[str, Any] | None, checkpoint: Path, tmp_path: Path
+) -> None:
+    old = Path(shutil.copytree(checkpoint, tmp_path / "old"))
+    if base is not None:
+        (tmp_path / "base").mkdir()
+        (tmp_path / "base" / "config.json").write_text(json.dumps(base))
+        fields = {"base_model_path": str(tmp_path / "base")}
+    config = json.loads((old / "config.json").read_text())
+    (old / "config.json").write_text(json.dumps({**config, **fields}))
+    with pytest.raises(UserError) as refused:
+        load(old)
+    assert f"config.json is of a GR00T N1.5 (base_model_path={fields['base_model_path']})" in str(
+        refused.value
+    )
+    assert "give a checkpoint of GR00T N1.7" in str(refused.value)
+    assert "relocate" not in str(refused.value)
 
 
 def test_a_package_that_is_asked_for_late_is_missed_early(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from lerobot.utils.constants import ACTION, OBS_PREFIX
 from torch.utils.data import DataLoader, Dataset
 
 from chordflow.console import say
+from chordflow.couplings.formats import check_decoder, check_format
 from chordflow.couplings.split import split_episodes
 from chordflow.couplings.unreadable import collated, not_read, without_missing
 from chordflow.couplings.walk import Walk
@@ -244,6 +245,8 @@ def open_split(
     if not tolerance_s > 0:
         raise UserError(f"tolerance_s={tolerance_s}: give seconds above 0.")
     metadata = _metadata(config)
+    if metadata.video_keys:
+        check_decoder(config.video_backend)
     say_replaced_names(policy)
     check_fits(metadata, policy)
     episodes = config.episodes if config.episodes is not None else list(range(metadata.total_episodes))
@@ -353,6 +356,7 @@ def _metadata(config: DatasetConfig) -> LeRobotDatasetMetadata:
     except Exception as error:
         if machine_refuses(error):
             raise
+        check_format(config.repo_id, config.root, error)
         if config.root is not None:
             raise UserError(
                 f"dataset.root={config.root}: its meta folder is incomplete or broken ({reason(error)}); copy or "
@@ -362,6 +366,7 @@ def _metadata(config: DatasetConfig) -> LeRobotDatasetMetadata:
             f"dataset.repo_id={config.repo_id}: no local dataset of that name, and the Hub has none within reach "
             f"({type(error).__name__}); check the name, the network, or give --dataset.root."
         ) from error
+    check_format(config.repo_id, str(metadata.root))
     if metadata.total_episodes == 0 or metadata.total_frames == 0:
         raise UserError(f"dataset.repo_id={config.repo_id}: the dataset is empty; record episodes first.")
     return metadata

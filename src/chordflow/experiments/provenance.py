@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lerobot.configs import PreTrainedConfig
 from lerobot.configs.default import DatasetConfig as LeRobotDatasetConfig
 from lerobot.configs.train import TrainPipelineConfig
 from lerobot.optim import AdamWConfig
@@ -24,8 +23,7 @@ from chordflow.experiments.config import ReflowJobConfig
 from chordflow.experiments.plain import plain
 from chordflow.experiments.run_folder import REFLOW_CONFIG
 from chordflow.policies import resolve_checkpoint
-from chordflow.policies.files import TRAIN_CONFIG, WEIGHTS, write_json
-from chordflow.quiet import quiet_stdout
+from chordflow.policies.files import TRAIN_CONFIG, WEIGHTS, read_config, read_json, write_json
 from chordflow.results.wording import steps
 from chordflow.rollouts.starts import SeedRange
 
@@ -223,12 +221,9 @@ def write_configs(
         collected: the episodes that observations were collected in so far, as fields of `SeedRange`.
     """
     of = of or Round(1, config, teacher_dir)
-    with quiet_stdout():
-        policy = PreTrainedConfig.from_pretrained(folder)
     # A run is gone on with from wherever the user happens to be.
     teacher_path = _absolute(config.teacher.path)
     root = _absolute(config.dataset.root) if config.dataset.root is not None else None
-    policy.pretrained_path = Path(teacher_path)
     warmup = config.scheduler.warmup(config.steps)
     stock = TrainPipelineConfig(
         dataset=LeRobotDatasetConfig(
@@ -239,7 +234,6 @@ def write_configs(
             eval_split=config.dataset.eval_split,
             video_backend=config.dataset.video_backend or "pyav",
         ),
-        policy=policy,
         output_dir=config.output_dir,
         job_name="reflow",
         seed=config.seed,
@@ -263,6 +257,10 @@ def write_configs(
         rename_map=config.rename_map,
     )
     stock.save_pretrained(folder)
+    # As it is in the folder: parsed here, it would name this machine's device.
+    written = read_json(folder / TRAIN_CONFIG, "train_config")
+    written["policy"] = {**read_config(folder), "pretrained_path": teacher_path}
+    write_json(folder / TRAIN_CONFIG, written)
     settings = plain(of.job)
     settings["teacher"]["path"], settings["dataset"]["root"] = _absolute(of.job.teacher.path), root
     if of.job.couplings.path is not None:

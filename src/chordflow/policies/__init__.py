@@ -4,9 +4,8 @@ Only this package touches a policy's private parts.
 """
 
 from chordflow.policies.base import ChunkSpec, FlowPolicy, Role, VelocityModule
-from chordflow.policies.checkpoint import load_flow_policy, save_student
+from chordflow.policies.checkpoint import load_flow_policy, resolve_checkpoint, save_student
 from chordflow.policies.context import Context
-from chordflow.policies.files import resolve_checkpoint
 from chordflow.policies.inputs import check_inputs, say_replaced_names
 from chordflow.policies.relocation import relocate
 

@@ -309,6 +309,10 @@ class FlowPolicy(ABC):
     def check_asset(cls, key: str, place: str) -> None:
         """Raises UserError where the field `key` may not name the folder `place`."""
 
+    @classmethod  # noqa: B027 (most families are run as they were saved)
+    def check_saved(cls, config: Mapping[str, Any], where: str) -> None:
+        """Raises UserError for a `config.json`, found at `where`, of a policy that LeRobot no longer runs."""
+
     def train_roles(self, roles: Iterable[Role]) -> dict[str, nn.Parameter]:
         """Freezes all but `roles` and makes these float32 masters.
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import draccus
 import lerobot
 import torch
 from lerobot.configs import PreTrainedConfig
@@ -26,12 +27,38 @@ from chordflow.policies.files import (
     WEIGHTS,
     check_assets,
     check_family,
+    find_checkpoint,
+    is_adapter,
     read_config,
-    resolve_checkpoint,
+    write_json,
 )
+from chordflow.policies.lora import merged_checkpoint
 from chordflow.policies.realtime import guidance_weight
 from chordflow.policies.registry import adapter_for, missing_packages
 from chordflow.quiet import quiet_stdout
+
+
+def resolve_checkpoint(path: str | Path, revision: str | None = None, field: str = "teacher.path") -> Path:
+    """The local folder of a checkpoint with whole weights; those of a PEFT adapter are made where they are not yet.
+
+    Args:
+        path: a folder that holds `config.json`, a run's folder with checkpoints in it, or a Hub id.
+        revision: branch, tag or commit on the Hub.
+        field: the option that the path came from, for the message.
+
+    Raises:
+        UserError: if neither a folder nor a reachable repository, if it is of a family without adapter, if a file is
+            missing, or if an adapter does not fit its base.
+    """
+    folder = find_checkpoint(path, revision, field)
+    if not is_adapter(folder, field):
+        return folder
+    check_assets(folder, adapter_for(check_family(folder, field)), field)
+    return merged_checkpoint(
+        folder,
+        field,
+        lambda base: load_flow_policy(folder, device="cpu", field=field, weights_of=base).module,
+    )
 
 
 def load_flow_policy(
@@ -41,6 +68,7 @@ def load_flow_policy(
     revision: str | None = None,
     rename_map: Mapping[str, str] | None = None,
     field: str = "teacher.path",
+    weights_of: Path | None = None,
 ) -> FlowPolicy:
     """Loads a checkpoint through LeRobot's own class and processors and wraps it.
 
@@ -50,6 +78,7 @@ def load_flow_policy(
         revision: of a Hub id.
         rename_map: observation keys of the data to keys of the policy, as LeRobot's `--rename_map`.
         field: the option that the path came from, for messages.
+        weights_of: a folder whose weights are loaded in the place of the checkpoint's own, which may have none.
 
     Returns:
         The policy in evaluation mode.
@@ -58,7 +87,8 @@ def load_flow_policy(
         UserError: for a folder that is incomplete, a family without adapter, a device that is not there, broken
             weights, keys that do not match, or a vision-language model that is not where the config says.
     """
-    folder = resolve_checkpoint(path, revision, field)
+    folder = resolve_checkpoint(path, revision, field) if weights_of is None else Path(path)
+    weights = (weights_of or folder) / WEIGHTS
     family = check_family(folder, field)
     where = f"{field}={path}: {CONFIG}"
     adapter = adapter_for(family, where)
@@ -73,8 +103,8 @@ def load_flow_policy(
             if unknown := _unknown_fields(folder, adapter, field):
                 raise UserError(
                     f"{where} has fields that LeRobot {lerobot.__version__} does not know ({', '.join(unknown)}): "
-                    "it was saved by a newer LeRobot; give a checkpoint of this one, or, where the fields do not "
-                    "matter, take them out of a copy."
+                    "it was saved by an older or newer LeRobot; give a checkpoint of this one, or, where the fields do "
+                    "not matter, take them out of a copy."
                 ) from error
             # The outermost error names the field, the innermost what is wrong with it.
             raise UserError(
@@ -82,19 +112,19 @@ def load_flow_policy(
                 f"({_first_line(error)}: {reason(error)}); it was saved by another release or changed by hand: give a "
                 "checkpoint that this release can read."
             ) from error
-        _check_weights(folder / WEIGHTS, field)
+        _check_weights(weights, field)
         # As LeRobot's own commands do: some families fetch their backbone's weights where this is not set.
         before, config.pretrained_path = config.pretrained_path, folder
         try:
-            # LeRobot drops keys that do not match in silence unless it is asked to be strict.
-            policy = adapter.policy_class.from_pretrained(folder, config=config, strict=True)
+            # Keys that do not match are found below, for every family by the same words.
+            policy = adapter.policy_class.from_pretrained(weights.parent, config=config, strict=False)
         except ImportError as error:
             raise missing_packages(family, f"{where} is of policy type {family!r}", error) from error
         except (RuntimeError, SafetensorError) as error:
             if ran_out_of_memory(error):
                 raise
             raise UserError(
-                f"{field}={path}: {WEIGHTS} does not fit {CONFIG} ({_key_problem(error)}); "
+                f"{field}={weights.parent}: {WEIGHTS} does not fit {CONFIG} ({_key_problem(error)}); "
                 "give weights saved with this config."
             ) from error
         except OSError as error:
@@ -120,7 +150,7 @@ def load_flow_policy(
                 + (f" ({wrapped.steps_field})" if hasattr(wrapped, "steps_field") else "")
                 + "; set at least 1."
             )
-        check_loaded(wrapped, folder / WEIGHTS, field)
+        check_loaded(wrapped, weights, field)
         overrides: dict[str, Any] = {"device_processor": {"device": config.device}}
         try:
             preprocessor, postprocessor = make_pre_post_processors(
@@ -131,8 +161,8 @@ def load_flow_policy(
                 raise
             raise UserError(
                 f"{field}={path}: LeRobot {lerobot.__version__} cannot load the processors ({reason(error)}); "
-                f"check that {PREPROCESSOR}, {POSTPROCESSOR} and their .safetensors files are whole, and not of a "
-                "newer LeRobot."
+                f"check that {PREPROCESSOR}, {POSTPROCESSOR} and their .safetensors files are whole, and of no "
+                "other LeRobot."
             ) from error
     loaded: FlowPolicy = adapter(policy, preprocessor, postprocessor)
     if rename_map:
@@ -153,12 +183,11 @@ def check_loaded(policy: FlowPolicy, file: Path, field: str = "teacher.path") ->
     where = f"{field}={file.parent}: {WEIGHTS}"
     loaded: set[int] = set()
     with safe_open(file, framework="pt") as handle:
-        for key in list(handle.keys()):
-            tensor = state.get(policy.parameter_name(key))
-            if tensor is None:
-                raise UserError(
-                    f"{where} holds {key!r}, which is no part of this policy; give its own weights."
-                )
+        keys = list(handle.keys())
+        if foreign := [key for key in keys if policy.parameter_name(key) not in state]:
+            raise UserError(f"{where} {_why_foreign(policy, foreign, state)}")
+        for key in keys:
+            tensor = state[policy.parameter_name(key)]
             part = handle.get_slice(key)
             shape = tuple(part.get_shape())
             if shape != tuple(tensor.shape):
@@ -182,9 +211,7 @@ def check_loaded(policy: FlowPolicy, file: Path, field: str = "teacher.path") ->
     missing = [name for name, tensor in state.items() if tensor.numel() and tensor.data_ptr() not in loaded]
     if missing:
         raise UserError(
-            f"{where} lacks {missing[0]!r}"
-            + (f" and {len(missing) - 1} more tensors" if len(missing) > 1 else "")
-            + "; give complete weights."
+            f"{where} does not fit {CONFIG}: it lacks {_first_of(missing)}; give complete weights."
         )
 
 
@@ -202,13 +229,37 @@ def _rename(preprocessor: Any, rename_map: Mapping[str, str], where: str) -> dic
     return own if own != dict(rename_map) else {}
 
 
+def _why_foreign(policy: FlowPolicy, keys: list[str], state: Mapping[str, Tensor]) -> str:
+    """What is wrong with keys of a file that are no part of the policy."""
+    parts = keys[0].split(".")
+    for start in range(len(parts)):
+        for end in range(start + 1, len(parts)):
+            # What a wrapper puts before the names of what it wraps.
+            words = ".".join(parts[start:end]) + "."
+            if all(
+                words in key and policy.parameter_name(key.replace(words, "", 1)) in state for key in keys
+            ):
+                return (
+                    f"has the keys of a wrapped policy: without {words!r} in {_first_of(keys)} they would fit "
+                    f"{CONFIG}; save what is inside the wrapper (torch.compile, DDP, PEFT and the like), or take these "
+                    "letters out of the keys."
+                )
+    return f"does not fit {CONFIG}: it holds {_first_of(keys)}, which this policy does not have; give its own weights."
+
+
+def _first_of(names: list[str]) -> str:
+    return repr(names[0]) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
 def save_student(
     policy: FlowPolicy, teacher_dir: Path, output_dir: Path, trained: Mapping[str, Tensor], num_steps: int
 ) -> None:
     """Writes a checkpoint that is the teacher's but for the trained tensors and the step count.
 
-    Frozen tensors are copied from the teacher's file rather than from memory, where LeRobot may have cast
-    them: bytes, dtypes and keys stay the teacher's.
+    Frozen tensors and the config are copied from the teacher's files rather than from memory, where LeRobot may have
+    cast them, or put this machine's device in the place of theirs: bytes, dtypes, keys and fields stay the teacher's.
+    Of the config only the step count changes, `use_peft` (these weights are whole), `repo_id` and `push_to_hub`
+    (fine-tuning the student would overwrite the teacher on the Hub).
 
     Where the config has an `rtc_config`, its `max_guidance_weight` follows the step count (see
     `policies.realtime.guidance_weight`): the teacher's own would overshoot by the ratio of the steps. Where
@@ -217,7 +268,7 @@ def save_student(
     options in any case.)
 
     Args:
-        policy: the student, for its config.
+        policy: the student, for the names of what it trains and counts.
         teacher_dir: the teacher's local folder.
         output_dir: an empty or absent folder.
         trained: the trained tensors by parameter name.
@@ -240,21 +291,30 @@ def save_student(
         key = keys[name]
         tensors[key] = tensor.detach().to("cpu", tensors[key].dtype).contiguous()
     save_file(tensors, output_dir / WEIGHTS, metadata=metadata)
-    saved, saved_rtc = policy.default_num_steps, policy.rtc_config
-    policy.set_num_steps(num_steps)
-    if saved_rtc is not None:
-        weight = guidance_weight(num_steps, saved_rtc.max_guidance_weight, saved)
-        policy.config.rtc_config = replace(saved_rtc, max_guidance_weight=weight)
-    try:
-        policy.config.save_pretrained(output_dir)
-    finally:
-        policy.set_num_steps(saved)
-        if saved_rtc is not None:
-            policy.config.rtc_config = saved_rtc
+    write_json(output_dir / CONFIG, _students_config(policy, read_config(teacher_dir), num_steps))
     # Everything else that the processors consist of, and nothing of the teacher's training.
     for file in teacher_dir.iterdir():
         if file.name.startswith(("policy_preprocessor", "policy_postprocessor")):
             shutil.copyfile(file, output_dir / file.name)
+
+
+def _students_config(policy: FlowPolicy, config: dict[str, Any], num_steps: int) -> dict[str, Any]:
+    """The teacher's `config.json` as a student's: the loaded one may be another's device, or lack what it cannot do."""
+    saved, rtc = policy.default_num_steps, policy.rtc_config
+    counts = (num_steps + 1, num_steps)
+    try:
+        encoded = []
+        for count in counts:
+            policy.set_num_steps(count)
+            encoded.append(draccus.encode(policy.config, PreTrainedConfig))
+    finally:
+        policy.set_num_steps(saved)
+    config |= {key: value for key, value in encoded[1].items() if value != encoded[0][key]}
+    if rtc is not None:
+        weight = guidance_weight(num_steps, rtc.max_guidance_weight, saved)
+        config["rtc_config"] = {**config["rtc_config"], "max_guidance_weight": weight}
+    # Its weights are whole, and trained on further they are not the teacher's: LeRobot pushes to `repo_id` by itself.
+    return {**config, "use_peft": False, "push_to_hub": False, "repo_id": None}
 
 
 def _keys_by_parameter(

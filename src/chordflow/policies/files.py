@@ -23,6 +23,8 @@ from chordflow.policies.registry import adapter_for, supported_families
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PREPROCESSOR = "policy_preprocessor.json"
 POSTPROCESSOR = "policy_postprocessor.json"
 TRAIN_CONFIG = "train_config.json"
@@ -30,8 +32,8 @@ TRAIN_CONFIG = "train_config.json"
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$|^[\w-]+$")
 
 
-def resolve_checkpoint(path: str | Path, revision: str | None = None, field: str = "teacher.path") -> Path:
-    """The local folder of a checkpoint, fetched from the Hub where `path` is a repository id.
+def find_checkpoint(path: str | Path, revision: str | None = None, field: str = "teacher.path") -> Path:
+    """The local folder of a checkpoint or adapter, fetched from the Hub where `path` is a repository id.
 
     Args:
         path: a folder that holds `config.json`, a run's folder with checkpoints in it, or a Hub id.
@@ -48,7 +50,7 @@ def resolve_checkpoint(path: str | Path, revision: str | None = None, field: str
         for inside in ("pretrained_model", "checkpoints/last/pretrained_model"):
             if not (folder / CONFIG).is_file() and (folder / inside / CONFIG).is_file():
                 folder = folder / inside
-    elif _looks_like_hub_id(str(path)):
+    elif looks_like_hub_id(str(path)):
         try:
             folder = Path(
                 snapshot_download(str(path), revision=revision, allow_patterns=["*.json", "*.safetensors"])
@@ -71,9 +73,17 @@ def resolve_checkpoint(path: str | Path, revision: str | None = None, field: str
     _require_file(folder, CONFIG, field)
     # Before the other files: what a checkpoint lacks does not matter if it cannot be reflowed at all.
     check_family(folder, field)
-    for name in (WEIGHTS, PREPROCESSOR, POSTPROCESSOR):
+    weights = ADAPTER_WEIGHTS if is_adapter(folder, field) else WEIGHTS
+    for name in (weights, PREPROCESSOR, POSTPROCESSOR):
         _require_file(folder, name, field)
     return folder
+
+
+def is_adapter(folder: Path, field: str = "teacher.path") -> bool:
+    """Whether a folder holds a PEFT adapter: where it holds whole weights too, LeRobot goes by `use_peft`."""
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return False
+    return bool(read_config(folder, field).get("use_peft")) or not (folder / WEIGHTS).is_file()
 
 
 def check_family(folder: Path, field: str = "teacher.path") -> str:
@@ -82,9 +92,15 @@ def check_family(folder: Path, field: str = "teacher.path") -> str:
     Raises:
         UserError: if there is no adapter for it.
     """
-    family = read_config(folder, field).get("type")
+    config = read_config(folder, field)
+    family, model = config.get("type"), config.get("model_type")
     if family is None:
-        raise UserError(f"{field}={folder}: {CONFIG} names no policy type; restore it from a good copy.")
+        remedy = (
+            f"it is a model of transformers' (model_type={model}): give a policy that LeRobot has saved."
+            if model
+            else "restore it from a good copy."
+        )
+        raise UserError(f"{field}={folder}: {CONFIG} names no policy type; {remedy}")
     if family not in supported_families():
         adapter_for(str(family), f"{field}={folder}: {CONFIG}")
     return str(family)
@@ -108,12 +124,14 @@ def check_assets(folder: Path, adapter: type[FlowPolicy], field: str = "teacher.
         field: the option that the path came from, for messages.
 
     Raises:
-        UserError: naming `chordflow relocate` where a local folder has moved.
+        UserError: naming `chordflow relocate` where a local folder has moved, or for a policy that LeRobot has given
+            up, whose models need not be looked for.
     """
+    adapter.check_saved(read_config(folder, field), f"{field}={folder}: {CONFIG}")
     for file, key, value in asset_paths(folder, adapter, field):
         if Path(value).is_dir():
             continue
-        if _looks_like_hub_id(value):
+        if looks_like_hub_id(value):
             # Once, here: transformers would try every file of it many times over.
             if not isinstance(try_to_load_from_cache(value, CONFIG), str) and not _is_on_hub(value):
                 raise UserError(
@@ -156,7 +174,8 @@ def _require_file(folder: Path, name: str, field: str) -> None:
         )
 
 
-def _looks_like_hub_id(value: str) -> bool:
+def looks_like_hub_id(value: str) -> bool:
+    """Whether a name may be a repository's on the Hub."""
     return bool(_HUB_ID.match(value)) and not Path(value).is_absolute()
 
 

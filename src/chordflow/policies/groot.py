@@ -15,7 +15,9 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import lerobot
 import torch
+from lerobot.policies.groot.configuration_groot import GROOT_N1_5, infer_groot_model_version
 from lerobot.policies.groot.groot_n1_7 import GR00TN17
 from lerobot.policies.groot.modeling_groot import GrootPolicy
 from lerobot.policies.groot.processor_groot import GrootN17ActionDecodeStep
@@ -86,6 +88,16 @@ class GrootFlowPolicy(LeRobotFlowPolicy):
                 )
         # As LeRobot's own sampler does before it predicts: in training there is dropout.
         policy.eval()
+
+    @classmethod
+    def check_saved(cls, config: Mapping[str, Any], where: str) -> None:
+        """Raises UserError for GR00T N1.5, by LeRobot's own marks of it."""
+        base = config.get("base_model_path")
+        if config.get("tokenizer_assets_repo") or infer_groot_model_version(base) == GROOT_N1_5:
+            raise UserError(
+                f"{where} is of a GR00T N1.5 (base_model_path={base}), which LeRobot {lerobot.__version__} no longer "
+                "runs; give a checkpoint of GR00T N1.7."
+            )
 
     @property
     def chunk(self) -> ChunkSpec:

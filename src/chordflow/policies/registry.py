@@ -126,8 +126,8 @@ def _why_not(family: str) -> str:
     if family in PreTrainedConfig.get_known_choices():
         return f"which cannot be reflowed: it is no flow-matching policy; {supported}"
     return (
-        f"which LeRobot {lerobot.__version__} does not know: it is of a newer LeRobot, or of a package that is not "
-        f"installed here (docs/add-a-family.md says how such a package brings its adapter); {supported}"
+        f"which LeRobot {lerobot.__version__} does not know: it is of an older or newer LeRobot, or of a package that "
+        f"is not installed here (docs/add-a-family.md says how such a package brings its adapter); {supported}"
     )
 
 

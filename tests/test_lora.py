@@ -1,0 +1,321 @@
+"""PEFT adapters as teachers: as `lerobot-train` writes them, merged, and with the actions that stock LeRobot has."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lerobot.configs import PreTrainedConfig
+from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+from lerobot.policies.factory import get_policy_class, make_policy
+from safetensors.torch import load_file, save_file
+
+from builders import observations
+from chordflow.cli.main import main
+from chordflow.experiments.provenance import weights_sha256
+from chordflow.policies import Role, load_flow_policy, lora, relocate, resolve_checkpoint, save_student
+from chordflow.quiet import quiet_stdout
+from test_bad_input import contents, edit_json, refused
+from test_couple_job import command, train_from
+from test_families import CASES
+from test_reflow_job import SMALL, options, student_of
+
+# LeRobot names parts of its own for three families; for the others the user does.
+TARGETS = {
+    "multi_task_dit": ["qkv_proj", "output_proj"],
+    "eo1": ["action_time_mlp_in", "q_proj"],
+    "groot": ["to_q", "proj_out_2"],
+}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where merged weights are kept."""
+    monkeypatch.setattr(lora, "MERGED", tmp_path / "hub" / "merged")
+    return tmp_path / "hub" / "merged"
+
+
+def build_adapter(base: Path, folder: Path, *, merged: bool = False, **peft: Any) -> Path:
+    """An adapter with random weights on the policy in `base`, saved as `lerobot-train` saves it.
+
+    Args:
+        base: a whole checkpoint.
+        folder: where to.
+        merged: whether the adapter is merged before it is saved, as PEFT's `merge_and_unload` does.
+        peft: LeRobot's options, as `--peft.r`, and further fields of PEFT's config.
+    """
+    config = PreTrainedConfig.from_pretrained(base)
+    config.pretrained_path = base
+    torch.manual_seed(1)
+    with quiet_stdout():
+        policy = get_policy_class(config.type).from_pretrained(base, config=config)
+        if config.type in TARGETS:
+            peft.setdefault("target_modules", TARGETS[config.type])
+        model = policy.wrap_with_peft(peft_cli_overrides={"method_type": "LORA", "r": 4, **peft})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                # An adapter begins as nothing.
+                parameter.add_(0.2 * torch.randn(parameter.shape))
+    # LeRobot's `save_checkpoint`: what PEFT leaves out it writes itself.
+    (model.merge_and_unload() if merged else model).save_pretrained(folder)
+    config.save_pretrained(folder)
+    for file in base.glob("policy_p*"):
+        shutil.copyfile(file, folder / file.name)
+    return folder
+
+
+def load_stock(folder: Path, dataset_root: Path) -> Any:
+    """A checkpoint as LeRobot's own commands load it."""
+    config = PreTrainedConfig.from_pretrained(folder)
+    config.pretrained_path = folder
+    with quiet_stdout():
+        return make_policy(config, ds_meta=LeRobotDatasetMetadata("test/tiny", root=dataset_root))
+
+
+def actions(policy: Any, batch: dict[str, Any]) -> torch.Tensor:
+    """The first actions of a chunk of the stock policy, which draws its noise from torch's generator."""
+    policy.eval()
+    policy.reset()
+    torch.manual_seed(5)
+    with torch.no_grad():
+        return torch.stack([policy.select_action(dict(batch)) for _ in range(4)])
+
+
+@pytest.fixture
+def adapter(checkpoint: Path, tmp_path: Path) -> Path:
+    """A LoRA on the tests' SmolVLA, which may be broken."""
+    base = Path(shutil.copytree(checkpoint, tmp_path / "base"))
+    return build_adapter(base, tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("family", "peft"),
+    [
+        *((family, {}) for family in CASES),
+        ("smolvla", {"full_training_modules": ["action_out_proj"], "target_modules": ["q_proj", "v_proj"]}),
+        ("pi0", {"rank_pattern": {"action_in_proj": 2}, "alpha_pattern": {"action_in_proj": 7}, "lora_alpha": 3}),
+        ("smolvla", {"use_dora": True, "use_rslora": True}),
+        ("smolvla", {"method_type": "MISS"}),
+    ],
+)  # fmt: skip
+def test_a_merged_adapter_has_the_stock_actions(
+    family: str, peft: dict[str, Any], dataset_root: Path, tmp_path: Path
+) -> None:
+    base = CASES[family].build(tmp_path / "base" / "pretrained_model")
+    folder = build_adapter(base, tmp_path / "adapter", **peft)
+    before = contents(tmp_path / "adapter"), contents(tmp_path / "base")
+    policy = load_flow_policy(folder, device="cpu")
+    assert (contents(tmp_path / "adapter"), contents(tmp_path / "base")) == before
+    stock = load_stock(folder, dataset_root)
+    assert type(stock).__name__ == "PeftModel"
+    batch = policy.preprocess(observations(2))
+    expected, alone = actions(stock, batch), actions(load_flow_policy(base, device="cpu").module, batch)
+    assert (expected - alone).abs().max() > 1e-2
+    torch.testing.assert_close(actions(policy.module, batch), expected, rtol=0, atol=1e-5)
+
+
+def test_couplings_of_an_adapter(
+    adapter: Path, dataset_root: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The teacher is the adapter, its file the merged one."""
+    assert main(command(adapter, dataset_root, tmp_path / "out")) == 0
+    assert capsys.readouterr().out.count("merged into the weights of") == 1
+    (merged,) = [place for place in cache.iterdir() if place.is_dir()]
+    about = json.loads((tmp_path / "out" / "manifest.json").read_text())["about"]
+    assert about["teacher_sha256"] == weights_sha256(merged)
+
+
+@pytest.mark.slow
+def test_a_run_on_an_adapter_goes_on_and_is_evaluated(
+    adapter: Path, dataset_root: Path, cache: Path, tmp_path: Path
+) -> None:
+    """Even where the cache was emptied in between: the same weights are made again."""
+    out = tmp_path / "out"
+    assert main(options(adapter, dataset_root, out)) == 0
+    (merged,) = [place for place in cache.iterdir() if place.is_dir()]
+    record = json.loads((student_of(out) / "reflow_config.json").read_text())
+    assert record["teacher"]["path"] == str(adapter)
+    assert record["teacher_sha256"] == weights_sha256(merged)
+    shutil.rmtree(cache)
+    config = student_of(out) / "train_config.json"
+    assert main(["reflow", "--resume=true", f"--config_path={config}", "--steps=7"]) == 0
+    assert os.readlink(out / "checkpoints" / "last") == "000007"
+    data = ["--dataset.repo_id=test/tiny", f"--dataset.root={dataset_root}"]
+    measure = [option for option in SMALL if "measure" in option]
+    assert main(
+        ["evaluate", f"--teacher.path={adapter}", f"--student.path={student_of(out)}", *data, *measure,
+         f"--output_dir={tmp_path / 'evaluated'}"]
+    ) == 0  # fmt: skip
+    assert main(command(adapter, dataset_root, tmp_path / "couplings")) == 0
+    assert main(train_from(tmp_path / "couplings", tmp_path / "stored")) == 0
+
+
+@pytest.mark.parametrize(("family", "merged"), [*((family, True) for family in CASES), ("smolvla", False)])
+def test_a_student_of_an_adapter_is_plain(
+    family: str, merged: bool, dataset_root: Path, cache: Path, tmp_path: Path
+) -> None:
+    """Also of one merged beforehand, whose config still says `use_peft`: LeRobot would look for an adapter."""
+    base = CASES[family].build(tmp_path / "base" / "pretrained_model")
+    teacher = build_adapter(base, tmp_path / "teacher", merged=merged)
+    assert json.loads((teacher / "config.json").read_text())["use_peft"]
+    teacher = resolve_checkpoint(teacher)
+    assert cache.exists() != merged
+    policy = load_flow_policy(teacher, device="cpu")
+    student = tmp_path / "student"
+    save_student(policy, teacher, student, policy.train_roles([Role.ACTION_HEAD]), 1)
+    assert not list(student.glob("adapter_*"))
+    batch = policy.preprocess(observations(1))
+    policy.set_num_steps(1)
+    assert torch.equal(actions(load_stock(student, dataset_root), batch), actions(policy.module, batch))
+
+
+def test_merged_weights_are_made_once_and_anew_where_a_file_has_changed(
+    adapter: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merged = resolve_checkpoint(adapter)
+    assert resolve_checkpoint(adapter) == merged
+    config = json.loads((merged / "config.json").read_text())
+    assert config == {**json.loads((adapter / "config.json").read_text()), "use_peft": False}
+    for file in adapter.glob("policy_p*"):
+        assert file.read_bytes() == (merged / file.name).read_bytes()
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    save_file({name: 2 * tensor for name, tensor in tensors.items()}, adapter / "adapter_model.safetensors")
+    changed = resolve_checkpoint(adapter)
+    assert changed != merged
+    assert weights_sha256(changed) != weights_sha256(merged)
+    # Killed while merging: nothing half-made is taken for whole.
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    with monkeypatch.context() as patch:
+        patch.setattr(lora, "save_model", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            resolve_checkpoint(adapter)
+    assert {place.name for place in cache.iterdir() if place.is_dir()} == {merged.name, changed.name}
+    assert weights_sha256(resolve_checkpoint(adapter)) == weights_sha256(merged)
+
+
+@pytest.mark.parametrize("how", ["a Hub's", "beside it", "relative to here", "relative to an ancestor"])
+def test_where_the_base_is(how: str, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = weights_sha256(resolve_checkpoint(adapter))
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    name = {"a Hub's": "someone/base", "beside it": str(tmp_path / "base")}.get(how, "base")
+    if how == "relative to here":
+        (tmp_path / "base").rename(tmp_path / "deep" / "base")
+        monkeypatch.chdir(tmp_path / "deep")
+    elif how == "a Hub's":
+        monkeypatch.setattr(lora, "snapshot_download", lambda repo, **_: tmp_path / Path(repo).name)
+    else:
+        monkeypatch.chdir(tmp_path / "deep")
+    edit_json(adapter / "adapter_config.json", lambda c: c.update(base_model_name_or_path=name))
+    assert weights_sha256(resolve_checkpoint(adapter)) == expected
+
+
+def test_relocating_an_adapter(
+    adapter: Path, vlm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resolve_checkpoint(adapter)
+    edit_json(adapter / "config.json", lambda c: c.update(vlm_model_name="/moved/tiny-smolvlm"))
+    said = refused(options(adapter, tmp_path, tmp_path / "out"), capsys, tmp_path)
+    assert f"run: chordflow relocate {adapter}" in said
+    relocate(adapter, vlm)
+    assert load_flow_policy(adapter, device="cpu").family == "smolvla"
+
+
+BROKEN = {
+    "no adapter weights": (
+        lambda p: (p / "adapter_model.safetensors").unlink(), "the file adapter_model.safetensors is missing"
+    ),
+    "base moved": (lambda p: (p.parent / "base").rename(p.parent / "gone"), "base_model_name_or_path="),
+    "base not on the Hub": (
+        lambda p: edit_json(p / "adapter_config.json", lambda c: c.update(base_model_name_or_path="some/where")),
+        "base_model_name_or_path=some/where in adapter_config.json: there is no such folder, and the Hub",
+    ),
+    "no base named": (
+        lambda p: edit_json(p / "adapter_config.json", lambda c: c.update(base_model_name_or_path=None)),
+        "names no base_model_name_or_path",
+    ),
+    "base without weights": (
+        lambda p: (p.parent / "base" / "model.safetensors").unlink(), "no model.safetensors is there"
+    ),
+    "cut adapter": (
+        lambda p: (p / "adapter_model.safetensors").write_bytes(b"short"), "PEFT cannot put this adapter on"
+    ),
+    "cut config": (lambda p: (p / "adapter_config.json").write_text("{"), "adapter_config.json is not valid JSON"),
+    "unknown kind": (
+        lambda p: edit_json(p / "adapter_config.json", lambda c: c.update(peft_type="NOVEL")),
+        "PEFT cannot put this adapter on",
+    ),
+    "other parts": (
+        lambda p: edit_json(p / "adapter_config.json", lambda c: c.update(target_modules=["nowhere"])),
+        "PEFT cannot put this adapter on",
+    ),
+    "other rank": (
+        lambda p: edit_json(p / "adapter_config.json", lambda c: c.update(r=3)), "PEFT cannot put this adapter on"
+    ),
+    "a part too few": (lambda p: drop_a_part(p), "adapter_model.safetensors lacks"),
+    "a part too many": (
+        lambda p: edit_json(p / "adapter_config.json", lambda c: c.update(target_modules=["action_in_proj"])),
+        "adapter_model.safetensors holds",
+    ),
+    "not finite": (lambda p: fill_a_part(p, float("nan")), "peft_type=LORA cannot be merged"),
+    "another base": (lambda p: cut_the_base(p.parent / "base"), "base: model.safetensors does not fit config.json"),
+    "an unmergeable kind": (
+        lambda p: (p / "adapter_config.json").write_text(
+            json.dumps({"peft_type": "BONE_OF_CONTENTION", "base_model_name_or_path": str(p.parent / "base")})
+        ),
+        "PEFT cannot put this adapter on",
+    ),
+}  # fmt: skip
+
+
+def drop_a_part(adapter: Path) -> None:
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    tensors.pop(min(tensors))
+    save_file(tensors, adapter / "adapter_model.safetensors")
+
+
+def fill_a_part(adapter: Path, value: float) -> None:
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    tensors[min(tensors)].fill_(value)
+    save_file(tensors, adapter / "adapter_model.safetensors")
+
+
+def cut_the_base(base: Path) -> None:
+    tensors = load_file(base / "model.safetensors")
+    tensors.pop("model.action_out_proj.weight")
+    save_file(tensors, base / "model.safetensors")
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_adapter(
+    case: str, adapter: Path, dataset_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    breaks, message = BROKEN[case]
+    breaks(adapter)
+    before = contents(tmp_path / "adapter")
+    capsys.readouterr()
+    assert main(options(adapter, dataset_root, tmp_path / "out")) == 2
+    said = capsys.readouterr().err
+    print(said)
+    assert said.count("\n") == 1
+    assert "teacher.path=" in said
+    assert message in said
+    assert contents(tmp_path / "adapter") == before
+    assert not (tmp_path / "out").exists()
+    assert not [place for place in lora.MERGED.glob("*") if place.is_dir()]
+
+
+def test_where_peft_is_not_installed(
+    adapter: Path, dataset_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setitem(__import__("sys").modules, "peft", None)
+    assert main(options(adapter, dataset_root, tmp_path / "out")) == 2
+    said = capsys.readouterr().err
+    assert f"teacher.path={adapter} is a PEFT adapter" in said
+    assert "pip install 'chordflow[peft]'" in said

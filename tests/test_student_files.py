@@ -1,0 +1,115 @@
+"""A student's folder, field by field: the teacher's, but for what makes it a student."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lerobot.configs import PreTrainedConfig
+from lerobot.configs.train import TrainPipelineConfig
+from safetensors.torch import load_file
+
+from chordflow.cli.reflow import parse
+from chordflow.experiments.provenance import write_configs
+from chordflow.policies import Role, load_flow_policy, save_student
+from test_bad_input import edit_json
+from test_families import CASES
+from test_reflow_job import options
+
+# What a machine without the teacher's, or LeRobot's parser, would put other values for.
+ELSEWHERE = {
+    "device": "cuda", "use_amp": True, "private": True, "tags": ["robot"], "license": "mit", "repo_id": "me/teacher",
+    "push_to_hub": True, "pretrained_path": "/somewhere/base", "pretrained_revision": "main", "use_peft": True,
+}  # fmt: skip
+
+
+def student_of(teacher: Path, folder: Path, num_steps: int = 1) -> Path:
+    policy = load_flow_policy(teacher, device="cpu")
+    save_student(policy, teacher, folder, policy.train_roles([Role.ACTION_HEAD]), num_steps)
+    return folder
+
+
+def changed(before: dict[str, Any], after: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """The fields that differ, by their dotted names, and what they are afterwards."""
+    found: dict[str, Any] = {}
+    for key in before.keys() | after.keys():
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found |= changed(old, new, f"{path}{key}.")
+        elif old != new or (key in before) != (key in after):
+            found[path + key] = new
+    return found
+
+
+@pytest.mark.parametrize("family", CASES)
+@pytest.mark.parametrize("fields", [ELSEWHERE, {"device": "mps"}, {}], ids=["full", "mps", "as built"])
+def test_the_config_is_the_teachers(family: str, fields: dict[str, Any], tmp_path: Path) -> None:
+    teacher = CASES[family].build(tmp_path / "built" / "pretrained_model")
+    edit_json(teacher / "config.json", lambda c: c.update(fields))
+    edit_json(
+        teacher / "policy_preprocessor.json",
+        lambda c: [
+            s["config"].update(device=fields.get("device", "cpu")) for s in c["steps"] if "device" in str(s)
+        ],
+    )
+    student = student_of(teacher, tmp_path / "student")
+    before, after = (json.loads((folder / "config.json").read_text()) for folder in (teacher, student))
+    steps_field = load_flow_policy(teacher, device="cpu").steps_field  # type: ignore[attr-defined]
+    cleared = {"repo_id": None, "push_to_hub": False, "use_peft": False} if fields is ELSEWHERE else {}
+    assert changed(before, after) == {steps_field: 1, **cleared}
+    names = {file.name for file in teacher.iterdir() if file.name.startswith("policy_")}
+    assert {file.name for file in student.iterdir()} == {"config.json", "model.safetensors", *names}
+    for name in names:
+        assert (student / name).read_bytes() == (teacher / name).read_bytes()
+    assert load_file(student / "model.safetensors").keys() == load_file(teacher / "model.safetensors").keys()
+    # LeRobot reads it, and keeps it from the teacher's place on the Hub.
+    stock = PreTrainedConfig.from_pretrained(student)
+    assert getattr(stock, steps_field) == 1
+    assert not stock.push_to_hub
+
+
+@pytest.mark.parametrize(
+    ("old", "fields"),
+    [
+        # An older LeRobot's config lacks fields; so does the student's, and LeRobot's default holds for both.
+        (["use_peft", "pretrained_revision", "rtc_config"], {}),
+        ([], {"rtc_config": {"enabled": True, "max_guidance_weight": 5.0}}),
+        ([], {"rtc_config": {"enabled": False, "execution_horizon": 3}}),
+    ],
+)
+def test_fields_that_are_not_there_and_nested_ones(
+    old: list[str], fields: dict[str, Any], checkpoint: Path, tmp_path: Path
+) -> None:
+    teacher = Path(shutil.copytree(checkpoint, tmp_path / "teacher"))
+    config = json.loads((teacher / "config.json").read_text())
+    config = {key: value for key, value in config.items() if key not in old} | fields
+    (teacher / "config.json").write_text(json.dumps(config))
+    student = student_of(teacher, tmp_path / "student", num_steps=2)
+    before, after = (json.loads((folder / "config.json").read_text()) for folder in (teacher, student))
+    weight = {"rtc_config.max_guidance_weight": after["rtc_config"]["max_guidance_weight"]} if fields else {}
+    use_peft = {"use_peft": False} if old else {}
+    assert changed(before, after) == {"num_steps": 2, **weight, **use_peft}
+    if fields:
+        # The teacher's ten steps to two; 10 is LeRobot's default.
+        assert after["rtc_config"]["max_guidance_weight"] <= fields["rtc_config"].get(
+            "max_guidance_weight", 10.0
+        )
+
+
+def test_what_is_written_beside_it(checkpoint: Path, dataset_root: Path, tmp_path: Path) -> None:
+    teacher = Path(shutil.copytree(checkpoint, tmp_path / "teacher"))
+    edit_json(teacher / "config.json", lambda c: c.update(ELSEWHERE))
+    student = student_of(teacher, tmp_path / "student")
+    config, _ = parse(options(teacher, dataset_root, tmp_path / "out")[1:])
+    write_configs(config, teacher, student)
+    policy = json.loads((student / "train_config.json").read_text())["policy"]
+    assert changed(json.loads((student / "config.json").read_text()), policy) == {
+        "pretrained_path": str(teacher)
+    }
+    stock = TrainPipelineConfig.from_pretrained(student)
+    assert stock.policy is not None
+    assert stock.policy.num_steps == 1  # type: ignore[attr-defined]
+    assert stock.peft is None
