@@ -21,6 +21,7 @@ import family_groot
 import family_multi_task_dit
 import family_pi0
 import family_pi05
+from broken_statistics import AFTER, BEFORE, drop
 from builders import build_checkpoint, build_vlm, observations
 from chordflow.cli.main import main
 from chordflow.errors import UserError
@@ -87,6 +88,19 @@ def raw(policy: FlowPolicy, batch: int, seed: int = 0) -> dict:
     """Observations with as many frames as the policy looks at."""
     indices = policy.observation_delta_indices
     return observations(batch, seed=seed, **({} if indices is None else {"steps": len(indices)}))
+
+
+def test_statistics_that_are_not_there_are_refused(
+    case: FamilyCase, folders: Callable[[FamilyCase], Path], tmp_path: Path
+) -> None:
+    side, key = {
+        "smolvla": (BEFORE, "observation.state"), "pi0": (AFTER, "action"), "pi05": (BEFORE, "observation.state"),
+        "multi_task_dit": (BEFORE, "observation.images.top"), "eo1": (AFTER, "action"), "groot": (AFTER, "action"),
+    }[case.family]  # fmt: skip
+    folder = Path(shutil.copytree(folders(case), tmp_path / "c"))
+    drop(folder, side, key)
+    with pytest.raises(UserError, match=rf"(mean and std|q01 and q99|finite min) of {key}"):
+        load_flow_policy(folder, device="cpu")
 
 
 def test_the_families_under_test_are_those_that_the_registry_has(case: FamilyCase) -> None:

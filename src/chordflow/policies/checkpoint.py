@@ -29,8 +29,10 @@ from chordflow.policies.files import (
     read_config,
     resolve_checkpoint,
 )
+from chordflow.policies.processors import check_processors
 from chordflow.policies.realtime import guidance_weight
 from chordflow.policies.registry import adapter_for, missing_packages
+from chordflow.policies.trial import try_out
 from chordflow.quiet import quiet_stdout
 
 
@@ -56,7 +58,8 @@ def load_flow_policy(
 
     Raises:
         UserError: for a folder that is incomplete, a family without adapter, broken weights, keys that do
-            not match, or a vision-language model that is not where the config says.
+            not match, a vision-language model that is not where the config says, processors that do not do what
+            the config says, or one that a blank observation does not get through.
     """
     folder = resolve_checkpoint(path, revision, field)
     family = check_family(folder, field)
@@ -138,7 +141,10 @@ def load_flow_policy(
                 f"check that {PREPROCESSOR}, {POSTPROCESSOR} and their .safetensors files are whole, and not of a "
                 "newer LeRobot."
             ) from error
-    return adapter(policy, preprocessor, postprocessor)
+    loaded = adapter(policy, preprocessor, postprocessor)
+    check_processors(loaded, preprocessor, postprocessor, f"{field}={path}")
+    try_out(loaded, preprocessor, f"{field}={path}")
+    return loaded
 
 
 def check_loaded(policy: FlowPolicy, file: Path, field: str = "teacher.path") -> None:

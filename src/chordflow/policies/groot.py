@@ -18,8 +18,12 @@ from typing import Any, ClassVar
 import torch
 from lerobot.policies.groot.groot_n1_7 import GR00TN17
 from lerobot.policies.groot.modeling_groot import GrootPolicy
-from lerobot.policies.groot.processor_groot import GrootN17ActionDecodeStep
-from lerobot.utils.constants import ACTION
+from lerobot.policies.groot.processor_groot import (
+    GrootActionUnpackUnnormalizeStep,
+    GrootN17ActionDecodeStep,
+    GrootN17PackInputsStep,
+)
+from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor, nn
 
 from chordflow.errors import UserError
@@ -71,6 +75,7 @@ class GrootFlowPolicy(LeRobotFlowPolicy):
     steps_field: ClassVar[str] = "num_inference_timesteps"
     noise_at: ClassVar[int] = 0
     encoded_once: ClassVar[str] = "features of images and language, and of the state"
+    normalises_elsewhere: ClassVar[bool] = True
 
     def __init__(self, policy: Any, preprocessor: Any, postprocessor: Any) -> None:
         super().__init__(policy, preprocessor, postprocessor)
@@ -82,6 +87,8 @@ class GrootFlowPolicy(LeRobotFlowPolicy):
                     "use_relative_action=true in policy_postprocessor.json: such a checkpoint's actions depend on the "
                     "state that was seen last, so an endpoint alone is no action; give one with absolute actions."
                 )
+        for step in (*getattr(preprocessor, "steps", ()), *getattr(postprocessor, "steps", ())):
+            _check_statistics(step)
         # As LeRobot's own sampler does before it predicts: in training there is dropout.
         policy.eval()
 
@@ -184,6 +191,30 @@ class GrootFlowPolicy(LeRobotFlowPolicy):
     def role_of(self, name: str) -> Role:
         """Visual tower; language model; what projects features and state; what encodes and denoises actions."""
         return role_by_beginning(name.removeprefix("_groot_model."), _ROLES, self.family)
+
+
+def _check_statistics(step: Any) -> None:
+    """Raises UserError where one of GR00T's own steps would pass numbers on as they are."""
+    if isinstance(step, GrootN17ActionDecodeStep):
+        held = {"raw_stats": step.raw_stats, "modality_config": step.modality_config}
+        missing = [name for name, value in held.items() if not value]
+    elif (
+        isinstance(step, GrootN17PackInputsStep | GrootActionUnpackUnnormalizeStep) and step.normalize_min_max
+    ):
+        stats, keys = step.stats or {}, (ACTION, *(OBS_STATE,) * isinstance(step, GrootN17PackInputsStep))
+        names = [(key, name) for key in keys for name in ("min", "max")]
+        missing = [
+            f"finite {name} of {key}"
+            for key, name in names
+            if not (name in stats.get(key, ()) and torch.as_tensor(stats[key][name]).isfinite().all())
+        ]
+    else:
+        return
+    if missing:
+        raise UserError(
+            f"{type(step).__name__} in the processors has no {' and no '.join(missing)}, without which numbers would "
+            "pass unnormalised; give a checkpoint as lerobot-train saves it, with the statistics of its own data."
+        )
 
 
 def _check_base(config: Any) -> None:
