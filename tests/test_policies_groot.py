@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from lerobot.policies.groot.modeling_groot import GrootPolicy
 from torch import Tensor
 
+from broken_statistics import AFTER, BEFORE, drop, edit_config, edit_statistics, edit_steps
 from builders import observations
 from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
@@ -361,6 +363,16 @@ def change(**fields: Any) -> Callable[[Path], Path]:
     return lambda folder: build(folder, base=fields)
 
 
+def changed(change_files: Callable[[Path], object], **options: Any) -> Callable[[Path], Path]:
+    """Builds a checkpoint, and changes its files."""
+
+    def make(folder: Path) -> Path:
+        change_files(build(folder, **options))
+        return folder
+
+    return make
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -375,8 +387,29 @@ def change(**fields: Any) -> Callable[[Path], Path]:
             lambda folder: build(folder, **libero(relative=True)),
             ["use_relative_action=true", "policy_postprocessor.json", "absolute"],
         ),
+        (
+            changed(lambda p: drop(p, BEFORE, "observation.state")),
+            ["GrootN17PackInputsStep", "no finite min of observation.state of size 1"],
+        ),
+        (
+            changed(lambda p: edit_statistics(p, AFTER, lambda held: held["action.max"].fill_(torch.nan))),
+            ["GrootActionUnpackUnnormalizeStep", "no finite max of action"],
+        ),
+        (
+            changed(
+                lambda p: edit_steps(p, AFTER, lambda step: step["config"].pop("raw_stats", None)), **libero()
+            ),
+            ["GrootN17ActionDecodeStep", "no raw_stats"],
+        ),
     ],
-    ids=["a transformer without mask", "positions that count padding", "relative actions"],
+    ids=[
+        "a transformer without mask",
+        "positions that count padding",
+        "relative actions",
+        "no statistics of the state",
+        "statistics that are NaN",
+        "no statistics of the base model",
+    ],
 )
 def test_what_cannot_be_reflowed_is_refused(
     tmp_path: Path, make: Callable[[Path], Path], words: list[str]
@@ -385,6 +418,13 @@ def test_what_cannot_be_reflowed_is_refused(
     with pytest.raises(UserError) as refused:
         load(folder)
     assert all(word in str(refused.value) for word in words)
+
+
+def test_lerobots_own_normaliser_is_not_asked_for(checkpoint: Path, tmp_path: Path) -> None:
+    """Whatever the config says of it: GR00T's own steps normalise."""
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "c"))
+    edit_config(folder, lambda c: c.update(normalization_mapping={"STATE": "MEAN_STD", "ACTION": "MEAN_STD"}))
+    assert load(folder).config.normalization_mapping["ACTION"] == "MEAN_STD"
 
 
 def test_a_package_that_is_asked_for_late_is_missed_early(monkeypatch: pytest.MonkeyPatch) -> None:

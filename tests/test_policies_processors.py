@@ -294,6 +294,7 @@ SOUND: dict[str, Change] = {
     "a base model's cameras": lambda p: [
         add_input(p, f"observation.images.camera{i}", "VISUAL", 3, 32, 32) for i in (1, 2)
     ],
+    "an image with channels last": lambda p: add_input(p, "observation.images.top", "VISUAL", 32, 32, 3),
     "a base model's further vectors": lambda p: add_input(p, "observation.velocity", "STATE", 3),
     "blank cameras": lambda p: edit_config(p, lambda c: c.update(empty_cameras=2)),
     "a rename map": lambda p: set_rename_map(p, image="images.top"),
@@ -493,4 +494,4 @@ class TestTrial:
         tiny_policy.config.input_features[STATE] = PolicyFeature(FeatureType.STATE, (6,))
         step = tiny_policy.preprocessor.steps[-1]
         step.norm_map = {**step.norm_map, FeatureType.STATE: NormalizationMode.IDENTITY}
-        assert blank_observation(tiny_policy, tiny_policy.preprocessor)[STATE].shape == (1, 1, 3)
+        assert blank_observation(tiny_policy, tiny_policy.preprocessor)[STATE].shape == (1, 3)

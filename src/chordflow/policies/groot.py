@@ -18,11 +18,7 @@ from typing import Any, ClassVar
 import torch
 from lerobot.policies.groot.groot_n1_7 import GR00TN17
 from lerobot.policies.groot.modeling_groot import GrootPolicy
-from lerobot.policies.groot.processor_groot import (
-    GrootActionUnpackUnnormalizeStep,
-    GrootN17ActionDecodeStep,
-    GrootN17PackInputsStep,
-)
+from lerobot.policies.groot.processor_groot import GrootN17ActionDecodeStep, GrootN17PackInputsStep
 from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor, nn
 
@@ -88,7 +84,7 @@ class GrootFlowPolicy(LeRobotFlowPolicy):
                     "state that was seen last, so an endpoint alone is no action; give one with absolute actions."
                 )
         for step in (*getattr(preprocessor, "steps", ()), *getattr(postprocessor, "steps", ())):
-            _check_statistics(step)
+            _check_statistics(step, self.config.action_feature.shape[0])
         # As LeRobot's own sampler does before it predicts: in training there is dropout.
         policy.eval()
 
@@ -193,27 +189,22 @@ class GrootFlowPolicy(LeRobotFlowPolicy):
         return role_by_beginning(name.removeprefix("_groot_model."), _ROLES, self.family)
 
 
-def _check_statistics(step: Any) -> None:
-    """Raises UserError where one of GR00T's own steps would pass numbers on as they are."""
+def _check_statistics(step: Any, action_dim: int) -> None:
+    """Raises UserError where one of GR00T's own steps would pass numbers on as they are, or fill in zeros."""
+    missing: list[str] = []
     if isinstance(step, GrootN17ActionDecodeStep):
-        held = {"raw_stats": step.raw_stats, "modality_config": step.modality_config}
-        missing = [name for name, value in held.items() if not value]
-    elif (
-        isinstance(step, GrootN17PackInputsStep | GrootActionUnpackUnnormalizeStep) and step.normalize_min_max
-    ):
-        stats, keys = step.stats or {}, (ACTION, *(OBS_STATE,) * isinstance(step, GrootN17PackInputsStep))
-        names = [(key, name) for key in keys for name in ("min", "max")]
-        missing = [
-            f"finite {name} of {key}"
-            for key, name in names
-            if not (name in stats.get(key, ()) and torch.as_tensor(stats[key][name]).isfinite().all())
-        ]
-    else:
-        return
+        missing = [name for name in ("raw_stats", "modality_config") if not getattr(step, name)]
+    elif getattr(step, "normalize_min_max", False):
+        sizes = {ACTION: action_dim} | ({OBS_STATE: 1} if isinstance(step, GrootN17PackInputsStep) else {})
+        for key, size in sizes.items():
+            for name in ("min", "max"):
+                value = torch.as_tensor((step.stats or {}).get(key, {}).get(name, []))
+                if value.numel() < size or not value.isfinite().all():
+                    missing.append(f"finite {name} of {key} of size {size}")
     if missing:
         raise UserError(
-            f"{type(step).__name__} in the processors has no {' and no '.join(missing)}, without which numbers would "
-            "pass unnormalised; give a checkpoint as lerobot-train saves it, with the statistics of its own data."
+            f"{type(step).__name__} in the processors has no {', no '.join(missing)}, so numbers would pass "
+            "unnormalised; give a checkpoint as lerobot-train saves it, with the statistics of its own data."
         )
 
 

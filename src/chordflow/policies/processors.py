@@ -112,10 +112,10 @@ def _fault(config: Any, steps: Sequence[Any], key: str, feature: PolicyFeature) 
         step for step in steps if step.norm_map.get(feature.type, NormalizationMode.IDENTITY) in _STATISTICS
     ]
     if not able:
-        names = (
-            ", ".join(f"{kind.value}={mode.value}" for kind, mode in steps[0].norm_map.items()) or "nothing"
+        modes = (
+            ", ".join(f"{each.value}={mode.value}" for each, mode in steps[0].norm_map.items()) or "nothing"
         )
-        return f"does not normalise {key}: the norm_map of its {_name(steps[0])} holds {names}; {asked}; {remedy}."
+        return f"does not normalise {key}: the norm_map of its {_name(steps[0])} holds {modes}; {asked}; {remedy}."
     listing = [step for step in able if _lists(step, key)]
     if not listing:
         return (

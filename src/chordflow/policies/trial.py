@@ -68,19 +68,22 @@ def try_out(policy: FlowPolicy, preprocessor: Any, where: str) -> None:
 
 
 def blank_observation(policy: FlowPolicy, preprocessor: Any) -> dict[str, Any]:
-    """One observation as a dataset would give it: black images, and a state that normalisation makes small.
+    """One observation as an environment would give it: black images, and a state that normalisation makes small.
 
     Vectors have the size of their statistics: a fine-tuned checkpoint keeps the sizes of the model that it began with
     in `input_features`.
     """
     renames = [getattr(step, "rename_map", {}) for step in preprocessor.steps]
-    indices = policy.observation_delta_indices
+    indices = policy.observation_delta_indices or [0]
     items: dict[str, Any] = {"task": ["go"]}
     for key, feature in (policy.config.input_features or {}).items():
         if feature.type not in (FeatureType.STATE, FeatureType.ENV) and key not in policy.image_keys:
             continue
         value: Tensor = torch.zeros(feature.shape)
-        if feature.type is not FeatureType.VISUAL:
+        if feature.type is FeatureType.VISUAL:
+            # Data bring channels first, in whatever order the config lists them.
+            value = value.movedim(-1, 0) if value.shape[-1] <= 4 < value.shape[0] else value
+        else:
             held = lower_bound(preprocessor.steps, key, feature.type)
             value = value if held is None else held.cpu()
         # What the preprocessor renames away never reaches the policy under its own name.
@@ -93,6 +96,7 @@ def blank_observation(policy: FlowPolicy, preprocessor: Any) -> dict[str, Any]:
             None,
         )
         if name is not None:
-            steps = () if indices is None else (len(indices),)
+            # A single step has no axis of its own: SmolVLA's adaptation to Aloha takes none.
+            steps = (len(indices),) if len(indices) > 1 else ()
             items[name] = value.expand(1, *steps, *value.shape).clone()
     return items
