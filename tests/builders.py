@@ -60,8 +60,11 @@ def make_config(
     )
 
 
-def stats() -> dict[str, dict[str, torch.Tensor]]:
-    """Normalisation statistics that are not the identity."""
+def stats(state_dim: int = STATE_DIM, action_dim: int = ACTION_DIM) -> dict[str, dict[str, torch.Tensor]]:
+    """Normalisation statistics: not the identity at the tests' own sizes, the identity at others."""
+    if (state_dim, action_dim) != (STATE_DIM, ACTION_DIM):
+        sizes = {"observation.state": state_dim, "action": action_dim}
+        return {key: {"mean": torch.zeros(size), "std": torch.ones(size)} for key, size in sizes.items()}
     return {
         "observation.state": {"mean": torch.tensor([0.5, -0.5, 0.0]), "std": torch.tensor([2.0, 1.0, 0.5])},
         "action": {"mean": torch.tensor([1.0, -2.0]), "std": torch.tensor([3.0, 0.5])},
@@ -80,7 +83,7 @@ def build_checkpoint(folder: Path, vlm: Path, seed: int = 0, **options: Any) -> 
             if "lm_expert" in name or "action_" in name:
                 parameter.mul_(2.0)
     policy.save_pretrained(folder)
-    known = stats() if config.action_feature.shape == (ACTION_DIM,) else None
+    known = stats(config.robot_state_feature.shape[0], config.action_feature.shape[0])
     for pipeline in make_pre_post_processors(config, dataset_stats=known):
         pipeline.save_pretrained(folder)
     return folder

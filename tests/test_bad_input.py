@@ -168,7 +168,7 @@ BROKEN_CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "weights that are not finite": (
         lambda p: edit_weights(p, lambda t: t[OUT_PROJECTION].fill_(float("nan"))),
-        "endpoints are NaN or infinite",
+        r"end in NaN or infinite actions.*model\.safetensors",
     ),
     "config not JSON": (lambda p: cut(p / "config.json"), r"config\.json is not valid JSON"),
     "config is a list": (

@@ -21,6 +21,7 @@ import family_groot
 import family_multi_task_dit
 import family_pi0
 import family_pi05
+from broken_statistics import AFTER, BEFORE, drop, edit_statistics, edit_steps
 from builders import build_checkpoint, build_vlm, observations
 from chordflow.cli.main import main
 from chordflow.errors import UserError
@@ -87,6 +88,55 @@ def raw(policy: FlowPolicy, batch: int, seed: int = 0) -> dict:
     """Observations with as many frames as the policy looks at."""
     indices = policy.observation_delta_indices
     return observations(batch, seed=seed, **({} if indices is None else {"steps": len(indices)}))
+
+
+def of_another_robot(folder: Path, pipeline: str, key: str, size: int) -> None:
+    def change(held: dict[str, Tensor]) -> None:
+        held.update({name: torch.linspace(1, 2, size) for name in list(held) if name.startswith(f"{key}.")})
+
+    edit_statistics(folder, pipeline, change)
+
+
+def enable(folder: Path, pipeline: str) -> None:
+    """Switches steps for actions relative to the state on, and leaves `config.json` as it is."""
+    edit_steps(
+        folder, pipeline, lambda step: "enabled" in step["config"] and step["config"].update(enabled=True)
+    )
+
+
+@pytest.mark.parametrize("fault", ["without statistics", "of another robot"])
+def test_processors_that_do_not_fit_are_refused_at_loading(
+    case: FamilyCase, fault: str, folders: Callable[[FamilyCase], Path], tmp_path: Path
+) -> None:
+    """One that is not normalised at all, and one that would stop when the student is measured."""
+    lacking = {
+        "smolvla": (BEFORE, "observation.state"),
+        "pi0": (AFTER, "action"),
+        "pi05": (BEFORE, "observation.state"),
+        "multi_task_dit": (BEFORE, "observation.images.top"),
+        "eo1": (AFTER, "action"),
+        "groot": (AFTER, "action"),
+    }[case.family]
+    another: dict[str, tuple[Callable[[Path], object], str]] = {
+        "smolvla": (lambda p: of_another_robot(p, BEFORE, "action", 7), "mean of action of size 7"),
+        "pi0": (lambda p: enable(p, BEFORE), "relative_actions_processor with enabled=true"),
+        "pi05": (lambda p: enable(p, AFTER), "absolute_actions_processor with enabled=true"),
+        "multi_task_dit": (
+            lambda p: of_another_robot(p, BEFORE, "observation.state", 5),
+            r"the network \(config.json\) fails on a blank observation",
+        ),
+        "eo1": (lambda p: of_another_robot(p, AFTER, "action", 1), "mean of action of size 1"),
+        "groot": (lambda p: of_another_robot(p, AFTER, "action", 1), "no finite min of action of size 2"),
+    }
+    folder = Path(shutil.copytree(folders(case), tmp_path / "c"))
+    if fault == "without statistics":
+        drop(folder, *lacking)
+        message = rf"(mean and std|q01 and q99|finite min) of {lacking[1]}"
+    else:
+        change, message = another[case.family]
+        change(folder)
+    with pytest.raises(UserError, match=message):
+        load_flow_policy(folder, device="cpu")
 
 
 def test_the_families_under_test_are_those_that_the_registry_has(case: FamilyCase) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from lerobot.policies.groot.modeling_groot import GrootPolicy
 from torch import Tensor
 
+from broken_statistics import AFTER, BEFORE, drop, edit_config, edit_statistics, edit_steps
 from builders import observations
 from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
@@ -363,6 +364,16 @@ def change(**fields: Any) -> Callable[[Path], Path]:
     return lambda folder: build(folder, base=fields)
 
 
+def changed(change_files: Callable[[Path], object], **options: Any) -> Callable[[Path], Path]:
+    """Builds a checkpoint, and changes its files."""
+
+    def make(folder: Path) -> Path:
+        change_files(build(folder, **options))
+        return folder
+
+    return make
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -377,8 +388,29 @@ def change(**fields: Any) -> Callable[[Path], Path]:
             lambda folder: build(folder, **libero(relative=True)),
             ["use_relative_action=true", "policy_postprocessor.json", "absolute"],
         ),
+        (
+            changed(lambda p: drop(p, BEFORE, "observation.state")),
+            ["GrootN17PackInputsStep", "no finite min of observation.state of size 1"],
+        ),
+        (
+            changed(lambda p: edit_statistics(p, AFTER, lambda held: held["action.max"].fill_(torch.nan))),
+            ["GrootActionUnpackUnnormalizeStep", "no finite max of action"],
+        ),
+        (
+            changed(
+                lambda p: edit_steps(p, AFTER, lambda step: step["config"].pop("raw_stats", None)), **libero()
+            ),
+            ["GrootN17ActionDecodeStep", "no raw_stats"],
+        ),
     ],
-    ids=["a transformer without mask", "positions that count padding", "relative actions"],
+    ids=[
+        "a transformer without mask",
+        "positions that count padding",
+        "relative actions",
+        "no statistics of the state",
+        "statistics that are NaN",
+        "no statistics of the base model",
+    ],
 )
 def test_what_cannot_be_reflowed_is_refused(
     tmp_path: Path, make: Callable[[Path], Path], words: list[str]
@@ -417,6 +449,13 @@ def test_the_version_before_is_named_before_its_base_is_asked_for(
     )
     assert "give a checkpoint of GR00T N1.7" in str(refused.value)
     assert "relocate" not in str(refused.value)
+
+
+def test_lerobots_own_normaliser_is_not_asked_for(checkpoint: Path, tmp_path: Path) -> None:
+    """Whatever the config says of it: GR00T's own steps normalise."""
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "c"))
+    edit_config(folder, lambda c: c.update(normalization_mapping={"STATE": "MEAN_STD", "ACTION": "MEAN_STD"}))
+    assert load(folder).config.normalization_mapping["ACTION"] == "MEAN_STD"
 
 
 def test_a_package_that_is_asked_for_late_is_missed_early(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -512,7 +512,9 @@ class TestBadInput:
 
     def test_missing_camera(self, vlm: Path, tmp_path: Path) -> None:
         policy = load(build_checkpoint(tmp_path / "two", vlm, cameras=("top", "wrist")))
-        missing = r"env.type=drift_of_the_tests lacks .*camera\(s\) observation.images.wrist; it has .*images.top"
+        missing = (
+            r"env.type=drift_of_the_tests lacks .*camera\(s\) observation.images.wrist; it has .*images.top"
+        )
         with pytest.raises(UserError, match=missing):
             run_episodes(policy, DriftEnvConfig(cameras=("top", "hand")), [0], num_steps=1)
         # SmolVLA's own code leaves out what is absent.

@@ -124,6 +124,8 @@ class FlowPolicy(ABC):
             (`--inference.type=rtc`).
         filled_from: parameters that LeRobot's loader fills with another's tensor where a file lacks them, and
             that other one's name.
+        normalises_elsewhere: whether the family normalises by other steps than LeRobot's own normaliser, so that
+            nothing is asked of that one.
     """
 
     config_assets: ClassVar[tuple[str, ...]] = ()
@@ -132,6 +134,7 @@ class FlowPolicy(ABC):
     needs_every_camera: ClassVar[bool] = True
     supports_real_time_chunking: ClassVar[bool] = False
     filled_from: ClassVar[Mapping[str, str]] = {}
+    normalises_elsewhere: ClassVar[bool] = False
 
     family: str
     policy_class: type[Any]

@@ -33,8 +33,10 @@ from chordflow.policies.files import (
     write_json,
 )
 from chordflow.policies.lora import merged_checkpoint
+from chordflow.policies.processors import check_processors
 from chordflow.policies.realtime import guidance_weight
 from chordflow.policies.registry import adapter_for, missing_packages
+from chordflow.policies.trial import try_out
 from chordflow.quiet import quiet_stdout
 
 
@@ -85,7 +87,8 @@ def load_flow_policy(
 
     Raises:
         UserError: for a folder that is incomplete, a family without adapter, a device that is not there, broken
-            weights, keys that do not match, or a vision-language model that is not where the config says.
+            weights, keys that do not match, a vision-language model that is not where the config says, processors
+            that do not do what the config says, or one that a blank observation does not get through.
     """
     folder = resolve_checkpoint(path, revision, field) if weights_of is None else Path(path)
     weights = (weights_of or folder) / WEIGHTS
@@ -168,6 +171,8 @@ def load_flow_policy(
     if rename_map:
         loaded.rename_map = dict(rename_map)
         loaded.replaced_rename_map = _rename(preprocessor, rename_map, f"{field}={path}")
+    check_processors(loaded, preprocessor, postprocessor, f"{field}={path}")
+    try_out(loaded, preprocessor, f"{field}={path}")
     return loaded
 
 

@@ -20,7 +20,7 @@ import torch
 from lerobot.policies.groot.configuration_groot import GROOT_N1_5, infer_groot_model_version
 from lerobot.policies.groot.groot_n1_7 import GR00TN17
 from lerobot.policies.groot.modeling_groot import GrootPolicy
-from lerobot.policies.groot.processor_groot import GrootN17ActionDecodeStep
+from lerobot.policies.groot.processor_groot import GrootN17ActionDecodeStep, GrootN17PackInputsStep
 from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor, nn
 
@@ -75,6 +75,7 @@ class GrootFlowPolicy(LeRobotFlowPolicy):
     # It looks at whichever cameras there are.
     needs_every_camera: ClassVar[bool] = False
     encoded_once: ClassVar[str] = "features of images and language, and of the state"
+    normalises_elsewhere: ClassVar[bool] = True
 
     def __init__(self, policy: Any, preprocessor: Any, postprocessor: Any) -> None:
         super().__init__(policy, preprocessor, postprocessor)
@@ -86,6 +87,8 @@ class GrootFlowPolicy(LeRobotFlowPolicy):
                     "use_relative_action=true in policy_postprocessor.json: such a checkpoint's actions depend on the "
                     "state that was seen last, so an endpoint alone is no action; give one with absolute actions."
                 )
+        for step in (*getattr(preprocessor, "steps", ()), *getattr(postprocessor, "steps", ())):
+            _check_statistics(step, self.config.action_feature.shape[0])
         # As LeRobot's own sampler does before it predicts: in training there is dropout.
         policy.eval()
 
@@ -210,6 +213,25 @@ class GrootFlowPolicy(LeRobotFlowPolicy):
     def role_of(self, name: str) -> Role:
         """Visual tower; language model; what projects features and state; what encodes and denoises actions."""
         return role_by_beginning(name.removeprefix("_groot_model."), _ROLES, self.family)
+
+
+def _check_statistics(step: Any, action_dim: int) -> None:
+    """Raises UserError where one of GR00T's own steps would pass numbers on as they are, or fill in zeros."""
+    missing: list[str] = []
+    if isinstance(step, GrootN17ActionDecodeStep):
+        missing = [name for name in ("raw_stats", "modality_config") if not getattr(step, name)]
+    elif getattr(step, "normalize_min_max", False):
+        sizes = {ACTION: action_dim} | ({OBS_STATE: 1} if isinstance(step, GrootN17PackInputsStep) else {})
+        for key, size in sizes.items():
+            for name in ("min", "max"):
+                value = torch.as_tensor((step.stats or {}).get(key, {}).get(name, []))
+                if value.numel() < size or not value.isfinite().all():
+                    missing.append(f"finite {name} of {key} of size {size}")
+    if missing:
+        raise UserError(
+            f"{type(step).__name__} in the processors has no {', no '.join(missing)}, so numbers would pass "
+            "unnormalised; give a checkpoint as lerobot-train saves it, with the statistics of its own data."
+        )
 
 
 def _check_base(config: Any) -> None:
