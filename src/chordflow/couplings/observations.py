@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import ACTION, OBS_PREFIX, OBS_STATE
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from chordflow import stopping
 from chordflow.couplings.walk import Walk
 from chordflow.errors import UserError, machine_refuses, ran_out_of_memory, reason
 from chordflow.policies import FlowPolicy
@@ -168,7 +168,8 @@ class Observations(Dataset[dict[str, Any]]):
             multiprocessing_context="spawn" if num_workers and self.dataset.meta.video_keys else None,
             worker_init_fn=_quiet_worker if num_workers else None,
         )
-        iterator = iter(loader)
+        with stopping.starting_worker():
+            iterator = iter(loader)
         try:
             yield from iterator
         except UserError as error:
@@ -401,7 +402,6 @@ def _not_finite(key: str, episode: int, frame: int) -> UserError:
 def _quiet_worker(_worker: int) -> None:
     from chordflow.quiet import silence_libraries
 
-    # Ctrl-C reaches every process of the terminal; the main one ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stopping.leave_to_parent()
     silence_libraries()
     torch.set_num_threads(1)
