@@ -133,7 +133,7 @@ def _fail(error: BaseException, store: dist.Store | None, count: int) -> NoRetur
         code = error.code if isinstance(error, stopping.Stopped) else 130
         raise SystemExit(code if isinstance(error, KeyboardInterrupt) else 2) from None
     if isinstance(error, stopping.Stopped) and error.number == signal.SIGTERM:
-        error.add_note(f"The launcher of {count} processes does so, too, where one of them is gone.")
+        error.args = (f"{error} (as a launcher does, too, where one of {count} processes is gone)",)
     if lost:
         raise UserError(
             f"another of the {count} processes of this run has ended without a word ({reason(error)}), as it does "
