@@ -321,3 +321,43 @@ def test_stopped_in_any_stage_what_is_whole_stands(
     results = [Results.load(run / "results.json") for run in (whole, output)]
     assert results[0].loss == results[1].loss
     assert [row.rms for row in results[0].gaps] == [row.rms for row in results[1].gaps]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [100])
+def test_real_signals_at_random_moments_lose_nothing(
+    checkpoint: Path, dataset_root: Path, tmp_path: Path, count: int
+) -> None:
+    more = ["--steps=60", "--save_freq=25", "--log_freq=1", "--ema.enable=true", "--save_minutes=0.001"]
+    given = [one for one in options(checkpoint, dataset_root, tmp_path, *more) if "output_dir" not in one]
+    tests = Path(__file__).parent
+    path = os.pathsep.join([str(tests), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "killed_processes.py", str(tmp_path), str(count), *given],
+        cwd=tests, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=3600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    ended = json.loads((tmp_path / "ended.json").read_text())
+    assert len(ended) == count
+    for one in ended:
+        assert one["code"] == 128 + one["signal"], one
+        *_, last = one["said"].splitlines()
+        assert re.match("chordflow reflow: (interrupted|ended by SIGTERM); ", last), one
+        assert "Traceback" not in one["said"]
+        assert one["hidden"] == []
+        # Of the steps that were done none is lost.
+        assert one["step"] >= max(one["before"], one["logged"]), one
+        assert one["there"] or "no checkpoint was written yet" in last, one
+        assert not one["there"] or "no checkpoint was written yet" not in last, one
+    runs = [path for path in tmp_path.iterdir() if path.is_dir()]
+    assert len(runs) >= 2
+    whole = load_file(student_of(tmp_path / "whole") / "model.safetensors")
+    for run in runs:
+        weights = load_file(student_of(run) / "model.safetensors")
+        assert all(torch.equal(whole[name], weights[name]) for name in whole), run
+        assert {path.name for path in (run / "checkpoints").iterdir()} == {
+            "000025",
+            "000050",
+            "000060",
+            "last",
+        }
