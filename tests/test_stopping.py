@@ -96,7 +96,11 @@ def train(output: Path, **options: Any) -> Run:
     [
         (10, {"optimizer": SOAPConfig(lr=1e-3, precondition_frequency=3), "buffer": GROWS, "ema": AVERAGED}),
         (3, {"optimizer": AdamWConfig(lr=1e-3), "buffer": SLIDES}),
-        (3, {"optimizer": MuonConfig(lr=1e-3), "buffer": SMALL, "ema": AVERAGED}),
+        pytest.param(
+            10,
+            {"optimizer": MuonConfig(lr=1e-3), "buffer": SMALL, "ema": AVERAGED},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["soap", "adamw", "muon"],
 )
