@@ -31,17 +31,21 @@ from distributed_worker import train_gaussian
 
 
 class Faulty(ReflowMethod):
-    """Reflow until, in the third step of the second process, something happens."""
+    """Reflow until, at the third look of the second process at its loss, something happens."""
 
     def __init__(self, fault: Callable[[], float]) -> None:
         super().__init__(ReflowMethodConfig())
         self.fault = fault
+        # In two steps there is no checkpoint by number.
+        self.fault_at = 2 if fault is asked_to_stop else 3
         self.calls = 0
 
     def loss(self, *arguments: Any) -> Tensor:
         self.calls += 1
         loss = super().loss(*arguments)
-        return loss * self.fault() if self.calls == 3 and current().index == 1 else loss
+        if self.calls == 3 and self.fault is dies_while_stopping and current().first:
+            signal.raise_signal(signal.SIGTERM)
+        return loss * self.fault() if self.calls == self.fault_at and current().index == 1 else loss
 
 
 def dies() -> float:
@@ -65,9 +69,18 @@ def interrupted() -> float:
     raise KeyboardInterrupt
 
 
+def asked_to_stop() -> float:
+    signal.raise_signal(signal.SIGTERM)
+    return 1.0
+
+
+def dies_while_stopping() -> float:
+    return dies()
+
+
 FAULTS: dict[str, Callable[[], float]] = {
     "dies": dies, "nan": lambda: float("nan"), "no_memory": no_memory, "own_fault": is_a_fault_of_ours,
-    "cannot_read": cannot_read, "interrupted": interrupted,
+    "cannot_read": cannot_read, "interrupted": interrupted, "stopped": asked_to_stop, "lost": dies_while_stopping,
 }  # fmt: skip
 
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from PIL import Image
 
 import chordflow.demo.run as demo
+from chordflow import stopping
 from chordflow.cli.main import main
 from chordflow.demo.teacher import ASSETS, TEACHER_FOLDER
 from chordflow.results.schema import Results
 from chordflow.rollouts import Timing
+from chordflow.training.methods import ReflowMethod
 from script_files import load_script
 
 ROOT = Path(__file__).parent.parent
@@ -25,23 +31,80 @@ MEASURED = ROOT / "docs" / "demo" / "results.json"
 ANY_WAY = "go any way"
 
 
-@pytest.fixture(scope="module")
-def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A demo with few episodes, steps and measurements, on the shipped teacher."""
-    folder = tmp_path_factory.mktemp("demo") / "out"
+OPTIONS = ("--demonstrations=12", "--steps=3", "--episodes=6")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shrunken() -> Iterator[None]:
+    """Few couplings and measurements."""
     options = demo.reflow_options
 
-    def shrunken(*arguments: Any) -> dict[str, Any]:
+    def small(*arguments: Any) -> dict[str, Any]:
         small = {"buffer.num_observations": 64, "batch_size": 16, "measure.num_observations": 2,
                  "measure.converged_noises": 1, "measure.num_steps": [1, 2], "measure.latency_repeats": 2}  # fmt: skip
         return {**options(*arguments), **small}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "reflow_options", shrunken)
+        patch.setattr(demo, "reflow_options", small)
         patch.setattr(demo, "CHECKED", 4)
-        arguments = [f"--output_dir={folder}", "--demonstrations=12", "--steps=3", "--episodes=6"]
-        assert main(["demo", *arguments]) == 0
+        yield
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A demo with few episodes, steps and measurements, on the shipped teacher."""
+    folder = tmp_path_factory.mktemp("demo") / "out"
+    assert main(["demo", f"--output_dir={folder}", *OPTIONS]) == 0
     return folder
+
+
+def stopped(where: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C where a function is called first."""
+    function = getattr(where, name)
+
+    def stop(*given: Any, **named: Any) -> Any:
+        if not stopping.asked():
+            signal.raise_signal(signal.SIGINT)
+        return function(*given, **named)
+
+    monkeypatch.setattr(where, name, stop)
+
+
+def test_a_demo_that_is_stopped_before_it_trains_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped(LeRobotDataset, "save_episode", monkeypatch)
+    assert main(["demo", f"--output_dir={tmp_path / 'new' / 'out'}", *OPTIONS]) == 130
+    assert "start again" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    assert main(["demo", f"--output_dir={tmp_path}", "--resume=true"]) == 2
+    assert "holds no demo to resume" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_demo_that_is_stopped_resumes_to_the_same_student(
+    output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While it trains, and then while episodes run."""
+    folder = tmp_path / "new folder"
+    arguments = ["demo", f"--output_dir={folder}", *OPTIONS]
+    for where, name in ((ReflowMethod, "loss"), (demo, "run_episodes")):
+        with monkeypatch.context() as patch:
+            stopped(where, name, patch)
+            assert main(arguments) == 130
+        *_, said = capsys.readouterr().err.splitlines()
+        command = f"chordflow demo --resume=true '--output_dir={folder}' --steps=3 --episodes=6"
+        assert said == f"chordflow demo: interrupted; go on with: {command}"
+        arguments = shlex.split(command)[1:]
+    assert main([*arguments, "--seed=1"]) == 2
+    assert "seed=1: the demo began with 1000" in capsys.readouterr().err
+    assert main(arguments) == 0
+    weights = [
+        run / "student/checkpoints/last/pretrained_model/model.safetensors" for run in (output, folder)
+    ]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    first, second = (Results.load(run / "results.json") for run in (output, folder))
+    assert [row.successes for row in first.success] == [row.successes for row in second.success]
 
 
 def test_the_demo_leaves_what_it_promises(output: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -467,6 +468,10 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, En
     return folder, {name: Ended(**values) for name, values in ended.items()}
 
 
+LEFT = {"none": ["000003", "000005", "last"], "stopped": ["000002", "last"], "dies": [], "lost": []}
+"""Checkpoints."""
+
+
 @pytest.mark.parametrize(
     ("name", "codes", "teller", "sentence"),
     [
@@ -484,6 +489,15 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, En
         ("early", [2, 2], 1, "teacher.path=x: no such folder on this machine"),
         ("all", [2, 2], None, "steps=0: give at least 1."),
         ("interrupted", [2, 130], 1, "interrupted; what was saved stands."),
+        # One is asked: both save the same step and leave.
+        (
+            "stopped",
+            [143, 143],
+            None,
+            "ended by SIGTERM (as a launcher does, too, where one of 2 processes is gone);",
+        ),
+        # Where one is gone there is nothing that all agree on.
+        ("lost", [2, -9], 0, "another of the 2 processes of this run has ended without a word"),
     ],
 )
 def test_a_fault_in_one_process_is_told_once_and_ends_both(
@@ -494,10 +508,15 @@ def test_a_fault_in_one_process_is_told_once_and_ends_both(
     assert ended.codes == codes, ended.said
     assert ended.seconds < 30
     told = [rank for rank in (0, 1) if ended.said[rank]]
+    if name in LEFT:
+        saved = folder / name / "checkpoints"
+        assert (sorted(path.name for path in saved.iterdir()) if saved.exists() else []) == LEFT[name]
     if sentence:
+        said = [re.sub("Stopping as soon as .*\n", "", text) for text in ended.said]
+        told = [rank for rank in (0, 1) if said[rank]]
         assert len(told) == 1
         assert teller in (None, told[0])
-        lines = ended.said[told[0]].splitlines()
+        lines = said[told[0]].splitlines()
         assert len(lines) == 1
         assert lines[0].startswith("chordflow faulty: ")
         assert sentence in lines[0]

@@ -27,6 +27,7 @@ from chordflow.policies.base import Role
 from chordflow.results.schema import Results
 from chordflow.results.sequential import confidence_sequence
 from chordflow.results.statistics import Interval, compare_success
+from chordflow.rollouts import EpisodeStore
 from drift_env import DriftEnv
 
 EPISODES = 12
@@ -343,6 +344,40 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_episodes(
             for name in ("seed", "task", "success", "length", "side", "chunks", "num_steps"):
                 assert ours[name] == theirs[name]
             np.testing.assert_allclose(ours["actions"], theirs["actions"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("call", "number"), [(1, signal.SIGINT), (4, signal.SIGTERM)])
+def test_stopped_it_says_how_to_go_on(
+    checkpoint: Path,
+    student: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    call: int,
+    number: int,
+) -> None:
+    """Before the first episode nothing is left; later, what is stored."""
+    save, calls = EpisodeStore.save, []
+
+    def stop(self: EpisodeStore, episodes: Any) -> None:
+        calls.append(1)
+        if len(calls) == call:
+            signal.raise_signal(number)
+        save(self, episodes)
+
+    output = tmp_path / "new" / "out"
+    monkeypatch.setattr(EpisodeStore, "save", stop)
+    assert main(options(checkpoint, student, output)) == 128 + number
+    said = capsys.readouterr().err
+    if call == 1:
+        assert "nothing was measured yet, so start again" in said
+        assert not (tmp_path / "new").exists()
+        return
+    command = f"evaluate --resume=true --config_path={output / 'evaluate_config.json'}"
+    assert said == f"chordflow evaluate: ended by SIGTERM; go on with: chordflow {command}\n"
+    assert list((output / "episodes").rglob("*.parquet"))
+    monkeypatch.undo()
+    assert main(command.split()) == 0
 
 
 @pytest.mark.parametrize(

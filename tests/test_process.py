@@ -23,9 +23,17 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from builders import build_dataset
+from chordflow.cli import reflow as reflow_command
 from chordflow.cli.main import main
+from chordflow.couplings.making import BlockMaker
+from chordflow.experiments import reflow as job
+from chordflow.experiments import student_results
 from chordflow.report.table import render
 from chordflow.results.schema import Results
+from chordflow.stopping import SIGNALS
+from chordflow.training import checkpoints
+from chordflow.training.methods import ReflowMethod
+from chordflow.training.metrics import read_metrics
 from test_reflow_job import options, student_of
 
 CHORDFLOW = str(Path(sys.executable).with_name("chordflow"))
@@ -100,7 +108,7 @@ def check_quiet(process: subprocess.Popen[str], output: Path) -> None:
     )
 
 
-LONG = ["--steps=100000", "--save_freq=3", "--num_workers=2"]
+LONG = ["--steps=100000", "--save_freq=100000", "--num_workers=2"]
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +119,7 @@ def together(
     place = tmp_path_factory.mktemp("processes") / "ein Ordner 你好"
     started = {
         name: (start(options(checkpoint, dataset_root, place / name, *more)), place / name)
-        for name, more in {"quiet": ["--num_workers=2"], "interrupted": LONG}.items()
+        for name, more in {"quiet": ["--num_workers=2"], "SIGINT": LONG, "SIGTERM": LONG}.items()
     }
     yield started
     for process, _ in started.values():
@@ -120,21 +128,29 @@ def together(
         process.communicate()
 
 
-def test_ctrl_c_says_how_to_go_on(together: dict[str, tuple[subprocess.Popen[str], Path]]) -> None:
-    process, output = together["interrupted"]
-    wait_for(student_of(output), process)
-    # As a terminal does: to every process of the group, the workers included.
-    os.killpg(process.pid, signal.SIGINT)
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(
+    together: dict[str, tuple[subprocess.Popen[str], Path]], number: int
+) -> None:
+    process, output = together[signal.Signals(number).name]
+    wait_for(output / "metrics.jsonl", process)
+    # As a terminal and a cluster do: to every process of the group, the workers included.
+    os.killpg(process.pid, number)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, (out, err)
-    assert err.count("\n") == 1, err
-    said = re.fullmatch(r"chordflow reflow: interrupted; go on with: chordflow (.*)\n", err)
+    assert process.returncode == 128 + number, (out, err)
+    *waits, last = err.splitlines()
+    assert waits in (
+        [],
+        ["Stopping as soon as the step is done and saved; once more stops at once and saves nothing."],
+    )
+    said = re.fullmatch(r"chordflow reflow: (interrupted|ended by SIGTERM); go on with: chordflow (.*)", last)
     assert said, err
-    assert not list((output / "checkpoints").glob(".*"))
+    assert len(list((output / "checkpoints").iterdir())) == 2
     SmolVLAPolicy.from_pretrained(student_of(output))
-    # The very command that was printed, with fewer steps so that it ends.
     step = int((output / "checkpoints" / "last").resolve().name)
-    assert main([*shlex.split(said.group(1)), f"--steps={step + 2}"]) == 0
+    assert step >= read_metrics(output / "metrics.jsonl")[-1]["step"]
+    # The very command that was printed, with fewer steps so that it ends.
+    assert main([*shlex.split(said.group(2)), f"--steps={step + 2}"]) == 0
     assert Results.load(output / "results.json").loss is not None
 
 
@@ -196,36 +212,130 @@ def test_killed_at_any_moment_the_last_good_checkpoint_stands(
     assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]]
 
 
-def test_interrupted_before_the_first_checkpoint_nothing_is_left(
+def on(place: str) -> tuple[Any, str]:
+    """A module or class, and the name of its function, by where a signal comes."""
+    return {
+        "loading": (job, "open_split"),
+        "filling": (BlockMaker, "_make"),
+        "training": (ReflowMethod, "loss"),
+        "writing": (checkpoints, "save_training_state"),
+        "measuring": (student_results, "measure"),
+        "pictures": (reflow_command, "save_figures"),
+    }[place]  # type: ignore[return-value]
+
+
+@pytest.fixture(scope="module")
+def whole(checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing stopped."""
+    output = tmp_path_factory.mktemp("whole") / "out"
+    assert main(options(checkpoint, dataset_root, output, "--ema.enable=true")) == 0
+    return output
+
+
+@pytest.mark.parametrize(
+    ("place", "call", "number", "left"),
+    [
+        ("loading", 1, signal.SIGINT, []),
+        ("filling", 2, signal.SIGTERM, []),
+        # Its first call is the first step's, and the fourth looks at the weights before the third step's are saved.
+        ("training", 5, signal.SIGTERM, ["000003", "000004"]),
+        ("measuring", 1, signal.SIGINT, ["000003", "000006"]),
+        pytest.param("training", 1, signal.SIGINT, ["000001"], marks=pytest.mark.slow),
+        pytest.param("writing", 1, signal.SIGINT, ["000003"], marks=pytest.mark.slow),
+        pytest.param("writing", 2, signal.SIGTERM, ["000003", "000006"], marks=pytest.mark.slow),
+        pytest.param("pictures", 1, signal.SIGTERM, ["000003", "000006"], marks=pytest.mark.slow),
+    ],
+)
+def test_stopped_in_any_stage_what_is_whole_stands(
+    whole: Path,
     checkpoint: Path,
     dataset_root: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    place: str,
+    call: int,
+    number: int,
+    left: list[str],
 ) -> None:
-    import chordflow.training.checkpoints as checkpoints
+    """And the command that is printed ends in the bits of a run that was not stopped."""
+    where, name = on(place)
+    function, calls = getattr(where, name), []
 
-    def interrupt(*arguments: object, **named: object) -> None:
-        raise KeyboardInterrupt
-
-    # In the middle of writing the first checkpoint.
-    monkeypatch.setattr(checkpoints, "save_training_state", interrupt)
-    output = tmp_path / "new" / "out"
-    assert main(options(checkpoint, dataset_root, output, "--log_freq=100")) == 130
-    said = capsys.readouterr().err
-    assert said == "chordflow reflow: interrupted; no checkpoint was written yet, so start a new run.\n"
-    assert not (tmp_path / "new").exists()
-    # And of the second: the first stands.
-    monkeypatch.undo()
-    save, calls = checkpoints.save_training_state, []
-
-    def second(*arguments: Any, **named: Any) -> None:
+    def stopped(*arguments: Any, **named: Any) -> Any:
         calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        save(*arguments, **named)
+        if len(calls) == call:
+            signal.raise_signal(number)
+        return function(*arguments, **named)
 
-    monkeypatch.setattr(checkpoints, "save_training_state", second)
-    assert main(options(checkpoint, dataset_root, output)) == 130
-    assert "go on with: chordflow reflow --resume=true --config_path=" in capsys.readouterr().err
-    assert sorted(path.name for path in (output / "checkpoints").iterdir()) == ["000003", "last"]
+    output = tmp_path / "new" / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(where, name, stopped)
+        code = main(options(checkpoint, dataset_root, output, "--ema.enable=true"))
+    assert code == 128 + number
+    said = capsys.readouterr().err.splitlines()[-1]
+    how = "interrupted" if number == signal.SIGINT else "ended by SIGTERM"
+    found = re.fullmatch(f"chordflow reflow: {how}; (.*)", said)
+    assert found, said
+    if not left:
+        assert found[1] == "no checkpoint was written yet, so start a new run."
+        assert not (tmp_path / "new").exists()
+        return
+    assert sorted(path.name for path in (output / "checkpoints").iterdir()) == [*left, "last"]
+    before = student_of(output).resolve()
+    weights = (before / "model.safetensors").stat().st_mtime_ns
+    if place != "pictures":
+        # Which take longer than all else.
+        monkeypatch.setattr(reflow_command, "_show", lambda *_: None)
+    assert main(shlex.split(found[1].removeprefix("go on with: chordflow "))) == 0
+    assert sorted(path.name for path in (output / "checkpoints").iterdir()) == ["000003", "000006", "last"]
+    if before.parent.name == "000006":
+        # It was measured, and not trained again.
+        assert (before / "model.safetensors").stat().st_mtime_ns == weights
+    for file in ("pretrained_model/model.safetensors", "training_state/optimizer_state.safetensors"):
+        a, b = (load_file(run / "checkpoints" / "000006" / file) for run in (whole, output))
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    results = [Results.load(run / "results.json") for run in (whole, output)]
+    assert results[0].loss == results[1].loss
+    assert [row.rms for row in results[0].gaps] == [row.rms for row in results[1].gaps]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [100])
+def test_real_signals_at_random_moments_lose_nothing(
+    checkpoint: Path, dataset_root: Path, tmp_path: Path, count: int
+) -> None:
+    more = ["--steps=60", "--save_freq=25", "--log_freq=1", "--ema.enable=true", "--save_minutes=0.001"]
+    given = [one for one in options(checkpoint, dataset_root, tmp_path, *more) if "output_dir" not in one]
+    tests = Path(__file__).parent
+    path = os.pathsep.join([str(tests), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "killed_processes.py", str(tmp_path), str(count), *given],
+        cwd=tests, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=3600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    ended = json.loads((tmp_path / "ended.json").read_text())
+    assert len(ended) == count
+    for one in ended:
+        assert one["code"] == 128 + one["signal"], one
+        *_, last = one["said"].splitlines()
+        assert re.match("chordflow reflow: (interrupted|ended by SIGTERM); ", last), one
+        assert "Traceback" not in one["said"]
+        assert one["hidden"] == []
+        # Of the steps that were done none is lost.
+        assert one["step"] >= max(one["before"], one["logged"]), one
+        assert one["there"] or "no checkpoint was written yet" in last, one
+        assert not one["there"] or "no checkpoint was written yet" not in last, one
+    runs = [path for path in tmp_path.iterdir() if path.is_dir()]
+    assert len(runs) >= 2
+    whole = load_file(student_of(tmp_path / "whole") / "model.safetensors")
+    for run in runs:
+        weights = load_file(student_of(run) / "model.safetensors")
+        assert all(torch.equal(whole[name], weights[name]) for name in whole), run
+        assert {path.name for path in (run / "checkpoints").iterdir()} == {
+            "000025",
+            "000050",
+            "000060",
+            "last",
+        }

@@ -469,7 +469,10 @@ def test_optimizer_and_schedule_come_back_as_they_were(tmp_path: Path) -> None:
     optimizer = torch.optim.AdamW(trainable.values(), lr=1e-3)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     ema = {name: torch.zeros_like(parameter) for name, parameter in trainable.items()}
-    assert load_checkpoint(done.trained.checkpoint, TrainingState(trainable, ema, optimizer, scheduler)) == 3
+    assert load_checkpoint(done.trained.checkpoint, TrainingState(trainable, ema, optimizer, scheduler)) == (
+        3,
+        [],
+    )
     saved = load_file(done.trained.checkpoint / "training_state" / "optimizer_state.safetensors")
     for index, (name, parameter) in enumerate(trainable.items()):
         assert torch.equal(parameter, done.trainable[name])

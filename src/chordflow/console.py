@@ -21,6 +21,8 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
+from chordflow import stopping
+
 PIPED_WIDTH = 120
 """Columns of what goes to a file or a pipe, where no terminal says how many there are."""
 
@@ -55,6 +57,7 @@ class Bar:
 
     def update(self, done: float, total: float, note: str = "") -> None:
         """Shows that `done` of `total` is done."""
+        stopping.check()
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, total=total, note=note)
         elif total and (done / total - self._shown >= 0.25 or done >= total > self._shown * total):

@@ -29,7 +29,7 @@ def run(arguments: list[str]) -> None:
     results = run_demo(config)
     console.print(render(results))
     figures = config.output_dir / "figures"
-    figures.mkdir()
+    figures.mkdir(exist_ok=True)
     save_figures(results, figures)
     report, *_ = write_report(config.output_dir)
     say(f"Results:  {config.output_dir / 'results.json'} and {config.output_dir / 'table.md'}")

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from chordflow import stopping
 from chordflow.cli.options import CONFIG_PATH, build, help_text, read_options
 from chordflow.cli.settings import read_settings, wants_resume
 from chordflow.console import console, say
 from chordflow.errors import UserError
-from chordflow.experiments.evaluate import EVALUATE_CONFIG, Evaluated, evaluate
+from chordflow.experiments.evaluate import EVALUATE_CONFIG, Evaluated, evaluate, how_to_go_on
 from chordflow.experiments.evaluate_config import EvaluateConfig
 from chordflow.experiments.reflow import RESULTS
 from chordflow.quiet import quiet_stdout
@@ -38,6 +39,11 @@ def run(arguments: list[str]) -> None:
         print(help_text(EvaluateConfig, (EvaluateConfig.__doc__ or "").split("\n")[0], USAGE))
         return
     config = parse(arguments)
+    with stopping.says(lambda: how_to_go_on(config.output_dir)):
+        _evaluate_and_show(config, arguments)
+
+
+def _evaluate_and_show(config: EvaluateConfig, arguments: list[str]) -> None:
     evaluated = evaluate(config, ["chordflow", "evaluate", *arguments])
     results = _with_clip(evaluated, config.output_dir)
     console.print(render(results))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from importlib import import_module
+from typing import NoReturn
 
-from chordflow import __version__
+from chordflow import __version__, stopping
 from chordflow.errors import MACHINE_ERRORS, UserError, ran_out_of_memory
 
 VERBS = {
@@ -63,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns:
         0 where it went well, 2 for input that cannot be used or a machine that refuses, 130 where it was
-        interrupted.
+        interrupted, 143 where SIGTERM ended it.
     """
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -89,15 +88,16 @@ def main(argv: list[str] | None = None) -> int:
         limit_waiting()
         with _interruptible(verb):
             module = import_module(VERBS[verb][0])
-        module.run(options)
+        with stopping.heeded():
+            module.run(options)
     except UserError as error:
         return _refuse(verb, str(error))
     except KeyboardInterrupt as interrupt:
         # A terminal has just shown ^C in the same line.
         start = "\n" if sys.stderr.isatty() else ""
         notes = " ".join(getattr(interrupt, "__notes__", ["what was saved stands."]))
-        print(f"{start}chordflow {verb}: interrupted; {notes}", file=sys.stderr)
-        return 130
+        print(f"{start}chordflow {verb}: {str(interrupt) or 'interrupted'}; {notes}", file=sys.stderr)
+        return interrupt.code if isinstance(interrupt, stopping.Stopped) else 130
     except BrokenPipeError:
         # The reader of a pipe has gone, as with `chordflow reflow --help | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -118,20 +118,15 @@ def main(argv: list[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _interruptible(verb: str) -> Iterator[None]:
-    """Leaves at once on Ctrl-C while libraries are imported: they turn it into errors of their own."""
+    """Leaves at once on a signal while libraries are imported: they turn it into errors of their own."""
 
-    def leave(_signal: int, _frame: object) -> None:
-        os.write(2, f"chordflow {verb}: interrupted; nothing had begun.\n".encode())
-        os._exit(130)
+    def leave(number: int, _frame: object) -> NoReturn:
+        stopped = stopping.Stopped(number)
+        os.write(2, f"chordflow {verb}: {stopped}; nothing had begun.\n".encode())
+        os._exit(stopped.code)
 
-    if threading.current_thread() is not threading.main_thread():
+    with stopping.taken(leave):
         yield
-        return
-    before = signal.signal(signal.SIGINT, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _refuse(verb: str, message: str) -> int:

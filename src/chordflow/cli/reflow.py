@@ -9,6 +9,7 @@ from typing import Any
 
 import draccus
 
+from chordflow import stopping
 from chordflow.cli.options import CONFIG_PATH, build, help_text, merge, read_options, show_value
 from chordflow.cli.settings import read_settings, wants_resume
 from chordflow.console import console, say
@@ -16,8 +17,15 @@ from chordflow.errors import UserError
 from chordflow.experiments.config import AUTO, ReflowJobConfig
 from chordflow.experiments.provenance import BESIDE_SETTINGS, HELD_OUT, check_same_store, check_same_teacher
 from chordflow.experiments.recipes import recipe
+from chordflow.experiments.reflow import Finished
 from chordflow.experiments.rounds import reflow_rounds
-from chordflow.experiments.run_folder import REFLOW_CONFIG, folder_of_run, resume_command, resume_folder
+from chordflow.experiments.run_folder import (
+    REFLOW_CONFIG,
+    folder_of_run,
+    how_to_go_on,
+    resume_command,
+    resume_folder,
+)
 from chordflow.experiments.stored_couplings import training_settings
 from chordflow.quiet import quiet_stdout
 from chordflow.report.figures import save_figures
@@ -50,9 +58,13 @@ def run(arguments: list[str]) -> None:
 
 def _train_and_show(arguments: list[str]) -> None:
     config, resume_from = parse(arguments)
-    finished = reflow_rounds(config, ["chordflow", "reflow", *arguments], resume_from)
-    if finished.measured is None:
-        return
+    with stopping.says(lambda: how_to_go_on(config.output_dir)):
+        finished = reflow_rounds(config, ["chordflow", "reflow", *arguments], resume_from)
+        if finished.measured is not None:
+            _show(config, finished)
+
+
+def _show(config: ReflowJobConfig, finished: Finished) -> None:
     console.print(render(finished.results))
     pictures = _save_pictures(finished.results, config.output_dir / "figures")
     say(
@@ -189,9 +201,9 @@ def _check_rounds(config: ReflowJobConfig, saved: ReflowJobConfig, number: int) 
 
 CHANGEABLE = (
     "resume", "rounds", "auto_rounds.", "steps", "batch_size", "gradient_accumulation_steps",
-    "save_freq", "log_freq", "num_workers", "device", "teacher.path", "student.init_path", "dataset.root",
-    "couplings.path",
-    "collect.num_workers", "dataset.video_backend", "tolerance_s", "optimizer.", "scheduler.", "measure.",
+    "save_freq", "save_minutes", "log_freq", "num_workers", "device", "teacher.path", "student.init_path",
+    "dataset.root", "couplings.path", "collect.num_workers", "dataset.video_backend", "tolerance_s", "optimizer.",
+    "scheduler.", "measure.",
 )  # fmt: skip
 """What may be another when a run goes on; all else would make it another run."""
 

@@ -6,7 +6,6 @@ methods that declare that they need them.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import ACTION, OBS_PREFIX
 from torch.utils.data import DataLoader, Dataset
 
+from chordflow import stopping
 from chordflow.console import say
 from chordflow.couplings.formats import check_decoder, check_format
 from chordflow.couplings.split import split_episodes
@@ -173,7 +173,8 @@ class Observations(Dataset[dict[str, Any]]):
             multiprocessing_context="spawn" if num_workers and self.dataset.meta.video_keys else None,
             worker_init_fn=_quiet_worker if num_workers else None,
         )
-        iterator = iter(loader)
+        with stopping.starting_worker():
+            iterator = iter(loader)
         try:
             yield from iterator
         except UserError as error:
@@ -399,7 +400,6 @@ def _not_finite(key: str, episode: int, frame: int) -> UserError:
 def _quiet_worker(_worker: int) -> None:
     from chordflow.quiet import silence_libraries
 
-    # Ctrl-C reaches every process of the terminal; the main one ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stopping.leave_to_parent()
     silence_libraries()
     torch.set_num_threads(1)

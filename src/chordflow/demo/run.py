@@ -8,25 +8,32 @@ OUTPUT/results.json, report.html, table.md, figures, demo.gif
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shlex
+import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import draccus
 from draccus.utils import deflatten
+from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
 
+from chordflow import stopping
 from chordflow.console import bar, say
 from chordflow.demo.flips import Starts
 from chordflow.demo.record import DATASET_REPO_ID, record_demonstrations
-from chordflow.demo.teacher import DATASET_FOLDER, make_teacher, place_teacher
+from chordflow.demo.teacher import DATASET_FOLDER, TEACHER_FOLDER, make_teacher, place_teacher
 from chordflow.errors import UserError
 from chordflow.experiments.config import ReflowJobConfig
 from chordflow.experiments.measured import concluded
+from chordflow.experiments.provenance import read_record
 from chordflow.experiments.reflow import RESULTS, reflow
+from chordflow.experiments.run_folder import has_checkpoint, new_folder
 from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.report.gif import save_side_by_side
 from chordflow.results.schema import Clip, PolicyName, Results, Rollouts
@@ -42,6 +49,7 @@ MARGIN = 0.02
 """Of the non-inferiority statement."""
 
 BATCH_SIZE = 64
+STUDENT_FOLDER = "student"
 PICTURE = "demo.gif"
 
 SHOWN = 3
@@ -59,6 +67,7 @@ class DemoConfig:
         steps: optimiser steps of the student.
         episodes: paired episodes of "go any way"; half as many run under each of "go left" and "go right".
         seed: of training.
+        resume: go on with a demo that was stopped, by the same options.
     """
 
     output_dir: Path
@@ -67,6 +76,7 @@ class DemoConfig:
     steps: int = 2_000
     episodes: int = 500
     seed: int = 1000
+    resume: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("demonstrations", 10), ("steps", 1), ("episodes", 2)):
@@ -78,19 +88,63 @@ def run_demo(config: DemoConfig) -> Results:
     """Runs the demo and leaves its pictures and results.
 
     Raises:
-        UserError: if the output folder exists.
+        UserError: if the output folder exists, or there is nothing in it to resume.
     """
-    started = time.perf_counter()
-    output = config.output_dir
+    with stopping.says(lambda: _how_to_go_on(config)), _folder(config) as checkpoint:
+        return _run(config, checkpoint)
+
+
+@contextlib.contextmanager
+def _folder(config: DemoConfig) -> Iterator[Path | None]:
+    """The demo's folder, which a demo that is stopped before it trains takes away again; yields what to resume from."""
+    output, student = config.output_dir, config.output_dir / STUDENT_FOLDER
+    if config.resume:
+        if not has_checkpoint(student):
+            raise UserError(f"output_dir={output}: it holds no demo to resume; leave --resume out.")
+        checkpoint = (student / CHECKPOINTS_DIR / LAST_CHECKPOINT_LINK).resolve()
+        began = read_record(checkpoint / PRETRAINED_MODEL_DIR)["seed"]
+        if began != config.seed:
+            raise UserError(f"seed={config.seed}: the demo began with {began}; give that one.")
+        yield checkpoint
+        return
+    if has_checkpoint(student):
+        raise UserError(f"output_dir={output} exists already; name a new folder, or {_how_to_go_on(config)}")
     if output.exists():
         raise UserError(f"output_dir={output} exists already; name a new folder.")
-    output.mkdir(parents=True)
-    teacher_dir = _teacher_and_data(config)
+    with new_folder(output):
+        try:
+            yield None
+        except KeyboardInterrupt:
+            # A teacher that was trained anew has taken long.
+            if not has_checkpoint(student) and not config.from_scratch:
+                for left in output.iterdir():
+                    shutil.rmtree(left)
+            raise
+
+
+def _how_to_go_on(config: DemoConfig) -> str:
+    output = config.output_dir
+    if not has_checkpoint(output / STUDENT_FOLDER):
+        return "the student has no checkpoint yet, so start again, in a new folder if this one is there."
+    given = [
+        f"--{option.name}={getattr(config, option.name)}"
+        for option in dataclasses.fields(config)
+        if option.name in ("steps", "episodes", "seed") and getattr(config, option.name) != option.default
+    ]
+    return (
+        f"go on with: {shlex.join(['chordflow', 'demo', '--resume=true', f'--output_dir={output}', *given])}"
+    )
+
+
+def _run(config: DemoConfig, checkpoint: Path | None) -> Results:
+    started = time.perf_counter()
+    output = config.output_dir
+    teacher_dir = _teacher_and_data(config) if checkpoint is None else output / TEACHER_FOLDER
     options = reflow_options(config, teacher_dir)
     command = ["chordflow", "reflow", *(f"--{name}={value}" for name, value in options.items())]
     say(shlex.join(command))
     job = draccus.decode(ReflowJobConfig, deflatten(options, sep="."))
-    finished = reflow(job, command)
+    finished = reflow(job, command, checkpoint)
 
     teacher = load_flow_policy(teacher_dir, device="cpu")
     student = load_flow_policy(finished.student, device="cpu", field="student")
@@ -141,7 +195,7 @@ def reflow_options(config: DemoConfig, teacher_dir: Path) -> dict[str, Any]:
         "teacher.path": str(teacher_dir),
         "dataset.repo_id": DATASET_REPO_ID,
         "dataset.root": str(config.output_dir / DATASET_FOLDER),
-        "output_dir": str(config.output_dir / "student"),
+        "output_dir": str(config.output_dir / STUDENT_FOLDER),
         "device": "cpu",
         "steps": config.steps,
         "optimizer.lr": 2e-3,

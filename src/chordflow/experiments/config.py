@@ -121,7 +121,9 @@ class ReflowJobConfig:
             episodes that teacher and student run in an environment while training goes on.
         num_workers: processes that read observations ahead while the buffer is filled.
         log_freq: steps between lines of metrics.jsonl.
-        save_freq: steps between checkpoints; 0 keeps only the last.
+        save_freq: steps between checkpoints that stay; 0 keeps only the last.
+        save_minutes: minutes between checkpoints of which each replaces the one before, as does the one that Ctrl-C or
+            SIGTERM leaves; 0 for none by the clock.
         device: cuda, mps or cpu; by default the checkpoint's, or what is available.
         tolerance_s: seconds by which a video's frame may miss its timestamp, as in LeRobot.
         rename_map: observation keys of the dataset to keys of the policy, as JSON; replaces the checkpoint's own.
@@ -154,6 +156,7 @@ class ReflowJobConfig:
     num_workers: int = 4
     log_freq: int = 50
     save_freq: int = 2_000
+    save_minutes: float = 10.0
     device: str | None = None
     tolerance_s: float = TOLERANCE_S
     rename_map: dict[str, str] = field(default_factory=dict)
@@ -210,6 +213,6 @@ class ReflowJobConfig:
                 f"{self.method.get_choice_name(type(self.method))} trains for one step alone; leave the option out, or "
                 "choose another method."
             )
-        for name in ("save_freq", "num_workers"):
-            if getattr(self, name) < 0:
+        for name in ("save_freq", "save_minutes", "num_workers"):
+            if not getattr(self, name) >= 0:
                 raise UserError(f"{name}={getattr(self, name)}: give 0 or more.")

@@ -16,6 +16,7 @@ import draccus
 import torch
 from torch import Tensor
 
+from chordflow import stopping
 from chordflow.console import Bar, bar, say
 from chordflow.couplings import TOLERANCE_S, BufferConfig, CouplingConfig, DatasetConfig, open_split
 from chordflow.couplings.making import BlockMaker
@@ -181,7 +182,7 @@ def couple(config: CoupleConfig) -> Path:
             # The first begins the store, or refuses to.
             processes.wait()
         writing = StoreWriter(config.output_dir, settings, about, job.num_blocks, asked=asked is not None)
-        with contextlib.closing(writing) as writer:
+        with stopping.says(lambda: _how_to_go_on(writing)), contextlib.closing(writing) as writer:
             try:
                 if asked is not None and writer.num_blocks > job.num_blocks:
                     say(f"Store:   {_kept(writer, asked, block_size)}")
@@ -190,9 +191,6 @@ def couple(config: CoupleConfig) -> Path:
                     job.mend(writer)
                 with enough_memory_to_make(maker, lambda: len(writer.manifest.shards)):
                     job.run(writer)
-            except KeyboardInterrupt as interrupt:
-                interrupt.add_note(_how_to_go_on(writer))
-                raise
             finally:
                 writer.discard_if_empty()
     say(f"Done in {time.perf_counter() - started:.0f} s.")
@@ -248,7 +246,9 @@ class _Job:
         if not self.announced:
             self._announce(writer, kept)
             self.announced = True
-        writer.write(number, self.maker.observation_indices(number), self.maker.solve(number, context), kept)
+        solved = self.maker.solve(number, context)
+        with stopping.held():
+            writer.write(number, self.maker.observation_indices(number), solved, kept)
 
     def _announce(self, writer: StoreWriter, context: Context | None) -> None:
         """Says how large the store will be, before anything of it is written, and makes sure that it fits."""

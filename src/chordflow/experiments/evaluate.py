@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from chordflow.experiments.measured import concluded, read_beforehand, with_meas
 from chordflow.experiments.plain import plain
 from chordflow.experiments.provenance import device_name
 from chordflow.experiments.reflow import RESULTS
-from chordflow.experiments.run_folder import new_folder, only_run
+from chordflow.experiments.run_folder import command_to_resume, new_folder, only_run
 from chordflow.policies import say_replaced_names
 from chordflow.policies.files import write_json
 from chordflow.policies.sampling import Sampler
@@ -84,17 +83,13 @@ def evaluate(config: EvaluateConfig, command: list[str]) -> Evaluated:
     folder = contextlib.nullcontext() if config.resume else _new_folder(output)
     with folder, only_run(output):
         _refuse_another_margin(config)
-        try:
-            write_json(output / EVALUATE_CONFIG, plain(config))
-            results = _on_the_dataset(config, command, entrants, split)
-            rollouts = _in_the_environment(config, entrants)
-            if rollouts is not None:
-                results = _with_rollouts(config, results, rollouts)
-            results = concluded(results)
-            results.save(output / RESULTS)
-        except KeyboardInterrupt as interrupt:
-            interrupt.add_note(f"go on with: {_resume_command(output)}")
-            raise
+        write_json(output / EVALUATE_CONFIG, plain(config))
+        results = _on_the_dataset(config, command, entrants, split)
+        rollouts = _in_the_environment(config, entrants)
+        if rollouts is not None:
+            results = _with_rollouts(config, results, rollouts)
+        results = concluded(results)
+        results.save(output / RESULTS)
     say(f"Done in {time.perf_counter() - started:.0f} s.")
     return Evaluated(results, rollouts.clip if rollouts is not None else {})
 
@@ -227,8 +222,15 @@ def _refuse_existing(output: Path) -> None:
         raise UserError(f"output_dir={output} exists already; name a new folder.")
 
 
+def how_to_go_on(output: Path) -> str:
+    """What to tell the user of an evaluation that was stopped."""
+    if (output / EVALUATE_CONFIG).is_file():
+        return f"go on with: {_resume_command(output)}"
+    return "nothing was measured yet, so start again."
+
+
 def _resume_command(output: Path) -> str:
-    return f"chordflow evaluate --resume=true --config_path={shlex.quote(str(output / EVALUATE_CONFIG))}"
+    return command_to_resume("evaluate", output / EVALUATE_CONFIG)
 
 
 @contextlib.contextmanager

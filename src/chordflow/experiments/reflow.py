@@ -30,7 +30,6 @@ from chordflow.experiments.provenance import (
     write_configs,
 )
 from chordflow.experiments.run_folder import (
-    how_to_go_on,
     new_folder,
     only_run,
     refuse_existing,
@@ -148,11 +147,7 @@ def begun(config: ReflowJobConfig, command: list[str], resume_from: Path | None)
     nothing = contextlib.nullcontext()
     folder = new_folder(config.output_dir) if resume_from is None and first else nothing
     with folder, only_run(config.output_dir) if first else nothing:
-        try:
-            yield Job(config, command, teacher, teacher_dir, split)
-        except KeyboardInterrupt as interrupt:
-            interrupt.add_note(how_to_go_on(config.output_dir))
-            raise
+        yield Job(config, command, teacher, teacher_dir, split)
     say(f"Done in {time.perf_counter() - started:.0f} s.")
 
 
@@ -380,6 +375,7 @@ def _loop_config(config: ReflowJobConfig) -> LoopConfig:
         seed=config.seed,
         log_freq=config.log_freq,
         save_freq=config.save_freq,
+        save_minutes=config.save_minutes,
         optimizer=config.optimizer,
         scheduler=config.scheduler,
         ema=config.ema,

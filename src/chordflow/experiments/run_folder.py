@@ -14,6 +14,7 @@ from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETR
 
 from chordflow.errors import UserError
 from chordflow.policies.files import TRAIN_CONFIG
+from chordflow.training.distributed import current
 from chordflow.training.loop import METRICS
 
 REFLOW_CONFIG = "reflow_config.json"
@@ -99,9 +100,21 @@ def has_checkpoint(output_dir: Path) -> bool:
 
 
 def resume_command(output_dir: Path) -> str:
-    """The command line that goes on with a run."""
+    """The command line that resumes a run of reflow."""
     config_path = output_dir / CHECKPOINTS_DIR / LAST_CHECKPOINT_LINK / PRETRAINED_MODEL_DIR / TRAIN_CONFIG
-    return f"chordflow reflow --resume=true --config_path={shlex.quote(str(config_path))}"
+    return command_to_resume("reflow", config_path)
+
+
+def command_to_resume(verb: str, config_path: Path) -> str:
+    """The command line that resumes a run, by as many processes as work on it now.
+
+    Args:
+        verb: of the run.
+        config_path: the file to resume by.
+    """
+    count = current().count
+    start = f"torchrun --nproc-per-node={count} -m chordflow" if count > 1 else "chordflow"
+    return f"{start} {verb} --resume=true --config_path={shlex.quote(str(config_path))}"
 
 
 def how_to_go_on(output_dir: Path) -> str:

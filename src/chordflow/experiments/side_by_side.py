@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from lerobot.envs.configs import EnvConfig
 
+from chordflow import stopping
 from chordflow.console import bar
 from chordflow.couplings import DatasetConfig, Split
 from chordflow.errors import UserError
@@ -196,15 +197,14 @@ def run_in(output_dir: Path, file: str, resume_command: str, *, resume: bool) ->
     Raises:
         UserError: if it cannot be made, or another run is at work in it.
     """
-    with contextlib.nullcontext() if resume else new_folder(output_dir), only_run(output_dir):
-        try:
-            yield
-        except KeyboardInterrupt as interrupt:
-            done = (output_dir / file).is_file()
-            interrupt.add_note(
-                f"go on with: {resume_command}" if done else "nothing was done yet, so start again."
-            )
-            raise
+
+    def how() -> str:
+        done = (output_dir / file).is_file()
+        return f"go on with: {resume_command}" if done else "nothing was done yet, so start again."
+
+    folder = contextlib.nullcontext() if resume else new_folder(output_dir)
+    with stopping.says(how), folder, only_run(output_dir):
+        yield
 
 
 class Begun(Protocol):

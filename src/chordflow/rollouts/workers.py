@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import signal
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
+from chordflow import stopping
 from chordflow.errors import MACHINE_ERRORS, UserError, ran_out_of_memory, reason
 from chordflow.rollouts.hosts import (
     ChunkOrder,
@@ -47,7 +47,7 @@ class WorkerPool(Host):
         self._workers: list[_Worker] = []
         self._counts = [0] * num_workers
         try:
-            with _ignored_interrupts():
+            with stopping.starting_worker():
                 for _ in range(num_workers):
                     self._workers.append(_Worker(env_cfg, self.name))
         except BaseException:
@@ -215,22 +215,9 @@ def _receive(workers: Sequence[_Worker]) -> list[Any]:
     return answers
 
 
-@contextlib.contextmanager
-def _ignored_interrupts() -> Iterator[None]:
-    """Ctrl-C reaches every process of a terminal; workers inherit deafness to it and end with the pool."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def _serve(line: Connection, env_cfg: Any) -> None:
     """What a worker runs: answers messages until the line ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stopping.leave_to_parent()
     import torch
 
     from chordflow.quiet import silence_libraries

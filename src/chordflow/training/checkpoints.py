@@ -7,9 +7,10 @@ checkpoints/last -> 000500
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,10 @@ from chordflow.training.wrapping import part_of, shard_state, whole, whole_state
 
 MASTERS = "master_weights.safetensors"
 EMA_WEIGHTS = "ema_weights.safetensors"
+LOSSES = "losses.json"
+"""Of the steps since the last line of metrics."""
+TIMED = "timed"
+"""A file beside the state of a checkpoint that the next one replaces."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +112,12 @@ def save_checkpoint(
     *,
     num_processes: int,
     batch_size: int,
+    losses: Sequence[float] = (),
+    timed: bool = False,
 ) -> Path:
     """Writes a checkpoint under a temporary name, renames it, and moves the `last` link by rename.
+
+    Timed checkpoints before it are then removed.
 
     Args:
         output_dir: of the run.
@@ -118,6 +127,8 @@ def save_checkpoint(
         write_student: fills a `pretrained_model` folder.
         num_processes: recorded as LeRobot does.
         batch_size: of each process, micro-batches taken together; likewise.
+        losses: of the steps that no line of metrics tells of yet.
+        timed: whether the next checkpoint replaces it.
 
     Returns:
         The checkpoint's folder.
@@ -144,17 +155,20 @@ def save_checkpoint(
         _save(state.masters, temporary / TRAINING_STATE_DIR / MASTERS)
         if state.ema is not None:
             _save(state.ema, temporary / TRAINING_STATE_DIR / EMA_WEIGHTS)
+        (temporary / TRAINING_STATE_DIR / LOSSES).write_text(json.dumps(list(losses)), encoding="utf-8")
+        if timed:
+            (temporary / TRAINING_STATE_DIR / TIMED).touch()
         for file in temporary.rglob("*"):
             if file.is_file():
                 _flush(file)
         # One of an earlier attempt at this step; `last` does not point to it (see begin_from).
         if final.exists():
-            old = root / f".{name}.old.tmp"
-            shutil.rmtree(old, ignore_errors=True)
-            os.replace(final, old)
-            shutil.rmtree(old)
+            _remove(final)
         os.replace(temporary, final)
         _point_last(root, name)
+        for mark in root.glob(f"[0-9]*/{TRAINING_STATE_DIR}/{TIMED}"):
+            if mark.parent.parent != final:
+                _remove(mark.parent.parent)
     except (OSError, RuntimeError, SafetensorError) as error:
         # A full disk is a SafetensorError to safetensors and a RuntimeError to torch.
         shutil.rmtree(temporary, ignore_errors=True)
@@ -199,6 +213,11 @@ def begin_from(checkpoint_dir: Path) -> None:
         ) from error
 
 
+def keep(checkpoint_dir: Path) -> None:
+    """Lets a checkpoint stay, whatever comes after it."""
+    (checkpoint_dir / TRAINING_STATE_DIR / TIMED).unlink(missing_ok=True)
+
+
 def training_step(checkpoint_dir: Path) -> int:
     """The number of optimiser steps that a checkpoint has behind it.
 
@@ -237,11 +256,11 @@ def check_same_size(checkpoint_dir: Path, step_size: int, asked: str) -> None:
         )
 
 
-def load_checkpoint(checkpoint_dir: Path, state: TrainingState) -> int:
+def load_checkpoint(checkpoint_dir: Path, state: TrainingState) -> tuple[int, list[float]]:
     """Puts a checkpoint's weights, optimiser, schedule and generators into `state`.
 
     Returns:
-        The number of optimiser steps done.
+        The number of optimiser steps done, and the losses of those that no line of metrics tells of yet.
 
     Raises:
         UserError: if the checkpoint is not complete or does not fit.
@@ -257,9 +276,12 @@ def load_checkpoint(checkpoint_dir: Path, state: TrainingState) -> int:
         with quiet_stdout():
             step, _, _ = load_training_state(checkpoint_dir, state.optimizer, state.scheduler)
         shard_state(state.optimizer)
+        # Checkpoints of version 0.1 have none.
+        kept = folder / LOSSES
+        losses = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else []
     except Exception as error:
         raise _cannot_resume(checkpoint_dir, error) from error
-    return step
+    return step, losses
 
 
 def load_weights(checkpoint_dir: Path, masters: dict[str, nn.Parameter]) -> None:
@@ -289,6 +311,14 @@ def _cannot_resume(checkpoint_dir: Path, error: Exception) -> UserError:
         f"config_path: the checkpoint {checkpoint_dir} cannot be resumed ({reason}); resume from another one in "
         f"{checkpoint_dir.parent}."
     )
+
+
+def _remove(checkpoint_dir: Path) -> None:
+    """Takes a checkpoint away: whole, or hidden."""
+    old = checkpoint_dir.with_name(f".{checkpoint_dir.name}.old.tmp")
+    shutil.rmtree(old, ignore_errors=True)
+    os.replace(checkpoint_dir, old)
+    shutil.rmtree(old)
 
 
 def _point_last(root: Path, name: str) -> None:

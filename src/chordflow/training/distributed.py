@@ -11,17 +11,16 @@ import contextlib
 import os
 import re
 import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from types import FrameType
 from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 
+from chordflow import stopping
 from chordflow.console import console
 from chordflow.couplings import Share
 from chordflow.errors import UserError, reason
@@ -86,7 +85,7 @@ def joined() -> Iterator[Processes]:
     `SystemExit` and say nothing.
 
     Raises:
-        UserError: in one process, where another has ended without a word or this one was told to end.
+        UserError: in one process, where another has ended without a word.
     """
     count = _number("WORLD_SIZE", 1)
     if count == 1 or dist.is_initialized():
@@ -99,7 +98,7 @@ def joined() -> Iterator[Processes]:
     spoke, console.quiet = console.quiet, console.quiet or index > 0
     store: dist.Store | None = None
     try:
-        with _told_to_end(count):
+        with stopping.heeded():
             try:
                 store, index, count = next(dist.rendezvous("env://", timeout=TIMEOUT))
                 dist.init_process_group(
@@ -131,7 +130,10 @@ def _fail(error: BaseException, store: dist.Store | None, count: int) -> NoRetur
         while not _told(store) and time.monotonic() < deadline:
             time.sleep(0.05)
     if not _tells(store):
-        raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 2) from None
+        code = error.code if isinstance(error, stopping.Stopped) else 130
+        raise SystemExit(code if isinstance(error, KeyboardInterrupt) else 2) from None
+    if isinstance(error, stopping.Stopped) and error.number == signal.SIGTERM:
+        error.args = (f"{error} (as a launcher does, too, where one of {count} processes is gone)",)
     if lost:
         raise UserError(
             f"another of the {count} processes of this run has ended without a word ({reason(error)}), as it does "
@@ -156,26 +158,6 @@ def _tells(store: dist.Store | None) -> bool:
         return store is None or store.add(_FAILED, 1) == 1
     except Exception:
         return True
-
-
-@contextlib.contextmanager
-def _told_to_end(count: int) -> Iterator[None]:
-    """Turns the signal by which launchers end the other processes into an error, so that files are cleared up."""
-
-    def end(_signal: int, _frame: FrameType | None) -> None:
-        raise UserError(
-            f"this run of {count} processes was told to end (SIGTERM), as its launcher does when one of them is "
-            "gone; checkpoints that were written are whole: go on from the last one or start again."
-        )
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _number(name: str, default: int) -> int:

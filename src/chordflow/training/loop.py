@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +15,7 @@ from lerobot.optim.schedulers import CosineAnnealingWithWarmupSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from chordflow import stopping
 from chordflow.couplings import CouplingBuffer
 from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
@@ -21,6 +24,7 @@ from chordflow.training.checkpoints import (
     TrainingState,
     begin_from,
     checkpoint_folder,
+    keep,
     load_checkpoint,
     save_checkpoint,
 )
@@ -78,6 +82,7 @@ class LoopConfig:
     seed: int
     log_freq: int
     save_freq: int
+    save_minutes: float = 0.0
     gradient_accumulation_steps: int = 1
     optimizer: OptimizerConfig = field(default_factory=AdamWConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
@@ -109,6 +114,7 @@ class Trained:
     samples: int
 
 
+@stopping.held("Stopping as soon as the step is done and saved; once more stops at once and saves nothing.")
 def train(
     config: LoopConfig,
     student: FlowPolicy,
@@ -124,7 +130,8 @@ def train(
     """Trains the student on the buffer's couplings.
 
     The couplings, times and order of a step depend on the seed and the step alone, so a resumed run ends in
-    the same weights as one that was never stopped.
+    the same weights as one that was never stopped. A signal stops it after a whole step, with a checkpoint that all
+    processes have agreed on.
 
     Args:
         config: steps, rates and sizes.
@@ -140,6 +147,7 @@ def train(
     Raises:
         UserError: if a loss or gradient is not finite, memory runs out, a checkpoint cannot be written, or the
             launcher asks for what cannot be had.
+        Stopped: where a signal has stopped it.
     """
     wrapped = Wrapped(student, trainable, config.gradient_accumulation_steps)
     processes, trainable = wrapped.processes, wrapped.trainable
@@ -153,8 +161,9 @@ def train(
     averages = {k: v.detach().clone() for k, v in trainable.items()} if config.ema.enable else None
     state = TrainingState(trainable, averages, optimizer, scheduler)
     start = 0
+    losses: list[float] = []
     if resume_from is not None:
-        start = load_checkpoint(resume_from, state)
+        start, losses = load_checkpoint(resume_from, state)
         _use_settings(state, config.optimizer)
     if processes.first:
         if resume_from is not None:
@@ -162,8 +171,8 @@ def train(
         cut_metrics(output_dir, start, resume_from)
     optimizer, scheduler = wrapped.prepare(optimizer, scheduler)
 
-    def loss_of(step: int, backward: bool) -> float:
-        """The mean loss over the couplings of a step, of all processes and parts."""
+    def loss_of(step: int, backward: bool) -> tuple[float, bool, bool]:
+        """The mean loss over the couplings of a step, of all processes and parts; whether to save, and to stop."""
         total = 0.0
         for part in range(buffer.parts):
             with wrapped.part(last=part == buffer.parts - 1):
@@ -173,15 +182,20 @@ def train(
                     # Gradients are averaged over the processes, where a loss is a sum of what they have.
                     wrapped.backward(loss * (batch.weight * processes.count))
                 total += loss.item() * batch.weight
-        return processes.sum([total])[0]
+        late = processes.first and 0.0 < 60.0 * config.save_minutes <= time.perf_counter() - saved_at
+        # The first process's clock and anybody's signal count for all, in a sum that is made anyway.
+        total, due, stop = processes.sum([total, late, stopping.asked() > 0])
+        return total, due > 0, stop > 0
 
-    def save(step: int) -> Path:
+    def check(step: int) -> None:
         # The loss that was looked at came before the update: weights that the update destroyed must not become
         # the checkpoint that a run is told to go back to.
         with torch.no_grad():
-            again = loss_of(step - 1, backward=False)
+            again, *_ = loss_of(step - 1, backward=False)
         if not math.isfinite(again):
             raise _not_finite(step, f"loss {again} after the update", checkpoint)
+
+    def save(step: int, timed: bool = False) -> Path:
         whole = state.whole()
         weights = {name: tensor.detach() for name, tensor in whole.student_weights.items()}
         if not processes.first:
@@ -194,18 +208,35 @@ def train(
             lambda folder: write_student(folder, weights),
             num_processes=processes.count,
             batch_size=config.batch_size * config.gradient_accumulation_steps,
+            losses=losses,
+            timed=timed,
         )
 
-    checkpoint = resume_from
-    began = logged_at = time.perf_counter()
-    losses: list[float] = []
+    def fill(step: int) -> stopping.Stopped | None:
+        # Of several processes none may leave the others alone.
+        alone = processes.count == 1
+        try:
+            # It may run episodes, for minutes.
+            with stopping.at_once() if alone else contextlib.nullcontext(), enough_memory(buffer):
+                for _ in buffer.fill(step):
+                    pass
+        except stopping.Stopped as stopped:
+            return stopped
+        return None
+
+    checkpoint, unsaved = resume_from, False
+    began = logged_at = saved_at = time.perf_counter()
+    carried = len(losses)
     for step in range(start, config.steps):
+        if (stopped := fill(step)) is not None:
+            # What the loss after the last update would need may be gone from the buffer.
+            if unsaved and all(bool(weights.isfinite().all()) for weights in trainable.values()):
+                save(step, timed=True)
+            raise stopped
         with enough_memory(buffer):
-            for _ in buffer.fill(step):
-                pass
             if step == start:
                 logged_at = time.perf_counter()
-            value = loss_of(step, backward=True)
+            value, due, stop = loss_of(step, backward=True)
         with enough_memory_to_step(config.optimizer, trainable.values(), buffer.teacher.device):
             norm = wrapped.clip(config.optimizer.grad_clip_norm)
         if not (math.isfinite(value) and math.isfinite(norm)):
@@ -220,7 +251,7 @@ def train(
         losses.append(value)
         done_steps = step + 1
         now = time.perf_counter()
-        rate = len(losses) * buffer.step_size / max(now - logged_at, 1e-9)
+        rate = (len(losses) - carried) * buffer.step_size / max(now - logged_at, 1e-9)
         on_step(Progress(done_steps, value, lr, rate))
         if done_steps % config.log_freq == 0 or done_steps == config.steps:
             mean = sum(losses) / len(losses)
@@ -233,10 +264,19 @@ def train(
             }
             if processes.first:
                 append_metrics(output_dir, line, checkpoint)
-            losses, logged_at = [], now
-        if done_steps == config.steps or (config.save_freq > 0 and done_steps % config.save_freq == 0):
-            checkpoint = save(done_steps)
+            losses, logged_at, carried = [], now, 0
+        regular = done_steps == config.steps or (config.save_freq > 0 and done_steps % config.save_freq == 0)
+        unsaved = True
+        if regular or due or stop:
+            check(done_steps)
+            checkpoint, unsaved, saved_at = save(done_steps, timed=not regular), False, time.perf_counter()
+        if stop and done_steps < config.steps:
+            processes.wait()
+            raise stopping.Stopped(stopping.asked() or signal.SIGTERM)
     assert checkpoint is not None
+    if processes.first:
+        # It may be a timed one, where fewer steps are asked for than before.
+        keep(checkpoint)
     # The others go on to read what the first has written.
     processes.wait()
     samples = (config.steps - start) * buffer.step_size

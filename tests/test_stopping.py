@@ -1,0 +1,361 @@
+"""Ctrl-C and SIGTERM: what is whole is kept, and the run resumes to the same bits."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from chordflow import stopping
+from chordflow.console import bar
+from chordflow.couplings.making import BlockMaker
+from chordflow.errors import UserError
+from chordflow.stopping import SIGNALS, Stopped
+from chordflow.training.loop import EMAConfig
+from chordflow.training.methods import ReflowMethodConfig
+from chordflow.training.methods.reflow import ReflowMethod
+from chordflow.training.metrics import read_metrics
+from chordflow.training.optimizers import AdamWConfig, MuonConfig, SOAPConfig
+from test_training import GROWS, SLIDES, SMALL, Run, run
+
+STEPS = 8
+AVERAGED = EMAConfig(enable=True, decay=0.9)
+
+
+def raised(number: int) -> Callable[[], None]:
+    return lambda: signal.raise_signal(number)
+
+
+def names(output: Path) -> list[str]:
+    folder = output / "checkpoints"
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def last(output: Path) -> Path | None:
+    link = output / "checkpoints" / "last"
+    return link.resolve() if link.exists() else None
+
+
+def state(checkpoint: Path) -> dict[str, Tensor]:
+    files = ("master_weights", "ema_weights", "optimizer_state")
+    found = {}
+    for name in files:
+        file = checkpoint / "training_state" / f"{name}.safetensors"
+        if file.exists():
+            found |= {f"{name}/{key}": tensor for key, tensor in load_file(file).items()}
+    return found
+
+
+def same(a: Path, b: Path) -> None:
+    one, other = state(a), state(b)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+class After:
+    """Does something at a call of a Python function, whichever it is: the moment is anywhere in the run."""
+
+    def __init__(self, calls: int, act: Callable[[], None]) -> None:
+        self.left, self.act = calls, act
+
+    def __call__(self, frame: FrameType, event: str, _argument: object) -> None:
+        if event != "call":
+            return
+        self.left -= 1
+        if self.left == 0:
+            self.act()
+
+    def __enter__(self) -> After:
+        sys.setprofile(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(None)
+
+
+def train(output: Path, **options: Any) -> Run:
+    output.mkdir(exist_ok=True)
+    return run(output, **{"steps": STEPS, "save_freq": 3, **options})
+
+
+@pytest.mark.parametrize(
+    ("moments", "options"),
+    [
+        (10, {"optimizer": SOAPConfig(lr=1e-3, precondition_frequency=3), "buffer": GROWS, "ema": AVERAGED}),
+        (3, {"optimizer": AdamWConfig(lr=1e-3), "buffer": SLIDES}),
+        pytest.param(
+            10,
+            {"optimizer": MuonConfig(lr=1e-3), "buffer": SMALL, "ema": AVERAGED},
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["soap", "adamw", "muon"],
+)
+def test_stopped_at_random_moments_it_resumes_to_the_same_bits(
+    tmp_path: Path, moments: int, options: dict[str, Any]
+) -> None:
+    whole = train(tmp_path / "whole", **options).output
+    with After(0, lambda: None) as calls:
+        train(tmp_path / "counted", **options)
+    chance = random.Random(5)
+    for number, place in enumerate(chance.sample(range(1, -calls.left), moments)):
+        output, which = tmp_path / str(number), SIGNALS[number % 2]
+        with pytest.raises(Stopped) as caught, stopping.heeded(), After(place, raised(which)):
+            train(output, **options)
+        assert caught.value.code == (130, 143)[number % 2]
+        left = names(output)
+        before = int(left[-2]) if left else 0
+        # By save_freq those stay, and one at most by the signal; nothing is half-written.
+        assert left == sorted({*(f"{n:06d}" for n in (3, 6) if n <= before), *left[-2:]})
+        resumed = train(output, resume_from=last(output), **options)
+        assert resumed.trained.samples == 8 * (STEPS - before)
+        assert names(output) == names(whole) == ["000003", "000006", "000008", "last"]
+        for step in ("000003", "000006", "000008"):
+            same(whole / "checkpoints" / step, output / "checkpoints" / step)
+        lines = [
+            [(line["step"], line["loss"]) for line in read_metrics(one / "metrics.jsonl")]
+            for one in (whole, output)
+        ]
+        assert lines[0] == lines[1]
+
+
+class Signalled(ReflowMethod):
+    """Reflow; something is done in the given calls of its loss."""
+
+    def __init__(self, acts: dict[int, Callable[[], None]]) -> None:
+        super().__init__(ReflowMethodConfig())
+        self.acts, self.calls = acts, 0
+
+    def loss(self, *arguments: Any) -> Tensor:
+        self.calls += 1
+        loss = super().loss(*arguments)
+        self.acts.get(self.calls, lambda: None)()
+        return loss
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_no_step_that_was_done_is_lost(tmp_path: Path, number: int) -> None:
+    with pytest.raises(Stopped) as caught:
+        run(tmp_path, steps=STEPS, method=Signalled({5: raised(number)}))
+    assert caught.value.number == number
+    # The step in which it came is done, and the handlers are those of before.
+    assert names(tmp_path) == ["000005", "last"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_while_couplings_are_made_it_stops_at_once_with_the_steps_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where episodes are run for them, which may take minutes."""
+    made = BlockMaker._make
+
+    def make(self: BlockMaker, number: int, items: Any) -> Any:
+        if number == 4:
+            signal.raise_signal(signal.SIGTERM)
+            raise AssertionError("it went on")
+        return made(self, number, items)
+
+    options: dict[str, Any] = {"save_freq": 0, "buffer": SLIDES}
+    whole = train(tmp_path / "whole", **options)
+    monkeypatch.setattr(BlockMaker, "_make", make)
+    with pytest.raises(Stopped):
+        train(tmp_path / "out", **options)
+    monkeypatch.undo()
+    reached, link = names(tmp_path / "out")
+    assert (0 < int(reached) < STEPS, link) == (True, "last")
+    train(tmp_path / "out", resume_from=last(tmp_path / "out"), **options)
+    same(whole.trained.checkpoint, tmp_path / "out" / "checkpoints" / "last")
+
+
+def test_weights_that_the_last_update_destroyed_are_not_saved(tmp_path: Path) -> None:
+    """Neither by the clock nor by a signal: the checkpoint before is the one to resume from."""
+
+    class Destroyed(ReflowMethod):
+        calls = 0
+
+        def loss(self, *arguments: Any) -> Tensor:
+            self.calls += 1
+            return super().loss(*arguments) * (float("nan") if self.calls == 4 else 1.0)
+
+    # Every second call looks at the weights that are about to be saved.
+    with pytest.raises(UserError, match=r"not finite at step 2 .*after the update.*000001"):
+        run(tmp_path, steps=STEPS, save_minutes=1e-9, method=Destroyed(ReflowMethodConfig()))
+    assert names(tmp_path) == ["000001", "last"]
+
+
+# By the clock
+
+
+@pytest.mark.parametrize(
+    ("minutes", "save_freq", "expected"),
+    [
+        (
+            1e-9,
+            3,
+            [["1"], ["2"], ["3"], ["3", "4"], ["3", "5"], ["3", "6"], ["3", "6", "7"], ["3", "6", "8"]],
+        ),
+        (1e-9, 0, [[str(n)] for n in range(1, 9)]),
+        (1e6, 0, [[]] * 7 + [["8"]]),
+        (0.0, 0, [[]] * 7 + [["8"]]),
+        (0.0, 5, [[]] * 4 + [["5"]] * 3 + [["5", "8"]]),
+    ],
+)
+def test_timed_checkpoints_replace_one_another_and_the_others_stay(
+    tmp_path: Path, minutes: float, save_freq: int, expected: list[list[str]]
+) -> None:
+    found = []
+
+    class Looking(ReflowMethod):
+        """At every step's beginning."""
+
+        def loss(self, *arguments: Any) -> Tensor:
+            if torch.is_grad_enabled():
+                found.append([str(int(name)) for name in names(tmp_path) if name != "last"])
+            return super().loss(*arguments)
+
+    run(
+        tmp_path, steps=STEPS, save_freq=save_freq, save_minutes=minutes, method=Looking(ReflowMethodConfig())
+    )
+    found.append([str(int(name)) for name in names(tmp_path) if name != "last"])
+    assert found == [[], *expected]
+
+
+def test_a_timed_checkpoint_that_becomes_the_student_stays(tmp_path: Path) -> None:
+    """Where fewer steps are asked for on resuming; another process replaces one that this has left, too."""
+    with pytest.raises(Stopped):
+        run(tmp_path, steps=STEPS, method=Signalled({3: raised(signal.SIGINT)}))
+    with pytest.raises(Stopped):
+        run(tmp_path, steps=STEPS, resume_from=last(tmp_path), method=Signalled({2: raised(signal.SIGINT)}))
+    assert names(tmp_path) == ["000005", "last"]
+    run(tmp_path, steps=5, resume_from=last(tmp_path))
+    run(tmp_path, steps=STEPS, resume_from=last(tmp_path))
+    assert names(tmp_path) == ["000005", "000008", "last"]
+
+
+# The signals themselves
+
+
+def interrupt() -> None:
+    signal.raise_signal(signal.SIGINT)
+    raise AssertionError("it went on")
+
+
+def test_held_it_waits_and_otherwise_it_does_not() -> None:
+    reached = []
+
+    def work() -> None:
+        signal.raise_signal(signal.SIGTERM)
+        reached.append("held")
+        with stopping.held():
+            reached.append("held by both")
+        reached.append("after the inner one")
+
+    with pytest.raises(Stopped, match="ended by SIGTERM"), stopping.held():
+        work()
+    assert reached == ["held", "held by both", "after the inner one"]
+    with pytest.raises(Stopped, match="interrupted"), stopping.heeded():
+        interrupt()
+    with pytest.raises(Stopped), stopping.held(), stopping.at_once():
+        interrupt()
+    assert stopping.asked() == 0
+
+
+def test_a_signal_that_a_library_swallows_is_raised_at_the_next_bar() -> None:
+    with stopping.heeded(), bar("work") as progress:
+        with contextlib.suppress(BaseException):
+            interrupt()
+        with pytest.raises(Stopped):
+            progress.update(1, 2)
+
+
+def test_a_signal_that_a_library_makes_an_error_of_is_the_signals_again() -> None:
+    def convert() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException as error:
+            raise RuntimeError("a callback failed") from error
+
+    with pytest.raises(Stopped) as caught, stopping.heeded(), stopping.says(lambda: "start again."):
+        convert()
+    assert (caught.value.code, caught.value.__notes__) == (143, ["start again."])
+
+
+def test_what_cannot_be_saved_is_said() -> None:
+    def save() -> None:
+        signal.raise_signal(signal.SIGINT)
+        raise UserError("output_dir: the disk is full")
+
+    with pytest.raises(UserError, match="disk"), stopping.heeded(), stopping.says(str), stopping.held():
+        save()
+
+
+def test_the_outermost_says_how_to_go_on() -> None:
+    inner, outer = (stopping.says(lambda name=name: name) for name in ("reflow", "demo"))
+    with pytest.raises(Stopped) as caught, stopping.heeded(), outer, inner:
+        interrupt()
+    assert caught.value.__notes__ == ["demo"]
+
+
+def test_ignored_signals_stay_ignored_and_other_threads_do_nothing() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stopping.heeded():
+            signal.raise_signal(signal.SIGINT)
+            assert stopping.asked() == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+    seen: list[Any] = []
+
+    def work() -> None:
+        with stopping.heeded(), stopping.held():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [signal.SIG_DFL]
+
+
+TWICE = """
+import os, signal, sys
+from chordflow import stopping
+now = [0.0]
+stopping.time.monotonic = lambda: now[0]
+with stopping.heeded(), stopping.held("Stopping after the step."):
+    for number, seconds in zip(sys.argv[1::2], sys.argv[2::2]):
+        now[0] += float(seconds)
+        os.kill(os.getpid(), int(number))
+    print("saved", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("signals", "code", "said"),
+    [
+        ([(2, 0), (2, 1)], -2, ""),
+        ([(2, 0), (15, 1)], -15, ""),
+        # As timeout and launchers send it: it is one.
+        ([(15, 0), (15, 0.01)], 1, "saved\n"),
+    ],
+)
+def test_a_second_signal_ends_it_at_once(signals: list[tuple[int, float]], code: int, said: str) -> None:
+    given = [str(value) for pair in signals for value in pair]
+    done = subprocess.run(
+        [sys.executable, "-c", TWICE, *given], capture_output=True, text=True, env=os.environ, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (code, said), done.stderr
+    assert done.stderr.startswith("Stopping after the step.\n")
