@@ -352,7 +352,7 @@ class TestLeRobotNoise:
         assert stock.chunks == len(noises) > 1
         monkeypatch.setattr(
             "chordflow.rollouts.acting.chunk_noises",
-            lambda _, keys: torch.cat([noises[index] for _, index in keys]),
+            lambda _, keys: torch.cat([noises[index] for _, index, _ in keys]),
         )
         (ours,) = run_episodes(policy, DriftEnvConfig(), [5], num_steps=2)
         np.testing.assert_allclose(ours.actions, stock.actions, rtol=0, atol=1e-4)

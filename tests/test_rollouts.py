@@ -465,7 +465,7 @@ class TestRunner:
         made.clear()
         with open_runner(DriftEnvConfig(), batch_size=4) as runner:
             blocks = [runner.run(tiny_policy, SEEDS[i : i + 5], num_steps=1) for i in range(0, 20, 5)]
-            assert runner.tasks() == [("drift_of_the_tests", 0)]
+            assert list(runner.tasks()) == [("drift_of_the_tests", 0)]
         assert len(made) == 4
         assert_same([e for block in blocks for e in block], whole, atol=1e-4)
 
