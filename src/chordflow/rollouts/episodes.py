@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,7 @@ class Episode:
         task_id: Number of the task within its suite.
         mode: What the robot did while a chunk was made; see `rollouts.delay.Execution`.
         delay: Control steps that it took.
+        grid_power: How the solver's steps are graded; 1 for even steps.
         path_length: *Derived.* Sum over time of the Euclidean norm of `a[t+1] - a[t]`, in the robot's units.
     """
 
@@ -73,6 +74,7 @@ class Episode:
     task_id: int = 0
     mode: DelayMode = "none"
     delay: int = 0
+    grid_power: float = 1.0
     path_length: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -172,10 +174,10 @@ def success_rows(
         UserError: If there are no episodes, they mix solvers or step counts, or the seeds differ from the
             teacher's.
     """
-    settings = {(e.solver, e.num_steps, e.mode, e.delay) for e in episodes}
+    settings = {(e.solver, e.num_steps, e.grid_power, e.mode, e.delay) for e in episodes}
     if len(settings) != 1:
         raise UserError(f"episodes hold {len(settings)} different solver settings; give one run's episodes.")
-    ((solver, num_steps, _, _),) = settings
+    ((solver, num_steps, grid_power, _, _),) = settings
     pairs = paired(episodes, teacher) if teacher is not None else None
     rows = []
     for group, keys in _groups(episodes):
@@ -184,7 +186,8 @@ def success_rows(
         if pairs is not None:
             chosen = [(a.success, b.success) for a, b in pairs if a.key in keys]
             versus = compare_success(*zip(*chosen, strict=True))
-        rows.append(SuccessRow(policy, solver, num_steps, group, sum(outcomes), len(outcomes), versus))
+        row = SuccessRow(policy, solver, num_steps, group, sum(outcomes), len(outcomes), versus)
+        rows.append(replace(row, grid_power=grid_power))
     return rows
 
 

@@ -105,6 +105,7 @@ def motion_rows(
                 policy=policy,
                 solver=episodes[0].solver,
                 num_steps=episodes[0].num_steps,
+                grid_power=episodes[0].grid_power,
                 measure=measure,
                 mean=mean_interval(values, seed=seed),
                 difference=difference,
@@ -114,7 +115,9 @@ def motion_rows(
     return rows
 
 
-def timing_row(policy: PolicyName, num_steps: int, timing: Timing, solver: str = "euler") -> TimingRow:
+def timing_row(
+    policy: PolicyName, num_steps: int, timing: Timing, solver: str = "euler", grid_power: float = 1.0
+) -> TimingRow:
     """Where the time of one run went.
 
     Args:
@@ -122,6 +125,7 @@ def timing_row(policy: PolicyName, num_steps: int, timing: Timing, solver: str =
         num_steps: its steps.
         timing: as the run counted it.
         solver: which solver.
+        grid_power: how its steps are graded.
     """
     return TimingRow(
         policy=policy,
@@ -131,6 +135,7 @@ def timing_row(policy: PolicyName, num_steps: int, timing: Timing, solver: str =
         processors_s=timing.processors_s,
         other_s=timing.other_s,
         solver=solver,
+        grid_power=grid_power,
     )
 
 
