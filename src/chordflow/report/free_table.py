@@ -73,5 +73,5 @@ def _rms(value: float | None) -> Cell:
 def _split(found: FreeWays) -> str:
     if found.chosen_on == found.measured_on:
         return "Chosen and measured on the one held-out episode that there is, so the figures flatter."
-    chosen, measured = (plural(len(episodes), "episode") for episodes in (found.chosen_on, found.measured_on))
-    return f"Chosen on {chosen} held out, measured on {measured} others."
+    chosen = plural(len(found.chosen_on), "held-out episode")
+    return f"Chosen on {chosen}, measured on {plural(len(found.measured_on), 'other')}."

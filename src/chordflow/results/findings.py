@@ -180,7 +180,7 @@ def one_step_loses(results: Results) -> str | None:
         return None
     flips = f", {percent(row.flip_rate)} at another mode" if row.flip_rate else ""
     text = (
-        f"One untrained step loses {percent(row.rms)} RMS{_span(row.interval)}{noise_text(results, row)}, against the "
+        f"One untrained step loses {percent(row.rms)} RMS{_span(row.interval)}{noise_text(results, row)} against the "
         "policy's "
         f"{steps(results.teacher_num_steps)} (median {percent(row.median)}{flips})"
     )
@@ -271,7 +271,7 @@ def the_floor(results: Results) -> str | None:
         return None
     text = (
         f"As deployed, at {steps(row.num_steps)}, the policy is itself {percent(row.rms)} RMS{_span(row.interval)}"
-        f"{noise_text(results, row)}, from its converged ODE"
+        f"{noise_text(results, row)} from its converged ODE"
     )
     if row.rms >= LARGE_FLOOR:
         return (

@@ -66,15 +66,15 @@ def noise_text(results: Results, row: GapRow) -> str:
     """A gap relative to what noise decides, or in the robot's units where noise decides next to nothing.
 
     Returns:
-        What stands behind the RMS, such as ``, 29 % of what noise decides``; nothing where spreads were not measured.
+        What stands behind the RMS, such as `` or 29 % of what noise decides``; nothing where spreads were not measured.
     """
     share, value = results.noise_share, results.of_noise(row.rms)
     if value is not None:
-        return f", {percent(value)} of what noise decides"
+        return f" or {percent(value)} of what noise decides"
     if share is None:
         return ""
     return (
-        f" of the whole spread, {amount(row.mean_abs)} in the robot's units (noise decides {percent(share)} of the "
+        f" of the whole spread or {amount(row.mean_abs)} in the robot's units (noise decides {percent(share)} of the "
         "variance, too little to compare with)"
     )
 
