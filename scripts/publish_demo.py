@@ -28,7 +28,7 @@ PLACES: dict[str, tuple[tuple[Path, ...], Path, tuple[str, ...], tuple[str, ...]
         (ROOT / "README.md", ROOT / "README.zh.md"),
         ROOT / "docs" / "demo",
         ("results.json", "table.md", *PICTURES),
-        ("gap", "success", "noninferiority"),
+        ("gap", "free", "success", "noninferiority"),
     ),
     "evaluate": (
         (ROOT / "docs" / "evaluate.md",),

@@ -157,7 +157,7 @@ def no_training_needed(results: Results) -> str | None:
     row = _within_the_floor(results, FEW_STEPS)
     if row is None:
         return None
-    figures = f"{against_floor(results, row)} to the converged ODE"
+    figures = against_floor(results, row, " to the converged ODE")
     return f"{_way(row)} {_lie(row)} already within the floor ({figures}): {_how_to_use(row)}, no training needed."
 
 
@@ -214,7 +214,7 @@ def fewer_steps_are_free(results: Results) -> str | None:
     if row is None:
         return None
     text = (
-        f"{_way(row)} {_lie(row)} within the floor ({against_floor(results, row)} to the converged ODE): "
+        f"{_way(row)} {_lie(row)} within the floor ({against_floor(results, row, ' to the converged ODE')}): "
         f"{_how_to_use(row)}"
     )
     if results.latency is None:

@@ -49,14 +49,22 @@ def within_floor(results: Results, row: GapRow) -> bool:
     return floor is not None and row.rms <= floor.rms
 
 
-def against_floor(results: Results, row: GapRow) -> str:
-    """Both gaps: relative to what noise decides, or to the whole spread where noise decides next to nothing."""
+def against_floor(results: Results, row: GapRow, target: str = "") -> str:
+    """Both gaps: relative to what noise decides, or to the whole spread where noise decides next to nothing.
+
+    Args:
+        results: What was measured.
+        row: A way to act without training.
+        target: What they are gaps to, such as `` to the converged ODE``, where that is not said anyway.
+    """
     floor = on_the_same_pairs(results, row, TEACHER, results.teacher_num_steps)
     assert floor is not None
     own, theirs = results.of_noise(row.rms), results.of_noise(floor.rms)
     if own is not None and theirs is not None:
-        return f"{percent(own)} against {percent(theirs)} of what noise decides"
-    text = f"{percent(row.rms)} against {percent(floor.rms)} RMS"
+        return (
+            f"{percent(own)} against {percent(theirs)} of what noise decides{',' if target else ''}{target}"
+        )
+    text = f"{percent(row.rms)} against {percent(floor.rms)} RMS{target}"
     if results.noise_share is None:
         return text
     return f"{text}, {amount(row.mean_abs)} against {amount(floor.mean_abs)} in the robot's units"
