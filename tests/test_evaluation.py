@@ -588,6 +588,28 @@ def test_a_way_that_leaves_the_numbers_is_not_chosen(num_steps: int) -> None:
     assert found.free.best(num_steps).solver not in ("heun", "euler")  # type: ignore[union-attr]
 
 
+class WildInLargeBatches(GaussianFlowPolicy):
+    """Not a number between hundredths of time for more than eight noises: on the half that is measured, not on the other."""
+
+    def velocity(self, x_t: Tensor, t: Tensor, context: Context) -> Tensor:
+        v_t = super().velocity(x_t, t, context)
+        even = abs(100 * float(t[0]) - round(100 * float(t[0]))) < 1e-3
+        return v_t if even or len(x_t) <= 8 else v_t * torch.nan
+
+
+def test_a_way_that_leaves_the_numbers_where_it_is_measured_gives_way_to_even_steps() -> None:
+    config = MeasureConfig(num_observations=8, num_steps=[10], solvers=["euler"], latency_repeats=1)
+    for policy, expected in ((GaussianFlowPolicy, "adams_bashforth"), (WildInLargeBatches, "euler")):
+        found = measure(
+            {"teacher": Sampler(policy(GaussianConfig(std=0.6)), 10)}, make_observations(8), config
+        )
+        assert found.free is not None
+        row = found.free.best(10)
+        assert row is not None
+        assert (row.solver, row.nfe) == (expected, 10)
+        assert (row.rms == found.free.beside("teacher", 10).rms) is (expected == "euler")  # type: ignore[union-attr]
+
+
 def test_a_gap_relative_to_noise_is_over_the_variance_within_observations(measured: Measured) -> None:
     """By hand: RMS over the root of the mean, over observations, of the variance over noises."""
     held_out = encode_held_out({"teacher": measured.teacher}, make_observations(30), MEASURE)

@@ -113,8 +113,11 @@ class Search:
         new = [way for way in best if way not in self._known]
         ends = {way: solved[way][rows, :noises] for way in best if way in self._known}
         ends |= self._solve(new, rows, noises)
+        # What is fine on one half may leave the numbers on the other; even Euler steps never did.
+        best = [way if ends[way].isfinite().all() else Way("euler", way.nfe) for way in best]
+        ends |= {way: solved[way][rows, :noises] for way in best if way in self._known}
         # What was known already counts as done.
-        self._work.tick(self._work.cost(sum(way.nfe for way in best if way in self._known), noises, rows))
+        self._work.tick(self._work.cost(sum(self._candidates) - sum(way.nfe for way in new), noises, rows))
         self._floor = self._gap(as_deployed, self._converged)
         references: dict[Reference, tuple[Tensor, int]] = {
             "deployed": (as_deployed, deployed.num_steps),

@@ -147,7 +147,7 @@ def success(results: Results) -> Section:
         section.below = (
             "The noise is drawn as lerobot-eval draws it: rates may be compared, episodes are not paired."
         )
-    if any((row.solver, row.grid_power) != ("euler", 1) for row in results.success):
+    if any(not row.is_stock for row in results.success):
         section.below += f" {STOCK}"
     for group, rows in by_group(results).items():
         counts = {row.episodes for row in rows}
@@ -177,7 +177,7 @@ def by_group(results: Results) -> dict[str, list[SuccessRow]]:
     return {
         group: sorted(
             rows,
-            key=lambda r: (place[r.policy], (r.solver, r.grid_power) != ("euler", 1), r.solver, -r.num_steps),
+            key=lambda r: (place[r.policy], not r.is_stock, r.solver, -r.num_steps),
         )
         for group, rows in groups.items()
     }  # fmt: skip

@@ -14,6 +14,7 @@ from chordflow.results.free import (
     clearly_lower,
     euler_beside,
     free_ways,
+    grid_text,
     noise_text,
     within_floor,
 )
@@ -484,16 +485,12 @@ def _within_the_floor(results: Results, most: int) -> GapRow | None:
 def _way(row: GapRow) -> str:
     name = "Euler" if row.solver == "euler" else row.solver
     cost = "" if row.nfe == row.num_steps else f" ({number(row.nfe)} evaluations)"
-    text = f"{steps(row.num_steps, name)}{_grid(row)}{cost}"
+    text = f"{steps(row.num_steps, name)}{grid_text(row)}{cost}"
     return text[0].upper() + text[1:]
 
 
-def _grid(row: GapRow) -> str:
-    return "" if row.grid_power == 1 else f" with grid power {row.grid_power:g}"
-
-
 def _solver(row: GapRow) -> str:
-    return f"{row.solver}{_grid(row)}"
+    return f"{row.solver}{grid_text(row)}"
 
 
 def _lie(row: GapRow) -> str:

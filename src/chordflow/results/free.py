@@ -110,3 +110,8 @@ def euler_beside(results: Results, row: GapRow) -> float | None:
         return row.rms / row.ratio_to_untrained.value
     euler = results.gap(TEACHER, row.nfe, "converged")
     return euler.rms if euler is not None else None
+
+
+def grid_text(row: GapRow | SuccessRow) -> str:
+    """The grid of a way to act, where it is not even, as it stands behind the steps."""
+    return "" if row.grid_power == 1 else f" with grid power {row.grid_power:g}"

@@ -338,6 +338,11 @@ class SuccessRow:
         object.__setattr__(self, "interval", wilson_interval(self.successes, self.episodes))
         object.__setattr__(self, "rate", self.successes / self.episodes)
 
+    @property
+    def is_stock(self) -> bool:
+        """Whether LeRobot's own sampler acts like this: by Euler, with even steps."""
+        return self.solver == "euler" and self.grid_power == 1
+
 
 MotionMeasure = Literal["jerk", "path length", "jump", "length", "seconds"]
 """What is measured of an episode's motion; see ``rollouts.episodes.Episode`` for units."""

@@ -5,6 +5,7 @@ from chordflow.results.free import (
     against_floor,
     clearly_lower,
     free_ways,
+    grid_text,
     noise_text,
     on_the_same_pairs,
     success_beside,
@@ -158,8 +159,7 @@ def _untrained(row: GapRow) -> str:
     """A way without training, and whether it takes a sampler of one's own."""
     if row.is_stock:
         return steps(row.num_steps, "untrained")
-    grid = "" if row.grid_power == 1 else f" with grid power {row.grid_power:g}"
-    return f"{steps(row.num_steps, f'untrained {row.solver}')}{grid} (not in stock LeRobot)"
+    return f"{steps(row.num_steps, f'untrained {row.solver}')}{grid_text(row)} (not in stock LeRobot)"
 
 
 def _verb(row: GapRow, plural: str) -> str:
@@ -312,7 +312,7 @@ def _success_of_all(results: Results) -> str:
     if not found:
         rows = [row for row in results.success if (row.policy, row.group) == (TEACHER, "all")]
         told = [
-            f"{percent(row.rate, 1)} at {steps(row.num_steps, row.solver if row.solver != 'euler' else '')}"
+            f"{percent(row.rate, 1)} at {steps(row.num_steps, row.solver if not row.is_stock else '')}{grid_text(row)}"
             for row in sorted(rows, key=lambda row: row.num_steps)
         ]
         return f"the teacher's success is {' and '.join(told)}" if told else ""
