@@ -589,7 +589,7 @@ def test_a_way_that_leaves_the_numbers_is_not_chosen(num_steps: int) -> None:
 
 
 class WildInLargeBatches(GaussianFlowPolicy):
-    """Not a number between hundredths of time for more than eight noises: on the half that is measured, not on the other."""
+    """Not a number between hundredths of time for more than eight noises: so on the half that is measured alone."""
 
     def velocity(self, x_t: Tensor, t: Tensor, context: Context) -> Tensor:
         v_t = super().velocity(x_t, t, context)
