@@ -259,7 +259,7 @@ def _gap_legend(results: Results, policies: Collection[PolicyName]) -> list[Line
         Line2D([], [], color=QUIET, ls="none", marker="D", ms=4.5, mfc="white", label="median, to its steps"),
     ]
     if results.free is not None:
-        label = "best way without training, to the ODE"
+        label = "best way, to its ODE"
         entries.append(Line2D([], [], color=INK, lw=1.5, ls=_DASHES, marker="s", ms=5, label=label))
     if results.floor is not None and results.floor.rms > 0:
         label = f"floor: {number(results.teacher_num_steps)} steps to the ODE, {percent(results.floor.rms)}"
