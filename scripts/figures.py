@@ -45,7 +45,7 @@ PLACES: dict[str, tuple[tuple[Path, ...], Path, tuple[str, ...], tuple[str, ...]
             "figures/gap.png",
             "figures/loss.png",
         ),
-        ("gap", "success", "noninferiority"),
+        ("gap", "free", "success", "noninferiority"),
     ),
     "evaluate": (
         (ROOT / "docs" / "evaluate.md",),

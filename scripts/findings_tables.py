@@ -202,7 +202,7 @@ def metaworld(results: Iterable[dict[str, Any]]) -> str:
             found = {
                 (row["policy"], row["num_steps"]): row
                 for row in result["success"]
-                if row["group"] == group and row["solver"] == "euler"
+                if row["group"] == group and (row["solver"], row.get("grid_power", 1)) == ("euler", 1)
             }
             deployed = found["teacher", 10]
             task = result["settings"]["tasks"][0] if group == "all" else group
@@ -249,7 +249,7 @@ def recordings(folder: Path) -> str:
             success = {
                 (row["group"], row["policy"], row["num_steps"]): row
                 for row in result["success"]
-                if row["solver"] == "euler"
+                if (row["solver"], row.get("grid_power", 1)) == ("euler", 1)
             }
             ratio = next(
                 row["ratio_to_untrained"]

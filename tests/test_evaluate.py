@@ -90,7 +90,7 @@ def evaluated(
         **{
             "policies": f"[copy={checkpoint},two={student}@2]", "dataset.repo_id": "test/tiny",
             "dataset.root": dataset_root, "measure.num_observations": 3, "measure.latency_repeats": 2,
-            "measure.converged_noises": 1, "measure.num_steps": "[1,2]", "delay.control_steps": "[1]",
+            "measure.converged_noises": 2, "measure.num_steps": "[1,2]", "delay.control_steps": "[1]",
             "delay.num_steps": "[1]", "delay.n_episodes": 4, "delay.modes": "[sync,async,rtc]", "eval.num_clips": 2,
         },
     )  # fmt: skip
@@ -103,11 +103,22 @@ def test_every_policy_is_a_column(evaluated: tuple[Path, Results], checkpoint: P
         ("teacher", 10), ("student", 1), ("copy", 10), ("two", 2),
     ]  # fmt: skip
     assert results.kind == "evaluate"
-    ways = {(row.policy, row.num_steps, row.solver) for row in results.success if row.group == "all"}
+    ways = {
+        (row.policy, row.num_steps, row.solver, row.grid_power)
+        for row in results.success
+        if row.group == "all"
+    }
+    # What is best at two evaluations was chosen on the dataset.
+    assert results.free is not None
+    best = results.free.best(2)
+    assert best is not None
     assert ways == {
-        ("teacher", 10, "euler"), ("teacher", 2, "euler"), ("teacher", 1, "euler"), ("teacher", 1, "midpoint"),
-        ("student", 1, "euler"), ("copy", 10, "euler"), ("two", 2, "euler"),
+        ("teacher", 10, "euler", 1), ("teacher", 2, "euler", 1), ("teacher", 1, "euler", 1),
+        ("teacher", best.num_steps, best.solver, best.grid_power),
+        ("student", 1, "euler", 1), ("copy", 10, "euler", 1), ("two", 2, "euler", 1),
     }  # fmt: skip
+    beside = {(row.policy, row.num_steps) for row in results.free.others}
+    assert beside >= {("teacher", 10), ("student", 1), ("student", 2), ("copy", 10), ("two", 2)}
     assert {row.policy for row in results.curvature} == {"teacher", "student", "copy", "two"}
     assert {row.policy for row in results.gaps} == {"teacher", "student", "copy", "two"}
     assert all(row.overhead >= 0 and row.total_s > 0 for row in results.timing)

@@ -18,6 +18,7 @@ from scipy.stats import chi
 from torch import Tensor
 
 from chordflow.errors import UserError
+from chordflow.evaluation.free import CHOICE_NOISES, candidates
 from chordflow.evaluation.gap import Gap, Modes, action_gap
 from chordflow.evaluation.latency import measure_latency
 from chordflow.evaluation.measure import Measures, measure
@@ -31,7 +32,7 @@ from chordflow.policies import ChunkSpec, Context
 from chordflow.policies.base import VelocityModule
 from chordflow.policies.gaussian import GaussianConfig, GaussianFlowPolicy
 from chordflow.policies.sampling import Sampler
-from chordflow.results.schema import GapRow
+from chordflow.results.schema import GapRow, Results
 from gaussian_setup import AffineStudent, euler_factor, make_observations, make_policy
 
 N, K = 40, 64
@@ -464,6 +465,165 @@ def test_rows_to_the_converged_ode_stand_beside_the_floor_of_the_same_pairs(meas
     # One step of the exact student ends where the continuous ODE does, untrained steps end short of ten.
     assert measured.gap("student", 1, "converged").nearer_than_deployed == 1.0
     assert measured.gap("teacher", 2, "converged").nearer_than_deployed == 0.0
+
+
+@pytest.mark.parametrize("nfe", [2, 4, 10])
+def test_the_best_way_is_chosen_on_some_episodes_and_measured_on_the_others(
+    measured: Measured, nfe: int
+) -> None:
+    """By hand: every way is solved at once, on all observations."""
+    free = measured.measures.free
+    assert free is not None
+    assert not set(free.chosen_on) & set(free.measured_on)
+    assert sorted(free.chosen_on + free.measured_on) == list(range(15))
+    held_out = encode_held_out({"teacher": measured.teacher}, make_observations(30), MEASURE)
+    chosen, others = (
+        torch.isin(held_out.episodes, torch.tensor(e)) for e in (free.chosen_on, free.measured_on)
+    )
+    fine, deployed = Way("euler", 100), Way("euler", 10)
+    ways = candidates(nfe)
+    ends = solve(
+        measured.teacher,
+        held_out.contexts["teacher"],
+        held_out.noise,
+        [*ways, deployed, fine],
+        batch_size=512,
+    )
+    real = {way: end[:, :, :, :2].flatten(2).double() for way, end in ends.items()}
+
+    def rms(way: Way, rows: Tensor, noises: int) -> float:
+        target = real[fine][rows, :noises]
+        off = (real[way][rows, :noises] - target).square().sum(-1).mean()
+        spread = (target - target.mean((0, 1))).square().sum(-1).mean()
+        return math.sqrt(float(off / spread))
+
+    best = min(ways, key=lambda way: rms(way, chosen, CHOICE_NOISES))
+    row = free.best(nfe)
+    assert row is not None
+    assert (row.solver, row.num_steps, row.grid_power, row.nfe) == (*best, nfe)
+    assert row.rms == pytest.approx(rms(best, others, 64), rel=1e-4)
+    assert (row.observations, row.pairs) == (16, 16 * 64)
+    assert row.interval is not None
+    assert row.interval.low <= row.rms <= row.interval.high
+    # Even Euler steps and the floor are of the same pairs.
+    assert row.ratio_to_untrained is not None
+    assert row.ratio_to_floor is not None
+    even, floor = rms(Way("euler", nfe), others, 64), rms(deployed, others, 64)
+    assert row.ratio_to_untrained.value == pytest.approx(row.rms / even, rel=1e-4)
+    assert row.ratio_to_floor.value == pytest.approx(row.rms / floor, rel=1e-4)
+    assert row.ratio_to_untrained.value <= 1
+
+
+def test_one_evaluation_leaves_no_choice(measured: Measured) -> None:
+    assert measured.measures.free is not None
+    assert {row.nfe for row in measured.measures.free.ways} == {2, 4, 10}
+
+
+def test_the_student_stands_beside_the_best_way_on_the_same_pairs(measured: Measured) -> None:
+    free = measured.measures.free
+    assert free is not None
+    floor = free.beside("teacher", 10)
+    assert floor is not None
+    for num_steps in (1, 2, 4):
+        row, best = free.beside("student", num_steps), free.best(num_steps)
+        assert row is not None
+        assert row.pairs == floor.pairs == 16 * 64
+        assert row.ratio_to_floor is not None
+        assert row.ratio_to_floor.value == pytest.approx(row.rms / floor.rms)
+        if best is None:
+            assert (num_steps, row.ratio_to_free) == (1, None)
+        else:
+            assert row.ratio_to_free is not None
+            assert row.ratio_to_free.value == pytest.approx(row.rms / best.rms)
+    # One step of the exact student ends at the continuous ODE; two of midpoint's beat any student's one or two.
+    assert free.best(4).rms < free.beside("student", 4).rms  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("count", "num_steps", "noises", "same"),
+    [(2, [1, 2], 4, True), (4, [1, 2], 4, False), (1, [1, 3], 2, True), (6, [1], 4, None), (3, [2], 1, None)],
+)
+def test_few_episodes_are_said(count: int, num_steps: list[int], noises: int, same: bool | None) -> None:
+    """Two frames are an episode: of one alone ways are chosen and measured on it; where nothing varies none are."""
+    config = MeasureConfig(
+        num_observations=count,
+        num_steps=num_steps,
+        solvers=["euler"],
+        converged_noises=noises,
+        latency_repeats=1,
+    )
+    ticks: list[tuple[int, int]] = []
+    found = measure(
+        {"teacher": Sampler(make_policy(std=0.6), 1 if same is None else 2)},
+        make_observations(count),
+        config,
+        on_progress=lambda done, total: ticks.append((done, total)),
+    )
+    assert ticks[-1][0] == ticks[-1][1]
+    if num_steps == [1]:
+        assert found.free is None
+    elif same is None:
+        # One observation with one noise is all that is left to measure on.
+        assert found.free is None or len(found.free.measured_on) > 1
+    else:
+        assert found.free is not None
+        assert (found.free.chosen_on == found.free.measured_on) is same
+        assert all((row.interval is None) == (len(found.free.measured_on) == 1) for row in found.free.ways)
+
+
+class WildAtTheAction(GaussianFlowPolicy):
+    """Its velocity is not a number at t = 0, where training hardly looks and Heun alone evaluates."""
+
+    def velocity(self, x_t: Tensor, t: Tensor, context: Context) -> Tensor:
+        v_t = super().velocity(x_t, t, context)
+        return torch.where(t[:, None, None] > 0, v_t, torch.nan)
+
+
+@pytest.mark.parametrize("num_steps", [2, 4])
+def test_a_way_that_leaves_the_numbers_is_not_chosen(num_steps: int) -> None:
+    policy = WildAtTheAction(GaussianConfig(std=0.6))
+    config = MeasureConfig(num_observations=8, num_steps=[num_steps], solvers=["euler"], latency_repeats=1)
+    found = measure({"teacher": Sampler(policy, 10)}, make_observations(8), config)
+    assert found.free is not None
+    assert found.free.best(num_steps).solver not in ("heun", "euler")  # type: ignore[union-attr]
+
+
+class WildInLargeBatches(GaussianFlowPolicy):
+    """Not a number between hundredths of time for more than eight noises: so on the half that is measured alone."""
+
+    def velocity(self, x_t: Tensor, t: Tensor, context: Context) -> Tensor:
+        v_t = super().velocity(x_t, t, context)
+        even = abs(100 * float(t[0]) - round(100 * float(t[0]))) < 1e-3
+        return v_t if even or len(x_t) <= 8 else v_t * torch.nan
+
+
+def test_a_way_that_leaves_the_numbers_where_it_is_measured_gives_way_to_even_steps() -> None:
+    config = MeasureConfig(num_observations=8, num_steps=[10], solvers=["euler"], latency_repeats=1)
+    for policy, expected in ((GaussianFlowPolicy, "adams_bashforth"), (WildInLargeBatches, "euler")):
+        found = measure(
+            {"teacher": Sampler(policy(GaussianConfig(std=0.6)), 10)}, make_observations(8), config
+        )
+        assert found.free is not None
+        row = found.free.best(10)
+        assert row is not None
+        assert (row.solver, row.nfe) == (expected, 10)
+        assert (row.rms == found.free.beside("teacher", 10).rms) is (expected == "euler")  # type: ignore[union-attr]
+
+
+def test_a_gap_relative_to_noise_is_over_the_variance_within_observations(measured: Measured) -> None:
+    """By hand: RMS over the root of the mean, over observations, of the variance over noises."""
+    held_out = encode_held_out({"teacher": measured.teacher}, make_observations(30), MEASURE)
+    context, noise = held_out.contexts["teacher"], held_out.noise
+    one, ten = (on_grid(measured.teacher, n, noise, context)[..., :2].flatten(2).double() for n in (1, 10))
+    within = (ten - ten.mean(1, keepdim=True)).square().sum(-1).mean()
+    whole = (ten - ten.mean((0, 1))).square().sum(-1).mean()
+    results = Results([], {}, {}, "cpu", {}, "t", None, 10, spreads=measured.measures.spreads)
+    assert results.noise_share == pytest.approx(float(within / whole), rel=1e-4)
+    off = (one - ten).square().sum(-1).mean()
+    row = measured.gap("teacher", 1, "deployed")
+    assert results.of_noise(row.rms) == pytest.approx(math.sqrt(float(off / within)), rel=1e-4)
+    # One untrained step is each observation's mean action: all that noise decides is lost, and no more.
+    assert results.of_noise(row.rms) == pytest.approx(1, rel=0.02)
 
 
 def test_latency_is_split_and_bounded(measured: Measured) -> None:

@@ -223,7 +223,7 @@ def test_the_dimension_that_bends_most_is_named_only_if_it_stands_out() -> None:
 def test_a_solver_is_better_from_a_tenth_on() -> None:
     gaps = [gap(0.2, 2), gap(0.1, 4), gap(0.185, 1, solver="heun"), gap(0.08, 2, solver="midpoint"), FLOOR]
     assert said(diagnosis(gaps=gaps))["better_solver"] == (
-        "At four evaluations midpoint is nearer to the converged ODE than Euler (8.0 % against 10 % RMS)."
+        "At four evaluations midpoint is nearer to the converged ODE than even Euler steps (8.0 % against 10 % RMS)."
     )
     assert "better_solver" not in said(diagnosis(gaps=[gap(0.1, 2), gap(0.095, 1, solver="heun"), FLOOR]))
 

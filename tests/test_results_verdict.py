@@ -96,7 +96,7 @@ def test_training_was_needed_where_the_floor_is_missed_or_success_is_lost() -> N
 
 
 def test_other_solvers_count_by_their_evaluations() -> None:
-    free = "No training was needed: one untrained midpoint step already lies within the floor"
+    free = "No training was needed: one untrained midpoint step (not in stock LeRobot) already lies within the floor"
     row = gap("teacher", 1, "converged", 0.02, solver="midpoint", nfe=2)
     assert verdict(_with_gap(sample(), row)).startswith(free)
     more = _with_gap(sample(), dataclasses.replace(row, nfe=3))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -20,7 +21,7 @@ import torch
 from chordflow.errors import UserError
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
 from chordflow.rollouts import Episode, EpisodeStore, Execution, Timing, arm_settings, run_episodes
-from chordflow.rollouts.store import JOINED, STORE_VERSION, weights_hash
+from chordflow.rollouts.store import JOINED, SCHEMA, STORE_VERSION, weights_hash
 from drift_env import DriftEnv, DriftEnvConfig
 
 SETTINGS = {"weights": "abc", "num_steps": 2, "env": {"type": "drift", "cameras": ("top",)}}
@@ -52,7 +53,8 @@ def assert_whole(got: list[Episode], expected: list[Episode]) -> None:
 class TestFiles:
     def test_round_trip(self, tmp_path: Path) -> None:
         frames = np.random.default_rng(0).integers(0, 256, (6, 4, 8, 3), dtype=np.uint8)
-        episodes = [episode(4, frames=frames), episode(9, length=1, side="left", jerk=None), episode(2)]
+        episodes = [episode(4, frames=frames), episode(9, length=1, side="left", jerk=None)]
+        episodes.append(episode(2, grid_power=1.4))
         store = EpisodeStore(tmp_path, SETTINGS)
         store.save(episodes[:1])
         store.save(episodes[1:])
@@ -66,6 +68,20 @@ class TestFiles:
             # Once as parts, once joined.
             store.compact()
         assert [file.name for file in tmp_path.glob("*.parquet")] == [JOINED]
+
+    def test_files_from_before_grids_are_of_even_steps(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as before:
+            names = [field for field in SCHEMA if field.name != "grid_power"]
+            before.setattr("chordflow.rollouts.store.SCHEMA", pa.schema(names))
+            EpisodeStore(tmp_path, SETTINGS).save([episode(0)])
+        (old,) = EpisodeStore(tmp_path, SETTINGS).load()
+        assert old.grid_power == 1
+        store = EpisodeStore(tmp_path, SETTINGS)
+        store.save([episode(1)])
+        store.compact()
+        assert_whole(EpisodeStore(tmp_path, SETTINGS).load(), [episode(0), episode(1)])
 
     def test_others_can_read_the_file(self, tmp_path: Path) -> None:
         store = EpisodeStore(tmp_path, SETTINGS)
@@ -201,9 +217,11 @@ class TestSettings:
             return arm_settings(tiny_policy, env, **{"num_steps": 2, **options})
 
         plain = settings()
-        assert plain == settings()
+        assert plain == settings() == settings(grid_power=1.0)
+        # Stores from before there were grids go on.
+        assert "grid_power" not in plain
         others = [
-            settings(num_steps=3), settings(solver="heun"), settings(n_action_steps=2),
+            settings(num_steps=3), settings(solver="heun"), settings(n_action_steps=2), settings(grid_power=1.4),
             settings(execution=Execution("sync", 1)), settings(execution=Execution("sync", 1, "last")),
             settings(execution=Execution("rtc", 1)), settings(execution=Execution("rtc", 1, max_guidance_weight=1.0)),
             settings(env={"action_dim": 3}),

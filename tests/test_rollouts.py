@@ -28,6 +28,7 @@ from chordflow.quiet import quiet_stdout
 from chordflow.rollouts import (
     Episode,
     EpisodeStore,
+    Execution,
     Timing,
     arm_settings,
     chunk_noise,
@@ -39,6 +40,7 @@ from chordflow.rollouts import (
 )
 from chordflow.rollouts.environment import reset as reset_env
 from chordflow.rollouts.episodes import jerk, jump
+from chordflow.rollouts.summaries import motion_rows
 from drift_env import TIME_LIMIT, DriftEnv, DriftEnvConfig
 from lerobot_env_detour import DetourEnvConfig
 
@@ -260,6 +262,39 @@ class TestPairing:
         (episode,) = run_episodes(tiny_policy, DriftEnvConfig(), [0], num_steps=2, solver="midpoint")
         assert len(calls["velocity"]) == 4 * episode.chunks
         assert episode.solver == "midpoint"
+
+    @pytest.mark.parametrize(
+        ("solver", "grid_power", "times"),
+        [
+            ("euler", 1.0, [0.5, 1.0]),
+            ("euler", 2.0, [0.25, 1.0]),
+            ("midpoint", 2.0, [0.125, 0.25, 0.625, 1.0]),
+        ],
+    )
+    def test_graded_grid(
+        self,
+        tiny_policy: SmolVLAFlowPolicy,
+        monkeypatch: pytest.MonkeyPatch,
+        solver: str,
+        grid_power: float,
+        times: list[float],
+    ) -> None:
+        calls = spy(tiny_policy, monkeypatch)
+        (episode,) = run_episodes(
+            tiny_policy, DriftEnvConfig(), [0], num_steps=2, solver=solver, grid_power=grid_power
+        )
+        assert sorted({round(t, 6) for _, t in calls["velocity"]}) == times
+        assert (episode.solver, episode.grid_power) == (solver, grid_power)
+        (row,) = success_rows([episode], "teacher")
+        assert (row.solver, row.num_steps, row.grid_power) == (solver, 2, grid_power)
+        assert {row.grid_power for row in motion_rows([episode], "teacher", None, 0)} == {grid_power}
+
+    def test_real_time_chunking_has_even_steps(self, tiny_policy: SmolVLAFlowPolicy) -> None:
+        with pytest.raises(UserError, match=r"grid_power 1\.4; real-time chunking has even Euler steps"):
+            run_episodes(
+                tiny_policy, DriftEnvConfig(), [0], num_steps=2, grid_power=1.4, n_action_steps=2,
+                execution=Execution("rtc", 1),
+            )  # fmt: skip
 
 
 def episode(seed: int, success: bool, task: str = "go", num_steps: int = 1) -> Episode:

@@ -72,13 +72,15 @@ def table(result: dict[str, Any]) -> str:
         # A task of its own name has a row for the name and one for its instruction, with the same episodes.
         if row["group"].partition("/")[0] in groups - {row["group"]}:
             continue
-        name = row["policy"] + (f", {row['solver']}" if row["solver"] != "euler" else "")
+        power = row.get("grid_power", 1)
+        name = row["policy"] + (f", {row['solver']}" if (row["solver"], power) != ("euler", 1) else "")
+        name += f" (grid {power:g})" if power != 1 else ""
         difference = "-"
         if row["versus_teacher"] is not None:
             found = row["versus_teacher"]["difference"]
             low, high = found["interval"]["low"], found["interval"]["high"]
             difference = f"{100 * found['value']:+.1f} \\[{100 * low:+.1f}, {100 * high:+.1f}\\]"
-        gap = gaps.get((row["policy"], row["solver"], row["num_steps"]))
+        gap = gaps.get((row["policy"], row["solver"], row["num_steps"])) if power == 1 else None
         low, high = row["interval"]["low"], row["interval"]["high"]
         lines.append(
             f"| {row['group']} | {name} | {row['num_steps']} | {100 * row['rate']:.1f} "

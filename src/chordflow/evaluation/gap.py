@@ -5,6 +5,7 @@ Shapes: N observations, K noises for each, H chunk size, D padded action dimensi
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,6 +89,12 @@ class Modes:
     def counts(self) -> NDArray[np.int_]:
         """Number of modes of each observation, (N,)."""
         return np.array([len(centres) for centres in self.centres])
+
+    def of(self, rows: Tensor) -> Modes:
+        """Those of some of the observations, whose places are `rows`."""
+        some = copy(self)
+        some.centres = [self.centres[row] for row in rows.tolist()]
+        return some
 
     def labels(self, endpoints: Tensor) -> NDArray[np.int_]:
         """Nearest mode of each endpoint, (N, K)."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from chordflow.couplings import Observations
+from chordflow.evaluation.free import Search
 from chordflow.evaluation.gap import Gap, Modes, action_gap
 from chordflow.evaluation.latency import measure_latency
 from chordflow.evaluation.paired import (
@@ -26,6 +27,7 @@ from chordflow.results.schema import (
     STUDENT,
     TEACHER,
     CurvatureRow,
+    FreeWays,
     GapRow,
     Latency,
     ObservationSpread,
@@ -43,6 +45,7 @@ class Measures:
     Attributes:
         curvature: a row per policy.
         gaps: a row per policy, solver, steps and reference.
+        free: the best ways to act without training; None where none takes more than one evaluation.
         latency: encode, step and whole chunks.
         trajectories: a few paths of each policy, on one plane.
         trajectory_axes: share of their variance along its two axes.
@@ -54,6 +57,7 @@ class Measures:
 
     curvature: list[CurvatureRow]
     gaps: list[GapRow]
+    free: FreeWays | None
     latency: Latency
     trajectories: list[TrajectoryRow]
     trajectory_axes: list[float]
@@ -73,9 +77,9 @@ def measure(
 ) -> Measures:
     """Measures a teacher, and students as reloaded from their checkpoints against it.
 
-    The teacher is also measured untrained: at the steps of `config` and of every other policy by Euler, and by
-    the other solvers of `config` at the same number of network evaluations. The others are measured by Euler at
-    the steps of `config` and their own.
+    The teacher is also measured untrained: at the steps of `config` and of every other policy by Euler, by the other
+    solvers of `config` at the same number of network evaluations, and by the best way to spend that number (see
+    `evaluation.free`). The others are measured by Euler at the steps of `config` and their own.
 
     Args:
         policies: by name, each with its steps as evaluated; `teacher` is one of them, frozen, with its steps as
@@ -105,6 +109,8 @@ def measure(
     if compared < config.noises_per_observation:
         work.total += work.cost(teacher_steps)
     work.total += len(networks) * work.cost(config.converged_num_steps, config.converged_noises)
+    search = Search(work, teacher, {way.nfe for way in ways[TEACHER]}, known=ways[TEACHER])
+    work.total += search.cost
 
     curvature, converged = [], {}
     for name, network in networks.items():
@@ -132,6 +138,9 @@ def measure(
             }
             alike = min(compared, config.converged_noises)
             floor = action_gap(deployed[:, :alike], converged[TEACHER][:, :alike], modes, teacher)
+            search.run(solved, as_deployed, converged[TEACHER], modes)
+        else:
+            search.put_beside(name, solved)
         for (way, ends), (reference, (target, fine)) in product(solved.items(), references.items()):
             noises = min(ends.shape[1], target.shape[1])
             gap = action_gap(ends[:, :noises], target[:, :noises], modes, teacher)
@@ -150,6 +159,7 @@ def measure(
     return Measures(
         curvature=curvature,
         gaps=gaps,
+        free=search.found,
         latency=latency,
         trajectories=paths,
         trajectory_axes=axes,

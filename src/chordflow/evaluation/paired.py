@@ -34,10 +34,12 @@ class Way(NamedTuple):
     Attributes:
         solver: by name.
         num_steps: its steps.
+        grid_power: how they are graded; 1 is LeRobot's even steps.
     """
 
     solver: str
     num_steps: int
+    grid_power: float = 1.0
 
     @property
     def nfe(self) -> int:
@@ -199,6 +201,7 @@ def over_batches[T](
     noise: Tensor,
     batch_size: int,
     function: Callable[[Velocity, Tensor], T],
+    rows: Tensor | None = None,
 ) -> Iterator[tuple[slice, T]]:
     """Cuts N observations with K noises each into network batches and calls a function for each.
 
@@ -207,21 +210,23 @@ def over_batches[T](
 
     Args:
         policy: the velocity.
-        context: of the N observations.
+        context: of the N observations, or of more where `rows` chooses among them.
         noise: (N, K, H, D).
         batch_size: noises that go through the network together.
         function: of a velocity at fixed observations and their noises (n * K, H, D).
+        rows: where the N observations are in the context, (N,); by default it holds just them.
 
     Yields:
         The observations' slice, and what the function returned.
     """
     count, noises = noise.shape[:2]
+    rows = torch.arange(count) if rows is None else rows
     size = max(1, batch_size // noises)
     parts = [slice(start, min(start + size, count)) for start in range(0, count, size)]
     stopped = threading.Event()
 
     def call(part: slice) -> T:
-        repeated = context.index(torch.arange(part.start, part.stop)).repeat(noises)
+        repeated = context.index(rows[part]).repeat(noises)
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
             if stopped.is_set():
@@ -255,24 +260,29 @@ def solve(
     *,
     batch_size: int = 64,
     on_batch: Tick = lambda nfe: None,
+    rows: Tensor | None = None,
 ) -> dict[Way, Tensor]:
     """Endpoints (N, K, H, D) of noises (N, K, H, D) by several ways, on the CPU.
 
     Args:
         policy: the velocity.
-        context: of the N observations.
+        context: of the N observations, or of more where `rows` chooses among them.
         noise: (N, K, H, D).
-        ways: solvers and steps; never the policy's saved number.
+        ways: solvers, steps and grids; never the policy's saved number.
         batch_size: noises that go through the network together.
         on_batch: told the network evaluations that a batch's solution takes, also where some are shared.
+        rows: where the N observations are in the context, (N,); by default it holds just them.
     """
     ends = {way: torch.empty(noise.shape, dtype=torch.float32) for way in ways}
 
     def solve_batch(velocity: Velocity, flat: Tensor) -> list[Tensor]:
         remembered = Remembered(velocity)
-        return [get_solver(way.solver).integrate(remembered, flat, way.num_steps).cpu() for way in ends]
+        return [
+            get_solver(way.solver).integrate(remembered, flat, way.num_steps, grid_power=way.grid_power).cpu()
+            for way in ends
+        ]
 
-    for part, found in over_batches(policy, context, noise, batch_size, solve_batch):
+    for part, found in over_batches(policy, context, noise, batch_size, solve_batch, rows):
         for way, end in zip(ends, found, strict=True):
             ends[way][part] = end.unflatten(0, (-1, noise.shape[1])).float()
         on_batch(sum(way.nfe for way in ends))

@@ -41,9 +41,9 @@ class Work:
         self.held_out, self.config, self.on_progress = held_out, config, on_progress
         self.total, self.done = 0, 0
 
-    def cost(self, nfe: int, noises: int | None = None) -> int:
-        """Network evaluations of one pass over all batches."""
-        count = self.held_out.num_observations
+    def cost(self, nfe: int, noises: int | None = None, rows: Tensor | None = None) -> int:
+        """Network evaluations of one pass over all batches, of some observations where `rows` names them."""
+        count = self.held_out.num_observations if rows is None else len(rows)
         size = max(1, self.config.batch_size // (noises or self.config.noises_per_observation))
         return nfe * -(-count // size)
 
@@ -189,6 +189,7 @@ def gap_row(policy: PolicyName, way: Way, reference: Reference, reference_steps:
         policy=policy,
         solver=way.solver,
         num_steps=way.num_steps,
+        grid_power=way.grid_power,
         nfe=way.nfe,
         reference=reference,
         reference_num_steps=reference_steps,

@@ -17,6 +17,7 @@ from chordflow.results.schema import (
     TEACHER,
     DelayMode,
     DelayRow,
+    FreeWays,
     MotionRow,
     PolicyName,
     SequentialRow,
@@ -58,6 +59,7 @@ class Arm:
         policy: the policy.
         num_steps: its solver steps.
         solver: which solver.
+        grid_power: how its steps are graded.
         execution: delay, and what is done about it.
     """
 
@@ -65,12 +67,15 @@ class Arm:
     policy: FlowPolicy
     num_steps: int
     solver: str = "euler"
+    grid_power: float = 1.0
     execution: Execution = field(default_factory=Execution)
 
     @property
     def key(self) -> str:
         """A name for files, one for each way to act."""
         parts = [self.name, str(self.num_steps), self.solver]
+        if self.grid_power != 1:
+            parts.append(f"g{self.grid_power:g}")
         if self.execution.mode != "none":
             parts += [self.execution.mode, f"d{self.execution.delay}"]
         if self.execution.max_guidance_weight is not None:
@@ -82,6 +87,8 @@ class Arm:
         """A name for people."""
         solver = "" if self.solver == "euler" else f"{self.solver} "
         text = f"{self.name}, {self.num_steps} {solver}step{'s' * (self.num_steps > 1)}"
+        if self.grid_power != 1:
+            text += f", grid power {self.grid_power:g}"
         if self.execution.mode == "none":
             return text
         weight = self.execution.max_guidance_weight
@@ -110,14 +117,21 @@ class RolloutResults:
     clip: dict[str, list[Episode]]
 
 
-def run_arms(config: EvaluateConfig, entrants: dict[PolicyName, Entrant]) -> RolloutResults:
+def run_arms(
+    config: EvaluateConfig, entrants: dict[PolicyName, Entrant], free: FreeWays | None = None
+) -> RolloutResults:
     """Runs all episodes of an evaluation with paired noise.
 
     The teacher as deployed and the candidates come first, block by block where the run is sequential; whatever else
     is asked for then runs through the same seeds.
+
+    Args:
+        config: all settings.
+        entrants: the policies.
+        free: the best ways to act without training, where a dataset was measured on.
     """
     with open_runner(config.env, config.eval.batch_size, config.eval.num_workers) as runner:
-        return _Rollouts(config, entrants, runner).run()
+        return _Rollouts(config, entrants, runner, free).run()
 
 
 def _collected(config: EvaluateConfig, entrants: dict[PolicyName, Entrant]) -> list[SeedRange]:
@@ -168,8 +182,14 @@ def check_environment(config: EvaluateConfig, entrants: dict[PolicyName, Entrant
 class _Rollouts:
     """The episodes of one evaluation."""
 
-    def __init__(self, config: EvaluateConfig, entrants: dict[PolicyName, Entrant], runner: Runner) -> None:
-        self.config, self.entrants, self.runner = config, entrants, runner
+    def __init__(
+        self,
+        config: EvaluateConfig,
+        entrants: dict[PolicyName, Entrant],
+        runner: Runner,
+        free: FreeWays | None,
+    ) -> None:
+        self.config, self.entrants, self.runner, self.free = config, entrants, runner, free
         self.teacher = self._arm(entrants[TEACHER])
         self.candidates = [self._arm(entrant) for name, entrant in entrants.items() if name != TEACHER]
         self.runs: dict[Arm, list[Episode]] = {}
@@ -212,16 +232,21 @@ class _Rollouts:
         return Arm(entrant.name, entrant.policy, num_steps or entrant.num_steps)
 
     def _untrained(self) -> list[Arm]:
-        """The free alternative: the teacher at few steps, by Euler and by midpoint at the same evaluations."""
+        """The free alternative: the teacher at few steps, by Euler and by the best way at as many evaluations."""
         few = {arm.num_steps for arm in self.candidates} | set(self.config.eval.teacher_num_steps)
         few -= {self.teacher.num_steps}
         entrant = self.entrants[TEACHER]
         arms = [self._arm(entrant, n) for n in sorted(few)]
-        return arms + [
-            Arm(TEACHER, entrant.policy, n // 2, "midpoint")
-            for n in sorted(few)
-            if n % 2 == 0 and n < self.teacher.num_steps
-        ]
+        for n in sorted(few):
+            if n >= self.teacher.num_steps:
+                continue
+            best = self.free.best(n) if self.free is not None else None
+            if best is not None:
+                arms.append(Arm(TEACHER, entrant.policy, best.num_steps, best.solver, best.grid_power))
+            elif n % 2 == 0:
+                # Nothing tells which way is best.
+                arms.append(Arm(TEACHER, entrant.policy, n // 2, "midpoint"))
+        return list(dict.fromkeys(arms))
 
     def _run_core(self) -> list[SequentialRow]:
         config = self.config
@@ -305,6 +330,7 @@ class _Rollouts:
                 config.env,
                 num_steps=arm.num_steps,
                 solver=arm.solver,
+                grid_power=arm.grid_power,
                 n_action_steps=config.eval.n_action_steps,
                 execution=arm.execution,
             )
@@ -322,6 +348,7 @@ class _Rollouts:
                 wanted,
                 num_steps=arm.num_steps,
                 solver=arm.solver,
+                grid_power=arm.grid_power,
                 n_action_steps=config.eval.n_action_steps,
                 execution=arm.execution,
                 store=self.stores[arm],
@@ -332,14 +359,14 @@ class _Rollouts:
 
     def _timing_row(self, arm: Arm) -> TimingRow:
         """Of all episodes, those of the runs before an interruption included."""
-        return timing_row(arm.name, arm.num_steps, self.stores[arm].timing, arm.solver)
+        return timing_row(arm.name, arm.num_steps, self.stores[arm].timing, arm.solver, arm.grid_power)
 
     def _clip(self, arms: Sequence[Arm]) -> dict[str, list[Episode]]:
         """The recorded episodes of each arm that runs by Euler, by its label."""
         return {
             arm.label: [episode for episode in self.runs[arm] if episode.frames is not None]
             for arm in arms
-            if arm.solver == "euler" and self.recorded
+            if (arm.solver, arm.grid_power) == ("euler", 1.0) and self.recorded
         }
 
 

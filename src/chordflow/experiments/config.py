@@ -106,7 +106,7 @@ class ReflowJobConfig:
         teacher: the checkpoint to reflow.
         dataset: LeRobot dataset whose observations are used (its actions only by methods that need them).
         output_dir: new folder for checkpoints, metrics, results and pictures.
-        recipe: settings that go together, under all other options: all_steps (a student that is good at every number
+        recipe: settings that go together, under all other options: all_steps (a student for every number
             of steps; the defaults) or one_step (the most exact student at one step, and for that alone). Recorded
             only if none of its settings was given another value.
         rounds: how often to reflow, or auto for as often as it pays; each round begins as the student of the round

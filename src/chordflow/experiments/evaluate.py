@@ -29,6 +29,7 @@ from chordflow.policies.sampling import Sampler
 from chordflow.results.schema import (
     STUDENT,
     TEACHER,
+    FreeWays,
     PolicyName,
     Results,
     Rollouts,
@@ -85,7 +86,7 @@ def evaluate(config: EvaluateConfig, command: list[str]) -> Evaluated:
         _refuse_another_margin(config)
         write_json(output / EVALUATE_CONFIG, plain(config))
         results = _on_the_dataset(config, command, entrants, split)
-        rollouts = _in_the_environment(config, entrants)
+        rollouts = _in_the_environment(config, entrants, results.free)
         if rollouts is not None:
             results = _with_rollouts(config, results, rollouts)
         results = concluded(results)
@@ -185,12 +186,14 @@ def _measured_before(config: EvaluateConfig, now: Results) -> Results | None:
     return before if same and before.device == now.device else None
 
 
-def _in_the_environment(config: EvaluateConfig, entrants: dict[PolicyName, Entrant]) -> RolloutResults | None:
+def _in_the_environment(
+    config: EvaluateConfig, entrants: dict[PolicyName, Entrant], free: FreeWays | None
+) -> RolloutResults | None:
     if config.env is None:
         return None
     if config.noise == "lerobot":
         return run_like_lerobot(config, entrants)
-    return run_arms(config, entrants)
+    return run_arms(config, entrants, free)
 
 
 def _with_rollouts(config: EvaluateConfig, results: Results, rollouts: RolloutResults) -> Results:

@@ -86,6 +86,7 @@ def with_measures(
         ),
         curvature=measures.curvature,
         gaps=measures.gaps,
+        free=measures.free,
         latency=measures.latency,
         trajectories=measures.trajectories,
         trajectory_axes=measures.trajectory_axes,

@@ -34,9 +34,7 @@ def _holds(settings: dict[str, Any], part: dict[str, Any]) -> bool:
 
 
 RECIPES: dict[str, Recipe] = {
-    "all_steps": Recipe(
-        "A student that is good at every number of steps; the defaults.", {"method": {"type": "reflow"}}
-    ),
+    "all_steps": Recipe("A student for any number of steps; the defaults.", {"method": {"type": "reflow"}}),
     "one_step": Recipe(
         "The most exact student at one step, and for that alone.",
         # What decides its error is the boundary between modes, where only more couplings help.

@@ -1,6 +1,8 @@
 """Tables of what every run measures: action gaps and success."""
 
+from chordflow.report.free_table import noise_cell, normalisations
 from chordflow.report.section import (
+    STOCK,
     Cell,
     Section,
     absent,
@@ -38,8 +40,15 @@ def gaps(results: Results) -> Section:
     )
     evaluations = any(row.nfe != row.num_steps for row in results.gaps)
     intervals = any(row.interval is not None for row in results.gaps)
-    heads = [(f"RMS\nto {results.teacher_num_steps}", False), ("95 %\ninterval", True)]
-    heads += [("median", False), ("flips", False), (f"RMS\nto {fine}", False), ("95 %\ninterval", True)]
+    noise = [("of\nnoise", False)] if results.of_noise(0.0) is not None else []
+    heads = [(f"RMS\nto {results.teacher_num_steps}", False), ("95 %\ninterval", True), *noise]
+    heads += [
+        ("median", False),
+        ("flips", False),
+        (f"RMS\nto {fine}", False),
+        ("95 %\ninterval", True),
+        *noise,
+    ]
     heads += [("mean\ndiff.", False), ("max\ndiff.", False)]
     if evaluations:
         section.heads.append("nfe")
@@ -58,7 +67,7 @@ def gaps(results: Results) -> Section:
         row = near or far
         assert row is not None
         cells = [Cell(way(policy, solver)), count(num_steps), *([count(row.nfe)] if evaluations else [])]
-        cells += _gap_cells(near, far, intervals)
+        cells += _gap_cells(results, near, far, intervals)
         if results.latency is not None:
             time = _relative_time(results.latency, row.nfe)
             cells.append(figure(f"{time:.2f}", time))
@@ -66,7 +75,7 @@ def gaps(results: Results) -> Section:
     floor = results.floor
     if floor is not None:
         cells = [Cell("floor"), count(floor.num_steps), *([count(floor.nfe)] if evaluations else [])]
-        cells += _gap_cells(None, floor, intervals)
+        cells += _gap_cells(results, None, floor, intervals)
         section.add(*cells, *[absent()] * (len(section.heads) - len(cells)))
     section.below = _below_the_gaps(results)
     return section
@@ -79,16 +88,18 @@ def ways(results: Results) -> list[tuple[PolicyName, str, int]]:
     return sorted(found, key=lambda way: (place[way[0]], way[1] != "euler", way[1], -way[2]))
 
 
-def _gap_cells(near: GapRow | None, far: GapRow | None, intervals: bool) -> list[Cell]:
+def _gap_cells(results: Results, near: GapRow | None, far: GapRow | None, intervals: bool) -> list[Cell]:
     detailed = near or far
     flips = detailed.flip_rate if detailed else None
 
     def rms(row: GapRow | None) -> list[Cell]:
-        text = figure(percent(row.rms, 1), row.rms) if row else absent()
-        if not intervals:
-            return [text]
-        ends = row.interval if row else None
-        return [text, figure(span(ends, percentage).strip(), ends.low) if ends else absent()]
+        cells = [figure(percent(row.rms, 1), row.rms) if row else absent()]
+        if intervals:
+            ends = row.interval if row else None
+            cells.append(figure(span(ends, percentage).strip(), ends.low) if ends else absent())
+        if results.of_noise(0.0) is not None:
+            cells.append(noise_cell(results, row) if row else absent())
+        return cells
 
     return [
         *rms(near),
@@ -101,7 +112,7 @@ def _gap_cells(near: GapRow | None, far: GapRow | None, intervals: bool) -> list
 
 
 def _below_the_gaps(results: Results) -> str:
-    notes = []
+    notes = [text for text in (normalisations(results),) if text]
     if results.floor is not None:
         notes.append(
             f"Floor: the teacher at {steps(results.floor.num_steps)} to its own converged ODE, "
@@ -112,6 +123,8 @@ def _below_the_gaps(results: Results) -> str:
     )
     if results.latency is not None:
         notes.append("Time of a chunk: 1 is the teacher's as deployed.")
+    if any(not row.is_stock for row in results.gaps):
+        notes.append(STOCK)
     return " ".join(notes)
 
 
@@ -151,13 +164,15 @@ def success(results: Results) -> Section:
         section.below += (
             f" {STARTS_TRAINED_ON.capitalize()}: where observations for a student's training were collected."
         )
+    if any(not row.is_stock for row in results.success):
+        section.below += f" {STOCK}"
     for group, rows in by_group(results).items():
         counts = {row.episodes for row in rows}
         for index, row in enumerate(rows):
             label = f"{clean(group)} ({row.episodes})"
             cells = [
                 Cell(label, repeats=index > 0 and len(counts) == 1),
-                Cell(way(row.policy, row.solver)),
+                Cell(way(row.policy, row.solver, row.grid_power)),
                 count(row.num_steps),
                 figure(rate(row), row.rate),
                 *_paired(row),
@@ -178,7 +193,8 @@ def by_group(results: Results) -> dict[str, list[SuccessRow]]:
         groups.setdefault(row.group, []).append(row)
     return {
         group: sorted(
-            rows, key=lambda r: (place[r.policy], r.solver != "euler", r.solver, -r.num_steps)
+            rows,
+            key=lambda r: (place[r.policy], not r.is_stock, r.solver, -r.num_steps),
         )
         for group, rows in groups.items()
     }  # fmt: skip
@@ -217,7 +233,7 @@ def noninferiority(results: Results) -> Section | None:
         found = row.noninferiority
         assert found is not None
         section.add(
-            way(row.policy, row.solver),
+            way(row.policy, row.solver, row.grid_power),
             found.decision,
             count(row.num_steps),
             figure(f"[{points(found.lower)}, {points(found.upper)}]", found.lower),

@@ -192,6 +192,12 @@ def gap_by_steps(results: Results) -> Figure | None:
     for policy in colour:
         _draw_gap_lines(panel, rows, policy, colour[policy])
     _draw_other_solvers(panel, rows, colour)
+    best = (
+        [row for row in results.free.ways if row.reference == "converged"] if results.free is not None else []
+    )
+    panel.plot(
+        [row.nfe for row in best], [100 * row.rms for row in best], color=INK, ls=_DASHES, marker="s", ms=5, zorder=3
+    )  # fmt: skip
     if results.floor is not None and results.floor.rms > 0:
         panel.axhline(100 * results.floor.rms, color=INK, lw=1.4, ls=_DOTS, zorder=1)
     evaluations = sorted({row.nfe for row in rows} | {results.teacher_num_steps})
@@ -252,6 +258,9 @@ def _gap_legend(results: Results, policies: Collection[PolicyName]) -> list[Line
         Line2D([], [], color=QUIET, lw=1.8, ls=_DASHES, label="RMS to its converged ODE"),
         Line2D([], [], color=QUIET, ls="none", marker="D", ms=4.5, mfc="white", label="median, to its steps"),
     ]
+    if results.free is not None:
+        label = "best way, to its ODE"
+        entries.append(Line2D([], [], color=INK, lw=1.5, ls=_DASHES, marker="s", ms=5, label=label))
     if results.floor is not None and results.floor.rms > 0:
         label = f"floor: {number(results.teacher_num_steps)} steps to the ODE, {percent(results.floor.rms)}"
         entries.append(Line2D([], [], color=INK, lw=1.4, ls=_DOTS, label=label))

@@ -17,7 +17,7 @@ from chordflow.report.plots import (
     rounded,
 )
 from chordflow.report.section import at, ordered, rank, way
-from chordflow.results.schema import GapRow, Reference, Results
+from chordflow.results.schema import TEACHER, GapRow, Reference, Results
 from chordflow.results.wording import clean, number, percent, plural, span, steps
 
 MOST_PATHS = 24
@@ -33,7 +33,8 @@ def gaps(results: Results) -> list[Plot]:
     """RMS gap by network evaluations, a panel for each reference."""
     panels = []
     references: tuple[Reference, ...] = ("deployed", "converged")
-    values = [100 * row.rms for row in results.gaps if row.rms > 0]
+    best = results.free.ways if results.free is not None else []
+    values = [100 * row.rms for row in [*results.gaps, *best] if row.rms > 0]
     for reference in references:
         rows = [row for row in results.gaps if row.reference == reference]
         if any(row.rms > 0 for row in rows):
@@ -91,6 +92,28 @@ def _gap_panel(
                 for row in own
             ],
         )
+    best = (
+        [row for row in results.free.ways if row.reference == reference] if results.free is not None else []
+    )
+    best = [row for row in best if min(reach) <= 100 * row.rms <= max(reach)]
+    if best:
+        figure.add_scatter(
+            x=[row.nfe for row in best],
+            y=rounded(100 * row.rms for row in best),
+            name="teacher, best way",
+            mode="lines+markers",
+            line={"color": NEUTRAL, "width": 2, "dash": "dash"},
+            marker={"size": 8, "symbol": "diamond"},
+            hoverinfo="text",
+            hovertext=[
+                hover(
+                    label(at(TEACHER, row.num_steps, row.solver, row.grid_power)),
+                    f"{percent(row.rms)}{span(row.interval, percent)} RMS, on half of the episodes",
+                    f"{plural(row.nfe, 'evaluation')}",
+                )
+                for row in best
+            ],
+        )
     floor = results.floor
     if reference == "converged" and floor is not None and floor.rms > 0:
         reference_line(figure, f"floor {percent(floor.rms)}", y=math.log10(100 * floor.rms))
@@ -130,6 +153,8 @@ def _gap_caption(results: Results, reference: Reference, rows: Sequence[GapRow])
         )
     if reference == "deployed":
         text += " The deployed teacher itself lies at 0, below this axis."
+    if results.free is not None:
+        text += " Teacher, best way: without training, by the best solver and grid for each number of evaluations."
     bars = " Bars are 95 % intervals." if any(row.interval is not None for row in rows) else ""
     return f"{text}{bars} Both axes are logarithmic."
 

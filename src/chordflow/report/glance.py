@@ -94,12 +94,22 @@ def _gaps(results: Results) -> list[Figure | None]:
             return []
         untrained = results.gap(TEACHER, n, row.reference)
         note = f"untrained {_gap(untrained)}" if untrained is not None else ""
+        note = "; ".join(part for part in (_of_noise(results, row), note) if part)
         return [Figure(f"Action gap, {at(STUDENT, n)}", _gap(row), _with_floor(results, note))]
     rows = [row for k in (1, 2) if (row := results.gap(TEACHER, k, "deployed"))]
     return [
-        Figure(f"Action gap, untrained at {steps(row.num_steps)}", _gap(row), _with_floor(results, ""))
+        Figure(
+            f"Action gap, untrained at {steps(row.num_steps)}",
+            _gap(row),
+            _with_floor(results, _of_noise(results, row)),
+        )
         for row in rows
     ]
+
+
+def _of_noise(results: Results, row: GapRow) -> str:
+    value = results.of_noise(row.rms)
+    return f"{percent(value)} of what noise decides" if value is not None else ""
 
 
 def _gap(row: GapRow) -> str:

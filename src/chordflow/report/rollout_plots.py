@@ -70,8 +70,8 @@ def success(results: Results) -> list[Plot]:
                 "Success against the deployed teacher, paired",
                 [
                     Row(
-                        at(row.policy, row.num_steps, row.solver),
-                        brief(row.policy, row.num_steps, row.solver),
+                        at(row.policy, row.num_steps, row.solver, row.grid_power),
+                        brief(row.policy, row.num_steps, row.solver, row.grid_power),
                         row.policy,
                         difference.value,
                         difference.interval,
@@ -101,8 +101,8 @@ def _margin(results: Results) -> float | None:
 
 
 def _rates(results: Results, group: str, rows: Sequence[SuccessRow], key: str, panel: str) -> Plot:
-    names = [at(row.policy, row.num_steps, row.solver) for row in rows]
-    short = [brief(row.policy, row.num_steps, row.solver) for row in rows]
+    names = [at(row.policy, row.num_steps, row.solver, row.grid_power) for row in rows]
+    short = [brief(row.policy, row.num_steps, row.solver, row.grid_power) for row in rows]
     figure = canvas(rows_height(len(rows)), "success, %", "", showlegend=False)
     look = looks(results)
     for place, row in enumerate(rows):
@@ -209,8 +209,8 @@ def motion(results: Results) -> list[Plot]:
     look = looks(results)
     panels: list[Plot] = []
     for measure, rows in motion_rows(results).items():
-        names = [at(row.policy, row.num_steps, row.solver) for row in rows]
-        short = [brief(row.policy, row.num_steps, row.solver) for row in rows]
+        names = [at(row.policy, row.num_steps, row.solver, row.grid_power) for row in rows]
+        short = [brief(row.policy, row.num_steps, row.solver, row.grid_power) for row in rows]
         unit = "s" if measure == "seconds" else "control steps" if measure == "length" else "robot's units"
         figure = canvas(rows_height(len(rows)), f"{measure}, {unit}", "", showlegend=False)
         for place, row in enumerate(rows):

@@ -40,7 +40,7 @@ def motion(results: Results) -> Section | None:
         for row in rows:
             section.add(
                 measure,
-                way(row.policy, row.solver),
+                way(row.policy, row.solver, row.grid_power),
                 count(row.num_steps),
                 figure(estimate(row.mean), row.mean.value),
                 figure(estimate(row.difference), row.difference.value) if row.difference else absent(),
@@ -125,7 +125,7 @@ def timing(results: Results) -> Section | None:
     for row in sorted(results.timing, key=lambda r: (place[r.policy], r.solver != "euler", -r.num_steps)):
         times = (row.total_s, row.network_s, row.simulator_s, row.processors_s, row.other_s)
         section.add(
-            way(row.policy, row.solver),
+            way(row.policy, row.solver, row.grid_power),
             count(row.num_steps),
             *(figure(seconds(value), value) for value in times),
             figure(percent(row.overhead), row.overhead),

@@ -88,21 +88,29 @@ def rank(results: Results, names: Iterable[PolicyName]) -> dict[PolicyName, int]
     return {name: place for place, name in enumerate(ordered(results, names))}
 
 
-def way(policy: PolicyName, solver: str = "euler") -> str:
-    """A policy with its solver, where that is not Euler."""
-    return clean(policy) if solver == "euler" else f"{clean(policy)}, {clean(solver)}"
+def way(policy: PolicyName, solver: str = "euler", grid_power: float = 1.0) -> str:
+    """A policy with its solver and grid, where these are not even Euler steps."""
+    if (solver, grid_power) == ("euler", 1):
+        return clean(policy)
+    return f"{clean(policy)}, {clean(solver)}{'' if grid_power == 1 else f' (grid {grid_power:g})'}"
 
 
-def at(policy: PolicyName, num_steps: int, solver: str = "euler") -> str:
+def at(policy: PolicyName, num_steps: int, solver: str = "euler", grid_power: float = 1.0) -> str:
     """A way to act with its steps, such as ``teacher at two steps``."""
-    return f"{way(policy, solver)} at {steps(num_steps)}"
+    return f"{way(policy, solver, grid_power)} at {steps(num_steps)}"
 
 
-def brief(policy: PolicyName, num_steps: int, solver: str = "euler", longest: int = 26) -> str:
+def brief(
+    policy: PolicyName, num_steps: int, solver: str = "euler", grid_power: float = 1.0, longest: int = 26
+) -> str:
     """The same where there is little room, such as ``teacher, 2 steps``: the name is cut, the steps are kept."""
-    name, rest = way(policy, solver), f", {num_steps} step{'' if num_steps == 1 else 's'}"
+    name, rest = way(policy, solver, grid_power), f", {num_steps} step{'' if num_steps == 1 else 's'}"
     room = longest - len(rest)
     return (name if len(name) <= room else name[: room - 1].rstrip() + "…") + rest
+
+
+STOCK = "Stock LeRobot runs rows without a named solver alone: its sampler takes even Euler steps."
+"""What is said below tables that have rows of other ways."""
 
 
 def is_student(results: Results, policy: PolicyName, num_steps: int, solver: str = "euler") -> bool:

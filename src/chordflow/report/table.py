@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from chordflow.report import core_tables, more_tables, rollout_tables
+from chordflow.report import core_tables, free_table, more_tables, rollout_tables
 from chordflow.report.glance import few_episodes
 from chordflow.report.section import ABSENT, Section
 from chordflow.results.schema import CouplingSummary, HeldOut, Latency, Results, Rollouts
@@ -126,15 +126,17 @@ def findings(results: Results) -> list[str]:
 
 def sections(results: Results) -> list[Section]:
     """Every table that there is something for, the page's own included, in the order of reading."""
-    gaps = core_tables.gaps(results) if results.gaps else None
+    gaps, free = core_tables.gaps(results) if results.gaps else None, free_table.free(results)
     reflow = results.kind == "reflow"
     found = [
         # What reflow is about comes first, and rollouts where they are what was asked for.
         gaps if reflow else None,
+        free if reflow else None,
         core_tables.success(results) if results.success else None,
         core_tables.noninferiority(results),
         core_tables.sequential(results),
         None if reflow else gaps,
+        None if reflow else free,
         core_tables.flip_checks(results),
         more_tables.curvature(results),
         more_tables.curvature_over_time(results),

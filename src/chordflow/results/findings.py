@@ -9,7 +9,16 @@ from collections.abc import Callable
 
 from scipy.stats import binom
 
-from chordflow.results.schema import STUDENT, TEACHER, DelayRow, Finding, GapRow, Results, SuccessRow
+from chordflow.results.free import (
+    against_floor,
+    clearly_lower,
+    euler_beside,
+    free_ways,
+    grid_text,
+    noise_text,
+    within_floor,
+)
+from chordflow.results.schema import STUDENT, TEACHER, DelayRow, Finding, GapRow, Results
 from chordflow.results.statistics import Interval
 from chordflow.results.wording import number, percent, points, steps
 
@@ -60,41 +69,6 @@ def findings(results: Results) -> list[Finding]:
     """Everything that the rules find, the most important first; the order is that of ``RULES``."""
     found = ((rule.__name__, rule(results)) for rule in RULES)
     return [Finding(name, text) for name, text in found if text is not None]
-
-
-def free_ways(results: Results, most: int) -> list[GapRow]:
-    """Gaps of the untrained policy to the converged ODE, the fewest evaluations and nearest first.
-
-    Args:
-        results: What was measured.
-        most: Network evaluations at most; never as many as deployed.
-    """
-    rows = [
-        row
-        for row in results.gaps
-        if row.policy == TEACHER
-        and row.reference == "converged"
-        and row.nfe <= most
-        and row.nfe < results.teacher_num_steps
-    ]
-    return sorted(rows, key=lambda row: (row.nfe, row.rms))
-
-
-def success_beside(results: Results, row: GapRow) -> SuccessRow | None:
-    """Success of the way to act whose gap this is, over all episodes."""
-    return results.success_of(row.policy, row.num_steps, solver=row.solver)
-
-
-def clearly_lower(results: Results, row: GapRow) -> bool:
-    """Whether this way to act was measured to succeed less often than the policy as deployed."""
-    success = success_beside(results, row)
-    if (
-        success is None
-        or success.versus_teacher is None
-        or success.versus_teacher.difference.interval is None
-    ):
-        return False
-    return success.versus_teacher.difference.interval.high < 0
 
 
 def decided_at_the_margin(results: Results) -> str | None:
@@ -182,9 +156,9 @@ def acts_in_one_step(results: Results) -> str | None:
 def no_training_needed(results: Results) -> str | None:
     """Untrained, with at most ``FEW_STEPS`` evaluations, the policy is within the floor of itself as deployed."""
     row = _within_the_floor(results, FEW_STEPS)
-    if row is None or results.floor is None:
+    if row is None:
         return None
-    figures = f"{percent(row.rms)} against {percent(results.floor.rms)} RMS to the converged ODE"
+    figures = against_floor(results, row, " to the converged ODE")
     return f"{_way(row)} {_lie(row)} already within the floor ({figures}): {_how_to_use(row)}, no training needed."
 
 
@@ -207,7 +181,8 @@ def one_step_loses(results: Results) -> str | None:
         return None
     flips = f", {percent(row.flip_rate)} at another mode" if row.flip_rate else ""
     text = (
-        f"One untrained step loses {percent(row.rms)} RMS{_span(row.interval)} against the policy's "
+        f"One untrained step loses {percent(row.rms)} RMS{_span(row.interval)}{noise_text(results, row)} against the "
+        "policy's "
         f"{steps(results.teacher_num_steps)} (median {percent(row.median)}{flips})"
     )
     two = results.gap(TEACHER, 2, "deployed")
@@ -234,14 +209,14 @@ def encoding_limits(results: Results) -> str | None:
 
 def fewer_steps_are_free(results: Results) -> str | None:
     """Untrained, with more than ``FEW_STEPS`` evaluations but fewer than deployed, the policy is within the floor."""
-    if _within_the_floor(results, FEW_STEPS) is not None or results.floor is None:
+    if _within_the_floor(results, FEW_STEPS) is not None:
         return None
     row = _within_the_floor(results, results.teacher_num_steps)
     if row is None:
         return None
     text = (
-        f"{_way(row)} {_lie(row)} within the floor ({percent(row.rms)} against {percent(results.floor.rms)} RMS to the "
-        f"converged ODE): {_how_to_use(row)}"
+        f"{_way(row)} {_lie(row)} within the floor ({against_floor(results, row, ' to the converged ODE')}): "
+        f"{_how_to_use(row)}"
     )
     if results.latency is None:
         return f"{text}."
@@ -296,8 +271,8 @@ def the_floor(results: Results) -> str | None:
     if row is None:
         return None
     text = (
-        f"As deployed, at {steps(row.num_steps)}, the policy is itself {percent(row.rms)} RMS{_span(row.interval)} "
-        "from its converged ODE"
+        f"As deployed, at {steps(row.num_steps)}, the policy is itself {percent(row.rms)} RMS{_span(row.interval)}"
+        f"{noise_text(results, row)} from its converged ODE"
     )
     if row.rms >= LARGE_FLOOR:
         return (
@@ -333,6 +308,42 @@ def more_exact_student(results: Results) -> GapRow | None:
         return None
     interval = row.ratio_to_floor.interval
     return row if interval is not None and interval.high < 1 else None
+
+
+def student_beside_the_best_way(results: Results) -> str | None:
+    """The student's gap to the converged ODE over that of the best way without training, at the same evaluations.
+
+    A student that was trained for a few numbers of steps is looked at there alone. Training is shown to give more where
+    the whole interval lies below 1; without one, where the ratio does.
+    """
+    info = next((info for info in results.policies if info.name == STUDENT), None)
+    trained_for = info.step_counts if info is not None else None
+    rows = [
+        row
+        for row in (results.free.others if results.free is not None else [])
+        if row.policy == STUDENT and (trained_for is None or row.num_steps in trained_for)
+    ]
+    said, equal = [], []
+    for row in sorted(rows, key=lambda row: row.nfe):
+        if row.ratio_to_free is None:
+            continue
+        found = row.ratio_to_free
+        if (found.interval.high if found.interval is not None else found.value) >= 1:
+            equal.append(row.nfe)
+        span = (
+            f" ({found.interval.low:.2f} to {found.interval.high:.2f})" if found.interval is not None else ""
+        )
+        said.append(f"{found.value:.2f}{span} at {number(row.nfe)}")
+    if not said:
+        return None
+    text = (
+        "The student's RMS gap to the converged ODE over that of the best way to act without training, by network "
+        f"evaluations: {', '.join(said)}"
+    )
+    if not equal:
+        return f"{text}."
+    counts = " and ".join(number(nfe) for nfe in equal)
+    return f"{text}; at {counts} it does not show that training gives more than a better solver."
 
 
 def bend_in_time(results: Results) -> str | None:
@@ -374,16 +385,24 @@ def bent_dimension(results: Results) -> str | None:
 
 
 def better_solver(results: Results) -> str | None:
-    """Another solver's gap is at most ``BETTER_SOLVER`` of Euler's; told for the fewest evaluations at which one is."""
-    for row in free_ways(results, results.teacher_num_steps):
-        euler = results.gap(TEACHER, row.nfe, "converged")
-        if row.solver == "euler" or euler is None or row.rms > BETTER_SOLVER * euler.rms:
-            continue
-        return (
-            f"At {number(row.nfe)} evaluations {row.solver} is nearer to the converged ODE than Euler "
-            f"({percent(row.rms)} against {percent(euler.rms)} RMS)."
-        )
-    return None
+    """A way's gap is at most ``BETTER_SOLVER`` of even Euler steps', for the fewest evaluations and as deployed."""
+    found = [row for row in free_ways(results, results.teacher_num_steps) if _better(results, row)][:1]
+    best = results.free.best(results.teacher_num_steps) if results.free is not None else None
+    if best is not None and _better(results, best):
+        found.append(best)
+    said = [
+        f"at {number(row.nfe)} evaluations {_solver(row)} is nearer to the converged ODE than even Euler steps "
+        f"({percent(row.rms)} against {percent(euler)} RMS)"
+        for row in found
+        if (euler := euler_beside(results, row)) is not None
+    ]
+    text = ", ".join(said)
+    return f"{text[0].upper()}{text[1:]}." if text else None
+
+
+def _better(results: Results, row: GapRow) -> bool:
+    euler = euler_beside(results, row)
+    return not row.is_stock and euler is not None and row.rms <= BETTER_SOLVER * euler
 
 
 def long_tail(results: Results) -> str | None:
@@ -445,6 +464,7 @@ RULES: tuple[Callable[[Results], str | None], ...] = (
     two_sided,
     the_floor,
     student_beside_the_floor,
+    student_beside_the_best_way,
     bend_in_time,
     bent_dimension,
     better_solver,
@@ -457,19 +477,20 @@ RULES: tuple[Callable[[Results], str | None], ...] = (
 
 
 def _within_the_floor(results: Results, most: int) -> GapRow | None:
-    """The cheapest untrained way within the floor; Euler, which needs no code, before others of the same cost."""
-    floor = results.floor
-    if floor is None:
-        return None
-    rows = [r for r in free_ways(results, most) if r.rms <= floor.rms and not clearly_lower(results, r)]
-    return min(rows, key=lambda row: (row.nfe, row.solver != "euler", row.rms), default=None)
+    """The cheapest untrained way within the floor; even Euler steps, which need no code, first at the same cost."""
+    rows = [r for r in free_ways(results, most) if within_floor(results, r) and not clearly_lower(results, r)]
+    return min(rows, key=lambda row: (row.nfe, not row.is_stock, row.rms), default=None)
 
 
 def _way(row: GapRow) -> str:
     name = "Euler" if row.solver == "euler" else row.solver
     cost = "" if row.nfe == row.num_steps else f" ({number(row.nfe)} evaluations)"
-    text = f"{steps(row.num_steps, name)}{cost}"
+    text = f"{steps(row.num_steps, name)}{grid_text(row)}{cost}"
     return text[0].upper() + text[1:]
+
+
+def _solver(row: GapRow) -> str:
+    return f"{row.solver}{grid_text(row)}"
 
 
 def _lie(row: GapRow) -> str:
@@ -477,9 +498,11 @@ def _lie(row: GapRow) -> str:
 
 
 def _how_to_use(row: GapRow) -> str:
-    if row.solver == "euler":
+    if row.is_stock:
         return f"set the number of steps to {row.num_steps}"
-    return f"solve with {row.solver}, where your deployment can (LeRobot's own sampler is Euler's)"
+    return (
+        f"solve with {_solver(row)}, where your deployment can (LeRobot's own sampler takes even Euler steps)"
+    )
 
 
 def _span(interval: Interval | None) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
+from statistics import mean
 from typing import Any, Literal
 
 from chordflow.errors import UserError
@@ -35,6 +36,7 @@ Files of older versions are read: what they do not hold takes its default.
    percentiles, memory, findings, motion, delays, sequential decisions, timing of rollouts, clips.
 3. The step counts that a policy was trained for.
 4. The method that it was trained by and the step count that it is saved with.
+5. Power of a way's grid, the best ways to act without training, and the student beside them.
 """
 
 PolicyName = str
@@ -42,6 +44,9 @@ PolicyName = str
 other is a name that the user gave."""
 
 TEACHER, STUDENT = "teacher", "student"
+
+LEAST_NOISE_SHARE = 0.02
+"""Share of the endpoints' variance from which on a gap is given relative to what noise explains."""
 
 Reference = Literal["deployed", "converged"]
 """``deployed``: the teacher at its default steps. ``converged``: the teacher's ODE on a fine grid."""
@@ -100,14 +105,17 @@ class GapRow:
         mean_abs: Mean absolute difference, in the robot's units.
         observations: Number of held-out observations.
         pairs: Number of pairs of observation and noise.
-        ratio_to_untrained: RMS divided by that of the untrained teacher with the same solver, steps and
-            pairs, with an interval over held-out episodes; None for the teacher.
+        ratio_to_untrained: RMS divided by that of the untrained teacher at as many evaluations by even Euler steps on
+            the same pairs, with an interval over held-out episodes; None for the teacher, but among its best ways.
         interval: Interval of ``rms`` over held-out episodes; None where they are too few.
         ratio_to_floor: RMS divided by that of the teacher as deployed on the same pairs, both to the teacher's
             converged ODE, with an interval over held-out episodes: below 1 these actions are more exact than the
             deployed teacher's. None for other references and for the deployed teacher.
         nearer_than_deployed: Share of pairs that are nearer to the converged ODE's than the deployed teacher's are,
             likewise.
+        grid_power: Power of the solver's grid: 1 for even steps, above 1 they grow smaller towards the action.
+        ratio_to_free: Of another policy than the teacher, among the best ways to act without training: RMS divided by
+            that of the best way at as many evaluations on the same pairs, with an interval over episodes.
     """
 
     policy: PolicyName
@@ -127,6 +135,42 @@ class GapRow:
     interval: Interval | None = None
     ratio_to_floor: Estimate | None = None
     nearer_than_deployed: float | None = None
+    grid_power: float = 1.0
+    ratio_to_free: Estimate | None = None
+
+    @property
+    def is_stock(self) -> bool:
+        """Whether LeRobot's own sampler acts like this: by Euler, with even steps."""
+        return self.solver == "euler" and self.grid_power == 1
+
+
+@dataclass(frozen=True)
+class FreeWays:
+    """The best ways to act without training, one for each number of network evaluations from two on.
+
+    Every solver and grid that takes just so many evaluations is tried on some of the held-out episodes. The one whose
+    RMS gap to the teacher's converged ODE is smallest there is measured on the others.
+
+    Attributes:
+        chosen_on: Episodes that the ways were chosen on.
+        measured_on: Episodes that the rows are of; the same one where there is no other.
+        ways: The best ways, a row for each number of evaluations and reference.
+        others: On the same pairs, to the converged ODE: the teacher as deployed, and every other policy at its own
+            numbers of Euler steps.
+    """
+
+    chosen_on: list[int]
+    measured_on: list[int]
+    ways: list[GapRow]
+    others: list[GapRow]
+
+    def best(self, nfe: int, reference: Reference = "converged") -> GapRow | None:
+        """The best way at this number of evaluations, or None where none was looked for."""
+        return next((r for r in self.ways if (r.nfe, r.reference) == (nfe, reference)), None)
+
+    def beside(self, policy: PolicyName, num_steps: int) -> GapRow | None:
+        """The gap of another policy, or of the teacher as deployed, on the same pairs, or None."""
+        return next((r for r in self.others if (r.policy, r.num_steps) == (policy, num_steps)), None)
 
 
 @dataclass(frozen=True)
@@ -281,6 +325,7 @@ class SuccessRow:
         noninferiority: What the pairs say at the margin; None for the teacher as deployed.
         coverage: Exact coverage of Wilson's interval at this rate and number of episodes, a fraction.
         starts: Distinct starts of the episodes, where some begin alike: intervals count these. None where all differ.
+        grid_power: Power of the solver's grid, as in ``GapRow``.
         rate: *Derived.* ``successes / episodes``.
         interval: *Derived.* Wilson's 95 % interval of the rate.
     """
@@ -295,12 +340,18 @@ class SuccessRow:
     noninferiority: NonInferiority | None = None
     coverage: float | None = None
     starts: int | None = None
+    grid_power: float = 1.0
     rate: float = field(init=False)
     interval: Interval = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "interval", _interval_of_rate(self.successes, self.episodes, self.starts))
         object.__setattr__(self, "rate", self.successes / self.episodes)
+
+    @property
+    def is_stock(self) -> bool:
+        """Whether LeRobot's own sampler acts like this: by Euler, with even steps."""
+        return self.solver == "euler" and self.grid_power == 1
 
 
 MotionMeasure = Literal["jerk", "path length", "jump", "length", "seconds"]
@@ -320,6 +371,7 @@ class MotionRow:
         mean: Mean over episodes with its interval.
         difference: Mean paired difference to the teacher as deployed; None for that one.
         episodes: Episodes that have the measure.
+        grid_power: Power of the solver's grid, as in ``GapRow``.
     """
 
     policy: PolicyName
@@ -329,6 +381,7 @@ class MotionRow:
     mean: Estimate
     difference: Estimate | None
     episodes: int
+    grid_power: float = 1.0
 
 
 DelayMode = Literal["none", "sync", "async", "rtc"]
@@ -398,6 +451,7 @@ class TimingRow:
         policy: Whose rollouts.
         num_steps: Its steps.
         solver: Which solver.
+        grid_power: Power of its grid, as in ``GapRow``.
         network_s: In the policy's network: encoding and velocities.
         simulator_s: In the environment: making, resetting, stepping, rendering.
         processors_s: In the checkpoint's and the environment's processors, LeRobot's.
@@ -413,6 +467,7 @@ class TimingRow:
     processors_s: float
     other_s: float
     solver: str = "euler"
+    grid_power: float = 1.0
     total_s: float = field(init=False)
     overhead: float = field(init=False)
 
@@ -648,6 +703,7 @@ class Results:
         held_out: What was held out; None where nothing was measured on observations.
         curvature: One row per policy.
         gaps: One row per policy, solver, steps and reference.
+        free: The best ways to act without training; None where they were not looked for.
         latency: None where it was not measured.
         success: One row per policy, steps and group.
         flip_checks: Flips compared with sides, one row per policy and steps; empty where the environment does
@@ -684,6 +740,7 @@ class Results:
     held_out: HeldOut | None = None
     curvature: list[CurvatureRow] = field(default_factory=list)
     gaps: list[GapRow] = field(default_factory=list)
+    free: FreeWays | None = None
     latency: Latency | None = None
     success: list[SuccessRow] = field(default_factory=list)
     flip_checks: list[FlipCheck] = field(default_factory=list)
@@ -715,6 +772,27 @@ class Results:
         return next(rows, None)
 
     @property
+    def noise_share(self) -> float | None:
+        """Share of the variance of the teacher's endpoints that noise explains, or None.
+
+        It is the mean, over observations, of the variance over noises, divided by the variance over all pairs.
+        """
+        return mean(row.spread**2 for row in self.spreads) if self.spreads else None
+
+    def of_noise(self, rms: float) -> float | None:
+        """A gap's RMS over the root of the variance that noise explains, in place of that of the whole variance.
+
+        Args:
+            rms: As ``GapRow`` has it.
+
+        Returns:
+            A fraction, or None where noise explains less than ``LEAST_NOISE_SHARE`` of the variance: then it means
+            nothing.
+        """
+        share = self.noise_share
+        return None if share is None or share < LEAST_NOISE_SHARE else rms / math.sqrt(share)
+
+    @property
     def student_num_steps(self) -> int | None:
         """Steps of the student as saved, by its latency; by its smallest measured number where that is absent."""
         if self.student is None:
@@ -734,11 +812,16 @@ class Results:
         return next((r for r in self.curvature if r.policy == policy), None)
 
     def success_of(
-        self, policy: PolicyName, num_steps: int, group: str = "all", solver: str = "euler"
+        self,
+        policy: PolicyName,
+        num_steps: int,
+        group: str = "all",
+        solver: str = "euler",
+        grid_power: float = 1.0,
     ) -> SuccessRow | None:
-        """The success row of this policy, step count, group and solver, or None."""
-        wanted = (policy, num_steps, group, solver)
-        rows = (r for r in self.success if (r.policy, r.num_steps, r.group, r.solver) == wanted)
+        """The success row of this policy, step count, group, solver and grid, or None."""
+        wanted = (policy, num_steps, group, solver, grid_power)
+        rows = (r for r in self.success if (r.policy, r.num_steps, r.group, r.solver, r.grid_power) == wanted)
         return next(rows, None)
 
     def to_json(self) -> str:

@@ -1,12 +1,15 @@
 """The finding of a run in one sentence, by rules that are written down."""
 
-from chordflow.results.findings import (
-    FEW_STEPS,
+from chordflow.results.findings import FEW_STEPS, findings, more_exact_student
+from chordflow.results.free import (
+    against_floor,
     clearly_lower,
-    findings,
     free_ways,
-    more_exact_student,
+    grid_text,
+    noise_text,
+    on_the_same_pairs,
     success_beside,
+    within_floor,
 )
 from chordflow.results.schema import STUDENT, TEACHER, GapRow, PolicyInfo, Results, SuccessRow
 from chordflow.results.wording import clean, percent, points, step_counts, steps
@@ -34,15 +37,17 @@ def verdict(results: Results) -> str:
     Elsewhere it is one sentence. Its clauses, in their order; one that was not measured is left out and nothing
     is claimed for it:
 
-    1. *Free alternative.* The untrained teacher with at most two network evaluations (or the student's
-       number, if that is higher). If its RMS gap to the converged ODE is at most the floor, and its paired
-       success is not below the deployed teacher's (the interval reaches 0 or success was not measured), no
-       training was needed. Else, if its gap is at most the student's, or its success rate at least the
-       lower end of the student's interval, it is as near or not told apart.
+    1. *Free alternative.* The untrained teacher with at most two network evaluations (or the student's number, if
+       that is higher), by even Euler steps or by the best solver and grid. If its RMS gap to the converged ODE is at
+       most the floor, and its paired success is not below the deployed teacher's (the interval reaches 0 or success
+       was not measured), no training was needed. Else, if its gap is at most the student's, or its success rate at
+       least the lower end of the student's interval, it is as near or not told apart.
     2. *Gap* of the student at its own steps, with the ratio to the untrained teacher's at the same steps and
        its 95 % interval: a gain only if the whole interval is below 1, worse if it is above 1, and
        otherwise no better. The reference is the teacher as deployed, or the
-       converged ODE where there is no ratio for the former. A student of converged couplings stays as far from the
+       converged ODE where there is no ratio for the former. Beside it stands the gap relative to what noise decides,
+       which is the harder figure; where noise decides next to nothing, the gap in the robot's units. A student of
+       converged couplings stays as far from the
        deployed teacher as that is from its own ODE, so it is said where the student is nearer to the ODE than the
        deployed teacher is (the interval of their ratio lies below 1).
     3. *Few pairs*, if the RMS is at least 1.5 times the median; flips are named if there are any.
@@ -125,19 +130,20 @@ def _sentence(free: str, *clauses: str, last: str = "") -> str:
 
 
 def _free_alternative(results: Results, n: int) -> str:
-    rows, floor = free_ways(results, max(FEW_STEPS, n)), results.floor
+    rows = free_ways(results, max(FEW_STEPS, n))
     for row in rows:
-        if floor is None or row.rms > floor.rms or clearly_lower(results, row):
+        if not within_floor(results, row) or clearly_lower(results, row):
             continue
-        figures = f"{percent(row.rms)} against {percent(floor.rms)} RMS"
+        figures = against_floor(results, row)
         return f"no training was needed: {_untrained(row)} already {_verb(row, 'lie')} within the floor ({figures})"
-    student, own = results.gap("student", n, "converged"), results.success_of("student", n)
+    own = results.success_of("student", n)
     found = []
     for row in rows:
+        student = on_the_same_pairs(results, row, STUDENT, n)
         near = student is not None and row.rms <= student.rms
         often = _not_told_apart(success_beside(results, row), own)
         # At the student's own Euler steps the ratio says more than this rule could.
-        if (near or often) and (row.num_steps, row.solver) != (n, "euler"):
+        if (near or often) and (row.num_steps, row.is_stock) != (n, True):
             found.append((near, often, row))
     if not found:
         return ""
@@ -150,7 +156,10 @@ def _free_alternative(results: Results, n: int) -> str:
 
 
 def _untrained(row: GapRow) -> str:
-    return steps(row.num_steps, "untrained" if row.solver == "euler" else f"untrained {row.solver}")
+    """A way without training, and whether it takes a sampler of one's own."""
+    if row.is_stock:
+        return steps(row.num_steps, "untrained")
+    return f"{steps(row.num_steps, f'untrained {row.solver}')}{grid_text(row)} (not in stock LeRobot)"
 
 
 def _verb(row: GapRow, plural: str) -> str:
@@ -169,7 +178,7 @@ def _gap(results: Results, n: int, *, beside_floor: bool = True) -> tuple[str, s
     row = next((r for r in rows if r.ratio_to_untrained is not None), rows[0])
     target = "" if row.reference == "deployed" else " to the converged ODE"
     exact = _more_exact(results, row) if beside_floor else ""
-    gap, pairs = f"{percent(row.rms)} RMS{target}{exact}", _few_pairs(row)
+    gap, pairs = f"{percent(row.rms)} RMS{target}{noise_text(results, row)}{exact}", _few_pairs(row)
     student, ratio = f"at {steps(n)} the student", row.ratio_to_untrained
     if ratio is None:
         return f"{student}'s action gap is {gap}, not compared with the untrained teacher's", pairs
@@ -303,7 +312,7 @@ def _success_of_all(results: Results) -> str:
     if not found:
         rows = [row for row in results.success if (row.policy, row.group) == (TEACHER, "all")]
         told = [
-            f"{percent(row.rate, 1)} at {steps(row.num_steps, row.solver if row.solver != 'euler' else '')}"
+            f"{percent(row.rate, 1)} at {steps(row.num_steps, row.solver if not row.is_stock else '')}{grid_text(row)}"
             for row in sorted(rows, key=lambda row: row.num_steps)
         ]
         return f"the teacher's success is {' and '.join(told)}" if told else ""

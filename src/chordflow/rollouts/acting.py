@@ -64,6 +64,7 @@ class Actor:
         executed: actions of a chunk until the next one is asked for, K.
         execution: what delay there is.
         timing: where seconds are added.
+        grid_power: how the solver's steps are graded.
 
     Attributes:
         history: the observations that it looks at.
@@ -81,19 +82,23 @@ class Actor:
         executed: int,
         execution: Execution,
         timing: Timing,
+        grid_power: float = 1.0,
     ) -> None:
         self.policy = policy
         self.history = History.of(policy)
         self.env_cfg = env_cfg
-        self.sampler = Sampler(policy, num_steps, solver)
+        self.sampler = Sampler(policy, num_steps, solver, grid_power)
         self.executed = executed
         self.execution = execution
         self.timing = timing
         execution.check(policy.chunk, executed)
         self._guided: RealTimeSampler | None = None
         if execution.mode == "rtc":
-            if solver != "euler":
-                raise UserError(f"solver is {solver!r}; real-time chunking has Euler steps: choose euler.")
+            if (solver, grid_power) != ("euler", 1.0):
+                raise UserError(
+                    f"solver is {solver!r} and grid_power {grid_power:g}; real-time chunking has even Euler steps: "
+                    "choose euler with grid_power 1."
+                )
             guided = RealTimeSampler(policy, num_steps, execution.max_guidance_weight)
             # Counted from the present, like the delay.
             self._guided = replace(guided, execution_horizon=guided.horizon + policy.chunk.first_executed)

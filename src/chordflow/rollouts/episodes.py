@@ -47,6 +47,7 @@ class Episode:
         task_id: Number of the task within its suite.
         mode: What the robot did while a chunk was made; see `rollouts.delay.Execution`.
         delay: Control steps that it took.
+        grid_power: How the solver's steps are graded; 1 for even steps.
         path_length: *Derived.* Sum over time of the Euclidean norm of `a[t+1] - a[t]`, in the robot's units.
     """
 
@@ -68,6 +69,7 @@ class Episode:
     task_id: int = 0
     mode: DelayMode = "none"
     delay: int = 0
+    grid_power: float = 1.0
     path_length: float = field(init=False)
 
     def __post_init__(self) -> None:

@@ -79,6 +79,7 @@ class Runner:
         *,
         num_steps: int,
         solver: str = "euler",
+        grid_power: float = 1.0,
         n_action_steps: int | None = None,
         execution: Execution = PLAIN,
         store: EpisodeStore | None = None,
@@ -93,6 +94,7 @@ class Runner:
             seeds: of the episodes, each once; every task gets all of them.
             num_steps: solver steps for each chunk; the step count that the policy is saved with is not used.
             solver: euler, midpoint, heun or adams_bashforth.
+            grid_power: how the steps are graded; 1 for LeRobot's even steps.
             n_action_steps: executed actions of each chunk; the policy's own by default.
             execution: what delay there is and what the robot does meanwhile.
             store: where each episode is saved as it ends; those that it holds are not run again (but where
@@ -111,7 +113,7 @@ class Runner:
         spent = Timing()
         clock = _Clock()
         executed = _check_arguments(policy, seeds, n_action_steps, record_frames)
-        actor = Actor(policy, self.env_cfg, num_steps, solver, executed, execution, spent)
+        actor = Actor(policy, self.env_cfg, num_steps, solver, executed, execution, spent, grid_power)
         report = clock.paused(progress) if progress is not None else _ignore
         episodes: dict[EpisodeKey, Episode] = {}
         try:
@@ -214,6 +216,7 @@ def run_episodes(
     *,
     num_steps: int,
     solver: str = "euler",
+    grid_power: float = 1.0,
     batch_size: int = 32,
     num_workers: int = 0,
     n_action_steps: int | None = None,
@@ -236,6 +239,7 @@ def run_episodes(
             seeds,
             num_steps=num_steps,
             solver=solver,
+            grid_power=grid_power,
             n_action_steps=n_action_steps,
             execution=execution,
             store=store,

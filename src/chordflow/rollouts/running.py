@@ -107,6 +107,7 @@ class Running:
             chunks=self._asked,
             num_steps=actor.sampler.num_steps,
             solver=actor.sampler.solver,
+            grid_power=actor.sampler.grid_power,
             jerk=jerk(actions),
             jump=jump(actions, [start for start in self._starts if start < self._length]),
             seconds=self.seconds,

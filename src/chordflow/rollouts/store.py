@@ -60,6 +60,7 @@ SCHEMA = pa.schema(
         pa.field("chunks", pa.int64(), nullable=False),
         pa.field("num_steps", pa.int64(), nullable=False),
         pa.field("solver", pa.string(), nullable=False),
+        pa.field("grid_power", pa.float64(), nullable=False),
         pa.field("mode", pa.string(), nullable=False),
         pa.field("delay", pa.int64(), nullable=False),
         pa.field("jerk", pa.float64()),
@@ -81,6 +82,7 @@ def arm_settings(
     *,
     num_steps: int,
     solver: str = "euler",
+    grid_power: float = 1.0,
     n_action_steps: int | None = None,
     execution: Execution | None = None,
 ) -> dict[str, Any]:
@@ -93,6 +95,8 @@ def arm_settings(
         "weights": weights_hash(policy),
         "num_steps": num_steps,
         "solver": solver,
+        # Stores of even steps were made before there were others.
+        **({"grid_power": grid_power} if grid_power != 1 else {}),
         "n_action_steps": policy.chunk.num_executed if n_action_steps is None else n_action_steps,
         **asdict(execution),
         "env": draccus.encode(env_cfg),
@@ -309,7 +313,8 @@ def _to_row(episode: Episode) -> dict[str, Any]:
 
 
 def _from_row(row: dict[str, Any]) -> Episode:
-    given = {field.name: row[field.name] for field in fields(Episode) if field.init}
+    # What is younger than the file takes its default.
+    given = {field.name: row[field.name] for field in fields(Episode) if field.init and field.name in row}
     given["actions"] = np.array(row["actions"], dtype=np.float32)
     if row["frames"] is not None:
         given["frames"] = np.frombuffer(row["frames"], dtype=np.uint8).reshape(row["frames_shape"])

@@ -41,10 +41,10 @@ def success_rows(
         UserError: If there are no episodes, they mix solvers or step counts, or the seeds differ from the
             teacher's.
     """
-    settings = {(e.solver, e.num_steps, e.mode, e.delay) for e in episodes}
+    settings = {(e.solver, e.num_steps, e.grid_power, e.mode, e.delay) for e in episodes}
     if len(settings) != 1:
         raise UserError(f"episodes hold {len(settings)} different solver settings; give one run's episodes.")
-    ((solver, num_steps, _, _),) = settings
+    ((solver, num_steps, grid_power, _, _),) = settings
     starts = starts or Starts()
     pairs = paired(episodes, teacher) if teacher is not None else None
     rows = []
@@ -57,7 +57,17 @@ def success_rows(
             versus = compare_success(*zip(*chosen, strict=True), starts=distinct)
         successes = sum(episode.success for episode in members)
         rows.append(
-            SuccessRow(policy, solver, num_steps, group, successes, len(members), versus, starts=distinct)
+            SuccessRow(
+                policy,
+                solver,
+                num_steps,
+                group,
+                successes,
+                len(members),
+                versus,
+                starts=distinct,
+                grid_power=grid_power,
+            )
         )
     return rows
 

@@ -123,6 +123,7 @@ def motion_rows(
                 policy=policy,
                 solver=episodes[0].solver,
                 num_steps=episodes[0].num_steps,
+                grid_power=episodes[0].grid_power,
                 measure=measure,
                 mean=mean_interval(values, seed=seed, clusters=starts.clusters(known)),
                 difference=difference,
@@ -132,7 +133,9 @@ def motion_rows(
     return rows
 
 
-def timing_row(policy: PolicyName, num_steps: int, timing: Timing, solver: str = "euler") -> TimingRow:
+def timing_row(
+    policy: PolicyName, num_steps: int, timing: Timing, solver: str = "euler", grid_power: float = 1.0
+) -> TimingRow:
     """Where the time of one run went.
 
     Args:
@@ -140,6 +143,7 @@ def timing_row(policy: PolicyName, num_steps: int, timing: Timing, solver: str =
         num_steps: its steps.
         timing: as the run counted it.
         solver: which solver.
+        grid_power: how its steps are graded.
     """
     return TimingRow(
         policy=policy,
@@ -149,6 +153,7 @@ def timing_row(policy: PolicyName, num_steps: int, timing: Timing, solver: str =
         processors_s=timing.processors_s,
         other_s=timing.other_s,
         solver=solver,
+        grid_power=grid_power,
     )
 
 

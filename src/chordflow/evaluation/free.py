@@ -1,0 +1,202 @@
+"""What can be had without training: the best way to spend a number of network evaluations.
+
+Stock LeRobot takes even Euler steps. Another solver or grid costs nothing but a sampler of one's own, so it is what a
+student has to beat. The way is chosen on some of the held-out episodes and measured on the others: of a dozen ways one
+always looks good on the observations that it was chosen on.
+
+Shapes: N observations, K noises for each, H chunk size, D padded action dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from chordflow.evaluation.gap import Gap, Modes, action_gap, flatten
+from chordflow.evaluation.paired import Way, solve
+from chordflow.evaluation.work import Work, beside_floor, gap_row, rms_ratio
+from chordflow.flow.seeds import generator
+from chordflow.flow.solvers import SOLVERS, AdamsBashforth, get_solver
+from chordflow.policies import FlowPolicy
+from chordflow.results.schema import TEACHER, FreeWays, GapRow, PolicyName, Reference
+from chordflow.results.statistics import Estimate
+
+GRID_POWERS = (1.0, 1.4, 2.0)
+"""Even steps, and two grids whose steps grow smaller towards the action (see `flow.grids`)."""
+
+CHOICE_NOISES = 2
+"""Noises of each observation that ways are chosen on; fewer than are measured on, for a dozen ways are solved."""
+
+
+def candidates(nfe: int) -> list[Way]:
+    """Every way that takes exactly so many evaluations, LeRobot's even Euler steps first.
+
+    A single step has no grid, and a single one of Adams-Bashforth's is midpoint's: neither is listed twice.
+
+    Args:
+        nfe: network evaluations.
+    """
+    found = []
+    for name in SOLVERS:
+        num_steps = get_solver(name).num_steps_for(nfe)
+        if num_steps is None or (num_steps == 1 and name == AdamsBashforth.name):
+            continue
+        found += [Way(name, num_steps, power) for power in (GRID_POWERS if num_steps > 1 else (1.0,))]
+    return found
+
+
+def halves(episodes: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """The observations to choose on and those to measure on, rows of `episodes` (N,): an episode is in one of the two.
+
+    Args:
+        episodes: of each observation, (N,); where it is one episode alone, both are all rows.
+        seed: which half of the episodes is which.
+    """
+    known = episodes.unique()
+    if len(known) == 1:
+        rows = torch.arange(len(episodes))
+        return rows, rows
+    order = known[torch.randperm(len(known), generator=generator(seed, "free ways"))]
+    first = torch.isin(episodes, order[: len(known) // 2])
+    return first.nonzero().flatten(), (~first).nonzero().flatten()
+
+
+class Search:
+    """Finds the best ways of a teacher, and holds other policies against them on the same pairs.
+
+    Args:
+        work: solves, and counts what is done.
+        teacher: frozen.
+        counts: numbers of evaluations; a single one leaves no choice.
+        known: ways whose endpoints `run` will be given.
+
+    Attributes:
+        cost: network evaluations that `run` counts.
+        found: None before `run`, where no number leaves a choice, and where the endpoints to measure on are all equal.
+    """
+
+    def __init__(self, work: Work, teacher: FlowPolicy, counts: Iterable[int], known: Iterable[Way]) -> None:
+        self._work, self._teacher, self._known = work, teacher, set(known)
+        self._candidates = {nfe: candidates(nfe) for nfe in sorted(counts) if nfe > 1}
+        self._chosen_on, self._measured_on = halves(work.held_out.episodes, work.config.seed)
+        self._episodes = work.held_out.episodes[self._measured_on]
+        config = work.config
+        most = config.gap_noises or config.noises_per_observation
+        self._noises = min(most, config.converged_noises)
+        self._choice = min(self._noises, CHOICE_NOISES)
+        self._unknown = [w for ways in self._candidates.values() for w in ways if w not in self._known]
+        self.cost = work.cost(sum(way.nfe for way in self._unknown), self._choice, self._chosen_on)
+        self.cost += work.cost(sum(self._candidates), self._noises, self._measured_on)
+        self.found: FreeWays | None = None
+
+    def run(self, solved: Mapping[Way, Tensor], deployed: Way, converged: Tensor, modes: Modes) -> None:
+        """Chooses and measures.
+
+        Args:
+            solved: the teacher's endpoints (N, K, H, D) by the known ways, at least the even Euler steps of every
+                number of evaluations and those as deployed.
+            deployed: the way that is deployed.
+            converged: endpoints (N, K, H, D) of the converged ODE.
+            modes: the teacher's.
+        """
+        rows, noises = self._measured_on, self._noises
+        as_deployed, self._converged = solved[deployed][rows, :noises], converged[rows, :noises]
+        if not self._candidates or not (_differ(as_deployed) and _differ(self._converged)):
+            self._work.tick(self.cost)
+            return
+        self._modes = modes.of(rows)
+        best = self._choose(solved, converged)
+        new = [way for way in best if way not in self._known]
+        ends = {way: solved[way][rows, :noises] for way in best if way in self._known}
+        ends |= self._solve(new, rows, noises)
+        # What is fine on one half may leave the numbers on the other; even Euler steps never did.
+        best = [way if ends[way].isfinite().all() else Way("euler", way.nfe) for way in best]
+        ends |= {way: solved[way][rows, :noises] for way in best if way in self._known}
+        # What was known already counts as done.
+        self._work.tick(self._work.cost(sum(self._candidates) - sum(way.nfe for way in new), noises, rows))
+        self._floor = self._gap(as_deployed, self._converged)
+        references: dict[Reference, tuple[Tensor, int]] = {
+            "deployed": (as_deployed, deployed.num_steps),
+            "converged": (self._converged, self._work.config.converged_num_steps),
+        }
+        ways = []
+        for way in best:
+            euler = solved[Way("euler", way.nfe)][rows, :noises]
+            for reference, (target, steps) in references.items():
+                gap, even = self._gap(ends[way], target), self._gap(euler, target)
+                row = self._row(TEACHER, way, reference, steps, gap)
+                ways.append(replace(row, ratio_to_untrained=self._ratio(gap, even)))
+        self._best = {way.nfe: self._gap(ends[way], self._converged) for way in best}
+        self.found = FreeWays(
+            chosen_on=self._work.held_out.episodes[self._chosen_on].unique().tolist(),
+            measured_on=self._episodes.unique().tolist(),
+            ways=ways,
+            others=[self._row(TEACHER, deployed, "converged", references["converged"][1], self._floor)],
+        )
+
+    def put_beside(self, name: PolicyName, solved: Mapping[Way, Tensor]) -> None:
+        """Adds another policy on the same pairs.
+
+        Args:
+            name: of the policy.
+            solved: its endpoints (N, K, H, D) by even Euler steps.
+        """
+        if self.found is None:
+            return
+        for way, ends in solved.items():
+            gap = self._gap(ends[self._measured_on, : self._noises], self._converged)
+            row = self._row(name, way, "converged", self._work.config.converged_num_steps, gap)
+            ratio = self._ratio(gap, self._best.get(way.nfe))
+            self.found.others.append(replace(row, ratio_to_free=ratio))
+
+    def _choose(self, solved: Mapping[Way, Tensor], converged: Tensor) -> list[Way]:
+        """The way of each number of evaluations that ends nearest to the converged ODE."""
+        rows, noises = self._chosen_on, self._choice
+        ends = self._solve(self._unknown, rows, noises)
+        chunk = self._teacher.chunk
+        target = flatten(converged[rows, :noises], chunk)
+
+        def squared(way: Way) -> float:
+            found = ends[way] if way in ends else solved[way][rows, :noises]
+            # A way that leaves the numbers is as far as can be; even Euler steps never did, or nothing was measured.
+            return float(np.nan_to_num(np.mean((flatten(found, chunk) - target) ** 2), nan=np.inf))
+
+        return [min(ways, key=squared) for ways in self._candidates.values()]
+
+    def _solve(self, ways: list[Way], rows: Tensor, noises: int) -> dict[Way, Tensor]:
+        if not ways:
+            return {}
+        held_out, config = self._work.held_out, self._work.config
+        return solve(
+            self._teacher,
+            held_out.contexts[TEACHER],
+            held_out.noise[rows, :noises],
+            ways,
+            batch_size=config.batch_size,
+            on_batch=self._work.tick,
+            rows=rows,
+        )
+
+    def _gap(self, ends: Tensor, target: Tensor) -> Gap:
+        return action_gap(ends, target, self._modes, self._teacher)
+
+    def _row(self, name: PolicyName, way: Way, reference: Reference, steps: int, gap: Gap) -> GapRow:
+        seed = self._work.config.seed
+        interval = gap.interval(self._episodes.numpy(), seed)
+        row = replace(gap_row(name, way, reference, steps, gap), interval=interval)
+        if reference != "converged" or gap is self._floor:
+            return row
+        return beside_floor(row, gap, self._floor, self._episodes, seed)
+
+    def _ratio(self, gap: Gap, other: Gap | None) -> Estimate | None:
+        if other is None or other.rms == 0:
+            return None
+        return rms_ratio(gap, other, self._episodes, self._work.config.seed)
+
+
+def _differ(endpoints: Tensor) -> bool:
+    return bool((endpoints != endpoints[:1, :1]).any())

@@ -1,0 +1,300 @@
+"""What can be had without training: which ways are tried, on which episodes, and what is said of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from chordflow.evaluation.free import GRID_POWERS, candidates, halves
+from chordflow.experiments.arms import Arm, _Rollouts
+from chordflow.flow.closed_forms import GaussianFlow
+from chordflow.flow.solvers import get_solver
+from chordflow.report.card import card
+from chordflow.report.table import markdown, render
+from chordflow.results.findings import findings
+from chordflow.results.schema import (
+    LEAST_NOISE_SHARE,
+    FreeWays,
+    GapRow,
+    ObservationSpread,
+    PolicyInfo,
+    Results,
+)
+from chordflow.results.statistics import Estimate
+from chordflow.results.verdict import verdict
+from report_samples import gap, ratio, sample, success
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+# ---- Which ways are tried -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("nfe", "count"), [(1, 1), (2, 5), (3, 6), (4, 12), (5, 6), (10, 12)])
+def test_every_solver_and_grid_at_the_same_number_of_evaluations(nfe: int, count: int) -> None:
+    ways = candidates(nfe)
+    assert len(set(ways)) == len(ways) == count
+    assert ways[0] == ("euler", nfe, 1.0)
+    assert {way.nfe for way in ways} == {nfe}
+    if nfe == 4:
+        assert {way.solver for way in ways} == {"euler", "midpoint", "heun", "adams_bashforth"}
+        assert {way.grid_power for way in ways} == set(GRID_POWERS) == {1.0, 1.4, 2.0}
+
+
+@given(nfe=st.integers(1, 24))
+@settings(max_examples=12, deadline=None)
+def test_no_way_is_tried_twice_under_two_names(nfe: int) -> None:
+    flow = GaussianFlow(torch.ones(1, 1, 3).double(), torch.tensor([[[0.2, 0.5, 0.9]]]).double())
+    noise = torch.tensor([[[0.3, -1.2, 2.0]]]).double()
+    evaluations = 0
+
+    def velocity(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        nonlocal evaluations
+        evaluations += 1
+        return flow.velocity(x, t)
+
+    ends = []
+    for way in candidates(nfe):
+        evaluations = 0
+        end = get_solver(way.solver).integrate(velocity, noise, way.num_steps, grid_power=way.grid_power)
+        assert evaluations == way.nfe == nfe
+        ends.append(tuple(round(float(x), 9) for x in end.flatten()))
+    assert len(set(ends)) == len(ends)
+
+
+@given(episodes=st.lists(st.integers(0, 12), min_size=1, max_size=60), seed=st.integers(0, 5))
+@settings(max_examples=60, deadline=None)
+def test_an_episode_is_chosen_on_or_measured_on(episodes: list[int], seed: int) -> None:
+    of_rows = torch.tensor(episodes)
+    first, second = halves(of_rows, seed)
+    known = set(episodes)
+    chosen, measured = set(of_rows[first].tolist()), set(of_rows[second].tolist())
+    if len(known) == 1:
+        assert first.tolist() == second.tolist() == list(range(len(episodes)))
+        return
+    assert not chosen & measured
+    assert sorted([*first.tolist(), *second.tolist()]) == list(range(len(episodes)))
+    # The larger half is measured on: an interval needs two episodes.
+    assert (len(chosen), len(measured)) == (len(known) // 2, len(known) - len(known) // 2)
+    again, _ = halves(of_rows, seed)
+    assert torch.equal(first, again)
+
+
+# ---- Which episodes are run -----------------------------------------------------------------------------
+
+
+def best_ways(*rows: GapRow, **changes: Any) -> FreeWays:
+    return dataclasses.replace(FreeWays([0], [1, 2], list(rows), []), **changes)
+
+
+AB4 = gap("teacher", 3, "converged", 0.05, solver="adams_bashforth", nfe=4, grid_power=2.0,
+          ratio_to_untrained=ratio(0.5, 0.4, 0.6))  # fmt: skip
+EULER2 = gap("teacher", 2, "converged", 0.1, grid_power=2.0, ratio_to_untrained=ratio(0.8, 0.7, 0.9))
+
+
+@pytest.mark.parametrize(
+    ("free", "student", "further", "expected"),
+    [
+        (None, 2, [], [(2, "euler", 1.0), (1, "midpoint", 1.0)]),
+        (None, 1, [3], [(1, "euler", 1.0), (3, "euler", 1.0)]),
+        (best_ways(AB4, EULER2), 1, [], [(1, "euler", 1.0)]),
+        (best_ways(AB4, EULER2), 2, [], [(2, "euler", 1.0), (2, "euler", 2.0)]),
+        (
+            best_ways(AB4, EULER2), 1, [2, 4],
+            [(1, "euler", 1.0), (2, "euler", 1.0), (4, "euler", 1.0), (2, "euler", 2.0), (3, "adams_bashforth", 2.0)],
+        ),
+        (best_ways(gap("teacher", 2, "converged", 0.1)), 2, [], [(2, "euler", 1.0)]),
+        (best_ways(AB4), 2, [], [(2, "euler", 1.0), (1, "midpoint", 1.0)]),
+        (best_ways(gap("teacher", 9, "converged", 0.01, solver="adams_bashforth", nfe=10)), 10, [20],
+         [(20, "euler", 1.0)]),
+    ],
+)  # fmt: skip
+def test_episodes_are_run_by_the_best_way(
+    free: FreeWays | None, student: int, further: list[int], expected: list[tuple[int, str, float]]
+) -> None:
+    """At as many evaluations as a candidate takes or is asked for; without a dataset by midpoint, as ever."""
+    config: Any = SimpleNamespace(
+        seed=0, eval=SimpleNamespace(n_episodes=2, num_clips=0, teacher_num_steps=further)
+    )
+    entrants: Any = {
+        name: SimpleNamespace(name=name, policy=None, num_steps=n)
+        for name, n in (("teacher", 10), ("student", student))
+    }
+    runner: Any = SimpleNamespace(tasks=lambda: [("", 0)])
+    arms = _Rollouts(config, entrants, runner, free)._untrained()
+    assert [(arm.num_steps, arm.solver, arm.grid_power) for arm in arms] == expected
+    assert len({arm.key for arm in arms}) == len({arm.label for arm in arms}) == len(arms)
+
+
+def test_names_of_even_arms_are_as_before() -> None:
+    policy: Any = None
+    assert Arm("teacher", policy, 1, "midpoint").key == "teacher-1-midpoint"
+    graded = Arm("teacher", policy, 2, grid_power=1.4)
+    assert (graded.key, graded.label) == ("teacher-2-euler-g1.4", "teacher, 2 steps, grid power 1.4")
+
+
+# ---- What is said ---------------------------------------------------------------------------------------
+
+FLOOR = gap("teacher", 10, "converged", 0.06)
+
+
+def spreads(share: float) -> list[ObservationSpread]:
+    """Two observations over which noise explains this share of the variance."""
+    return [
+        ObservationSpread(i, i, 0, "", value**0.5, 1, [1.0])
+        for i, value in enumerate((0.5 * share, 1.5 * share))
+    ]
+
+
+def with_free(ways: list[GapRow], others: list[GapRow], **changes: Any) -> Results:
+    return sample(free=FreeWays([0], [1, 2], ways, others), latency=None, success=[], **changes)
+
+
+def two(rms: float, **changes: Any) -> GapRow:
+    row = gap("teacher", 2, "converged", rms, grid_power=2.0, ratio_to_untrained=ratio(0.8, 0.7, 0.9))
+    return dataclasses.replace(row, **changes)
+
+
+@pytest.mark.parametrize(
+    ("rms", "floor", "student", "expected"),
+    [
+        # On its own pairs it is within their floor, whatever the floor of all pairs (4.3 %) is.
+        (0.055, 0.06, 0.03, "No training was needed: two untrained euler steps with grid power 2 (not in stock"),
+        (0.061, 0.06, 0.07, "Two untrained euler steps with grid power 2 (not in stock LeRobot) already lie as near"),
+        (0.04, 0.03, 0.03, "At one step the student's action gap is"),
+    ],
+)  # fmt: skip
+def test_the_verdict_holds_the_best_way_to_its_own_pairs(
+    rms: float, floor: float, student: float, expected: str
+) -> None:
+    others = [gap("teacher", 10, "converged", floor), gap("student", 1, "converged", student)]
+    assert verdict(with_free([two(rms)], others)).startswith(expected)
+
+
+def test_stock_steps_come_before_the_best_way_at_the_same_cost() -> None:
+    results = with_free([two(0.01)], [gap("teacher", 10, "converged", 0.06)])
+    gaps = [
+        row
+        for row in results.gaps
+        if (row.policy, row.num_steps, row.reference) != ("teacher", 2, "converged")
+    ]
+    results = dataclasses.replace(results, gaps=[*gaps, gap("teacher", 2, "converged", 0.02)])
+    said = {finding.rule: finding.text for finding in findings(results)}
+    assert said["no_training_needed"].startswith("Two Euler steps lie already within the floor")
+    assert "set the number of steps to 2" in said["no_training_needed"]
+
+
+def test_other_solvers_are_the_best_ways_where_these_were_looked_for() -> None:
+    """Midpoint on all pairs was not chosen, so it is no news."""
+    midpoint = gap("teacher", 1, "converged", 0.02, solver="midpoint", nfe=2)
+    results = with_free(
+        [two(0.08)], [gap("teacher", 10, "converged", 0.06), gap("student", 1, "converged", 0.05)]
+    )
+    results = dataclasses.replace(results, gaps=[*results.gaps, midpoint])
+    assert "midpoint" not in verdict(results)
+    assert "midpoint" in verdict(dataclasses.replace(results, free=None))
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        (None, "0.40 (0.30 to 0.50) at two, 1.02 (0.90 to 1.20) at four, 3.00 at ten; at four and ten it does not"),
+        ([1], None),
+        ([1, 2], "0.40 (0.30 to 0.50) at two."),
+    ],
+)  # fmt: skip
+def test_the_claim_is_the_one_that_the_best_way_leaves(
+    counts: list[int] | None, expected: str | None
+) -> None:
+    others = [
+        gap("student", 1, "converged", 0.05),
+        gap("student", 2, "converged", 0.05, ratio_to_free=ratio(0.4, 0.3, 0.5)),
+        gap("student", 4, "converged", 0.05, ratio_to_free=ratio(1.02, 0.9, 1.2)),
+        gap("student", 10, "converged", 0.05, ratio_to_free=Estimate(3.0, None)),
+    ]
+    info = PolicyInfo("student", "s", "smolvla", 1, 1, "a" * 64, counts)
+    said = {f.rule: f.text for f in findings(with_free([], others, policies=[info]))}
+    text = said.get("student_beside_the_best_way")
+    assert (text is None) is (expected is None)
+    assert text is None or expected is None or expected in text
+
+
+def test_a_better_solver_is_told_for_the_fewest_evaluations_and_as_deployed() -> None:
+    deployed = gap("teacher", 9, "converged", 0.016, solver="adams_bashforth", nfe=10, grid_power=2.0,
+                   ratio_to_untrained=ratio(0.25, 0.2, 0.3))  # fmt: skip
+    said = {f.rule: f.text for f in findings(with_free([AB4, deployed], [FLOOR]))}
+    assert said["better_solver"] == (
+        "At four evaluations adams_bashforth with grid power 2 is nearer to the converged ODE than even Euler steps "
+        "(5.0 % against 10 % RMS), at ten evaluations adams_bashforth with grid power 2 is nearer to the converged ODE "
+        "than even Euler steps (1.6 % against 6.4 % RMS)."
+    )
+
+
+@pytest.mark.parametrize("share", [0.0, 0.0199, 0.02, 0.1, 1.0])
+def test_the_harder_normalisation_is_told_where_it_means_something(share: float) -> None:
+    results = sample(spreads=spreads(share), latency=None, success=[])
+    assert results.noise_share == pytest.approx(share)
+    row = results.gap("student", 1, "deployed")
+    assert row is not None
+    texts = (verdict(results), markdown(results), card(results))
+    if share >= LEAST_NOISE_SHARE:
+        value = results.of_noise(row.rms)
+        assert value == pytest.approx(0.091 / share**0.5)
+        assert all(f"{100 * value:.0f} %" in text or f"{100 * value:.1f} %" in text for text in texts)
+        assert "of what noise decides" in texts[0]
+        return
+    assert results.of_noise(row.rms) is None
+    assert "9.1 % RMS of the whole spread or 0.273 in the robot's units" in texts[0]
+    assert "see the differences in the robot's units" in texts[1]
+    assert "of noise |" not in texts[1]
+
+
+def test_without_spreads_nothing_is_said_of_noise() -> None:
+    assert "noise decides" not in verdict(sample())
+    assert "of noise" not in markdown(sample())
+
+
+@pytest.mark.parametrize("width", [80, 100])
+@pytest.mark.parametrize("student", [True, False])
+def test_tables_hold_both_normalisations_and_the_best_ways(width: int, student: bool) -> None:
+    others = [FLOOR, *([gap("student", 4, "converged", 0.07)] if student else [])]
+    results = with_free([AB4, dataclasses.replace(AB4, reference="deployed", reference_num_steps=10)], others)
+    results = dataclasses.replace(results, spreads=spreads(0.1))
+    file = io.StringIO()
+    Console(width=width, file=file, force_terminal=False).print(render(results))
+    lines = file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 100
+    (line,) = [line for line in lines if line.startswith("adams_bashforth")]
+    # Evaluations, RMS, relative to noise, even Euler's and the student's on the same pairs.
+    expected = ["4", "5.0", "%", "16", "%", "10.0", "%", *(["7.0", "%"] if student else [])]
+    assert line.split()[-len(expected) :] == expected
+    text = markdown(results)
+    assert "Chosen on 1 episode held out, measured on 2 episodes others." not in text
+    assert "Stock LeRobot" in text
+
+
+def test_rows_of_named_solvers_are_said_to_need_a_sampler() -> None:
+    note = "Stock LeRobot runs rows without a named solver alone"
+    even = [row for row in sample().gaps if row.is_stock]
+    assert note in markdown(sample())
+    assert note not in markdown(sample(gaps=even))
+    graded = dataclasses.replace(success("teacher", 2, 0.9, None), grid_power=2.0)
+    text = markdown(sample(gaps=even, success=[*sample().success, graded]))
+    assert note in text
+    assert "teacher, euler (grid 2)" in text
+
+
+@pytest.mark.parametrize("name", ["demo", "evaluate"])
+def test_published_files_of_older_layouts_are_read(name: str) -> None:
+    results = Results.load(DOCS / name / "results.json")
+    assert {row.grid_power for row in results.gaps} | {row.grid_power for row in results.success} == {1.0}
+    assert results.noise_share is not None
+    assert 0.02 < results.noise_share < 1
