@@ -135,13 +135,19 @@ def begun(config: ReflowJobConfig, command: list[str], resume_from: Path | None)
     teacher = load_flow_policy(teacher_dir, device=config.device, rename_map=config.rename_map)
     teacher.module.requires_grad_(False)
     config.coupling.settle(config.teacher.num_inference_steps or teacher.default_num_steps)
+    held_out = held_out_before(resume_from / PRETRAINED_MODEL_DIR) if resume_from is not None else None
     split = open_split(
         config.dataset,
         teacher,
         tolerance_s=config.tolerance_s,
         actions=config.method.build().needs_actions,
-        held_out=held_out_before(resume_from / PRETRAINED_MODEL_DIR) if resume_from is not None else None,
+        held_out=held_out,
     )
+    if resume_from is not None and held_out is None and split.whole_tasks:
+        raise UserError(
+            f"dataset.repo_id={config.dataset.repo_id} has tasks with a single episode, and the run began with an older "
+            "chordflow, which held out others of these: it has trained on what would be measured now. Start a new run."
+        )
     if first:
         read_beforehand(split, config.measure)
     nothing = contextlib.nullcontext()
