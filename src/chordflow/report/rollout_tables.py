@@ -82,9 +82,12 @@ def delays(results: Results) -> Section | None:
         ],
         left=2,
         wide={8},
-        below="Delay: control steps between asking for a chunk and having it. Guidance weight: the most that "
-        "real-time chunking pulls the new chunk to the old one.",
+        below="Delay: control steps between asking for a chunk and having it.",
     )  # fmt: skip
+    section.note(
+        "Guidance weight: the most that real-time chunking pulls the new chunk to the old one.",
+        "guidance\nweight",
+    )
     place = rank(results, (row.policy for row in results.delays))
     modes = list(MODES)
     for row in sorted(

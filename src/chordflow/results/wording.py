@@ -5,6 +5,9 @@ from collections.abc import Callable, Sequence
 
 from chordflow.results.statistics import Estimate, Interval
 
+UNRELIABLE = "timings are unreliable: the machine was busy"
+"""What is printed in place of every figure of time."""
+
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
