@@ -60,9 +60,9 @@ def gaps(results: Results) -> Section:
         section.note(
             f"Floor: the teacher at {steps(floor.num_steps)} to its own converged ODE, below which a gap means little."
         )
-    flips = "flips " * any(row.flip_rate is not None for row in results.gaps)
+    flips = ", flips" * any(row.flip_rate is not None for row in results.gaps)
     section.note(
-        f"Median, {flips}and differences (robot's units) are to the deployed teacher where that gap was measured, else "
+        f"Median{flips} and differences (robot's units) are to the deployed teacher where that gap was measured, else "
         "to the ODE.",
         "median",
     )
