@@ -28,7 +28,7 @@ from chordflow.policies.sampling import Sampler
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
 from chordflow.results.bench import NAIVE, TrainingBench
 from chordflow.training.methods import ReflowMethodConfig
-from chordflow.training.optimizers import AdamWConfig
+from chordflow.training.optimizers import AdamWConfig, SOAPConfig
 from chordflow.training.timed import TrainingStep
 
 SMALL = {"num_observations": 8, "noises_per_observation": 2, "uses_per_coupling": 4, "block_size": 4}
@@ -350,8 +350,9 @@ def test_defaults_are_those_of_reflow() -> None:
 
 
 def test_operations_are_those_of_the_networks_products(
-    tiny_policy: SmolVLAFlowPolicy, checkpoint: Path, dataset_root: Path
+    tiny_policy: SmolVLAFlowPolicy, checkpoint: Path, dataset_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(roofline, "PEAK_SIZE", 64)
     teacher = tiny_policy
     teacher.module.requires_grad_(False)
     student = load_flow_policy(checkpoint, device="cpu")
@@ -412,3 +413,36 @@ def test_the_command_line_has_not_changed_unnoticed() -> None:
     names = "".join(f"--{option.name} ({option.kind})\n" for option in options_of(TrainingBenchConfig, None))
     assert names == FROZEN.read_text(encoding="utf-8")
     assert all(option.text for option in options_of(TrainingBenchConfig, None))
+
+
+@pytest.mark.parametrize("longest", [1024, 40])
+def test_a_step_of_soap_is_counted_after_its_first(
+    tiny_policy: SmolVLAFlowPolicy,
+    checkpoint: Path,
+    dataset_root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    longest: int,
+) -> None:
+    """Its first call looks for a basis and moves nothing, at a quarter of a later one's operations."""
+    monkeypatch.setattr(roofline, "PEAK_SIZE", 64)
+    tiny_policy.module.requires_grad_(False)
+    student = load_flow_policy(checkpoint, device="cpu")
+    trainable = student.train_roles([Role.ACTION_HEAD])
+    split = open_split(DatasetConfig("test/tiny", root=str(dataset_root)), tiny_policy)
+    solver = CouplingConfig("euler", 1)
+    source = CouplingBuffer(
+        tiny_policy, split.train, solver, BufferConfig(2, 1, None, 2), seed=0, batch_size=2
+    )
+    list(source.fill(0))
+    items = next(split.train.batches(range(2), 2))
+    counted = []
+    for optimizer in (AdamWConfig(), SOAPConfig(max_precondition_dim=longest)):
+        step = TrainingStep(student, trainable, ReflowMethodConfig().build(), optimizer, seed=0)
+        found = measure_roofline(tiny_policy, items, solver, solver, step, source, repeats=1)
+        counted.append(found.train.flop)
+    expected = 0
+    for parameter in trainable.values():
+        if parameter.dim() == 2:
+            sides = sum(side for side in parameter.shape if side <= longest)
+            expected += 4 * 2 * parameter.numel() * sides
+    assert counted[1] - counted[0] == expected > 0

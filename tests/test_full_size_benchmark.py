@@ -9,11 +9,21 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from chordflow.results.bench import NAIVE, TrainingBench
 from script_files import load_script, scripts_of
 
 SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "training" / "full_size.py"
+
+
+RESULTS = SCRIPT.parent / "results"
+
+
+@pytest.fixture(scope="module")
+def recount() -> Iterator[ModuleType]:
+    with scripts_of(SCRIPT.parent) as import_script:
+        yield import_script("recount")
 
 
 @pytest.fixture
@@ -78,6 +88,50 @@ def test_bad_options_are_refused(
         script.main()
     assert stopped.value.code == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("shape", "flop"),
+    [
+        # Four products with the basis of each side: the preconditioner's, two into the basis and one out of it.
+        ((960, 720), 9_289_728_000),
+        ((720, 960), 9_289_728_000),
+        # A side longer than 1024 has no basis.
+        ((2048, 720), 4 * 2 * 720 * 720 * 2048),
+        ((2048, 1025), 0),
+        ((720,), 0),
+    ],
+)
+def test_what_a_later_step_of_soap_takes_is_counted(
+    recount: ModuleType, shape: tuple[int, ...], flop: int
+) -> None:
+    assert recount.soap_flop([torch.Size(shape)]) == flop
+    assert recount.soap_flop([torch.Size(shape), torch.Size((32, 64))]) == flop + 8 * 32 * 64 * (32 + 64)
+
+
+@pytest.mark.slow
+def test_the_results_hold_what_a_later_step_takes(recount: ModuleType) -> None:
+    count = 0
+    for path in RESULTS.glob("full_*_soap_*.json"):
+        soap, adamw = (
+            TrainingBench.load(path.with_name(path.name.replace("soap", name))).roofline
+            for name in ("soap", "adamw")
+        )
+        assert soap is not None
+        assert adamw is not None
+        shapes = recount.trained_shapes(TrainingBench.load(path).settings)
+        assert soap.train.flop - adamw.train.flop == recount.soap_flop(shapes)
+        count += 1
+    assert count == 1
+
+
+@pytest.mark.parametrize("name", ["full_smolvla_cpu_soap_4", "schedules", "variants"])
+def test_the_published_counts_are_of_a_later_step(name: str) -> None:
+    roofline = TrainingBench.load(RESULTS / f"{name}.json").roofline
+    assert roofline is not None
+    assert roofline.train.flop == {"full_smolvla_cpu_soap_4": 886_137_466_880}.get(name, 4_147_642_368)
+    # None is computed faster than the device's peak.
+    assert roofline.train.flop_per_s < roofline.peak_flop_per_s
 
 
 def test_the_document_shows_the_results() -> None:

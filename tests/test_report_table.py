@@ -100,7 +100,7 @@ def test_milliseconds_only_on_a_named_gpu(device: str, named: bool) -> None:
 
 def test_the_ceiling_is_printed_beside_the_speed() -> None:
     text = " ".join(printed(sample(latency=Latency(0.5, 0.5, 1, 50, 10, 2))).split())
-    assert "3.67 times as fast at two steps, of at most 5.50; encoding is 33 % of the student's time" in text
+    assert "3.67 times as fast at two steps, ceiling 5.50; encoding is 33 % of the student's time" in text
     assert "time" not in printed(sample(latency=None)).replace("times", "")
 
 
@@ -169,5 +169,5 @@ def test_what_was_not_measured_is_left_out() -> None:
     only_far = sample(
         gaps=[gap("teacher", 1, "converged", 0.2), gap("student", 1, "converged", 0.1)], latency=None
     )
-    assert row(printed(only_far), "student", "1")[2:] == ["-", "8.0 %", "1.6 %", "10.0 %", "0.300", "4.10"]
+    assert row(printed(only_far), "student", "1")[2:] == ["8.0 %", "1.6 %", "10.0 %", "0.300", "4.10"]
     assert "Floor" not in printed(only_far)

@@ -280,9 +280,9 @@ def test_the_speed_up_is_that_of_whole_chunks_where_they_were_timed() -> None:
         return ChunkTime(num_steps, Percentiles(seconds, seconds, seconds, seconds))
 
     summed = Latency(0.006, 0.001, 1, 30, 10, 1)
-    assert summed.speedup == summed.ceiling == pytest.approx(16 / 7)
+    assert (summed.speedup, summed.ceiling) == pytest.approx((16 / 7, 16 / 7))
     timed = dataclasses.replace(summed, chunks=[chunk(1, 0.008), chunk(10, 0.016)])
     assert timed.speedup == pytest.approx(2.0)
-    # A one-step student reaches the ceiling, by whichever times.
-    assert timed.ceiling == timed.speedup
+    # The ceiling is of the parts, whatever whole chunks take.
+    assert (timed.ceiling, timed.reliable) == (summed.ceiling, True)
     assert dataclasses.replace(summed, chunks=[chunk(1, 0.008)]).speedup == summed.speedup

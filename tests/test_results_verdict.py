@@ -48,7 +48,7 @@ def test_a_good_student() -> None:
         "At one step the student's action gap is 9.1 % RMS, 0.39 (0.33 to 0.45) of the untrained teacher's, "
         "mostly from few pairs (median 4.3 %, flips 1.6 %), curvature falls from 15 % to 4.5 %, "
         "success is 91.0 % against the teacher's 92.2 % (not distinguishable: -3.0 to +0.6 points) "
-        "and 71.2 % untrained, and chunks come 3.8 times as fast (the ceiling: encoding is 69 %)."
+        "and 71.2 % untrained, and chunks come 3.8 times as fast (the ceiling: encoding is 69 % of each)."
     )
 
 
@@ -207,9 +207,15 @@ def test_nothing_is_said_of_the_curvature_of_a_student_for_few_steps() -> None:
 @pytest.mark.parametrize(
     ("latency", "expected"),
     [
-        (Latency(0.95, 0.05, 1, 50, 2, 1), "chunks come 1.1 times as fast (the ceiling: encoding is 95 %)"),
-        (Latency(0.96, 0.04, 1, 50, 2, 1), "chunks come no faster (encoding is 96 %)"),
-        (Latency(0.5, 0.5, 1, 50, 10, 2), "chunks come 3.7 times as fast (ceiling 5.5: encoding is 33 %)"),
+        (
+            Latency(0.95, 0.05, 1, 50, 2, 1),
+            "chunks come 1.1 times as fast (the ceiling: encoding is 95 % of each)",
+        ),
+        (Latency(0.96, 0.04, 1, 50, 2, 1), "chunks come no faster (encoding is 96 % of each)"),
+        (
+            Latency(0.5, 0.5, 1, 50, 10, 2),
+            "chunks come 3.7 times as fast (ceiling 5.5: encoding is 33 % of each)",
+        ),
     ],
 )
 def test_time_comes_with_its_ceiling(latency: Latency, expected: str) -> None:

@@ -32,16 +32,16 @@ def measure_latency(
     warm_up: int = WARM_UP,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Latency:
-    """Times over `repeats` runs after a warm-up, on the observations given.
+    """Times encoding, one step and whole chunks in turn, round after round, on the observations given.
 
     Args:
         policy: teacher and student have the same network, so one of them stands for both.
         items: raw observations; usually one, as on a robot.
-        repeats: timed runs.
+        repeats: timed rounds.
         teacher_num_steps: of the teacher as deployed.
         student_num_steps: of the student.
         chunk_num_steps: step counts at which whole chunks are timed.
-        warm_up: untimed runs before each series of timed ones.
+        warm_up: untimed rounds before them.
         clock: seconds; wall time unless a caller knows better. On a CPU that others use, one thread's own
             `time.process_time` leaves out what they take.
     """
@@ -52,28 +52,32 @@ def measure_latency(
     t = torch.ones(size, device=policy.device)
     memory = _MemoryMeter(policy)
 
-    def timed(function: Callable[[], object]) -> list[float]:
-        return _seconds(function, warm_up, repeats, policy.device, memory, clock)
-
-    encode = timed(lambda: policy.encode(batch))
-    step = timed(lambda: policy.velocity(noise, t, context))
-    chunks = []
-    for num_steps in sorted(set(chunk_num_steps)):
-        whole = partial(_chunk, Sampler(policy, num_steps), batch, noise)
-        chunks.append(ChunkTime(num_steps, _percentiles(timed(whole))))
-    # A chunk of the robot's pays for the processors as well, whatever its number of steps.
-    processors = timed(lambda: policy.to_action(noise) if policy.preprocess(items) else None)
+    work: dict[str | int, Callable[[], object]] = {
+        "encode": lambda: policy.encode(batch),
+        "step": lambda: policy.velocity(noise, t, context),
+        **{n: partial(_chunk, Sampler(policy, n), batch, noise) for n in sorted(set(chunk_num_steps))},
+        # A chunk of the robot's pays for the processors as well, whatever its number of steps.
+        "processors": lambda: policy.to_action(noise) if policy.preprocess(items) else None,
+    }
+    # One after another in rounds: a machine that slows down slows all of them, and their ratios stay.
+    seconds: dict[str | int, list[float]] = {name: [] for name in work}
+    for number in range(warm_up + repeats):
+        for name, function in work.items():
+            took = _seconds(function, policy.device, clock)
+            if number >= warm_up:
+                seconds[name].append(took)
+                memory.look()
     return Latency(
-        encode_s=float(np.median(encode)),
-        step_s=float(np.median(step)),
+        encode_s=float(np.median(seconds["encode"])),
+        step_s=float(np.median(seconds["step"])),
         batch_size=size,
         repeats=repeats,
         teacher_num_steps=teacher_num_steps,
         student_num_steps=student_num_steps,
-        encode=_percentiles(encode),
-        step=_percentiles(step),
-        chunks=chunks,
-        processors_s=float(np.median(processors)),
+        encode=_percentiles(seconds["encode"]),
+        step=_percentiles(seconds["step"]),
+        chunks=[ChunkTime(n, _percentiles(times)) for n, times in seconds.items() if isinstance(n, int)],
+        processors_s=float(np.median(seconds["processors"])),
         memory=memory.read(),
     )
 
@@ -126,28 +130,15 @@ def _percentiles(seconds: Sequence[float]) -> Percentiles:
     return Percentiles(p50, p90, p95, p99)
 
 
-def _seconds(
-    function: Callable[[], object],
-    warm_up: int,
-    repeats: int,
-    device: torch.device,
-    memory: _MemoryMeter,
-    clock: Callable[[], float],
-) -> list[float]:
+def _seconds(function: Callable[[], object], device: torch.device, clock: Callable[[], float]) -> float:
     def wait() -> None:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         elif device.type == "mps":
             torch.mps.synchronize()
 
-    for _ in range(warm_up):
-        function()
-    seconds = []
-    for _ in range(repeats):
-        wait()
-        start = clock()
-        function()
-        wait()
-        seconds.append(clock() - start)
-        memory.look()
-    return seconds
+    wait()
+    start = clock()
+    function()
+    wait()
+    return clock() - start

@@ -12,7 +12,7 @@ from chordflow.report.section import (
     rank,
     way,
 )
-from chordflow.results.schema import GapRow, Latency, PolicyName, Results, SuccessRow
+from chordflow.results.schema import GapRow, PolicyName, Results, SuccessRow
 from chordflow.results.wording import (
     REPEATED_STARTS,
     STARTS_TRAINED_ON,
@@ -58,7 +58,7 @@ def gaps(results: Results) -> Section:
         if wide:
             section.wide.add(len(section.heads))
         section.heads.append(head)
-    if results.latency is not None:
+    if results.timed is not None:
         section.heads.append("time")
     for policy, solver, num_steps in ways(results):
         near, far = (
@@ -68,16 +68,29 @@ def gaps(results: Results) -> Section:
         assert row is not None
         cells = [Cell(way(policy, solver)), count(num_steps), *([count(row.nfe)] if evaluations else [])]
         cells += _gap_cells(results, near, far, intervals)
-        if results.latency is not None:
-            time = _relative_time(results.latency, row.nfe)
+        if results.timed is not None:
+            time = results.timed.relative(row.nfe)
             cells.append(figure(f"{time:.2f}", time))
         section.add(*cells, marked=is_student(results, policy, num_steps, solver))
+    if said := normalisations(results):
+        section.note(said, *["of\nnoise"] * bool(noise))
     floor = results.floor
     if floor is not None:
         cells = [Cell("floor"), count(floor.num_steps), *([count(floor.nfe)] if evaluations else [])]
         cells += _gap_cells(results, None, floor, intervals)
         section.add(*cells, *[absent()] * (len(section.heads) - len(cells)))
-    section.below = _below_the_gaps(results)
+        section.note(
+            f"Floor: the teacher at {steps(floor.num_steps)} to its own converged ODE, below which a gap means little."
+        )
+    flips = ", flips" * any(row.flip_rate is not None for row in results.gaps)
+    section.note(
+        f"Median{flips} and differences (robot's units) are to the deployed teacher where that gap was measured, else "
+        "to the ODE.",
+        "median",
+    )
+    section.note("Time of a chunk: 1 is the teacher's as deployed.", "time")
+    if any(not row.is_stock for row in results.gaps):
+        section.note(STOCK)
     return section
 
 
@@ -111,27 +124,6 @@ def _gap_cells(results: Results, near: GapRow | None, far: GapRow | None, interv
     ]
 
 
-def _below_the_gaps(results: Results) -> str:
-    notes = [text for text in (normalisations(results),) if text]
-    if results.floor is not None:
-        notes.append(
-            f"Floor: the teacher at {steps(results.floor.num_steps)} to its own converged ODE, "
-            "below which a gap means little."
-        )
-    notes.append(
-        "Median, flips and differences (robot's units) are to the deployed teacher; the floor's to the ODE."
-    )
-    if results.latency is not None:
-        notes.append("Time of a chunk: 1 is the teacher's as deployed.")
-    if any(not row.is_stock for row in results.gaps):
-        notes.append(STOCK)
-    return " ".join(notes)
-
-
-def _relative_time(latency: Latency, nfe: int) -> float:
-    return latency.chunk_s(nfe) / latency.chunk_s(latency.teacher_num_steps)
-
-
 # ---- Success --------------------------------------------------------------------------------------------
 
 
@@ -140,32 +132,39 @@ def success(results: Results) -> Section:
     section = Section(
         key="success",
         title="Success in episodes",
-        heads=["episodes", "policy", "steps", "success %,\n95 % interval", "points to\nthe teacher", "p"],
+        heads=[
+            "episodes", "policy", "steps", "success %,\n95 % interval", "points to\nthe teacher", "p",
+            "coverage of\nthe interval",
+        ],
         left=2,
-        below="Differences are paired: same episodes and noise as the deployed teacher; p is McNemar's exact test.",
-    )
-    covered = any(row.coverage is not None for row in results.success)
-    if results.sequential:
-        section.below += (
-            " The run could stop early: intervals of differences are confidence sequences, which hold at every look; p "
-            "and Wilson's intervals are those of a fixed number of episodes."
-        )
-    if covered:
-        section.wide.add(len(section.heads))
-        section.heads.append("coverage of\nthe interval")
-        section.below += " Coverage: how often Wilson's interval holds a rate like this one, exactly."
+        wide={6},
+    )  # fmt: skip
     if results.rollouts is not None and results.rollouts.noise == "lerobot":
         section.below = (
             "The noise is drawn as lerobot-eval draws it: rates may be compared, episodes are not paired."
         )
     if any(row.starts is not None for row in results.success):
-        section.below += f" {REPEATED_STARTS}"
+        section.note(REPEATED_STARTS)
     if any(row.group == STARTS_TRAINED_ON for row in results.success):
-        section.below += (
-            f" {STARTS_TRAINED_ON.capitalize()}: where observations for a student's training were collected."
+        section.note(
+            f"{STARTS_TRAINED_ON.capitalize()}: where observations for a student's training were collected."
         )
     if any(not row.is_stock for row in results.success):
-        section.below += f" {STOCK}"
+        section.note(STOCK)
+    section.note(
+        "Differences are paired: same episodes and noise as the deployed teacher; p is McNemar's exact test.",
+        "points to\nthe teacher",
+    )
+    if results.sequential:
+        section.note(
+            "The run could stop early: intervals of differences are confidence sequences, which hold at every look; p "
+            "and Wilson's intervals are those of a fixed number of episodes.",
+            "points to\nthe teacher",
+        )
+    section.note(
+        "Coverage: how often Wilson's interval holds a rate like this one, exactly.",
+        "coverage of\nthe interval",
+    )
     for group, rows in by_group(results).items():
         counts = {row.episodes for row in rows}
         for index, row in enumerate(rows):
@@ -176,11 +175,8 @@ def success(results: Results) -> Section:
                 count(row.num_steps),
                 figure(rate(row), row.rate),
                 *_paired(row),
+                figure(percent(row.coverage, 1), row.coverage) if row.coverage is not None else absent(),
             ]
-            if covered:
-                cells.append(
-                    figure(percent(row.coverage, 1), row.coverage) if row.coverage is not None else absent()
-                )
             section.add(*cells, marked=is_student(results, row.policy, row.num_steps, row.solver))
     return section
 
@@ -226,8 +222,10 @@ def noninferiority(results: Results) -> Section | None:
         title=f"Not worse than the teacher by more than {' or '.join(points_of(m) for m in margins)} points?",
         heads=["policy", "decision", "steps", "points to\nthe teacher", "episodes\nrun", "episodes\nneeded"],
         left=2,
-        below="Non-inferior: the whole interval lies above minus the margin; inferior: below it. Needed: about how "
-        "many paired episodes would decide, where these do not.",
+        below="Non-inferior: the whole interval lies above minus the margin; inferior: below it.",
+    )
+    section.note(
+        "Needed: about how many paired episodes would decide, where these do not.", "episodes\nneeded"
     )
     for row in rows:
         found = row.noninferiority

@@ -2,7 +2,7 @@
 
 import functools
 import io
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +211,7 @@ def gap_by_steps(results: Results) -> Figure | None:
     panel.grid(color=FAINT, lw=0.6, which="major")
     panel.set_title(_gap_title(results), fontsize=13)
     figure.legend(
-        handles=_gap_legend(results, {row.policy for row in rows}),
+        handles=_gap_legend(results, rows),
         loc="outside lower left", ncols=3, fontsize=9, handlelength=2.6,
     )  # fmt: skip
     return figure
@@ -246,18 +246,22 @@ def _draw_other_solvers(panel: Axes, rows: Iterable[GapRow], colours: Mapping[Po
         )
 
 
-def _gap_legend(results: Results, policies: Collection[PolicyName]) -> list[Line2D]:
+def _gap_legend(results: Results, rows: Sequence[GapRow]) -> list[Line2D]:
+    policies, references = {row.policy for row in rows}, {row.reference for row in rows}
     names: dict[PolicyName, str] = {"teacher": "teacher, untrained", "student": "student"}
     entries = [
         Line2D([], [], color=colour, lw=1.8, marker="o", ms=5, label=names.get(policy) or clean(policy)[:40])
         for policy, colour in colours(results).items()
         if policy in policies
     ]
-    entries += [
-        Line2D([], [], color=QUIET, lw=1.8, label=f"RMS to the teacher's {steps(results.teacher_num_steps)}"),
-        Line2D([], [], color=QUIET, lw=1.8, ls=_DASHES, label="RMS to its converged ODE"),
-        Line2D([], [], color=QUIET, ls="none", marker="D", ms=4.5, mfc="white", label="median, to its steps"),
-    ]
+    if "deployed" in references:
+        deployed = f"RMS to the teacher's {steps(results.teacher_num_steps)}"
+        entries.append(Line2D([], [], color=QUIET, lw=1.8, label=deployed))
+    if "converged" in references:
+        entries.append(Line2D([], [], color=QUIET, lw=1.8, ls=_DASHES, label="RMS to its converged ODE"))
+    if any(row.reference == "deployed" and row.median > 0 for row in rows):
+        median = "median, to its steps"
+        entries.append(Line2D([], [], color=QUIET, ls="none", marker="D", ms=4.5, mfc="white", label=median))
     if results.free is not None:
         label = "best way, to its ODE"
         entries.append(Line2D([], [], color=INK, lw=1.5, ls=_DASHES, marker="s", ms=5, label=label))
@@ -272,7 +276,8 @@ def _gap_title(results: Results) -> str:
     row = results.gap("student", n, "deployed") if n is not None else None
     untrained = results.gap("teacher", row.num_steps, "deployed") if row else None
     if row is None or untrained is None:
-        return "Action gap of the untrained teacher at few steps"
+        alone = all(row.policy == "teacher" for row in results.gaps)
+        return f"Action gap {'of the untrained teacher at few steps' if alone else 'by network evaluations'}"
     at = f"At {steps(row.num_steps)}"
     return f"{at} the gap to the teacher is {percent(row.rms)}, untrained {percent(untrained.rms)}"
 

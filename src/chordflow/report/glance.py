@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from chordflow.report.core_tables import rate
 from chordflow.report.section import at
 from chordflow.results.schema import STUDENT, TEACHER, GapRow, HeldOut, Results
-from chordflow.results.wording import clean, percent, plural, points, span, steps
+from chordflow.results.verdict import beside_ceiling
+from chordflow.results.wording import UNRELIABLE, clean, percent, plural, points, span, steps
 
 
 @dataclass(frozen=True)
@@ -47,22 +48,26 @@ def measured(results: Results) -> list[str]:
     held = results.held_out
     if held is not None:
         bootstrapped = any(row.interval or row.ratio_to_untrained for row in results.gaps)
+        bootstrapped = bootstrapped or any(row.interval for row in results.curvature)
         ends = "; 95 % bootstrap intervals over episodes" if bootstrapped else ""
         ends = few_episodes(held) or ends
+        what = " and ".join(["action gaps"] * bool(results.gaps) + ["curvature"] * bool(results.curvature))
         said.append(
-            f"Action gaps and curvature: {plural(held.observations, 'observation')} of "
+            f"{(what or 'held out').capitalize()}: {plural(held.observations, 'observation')} of "
             f"{plural(len(held.episodes), 'held-out episode')}, {plural(held.noises, 'noise')} each{ends}."
         )
     counts = sorted({row.episodes for row in results.success if row.group == "all"})
     if counts:
         number = plural(counts[0], "episode") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} episodes"
         where = f" of {clean(results.rollouts.env)}" if results.rollouts is not None else ""
+        paired = any(row.versus_teacher is not None for row in results.success)
+        method = "with confidence sequences" if results.sequential else "with Newcombe's"
         said.append(
-            f"Success: {number}{where} for each way to act; Wilson's 95 % intervals, paired differences with "
-            "Newcombe's."
+            f"Success: {number}{where} for each way to act; Wilson's 95 % intervals"
+            f"{f', paired differences {method}' * paired}."
         )
-    if results.latency is not None:
-        timed = results.latency
+    if results.timed is not None:
+        timed = results.timed
         said.append(
             f"Time: medians of {plural(timed.repeats, 'repetition')} on {clean(results.device)}, "
             f"{plural(timed.batch_size, 'observation')} at a time."
@@ -142,12 +147,13 @@ def _modes(results: Results) -> Figure | None:
 
 
 def _time(results: Results) -> Figure | None:
-    timed = results.latency
+    if results.timings_unreliable:
+        return Figure("Time of a chunk", "unknown", UNRELIABLE)
+    timed = results.timed
     if timed is None:
         return None
-    share = percent(timed.encode_s / timed.chunk_s(1), 0)
-    if results.student is None or timed.student_num_steps == 1:
-        note = f"encoding is {share} of a one-step chunk"
-        return Figure("Chunks at one step, times as fast", f"{timed.ceiling:.2f}", f"the ceiling: {note}")
+    encoding = f"encoding is {percent(timed.encode_share(1), 0)} of a one-step chunk"
+    if results.student is None:
+        return Figure("Chunks at one step, times as fast", f"{timed.ceiling:.2f}", f"the ceiling: {encoding}")
     name = f"Chunks at {steps(timed.student_num_steps)}, times as fast"
-    return Figure(name, f"{timed.speedup:.2f}", f"at most {timed.ceiling:.2f}")
+    return Figure(name, f"{timed.speedup:.2f}", f"{beside_ceiling(timed, 2)}: {encoding}")

@@ -30,14 +30,13 @@ def curvature(results: Results) -> Section | None:
     """Curvature of each policy; None where it was not measured."""
     if not results.curvature:
         return None
-    intervals = any(row.interval is not None for row in results.curvature)
     section = Section(
         key="curvature",
         title="Curvature along each policy's own paths",
         heads=[
             "policy",
             "curvature",
-            *(["95 %\ninterval"] if intervals else []),
+            "95 %\ninterval",
             "over all\ndimensions",
             "S",
             "paths",
@@ -53,7 +52,7 @@ def curvature(results: Results) -> Section | None:
         section.add(
             way(row.policy),
             figure(percent(row.curvature), row.curvature),
-            *([_ends(row.interval)] if intervals else []),
+            _ends(row.interval),
             figure(percent(row.curvature_all_dims), row.curvature_all_dims),
             figure(amount(row.s), row.s),
             count(row.trajectories),
@@ -226,45 +225,55 @@ def median(values: Sequence[float]) -> float:
 
 def latency(results: Results) -> Section | None:
     """Percentiles of every time that was measured; medians alone where only those were kept."""
-    timed = results.latency
+    timed = results.timed
     if timed is None:
         return None
     percentiles = timed.encode is not None or bool(timed.chunks)
     section = Section(
         key="latency",
         title=f"Time on {clean(results.device)}, {plural(timed.batch_size, 'observation')} at a time",
-        heads=["what", "p50", *(["p90", "p95", "p99"] if percentiles else []), "relative"],
+        heads=["what", "p50", "p90", "p95", "p99", "relative"],
         left=1,
         # Without percentiles it says no more than one of the lines below the tables.
         terminal=percentiles,
         markdown=percentiles,
         below=f"After warm-up, {plural(timed.repeats, 'repetition')}. Relative: to the teacher's chunk of "
-        f"{steps(timed.teacher_num_steps)}. By the medians of encoding and one step, at most "
-        f"{timed.ceiling:.2f} times as fast by fewer steps, since encoding is paid once whatever their number.",
+        f"{steps(timed.teacher_num_steps)}, parts and sums of parts to the sum of its own.",
     )
+    if timed.teacher_num_steps > 1:
+        section.below += (
+            f" By the medians of encoding and one step, at most {timed.ceiling:.2f} times as fast by fewer steps, "
+            "since encoding is paid once whatever their number."
+        )
     whole = timed.chunk_s(timed.teacher_num_steps)
     measured = {chunk.num_steps: chunk.seconds for chunk in timed.chunks}
-    teacher = measured.get(timed.teacher_num_steps)
-    parts = [("encode the observation", timed.encode_s, timed.encode), ("one step", timed.step_s, timed.step)]
+    parts = [
+        ("encode the observation", timed.encode_s, timed.encode, timed.encode_s / whole),
+        ("one step", timed.step_s, timed.step, timed.step_s / whole),
+    ]
     parts += [
-        (f"chunk at {steps(n)}" + ("" if n in measured else ", summed up"), timed.chunk_s(n), measured.get(n))
+        (
+            f"chunk at {steps(n)}" + ("" if n in measured else ", summed up"),
+            timed.chunk_s(n),
+            measured.get(n),
+            timed.relative(n),
+        )
         for n in chunk_steps(results)
     ]
     if timed.processors_s is not None:
-        parts.append(("processors, not a part of the above", timed.processors_s, None))
-    for name, middle, found in parts:
+        name = "processors, not a part of the above"
+        parts.append((name, timed.processors_s, None, timed.processors_s / whole))
+    for name, middle, found, share in parts:
         first = found.p50 if found else middle
-        # Whole chunks are held against a whole chunk, what was summed up against a sum.
-        share = first / (teacher.p50 if found and teacher and name.startswith("chunk") else whole)
         others = [found.p90, found.p95, found.p99] if found else [None] * 3
-        cells = [figure(seconds(v), v) if v is not None else absent() for v in others if percentiles]
+        cells = [figure(seconds(v), v) if v is not None else absent() for v in others]
         section.add(name, figure(seconds(first), first), *cells, figure(f"{share:.2f}", share))
     return section
 
 
 def chunk_steps(results: Results) -> list[int]:
     """Step counts that a chunk's time is shown for."""
-    timed = results.latency
+    timed = results.timed
     if timed is None:
         return []
     own = {chunk.num_steps for chunk in timed.chunks}

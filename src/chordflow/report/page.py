@@ -22,7 +22,7 @@ from chordflow.report.plots import Plot
 from chordflow.report.section import Section
 from chordflow.report.table import facts, findings, rollouts, sections, sentence
 from chordflow.results.schema import Results
-from chordflow.results.wording import clean
+from chordflow.results.wording import UNRELIABLE, clean
 
 TITLES = {"reflow": "Reflow", "diagnose": "Diagnosis", "evaluate": "Evaluation"}
 
@@ -166,7 +166,7 @@ def environment() -> jinja2.Environment:
 
 
 def _parts(results: Results, folder: Path) -> Iterator[Part]:
-    tables = {section.key: section for section in sections(results)}
+    tables = {section.key: section.shown() for section in sections(results)}
 
     def shown(*keys: str, opened: bool = True) -> list[tuple[Section, bool]]:
         return [(tables[key], opened) for key in keys if key in tables]
@@ -232,7 +232,10 @@ def _parts(results: Results, folder: Path) -> Iterator[Part]:
         "Time and memory",
         plots=[time_plots.latency(results)],
         tables=shown("latency"),
-        facts=[(name.capitalize(), value) for name, value in memory(results)],
+        facts=[
+            *([("Time", UNRELIABLE)] if results.timings_unreliable else []),
+            *((name.capitalize(), value) for name, value in memory(results)),
+        ],
     )
     yield Part("motion", "Motion", plots=[rollout_plots.motion(results)], tables=shown("motion"))
     yield Part(

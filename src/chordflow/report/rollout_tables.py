@@ -83,11 +83,14 @@ def delays(results: Results) -> Section | None:
         ],
         left=2,
         wide={8},
-        below="Delay: control steps between asking for a chunk and having it. Guidance weight: the most that "
-        "real-time chunking pulls the new chunk to the old one.",
+        below="Delay: control steps between asking for a chunk and having it.",
     )  # fmt: skip
     if any(row.starts is not None for row in results.delays):
-        section.below += f" {REPEATED_STARTS}"
+        section.note(REPEATED_STARTS)
+    section.note(
+        "Guidance weight: the most that real-time chunking pulls the new chunk to the old one.",
+        "guidance\nweight",
+    )
     place = rank(results, (row.policy for row in results.delays))
     modes = list(MODES)
     for row in sorted(

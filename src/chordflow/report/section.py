@@ -1,7 +1,7 @@
 """A table before it is drawn: the same rows for the terminal, for markdown and for the page."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from chordflow.results.schema import STUDENT, TEACHER, PolicyName, Results
 from chordflow.results.wording import clean, steps
@@ -36,7 +36,8 @@ class Section:
         left: Columns of words, from the left; the others are figures.
         rows: Cells, a list for each row.
         marked: Rows of the student as saved.
-        below: A line of explanation.
+        below: A line of explanation of the whole table.
+        notes: Sentences that follow it, each with the heads of the columns that it is about; see ``note``.
         wide: Columns that the terminal leaves out.
         terminal: Whether the terminal shows it.
         markdown: Whether markdown and the model card show it; the page shows all.
@@ -49,6 +50,7 @@ class Section:
     rows: list[list[Cell]] = field(default_factory=list)
     marked: set[int] = field(default_factory=set)
     below: str = ""
+    notes: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
     wide: set[int] = field(default_factory=set)
     terminal: bool = True
     markdown: bool = True
@@ -58,6 +60,34 @@ class Section:
         if marked:
             self.marked.add(len(self.rows))
         self.rows.append([cell if isinstance(cell, Cell) else Cell(cell) for cell in cells])
+
+    def note(self, text: str, *heads: str) -> None:
+        """Add a sentence to the line below, for where these columns are shown."""
+        self.notes.append((text, heads))
+
+    def shown(self, *, narrow: bool = False) -> "Section":
+        """The table without columns of figures in which nothing was measured, and without notes on columns left out.
+
+        Args:
+            narrow: Leave the wide columns out as well.
+        """
+        kept = [
+            place
+            for place in range(len(self.heads))
+            if not (narrow and place in self.wide)
+            and (place < self.left or any(row[place].text != ABSENT for row in self.rows))
+        ]
+        heads = [self.heads[place] for place in kept]
+        notes = [text for text, about in self.notes if all(head in heads for head in about)]
+        return replace(
+            self,
+            heads=heads,
+            rows=[[row[place] for place in kept] for row in self.rows],
+            left=sum(place < self.left for place in kept),
+            wide={new for new, place in enumerate(kept) if place in self.wide},
+            below=" ".join([self.below] * bool(self.below) + notes),
+            notes=[],
+        )
 
 
 def figure(text: str, value: float | None) -> Cell:

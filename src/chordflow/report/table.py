@@ -11,9 +11,10 @@ from rich.text import Text
 from chordflow.report import core_tables, free_table, more_tables, rollout_tables
 from chordflow.report.glance import few_episodes
 from chordflow.report.section import ABSENT, Section
+from chordflow.results import findings as rules
 from chordflow.results.schema import CouplingSummary, HeldOut, Latency, Results, Rollouts
-from chordflow.results.verdict import verdict
-from chordflow.results.wording import clean, estimate, number, percent, plural, size, steps
+from chordflow.results.verdict import beside_ceiling, verdict
+from chordflow.results.wording import UNRELIABLE, clean, estimate, number, percent, plural, size, steps
 
 __all__ = [
     "ABSENT", "drawn", "escape", "facts", "markdown", "render", "sections", "sentence", "written",
@@ -50,6 +51,7 @@ def render(results: Results) -> RenderableType:
 
 def drawn(section: Section) -> Table:
     """A table for a terminal."""
+    section = section.shown(narrow=True)
     table = Table(
         title=Text(section.title, style="bold"),
         title_justify="left",
@@ -61,12 +63,11 @@ def drawn(section: Section) -> Table:
         collapse_padding=True,
         padding=(0, 1),
     )
-    shown = [index for index in range(len(section.heads)) if index not in section.wide]
-    rows = [["" if row[i].repeats else row[i].text for i in shown] for row in section.rows]
-    for place, index in enumerate(shown):
-        words = index < section.left
+    rows = [["" if cell.repeats else cell.text for cell in row] for row in section.rows]
+    for place, head in enumerate(section.heads):
+        words = place < section.left
         table.add_column(
-            Text(section.heads[index]),
+            Text(head),
             justify="left" if words else "right",
             no_wrap=True,
             overflow="ellipsis",
@@ -106,6 +107,7 @@ def markdown(results: Results, keys: Collection[str] | None = None) -> str:
 
 def written(section: Section) -> list[str]:
     """A table as blocks of markdown: its title, its rows and the line below."""
+    section = section.shown()
     rule = ["---"] * section.left + ["---:"] * (len(section.heads) - section.left)
     heads = [escape(head.replace("\n", " ")) for head in section.heads]
     rows = [["" if cell.repeats else escape(cell.text) for cell in row] for row in section.rows]
@@ -114,14 +116,18 @@ def written(section: Section) -> list[str]:
 
 
 def sentence(results: Results) -> str:
-    """The verdict as the file has it, or by the rules where it has none."""
-    return clean(results.verdict) or verdict(results)
+    """The verdict as the file has it, or by the rules where it has none or was written before they saw to its times."""
+    stored = "" if results.timings_unreliable else clean(results.verdict)
+    return stored or verdict(results)
 
 
 def findings(results: Results) -> list[str]:
     """What the measures say beyond the verdict, the most important first."""
     said = sentence(results)
-    return [text for finding in results.findings if (text := clean(finding.text)) and text not in said]
+    found = results.findings
+    if found and results.timings_unreliable:
+        found = rules.findings(results)
+    return [text for finding in found if (text := clean(finding.text)) and text not in said]
 
 
 def sections(results: Results) -> list[Section]:
@@ -177,8 +183,10 @@ def facts(results: Results) -> list[tuple[str, str]]:
         ("gap to floor", _to_floor(results)),
         ("curvature", _curvature(results)),
     ]
-    if results.latency is not None:
-        lines.append(("time", _time(results.latency, results)))
+    if results.timings_unreliable:
+        lines.append(("time", UNRELIABLE))
+    elif results.timed is not None:
+        lines.append(("time", _time(results.timed, results)))
     if results.held_out is not None:
         lines.append(("held out", held_out(results.held_out)))
     for check in results.flip_checks:
@@ -274,11 +282,11 @@ def _curvature(results: Results) -> str:
 
 def _time(latency: Latency, results: Results) -> str:
     """Relative times anywhere; absolute ones only where the reader knows the device they are of."""
-    share = percent(latency.encode_s / latency.chunk_s(latency.student_num_steps), 0)
+    share = percent(latency.encode_share(latency.student_num_steps), 0)
     whose = "the student's" if results.student is not None else "that chunk's"
     text = (
-        f"{latency.speedup:.2f} times as fast at {steps(latency.student_num_steps)}, of at most "
-        f"{latency.ceiling:.2f}; encoding is {share} of {whose} time"
+        f"{latency.speedup:.2f} times as fast at {steps(latency.student_num_steps)}, {beside_ceiling(latency, 2)}; "
+        f"encoding is {share} of {whose} time"
     )
     if not _GPU.search(results.device):
         return text

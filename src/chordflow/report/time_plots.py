@@ -27,7 +27,7 @@ from chordflow.results.wording import (
 
 def latency(results: Results) -> list[Plot]:
     """A chunk's time at each step count, encoding and steps stacked, with percentiles and the ceiling."""
-    timed = results.latency
+    timed = results.timed
     if timed is None:
         return []
     counts = chunk_steps(results)
@@ -66,7 +66,7 @@ def latency(results: Results) -> list[Plot]:
         xaxis={"rangemode": "tozero"}, margin={"t": 34}, showlegend=True,
         legend={"y": 1.12, "traceorder": "normal"},
     )  # fmt: skip
-    share = timed.encode_s / timed.chunk_s(1)
+    share = timed.encode_share(1)
     caption = (
         f"Encoding takes {seconds(timed.encode_s)} and each step {seconds(timed.step_s)} (medians). The dashed line is "
         f"one step: nothing that takes fewer steps is quicker, so {timed.ceiling:.2f} times as fast as the teacher's "

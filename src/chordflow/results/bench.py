@@ -144,7 +144,8 @@ class Roofline:
         naive_nfe: for one of the loop without reuse.
         encode: observations encoded.
         velocity: one evaluation of the velocity without gradients.
-        train: a student's step on encoded observations: forward, backward, optimiser.
+        train: a student's step on encoded observations: forward, backward, optimiser. Not the first one, and of SOAP
+            none that refreshes its bases.
         context_bytes: memory of one encoded observation.
         coupling_bytes: of one noise with its endpoint.
     """

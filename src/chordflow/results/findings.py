@@ -20,7 +20,7 @@ from chordflow.results.free import (
 )
 from chordflow.results.schema import STUDENT, TEACHER, DelayRow, Finding, GapRow, Results
 from chordflow.results.statistics import Interval
-from chordflow.results.wording import number, percent, points, steps
+from chordflow.results.wording import UNRELIABLE, number, percent, points, steps
 
 FEW_STEPS = 2
 """Network evaluations up to which an untrained policy counts as a few-step policy."""
@@ -162,12 +162,19 @@ def no_training_needed(results: Results) -> str | None:
     return f"{_way(row)} {_lie(row)} already within the floor ({figures}): {_how_to_use(row)}, no training needed."
 
 
+def timings_unreliable(results: Results) -> str | None:
+    """Times contradict each other, so no figure of time is printed."""
+    if not results.timings_unreliable:
+        return None
+    return f"{UNRELIABLE[0].upper()}{UNRELIABLE[1:]}; measure again on an idle one."
+
+
 def speed_is_not_in_the_steps(results: Results) -> str | None:
     """Even one step would make a chunk less than ``LITTLE_SPEEDUP`` times as fast: do not train for speed."""
-    latency = results.latency
+    latency = results.timed
     if latency is None or results.teacher_num_steps == 1 or latency.ceiling >= LITTLE_SPEEDUP:
         return None
-    share = percent(latency.encode_s / latency.chunk_s(1), 0)
+    share = percent(latency.encode_share(1), 0)
     return (
         f"Do not train for speed on this device: one step can make a chunk at most {latency.ceiling:.2f} times as "
         f"fast, for encoding the observation takes {share} of it."
@@ -188,17 +195,17 @@ def one_step_loses(results: Results) -> str | None:
     two = results.gap(TEACHER, 2, "deployed")
     if two is not None and results.teacher_num_steps > 2:
         text += f", two lose {percent(two.rms)}"
-    if results.latency is None:
+    if results.timed is None:
         return f"{text}."
-    return f"{text}: distillation can make a chunk at most {results.latency.ceiling:.1f} times as fast here."
+    return f"{text}: distillation can make a chunk at most {results.timed.ceiling:.1f} times as fast here."
 
 
 def encoding_limits(results: Results) -> str | None:
     """Encoding takes at least ``ENCODING_SHARE`` of a one-step chunk."""
-    latency = results.latency
+    latency = results.timed
     if latency is None or latency.ceiling < LITTLE_SPEEDUP:
         return None
-    share = latency.encode_s / latency.chunk_s(1)
+    share = latency.encode_share(1)
     if share < ENCODING_SHARE or results.teacher_num_steps == 1:
         return None
     return (
@@ -218,9 +225,9 @@ def fewer_steps_are_free(results: Results) -> str | None:
         f"{_way(row)} {_lie(row)} within the floor ({against_floor(results, row, ' to the converged ODE')}): "
         f"{_how_to_use(row)}"
     )
-    if results.latency is None:
+    if results.timed is None:
         return f"{text}."
-    gain = results.latency.chunk_s(results.teacher_num_steps) / results.latency.chunk_s(row.nfe)
+    gain = 1 / results.timed.relative(row.nfe)
     return f"{text}, which makes a chunk {gain:.2f} times as fast without training."
 
 
@@ -407,10 +414,10 @@ def _better(results: Results, row: GapRow) -> bool:
 
 def long_tail(results: Results) -> str | None:
     """The slowest chunk in a hundred takes ``LONG_TAIL`` times the median or more."""
-    if results.latency is None:
+    if results.timed is None:
         return None
     chunk = next(
-        (c for c in results.latency.chunks if c.num_steps == results.teacher_num_steps),
+        (c for c in results.timed.chunks if c.num_steps == results.teacher_num_steps),
         None,
     )
     if chunk is None or chunk.seconds.p99 < LONG_TAIL * chunk.seconds.p50:
@@ -423,7 +430,7 @@ def long_tail(results: Results) -> str | None:
 
 def processors_cost(results: Results) -> str | None:
     """The checkpoint's processors take ``PROCESSORS_SHARE`` of a one-step chunk or more."""
-    latency = results.latency
+    latency = results.timed
     if latency is None or latency.processors_s is None:
         return None
     share = latency.processors_s / latency.chunk_s(1)
@@ -457,6 +464,7 @@ RULES: tuple[Callable[[Results], str | None], ...] = (
     trained_for_one_step,
     acts_in_one_step,
     no_training_needed,
+    timings_unreliable,
     speed_is_not_in_the_steps,
     one_step_loses,
     encoding_limits,

@@ -36,7 +36,8 @@ Files of older versions are read: what they do not hold takes its default.
    percentiles, memory, findings, motion, delays, sequential decisions, timing of rollouts, clips.
 3. The step counts that a policy was trained for.
 4. The method that it was trained by and the step count that it is saved with.
-5. Power of a way's grid, the best ways to act without training, and the student beside them.
+5. Power of a way's grid, the best ways to act without training, and the student beside them; the ceiling of encoding
+   and one step, and whether times are reliable; tasks that are wholly held out; distinct starts of episodes.
 """
 
 PolicyName = str
@@ -218,6 +219,11 @@ class WideObservation:
     pictures: dict[str, str] = field(default_factory=dict)
 
 
+ABOVE, APART = 0.1, 0.2
+"""Timings are unreliable where a speed-up is above the ceiling by more than the first share, or whole chunks and their
+parts are apart by more than the second."""
+
+
 @dataclass(frozen=True)
 class ChunkTime:
     """Measured time of a whole chunk, from the preprocessed observation to the endpoint.
@@ -259,8 +265,10 @@ class Latency:
         student_num_steps: Steps of the student.
         speedup: *Derived.* Time of the teacher's chunk divided by that of the student's: of whole chunks as measured
             where ``chunks`` has both, else summed up from ``encode_s`` and ``step_s``.
-        ceiling: *Derived.* The same for a one-step student, on the same basis: the most that step distillation can give
-            here.
+        ceiling: *Derived.* ``(encode_s + n * step_s) / (encode_s + step_s)`` for the n steps of the teacher: the most
+            that step distillation can give here.
+        reliable: *Derived.* False where the speed-up exceeds the ceiling by more than a tenth, or a whole chunk and the
+            sum of its parts disagree by more than a fifth: the machine was busy, and no figure of time is printed.
         encode: Percentiles behind ``encode_s``; None where only the median was kept.
         step: Percentiles behind ``step_s``.
         chunks: Whole chunks at several step counts, measured rather than summed up.
@@ -282,23 +290,33 @@ class Latency:
     memory: Memory | None = None
     speedup: float = field(init=False)
     ceiling: float = field(init=False)
+    reliable: bool = field(init=False)
 
     def __post_init__(self) -> None:
         if not (self.encode_s >= 0 and self.step_s > 0):
             raise ValueError(f"encode_s is {self.encode_s} and step_s is {self.step_s}; times are positive.")
-        teacher = self.chunk_s(self.teacher_num_steps)
-        measured = {chunk.num_steps: chunk.seconds.p50 for chunk in self.chunks}
-        whole = [measured.get(steps) for steps in (self.teacher_num_steps, self.student_num_steps)]
-        slow, fast = whole if all(whole) else (teacher, self.chunk_s(self.student_num_steps))
-        object.__setattr__(self, "speedup", slow / fast)  # type: ignore[operator]
-        slow, fast = (teacher, self.chunk_s(1))
-        if measured.get(self.teacher_num_steps) and measured.get(1):
-            slow, fast = measured[self.teacher_num_steps], measured[1]
-        object.__setattr__(self, "ceiling", slow / fast)
+        teacher = self.teacher_num_steps
+        object.__setattr__(self, "speedup", 1 / self.relative(self.student_num_steps))
+        object.__setattr__(self, "ceiling", self.chunk_s(teacher) / self.chunk_s(1))
+        whole = [(chunk.seconds.p50, self.chunk_s(chunk.num_steps)) for chunk in self.chunks]
+        apart = any(abs(timed - summed) > APART * summed for timed, summed in whole)
+        object.__setattr__(self, "reliable", self.speedup <= (1 + ABOVE) * self.ceiling and not apart)
 
     def chunk_s(self, num_steps: int) -> float:
-        """Seconds for one chunk at this many Euler steps."""
+        """Seconds for one chunk at this many Euler steps, summed up from encoding and steps."""
         return self.encode_s + num_steps * self.step_s
+
+    def relative(self, num_steps: int) -> float:
+        """Time of a chunk over that of the teacher's: of whole chunks where both were timed, else of sums."""
+        whole = {chunk.num_steps: chunk.seconds.p50 for chunk in self.chunks}
+        teacher = self.teacher_num_steps
+        if whole.get(teacher) and whole.get(num_steps):
+            return whole[num_steps] / whole[teacher]
+        return self.chunk_s(num_steps) / self.chunk_s(teacher)
+
+    def encode_share(self, num_steps: int) -> float:
+        """Share of encoding in a chunk at this many steps, from the same figures as the ceiling."""
+        return self.encode_s / self.chunk_s(num_steps)
 
 
 def _interval_of_rate(successes: int, episodes: int, starts: int | None) -> Interval:
@@ -791,6 +809,16 @@ class Results:
         """
         share = self.noise_share
         return None if share is None or share < LEAST_NOISE_SHARE else rms / math.sqrt(share)
+
+    @property
+    def timed(self) -> Latency | None:
+        """The latency where its figures may be printed; None where they are unreliable or nothing was timed."""
+        return self.latency if self.latency is not None and self.latency.reliable else None
+
+    @property
+    def timings_unreliable(self) -> bool:
+        """Whether times were measured and none of them may be printed."""
+        return self.latency is not None and not self.latency.reliable
 
     @property
     def student_num_steps(self) -> int | None:

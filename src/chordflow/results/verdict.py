@@ -11,8 +11,8 @@ from chordflow.results.free import (
     success_beside,
     within_floor,
 )
-from chordflow.results.schema import STUDENT, TEACHER, GapRow, PolicyInfo, Results, SuccessRow
-from chordflow.results.wording import clean, percent, points, step_counts, steps
+from chordflow.results.schema import ABOVE, STUDENT, TEACHER, GapRow, Latency, PolicyInfo, Results, SuccessRow
+from chordflow.results.wording import UNRELIABLE, clean, percent, points, step_counts, steps
 
 TAIL = 1.5
 """From this ratio of RMS to median on, few large misses decide the RMS."""
@@ -22,9 +22,6 @@ NOTICEABLE_SPEEDUP = 1.05
 
 MOST_IMPORTANT = 3
 """Findings that make the verdict on a policy that was diagnosed."""
-
-ROUNDED = 0.05
-"""Speed-ups closer than this are printed alike."""
 
 LONGEST = 60
 """Words that the sentence may have before details are left out."""
@@ -56,7 +53,7 @@ def verdict(results: Results) -> str:
     5. *Success* over all episodes, paired with the deployed teacher: not distinguishable if the interval of
        the difference holds 0. The untrained teacher's at the student's steps is named with it; there is no
        clear gain over it if its rate is at least the lower end of the student's interval.
-    6. *Time* of a chunk against the teacher's, with the ceiling that the encoder sets.
+    6. *Time* of a chunk against the teacher's, with the ceiling that the encoder sets; no figure of unreliable times.
     7. *One step only*, if that is what the student was trained for, by its own record; and whichever policy is run at
        a number of steps that it was not trained for.
 
@@ -262,16 +259,26 @@ def _rates(results: Results, row: SuccessRow) -> str:
     return f"success is {percent(row.rate, 1)}{beside} in {row.episodes} episodes each, not paired"
 
 
+def beside_ceiling(latency: Latency, decimals: int = 1) -> str:
+    """How a measured speed-up stands to the ceiling, such as ``the ceiling`` or ``ceiling 5.5``.
+
+    The one is of whole chunks and the other of their parts, so the speed-up may lie a little above.
+    """
+    speedup, ceiling = (f"{value:.{decimals}f}" for value in (latency.speedup, latency.ceiling))
+    if speedup == ceiling:
+        return "the ceiling"
+    near = abs(latency.speedup - latency.ceiling) <= ABOVE * latency.ceiling
+    return f"near the ceiling of {ceiling}" if near else f"ceiling {ceiling}"
+
+
 def _time(results: Results) -> str:
-    latency = results.latency
+    latency = results.timed
     if latency is None:
-        return ""
-    share = percent(latency.encode_s / latency.chunk_s(latency.student_num_steps), 0)
+        return UNRELIABLE if results.timings_unreliable else ""
+    share = f"encoding is {percent(latency.encode_share(latency.student_num_steps), 0)} of each"
     if latency.speedup < NOTICEABLE_SPEEDUP:
-        return f"chunks come no faster (encoding is {share})"
-    reached = latency.student_num_steps == 1 and abs(latency.speedup - latency.ceiling) < ROUNDED
-    ceiling = "the ceiling" if reached else f"ceiling {latency.ceiling:.1f}"
-    return f"chunks come {latency.speedup:.1f} times as fast ({ceiling}: encoding is {share})"
+        return f"chunks come no faster ({share})"
+    return f"chunks come {latency.speedup:.1f} times as fast ({beside_ceiling(latency)}: {share})"
 
 
 def _without_student(results: Results) -> str:
@@ -280,8 +287,9 @@ def _without_student(results: Results) -> str:
     if few:
         gaps = " and ".join(f"{percent(row.rms)} RMS at {steps(row.num_steps)}" for row in few)
         gap = f"the untrained teacher's action gap to its {steps(results.teacher_num_steps)} is {gaps}"
-    latency = results.latency
-    time = f"one step can make a chunk at most {latency.ceiling:.1f} times as fast" if latency else ""
+    time = UNRELIABLE if results.timings_unreliable else ""
+    if results.timed is not None:
+        time = f"one step can make a chunk at most {results.timed.ceiling:.1f} times as fast"
     free, others = _free_alternative(results, FEW_STEPS), _gaps_of_others(results)
     last = _at_other_steps(results)
     return _sentence(free, gap, others, _success_of_all(results), time, last=last) or "Nothing was measured."

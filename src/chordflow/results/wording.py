@@ -11,6 +11,8 @@ STARTS_TRAINED_ON = "starts trained on"
 STARTS_NOT_TRAINED_ON = "starts not trained on"
 
 REPEATED_STARTS = "Some episodes begin alike: intervals and p count each start once."
+UNRELIABLE = "timings are unreliable: the machine was busy"
+"""What is printed in place of every figure of time."""
 
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 

@@ -1,0 +1,250 @@
+"""Tables of results with parts missing: nothing below a table speaks of what the table does not show."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from chordflow.report.figures import gap_by_steps
+from chordflow.report.glance import glance, measured
+from chordflow.report.section import ABSENT, Section
+from chordflow.report.table import drawn, facts, sections, written
+from chordflow.results.findings import findings
+from chordflow.results.schema import ChunkTime, Percentiles, Results
+from chordflow.results.verdict import verdict
+from report_samples import diagnosis, evaluation, gap, sample, success
+
+BASES = {"reflow": sample(), "diagnose": diagnosis(), "evaluate": evaluation()}
+
+
+def without(*names: str) -> Callable[[Results], dict[str, Any]]:
+    return lambda results: {name: type(getattr(results, name))() for name in names}
+
+
+def rows(name: str, keep: Callable[[Any], bool] = lambda row: True, **changes: Any) -> Callable:
+    """Some rows of a list, with some of their fields emptied."""
+    return lambda results: {
+        name: [dataclasses.replace(row, **changes) for row in getattr(results, name) if keep(row)]
+    }
+
+
+def of_latency(**changes: Any) -> Callable[[Results], dict[str, Any]]:
+    return lambda results: {"latency": results.latency and dataclasses.replace(results.latency, **changes)}
+
+
+def chunk(num_steps: int, seconds: float) -> ChunkTime:
+    return ChunkTime(num_steps, Percentiles(seconds, seconds, seconds, seconds))
+
+
+MISSING: dict[str, Callable[[Results], dict[str, Any]]] = {
+    "gaps": without("gaps"),
+    "success": without("success"),
+    "curvature": without("curvature"),
+    "motion, delays": without("motion", "delays"),
+    "timing, policies": without("timing", "policies"),
+    "sequential": without("sequential"),
+    "spreads": without("spreads"),
+    "latency": lambda _: {"latency": None},
+    "held out": lambda _: {"held_out": None},
+    "rollouts": lambda _: {"rollouts": None},
+    "lerobot's noise": lambda results: {
+        "rollouts": results.rollouts and dataclasses.replace(results.rollouts, noise="lerobot"),
+        "sequential": [],
+        **rows("success", versus_teacher=None, noninferiority=None)(results),
+    },
+    "gaps to the ODE": rows("gaps", lambda row: row.reference == "deployed"),
+    "gaps to the teacher": rows("gaps", lambda row: row.reference == "converged"),
+    "gaps' intervals": rows("gaps", interval=None, ratio_to_untrained=None),
+    "flips": rows("gaps", flip_rate=None),
+    "the floor": rows("gaps", lambda row: (row.policy, row.num_steps) != ("teacher", 10)),
+    "other solvers": rows("gaps", lambda row: row.solver == "euler"),
+    "the teacher's gaps": rows("gaps", lambda row: row.policy != "teacher"),
+    "pairing": rows("success", versus_teacher=None, noninferiority=None),
+    "coverage": rows("success", coverage=None),
+    "other policies": rows("success", lambda row: (row.policy, row.num_steps) == ("teacher", 10)),
+    "episodes needed": lambda results: {
+        "success": [
+            dataclasses.replace(
+                row,
+                noninferiority=row.noninferiority
+                and dataclasses.replace(row.noninferiority, episodes_needed=None),
+            )
+            for row in results.success
+        ]
+    },
+    "curvature's intervals": rows("curvature", interval=None),
+    "percentiles": of_latency(encode=None, step=None, chunks=[]),
+    "chunks": of_latency(chunks=[]),
+    "processors": of_latency(processors_s=None, memory=None),
+    "an idle machine": of_latency(chunks=[chunk(1, 9.0), chunk(10, 9.5)]),
+    "the teacher's chunk": of_latency(chunks=[]),
+    "motion's pairing": rows("motion", difference=None),
+    "motion but jerk": rows("motion", lambda row: row.measure == "jerk"),
+    "guidance": rows("delays", lambda row: row.mode != "rtc"),
+    "delays' pairing": rows("delays", versus_undelayed=None, jump=None, jerk=None),
+}
+
+TERMS = {
+    r"Floor:": "floor",
+    r"Median": "median",
+    r"Median, flips ": "flips",
+    r"and differences \(": "mean diff",
+    r"Time of a chunk:": "time",
+    r"Differences are paired": "points to the teacher",
+    r"\bp is McNemar": "p",
+    r"intervals of differences": "points to the teacher",
+    r"Coverage:": "coverage",
+    r"Non-inferior:": "decision",
+    r"Needed:": "episodes needed",
+    r"Relative:": "relative",
+    r"Spread:": "median spread",
+    r"Delay:": "delay",
+    r"Guidance weight:": "guidance weight",
+    r"Overhead:": "overhead",
+    r"e-value,": "e-value, inferior",
+    r"jump in ": "jump",
+    r"jerk in ": "jerk",
+    r"path length in ": "path length",
+}
+"""What a line below a table may speak of, and what then stands at the head of a column or in a cell."""
+
+
+def check(section: Section) -> None:
+    """A table as it is shown."""
+    shown = [
+        " ".join(text.split()) for text in (*section.heads, *(c.text for row in section.rows for c in row))
+    ]
+    assert all(len(row) == len(section.heads) for row in section.rows)
+    for place in range(section.left, len(section.heads)):
+        assert any(row[place].text != ABSENT for row in section.rows), (section.key, section.heads[place])
+    said = section.below
+    for pattern, needed in TERMS.items():
+        if re.search(pattern, said):
+            found = [
+                text for text in shown if text == needed or (len(needed) > 1 and text.startswith(needed))
+            ]
+            assert found, (section.key, pattern, section.heads)
+    # No other term is explained than those above.
+    terms = re.findall(r"(?:^|[.;] )([A-Z][a-z-]+(?: [a-z]+)?):", said)
+    known = " ".join(TERMS)
+    assert all(f"{term}:" in known or term == "Units" for term in terms), terms
+
+
+@settings(max_examples=100)
+@given(base=st.sampled_from(list(BASES)), missing=st.sets(st.sampled_from(list(MISSING)), max_size=6))
+def test_no_table_speaks_of_what_it_does_not_show(base: str, missing: set[str]) -> None:
+    results = BASES[base]
+    for name in sorted(missing):
+        results = dataclasses.replace(results, **MISSING[name](results))
+    for section in sections(results):
+        for narrow in (False, True):
+            check(section.shown(narrow=narrow))
+    texts = [verdict(results), *measured(results), *(found.text for found in findings(results))]
+    texts += [f"{figure.name}: {figure.value} {figure.note}" for figure in glance(results)]
+    texts += [f"{name}: {value}" for name, value in facts(results)]
+    assert all(text and "None" not in text and "nan" not in text for text in texts)
+    whole = " ".join(texts)
+    paired = any(row.versus_teacher is not None for row in results.success)
+    assert ("Newcombe" in whole) == (paired and not results.sequential)
+    assert ("paired differences" in whole) == paired
+    assert ("action gaps" in " ".join(measured(results)).lower()) == (
+        bool(results.gaps) and results.held_out is not None
+    )
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("missing", MISSING)
+def test_each_part_may_be_missing_alone(base: str, missing: str) -> None:
+    results = dataclasses.replace(BASES[base], **MISSING[missing](BASES[base]))
+    for section in sections(results):
+        check(section.shown())
+        check(section.shown(narrow=True))
+
+
+def table(results: Results, key: str) -> tuple[str, str]:
+    """A table as the terminal and as markdown have it."""
+    (section,) = (section for section in sections(results) if section.key == key)
+    file = io.StringIO()
+    Console(width=200, file=file).print(drawn(section))
+    return " ".join(file.getvalue().split()), " ".join("\n".join(written(section)).split())
+
+
+def test_a_column_that_the_terminal_has_no_room_for_is_not_explained_there() -> None:
+    terminal, document = table(evaluation(), "success")
+    assert "Coverage:" not in terminal
+    assert "coverage of the interval" in document
+    assert "Coverage: how often" in document
+
+
+@pytest.mark.parametrize(
+    ("results", "key", "there", "absent"),
+    [
+        (
+            sample(gaps=[gap("teacher", 1, "converged", 0.2), gap("student", 1, "converged", 0.1)]),
+            "gap",
+            ["RMS to 100", "where that gap was measured, else to the ODE", "Time of a chunk: 1"],
+            ["RMS to 10 ", "Floor", "floor", "nfe"],
+        ),
+        (
+            sample(gaps=[gap("teacher", 1, "deployed", 0.2, flip_rate=None)], latency=None),
+            "gap",
+            ["RMS to 10", "Median and differences"],
+            ["flips", "RMS to 100", "RMS to many", "Time"],
+        ),
+        (
+            sample(success=[success("teacher", 10, 0.9, None)]),
+            "success",
+            ["| 90.0 "],
+            ["paired", "McNemar", "points to the teacher", "| p |"],
+        ),
+    ],
+)
+def test_what_is_missing_is_not_explained(
+    results: Results, key: str, there: list[str], absent: list[str]
+) -> None:
+    terminal, document = table(results, key)
+    assert all(words in document for words in there), document
+    for text in (terminal, document):
+        assert not any(words in text for words in absent), text
+
+
+def test_the_most_by_encoding_and_one_step_is_theirs_where_chunks_were_timed() -> None:
+    base = evaluation().latency
+    assert base is not None
+    timed = dataclasses.replace(base, chunks=[chunk(1, 0.05), chunk(10, 0.19)])
+    ceiling = (timed.encode_s + 10 * timed.step_s) / (timed.encode_s + timed.step_s)
+    for text in table(evaluation(latency=timed), "latency"):
+        assert f"By the medians of encoding and one step, at most {ceiling:.2f} times as fast" in text
+        assert "p90" in text
+    # One step is the least there is.
+    acts = table(evaluation(latency=dataclasses.replace(base, teacher_num_steps=1)), "latency")
+    assert not any("at most" in text for text in acts)
+
+
+@pytest.mark.parametrize(("reference", "other"), [("deployed", "converged"), ("converged", "deployed")])
+def test_a_picture_names_the_lines_that_it_shows(reference: str, other: str) -> None:
+    labels = {"deployed": "RMS to the teacher's ten steps", "converged": "RMS to its converged ODE"}
+    figure = gap_by_steps(sample(gaps=[row for row in sample().gaps if row.reference == reference]))
+    assert figure is not None
+    legend = " | ".join(text.get_text() for legend in figure.legends for text in legend.get_texts())
+    assert labels[reference] in legend
+    assert labels[other] not in legend
+    assert ("median" in legend) == (reference == "deployed")
+    assert ("floor" in legend) == (reference == "converged")
+
+
+def test_held_out_episodes_are_named_for_what_was_measured_on_them() -> None:
+    base = evaluation()
+    assert measured(base)[0].startswith("Action gaps and curvature: 200 observations")
+    assert measured(dataclasses.replace(base, gaps=[]))[0].startswith("Curvature: 200 observations")
+    assert measured(dataclasses.replace(base, curvature=[]))[0].startswith("Action gaps: 200 observations")
+    assert "paired differences with confidence sequences" in " ".join(measured(base))
+    assert "paired differences with Newcombe's" in " ".join(measured(sample()))
