@@ -122,13 +122,13 @@ def test_episodes_are_run_by_the_best_way(
 ) -> None:
     """At as many evaluations as a candidate takes or is asked for; without a dataset by midpoint, as ever."""
     config: Any = SimpleNamespace(
-        seed=0, eval=SimpleNamespace(n_episodes=2, num_clips=0, teacher_num_steps=further)
+        seed=0, env=None, eval=SimpleNamespace(n_episodes=2, num_clips=0, teacher_num_steps=further)
     )
     entrants: Any = {
-        name: SimpleNamespace(name=name, policy=None, num_steps=n)
+        name: SimpleNamespace(name=name, policy=None, num_steps=n, folder=Path("none"))
         for name, n in (("teacher", 10), ("student", student))
     }
-    runner: Any = SimpleNamespace(tasks=lambda: [("", 0)])
+    runner: Any = SimpleNamespace(tasks=lambda: {("", 0): None})
     arms = _Rollouts(config, entrants, runner, free)._untrained()
     assert [(arm.num_steps, arm.solver, arm.grid_power) for arm in arms] == expected
     assert len({arm.key for arm in arms}) == len({arm.label for arm in arms}) == len(arms)

@@ -294,9 +294,7 @@ def test_a_missing_embedding_is_not_filled_from_a_missing_layer(
     tensors = load_file(checkpoint / "model.safetensors")
     del tensors[LM_HEAD], tensors[EMBEDDING]
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(
-        UserError, match=r"lacks .*lm_head\.weight' and 1 more tensors; give complete weights"
-    ):
+    with pytest.raises(UserError, match=r"lacks .*lm_head\.weight' and 1 more; give complete weights"):
         load(folder)
 
 

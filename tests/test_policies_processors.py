@@ -361,8 +361,8 @@ class Cameras:
 
     normalises_elsewhere = False
 
-    def __init__(self, config: object, cameras: list[str], max_missing: int) -> None:
-        self.config, self.image_keys, self.max_missing_cameras = config, cameras, max_missing
+    def __init__(self, config: object, cameras: list[str], needs_every: bool) -> None:
+        self.config, self.image_keys, self.needs_every_camera = config, cameras, needs_every
 
 
 @given(
@@ -400,7 +400,7 @@ def test_any_mode_needs_its_own_two_statistics(
         config.output_features, config.normalization_mapping, broken if side == AFTER else held
     )
     pipelines = PolicyProcessorPipeline(steps=[before]), PolicyProcessorPipeline(steps=[after])
-    policy = Cameras(config, [], 0)
+    policy = Cameras(config, [], needs_every=True)
     # The state is of no concern behind the policy.
     if fault == "none" or (kind == "STATE" and side == AFTER):
         check_processors(policy, *pipelines, "policy.path=x")  # type: ignore[arg-type]
@@ -412,11 +412,11 @@ def test_any_mode_needs_its_own_two_statistics(
 
 @pytest.mark.parametrize(
     ("known", "may_lack", "sound"),
-    [(2, 0, True), (1, 0, False), (1, 1, True), (0, 1, False), (0, 2, False)],
+    [(2, False, True), (1, False, False), (1, True, True), (0, False, False), (0, True, False)],
     ids=["all", "one of two", "one that may be absent", "none of two", "none, though all may be absent"],
 )
 def test_cameras_that_are_normalised_need_statistics_unless_they_are_absent(
-    known: int, may_lack: int, sound: bool
+    known: int, may_lack: bool, sound: bool
 ) -> None:
     config = make_config(Path("vlm"), cameras=("top", "wrist"))
     config.normalization_mapping = {**config.normalization_mapping, "VISUAL": NormalizationMode.MEAN_STD}
@@ -431,7 +431,7 @@ def test_cameras_that_are_normalised_need_statistics_unless_they_are_absent(
     before = NormalizerProcessorStep(features, config.normalization_mapping, statistics)
     after = UnnormalizerProcessorStep(config.output_features, config.normalization_mapping, statistics)
     pipelines = PolicyProcessorPipeline(steps=[before]), PolicyProcessorPipeline(steps=[after])
-    policy = Cameras(config, cameras, may_lack)
+    policy = Cameras(config, cameras, needs_every=not may_lack)
     if sound:
         check_processors(policy, *pipelines, "policy.path=x")  # type: ignore[arg-type]
         return

@@ -94,6 +94,7 @@ MISSING: dict[str, Callable[[Results], dict[str, Any]]] = {
 
 TERMS = {
     r"Floor:": "floor",
+    r"Of noise:": "of noise",
     r"Median": "median",
     r"Median, flips ": "flips",
     r"and differences \(": "mean diff",

@@ -146,7 +146,8 @@ def begun(config: ReflowJobConfig, command: list[str], resume_from: Path | None)
     if resume_from is not None and held_out is None and split.whole_tasks:
         raise UserError(
             f"dataset.repo_id={config.dataset.repo_id} has tasks with a single episode, and the run began with an "
-            "older chordflow, which held out others of these: it has trained on what would be measured now. Start a new run."
+            "older chordflow, which held out others of these: it has trained on what would be measured now. Start a "
+            "new run."
         )
     if first:
         read_beforehand(split, config.measure)
