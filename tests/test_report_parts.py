@@ -139,7 +139,7 @@ def check(section: Section) -> None:
     assert all(f"{term}:" in known or term == "Units" for term in terms), terms
 
 
-@settings(max_examples=100)
+@settings(max_examples=25)
 @given(base=st.sampled_from(list(BASES)), missing=st.sets(st.sampled_from(list(MISSING)), max_size=6))
 def test_no_table_speaks_of_what_it_does_not_show(base: str, missing: set[str]) -> None:
     results = BASES[base]

@@ -230,11 +230,11 @@ def test_a_solver_is_better_from_a_tenth_on() -> None:
 
 def test_tails_processors_and_memory() -> None:
     slow = latency(
-        chunks=[ChunkTime(10, Percentiles(0.05, 0.0625, 0.07, 0.1))], processors_s=0.005,
+        chunks=[ChunkTime(10, Percentiles(0.026, 0.03, 0.04, 0.052))], processors_s=0.005,
         memory=Memory(2_000_000, 1_500_000_000, "process"),
     )  # fmt: skip
     found = said(diagnosis(latency=slow))
-    assert "2.0 times the median or longer: plan for 100.0 ms rather than 50.0 ms" in found["long_tail"]
+    assert "2.0 times the median or longer: plan for 52.0 ms rather than 26.0 ms" in found["long_tail"]
     assert "processors take 62 % of a one-step chunk" in found["processors_cost"]
     assert found["memory"] == ("The weights take 2 MB, and at most 1.5 GB of the whole process were in use.")
     quick = latency(chunks=[ChunkTime(10, Percentiles(0.02, 0.02, 0.02, 0.021))], processors_s=0.0001)

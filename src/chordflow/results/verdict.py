@@ -23,7 +23,7 @@ NOTICEABLE_SPEEDUP = 1.05
 MOST_IMPORTANT = 3
 """Findings that make the verdict on a policy that was diagnosed."""
 
-LONGEST = 60
+LONGEST = 64
 """Words that the sentence may have before details are left out."""
 
 
@@ -60,7 +60,7 @@ def verdict(results: Results) -> str:
     Without a student these are the free alternative, the gaps of the untrained teacher at few steps, gaps and success
     of all other policies at their own steps, and the ceiling.
 
-    Beyond 60 words first curvature, then the time, then the few pairs, at last the distance to the ODE beside the
+    Beyond 64 words first curvature, then the time, then the few pairs, at last the distance to the ODE beside the
     teacher's are left out. The rules see the measures as they are; only what is printed is rounded.
 
     Args:
