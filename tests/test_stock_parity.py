@@ -24,6 +24,7 @@ import family_groot
 import family_multi_task_dit
 import family_pi0
 import family_pi05
+from broken_statistics import AFTER, BEFORE, edit_normaliser, edit_statistics
 from builders import build_checkpoint, build_dataset, build_vlm
 from chordflow.cli.main import main
 from chordflow.couplings.observations import DatasetConfig, open_split
@@ -111,6 +112,30 @@ def more_cameras(folder: Path) -> tuple[Path, Path]:
     return family_multi_task_dit.build(folder / "pretrained_model", num_steps=10), dataset
 
 
+def renamed_images(folder: Path) -> tuple[Path, Path]:
+    """A policy whose images are normalised, fine-tuned on a camera of another name."""
+    base = family_multi_task_dit.build(folder / "base", cameras=("hand",), num_steps=10)
+    dataset = build_dataset(folder / "data", 2, 2, cameras=("front",))
+    return fine_tuned(base, dataset, folder / "pretrained_model", names(front="hand")), dataset
+
+
+def changed(change: Callable[[Path], object]) -> Callable[[Path], tuple[Path, Path]]:
+    """A fine-tuned checkpoint whose files are changed afterwards."""
+
+    def build(folder: Path) -> tuple[Path, Path]:
+        checkpoint, dataset = other_robot("smolvla", ["camera2"])(folder)
+        change(checkpoint)
+        return checkpoint, dataset
+
+    return build
+
+
+def another_name(held: dict[str, Tensor]) -> None:
+    """Moves statistics to names that no feature has, as a migration of old checkpoints leaves them."""
+    for key in list(held):
+        held[f"so100.buffer.{key}"] = held.pop(key)
+
+
 SITUATIONS = {
     "smolvla, one of three cameras": Situation(other_robot("smolvla", ["camera2"])),
     "smolvla, two of three cameras and a blank one": Situation(
@@ -135,6 +160,43 @@ SITUATIONS = {
     ),
     "groot, one of three cameras": Situation(other_robot("groot", ["camera2"], state_dim=5)),
     "multi_task_dit, more cameras": Situation(more_cameras),
+    "a constant joint": Situation(
+        changed(lambda p: edit_statistics(p, BEFORE, lambda held: held["observation.state.std"][-1:].zero_()))
+    ),
+    # What stock LeRobot runs with wrong numbers, and chordflow refuses.
+    "statistics under other names": Situation(
+        changed(lambda p: edit_statistics(p, AFTER, another_name)), refused="no mean and std of action"
+    ),
+    "no statistics": Situation(
+        changed(lambda p: edit_statistics(p, BEFORE, lambda held: held.clear())),
+        refused=r"no mean and std of observation\.state",
+    ),
+    "a state that is not listed": Situation(
+        changed(lambda p: edit_normaliser(p, BEFORE, lambda c: c["features"].pop("observation.state"))),
+        refused=r"does not normalise observation\.state",
+    ),
+    "no mode for the action": Situation(
+        changed(lambda p: edit_normaliser(p, AFTER, lambda c: c["norm_map"].pop("ACTION"))),
+        refused="does not normalise action",
+    ),
+    "one number for all actions": Situation(
+        changed(
+            lambda p: edit_statistics(
+                p,
+                AFTER,
+                lambda held: held.update({"action.mean": torch.zeros(1), "action.std": torch.ones(1)}),
+            )
+        ),
+        refused="mean of action of size 1",
+    ),
+    "NaN in the statistics": Situation(
+        changed(lambda p: edit_statistics(p, AFTER, lambda held: held["action.mean"][-1:].fill_(torch.nan))),
+        refused="NaN or infinite",
+    ),
+    "image statistics under the dataset's names": Situation(
+        renamed_images,
+        refused=r"no mean and std of observation\.images\.hand",
+    ),
 }
 
 
@@ -144,12 +206,12 @@ def test_what_stock_lerobot_runs_chordflow_runs_with_the_same_actions(
 ) -> None:
     checkpoint, dataset = situation.build(tmp_path)
     frames, expected = stock_actions(checkpoint, dataset, situation.rename_map)
-    assert expected.isfinite().all()
     if situation.refused is not None:
         with pytest.raises(UserError) as caught:
             our_actions(checkpoint, dataset, situation.rename_map)
         assert re.search(situation.refused, str(caught.value)), caught.value
         return
+    assert expected.isfinite().all()
     ours_of, actual = our_actions(checkpoint, dataset, situation.rename_map)
     assert ours_of == frames
     torch.testing.assert_close(actual[:, : expected.shape[1]], expected, rtol=1e-5, atol=1e-5)
