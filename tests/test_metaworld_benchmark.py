@@ -72,7 +72,8 @@ def test_an_interrupted_recording_leaves_no_dataset_and_goes_on(load, tmp_path, 
     assert dataset.num_episodes == 8
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset"]
     # LeRobot's rule holds out just the episodes of the other ranges of seeds, which come last.
-    train, held_out = split_episodes(dataset.meta, range(8), 0.3)
+    tasks = [named[0] for named in dataset.meta.episodes["tasks"]]
+    train, held_out = split_episodes(tasks, range(8), 0.3)
     assert (sorted(train), sorted(held_out)) == ([0, 1, 2, 3, 4], [5, 6, 7])
     assert dataset.features["observation.image"]["shape"] == (64, 64, 3)
     item = dataset[0]

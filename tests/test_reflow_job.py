@@ -350,23 +350,32 @@ def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(
     SmolVLAPolicy.from_pretrained(student_of(output))
 
 
-@pytest.mark.parametrize("fails_at", range(1, 8))
+CALLS = 7
+"""Of what writes and renames, for one checkpoint."""
+
+
+@pytest.mark.parametrize(
+    ("whole", "fails_at"), [*((1, call) for call in range(1, CALLS + 1)), (0, 1), (0, CALLS - 1), (0, CALLS)]
+)
 def test_a_write_that_fails_leaves_the_last_good_checkpoint(
     checkpoint: Path,
     dataset_root: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    whole: int,
     fails_at: int,
 ) -> None:
     import chordflow.training.checkpoints as checkpoints
 
-    count = [0]
+    calls: list[int] = []
+    output = tmp_path / "out"
+    last = output / "checkpoints" / "last"
 
     def counted(function: object) -> object:
         def call(*arguments: object, **named: object) -> object:
-            count[0] += 1
-            if count[0] == fails_at + 5:  # the first checkpoint takes five such calls
+            calls.append(int(last.exists()))
+            if calls.count(whole) == fails_at:
                 raise OSError(28, "No space left on device")
             return function(*arguments, **named)  # type: ignore[operator]
 
@@ -375,15 +384,20 @@ def test_a_write_that_fails_leaves_the_last_good_checkpoint(
     monkeypatch.setattr(checkpoints.os, "replace", counted(os.replace))
     monkeypatch.setattr(checkpoints, "save_file", counted(checkpoints.save_file))
     monkeypatch.setattr(checkpoints, "save_training_state", counted(checkpoints.save_training_state))
-    output = tmp_path / "out"
-    code = main(options(checkpoint, dataset_root, output))
-    left = sorted(path.name for path in (output / "checkpoints").iterdir())
-    if code == 2:
-        assert "No space left" in capsys.readouterr().err
-        assert "last" in left
-        assert not any(name.endswith(".tmp") and name != ".last.tmp" for name in left)
-    else:
-        assert left == ["000003", "000006", "last"]
+    assert main(options(checkpoint, dataset_root, output)) == 2
+    message = capsys.readouterr().err
+    assert "No space left" in message
+    assert f"checkpoint 00000{3 + 3 * whole} cannot be written" in message
+    if not whole:
+        assert "no checkpoint was written yet" in message
+        assert not output.exists()
+        return
+    # The last call points `last` to what is whole by then.
+    left = ["000003", "000006", "last"] if fails_at == CALLS else ["000003", "last"]
+    assert sorted(path.name for path in (output / "checkpoints").iterdir()) == left
+    assert f"the last good checkpoint is {last.resolve()}" in message
+    assert os.readlink(last) == "000003"
+    assert calls.count(0) == CALLS
     SmolVLAPolicy.from_pretrained(student_of(output))
 
 

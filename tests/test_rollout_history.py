@@ -332,6 +332,8 @@ class TestLeRobotNoise:
     def test_equals_paired_episodes_with_the_noise_that_it_drew(
         self, checkpoint: Path, policy: FlowPolicy, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        # Loading tries the policy out, with noise of its own.
+        loaded = load_flow_policy(checkpoint, device="cpu")
         drawn: list[Tensor] = []
         randn = torch.randn
 
@@ -341,7 +343,7 @@ class TestLeRobotNoise:
 
         with mock.patch("torch.randn", side_effect=noted):
             (stock,) = run_lerobot_episodes(
-                lambda: load_flow_policy(checkpoint, device="cpu"),
+                lambda: loaded,
                 DriftEnvConfig(features_map={"action": "action"}),
                 seed=5,
                 n_episodes=1,

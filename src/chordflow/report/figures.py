@@ -212,7 +212,7 @@ def gap_by_steps(results: Results) -> Figure | None:
     panel.set_title(_gap_title(results), fontsize=13)
     figure.legend(
         handles=_gap_legend(results, rows),
-        loc="outside lower left", ncols=3, fontsize=9, handlelength=2.6,
+        loc="outside lower left", ncols=2, fontsize=9, handlelength=2.6,
     )  # fmt: skip
     return figure
 

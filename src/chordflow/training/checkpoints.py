@@ -7,6 +7,7 @@ checkpoints/last -> 000500
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -171,7 +172,7 @@ def save_checkpoint(
                 _remove(mark.parent.parent)
     except (OSError, RuntimeError, SafetensorError) as error:
         # A full disk is a SafetensorError to safetensors and a RuntimeError to torch.
-        shutil.rmtree(temporary, ignore_errors=True)
+        _clear_up(temporary, final)
         last = root / LAST_CHECKPOINT_LINK
         kept = (
             f"the last good checkpoint is {last.resolve()}"
@@ -183,7 +184,7 @@ def save_checkpoint(
             "choose another folder."
         ) from error
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _clear_up(temporary, final)
         raise
     return final
 
@@ -321,11 +322,24 @@ def _remove(checkpoint_dir: Path) -> None:
     shutil.rmtree(old)
 
 
+def _clear_up(temporary: Path, final: Path) -> None:
+    """After a checkpoint that could not be written."""
+    shutil.rmtree(temporary, ignore_errors=True)
+    if not (final.parent / LAST_CHECKPOINT_LINK).exists():
+        # The first one of a run, to which `last` could not be pointed: nothing leads there.
+        shutil.rmtree(final, ignore_errors=True)
+
+
 def _point_last(root: Path, name: str) -> None:
     link = root / f".{LAST_CHECKPOINT_LINK}.tmp"
-    link.unlink(missing_ok=True)
-    link.symlink_to(name)
-    os.replace(link, root / LAST_CHECKPOINT_LINK)
+    try:
+        link.unlink(missing_ok=True)
+        link.symlink_to(name)
+        os.replace(link, root / LAST_CHECKPOINT_LINK)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            link.unlink()
+        raise
 
 
 def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
