@@ -229,7 +229,7 @@ def test_a_method_that_diverges_does_not_block_the_others(
     monkeypatch.setattr(TrainingStep, "check", lambda *given: None)
     assert main(resume(output)) == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "methods: wild, seed 5: wild: " in said
+    assert "methods: wild, seed 5: student=" in said
     assert "end in NaN or infinite actions" in said
     assert said.endswith("--methods='[endpoint]'")
     assert main(resume(output, "--methods=[endpoint]")) == 0

@@ -442,6 +442,16 @@ def test_cameras_that_are_normalised_need_statistics_unless_they_are_absent(
 class TestTrial:
     """What only shows when an observation goes through."""
 
+    def test_one_observation_that_does_not_fit_needs_another_device(
+        self, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def encode(*_: object) -> None:
+            raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
+
+        monkeypatch.setattr(SmolVLAFlowPolicy, "encode", encode)
+        with pytest.raises(UserError, match=r"one observation does not fit .* of cpu .*2\.00 GiB.*--device"):
+            load_flow_policy(checkpoint, device="cpu")
+
     def test_renamed_cameras_come_under_the_name_that_data_have(self, checkpoint: Path) -> None:
         rename = {
             "observation.images.top": "observation.images.wrist",

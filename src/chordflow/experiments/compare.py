@@ -118,7 +118,8 @@ def _one(bed: Bed, comparison: Comparison, yardstick: Yardstick, name: str, seed
             run = _trained(bed, name, seed, label)
         comparison = _with(comparison, run)
         comparison.save(path)
-    student = reloaded(bed.config, run.student, run.weights_sha256)
+    with fails():
+        student = reloaded(bed.config, run.student, run.weights_sha256)
     if run.figures is None:
         with fails(), bar(f"{label}, gaps") as progress:
             run = replace(run, figures=figures(yardstick.of(name, student, progress.update)))

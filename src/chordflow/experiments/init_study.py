@@ -159,7 +159,8 @@ def _looked_at(
 ) -> Checkpoint:
     """A checkpoint with what was not measured of it."""
     config, label = bed.config, f"{label}, step {checkpoint.step}"
-    student = reloaded(config, checkpoint.student, checkpoint.weights_sha256, "study")
+    with fails():
+        student = reloaded(config, checkpoint.student, checkpoint.weights_sha256, "study")
     if checkpoint.figures is None:
         with fails(), bar(f"{label}, gaps") as progress:
             checkpoint = replace(

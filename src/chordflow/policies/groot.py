@@ -20,7 +20,11 @@ import torch
 from lerobot.policies.groot.configuration_groot import GROOT_N1_5, infer_groot_model_version
 from lerobot.policies.groot.groot_n1_7 import GR00TN17
 from lerobot.policies.groot.modeling_groot import GrootPolicy
-from lerobot.policies.groot.processor_groot import GrootN17ActionDecodeStep, GrootN17PackInputsStep
+from lerobot.policies.groot.processor_groot import (
+    GrootN17ActionDecodeStep,
+    GrootN17PackInputsStep,
+    GrootN17VLMEncodeStep,
+)
 from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor, nn
 
@@ -89,6 +93,10 @@ class GrootFlowPolicy(LeRobotFlowPolicy):
                 )
         for step in (*getattr(preprocessor, "steps", ()), *getattr(postprocessor, "steps", ())):
             _check_statistics(step, self.config.action_feature.shape[0])
+        for step in getattr(preprocessor, "steps", ()):
+            if isinstance(step, GrootN17VLMEncodeStep):
+                # Saved with the device that trained it, and out of reach of LeRobot's override for loading.
+                step.device = str(self.config.device)
         # As LeRobot's own sampler does before it predicts: in training there is dropout.
         policy.eval()
 

@@ -48,8 +48,13 @@ def try_out(policy: FlowPolicy, preprocessor: Any, where: str) -> None:
             part = f"the postprocessor ({POSTPROCESSOR})"
             actions = policy.to_action(endpoint)
         except Exception as error:
-            if isinstance(error, UserError) or machine_refuses(error) or ran_out_of_memory(error):
+            if isinstance(error, UserError) or machine_refuses(error):
                 raise
+            if ran_out_of_memory(error):
+                raise UserError(
+                    f"{where}: one observation does not fit into the memory of {policy.device} ({reason(error)}); give "
+                    "a --device with more, or free what other programs hold of it."
+                ) from error
             raise UserError(
                 f"{where}: {part} fails on a blank observation of the sizes in {CONFIG} and {PREPROCESSOR} "
                 f"({reason(error)}); give a checkpoint whose config, statistics and steps are of one robot."
