@@ -442,14 +442,15 @@ def test_cameras_that_are_normalised_need_statistics_unless_they_are_absent(
 class TestTrial:
     """What only shows when an observation goes through."""
 
+    @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("Tried to allocate 2.00 GiB")])
     def test_one_observation_that_does_not_fit_needs_another_device(
-        self, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+        self, error: BaseException, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def encode(*_: object) -> None:
-            raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
+            raise error
 
         monkeypatch.setattr(SmolVLAFlowPolicy, "encode", encode)
-        with pytest.raises(UserError, match=r"one observation does not fit .* of cpu .*2\.00 GiB.*--device"):
+        with pytest.raises(UserError, match=r"one observation does not fit .* of cpu .*--device"):
             load_flow_policy(checkpoint, device="cpu")
 
     def test_renamed_cameras_come_under_the_name_that_data_have(self, checkpoint: Path) -> None:
@@ -479,9 +480,7 @@ class TestTrial:
         }[answer]
         assert told in str(refused.value)
 
-    @pytest.mark.parametrize(
-        "error", [MemoryError(), OSError(28, "No space left on device"), UserError("mine")]
-    )
+    @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), UserError("mine")])
     def test_what_is_not_the_checkpoints_fault_is_not_blamed_on_it(
         self, error: Exception, tiny_policy: SmolVLAFlowPolicy, monkeypatch: pytest.MonkeyPatch
     ) -> None:
