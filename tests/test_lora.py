@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from builders import observations
 from chordflow.cli.main import main
 from chordflow.experiments.provenance import weights_sha256
-from chordflow.policies import Role, load_flow_policy, lora, relocate, resolve_checkpoint, save_student
+from chordflow.policies import Role, files, load_flow_policy, lora, relocate, resolve_checkpoint, save_student
 from chordflow.quiet import quiet_stdout
 from test_bad_input import contents, edit_json, refused
 from test_couple_job import command, train_from
@@ -208,7 +208,7 @@ def test_where_the_base_is(how: str, adapter: Path, tmp_path: Path, monkeypatch:
         (tmp_path / "base").rename(tmp_path / "deep" / "base")
         monkeypatch.chdir(tmp_path / "deep")
     elif how == "a Hub's":
-        monkeypatch.setattr(lora, "snapshot_download", lambda repo, **_: tmp_path / Path(repo).name)
+        monkeypatch.setattr(files, "snapshot_download", lambda repo, **_: tmp_path / Path(repo).name)
     else:
         monkeypatch.chdir(tmp_path / "deep")
     edit_json(adapter / "adapter_config.json", lambda c: c.update(base_model_name_or_path=name))

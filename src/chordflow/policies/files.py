@@ -32,6 +32,24 @@ TRAIN_CONFIG = "train_config.json"
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$|^[\w-]+$")
 
 
+def downloaded(name: str, revision: str | None, patterns: list[str], refusal: str) -> Path:
+    """The local folder of a Hub repository, fetched where it is not there yet.
+
+    Args:
+        name: of the repository.
+        revision: of it; None for its newest.
+        patterns: of the files that are wanted.
+        refusal: what the error says.
+
+    Raises:
+        UserError: where the Hub cannot be reached or has no such repository.
+    """
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+        raise UserError(refusal) from error
+
+
 def find_checkpoint(path: str | Path, revision: str | None = None, field: str = "teacher.path") -> Path:
     """The local folder of a checkpoint or adapter, fetched from the Hub where `path` is a repository id.
 
@@ -51,21 +69,15 @@ def find_checkpoint(path: str | Path, revision: str | None = None, field: str = 
             if not (folder / CONFIG).is_file() and (folder / inside / CONFIG).is_file():
                 folder = folder / inside
     elif looks_like_hub_id(str(path)):
-        try:
-            folder = Path(
-                snapshot_download(str(path), revision=revision, allow_patterns=["*.json", "*.safetensors"])
-            )
-        except (
-            HfHubHTTPError,
-            HFValidationError,
-            LocalEntryNotFoundError,
-            httpx.HTTPError,
-            OSError,
-        ) as error:
-            raise UserError(
-                f"{field}={path}: there is no such folder, and the Hub has no reachable repository of that "
-                "name; check the path, the id, and the network."
-            ) from error
+        refusal = (
+            f"{field}={path}: there is no such folder, and the Hub has no reachable repository of that name"
+        )
+        folder = downloaded(
+            str(path),
+            revision,
+            ["*.json", "*.safetensors"],
+            f"{refusal}; check the path, the id, and the network.",
+        )
     else:
         raise UserError(
             f"{field}={path}: there is no such folder; give a checkpoint's pretrained_model folder."

@@ -14,10 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import httpx
-from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HOME
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import WeakFileLock
 from safetensors import SafetensorError
 from safetensors.torch import save_model
@@ -30,6 +27,7 @@ from chordflow.policies.files import (
     ADAPTER_WEIGHTS,
     CONFIG,
     WEIGHTS,
+    downloaded,
     looks_like_hub_id,
     read_config,
     read_json,
@@ -138,21 +136,13 @@ def _base(folder: Path, field: str) -> Path:
     places = [Path(name), *(parent / name for parent in folder.resolve().parents)]
     place = next((place for place in places if (place / WEIGHTS).is_file()), None)
     if place is None and looks_like_hub_id(name):
-        try:
-            place = Path(
-                snapshot_download(name, revision=config.get("revision"), allow_patterns=[CONFIG, WEIGHTS])
-            )
-        except (
-            HfHubHTTPError,
-            HFValidationError,
-            LocalEntryNotFoundError,
-            httpx.HTTPError,
-            OSError,
-        ) as error:
-            raise UserError(
-                f"{where}: there is no such folder, and the Hub has no reachable repository of that name; write there "
-                "where the base is now, or fetch it once while online."
-            ) from error
+        refusal = f"{where}: there is no such folder, and the Hub has no reachable repository of that name"
+        place = downloaded(
+            name,
+            config.get("revision"),
+            [CONFIG, WEIGHTS],
+            f"{refusal}; write there where the base is now, or fetch it once while online.",
+        )
     if place is None or not (place / WEIGHTS).is_file():
         raise UserError(
             f"{where}: no {WEIGHTS} is there; write there where the base with its weights is now."

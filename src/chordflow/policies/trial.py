@@ -68,7 +68,7 @@ def try_out(policy: FlowPolicy, preprocessor: Any, where: str) -> None:
     if not chunk.real(actions).isfinite().all():
         raise UserError(
             f"{where}: its steps end in NaN or infinite actions, on a blank observation too; check the weights in "
-            f"{WEIGHTS}, or, where it is a student, train it again with a lower --optimizer.lr."
+            f"{WEIGHTS}; a student's training diverged: train it again with a lower --optimizer.lr."
         )
 
 
