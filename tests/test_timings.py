@@ -24,7 +24,7 @@ from chordflow.report.more_tables import latency as latency_table
 from chordflow.report.page import page
 from chordflow.report.table import facts, markdown, render
 from chordflow.results.findings import findings
-from chordflow.results.schema import ChunkTime, Latency, Percentiles, Results
+from chordflow.results.schema import ChunkTime, Finding, Latency, Percentiles, Results
 from chordflow.results.verdict import verdict
 from chordflow.results.wording import UNRELIABLE
 from gaussian_setup import make_observations
@@ -178,6 +178,15 @@ def test_of_unreliable_timings_no_number_is_printed_anywhere(kind: str, times: d
         numbers = {*re.findall(r"\d+(?:\.\d+)?", text)} - {*re.findall(r"\d+(?:\.\d+)?", without[name])}
         assert not numbers, (name, numbers)
         assert not re.search(r"times as fast|ceiling|encoding|to encode|\bp50\b", text), name
+
+
+def test_what_no_rule_finds_stays_beside_unreliable_timings(tmp_path: Path) -> None:
+    latency = of_chunks(0.0045, 0.0055, 10, 1, {1: 0.2, 10: 2.0})
+    stopped = Finding("rounds_auto", "--rounds=auto took two rounds.")
+    base = KINDS["evaluate"]
+    results = dataclasses.replace(base, latency=latency, findings=[stopped, *base.findings])
+    for name in ("terminal", "markdown", "card", "page"):
+        assert stopped.text in {**outputs(results), "page": page(results, tmp_path)}[name], name
 
 
 def test_the_page_shows_no_time_of_unreliable_timings(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from chordflow.experiments.reflow import Job
 from chordflow.experiments.run_folder import resumable
 from chordflow.experiments.student_results import deployed_steps
 from chordflow.policies import load_flow_policy
+from chordflow.results.findings import ROUNDS_AUTO
 from chordflow.results.paying import Gain, Standing, gain
 from chordflow.results.schema import STUDENT, Finding
 from chordflow.results.wording import number as in_words
@@ -74,7 +75,7 @@ class Judge:
             f"the student is that of round {kept}."
         )
         say(text)
-        return Stopped(taken, kept, Finding("rounds_auto", text))
+        return Stopped(taken, kept, Finding(ROUNDS_AUTO, text))
 
     def _gain(self, students: list[Path]) -> Gain:
         last = len(students)

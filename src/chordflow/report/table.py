@@ -126,7 +126,8 @@ def findings(results: Results) -> list[str]:
     said = sentence(results)
     found = results.findings
     if found and results.timings_unreliable:
-        found = rules.findings(results)
+        # Why rounds stopped is what no rule finds; it speaks of no times.
+        found = [finding for finding in found if finding.rule == rules.ROUNDS_AUTO] + rules.findings(results)
     return [text for finding in found if (text := clean(finding.text)) and text not in said]
 
 

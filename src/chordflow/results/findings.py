@@ -61,6 +61,9 @@ LEAST_SHARE = 0.05
 LONG_TAIL = 1.5
 """From this ratio of p99 to p50 on, the slowest chunks are named."""
 
+ROUNDS_AUTO = "rounds_auto"
+"""Name of the finding that says why rounds stopped, which comes from the run and from no rule."""
+
 PROCESSORS_SHARE = 0.5
 """From this share of a one-step chunk on, the processors are named."""
 
