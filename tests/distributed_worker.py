@@ -163,6 +163,8 @@ def use_fsdp2(on: bool) -> None:
 
 def copy_until(run: Path, step: int, to: Path) -> Path:
     """A run as if it had been stopped after a checkpoint; returns that checkpoint."""
+    # The other process may still be writing what it ends with.
+    current().wait()
     if current().first:
         shutil.copytree(run, to, symlinks=True)
         for later in (to / "checkpoints").iterdir():
