@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from chordflow.report.compare_table import markdown
+from chordflow.reporting.compare_table import markdown
 from chordflow.results.compare import Comparison
 from chordflow.results.files import write_whole
 

@@ -23,9 +23,9 @@ from collections.abc import Collection
 from pathlib import Path
 
 from chordflow.experiments.measured import concluded
-from chordflow.report.figures import save_figures
-from chordflow.report.table import markdown
-from chordflow.report.write import write_report
+from chordflow.reporting.figures import save_figures
+from chordflow.reporting.table import markdown
+from chordflow.reporting.write import write_report
 from chordflow.results.files import write_whole
 from chordflow.results.schema import Results
 

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from chordflow.report.init_study_table import markdown as init_markdown
-from chordflow.report.rounds_table import markdown as rounds_markdown
+from chordflow.reporting.init_study_table import markdown as init_markdown
+from chordflow.reporting.rounds_table import markdown as rounds_markdown
 from chordflow.results.compare_summary import Spread
 from chordflow.results.files import put_between
 from chordflow.results.init_study import InitStudy

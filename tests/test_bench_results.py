@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from chordflow.errors import UserError
-from chordflow.report.bench_table import markdown, render
+from chordflow.reporting.bench_table import markdown, render
 from chordflow.results.bench import (
     NAIVE,
     BenchGap,

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from chordflow.errors import UserError
-from chordflow.report.compare_table import markdown, render, table
-from chordflow.report.side_by_side import SEEDS
+from chordflow.reporting.compare_table import markdown, render, table
+from chordflow.reporting.side_by_side import SEEDS
 from chordflow.results.compare import STEP_COUNTS, Comparison, Entry, Figures, Run, Untrained
 from chordflow.results.compare_summary import Spread, headline, middle_seed, over_seeds
 from chordflow.results.schema import GapRow, HeldOut, SuccessRow

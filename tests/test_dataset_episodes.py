@@ -38,7 +38,7 @@ from chordflow.experiments.provenance import held_out_before, teacher_may_have_s
 from chordflow.experiments.stored_couplings import fingerprint
 from chordflow.policies.sampling import Sampler
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
-from chordflow.report.table import held_out
+from chordflow.reporting.table import held_out
 from chordflow.results.schema import HeldOut, Results
 from test_bad_input import refusal, refused
 from test_reflow_job import options, student_of

@@ -18,8 +18,8 @@ from chordflow.evaluation.free import GRID_POWERS, candidates, halves
 from chordflow.experiments.arms import Arm, _Rollouts
 from chordflow.flow.closed_forms import GaussianFlow
 from chordflow.flow.solvers import get_solver
-from chordflow.report.card import card
-from chordflow.report.table import markdown, render
+from chordflow.reporting.card import card
+from chordflow.reporting.table import markdown, render
 from chordflow.results.findings import findings
 from chordflow.results.schema import (
     LEAST_NOISE_SHARE,

@@ -28,7 +28,7 @@ from chordflow.cli.main import main
 from chordflow.couplings.making import BlockMaker
 from chordflow.experiments import reflow as job
 from chordflow.experiments import student_results
-from chordflow.report.table import render
+from chordflow.reporting.table import render
 from chordflow.results.schema import Results
 from chordflow.stopping import SIGNALS
 from chordflow.training import checkpoints
@@ -63,6 +63,7 @@ def start(arguments: list[str]) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if name not in talkative}
     environment |= {
         "PYTHONWARNINGS": "default",
+        "PYTHONFAULTHANDLER": "1",
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "COLUMNS": "100",
@@ -82,7 +83,10 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 240
     while not path.exists():
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
+        if time.monotonic() > deadline:
+            # Each process of the group then writes where it stands.
+            os.killpg(process.pid, signal.SIGABRT)
+            pytest.fail(str(process.communicate(timeout=60)))
         time.sleep(0.005)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from chordflow.report.write import write_report
+from chordflow.reporting.write import write_report
 from chordflow.results.schema import Results
 from report_samples import HOSTILE, SCRIPT, diagnosis, evaluation, hostile, write_clip
 

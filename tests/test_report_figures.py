@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from chordflow.errors import UserError
-from chordflow.report import figures
-from chordflow.report.figures import MOST_PATHS, gap_by_steps, loss, save_figures, trajectories
+from chordflow.reporting import figures
+from chordflow.reporting.figures import MOST_PATHS, gap_by_steps, loss, save_figures, trajectories
 from chordflow.results.schema import LossCurve, Results, TrajectoryRow
 from report_samples import curvature, gap, sample
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from chordflow.errors import UserError
-from chordflow.report.gif import FAILURE, MAX_BYTES, RUNNING, SUCCESS, Frame, save_side_by_side
+from chordflow.reporting.gif import FAILURE, MAX_BYTES, RUNNING, SUCCESS, Frame, save_side_by_side
 
 SIDE, SCALE = 16, 3
 

@@ -19,14 +19,14 @@ from rich.console import Console
 
 from chordflow.cli.main import main
 from chordflow.errors import UserError
-from chordflow.report.card import METHODS, card, hub_id
-from chordflow.report.clips import LARGEST, embed, picture
-from chordflow.report.glance import glance
-from chordflow.report.more_tables import curvature_by_time, parts
-from chordflow.report.page import command_lines, json_in_html, page
-from chordflow.report.plots import label
-from chordflow.report.table import markdown, render, sections
-from chordflow.report.write import write_report
+from chordflow.reporting.card import METHODS, card, hub_id
+from chordflow.reporting.clips import LARGEST, embed, picture
+from chordflow.reporting.glance import glance
+from chordflow.reporting.more_tables import curvature_by_time, parts
+from chordflow.reporting.page import command_lines, json_in_html, page
+from chordflow.reporting.plots import label
+from chordflow.reporting.table import markdown, render, sections
+from chordflow.reporting.write import write_report
 from chordflow.results.schema import Clip, PolicyInfo, Results
 from report_samples import (
     HOSTILE,

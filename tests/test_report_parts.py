@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from chordflow.report.figures import gap_by_steps
-from chordflow.report.glance import glance, measured
-from chordflow.report.section import ABSENT, Section
-from chordflow.report.table import drawn, facts, sections, written
+from chordflow.reporting.figures import gap_by_steps
+from chordflow.reporting.glance import glance, measured
+from chordflow.reporting.section import ABSENT, Section
+from chordflow.reporting.table import drawn, facts, sections, written
 from chordflow.results.findings import findings
 from chordflow.results.schema import ChunkTime, Percentiles, Results
 from chordflow.results.verdict import verdict

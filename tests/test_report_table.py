@@ -7,7 +7,7 @@ import re
 import pytest
 from rich.console import Console
 
-from chordflow.report.table import markdown, render
+from chordflow.reporting.table import markdown, render
 from chordflow.results.schema import HeldOut, Latency, Results
 from chordflow.results.verdict import verdict
 from report_samples import gap, sample, success

@@ -21,7 +21,7 @@ from chordflow.errors import UserError
 from chordflow.experiments.provenance import collected_in
 from chordflow.policies.sampling import seeded_noise
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
-from chordflow.report.table import render
+from chordflow.reporting.table import render
 from chordflow.results.schema import Results
 from chordflow.results.statistics import compare_success, wilson_interval
 from chordflow.results.wording import REPEATED_STARTS, STARTS_NOT_TRAINED_ON, STARTS_TRAINED_ON

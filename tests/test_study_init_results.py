@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from chordflow.report.init_study_plots import plots
-from chordflow.report.init_study_table import markdown, render, sections
-from chordflow.report.study_page import init_page
+from chordflow.reporting.init_study_plots import plots
+from chordflow.reporting.init_study_table import markdown, render, sections
+from chordflow.reporting.study_page import init_page
 from chordflow.results.codec import decode, encode
 from chordflow.results.compare import Figures, Untrained
 from chordflow.results.init_study import Arm, Checkpoint, InitRun, InitStudy, LeftOut

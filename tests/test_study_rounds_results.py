@@ -12,10 +12,10 @@ import pytest
 from rich.console import Console
 
 from chordflow.errors import UserError
-from chordflow.report.rounds_plots import plots
-from chordflow.report.rounds_table import markdown, render, table
-from chordflow.report.side_by_side import SEEDS
-from chordflow.report.study_page import rounds_page
+from chordflow.reporting.rounds_plots import plots
+from chordflow.reporting.rounds_table import markdown, render, table
+from chordflow.reporting.side_by_side import SEEDS
+from chordflow.reporting.study_page import rounds_page
 from chordflow.results.compare import Untrained
 from chordflow.results.paying import paying_rounds
 from chordflow.results.rounds_study import Diversity, RoundArm, RoundRun, RoundsStudy

@@ -18,11 +18,11 @@ from rich.console import Console
 from chordflow.evaluation.latency import measure_latency
 from chordflow.policies import Context
 from chordflow.policies.gaussian import GaussianConfig, GaussianFlowPolicy
-from chordflow.report.card import card
-from chordflow.report.glance import glance, measured
-from chordflow.report.more_tables import latency as latency_table
-from chordflow.report.page import page
-from chordflow.report.table import facts, markdown, render
+from chordflow.reporting.card import card
+from chordflow.reporting.glance import glance, measured
+from chordflow.reporting.more_tables import latency as latency_table
+from chordflow.reporting.page import page
+from chordflow.reporting.table import facts, markdown, render
 from chordflow.results.findings import findings
 from chordflow.results.schema import ChunkTime, Finding, Latency, Percentiles, Results
 from chordflow.results.verdict import verdict

@@ -27,7 +27,7 @@ from chordflow.experiments.provenance import device_name
 from chordflow.experiments.roofline import PeakMemory, measure_roofline
 from chordflow.policies import FlowPolicy
 from chordflow.quiet import silence_libraries
-from chordflow.report.bench_table import markdown, render
+from chordflow.reporting.bench_table import markdown, render
 from chordflow.results.bench import NAIVE, BenchLoop, Speed, TrainingBench
 from chordflow.results.schema import installed_versions
 from chordflow.training.methods import ReflowMethodConfig

@@ -11,7 +11,7 @@ from chordflow.console import console, say
 from chordflow.errors import UserError
 from chordflow.experiments.bench import BENCH, bench_training
 from chordflow.experiments.bench_config import TrainingBenchConfig
-from chordflow.report.bench_table import markdown, render
+from chordflow.reporting.bench_table import markdown, render
 from chordflow.results.files import write_whole
 
 TABLES = "bench.md"

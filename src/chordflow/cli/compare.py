@@ -22,7 +22,7 @@ from chordflow.experiments.compare_config import (
 from chordflow.experiments.config import ReflowJobConfig
 from chordflow.experiments.plain import plain
 from chordflow.quiet import quiet_stdout
-from chordflow.report.compare_table import markdown, render
+from chordflow.reporting.compare_table import markdown, render
 from chordflow.results.compare import Comparison
 from chordflow.results.files import write_whole
 from chordflow.rollouts.plugins import register_environments

@@ -14,9 +14,9 @@ def run(arguments: list[str]) -> None:
     # The demo's teacher and tokenizer are local: no look-up on the Hub can help it.
     os.environ["HF_HUB_OFFLINE"] = "1"
     from chordflow.demo.run import DemoConfig, run_demo
-    from chordflow.report.figures import save_figures
-    from chordflow.report.table import render
-    from chordflow.report.write import write_report
+    from chordflow.reporting.figures import save_figures
+    from chordflow.reporting.table import render
+    from chordflow.reporting.write import write_report
 
     if "--help" in arguments or "-h" in arguments:
         usage = "chordflow demo --output_dir=outputs/demo"

@@ -7,9 +7,9 @@ from chordflow.cli.settings import read_settings
 from chordflow.console import console, say
 from chordflow.errors import UserError
 from chordflow.experiments.diagnose import RESULTS, DiagnoseConfig, diagnose
-from chordflow.report.figures import save_figures
-from chordflow.report.table import render
-from chordflow.report.write import write_report
+from chordflow.reporting.figures import save_figures
+from chordflow.reporting.table import render
+from chordflow.reporting.write import write_report
 
 USAGE = """
 chordflow diagnose --policy.path=CHECKPOINT --dataset.repo_id=USER/DATASET

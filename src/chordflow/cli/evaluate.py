@@ -18,9 +18,9 @@ from chordflow.experiments.evaluate import EVALUATE_CONFIG, Evaluated, evaluate,
 from chordflow.experiments.evaluate_config import EvaluateConfig
 from chordflow.experiments.reflow import RESULTS
 from chordflow.quiet import quiet_stdout
-from chordflow.report.gif import save_side_by_side
-from chordflow.report.table import render
-from chordflow.report.write import write_report
+from chordflow.reporting.gif import save_side_by_side
+from chordflow.reporting.table import render
+from chordflow.reporting.write import write_report
 from chordflow.results.schema import Clip, Results
 from chordflow.rollouts.plugins import register_environments
 

@@ -28,9 +28,9 @@ from chordflow.experiments.run_folder import (
 )
 from chordflow.experiments.stored_couplings import training_settings
 from chordflow.quiet import quiet_stdout
-from chordflow.report.figures import save_figures
-from chordflow.report.table import render
-from chordflow.report.write import write_report
+from chordflow.reporting.figures import save_figures
+from chordflow.reporting.table import render
+from chordflow.reporting.write import write_report
 from chordflow.results.schema import Results
 from chordflow.rollouts.plugins import register_environments
 from chordflow.training.distributed import joined

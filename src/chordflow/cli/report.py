@@ -39,7 +39,7 @@ def run(arguments: list[str]) -> None:
         raise UserError(f"--{next(iter(options))} is not an option; there is only --output_dir.")
     if output == "":
         raise UserError("output_dir is empty; give a folder, or leave it out.")
-    from chordflow.report.write import write_report
+    from chordflow.reporting.write import write_report
 
     for path in write_report(folders[0], output):
         say(f"wrote {Path(path)}")

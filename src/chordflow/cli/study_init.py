@@ -8,9 +8,9 @@ from chordflow.console import console, say
 from chordflow.experiments.init_study import study_init
 from chordflow.experiments.init_study_config import PAGE, STUDY, TABLE, InitStudyConfig
 from chordflow.quiet import quiet_stdout
-from chordflow.report.init_study_table import markdown, render
-from chordflow.report.page import write_text
-from chordflow.report.study_page import init_page
+from chordflow.reporting.init_study_table import markdown, render
+from chordflow.reporting.page import write_text
+from chordflow.reporting.study_page import init_page
 from chordflow.results.files import write_whole
 from chordflow.results.init_study import InitStudy
 from chordflow.rollouts.plugins import register_environments

@@ -8,9 +8,9 @@ from chordflow.console import console, say
 from chordflow.experiments.rounds_study import study_rounds
 from chordflow.experiments.rounds_study_config import PAGE, STUDY, TABLE, RoundsStudyConfig
 from chordflow.quiet import quiet_stdout
-from chordflow.report.page import write_text
-from chordflow.report.rounds_table import markdown, render
-from chordflow.report.study_page import rounds_page
+from chordflow.reporting.page import write_text
+from chordflow.reporting.rounds_table import markdown, render
+from chordflow.reporting.study_page import rounds_page
 from chordflow.results.files import write_whole
 from chordflow.results.rounds_study import RoundsStudy
 from chordflow.rollouts.plugins import register_environments

@@ -35,7 +35,7 @@ from chordflow.experiments.provenance import read_record
 from chordflow.experiments.reflow import RESULTS, reflow
 from chordflow.experiments.run_folder import has_checkpoint, new_folder
 from chordflow.policies import FlowPolicy, load_flow_policy
-from chordflow.report.gif import save_side_by_side
+from chordflow.reporting.gif import save_side_by_side
 from chordflow.results.schema import Clip, PolicyName, Results, Rollouts
 from chordflow.rollouts import Episode, Timing, run_episodes
 from chordflow.rollouts.summaries import motion_rows, success_at_margin, timing_row

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from chordflow.report.core_tables import by_group, points_of
-from chordflow.report.plots import (
+from chordflow.reporting.core_tables import by_group, points_of
+from chordflow.reporting.plots import (
     NEUTRAL,
     OTHERS,
     STUDENT_ORANGE,
@@ -22,8 +22,8 @@ from chordflow.report.plots import (
     rows_axis,
     rows_height,
 )
-from chordflow.report.rollout_tables import MODES, MOTION_UNITS, motion_rows
-from chordflow.report.section import at, brief, rank
+from chordflow.reporting.rollout_tables import MODES, MOTION_UNITS, motion_rows
+from chordflow.reporting.section import at, brief, rank
 from chordflow.results.schema import DelayRow, PolicyName, Results, SuccessRow
 from chordflow.results.statistics import Interval
 from chordflow.results.wording import (

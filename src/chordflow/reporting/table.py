@@ -8,9 +8,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from chordflow.report import core_tables, free_table, more_tables, rollout_tables
-from chordflow.report.glance import few_episodes
-from chordflow.report.section import ABSENT, Section
+from chordflow.reporting import core_tables, free_table, more_tables, rollout_tables
+from chordflow.reporting.glance import few_episodes
+from chordflow.reporting.section import ABSENT, Section
 from chordflow.results import findings as rules
 from chordflow.results.schema import CouplingSummary, HeldOut, Latency, Results, Rollouts
 from chordflow.results.verdict import beside_ceiling, verdict

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from chordflow.report.core_tables import rate
-from chordflow.report.section import at
+from chordflow.reporting.core_tables import rate
+from chordflow.reporting.section import at
 from chordflow.results.schema import STUDENT, TEACHER, GapRow, HeldOut, Results
 from chordflow.results.verdict import beside_ceiling
 from chordflow.results.wording import UNRELIABLE, clean, percent, plural, points, span, steps

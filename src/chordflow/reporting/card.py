@@ -7,10 +7,10 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from chordflow.report.core_tables import rate
-from chordflow.report.glance import glance, measured
-from chordflow.report.page import command_lines
-from chordflow.report.table import escape, markdown
+from chordflow.reporting.core_tables import rate
+from chordflow.reporting.glance import glance, measured
+from chordflow.reporting.page import command_lines
+from chordflow.reporting.table import escape, markdown
 from chordflow.results.schema import STUDENT, PolicyInfo, Results, SuccessRow
 from chordflow.results.wording import clean, steps
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from chordflow.report.section import Cell, Section, absent, count, figure, rank, way
+from chordflow.reporting.section import Cell, Section, absent, count, figure, rank, way
 from chordflow.results.schema import CurvatureRow, Results
 from chordflow.results.statistics import Interval
 from chordflow.results.wording import (

@@ -1,7 +1,7 @@
 """Tables of what every run measures: action gaps and success."""
 
-from chordflow.report.free_table import noise_cell, normalisations
-from chordflow.report.section import (
+from chordflow.reporting.free_table import noise_cell, normalisations
+from chordflow.reporting.section import (
     STOCK,
     Cell,
     Section,

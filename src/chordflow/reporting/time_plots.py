@@ -1,7 +1,7 @@
 """Plots of time: chunks with the ceiling, and where rollouts spend it."""
 
-from chordflow.report.more_tables import chunk_steps
-from chordflow.report.plots import (
+from chordflow.reporting.more_tables import chunk_steps
+from chordflow.reporting.plots import (
     NEUTRAL,
     OTHERS,
     STUDENT_ORANGE,
@@ -16,7 +16,7 @@ from chordflow.report.plots import (
     rows_axis,
     rows_height,
 )
-from chordflow.report.section import at, brief, rank
+from chordflow.reporting.section import at, brief, rank
 from chordflow.results.schema import Results
 from chordflow.results.wording import (
     percent,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from chordflow.report.section import Cell, Section, absent, figure
-from chordflow.report.table import drawn, escape, written
+from chordflow.reporting.section import Cell, Section, absent, figure
+from chordflow.reporting.table import drawn, escape, written
 from chordflow.results.bench import NAIVE, BenchLoop, BenchRun, Speed, TrainingBench, Work
 from chordflow.results.bench_summary import over_seeds, speed_ratio, time_to_naive
 from chordflow.results.wording import amount, clean, number, percentage, seconds, size

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Sequence
 
-from chordflow.report.more_tables import (
+from chordflow.reporting.more_tables import (
     median,
 )
-from chordflow.report.plots import (
+from chordflow.reporting.plots import (
     OTHERS,
     STUDENT_ORANGE,
     SYMBOLS,

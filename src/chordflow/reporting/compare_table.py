@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from rich.console import RenderableType
 
-from chordflow.report.section import ABSENT, Cell, Section, absent, figure
-from chordflow.report.side_by_side import (
+from chordflow.reporting.section import ABSENT, Cell, Section, absent, figure
+from chordflow.reporting.side_by_side import (
     SEEDS,
     document,
     gap_cell,

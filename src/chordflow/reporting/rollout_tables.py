@@ -1,6 +1,6 @@
 """Tables of rollouts: motion, delays, where their time went."""
 
-from chordflow.report.section import Section, absent, count, figure, is_student, rank, way
+from chordflow.reporting.section import Section, absent, count, figure, is_student, rank, way
 from chordflow.results.schema import MotionRow, Results
 from chordflow.results.wording import (
     REPEATED_STARTS,

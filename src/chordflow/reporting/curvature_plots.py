@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-from chordflow.report.more_tables import (
+from chordflow.reporting.more_tables import (
     curvature_by_time,
     curvature_rows,
     dimension_shares,
     parts,
     real_dims,
 )
-from chordflow.report.plots import (
+from chordflow.reporting.plots import (
     SEQUENTIAL,
     Look,
     Plot,
@@ -19,7 +19,7 @@ from chordflow.report.plots import (
     looks,
     rounded,
 )
-from chordflow.report.section import way
+from chordflow.reporting.section import way
 from chordflow.results.schema import CurvatureRow, Results
 from chordflow.results.wording import clean, percent, span
 

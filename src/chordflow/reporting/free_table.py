@@ -1,6 +1,6 @@
 """The table of what can be had without training, and what gaps are relative to."""
 
-from chordflow.report.section import Cell, Section, absent, count, figure
+from chordflow.reporting.section import Cell, Section, absent, count, figure
 from chordflow.results.free import euler_beside
 from chordflow.results.schema import TEACHER, FreeWays, GapRow, Results
 from chordflow.results.wording import clean, percent, percentage, plural, span

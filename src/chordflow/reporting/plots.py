@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from chordflow.report.section import ordered
+from chordflow.reporting.section import ordered
 from chordflow.results.schema import PolicyName, Results
 from chordflow.results.wording import clean
 

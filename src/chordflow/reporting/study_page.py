@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from plotly.offline import get_plotlyjs
 
-from chordflow.report import init_study_plots, init_study_table, rounds_plots, rounds_table
-from chordflow.report.page import asset, command_lines, environment, flat, json_in_html, policy
-from chordflow.report.plots import Plot
-from chordflow.report.section import Section
+from chordflow.reporting import init_study_plots, init_study_table, rounds_plots, rounds_table
+from chordflow.reporting.page import asset, command_lines, environment, flat, json_in_html, policy
+from chordflow.reporting.plots import Plot
+from chordflow.reporting.section import Section
 from chordflow.results import init_study_summary, rounds_summary
 from chordflow.results.init_study import InitStudy
 from chordflow.results.rounds_study import RoundsStudy

@@ -14,13 +14,13 @@ from typing import Any
 import jinja2
 from plotly.offline import get_plotlyjs
 
-from chordflow.report import curvature_plots, flow_plots, rollout_plots, spread_plots, time_plots
-from chordflow.report.clips import Embedded, embed, picture
-from chordflow.report.glance import glance, measured
-from chordflow.report.more_tables import memory
-from chordflow.report.plots import Plot
-from chordflow.report.section import Section
-from chordflow.report.table import facts, findings, rollouts, sections, sentence
+from chordflow.reporting import curvature_plots, flow_plots, rollout_plots, spread_plots, time_plots
+from chordflow.reporting.clips import Embedded, embed, picture
+from chordflow.reporting.glance import glance, measured
+from chordflow.reporting.more_tables import memory
+from chordflow.reporting.plots import Plot
+from chordflow.reporting.section import Section
+from chordflow.reporting.table import facts, findings, rollouts, sections, sentence
 from chordflow.results.schema import Results
 from chordflow.results.wording import UNRELIABLE, clean
 
@@ -146,7 +146,7 @@ def flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
 
 def asset(name: str) -> str:
     """The text of a file of the templates' folder."""
-    return (files("chordflow.report") / "templates" / name).read_text(encoding="utf-8")
+    return (files("chordflow.reporting") / "templates" / name).read_text(encoding="utf-8")
 
 
 def environment() -> jinja2.Environment:

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from chordflow.errors import UserError
-from chordflow.report.card import card
-from chordflow.report.page import page, write_text
-from chordflow.report.table import markdown
+from chordflow.reporting.card import card
+from chordflow.reporting.page import page, write_text
+from chordflow.reporting.table import markdown
 from chordflow.results.files import write_whole
 from chordflow.results.schema import Results
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from chordflow.report.plots import (
+from chordflow.reporting.plots import (
     OTHERS,
     STUDENT_ORANGE,
     SYMBOLS,

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from chordflow.report.plots import Plot, reference_line
-from chordflow.report.seed_lines import Axes, Line, Point, draw
+from chordflow.reporting.plots import Plot, reference_line
+from chordflow.reporting.seed_lines import Axes, Line, Point, draw
 from chordflow.results.compare import STEP_COUNTS
 from chordflow.results.compare_summary import Spread
 from chordflow.results.init_study import Arm, InitStudy

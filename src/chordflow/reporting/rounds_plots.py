@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from chordflow.report.plots import Plot
-from chordflow.report.seed_lines import Axes, Line, Point, draw
+from chordflow.reporting.plots import Plot
+from chordflow.reporting.seed_lines import Axes, Line, Point, draw
 from chordflow.results.compare import STEP_COUNTS
 from chordflow.results.compare_summary import Spread, spread_of
 from chordflow.results.rounds_study import RoundArm, RoundRun, RoundsStudy

@@ -8,8 +8,8 @@ from typing import Protocol
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from chordflow.report.section import ABSENT, Cell, Section, absent, figure
-from chordflow.report.table import drawn, escape, held_out, written
+from chordflow.reporting.section import ABSENT, Cell, Section, absent, figure
+from chordflow.reporting.table import drawn, escape, held_out, written
 from chordflow.results.compare import Figures, Untrained
 from chordflow.results.compare_summary import Spread, spread_of
 from chordflow.results.schema import HeldOut, SuccessRow

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from chordflow.report.plots import (
+from chordflow.reporting.plots import (
     NEUTRAL,
     STUDENT_ORANGE,
     Plot,
@@ -16,7 +16,7 @@ from chordflow.report.plots import (
     reference_line,
     rounded,
 )
-from chordflow.report.section import at, ordered, rank, way
+from chordflow.reporting.section import at, ordered, rank, way
 from chordflow.results.schema import TEACHER, GapRow, Reference, Results
 from chordflow.results.wording import clean, number, percent, plural, span, steps
 
