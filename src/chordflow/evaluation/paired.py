@@ -20,7 +20,7 @@ from chordflow.evaluation.modes import MIN_ENDPOINTS
 from chordflow.flow.seeds import generator
 from chordflow.flow.solvers import SOLVERS, Velocity, get_solver
 from chordflow.policies import Context, FlowPolicy
-from chordflow.results.schema import PolicyName
+from chordflow.results.actions import PolicyName
 
 Tick = Callable[[int], None]
 

@@ -6,15 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 
 from chordflow.results.coverage import wilson_coverage
-from chordflow.results.schema import (
-    DelayMode,
-    DelayRow,
-    MotionMeasure,
-    MotionRow,
-    PolicyName,
-    SuccessRow,
-    TimingRow,
-)
+from chordflow.results.episodes import DelayMode, MotionMeasure
+from chordflow.results.schema import DelayRow, MotionRow, PolicyName, SuccessRow, TimingRow
 from chordflow.results.sequential import confidence_sequence
 from chordflow.results.statistics import (
     Estimate,
