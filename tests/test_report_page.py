@@ -515,8 +515,8 @@ def test_input_that_cannot_be_used_is_one_sentence(
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
-        (lambda text: text[: len(text) // 2], "no readable result .*not valid JSON"),
-        (lambda text: "", "no readable result .*not valid JSON"),
+        (lambda text: text[: len(text) // 2], "not valid JSON"),
+        (lambda text: "", "not valid JSON"),
         (lambda text: "[]", "has no schema_version"),
         (lambda text: re.sub(r'"schema_version": \d+', '"schema_version": 99', text), "upgrade chordflow"),
         (lambda text: text.replace('"rms"', '"rns"', 1), "rns is not a known field"),

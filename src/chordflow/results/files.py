@@ -50,7 +50,9 @@ class RecordFile:
         try:
             data = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{source} is no readable result of {cls.VERB}: not valid JSON ({error}); give {cls.GIVE}.") from None
+            raise UserError(
+                f"{source} is no readable result of {cls.VERB}: not valid JSON ({error}); give {cls.GIVE}."
+            ) from None
         found = data.get("schema_version") if isinstance(data, dict) else None
         if cls.VERSION is not None:
             if type(found) is not int or found < 1:
