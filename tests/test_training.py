@@ -41,7 +41,7 @@ from chordflow.training.loop import (
     train,
 )
 from chordflow.training.methods import Method, MethodConfig, ReflowMethod, ReflowMethodConfig
-from chordflow.training.optimizers import AdamWConfig, MuonConfig, OptimizerConfig, SOAPConfig
+from chordflow.training.optimizers import AdamWConfig, OptimizerConfig, SOAPConfig
 from chordflow.training.student import StudentInit, make_student, shares_prefix
 from chordflow.training.times import (
     BetaTimes,
@@ -439,7 +439,6 @@ GROWS = BufferConfig(16, 4, 4, 4, start_observations=4)
     [
         (AdamWConfig(lr=1e-3), SLIDES),
         (AdamWConfig(lr=1e-3), GROWS),
-        (MuonConfig(lr=1e-3), SLIDES),
         (SOAPConfig(lr=1e-3, precondition_frequency=3), SLIDES),
     ],
 )
