@@ -153,6 +153,10 @@ def load_flow_policy(
                 + (f" ({wrapped.steps_field})" if hasattr(wrapped, "steps_field") else "")
                 + "; set at least 1."
             )
+        try:
+            wrapped.chunk.check_executed(wrapped.chunk.num_executed)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
         check_loaded(wrapped, weights, field)
         overrides: dict[str, Any] = {"device_processor": {"device": config.device}}
         try:
