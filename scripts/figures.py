@@ -102,7 +102,9 @@ def four_rows(results: Results) -> str:
     deployed, free = results.teacher_num_steps, results.free and results.free.best(2)
     latency, even = results.latency, results.success_of("teacher", 2)
     if free is None or latency is None or even is None:
-        raise ValueError("the results lack the best way at two evaluations, the times or episodes at two steps")
+        raise ValueError(
+            "the results lack the best way at two evaluations, the times or episodes at two steps"
+        )
     seconds = {chunk.num_steps: chunk.seconds.p50 for chunk in latency.chunks}
     rows = []
     for label, policy, num_steps, power in (
@@ -115,8 +117,12 @@ def four_rows(results: Results) -> str:
         success = results.success_of(policy, num_steps, grid_power=power)
         if gap is None or success is None:
             raise ValueError(f"the results lack {label} at {num_steps} steps")
-        solved = f"{100 * success.rate:.1f} %" + (f" (even steps: {100 * even.rate:.1f} %)" if power != 1 else "")
-        rows.append(f"| {label} | {num_steps} | {solved} | {percent(gap.rms)} | {1000 * seconds[num_steps]:.0f} ms |")
+        solved = f"{100 * success.rate:.1f} %" + (
+            f" (even steps: {100 * even.rate:.1f} %)" if power != 1 else ""
+        )
+        rows.append(
+            f"| {label} | {num_steps} | {solved} | {percent(gap.rms)} | {1000 * seconds[num_steps]:.0f} ms |"
+        )
     head = f"| policy | steps | success in {even.episodes} episodes | gap | time |"
     return "\n".join([head, "| --- | ---: | ---: | ---: | ---: |", *rows])
 
@@ -174,9 +180,7 @@ def publish(output: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/figures"))
-    parser.add_argument(
-        "--tables", action="store_true", help="only fill the table from the results in docs/"
-    )
+    parser.add_argument("--tables", action="store_true", help="only fill the table from the results in docs/")
     options = parser.parse_args()
     os.chdir(ROOT)
     if not options.tables:

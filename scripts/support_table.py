@@ -80,7 +80,9 @@ def short() -> str:
     rows = [("policy", "steps by default", "install")]
     for family, extra in own_families().items():
         default = _default_steps(adapter_for(family))
-        rows.append((f"`{family}`", default or "the base model's", f'`pip install "lerobot[{extra}]==0.6.1"`'))
+        rows.append(
+            (f"`{family}`", default or "the base model's", f'`pip install "lerobot[{extra}]==0.6.1"`')
+        )
     return _table(rows)
 
 
