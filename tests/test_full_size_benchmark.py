@@ -134,6 +134,7 @@ def test_the_published_counts_are_of_a_later_step(name: str) -> None:
     assert roofline.train.flop_per_s < roofline.peak_flop_per_s
 
 
+@pytest.mark.docs
 def test_the_document_shows_the_results() -> None:
     table = load_script(SCRIPT.with_name("full_size_table.py"))
     text = table.DOCUMENT.read_text(encoding="utf-8")

@@ -1,12 +1,12 @@
 """Schedules of the coupling buffer against the loop without reuse, as a table and in words.
 
     make demo
-    chordflow bench training ...    (as in docs/training.md)
+    chordflow bench training ...    (as in README.md)
     cp outputs/schedules/bench.json benchmarks/training/results/schedules.json
     cp outputs/variants/bench.json benchmarks/training/results/variants.json
     python benchmarks/training/schedules.py --write
 
-`--write` puts what both files say between the marks of docs/training.md, a test compares them.
+`--write` puts what both files say between the marks of README.md, a test compares them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from chordflow.results.files import put_between
 RESULTS = Path(__file__).parent / "results"
 FILES = {"schedules": RESULTS / "schedules.json", "variants": RESULTS / "variants.json"}
 """By the marks of their tables: the default schedule at several budgets, and others at one."""
-DOCUMENT = Path(__file__).parents[2] / "docs" / "training.md"
+DOCUMENT = Path(__file__).parent / "README.md"
 MEASURED_BY = "default"
 
 
@@ -30,7 +30,7 @@ def main() -> None:
     """Reads the command line; prints a table, or writes both into the document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--file", type=Path, default=FILES["schedules"], help="bench.json to print")
-    parser.add_argument("--write", action="store_true", help="write into docs/training.md")
+    parser.add_argument("--write", action="store_true", help="write into README.md")
     options = parser.parse_args()
     if not options.write:
         print(shown(TrainingBench.load(options.file)))
