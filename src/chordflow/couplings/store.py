@@ -143,6 +143,7 @@ def finished(folder: Path) -> int:
     """How many blocks a store has."""
     return len(list(folder.glob("block-*.safetensors")))
 
+
 def read_manifest(folder: Path, option: str = "couplings.path") -> Manifest:
     """A store's manifest.
 

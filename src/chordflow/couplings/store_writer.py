@@ -28,8 +28,12 @@ LOCK = ".lock"
 
 
 @contextlib.contextmanager
-def one_job(folder: Path) -> Iterator[None]:
+def one_job(folder: Path, *, alone: bool = True) -> Iterator[None]:
     """Holds a store's folder against other jobs; takes the store's files away in the end where no block was made.
+
+    Args:
+        folder: the store's; it must exist.
+        alone: whether no other process of this job may still write a block in the end.
 
     Raises:
         UserError: if another job holds it, or it cannot be written to.
@@ -46,7 +50,7 @@ def one_job(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if not finished(folder):
+        if alone and not finished(folder):
             for path in (folder / MANIFEST, folder / LOCK, *folder.glob(".*.tmp")):
                 path.unlink(missing_ok=True)
         lock.release()
