@@ -103,10 +103,10 @@ def write_block(
 
 
 def how_to_go_on(folder: Path) -> str:
-    """What of a store is made, and the command that makes the rest; empty where nothing is."""
+    """What of a store is made, and the command that makes the rest."""
     done = finished(folder)
     if not done:
-        return ""
+        return "no block was made yet, so start again."
     blocks = read_manifest(folder, "output_dir").num_blocks
     return f"{done} of {blocks} blocks are made; go on with: {remake_command(folder)}"
 
@@ -131,5 +131,9 @@ def _write(folder: Path, name: str, data: bytes) -> None:
 def _cannot_write(folder: Path, name: str, error: OSError) -> UserError:
     return UserError(
         f"output_dir={folder}: {name} cannot be written ({error.strerror}); "
-        + (how_to_go_on(folder) or "choose a folder that can be written to and has room.")
+        + (
+            how_to_go_on(folder)
+            if finished(folder)
+            else "choose a folder that can be written to and has room."
+        )
     )

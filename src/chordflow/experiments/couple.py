@@ -136,8 +136,12 @@ def couple(config: CoupleConfig) -> Path:
     """
     started = time.perf_counter()
     processes = current()
-    if processes.first and not config.resume:
-        _refuse_existing(config.output_dir)
+    there = (config.output_dir / MANIFEST).is_file()
+    if processes.first and there and not config.resume:
+        raise UserError(
+            f"output_dir={config.output_dir} holds a store already; name a new folder, or go on with: "
+            f"{remake_command(config.output_dir)}"
+        )
     teacher_dir = resolve_checkpoint(config.teacher.path, config.teacher.revision)
     refuse_student_of_few_steps(teacher_dir, config.teacher.path)
     teacher = load_flow_policy(teacher_dir, device=config.device, rename_map=config.rename_map)
@@ -146,7 +150,7 @@ def couple(config: CoupleConfig) -> Path:
     split = open_split(config.dataset, teacher, tolerance_s=config.tolerance_s)
     block_size = config.buffer.block_size
     wanted = config.num_observations
-    if wanted is None and (config.output_dir / MANIFEST).exists():
+    if wanted is None and there:
         wanted = read_manifest(config.output_dir, "output_dir").num_observations
     num_blocks = -(-(wanted or len(split.train)) // block_size)
     blocks = config.buffer.of(num_blocks * block_size)
@@ -186,7 +190,7 @@ def couple(config: CoupleConfig) -> Path:
             begin(config.output_dir, job.manifest)
         # Before the first process has begun the store, or has refused to, no other looks at it.
         processes.wait()
-        stack.enter_context(stopping.says(lambda: _how_to_go_on(config.output_dir)))
+        stack.enter_context(stopping.says(lambda: how_to_go_on(config.output_dir)))
         stack.enter_context(enough_memory_to_make(maker, lambda: finished(config.output_dir)))
         job.run(read_manifest(config.output_dir, "output_dir"))
         processes.wait()
@@ -194,25 +198,22 @@ def couple(config: CoupleConfig) -> Path:
     return config.output_dir
 
 
+@dataclass
 class _Job:
-    """The blocks of a store that this process makes: every one whose number divided by the processes leaves its own."""
+    """The blocks of a store that this process makes: one in as many as there are processes."""
 
-    def __init__(
-        self,
-        config: CoupleConfig,
-        teacher: FlowPolicy,
-        maker: BlockMaker,
-        manifest: Manifest,
-        processes: Processes,
-    ) -> None:
-        self.config = config
-        self.folder = config.output_dir
-        self.teacher = teacher
-        self.maker = maker
-        self.manifest = manifest
-        self.processes = processes
-        self.done = 0
-        self.announced = False
+    config: CoupleConfig
+    teacher: FlowPolicy
+    maker: BlockMaker
+    manifest: Manifest
+    processes: Processes
+    done: int = 0
+    announced: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Of the store."""
+        return self.config.output_dir
 
     def run(self, manifest: Manifest) -> None:
         """Makes what is missing or damaged.
@@ -304,15 +305,7 @@ class _Job:
         """Another block of this process is there; the other processes have as many, give or take one."""
         self.done += 1
         total = self.manifest.num_blocks
-        progress.update(min(self.done * self.processes.count, total), total, "blocks")
-
-
-def _refuse_existing(output_dir: Path) -> None:
-    if (output_dir / MANIFEST).is_file():
-        raise UserError(
-            f"output_dir={output_dir} holds a store already; name a new folder, or go on with: "
-            f"{remake_command(output_dir)}"
-        )
+        progress.update(min(self.done * self.processes.count, total), total)
 
 
 @contextlib.contextmanager
@@ -333,10 +326,6 @@ def _folder(output_dir: Path) -> Iterator[None]:
             # The system refuses where something is inside.
             with contextlib.suppress(OSError):
                 folder.rmdir()
-
-
-def _how_to_go_on(folder: Path) -> str:
-    return how_to_go_on(folder) or "no block was made yet, so start again."
 
 
 def _absolute(settings: dict[str, Any]) -> dict[str, Any]:
