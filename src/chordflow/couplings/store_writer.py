@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from chordflow.couplings.store import (
     remake_command,
     shard_name,
 )
+from chordflow.disk import whole_file
 from chordflow.errors import UserError
 from chordflow.policies import Context
 
@@ -112,18 +112,9 @@ def how_to_go_on(folder: Path) -> str:
 
 
 def _write(folder: Path, name: str, data: bytes) -> None:
-    """Writes beside the file, makes sure that it is on the disk, and renames: nobody ever sees half of it."""
-    # One process writes this file, so that a name that a killed one left behind is taken again.
-    temporary = folder / f".{name}.tmp"
     try:
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, folder / name)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole_file(folder / name) as temporary:
+            temporary.write_bytes(data)
     except OSError as error:
         raise _cannot_write(folder, name, error) from error
 
