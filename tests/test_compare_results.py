@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
 from dataclasses import replace
 from pathlib import Path
 
@@ -233,15 +232,3 @@ def test_a_file_comes_back_as_it_was(tmp_path: Path) -> None:
         Comparison.load(tmp_path / "compare.json")
     with pytest.raises(UserError, match=r"give a comparison's compare\.json"):
         Comparison.load(tmp_path / "nothing.json")
-
-
-def test_the_document_shows_the_results() -> None:
-    script = runpy.run_path(str(ROOT / "scripts" / "compare_table.py"))
-    document, name = script["document"], script["TABLES"][0]
-    text = script["DOCUMENT"].read_text(encoding="utf-8")
-    found = {path.stem: Comparison.load(path) for path in script["RESULTS"].glob("*.json")}
-    assert sorted(found) == sorted(script["TABLES"])
-    assert text == document(text, found), "run: python scripts/compare_table.py"
-    made = document(text, {name: comparison(*CLEAR)})
-    assert "Measured with\n\n    chordflow compare\n\n**At one step one " in made
-    assert document(made, {name: comparison(*CLEAR)}) == made
