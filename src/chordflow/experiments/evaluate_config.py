@@ -9,7 +9,7 @@ from typing import Any
 
 from lerobot.envs.configs import EnvConfig
 
-from chordflow.checks import check_choice, check_fields, check_once, check_range
+from chordflow.checks import check_choice, check_fields, check_filled, check_range
 from chordflow.couplings import TOLERANCE_S, DatasetConfig
 from chordflow.errors import UserError
 from chordflow.experiments.config import CheckpointConfig
@@ -43,7 +43,9 @@ class RolloutConfig:
     num_clips: int = 3
 
     def __post_init__(self) -> None:
-        check_fields(self, "eval.", "n_episodes", "batch_size", "n_action_steps", "teacher_num_steps", at_least=1)
+        check_fields(
+            self, "eval.", "n_episodes", "batch_size", "n_action_steps", "teacher_num_steps", at_least=1
+        )
         check_fields(self, "eval.", "num_workers", "num_clips", at_least=0)
 
 
@@ -90,9 +92,9 @@ class DelayConfig:
     def __post_init__(self) -> None:
         check_fields(self, "delay.", "control_steps", "num_steps", "n_episodes", at_least=1)
         check_fields(self, "delay.", "reference_weight", above=0)
-        check_once("delay.modes", self.modes)
+        check_filled("delay.modes", self.modes)
         check_choice("delay.modes", self.modes, DELAY_MODES)
-        check_once("delay.num_steps", self.num_steps, note=", such as [1,2,10]")
+        check_filled("delay.num_steps", self.num_steps, note=", such as [1,2,10]")
         check_choice("delay.hold", self.hold, HOLDS)
 
 
