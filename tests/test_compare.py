@@ -30,7 +30,7 @@ from chordflow.policies.base import Role
 from chordflow.policies.sampling import Sampler
 from chordflow.results.compare import Comparison
 from chordflow.training.methods import EndpointMethodConfig, MethodConfig
-from chordflow.training.optimizers import AdamWConfig, MuonConfig
+from chordflow.training.optimizers import AdamWConfig, SOAPConfig
 from chordflow.training.timed import TrainingStep
 
 SMALL = [
@@ -366,11 +366,11 @@ def test_common_settings_are_those_of_reflow_unless_given() -> None:
         assert getattr(config, name) == getattr(alone, name), name
     own = {"mine": {"optimizer": {"type": "adamw", "lr": 1e-4}, "student": {"train": ["action_head"]}}}
     found = planned(
-        "--seconds=9", "--optimizer.type=muon", "--optimizer.lr=3e-3", "--buffer.block_size=8", "--batch_size=5",
+        "--seconds=9", "--optimizer.type=soap", "--optimizer.lr=3e-3", "--buffer.block_size=8", "--batch_size=5",
         f"--recipes={json.dumps(own)}", "--methods=[snapflow,mine]",
     )  # fmt: skip
     assert list(found) == ["snapflow", "mine"]
-    assert found["snapflow"].config.optimizer == MuonConfig(lr=3e-3)
+    assert found["snapflow"].config.optimizer == SOAPConfig(lr=3e-3)
     # Another type's settings are not laid over.
     assert found["mine"].config.optimizer == AdamWConfig(lr=1e-4)
     assert found["mine"].config.student.train == [Role.ACTION_HEAD]

@@ -17,7 +17,6 @@ from rich.console import Console
 
 from chordflow.evaluation.latency import measure_latency
 from chordflow.policies import Context
-from chordflow.policies.gaussian import GaussianConfig, GaussianFlowPolicy
 from chordflow.reporting.card import card
 from chordflow.reporting.glance import glance, measured
 from chordflow.reporting.more_tables import latency as latency_table
@@ -27,6 +26,7 @@ from chordflow.results.findings import findings
 from chordflow.results.schema import ChunkTime, Finding, Latency, Percentiles, Results
 from chordflow.results.verdict import verdict
 from chordflow.results.wording import UNRELIABLE
+from gaussian_policy import GaussianConfig, GaussianFlowPolicy
 from gaussian_setup import make_observations
 from report_samples import diagnosis, evaluation, sample
 

@@ -14,7 +14,6 @@ from chordflow.errors import UserError
 from chordflow.policies import Role
 from chordflow.training.loop import LoopConfig, SchedulerConfig, read_metrics, train
 from chordflow.training.methods import ReflowMethodConfig
-from chordflow.training.naive import NaiveCouplings
 from chordflow.training.optimizers import AdamWConfig
 from chordflow.training.timed import Passed, Stopwatch, TrainingStep, rate_at, train_for
 from gaussian_setup import AffineStudent, make_observations, make_policy
@@ -179,21 +178,6 @@ def test_a_run_that_ends_before_the_couplings_are_made_has_trained_nothing() -> 
         (2, 0, None, None),
         (4, 0, None, None),
     ]
-
-
-def test_the_naive_source_can_be_timed_as_well() -> None:
-    clock = Clock()
-    _, step = student_step()
-    source = NaiveCouplings(
-        make_policy(), make_observations(8), CouplingConfig(num_steps=2), seed=3, batch_size=8
-    )
-    looks: list[Passed] = []
-
-    def tick(passed: Passed) -> None:
-        clock.now = 100.0 + passed.steps
-
-    train_for(5, [5], step, source, Stopwatch(CPU, clock), look=looks.append, on_step=tick)
-    assert looks[0].samples == looks[0].steps * 8 > 0
 
 
 def test_a_loss_that_is_not_finite_ends_the_run() -> None:

@@ -14,7 +14,6 @@ from lerobot.envs.configs import EnvConfig
 from chordflow.couplings import TOLERANCE_S, BufferConfig, CouplingConfig, DatasetConfig
 from chordflow.errors import UserError
 from chordflow.evaluation.paired import MeasureConfig
-from chordflow.experiments.bench_config import BenchMeasureConfig
 from chordflow.experiments.config import ReflowJobConfig, StudentConfig, TeacherConfig
 from chordflow.experiments.recipes import RECIPES
 from chordflow.results.compare import STEP_COUNTS, Origin
@@ -45,14 +44,29 @@ NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 
 
 @dataclass
-class CompareMeasureConfig(BenchMeasureConfig):
+class CompareMeasureConfig:
     """How gaps and curvature are measured; the same observations and noises for all.
 
     Attributes:
+        num_observations: held-out observations; fewer if the held-out episodes have fewer frames.
         noises_per_observation: noises of each, on which one, two and ten steps are compared and from which the
             teacher's modes are found; at least 16.
         converged_noises: noises of each on which gaps to the converged ODE are measured.
+        converged_num_steps: Euler steps of the teacher's converged ODE; at least 100, and never less than twice the
+            teacher's as deployed.
+        batch_size: noises that go through the network together.
+        seed: of the observations and noises chosen.
     """
+
+    num_observations: int = 200
+    noises_per_observation: int = 16
+    converged_noises: int = 4
+    converged_num_steps: int = 100
+    batch_size: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.full()
 
     def full(self) -> MeasureConfig:
         """The settings of `chordflow reflow` that say the same.

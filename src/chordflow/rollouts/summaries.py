@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from chordflow.results.coverage import wilson_coverage
+from chordflow.results.limits import wilson_coverage
 from chordflow.results.schema import (
     DelayMode,
     DelayRow,
