@@ -195,7 +195,9 @@ def test_the_findings_show_the_benchmark() -> None:
     for document in script.FINDINGS:
         shown = {part["name"]: part["content"] for part in GENERATED.finditer(read(document))}
         assert shown == {name: table + "\n" for name, table in script.tables().items()}
-    runs = {str(file.parent.relative_to(script.METAWORLD)) for file in script.METAWORLD.glob("**/small*.json")}
+    runs = {
+        str(file.parent.relative_to(script.METAWORLD)) for file in script.METAWORLD.glob("**/small*.json")
+    }
     assert runs - {"goal_height"} == set(script.RECORDINGS)
 
 
@@ -206,7 +208,9 @@ def test_no_path_of_a_machine_is_published() -> None:
         assert "/home/" not in text, file.name
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "docs" / "studies").glob("*.json")), ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "docs" / "studies").glob("*.json")), ids=lambda file: file.stem
+)
 def test_what_is_measured_has_at_least_three_seeds(file: Path) -> None:
     study = json.loads(read(file))
     assert len(study["seeds"]) >= 3
