@@ -5,9 +5,11 @@ One file, written whole after each part of a trial, so that a study can be stopp
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
+from chordflow.errors import UserError
 from chordflow.results.files import RecordFile
 from chordflow.results.schema import (
     GapRow,
@@ -292,3 +294,48 @@ class Study(RecordFile):
         """Every chain whole, ending in an arm that teaches no other."""
         teachers = {arm.teacher for arm in self.arms}
         return [self.chain(arm) for arm in self.arms if arm.name not in teachers]
+
+
+def joined(studies: Sequence[Study]) -> Study:
+    """Several studies of one teacher, measured alike, as one.
+
+    Arms of one name, settings and budget are one arm with the seeds of both; an arm that only shares its name gets a
+    number behind it.
+
+    Args:
+        studies: at least one; the first says how the others are shown.
+
+    Raises:
+        UserError: if their figures cannot be compared.
+    """
+    first = studies[0]
+    arms, trials = list(first.arms), list(first.trials)
+    for number, study in enumerate(studies[1:], 2):
+        for name in ("teacher_sha256", "held_out", "env", "seconds"):
+            if getattr(study, name) != getattr(first, name):
+                raise UserError(
+                    f"study {number} has another {name} than the first; join studies of one teacher that were measured "
+                    "on the same observations and episodes."
+                )
+        names: dict[str | None, str | None] = {None: None}
+        for arm in study.arms:
+            steps = arm.steps or study.steps
+            own = replace(arm, teacher=names[arm.teacher], steps=None if steps == first.steps else steps)
+            if all(own.name != known.name for known in arms):
+                arms.append(own)
+            elif all(replace(own, about=known.about, origin=known.origin) != known for known in arms):
+                count = 1 + sum(known.way.partition(" (")[0] == arm.way for known in arms)
+                own = replace(own, name=f"{arm.name} ({count})", way=f"{arm.way} ({count})")
+                arms.append(own)
+            names[arm.name] = own.name
+        for trial in study.trials:
+            if names[trial.arm] not in {t.arm for t in trials if t.seed == trial.seed}:
+                trials.append(replace(trial, arm=str(names[trial.arm])))
+    return replace(
+        first,
+        preset=first.preset if len({study.preset for study in studies}) == 1 else "file",
+        arms=arms,
+        trials=trials,
+        seeds=list(dict.fromkeys(seed for study in studies for seed in study.seeds)),
+        looks=sorted({look for study in studies for look in study.looks}),
+    )
