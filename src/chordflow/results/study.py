@@ -5,9 +5,12 @@ One file, written whole after each part of a trial, so that a study can be stopp
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
 
 from chordflow.errors import UserError
 from chordflow.results.files import RecordFile
@@ -29,6 +32,9 @@ STUDY = "study.json"
 
 STEP_COUNTS = (1, 2, 10)
 """Euler steps at which every policy's gap is measured."""
+
+OLD_KINDS = {"compare": "methods", "study init": "beginnings", "study rounds": "rounds"}
+"""Files of older layouts, by the preset that such studies belong to."""
 
 Preset = Literal["methods", "beginnings", "rounds", "reuse", "file"]
 """The question: which preset made the arms, or a file that names them."""
@@ -249,6 +255,7 @@ class Study(RecordFile):
 
     VERB: ClassVar[str] = "chordflow study"
     GIVE: ClassVar[str] = "a study's study.json"
+    VERSION: ClassVar[int] = SCHEMA_VERSION
 
     preset: Preset
     command: list[str]
@@ -272,6 +279,20 @@ class Study(RecordFile):
     kind: Literal["study"] = "study"
     schema_version: int = SCHEMA_VERSION
 
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Reads a file that `save` wrote.
+
+        Raises:
+            UserError: if it is missing, damaged, of an older or a newer layout, or something else.
+        """
+        if kind_of(path) in OLD_KINDS:
+            raise UserError(
+                f"{path} is of an older layout; convert it with: "
+                f"python scripts/convert_study.py {shlex.quote(str(path))}"
+            )
+        return super().load(path)
+
     def arm(self, name: str) -> Arm:
         """The arm of a name."""
         return next(arm for arm in self.arms if arm.name == name)
@@ -294,6 +315,15 @@ class Study(RecordFile):
         """Every chain whole, ending in an arm that teaches no other."""
         teachers = {arm.teacher for arm in self.arms}
         return [self.chain(arm) for arm in self.arms if arm.name not in teachers]
+
+
+def kind_of(path: Path) -> str:
+    """What a file of results says that it is; empty where it cannot be read or does not say so."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return ""
+    return str(data.get("kind", "")) if isinstance(data, dict) else ""
 
 
 def joined(studies: Sequence[Study]) -> Study:
