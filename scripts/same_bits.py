@@ -1,6 +1,6 @@
 """Prove that a change left every figure and every bit of weights as it was: tiny runs on two checkouts, compared.
 
-usage: python scripts/same_bits.py run CHECKOUT OUT.json     (prints where it is; some two minutes)
+usage: python scripts/same_bits.py run CHECKOUT OUT.json [CASE ...]     (some two minutes)
        python scripts/same_bits.py compare BEFORE.json AFTER.json
 
 Both runs have to be made on one machine: bits differ between processors. A checkout that still has the verbs `compare`,
@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -65,17 +66,19 @@ def cases(work: Path, old: bool) -> Iterator[tuple[str, list[list[str]]]]:
     )  # fmt: skip
 
 
-def inside(work: Path) -> dict[str, Any]:
-    """Runs all cases with the code that this process imports; returns what they came to."""
+def inside(work: Path, only: list[str]) -> dict[str, Any]:
+    """Runs cases with the code that this process imports; returns what they came to."""
     import importlib.util
 
     import drift_env  # noqa: F401
     from chordflow.cli.main import main
 
-    old = importlib.util.find_spec("chordflow.cli.study_init") is not None
+    old = importlib.util.find_spec("chordflow.experiments.study") is None
     os.chdir(work)
     found: dict[str, Any] = {}
     for name, commands in cases(work, old):
+        if only and name not in only:
+            continue
         for command in commands:
             if command[0] != "reflow" or "--resume=true" not in command:
                 command = [*command, f"--teacher.path={work / 'teacher'}", f"--dataset.root={work / 'data'}"]
@@ -125,6 +128,7 @@ def _study(folder: Path, name: str) -> dict[str, Any]:
     found = {"teacher": _figures(study["untrained"]["figures"], study["untrained"], study.get("diversity"))}
     for trial in study.get("trials", study.get("runs")):
         arm = trial.get("arm", trial.get("method", "")).replace(", ", "_").replace("lr ", "lr_")
+        arm = re.sub(r"once_\d+$", "once", arm)
         if "start" in trial:
             arm = "" if trial["solver"] == "adams_bashforth" else f"{trial['solver']}_"
             arm += f"real_{trial['real_data_share']:g}_" if trial["real_data_share"] else ""
@@ -146,8 +150,8 @@ def _study(folder: Path, name: str) -> dict[str, Any]:
     return found
 
 
-def run(checkout: Path, out: Path) -> None:
-    """Runs all cases on a checkout in a process of its own."""
+def run(checkout: Path, out: Path, only: list[str]) -> None:
+    """Runs cases on a checkout in a process of its own."""
     code = [str(checkout / part) for part in ("src", "packages/lerobot_env_detour/src", "tests")]
     environment = {
         **os.environ,
@@ -163,7 +167,9 @@ def run(checkout: Path, out: Path) -> None:
         "build_checkpoint(w / 'teacher', build_vlm(w / 'vlm')); build_dataset(w / 'data')"  # fmt: skip
     subprocess.run([sys.executable, "-c", made], cwd=work, env=environment, check=True)
     subprocess.run(
-        [sys.executable, __file__, "inside", str(work), str(out.resolve())], env=environment, check=True
+        [sys.executable, __file__, "inside", str(work), str(out.resolve()), *only],
+        env=environment,
+        check=True,
     )
 
 
@@ -181,10 +187,10 @@ def differences(before: Any, after: Any, where: str = "") -> Iterator[str]:
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["inside", work, out]:
-            Path(out).write_text(json.dumps(inside(Path(work)), indent=1))
-        case ["run", checkout, out]:
-            run(Path(checkout).resolve(), Path(out))
+        case ["inside", work, out, *only]:
+            Path(out).write_text(json.dumps(inside(Path(work), only), indent=1))
+        case ["run", checkout, out, *only]:
+            run(Path(checkout).resolve(), Path(out), only)
         case ["compare", before, after]:
             found = list(differences(*(json.loads(Path(file).read_text()) for file in (before, after))))
             print("\n".join(found) or "the same bits and the same figures")

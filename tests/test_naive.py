@@ -22,10 +22,11 @@ from chordflow.couplings import (
 )
 from chordflow.flow.seeds import generator
 from chordflow.policies import FlowPolicy, Role, VelocityModule, load_flow_policy
-from chordflow.training.loop import LoopConfig, SchedulerConfig, train
+from chordflow.training.loop import train
 from chordflow.training.methods import ReflowMethodConfig
 from chordflow.training.naive import NaiveCouplings
 from chordflow.training.optimizers import AdamWConfig, OptimizerConfig, SOAPConfig
+from chordflow.training.steps import LoopConfig, SchedulerConfig
 from gaussian_setup import AffineStudent, euler, make_observations, make_policy
 
 STEPS, BATCH, SEED = 5, 4, 3

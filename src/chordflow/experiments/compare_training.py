@@ -20,7 +20,7 @@ from chordflow.errors import UserError
 from chordflow.experiments.collect import run_observations
 from chordflow.experiments.config import ReflowJobConfig
 from chordflow.experiments.provenance import write_configs
-from chordflow.experiments.reflow import own_prefix
+from chordflow.experiments.train import own_prefix
 from chordflow.policies import FlowPolicy, resolve_checkpoint, save_student
 from chordflow.policies.base import PREFIX_ROLES
 from chordflow.results.schema import RolloutObservations

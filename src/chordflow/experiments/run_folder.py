@@ -15,7 +15,7 @@ from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETR
 from chordflow.errors import UserError
 from chordflow.policies.files import TRAIN_CONFIG
 from chordflow.training.distributed import current
-from chordflow.training.loop import METRICS
+from chordflow.training.metrics import METRICS
 
 REFLOW_CONFIG = "reflow_config.json"
 
