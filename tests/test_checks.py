@@ -29,7 +29,7 @@ def test_a_number_outside_its_bounds_is_refused(bounds, good, bad, rule):
         with pytest.raises(UserError) as caught:
             check_range("a.b", value, **bounds, note=", or leave it out")
         assert str(caught.value) == f"a.b={value}: give {rule}, or leave it out."
-        with pytest.raises(UserError, match="a.b="):
+        with pytest.raises(UserError, match=r"a\.b="):
             check_range("a.b", [*good, value], **bounds)
 
 

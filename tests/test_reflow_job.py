@@ -381,7 +381,7 @@ def test_a_write_that_fails_leaves_the_last_good_checkpoint(
 
         return call
 
-    monkeypatch.setattr(checkpoints.os, "replace", counted(os.replace))
+    monkeypatch.setattr(os, "replace", counted(os.replace))
     monkeypatch.setattr(checkpoints, "save_file", counted(checkpoints.save_file))
     monkeypatch.setattr(checkpoints, "save_training_state", counted(checkpoints.save_training_state))
     assert main(options(checkpoint, dataset_root, output)) == 2

@@ -31,6 +31,7 @@ from chordflow.couplings.store import (
     remake_command,
     shard_name,
 )
+from chordflow.disk import whole_file
 from chordflow.errors import UserError
 from chordflow.policies import Context
 
@@ -178,7 +179,8 @@ class StoreWriter:
         shard = Shard(hashlib.sha256(data).hexdigest(), len(data))
         name = shard_name(number)
         try:
-            _write_whole(self.folder / name, data)
+            with whole_file(self.folder / name) as temporary:
+                temporary.write_bytes(data)
             with self._locked():
                 manifest = self.refresh()
                 shards = manifest.shards | {number: shard}
@@ -229,7 +231,8 @@ class StoreWriter:
 
     def _save(self, manifest: Manifest) -> Manifest:
         try:
-            _write_whole(self.folder / MANIFEST, manifest.to_json())
+            with whole_file(self.folder / MANIFEST) as temporary:
+                temporary.write_bytes(manifest.to_json())
         except OSError as error:
             raise self._cannot_write(MANIFEST, error) from error
         self.manifest = manifest
@@ -279,19 +282,3 @@ class StoreWriter:
         import fcntl
 
         fcntl.lockf(self._lock_file, fcntl.LOCK_UN, count, byte)
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Writes beside `path`, makes sure that it is on the disk, and renames: nobody ever sees half of it."""
-    # One process at a time writes this file, so that a name that a killed one left behind is taken again.
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
