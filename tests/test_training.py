@@ -34,7 +34,7 @@ from chordflow.training.checkpoints import TrainingState, load_checkpoint
 from chordflow.training.loop import Progress, Trained, train
 from chordflow.training.methods import Method, MethodConfig, ReflowMethod, ReflowMethodConfig
 from chordflow.training.metrics import read_metrics
-from chordflow.training.optimizers import AdamWConfig, MuonConfig, OptimizerConfig, SOAPConfig
+from chordflow.training.optimizers import AdamWConfig, OptimizerConfig, SOAPConfig
 from chordflow.training.steps import EMAConfig, LoopConfig, SchedulerConfig
 from chordflow.training.student import StudentInit, make_student, shares_prefix
 from chordflow.training.times import (
@@ -433,7 +433,6 @@ GROWS = BufferConfig(16, 4, 4, 4, start_observations=4)
     [
         (AdamWConfig(lr=1e-3), SLIDES),
         (AdamWConfig(lr=1e-3), GROWS),
-        (MuonConfig(lr=1e-3), SLIDES),
         (SOAPConfig(lr=1e-3, precondition_frequency=3), SLIDES),
     ],
 )

@@ -62,6 +62,9 @@ def run(arguments: list[str]) -> None:
         register_environments()
     if first.startswith("--"):
         preset, options = None, arguments
+    elif first == "init":
+        run_alias("beginnings", "study init", options)
+        return
     elif first in QUESTIONS:
         preset = first
     elif Path(first).is_file():
@@ -163,6 +166,10 @@ def _join(files: list[str]) -> None:
 
 
 def run_alias(preset: str, old: str, arguments: list[str]) -> None:
-    """Runs a preset by the name that it had, and says so."""
+    """Runs a preset by the name that it had, options included, and says so."""
     say(f"chordflow {old} is now chordflow study {preset}; the old name goes in the next release.")
-    run([preset, *arguments])
+    renamed = (
+        {"--checkpoints": "--looks", "--keep_checkpoints": "--keep_looks"} if preset == "beginnings" else {}
+    )
+    pairs = [argument.partition("=") for argument in arguments]
+    run([preset, *(renamed.get(name, name) + equals + value for name, equals, value in pairs)])
