@@ -112,6 +112,10 @@ def _always(_: Study) -> bool:
     return True
 
 
+def _never(_: Study) -> bool:
+    return False
+
+
 def _pairs(name: str) -> Figure:
     """A figure of the paired comparison with the deployed teacher."""
 
@@ -193,7 +197,7 @@ GAPS = [
     Column(
         f"gap at {n}, %:\nRMS/median/\nflips",
         [(gap(n, name), percentage) for name in ("rms", "median", "flip_rate")],
-        narrow=_always if n == 1 else _plain,
+        narrow={1: _always, 2: _never, 10: _plain}[n],
     )
     for n in STEP_COUNTS
 ]

@@ -329,8 +329,8 @@ def kind_of(path: Path) -> str:
 def joined(studies: Sequence[Study]) -> Study:
     """Several studies of one teacher, measured alike, as one.
 
-    Arms of one name, settings and budget are one arm with the seeds of both; an arm that only shares its name gets a
-    number behind it.
+    Arms of one name, settings and budget are one arm with the seeds of both; an arm that only shares its name gets the
+    number of its study behind it.
 
     Args:
         studies: at least one; the first says how the others are shown.
@@ -354,8 +354,7 @@ def joined(studies: Sequence[Study]) -> Study:
             if all(own.name != known.name for known in arms):
                 arms.append(own)
             elif all(replace(own, about=known.about, origin=known.origin) != known for known in arms):
-                count = 1 + sum(known.way.partition(" (")[0] == arm.way for known in arms)
-                own = replace(own, name=f"{arm.name} ({count})", way=f"{arm.way} ({count})")
+                own = replace(own, name=f"{arm.name} ({number})", way=f"{arm.way} ({number})")
                 arms.append(own)
             names[arm.name] = own.name
         for trial in study.trials:
