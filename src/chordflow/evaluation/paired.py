@@ -80,11 +80,20 @@ class MeasureConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = "num_observations", "converged_noises", "gap_noises", "batch_size", "latency_repeats", "num_steps"
+        counts = (
+            "num_observations",
+            "converged_noises",
+            "gap_noises",
+            "batch_size",
+            "latency_repeats",
+            "num_steps",
+        )
         check_fields(self, "measure.", *counts, at_least=1)
         check_fields(self, "measure.", "noises_per_observation", at_least=MIN_ENDPOINTS)
         check_fields(self, "measure.", "converged_num_steps", at_least=100)
-        check_fields(self, "measure.", "converged_noises", "gap_noises", at_most=self.noises_per_observation, note=_ALL)
+        check_fields(
+            self, "measure.", "converged_noises", "gap_noises", at_most=self.noises_per_observation, note=_ALL
+        )
         check_once("measure.num_steps", self.num_steps, note=", such as [1,2,4,10]")
         check_choice("measure.solvers", self.solvers, SOLVERS)
 

@@ -46,9 +46,7 @@ def load_entrants(config: EvaluateConfig) -> dict[PolicyName, Entrant]:
     Raises:
         UserError: if one cannot be loaded or cannot be held against the teacher.
     """
-    given: dict[PolicyName, tuple[CheckpointConfig, str]] = {
-        TEACHER: (config.teacher, "teacher.path")
-    }
+    given: dict[PolicyName, tuple[CheckpointConfig, str]] = {TEACHER: (config.teacher, "teacher.path")}
     for name, candidate in config.candidates().items():
         given[name] = (candidate, "student.path" if name == STUDENT else f"policies={name}")
     # Cheap to see, so before any weights are read.

@@ -43,7 +43,9 @@ class RolloutConfig:
     num_clips: int = 3
 
     def __post_init__(self) -> None:
-        check_fields(self, "eval.", "n_episodes", "batch_size", "n_action_steps", "teacher_num_steps", at_least=1)
+        check_fields(
+            self, "eval.", "n_episodes", "batch_size", "n_action_steps", "teacher_num_steps", at_least=1
+        )
         check_fields(self, "eval.", "num_workers", "num_clips", at_least=0)
 
 
