@@ -48,9 +48,9 @@ def main(folders: list[str]) -> None:
         sources = {path: path.read_text(encoding="utf-8") for path in Path(folder).rglob("*.py")}
         lines = {path: source.count("\n") for path, source in sources.items()}
         largest = max(lines, key=lines.__getitem__)
-        code = sum(map(code_lines, sources.values()))
         print(
-            f"{folder}: {len(sources)} modules, {sum(lines.values())} lines, {code} of code; largest: {largest}, {lines[largest]}"
+            f"{folder}: {len(sources)} modules, {sum(lines.values())} lines, "
+            f"{sum(map(code_lines, sources.values()))} of code; largest: {largest}, {lines[largest]}"
         )
 
 
