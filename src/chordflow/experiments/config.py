@@ -22,9 +22,9 @@ from chordflow.experiments.recipes import recipe
 from chordflow.experiments.stored_couplings import CouplingsConfig
 from chordflow.policies import Role
 from chordflow.results.paying import LEAST_GAIN, check_least_gain
-from chordflow.training.loop import EMAConfig, SchedulerConfig
 from chordflow.training.methods import MethodConfig, ReflowMethodConfig
 from chordflow.training.optimizers import OptimizerConfig, SOAPConfig
+from chordflow.training.steps import EMAConfig, SchedulerConfig
 from chordflow.training.student import StudentInit
 
 
