@@ -14,7 +14,17 @@ from chordflow.reporting.section import ABSENT, Section
 from chordflow.results import findings as rules
 from chordflow.results.schema import CouplingSummary, HeldOut, Latency, Results, Rollouts
 from chordflow.results.verdict import beside_ceiling, verdict
-from chordflow.results.wording import UNRELIABLE, clean, estimate, number, percent, plural, size, steps
+from chordflow.results.wording import (
+    UNRELIABLE,
+    clean,
+    duration,
+    estimate,
+    number,
+    percent,
+    plural,
+    size,
+    steps,
+)
 
 __all__ = [
     "ABSENT", "drawn", "escape", "facts", "markdown", "render", "sections", "sentence", "written",
@@ -214,12 +224,12 @@ def facts(results: Results) -> list[tuple[str, str]]:
                 (
                     "collected",
                     f"{percent(acted.share)} of the observations, in {plural(acted.episodes, 'episode')} "
-                    f"of {clean(acted.env)}, {plural(acted.collections, 'time')}; {_duration(acted.seconds)} of "
+                    f"of {clean(acted.env)}, {plural(acted.collections, 'time')}; {duration(acted.seconds)} of "
                     "the training",
                 )
             )
     if results.training_s is not None:
-        lines.append(("training", f"{_duration(results.training_s)} on {clean(results.device)}"))
+        lines.append(("training", f"{duration(results.training_s)} on {clean(results.device)}"))
     if results.latency is not None and results.latency.memory is not None:
         lines.append(("memory", ", ".join(f"{name} {value}" for name, value in more_tables.memory(results))))
     if results.rollouts is not None:
@@ -297,13 +307,6 @@ def _time(latency: Latency, results: Results) -> str:
 
 
 # ---- Text -----------------------------------------------------------------------------------------------
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def escape(text: str) -> str:

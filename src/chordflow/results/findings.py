@@ -9,8 +9,14 @@ from collections.abc import Callable
 
 from scipy.stats import binom
 
-from chordflow.results.actions import STUDENT, TEACHER, GapRow
-from chordflow.results.episodes import DelayRow
+from chordflow.results.actions import TEACHER, GapRow
+from chordflow.results.findings_of_students import (
+    decided_at_the_margin,
+    guidance_weight_matters,
+    student_beside_the_best_way,
+    student_beside_the_floor,
+    trained_for_one_step,
+)
 from chordflow.results.free import (
     against_floor,
     clearly_lower,
@@ -22,7 +28,7 @@ from chordflow.results.free import (
 )
 from chordflow.results.schema import Finding, Results
 from chordflow.results.statistics import Interval
-from chordflow.results.wording import UNRELIABLE, number, percent, points, steps
+from chordflow.results.wording import UNRELIABLE, number, percent, size, steps
 
 FEW_STEPS = 2
 """Network evaluations up to which an untrained policy counts as a few-step policy."""
@@ -71,84 +77,9 @@ PROCESSORS_SHARE = 0.5
 
 
 def findings(results: Results) -> list[Finding]:
-    """Everything that the rules find, the most important first; the order is that of ``RULES``."""
+    """Everything that the rules find, the most important first; the order is that of `RULES`."""
     found = ((rule.__name__, rule(results)) for rule in RULES)
     return [Finding(name, text) for name, text in found if text is not None]
-
-
-def decided_at_the_margin(results: Results) -> str | None:
-    """Whether each candidate, at its own steps, is non-inferior to the teacher at the margin.
-
-    By the sequential test where the run was sequential, else by the interval of the paired difference.
-    """
-    said = []
-    stopped = {(row.policy, row.num_steps): row.decision for row in results.sequential}
-    for info in results.policies:
-        row = results.success_of(info.name, info.num_steps)
-        looked = stopped.get((info.name, info.num_steps))
-        fixed = row.noninferiority if row is not None else None
-        if info.name == TEACHER or (looked or fixed) is None:
-            continue
-        needed = None
-        if looked is not None:
-            decision, low, high, episodes = looked.decision, looked.low, looked.high, looked.episodes
-            margin = 100 * looked.margin
-        else:
-            assert fixed is not None
-            decision, low, high, episodes = fixed.decision, fixed.lower, fixed.upper, fixed.episodes
-            margin, needed = 100 * fixed.margin, fixed.episodes_needed
-        text = f"{info.name} at {steps(info.num_steps)} is {decision} ({points(low)} to {points(high)}"
-        text += f" points after {episodes} paired episodes)"
-        if decision == "undecided" and needed is not None:
-            text += f", about {needed} would decide"
-        said.append(text)
-    if not said:
-        return None
-    return f"At a margin of {margin:g} points to the teacher, {'; '.join(said)}."
-
-
-def guidance_weight_matters(results: Results) -> str | None:
-    """Real-time chunking clearly costs success at the usual guidance weight, and not at the one that fits the steps.
-
-    Clearly: the interval of the paired difference to no delay lies below 0.
-    """
-    for usual in sorted(results.delays, key=lambda row: (row.num_steps, row.policy == TEACHER, row.delay)):
-        fits = next(
-            (
-                row
-                for row in results.delays
-                if (row.policy, row.num_steps, row.delay) == (usual.policy, usual.num_steps, usual.delay)
-                and row.mode == usual.mode == "rtc"
-                and (row.guidance_weight or 0) < (usual.guidance_weight or 0)
-            ),
-            None,
-        )
-        if fits is None or not _costs(usual) or _costs(fits):
-            continue
-        return (
-            f"Real-time chunking at {steps(usual.num_steps)}: with a guidance weight of {usual.guidance_weight:g} the "
-            f"{usual.policy} solves {percent(usual.rate, 1)}, with {fits.guidance_weight:g}, which fits, "
-            f"{percent(fits.rate, 1)}: set max_guidance_weight to the number of steps."
-        )
-    return None
-
-
-def _costs(row: DelayRow) -> bool:
-    interval = row.versus_undelayed.difference.interval if row.versus_undelayed is not None else None
-    return interval is not None and interval.high < 0
-
-
-def trained_for_one_step(results: Results) -> str | None:
-    """A policy's own record says that it was trained for one step only."""
-    names = [info.name for info in results.policies if info.step_counts == [1]]
-    if not names:
-        return None
-    *others, last = names
-    who = f"{', '.join(others)} and {last} were" if others else f"{last} was"
-    who = who[0].upper() + who[1:]
-    return (
-        f"{who} trained for one step only: actions at other numbers of steps are not what training was for."
-    )
 
 
 def acts_in_one_step(results: Results) -> str | None:
@@ -159,7 +90,7 @@ def acts_in_one_step(results: Results) -> str | None:
 
 
 def no_training_needed(results: Results) -> str | None:
-    """Untrained, with at most ``FEW_STEPS`` evaluations, the policy is within the floor of itself as deployed."""
+    """Untrained, with at most `FEW_STEPS` evaluations, the policy is within the floor of itself as deployed."""
     row = _within_the_floor(results, FEW_STEPS)
     if row is None:
         return None
@@ -175,7 +106,7 @@ def timings_unreliable(results: Results) -> str | None:
 
 
 def speed_is_not_in_the_steps(results: Results) -> str | None:
-    """Even one step would make a chunk less than ``LITTLE_SPEEDUP`` times as fast: do not train for speed."""
+    """Even one step would make a chunk less than `LITTLE_SPEEDUP` times as fast: do not train for speed."""
     latency = results.timed
     if latency is None or results.teacher_num_steps == 1 or latency.ceiling >= LITTLE_SPEEDUP:
         return None
@@ -206,7 +137,7 @@ def one_step_loses(results: Results) -> str | None:
 
 
 def encoding_limits(results: Results) -> str | None:
-    """Encoding takes at least ``ENCODING_SHARE`` of a one-step chunk."""
+    """Encoding takes at least `ENCODING_SHARE` of a one-step chunk."""
     latency = results.timed
     if latency is None or latency.ceiling < LITTLE_SPEEDUP:
         return None
@@ -220,7 +151,7 @@ def encoding_limits(results: Results) -> str | None:
 
 
 def fewer_steps_are_free(results: Results) -> str | None:
-    """Untrained, with more than ``FEW_STEPS`` evaluations but fewer than deployed, the policy is within the floor."""
+    """Untrained, with more than `FEW_STEPS` evaluations but fewer than deployed, the policy is within the floor."""
     if _within_the_floor(results, FEW_STEPS) is not None:
         return None
     row = _within_the_floor(results, results.teacher_num_steps)
@@ -237,7 +168,7 @@ def fewer_steps_are_free(results: Results) -> str | None:
 
 
 def two_sided(results: Results) -> str | None:
-    """Several modes at ``TWO_SIDED_SHARE`` of the observations or more: there the mean of the actions is no action."""
+    """Several modes at `TWO_SIDED_SHARE` of the observations or more: there the mean of the actions is no action."""
     if not results.spreads or results.held_out is None:
         return None
     several = [row for row in results.spreads if row.modes > 1]
@@ -260,8 +191,8 @@ def two_sided(results: Results) -> str | None:
 def unseen_share(noises: int) -> float:
     """The share of noises below which a mode may go unseen.
 
-    It is the smallest share with which at least ``LEAST_IN_MODE`` endpoints, and ``LEAST_SHARE`` of them, fall into
-    the mode with probability ``SEEN_CONFIDENCE``.
+    It is the smallest share with which at least `LEAST_IN_MODE` endpoints, and `LEAST_SHARE` of them, fall into
+    the mode with probability `SEEN_CONFIDENCE`.
 
     Args:
         noises: Endpoints of an observation, at least 2.
@@ -278,7 +209,7 @@ def unseen_share(noises: int) -> float:
 
 
 def the_floor(results: Results) -> str | None:
-    """The gap of the policy as deployed to its own converged ODE; from ``LARGE_FLOOR`` on, it is solved coarsely."""
+    """The gap of the policy as deployed to its own converged ODE; from `LARGE_FLOOR` on, it is solved coarsely."""
     row = results.floor
     if row is None:
         return None
@@ -294,72 +225,8 @@ def the_floor(results: Results) -> str | None:
     return f"{text}; a gap below that means little."
 
 
-def student_beside_the_floor(results: Results) -> str | None:
-    """The student is more exact than the teacher as deployed, with an interval over held-out episodes that says so."""
-    row = more_exact_student(results)
-    if row is None or row.ratio_to_floor is None or row.ratio_to_floor.interval is None:
-        return None
-    interval = row.ratio_to_floor.interval
-    shown = (
-        f", nearer on {percent(row.nearer_than_deployed)} of pairs"
-        if row.nearer_than_deployed is not None
-        else ""
-    )
-    return (
-        f"At {steps(row.num_steps)} the student is nearer to the teacher's converged ODE than the teacher is at "
-        f"{steps(results.teacher_num_steps)}: {row.ratio_to_floor.value:.2f} of its RMS gap "
-        f"({interval.low:.2f} to {interval.high:.2f}){shown}."
-    )
-
-
-def more_exact_student(results: Results) -> GapRow | None:
-    """The student's gap to the converged ODE, if the whole interval of its ratio to the floor lies below 1."""
-    n = results.student_num_steps
-    row = results.gap(STUDENT, n, "converged") if n is not None else None
-    if row is None or row.ratio_to_floor is None:
-        return None
-    interval = row.ratio_to_floor.interval
-    return row if interval is not None and interval.high < 1 else None
-
-
-def student_beside_the_best_way(results: Results) -> str | None:
-    """The student's gap to the converged ODE over that of the best way without training, at the same evaluations.
-
-    A student that was trained for a few numbers of steps is looked at there alone. Training is shown to give more where
-    the whole interval lies below 1; without one, where the ratio does.
-    """
-    info = next((info for info in results.policies if info.name == STUDENT), None)
-    trained_for = info.step_counts if info is not None else None
-    rows = [
-        row
-        for row in (results.free.others if results.free is not None else [])
-        if row.policy == STUDENT and (trained_for is None or row.num_steps in trained_for)
-    ]
-    said, equal = [], []
-    for row in sorted(rows, key=lambda row: row.nfe):
-        if row.ratio_to_free is None:
-            continue
-        found = row.ratio_to_free
-        if (found.interval.high if found.interval is not None else found.value) >= 1:
-            equal.append(row.nfe)
-        span = (
-            f" ({found.interval.low:.2f} to {found.interval.high:.2f})" if found.interval is not None else ""
-        )
-        said.append(f"{found.value:.2f}{span} at {number(row.nfe)}")
-    if not said:
-        return None
-    text = (
-        "The student's RMS gap to the converged ODE over that of the best way to act without training, by network "
-        f"evaluations: {', '.join(said)}"
-    )
-    if not equal:
-        return f"{text}."
-    counts = " and ".join(number(nfe) for nfe in equal)
-    return f"{text}; at {counts} it does not show that training gives more than a better solver."
-
-
 def bend_in_time(results: Results) -> str | None:
-    """The fifth of time with the largest share of the bend, named from ``BENT_BAND`` on."""
+    """The fifth of time with the largest share of the bend, named from `BENT_BAND` on."""
     row = results.curvature_of(TEACHER)
     if row is None or not sum(row.s_by_time) > 0:
         return None
@@ -382,7 +249,7 @@ def bend_in_time(results: Results) -> str | None:
 
 
 def bent_dimension(results: Results) -> str | None:
-    """The real action dimension that bends most, named from ``BENT_DIMENSION`` times its even share on."""
+    """The real action dimension that bends most, named from `BENT_DIMENSION` times its even share on."""
     row = results.curvature_of(TEACHER)
     if row is None or not row.s_by_time_and_dim:
         return None
@@ -397,7 +264,7 @@ def bent_dimension(results: Results) -> str | None:
 
 
 def better_solver(results: Results) -> str | None:
-    """A way's gap is at most ``BETTER_SOLVER`` of even Euler steps', for the fewest evaluations and as deployed."""
+    """A way's gap is at most `BETTER_SOLVER` of even Euler steps', for the fewest evaluations and as deployed."""
     found = [row for row in free_ways(results, results.teacher_num_steps) if _better(results, row)][:1]
     best = results.free.best(results.teacher_num_steps) if results.free is not None else None
     if best is not None and _better(results, best):
@@ -418,7 +285,7 @@ def _better(results: Results, row: GapRow) -> bool:
 
 
 def long_tail(results: Results) -> str | None:
-    """The slowest chunk in a hundred takes ``LONG_TAIL`` times the median or more."""
+    """The slowest chunk in a hundred takes `LONG_TAIL` times the median or more."""
     if results.timed is None:
         return None
     chunk = next(
@@ -434,7 +301,7 @@ def long_tail(results: Results) -> str | None:
 
 
 def processors_cost(results: Results) -> str | None:
-    """The checkpoint's processors take ``PROCESSORS_SHARE`` of a one-step chunk or more."""
+    """The checkpoint's processors take `PROCESSORS_SHARE` of a one-step chunk or more."""
     latency = results.timed
     if latency is None or latency.processors_s is None:
         return None
@@ -453,7 +320,7 @@ def memory(results: Results) -> str | None:
         return None
     held = results.latency.memory
     peak = "on the accelerator" if held.kind == "accelerator" else "of the whole process"
-    return f"The weights take {_size(held.weights_bytes)}, and at most {_size(held.peak_bytes)} {peak} were in use."
+    return f"The weights take {size(held.weights_bytes)}, and at most {size(held.peak_bytes)} {peak} were in use."
 
 
 def teacher_may_have_seen(results: Results) -> str | None:
@@ -520,11 +387,3 @@ def _how_to_use(row: GapRow) -> str:
 
 def _span(interval: Interval | None) -> str:
     return f" ({percent(interval.low)} to {percent(interval.high)})" if interval is not None else ""
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"

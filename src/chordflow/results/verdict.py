@@ -2,7 +2,8 @@
 
 from chordflow.results.actions import STUDENT, TEACHER, GapRow
 from chordflow.results.episodes import SuccessRow
-from chordflow.results.findings import FEW_STEPS, findings, more_exact_student
+from chordflow.results.findings import FEW_STEPS, findings
+from chordflow.results.findings_of_students import more_exact_student
 from chordflow.results.free import (
     against_floor,
     clearly_lower,
