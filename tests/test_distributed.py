@@ -25,7 +25,6 @@ from chordflow.couplings import BufferConfig, CouplingBatch, CouplingBuffer, Cou
 from chordflow.couplings.making import BlockMaker
 from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
-from chordflow.policies.gaussian import GaussianFlowPolicy
 from chordflow.training.checkpoints import check_same_size
 from chordflow.training.distributed import current
 from chordflow.training.memory import enough_memory, enough_memory_to_make, enough_memory_to_step
@@ -34,6 +33,7 @@ from chordflow.training.metrics import read_metrics
 from chordflow.training.optimizers import SOAPConfig
 from chordflow.training.wrapping import Wrapped
 from distributed_worker import REFLOW, SOAP, STEPS, AsOne, copy_until, reflow, train_gaussian
+from gaussian_policy import GaussianFlowPolicy
 from gaussian_setup import AffineStudent, make_observations, make_policy
 
 TESTS = Path(__file__).parent

@@ -25,7 +25,6 @@ from chordflow.errors import UserError
 from chordflow.flow import times as laws
 from chordflow.flow.seeds import generator
 from chordflow.policies import Context, Role, VelocityModule
-from chordflow.policies.gaussian import GaussianConfig, GaussianContext, GaussianFlowPolicy
 from chordflow.policies.sampling import Sampler
 from chordflow.training.loop import train
 from chordflow.training.losses import LossConfig, MeanSquaredError, PseudoHuber
@@ -43,6 +42,7 @@ from chordflow.training.optimizers import AdamWConfig
 from chordflow.training.steps import LoopConfig
 from chordflow.training.times import BetaTimes, UniformTimes
 from demonstrations import make_demonstrations
+from gaussian_policy import GaussianConfig, GaussianContext, GaussianFlowPolicy
 from gaussian_setup import AffineStudent, euler, euler_factor, make_policy
 
 CONFIGS: list[MethodConfig] = [

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from chordflow.flow.seeds import generator
 from chordflow.policies import Role
-from chordflow.policies.gaussian import GaussianConfig
 from chordflow.training.optimizers import (
     AdamWConfig,
     OptimizerConfig,
     SOAPConfig,
 )
+from gaussian_policy import GaussianConfig
 from gaussian_setup import AffineStudent
 
 CONFIGS = [

@@ -24,11 +24,9 @@ from chordflow.errors import UserError
 from chordflow.evaluation.measure import Measures, measure
 from chordflow.evaluation.paired import MeasureConfig
 from chordflow.flow import times as laws
-from chordflow.flow.closed_forms import GaussianFlow
 from chordflow.flow.seeds import generator
 from chordflow.policies import FlowPolicy, Role, VelocityModule, load_flow_policy
 from chordflow.policies.base import PREFIX_ROLES
-from chordflow.policies.gaussian import GaussianConfig, GaussianContext, GaussianFlowPolicy
 from chordflow.policies.sampling import Sampler
 from chordflow.training.checkpoints import TrainingState, load_checkpoint
 from chordflow.training.loop import Progress, Trained, train
@@ -45,6 +43,8 @@ from chordflow.training.times import (
     UniformTimes,
     UShapedTimes,
 )
+from closed_forms import GaussianFlow
+from gaussian_policy import GaussianConfig, GaussianContext, GaussianFlowPolicy
 from gaussian_setup import AffineStudent, euler, euler_factor, make_observations, make_policy
 
 SMALL = BufferConfig(num_observations=8, noises_per_observation=4, uses_per_coupling=None, block_size=4)

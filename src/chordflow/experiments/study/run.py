@@ -228,7 +228,9 @@ class _Run:
             yield
         except UserError as error:
             option = {"methods": "methods", "beginnings": "arms"}.get(self.plan.config.PRESET)
-            ways = [one.arm.way.partition(",")[0] for one in self.plan.planned.values() if one.arm.name != arm]
+            ways = [
+                one.arm.way.partition(",")[0] for one in self.plan.planned.values() if one.arm.name != arm
+            ]
             others = ",".join(dict.fromkeys(ways))
             without = f" To resume without it: {resume_command(self.output)} --{option}='[{others}]'"
             raise UserError(f"arms: {label}: {error}{without if option and others else ''}") from error

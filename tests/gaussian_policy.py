@@ -18,27 +18,17 @@ import torch
 from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor, nn
 
-from chordflow.errors import UserError
-from chordflow.flow.closed_forms import GaussianFlow, GaussianMixtureFlow
 from chordflow.policies.base import Batch, ChunkSpec, FlowPolicy, Role
 from chordflow.policies.context import Context, TensorContext
+from closed_forms import GaussianFlow, GaussianMixtureFlow
 
 
 @dataclass
 class GaussianConfig:
     """The flow and its shapes.
 
-    Attributes:
-        horizon: H.
-        padded_dim: D.
-        action_dim: A, at most D.
-        state_dim: S.
-        num_modes: K, 1 or more, all equally likely.
-        separation: distance between neighbouring modes in each real entry of the chunk.
-        std: standard deviation of each mode in each entry, above 0.
-        num_steps: solver steps that the policy is saved with.
-        action_scale: the robot's units per unit of an endpoint.
-        seed: of the initial weights.
+    `separation` lies between neighbouring modes in each real entry, `std` is each mode's width, `num_steps` what the
+    policy is saved with, `action_scale` the robot's units per unit of an endpoint.
     """
 
     horizon: int = 4
@@ -54,34 +44,16 @@ class GaussianConfig:
     observation_delta_indices: list[int] | None = None
     image_features: dict[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        for name in ("horizon", "action_dim", "state_dim", "num_modes", "num_steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: give at least 1.")
-        if self.action_dim > self.padded_dim:
-            raise UserError(f"action_dim={self.action_dim} is more than padded_dim={self.padded_dim}.")
-        if not self.std > 0:
-            raise UserError(f"std={self.std}: give a standard deviation above 0.")
-
 
 @dataclass(frozen=True)
 class GaussianContext(TensorContext):
-    """The mean of every mode at each observation.
-
-    Attributes:
-        means: (B, K, H, D).
-    """
+    """The means (B, K, H, D) of the modes at each observation."""
 
     means: Tensor
 
 
 class GaussianModule(nn.Module):
-    """The parameters: where the modes lie and how wide they are.
-
-    Attributes:
-        state_proj: from a state to the centre of the modes.
-        log_std: (H, D), logarithm of every mode's standard deviation.
-    """
+    """The parameters: where the modes lie (`state_proj`) and how wide they are (`log_std`, (H, D))."""
 
     offsets: Tensor
 
@@ -100,9 +72,6 @@ class GaussianFlowPolicy(FlowPolicy):
 
     The context, and so the prefix, is `state_proj`; the action head is `log_std`. The modes differ in the
     real dimensions only, the padded ones carry noise of the same width around a mean of their own.
-
-    Args:
-        config: shapes, modes and widths; weights are drawn from its seed.
     """
 
     family = "gaussian"
@@ -117,7 +86,6 @@ class GaussianFlowPolicy(FlowPolicy):
 
     @property
     def chunk(self) -> ChunkSpec:
-        """Shape of noise and chunk; all of it is executed."""
         config = self.config
         return ChunkSpec(config.horizon, config.padded_dim, config.action_dim, config.horizon)
 
@@ -126,27 +94,20 @@ class GaussianFlowPolicy(FlowPolicy):
         return {key: items[key] for key in (OBS_STATE, ACTION, "action_is_pad") if key in items}
 
     def to_action(self, endpoint: Tensor) -> Tensor:
-        """The real dimensions, times the config's `action_scale`."""
         return endpoint[..., : self.config.action_dim] * self.config.action_scale
 
     def encode(self, batch: Batch) -> GaussianContext:
-        """The means of all modes."""
         centre = self.module.get_submodule("state_proj")(batch[OBS_STATE]).unflatten(-1, self.chunk.shape)
         return GaussianContext(centre[:, None] + self.module.get_buffer("offsets"))
 
     def flow(self, context: Context) -> GaussianFlow:
-        """The flow of a policy with one mode: endpoints and reflowed velocity in closed form.
-
-        Raises:
-            ValueError: if there are several modes, of which no closed form of the endpoint is known.
-        """
+        """The flow of a policy with one mode: only there an endpoint's closed form is known."""
         assert isinstance(context, GaussianContext)
         if self.config.num_modes != 1:
             raise ValueError(f"num_modes is {self.config.num_modes}; endpoints are known for one mode only")
         return GaussianFlow(context.means[:, 0], self.std)
 
     def mixture(self, context: Context) -> GaussianMixtureFlow:
-        """The flow as a mixture."""
         assert isinstance(context, GaussianContext)
         modes = self.config.num_modes
         weights = torch.full((modes,), 1 / modes, device=context.means.device)
@@ -154,15 +115,12 @@ class GaussianFlowPolicy(FlowPolicy):
 
     @property
     def std(self) -> Tensor:
-        """Standard deviation of every mode, (H, D)."""
         return self.module.get_parameter("log_std").exp()
 
     def velocity(self, x_t: Tensor, t: Tensor, context: Context) -> Tensor:
-        """The optimum of the flow-matching loss, exactly."""
         return self.mixture(context).velocity(x_t, t)
 
     def sample_noise(self, n: int, generator: torch.Generator) -> Tensor:
-        """Standard normal float32 over the whole chunk and all padded dimensions."""
         return torch.randn((n, *self.chunk.shape), generator=generator, device=generator.device)
 
     def action_target(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -177,11 +135,9 @@ class GaussianFlowPolicy(FlowPolicy):
 
     @property
     def default_num_steps(self) -> int:
-        """`num_steps` of the config."""
         return self.config.num_steps
 
     def set_num_steps(self, num_steps: int) -> None:
-        """Sets `num_steps`."""
         self.config.num_steps = num_steps
 
     def role_of(self, name: str) -> Role:
@@ -189,7 +145,6 @@ class GaussianFlowPolicy(FlowPolicy):
         return Role.PREFIX_PROJECTIONS if name.startswith("state_proj.") else Role.ACTION_HEAD
 
     def build_fresh(self) -> nn.Module:
-        """The module with weights from the global generator."""
         return self.make_module()
 
     def make_module(self) -> nn.Module:
