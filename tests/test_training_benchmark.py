@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from chordflow.cli.main import main
 from chordflow.couplings import BufferConfig, CouplingConfig, DatasetConfig, open_split
 from chordflow.policies import FlowPolicy, Role, VelocityModule, load_flow_policy
 from chordflow.training.loop import LoopConfig, SchedulerConfig, train
@@ -122,6 +123,11 @@ def test_bad_options_are_refused(
         call(scripts[name], monkeypatch, *given)
     assert stopped.value.code == 2
     assert words in capsys.readouterr().err
+
+
+def test_the_verb_that_has_gone_names_the_script(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "training", "--teacher.path=t"]) == 2
+    assert "benchmarks/training/time_training.py" in capsys.readouterr().err
 
 
 def test_the_naive_loop_uses_nothing_twice(

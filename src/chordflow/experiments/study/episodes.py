@@ -1,13 +1,11 @@
-"""Episodes of a comparison: the teacher's once, each student's as it is there, all with the same noise."""
+"""Episodes of a study: the teacher's once, each student's as it is there, all with the same noise."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
 
 from chordflow.console import bar
-from chordflow.experiments.compare_config import EpisodesConfig
-from chordflow.experiments.side_by_side import Common
+from chordflow.experiments.study.config import StudyConfig
 from chordflow.policies import FlowPolicy
 from chordflow.results.schema import TEACHER, PolicyName, SuccessRow
 from chordflow.rollouts import Episode, EpisodeStore, arm_settings, open_runner, success_rows
@@ -19,16 +17,8 @@ FREE_STEPS = (1, 2)
 """Euler steps at which the teacher acts untrained."""
 
 
-class Acting(Common, Protocol):
-    """Settings that say how episodes are run as well."""
-
-    @property
-    def eval(self) -> EpisodesConfig:
-        """How."""
-
-
 class Episodes:
-    """Runs policies in the environment of a comparison or a study.
+    """Runs policies in the environment of a study.
 
     Args:
         config: with an environment, and how episodes are run.
@@ -39,7 +29,7 @@ class Episodes:
         UserError: if the teacher cannot act in the environment.
     """
 
-    def __init__(self, config: Acting, teacher: FlowPolicy, teacher_steps: int) -> None:
+    def __init__(self, config: StudyConfig, teacher: FlowPolicy, teacher_steps: int) -> None:
         self._config, self._teacher, self._teacher_steps = config, teacher, teacher_steps
         self._deployed: list[Episode] | None = None
         with open_runner(config.env, 1) as runner:
