@@ -44,7 +44,7 @@ class ChunkSpec:
     Attributes:
         horizon: H, the number of actions in a chunk.
         padded_dim: D, the dimensions that the network denoises.
-        action_dim: A, the leading dimensions that the robot uses.
+        action_dim: a, the leading dimensions that the robot uses.
         num_executed: actions of a chunk that are run before the next one is asked for.
         first_executed: how many of its leading actions lie in the past when the chunk arrives and are never
             run; above 0 where a policy looks at several past observations and predicts from the first on.
