@@ -16,7 +16,7 @@ from chordflow.errors import UserError
 from chordflow.flow.solvers import Euler, Velocity
 
 DEFAULT_GRID = 100
-"""Euler steps of the grid on which curvature is measured unless another is asked for."""
+"""Euler steps of the grid on which curvature is measured by default."""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class Solver(ABC):
         name: the name on the command line.
         order: the global error falls as `num_steps ** -order` on a smooth field; a test measures it.
         nfe_per_step: network evaluations per step.
-        nfe_to_start: evaluations that the first step takes beside those.
+        nfe_to_start: evaluations that the first step takes in addition.
     """
 
     name: ClassVar[str]

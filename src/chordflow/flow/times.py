@@ -204,7 +204,7 @@ class Exponential(TimeDistribution):
 
 @dataclass(frozen=True)
 class PointMassMixture(TimeDistribution):
-    """One time with a probability of its own, and another law for the rest.
+    """One time with a fixed probability, and another law for the rest.
 
     With the defaults half of the samples lie at t = 1, the only time that a one-step student visits, and
     half are uniform, which keeps larger step counts usable.
@@ -230,7 +230,7 @@ class PointMassMixture(TimeDistribution):
         return torch.where(at_point, self.at, self.base._sample(n, generator))
 
     def density(self, t: Tensor) -> Tensor:
-        """Not defined: a time with a probability of its own has no density.
+        """Not defined: a time with a fixed probability has no density.
 
         Raises:
             NotImplementedError: always, unless `weight` is 0.

@@ -22,7 +22,7 @@ FPS = 10
 
 
 class DetourEnv(gym.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
-    """Reach the goal without touching the obstacle that stands in between, by the side that is asked for.
+    """Reach the goal without touching the obstacle that stands in between, by an allowed side.
 
     Observation: `pixels`, uint8 of shape (size, size, 3), and `agent_pos`, float32 of shape (2,).
     Action: float32 of shape (2,) in [-1, 1], the move in units of `MAX_STEP`.

@@ -23,8 +23,8 @@ class DetourExpert:
     """Swerves into a lane beside the obstacle at once, passes, and returns to the goal.
 
     On "go any way" the side is a fair coin thrown with the expert's own seed, whatever the layout: nothing
-    that a policy sees tells which side it will be. The swerve is quick at first and then settles, so that
-    the first action already tells the side.
+    that a policy sees shows which side it will be. The swerve is quick at first and then settles, so that
+    the first action already shows the side.
     """
 
     def __init__(self, scene: Scene, seed: int) -> None:

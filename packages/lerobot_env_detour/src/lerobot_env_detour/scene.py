@@ -1,4 +1,4 @@
-"""What one episode of the detour task looks like: where things are and what is asked.
+"""What one episode of the detour task looks like: where things are and what the task is.
 
 World coordinates: x grows to the right, y grows upwards, both in [-1, 1]. The agent travels upwards, so its
 left is the side of smaller x.

@@ -25,7 +25,7 @@ class LightMetaworldConfig(EnvConfig):
 
     Attributes:
         task: names of tasks or of LeRobot's groups of tasks (easy, medium, hard, very_hard), joined by commas.
-        obs: what `agent_pos` holds beside the picture: pixels_agent_pos is the hand's position and the
+        obs: what `agent_pos` holds: pixels_agent_pos is the hand's position and the
             gripper's opening (4 numbers, as LeRobot's own environment has it); pixels_full has the positions of
             both objects and of the goal as well (13 numbers, in metres).
         image_size: side of the square picture in the observation, in pixels.

@@ -98,7 +98,7 @@ class LightMetaworldEnv(MetaworldEnv):
             self._env.seed(seed)
         self._state, _ = self._env.reset(seed=seed)
         # Meta-World moves goal and objects in the model; until the next step MuJoCo would draw them where they were in
-        # the episode before. Only positions are computed anew, which the next step does in any case.
+        # the episode before. Only positions are computed again, which the next step does in any case.
         mujoco.mj_kinematics(self._env.model, self._env.data)
         self._steps = 0
         return self._observe(), self._info({"is_success": False})

@@ -99,7 +99,7 @@ def make_expert(task: str, seed: int) -> Expert:
 
     Args:
         task: name of the task.
-        seed: decides the side of a two-sided task, and nothing else: nothing that a policy sees tells it.
+        seed: decides the side of a two-sided task, and nothing else; a policy cannot see it.
 
     Raises:
         ValueError: if the task is unknown.
