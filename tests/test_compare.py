@@ -79,7 +79,7 @@ def test_every_method_is_trained_measured_and_run(done: Path) -> None:
     assert found.runs[2].rollouts is not None
     assert found.runs[2].rollouts.observations >= 4
     # Every seed collects in episodes of its own.
-    about = done / "acted" / "seed_5" / "observations" / "collection_000000.json"
+    about = done / "acted" / "seed_5" / "observations" / "collection_000000" / "collection.json"
     assert (
         0 < json.loads(about.read_text())["next_seed"] - (10**9 + 5 * EPISODES_OF_A_SEED) < EPISODES_OF_A_SEED
     )
