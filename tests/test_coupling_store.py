@@ -32,9 +32,9 @@ from chordflow.couplings.store_writer import LOCK, begin, one_job, write_block
 from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
 from chordflow.policies import FlowPolicy, Role, VelocityModule
-from chordflow.policies.gaussian import GaussianFlowPolicy
 from chordflow.training.methods import ReflowMethodConfig
 from chordflow.training.times import UShapedTimes
+from gaussian_policy import GaussianFlowPolicy
 from gaussian_setup import AffineStudent, make_observations, make_policy
 
 CONFIG = BufferConfig(num_observations=8, noises_per_observation=6, uses_per_coupling=1, block_size=4)

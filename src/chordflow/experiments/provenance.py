@@ -245,7 +245,7 @@ def write_configs(
         log_freq=config.log_freq,
         save_freq=config.save_freq,
         use_policy_training_preset=False,
-        # LeRobot knows neither Muon nor SOAP; their settings are in the file beside this one.
+        # LeRobot does not know SOAP; its settings are in the file beside this one.
         optimizer=AdamWConfig(
             lr=config.optimizer.lr,
             betas=config.optimizer.betas,

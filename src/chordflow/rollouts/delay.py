@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from chordflow.checks import check_choice, check_range
 from chordflow.errors import UserError
 from chordflow.policies import ChunkSpec
-from chordflow.results.schema import DelayMode
+from chordflow.results.episodes import DelayMode
 
 Hold = Literal["zeros", "last"]
 
