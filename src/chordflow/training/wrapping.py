@@ -112,11 +112,7 @@ class Wrapped:
         """Around one micro-batch: gradients are exchanged in the last of a step alone."""
         if isinstance(self.module, FSDPModule):
             self.module.set_requires_gradient_sync(last)
-            yield
-        elif isinstance(self.module, DistributedDataParallel) and not last:
-            with self.module.no_sync():
-                yield
-        else:
+        with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
             yield
 
     def clip(self, max_norm: float) -> float:
