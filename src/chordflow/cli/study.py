@@ -78,10 +78,9 @@ def run(arguments: list[str]) -> None:
         )
         raise UserError(f"{first!r} is no study and no file; {hint}")
     if {"--help", "-h"} & set(options):
-        study = STUDIES[preset or FileStudy.PRESET]
-        print(
-            help_text(study, (study.__doc__ or "").split("\n")[0], USAGE.format(preset=preset or "FILE.yaml"))
-        )
+        config_class = STUDIES[preset or FileStudy.PRESET]
+        title = (config_class.__doc__ or "").split("\n")[0]
+        print(help_text(config_class, title, USAGE.format(preset=preset or "FILE.yaml")))
         return
     config = parse(preset, options)
     output = config.output_dir

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from chordflow import stopping
 from chordflow.checks import check_choice, check_once, check_range
 from chordflow.console import say
+from chordflow.couplings.device_memory import stage
 from chordflow.couplings.formats import check_decoder, check_format
 from chordflow.couplings.split import split_episodes
 from chordflow.couplings.unreadable import collated, not_read, without_missing
@@ -173,7 +174,8 @@ class Observations(Dataset[dict[str, Any]]):
         with stopping.starting_worker():
             iterator = iter(loader)
         try:
-            yield from iterator
+            with stage("read"):
+                yield from iterator
         except UserError as error:
             # A worker's exception arrives with its traceback in the message.
             lines = [line for line in str(error).splitlines() if "dataset: " in line]
