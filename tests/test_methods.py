@@ -26,7 +26,7 @@ from chordflow.flow import times as laws
 from chordflow.flow.seeds import generator
 from chordflow.policies import Context, Role, VelocityModule
 from chordflow.policies.sampling import Sampler
-from chordflow.training.loop import LoopConfig, train
+from chordflow.training.loop import train
 from chordflow.training.losses import LossConfig, MeanSquaredError, PseudoHuber
 from chordflow.training.methods import (
     ConsistencyMethodConfig,
@@ -39,6 +39,7 @@ from chordflow.training.methods import (
 )
 from chordflow.training.methods.base import chosen_rows
 from chordflow.training.optimizers import AdamWConfig
+from chordflow.training.steps import LoopConfig
 from chordflow.training.times import BetaTimes, UniformTimes
 from demonstrations import make_demonstrations
 from gaussian_policy import GaussianConfig, GaussianContext, GaussianFlowPolicy

@@ -24,11 +24,11 @@ from chordflow.console import bar
 from chordflow.couplings.making import BlockMaker
 from chordflow.errors import UserError
 from chordflow.stopping import SIGNALS, Stopped
-from chordflow.training.loop import EMAConfig
 from chordflow.training.methods import ReflowMethodConfig
 from chordflow.training.methods.reflow import ReflowMethod
 from chordflow.training.metrics import read_metrics
 from chordflow.training.optimizers import AdamWConfig, SOAPConfig
+from chordflow.training.steps import EMAConfig
 from test_training import GROWS, SLIDES, Run, run
 
 STEPS = 8

@@ -23,7 +23,9 @@ from chordflow.reporting.more_tables import latency as latency_table
 from chordflow.reporting.page import page
 from chordflow.reporting.table import facts, markdown, render
 from chordflow.results.findings import findings
-from chordflow.results.schema import ChunkTime, Finding, Latency, Percentiles, Results
+from chordflow.results.latency import ChunkTime
+from chordflow.results.schema import Finding, Latency, Results
+from chordflow.results.statistics import Percentiles
 from chordflow.results.verdict import verdict
 from chordflow.results.wording import UNRELIABLE
 from gaussian_policy import GaussianConfig, GaussianFlowPolicy

@@ -29,17 +29,11 @@ from chordflow.policies import FlowPolicy, Role, VelocityModule, load_flow_polic
 from chordflow.policies.base import PREFIX_ROLES
 from chordflow.policies.sampling import Sampler
 from chordflow.training.checkpoints import TrainingState, load_checkpoint
-from chordflow.training.loop import (
-    EMAConfig,
-    LoopConfig,
-    Progress,
-    SchedulerConfig,
-    Trained,
-    read_metrics,
-    train,
-)
+from chordflow.training.loop import Progress, Trained, train
 from chordflow.training.methods import Method, MethodConfig, ReflowMethod, ReflowMethodConfig
+from chordflow.training.metrics import read_metrics
 from chordflow.training.optimizers import AdamWConfig, OptimizerConfig, SOAPConfig
+from chordflow.training.steps import EMAConfig, LoopConfig, SchedulerConfig
 from chordflow.training.student import StudentInit, make_student, shares_prefix
 from chordflow.training.times import (
     BetaTimes,

@@ -1,4 +1,4 @@
-"""What `full_size.py` measured, as a table in docs/training.md.
+"""What `full_size.py` measured, as a table in README.md.
 
     python benchmarks/training/full_size_table.py --write
 
@@ -19,7 +19,7 @@ from chordflow.results.files import put_between
 from chordflow.results.wording import size
 
 RESULTS = Path(__file__).parent / "results"
-DOCUMENT = Path(__file__).parents[2] / "docs" / "training.md"
+DOCUMENT = Path(__file__).parent / "README.md"
 MARK = "full size"
 HEAD = (
     "policy and device",
@@ -38,7 +38,7 @@ HEAD = (
 def main() -> None:
     """Reads the command line; prints, or writes into the document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="write into docs/training.md")
+    parser.add_argument("--write", action="store_true", help="write into README.md")
     if parser.parse_args().write:
         put_between(DOCUMENT, MARK, shown())
     else:
