@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 import drift_env as drift_env
+from builders import parse_reflow
 from chordflow.cli.main import main
 from chordflow.cli.options import options_of
-from chordflow.cli.reflow import parse as parse_reflow
 from chordflow.cli.study_rounds import parse
 from chordflow.errors import UserError
 from chordflow.evaluation.gap import Modes

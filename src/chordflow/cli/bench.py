@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from chordflow.cli.options import CONFIG_PATH, build, help_text, read_options
-from chordflow.cli.settings import read_settings, wants_resume
 from chordflow.console import console, say
 from chordflow.errors import UserError
 from chordflow.experiments.bench import BENCH, bench_training
 from chordflow.experiments.bench_config import TrainingBenchConfig
+from chordflow.experiments.settings import read_settings, wants_resume
+from chordflow.options import nest
 from chordflow.reporting.bench_table import markdown, render
 from chordflow.results.files import write_whole
 
@@ -47,7 +48,7 @@ def parse(arguments: list[str]) -> TrainingBenchConfig:
     values = read_options(arguments)
     config_path = values.pop(CONFIG_PATH, None)
     base: dict[str, Any] = read_settings(config_path) if config_path else {}
-    if not wants_resume(values):
+    if not wants_resume(nest(values)):
         return build(TrainingBenchConfig, values, base.get("settings", base))
     if config_path is None:
         raise UserError(f"resume=true needs --config_path=OUTPUT_DIR/{BENCH}.")

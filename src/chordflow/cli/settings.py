@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from draccus import cfgparsing
-
-from chordflow.cli.options import CONFIG_PATH, build, read_options
 from chordflow.errors import UserError
-
-
-def wants_resume(values: dict[str, str]) -> bool:
-    """Whether the options say `resume=true`.
-
-    Raises:
-        UserError: if they say neither true nor false.
-    """
-    given = values.get("resume", "false")
-    resume = cfgparsing.parse_string(given) if given.strip() else given
-    if not isinstance(resume, bool):
-        raise UserError(f"resume={given}: give true or false.")
-    return resume
+from chordflow.experiments.settings import read_settings, wants_resume
+from chordflow.options import CONFIG_PATH, build, nest, read_options
 
 
 def parse_record[T](
@@ -51,7 +36,7 @@ def parse_record[T](
     values = read_options(arguments)
     config_path = values.pop(CONFIG_PATH, None)
     base: dict[str, Any] = read_settings(config_path) if config_path else {}
-    if not wants_resume(values):
+    if not wants_resume(nest(values)):
         return build(config_class, values, base.get("settings", base))
     if config_path is None:
         raise UserError(f"resume=true needs --config_path=OUTPUT_DIR/{file}.")
@@ -68,33 +53,3 @@ def parse_record[T](
             f"new {what}."
         ) from error
     return build(config_class, values, settings)
-
-
-def read_settings(path: str | Path) -> dict[str, Any]:
-    """The settings in a JSON or YAML file, also those of older releases.
-
-    Raises:
-        UserError: if it cannot be read, or holds none.
-    """
-    path = Path(path)
-    try:
-        with path.open(encoding="utf-8") as file:
-            content = cfgparsing.load_config(file, file=str(path))
-    except OSError as error:
-        raise UserError(
-            f"{CONFIG_PATH}={shlex.quote(str(path))} cannot be read ({error.strerror})."
-        ) from error
-    except Exception as error:
-        raise UserError(f"{CONFIG_PATH}={path} is neither JSON nor YAML; mend the file.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{CONFIG_PATH}={path} holds no settings; give a JSON object or a YAML mapping.")
-    return {name: _renewed(name, value) for name, value in content.items()}
-
-
-def _renewed(name: str, value: Any) -> Any:
-    """A setting of an older release as it is now written."""
-    if isinstance(value, dict):
-        return {inner: _renewed(inner, inside) for inner, inside in value.items()}
-    # 0 stood for couplings that are never replaced.
-    never = name == "uses_per_coupling" and value == 0 and not isinstance(value, bool)
-    return None if never else value
