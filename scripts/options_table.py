@@ -12,28 +12,30 @@ from typing import Any
 
 from lerobot.envs.configs import EnvConfig
 
-from chordflow.cli.help import TABLE, of_module
+from chordflow.cli.help import TABLE, VerbHelp, of_module
 from chordflow.cli.main import VERBS
 from chordflow.options import Option
 
 
 def document() -> str:
     """The file: a line for each option."""
-    verbs = []
+    entries: dict[str, str] = {}
     for verb in VERBS:
         module = import_module(f"chordflow.cli.{verb}")
         if hasattr(module, "HELP"):
-            verbs.append(f"{json.dumps(verb)}: {json.dumps(module.HELP)}")
-        if not hasattr(module, "CONFIG"):
-            continue
-        known = of_module(module)
-        rows = ",\n    ".join(json.dumps(_row(option), ensure_ascii=False) for option in known.options)
-        head = {"title": known.title, "usage": known.usage, "common": known.common}
-        fields = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in head.items()]
-        verbs.append(
-            f"{json.dumps(verb)}: {{\n  " + ",\n  ".join([*fields, f'"options": [\n    {rows}]']) + "}"
-        )
-    return "{" + ",\n".join(verbs) + "}\n"
+            entries[verb] = json.dumps(module.HELP)
+        if hasattr(module, "CONFIG"):
+            entries[verb] = _entry(of_module(module))
+        for name, part in getattr(module, "SUBVERBS", {}).items():
+            entries[f"{verb} {name}"] = _entry(of_module(part))
+    return "{" + ",\n".join(f"{json.dumps(verb)}: {entry}" for verb, entry in entries.items()) + "}\n"
+
+
+def _entry(known: VerbHelp) -> str:
+    rows = ",\n    ".join(json.dumps(_row(option), ensure_ascii=False) for option in known.options)
+    head = {"title": known.title, "usage": known.usage, "common": known.common}
+    fields = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in head.items()]
+    return "{\n  " + ",\n  ".join([*fields, f'"options": [\n    {rows}]']) + "}"
 
 
 def _row(option: Option) -> dict[str, Any]:

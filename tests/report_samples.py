@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from chordflow.results.latency import ChunkTime, Memory
 from chordflow.results.schema import (
-    ChunkTime,
     Clip,
     CouplingSummary,
     CurvatureRow,
@@ -20,24 +20,21 @@ from chordflow.results.schema import (
     HeldOut,
     Latency,
     LossCurve,
-    Memory,
     MotionRow,
-    NonInferiority,
     ObservationSpread,
-    Percentiles,
     PolicyInfo,
     PolicyName,
     Reference,
     Results,
     Rollouts,
-    SequentialDecision,
     SequentialRow,
     SuccessRow,
     TimingRow,
     TrajectoryRow,
     WideObservation,
 )
-from chordflow.results.statistics import Estimate, Interval, PairedSuccess
+from chordflow.results.sequential import SequentialDecision
+from chordflow.results.statistics import Estimate, Interval, NonInferiority, PairedSuccess, Percentiles
 
 GROUPS = {"all": 500, "go any way": 250, "go left": 125, "go right": 125}
 

@@ -515,11 +515,11 @@ def test_input_that_cannot_be_used_is_one_sentence(
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
-        (lambda text: text[: len(text) // 2], "is not a readable results file"),
-        (lambda text: "", "is not a readable results file"),
+        (lambda text: text[: len(text) // 2], "not valid JSON"),
+        (lambda text: "", "not valid JSON"),
         (lambda text: "[]", "has no schema_version"),
         (lambda text: re.sub(r'"schema_version": \d+', '"schema_version": 99', text), "upgrade chordflow"),
-        (lambda text: text.replace('"rms"', '"rns"', 1), "is damaged"),
+        (lambda text: text.replace('"rms"', '"rns"', 1), "rns is not a known field"),
     ],
 )
 def test_spoilt_results_leave_an_older_report_as_it_was(

@@ -11,16 +11,14 @@ import pytest
 from scipy.stats import binom
 
 from chordflow.results.findings import RULES, findings, unseen_share
+from chordflow.results.latency import ChunkTime, Memory
 from chordflow.results.schema import (
-    ChunkTime,
     CurvatureRow,
     DelayRow,
     GapRow,
     HeldOut,
     Latency,
-    Memory,
     ObservationSpread,
-    Percentiles,
     PolicyInfo,
     Reference,
     Results,
@@ -32,6 +30,7 @@ from chordflow.results.statistics import (
     Estimate,
     Interval,
     PairedSuccess,
+    Percentiles,
     compare_success,
     non_inferiority,
 )

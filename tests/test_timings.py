@@ -17,16 +17,18 @@ from rich.console import Console
 
 from chordflow.evaluation.latency import measure_latency
 from chordflow.policies import Context
-from chordflow.policies.gaussian import GaussianConfig, GaussianFlowPolicy
 from chordflow.reporting.card import card
 from chordflow.reporting.glance import glance, measured
 from chordflow.reporting.more_tables import latency as latency_table
 from chordflow.reporting.page import page
 from chordflow.reporting.table import facts, markdown, render
 from chordflow.results.findings import findings
-from chordflow.results.schema import ChunkTime, Finding, Latency, Percentiles, Results
+from chordflow.results.latency import ChunkTime
+from chordflow.results.schema import Finding, Latency, Results
+from chordflow.results.statistics import Percentiles
 from chordflow.results.verdict import verdict
 from chordflow.results.wording import UNRELIABLE
+from gaussian_policy import GaussianConfig, GaussianFlowPolicy
 from gaussian_setup import make_observations
 from report_samples import diagnosis, evaluation, sample
 

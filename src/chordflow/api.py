@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from chordflow import stopping
 from chordflow.couplings.store import Manifest, read_manifest
+from chordflow.disk import whole_folder
 from chordflow.errors import UserError
 from chordflow.experiments import couple as couple_job
 from chordflow.experiments import diagnose as diagnose_job
@@ -127,28 +127,31 @@ class Couplings(_Shown):
 
     Attributes:
         folder: of the store; `reflow(couplings=folder, ...)` trains from it.
-        manifest: what it was made with, and its blocks.
+        manifest: what it was made with.
     """
 
     folder: Path
     manifest: Manifest
 
     def to_pandas(self) -> pd.DataFrame:
-        """A row for each block: its number, and its size in bytes."""
+        """One row: how many observations there are, in how many blocks, and the size of all on disk."""
         import pandas as pd
 
-        shards = sorted(self.manifest.shards.items())
-        return pd.DataFrame([{"block": number, "num_bytes": shard.num_bytes} for number, shard in shards])
+        made = self.manifest
+        num_bytes = sum(file.stat().st_size for file in self.folder.glob("block-*"))
+        row = {"observations": made.num_observations, "blocks": made.num_blocks, "num_bytes": num_bytes}
+        return pd.DataFrame([row])
 
     def to_markdown(self) -> str:
-        """The blocks as a table."""
-        rows = self.to_pandas().itertuples(index=False)
-        return "\n".join(
-            ["| block | bytes |", "|---:|---:|", *(f"| {n} | {size:,} |" for n, size in rows), ""]
+        """The row as a table."""
+        names, values = zip(*self.to_pandas().iloc[0].items(), strict=True)
+        return (
+            "\n".join(f"| {' | '.join(map(str, row))} |" for row in (names, ["---"] * len(names), values))
+            + "\n"
         )
 
     def _headline(self) -> str:
-        return f"Couplings in {self.folder}: {len(self.manifest.shards)} blocks of {self.manifest.num_blocks}"
+        return f"Couplings in {self.folder}"
 
 
 def load_policy(
@@ -276,16 +279,11 @@ def _illustrate(results: Results, folder: Path, remedy: str) -> tuple[Path, ...]
     Raises:
         UserError: if they cannot be written; what to do for the pictures is `remedy`.
     """
-    figures, temporary = folder / "figures", folder / ".figures.tmp"
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        save_figures(results, temporary)
         # A resumed run draws anew.
-        shutil.rmtree(figures, ignore_errors=True)
-        temporary.rename(figures)
+        with whole_folder(folder / "figures") as figures:
+            save_figures(results, figures)
     except (OSError, UserError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
             f"output_dir={folder}: the pictures cannot be written ({error}); {RESULTS} is whole: {remedy}"
         ) from error

@@ -1,7 +1,7 @@
 """Verbs and options of earlier releases, and what there is instead: one sentence each."""
 
 VERBS = {
-    "bench": "time training with the script: python benchmarks/training/time_training.py",
+    "bench": "time training in a checkout with python benchmarks/training/time_training.py.",
 }
 """By the name of the verb."""
 

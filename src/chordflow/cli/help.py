@@ -36,6 +36,9 @@ WIDTH = 80
 ENV, ENV_TYPE = "env", "env.type"
 """The group whose options are those of whatever environments are installed."""
 
+FILES = (".yaml", ".yml", ".json")
+"""How the names of files of settings end."""
+
 BRINGS_SETTINGS = (CONFIG_PATH, "recipe", "couplings.path", "resume")
 """Options that name settings which are not known before they are read."""
 
@@ -110,7 +113,10 @@ def _entry(options: list[Option]) -> list[str]:
 
 
 def load(verb: str) -> VerbHelp | str | None:
-    """The help of a verb; its text alone where it has no config, and None where the table does not have it."""
+    """The help of a verb, or of a verb and its subverb; its text alone where it takes no options of a config.
+
+    None where the table does not have it.
+    """
     entry = json.loads(TABLE.read_text(encoding="utf-8")).get(verb)
     if not isinstance(entry, dict):
         return entry
@@ -120,6 +126,7 @@ def load(verb: str) -> VerbHelp | str | None:
 
 def of_module(module: Any, arguments: Sequence[str] = ()) -> VerbHelp:
     """The help of a verb from its module, with the options of the environment that the arguments name."""
+    module = getattr(module, "SUBVERBS", {}).get(arguments[0] if arguments else "", module)
     from chordflow.rollouts.plugins import register_environments
 
     with quiet_stdout():
@@ -151,6 +158,12 @@ def answer(verb: str, arguments: list[str]) -> bool:
         UserError: for an option that no config can have.
     """
     known, wanted = load(verb), asked(arguments)
+    if arguments and not arguments[0].startswith("-"):
+        # A subverb, or a file of settings in its place.
+        sub, *rest = arguments
+        is_file = Path(sub).suffix in FILES
+        known = load(f"{verb} {'file' if is_file else sub}") or known
+        arguments = [f"--{CONFIG_PATH}={sub}", *rest] if is_file else rest
     if isinstance(known, VerbHelp) and not wanted:
         refuse(verb, known.options, arguments)
     named = any(argument.startswith(f"--{ENV_TYPE}=") for argument in arguments)

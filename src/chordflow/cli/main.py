@@ -23,7 +23,6 @@ VERBS = {
     "compare": "train by several methods at one budget, and put them into one table",
     "study": "answer one question about reflow by several trainings side by side",
     "relocate": "repair a checkpoint whose vision-language model folder has moved",
-    "bench": "time training with and without reuse of couplings, side by side",
     "demo": "run the whole job on a small teacher that comes with chordflow",
 }
 """What every verb does; `chordflow.cli.VERB` runs it."""
@@ -42,7 +41,6 @@ def usage() -> str:
 
 
 _SIZES = {
-    "bench": "--naive_batch_size, the batch_size of a schedule or --measure.batch_size",
     "compare": "--batch_size, --buffer.num_observations, --measure.batch_size or --eval.batch_size",
     "couple": "--batch_size or --buffer.block_size",
     "diagnose": "--measure.batch_size",
@@ -88,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         limit_waiting()
         with _interruptible(verb):
             module = import_module(f"chordflow.cli.{verb}")
-        if help.asked(options) and hasattr(module, "CONFIG"):
+        if help.asked(options):
             print(help.of_module(module, options).text(everything="--help=all" in options))
             return 0
         with stopping.heeded():

@@ -75,7 +75,7 @@ class Section:
             place
             for place in range(len(self.heads))
             if not (narrow and place in self.wide)
-            and (place < self.left or any(row[place].text != ABSENT for row in self.rows))
+            and (place < self.left or any(row[place].text not in (ABSENT, "") for row in self.rows))
         ]
         heads = [self.heads[place] for place in kept]
         notes = [text for text, about in self.notes if all(head in heads for head in about)]

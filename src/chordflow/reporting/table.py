@@ -73,7 +73,7 @@ def drawn(section: Section) -> Table:
             overflow="ellipsis",
             # Words may be cut where a terminal is narrow; a figure that is cut is a wrong figure.
             max_width=32 if words else None,
-            min_width=None if words else max(len(row[place]) for row in rows),
+            min_width=None if words else max(map(len, [*head.split("\n"), *(row[place] for row in rows)])),
             vertical="bottom",
         )
     for index, row in enumerate(rows):

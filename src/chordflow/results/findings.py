@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 from scipy.stats import binom
 
+from chordflow.results.actions import STUDENT, TEACHER, GapRow
+from chordflow.results.episodes import DelayRow
 from chordflow.results.free import (
     against_floor,
     clearly_lower,
@@ -18,7 +20,7 @@ from chordflow.results.free import (
     noise_text,
     within_floor,
 )
-from chordflow.results.schema import STUDENT, TEACHER, DelayRow, Finding, GapRow, Results
+from chordflow.results.schema import Finding, Results
 from chordflow.results.statistics import Interval
 from chordflow.results.wording import UNRELIABLE, number, percent, points, steps
 

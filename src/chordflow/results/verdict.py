@@ -1,5 +1,7 @@
 """The finding of a run in one sentence, by rules that are written down."""
 
+from chordflow.results.actions import STUDENT, TEACHER, GapRow
+from chordflow.results.episodes import SuccessRow
 from chordflow.results.findings import FEW_STEPS, findings, more_exact_student
 from chordflow.results.free import (
     against_floor,
@@ -11,7 +13,8 @@ from chordflow.results.free import (
     success_beside,
     within_floor,
 )
-from chordflow.results.schema import ABOVE, STUDENT, TEACHER, GapRow, Latency, PolicyInfo, Results, SuccessRow
+from chordflow.results.latency import ABOVE, Latency
+from chordflow.results.schema import PolicyInfo, Results
 from chordflow.results.wording import UNRELIABLE, clean, percent, points, step_counts, steps
 
 TAIL = 1.5
