@@ -210,12 +210,9 @@ class Filmed(Protocol):
         frames: uint8 of shape (T, H, W, 3), or None.
     """
 
-    @property
-    def seed(self) -> int: ...
-    @property
-    def success(self) -> bool: ...
-    @property
-    def frames(self) -> NDArray[np.uint8] | None: ...
+    seed: int
+    success: bool
+    frames: NDArray[np.uint8] | None
 
 
 def save_clip(
