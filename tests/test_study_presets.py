@@ -197,7 +197,7 @@ WRONG: list[tuple[str, list[str], str]] = [
     ("methods", ["--batch_size=0"], "batch_size=0: give at least 1"),
     ("methods", ["--num_workers=-1"], "num_workers=-1: give 0 or more"),
     ("methods", ["--eval.n_episodes=4"], "eval: these options are about episodes; give --env.type as well"),
-    ("methods", ["--env.type=detour", "--eval.n_episodes=0"], "eval.n_episodes=0: give at least 1"),
+    ("methods", ["--env.type=drift_of_the_tests", "--eval.n_episodes=0"], "eval.n_episodes=0: give at least 1"),
     ("methods", ["--measure.noises_per_observation=4"], "at least 16"),
     ("methods", ["--level=0"], "level=0.0: give a number above 0"),
     ("methods", ["--log_freq=0"], "log_freq=0: give at least 1"),

@@ -23,6 +23,10 @@ __all__ = [
 _GPU = re.compile(r"nvidia|geforce|\brtx\b|quadro|tesla|radeon|instinct|\barc\b", re.IGNORECASE)
 
 
+LONGEST = 32
+"""Characters of a name on a terminal."""
+
+
 def render(results: Results) -> RenderableType:
     """The verdict, the findings, the tables and the facts below them, for a terminal of 100 columns (80 do).
 
@@ -64,15 +68,18 @@ def drawn(section: Section) -> Table:
         padding=(0, 1),
     )
     rows = [["" if cell.repeats else cell.text for cell in row] for row in section.rows]
+    for row in rows:
+        row[: section.left] = [
+            t if len(t) <= LONGEST else f"{t[: LONGEST - 1]}…" for t in row[: section.left]
+        ]
     for place, head in enumerate(section.heads):
         words = place < section.left
         table.add_column(
             Text(head),
             justify="left" if words else "right",
-            no_wrap=True,
-            overflow="ellipsis",
-            # Words may be cut where a terminal is narrow; a figure that is cut is a wrong figure.
-            max_width=32 if words else None,
+            # Words take more lines where a terminal is narrow; a figure that is cut is a wrong figure.
+            no_wrap=not words,
+            overflow="fold",
             min_width=None if words else max(map(len, [*head.split("\n"), *(row[place] for row in rows)])),
             vertical="bottom",
         )

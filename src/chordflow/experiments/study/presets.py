@@ -251,7 +251,7 @@ class RoundsStudy(StudyConfig):
         check_once("real_data_shares", self.real_data_shares, at_least=0, below=1, note=", such as [0,0.1]")
         if "once" in self.starts and self.steps is None:
             raise UserError(
-                "starts holds once, which is a number of steps, and the budget is in seconds; give --steps."
+                "starts holds once, which has a number of steps: give --steps in the place of --seconds."
             )
 
     def ways(self) -> list[tuple[str, str, float]]:
