@@ -112,8 +112,8 @@ def rounds(study: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_method_is_trained_measured_and_run(methods: Path) -> None:
     found = Study.load(methods / "study.json")
     assert (found.preset, found.steps, found.looks) == ("methods", 3, [3])
-    assert [(arm.name, arm.origin, arm.method) for arm in found.arms] == [
-        ("one_step", "recipe", "endpoint"), ("shown", "own", "noise_biased"), ("acted", "own", "reflow"),
+    assert [(arm.name, arm.method) for arm in found.arms] == [
+        ("one_step", "endpoint"), ("shown", "noise_biased"), ("acted", "reflow"),
     ]  # fmt: skip
     assert [arm.step_counts for arm in found.arms] == [[1], None, None]
     assert [(trial.arm, trial.seed, trial.steps, trial.samples) for trial in found.trials] == [

@@ -16,7 +16,7 @@ from chordflow.evaluation.paired import MeasureConfig
 from chordflow.experiments.config import StudentConfig, TeacherConfig
 from chordflow.policies import FlowPolicy
 from chordflow.results.paying import LEAST_GAIN, check_least_gain
-from chordflow.results.study import STEP_COUNTS, LeftOut, Origin, Preset
+from chordflow.results.study import STEP_COUNTS, LeftOut, Preset
 from chordflow.training.methods import MethodConfig, ReflowMethodConfig
 from chordflow.training.optimizers import OptimizerConfig, SOAPConfig
 from chordflow.training.steps import EMAConfig, SchedulerConfig
@@ -94,8 +94,6 @@ class ArmSettings:
         name: of its folder.
         settings: of `chordflow reflow`, nested, in which it differs from the shared ones.
         way: what a table calls it.
-        origin: where its settings are from.
-        about: what it is, in a sentence.
         teacher: the arm that teaches it; None for the study's teacher.
         steps: its budget, where it is not the study's.
         recipe: the name of chordflow's recipe that it is.
@@ -104,8 +102,6 @@ class ArmSettings:
     name: str
     settings: dict[str, Any]
     way: str = ""
-    origin: Origin = "preset"
-    about: str = ""
     teacher: str | None = None
     steps: int | None = None
     recipe: str | None = None

@@ -172,7 +172,10 @@ def job_of(config: StudyConfig, arm: ArmSettings, read: Reader) -> ReflowJobConf
         # Observations are collected where episodes are run, unless the arm names another environment.
         base["env"] = settings["env"]
     try:
-        job = read(flat(arm.settings), base)
+        own = dotted(arm.settings).items()
+        job = read(
+            {name: value if isinstance(value, str) else json.dumps(value) for name, value in own}, base
+        )
         if config.seconds is not None and job.scheduler.num_warmup_steps is not None:
             raise UserError(
                 f"scheduler.num_warmup_steps={job.scheduler.num_warmup_steps}: the budget is in seconds; leave it out, "
@@ -184,25 +187,12 @@ def job_of(config: StudyConfig, arm: ArmSettings, read: Reader) -> ReflowJobConf
     return job
 
 
-def flat(nested: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as the options that say the same."""
-    values: dict[str, str] = {}
-    for key, value in nested.items():
-        if isinstance(value, dict):
-            values |= flat(value, f"{prefix}{key}.")
-        else:
-            values[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value)
-    return values
-
-
 def _described(arm: ArmSettings, job: ReflowJobConfig) -> Arm:
     method, settings = job.method.build(), plain(job)
     return Arm(
         name=arm.name,
         way=arm.way,
-        origin=arm.origin,
-        about=arm.about,
-        differs=_dotted(arm.settings),
+        differs=dotted(arm.settings),
         settings={name: settings[name] for name in OWN},
         method=job.method.get_choice_name(type(job.method)),
         stock_checkpoint=method.stock_checkpoint,
@@ -212,20 +202,19 @@ def _described(arm: ArmSettings, job: ReflowJobConfig) -> Arm:
     )
 
 
-def _dotted(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def dotted(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name, as options have them."""
     found: dict[str, Any] = {}
     for key, value in nested.items():
-        found |= _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        found |= dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found
 
 
 def _check_chains(planned: dict[str, Planned]) -> None:
     """Makes sure that the students of arms that teach others can do so."""
     for one in planned.values():
-        if (teacher := one.arm.teacher) is None:
-            continue
-        config = planned[teacher].config
-        check_teaches(config.method, f"arms: {one.arm.name!r} has teacher={teacher}: ")
+        if (teacher := one.arm.teacher) is not None:
+            check_teaches(planned[teacher].config.method, f"arms: {one.arm.name!r} has teacher={teacher}: ")
 
 
 def _check_paths(config: StudyConfig, planned: dict[str, Planned]) -> None:
