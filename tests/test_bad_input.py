@@ -599,7 +599,7 @@ def test_a_camera_of_another_name_and_rename_maps_that_do_not_fit(
         (["--device=cuda:99"], "device=cuda:99 is not available here"),
         (["--device=toaster"], "device=toaster is not available here"),
         (["--dataset.episodes=[0,99]"], "episodes 0 to 5"),
-        (["--dataset.episodes=[0,1,1]"], "names 1 twice"),
+        (["--dataset.episodes=[0,1,1]"], "each once"),
         (["--dataset.episodes=[]"], "cannot be split"),
         (["--resume=perhaps"], "resume=perhaps: give true or false"),
         (["--resume=yes"], "resume=true needs --config_path"),

@@ -117,7 +117,7 @@ def test_options_override_the_settings_of_a_file() -> None:
             ["--method.times.type=exponential", "--method.times.ratio=1"],
             "method.times.ratio=1.0: give another",
         ),
-        (["--coupling.solver=rk9"], "coupling.solver=rk9: choose one of euler"),
+        (["--coupling.solver=rk9"], "coupling.solver=rk9: choose euler"),
         (
             ["--student.init=nobody"],
             "student.init=nobody: give teacher | teacher_vlm | pretrained_vlm | random",

@@ -429,7 +429,7 @@ def test_a_store_that_is_there_is_not_written_to_unasked(
         (["--num_workers=-1"], "num_workers=-1: give 0 or more"),
         (["--buffer.block_size=0"], "buffer.block_size=0: give at least 1"),
         (["--buffer.noises_per_observation=0"], "buffer.noises_per_observation=0: give at least 1"),
-        (["--coupling.solver=rk9"], "coupling.solver=rk9: choose one of"),
+        (["--coupling.solver=rk9"], "coupling.solver=rk9: choose"),
         (["--teacher.num_inference_steps=3"], "--teacher.num_inference_steps is not an option"),
     ],
 )

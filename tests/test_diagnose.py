@@ -125,7 +125,7 @@ def test_what_is_wrong_is_one_sentence_and_nothing_is_written(
     assert "policy.path" in refusal(arguments(tmp_path / "none", dataset_root, out), capsys)
     assert "dataset.root" in refusal(arguments(checkpoint, tmp_path / "none", out), capsys)
     assert "policy.num_inference_steps=0" in refusal([*given, "--policy.num_inference_steps=0"], capsys)
-    assert "measure.solvers holds 'rk4'" in refusal([*given, "--measure.solvers=[rk4]"], capsys)
+    assert "measure.solvers=[rk4]: choose " in refusal([*given, "--measure.solvers=[rk4]"], capsys)
     assert "did you mean --policy.path" in refusal([*given, "--policy.pth=x"], capsys)
     blind = build_dataset(tmp_path / "blind", episodes=3, cameras=())
     assert "lacks the checkpoint's camera(s)" in refusal(arguments(checkpoint, blind, out), capsys)

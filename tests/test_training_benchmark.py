@@ -250,12 +250,14 @@ def test_the_published_counts_are_of_a_later_step(name: str) -> None:
     assert train["flop"] / train["seconds"] < roofline["peak_flop_per_s"]
 
 
+@pytest.mark.docs
 def test_the_document_shows_the_results(scripts: dict[str, ModuleType]) -> None:
     schedules, table = scripts["schedules"], scripts["full_size_table"]
     text = schedules.DOCUMENT.read_text(encoding="utf-8")
     expected = {mark: schedules.shown(load(mark)) for mark in schedules.FILES} | {table.MARK: table.shown()}
     for mark, shown in expected.items():
         assert text.split(f"<!-- {mark} -->\n")[1].split(f"<!-- /{mark} -->")[0] == shown + "\n"
+    text = (schedules.DOCUMENT.parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `--buffer.(\w+)` \| ([\d.]+) \|", text, re.MULTILINE))
     assert {name: str(getattr(BufferConfig, name)) for name in rows} == rows
     assert len(rows) == len(fields(BufferConfig)) - 1

@@ -19,7 +19,9 @@ from lerobot.utils.constants import ACTION, OBS_PREFIX
 from torch.utils.data import DataLoader, Dataset
 
 from chordflow import stopping
+from chordflow.checks import check_choice, check_once, check_range
 from chordflow.console import say
+from chordflow.couplings.device_memory import stage
 from chordflow.couplings.formats import check_decoder, check_format
 from chordflow.couplings.split import split_episodes
 from chordflow.couplings.unreadable import collated, not_read, without_missing
@@ -53,13 +55,9 @@ class DatasetConfig:
     video_backend: str | None = None
 
     def __post_init__(self) -> None:
-        if self.video_backend not in (None, "pyav", "torchcodec"):
-            raise UserError(f"dataset.video_backend={self.video_backend}: choose pyav or torchcodec.")
-        if not 0.0 < self.eval_split < 1.0:
-            raise UserError(
-                f"dataset.eval_split={self.eval_split}: give the share of episodes to measure on, "
-                "above 0 and below 1."
-            )
+        if self.video_backend is not None:
+            check_choice("dataset.video_backend", self.video_backend, ("pyav", "torchcodec"))
+        check_range("dataset.eval_split", self.eval_split, above=0, below=1)
 
 
 class Observations(Dataset[dict[str, Any]]):
@@ -176,7 +174,8 @@ class Observations(Dataset[dict[str, Any]]):
         with stopping.starting_worker():
             iterator = iter(loader)
         try:
-            yield from iterator
+            with stage("read"):
+                yield from iterator
         except UserError as error:
             # A worker's exception arrives with its traceback in the message.
             lines = [line for line in str(error).splitlines() if "dataset: " in line]
@@ -249,23 +248,14 @@ def open_split(
     Raises:
         UserError: if it cannot be found, is empty, or lacks what the policy looks at.
     """
-    if not tolerance_s > 0:
-        raise UserError(f"tolerance_s={tolerance_s}: give seconds above 0.")
+    check_range("tolerance_s", tolerance_s, above=0)
     metadata = _metadata(config)
     if metadata.video_keys:
         check_decoder(config.video_backend)
     say_replaced_names(policy)
     check_fits(metadata, policy)
     episodes = config.episodes if config.episodes is not None else list(range(metadata.total_episodes))
-    unknown = [episode for episode in episodes if not 0 <= episode < metadata.total_episodes]
-    if unknown:
-        raise UserError(
-            f"dataset.episodes holds {unknown[0]}, but {config.repo_id} has episodes 0 to "
-            f"{metadata.total_episodes - 1}."
-        )
-    if len(set(episodes)) < len(episodes):
-        twice = next(episode for episode in episodes if episodes.count(episode) > 1)
-        raise UserError(f"dataset.episodes names {twice} twice; name every episode once.")
+    check_once("dataset.episodes", episodes, at_least=0, at_most=metadata.total_episodes - 1)
     if len(episodes) < 2:
         raise UserError(
             f"dataset.repo_id={config.repo_id}: {len(episodes)} episode(s) cannot be split into training and "

@@ -1,7 +1,7 @@
 """The flow-matching families of LeRobot that have no adapter, and what stands in the way of each.
 
 Read from the source of LeRobot 0.6.1. Where nothing but the work is missing, the reason says so.
-Times and velocities are told as the family has them: "noise at 0" means that its time runs from 0 (noise) to
+Times and velocities follow the family's own convention: "noise at 0" means that its time runs from 0 (noise) to
 1 (action) and that it predicts action - noise; "noise at 1" is chordflow's own convention.
 """
 

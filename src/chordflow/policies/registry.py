@@ -85,11 +85,11 @@ def adapter_for(family: str, source: str = "") -> type[FlowPolicy]:
     except Exception as error:
         raise UserError(
             f"{where}, whose adapter {point.value} of {_distribution(point)} cannot be imported ({reason(error)}); "
-            "mend or uninstall that distribution."
+            "repair or uninstall that distribution."
         ) from error
     if fault := _fault(adapter, family):
         raise UserError(
-            f"{where}, whose adapter {point.value} of {_distribution(point)} {fault}; mend or uninstall that "
+            f"{where}, whose adapter {point.value} of {_distribution(point)} {fault}; repair or uninstall that "
             "distribution."
         )
     return adapter
@@ -98,7 +98,7 @@ def adapter_for(family: str, source: str = "") -> type[FlowPolicy]:
 def missing_packages(family: str, where: str, error: BaseException) -> UserError:
     """The sentence for a family whose packages are not installed."""
     own = _ADAPTERS.get(family)
-    # LeRobot goes on with a command of its own, for an extra that may be spelt otherwise.
+    # LeRobot's message continues with its own command, whose extra may have another name.
     what = reason(error).split(". ")[0]
     remedy = (
         f'install them with: pip install "lerobot[{own.extra}]=={lerobot.__version__}"'
