@@ -15,9 +15,8 @@ from chordflow.experiments.study.config import StudyConfig
 from chordflow.experiments.study.presets import PAGE, STUDIES, TABLE, FileStudy
 from chordflow.experiments.study.run import run_study
 from chordflow.quiet import quiet_stdout
-from chordflow.reporting.study_page import page
-from chordflow.reporting.study_table import markdown, render
-from chordflow.results.files import write_whole
+from chordflow.reporting.study_table import render
+from chordflow.reporting.write import write_study
 from chordflow.results.study import STUDY, Study, joined
 from chordflow.rollouts.plugins import register_environments
 
@@ -84,12 +83,11 @@ def run(arguments: list[str]) -> None:
     output = config.output_dir
 
     def write(study: Study) -> None:
-        write_whole(output / TABLE, markdown(study).encode("utf-8"))
+        write_study(study, output)
 
     study = run_study(config, ["chordflow", "study", *arguments], read_job, write)
     # Also of a study of which nothing was missing.
     write(study)
-    write_whole(output / PAGE, page(study).encode("utf-8"))
     console.print(render(study))
     say(f"Results: {output / STUDY}, all columns in {output / TABLE}, curves in {output / PAGE}")
 

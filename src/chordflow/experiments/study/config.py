@@ -13,7 +13,7 @@ from chordflow.checks import check_fields, check_once, check_range
 from chordflow.couplings import TOLERANCE_S, BufferConfig, CouplingConfig, DatasetConfig
 from chordflow.errors import UserError
 from chordflow.evaluation.paired import MeasureConfig
-from chordflow.experiments.config import StudentConfig, TeacherConfig
+from chordflow.experiments.config import CheckpointConfig, StudentConfig
 from chordflow.policies import FlowPolicy
 from chordflow.results.paying import LEAST_GAIN, check_least_gain
 from chordflow.results.study import STEP_COUNTS, LeftOut, Preset
@@ -152,7 +152,7 @@ class StudyConfig:
     SAME_COUPLINGS: ClassVar[bool] = False
     """Whether the couplings of all arms are the same, which a hash then proves."""
 
-    teacher: TeacherConfig
+    teacher: CheckpointConfig
     dataset: DatasetConfig
     output_dir: Path
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
@@ -182,6 +182,7 @@ class StudyConfig:
     measure: StudyMeasureConfig = field(default_factory=StudyMeasureConfig)
 
     def __post_init__(self) -> None:
+        self.teacher.check("teacher")
         if self.steps is not None and self.seconds is not None:
             raise UserError(f"steps={self.steps} and seconds={self.seconds}: give one of the two.")
         if self.seconds is None and self.steps is None:
