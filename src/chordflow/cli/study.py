@@ -126,7 +126,7 @@ def parse(preset: str | None, arguments: list[str]) -> StudyConfig:
         # Refuses whatever is no study, and studies of an older layout with their converter.
         study = Study.load(Path(config_path))
         if preset not in (None, study.preset):
-            raise UserError(f"config_path={config_path} is a study of {study.preset}; leave {preset} out.")
+            raise UserError(f"config_path={config_path} is a study of {study.preset}; write: chordflow study {study.preset}")
         preset = study.preset
     if not wants_resume(values):
         if preset is None:

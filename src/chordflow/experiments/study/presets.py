@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
+from graphlib import CycleError, TopologicalSorter
 from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
@@ -336,19 +337,15 @@ class FileStudy(StudyConfig):
 
     def _ordered(self) -> list[str]:
         """Names of the arms, teachers first."""
-        order: list[str] = []
-
-        def add(name: str, pupils: tuple[str, ...] = ()) -> None:
-            if name in pupils:
-                raise UserError(f"arms: {' <- '.join((*pupils, name))}: an arm cannot teach itself.")
-            if name not in order:
-                if (teacher := self.arms[name].get("teacher")) is not None:
-                    add(teacher, (*pupils, name))
-                order.append(name)
-
-        for name in self.arms:
-            add(name)
-        return order
+        teachers = {name: settings.get("teacher") for name, settings in self.arms.items()}
+        try:
+            return list(
+                TopologicalSorter(
+                    {n: [t] if t is not None else [] for n, t in teachers.items()}
+                ).static_order()
+            )
+        except CycleError as error:
+            raise UserError(f"arms: {' <- '.join(error.args[1])}: an arm cannot teach itself.") from error
 
     def arms_for(self, teacher: FlowPolicy, folder: Path) -> tuple[list[ArmSettings], list[LeftOut]]:
         """The arms of the file."""
