@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from chordflow.cli.reflow import parse
+from builders import parse_reflow as parse
 from chordflow.errors import UserError
 from chordflow.experiments.config import ReflowJobConfig
 from chordflow.experiments.provenance import BESIDE_SETTINGS

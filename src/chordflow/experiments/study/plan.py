@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,11 @@ from chordflow.experiments.student_results import deployed_steps
 from chordflow.experiments.study.config import ArmSettings, StudyConfig
 from chordflow.experiments.study.presets import OWN
 from chordflow.experiments.train import Job, check
+from chordflow.options import build
 from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint
 from chordflow.results.schema import installed_versions
 from chordflow.results.study import Arm, LeftOut, Study
 from chordflow.training.wrapping import fsdp_is_asked_for
-
-Reader = Callable[[dict[str, str], dict[str, Any]], ReflowJobConfig]
-"""Makes the settings of a job of options, by dotted name, over nested settings."""
 
 SHARED = (
     "teacher", "dataset", "device", "tolerance_s", "rename_map", "num_workers", "log_freq", "batch_size",
@@ -115,7 +113,7 @@ class Plan:
         return Job(config, teacher or self.teacher, folder or self.teacher_dir, split)
 
 
-def make_plan(config: StudyConfig, read: Reader) -> Plan:
+def make_plan(config: StudyConfig) -> Plan:
     """Loads what all trials share, and makes sure that each arm can begin.
 
     Raises:
@@ -136,7 +134,7 @@ def make_plan(config: StudyConfig, read: Reader) -> Plan:
     wanted, left_out = config.arms_for(teacher, teacher_dir)
     planned: dict[str, Planned] = {}
     for arm in wanted:
-        job = job_of(config, arm, read)
+        job = job_of(config, arm)
         # As many steps in every round: a student that teaches is saved with a single one.
         job.coupling.settle(teacher_steps)
         round = 1 + (planned[arm.teacher].round if arm.teacher is not None else 0)
@@ -156,7 +154,7 @@ def make_plan(config: StudyConfig, read: Reader) -> Plan:
     return plan
 
 
-def job_of(config: StudyConfig, arm: ArmSettings, read: Reader) -> ReflowJobConfig:
+def job_of(config: StudyConfig, arm: ArmSettings) -> ReflowJobConfig:
     """The settings of `chordflow reflow` that train an arm.
 
     Raises:
@@ -173,9 +171,8 @@ def job_of(config: StudyConfig, arm: ArmSettings, read: Reader) -> ReflowJobConf
         base["env"] = settings["env"]
     try:
         own = dotted(arm.settings).items()
-        job = read(
-            {name: value if isinstance(value, str) else json.dumps(value) for name, value in own}, base
-        )
+        values = {name: value if isinstance(value, str) else json.dumps(value) for name, value in own}
+        job = build(ReflowJobConfig, values, base)
         if config.seconds is not None and job.scheduler.num_warmup_steps is not None:
             raise UserError(
                 f"scheduler.num_warmup_steps={job.scheduler.num_warmup_steps}: the budget is in seconds; leave it out, "
