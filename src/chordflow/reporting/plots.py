@@ -158,11 +158,6 @@ def pattern(shape: str) -> dict[str, Any]:
     return {"shape": shape, "size": 7, "solidity": 0.25, "fillmode": "overlay", "fgcolor": "#ffffff"}
 
 
-def capital(text: str) -> str:
-    """A sentence's beginning."""
-    return text[:1].upper() + text[1:]
-
-
 def error(centre: Sequence[float], low: Sequence[float], high: Sequence[float]) -> dict[str, Any]:
     """Error bars from centres and ends of intervals."""
     return {

@@ -12,7 +12,6 @@ from chordflow.reporting.plots import (
     TEACHER_BLUE,
     Plot,
     canvas,
-    capital,
     error,
     hover,
     label,
@@ -27,6 +26,7 @@ from chordflow.reporting.section import at, brief, rank
 from chordflow.results.schema import DelayRow, PolicyName, Results, SuccessRow
 from chordflow.results.statistics import Interval
 from chordflow.results.wording import (
+    capital,
     clean,
     estimate,
     percentage,
