@@ -71,7 +71,7 @@ def test_a_good_student() -> None:
     [
         ("non-inferior", "Yes, the student may replace the teacher at one step: success is 91.0 %", "episodes)."),
         ("inferior", "No, the student should not replace the teacher at one step: success is 91.0 %", "episodes)."),
-        ("undecided", "Whether the student may", "(undecided at a margin of 2: -3.0 to +0.6 points in 500 paired "
+        ("undecided", "Whether the student may", "(at a margin of 2: -3.0 to +0.6 points in 500 paired "
          "episodes); about 1234 episodes would decide."),
     ],
 )  # fmt: skip

@@ -123,6 +123,11 @@ def canvas(height: int, x: str, y: str, **layout: Any) -> go.Figure:
     return figure.update_layout(**layout)
 
 
+def shares_range(largest: float) -> list[float]:
+    """Ends of an axis of shares in percent, up to the largest, a fraction: no axis goes beyond 100 %."""
+    return [0.0, min(100.0, max(110 * largest, 1.0))]
+
+
 def plain_log_axis(figure: go.Figure, axis: str, low: float, high: float) -> None:
     """A logarithmic axis with figures such as 1, 2, 5, 10 in place of powers."""
     candidates = [m * 10.0**e for e in range(-6, 9) for m in (1, 2, 5)]

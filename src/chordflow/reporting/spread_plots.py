@@ -2,10 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from statistics import median
 
-from chordflow.reporting.more_tables import (
-    median,
-)
 from chordflow.reporting.plots import (
     OTHERS,
     STUDENT_ORANGE,

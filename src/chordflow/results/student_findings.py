@@ -83,13 +83,14 @@ def _may_replace(results: Results, name: PolicyName, num_steps: int) -> str | No
         return f"{_undecided(name, num_steps)}: {rates} in {row.episodes} episodes each, not paired."
     else:
         return None
-    span = f"{decision}{margin}: {points(low)} to {points(high)} points in {episodes} paired episodes"
+    told = f"{decision}{margin}" if decision != "undecided" else margin.strip()
+    span = f"{told}: {points(low)} to {points(high)} points in {episodes} paired episodes"
     figures = f"{rates} ({span})" if rates else span
     if decision in ("non-inferior", "higher"):
         return f"Yes, {_who(name)} may replace the teacher at {steps(num_steps)}: {figures}."
     if decision in ("inferior", "lower"):
         return f"No, {_who(name)} should not replace the teacher at {steps(num_steps)}: {figures}."
-    more = f"; about {needed} episodes would decide" if needed is not None else ""
+    more = f"; about {needed:,} episodes would decide".replace(",", " ") if needed is not None else ""
     return f"{_undecided(name, num_steps)}: {figures}{more}."
 
 
