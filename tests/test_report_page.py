@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chordflow.reporting.glance import glance
+from chordflow.reporting.more_tables import curvature_by_time, parts
 from huggingface_hub import ModelCard
 from rich.console import Console
 
@@ -21,8 +23,6 @@ from chordflow.cli.main import main
 from chordflow.errors import UserError
 from chordflow.reporting.card import METHODS, card, hub_id
 from chordflow.reporting.clips import LARGEST, embed, picture
-from chordflow.reporting.glance import glance
-from chordflow.reporting.more_tables import curvature_by_time, parts
 from chordflow.reporting.page import command_lines, json_in_html, page
 from chordflow.reporting.plots import label
 from chordflow.reporting.table import markdown, render, sections
