@@ -11,7 +11,7 @@ export HF_DATASETS_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo figures test test-slow test-browser check format lint types contracts docstrings lock
+.PHONY: help setup demo figures test test-slow test-browser docs-check check format lint types contracts docstrings lock
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -28,8 +28,8 @@ figures: setup ## make every published figure of the demo anew (with Chromium), 
 	@sh scripts/setup_browser.sh
 	@$(PYTHON) scripts/figures.py
 
-test: setup ## run the tests in two processes, but for the slow ones and those that need a browser
-	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile -m "not slow and not browser" $(PYTEST_ARGS)
+test: setup ## run the tests in two processes, but for the slow ones, those of documents and those that need a browser
+	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile -m "not slow and not browser and not docs" $(PYTEST_ARGS)
 
 test-slow: setup ## run the slow tests
 	@$(PYTHON) -m pytest -m slow $(PYTEST_ARGS)
@@ -38,7 +38,10 @@ test-browser: setup ## open reports in headless Chromium (sets it up: Debian's c
 	@sh scripts/setup_browser.sh
 	@$(PYTHON) -m pytest -m browser $(PYTEST_ARGS)
 
-check: setup lint types contracts docstrings test ## all that CI checks: format, lint, types, contracts, docstrings, tests
+docs-check: setup ## compare the documents with the results, the code and each other
+	@$(PYTHON) -m pytest -m docs $(PYTEST_ARGS)
+
+check: setup lint types contracts docstrings docs-check test ## all that CI checks: format, lint, types, contracts, docstrings, documents, tests
 
 lint: setup
 	@.venv/bin/ruff format --check --output-format=concise

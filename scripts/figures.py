@@ -2,11 +2,10 @@
 
     .venv/bin/python scripts/figures.py [--output_dir=outputs/figures] [--tables]
 
-Runs the demo, evaluates its student, takes a picture of the evaluation's page (with Chromium), copies results,
-pictures and tables to docs/, and writes tables into README.md, README.zh.md and docs/evaluate.md, between markers.
-A stage that is done is not done again: after an interruption the same command resumes. `--tables` only fills the
-documents from the results in docs/. docs/figures.json names the student and the SHA-256 of each file: a test holds
-every published figure to it.
+Runs the demo, evaluates its student, takes a picture of the evaluation's page (with Chromium), copies results and
+pictures to docs/, and writes the table of README.md and README.zh.md between its markers. A stage that is done is
+not repeated: after an interruption the same command resumes. `--tables` only fills the table from the results in
+docs/. docs/figures.json names the student and the SHA-256 of each file; a test compares every published file with it.
 """
 
 from __future__ import annotations
@@ -19,15 +18,14 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection
 from pathlib import Path
 
 from chordflow.experiments.measured import concluded
 from chordflow.reporting.figures import save_figures
-from chordflow.reporting.table import markdown
 from chordflow.reporting.write import write_report
 from chordflow.results.files import write_whole
 from chordflow.results.schema import Results
+from chordflow.results.wording import percent
 
 ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = ROOT / "docs" / "figures.json"
@@ -35,28 +33,15 @@ PICTURE = ROOT / "docs" / "report.png"
 PICTURE_SIZE = "1200,1500"
 """Pixels, as Chromium reads them: the page's head down to its first plots."""
 
-PLACES: dict[str, tuple[tuple[Path, ...], Path, tuple[str, ...], tuple[str, ...]]] = {
+READMES = (ROOT / "README.md", ROOT / "README.zh.md")
+PLACES: dict[str, tuple[Path, tuple[str, ...]]] = {
     "demo": (
-        (ROOT / "README.md", ROOT / "README.zh.md"),
         ROOT / "docs" / "demo",
-        (
-            "results.json",
-            "table.md",
-            "demo.gif",
-            "figures/trajectories.png",
-            "figures/gap.png",
-            "figures/loss.png",
-        ),
-        ("gap", "free", "success", "noninferiority"),
+        ("results.json", "demo.gif", "figures/trajectories.png", "figures/gap.png", "figures/loss.png"),
     ),
-    "evaluate": (
-        (ROOT / "docs" / "evaluate.md",),
-        ROOT / "docs" / "evaluate",
-        ("results.json", "table.md"),
-        ("delays", "timing"),
-    ),
+    "evaluate": (ROOT / "docs" / "evaluate", ("results.json",)),
 }
-"""For each run: the documents, the folder of its files, these, and the tables in the documents."""
+"""For each run: the folder of its published files, and these."""
 
 
 def commands(output: Path) -> dict[str, list[str]]:
@@ -105,41 +90,66 @@ def take_picture(page: Path) -> None:
     )  # fmt: skip
 
 
-def fill(text: str, results: Results, name: str, tables: Collection[str]) -> str:
-    """A document with the measured part in its place.
+def four_rows(results: Results) -> str:
+    """The table of the first screen: teacher, its two free alternatives, and student.
 
     Args:
-        text: the document.
-        results: what was measured.
-        name: of the place, as its marker has it.
-        tables: which tables.
+        results: of an evaluation with episodes, at the student's one step and at two of the teacher's.
 
     Raises:
-        ValueError: if the marker is missing.
+        ValueError: If the results lack a row.
     """
-    content = markdown(results, keys=tables)
-    pattern = re.compile(rf"(<!-- {name} table -->\n)[^<]*(?:<(?!!--)[^<]*)*(<!-- end -->)")
-    text, count = pattern.subn(lambda m: f"{m[1]}{content}\n{m[2]}", text)
+    deployed, free = results.teacher_num_steps, results.free and results.free.best(2)
+    latency, even = results.latency, results.success_of("teacher", 2)
+    if free is None or latency is None or even is None:
+        raise ValueError(
+            "the results lack the best way at two evaluations, the times or episodes at two steps"
+        )
+    seconds = {chunk.num_steps: chunk.seconds.p50 for chunk in latency.chunks}
+    rows = []
+    for label, policy, num_steps, power in (
+        ("teacher", "teacher", deployed, 1.0),
+        ("teacher, untrained", "teacher", 1, 1.0),
+        ("teacher, untrained, on its best grid", "teacher", free.num_steps, free.grid_power),
+        ("**student**", "student", 1, 1.0),
+    ):
+        gap = free if power != 1 else results.gap(policy, num_steps, "converged")
+        success = results.success_of(policy, num_steps, grid_power=power)
+        if gap is None or success is None:
+            raise ValueError(f"the results lack {label} at {num_steps} steps")
+        solved = f"{100 * success.rate:.1f} %" + (
+            f" (even steps: {100 * even.rate:.1f} %)" if power != 1 else ""
+        )
+        rows.append(
+            f"| {label} | {num_steps} | {solved} | {percent(gap.rms)} | {1000 * seconds[num_steps]:.0f} ms |"
+        )
+    head = f"| policy | steps | success in {even.episodes} episodes | gap | time |"
+    return "\n".join([head, "| --- | ---: | ---: | ---: | ---: |", *rows])
+
+
+def fill(text: str, results: Results) -> str:
+    """A README with the measured table in its place.
+
+    Raises:
+        ValueError: If there is not exactly one place for it.
+    """
+    pattern = re.compile(r"(?<=<!-- readme table -->\n).*?(?=<!-- end -->)", re.DOTALL)
+    text, count = pattern.subn(lambda _: f"{four_rows(results)}\n", text)
     if count != 1:
-        raise ValueError(f"there are {count} places for the table of {name}; there must be one")
+        raise ValueError(f"there are {count} places for the table; there must be one")
     return text
 
 
 def fill_documents() -> None:
-    """Writes the tables of the results in docs/ into the documents."""
-    # All are made before the first is written: a missing marker leaves none behind the others.
-    filled = {}
-    for name, (documents, folder, _, tables) in PLACES.items():
-        results = Results.load(folder / "results.json")
-        for document in documents:
-            filled[document] = fill(document.read_text(encoding="utf-8"), results, name, tables)
-    for document, text in filled.items():
-        write_whole(document, text.encode("utf-8"))
+    """Writes the table into both READMEs, or into neither."""
+    results = Results.load(PLACES["evaluate"][0] / "results.json")
+    for readme, text in [(readme, fill(readme.read_text(encoding="utf-8"), results)) for readme in READMES]:
+        write_whole(readme, text.encode("utf-8"))
 
 
 def published() -> list[Path]:
     """Every published file of the demo and its evaluation."""
-    copied = [folder / Path(file).name for _, folder, files, _ in PLACES.values() for file in files]
+    copied = [folder / Path(file).name for folder, files in PLACES.values() for file in files]
     return [*copied, PICTURE]
 
 
@@ -151,7 +161,7 @@ def sha256(file: Path) -> str:
 def publish(output: Path) -> None:
     """Copies what the runs left to docs/, takes the picture, and writes down whose figures these are."""
     students = set()
-    for name, (_, folder, files, _) in PLACES.items():
+    for name, (folder, files) in PLACES.items():
         folder.mkdir(parents=True, exist_ok=True)
         for file in files:
             shutil.copyfile(output / name / file, folder / Path(file).name)
@@ -170,9 +180,7 @@ def publish(output: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/figures"))
-    parser.add_argument(
-        "--tables", action="store_true", help="only fill the documents from the results in docs/"
-    )
+    parser.add_argument("--tables", action="store_true", help="only fill the table from the results in docs/")
     options = parser.parse_args()
     os.chdir(ROOT)
     if not options.tables:

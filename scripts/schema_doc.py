@@ -24,7 +24,7 @@ What a run measured, layout {SCHEMA_VERSION}. `chordflow reflow`, `diagnose`, `e
 tables, the pictures, `report.html` and the model card are made from it alone.
 
 - Relative measures are fractions (0.13 is printed as 13 %), times are seconds, memory is bytes. What the words mean:
-  [README](../README.md) and [diagnose](diagnose.md); the intervals and tests: [statistics](statistics.md).
+  [measures](measures.md); the intervals and tests: [statistics](statistics.md).
 - Fields marked *derived* are written for the reader and computed anew on loading. There is no NaN; what was not
   measured is null, or an empty list.
 - `schema_version` is raised whenever a field is added, dropped or changes its meaning. Older files are read, what they

@@ -1,4 +1,4 @@
-"""Fill the READMEs' tables of policies, between markers: families with an adapter, and what stands in others' way.
+"""Fill the tables of policies, between markers: a short one in the READMEs, the whole in docs/families.md.
 
 usage: python scripts/support_table.py
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lerobot.policies.pretrained import PreTrainedPolicy
 
+from chordflow.policies import FlowPolicy
 from chordflow.policies.lerobot_policy import LeRobotFlowPolicy
 from chordflow.policies.obstacles import OBSTACLES
 from chordflow.policies.registry import adapter_for, own_families
@@ -19,6 +20,8 @@ from chordflow.results.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 READMES = (ROOT / "README.md", ROOT / "README.zh.md")
+FAMILIES = ROOT / "docs" / "families.md"
+_NOTE = "In LeRobot 0.6.1; *where* is the file and function in the family's folder of `lerobot/policies`."
 _MARKED = re.compile(r"(?<=<!-- support table -->\n).*?(?=<!-- end of support -->)", re.DOTALL)
 
 
@@ -38,12 +41,11 @@ def supported() -> str:
     for family, extra in own_families().items():
         adapter = adapter_for(family)
         assert issubclass(adapter, LeRobotFlowPolicy)
-        default = adapter.policy_class.config_class.__dataclass_fields__[adapter.steps_field].default
         rows.append(
             (
                 f"`{family}`",
                 f"t = {adapter.noise_at}",
-                f"`{adapter.steps_field}`, " + (str(default) if default is not None else "the base model's"),
+                f"`{adapter.steps_field}`, " + (_default_steps(adapter) or "the base model's"),
                 adapter.encoded_once,
                 ", ".join(f"`{role}`" for role in adapter.default_train_roles),
                 _real_time_chunking(adapter),
@@ -51,6 +53,12 @@ def supported() -> str:
             )
         )
     return _table(rows)
+
+
+def _default_steps(adapter: type[FlowPolicy]) -> str:
+    assert issubclass(adapter, LeRobotFlowPolicy)
+    default = adapter.policy_class.config_class.__dataclass_fields__[adapter.steps_field].default
+    return "" if default is None else str(default)
 
 
 def _real_time_chunking(adapter: type[LeRobotFlowPolicy]) -> str:
@@ -67,16 +75,24 @@ def obstacles() -> str:
     return _table(rows)
 
 
-def document(text: str) -> str:
-    """A README with its tables made anew."""
-    note = (
-        "<details><summary>Not yet, and what stands in the way (LeRobot 0.6.1, file and function)</summary>\n\n"
-        f"{obstacles()}\n</details>\n"
-    )
-    made, count = _MARKED.subn(lambda _: f"{supported()}\n{note}", text)
+def short() -> str:
+    """The READMEs' rows: family, steps by default, and what to install."""
+    rows = [("policy", "steps by default", "install")]
+    for family, extra in own_families().items():
+        default = _default_steps(adapter_for(family))
+        rows.append(
+            (f"`{family}`", default or "the base model's", f'`pip install "lerobot[{extra}]==0.6.1"`')
+        )
+    return _table(rows)
+
+
+def document(path: Path) -> str:
+    """A document with its tables made anew."""
+    made = short() if path in READMES else f"{supported()}\n## Not supported yet\n\n{_NOTE}\n\n{obstacles()}"
+    text, count = _MARKED.subn(lambda _: made, path.read_text(encoding="utf-8"))
     if count != 1:
-        raise ValueError(f"there are {count} places for the tables of policies; there must be one")
-    return made
+        raise ValueError(f"{path.name} has {count} places for the tables of policies; it must have one")
+    return text
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:
@@ -85,6 +101,6 @@ def _table(rows: list[tuple[str, ...]]) -> str:
 
 
 if __name__ == "__main__":
-    # Both are made before one is written: a missing marker leaves neither behind the other.
-    for readme, text in [(readme, document(readme.read_text(encoding="utf-8"))) for readme in READMES]:
-        write_whole(readme, text.encode("utf-8"))
+    # All are made before one is written: a missing marker leaves none behind the others.
+    for path, text in [(path, document(path)) for path in (*READMES, FAMILIES)]:
+        write_whole(path, text.encode("utf-8"))

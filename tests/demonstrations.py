@@ -8,7 +8,7 @@ import torch
 
 from chordflow.couplings import Observations
 from chordflow.flow.seeds import generator
-from chordflow.policies.gaussian import GaussianFlowPolicy
+from gaussian_policy import GaussianFlowPolicy
 from gaussian_setup import StateDataset
 
 

@@ -27,11 +27,12 @@ from chordflow.experiments.reflow import Finished
 from chordflow.policies import Role
 from chordflow.quiet import silence_libraries
 from chordflow.training.distributed import current, joined
-from chordflow.training.loop import EMAConfig, LoopConfig, Trained, train
+from chordflow.training.loop import Trained, train
 from chordflow.training.methods import ConsistencyMethodConfig, ReflowMethodConfig
 from chordflow.training.methods.base import Method, VelocityFunction
 from chordflow.training.methods.reflow import ReflowMethod
 from chordflow.training.optimizers import AdamWConfig, OptimizerConfig, SOAPConfig
+from chordflow.training.steps import EMAConfig, LoopConfig
 from chordflow.training.times import UniformTimes
 from chordflow.training.wrapping import whole
 from gaussian_setup import AffineStudent, make_observations, make_policy

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from chordflow.couplings import CouplingConfig, Observations
 from chordflow.flow.seeds import generator
 from chordflow.policies import Context
-from chordflow.policies.gaussian import GaussianConfig, GaussianContext, GaussianFlowPolicy
+from gaussian_policy import GaussianConfig, GaussianContext, GaussianFlowPolicy
 
 
 class StateDataset:

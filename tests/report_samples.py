@@ -9,35 +9,29 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from chordflow.results.schema import (
-    ChunkTime,
-    Clip,
-    CouplingSummary,
+from chordflow.results.actions import (
     CurvatureRow,
-    DelayRow,
-    Finding,
     GapRow,
     HeldOut,
-    Latency,
-    LossCurve,
-    Memory,
-    MotionRow,
-    NonInferiority,
     ObservationSpread,
-    Percentiles,
-    PolicyInfo,
     PolicyName,
     Reference,
-    Results,
-    Rollouts,
-    SequentialDecision,
-    SequentialRow,
-    SuccessRow,
-    TimingRow,
     TrajectoryRow,
     WideObservation,
 )
-from chordflow.results.statistics import Estimate, Interval, PairedSuccess
+from chordflow.results.episodes import (
+    Clip,
+    DelayRow,
+    MotionRow,
+    Rollouts,
+    SequentialRow,
+    SuccessRow,
+    TimingRow,
+)
+from chordflow.results.latency import ChunkTime, Latency, Memory
+from chordflow.results.schema import CouplingSummary, Finding, LossCurve, PolicyInfo, Results
+from chordflow.results.sequential import SequentialDecision
+from chordflow.results.statistics import Estimate, Interval, NonInferiority, PairedSuccess, Percentiles
 
 GROUPS = {"all": 500, "go any way": 250, "go left": 125, "go right": 125}
 

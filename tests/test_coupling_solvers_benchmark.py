@@ -29,6 +29,7 @@ def test_the_results_are_of_the_ways_in_the_script(script: Any, result: dict[str
     assert found == [(way.solver, way.num_steps, way.grid_power, way.nfe) for way in script.WAYS]
 
 
+@pytest.mark.docs
 def test_the_document_shows_the_results(script: Any, result: dict[str, Any]) -> None:
     text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     shown = text.split("<!-- coupling_solvers -->\n")[1].split("\n<!-- /coupling_solvers -->")[0]

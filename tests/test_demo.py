@@ -1,4 +1,4 @@
-"""The demo end to end, shrunken; stock lerobot-eval on its student; what the documents say was measured."""
+"""The demo end to end, shrunken; stock lerobot-eval on its student; what the published results show."""
 
 from __future__ import annotations
 
@@ -19,14 +19,11 @@ from PIL import Image
 import chordflow.demo.run as demo
 from chordflow import stopping
 from chordflow.cli.main import main
-from chordflow.demo.teacher import ASSETS, TEACHER_FOLDER
 from chordflow.results.schema import Results
 from chordflow.rollouts import Timing
 from chordflow.training.methods import ReflowMethod
-from script_files import load_script
 
 ROOT = Path(__file__).parent.parent
-FIGURES = load_script(ROOT / "scripts" / "figures.py")
 MEASURED = ROOT / "docs" / "demo" / "results.json"
 ANY_WAY = "go any way"
 
@@ -177,38 +174,6 @@ def test_the_help_offers_only_what_the_demo_takes(capsys: pytest.CaptureFixture[
     assert "config_path" not in text
     assert main(["demo", "--output_dir=x", "--config_path=y"]) == 2
     assert "--config_path is not an option" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", ["demo", "evaluate"])
-def test_the_documents_say_what_was_measured(name: str) -> None:
-    documents, folder, _, tables = FIGURES.PLACES[name]
-    results = Results.load(folder / "results.json")
-    for document in documents:
-        text = document.read_text(encoding="utf-8")
-        assert FIGURES.fill(text, results, name, tables) == text, (
-            f"{document.name}: run scripts/figures.py --tables"
-        )
-
-
-def test_every_published_figure_of_the_demo_is_of_one_student_and_of_the_shipped_teacher() -> None:
-    manifest = json.loads(FIGURES.MANIFEST.read_text(encoding="utf-8"))
-    files = FIGURES.published()
-    assert list(manifest["files"]) == [str(file.relative_to(ROOT)) for file in files]
-    for file in files:
-        assert FIGURES.sha256(file) == manifest["files"][str(file.relative_to(ROOT))], (
-            f"{file}: run make figures"
-        )
-    teacher = FIGURES.sha256(ASSETS / TEACHER_FOLDER / "model.safetensors")
-    for _, folder, _, _ in FIGURES.PLACES.values():
-        weights = {
-            policy.name: policy.weights_sha256 for policy in Results.load(folder / "results.json").policies
-        }
-        assert weights == {"teacher": teacher, "student": manifest["student_sha256"]}, folder
-    for folder in ("compare", "studies"):
-        for file in sorted((ROOT / "docs" / folder).glob("*.json")):
-            study = json.loads(file.read_text(encoding="utf-8"))
-            if "outputs/demo" in study["teacher"]:
-                assert study["teacher_sha256"] == teacher, file
 
 
 def check_bars(results: Results) -> None:

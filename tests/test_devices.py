@@ -18,7 +18,7 @@ from chordflow.evaluation.paired import MeasureConfig
 from chordflow.policies import load_flow_policy
 from chordflow.results.schema import Results
 from chordflow.training.distributed import Processes
-from chordflow.training.loop import read_metrics
+from chordflow.training.metrics import read_metrics
 from chordflow.training.wrapping import Wrapped
 from pretended_device import FREE, WrongDevice, pretended
 from test_reflow_job import options, student_of

@@ -25,14 +25,14 @@ from chordflow.evaluation.measure import Measures, measure
 from chordflow.evaluation.modes import least_silhouette, mode_centres, nearest_mode
 from chordflow.evaluation.paired import MeasureConfig, Way, encode_held_out, solve
 from chordflow.evaluation.spread import pictures
-from chordflow.flow.closed_forms import GaussianFlow
 from chordflow.flow.seeds import generator
 from chordflow.flow.solvers import SOLVERS
 from chordflow.policies import ChunkSpec, Context
 from chordflow.policies.base import VelocityModule
-from chordflow.policies.gaussian import GaussianConfig, GaussianFlowPolicy
 from chordflow.policies.sampling import Sampler
 from chordflow.results.schema import GapRow, Results
+from closed_forms import GaussianFlow
+from gaussian_policy import GaussianConfig, GaussianFlowPolicy
 from gaussian_setup import AffineStudent, euler_factor, make_observations, make_policy
 
 N, K = 40, 64

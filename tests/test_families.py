@@ -467,12 +467,15 @@ def test_a_number_of_steps_that_is_none(
     wrong = Path(shutil.copytree(folders(case), tmp_path / "wrong"))
     field = load_flow_policy(folders(case), device="cpu").steps_field  # type: ignore[attr-defined]
     config = json.loads((wrong / "config.json").read_text())
-    (wrong / "config.json").write_text(json.dumps({**config, field: 0}))
     data = ["--dataset.repo_id=test/tiny", f"--output_dir={tmp_path / 'out'}"]
-    assert main(["diagnose", f"--policy.path={wrong}", *data]) == 2
-    said = capsys.readouterr().err
-    assert "config.json" in said
-    assert field in said
+    # GR00T's own null means the number of its head.
+    none = [] if config["type"] == "groot" else [(field, None)]
+    for name, value in [(field, 0), *none, ("n_action_steps", 0)]:
+        (wrong / "config.json").write_text(json.dumps({**config, name: value}))
+        assert main(["diagnose", f"--policy.path={wrong}", *data]) == 2
+        said = capsys.readouterr().err
+        assert "config.json" in said
+        assert name in said or value is None
 
 
 def test_a_config_of_a_newer_lerobot(

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 
 from chordflow.errors import UserError
-from chordflow.flow.closed_forms import GaussianFlow, GaussianMixtureFlow
 from chordflow.flow.curvature import Curvature, measure_curvature
 from chordflow.flow.path import interpolate, velocity_target
 from chordflow.flow.solvers import get_solver
+from closed_forms import GaussianFlow, GaussianMixtureFlow
 
 H, D = 4, 3
 

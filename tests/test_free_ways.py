@@ -16,7 +16,6 @@ from rich.console import Console
 
 from chordflow.evaluation.free import GRID_POWERS, candidates, halves
 from chordflow.experiments.arms import Arm, _Rollouts
-from chordflow.flow.closed_forms import GaussianFlow
 from chordflow.flow.solvers import get_solver
 from chordflow.reporting.card import card
 from chordflow.reporting.table import markdown, render
@@ -31,6 +30,7 @@ from chordflow.results.schema import (
 )
 from chordflow.results.statistics import Estimate
 from chordflow.results.verdict import verdict
+from closed_forms import GaussianFlow
 from report_samples import gap, ratio, sample, success
 
 OLDER = Path(__file__).parent.parent / "benchmarks" / "metaworld" / "results" / "tried"

@@ -146,6 +146,7 @@ def test_committed_results_hold_together(file: Path) -> None:
     check(json.loads(file.read_text(encoding="utf-8")))
 
 
+@pytest.mark.docs
 def test_the_document_shows_the_committed_results(run: ModuleType) -> None:
     assert RESULTS
     text = (FOLDER / "README.md").read_text(encoding="utf-8")

@@ -320,6 +320,7 @@ def test_success_is_told_by_the_height_of_goals(load, tmp_path, capsys, monkeypa
     assert capsys.readouterr().err.startswith("goal_height.py: ")
 
 
+@pytest.mark.docs
 def test_the_document_shows_what_the_height_of_goals_does(load):
     script = load("goal_height")
     mark = f"<!-- goal_height -->\n{script.table(script.published())}\n<!-- /goal_height -->"
@@ -345,6 +346,7 @@ def test_first_pictures_of_metaworld_may_show_the_episode_before(load, capsys, t
     assert "the nearest names are reach-v3" in capsys.readouterr().err
 
 
+@pytest.mark.docs
 @pytest.mark.parametrize("file", sorted((FOLDER / "results").glob("*.json")), ids=lambda file: file.stem)
 def test_the_document_shows_the_published_results(load, file):
     result = json.loads(file.read_text(encoding="utf-8"))

@@ -25,9 +25,8 @@ from chordflow.errors import UserError
 from chordflow.flow import times as laws
 from chordflow.flow.seeds import generator
 from chordflow.policies import Context, Role, VelocityModule
-from chordflow.policies.gaussian import GaussianConfig, GaussianContext, GaussianFlowPolicy
 from chordflow.policies.sampling import Sampler
-from chordflow.training.loop import LoopConfig, train
+from chordflow.training.loop import train
 from chordflow.training.losses import LossConfig, MeanSquaredError, PseudoHuber
 from chordflow.training.methods import (
     ConsistencyMethodConfig,
@@ -40,8 +39,10 @@ from chordflow.training.methods import (
 )
 from chordflow.training.methods.base import chosen_rows
 from chordflow.training.optimizers import AdamWConfig
+from chordflow.training.steps import LoopConfig
 from chordflow.training.times import BetaTimes, UniformTimes
 from demonstrations import make_demonstrations
+from gaussian_policy import GaussianConfig, GaussianContext, GaussianFlowPolicy
 from gaussian_setup import AffineStudent, euler, euler_factor, make_policy
 
 CONFIGS: list[MethodConfig] = [

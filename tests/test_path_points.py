@@ -13,11 +13,11 @@ from chordflow.experiments.reflow import reflow
 from chordflow.flow import times as laws
 from chordflow.flow.seeds import generator
 from chordflow.policies import VelocityModule
-from chordflow.policies.gaussian import GaussianConfig
 from chordflow.training.methods import ReflowMethodConfig
 from chordflow.training.methods.base import chosen_rows
 from chordflow.training.times import UniformTimes
 from demonstrations import make_demonstrations
+from gaussian_policy import GaussianConfig
 from gaussian_setup import AffineStudent, euler, make_policy
 
 PATHS = Needs(paths=True)

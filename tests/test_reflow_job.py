@@ -381,7 +381,7 @@ def test_a_write_that_fails_leaves_the_last_good_checkpoint(
 
         return call
 
-    monkeypatch.setattr(checkpoints.os, "replace", counted(os.replace))
+    monkeypatch.setattr(os, "replace", counted(os.replace))
     monkeypatch.setattr(checkpoints, "save_file", counted(checkpoints.save_file))
     monkeypatch.setattr(checkpoints, "save_training_state", counted(checkpoints.save_training_state))
     assert main(options(checkpoint, dataset_root, output)) == 2
@@ -429,7 +429,7 @@ def test_a_learning_rate_given_on_resume_is_used(short_run: Path) -> None:
 @pytest.mark.parametrize("more", [
     "--student.init=random", "--seed=9", "--batch_size=4", "--coupling.num_steps=1", "--num_inference_steps=2",
     "--ema.enable=true", "--output_dir=elsewhere", "--buffer.block_size=2", "--student.train=[language]",
-    "--method.times.at_noise=0.1", "--optimizer.type=muon",
+    "--method.times.at_noise=0.1", "--optimizer.type=adamw",
 ])  # fmt: skip
 def test_what_would_make_it_another_run_is_refused(
     run: Path, more: str, capsys: pytest.CaptureFixture[str]

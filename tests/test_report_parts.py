@@ -18,7 +18,9 @@ from chordflow.reporting.figures import gap_by_steps
 from chordflow.reporting.section import ABSENT, Section
 from chordflow.reporting.table import drawn, sections, written
 from chordflow.results.findings import findings
-from chordflow.results.schema import ChunkTime, Percentiles, Results
+from chordflow.results.latency import ChunkTime
+from chordflow.results.schema import Results
+from chordflow.results.statistics import Percentiles
 from chordflow.results.verdict import verdict
 from report_samples import diagnosis, evaluation, gap, sample, success
 

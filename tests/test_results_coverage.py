@@ -3,8 +3,6 @@
 import json
 import math
 from functools import cache
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -13,18 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.proportion import proportion_confint
 
-from chordflow.results.coverage import (
-    bootstrap_coverage,
-    non_inferiority_power,
-    paired_coverage,
-    sequential_power,
-    wilson_coverage,
-)
+from chordflow.results.limits import wilson_coverage
 from chordflow.results.sequential import SequentialTest
 from chordflow.results.statistics import compare_success
-from script_files import load_script
+from script_files import ROOT, load_script
 
-ROOT = Path(__file__).parents[1]
+SCRIPT = load_script(ROOT / "scripts" / "coverage_table.py")
 
 
 @given(st.integers(1, 300), st.sampled_from([0.0, 1.0]) | st.floats(1e-9, 1))
@@ -79,8 +71,10 @@ def test_paired_coverage_is_that_of_scipy(n: int, both: float, only_first: float
     ends = np.array([_newcombe(*map(int, table)) for table in tables])
     truth = only_first - only_second
     holds = (ends[:, 0] - 1e-12 <= truth) & (truth <= ends[:, 1] + 1e-12)
-    assert paired_coverage(n, only_first, only_second, both) == pytest.approx(law[holds].sum(), abs=1e-3)
-    better, worse = non_inferiority_power(n, only_first, only_second, both, 0.25)
+    assert SCRIPT.paired_coverage(n, only_first, only_second, both) == pytest.approx(
+        law[holds].sum(), abs=1e-3
+    )
+    better, worse = SCRIPT.non_inferiority_power(n, only_first, only_second, both, 0.25)
     assert better == pytest.approx(law[ends[:, 0] > -0.25].sum(), abs=1e-3)
     assert worse == pytest.approx(law[ends[:, 1] < -0.25].sum(), abs=1e-3)
 
@@ -97,7 +91,7 @@ def test_bootstrap_coverage_is_that_of_its_intervals(n: int, only_first: float, 
         point = (b - c) / n
         low, high = (paired.bootstrap.low, paired.bootstrap.high) if paired.bootstrap else (point, point)
         covered += weight * (low - 1e-12 <= truth <= high + 1e-12)
-    assert bootstrap_coverage(n, only_first, only_second) == pytest.approx(covered, abs=1e-3)
+    assert SCRIPT.bootstrap_coverage(n, only_first, only_second) == pytest.approx(covered, abs=1e-3)
 
 
 def test_larger_tables_agree_with_draws() -> None:
@@ -105,7 +99,7 @@ def test_larger_tables_agree_with_draws() -> None:
     law = [0.85, 0.03, 0.05, 0.07]
     draws = rng.multinomial(150, law, size=4000)
     hits = sum(low <= -0.02 <= high for low, high in (_newcombe(*map(int, t)) for t in draws))
-    assert paired_coverage(150, 0.03, 0.05, 0.85) == pytest.approx(hits / 4000, abs=0.012)
+    assert SCRIPT.paired_coverage(150, 0.03, 0.05, 0.85) == pytest.approx(hits / 4000, abs=0.012)
 
 
 def test_sequential_figures_are_those_of_all_sequences() -> None:
@@ -120,7 +114,7 @@ def test_sequential_figures_are_those_of_all_sequences() -> None:
         better += weight * (end.decision == "non-inferior")
         worse += weight * (end.decision == "inferior")
         mean += weight * end.episodes
-    exact = sequential_power(
+    exact = SCRIPT.sequential_power(
         SequentialTest(margin, alpha=alpha, min_episodes=2, max_episodes=last), first, second
     )
     assert better > 0.1
@@ -132,9 +126,9 @@ def test_sequential_figures_are_those_of_all_sequences() -> None:
     [
         (lambda: wilson_coverage(0, 0.5), "episodes"),
         (lambda: wilson_coverage(10, 1.5), "impossible"),
-        (lambda: paired_coverage(10, 0.5, 0.5, 0.5), "impossible"),
-        (lambda: bootstrap_coverage(10, -0.1, 0.5), "impossible"),
-        (lambda: non_inferiority_power(10, 0.1, 0.1, 0.5, 0.0), "margin"),
+        (lambda: SCRIPT.paired_coverage(10, 0.5, 0.5, 0.5), "impossible"),
+        (lambda: SCRIPT.bootstrap_coverage(10, -0.1, 0.5), "impossible"),
+        (lambda: SCRIPT.non_inferiority_power(10, 0.1, 0.1, 0.5, 0.0), "margin"),
     ],
 )
 def test_impossible_truths_are_refused(call: object, message: str) -> None:
@@ -142,27 +136,22 @@ def test_impossible_truths_are_refused(call: object, message: str) -> None:
         call()  # type: ignore[operator]
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    return load_script(ROOT / "scripts" / "coverage_table.py")
-
-
 @pytest.mark.parametrize(
     "table", ["wilson", "paired", "peeking", pytest.param("plans", marks=pytest.mark.slow)]
 )
-def test_the_page_states_what_is_computed(script: ModuleType, table: str) -> None:
+def test_the_page_states_what_is_computed(table: str) -> None:
     stated = json.loads((ROOT / "docs" / "statistics.json").read_text())
-    assert stated.keys() == script.TABLES.keys()
-    computed = script.TABLES[table]()
+    assert stated.keys() == SCRIPT.TABLES.keys()
+    computed = SCRIPT.TABLES[table]()
     assert len(stated[table]) == len(computed)
     for before, now in zip(stated[table], computed, strict=True):
         assert before == pytest.approx(now, abs=1e-3)
 
 
-def test_the_page_shows_what_is_stated(script: ModuleType) -> None:
+def test_the_page_shows_what_is_stated() -> None:
     stated = json.loads((ROOT / "docs" / "statistics.json").read_text())
     page = (ROOT / "docs" / "statistics.md").read_text()
-    assert script.fill(page, stated) == page
+    assert SCRIPT.fill(page, stated) == page
     changed = json.loads(json.dumps(stated))
     changed["wilson"][0]["coverage"] += 0.01
-    assert script.fill(page, changed) != page
+    assert SCRIPT.fill(page, changed) != page

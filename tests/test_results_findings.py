@@ -10,28 +10,17 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
+from chordflow.results.actions import CurvatureRow, GapRow, HeldOut, ObservationSpread, Reference
+from chordflow.results.episodes import DelayRow, SequentialRow, SuccessRow
 from chordflow.results.findings import RULES, findings, unseen_share
-from chordflow.results.schema import (
-    ChunkTime,
-    CurvatureRow,
-    DelayRow,
-    GapRow,
-    HeldOut,
-    Latency,
-    Memory,
-    ObservationSpread,
-    Percentiles,
-    PolicyInfo,
-    Reference,
-    Results,
-    SequentialRow,
-    SuccessRow,
-)
+from chordflow.results.latency import ChunkTime, Latency, Memory
+from chordflow.results.schema import PolicyInfo, Results
 from chordflow.results.sequential import SequentialTest
 from chordflow.results.statistics import (
     Estimate,
     Interval,
     PairedSuccess,
+    Percentiles,
     compare_success,
     non_inferiority,
 )

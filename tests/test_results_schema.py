@@ -14,22 +14,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chordflow.errors import UserError
+from chordflow.results.latency import ChunkTime
 from chordflow.results.schema import (
     SCHEMA_VERSION,
-    ChunkTime,
     CouplingSummary,
     CurvatureRow,
     GapRow,
     HeldOut,
     Latency,
     LossCurve,
-    Percentiles,
     Results,
     SuccessRow,
     TrajectoryRow,
     installed_versions,
 )
-from chordflow.results.statistics import Estimate, Interval, compare_success
+from chordflow.results.statistics import Estimate, Interval, Percentiles, compare_success
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 whole = st.integers(0, 10_000)
@@ -112,8 +111,8 @@ def _results(**changes: Any) -> Results:
 @settings(max_examples=100, deadline=None)
 def test_every_value_survives_the_file(value: Results) -> None:
     text = value.to_json()
-    assert Results.from_json(text) == value
-    assert Results.from_json(text).to_json() == text
+    assert Results.from_json(text, "f") == value
+    assert Results.from_json(text, "f").to_json() == text
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -129,7 +128,7 @@ def test_values_that_are_not_finite_are_not_written(bad: float, tmp_path: Path) 
 
 def test_what_could_not_be_read_back_is_not_written() -> None:
     gap = dataclasses.replace(_results().gaps[0], reference="expert")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"gaps\[0\]\.reference is 'expert'; known are deployed, converged"):
+    with pytest.raises(UserError, match=r"gaps\[0\]\.reference is 'expert': .*'deployed' or 'converged'"):
         _results(gaps=[gap]).to_json()
     with pytest.raises(UserError, match=r"settings\.path is a PosixPath"):
         _results(settings={"path": Path("x")}).to_json()
@@ -138,7 +137,7 @@ def test_what_could_not_be_read_back_is_not_written() -> None:
 def test_numbers_out_of_arrays_are_written_as_numbers() -> None:
     row = SuccessRow("student", "euler", 1, "all", int(np.int64(4)), 5)
     value = _results(success=[row], settings={"a": np.float32(0.5), "b": np.int64(3), "c": np.bool_(True)})
-    assert Results.from_json(value.to_json()).settings == {"a": 0.5, "b": 3, "c": True}
+    assert Results.from_json(value.to_json(), "f").settings == {"a": 0.5, "b": 3, "c": True}
 
 
 def test_derived_figures() -> None:
@@ -219,9 +218,9 @@ def _cut(text: str, *keys: str | int) -> str:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "not a readable results file"),
-        (_results().to_json()[:200], "not a readable results file"),
-        ("[" * 100_000, "not a readable results file"),
+        ("", "not valid JSON"),
+        (_results().to_json()[:200], "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
         ("[]", "no schema_version"),
         ("{}", "no schema_version"),
         (_edited(schema_version="1"), "no schema_version"),
@@ -230,13 +229,13 @@ def _cut(text: str, *keys: str | int) -> str:
             f"schema_version {SCHEMA_VERSION + 1}.*upgrade chordflow",
         ),
         (_edited(colour="red"), "colour is not a known field"),
-        (_edited(teacher_num_steps=2.5), "teacher_num_steps is 2.5 where int belongs"),
-        (_edited(gaps=[1]), r"gaps\[0\] holds 1 where an object belongs"),
+        (_edited(teacher_num_steps=2.5), "teacher_num_steps is 2.5: .*valid integer"),
+        (_edited(gaps=[1]), r"gaps\[0\] is 1: .*dictionary"),
         (_edited(gaps="none"), "gaps is 'none'"),
-        (_edited(training_s=True), "training_s is True where float belongs"),
-        (_edited(training_s=10**400), "training_s is too large"),
-        (_edited(training_s=1.0).replace('"training_s": 1.0', '"training_s": NaN'), "it holds NaN"),
-        (_edited(training_s=1.0).replace('"training_s": 1.0', '"training_s": 1e999'), "it holds 1e999"),
+        (_edited(training_s=True), "training_s is True: .*valid number"),
+        (_edited(training_s=10**400), "training_s is 1000"),
+        (_edited(training_s=1.0).replace('"training_s": 1.0', '"training_s": NaN'), "training_s is nan"),
+        (_edited(training_s=1.0).replace('"training_s": 1.0', '"training_s": 1e999'), "training_s is inf"),
         (_cut(_results().to_json(), "gaps", 0, "rms"), r"gaps\[0\]\.rms is missing"),
         (_edited(loss={"steps": [1], "losses": []}), "1 steps and 0 losses"),
         (

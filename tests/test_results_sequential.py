@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chordflow.results.codec import decode, encode
-from chordflow.results.coverage import sequential_power
 from chordflow.results.sequential import (
     FRACTIONS,
     SHARES,
@@ -18,6 +17,9 @@ from chordflow.results.sequential import (
     confidence_sequence,
     log_capital,
 )
+from script_files import ROOT, load_script
+
+COVERAGE = load_script(ROOT / "scripts" / "coverage_table.py")
 
 counts = st.integers(0, 60)
 differences = st.lists(st.sampled_from([-1, 0, 0, 0, 1]), min_size=1, max_size=80)
@@ -145,7 +147,7 @@ def test_errors_under_looking_after_every_pair(margin: float, discordance: float
     discordance = max(discordance, margin)
     test = SequentialTest(margin, min_episodes=1, max_episodes=400)
     # At the margin itself either decision is wrong.
-    at_margin = sequential_power(test, (discordance - margin) / 2, (discordance + margin) / 2)
+    at_margin = COVERAGE.sequential_power(test, (discordance - margin) / 2, (discordance + margin) / 2)
     assert at_margin.non_inferior <= 0.025
     assert at_margin.inferior <= 0.025
 
@@ -172,7 +174,7 @@ def test_looks_are_counted(every: int, least: int, n: int) -> None:
 
 def test_errors_do_not_vanish() -> None:
     # A test that never decides would pass the one above.
-    power = sequential_power(SequentialTest(0.1, min_episodes=1, max_episodes=400), 0.05, 0.15)
+    power = COVERAGE.sequential_power(SequentialTest(0.1, min_episodes=1, max_episodes=400), 0.05, 0.15)
     assert power.non_inferior > 0.005
     assert power.inferior > 0.005
 
@@ -180,7 +182,7 @@ def test_errors_do_not_vanish() -> None:
 def test_the_exact_figures_are_those_of_the_test() -> None:
     rng = np.random.default_rng(0)
     first, second, runs = 0.12, 0.08, 600
-    exact = sequential_power(SequentialTest(0.15, max_episodes=120), first, second)
+    exact = COVERAGE.sequential_power(SequentialTest(0.15, max_episodes=120), first, second)
     ends = []
     for d in _draw(rng, (runs, 120), first, second):
         ends.append(SequentialTest(0.15, max_episodes=120).update(*_outcomes(d)))
@@ -206,10 +208,10 @@ def test_the_confidence_sequence_covers_at_all_times_at_once() -> None:
 
 def test_it_is_worth_betting() -> None:
     # Policies that differ little are told apart by about as many pairs as a fixed plan with 80 % power needs.
-    power = sequential_power(SequentialTest(0.05, max_episodes=700), 0.05, 0.05)
+    power = COVERAGE.sequential_power(SequentialTest(0.05, max_episodes=700), 0.05, 0.05)
     assert power.non_inferior > 0.85
     assert power.mean_episodes < 1.1 * 350
-    clear = sequential_power(SequentialTest(0.02, max_episodes=500), 0.02, 0.22)
+    clear = COVERAGE.sequential_power(SequentialTest(0.02, max_episodes=500), 0.02, 0.22)
     assert clear.inferior > 0.99
     assert clear.mean_episodes < 60
 
@@ -256,4 +258,4 @@ def test_outcomes_must_be_paired() -> None:
     with pytest.raises(ValueError, match="same episodes"):
         SequentialTest(0.02).update([True], [True, False])
     with pytest.raises(ValueError, match="max_episodes"):
-        sequential_power(SequentialTest(0.02), 0.1, 0.1)
+        COVERAGE.sequential_power(SequentialTest(0.02), 0.1, 0.1)

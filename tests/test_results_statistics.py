@@ -12,7 +12,6 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
 from chordflow.results.codec import decode, encode
-from chordflow.results.coverage import non_inferiority_power
 from chordflow.results.power import episodes_needed
 from chordflow.results.statistics import (
     Interval,
@@ -28,6 +27,9 @@ from chordflow.results.statistics import (
     summarise,
     wilson_interval,
 )
+from script_files import ROOT, load_script
+
+COVERAGE = load_script(ROOT / "scripts" / "coverage_table.py")
 
 
 def _pairs(both: int, only_first: int, only_second: int, neither: int) -> tuple[list[bool], list[bool]]:
@@ -268,12 +270,12 @@ def test_the_number_of_episodes_has_its_power(
     both = min(both, 1 - only_first - only_second)
     n = episodes_needed(only_first, only_second, margin)
     assert n is not None
-    better, worse = non_inferiority_power(n, only_first, only_second, both, margin)
+    better, worse = COVERAGE.non_inferiority_power(n, only_first, only_second, both, margin)
     right, wrong = (better, worse) if only_first - only_second > -margin else (worse, better)
     assert 0.79 <= right <= 0.86
     assert wrong < 1e-4
     # With half as many it has not.
-    fewer = non_inferiority_power(n // 2, only_first, only_second, both, margin)
+    fewer = COVERAGE.non_inferiority_power(n // 2, only_first, only_second, both, margin)
     assert max(fewer) < 0.65
 
 

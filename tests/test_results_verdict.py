@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from chordflow.results.actions import CurvatureRow, GapRow
 from chordflow.results.findings import findings
-from chordflow.results.schema import CurvatureRow, GapRow, Latency, NonInferiority, PolicyInfo, Results
-from chordflow.results.statistics import Estimate, Interval
+from chordflow.results.latency import Latency
+from chordflow.results.schema import PolicyInfo, Results
+from chordflow.results.statistics import Estimate, Interval, NonInferiority
 from chordflow.results.verdict import next_command, verdict
 from chordflow.results.wording import amount, number, percent, points, steps
 from report_samples import curvature, gap, ratio, sample, success

@@ -26,10 +26,10 @@ from chordflow.experiments.round_settings import round_seed
 from chordflow.flow.curvature import measure_curvature
 from chordflow.flow.seeds import generator
 from chordflow.policies import Context, Role, VelocityModule
-from chordflow.policies.gaussian import GaussianConfig, GaussianFlowPolicy
 from chordflow.policies.sampling import Sampler
 from chordflow.results.schema import Results
 from chordflow.training.methods import ReflowMethod, ReflowMethodConfig
+from gaussian_policy import GaussianConfig, GaussianFlowPolicy
 from gaussian_setup import make_observations
 from test_reflow_job import options, student_of
 

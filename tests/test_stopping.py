@@ -24,12 +24,12 @@ from chordflow.console import bar
 from chordflow.couplings.making import BlockMaker
 from chordflow.errors import UserError
 from chordflow.stopping import SIGNALS, Stopped
-from chordflow.training.loop import EMAConfig
 from chordflow.training.methods import ReflowMethodConfig
 from chordflow.training.methods.reflow import ReflowMethod
 from chordflow.training.metrics import read_metrics
-from chordflow.training.optimizers import AdamWConfig, MuonConfig, SOAPConfig
-from test_training import GROWS, SLIDES, SMALL, Run, run
+from chordflow.training.optimizers import AdamWConfig, SOAPConfig
+from chordflow.training.steps import EMAConfig
+from test_training import GROWS, SLIDES, Run, run
 
 STEPS = 8
 AVERAGED = EMAConfig(enable=True, decay=0.9)
@@ -96,13 +96,8 @@ def train(output: Path, **options: Any) -> Run:
     [
         (10, {"optimizer": SOAPConfig(lr=1e-3, precondition_frequency=3), "buffer": GROWS, "ema": AVERAGED}),
         (3, {"optimizer": AdamWConfig(lr=1e-3), "buffer": SLIDES}),
-        pytest.param(
-            10,
-            {"optimizer": MuonConfig(lr=1e-3), "buffer": SMALL, "ema": AVERAGED},
-            marks=pytest.mark.slow,
-        ),
     ],
-    ids=["soap", "adamw", "muon"],
+    ids=["soap", "adamw"],
 )
 def test_stopped_at_random_moments_it_resumes_to_the_same_bits(
     tmp_path: Path, moments: int, options: dict[str, Any]

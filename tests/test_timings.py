@@ -17,7 +17,6 @@ from rich.console import Console
 
 from chordflow.evaluation.latency import measure_latency
 from chordflow.policies import Context
-from chordflow.policies.gaussian import GaussianConfig, GaussianFlowPolicy
 from chordflow.reporting.card import card
 from chordflow.reporting.facts import facts
 from chordflow.reporting.gap_tables import summary
@@ -25,9 +24,12 @@ from chordflow.reporting.page import page
 from chordflow.reporting.policy_tables import latency as latency_table
 from chordflow.reporting.table import markdown, render
 from chordflow.results.findings import findings
-from chordflow.results.schema import ChunkTime, Finding, Latency, Percentiles, Results
+from chordflow.results.latency import ChunkTime, Latency
+from chordflow.results.schema import Finding, Results
+from chordflow.results.statistics import Percentiles
 from chordflow.results.verdict import verdict
 from chordflow.results.wording import UNRELIABLE
+from gaussian_policy import GaussianConfig, GaussianFlowPolicy
 from gaussian_setup import make_observations
 from report_samples import diagnosis, evaluation, sample
 

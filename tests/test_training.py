@@ -24,24 +24,16 @@ from chordflow.errors import UserError
 from chordflow.evaluation.measure import Measures, measure
 from chordflow.evaluation.paired import MeasureConfig
 from chordflow.flow import times as laws
-from chordflow.flow.closed_forms import GaussianFlow
 from chordflow.flow.seeds import generator
 from chordflow.policies import FlowPolicy, Role, VelocityModule, load_flow_policy
 from chordflow.policies.base import PREFIX_ROLES
-from chordflow.policies.gaussian import GaussianConfig, GaussianContext, GaussianFlowPolicy
 from chordflow.policies.sampling import Sampler
 from chordflow.training.checkpoints import TrainingState, load_checkpoint
-from chordflow.training.loop import (
-    EMAConfig,
-    LoopConfig,
-    Progress,
-    SchedulerConfig,
-    Trained,
-    read_metrics,
-    train,
-)
+from chordflow.training.loop import Progress, Trained, train
 from chordflow.training.methods import Method, MethodConfig, ReflowMethod, ReflowMethodConfig
-from chordflow.training.optimizers import AdamWConfig, MuonConfig, OptimizerConfig, SOAPConfig
+from chordflow.training.metrics import read_metrics
+from chordflow.training.optimizers import AdamWConfig, OptimizerConfig, SOAPConfig
+from chordflow.training.steps import EMAConfig, LoopConfig, SchedulerConfig
 from chordflow.training.student import StudentInit, make_student, shares_prefix
 from chordflow.training.times import (
     BetaTimes,
@@ -51,6 +43,8 @@ from chordflow.training.times import (
     UniformTimes,
     UShapedTimes,
 )
+from closed_forms import GaussianFlow
+from gaussian_policy import GaussianConfig, GaussianContext, GaussianFlowPolicy
 from gaussian_setup import AffineStudent, euler, euler_factor, make_observations, make_policy
 
 SMALL = BufferConfig(num_observations=8, noises_per_observation=4, uses_per_coupling=None, block_size=4)
@@ -439,7 +433,6 @@ GROWS = BufferConfig(16, 4, 4, 4, start_observations=4)
     [
         (AdamWConfig(lr=1e-3), SLIDES),
         (AdamWConfig(lr=1e-3), GROWS),
-        (MuonConfig(lr=1e-3), SLIDES),
         (SOAPConfig(lr=1e-3, precondition_frequency=3), SLIDES),
     ],
 )

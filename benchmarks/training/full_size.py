@@ -13,27 +13,26 @@ endpoints by the Euler steps of the deployed teacher, the buffer by those of `--
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import torch
+from full_size_table import HEAD, row
+from loops import NAIVE, TrainingStep, naive_couplings
+from roofline import clock, measure_roofline
+from time_training import described
 
-from chordflow.console import bar, console
+from chordflow.console import bar
 from chordflow.couplings import BufferConfig, CouplingBuffer, CouplingConfig, Observations
 from chordflow.experiments.provenance import device_name
-from chordflow.experiments.roofline import PeakMemory, measure_roofline
 from chordflow.policies import FlowPolicy
 from chordflow.quiet import silence_libraries
-from chordflow.reporting.bench_table import markdown, render
-from chordflow.results.bench import NAIVE, BenchLoop, Speed, TrainingBench
 from chordflow.results.schema import installed_versions
-from chordflow.training.methods import ReflowMethodConfig
-from chordflow.training.naive import NaiveCouplings
 from chordflow.training.optimizers import AdamWConfig, SOAPConfig
-from chordflow.training.timed import Source, TrainingStep
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "latency"))
 
@@ -67,12 +66,12 @@ def main() -> None:
     silence_libraries()
     bench = measure(options)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    bench.save(options.output)
-    console.print(render(bench))
-    print(markdown(bench))
+    options.output.write_text(json.dumps(bench, indent=2) + "\n", encoding="utf-8")
+    for name, value in zip(HEAD, row(bench), strict=True):
+        print(f"{name}: {value}")
 
 
-def measure(options: argparse.Namespace) -> TrainingBench:
+def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Counts operations, then times the loop without reuse and the one with it."""
     teacher, student = (build(options.family, options.size, options.device, options.dtype) for _ in range(2))
     teacher.module.requires_grad_(False)
@@ -83,9 +82,7 @@ def measure(options: argparse.Namespace) -> TrainingBench:
         if name not in trainable:
             # As a student of `chordflow reflow`: what is frozen is in memory once.
             parameter.data = originals[name].data
-    step = TrainingStep(
-        student, trainable, ReflowMethodConfig().build(), OPTIMIZERS[options.optimizer](), seed=0
-    )
+    step = TrainingStep(student, trainable, OPTIMIZERS[options.optimizer](), seed=0)
     frames = Observations(RandomFrames(teacher), range(10_000))  # type: ignore[arg-type]
     batch = options.batch_size
     deployed = CouplingConfig("euler", teacher.default_num_steps, grid_power=1.0)
@@ -98,56 +95,53 @@ def measure(options: argparse.Namespace) -> TrainingBench:
 
     once = buffer(BufferConfig(batch, 1, None, batch))
     list(once.fill(0))
-    with bar("roofline") as progress:
-        # It warms everything up as well.
-        roofline = measure_roofline(
-            teacher, next(frames.batches(range(batch), batch)), coupling, deployed, step, once,
-            repeats=options.repeats, on_piece=progress.update,
-        )  # fmt: skip
+    # It warms everything up as well.
+    items = next(frames.batches(range(batch), batch))
+    roofline = measure_roofline(teacher, items, coupling, deployed, step, once, repeats=options.repeats)
     del once
-    naive = NaiveCouplings(teacher, frames, deployed, seed=0, batch_size=batch)
+    naive = naive_couplings(teacher, frames, deployed, 0, batch)
     speeds = [
         timed(NAIVE, naive, step, options.naive_steps, teacher.device),
         timed(BUFFERED, buffer(kept), step, options.lives * options.uses, teacher.device),
     ]
-    return TrainingBench(
-        command=sys.argv,
-        settings={name: str(value) for name, value in vars(options).items()},
-        versions=installed_versions(),
-        device=device_name(teacher.device),
-        teacher=f"{options.family}, {options.size}, random weights, {options.dtype}",
-        teacher_num_steps=teacher.default_num_steps,
-        loops=[
-            BenchLoop(NAIVE, batch),
-            BenchLoop(
-                BUFFERED, batch, 1, options.noises, options.uses, kept.num_observations, kept.block_size,
-                kept.adaptive_share,
-            ),
-        ],
-        budgets=[],
-        seeds=[0],
-        clock="wall",
-        roofline=roofline,
-        speeds=speeds,
-    )  # fmt: skip
+    return {
+        "command": sys.argv,
+        "settings": {name: str(value) for name, value in vars(options).items()},
+        "versions": installed_versions(),
+        "device": device_name(teacher.device),
+        "teacher": f"{options.family}, {options.size}, random weights, {options.dtype}",
+        "teacher_num_steps": teacher.default_num_steps,
+        "loops": [described(NAIVE, batch), described(BUFFERED, batch, 1, kept)],
+        "roofline": roofline,
+        "speeds": speeds,
+    }
 
 
-def timed(name: str, source: Source, step: TrainingStep, steps: int, device: torch.device) -> Speed:
+def timed(
+    name: str, source: CouplingBuffer, step: TrainingStep, steps: int, device: torch.device
+) -> dict[str, Any]:
     """Trains for so many steps, the making of couplings included."""
-    memory, held = PeakMemory(device), 0
-    began = time.perf_counter()
+    resident, held = 0, 0
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    began = clock(device)
     with bar(name) as progress:
         for number in range(steps):
             for _ in source.fill(number):
-                memory.look()
+                resident = max(resident, psutil.Process().memory_info().rss)
             held = max(held, source.num_bytes)
             step(source, number, 1.0)
-            memory.look()
+            resident = max(resident, psutil.Process().memory_info().rss)
             progress.update(number + 1, steps)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    seconds = time.perf_counter() - began
-    return Speed(name, steps * source.step_size, steps, seconds, held, memory.read())
+    return {
+        "loop": name,
+        "samples": steps * source.step_size,
+        "steps": steps,
+        "seconds": clock(device) - began,
+        "buffer_bytes": held,
+        # On a CPU that of the whole process.
+        "peak_bytes": resident if device.type == "cpu" else torch.cuda.max_memory_allocated(device),
+    }
 
 
 def _options() -> argparse.Namespace:

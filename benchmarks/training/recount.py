@@ -10,7 +10,7 @@ alone and is counted on tensors without storage. The demo's student is small eno
 
 from __future__ import annotations
 
-import dataclasses
+import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,17 +20,15 @@ from typing import Any
 import torch
 from full_size import RandomFrames
 from full_size_table import RESULTS
+from loops import TrainingStep
+from roofline import measure_roofline
 from torch.utils.flop_counter import FlopCounterMode
 
 from chordflow.couplings import BufferConfig, CouplingBuffer, CouplingConfig, Observations
 from chordflow.demo.teacher import place_teacher
-from chordflow.experiments.roofline import measure_roofline
 from chordflow.policies import load_flow_policy
 from chordflow.policies.registry import adapter_for
-from chordflow.results.bench import TrainingBench
-from chordflow.training.methods import ReflowMethodConfig
 from chordflow.training.optimizers import SOAPConfig
-from chordflow.training.timed import TrainingStep
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "latency"))
 
@@ -40,14 +38,19 @@ from random_policies import outline
 def main() -> None:
     """Recounts every file and says what has changed."""
     for path in sorted(RESULTS.glob("full_*_soap_*.json")):
-        bench = TrainingBench.load(path)
-        with_adamw = TrainingBench.load(path.with_name(path.name.replace("_soap_", "_adamw_")))
-        assert with_adamw.roofline is not None
-        _put(path, bench, with_adamw.roofline.train.flop + soap_flop(trained_shapes(bench.settings)))
+        soap, adamw = load(path), load(path.with_name(path.name.replace("_soap_", "_adamw_")))
+        flop = adamw["roofline"]["train"]["flop"] + soap_flop(trained_shapes(soap["settings"]))
+        _put(path, soap, flop)
     for name in ("schedules", "variants"):
         path = RESULTS / f"{name}.json"
-        bench = TrainingBench.load(path)
-        _put(path, bench, demo_step_flop(bench))
+        bench = load(path)
+        _put(path, bench, demo_step_flop(bench["roofline"]["train"]["batch_size"]))
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A result file."""
+    bench: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return bench
 
 
 def trained_shapes(settings: dict[str, Any]) -> list[torch.Size]:
@@ -70,32 +73,27 @@ def soap_flop(shapes: Iterable[torch.Size]) -> int:
     return int(counter.get_total_flops())
 
 
-def demo_step_flop(bench: TrainingBench) -> int:
-    """Operations of a step of the demo's student, with a batch of the size that the benchmark counted."""
-    assert bench.roofline is not None
+def demo_step_flop(size: int) -> int:
+    """Operations of a step of the demo's student with so many couplings."""
     with TemporaryDirectory() as folder:
         path = place_teacher(Path(folder) / "teacher")
         teacher, student = (load_flow_policy(path, device="cpu") for _ in range(2))
     teacher.module.requires_grad_(False)
-    options = {name: value for name, value in bench.settings["optimizer"].items() if name != "type"}
-    step = TrainingStep(
-        student, student.train_roles(student.default_train_roles), ReflowMethodConfig().build(), SOAPConfig(**options),
-        seed=0,
-    )  # fmt: skip
-    size, solver = bench.roofline.train.batch_size, CouplingConfig("euler", 1, grid_power=1.0)
+    trainable = student.train_roles(student.default_train_roles)
+    step = TrainingStep(student, trainable, SOAPConfig(), seed=0)
+    solver = CouplingConfig("euler", 1, grid_power=1.0)
     frames = Observations(RandomFrames(teacher), range(size))  # type: ignore[arg-type]
     once = CouplingBuffer(teacher, frames, solver, BufferConfig(size, 1, None, size), seed=0, batch_size=size)
     list(once.fill(0))
     items = next(frames.batches(range(size), size))
-    return measure_roofline(teacher, items, solver, solver, step, once, repeats=1).train.flop
+    return int(measure_roofline(teacher, items, solver, solver, step, once, repeats=1)["train"]["flop"])
 
 
-def _put(path: Path, bench: TrainingBench, flop: int) -> None:
-    roofline = bench.roofline
-    assert roofline is not None
-    print(f"{path.name}: {roofline.train.flop:,} operations a step were counted, {flop:,} it takes")
-    train = dataclasses.replace(roofline.train, flop=flop)
-    dataclasses.replace(bench, roofline=dataclasses.replace(roofline, train=train)).save(path)
+def _put(path: Path, bench: dict[str, Any], flop: int) -> None:
+    train = bench["roofline"]["train"]
+    print(f"{path.name}: {train['flop']:,} operations a step were counted, {flop:,} it takes")
+    train["flop"] = flop
+    path.write_text(json.dumps(bench, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def parse(arguments: list[str]) -> CoupleConfig:
             base = dict(read_manifest(path.parent, CONFIG_PATH).about["settings"])
             # The store may have been moved since: it is where its manifest is.
             base["output_dir"] = str(path.parent)
-            # What it is to hold may have changed since the command that began it.
+            # As many as the store was made for, whatever the command that began it.
             base["num_observations"] = None
         else:
             base = read_settings(config_path)

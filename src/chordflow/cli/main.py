@@ -27,9 +27,11 @@ VERBS = {
     ),
     "study": ("chordflow.cli.study", "answer one question about reflow by several trainings side by side"),
     "relocate": ("chordflow.cli.relocate", "mend a checkpoint whose vision-language model folder has moved"),
-    "bench": ("chordflow.cli.bench", "time training with and without reuse of couplings, side by side"),
     "demo": ("chordflow.cli.demo", "run the whole job on a small teacher that comes with chordflow"),
 }
+
+GONE = {"bench": "time training in a checkout with python benchmarks/training/time_training.py"}
+"""Verbs that were, and what to do in their place."""
 
 
 def usage() -> str:
@@ -43,7 +45,6 @@ def usage() -> str:
 
 
 _SIZES = {
-    "bench": "--naive_batch_size, the batch_size of a schedule or --measure.batch_size",
     "compare": "--batch_size, --buffer.num_observations, --measure.batch_size or --eval.batch_size",
     "couple": "--batch_size or --buffer.block_size",
     "diagnose": "--measure.batch_size",
@@ -72,6 +73,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"chordflow {__version__}")
         return 0
     verb, options = arguments[0], arguments[1:]
+    if verb in GONE:
+        print(f"chordflow: {verb} is no verb any more; {GONE[verb]}.", file=sys.stderr)
+        return 2
     if verb not in VERBS:
         print(f"chordflow: there is no verb {verb!r}; choose one of {', '.join(VERBS)}.", file=sys.stderr)
         return 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from chordflow import stopping
 from chordflow.cli.options import CONFIG_PATH, build, help_text, merge, read_options, show_value
 from chordflow.cli.settings import read_settings, wants_resume
 from chordflow.console import console, say
+from chordflow.disk import whole_folder
 from chordflow.errors import UserError
 from chordflow.experiments.config import AUTO, ReflowJobConfig
 from chordflow.experiments.provenance import BESIDE_SETTINGS, HELD_OUT, check_same_store, check_same_teacher
@@ -86,16 +86,11 @@ def _write_report(output_dir: Path) -> Path:
 
 def _save_pictures(results: Results, folder: Path) -> int:
     """Draws all pictures into a folder that appears whole or not at all; returns their number."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        pictures = save_figures(results, temporary)
         # A resumed run draws anew.
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
+        with whole_folder(folder) as temporary:
+            pictures = save_figures(results, temporary)
     except (OSError, UserError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
             f"output_dir={folder.parent}: the pictures cannot be written ({error}); checkpoints and results.json "
             f"are whole: make room and go on with: {resume_command(folder.parent)}"

@@ -13,10 +13,11 @@ HELP = """Make a page, a markdown table and a model card from what a run measure
 usage:
   chordflow report DIR [--output_dir=FOLDER]
 
-DIR is the folder of a run, with its results.json. Writes
+DIR is the folder of a run, with its results.json; or a study's study.json. Writes
   report.html    everything that was measured, on one page that needs no network
   table.md       the verdict and the tables, for a README
   model_card.md  the same with what the Hugging Face Hub reads of a model; upload it as README.md
+and of a study study.html and study.md.
 
 options:
   --output_dir  (path)

@@ -112,7 +112,7 @@ class CouplingBuffer:
         if source is not None and self.num_blocks > source.num_blocks:
             raise UserError(
                 f"buffer.num_observations={config.num_observations}: the store holds "
-                f"{source.num_blocks * self.block_size}; give at most that many, or enlarge the store."
+                f"{source.num_blocks * self.block_size}; give at most that many, or make a larger store."
             )
         start = max(-(-config.start_observations // self.block_size), self.least_blocks)
         self.window = Window(

@@ -1,10 +1,10 @@
 """Couplings on disk: a folder of blocks that the teacher was asked for once, for many trainings.
 
-    STORE/manifest.json                what the blocks were made with, and each finished one's checksum
-    STORE/block-000000.safetensors     its observations, its endpoints, and where wanted their contexts
+    STORE/manifest.json                what the blocks were made with, written once
+    STORE/block-000000.safetensors     its observations, its endpoints, where wanted their contexts, and a checksum
 
-Noises are not stored: they follow from the manifest's seed and the block's number (see `flow.seeds`). A block
-is whole or it is not in the manifest, which itself is replaced by renaming.
+Noises are not stored: they follow from the manifest's seed and the block's number (see `flow.seeds`). A block appears
+under its name by renaming, so what is there is whole.
 
 Shapes: N couplings of a block, O observations of a block, H chunk size, D padded action dimension.
 """
@@ -13,62 +13,52 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
 from chordflow.couplings.blocks import Solved
-from chordflow.errors import UserError, machine_refuses
+from chordflow.errors import UserError, machine_refuses, reason
 from chordflow.policies import Context
 
-LAYOUT = 1
-"""Version of the files' layout."""
+LAYOUT = 2
+"""Version of the files' layout. In the first one the manifest held the checksums, of whole files."""
 
 MANIFEST = "manifest.json"
 
 FOR_TRAINING = ("teacher", "dataset", "rename_map", "seed", "coupling", "buffer")
 """Settings of the command that began a store, which a training takes from it."""
 
-_OBSERVATIONS, _CONTEXT = "observations", "context."
+_OBSERVATIONS, _CONTEXT, _SHA256 = "observations", "context.", "sha256"
+
+
+class BrokenBlockError(ValueError):
+    """A block's file is missing or not as it was written; the message is what is wrong with it."""
 
 
 @dataclass(frozen=True)
-class Shard:
-    """What the manifest says of a finished block's file.
-
-    Attributes:
-        sha256: of the file, in hexadecimal.
-        num_bytes: its size.
-    """
-
-    sha256: str
-    num_bytes: int
-
-
-@dataclass
 class Manifest:
-    """What a store was made with, and what of it is finished.
+    """What a store was made with.
 
     Attributes:
         made_with: all that its blocks depend on, as nested plain values.
         about: what is good to know of how they were made, as nested plain values; nothing depends on it. Its
             `settings` are those of the command that began the store.
         num_blocks: blocks that the store is to hold.
-        shards: the finished blocks by number.
+        sums: SHA-256 of the whole files of blocks that carry none, by number: those of the first layout.
     """
 
     made_with: dict[str, Any]
     about: dict[str, Any]
     num_blocks: int
-    shards: dict[int, Shard] = field(default_factory=dict)
+    sums: dict[int, str] = field(default_factory=dict)
 
     @property
     def made_with_sha256(self) -> str:
@@ -76,14 +66,14 @@ class Manifest:
         return hashlib.sha256(json.dumps(self.made_with, sort_keys=True).encode()).hexdigest()
 
     @property
-    def missing(self) -> list[int]:
-        """Numbers of the blocks that are still to be made."""
-        return [number for number in range(self.num_blocks) if number not in self.shards]
+    def block_size(self) -> int:
+        """Observations of a block."""
+        return int(self.made_with["buffer"]["block_size"])
 
     @property
-    def num_bytes(self) -> int:
-        """Size of the finished blocks on disk."""
-        return sum(shard.num_bytes for shard in self.shards.values())
+    def num_observations(self) -> int:
+        """Observations that the store is to hold."""
+        return self.num_blocks * self.block_size
 
     def to_json(self) -> bytes:
         """The manifest's file."""
@@ -92,7 +82,6 @@ class Manifest:
             "made_with": self.made_with,
             "about": self.about,
             "num_blocks": self.num_blocks,
-            "shards": {shard_name(n): asdict(self.shards[n]) for n in sorted(self.shards)},
         }
         return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
@@ -111,14 +100,13 @@ class Manifest:
                     f"{path} was written by a newer chordflow (layout {layout}, this one reads {LAYOUT}); update "
                     "chordflow, or make a new store."
                 )
-            shards = {
-                shard_number(name): Shard(str(told["sha256"]), int(told["num_bytes"]))
-                for name, told in content["shards"].items()
+            sums = {
+                int(name.removeprefix("block-").removesuffix(".safetensors")): str(told["sha256"])
+                for name, told in content.get("shards", {}).items()
             }
-            made_with, about = dict(content["made_with"]), dict(content["about"])
-            num_blocks = int(content["num_blocks"])
-            _check_content(made_with, about, num_blocks)
-            return cls(made_with, about, num_blocks, shards)
+            made = cls(dict(content["made_with"]), dict(content["about"]), int(content["num_blocks"]), sums)
+            _check_content(made)
+            return made
         except UserError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -133,16 +121,16 @@ class _BrokenPartError(ValueError):
     """A part of a manifest is not what its readers rely on; says which."""
 
 
-def _check_content(made_with: dict[str, Any], about: dict[str, Any], num_blocks: int) -> None:
+def _check_content(made: Manifest) -> None:
     """Looks for what readers of a manifest rely on; KeyError, TypeError or ValueError where it is not there."""
     for name in FOR_TRAINING:
         kind = int if name == "seed" else dict
-        value = look_up(about, f"settings.{name}")
+        value = look_up(made.about, f"settings.{name}")
         if not isinstance(value, kind):
             wanted = "a whole number" if kind is int else "a group of settings"
             raise _BrokenPartError(f"about.settings.{name} is {json.dumps(value)[:40]}, not {wanted}")
-    int(made_with["seed"]), bool(made_with["store_context"])
-    if num_blocks < 1 or int(made_with["buffer"]["block_size"]) < 1:
+    int(made.made_with["seed"]), bool(made.made_with["store_context"])
+    if made.num_blocks < 1 or made.block_size < 1:
         raise ValueError("a store holds at least one block of one observation")
 
 
@@ -151,9 +139,9 @@ def shard_name(number: int) -> str:
     return f"block-{number:06d}.safetensors"
 
 
-def shard_number(name: str) -> int:
-    """The block of a file; ValueError where the name is none."""
-    return int(name.removeprefix("block-").removesuffix(".safetensors"))
+def finished(folder: Path) -> int:
+    """How many blocks a store has."""
+    return len(list(folder.glob("block-*.safetensors")))
 
 
 def read_manifest(folder: Path, option: str = "couplings.path") -> Manifest:
@@ -223,7 +211,39 @@ def encode_block(observations: list[int], solved: Solved, context: Context | Non
     for index, tensor in enumerate(context.tensors() if context is not None else ()):
         tensors[f"{_CONTEXT}{index}"] = tensor
     # Copies: two fields of a context may share memory, which the format does not allow.
-    return save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    return save(tensors, {_SHA256: _digest(tensors)})
+
+
+def read_block(folder: Path, number: int, manifest: Manifest) -> dict[str, Tensor]:
+    """A block's tensors, on the CPU.
+
+    Raises:
+        BrokenBlockError: if it is missing, or not as it was written.
+    """
+    try:
+        data = (folder / shard_name(number)).read_bytes()
+    except FileNotFoundError as error:
+        raise BrokenBlockError("is missing") from error
+    try:
+        tensors = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    except (SafetensorError, ValueError) as error:
+        raise BrokenBlockError(f"is cut or damaged ({reason(error)})") from error
+    told = header.get("__metadata__", {}).get(_SHA256)
+    own = hashlib.sha256(data).hexdigest() if told is None else _digest(tensors)
+    if own != (told or manifest.sums.get(number)):
+        raise BrokenBlockError("is damaged (its checksum is another)")
+    return tensors
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of contiguous tensors of the CPU, with their names, types and shapes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -260,21 +280,25 @@ class CouplingStore:
                 files' sizes have to do, and each is checked when it is read.
 
         Raises:
-            UserError: naming the first block that is not as the manifest says.
+            UserError: naming the first block that is not as it was written.
         """
-        missing = [number for number in self.manifest.missing if number < self.num_blocks]
+        files = [self.folder / shard_name(number) for number in range(self.num_blocks)]
+        missing = [file.name for file in files if not file.exists()]
         if missing:
-            done = self.num_blocks - len(missing)
             raise UserError(
-                f"couplings.path={self.folder}: {done} of {self.num_blocks} blocks are made; make the others with: "
-                f"{remake_command(self.folder)}"
+                f"couplings.path={self.folder}: {missing[0]} is missing: {len(files) - len(missing)} of {len(files)} "
+                f"blocks are made; make the others with: {remake_command(self.folder)}"
             )
-        sizes = [self.manifest.shards[number].num_bytes for number in range(self.num_blocks)]
-        for number in range(self.num_blocks):
-            if sum(sizes) <= max_bytes:
-                self._bytes(number)
-            elif (fault := size_fault(self.folder, number, self.manifest.shards[number])) is not None:
-                raise self._damaged(number, fault)
+        small = sum(file.stat().st_size for file in files) <= max_bytes
+        for number, file in enumerate(files):
+            try:
+                if small:
+                    read_block(self.folder, number, self.manifest)
+                else:
+                    with safe_open(file, "pt"):
+                        pass
+            except (BrokenBlockError, SafetensorError) as error:
+                raise self._damaged(number, error) from error
 
     def read(self, number: int, observations: list[int]) -> tuple[Solved, Context | None]:
         """A block, on the CPU.
@@ -287,16 +311,15 @@ class CouplingStore:
             UserError: where it is missing, damaged, or of other observations.
         """
         try:
-            tensors = load(self._bytes(number))
-            stored = tensors[_OBSERVATIONS].tolist()
+            tensors = read_block(self.folder, number, self.manifest)
+            if tensors[_OBSERVATIONS].tolist() != observations:
+                raise BrokenBlockError("was made on other observations")
             solved = Solved(tensors["observation"], tensors["endpoint"])
-        except (SafetensorError, KeyError) as error:
-            raise self._damaged(number, "is no block of couplings") from error
-        if stored != observations:
-            raise self._damaged(number, "was made on other observations")
-        return solved, self._context(number, tensors) if self.holds_context else None
+            return solved, self._context(tensors) if self.holds_context else None
+        except (BrokenBlockError, KeyError) as error:
+            raise self._damaged(number, error) from error
 
-    def _context(self, number: int, tensors: dict[str, Tensor]) -> Context:
+    def _context(self, tensors: dict[str, Tensor]) -> Context:
         assert self.template is not None
         like = self.template.tensors()
         stored = [tensors.get(f"{_CONTEXT}{index}") for index in range(len(like))]
@@ -304,37 +327,13 @@ class CouplingStore:
             tensor is None or tensor.dtype != known.dtype or tensor.dim() != known.dim()
             for tensor, known in zip(stored, like, strict=True)
         ):
-            raise self._damaged(number, "holds contexts of another form than this teacher's")
+            raise BrokenBlockError("holds contexts of another form than this teacher's")
         parts = iter(stored)
         return self.template.map(lambda _: next(parts))
 
-    def _bytes(self, number: int) -> bytes:
-        data, fault = read_shard(self.folder, number, self.manifest.shards[number])
-        if fault is not None:
-            raise self._damaged(number, fault)
-        return data
-
-    def _damaged(self, number: int, fault: str) -> UserError:
+    def _damaged(self, number: int, error: Exception) -> UserError:
+        fault = str(error) if isinstance(error, BrokenBlockError) else f"is cut or damaged ({reason(error)})"
         return UserError(
             f"couplings.path={self.folder}: {shard_name(number)} {fault}; make this block anew with: "
             f"{remake_command(self.folder)}"
         )
-
-
-def size_fault(folder: Path, number: int, shard: Shard) -> str | None:
-    """What is wrong with a block's file by its size; None where nothing is."""
-    try:
-        size = os.stat(folder / shard_name(number)).st_size
-    except FileNotFoundError:
-        return "is missing"
-    return None if size == shard.num_bytes else f"is half-written ({size:,} of {shard.num_bytes:,} bytes)"
-
-
-def read_shard(folder: Path, number: int, shard: Shard) -> tuple[bytes, str | None]:
-    """A block's file and what is wrong with it; None where nothing is."""
-    if (fault := size_fault(folder, number, shard)) is not None:
-        return b"", fault
-    data = (folder / shard_name(number)).read_bytes()
-    if hashlib.sha256(data).hexdigest() != shard.sha256:
-        return b"", "is damaged (its checksum is not the manifest's)"
-    return data, None

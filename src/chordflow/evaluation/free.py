@@ -22,7 +22,7 @@ from chordflow.evaluation.work import Work, beside_floor, gap_row, rms_ratio
 from chordflow.flow.seeds import generator
 from chordflow.flow.solvers import SOLVERS, AdamsBashforth, get_solver
 from chordflow.policies import FlowPolicy
-from chordflow.results.schema import TEACHER, FreeWays, GapRow, PolicyName, Reference
+from chordflow.results.actions import TEACHER, FreeWays, GapRow, PolicyName, Reference
 from chordflow.results.statistics import Estimate
 
 GRID_POWERS = (1.0, 1.4, 2.0)

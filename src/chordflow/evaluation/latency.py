@@ -15,7 +15,8 @@ from torch import Tensor
 from chordflow.flow.seeds import generator
 from chordflow.policies import FlowPolicy
 from chordflow.policies.sampling import Sampler
-from chordflow.results.schema import ChunkTime, Latency, Memory, Percentiles
+from chordflow.results.latency import ChunkTime, Latency, Memory
+from chordflow.results.statistics import Percentiles
 
 WARM_UP = 5
 

@@ -23,19 +23,19 @@ from chordflow.evaluation.trajectories import trajectories
 from chordflow.evaluation.work import Tick, Work, beside_floor, curvature_row, gap_row, rms_ratio
 from chordflow.flow.solvers import get_solver
 from chordflow.policies.sampling import Sampler
-from chordflow.results.schema import (
+from chordflow.results.actions import (
     STUDENT,
     TEACHER,
     CurvatureRow,
     FreeWays,
     GapRow,
-    Latency,
     ObservationSpread,
     PolicyName,
     Reference,
     TrajectoryRow,
     WideObservation,
 )
+from chordflow.results.latency import Latency
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from chordflow.checks import check_choice, check_fields, check_once
 from chordflow.couplings import Observations
-from chordflow.errors import UserError
 from chordflow.evaluation.modes import MIN_ENDPOINTS
 from chordflow.flow.seeds import generator
 from chordflow.flow.solvers import SOLVERS, Velocity, get_solver
 from chordflow.policies import Context, FlowPolicy
-from chordflow.results.schema import PolicyName
+from chordflow.results.actions import PolicyName
 
 Tick = Callable[[int], None]
+
+_ALL = " (measure.noises_per_observation)"
 
 MAX_WORKERS = 4
 """Batches that run side by side on a CPU; each holds its contexts and activations in memory."""
@@ -78,32 +80,22 @@ class MeasureConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        minimum = {
-            "num_observations": 1, "noises_per_observation": MIN_ENDPOINTS, "converged_num_steps": 100,
-            "converged_noises": 1, "batch_size": 1, "latency_repeats": 1,
-        }  # fmt: skip
-        for name, least in minimum.items():
-            if getattr(self, name) < least:
-                raise UserError(f"measure.{name}={getattr(self, name)}: give at least {least}.")
-        for name in ("converged_noises", "gap_noises"):
-            if (getattr(self, name) or 0) > self.noises_per_observation:
-                raise UserError(
-                    f"measure.{name}={getattr(self, name)} is more than measure.noises_per_observation="
-                    f"{self.noises_per_observation}."
-                )
-        if self.gap_noises is not None and self.gap_noises < 1:
-            raise UserError(
-                f"measure.gap_noises={self.gap_noises}: give at least 1, or leave it out for all."
-            )
-        if not self.num_steps or min(self.num_steps) < 1:
-            raise UserError(
-                f"measure.num_steps={self.num_steps}: give solver steps of at least 1, such as [1,2,4,10]."
-            )
-        for name in self.solvers:
-            if name not in SOLVERS:
-                raise UserError(
-                    f"measure.solvers holds {name!r}: choose of {', '.join(SOLVERS)}, such as [euler,midpoint]."
-                )
+        counts = (
+            "num_observations",
+            "converged_noises",
+            "gap_noises",
+            "batch_size",
+            "latency_repeats",
+            "num_steps",
+        )
+        check_fields(self, "measure.", *counts, at_least=1)
+        check_fields(self, "measure.", "noises_per_observation", at_least=MIN_ENDPOINTS)
+        check_fields(self, "measure.", "converged_num_steps", at_least=100)
+        check_fields(
+            self, "measure.", "converged_noises", "gap_noises", at_most=self.noises_per_observation, note=_ALL
+        )
+        check_once("measure.num_steps", self.num_steps, note=", such as [1,2,4,10]")
+        check_choice("measure.solvers", self.solvers, SOLVERS)
 
     def fine_num_steps(self, deployed: int) -> int:
         """`converged_num_steps` for a teacher deployed at so many, against which its floor would be zero."""

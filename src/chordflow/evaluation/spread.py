@@ -21,8 +21,8 @@ from chordflow.couplings import Observations
 from chordflow.evaluation.gap import Modes, flatten
 from chordflow.evaluation.modes import mode_centres, nearest_mode
 from chordflow.evaluation.paired import HeldOutSet
-from chordflow.results.rounds_study import Diversity
-from chordflow.results.schema import ObservationSpread, WideObservation
+from chordflow.results.actions import ObservationSpread, WideObservation
+from chordflow.results.study import Diversity
 
 NUM_WIDEST = 6
 """Observations that are shown with pictures."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from chordflow.evaluation.paired import HeldOutSet, velocity_of
 from chordflow.flow.solvers import get_solver
 from chordflow.policies import FlowPolicy
-from chordflow.results.schema import TEACHER, PolicyName, TrajectoryRow
+from chordflow.results.actions import TEACHER, PolicyName, TrajectoryRow
 
 NUM_PICTURED = 24
 """Trajectories of one observation that are kept."""

@@ -18,7 +18,7 @@ from chordflow.evaluation.paired import HeldOutSet, MeasureConfig, Way, over_bat
 from chordflow.flow.curvature import Curvature, measure_curvature
 from chordflow.flow.solvers import Velocity
 from chordflow.policies import FlowPolicy
-from chordflow.results.schema import CurvatureRow, GapRow, PolicyName, Reference
+from chordflow.results.actions import CurvatureRow, GapRow, PolicyName, Reference
 from chordflow.results.statistics import Estimate, ratio_of_rms
 
 Tick = Callable[[int, int], None]

@@ -19,8 +19,8 @@ from chordflow.evaluation.paired import HeldOutSet, MeasureConfig, Way, encode_h
 from chordflow.evaluation.spread import diversity
 from chordflow.evaluation.work import Tick, Work, beside_floor, curvature_row, gap_row
 from chordflow.policies import FlowPolicy
-from chordflow.results.rounds_study import Diversity
-from chordflow.results.schema import TEACHER, CurvatureRow, GapRow, PolicyName, Reference
+from chordflow.results.actions import TEACHER, CurvatureRow, GapRow, PolicyName, Reference
+from chordflow.results.study import Diversity
 
 
 @dataclass(frozen=True)

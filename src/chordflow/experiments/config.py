@@ -8,6 +8,7 @@ from typing import Literal
 
 from lerobot.envs.configs import EnvConfig
 
+from chordflow.checks import check_fields
 from chordflow.couplings import TOLERANCE_S, BufferConfig, CouplingConfig, DatasetConfig
 from chordflow.errors import UserError
 from chordflow.evaluation.paired import MeasureConfig
@@ -21,30 +22,40 @@ from chordflow.experiments.recipes import recipe
 from chordflow.experiments.stored_couplings import CouplingsConfig
 from chordflow.policies import Role
 from chordflow.results.paying import LEAST_GAIN, check_least_gain
-from chordflow.training.loop import EMAConfig, SchedulerConfig
 from chordflow.training.methods import MethodConfig, ReflowMethodConfig
 from chordflow.training.optimizers import OptimizerConfig, SOAPConfig
+from chordflow.training.steps import EMAConfig, SchedulerConfig
 from chordflow.training.student import StudentInit
 
 
 @dataclass
-class TeacherConfig:
-    """The checkpoint to reflow.
+class CheckpointConfig:
+    """A checkpoint.
 
     Attributes:
         path: `pretrained_model` folder of a LeRobot checkpoint, a run's folder, or a Hub id.
         revision: branch, tag or commit on the Hub.
-        num_inference_steps: Euler steps of the teacher as deployed, against which gaps are measured; by
-            default what the checkpoint is saved with, or ten where that is 1.
+        num_inference_steps: Euler steps of the policy as deployed; by default what the checkpoint is saved with. A
+            teacher of `reflow` that is saved with 1 is taken at ten.
     """
 
     path: str
     revision: str | None = None
     num_inference_steps: int | None = None
 
-    def __post_init__(self) -> None:
-        if self.num_inference_steps is not None and self.num_inference_steps < 1:
-            raise UserError(f"teacher.num_inference_steps={self.num_inference_steps}: give at least 1.")
+    def check(self, option: str) -> None:
+        """Refuses a number of steps that is none.
+
+        Args:
+            option: what the checkpoint is to the command, such as `teacher`.
+
+        Raises:
+            UserError: naming the option.
+        """
+        check_fields(self, f"{option}.", "num_inference_steps", at_least=1)
+
+
+TeacherConfig = CheckpointConfig
 
 
 @dataclass
@@ -93,8 +104,7 @@ class AutoRoundsConfig:
     least_gain: float = LEAST_GAIN
 
     def __post_init__(self) -> None:
-        if self.most < 2:
-            raise UserError(f"auto_rounds.most={self.most}: give at least 2, or --rounds=1.")
+        check_fields(self, "auto_rounds.", "most", at_least=2, note=", or --rounds=1")
         check_least_gain("auto_rounds.least_gain", self.least_gain)
 
 
@@ -142,7 +152,7 @@ class ReflowJobConfig:
         measure: what is measured after training.
     """
 
-    teacher: TeacherConfig
+    teacher: CheckpointConfig
     dataset: DatasetConfig
     output_dir: Path
     recipe: str | None = None
@@ -178,16 +188,12 @@ class ReflowJobConfig:
         if self.recipe is not None:
             recipe(self.recipe)
         positive = (
+            "steps", "batch_size", "gradient_accumulation_steps", "num_inference_steps", "log_freq",
             *([] if self.rounds == AUTO else ["rounds"]),
-            "steps",
-            "batch_size",
-            "gradient_accumulation_steps",
-            "num_inference_steps",
-            "log_freq",
-        )
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: give at least 1.")
+        )  # fmt: skip
+        check_fields(self, "", *positive, at_least=1)
+        check_fields(self, "", "save_freq", "save_minutes", "num_workers", at_least=0)
+        self.teacher.check("teacher")
         if self.rounds != AUTO and self.auto_rounds != AutoRoundsConfig():
             raise UserError(
                 f"auto_rounds: these options are about rounds=auto, and rounds={self.rounds}; give --rounds=auto, or "
@@ -213,6 +219,3 @@ class ReflowJobConfig:
                 f"{self.method.get_choice_name(type(self.method))} trains for one step alone; leave the option out, or "
                 "choose another method."
             )
-        for name in ("save_freq", "save_minutes", "num_workers"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{name}={getattr(self, name)}: give 0 or more.")

@@ -8,7 +8,6 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,28 @@ import torch
 from torch import Tensor
 
 from chordflow import stopping
+from chordflow.checks import check_fields
 from chordflow.console import Bar, bar, say
 from chordflow.couplings import TOLERANCE_S, BufferConfig, CouplingConfig, DatasetConfig, open_split
 from chordflow.couplings.making import BlockMaker
-from chordflow.couplings.store import MANIFEST, read_manifest, remake_command
-from chordflow.couplings.store_writer import StoreWriter
+from chordflow.couplings.store import (
+    MANIFEST,
+    BrokenBlockError,
+    Manifest,
+    finished,
+    read_block,
+    read_manifest,
+    remake_command,
+    shard_name,
+)
+from chordflow.couplings.store_writer import begin, how_to_go_on, one_job, write_block
 from chordflow.errors import UserError
 from chordflow.experiments.provenance import device_name, refuse_student_of_few_steps, weights_sha256
 from chordflow.experiments.stored_couplings import made_with
 from chordflow.policies import Context, FlowPolicy, load_flow_policy, resolve_checkpoint
 from chordflow.results.schema import installed_versions
-from chordflow.training.distributed import current
+from chordflow.results.wording import size
+from chordflow.training.distributed import Processes, current
 from chordflow.training.memory import enough_memory_to_make
 
 
@@ -77,9 +87,7 @@ class CoupleConfig:
         dataset: LeRobot dataset whose observations are used (its actions are not).
         output_dir: folder of the store.
         num_observations: observations in the store, rounded up to whole blocks; by default every training
-            observation of the dataset once. Beyond that number they are gone through again with new noises. With
-            resume, by default as many as the store was to hold; more enlarge it, fewer give up blocks that are not
-            made yet.
+            observation of the dataset once. Beyond that number they are gone through again with new noises.
         store_context: store the encoded observations too, so that training reads no images and encodes nothing;
             how much room they take is said before the first is written.
         batch_size: couplings that are solved at once; the same as in training gives the same bits.
@@ -88,8 +96,8 @@ class CoupleConfig:
         device: cuda, mps or cpu; by default the checkpoint's, or what is available.
         tolerance_s: seconds by which a video's frame may miss its timestamp, as in LeRobot.
         rename_map: observation keys of the dataset to keys of the policy, as JSON; replaces the checkpoint's own.
-        resume: go on with the store in output_dir, or join other processes that are making it: blocks that are
-            missing or damaged are made, all others stay. Settings can be given by --config_path=STORE/manifest.json.
+        resume: go on with the store in output_dir: blocks that are missing or damaged are made, all others stay.
+            Settings can be given by --config_path=STORE/manifest.json.
         coupling: how the teacher's ODE is solved.
         buffer: how observations are put together; the same as in training.
     """
@@ -110,12 +118,8 @@ class CoupleConfig:
     buffer: BlocksConfig = field(default_factory=BlocksConfig)
 
     def __post_init__(self) -> None:
-        if self.num_observations is not None and self.num_observations < 1:
-            raise UserError(f"num_observations={self.num_observations}: give at least 1.")
-        if self.batch_size < 1:
-            raise UserError(f"batch_size={self.batch_size}: give at least 1.")
-        if self.num_workers < 0:
-            raise UserError(f"num_workers={self.num_workers}: give 0 or more.")
+        check_fields(self, "", "num_observations", "batch_size", at_least=1)
+        check_fields(self, "", "num_workers", at_least=0)
 
 
 def couple(config: CoupleConfig) -> Path:
@@ -132,8 +136,12 @@ def couple(config: CoupleConfig) -> Path:
     """
     started = time.perf_counter()
     processes = current()
-    if processes.first and not config.resume:
-        _refuse_existing(config.output_dir)
+    there = (config.output_dir / MANIFEST).is_file()
+    if processes.first and there and not config.resume:
+        raise UserError(
+            f"output_dir={config.output_dir} holds a store already; name a new folder, or go on with: "
+            f"{remake_command(config.output_dir)}"
+        )
     teacher_dir = resolve_checkpoint(config.teacher.path, config.teacher.revision)
     refuse_student_of_few_steps(teacher_dir, config.teacher.path)
     teacher = load_flow_policy(teacher_dir, device=config.device, rename_map=config.rename_map)
@@ -141,13 +149,11 @@ def couple(config: CoupleConfig) -> Path:
     teacher.module.requires_grad_(False)
     split = open_split(config.dataset, teacher, tolerance_s=config.tolerance_s)
     block_size = config.buffer.block_size
-    asked = config.num_observations
-    begun = (
-        read_manifest(config.output_dir, "output_dir") if (config.output_dir / MANIFEST).exists() else None
-    )
-    wanted = asked or (begun.num_blocks * block_size if begun is not None else len(split.train))
-    count = -(-wanted // block_size) * block_size
-    blocks = config.buffer.of(count)
+    wanted = config.num_observations
+    if wanted is None and there:
+        wanted = read_manifest(config.output_dir, "output_dir").num_observations
+    num_blocks = -(-(wanted or len(split.train)) // block_size)
+    blocks = config.buffer.of(num_blocks * block_size)
     maker = BlockMaker(
         teacher, split.train, config.coupling, blocks, seed=config.seed, batch_size=config.batch_size
     )
@@ -175,141 +181,131 @@ def couple(config: CoupleConfig) -> Path:
         "device": device_name(teacher.device),
         "versions": installed_versions(),
     }
-    job = _Job(config, teacher, maker, count // block_size)
-    job.check_room(0, config.output_dir, job.num_blocks, len(begun.shards) if begun is not None else 0)
-    with _folder(config.output_dir):
-        if not processes.first:
-            # The first begins the store, or refuses to.
-            processes.wait()
-        writing = StoreWriter(config.output_dir, settings, about, job.num_blocks, asked=asked is not None)
-        with stopping.says(lambda: _how_to_go_on(writing)), contextlib.closing(writing) as writer:
-            try:
-                if asked is not None and writer.num_blocks > job.num_blocks:
-                    say(f"Store:   {_kept(writer, asked, block_size)}")
-                if processes.first:
-                    processes.wait()
-                    job.mend(writer)
-                with enough_memory_to_make(maker, lambda: len(writer.manifest.shards)):
-                    job.run(writer)
-            finally:
-                writer.discard_if_empty()
+    job = _Job(config, teacher, maker, Manifest(settings, about, num_blocks), processes)
+    job.check_room()
+    with contextlib.ExitStack() as stack:
+        if processes.first:
+            stack.enter_context(_folder(config.output_dir))
+            stack.enter_context(one_job(config.output_dir, alone=processes.count == 1))
+            begin(config.output_dir, job.manifest)
+        # Before the first process has begun the store, or has refused to, no other looks at it.
+        processes.wait()
+        stack.enter_context(stopping.says(lambda: how_to_go_on(config.output_dir)))
+        stack.enter_context(enough_memory_to_make(maker, lambda: finished(config.output_dir)))
+        job.run(read_manifest(config.output_dir, "output_dir"))
+        processes.wait()
     say(f"Done in {time.perf_counter() - started:.0f} s.")
     return config.output_dir
 
 
+@dataclass
 class _Job:
-    """The blocks of a store, made one after the other by this process and whoever else works on it."""
+    """The blocks of a store that this process makes: one in as many as there are processes."""
 
-    def __init__(self, config: CoupleConfig, teacher: FlowPolicy, maker: BlockMaker, num_blocks: int) -> None:
-        self.config = config
-        self.teacher = teacher
-        self.maker = maker
-        self.num_blocks = num_blocks
-        self.announced = False
+    config: CoupleConfig
+    teacher: FlowPolicy
+    maker: BlockMaker
+    manifest: Manifest
+    processes: Processes
+    done: int = 0
+    announced: bool = False
 
-    @staticmethod
-    def mend(writer: StoreWriter) -> None:
-        """Finds what is damaged of a store that is gone on with, so that it is made anew."""
-        for number, fault in writer.drop_damaged():
-            say(f"Block {number} {fault}: it is made anew")
+    @property
+    def folder(self) -> Path:
+        """Of the store."""
+        return self.config.output_dir
 
-    def run(self, writer: StoreWriter) -> None:
-        """Makes what is missing until nothing is."""
-        with bar("couplings") as progress:
-            while writer.missing():
-                claims = writer.claims()
-                first = next(claims, None)
-                if first is None:
-                    # The rest is being made by others; where one of them dies, its blocks come free.
-                    writer.wait()
-                    self._show(progress, writer)
-                    continue
-                for number, items in self._read(chain([first], claims)):
-                    self._make(writer, number, items)
-                    self._show(progress, writer)
+    def run(self, manifest: Manifest) -> None:
+        """Makes what is missing or damaged.
 
-    def _read(self, claims: Iterator[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+        Args:
+            manifest: as it is on disk, with the checksums that blocks of an older layout do not carry.
+        """
+        self.manifest = manifest
         numbers: deque[int] = deque()
+        with bar("couplings") as progress:
+            order = self._missing(numbers, progress)
+            for items in self.maker.observations.stream(order, self.config.num_workers):
+                self._make(numbers.popleft(), items)
+                self._show(progress)
 
-        def order() -> Iterator[list[int]]:
-            for number in claims:
-                numbers.append(number)
-                yield self.maker.observation_indices(number)
-
-        for items in self.maker.observations.stream(order(), self.config.num_workers):
-            yield numbers.popleft(), items
+    def _missing(self, numbers: deque[int], progress: Bar) -> Iterator[list[int]]:
+        """Observations of this process's blocks that are to be made; their numbers are put into `numbers`."""
+        for number in range(self.processes.index, self.manifest.num_blocks, self.processes.count):
+            if (self.folder / shard_name(number)).exists():
+                try:
+                    read_block(self.folder, number, self.manifest)
+                except BrokenBlockError as error:
+                    say(f"Block {number} {error}: it is made anew")
+                else:
+                    self._show(progress)
+                    continue
+            numbers.append(number)
+            yield self.maker.observation_indices(number)
 
     @torch.no_grad()
-    def _make(self, writer: StoreWriter, number: int, items: dict[str, Any]) -> None:
+    def _make(self, number: int, items: dict[str, Any]) -> None:
         context = self.teacher.encode(self.teacher.preprocess(items)).detach()
         kept = context if self.config.store_context else None
         if not self.announced:
-            self._announce(writer, kept)
+            self._announce(kept)
             self.announced = True
         solved = self.maker.solve(number, context)
         with stopping.held():
-            writer.write(number, self.maker.observation_indices(number), solved, kept)
+            write_block(self.folder, number, self.maker.observation_indices(number), solved, kept)
 
-    def _announce(self, writer: StoreWriter, context: Context | None) -> None:
+    def _announce(self, context: Context | None) -> None:
         """Says how large the store will be, before anything of it is written, and makes sure that it fits."""
-        blocks = writer.num_blocks
-        endpoints, contexts = self.block_bytes(context)
-        parts = f"{_size(endpoints * blocks)} of endpoints"
+        blocks, missing = self.manifest.num_blocks, self.manifest.num_blocks - finished(self.folder)
+        contexts = context.num_bytes if context is not None else 0
+        parts = f"{size(self.endpoint_bytes * blocks)} of endpoints"
         if context is not None:
             kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in context.tensors()})
-            parts += f" and {_size(contexts * blocks)} of contexts ({', '.join(kinds)})"
-        missing = len(writer.missing())
+            parts += f" and {size(contexts * blocks)} of contexts ({', '.join(kinds)})"
         say(
-            f"Store:   {blocks * self.maker.block_size:,} observations x "
+            f"Store:   {self.manifest.num_observations:,} observations x "
             f"{self.config.buffer.noises_per_observation} noises on average{self.maker.config.sharing} in {blocks:,} "
             f"blocks, {parts}" + (f"; {missing:,} blocks are to be made" if missing < blocks else "")
         )
-        self.check_room(contexts, writer.folder, blocks, blocks - missing)
+        self.check_room(contexts)
 
-    def block_bytes(self, context: Context | None) -> tuple[int, int]:
-        """Bytes of a block's endpoints and of its contexts."""
+    @property
+    def endpoint_bytes(self) -> int:
+        """Bytes of a block's endpoints."""
         noise: Tensor = self.teacher.sample_noise(1, torch.Generator())
-        endpoints = self.maker.per_block * (noise.nbytes + 8) + self.maker.block_size * 8
-        return endpoints, context.num_bytes if context is not None else 0
+        return self.maker.per_block * (noise.nbytes + 8) + self.maker.block_size * 8
 
-    def check_room(self, context_bytes: int, folder: Path, blocks: int, finished: int) -> None:
+    def check_room(self, context_bytes: int = 0) -> None:
         """Makes sure that the disk has room for the blocks that are to be made.
 
         Args:
             context_bytes: of a block, where contexts are stored and their size is known.
-            folder: of the store, or where it will be made.
-            blocks: that the store is to hold.
-            finished: how many of them it has.
 
         Raises:
             UserError: if it has not.
         """
-        missing = max(blocks - finished, 0)
-        place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        done = finished(self.folder)
+        missing = self.manifest.num_blocks - done
+        place = next(
+            path for path in (self.folder.absolute(), *self.folder.absolute().parents) if path.exists()
+        )
         free = shutil.disk_usage(place).free
-        each = self.block_bytes(None)[0] + context_bytes
+        each = self.endpoint_bytes + context_bytes
         if each * missing <= free:
             return
-        fit = (finished + free // each) * self.maker.block_size
+        fit = (done + free // each) * self.maker.block_size
         advice = f"--num_observations (to at most {fit:,})" if fit else "--num_observations"
         without = " leave --store_context out," if context_bytes else ""
         raise UserError(
-            f"output_dir={folder}: the blocks that are to be made take {_size(each * missing)}, but {_size(free)} are "
-            f"free there; lower {advice},{without} or choose a folder on another disk."
+            f"output_dir={self.folder}: the blocks that are to be made take {size(each * missing)}, but {size(free)} "
+            f"are free there; lower {advice},{without} or choose a folder on another disk."
         )
 
-    @staticmethod
-    def _show(progress: Bar, writer: StoreWriter) -> None:
-        manifest = writer.refresh()
-        progress.update(len(manifest.shards), writer.num_blocks, f"{_size(manifest.num_bytes)} on disk")
-
-
-def _refuse_existing(output_dir: Path) -> None:
-    if (output_dir / MANIFEST).is_file():
-        raise UserError(
-            f"output_dir={output_dir} holds a store already; name a new folder, or go on with: "
-            f"{remake_command(output_dir)}"
-        )
+    def _show(self, progress: Bar) -> None:
+        """Another block of this process is there; the other processes have as many, give or take one."""
+        self.done += 1
+        total = self.manifest.num_blocks
+        progress.update(min(self.done * self.processes.count, total), total)
 
 
 @contextlib.contextmanager
@@ -332,22 +328,6 @@ def _folder(output_dir: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _how_to_go_on(writer: StoreWriter) -> str:
-    done, blocks = len(writer.manifest.shards), writer.num_blocks
-    if not done:
-        return "no block was made yet, so start again."
-    return f"{done} of {blocks} blocks are made; go on with: {writer.go_on_command}"
-
-
-def _kept(writer: StoreWriter, asked: int, block_size: int) -> str:
-    """Why a store is to hold more than was asked for."""
-    made = max(writer.manifest.shards, default=-1) + 1
-    why = "blocks that are made are kept" if made == writer.num_blocks else "another process is making more"
-    return (
-        f"num_observations={asked}: {why}, so it is to hold {writer.num_blocks * block_size:,} observations"
-    )
-
-
 def _absolute(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings that mean the same from wherever the user happens to be."""
     for group, name in (("teacher", "path"), ("dataset", "root")):
@@ -362,13 +342,3 @@ def _pinned(settings: dict[str, Any], dataset: Path) -> dict[str, Any]:
     if dataset.parent.name == "snapshots":
         settings["dataset"]["revision"] = dataset.name
     return settings
-
-
-def _size(num_bytes: int) -> str:
-    """A size as people say it."""
-    value = float(num_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.3g} {unit}" if value < 100 else f"{value:.0f} {unit}"
-        value /= 1000
-    return f"{value:,.3g} TB"

@@ -14,6 +14,7 @@ from chordflow.couplings import TOLERANCE_S, DatasetConfig, open_split
 from chordflow.errors import UserError
 from chordflow.evaluation.measure import measure
 from chordflow.evaluation.paired import MeasureConfig
+from chordflow.experiments.config import CheckpointConfig
 from chordflow.experiments.measured import concluded, policy_info, read_beforehand, with_measures
 from chordflow.experiments.provenance import device_name
 from chordflow.experiments.run_folder import new_folder
@@ -23,26 +24,6 @@ from chordflow.results.schema import TEACHER, Results, installed_versions
 from chordflow.results.wording import plural, steps
 
 RESULTS = "results.json"
-
-
-@dataclass
-class DiagnosedPolicyConfig:
-    """The checkpoint to diagnose.
-
-    Attributes:
-        path: `pretrained_model` folder of a LeRobot checkpoint, or a Hub id.
-        revision: branch, tag or commit on the Hub.
-        num_inference_steps: Euler steps of the policy as deployed, against which gaps are measured; by default what
-            the checkpoint is saved with.
-    """
-
-    path: str
-    revision: str | None = None
-    num_inference_steps: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.num_inference_steps is not None and self.num_inference_steps < 1:
-            raise UserError(f"policy.num_inference_steps={self.num_inference_steps}: give at least 1.")
 
 
 @dataclass
@@ -73,13 +54,16 @@ class DiagnoseConfig:
         measure: how much is measured.
     """
 
-    policy: DiagnosedPolicyConfig
+    policy: CheckpointConfig
     dataset: DatasetConfig
     output_dir: Path | None = None
     device: str | None = None
     tolerance_s: float = TOLERANCE_S
     rename_map: dict[str, str] = field(default_factory=dict)
     measure: DiagnoseMeasureConfig = field(default_factory=DiagnoseMeasureConfig)
+
+    def __post_init__(self) -> None:
+        self.policy.check("policy")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chordflow.errors import UserError
-from chordflow.experiments.evaluate_config import CandidateConfig, EvaluateConfig
+from chordflow.experiments.config import CheckpointConfig
+from chordflow.experiments.evaluate_config import EvaluateConfig
 from chordflow.experiments.measured import policy_info
 from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint
 from chordflow.results.schema import STUDENT, TEACHER, PolicyInfo, PolicyName
@@ -45,12 +46,7 @@ def load_entrants(config: EvaluateConfig) -> dict[PolicyName, Entrant]:
     Raises:
         UserError: if one cannot be loaded or cannot be held against the teacher.
     """
-    given: dict[PolicyName, tuple[CandidateConfig, str]] = {
-        TEACHER: (
-            CandidateConfig(config.teacher.path, config.teacher.revision, config.teacher.num_inference_steps),
-            "teacher.path",
-        )
-    }
+    given: dict[PolicyName, tuple[CheckpointConfig, str]] = {TEACHER: (config.teacher, "teacher.path")}
     for name, candidate in config.candidates().items():
         given[name] = (candidate, "student.path" if name == STUDENT else f"policies={name}")
     # Cheap to see, so before any weights are read.

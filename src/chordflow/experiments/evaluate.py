@@ -13,6 +13,7 @@ from typing import Any
 
 from chordflow.console import bar, say
 from chordflow.couplings import Split, open_split
+from chordflow.disk import write_json
 from chordflow.errors import UserError
 from chordflow.evaluation.measure import measure
 from chordflow.experiments.arms import EPISODES, RolloutResults, check_environment, run_arms, run_like_lerobot
@@ -24,7 +25,6 @@ from chordflow.experiments.provenance import device_name
 from chordflow.experiments.reflow import RESULTS
 from chordflow.experiments.run_folder import command_to_resume, new_folder, only_run
 from chordflow.policies import say_replaced_names
-from chordflow.policies.files import write_json
 from chordflow.policies.sampling import Sampler
 from chordflow.results.schema import (
     STUDENT,

@@ -9,34 +9,16 @@ from typing import Any
 
 from lerobot.envs.configs import EnvConfig
 
+from chordflow.checks import check_choice, check_fields, check_once, check_range
 from chordflow.couplings import TOLERANCE_S, DatasetConfig
 from chordflow.errors import UserError
-from chordflow.experiments.config import TeacherConfig
+from chordflow.experiments.config import CheckpointConfig
 from chordflow.experiments.diagnose import DiagnoseMeasureConfig
 from chordflow.results.schema import STUDENT, TEACHER
 
 NOISES = ("paired", "lerobot")
 DELAY_MODES = ("sync", "async", "rtc")
 HOLDS = ("zeros", "last")
-
-
-@dataclass
-class CandidateConfig:
-    """The checkpoint in question.
-
-    Attributes:
-        path: `pretrained_model` folder of a LeRobot checkpoint, a run's folder, or a Hub id.
-        revision: branch, tag or commit on the Hub.
-        num_inference_steps: Euler steps; by default what the checkpoint is saved with.
-    """
-
-    path: str
-    revision: str | None = None
-    num_inference_steps: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.num_inference_steps is not None and self.num_inference_steps < 1:
-            raise UserError(f"student.num_inference_steps={self.num_inference_steps}: give at least 1.")
 
 
 @dataclass
@@ -61,16 +43,10 @@ class RolloutConfig:
     num_clips: int = 3
 
     def __post_init__(self) -> None:
-        least = {"n_episodes": 1, "batch_size": 1, "num_workers": 0, "num_clips": 0}
-        for name, value in least.items():
-            if getattr(self, name) < value:
-                raise UserError(f"eval.{name}={getattr(self, name)}: give at least {value}.")
-        if self.n_action_steps is not None and self.n_action_steps < 1:
-            raise UserError(f"eval.n_action_steps={self.n_action_steps}: give at least 1.")
-        if any(steps < 1 for steps in self.teacher_num_steps):
-            raise UserError(
-                f"eval.teacher_num_steps={self.teacher_num_steps}: give step counts of at least 1."
-            )
+        check_fields(
+            self, "eval.", "n_episodes", "batch_size", "n_action_steps", "teacher_num_steps", at_least=1
+        )
+        check_fields(self, "eval.", "num_workers", "num_clips", at_least=0)
 
 
 @dataclass
@@ -87,8 +63,7 @@ class SequentialConfig:
     min_episodes: int = 30
 
     def __post_init__(self) -> None:
-        if self.min_episodes < 1:
-            raise UserError(f"sequential.min_episodes={self.min_episodes}: give at least 1.")
+        check_fields(self, "sequential.", "min_episodes", at_least=1)
 
 
 @dataclass
@@ -115,23 +90,12 @@ class DelayConfig:
     n_episodes: int | None = None
 
     def __post_init__(self) -> None:
-        if any(delay < 1 for delay in self.control_steps):
-            raise UserError(
-                f"delay.control_steps={self.control_steps}: give delays of at least 1 control step."
-            )
-        wrong = [mode for mode in self.modes if mode not in DELAY_MODES]
-        if wrong or not self.modes:
-            raise UserError(f"delay.modes={self.modes}: choose from {', '.join(DELAY_MODES)}.")
-        if not self.num_steps or min(self.num_steps) < 1:
-            raise UserError(
-                f"delay.num_steps={self.num_steps}: give step counts of at least 1, such as [1,2,10]."
-            )
-        if self.hold not in HOLDS:
-            raise UserError(f"delay.hold={self.hold}: choose {' or '.join(HOLDS)}.")
-        if not self.reference_weight > 0:
-            raise UserError(f"delay.reference_weight={self.reference_weight}: give a weight above 0.")
-        if self.n_episodes is not None and self.n_episodes < 1:
-            raise UserError(f"delay.n_episodes={self.n_episodes}: give at least 1.")
+        check_fields(self, "delay.", "control_steps", "num_steps", "n_episodes", at_least=1)
+        check_fields(self, "delay.", "reference_weight", above=0)
+        check_once("delay.modes", self.modes)
+        check_choice("delay.modes", self.modes, DELAY_MODES)
+        check_once("delay.num_steps", self.num_steps, note=", such as [1,2,10]")
+        check_choice("delay.hold", self.hold, HOLDS)
 
 
 @dataclass
@@ -160,7 +124,7 @@ class EvaluateConfig:
         measure: how much is measured on the dataset; defaults are those of diagnose.
     """
 
-    teacher: TeacherConfig
+    teacher: CheckpointConfig
     output_dir: Path
     policies: list[str] = field(default_factory=list)
     noise: str = "paired"
@@ -170,7 +134,7 @@ class EvaluateConfig:
     tolerance_s: float = TOLERANCE_S
     rename_map: dict[str, str] = field(default_factory=dict)
     resume: bool = False
-    student: CandidateConfig | None = None
+    student: CheckpointConfig | None = None
     dataset: DatasetConfig | None = None
     env: EnvConfig | None = None
     eval: RolloutConfig = field(default_factory=RolloutConfig)
@@ -179,12 +143,12 @@ class EvaluateConfig:
     measure: DiagnoseMeasureConfig = field(default_factory=DiagnoseMeasureConfig)
 
     def __post_init__(self) -> None:
-        if self.noise not in NOISES:
-            raise UserError(f"noise={self.noise}: choose {' or '.join(NOISES)}.")
-        if not 0 < self.margin < 100:
-            raise UserError(f"margin={self.margin}: give percentage points above 0 and below 100, such as 2.")
-        if self.seed < 0:
-            raise UserError(f"seed={self.seed}: give 0 or more.")
+        check_choice("noise", self.noise, NOISES)
+        check_range("margin", self.margin, above=0, below=100, note=" (percentage points), such as 2")
+        check_range("seed", self.seed, at_least=0)
+        self.teacher.check("teacher")
+        if self.student is not None:
+            self.student.check("student")
         if self.student is None and not self.policies:
             raise UserError(
                 "student.path is missing: give the checkpoint in question, or --policies=[NAME=PATH]."
@@ -208,13 +172,13 @@ class EvaluateConfig:
         """The margin as a fraction."""
         return self.margin / 100
 
-    def candidates(self) -> dict[str, CandidateConfig]:
+    def candidates(self) -> dict[str, CheckpointConfig]:
         """The policies held against the teacher, by name, the student first.
 
         Raises:
             UserError: if a name or path cannot be used.
         """
-        found: dict[str, CandidateConfig] = {}
+        found: dict[str, CheckpointConfig] = {}
         if self.student is not None:
             found[STUDENT] = self.student
         for text in self.policies:
@@ -225,7 +189,7 @@ class EvaluateConfig:
         return found
 
 
-def _parse_policy(text: str) -> tuple[str, CandidateConfig]:
+def _parse_policy(text: str) -> tuple[str, CheckpointConfig]:
     name, equals, path = text.partition("=")
     if not equals or not re.fullmatch(r"[\w.+-]+", name) or not path:
         raise UserError(
@@ -235,6 +199,6 @@ def _parse_policy(text: str) -> tuple[str, CandidateConfig]:
     match = re.fullmatch(r"(.+)@(\d+)", path)
     if match:
         path, steps = match.group(1), int(match.group(2))
-        if steps < 1:
-            raise UserError(f"policies={text}: give at least 1 step.")
-    return name, CandidateConfig(path, num_inference_steps=steps)
+    candidate = CheckpointConfig(path, num_inference_steps=steps)
+    candidate.check(f"policies={name}")
+    return name, candidate

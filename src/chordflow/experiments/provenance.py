@@ -18,12 +18,13 @@ from lerobot.optim.schedulers import CosineAnnealingWithWarmupSchedulerConfig
 from chordflow import __version__
 from chordflow.couplings import DatasetConfig
 from chordflow.couplings.store import MANIFEST, read_manifest
+from chordflow.disk import write_json
 from chordflow.errors import UserError
 from chordflow.experiments.config import ReflowJobConfig
 from chordflow.experiments.plain import plain
 from chordflow.experiments.run_folder import REFLOW_CONFIG
 from chordflow.policies import resolve_checkpoint
-from chordflow.policies.files import TRAIN_CONFIG, WEIGHTS, read_config, read_json, write_json
+from chordflow.policies.files import TRAIN_CONFIG, WEIGHTS, read_config, read_json
 from chordflow.results.wording import steps
 from chordflow.rollouts.starts import SeedRange
 
@@ -244,7 +245,7 @@ def write_configs(
         log_freq=config.log_freq,
         save_freq=config.save_freq,
         use_policy_training_preset=False,
-        # LeRobot knows neither Muon nor SOAP; their settings are in the file beside this one.
+        # LeRobot does not know SOAP; its settings are in the file beside this one.
         optimizer=AdamWConfig(
             lr=config.optimizer.lr,
             betas=config.optimizer.betas,

@@ -9,17 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lerobot.utils.constants import PRETRAINED_MODEL_DIR
-from torch import Tensor
 
 from chordflow.console import bar, say
 from chordflow.couplings import (
-    CouplingBuffer,
-    Split,
     open_split,
 )
-from chordflow.couplings.store import CouplingStore
 from chordflow.errors import UserError
-from chordflow.experiments.collect import collected, run_observations
+from chordflow.experiments.collect import collected
 from chordflow.experiments.config import ReflowJobConfig
 from chordflow.experiments.measured import read_beforehand
 from chordflow.experiments.provenance import (
@@ -27,7 +23,6 @@ from chordflow.experiments.provenance import (
     device_name,
     held_out_before,
     refuse_student_of_few_steps,
-    write_configs,
 )
 from chordflow.experiments.run_folder import (
     new_folder,
@@ -36,19 +31,19 @@ from chordflow.experiments.run_folder import (
     resumable,
     resume_command,
 )
-from chordflow.experiments.stored_couplings import described, made_with, open_couplings
+from chordflow.experiments.stored_couplings import described
 from chordflow.experiments.student_results import History, deployed_steps, measured_students
-from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint, save_student
-from chordflow.policies.base import PREFIX_ROLES
+from chordflow.experiments.train import Job, own_prefix, ready
+from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint
 from chordflow.results.schema import STUDENT, CouplingSummary, LossCurve, Results
 from chordflow.results.wording import plural
-from chordflow.training.checkpoints import check_same_size, load_weights, training_step
+from chordflow.training.checkpoints import check_same_size
 from chordflow.training.distributed import Processes, current
-from chordflow.training.loop import LoopConfig, Progress, Trained, check_sharding, train
+from chordflow.training.loop import Progress, Trained, train
 from chordflow.training.memory import enough_memory
 from chordflow.training.methods import Method
 from chordflow.training.metrics import METRICS, read_metrics
-from chordflow.training.student import make_student, shares_prefix
+from chordflow.training.steps import check_sharding
 from chordflow.training.wrapping import fsdp_is_asked_for
 
 RESULTS = "results.json"
@@ -76,25 +71,6 @@ class Finished:
         if self.measured is None:
             raise ValueError("this process has trained, and another one measures")
         return self.measured
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a job begins with.
-
-    Attributes:
-        config: its settings.
-        command: the command line, for the results.
-        teacher: the loaded teacher, frozen.
-        teacher_dir: its local folder.
-        split: the observations.
-    """
-
-    config: ReflowJobConfig
-    command: list[str]
-    teacher: FlowPolicy
-    teacher_dir: Path
-    split: Split
 
 
 def reflow(config: ReflowJobConfig, command: list[str], resume_from: Path | None = None) -> Finished:
@@ -154,7 +130,7 @@ def begun(config: ReflowJobConfig, command: list[str], resume_from: Path | None)
     nothing = contextlib.nullcontext()
     folder = new_folder(config.output_dir) if resume_from is None and first else nothing
     with folder, only_run(config.output_dir) if first else nothing:
-        yield Job(config, command, teacher, teacher_dir, split)
+        yield Job(config, teacher, teacher_dir, split, command)
     say(f"Done in {time.perf_counter() - started:.0f} s.")
 
 
@@ -229,65 +205,20 @@ def _train(
     on_step: Callable[[], None],
     stack: contextlib.ExitStack,
 ) -> tuple[Trained, CouplingSummary | None]:
-    config, teacher, teacher_dir, split = job.config, job.teacher, job.teacher_dir, job.split
-    # Written out, so that the student's own record says what was trained.
-    train_roles = config.student.train = config.student.train or list(teacher.default_train_roles)
-    student = make_student(
-        teacher,
-        teacher_dir,
-        config.student.init,
-        train_roles,
-        seed=config.seed,
-        rename_map=config.rename_map,
-        init_dir=_init_dir(config),
-    )
-    processes, method = current(), config.method.build()
-    shared = shares_prefix(teacher, student.policy, train_roles)
-    prefix_trains = bool(set(train_roles) & set(PREFIX_ROLES))
-    store = _store(config, teacher, split, with_context=shared)
-    start = training_step(resume_from) if resume_from is not None else 0
-    if start > config.steps:
-        raise UserError(f"steps={config.steps}: the run has done {start} already; give at least that many.")
-    observations = stack.enter_context(run_observations(config, split.train, teacher, student.policy, start))
-    if resume_from is not None:
-        # The student may have to act before the first step.
-        load_weights(resume_from, student.trainable)
-    buffer = CouplingBuffer(
-        teacher,
-        observations.train,
-        config.coupling,
-        config.buffer,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        parts=config.gradient_accumulation_steps,
-        share=processes.share,
-        num_workers=config.num_workers,
-        student_encode=None if shared else student.policy.encode,
-        student_context=not prefix_trains,
-        source=store,
-        needs=method.needs,
-    )
-    trained_millions = sum(p.numel() for p in student.trainable.values()) / 1e6
+    config, processes = job.config, current()
+    begun = stack.enter_context(ready(job, resume_from))
+    buffer, method, store, start = begun.buffer, begun.method, begun.store, begun.start
+    observations = begun.observations
+    trained_millions = sum(p.numel() for p in begun.student.trainable.values()) / 1e6
     say(
         f"Method:  {config.method.get_choice_name(type(config.method))}, {config.steps:,} steps of "
         f"{_step_size(config, processes)}, {config.optimizer.get_choice_name(type(config.optimizer))}, "
         f"lr {config.optimizer.lr:g}, {trained_millions:.2f} M trained parameters; "
-        + ("one prefix for teacher and student" if shared else own_prefix(prefix_trains))
+        + ("one prefix for teacher and student" if begun.shared else own_prefix(begun.prefix_trains))
         + ("; for one step only" if method.step_counts == (1,) else "")
     )
-
     if store is not None:
         say(f"Store:   {described(store, buffer, config.steps)}")
-
-    def write(folder: Path, weights: dict[str, Tensor]) -> None:
-        save_student(
-            student.policy, teacher_dir, folder, {**student.fresh, **weights}, config.num_inference_steps
-        )
-        made_with_sha256 = store.manifest.made_with_sha256 if store is not None else None
-        write_configs(
-            config, teacher_dir, folder, of, made_with_sha256, split.held_out_episodes, observations.ranges()
-        )
-
     if resume_from is not None:
         check_same_size(resume_from, buffer.step_size, f"batch_size={_step_size(config, processes)}")
     if start > 0:
@@ -316,13 +247,13 @@ def _train(
             progress.update(step.step, config.steps, note)
 
         trained = train(
-            _loop_config(config),
-            student.policy,
-            student.trainable,
+            job.loop_config(),
+            begun.student.policy,
+            begun.student.trainable,
             buffer,
             method,
             config.output_dir,
-            write,
+            lambda folder, weights: begun.write(folder, weights, of),
             resume_from=resume_from,
             on_step=show,
         )
@@ -345,50 +276,6 @@ def _train(
     )
 
 
-def _store(
-    config: ReflowJobConfig, teacher: FlowPolicy, split: Split, *, with_context: bool
-) -> CouplingStore | None:
-    """The store that couplings come from, if it is not the teacher."""
-    if config.couplings.path is None:
-        return None
-    store = open_couplings(
-        config.couplings,
-        made_with(
-            teacher,
-            split,
-            config.rename_map,
-            config.coupling,
-            config.buffer,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            store_context=with_context,
-        ),
-        teacher,
-        split,
-        teacher_path=config.teacher.path,
-        repo_id=config.dataset.repo_id,
-        with_context=with_context,
-    )
-    # Written out: the store may grow before the run is gone on with.
-    config.couplings.num_observations = store.num_blocks * config.buffer.block_size
-    return store
-
-
-def _loop_config(config: ReflowJobConfig) -> LoopConfig:
-    return LoopConfig(
-        steps=config.steps,
-        batch_size=config.batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        seed=config.seed,
-        log_freq=config.log_freq,
-        save_freq=config.save_freq,
-        save_minutes=config.save_minutes,
-        optimizer=config.optimizer,
-        scheduler=config.scheduler,
-        ema=config.ema,
-    )
-
-
 def _millions(policy: FlowPolicy) -> str:
     return f"{sum(p.numel() for p in policy.module.parameters()) / 1e6:.2f} M"
 
@@ -400,12 +287,6 @@ def _step_size(config: ReflowJobConfig, processes: Processes) -> str:
     shared = f" in each of {processes.count} processes" if processes.count > 1 else ""
     shared += " with FSDP2" if fsdp_is_asked_for() else ""
     return f"{config.batch_size}{parts}{shared}"
-
-
-def _init_dir(config: ReflowJobConfig) -> Path | None:
-    """The checkpoint that the student begins with, where it is not the teacher."""
-    path = config.student.init_path
-    return resolve_checkpoint(path, None, "student.init_path") if path is not None else None
 
 
 def _refuse_unused_points(config: ReflowJobConfig) -> None:
@@ -429,13 +310,6 @@ def _with_what(config: ReflowJobConfig, method: Method) -> str:
     shown = " and their demonstrations" if method.needs_actions else ""
     noises = config.buffer.noises_per_observation
     return f"x {noises} noises on average{config.buffer.sharing}, {made}{shown}"
-
-
-def own_prefix(trains: bool) -> str:
-    """What it means that teacher and student do not share one prefix, where the student's `trains` or not."""
-    if trains:
-        return "the student's prefix trains, so every step encodes its observations anew, which is slow"
-    return "the student encodes its own prefix"
 
 
 def _megabytes(size: float) -> str:

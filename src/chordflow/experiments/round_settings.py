@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from chordflow.errors import UserError
 from chordflow.experiments.collect_config import CollectConfig
 from chordflow.experiments.config import AutoRoundsConfig, ReflowJobConfig, StudentConfig, TeacherConfig
 from chordflow.experiments.stored_couplings import CouplingsConfig
 from chordflow.flow.seeds import derive_seed
+from chordflow.results.wording import steps
+from chordflow.training.methods import MethodConfig
 
 EPISODES_OF_A_ROUND = 10_000_000
 """By how much the seeds of collecting episodes lie apart between rounds."""
@@ -49,3 +52,28 @@ def _other_episodes(config: ReflowJobConfig, number: int) -> CollectConfig:
     if config.env is None:
         return config.collect
     return replace(config.collect, seed=config.collect.seed + (number - 1) * EPISODES_OF_A_ROUND)
+
+
+def check_teaches(config: MethodConfig, where: str) -> None:
+    """Makes sure that a method's students can teach.
+
+    Args:
+        config: of the method.
+        where: what the sentence begins with.
+
+    Raises:
+        UserError: if there is no teacher in the method, or its students are no flows.
+    """
+    method, name = config.build(), config.get_choice_name(type(config))
+    if not method.needs_couplings:
+        raise UserError(
+            f"{where}method.type={name} has no teacher, so that a second round would be more of the first; give more "
+            "steps instead, or choose method.type=reflow."
+        )
+    if method.step_counts is not None:
+        trained = " or ".join(steps(count) for count in method.step_counts)
+        raise UserError(
+            f"{where}a student of method.type={name} with these settings is trained for {trained} alone, and its "
+            "velocity elsewhere leads nowhere that another student could learn; choose method.type=reflow with times "
+            "of all kinds."
+        )

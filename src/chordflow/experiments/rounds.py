@@ -24,14 +24,14 @@ from chordflow.errors import UserError
 from chordflow.experiments.auto_rounds import Judge, Stopped
 from chordflow.experiments.config import AUTO, ReflowJobConfig
 from chordflow.experiments.provenance import Round, read_record, weights_sha256
-from chordflow.experiments.reflow import RESULTS, Finished, Job, begun, reflow, run_round, save_results
-from chordflow.experiments.round_settings import round_seed, settings_of_round
+from chordflow.experiments.reflow import RESULTS, Finished, begun, reflow, run_round, save_results
+from chordflow.experiments.round_settings import check_teaches, round_seed, settings_of_round
 from chordflow.experiments.rounds_findings import joined, side_by_side
 from chordflow.experiments.run_folder import has_checkpoint, new_folder, round_folder, show_round
 from chordflow.experiments.student_results import History, measured_students
+from chordflow.experiments.train import Job
 from chordflow.policies import load_flow_policy
 from chordflow.results.schema import STUDENT, PolicyName, Results
-from chordflow.results.wording import steps
 from chordflow.training.checkpoints import training_step
 from chordflow.training.distributed import current
 
@@ -56,31 +56,9 @@ def reflow_rounds(config: ReflowJobConfig, command: list[str], resume_from: Path
     """
     if config.rounds == 1:
         return reflow(config, command, resume_from)
-    _check_method(config)
+    check_teaches(config.method, f"rounds={config.rounds}: ")
     with begun(config, command, resume_from) as job:
         return _Rounds(job).run(resume_from)
-
-
-def _check_method(config: ReflowJobConfig) -> None:
-    """Makes sure that the method's students can teach.
-
-    Raises:
-        UserError: if there is no teacher in the method, or its students are no flows.
-    """
-    method, name = config.method.build(), config.method.get_choice_name(type(config.method))
-    where = f"rounds={config.rounds}: "
-    if not method.needs_couplings:
-        raise UserError(
-            f"{where}method.type={name} has no teacher, so that a second round would be more of the first; leave "
-            "--rounds out and give more --steps, or choose --method.type=reflow."
-        )
-    if method.step_counts is not None:
-        trained = " or ".join(steps(count) for count in method.step_counts)
-        raise UserError(
-            f"{where}a student of method.type={name} with these settings is trained for {trained} alone, and its "
-            "velocity elsewhere leads nowhere that the next round could learn; leave --rounds out, or choose "
-            "--method.type=reflow with times of all kinds."
-        )
 
 
 class _Rounds:

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
 
+from chordflow.disk import point_link
 from chordflow.errors import UserError
 from chordflow.policies.files import TRAIN_CONFIG
 from chordflow.training.distributed import current
-from chordflow.training.loop import METRICS
+from chordflow.training.metrics import METRICS
 
 REFLOW_CONFIG = "reflow_config.json"
 
@@ -173,10 +174,7 @@ def folder_of_run(checkpoint_dir: Path, number: int, rounds: int | str) -> Path:
 
 def show_round(output_dir: Path, number: int) -> None:
     """Makes OUTPUT_DIR/checkpoints those of a round, by rename of a link."""
-    link = output_dir / f".{CHECKPOINTS_DIR}.tmp"
-    link.unlink(missing_ok=True)
-    link.symlink_to(round_folder(Path(), number) / CHECKPOINTS_DIR)
-    os.replace(link, output_dir / CHECKPOINTS_DIR)
+    point_link(output_dir / CHECKPOINTS_DIR, round_folder(Path(), number) / CHECKPOINTS_DIR)
 
 
 def resume_folder(config_path: str | Path) -> Path:

@@ -12,6 +12,7 @@ import draccus
 import numpy as np
 from lerobot.utils.constants import OBS_PREFIX
 
+from chordflow.checks import check_fields, check_range
 from chordflow.couplings import BufferConfig, CouplingBuffer, CouplingConfig, Split
 from chordflow.couplings.store import (
     FOR_TRAINING,
@@ -45,8 +46,7 @@ class CouplingsConfig:
                 f"couplings.num_observations={self.num_observations}: it says how much of a store is used; give "
                 "--couplings.path as well, or --buffer.num_observations instead."
             )
-        if self.num_observations is not None and self.num_observations < 1:
-            raise UserError(f"couplings.num_observations={self.num_observations}: give at least 1.")
+        check_fields(self, "couplings.", "num_observations", at_least=1)
 
 
 def made_with(
@@ -129,8 +129,7 @@ def training_settings(folder: Path, num_observations: int | None = None) -> dict
     """
     manifest = read_manifest(folder)
     settings = manifest.about["settings"]
-    blocks = manifest.num_blocks * int(manifest.made_with["buffer"]["block_size"])
-    used = min(blocks, num_observations or blocks)
+    used = min(manifest.num_observations, num_observations or manifest.num_observations)
     # Stores of an older chordflow have no tolerance.
     taken = {name: settings[name] for name in (*FOR_TRAINING, "tolerance_s") if name in settings}
     resident = min(used, BufferConfig.num_observations)
@@ -168,16 +167,15 @@ def open_couplings(
     name = difference({**wanted, **free}, manifest.made_with)
     if name is not None:
         raise UserError(_other(name, wanted, manifest, folder, teacher_path, repo_id))
-    block_size = int(manifest.made_with["buffer"]["block_size"])
     num_blocks = manifest.num_blocks
     if config.num_observations is not None:
-        num_blocks = -(-config.num_observations // block_size)
-        if num_blocks > manifest.num_blocks:
-            raise UserError(
-                f"couplings.num_observations={config.num_observations}: the store in {folder} holds "
-                f"{manifest.num_blocks * block_size}; give at most that many, or enlarge it with: chordflow couple "
-                f"--resume=true --config_path={folder}/manifest.json --num_observations={config.num_observations}"
-            )
+        num_blocks = -(-config.num_observations // manifest.block_size)
+        check_range(
+            "couplings.num_observations",
+            config.num_observations,
+            at_most=manifest.num_observations,
+            note=f", which the store in {folder} holds, or make a larger one in another folder",
+        )
     store = CouplingStore(folder, manifest, num_blocks)
     store.check()
     if not (with_context and manifest.made_with["store_context"]):

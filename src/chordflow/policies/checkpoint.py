@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from chordflow.disk import write_json
 from chordflow.errors import UserError, machine_refuses, ran_out_of_memory, reason
 from chordflow.policies.base import FlowPolicy
 from chordflow.policies.files import (
@@ -30,7 +31,6 @@ from chordflow.policies.files import (
     find_checkpoint,
     is_adapter,
     read_config,
-    write_json,
 )
 from chordflow.policies.lora import merged_checkpoint
 from chordflow.policies.processors import check_processors
@@ -153,6 +153,10 @@ def load_flow_policy(
                 + (f" ({wrapped.steps_field})" if hasattr(wrapped, "steps_field") else "")
                 + "; set at least 1."
             )
+        try:
+            wrapped.chunk.check_executed(wrapped.chunk.num_executed)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
         check_loaded(wrapped, weights, field)
         overrides: dict[str, Any] = {"device_processor": {"device": config.device}}
         try:

@@ -7,7 +7,6 @@ files and their tensors.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -163,17 +162,6 @@ def _is_on_hub(repo_id: str) -> bool:
     except (HFValidationError, httpx.HTTPError, OSError):
         return False
     return True
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Writes JSON beside `file` and renames it over it."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    try:
-        temporary.write_text(json.dumps(content, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, file)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _require_file(folder: Path, name: str, field: str) -> None:

@@ -150,8 +150,8 @@ class LeRobotFlowPolicy(FlowPolicy):
 
     @property
     def default_num_steps(self) -> int:
-        """`steps_field` of the config."""
-        return int(getattr(self.config, self.steps_field))
+        """`steps_field` of the config; 0 where it is null, which `load_flow_policy` refuses."""
+        return int(getattr(self.config, self.steps_field) or 0)
 
     def set_num_steps(self, num_steps: int) -> None:
         """Sets `steps_field`."""

@@ -7,11 +7,9 @@ checkpoint of their own, made once, on the CPU, and kept beside the Hub's cache.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub.constants import HF_HOME
@@ -21,6 +19,7 @@ from safetensors.torch import save_model
 from torch import nn
 
 from chordflow.console import say
+from chordflow.disk import whole_folder, write_json
 from chordflow.errors import UserError, ran_out_of_memory, reason
 from chordflow.policies.files import (
     ADAPTER_CONFIG,
@@ -31,7 +30,6 @@ from chordflow.policies.files import (
     looks_like_hub_id,
     read_config,
     read_json,
-    write_json,
 )
 
 MERGED = Path(HF_HOME) / "chordflow" / "merged"
@@ -60,27 +58,30 @@ def merged_checkpoint(folder: Path, field: str, load: Callable[[Path], nn.Module
     if place.is_dir():
         return place
     MERGED.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(place.with_suffix(".lock")), TemporaryDirectory(dir=MERGED, prefix=".") as temporary:
+    with WeakFileLock(place.with_suffix(".lock")):
         if place.is_dir():
             return place
         policy = _merge(folder, field, base, load)
-        made = Path(temporary) / "merged"
-        made.mkdir()
-        for file in files:
-            if file.name not in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, WEIGHTS):
-                shutil.copyfile(file, made / file.name)
-        write_json(made / CONFIG, {**read_config(folder, field), "use_peft": False})
-        try:
-            save_model(policy, str(made / WEIGHTS))
-        except SafetensorError as error:
-            # What a full disk is to safetensors.
-            raise UserError(
-                f"{field}={folder}: the merged weights cannot be written to {MERGED} ({reason(error)}); make room, or "
-                "set HF_HOME to a folder that has some."
-            ) from error
-        os.rename(made, place)
+        with whole_folder(place) as made:
+            _write(policy, made, folder, field, files)
     say(f"{field}={folder}: merged into the weights of {base}; the result is kept in {place}.")
     return place
+
+
+def _write(policy: nn.Module, made: Path, folder: Path, field: str, files: list[Path]) -> None:
+    """Writes the merged checkpoint to `made`, with the adapter's other files."""
+    for file in files:
+        if file.name not in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, WEIGHTS):
+            shutil.copyfile(file, made / file.name)
+    write_json(made / CONFIG, {**read_config(folder, field), "use_peft": False})
+    try:
+        save_model(policy, str(made / WEIGHTS))
+    except SafetensorError as error:
+        # What a full disk is to safetensors.
+        raise UserError(
+            f"{field}={folder}: the merged weights cannot be written to {MERGED} ({reason(error)}); make room, or "
+            "set HF_HOME to a folder that has some."
+        ) from error
 
 
 def _merge(folder: Path, field: str, base: Path, load: Callable[[Path], nn.Module]) -> nn.Module:

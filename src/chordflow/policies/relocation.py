@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from chordflow.disk import write_json
 from chordflow.errors import UserError
 from chordflow.policies.files import (
     CONFIG,
@@ -14,7 +15,6 @@ from chordflow.policies.files import (
     check_family,
     processor_steps,
     read_json,
-    write_json,
 )
 from chordflow.policies.registry import adapter_for
 

@@ -11,7 +11,9 @@ from huggingface_hub.utils import validate_repo_id
 from chordflow.reporting.page import command_lines
 from chordflow.reporting.rollout_tables import rate
 from chordflow.reporting.table import escape, markdown
-from chordflow.results.schema import STUDENT, PolicyInfo, Results, SuccessRow
+from chordflow.results.actions import STUDENT
+from chordflow.results.episodes import SuccessRow
+from chordflow.results.schema import PolicyInfo, Results
 from chordflow.results.wording import clean, steps
 
 METHODS = {

@@ -21,7 +21,8 @@ from chordflow.reporting.policy_tables import (
     real_dims,
 )
 from chordflow.reporting.section import way
-from chordflow.results.schema import CurvatureRow, Results
+from chordflow.results.actions import CurvatureRow
+from chordflow.results.schema import Results
 from chordflow.results.wording import clean, percent, span
 
 

@@ -1,7 +1,9 @@
 """What was measured, on how much, and how: the lines below the tables."""
 
 from chordflow.reporting.policy_tables import memory
-from chordflow.results.schema import CouplingSummary, HeldOut, Results, Rollouts
+from chordflow.results.actions import HeldOut
+from chordflow.results.episodes import Rollouts
+from chordflow.results.schema import CouplingSummary, Results
 from chordflow.results.wording import clean, percent, plural, seconds, size, steps
 
 

@@ -18,8 +18,9 @@ from chordflow.reporting.section import (
     table,
     way,
 )
+from chordflow.results.actions import TEACHER, FreeWays, GapRow, PolicyName, Reference
 from chordflow.results.free import euler_beside
-from chordflow.results.schema import TEACHER, FreeWays, GapRow, PolicyName, Reference, Results
+from chordflow.results.schema import Results
 from chordflow.results.student_findings import candidates
 from chordflow.results.wording import UNRELIABLE, amount, capital, clean, percent, plural, steps
 

@@ -8,7 +8,8 @@ from typing import Any
 import plotly.graph_objects as go
 
 from chordflow.reporting.section import ordered
-from chordflow.results.schema import PolicyName, Results
+from chordflow.results.actions import PolicyName
+from chordflow.results.schema import Results
 from chordflow.results.wording import clean
 
 # The hues are dark enough for white and light enough for dark paper (3:1 on both), so that plots need no redrawing

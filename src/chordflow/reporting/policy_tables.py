@@ -7,7 +7,8 @@ from statistics import median
 from typing import NamedTuple
 
 from chordflow.reporting.section import Cell, Column, Section, count, ends, number, rank, table, way
-from chordflow.results.schema import CurvatureRow, Results
+from chordflow.results.actions import CurvatureRow
+from chordflow.results.schema import Results
 from chordflow.results.statistics import Percentiles
 from chordflow.results.wording import amount, clean, percent, plural, seconds, size, steps
 

@@ -22,7 +22,9 @@ from chordflow.reporting.plots import (
 )
 from chordflow.reporting.rollout_tables import MODES, MOTION_UNITS, by_group, motion_rows, points_of
 from chordflow.reporting.section import at, brief, rank
-from chordflow.results.schema import DelayRow, PolicyName, Results, SuccessRow
+from chordflow.results.actions import PolicyName
+from chordflow.results.episodes import DelayRow, SuccessRow
+from chordflow.results.schema import Results
 from chordflow.results.statistics import Interval
 from chordflow.results.wording import (
     capital,

@@ -18,7 +18,8 @@ from chordflow.reporting.section import (
     table,
     way,
 )
-from chordflow.results.schema import MotionRow, Results, SuccessRow
+from chordflow.results.episodes import MotionRow, SuccessRow
+from chordflow.results.schema import Results
 from chordflow.results.wording import (
     REPEATED_STARTS,
     STARTS_TRAINED_ON,

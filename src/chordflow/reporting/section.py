@@ -3,7 +3,8 @@
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from chordflow.results.schema import STUDENT, TEACHER, PolicyName, Results
+from chordflow.results.actions import STUDENT, TEACHER, PolicyName
+from chordflow.results.schema import Results
 from chordflow.results.statistics import Estimate, Interval
 from chordflow.results.wording import amount, clean, estimate, percentage, span, steps
 
@@ -83,7 +84,7 @@ class Section:
         kept = [
             place
             for place in range(len(self.heads))
-            if place < self.left or any(row[place].text != ABSENT for row in self.rows)
+            if place < self.left or any(row[place].text not in (ABSENT, "") for row in self.rows)
         ]
         heads = [self.heads[place] for place in kept]
         notes = [text for text, about in self.notes if all(head in heads for head in about)]

@@ -15,7 +15,8 @@ from chordflow.reporting.plots import (
     pattern,
     rounded,
 )
-from chordflow.results.schema import Results, WideObservation
+from chordflow.results.actions import WideObservation
+from chordflow.results.schema import Results
 from chordflow.results.wording import percent, plural
 
 

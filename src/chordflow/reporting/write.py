@@ -1,25 +1,27 @@
-"""A run's folder to its report: a page, a table, a model card."""
+"""A run's folder to its report: a page, a table, a model card; a study's file to its page and its table."""
 
 from pathlib import Path
 
 from chordflow.errors import UserError
+from chordflow.reporting import study_page, study_table
 from chordflow.reporting.card import card
 from chordflow.reporting.page import page, write_text
 from chordflow.reporting.table import markdown
 from chordflow.results.files import write_whole
 from chordflow.results.schema import Results
+from chordflow.results.study import OLD_KINDS, STUDY, Study, kind_of
 
 RESULTS = "results.json"
 
 
 def write_report(folder: str | Path, output: str | Path | None = None) -> list[Path]:
-    """Write ``report.html``, ``table.md`` and ``model_card.md``.
+    """Write ``report.html``, ``table.md`` and ``model_card.md``, of a study ``study.html`` and ``study.md``.
 
     Everything is made before anything is written, and each file is written whole: results that cannot be read leave
     an older report as it was.
 
     Args:
-        folder: Of a run, with its ``results.json``.
+        folder: Of a run, with its ``results.json``, or of a study; or the study's file.
         output: Where to write, made where it is missing; the run's own folder by default.
 
     Returns:
@@ -29,13 +31,31 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> list[P
         UserError: If there are no results, they cannot be read, or a file cannot be written.
     """
     folder = Path(folder)
+    study = folder / STUDY if folder.is_dir() and not (folder / RESULTS).is_file() else folder
+    if study.is_file() and kind_of(study) in ("study", *OLD_KINDS):
+        return write_study(Study.load(study), study.parent if output is None else Path(output))
     results = Results.load(found_in(folder))
-    target = folder if output is None else Path(output)
     contents = {
         "report.html": page(results, folder),
         "table.md": markdown(results),
         "model_card.md": card(results),
     }
+    return _write(contents, folder if output is None else Path(output))
+
+
+def write_study(study: Study, folder: Path) -> list[Path]:
+    """Write ``study.html`` and ``study.md``.
+
+    Returns:
+        The paths.
+
+    Raises:
+        UserError: If a file cannot be written.
+    """
+    return _write({"study.html": study_page.page(study), "study.md": study_table.markdown(study)}, folder)
+
+
+def _write(contents: dict[str, str], target: Path) -> list[Path]:
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -54,7 +74,9 @@ def found_in(folder: Path) -> Path:
     if not folder.exists():
         raise UserError(f"{folder} does not exist; give the folder of a run, with its {RESULTS}.")
     if not folder.is_dir():
-        raise UserError(f"{folder} is a file; give the folder that holds {RESULTS}.")
+        raise UserError(
+            f"{folder} is no file of a study; give the folder that holds {RESULTS}, or a {STUDY}."
+        )
     if not (folder / RESULTS).is_file():
         raise UserError(
             f"{folder} holds no {RESULTS}; give the folder of a run of chordflow that came to its end."

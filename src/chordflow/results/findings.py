@@ -10,6 +10,7 @@ from collections.abc import Callable
 from scipy.stats import binom
 
 from chordflow.results import student_findings as of_students
+from chordflow.results.actions import TEACHER, GapRow
 from chordflow.results.free import (
     against_floor,
     clearly_lower,
@@ -19,7 +20,7 @@ from chordflow.results.free import (
     noise_text,
     within_floor,
 )
-from chordflow.results.schema import TEACHER, Finding, GapRow, Results
+from chordflow.results.schema import Finding, Results
 from chordflow.results.statistics import Interval
 from chordflow.results.student_findings import FEW_STEPS
 from chordflow.results.wording import UNRELIABLE, capital, number, percent, size, steps

@@ -4,7 +4,9 @@ A gap is told relative to the whole spread of the teacher's endpoints, and besid
 most of the spread is between observations, which any way to act knows, so the second figure is the harder one.
 """
 
-from chordflow.results.schema import TEACHER, GapRow, PolicyName, Results, SuccessRow
+from chordflow.results.actions import TEACHER, GapRow, PolicyName
+from chordflow.results.episodes import SuccessRow
+from chordflow.results.schema import Results
 from chordflow.results.wording import amount, percent
 
 

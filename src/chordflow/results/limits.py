@@ -1,20 +1,23 @@
 """Ends of the intervals for success rates, of many tables of counts at once and unchecked.
 
-`chordflow.results.statistics` takes one table from here; `chordflow.results.coverage` takes all that can happen,
-so that the coverage stated is that of the very same intervals.
+`chordflow.results.statistics` takes one table from here; `scripts/coverage_table.py` takes all that can happen, so that
+the coverage stated in docs/statistics.md is that of the very same intervals.
 
 Shapes: counts of any shape that broadcast with each other.
 """
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import fft
+from scipy import fft, stats
 from statsmodels.stats.proportion import proportion_confint
 
 FloatArray = NDArray[np.float64]
 
 CONFIDENCE = 0.95
 """Level of every interval."""
+
+ROUNDING = 1e-12
+"""An interval that ends at the truth holds it, whatever the last digit says."""
 
 
 def wilson_limits(successes: ArrayLike, episodes: ArrayLike) -> tuple[FloatArray, FloatArray]:
@@ -31,6 +34,26 @@ def wilson_limits(successes: ArrayLike, episodes: ArrayLike) -> tuple[FloatArray
     low, high = proportion_confint(count, n, alpha=1 - CONFIDENCE, method="wilson")
     # Rounding leaves ends such as 3e-18 where the interval touches 0 or 1.
     return np.where(count > 0, low, 0.0), np.where(count < n, high, 1.0)
+
+
+def wilson_coverage(episodes: int, rate: float) -> float:
+    """Chance that Wilson's 95 % interval holds the true success rate.
+
+    Args:
+        episodes: At least 1.
+        rate: True rate, from 0 to 1.
+
+    Raises:
+        ValueError: If one is out of range.
+    """
+    if episodes < 1:
+        raise ValueError(f"episodes is {episodes}; it must be at least 1.")
+    if not 0.0 <= rate <= 1.0:
+        raise ValueError(f"a rate of {rate} is impossible.")
+    successes = np.arange(episodes + 1)
+    low, high = wilson_limits(successes, episodes)
+    holds = (low - ROUNDING <= rate) & (rate <= high + ROUNDING)
+    return float(stats.binom.pmf(successes, episodes, rate)[holds].sum())
 
 
 def newcombe_limits(

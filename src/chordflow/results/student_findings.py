@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from chordflow.results.actions import STUDENT, TEACHER, PolicyName
+from chordflow.results.episodes import DelayRow, SuccessRow
 from chordflow.results.free import (
     clearly_lower,
     free_ways,
@@ -11,17 +13,8 @@ from chordflow.results.free import (
     success_beside,
     within_floor,
 )
-from chordflow.results.schema import (
-    ABOVE,
-    STUDENT,
-    TEACHER,
-    DelayRow,
-    Latency,
-    PolicyInfo,
-    PolicyName,
-    Results,
-    SuccessRow,
-)
+from chordflow.results.latency import ABOVE, Latency
+from chordflow.results.schema import PolicyInfo, Results
 from chordflow.results.statistics import Estimate
 from chordflow.results.wording import capital, clean, number, percent, points, step_counts, steps
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from chordflow.errors import UserError
 from chordflow.policies import ChunkSpec
-from chordflow.results.schema import DelayMode
+from chordflow.results.episodes import DelayMode
 
 Hold = Literal["zeros", "last"]
 

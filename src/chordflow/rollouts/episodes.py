@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chordflow.errors import UserError
-from chordflow.results.schema import DelayMode
+from chordflow.results.episodes import DelayMode
 
 EpisodeKey = tuple[str, int, int]
 """Suite, number of the task within it, and seed."""

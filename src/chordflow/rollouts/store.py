@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
@@ -24,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from chordflow.disk import whole_file
 from chordflow.errors import UserError, machine_refuses
 from chordflow.policies import FlowPolicy
 from chordflow.rollouts.delay import Execution
@@ -44,7 +44,6 @@ TIMING = "timing.json"
 """Where the time of the runs went whose episodes are stored."""
 
 _VERSION, _SETTINGS = b"chordflow_store_version", b"chordflow_settings"
-_TEMPORARY = ".tmp"
 _PART = "part-"
 
 SCHEMA = pa.schema(
@@ -155,7 +154,7 @@ class EpisodeStore:
             if file.name != JOINED:
                 self._next_part = int(file.stem.removeprefix(_PART)) + 1
         self._read_timing()
-        for left in self.folder.glob(f".*{_TEMPORARY}"):
+        for left in self.folder.glob(".*.tmp"):
             left.unlink(missing_ok=True)
 
     def __len__(self) -> int:
@@ -225,10 +224,8 @@ class EpisodeStore:
     def _replace(path: Path, data: Any) -> None:
         # No fsync: a process that is killed loses nothing, and a power cut costs at most some last episodes,
         # which are then said to be cut.
-        temporary = path.with_name(f".{path.name}{_TEMPORARY}")
-        with temporary.open("wb") as file:
-            file.write(data)
-        os.replace(temporary, path)
+        with whole_file(path, sync=False) as temporary:
+            temporary.write_bytes(data)
 
     def _read(self, path: Path) -> list[Episode]:
         try:

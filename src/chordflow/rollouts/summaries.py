@@ -5,16 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from chordflow.results.coverage import wilson_coverage
-from chordflow.results.schema import (
-    DelayMode,
-    DelayRow,
-    MotionMeasure,
-    MotionRow,
-    PolicyName,
-    SuccessRow,
-    TimingRow,
-)
+from chordflow.results.episodes import DelayMode, MotionMeasure
+from chordflow.results.limits import wilson_coverage
+from chordflow.results.schema import DelayRow, MotionRow, PolicyName, SuccessRow, TimingRow
 from chordflow.results.sequential import confidence_sequence
 from chordflow.results.statistics import (
     Estimate,

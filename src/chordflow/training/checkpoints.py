@@ -7,9 +7,7 @@ checkpoints/last -> 000500
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +34,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from chordflow.disk import point_link, remove_folder, whole_folder
 from chordflow.errors import UserError
 from chordflow.quiet import quiet_stdout
 from chordflow.training.wrapping import part_of, shard_state, whole, whole_state
@@ -139,40 +138,31 @@ def save_checkpoint(
     """
     final = checkpoint_folder(output_dir, step, total_steps)
     root, name = final.parent, final.name
-    temporary = root / f".{name}.tmp"
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        write_student(temporary / PRETRAINED_MODEL_DIR)
-        save_training_state(
-            temporary,
-            step,
-            state.optimizer,
-            state.scheduler,
-            num_processes=num_processes,
-            batch_size=batch_size,
-            optim_state_dict=state.optimizer_state,
-        )
-        _save(state.masters, temporary / TRAINING_STATE_DIR / MASTERS)
-        if state.ema is not None:
-            _save(state.ema, temporary / TRAINING_STATE_DIR / EMA_WEIGHTS)
-        (temporary / TRAINING_STATE_DIR / LOSSES).write_text(json.dumps(list(losses)), encoding="utf-8")
-        if timed:
-            (temporary / TRAINING_STATE_DIR / TIMED).touch()
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _flush(file)
-        # One of an earlier attempt at this step; `last` does not point to it (see begin_from).
-        if final.exists():
-            _remove(final)
-        os.replace(temporary, final)
-        _point_last(root, name)
+        with whole_folder(final, sync=True) as temporary:
+            write_student(temporary / PRETRAINED_MODEL_DIR)
+            save_training_state(
+                temporary,
+                step,
+                state.optimizer,
+                state.scheduler,
+                num_processes=num_processes,
+                batch_size=batch_size,
+                optim_state_dict=state.optimizer_state,
+            )
+            _save(state.masters, temporary / TRAINING_STATE_DIR / MASTERS)
+            if state.ema is not None:
+                _save(state.ema, temporary / TRAINING_STATE_DIR / EMA_WEIGHTS)
+            (temporary / TRAINING_STATE_DIR / LOSSES).write_text(json.dumps(list(losses)), encoding="utf-8")
+            if timed:
+                (temporary / TRAINING_STATE_DIR / TIMED).touch()
+        point_link(root / LAST_CHECKPOINT_LINK, name)
         for mark in root.glob(f"[0-9]*/{TRAINING_STATE_DIR}/{TIMED}"):
             if mark.parent.parent != final:
-                _remove(mark.parent.parent)
+                remove_folder(mark.parent.parent)
     except (OSError, RuntimeError, SafetensorError) as error:
         # A full disk is a SafetensorError to safetensors and a RuntimeError to torch.
-        _clear_up(temporary, final)
+        _clear_up(final)
         last = root / LAST_CHECKPOINT_LINK
         kept = (
             f"the last good checkpoint is {last.resolve()}"
@@ -184,7 +174,7 @@ def save_checkpoint(
             "choose another folder."
         ) from error
     except BaseException:
-        _clear_up(temporary, final)
+        _clear_up(final)
         raise
     return final
 
@@ -206,7 +196,7 @@ def begin_from(checkpoint_dir: Path) -> None:
             else:
                 shutil.rmtree(leftover)
         if (root / LAST_CHECKPOINT_LINK).resolve() != checkpoint_dir.resolve():
-            _point_last(root, checkpoint_dir.name)
+            point_link(root / LAST_CHECKPOINT_LINK, checkpoint_dir.name)
     except OSError as error:
         raise UserError(
             f"config_path: the run in {root.parent} cannot go on there ({error}); copy it to a place that can be "
@@ -314,38 +304,12 @@ def _cannot_resume(checkpoint_dir: Path, error: Exception) -> UserError:
     )
 
 
-def _remove(checkpoint_dir: Path) -> None:
-    """Takes a checkpoint away: whole, or hidden."""
-    old = checkpoint_dir.with_name(f".{checkpoint_dir.name}.old.tmp")
-    shutil.rmtree(old, ignore_errors=True)
-    os.replace(checkpoint_dir, old)
-    shutil.rmtree(old)
-
-
-def _clear_up(temporary: Path, final: Path) -> None:
+def _clear_up(final: Path) -> None:
     """After a checkpoint that could not be written."""
-    shutil.rmtree(temporary, ignore_errors=True)
     if not (final.parent / LAST_CHECKPOINT_LINK).exists():
         # The first one of a run, to which `last` could not be pointed: nothing leads there.
         shutil.rmtree(final, ignore_errors=True)
 
 
-def _point_last(root: Path, name: str) -> None:
-    link = root / f".{LAST_CHECKPOINT_LINK}.tmp"
-    try:
-        link.unlink(missing_ok=True)
-        link.symlink_to(name)
-        os.replace(link, root / LAST_CHECKPOINT_LINK)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            link.unlink()
-        raise
-
-
 def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
-
-
-def _flush(file: Path) -> None:
-    with file.open("rb") as handle:
-        os.fsync(handle.fileno())

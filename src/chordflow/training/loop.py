@@ -1,92 +1,22 @@
-"""The training loop: couplings in, a student out."""
+"""Training with a log and checkpoints: what happens between the steps of a run that can be resumed."""
 
 from __future__ import annotations
 
-import contextlib
-import math
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from lerobot.optim.schedulers import CosineAnnealingWithWarmupSchedulerConfig
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from chordflow import stopping
 from chordflow.couplings import CouplingBuffer
-from chordflow.errors import UserError
-from chordflow.flow.seeds import generator
 from chordflow.policies import FlowPolicy
-from chordflow.training.checkpoints import (
-    TrainingState,
-    begin_from,
-    checkpoint_folder,
-    keep,
-    load_checkpoint,
-    save_checkpoint,
-)
-from chordflow.training.memory import enough_memory, enough_memory_to_step
+from chordflow.training.checkpoints import begin_from, checkpoint_folder, keep, save_checkpoint
 from chordflow.training.methods import Method
-from chordflow.training.metrics import METRICS as METRICS
-from chordflow.training.metrics import append_metrics, cut_metrics, last_good
-from chordflow.training.metrics import read_metrics as read_metrics
-from chordflow.training.optimizers import AdamWConfig, OptimizerConfig
-from chordflow.training.wrapping import Wrapped
-
-
-@dataclass
-class SchedulerConfig:
-    """Linear warm-up, then a cosine to zero.
-
-    Attributes:
-        num_warmup_steps: steps until the peak; by default a twentieth of all steps, at most 1000.
-    """
-
-    num_warmup_steps: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.num_warmup_steps is not None and self.num_warmup_steps < 0:
-            raise UserError(f"scheduler.num_warmup_steps={self.num_warmup_steps}: give 0 or more.")
-
-    def warmup(self, steps: int) -> int:
-        """Warm-up steps of a run of `steps`."""
-        return min(1000, steps // 20) if self.num_warmup_steps is None else self.num_warmup_steps
-
-
-@dataclass
-class EMAConfig:
-    """An exponential moving average of the trained weights, saved as the student.
-
-    Attributes:
-        enable: whether to average.
-        decay: weight of the old average at every step.
-    """
-
-    enable: bool = False
-    decay: float = 0.999
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.decay < 1.0:
-            raise UserError(f"ema.decay={self.decay}: give a number between 0 and 1.")
-
-
-@dataclass
-class LoopConfig:
-    """What the loop itself needs to know; names as in LeRobot."""
-
-    steps: int
-    batch_size: int
-    seed: int
-    log_freq: int
-    save_freq: int
-    save_minutes: float = 0.0
-    gradient_accumulation_steps: int = 1
-    optimizer: OptimizerConfig = field(default_factory=AdamWConfig)
-    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
-    ema: EMAConfig = field(default_factory=EMAConfig)
+from chordflow.training.metrics import append_metrics, cut_metrics
+from chordflow.training.steps import LoopConfig, Training
 
 
 @dataclass(frozen=True)
@@ -127,11 +57,9 @@ def train(
     resume_from: Path | None = None,
     on_step: Callable[[Progress], None] = lambda progress: None,
 ) -> Trained:
-    """Trains the student on the buffer's couplings.
+    """Trains the student on the buffer's couplings, with a log and checkpoints to resume from.
 
-    The couplings, times and order of a step depend on the seed and the step alone, so a resumed run ends in
-    the same weights as one that was never stopped. A signal stops it after a whole step, with a checkpoint that all
-    processes have agreed on.
+    A signal stops it after a whole step, with a checkpoint that all processes have agreed on.
 
     Args:
         config: steps, rates and sizes.
@@ -149,61 +77,23 @@ def train(
             launcher asks for what cannot be had.
         Stopped: where a signal has stopped it.
     """
-    wrapped = Wrapped(student, trainable, config.gradient_accumulation_steps)
-    processes, trainable = wrapped.processes, wrapped.trainable
-    _check(config, buffer, wrapped)
-    with enough_memory_to_step(config.optimizer, trainable.values(), buffer.teacher.device):
-        optimizer = config.optimizer.build(trainable, student)
-    warmup = config.scheduler.warmup(config.steps)
-    scheduler = CosineAnnealingWithWarmupSchedulerConfig(num_warmup_steps=warmup).build(
-        optimizer, config.steps
-    )
-    averages = {k: v.detach().clone() for k, v in trainable.items()} if config.ema.enable else None
-    state = TrainingState(trainable, averages, optimizer, scheduler)
-    start = 0
-    losses: list[float] = []
-    if resume_from is not None:
-        start, losses = load_checkpoint(resume_from, state)
-        _use_settings(state, config.optimizer)
+    assert config.steps is not None
+    training = Training(config, student, trainable, buffer, method, resume_from=resume_from)
+    processes, start, losses = training.wrapped.processes, training.start, training.losses
     if processes.first:
         if resume_from is not None:
             begin_from(resume_from)
         cut_metrics(output_dir, start, resume_from)
-    optimizer, scheduler = wrapped.prepare(optimizer, scheduler)
-
-    def loss_of(step: int, backward: bool) -> tuple[float, bool, bool]:
-        """The mean loss over the couplings of a step, of all processes and parts; whether to save, and to stop."""
-        total = 0.0
-        for part in range(buffer.parts):
-            with wrapped.part(last=part == buffer.parts - 1):
-                batch = buffer.batch(step, part)
-                loss = method.loss(wrapped, batch, generator(config.seed, "times", step))
-                if backward:
-                    # Gradients are averaged over the processes, where a loss is a sum of what they have.
-                    wrapped.backward(loss * (batch.weight * processes.count))
-                total += loss.item() * batch.weight
-        late = processes.first and 0.0 < 60.0 * config.save_minutes <= time.perf_counter() - saved_at
-        # The first process's clock and anybody's signal count for all, in a sum that is made anyway.
-        total, due, stop = processes.sum([total, late, stopping.asked() > 0])
-        return total, due > 0, stop > 0
-
-    def check(step: int) -> None:
-        # The loss that was looked at came before the update: weights that the update destroyed must not become
-        # the checkpoint that a run is told to go back to.
-        with torch.no_grad():
-            again, *_ = loss_of(step - 1, backward=False)
-        if not math.isfinite(again):
-            raise _not_finite(step, f"loss {again} after the update", checkpoint)
 
     def save(step: int, timed: bool = False) -> Path:
-        whole = state.whole()
+        whole = training.state.whole()
         weights = {name: tensor.detach() for name, tensor in whole.student_weights.items()}
         if not processes.first:
-            return checkpoint_folder(output_dir, step, config.steps)
+            return checkpoint_folder(output_dir, step, config.steps or step)
         return save_checkpoint(
             output_dir,
             step,
-            config.steps,
+            config.steps or step,
             whole,
             lambda folder: write_student(folder, weights),
             num_processes=processes.count,
@@ -212,119 +102,51 @@ def train(
             timed=timed,
         )
 
-    def fill(step: int) -> stopping.Stopped | None:
-        # Of several processes none may leave the others alone.
-        alone = processes.count == 1
+    unsaved, steps = False, training.run()
+    began = saved_at = time.perf_counter()
+    training.due = lambda: 0.0 < 60.0 * config.save_minutes <= time.perf_counter() - saved_at
+    carried, logged_s = len(losses), None
+    while True:
         try:
-            # It may run episodes, for minutes.
-            with stopping.at_once() if alone else contextlib.nullcontext(), enough_memory(buffer):
-                for _ in buffer.fill(step):
-                    pass
-        except stopping.Stopped as stopped:
-            return stopped
-        return None
-
-    checkpoint, unsaved = resume_from, False
-    began = logged_at = saved_at = time.perf_counter()
-    carried = len(losses)
-    for step in range(start, config.steps):
-        if (stopped := fill(step)) is not None:
+            passed = next(steps, None)
+        except stopping.Stopped:
             # What the loss after the last update would need may be gone from the buffer.
-            if unsaved and all(bool(weights.isfinite().all()) for weights in trainable.values()):
-                save(step, timed=True)
-            raise stopped
-        with enough_memory(buffer):
-            if step == start:
-                logged_at = time.perf_counter()
-            value, due, stop = loss_of(step, backward=True)
-        with enough_memory_to_step(config.optimizer, trainable.values(), buffer.teacher.device):
-            norm = wrapped.clip(config.optimizer.grad_clip_norm)
-        if not (math.isfinite(value) and math.isfinite(norm)):
-            raise _not_finite(step + 1, f"loss {value}, gradient norm {norm}", checkpoint)
-        lr = float(scheduler.get_last_lr()[0])
-        with enough_memory_to_step(config.optimizer, trainable.values(), buffer.teacher.device):
-            optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
-        if averages is not None:
-            _average(averages, trainable, config.ema.decay)
-        losses.append(value)
-        done_steps = step + 1
-        now = time.perf_counter()
-        rate = (len(losses) - carried) * buffer.step_size / max(now - logged_at, 1e-9)
-        on_step(Progress(done_steps, value, lr, rate))
-        if done_steps % config.log_freq == 0 or done_steps == config.steps:
-            mean = sum(losses) / len(losses)
+            if unsaved and all(bool(weights.isfinite().all()) for weights in training.trainable.values()):
+                save(training.passed.step, timed=True)
+            raise
+        if passed is None:
+            break
+        assert passed.loss is not None
+        losses.append(passed.loss)
+        logged_s = passed.ready_s or 0.0 if logged_s is None else logged_s
+        rate = (len(losses) - carried) * buffer.step_size / max(passed.seconds - logged_s, 1e-9)
+        on_step(Progress(passed.step, passed.loss, passed.lr, rate))
+        last = passed.step == config.steps
+        if passed.step % config.log_freq == 0 or last:
             line: dict[str, float] = {
-                "step": done_steps,
-                "loss": mean,
-                "grad_norm": norm,
-                "lr": lr,
+                "step": passed.step,
+                "loss": sum(losses) / len(losses),
+                "grad_norm": passed.grad_norm,
+                "lr": passed.lr,
                 "samples_per_s": rate,
             }
             if processes.first:
-                append_metrics(output_dir, line, checkpoint)
-            losses, logged_at, carried = [], now, 0
-        regular = done_steps == config.steps or (config.save_freq > 0 and done_steps % config.save_freq == 0)
+                append_metrics(output_dir, line, training.checkpoint)
+            logged_s, carried = passed.seconds, 0
+            losses.clear()
+        regular = last or (config.save_freq > 0 and passed.step % config.save_freq == 0)
         unsaved = True
-        if regular or due or stop:
-            check(done_steps)
-            checkpoint, unsaved, saved_at = save(done_steps, timed=not regular), False, time.perf_counter()
-        if stop and done_steps < config.steps:
+        if regular or passed.due or passed.stop:
+            training.check()
+            training.checkpoint = save(passed.step, timed=not regular)
+            unsaved, saved_at = False, time.perf_counter()
+        if passed.stop and not last:
             processes.wait()
             raise stopping.Stopped(stopping.asked() or signal.SIGTERM)
-    assert checkpoint is not None
+    assert training.checkpoint is not None
     if processes.first:
         # It may be a timed one, where fewer steps are asked for than before.
-        keep(checkpoint)
+        keep(training.checkpoint)
     # The others go on to read what the first has written.
     processes.wait()
-    samples = (config.steps - start) * buffer.step_size
-    return Trained(checkpoint, time.perf_counter() - began, samples)
-
-
-def check_sharding(optimizer: OptimizerConfig, sharded: bool) -> None:
-    """Raises UserError for an optimiser that cannot step parts of a matrix, where FSDP2 makes such parts."""
-    if sharded and not isinstance(optimizer, AdamWConfig):
-        name = optimizer.get_choice_name(type(optimizer))
-        raise UserError(
-            f"optimizer.type={name}: it needs whole matrices, of which FSDP2 leaves each process a part; choose adamw, "
-            "or train without FSDP2."
-        )
-
-
-def _check(config: LoopConfig, buffer: CouplingBuffer, wrapped: Wrapped) -> None:
-    check_sharding(config.optimizer, wrapped.sharded)
-    given = (buffer.batch_size, buffer.parts, buffer.share)
-    expected = (config.batch_size, config.gradient_accumulation_steps, wrapped.processes.share)
-    if given != expected:
-        raise ValueError(
-            f"the buffer hands out {given} (batch_size, parts, share), the loop takes {expected}"
-        )
-
-
-def _use_settings(state: TrainingState, config: OptimizerConfig) -> None:
-    """Puts the settings of this start over those that a checkpoint brings along: they may have been changed.
-
-    Where they were not, every number stays what it was.
-    """
-    state.scheduler.base_lrs = [config.lr for _ in state.scheduler.base_lrs]
-    config.put_over(state.optimizer)
-    assert isinstance(state.scheduler, LambdaLR)
-    factors = [rule(state.scheduler.last_epoch) for rule in state.scheduler.lr_lambdas]
-    state.scheduler._last_lr = [config.lr * factor for factor in factors]
-    for group, lr in zip(state.optimizer.param_groups, state.scheduler._last_lr, strict=True):
-        group["lr"] = lr
-
-
-def _not_finite(step: int, what: str, checkpoint: Path | None) -> UserError:
-    advice = (
-        "lower --optimizer.lr and resume from it" if checkpoint else "start again with a lower --optimizer.lr"
-    )
-    return UserError(f"the loss is not finite at step {step} ({what}); {last_good(checkpoint)}; {advice}.")
-
-
-@torch.no_grad()
-def _average(averages: dict[str, Tensor], parameters: dict[str, nn.Parameter], decay: float) -> None:
-    for name, parameter in parameters.items():
-        averages[name].lerp_(parameter.detach(), 1.0 - decay)
+    return Trained(training.checkpoint, time.perf_counter() - began, training.passed.samples)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from chordflow.disk import whole_file
 from chordflow.errors import UserError
 
 METRICS = "metrics.jsonl"
@@ -56,10 +57,8 @@ def cut_metrics(output_dir: Path, step: int, checkpoint: Path | None) -> None:
     file = output_dir / METRICS
     kept = [line for line in read_metrics(file) if line["step"] <= step]
     if file.is_file():
-        with _can_be_written(output_dir, checkpoint):
-            temporary = file.with_name(f".{file.name}.tmp")
+        with _can_be_written(output_dir, checkpoint), whole_file(file, sync=False) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-            temporary.replace(file)
 
 
 def last_good(checkpoint: Path | None) -> str:

@@ -1,4 +1,4 @@
-"""Optimisers of the student, a choice on the command line: AdamW, Muon for hidden matrices, SOAP.
+"""Optimisers of the student, a choice on the command line: AdamW or SOAP.
 
 Each is one `torch.optim.Optimizer` whose state LeRobot's checkpoints can hold: tensors by name, and numbers in
 the parameter groups.
@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from chordflow.errors import UserError
-from chordflow.policies import FlowPolicy, Role
+from chordflow.policies import FlowPolicy
 
 
 @dataclass
@@ -90,41 +90,6 @@ class AdamWConfig(OptimizerConfig):
         return torch.optim.AdamW(list(parameters.values()), lr=self.lr, **self._adam)
 
 
-@OptimizerConfig.register_subclass("muon")
-@dataclass
-class MuonConfig(OptimizerConfig):
-    """Orthogonalised momentum for hidden matrices, AdamW for the rest (see `MuonWithAdamW`).
-
-    The updates of a matrix are scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982, eq. 4), so that
-    one learning rate, the one that suits AdamW, serves both.
-
-    Attributes:
-        momentum: decay rate of the matrices' momentum.
-    """
-
-    momentum: float = 0.95
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0.0 <= self.momentum < 1.0:
-            raise UserError(f"optimizer.momentum={self.momentum}: give a number from 0 up to but not 1.")
-
-    def build(self, parameters: Mapping[str, nn.Parameter], student: FlowPolicy) -> Optimizer:
-        """Muon over the hidden matrices and AdamW over the others."""
-        matrices = hidden_matrices(parameters, student)
-        if not matrices:
-            raise UserError(
-                "optimizer.type=muon: the student trains no hidden matrix; choose adamw, or train more with "
-                "--student.train."
-            )
-        others = [parameter for name, parameter in parameters.items() if name not in matrices]
-        return MuonWithAdamW(list(matrices.values()), others, self.lr, *self.group_settings())
-
-    def group_settings(self) -> list[dict[str, Any]]:
-        """Those of the matrices, then those of the rest."""
-        return [{"momentum": self.momentum, "weight_decay": self.weight_decay}, self._adam]
-
-
 @OptimizerConfig.register_subclass("soap")
 @dataclass
 class SOAPConfig(OptimizerConfig):
@@ -166,82 +131,3 @@ class SOAPConfig(OptimizerConfig):
                 "max_precondition_dim": self.max_precondition_dim,
             }
         ]
-
-
-def hidden_matrices(parameters: Mapping[str, nn.Parameter], student: FlowPolicy) -> dict[str, nn.Parameter]:
-    """The weights that map one hidden state to another, for which Muon is meant (Jordan et al. 2024).
-
-    These are the weights of linear layers with both sides wider than an action: what is thinner reads an action
-    or a time, or writes a velocity. What projects into the prefix reads a state or another part's features, and is
-    left out whole. Embeddings are no linear layers; a head that goes back to their words is left out too.
-
-    Args:
-        parameters: by name.
-        student: whose parameters they are.
-
-    Returns:
-        Some of them, in their order.
-    """
-    modules = list(student.module.modules())
-    linear = {id(module.weight) for module in modules if isinstance(module, nn.Linear)}
-    embeddings = {module.weight.shape for module in modules if isinstance(module, nn.Embedding)}
-    widest = student.chunk.padded_dim
-    return {
-        name: parameter
-        for name, parameter in parameters.items()
-        if id(parameter) in linear
-        and parameter.shape not in embeddings
-        and min(parameter.shape) > widest
-        and student.role_of(name) != Role.PREFIX_PROJECTIONS
-    }
-
-
-class MuonWithAdamW(Optimizer):
-    """torch's Muon and AdamW as one optimiser with two parameter groups, for one scheduler and one checkpoint.
-
-    Source of Muon: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
-
-    Args:
-        matrices: parameters of two dimensions, for Muon.
-        others: the rest, for AdamW.
-        lr: learning rate of both.
-        muon: further settings of the first group.
-        adamw: further settings of the second.
-    """
-
-    def __init__(
-        self,
-        matrices: list[nn.Parameter],
-        others: list[nn.Parameter],
-        lr: float,
-        muon: dict[str, Any],
-        adamw: dict[str, Any],
-    ) -> None:
-        parts = (
-            torch.optim.Muon([{"params": matrices}], lr=lr, adjust_lr_fn="match_rms_adamw", **muon),
-            torch.optim.AdamW([{"params": others}], lr=lr, **adamw),
-        )
-        super().__init__([group for part in parts for group in part.param_groups], {})
-        self._parts = parts
-        self._share()
-
-    def _share(self) -> None:
-        """Groups and state are this optimiser's; its parts work on the same objects."""
-        for part, group in zip(self._parts, self.param_groups, strict=True):
-            part.param_groups, part.state = [group], self.state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        # Called by load_state_dict, which makes new groups and a new state.
-        super().__setstate__(state)
-        self._share()
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        """One step of both."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for part in self._parts:
-            part.step()
-        return loss

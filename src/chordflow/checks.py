@@ -1,0 +1,104 @@
+"""Checks of settings; each refuses in one sentence that names the field, its value and the rule."""
+
+import math
+from collections.abc import Collection, Sequence
+from typing import Any, NotRequired, TypedDict, Unpack
+
+from chordflow.errors import UserError
+
+
+class Bounds(TypedDict):
+    """Where a number may lie.
+
+    Attributes:
+        at_least: the smallest number.
+        above: all smaller numbers, and this one, are too small.
+        at_most: the largest number.
+        below: all larger numbers, and this one, are too large.
+        note: what follows the rule in the sentence, with its own comma or semicolon: how to leave the field out, or
+            why the rule holds.
+    """
+
+    at_least: NotRequired[float]
+    above: NotRequired[float]
+    at_most: NotRequired[float]
+    below: NotRequired[float]
+    note: NotRequired[str]
+
+
+def check_range(field: str, value: float | Sequence[float] | None, **bounds: Unpack[Bounds]) -> None:
+    """Refuses a number outside its bounds, as well as infinity and NaN.
+
+    Args:
+        field: the option's whole name, such as `buffer.block_size`.
+        value: a number, a list of which each number is checked, or None for an option that was left out.
+        bounds: where the number may lie; none of them asks for a finite number.
+
+    Raises:
+        UserError: such as "buffer.block_size=0: give at least 1."
+    """
+    numbers = [] if value is None else value if isinstance(value, Sequence) else [value]
+    if not all(math.isfinite(number) and _within(number, bounds) for number in numbers):
+        raise UserError(f"{field}={value}: give {_rule(bounds)}{bounds.get('note', '')}.")
+
+
+def check_fields(config: Any, prefix: str, *names: str, **bounds: Unpack[Bounds]) -> None:
+    """Checks several fields of a config by the same bounds.
+
+    Args:
+        config: the config, a dataclass.
+        prefix: what its options begin with, such as `buffer.`; empty for options of a command itself.
+        names: its fields.
+        bounds: as in `check_range`.
+
+    Raises:
+        UserError: for the first field that is out of bounds.
+    """
+    for name in names:
+        check_range(prefix + name, getattr(config, name), **bounds)
+
+
+def check_once(field: str, values: Sequence[Any], **bounds: Unpack[Bounds]) -> None:
+    """Refuses an empty list, a list that holds something twice, and numbers outside the bounds.
+
+    Raises:
+        UserError: such as "seeds=[1, 1]: give at least one, each once, such as [0,1,2]."
+    """
+    if not values or len(set(values)) < len(values):
+        shown = f"[{','.join(values)}]" if values and isinstance(values[0], str) else values
+        raise UserError(f"{field}={shown}: give at least one, each once{bounds.get('note', '')}.")
+    if len(bounds) > ("note" in bounds):
+        check_range(field, values, **bounds)
+
+
+def check_choice(field: str, value: str | Sequence[str], known: Collection[str], note: str = "") -> None:
+    """Refuses a name that is not among the known ones; of a list, each name is checked.
+
+    Raises:
+        UserError: such as "delay.hold=first: choose zeros or last."
+    """
+    if any(name not in known for name in ([value] if isinstance(value, str) else value)):
+        *others, last = known
+        listed = f"{', '.join(others)} or {last}" if others else last
+        raise UserError(f"{field}={value}: choose {listed}{note}.")
+
+
+def _within(number: float, bounds: Bounds) -> bool:
+    return bounds.get("at_least", -math.inf) <= number <= bounds.get("at_most", math.inf) and bounds.get(
+        "above", -math.inf
+    ) < number < bounds.get("below", math.inf)
+
+
+def _rule(bounds: Bounds) -> str:
+    low, high = bounds.get("at_least"), bounds.get("at_most")
+    above, below = bounds.get("above"), bounds.get("below")
+    if high is None and below is None:
+        if low is not None:
+            return "0 or more" if low == 0 else f"at least {low}"
+        return "a finite number" if above is None else f"a number above {above}"
+    if low is None and above is None:
+        return f"at most {high}" if below is None else f"a number below {below}"
+    start = f"a number from {low}" if low is not None else f"a number above {above}"
+    if below is not None:
+        return f"{start} up to but not {below}" if low is not None else f"{start} and below {below}"
+    return f"{start} to {high}" if low is not None else f"{start} and at most {high}"

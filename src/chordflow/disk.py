@@ -1,0 +1,131 @@
+"""Files and folders that appear whole or not at all: written under a temporary name beside the place, then renamed."""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from chordflow.errors import UserError
+
+
+def temporary_beside(path: Path) -> Path:
+    """The name that a file or folder has until it is whole: hidden, and the same in every attempt."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, *, sync: bool = True, temporary: Path | None = None) -> Iterator[Path]:
+    """A file that appears whole or not at all.
+
+    Args:
+        path: where it appears; its folder must exist. A file that is there is replaced.
+        sync: whether it is flushed to the disk before, so that it outlives a power cut.
+        temporary: another temporary name, for files that several processes may write at a time.
+
+    Yields:
+        The temporary path to write to; it is renamed where the block ends well, and removed where it does not.
+
+    Raises:
+        OSError: if the file cannot be written; an older one is left as it was.
+    """
+    temporary = temporary or temporary_beside(path)
+    try:
+        yield temporary
+        if sync:
+            flush(temporary)
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: str | Path, data: bytes) -> Path:
+    """Writes a file whole or not at all.
+
+    Args:
+        path: where; its folder must exist. A file that is there is replaced.
+        data: the file's contents.
+
+    Returns:
+        The path.
+
+    Raises:
+        UserError: if the file cannot be written; an older one is left as it was.
+    """
+    path = Path(path)
+    try:
+        with whole_file(path, temporary=path.with_name(f".{path.name}.{os.getpid()}.tmp")) as temporary:
+            temporary.write_bytes(data)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); choose a folder that exists and has room."
+        ) from error
+    return path
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON whole or not at all.
+
+    Raises:
+        OSError: if the file cannot be written; an older one is left as it was.
+    """
+    with whole_file(path, sync=False) as temporary:
+        temporary.write_text(json.dumps(content, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path, *, sync: bool = False) -> Iterator[Path]:
+    """A folder that appears whole or not at all.
+
+    Args:
+        path: where it appears; folders above it are made. A folder that is there is replaced.
+        sync: whether its files are flushed to the disk before.
+
+    Yields:
+        The temporary folder to fill, empty; it is renamed where the block ends well, and removed where it does not.
+
+    Raises:
+        OSError: if it cannot be written; an older one is left as it was.
+    """
+    temporary = temporary_beside(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if sync:
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    flush(file)
+        remove_folder(path)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Takes a folder away, whole or hidden: nobody ever sees half of it. One that is not there is no error."""
+    old = path.with_name(f".{path.name}.old.tmp")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        os.replace(path, old)
+        shutil.rmtree(old)
+
+
+def point_link(link: Path, target: str | Path) -> None:
+    """Makes a symbolic link point to `target`, at no moment to nothing.
+
+    Raises:
+        OSError: if it cannot be made; an older one is left as it was.
+    """
+    with whole_file(link, sync=False) as temporary:
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target)
+
+
+def flush(path: Path) -> None:
+    """Makes sure that a file's contents are on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

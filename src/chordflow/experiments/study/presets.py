@@ -1,0 +1,444 @@
+"""The questions of `chordflow study`, each with the arms that answer it, and a file of the user's own arms."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from itertools import product
+from pathlib import Path
+from typing import Any, ClassVar
+
+from chordflow.checks import check_choice, check_once, check_range
+from chordflow.errors import UserError
+from chordflow.experiments.config import ReflowJobConfig
+from chordflow.experiments.recipes import RECIPES
+from chordflow.experiments.study.config import ArmSettings, StudyConfig
+from chordflow.flow.solvers import SOLVERS
+from chordflow.policies import FlowPolicy
+from chordflow.results.schema import TEACHER
+from chordflow.results.study import STUDY, LeftOut, Origin, Preset
+from chordflow.training.methods import MethodConfig
+from chordflow.training.optimizers import OptimizerConfig
+from chordflow.training.student import StudentInit
+
+OWN = (
+    "method", "batch_size", "gradient_accumulation_steps", "num_inference_steps", "student", "coupling", "buffer",
+    "optimizer", "scheduler", "ema", "observations", "env", "collect",
+)  # fmt: skip
+"""Settings of `chordflow reflow` in which an arm may differ."""
+
+TABLE, PAGE = "study.md", "study.html"
+"""What a study writes beside `study.json` and the folders of its arms."""
+
+NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
+"""Names of arms: they are folders."""
+
+USUAL_SOLVER = "adams_bashforth"
+"""The solver of couplings that the name of a way does not mention."""
+
+
+@dataclass
+class MethodsStudy(StudyConfig):
+    """Which method? Train by several with the same data, seeds and budget.
+
+    Attributes:
+        methods: what is trained by: names of own recipes, of chordflow's recipes, and method types with their default
+            settings; by default all of them, of those with equal settings the first.
+        recipes: own recipes by name, settings of chordflow reflow that are laid over the shared ones, such as
+            {"huber": {"method": {"type": "endpoint", "loss": {"type": "pseudo_huber"}}, "optimizer": {"lr": 1e-3}}}.
+    """
+
+    PRESET: ClassVar[Preset] = "methods"
+    ADDABLE: ClassVar[tuple[str, ...]] = ("methods", "recipes")
+
+    methods: list[str] | None = None
+    recipes: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        types = MethodConfig.get_known_choices()
+        check_arms("recipes", self.recipes, taken=[*RECIPES, *types])
+        known = [*self.recipes, *RECIPES, *types]
+        if self.methods is None:
+            found: dict[str, dict[str, Any]] = {}
+            for name in known:
+                if self._arm(name).settings not in found.values():
+                    found[name] = self._arm(name).settings
+            self.methods = list(found)
+        check_once("methods", self.methods, note=", such as [reflow,endpoint]")
+        for name in self.methods:
+            if name not in known:
+                raise UserError(
+                    f"methods holds {name!r}, which is no recipe or method type; {_near(name, known)}"
+                )
+
+    def arms_for(self, teacher: FlowPolicy, folder: Path) -> tuple[list[ArmSettings], list[LeftOut]]:
+        """An arm for each method."""
+        return [self._arm(name) for name in self.methods or []], []
+
+    def _arm(self, name: str) -> ArmSettings:
+        if name in self.recipes:
+            return ArmSettings(name, self.recipes[name], name, "own")
+        if name in RECIPES:
+            return ArmSettings(
+                name, RECIPES[name].overrides, name, "recipe", RECIPES[name].about, recipe=name
+            )
+        about = (MethodConfig.get_choice_class(name).__doc__ or "").splitlines()[0]
+        return ArmSettings(name, {"method": {"type": name}}, name, "method", about)
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a student begins with and what of it is trained.
+
+    Attributes:
+        init: its `student.init`.
+        everything: whether all its parts are trained, not those alone that the family's adapter says.
+        about: what it is, in a few words.
+    """
+
+    init: StudentInit
+    everything: bool
+    about: str
+
+
+BEGINNINGS = {
+    "teacher": Beginning(StudentInit.TEACHER, False, "the teacher, its action head trained"),
+    "teacher_full": Beginning(StudentInit.TEACHER, True, "the teacher, everything trained"),
+    "teacher_vlm": Beginning(StudentInit.TEACHER_VLM, False, "the teacher's VLM, frozen, with a fresh action head"),
+    "teacher_vlm_full": Beginning(
+        StudentInit.TEACHER_VLM, True, "the teacher's VLM with a fresh action head, everything trained"
+    ),
+    "pretrained_vlm": Beginning(
+        StudentInit.PRETRAINED_VLM, False, "the VLM that the config names, frozen, with a fresh action head"
+    ),
+    "pretrained_vlm_full": Beginning(
+        StudentInit.PRETRAINED_VLM,
+        True,
+        "the VLM that the config names with a fresh action head, everything trained",
+    ),
+    "random": Beginning(StudentInit.RANDOM, False, "all at random, the VLM frozen"),
+    "random_full": Beginning(StudentInit.RANDOM, True, "all at random, everything trained"),
+}  # fmt: skip
+"""What a student can begin as, by name."""
+
+USUAL_BEGINNINGS = ("teacher", "teacher_full", "teacher_vlm", "pretrained_vlm", "random", "random_full")
+
+
+@dataclass
+class BeginningsStudy(StudyConfig):
+    """What does a student begin with, and how much does it matter? Train several with the same couplings.
+
+    Attributes:
+        arms: teacher, teacher_vlm (its vision-language model with a fresh action head), pretrained_vlm (the one that
+            the checkpoint's config names, all else fresh) and random train what the family's adapter trains by
+            default, for most the action head; with _full behind the name everything is trained. By default teacher,
+            teacher_full, teacher_vlm, pretrained_vlm, random and random_full, as far as the teacher has them.
+        learning_rates: peak learning rates; every arm is trained with each.
+        looks: after how many steps, or seconds, students are measured, rising; the last is the whole budget. By
+            default at the beginning, at an eighth, a quarter and half of it, and at its end.
+    """
+
+    PRESET: ClassVar[Preset] = "beginnings"
+    ADDABLE: ClassVar[tuple[str, ...]] = ("arms", "learning_rates")
+    SAME_COUPLINGS: ClassVar[bool] = True
+
+    arms: list[str] | None = None
+    learning_rates: list[float] = field(default_factory=lambda: [1e-4, 2e-5])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_once("learning_rates", self.learning_rates, above=0, note=", such as [1e-4,2e-5]")
+        if self.optimizer.lr != OptimizerConfig.lr and self.optimizer.lr not in self.learning_rates:
+            lr = self.optimizer.lr
+            raise UserError(f"optimizer.lr={lr:g}: give --learning_rates='[{lr:g}]' instead.")
+        if self.arms is not None:
+            check_once("arms", self.arms, note=", such as [teacher,teacher_vlm]")
+            check_choice("arms", self.arms, BEGINNINGS)
+        if not self.method.build().needs_couplings:
+            raise UserError(
+                f"method.type={self.method.get_choice_name(type(self.method))}: the method does not look at couplings, "
+                "which are what all arms have in common; choose another."
+            )
+
+    def default_looks(self) -> list[float]:
+        """At the beginning and at parts of the budget, of which each is twice the one before."""
+        parts = [self.budget / part for part in (8, 4, 2, 1)]
+        return sorted({0, *(part if self.steps is None else int(part) for part in parts)})
+
+    def arms_for(self, teacher: FlowPolicy, folder: Path) -> tuple[list[ArmSettings], list[LeftOut]]:
+        """An arm for each beginning and learning rate."""
+        arms, left_out = [], []
+        has = [role for role, named in teacher.parameters_by_role().items() if named]
+        known: dict[tuple[Any, ...], str] = {}
+        for name in self.arms or USUAL_BEGINNINGS:
+            beginning = BEGINNINGS[name]
+            train = has if beginning.everything else list(teacher.default_train_roles)
+            same = known.setdefault((beginning.init, frozenset(train)), name)
+            reason = ""
+            if same != name:
+                reason = f"a {teacher.family} trains everything by default, so this is {same}"
+            elif beginning.init == StudentInit.PRETRAINED_VLM:
+                reason = _missing(teacher)
+            if reason and self.arms is not None:
+                raise UserError(f"arms: {name}: {reason}")
+            if reason:
+                left_out.append(LeftOut(name, reason))
+                continue
+            student = {"init": beginning.init.value, "train": [role.value for role in train]}
+            arms += [
+                ArmSettings(
+                    f"{name}_lr_{rate:g}",
+                    {"student": student, "optimizer": {"lr": rate}},
+                    name if len(self.learning_rates) == 1 else f"{name}, lr {rate:g}",
+                    about=beginning.about,
+                )
+                for rate in self.learning_rates
+            ]
+        return arms, left_out
+
+
+def _missing(teacher: FlowPolicy) -> str:
+    """Why a teacher's config names no vision-language model to begin with; empty where it does."""
+    try:
+        teacher.pretrained_vlm()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+STARTS = ("last", "first", "fresh", "once")
+
+
+@dataclass
+class RoundsStudy(StudyConfig):
+    """When does another round of reflow stop paying? Train several rounds, several ways.
+
+    Attributes:
+        rounds: of each way; each student teaches the next.
+        starts: what the student of a round begins as: last (that of the round before), first (the first teacher),
+            fresh (the teacher's vision-language model with a fresh action head); or once, a single round of the steps
+            of all rounds together.
+        solvers: of the couplings. euler takes the steps of the teacher as deployed, at least ten, evenly spaced; the
+            others take their defaults in chordflow reflow.
+        real_data_shares: shares of every batch that are demonstrations.
+        crossed: train all combinations of starts, solvers and shares; otherwise the first of each, and then one
+            departure from these at a time.
+    """
+
+    PRESET: ClassVar[Preset] = "rounds"
+    ADDABLE: ClassVar[tuple[str, ...]] = ("rounds", "starts", "solvers", "real_data_shares", "crossed")
+
+    rounds: int = 3
+    starts: list[str] = field(default_factory=lambda: ["last", "first", "once"])
+    solvers: list[str] = field(default_factory=lambda: [USUAL_SOLVER, "euler"])
+    real_data_shares: list[float] = field(default_factory=lambda: [0.0, 0.1])
+    crossed: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(
+            "rounds", self.rounds, at_least=2, note="; a single one is that of chordflow study methods"
+        )
+        for name, given, known in (
+            ("starts", self.starts, STARTS),
+            ("solvers", self.solvers, tuple(SOLVERS)),
+        ):
+            check_choice(name, given, known)
+            check_once(name, given, note=f" of {', '.join(known)}")
+        check_once("real_data_shares", self.real_data_shares, at_least=0, below=1, note=", such as [0,0.1]")
+        if "once" in self.starts and self.steps is None:
+            raise UserError(
+                "starts holds once, which is a number of steps, and the budget is in seconds; give --steps."
+            )
+
+    def ways(self) -> list[tuple[str, str, float]]:
+        """Start, solver and share of every way, the one that the others depart from first."""
+        factors = (self.starts, self.solvers, self.real_data_shares)
+        usual = tuple(factor[0] for factor in factors)
+
+        def kept(way: tuple[str, str, float]) -> list[bool]:
+            return [own == other for own, other in zip(way, usual, strict=True)]
+
+        # By in how many things a way departs; of one, starts before solvers before shares.
+        order = sorted(product(*factors), key=lambda way: (-sum(kept(way)), kept(way)))
+        return order if self.crossed else [way for way in order if sum(kept(way)) >= 2]
+
+    def arms_for(self, teacher: FlowPolicy, folder: Path) -> tuple[list[ArmSettings], list[LeftOut]]:
+        """A chain of arms for each way; those that begin with the same round share it."""
+        arms: dict[str, ArmSettings] = {}
+        for start, solver, share in self.ways():
+            prefix = ("" if solver == USUAL_SOLVER else f"{solver}_") + (f"real_{share:g}_" if share else "")
+            way = (
+                start
+                + ("" if solver == USUAL_SOLVER else f", {solver}")
+                + (f", real {share:g}" if share else "")
+            )
+            settings: dict[str, Any] = {
+                "method": {"type": "reflow", "real_data_share": share},
+                "coupling": {"solver": solver, **({"grid_power": 1.0} if solver == "euler" else {})},
+            }
+            if start == "fresh":
+                settings["student"] = {"init": StudentInit.TEACHER_VLM.value}
+            if start == "once":
+                steps = (self.steps or 1) * self.rounds
+                name = f"{prefix}once_{steps}"
+                arms[name] = ArmSettings(name, settings, way, steps=steps)
+                continue
+            before = None
+            for round in range(1, self.rounds + 1):
+                own = settings
+                if round == 1 and start in ("last", "first"):
+                    name = f"{prefix}round_1"
+                else:
+                    name = f"{prefix}{start}_{round}"
+                    if start == "first":
+                        own = {**settings, "student": {"init_path": str(folder.resolve())}}
+                arms.setdefault(name, ArmSettings(name, own, way, teacher=before))
+                before = name
+        return list(arms.values()), []
+
+
+@dataclass
+class ReuseStudy(StudyConfig):
+    """How often may a coupling be used, and how many noises should an observation have? Train with several buffers.
+
+    Attributes:
+        uses: values of buffer.uses_per_coupling; null never replaces a coupling.
+        noises: values of buffer.noises_per_observation; every one is combined with every number of uses.
+    """
+
+    PRESET: ClassVar[Preset] = "reuse"
+    ADDABLE: ClassVar[tuple[str, ...]] = ("uses", "noises")
+
+    uses: list[int | None] = field(default_factory=lambda: [1, 3, 10])
+    noises: list[int] = field(default_factory=lambda: [1, 6])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_once("uses", self.uses)
+        check_range("uses", [use for use in self.uses if use is not None], at_least=1)
+        check_once("noises", self.noises, at_least=1)
+
+    def arms_for(self, teacher: FlowPolicy, folder: Path) -> tuple[list[ArmSettings], list[LeftOut]]:
+        """An arm for each pair."""
+        return [
+            ArmSettings(
+                name := f"uses_{'all' if use is None else use}_noises_{noises}",
+                {"buffer": {"uses_per_coupling": use, "noises_per_observation": noises}},
+                name.replace("_", " "),
+            )
+            for use, noises in product(self.uses, self.noises)
+        ], []
+
+
+@dataclass
+class FileStudy(StudyConfig):
+    """Train the arms that a file names.
+
+    Attributes:
+        arms: by name, settings of chordflow reflow in which the arm differs from the shared ones; teacher names the
+            arm that teaches it, and steps is a budget of its own.
+    """
+
+    PRESET: ClassVar[Preset] = "file"
+    ADDABLE: ClassVar[tuple[str, ...]] = ("arms",)
+
+    arms: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_once(
+            "arms", list(self.arms), note=", as in arms: {plain: {}, huber: {method.loss.type: huber}}"
+        )
+        check_arms("arms", self.arms, also=("teacher", "steps"))
+        for name, settings in self.arms.items():
+            teacher, steps = settings.get("teacher"), settings.get("steps")
+            if teacher is not None and teacher not in self.arms:
+                raise UserError(
+                    f"arms: {name!r} has teacher={teacher}, which is no arm; {_near(str(teacher), self.arms)}"
+                )
+            if steps is not None and (self.steps is None or not isinstance(steps, int) or steps < 1):
+                raise UserError(
+                    f"arms: {name!r} has steps={steps}; give at least 1, and no budget in seconds."
+                )
+        self._ordered()
+
+    def _ordered(self) -> list[str]:
+        """Names of the arms, teachers first."""
+        order: list[str] = []
+
+        def add(name: str, pupils: tuple[str, ...] = ()) -> None:
+            if name in pupils:
+                raise UserError(f"arms: {' <- '.join((*pupils, name))}: an arm cannot teach itself.")
+            if name not in order:
+                if (teacher := self.arms[name].get("teacher")) is not None:
+                    add(teacher, (*pupils, name))
+                order.append(name)
+
+        for name in self.arms:
+            add(name)
+        return order
+
+    def arms_for(self, teacher: FlowPolicy, folder: Path) -> tuple[list[ArmSettings], list[LeftOut]]:
+        """The arms of the file."""
+        own: Origin = "own"
+        return [
+            ArmSettings(
+                name,
+                {key: value for key, value in self.arms[name].items() if key not in ("teacher", "steps")},
+                name,
+                own,
+                teacher=self.arms[name].get("teacher"),
+                steps=self.arms[name].get("steps"),
+            )
+            for name in self._ordered()
+        ], []
+
+
+STUDIES: dict[str, type[StudyConfig]] = {
+    study.PRESET: study for study in (MethodsStudy, BeginningsStudy, RoundsStudy, ReuseStudy, FileStudy)
+}
+"""Every study by the name of its preset."""
+
+
+def check_arms(
+    option: str, arms: dict[str, Any], taken: Iterable[str] = (), also: tuple[str, ...] = ()
+) -> None:
+    """Makes sure that arms of the user's own have names and settings that they can have.
+
+    Args:
+        option: that holds them.
+        arms: settings by name.
+        taken: names that they cannot have.
+        also: settings that they may have beside those of `chordflow reflow`.
+
+    Raises:
+        UserError: if not.
+    """
+    taken = {TEACHER, STUDY, TABLE, PAGE, *taken}
+    shared = [f.name for f in fields(ReflowJobConfig) if f.name not in (*OWN, *also)]
+    for name, settings in arms.items():
+        # Some file systems tell no capitals apart.
+        if not NAME.fullmatch(name) or name.casefold() in taken:
+            raise UserError(
+                f"{option} holds the name {name!r}, which is taken or no name for a folder; choose another, of "
+                "letters, digits, '.', '+', '-' or '_'."
+            )
+        if not isinstance(settings, dict):
+            raise UserError(
+                f"{option}: {name!r} is {settings!r}; give settings of chordflow reflow, such as "
+                '{"method": {"type": "endpoint"}}.'
+            )
+        for key in settings:
+            if (first := str(key).partition(".")[0]) in shared and first not in also:
+                raise UserError(
+                    f"{option}: {name!r} sets {key}, which all arms of a study have in common; leave it out."
+                )
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else f"choose of {', '.join(known)}."

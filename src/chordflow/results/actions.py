@@ -1,0 +1,230 @@
+"""Rows of results about actions on observations: gaps, curvature, spread of the endpoints, trajectories.
+
+Relative measures are fractions. Fields marked *derived* are written for the reader and computed anew on loading.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from chordflow.results.statistics import Estimate, Interval
+
+PolicyName = str
+"""`teacher` is the untrained checkpoint at whatever step count the row says, `student` the one in question; any
+other is a name that the user gave."""
+
+TEACHER, STUDENT = "teacher", "student"
+
+Reference = Literal["deployed", "converged"]
+"""`deployed`: the teacher at its default steps. `converged`: the teacher's ODE on a fine grid."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The observations that gaps and curvature were measured on.
+
+    Attributes:
+        episodes: Their episode indices in the dataset.
+        observations: Number of observations drawn from them.
+        noises: Noises for each observation.
+        maybe_seen_by_teacher: True where the teacher's own training may have included these episodes.
+        whole_tasks: How many of the episodes are of a task that has no other, so that a student trains on none of it.
+    """
+
+    episodes: list[int]
+    observations: int
+    noises: int
+    maybe_seen_by_teacher: bool
+    whole_tasks: int = 0
+
+
+@dataclass(frozen=True)
+class CurvatureRow:
+    """Curvature of one policy along its own trajectories.
+
+    Attributes:
+        policy: Whose.
+        num_steps: Euler steps of the measuring grid, not the policy's own.
+        trajectories: Number of trajectories.
+        s: `integral of E ||(x_1 - x_0) - v||^2 dt` over the real dimensions, mean over the chunk's rows.
+        curvature: `sqrt(s / E ||x_1 - x_0||^2)` over the real dimensions, a fraction.
+        s_all_dims: S over all padded dimensions.
+        curvature_all_dims: Curvature over all padded dimensions, a fraction.
+        times: Grid times, from 1 downwards; `num_steps` of them.
+        s_by_time: Integrand of S over the real dimensions at those times.
+        s_by_dim: S of each padded dimension.
+        s_by_time_and_dim: The integrand of S at those times by real dimension, a row per time; empty where it was
+            not kept.
+        interval: Interval of `curvature` over held-out episodes; None where they are too few.
+    """
+
+    policy: PolicyName
+    num_steps: int
+    trajectories: int
+    s: float
+    curvature: float
+    s_all_dims: float
+    curvature_all_dims: float
+    times: list[float]
+    s_by_time: list[float]
+    s_by_dim: list[float]
+    s_by_time_and_dim: list[list[float]] = field(default_factory=list)
+    interval: Interval | None = None
+
+
+@dataclass(frozen=True)
+class GapRow:
+    """Action gap of one way to act, to one reference, on held-out observations with the same noise.
+
+    Attributes:
+        policy: Whose actions.
+        solver: Solver that made them.
+        num_steps: Its steps.
+        nfe: Its network evaluations.
+        reference: What they are compared with.
+        reference_num_steps: Solver steps of the reference.
+        rms: `sqrt(mean ||a - ref||^2 / mean ||ref - mean ref||^2)` over real dimensions, a fraction.
+        median: Median over pairs of the same relative distance, a fraction.
+        flip_rate: Share of pairs whose action is nearer to another mode of the reference than to the one of
+            this noise; None where modes were not looked for.
+        max_abs: Largest absolute difference, in the robot's units.
+        mean_abs: Mean absolute difference, in the robot's units.
+        observations: Number of held-out observations.
+        pairs: Number of pairs of observation and noise.
+        ratio_to_untrained: RMS divided by that of the untrained teacher at as many evaluations by even Euler steps on
+            the same pairs, with an interval over held-out episodes; None for the teacher, but among its best ways.
+        interval: Interval of `rms` over held-out episodes; None where they are too few.
+        ratio_to_floor: RMS divided by that of the teacher as deployed on the same pairs, both to the teacher's
+            converged ODE, with an interval over held-out episodes: below 1 these actions are more exact than the
+            deployed teacher's. None for other references and for the deployed teacher.
+        nearer_than_deployed: Share of pairs that are nearer to the converged ODE's than the deployed teacher's are,
+            likewise.
+        grid_power: Power of the solver's grid: 1 for even steps, above 1 they grow smaller towards the action.
+        ratio_to_free: Of another policy than the teacher, among the best ways to act without training: RMS divided by
+            that of the best way at as many evaluations on the same pairs, with an interval over episodes.
+    """
+
+    policy: PolicyName
+    solver: str
+    num_steps: int
+    nfe: int
+    reference: Reference
+    reference_num_steps: int
+    rms: float
+    median: float
+    flip_rate: float | None
+    max_abs: float
+    mean_abs: float
+    observations: int
+    pairs: int
+    ratio_to_untrained: Estimate | None = None
+    interval: Interval | None = None
+    ratio_to_floor: Estimate | None = None
+    nearer_than_deployed: float | None = None
+    grid_power: float = 1.0
+    ratio_to_free: Estimate | None = None
+
+    @property
+    def is_stock(self) -> bool:
+        """Whether LeRobot's own sampler acts like this: by Euler, with even steps."""
+        return self.solver == "euler" and self.grid_power == 1
+
+
+@dataclass(frozen=True)
+class FreeWays:
+    """The best ways to act without training, one for each number of network evaluations from two on.
+
+    Every solver and grid that takes just so many evaluations is tried on some of the held-out episodes. The one whose
+    RMS gap to the teacher's converged ODE is smallest there is measured on the others.
+
+    Attributes:
+        chosen_on: Episodes that the ways were chosen on.
+        measured_on: Episodes that the rows are of; the same one where there is no other.
+        ways: The best ways, a row for each number of evaluations and reference.
+        others: On the same pairs, to the converged ODE: the teacher as deployed, and every other policy at its own
+            numbers of Euler steps.
+    """
+
+    chosen_on: list[int]
+    measured_on: list[int]
+    ways: list[GapRow]
+    others: list[GapRow]
+
+    def best(self, nfe: int, reference: Reference = "converged") -> GapRow | None:
+        """The best way at this number of evaluations, or None where none was looked for."""
+        return next((r for r in self.ways if (r.nfe, r.reference) == (nfe, reference)), None)
+
+    def beside(self, policy: PolicyName, num_steps: int) -> GapRow | None:
+        """The gap of another policy, or of the teacher as deployed, on the same pairs, or None."""
+        return next((r for r in self.others if (r.policy, r.num_steps) == (policy, num_steps)), None)
+
+
+@dataclass(frozen=True)
+class ObservationSpread:
+    """How many ways to act a policy sees at one observation.
+
+    Attributes:
+        observation: Index among the held-out observations.
+        episode: Its episode in the dataset.
+        frame: Its frame within the episode.
+        task: Its instruction.
+        spread: Root-mean-square distance of the endpoints of this observation from their mean, divided by the same
+            over all observations: 0 where noise decides nothing, 1 where it decides as much as the observation does.
+        modes: Number of modes among the endpoints.
+        shares: Share of the endpoints in each mode, the largest first.
+    """
+
+    observation: int
+    episode: int
+    frame: int
+    task: str
+    spread: float
+    modes: int
+    shares: list[float]
+
+
+@dataclass(frozen=True)
+class WideObservation:
+    """An observation at which endpoints spread most, for a picture.
+
+    Attributes:
+        observation: Index among the held-out observations, as in `ObservationSpread`.
+        x: Endpoints along the first main component of this observation's endpoints.
+        y: The same along the second.
+        labels: Mode of each endpoint, from 0.
+        axes: Share of the endpoints' variance along x and y, fractions.
+        pictures: What the cameras show, PNG files in base64 by camera; empty where the policy has none.
+    """
+
+    observation: int
+    x: list[float]
+    y: list[float]
+    labels: list[int]
+    axes: list[float]
+    pictures: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrajectoryRow:
+    """One trajectory from noise to action, flattened for a picture.
+
+    A state is a whole chunk over the real dimensions; x and y are its two main components, which all rows
+    of a file share, so that trajectories of different policies can be laid over each other.
+
+    Attributes:
+        policy: Whose velocity.
+        observation: Index among the held-out observations; rows of several policies that have it in common,
+            in the same order, start at the same noise.
+        x: First component of the states on a fine grid, the noise first and the endpoint last.
+        y: Second component of the same states.
+    """
+
+    policy: PolicyName
+    observation: int
+    x: list[float]
+    y: list[float]
+
+    def __post_init__(self) -> None:
+        if len(self.x) != len(self.y) or len(self.x) < 2:
+            raise ValueError(
+                f"x has {len(self.x)} states and y {len(self.y)}; both need the same two or more."
+            )

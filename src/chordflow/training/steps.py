@@ -1,0 +1,364 @@
+"""The only loop that trains: couplings in, one step after the other, within a budget of steps or of seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from lerobot.optim.schedulers import CosineAnnealingWithWarmupSchedulerConfig
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from chordflow import stopping
+from chordflow.couplings import CouplingBatch, CouplingBuffer
+from chordflow.errors import UserError
+from chordflow.flow.seeds import generator
+from chordflow.policies import FlowPolicy
+from chordflow.training.checkpoints import (
+    TrainingState,
+    load_checkpoint,
+)
+from chordflow.training.memory import enough_memory, enough_memory_to_step
+from chordflow.training.methods import Method
+from chordflow.training.metrics import last_good
+from chordflow.training.optimizers import AdamWConfig, OptimizerConfig
+from chordflow.training.wrapping import Wrapped
+
+WARM_UP = 0.05
+"""Share of a budget in seconds in which the learning rate rises, as over steps."""
+
+_NO_STEPS = 1_000_000
+"""For the schedule of a budget in seconds, which does not step it."""
+
+
+@dataclass
+class SchedulerConfig:
+    """Linear warm-up, then a cosine to zero.
+
+    Attributes:
+        num_warmup_steps: steps until the peak; by default a twentieth of all steps, at most 1000.
+    """
+
+    num_warmup_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_warmup_steps is not None and self.num_warmup_steps < 0:
+            raise UserError(f"scheduler.num_warmup_steps={self.num_warmup_steps}: give 0 or more.")
+
+    def warmup(self, steps: int) -> int:
+        """Warm-up steps of a run of `steps`."""
+        return min(1000, steps // 20) if self.num_warmup_steps is None else self.num_warmup_steps
+
+
+@dataclass
+class EMAConfig:
+    """An exponential moving average of the trained weights, saved as the student.
+
+    Attributes:
+        enable: whether to average.
+        decay: weight of the old average at every step.
+    """
+
+    enable: bool = False
+    decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.decay < 1.0:
+            raise UserError(f"ema.decay={self.decay}: give a number between 0 and 1.")
+
+
+@dataclass
+class LoopConfig:
+    """What the loop itself needs to know; names as in LeRobot.
+
+    Its budget is in steps, or in seconds where `steps` is None.
+    """
+
+    steps: int | None
+    batch_size: int
+    seed: int
+    log_freq: int = 50
+    save_freq: int = 0
+    save_minutes: float = 0.0
+    gradient_accumulation_steps: int = 1
+    optimizer: OptimizerConfig = field(default_factory=AdamWConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    seconds: float | None = None
+
+
+class Stopwatch:
+    """Seconds since it was made, but for those in which it was stopped.
+
+    Args:
+        device: whose work it waits for before it looks at the clock; None for none.
+        clock: seconds from any beginning.
+    """
+
+    def __init__(
+        self, device: torch.device | None = None, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._device, self._clock, self._stood = device, clock, 0.0
+        self._began = clock()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds gone."""
+        if self._device is not None and self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return self._clock() - self._began - self._stood
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Time within it does not count."""
+        before = self.seconds
+        yield
+        self._stood += self.seconds - before
+
+
+@dataclass(frozen=True)
+class Passed:
+    """Where a training stands after a step.
+
+    Attributes:
+        step: optimiser steps done, those before a resume included.
+        seconds: gone in this process.
+        samples: couplings trained on in this process, repeats counted.
+        ready_s: when the first step could begin; None where it has not.
+        loss: of the step, over all processes; None before the first.
+        grad_norm: before it was clipped.
+        lr: of the step.
+        due: whether the caller's `due` held in the first process.
+        stop: whether a signal has asked any process to stop.
+    """
+
+    step: int
+    seconds: float = 0.0
+    samples: int = 0
+    ready_s: float | None = None
+    loss: float | None = None
+    grad_norm: float = 0.0
+    lr: float = 0.0
+    due: bool = False
+    stop: bool = False
+
+
+class Training:
+    """The steps of a student; what happens between them is the caller's.
+
+    The couplings, times and order of a step depend on the seed and the step alone, so that a resumed run ends in the
+    same weights as one that was never stopped.
+
+    Args:
+        config: budget, rates and sizes.
+        student: with only `trainable` requiring gradients.
+        trainable: float32 parameters by name.
+        buffer: of couplings.
+        method: the loss.
+        watch: of the budget in seconds.
+        resume_from: a checkpoint folder of this run.
+        on_fill: called after every piece of the couplings of a step, with the seconds gone.
+        on_batch: called with every micro-batch that is trained on.
+
+    Attributes:
+        wrapped: the student as processes share it.
+        trainable: its parameters, by name; parts of them in each process with FSDP2.
+        average: of the weights, where there is one.
+        state: what a checkpoint holds.
+        start: the step to begin at.
+        losses: of the steps since the last line of the log.
+        passed: where it stands.
+        checkpoint: the last one on disk, for messages.
+        due: asked after every step, in the first process.
+    """
+
+    def __init__(
+        self,
+        config: LoopConfig,
+        student: FlowPolicy,
+        trainable: dict[str, nn.Parameter],
+        buffer: CouplingBuffer,
+        method: Method,
+        *,
+        watch: Stopwatch | None = None,
+        resume_from: Path | None = None,
+        on_fill: Callable[[float], None] = lambda seconds: None,
+        on_batch: Callable[[CouplingBatch], None] = lambda batch: None,
+    ) -> None:
+        self.config, self.buffer, self._method = config, buffer, method
+        self._watch, self._on_fill, self._on_batch = watch or Stopwatch(), on_fill, on_batch
+        self.wrapped = wrapped = Wrapped(student, trainable, config.gradient_accumulation_steps)
+        self.trainable = wrapped.trainable
+        _check(config, buffer, wrapped)
+        with self._enough_memory():
+            optimizer = config.optimizer.build(self.trainable, student)
+        steps = config.steps or _NO_STEPS
+        warmup = config.scheduler.warmup(steps)
+        scheduler = CosineAnnealingWithWarmupSchedulerConfig(num_warmup_steps=warmup).build(optimizer, steps)
+        self.average = (
+            {name: p.detach().clone() for name, p in self.trainable.items()} if config.ema.enable else None
+        )
+        self.state = TrainingState(self.trainable, self.average, optimizer, scheduler)
+        self.start, self.losses, self.checkpoint = 0, [], resume_from
+        if resume_from is not None:
+            self.start, self.losses = load_checkpoint(resume_from, self.state)
+            _use_settings(self.state, config.optimizer)
+        self._optimizer, self._scheduler = wrapped.prepare(optimizer, scheduler)
+        self.passed = Passed(self.start)
+        self.due: Callable[[], bool] = lambda: False
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The student's trained weights, averaged where they are."""
+        return self.average or {name: p.detach() for name, p in self.trainable.items()}
+
+    def run(self) -> Iterator[Passed]:
+        """Trains until the budget is used up, and yields after every step.
+
+        A budget in seconds breaks off no step, but the making of couplings; the learning rate runs its course in the
+        time that is left when the first couplings are ready.
+
+        Raises:
+            UserError: if a loss or gradient is not finite, or memory runs out.
+            Stopped: where a signal stops the making of couplings.
+        """
+        config, wrapped, ready = self.config, self.wrapped, None
+        for step in itertools.count(self.start):
+            if (config.steps is not None and step >= config.steps) or not self._fill(step):
+                return
+            now = self._watch.seconds
+            ready = now if ready is None else ready
+            with enough_memory(self.buffer):
+                value, due, stop = self._loss(step, backward=True)
+            with self._enough_memory():
+                norm = wrapped.clip(config.optimizer.grad_clip_norm)
+            if not (math.isfinite(value) and math.isfinite(norm)):
+                raise _not_finite(step + 1, f"loss {value}, gradient norm {norm}", self.checkpoint)
+            if config.seconds is not None:
+                rate = rate_at((now - ready) / max(config.seconds - ready, 1e-9))
+                for group in self._optimizer.param_groups:
+                    group["lr"] = config.optimizer.lr * rate
+                lr = config.optimizer.lr * rate
+            else:
+                lr = float(self._scheduler.get_last_lr()[0])
+            with self._enough_memory():
+                self._optimizer.step()
+            if config.seconds is None:
+                self._scheduler.step()
+            self._optimizer.zero_grad()
+            if self.average is not None:
+                _average(self.average, self.trainable, config.ema.decay)
+            samples = (step + 1 - self.start) * self.buffer.step_size
+            now = self._watch.seconds
+            self.passed = Passed(step + 1, now, samples, ready, value, norm, lr, due > 0, stop > 0)
+            yield self.passed
+            if config.seconds is not None and now >= config.seconds:
+                return
+
+    def check(self) -> None:
+        """Makes sure that the last update has left weights that can be used.
+
+        The loss of a step comes before its update: weights that the update destroyed must not become a checkpoint.
+
+        Raises:
+            UserError: if the loss after it is not finite.
+        """
+        step = self.passed.step
+        with torch.no_grad():
+            again, *_ = self._loss(step - 1, backward=False)
+        if not math.isfinite(again):
+            raise _not_finite(step, f"loss {again} after the update", self.checkpoint)
+
+    def _fill(self, step: int) -> bool:
+        """Makes the couplings of a step; returns whether there was time for them."""
+        seconds = self.config.seconds
+        # Of several processes none may leave the others alone; it may run episodes, for minutes.
+        alone = self.wrapped.processes.count == 1
+        with stopping.at_once() if alone else contextlib.nullcontext(), enough_memory(self.buffer):
+            for _ in self.buffer.fill(step):
+                now = self._watch.seconds
+                self._on_fill(now)
+                if seconds is not None and now >= seconds:
+                    self.passed = replace(self.passed, seconds=now)
+                    return False
+        return True
+
+    def _loss(self, step: int, backward: bool) -> list[float]:
+        """The mean loss over the couplings of a step, of all processes and parts; whether to save, and to stop."""
+        wrapped, total = self.wrapped, 0.0
+        processes = wrapped.processes
+        for part in range(self.buffer.parts):
+            with wrapped.part(last=part == self.buffer.parts - 1):
+                batch = self.buffer.batch(step, part)
+                loss = self._method.loss(wrapped, batch, generator(self.config.seed, "times", step))
+                if backward:
+                    self._on_batch(batch)
+                    # Gradients are averaged over the processes, where a loss is a sum of what they have.
+                    wrapped.backward(loss * (batch.weight * processes.count))
+                total += loss.item() * batch.weight
+        # The first process's clock and anybody's signal count for all, in a sum that is made anyway.
+        return processes.sum([total, processes.first and self.due(), stopping.asked() > 0])
+
+    def _enough_memory(self) -> contextlib.AbstractContextManager[None]:
+        device = self.buffer.teacher.device
+        return enough_memory_to_step(self.config.optimizer, self.trainable.values(), device)
+
+
+def rate_at(share: float) -> float:
+    """Factor of the peak learning rate after a share of the time: a linear rise, then a cosine to zero."""
+    if share < WARM_UP:
+        return share / WARM_UP
+    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (share - WARM_UP) / (1.0 - WARM_UP))))
+
+
+def check_sharding(optimizer: OptimizerConfig, sharded: bool) -> None:
+    """Raises UserError for an optimiser that cannot step parts of a matrix, where FSDP2 makes such parts."""
+    if sharded and not isinstance(optimizer, AdamWConfig):
+        name = optimizer.get_choice_name(type(optimizer))
+        raise UserError(
+            f"optimizer.type={name}: it needs whole matrices, of which FSDP2 leaves each process a part; choose adamw, "
+            "or train without FSDP2."
+        )
+
+
+def _check(config: LoopConfig, buffer: CouplingBuffer, wrapped: Wrapped) -> None:
+    check_sharding(config.optimizer, wrapped.sharded)
+    given = (buffer.batch_size, buffer.parts, buffer.share)
+    expected = (config.batch_size, config.gradient_accumulation_steps, wrapped.processes.share)
+    if given != expected:
+        raise ValueError(
+            f"the buffer hands out {given} (batch_size, parts, share), the loop takes {expected}"
+        )
+
+
+def _use_settings(state: TrainingState, config: OptimizerConfig) -> None:
+    """Puts the settings of this start over those that a checkpoint brings along: they may have been changed.
+
+    Where they were not, every number stays what it was.
+    """
+    state.scheduler.base_lrs = [config.lr for _ in state.scheduler.base_lrs]
+    config.put_over(state.optimizer)
+    assert isinstance(state.scheduler, LambdaLR)
+    factors = [rule(state.scheduler.last_epoch) for rule in state.scheduler.lr_lambdas]
+    state.scheduler._last_lr = [config.lr * factor for factor in factors]
+    for group, lr in zip(state.optimizer.param_groups, state.scheduler._last_lr, strict=True):
+        group["lr"] = lr
+
+
+def _not_finite(step: int, what: str, checkpoint: Path | None) -> UserError:
+    advice = (
+        "lower --optimizer.lr and resume from it" if checkpoint else "start again with a lower --optimizer.lr"
+    )
+    return UserError(f"the loss is not finite at step {step} ({what}); {last_good(checkpoint)}; {advice}.")
+
+
+@torch.no_grad()
+def _average(averages: dict[str, Tensor], parameters: dict[str, nn.Parameter], decay: float) -> None:
+    for name, parameter in parameters.items():
+        averages[name].lerp_(parameter.detach(), 1.0 - decay)

@@ -1,0 +1,216 @@
+"""The documents: two languages say the same, links lead somewhere, generated parts and figures are of today's results.
+
+`make docs-check` runs these tests; `make test` leaves them out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from chordflow.demo.teacher import ASSETS, TEACHER_FOLDER
+from chordflow.policies.obstacles import OBSTACLES
+from chordflow.policies.registry import own_families
+from chordflow.results.schema import Results
+from script_files import ROOT, load_script
+
+pytestmark = pytest.mark.docs
+
+CHINESE = (ROOT / "README.zh.md", *sorted((ROOT / "docs").rglob("*.zh.md")))
+DOCUMENTS = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md"),
+                    *(ROOT / "packages").rglob("*.md")})  # fmt: skip
+TRANSLATED = {chinese.name.replace(".zh.md", ".md") for chinese in CHINESE}
+
+GENERATED = re.compile(
+    r"^<!-- (?P<name>(?!end)[\w ]+) -->\n(?P<content>.*?)^<!-- (?:end(?: of \w+)?|/(?P=name)) -->$",
+    re.MULTILINE | re.DOTALL,
+)
+# A word with a digit in it, so `pi0.5` too, with its sign and its unit. Numbers that are spelled out are not held.
+FIGURE = re.compile(
+    r"(?:(?<![\w.])[-+])?"
+    r"[A-Za-z_]*\d(?:\w|[.,](?=\d)|(?<=e)[-+](?=\d))*"
+    r"(?:\s?(?:%|[kMGT]i?B|[mnu]?s|[kMG]?Hz)(?![A-Za-z]))?",
+    re.ASCII,
+)
+WIDE = str.maketrans("０１２３４５６７８９％．＋－−", "0123456789%.+--")
+PARSER = MarkdownIt("commonmark").enable("table")
+
+
+def read(document: Path) -> str:
+    return document.read_text(encoding="utf-8")
+
+
+def original(chinese: Path) -> Path:
+    return chinese.with_name(chinese.name.replace(".zh.md", ".md"))
+
+
+def flat(tokens: list[Token]) -> Iterator[Token]:
+    """The tokens, each followed by those within it: a link's words, an image's alternative text."""
+    for token in tokens:
+        yield token
+        yield from flat(token.children or [])
+
+
+def place(target: str) -> str:
+    """Where a link leads, in whichever language; the anchors of a document in two languages are its headings' words."""
+    path, mark, anchor = target.replace(".zh.md", ".md").partition("#")
+    return path if not path or Path(path).name in TRANSLATED else path + mark + anchor
+
+
+def anchors(document: Path) -> set[str]:
+    """What a link to a heading may name, as GitHub makes it of the heading's words."""
+    tokens = PARSER.parse(read(document))
+    heads = [inline for head, inline in pairwise(tokens) if head.type == "heading_open"]
+    words = ("".join(token.content for token in head.children or []) for head in heads)
+    return {re.sub(r"[^\w -]", "", word).strip().lower().replace(" ", "-") for word in words}
+
+
+def parts(text: str) -> dict[str, Any]:
+    """All that the two languages of a document have in common."""
+    tokens = list(flat(PARSER.parse(GENERATED.sub("", text))))
+
+    def contents(*kinds: str) -> list[str]:
+        return [token.content for token in tokens if token.type in kinds]
+
+    prose = "\n".join(contents("text", "html_block", "html_inline"))
+    shapes = {"heading_open", "list_item_open", "tr_open", "th_open", "td_open"}
+    return {
+        "outline": [token.tag + token.info for token in tokens if token.type in shapes],
+        "code blocks": contents("fence", "code_block"),
+        "code spans": Counter(contents("code_inline")),
+        "links": Counter(place(unquote(str(t.attrs["href"]))) for t in tokens if t.type == "link_open"),
+        "images": re.findall(r'src="([^"]*)"', text) + [t.attrs["src"] for t in tokens if t.type == "image"],
+        "figures": Counter(re.sub(r"\s", "", found) for found in FIGURE.findall(prose.translate(WIDE))),
+        # Chinese has no spaces, and markdown then takes some marks of emphasis for asterisks.
+        "asterisks": prose.count("*"),
+        "generated": [(part["name"], part["content"]) for part in GENERATED.finditer(text)],
+    }
+
+
+@pytest.mark.parametrize("chinese", CHINESE, ids=lambda path: path.name)
+def test_the_two_languages_say_the_same(chinese: Path) -> None:
+    english = original(chinese)
+    assert f"[中文]({chinese.name})" in read(english).split("\n## ")[0]
+    assert f"[English]({english.name})" in read(chinese).split("\n## ")[0]
+    held, found = parts(read(english)), parts(read(chinese))
+    for name in held:
+        assert found[name] == held[name], f"{name} of {chinese.name} are not those of {english.name}"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "part"),
+    [
+        ("6 GB", "6 MB", "figures"),
+        ("pi0.5", "pi0.6", "figures"),
+        (" 1.29 ", " 1.30 ", "figures"),
+        ("\nmake demo\n", "\nmake demos\n", "code blocks"),
+        ("`config.json`", "`config.jsn`", "code spans"),
+        ("](docs/training.md)", "](docs/evaluate.md)", "links"),
+        ("docs/demo/demo.gif", "docs/demo/gap.png", "images"),
+        ("\n## ", "\n### ", "outline"),
+        ("31.4 %", "31.5 %", "generated"),
+        ("- **", "- ** ", "asterisks"),
+    ],
+)
+def test_a_change_in_one_language_is_seen(before: str, after: str, part: str) -> None:
+    for document in (ROOT / "README.md", ROOT / "README.zh.md"):
+        text = read(document)
+        assert before in text
+        assert parts(text.replace(before, after, 1))[part] != parts(text)[part], document.name
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(document: Path) -> None:
+    tokens = list(flat(PARSER.parse(read(document))))
+    targets = [str(token.attrs.get("href") or token.attrs.get("src") or "") for token in tokens]
+    for target in map(unquote, [*targets, *re.findall(r'src="([^"]*)"', read(document))]):
+        if not target or "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        file = document.parent / path if path else document
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target
+
+
+def test_the_first_screen_is_short() -> None:
+    assert read(ROOT / "README.md").count("\n") <= 120
+    assert len(read(ROOT / "README.md").split()) <= 900
+    assert read(ROOT / "README.zh.md").count("\n") <= 120
+
+
+def test_the_table_of_the_first_screen_is_what_was_measured() -> None:
+    script = load_script(ROOT / "scripts" / "figures.py")
+    results = Results.load(script.PLACES["evaluate"][0] / "results.json")
+    for readme in script.READMES:
+        assert script.fill(read(readme), results) == read(readme), "run: python scripts/figures.py --tables"
+    rows = script.four_rows(results).splitlines()
+    assert len(rows) == 6
+    student = results.success_of("student", 1)
+    assert student is not None
+    assert f"| {100 * student.rate:.1f} % |" in rows[-1]
+
+
+def test_every_published_figure_of_the_demo_is_of_one_student_and_of_the_shipped_teacher() -> None:
+    script = load_script(ROOT / "scripts" / "figures.py")
+    manifest = json.loads(script.MANIFEST.read_text(encoding="utf-8"))
+    assert list(manifest["files"]) == [str(file.relative_to(ROOT)) for file in script.published()]
+    for name, digest in manifest["files"].items():
+        assert script.sha256(ROOT / name) == digest, f"{name}: run make figures"
+    teacher = script.sha256(ASSETS / TEACHER_FOLDER / "model.safetensors")
+    for folder, _ in script.PLACES.values():
+        policies = Results.load(folder / "results.json").policies
+        weights = {policy.name: policy.weights_sha256 for policy in policies}
+        assert weights == {"teacher": teacher, "student": manifest["student_sha256"]}, folder
+    for file in (ROOT / "docs").rglob("*.json"):
+        study = json.loads(read(file))
+        if "outputs/demo" in str(study.get("teacher")) and "teacher_sha256" in study:
+            assert study["teacher_sha256"] == teacher, file
+
+
+def test_the_policies_are_those_of_the_registry() -> None:
+    script = load_script(ROOT / "scripts" / "support_table.py")
+    for path in (*script.READMES, script.FAMILIES):
+        assert read(path) == script.document(path), "run: python scripts/support_table.py"
+    rows = set(re.findall(r"^\| `(\w+)`", read(script.FAMILIES), re.MULTILINE))
+    assert rows >= {*own_families(), *(obstacle.family for obstacle in OBSTACLES)}
+
+
+def test_the_fields_of_results_are_those_of_the_schema() -> None:
+    script = load_script(ROOT / "scripts" / "schema_doc.py")
+    assert read(ROOT / "docs" / "results.md") == script.document(), "run: python scripts/schema_doc.py"
+
+
+def test_the_findings_show_the_benchmark() -> None:
+    script = load_script(ROOT / "scripts" / "findings_tables.py")
+    for document in script.FINDINGS:
+        shown = {part["name"]: part["content"] for part in GENERATED.finditer(read(document))}
+        assert shown == {name: table + "\n" for name, table in script.tables().items()}
+    runs = {
+        str(file.parent.relative_to(script.METAWORLD)) for file in script.METAWORLD.glob("**/small*.json")
+    }
+    assert runs - {"goal_height"} == set(script.RECORDINGS)
+
+
+def test_no_path_of_a_machine_is_published() -> None:
+    for file in (*(ROOT / "docs").rglob("*.json"), *(ROOT / "benchmarks").rglob("*.json")):
+        text = read(file)
+        assert "/tmp/" not in text, file.name
+        assert "/home/" not in text, file.name
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "docs" / "studies").glob("*.json")), ids=lambda file: file.stem
+)
+def test_what_is_measured_has_at_least_three_seeds(file: Path) -> None:
+    study = json.loads(read(file))
+    assert len(study["seeds"]) >= 3
