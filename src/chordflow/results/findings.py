@@ -1,4 +1,4 @@
-"""What the measures of a policy say, rule by rule; every rule and its threshold is written down here.
+"""What the measures say, rule by rule; every rule and its threshold is written down here or in `student_findings`.
 
 A rule is a function from results to a sentence or to None, where it has nothing to say or was not measured. It sees
 the measures as they are; only what is printed is rounded. docs/diagnose.md gives the reasons.
@@ -9,14 +9,8 @@ from collections.abc import Callable
 
 from scipy.stats import binom
 
+from chordflow.results import student_findings as of_students
 from chordflow.results.actions import TEACHER, GapRow
-from chordflow.results.findings_of_students import (
-    decided_at_the_margin,
-    guidance_weight_matters,
-    student_beside_the_best_way,
-    student_beside_the_floor,
-    trained_for_one_step,
-)
 from chordflow.results.free import (
     against_floor,
     clearly_lower,
@@ -28,10 +22,8 @@ from chordflow.results.free import (
 )
 from chordflow.results.schema import Finding, Results
 from chordflow.results.statistics import Interval
-from chordflow.results.wording import UNRELIABLE, number, percent, size, steps
-
-FEW_STEPS = 2
-"""Network evaluations up to which an untrained policy counts as a few-step policy."""
+from chordflow.results.student_findings import FEW_STEPS
+from chordflow.results.wording import UNRELIABLE, capital, number, percent, size, steps
 
 LITTLE_SPEEDUP = 1.2
 """Below this ceiling step distillation is not worth its training."""
@@ -69,17 +61,21 @@ LEAST_SHARE = 0.05
 LONG_TAIL = 1.5
 """From this ratio of p99 to p50 on, the slowest chunks are named."""
 
-ROUNDS_AUTO = "rounds_auto"
-"""Name of the finding that says why rounds stopped, which comes from the run and from no rule."""
+ROUNDS, ROUNDS_AUTO = "rounds", "rounds_auto"
+"""Names of the findings that compare rounds and say why they stopped: they come from the run and from no rule."""
 
 PROCESSORS_SHARE = 0.5
 """From this share of a one-step chunk on, the processors are named."""
 
 
 def findings(results: Results) -> list[Finding]:
-    """Everything that the rules find, the most important first; the order is that of `RULES`."""
-    found = ((rule.__name__, rule(results)) for rule in RULES)
-    return [Finding(name, text) for name, text in found if text is not None]
+    """Everything that the rules find, the most important first; the order is that of ``RULES``.
+
+    What the run says of its rounds is taken over from the results and comes first.
+    """
+    found = [(rule.__name__, rule(results)) for rule in RULES]
+    kept = [finding for finding in results.findings if finding.rule in (ROUNDS, ROUNDS_AUTO)]
+    return [*kept, *(Finding(name, text) for name, text in found if text is not None)]
 
 
 def acts_in_one_step(results: Results) -> str | None:
@@ -90,30 +86,31 @@ def acts_in_one_step(results: Results) -> str | None:
 
 
 def no_training_needed(results: Results) -> str | None:
-    """Untrained, with at most `FEW_STEPS` evaluations, the policy is within the floor of itself as deployed."""
-    row = _within_the_floor(results, FEW_STEPS)
+    """Untrained, with at most ``FEW_STEPS`` evaluations, the policy is within the floor of itself as deployed."""
+    row = _within_the_floor(results, max(FEW_STEPS, results.student_num_steps or 0))
     if row is None:
         return None
-    figures = against_floor(results, row, " to the converged ODE")
-    return f"{_way(row)} {_lie(row)} already within the floor ({figures}): {_how_to_use(row)}, no training needed."
+    it, figures = _it(row), against_floor(results, row, " to the converged ODE")
+    enough = "is" if row.num_steps == 1 else "are"
+    return f"{_way(row)} {enough} enough: {it} within the floor ({figures}); {_how_to_use(row)}, without training."
 
 
 def timings_unreliable(results: Results) -> str | None:
     """Times contradict each other, so no figure of time is printed."""
     if not results.timings_unreliable:
         return None
-    return f"{UNRELIABLE[0].upper()}{UNRELIABLE[1:]}; measure again on an idle one."
+    return f"{capital(UNRELIABLE)}; measure again on an idle one."
 
 
 def speed_is_not_in_the_steps(results: Results) -> str | None:
-    """Even one step would make a chunk less than `LITTLE_SPEEDUP` times as fast: do not train for speed."""
+    """Even one step would make a chunk less than ``LITTLE_SPEEDUP`` times as fast: do not train for speed."""
     latency = results.timed
     if latency is None or results.teacher_num_steps == 1 or latency.ceiling >= LITTLE_SPEEDUP:
         return None
     share = percent(latency.encode_share(1), 0)
     return (
-        f"Do not train for speed on this device: one step can make a chunk at most {latency.ceiling:.2f} times as "
-        f"fast, for encoding the observation takes {share} of it."
+        f"Training for speed is not worth it on this device: one step can make a chunk at most {latency.ceiling:.2f} "
+        f"times as fast, since encoding the observation takes {share} of it."
     )
 
 
@@ -137,7 +134,7 @@ def one_step_loses(results: Results) -> str | None:
 
 
 def encoding_limits(results: Results) -> str | None:
-    """Encoding takes at least `ENCODING_SHARE` of a one-step chunk."""
+    """Encoding takes at least ``ENCODING_SHARE`` of a one-step chunk."""
     latency = results.timed
     if latency is None or latency.ceiling < LITTLE_SPEEDUP:
         return None
@@ -151,16 +148,12 @@ def encoding_limits(results: Results) -> str | None:
 
 
 def fewer_steps_are_free(results: Results) -> str | None:
-    """Untrained, with more than `FEW_STEPS` evaluations but fewer than deployed, the policy is within the floor."""
-    if _within_the_floor(results, FEW_STEPS) is not None:
-        return None
+    """Untrained, with more than ``FEW_STEPS`` evaluations but fewer than deployed, the policy is within the floor."""
     row = _within_the_floor(results, results.teacher_num_steps)
-    if row is None:
+    if row is None or no_training_needed(results) is not None:
         return None
-    text = (
-        f"{_way(row)} {_lie(row)} within the floor ({against_floor(results, row, ' to the converged ODE')}): "
-        f"{_how_to_use(row)}"
-    )
+    figures = against_floor(results, row, " to the converged ODE")
+    text = f"{_way(row)} {'lies' if row.num_steps == 1 else 'lie'} within the floor ({figures}): {_how_to_use(row)}"
     if results.timed is None:
         return f"{text}."
     gain = 1 / results.timed.relative(row.nfe)
@@ -168,7 +161,7 @@ def fewer_steps_are_free(results: Results) -> str | None:
 
 
 def two_sided(results: Results) -> str | None:
-    """Several modes at `TWO_SIDED_SHARE` of the observations or more: there the mean of the actions is no action."""
+    """Several modes at ``TWO_SIDED_SHARE`` of the observations or more: there the mean of the actions is no action."""
     if not results.spreads or results.held_out is None:
         return None
     several = [row for row in results.spreads if row.modes > 1]
@@ -191,8 +184,8 @@ def two_sided(results: Results) -> str | None:
 def unseen_share(noises: int) -> float:
     """The share of noises below which a mode may go unseen.
 
-    It is the smallest share with which at least `LEAST_IN_MODE` endpoints, and `LEAST_SHARE` of them, fall into
-    the mode with probability `SEEN_CONFIDENCE`.
+    It is the smallest share with which at least ``LEAST_IN_MODE`` endpoints, and ``LEAST_SHARE`` of them, fall into
+    the mode with probability ``SEEN_CONFIDENCE``.
 
     Args:
         noises: Endpoints of an observation, at least 2.
@@ -209,7 +202,7 @@ def unseen_share(noises: int) -> float:
 
 
 def the_floor(results: Results) -> str | None:
-    """The gap of the policy as deployed to its own converged ODE; from `LARGE_FLOOR` on, it is solved coarsely."""
+    """The gap of the policy as deployed to its own converged ODE; from ``LARGE_FLOOR`` on, it is solved coarsely."""
     row = results.floor
     if row is None:
         return None
@@ -226,7 +219,7 @@ def the_floor(results: Results) -> str | None:
 
 
 def bend_in_time(results: Results) -> str | None:
-    """The fifth of time with the largest share of the bend, named from `BENT_BAND` on."""
+    """The fifth of time with the largest share of the bend, named from ``BENT_BAND`` on."""
     row = results.curvature_of(TEACHER)
     if row is None or not sum(row.s_by_time) > 0:
         return None
@@ -249,7 +242,7 @@ def bend_in_time(results: Results) -> str | None:
 
 
 def bent_dimension(results: Results) -> str | None:
-    """The real action dimension that bends most, named from `BENT_DIMENSION` times its even share on."""
+    """The real action dimension that bends most, named from ``BENT_DIMENSION`` times its even share on."""
     row = results.curvature_of(TEACHER)
     if row is None or not row.s_by_time_and_dim:
         return None
@@ -264,19 +257,18 @@ def bent_dimension(results: Results) -> str | None:
 
 
 def better_solver(results: Results) -> str | None:
-    """A way's gap is at most `BETTER_SOLVER` of even Euler steps', for the fewest evaluations and as deployed."""
+    """A way's gap is at most ``BETTER_SOLVER`` of even Euler steps', for the fewest evaluations and as deployed."""
     found = [row for row in free_ways(results, results.teacher_num_steps) if _better(results, row)][:1]
     best = results.free.best(results.teacher_num_steps) if results.free is not None else None
     if best is not None and _better(results, best):
         found.append(best)
     said = [
-        f"at {number(row.nfe)} evaluations {_solver(row)} is nearer to the converged ODE than even Euler steps "
-        f"({percent(row.rms)} against {percent(euler)} RMS)"
+        f"at {number(row.nfe)} evaluations {row.solver}{grid_text(row)} is nearer to the converged ODE than even "
+        f"Euler steps ({percent(row.rms)} against {percent(euler)} RMS)"
         for row in found
         if (euler := euler_beside(results, row)) is not None
     ]
-    text = ", ".join(said)
-    return f"{text[0].upper()}{text[1:]}." if text else None
+    return f"{capital(', '.join(said))}." if said else None
 
 
 def _better(results: Results, row: GapRow) -> bool:
@@ -285,7 +277,7 @@ def _better(results: Results, row: GapRow) -> bool:
 
 
 def long_tail(results: Results) -> str | None:
-    """The slowest chunk in a hundred takes `LONG_TAIL` times the median or more."""
+    """The slowest chunk in a hundred takes ``LONG_TAIL`` times the median or more."""
     if results.timed is None:
         return None
     chunk = next(
@@ -301,7 +293,7 @@ def long_tail(results: Results) -> str | None:
 
 
 def processors_cost(results: Results) -> str | None:
-    """The checkpoint's processors take `PROCESSORS_SHARE` of a one-step chunk or more."""
+    """The checkpoint's processors take ``PROCESSORS_SHARE`` of a one-step chunk or more."""
     latency = results.timed
     if latency is None or latency.processors_s is None:
         return None
@@ -331,11 +323,17 @@ def teacher_may_have_seen(results: Results) -> str | None:
 
 
 RULES: tuple[Callable[[Results], str | None], ...] = (
-    decided_at_the_margin,
-    guidance_weight_matters,
-    trained_for_one_step,
+    of_students.may_replace_the_teacher,
+    of_students.student_gap,
+    of_students.gaps_of_others,
+    of_students.success_beside_untrained,
+    of_students.success_of_the_teacher,
+    of_students.chunks_come_faster,
+    of_students.guidance_weight_matters,
+    of_students.trained_for_other_steps,
     acts_in_one_step,
     no_training_needed,
+    of_students.untrained_is_as_good,
     timings_unreliable,
     speed_is_not_in_the_steps,
     one_step_loses,
@@ -343,8 +341,9 @@ RULES: tuple[Callable[[Results], str | None], ...] = (
     fewer_steps_are_free,
     two_sided,
     the_floor,
-    student_beside_the_floor,
-    student_beside_the_best_way,
+    of_students.student_beside_the_floor,
+    of_students.student_beside_the_best_way,
+    of_students.curvature_of_the_student,
     bend_in_time,
     bent_dimension,
     better_solver,
@@ -363,25 +362,21 @@ def _within_the_floor(results: Results, most: int) -> GapRow | None:
 
 
 def _way(row: GapRow) -> str:
-    name = "Euler" if row.solver == "euler" else row.solver
+    kind = "untrained" if row.is_stock else f"untrained {row.solver}"
     cost = "" if row.nfe == row.num_steps else f" ({number(row.nfe)} evaluations)"
-    text = f"{steps(row.num_steps, name)}{grid_text(row)}{cost}"
-    return text[0].upper() + text[1:]
+    return capital(f"{steps(row.num_steps, kind)}{grid_text(row)}{cost}")
 
 
-def _solver(row: GapRow) -> str:
-    return f"{row.solver}{grid_text(row)}"
-
-
-def _lie(row: GapRow) -> str:
-    return "lies" if row.num_steps == 1 else "lie"
+def _it(row: GapRow) -> str:
+    return "it lies" if row.num_steps == 1 else "they lie"
 
 
 def _how_to_use(row: GapRow) -> str:
     if row.is_stock:
         return f"set the number of steps to {row.num_steps}"
     return (
-        f"solve with {_solver(row)}, where your deployment can (LeRobot's own sampler takes even Euler steps)"
+        f"solve with {row.solver}{grid_text(row)}, where your deployment can (LeRobot's own sampler takes even Euler "
+        "steps)"
     )
 
 
