@@ -18,9 +18,10 @@ import torch
 from chordflow.cli.main import main
 from chordflow.couplings import BufferConfig, CouplingConfig, DatasetConfig, open_split
 from chordflow.policies import FlowPolicy, Role, VelocityModule, load_flow_policy
-from chordflow.training.loop import LoopConfig, SchedulerConfig, train
+from chordflow.training.loop import train
 from chordflow.training.methods import ReflowMethodConfig
 from chordflow.training.optimizers import AdamWConfig
+from chordflow.training.steps import LoopConfig, SchedulerConfig
 from gaussian_setup import AffineStudent, euler, make_observations, make_policy
 from script_files import scripts_of
 

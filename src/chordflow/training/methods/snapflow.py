@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from chordflow.checks import check_range
 from chordflow.couplings import CouplingBatch
-from chordflow.errors import UserError
 from chordflow.flow import times
 from chordflow.flow.path import interpolate, velocity_target
 from chordflow.training.methods.base import Method, MethodConfig, VelocityFunction, chosen_rows, on_rows
@@ -29,11 +29,8 @@ class SnapFlowMethodConfig(MethodConfig):
     shortcut_share: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.shortcut_share < 1.0:
-            raise UserError(
-                f"method.shortcut_share={self.shortcut_share}: give a share above 0 and below 1; the shortcut and the "
-                "field that it is made of are both learned."
-            )
+        why = "; the shortcut and the field that it is made of are both learned"
+        check_range("method.shortcut_share", self.shortcut_share, above=0, below=1, note=why)
 
     def build(self) -> Method:
         """The method."""
