@@ -287,8 +287,8 @@ def test_what_is_measured_has_at_least_three_seeds(name: str) -> None:
 
 
 def test_the_documents_name_options_that_there_are() -> None:
-    lists = (ROOT / "tests").glob("command_line_options*.txt")
-    known = {name for file in lists for name in re.findall(r"^--([\w.]+)", read(file), re.MULTILINE)}
+    verbs = json.loads(read(ROOT / "src" / "chordflow" / "cli" / "options.json")).values()
+    known = {option["name"] for verb in verbs if isinstance(verb, dict) for option in verb["options"]}
     # Of every command, of launchers, of LeRobot's commands, of the benchmarks' scripts, and names that have gone.
     known |= {"help", "config_path", "nproc", "multi_gpu", "num_processes", "config_file", "cpu", "publish", "size",
               "policy.type", "policy.push_to_hub", "inference.type", "inference.rtc.max_guidance_weight",
