@@ -56,9 +56,11 @@ def _may_replace(results: Results, name: PolicyName, num_steps: int) -> str | No
     paired = row.versus_teacher if row is not None else None
     fixed = row.noninferiority if row is not None else None
     deployed = results.success_of(TEACHER, results.teacher_num_steps)
-    rates = ""
+    rates, decision = "", ""
     if row is not None:
-        teacher = row.rate - paired.difference.value if paired is not None else deployed and deployed.rate
+        teacher = deployed.rate if deployed is not None else None
+        if paired is not None:
+            teacher = row.rate - paired.difference.value
         beside = f" against the teacher's {percent(teacher, 1)}" if teacher is not None else ""
         rates = f"success is {percent(row.rate, 1)}{beside}"
     needed = None
