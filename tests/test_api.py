@@ -61,7 +61,7 @@ def test_a_run_shows_what_it_measured(ran: dict[str, Any], folder: Path) -> None
     assert "interval.low" in gaps
     assert run.verdict in run.to_markdown().replace("\n", " ")
     assert "<table" in run._repr_html_()
-    with pytest.raises(UserError, match="rows=nonsense: .* choose one of .*gaps"):
+    with pytest.raises(UserError, match=r"rows=nonsense: .* choose one of .*gaps"):
         run.to_pandas("nonsense")
     assert {path.name for path in (folder / "outputs/page").iterdir()} == {
         "report.html",

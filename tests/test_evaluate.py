@@ -254,7 +254,7 @@ def test_a_cut_file_of_episodes_is_named_and_nothing_is_lost(
 
 
 def test_a_sequential_run_stops_when_the_pairs_decide(
-    checkpoint: Path, student: Path, tmp_path: Path
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = options(
         checkpoint, None, tmp_path / "out",
@@ -262,6 +262,9 @@ def test_a_sequential_run_stops_when_the_pairs_decide(
            "sequential.enable": "true", "sequential.min_episodes": 8},
     )  # fmt: skip
     results = run(arguments)
+    # One bar over all blocks of both, which ends where the run did.
+    bars = [line.split(":")[0].strip() for line in capsys.readouterr().out.splitlines() if "100 %" in line]
+    assert bars == ["episodes"]
     (row,) = results.sequential
     assert row.policy == "copy"
     assert row.decision.decision == "non-inferior"

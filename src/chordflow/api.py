@@ -227,7 +227,9 @@ def evaluate(*, command: list[str] | None = None, **options: Any) -> Run:
     with stopping.says(lambda: evaluate_job.how_to_go_on(output)):
         done = evaluate_job.evaluate(config, command or command_line("evaluate", options))
         results = done.results
-        if columns := {label: episodes for label, episodes in done.clip.items() if episodes}:
+        if columns := {
+            name: [(e.seed, e.success, e.frames) for e in run] for name, run in done.clip.items() if run
+        }:
             results = replace(results, clips=[save_clip(columns, output, CLIP)])
             results.save(output / RESULTS)
         return Run(output, results, tuple(write_report(output)))

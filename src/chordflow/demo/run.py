@@ -253,4 +253,5 @@ def _moving_picture(output: Path, runs: dict[tuple[PolicyName, int], list[Episod
         "teacher, 1 step": runs["teacher", 1],
         "student, 1 step": runs["student", 1],
     }
-    return save_clip(columns, output, PICTURE, MAX_BYTES)
+    filmed = {label: [(e.seed, e.success, e.frames) for e in run] for label, run in columns.items()}
+    return save_clip(filmed, output, PICTURE, MAX_BYTES)

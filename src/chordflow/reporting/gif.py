@@ -6,7 +6,6 @@ Shapes: H, W height and width of an environment's frame in pixels.
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import matplotlib
 import numpy as np
@@ -201,21 +200,8 @@ def _fitted(label: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     return label + "…"
 
 
-class Filmed(Protocol):
-    """An episode that a clip shows, if it has frames.
-
-    Attributes:
-        seed: that it was started with.
-        success: whether it was solved.
-        frames: uint8 of shape (T, H, W, 3), or None.
-    """
-
-    @property
-    def seed(self) -> int: ...
-    @property
-    def success(self) -> bool: ...
-    @property
-    def frames(self) -> NDArray[np.uint8] | None: ...
+Filmed = tuple[int, bool, NDArray[np.uint8] | None]
+"""An episode: its seed, whether it was solved, and its frames, uint8 of shape (T, H, W, 3), where it has any."""
 
 
 def save_clip(
@@ -234,17 +220,17 @@ def save_clip(
     Returns:
         What the results say of it.
     """
-    filmed = {label: [(e, e.frames) for e in run if e.frames is not None] for label, run in columns.items()}
-    outcomes = {label: [episode.success for episode, _ in run] for label, run in filmed.items()}
+    filmed = {label: [(e[0], e[1], e[2]) for e in run if e[2] is not None] for label, run in columns.items()}
+    outcomes = {label: [success for _, success, _ in run] for label, run in filmed.items()}
     (folder / name).parent.mkdir(exist_ok=True)
     save_side_by_side(
-        {label: [_thinned(frames) for _, frames in run] for label, run in filmed.items()},
+        {label: [_thinned(frames) for *_, frames in run] for label, run in filmed.items()},
         folder / name,
         outcomes=outcomes,
         scale=1,
         max_bytes=max_bytes,
     )
-    seeds = [episode.seed for episode, _ in next(iter(filmed.values()))]
+    seeds = [seed for seed, *_ in next(iter(filmed.values()))]
     return Clip(name, list(columns), seeds, [list(row) for row in zip(*outcomes.values(), strict=True)])
 
 

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from chordflow.reporting.section import ABSENT, Cell, Section, absent, figure
 from chordflow.reporting.table import drawn, escape, held_out, written
-from chordflow.results.schema import SuccessRow
+from chordflow.results.episodes import SuccessRow
 from chordflow.results.study import STEP_COUNTS, Arm, Look, Study
 from chordflow.results.study_figures import (
     Figure,

@@ -13,15 +13,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from chordflow.errors import UserError
+from chordflow.results.actions import GapRow, HeldOut, Reference
+from chordflow.results.episodes import SuccessRow
 from chordflow.results.files import RecordFile
-from chordflow.results.schema import (
-    GapRow,
-    HeldOut,
-    LossCurve,
-    Reference,
-    RolloutObservations,
-    SuccessRow,
-)
+from chordflow.results.schema import LossCurve, RolloutObservations
 from chordflow.results.statistics import Interval
 
 SCHEMA_VERSION = 1

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import NamedTuple
 
+from chordflow.results.actions import GapRow
+from chordflow.results.episodes import SuccessRow
 from chordflow.results.paying import Gain, Standing, gain
-from chordflow.results.schema import GapRow, SuccessRow
 from chordflow.results.study import STEP_COUNTS, Arm, Diversity, Look, Study, Trial
 
 
