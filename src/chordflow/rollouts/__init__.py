@@ -40,6 +40,7 @@ _HOMES = {
     "success_rows": "summaries",
 }
 
+
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
