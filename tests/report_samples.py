@@ -9,30 +9,27 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from chordflow.results.latency import ChunkTime, Memory
-from chordflow.results.schema import (
-    Clip,
-    CouplingSummary,
+from chordflow.results.actions import (
     CurvatureRow,
-    DelayRow,
-    Finding,
     GapRow,
     HeldOut,
-    Latency,
-    LossCurve,
-    MotionRow,
     ObservationSpread,
-    PolicyInfo,
     PolicyName,
     Reference,
-    Results,
+    TrajectoryRow,
+    WideObservation,
+)
+from chordflow.results.episodes import (
+    Clip,
+    DelayRow,
+    MotionRow,
     Rollouts,
     SequentialRow,
     SuccessRow,
     TimingRow,
-    TrajectoryRow,
-    WideObservation,
 )
+from chordflow.results.latency import ChunkTime, Latency, Memory
+from chordflow.results.schema import CouplingSummary, Finding, LossCurve, PolicyInfo, Results
 from chordflow.results.sequential import SequentialDecision
 from chordflow.results.statistics import Estimate, Interval, NonInferiority, PairedSuccess, Percentiles
 

@@ -802,15 +802,15 @@ def test_a_disk_that_is_full_when_results_are_saved_can_be_resumed(
     config_path = student_of(output) / "train_config.json"
     resume = ["reflow", "--resume=true", f"--config_path={config_path}"]
     with pytest.MonkeyPatch.context() as patch:
-        import chordflow.cli.reflow as verb
+        from chordflow import api
 
-        save = verb.save_figures
+        save = api.save_figures
 
         def full(results: Any, folder: Path) -> list[Path]:
             save(results, folder)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        patch.setattr(verb, "save_figures", full)
+        patch.setattr(api, "save_figures", full)
         said = refusal(resume, capsys)
     assert "pictures cannot be written" in said
     assert sorted(path.name for path in output.iterdir()) == ["checkpoints", "metrics.jsonl", "results.json"]

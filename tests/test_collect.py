@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from chordflow.cli.main import main
-from chordflow.cli.options import build
 from chordflow.couplings import DatasetConfig, open_split
 from chordflow.couplings.collected import (
     About,
@@ -31,6 +30,7 @@ from chordflow.errors import UserError
 from chordflow.experiments import collect as collect_module
 from chordflow.experiments.collect import run_observations
 from chordflow.experiments.config import ReflowJobConfig
+from chordflow.options import build
 from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.results.schema import Results
 from chordflow.rollouts import run_episodes

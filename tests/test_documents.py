@@ -21,8 +21,7 @@ from markdown_it.token import Token
 from chordflow.cli.study import parse
 from chordflow.demo.teacher import ASSETS, TEACHER_FOLDER
 from chordflow.experiments.study.presets import FileStudy
-from chordflow.policies.obstacles import OBSTACLES
-from chordflow.policies.registry import own_families
+from chordflow.policies.registry import WITHOUT_ADAPTER, own_families
 from chordflow.results.schema import Results
 from script_files import ROOT, load_script
 
@@ -184,7 +183,7 @@ def test_the_policies_are_those_of_the_registry() -> None:
     for path in (*script.READMES, script.FAMILIES):
         assert read(path) == script.document(path), "run: python scripts/support_table.py"
     rows = set(re.findall(r"^\| `(\w+)`", read(script.FAMILIES), re.MULTILINE))
-    assert rows >= {*own_families(), *(obstacle.family for obstacle in OBSTACLES)}
+    assert rows >= {*own_families(), *WITHOUT_ADAPTER}
 
 
 def test_the_fields_of_results_are_those_of_the_schema() -> None:

@@ -83,6 +83,17 @@ def test_opens_without_errors_dialogs_or_requests(seen: dict[str, Any]) -> None:
     assert seen["seconds"] < 30
 
 
+def test_the_page_is_short_until_it_is_opened(seen: dict[str, Any]) -> None:
+    assert seen["height"] <= 6_000
+    # A link of the list of parts opens its part.
+    assert seen["revealed"] == 2
+
+
+def test_no_table_is_wider_than_its_page(seen: dict[str, Any]) -> None:
+    assert seen["wideTables"] == []
+    assert seen["phoneTables"] == []
+
+
 def test_the_page_lets_no_other_script_run_and_nothing_be_fetched(seen: dict[str, Any]) -> None:
     assert seen["policy"] == {"ran": False, "fetched": False}
     # Refused by the page's policy, not by a network that happens to be absent.
@@ -179,6 +190,7 @@ def test_prints_light_with_everything_unfolded(seen: dict[str, Any]) -> None:
     assert printed["controls"] == 0
     assert printed["folded"] > 0
     assert printed["during"][-1] == 0
+    assert printed["empty"] == 0
     assert printed["after"] == printed["folded"]
 
 

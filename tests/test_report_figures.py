@@ -12,7 +12,8 @@ from PIL import Image
 from chordflow.errors import UserError
 from chordflow.reporting import figures
 from chordflow.reporting.figures import MOST_PATHS, gap_by_steps, loss, save_figures, trajectories
-from chordflow.results.schema import LossCurve, Results, TrajectoryRow
+from chordflow.results.actions import TrajectoryRow
+from chordflow.results.schema import LossCurve, Results
 from report_samples import curvature, gap, sample
 
 

@@ -1,13 +1,20 @@
 """The report's files: one page that holds everything and lets nothing in, the table, the card, and bad input."""
 
+import ast
 import base64
+import contextlib
 import dataclasses
 import hashlib
 import html
-import io
+import importlib
+import itertools
 import json
 import os
+import pty
 import re
+import subprocess
+import sys
+import termios
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,19 +22,18 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
-from rich.console import Console
 
 from chordflow.cli.main import main
 from chordflow.errors import UserError
 from chordflow.reporting.card import METHODS, card, hub_id
 from chordflow.reporting.clips import LARGEST, embed, picture
-from chordflow.reporting.glance import glance
-from chordflow.reporting.more_tables import curvature_by_time, parts
-from chordflow.reporting.page import command_lines, json_in_html, page
+from chordflow.reporting.page import IN_SIGHT, command_lines, json_in_html, page
 from chordflow.reporting.plots import label
-from chordflow.reporting.table import markdown, render, sections
+from chordflow.reporting.policy_tables import curvature_by_time, parts
+from chordflow.reporting.table import markdown, sections
 from chordflow.reporting.write import write_report
-from chordflow.results.schema import Clip, PolicyInfo, Results
+from chordflow.results.episodes import Clip
+from chordflow.results.schema import PolicyInfo, Results
 from report_samples import (
     HOSTILE,
     SCRIPT,
@@ -185,7 +191,7 @@ def test_a_page_says_the_same_as_table_and_card(made: tuple[Results, Path], read
         text = html.unescape((folder / name).read_text(encoding="utf-8"))
         text = re.sub(r"\\([\\`*_\[\]|~])", r"\1", text)
         for section in sections(results):
-            for row in section.rows if section.markdown else []:
+            for row in section.rows if not section.page_only else []:
                 for cell in row:
                     assert cell.text in text
                     assert not cell.text or " ".join(cell.text.split()) in shown
@@ -197,6 +203,33 @@ def test_what_was_not_measured_has_no_heading() -> None:
     headings = [attributes["id"] for attributes in read.of("h2")]
     assert headings == ["verdict", "again", "read"]
     assert "Nothing was measured." in " ".join(text for _, text in read.texts)
+
+
+def test_five_findings_are_in_sight_and_one_part_is_open(read: Reader) -> None:
+    seen = [a for tag, a in read.elements if tag == "details" or tag == "ol"]
+    assert [("start" in a) for a in seen if a.get("class") == "findings"] in ([False, True], [False])
+    assert sum("open" in a for a in read.of("details")) == 1
+    assert len(page_findings(read)) <= IN_SIGHT
+
+
+def page_findings(read: Reader) -> list[str]:
+    """The findings before those behind "more"."""
+    tags = [tag for tag, _ in read.elements]
+    first = next(i for i, (tag, a) in enumerate(read.elements) if a.get("class") == "findings")
+    return list(itertools.takewhile(lambda tag: tag == "li", tags[first + 1 :]))
+
+
+def test_axes_of_shares_end_at_one_hundred_percent(made: tuple[Results, Path], read: Reader) -> None:
+    (plots,) = (json.loads(text) for tag, text in read.texts if tag == "script" and text.startswith('{"'))
+    checked = 0
+    for key, plot in plots.items():
+        for axis in ("xaxis", "yaxis"):
+            title = plot["layout"][axis].get("title", {}).get("text", "")
+            if title.startswith(("success", "share")):
+                low, high = plot["layout"][axis]["range"]
+                assert 0 <= low < high <= 100, key
+                checked += 1
+    assert checked >= 1
 
 
 def test_data_in_a_script_element_cannot_end_it() -> None:
@@ -250,18 +283,6 @@ def test_curvature_in_few_steps_has_as_many_parts() -> None:
     assert [part.share for part in parts(row)] == pytest.approx([0.25, 0.25, 0.5])
 
 
-def test_the_glance_names_figures_with_their_intervals() -> None:
-    by_name = {figure.name: figure for figure in glance(evaluation())}
-    success = by_name["Success, student at one step"]
-    assert success.value == "92.0 [90.2, 93.5] %"
-    assert success.note == "teacher at ten steps: 93.0 [91.2, 94.4] %; paired -1.0 [-2.6, +0.4] points"
-    assert by_name["Curvature, student"].value == "8.5 % [7.7 %, 9.4 %]"
-    assert by_name["Chunks at one step, times as fast"].value == "3.87"
-    alone = {figure.name: figure.value for figure in glance(diagnosis())}
-    assert alone["Action gap, untrained at one step"] == "29 % [25 %, 35 %]"
-    assert alone["Observations with two or more modes"] == "25 %"
-
-
 def test_every_table_is_as_wide_as_its_head() -> None:
     for make in MAKERS.values():
         results = make()
@@ -270,15 +291,45 @@ def test_every_table_is_as_wide_as_its_head() -> None:
         for section in found:
             assert section.rows, section.key
             assert {len(row) for row in section.rows} == {len(section.heads)}, section.key
-            assert section.wide < set(range(len(section.heads)))
 
 
-def test_tables_of_every_kind_fit_a_terminal() -> None:
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_tables_of_every_kind_are_whole_in_a_terminal(width: int, tmp_path: Path) -> None:
+    """Printed by the command itself into a pseudo-terminal: no line is cut, no column lost, no word broken."""
     for make in (diagnosis, evaluation):
-        file = io.StringIO()
-        Console(width=100, force_terminal=False, file=file).print(render(make()))
-        lines = file.getvalue().splitlines()
-        assert max(map(len, lines)) <= 100
+        folder = tmp_path / make.__name__
+        folder.mkdir()
+        make().save(folder / "results.json")
+        ours, theirs = pty.openpty()
+        termios.tcsetwinsize(ours, (50, width))
+        environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")} | {
+            "TERM": "xterm"
+        }
+        command = [sys.executable, "-m", "chordflow", "report", folder, "--verbose"]
+        with subprocess.Popen(
+            command, stdout=theirs, stderr=theirs, env=environment, close_fds=True
+        ) as process:
+            os.close(theirs)
+            shown = bytearray()
+            # The end of a pseudo-terminal is an error where the other side has closed.
+            with contextlib.suppress(OSError):
+                while part := os.read(ours, 65536):
+                    shown += part
+            os.close(ours)
+            assert process.wait() == 0
+        text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode()).replace("\r", "")
+        lines = text.splitlines()
+        assert max(map(len, lines)) <= width
+        assert "…" not in text
+        words = set(text.split())
+        for section in sections(make()):
+            if not section.page_only:
+                texts = [
+                    *section.heads,
+                    *(cell.text for row in section.rows for cell in row if not cell.repeats),
+                ]
+                missing = {word for text in texts for word in text.split()} - words
+                assert not missing, (section.key, missing)
 
 
 # ---- Clips and pictures ---------------------------------------------------------------------------------
@@ -388,13 +439,18 @@ def test_hub_ids_and_paths(name: str, found: bool) -> None:
     assert (hub_id(name) is not None) is found
 
 
-def test_the_card_begins_with_figures_and_their_intervals() -> None:
-    body = card(sample()).split("---\n", 2)[2].strip().splitlines()
-    assert body[0] == "# student"
-    first = "\n".join(body[:12])
-    assert r"Success, student at one step: **91.0 \[88.2, 93.2\] %**" in first
-    assert "Wilson's 95 % intervals" in first
-    assert body.count("```") == 1
+def test_the_card_bears_the_students_name_and_says_how_to_use_it() -> None:
+    body = card(sample(student="outputs/quick arm/checkpoints/last/pretrained_model")).split("---\n", 2)[2]
+    assert body.strip().startswith("# quick arm\n\nA student of `outputs/teacher`")
+    assert "lerobot-eval '--policy.path=outputs/quick arm/" in body.replace(
+        "--policy.path='", "'--policy.path="
+    )
+    (python,) = re.findall(r"```python\n(.*?)```", body, re.DOTALL)
+    tree = ast.parse(python)
+    assert len(python.splitlines()) <= 8
+    for line in (node for node in tree.body if isinstance(node, ast.ImportFrom)):
+        assert all(hasattr(importlib.import_module(line.module or ""), name.name) for name in line.names)
+    assert r"| student | 1 | 91.0 \[88.2, 93.2\] | 9.1 % |" in body
 
 
 @pytest.mark.parametrize(

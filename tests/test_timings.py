@@ -18,13 +18,14 @@ from rich.console import Console
 from chordflow.evaluation.latency import measure_latency
 from chordflow.policies import Context
 from chordflow.reporting.card import card
-from chordflow.reporting.glance import glance, measured
-from chordflow.reporting.more_tables import latency as latency_table
+from chordflow.reporting.facts import facts
+from chordflow.reporting.gap_tables import summary
 from chordflow.reporting.page import page
-from chordflow.reporting.table import facts, markdown, render
+from chordflow.reporting.policy_tables import latency as latency_table
+from chordflow.reporting.table import markdown, render
 from chordflow.results.findings import findings
-from chordflow.results.latency import ChunkTime
-from chordflow.results.schema import Finding, Latency, Results
+from chordflow.results.latency import ChunkTime, Latency
+from chordflow.results.schema import Finding, Results
 from chordflow.results.statistics import Percentiles
 from chordflow.results.verdict import verdict
 from chordflow.results.wording import UNRELIABLE
@@ -145,12 +146,12 @@ KINDS = {"reflow": sample(), "diagnose": diagnosis(), "evaluate": evaluation()}
 def outputs(results: Results) -> dict[str, str]:
     """Everything that is printed of results."""
     file = io.StringIO()
-    Console(width=300, file=file).print(render(results))
+    Console(width=300, file=file).print(render(results, verbose=True))
     shown = {
         "verdict": verdict(results),
         "findings": "\n".join(found.text for found in findings(results)),
-        "glance": "\n".join(f"{f.name}: {f.value} ({f.note})" for f in glance(results)),
-        "measured": "\n".join(measured(results)),
+        "summary": found.below if (found := summary(results)) is not None else "",
+        "facts": "\n".join(value for _, value in facts(results)),
         "terminal": file.getvalue(),
         "markdown": markdown(results),
         "card": card(results),
@@ -171,8 +172,7 @@ def test_of_unreliable_timings_no_number_is_printed_anywhere(kind: str, times: d
         results, latency=None, verdict="", findings=findings(results) if stored else []
     )
     shown, without = outputs(results), outputs(none)
-    # A verdict that would be too long leaves time out.
-    for name in set(shown) - {"measured", *(["verdict"] if kind == "evaluate" else [])}:
+    for name in set(shown) - {"facts", "verdict"}:
         assert UNRELIABLE in shown[name].replace("Timings", "timings"), name
     for name, text in shown.items():
         assert "20.3" not in text, name
@@ -221,8 +221,6 @@ def test_printed_figures_never_contradict_each_other(
     latency = of_chunks(encode, step, teacher, student, times)
     results = dataclasses.replace(KINDS[kind], latency=latency, findings=[], teacher_num_steps=teacher)
     texts = [verdict(results), *(found.text for found in findings(results))]
-    texts += [f"{figure.name} {figure.value} {figure.note}" for figure in glance(results)]
-    texts += [value for name, value in facts(results) if name == "time"]
     table = latency_table(results)
     texts += [table.below] if table is not None else []
     speeds = [float(n) for text in texts for n in re.findall(r"(?<![\d.])(\d+\.\d+) times as fast", text)]
@@ -255,7 +253,8 @@ def test_a_measured_speed_up_stands_beside_its_ceiling(
 ) -> None:
     nothing = {"curvature": [], "gaps": [], "success": []}
     results = sample(latency=of_chunks(0.007, 0.003, 10, student, times), **nothing)
-    assert words in verdict(results).replace("Chunks", "chunks")
+    said = {found.rule: found.text for found in findings(results)}
+    assert words in said["chunks_come_faster"].replace("Chunks", "chunks")
 
 
 def test_saving_times_more_is_told_by_whole_chunks_where_there_are_any() -> None:

@@ -37,19 +37,30 @@ async function open(options) {
   await page.goto(address);
   await page.waitForSelector("html[data-drawn]", { timeout: 60_000 });
   found.seconds ??= (Date.now() - began) / 1000;
+  found.height ??= await page.evaluate(() => document.documentElement.scrollHeight);
   return page;
 }
+
+async function unfold(page) {
+  await page.$$eval("details", (items) => items.forEach((item) => (item.open = true)));
+  await page.waitForFunction(() => Array.from(document.querySelectorAll(".plot")).every((one) => one.layout));
+}
+
+const wideTables = (page) =>
+  page.$$eval("table", (all) =>
+    all.filter((one) => one.scrollWidth > one.parentElement.clientWidth).map((one) => one.id),
+  );
 
 const column = (page, table, index) =>
   page.$eval(
     `#${table}`,
-    (element, at) => Array.from(element.tBodies[0].rows).map((row) => row.cells[at].textContent.trim()),
+    (element, at) => Array.from(element.tBodies[0].rows).map((row) => row.cells[at].textContent.trim().replaceAll("\u00a0", " ")),
     index,
   );
 
 async function sortTables(page) {
   const tables = {};
-  await page.$$eval("details", (items) => items.forEach((item) => (item.open = true)));
+  await unfold(page);
   for (const table of await page.$$eval("table", (all) => all.map((one) => one.id))) {
     tables[table] = [];
     const count = await page.$$eval(`#${table} thead button`, (all) => all.length);
@@ -109,6 +120,10 @@ const inks = (page) =>
 
 // ---- A wide window in light ----
 let page = await open({ colorScheme: "light" });
+await page.click("nav li:nth-child(3) a");
+found.revealed = await page.$$eval("details.part[open]", (all) => all.length);
+await unfold(page);
+found.wideTables = await wideTables(page);
 found.plots = await page.$$eval(".plot", (all) =>
   all.map((one) => ({
     key: one.dataset.plot,
@@ -167,8 +182,6 @@ await page.context().close();
 // ---- Dark by the system, then on paper ----
 page = await open({ colorScheme: "dark" });
 found.dark = { paper: await paper(page), pressed: await page.getAttribute("#theme", "aria-pressed") };
-found.axeDark = await axe(page);
-await page.screenshot({ path: path.join(folder, "dark.png"), fullPage: true });
 const folded = await page.$$eval("details", (all) => all.filter((one) => !one.open).length);
 await page.evaluate(() => {
   window.printed = [];
@@ -182,11 +195,18 @@ found.print = {
 };
 await page.emulateMedia({ media: "print" });
 found.print.paper = await paper(page);
+found.print.empty = await page.$$eval(".plot", (all) => all.filter((one) => !one.layout).length);
 found.print.controls = await page.$$eval("button.control, nav", (all) => all.filter((one) => one.checkVisibility()).length);
+await page.emulateMedia({ media: "screen" });
+await unfold(page);
+found.axeDark = await axe(page);
+await page.screenshot({ path: path.join(folder, "dark.png"), fullPage: true });
 await page.context().close();
 
 // ---- A phone ----
 page = await open({ viewport: { width: 360, height: 740 }, isMobile: true, hasTouch: true, reducedMotion: "reduce" });
+await unfold(page);
+found.phoneTables = await wideTables(page);
 found.phone = await page.evaluate(() => ({
   page: document.documentElement.scrollWidth,
   window: innerWidth,

@@ -7,7 +7,7 @@ methods that declare that they need them.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +201,8 @@ class Split:
         held_out_episodes: the episodes of these.
         whole_tasks: how many of these are of a task of which training sees no episode.
         metadata: of the dataset.
+        judged: those to decide on how many rounds are trained; None where that is not asked for.
+        judged_episodes: the episodes of these.
     """
 
     train: Observations
@@ -208,6 +210,8 @@ class Split:
     held_out_episodes: list[int]
     whole_tasks: int
     metadata: LeRobotDatasetMetadata
+    judged: Observations | None = None
+    judged_episodes: list[int] = field(default_factory=list)
 
     @property
     def caveats(self) -> str:
@@ -227,6 +231,7 @@ def open_split(
     tolerance_s: float = TOLERANCE_S,
     actions: bool = False,
     held_out: Collection[int] | None = None,
+    judged: Collection[int] | bool = False,
 ) -> Split:
     """Opens a dataset, checks that it fits the policy, and holds episodes out as LeRobot does.
 
@@ -236,6 +241,7 @@ def open_split(
         tolerance_s: seconds by which a video's frame may miss its timestamp.
         actions: whether the observations to train on bring the demonstrated actions along.
         held_out: episodes that are held out, in place of those that the rule chooses: of a run that goes on.
+        judged: whether more episodes are held out, by the same rule, to decide on rounds; or which.
 
     Raises:
         UserError: if it cannot be found, is empty, or lacks what the policy looks at.
@@ -260,6 +266,16 @@ def open_split(
         raise UserError(
             f"dataset.episodes={episodes}: none of these is left to {'measure' if train else 'train'} on, as the run "
             f"holds out {sorted(held_out or ())}; name one more of the episodes that it began with."
+        )
+    judged_on: list[int] = []
+    if judged is True:
+        train, judged_on = split_episodes(tasks, train, config.eval_split)
+    elif judged:
+        train, judged_on = split_episodes(tasks, train, config.eval_split, judged)
+    if judged and not (train and judged_on):
+        raise UserError(
+            f"dataset.episodes={episodes}: rounds=auto decides on episodes that are neither trained nor reported on, "
+            "and of these none is left; name more, or give a number of rounds."
         )
     try:
         dataset = LeRobotDataset(
@@ -304,6 +320,8 @@ def open_split(
         measured,
         sum(tasks[episode] not in trained for episode in measured),
         metadata,
+        Observations(dataset, frames(judged_on)) if judged_on else None,
+        judged_on,
     )
     split.train.check_states()
     split.held_out.check_states()

@@ -100,7 +100,7 @@ class DelayConfig:
 
 @dataclass
 class EvaluateConfig:
-    """Hold few-step policies against their teacher: gaps on a dataset, paired episodes in an environment.
+    """Compare few-step policies with their teacher: gaps on a dataset, paired episodes in an environment.
 
     Attributes:
         teacher: the checkpoint as deployed, against which all is measured.

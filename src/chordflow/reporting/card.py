@@ -1,17 +1,19 @@
-"""A model card for the Hugging Face Hub, made of the same figures as the page."""
+"""A model card for the Hugging Face Hub, made of the same figures as the page, and how to use the student."""
 
 import re
+import shlex
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from chordflow.reporting.core_tables import rate
-from chordflow.reporting.glance import glance, measured
 from chordflow.reporting.page import command_lines
+from chordflow.reporting.rollout_tables import rate
 from chordflow.reporting.table import escape, markdown
-from chordflow.results.schema import STUDENT, PolicyInfo, Results, SuccessRow
+from chordflow.results.actions import STUDENT
+from chordflow.results.episodes import SuccessRow
+from chordflow.results.schema import PolicyInfo, Results
 from chordflow.results.wording import clean, steps
 
 METHODS = {
@@ -21,7 +23,19 @@ METHODS = {
     "snapflow": "self-distillation of a two-step shortcut (after Luan et al. 2026), without a teacher in its loss",
     "consistency": "consistency distillation along the teacher's trajectories (Song et al. 2023)",
 }
-"""How the method of a run is told, by its `--method.type`."""
+"""The method of a run in words, by its `--method.type`."""
+
+USE = """\
+from lerobot.configs.policies import PreTrainedConfig
+from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+
+path = {path!r}
+config = PreTrainedConfig.from_pretrained(path)
+policy = get_policy_class(config.type).from_pretrained(path)
+before, after = make_pre_post_processors(config, pretrained_path=path)
+action = after(policy.select_action(before(observation)))
+"""
+"""How to run a student from Python."""
 
 FOLDERS = ("outputs", "output", "checkpoints", "runs", "models", "data", "tmp", "..", ".")
 """First parts of paths that look like a Hub id and are folders."""
@@ -110,24 +124,27 @@ def _result(results: Results, row: SuccessRow, datasets: list[str]) -> EvalResul
 
 
 def _body(results: Results) -> str:
-    about = "A diagnosis of" if results.student is None else "Measurements of"
+    path = _code(results.student or results.teacher)
     lines = [f"# {escape(_name(results))}", ""]
-    lines += [f"{about} `{_code(results.student or results.teacher)}`", ""]
-    for figure in glance(results):
-        note = f" ({escape(figure.note)})" if figure.note else ""
-        lines.append(f"- {escape(figure.name)}: **{escape(figure.value)}**{note}")
-    lines += ["", *(escape(line) + "\n" for line in measured(results))]
-    if results.student is not None:
+    if results.student is None:
+        lines += [f"A diagnosis of `{path}`", ""]
+    else:
         lines += [
-            "## What it is",
-            "",
             f"A student of `{_code(results.teacher)}`{_made_by(results)}: it has the teacher's class, config and "
-            f"weights layout{_steps(results)}. LeRobot alone runs it.",
+            f"weights layout{_steps(results)}.",
+            "",
+            *(f"{text}\n" for text in _trained_for(results)),
+            "## How to use it",
+            "",
+            f"LeRobot alone runs it; chordflow is not needed. `{path}` is its folder or Hub id:",
+            "",
+            *_fenced("sh", f"lerobot-eval --policy.path={shlex.quote(path)} --env.type=YOURS"),
+            "",
+            *_fenced("python", USE.format(path=path)),
             "",
         ]
-        lines += [f"{text}\n" for text in _trained_for(results)]
     lines += ["## Results", "", markdown(results)]
-    lines += ["## Measure it again", "", "```sh", *_fenced(command_lines(results.command)), "```", ""]
+    lines += ["## Measure it again", "", *_fenced("sh", command_lines(results.command)), ""]
     lines += [f"- {escape(clean(name))}: {escape(clean(value))}" for name, value in results.versions.items()]
     lines += [f"- seed of {escape(clean(name))}: {value}" for name, value in results.seeds.items()]
     return "\n".join(lines) + "\n"
@@ -175,5 +192,5 @@ def _code(text: str) -> str:
     return clean(text).replace("`", "'")
 
 
-def _fenced(text: str) -> list[str]:
-    return text.replace("```", "'''").splitlines()
+def _fenced(language: str, text: str) -> list[str]:
+    return [f"```{language}", *text.replace("```", "'''").splitlines(), "```"]

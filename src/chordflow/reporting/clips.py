@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from chordflow.results.schema import Clip
+from chordflow.results.episodes import Clip
 from chordflow.results.wording import clean, plural, size
 
 LARGEST = 16_000_000

@@ -2,13 +2,6 @@
 
 from collections.abc import Sequence
 
-from chordflow.reporting.more_tables import (
-    curvature_by_time,
-    curvature_rows,
-    dimension_shares,
-    parts,
-    real_dims,
-)
 from chordflow.reporting.plots import (
     SEQUENTIAL,
     Look,
@@ -18,9 +11,18 @@ from chordflow.reporting.plots import (
     label,
     looks,
     rounded,
+    shares_range,
+)
+from chordflow.reporting.policy_tables import (
+    curvature_by_time,
+    curvature_rows,
+    dimension_shares,
+    parts,
+    real_dims,
 )
 from chordflow.reporting.section import way
-from chordflow.results.schema import CurvatureRow, Results
+from chordflow.results.actions import CurvatureRow
+from chordflow.results.schema import Results
 from chordflow.results.wording import clean, percent, span
 
 
@@ -62,7 +64,8 @@ def _dash(look: Look) -> str:
 
 def _by_part(results: Results, rows: Sequence[CurvatureRow]) -> Plot:
     figure = canvas(340, "t, from noise to action", "share of S, %")
-    figure.update_layout(barmode="group", bargap=0.25, yaxis={"rangemode": "tozero"})
+    top = max(part.share for row in rows for part in parts(row))
+    figure.update_layout(barmode="group", bargap=0.25, yaxis={"range": shares_range(top)})
     look, said = looks(results), []
     for row in rows:
         own = parts(row)
@@ -101,7 +104,8 @@ def _by_dimension(results: Results, rows: Sequence[CurvatureRow]) -> list[Plot]:
     if not rows:
         return []
     figure = canvas(300, "action dimension", "share of S, %")
-    figure.update_layout(barmode="group", yaxis={"rangemode": "tozero"}, xaxis={"tickformat": "d"})
+    top = max(share for row in rows for share in dimension_shares(row))
+    figure.update_layout(barmode="group", yaxis={"range": shares_range(top)}, xaxis={"tickformat": "d"})
     look, said = looks(results), []
     for row in rows:
         shares = dimension_shares(row)

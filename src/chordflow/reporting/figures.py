@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
+from chordflow.results.actions import GapRow, PolicyName, Reference, TrajectoryRow
 from chordflow.results.files import write_whole
-from chordflow.results.schema import GapRow, PolicyName, Reference, Results, TrajectoryRow
+from chordflow.results.schema import Results
 from chordflow.results.wording import clean, number, percent, steps
 
 # Two hues of Okabe and Ito's palette, which colour-blind readers tell apart, one dark and one light in grey.

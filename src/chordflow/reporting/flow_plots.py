@@ -17,7 +17,8 @@ from chordflow.reporting.plots import (
     rounded,
 )
 from chordflow.reporting.section import at, ordered, rank, way
-from chordflow.results.schema import TEACHER, GapRow, Reference, Results
+from chordflow.results.actions import TEACHER, GapRow, Reference
+from chordflow.results.schema import Results
 from chordflow.results.wording import clean, number, percent, plural, span, steps
 
 MOST_PATHS = 24

@@ -16,13 +16,19 @@ from plotly.offline import get_plotlyjs
 
 from chordflow.reporting import curvature_plots, flow_plots, rollout_plots, spread_plots, time_plots
 from chordflow.reporting.clips import Embedded, embed, picture
-from chordflow.reporting.glance import glance, measured
-from chordflow.reporting.more_tables import memory
+from chordflow.reporting.facts import facts
 from chordflow.reporting.plots import Plot
 from chordflow.reporting.section import Section
-from chordflow.reporting.table import facts, findings, rollouts, sections, sentence
+from chordflow.reporting.table import findings, sections
 from chordflow.results.schema import Results
-from chordflow.results.wording import UNRELIABLE, clean
+from chordflow.results.verdict import next_command, verdict
+from chordflow.results.wording import UNRELIABLE, capital, clean
+
+IN_SIGHT = 5
+"""Findings that are shown before one asks for more."""
+
+NO_TIMES = f"{capital(UNRELIABLE)}."
+"""What is shown in place of unreliable times."""
 
 TITLES = {"reflow": "Reflow", "diagnose": "Diagnosis", "evaluate": "Evaluation"}
 
@@ -38,30 +44,28 @@ class Wide:
 
 @dataclass
 class Part:
-    """A part of the page under a heading of its own.
+    """A part of the page under a heading that opens it.
 
     Attributes:
         key: Anchor.
         title: Heading.
         intro: A sentence before the plots.
         plots: Groups of plots; those of one group stand side by side.
-        tables: Tables with whether they are open from the start.
+        tables: Tables.
         clips: Moving pictures.
         wide: Observations with their pictures.
-        facts: Names and values.
     """
 
     key: str
     title: str
     intro: str = ""
     plots: list[list[Plot]] = field(default_factory=list)
-    tables: list[tuple[Section, bool]] = field(default_factory=list)
+    tables: list[Section] = field(default_factory=list)
     clips: list[Embedded] = field(default_factory=list)
     wide: list[Wide] = field(default_factory=list)
-    facts: list[tuple[str, str]] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(any(self.plots) or self.tables or self.clips or self.wide or self.facts)
+        return bool(any(self.plots) or self.tables or self.clips or self.wide or self.intro == NO_TIMES)
 
     def all_plots(self) -> Iterator[Plot]:
         """Every plot of the part."""
@@ -81,7 +85,9 @@ def page(results: Results, folder: str | Path) -> str:
     Returns:
         The text of a whole file. Whatever comes out of the results is escaped.
     """
-    parts = [part for part in _parts(results, Path(folder)) if part]
+    tables = {section.key: section for section in sections(results)}
+    parts = [part for part in _parts(results, Path(folder), tables) if part]
+    found = findings(results)
     plots = {plot.key: json.loads(plot.figure.to_json()) for part in parts for plot in part.all_plots()}
     scripts = {name: asset(f"{name}.js") for name in ("theme", "report")} | {"plotly": get_plotlyjs()}
     name = clean(results.student or results.teacher)
@@ -93,11 +99,13 @@ def page(results: Results, folder: str | Path) -> str:
         style=asset("style.css"),
         scripts=scripts,
         plots=json_in_html(plots),
-        verdict=sentence(results),
-        findings=findings(results),
-        glance=glance(results),
-        measured=measured(results),
+        verdict=verdict(results),
+        next=next_command(results),
+        summary=tables.get("summary"),
+        findings=found[:IN_SIGHT],
+        more=found[IN_SIGHT:],
         parts=parts,
+        facts=facts(results),
         command=command_lines(results.command),
         settings=list(flat(results.settings)),
     )  # fmt: skip
@@ -159,46 +167,38 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     found.filters["clean"] = clean
+    # A figure stays whole; its interval may stand below it.
+    found.filters["unbroken"] = lambda text: text.replace(" ", "\u00a0").replace("\u00a0[", " [")
     return found
 
 
 # ---- Parts ----------------------------------------------------------------------------------------------
 
 
-def _parts(results: Results, folder: Path) -> Iterator[Part]:
-    tables = {section.key: section.shown() for section in sections(results)}
-
-    def shown(*keys: str, opened: bool = True) -> list[tuple[Section, bool]]:
-        return [(tables[key], opened) for key in keys if key in tables]
+def _parts(results: Results, folder: Path, tables: dict[str, Section]) -> Iterator[Part]:
+    def shown(*keys: str) -> list[Section]:
+        return [tables[key] for key in keys if key in tables]
 
     episodes = [
         Part(
             "success",
             "Success",
             "How often each way to act solves an episode, and whether it falls behind the deployed teacher.",
-            plots=[rollout_plots.success(results), rollout_plots.success_by_group(results)],
-            tables=shown("success", "noninferiority"),
-            facts=[("Rollouts", rollouts(results.rollouts))] if results.rollouts is not None else [],
+            [rollout_plots.success(results), rollout_plots.success_by_group(results)],
+            shown("success", "noninferiority"),
         ),
         Part(
-            "sequential",
-            "Sequential decision",
-            plots=[rollout_plots.sequential(results)],
-            tables=shown("sequential"),
+            "sequential", "Sequential decision", "", [rollout_plots.sequential(results)], shown("sequential")
         ),
-        Part(
-            "clips",
-            "Rollouts side by side",
-            clips=[embed(clip, folder) for clip in results.clips],
-        ),
+        Part("clips", "Rollouts side by side", clips=[embed(clip, folder) for clip in results.clips]),
     ]
     gap = Part(
         "gap",
         "Action gap",
         "How far actions are from what the teacher makes of the same noise and observation, relative to the spread of "
         "the teacher's actions.",
-        plots=[flow_plots.gaps(results)],
-        tables=shown("gap", "flips"),
+        [flow_plots.gaps(results)],
+        shown("gap", "free", "flips"),
     )
     yield from [gap, *episodes] if results.kind == "reflow" else [*episodes, gap]
     yield Part(
@@ -206,54 +206,44 @@ def _parts(results: Results, folder: Path) -> Iterator[Part]:
         "Arcs and chords",
         "Paths from noise to action in the two main components of the chunk. One step is exact where the path is its "
         "own chord.",
-        plots=[flow_plots.trajectories(results)],
+        [flow_plots.trajectories(results)],
     )
     curved = curvature_plots.curvature(results)
     yield Part(
         "curvature",
         "Curvature",
         "How far the velocity is from the straight line to the endpoint, along each policy's own paths.",
-        plots=[
+        [
             [plot for plot in curved if plot.group == "curvature"],
             [*curvature_plots.heat_maps(results), *(plot for plot in curved if plot.group == "heat")],
         ],
-        tables=[*shown("curvature"), *shown("curvature-time", "curvature-dims", opened=False)],
+        shown("curvature", "curvature-time", "curvature-dims"),
     )
     yield Part(
         "spread",
         "How two-sided the policy is",
         "How far the endpoints of different noises lie apart at one observation, and in how many modes.",
-        plots=[spread_plots.spreads(results)],
-        tables=[*shown("modes"), *shown("spreads", opened=False)],
+        [spread_plots.spreads(results)],
+        shown("modes", "spreads"),
         wide=list(_widest(results)),
     )
     yield Part(
         "time",
-        "Time and memory",
-        plots=[time_plots.latency(results)],
-        tables=shown("latency"),
-        facts=[
-            *([("Time", UNRELIABLE)] if results.timings_unreliable else []),
-            *((name.capitalize(), value) for name, value in memory(results)),
-        ],
+        "Time of a chunk",
+        NO_TIMES if results.timings_unreliable else "",
+        [time_plots.latency(results)],
+        shown("latency"),
     )
-    yield Part("motion", "Motion", plots=[rollout_plots.motion(results)], tables=shown("motion"))
+    yield Part("motion", "Motion", "", [rollout_plots.motion(results)], shown("motion"))
     yield Part(
         "delays",
         "Under an inference delay",
         "On a robot the next chunk is asked for while the last one still runs.",
-        plots=[rollout_plots.delays(results)],
-        tables=shown("delays"),
+        [rollout_plots.delays(results)],
+        shown("delays"),
     )
-    yield Part(
-        "timing",
-        "Where rollouts spend their time",
-        plots=[time_plots.timing(results)],
-        tables=shown("timing"),
-    )
-    training = {"couplings", "training"}
-    lines = [(name.capitalize(), value) for name, value in facts(results) if name in training]
-    yield Part("training", "Training", plots=[flow_plots.loss(results)], facts=lines)
+    yield Part("timing", "Where rollouts spend their time", "", [time_plots.timing(results)], shown("timing"))
+    yield Part("training", "Training", "", [flow_plots.loss(results)])
     yield Part("policies", "Policies", tables=shown("policies"))
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import plotly.graph_objects as go
 
 from chordflow.reporting.section import ordered
-from chordflow.results.schema import PolicyName, Results
+from chordflow.results.actions import PolicyName
+from chordflow.results.schema import Results
 from chordflow.results.wording import clean
 
 # The hues are dark enough for white and light enough for dark paper (3:1 on both), so that plots need no redrawing
@@ -123,6 +124,11 @@ def canvas(height: int, x: str, y: str, **layout: Any) -> go.Figure:
     return figure.update_layout(**layout)
 
 
+def shares_range(largest: float) -> list[float]:
+    """Ends of an axis of shares in percent, up to the largest, a fraction: no axis goes beyond 100 %."""
+    return [0.0, min(100.0, max(110 * largest, 1.0))]
+
+
 def plain_log_axis(figure: go.Figure, axis: str, low: float, high: float) -> None:
     """A logarithmic axis with figures such as 1, 2, 5, 10 in place of powers."""
     candidates = [m * 10.0**e for e in range(-6, 9) for m in (1, 2, 5)]
@@ -156,11 +162,6 @@ def rows_height(count: int) -> int:
 def pattern(shape: str) -> dict[str, Any]:
     """A hatch over a bar's colour, so that stacks are told apart without it."""
     return {"shape": shape, "size": 7, "solidity": 0.25, "fillmode": "overlay", "fgcolor": "#ffffff"}
-
-
-def capital(text: str) -> str:
-    """A sentence's beginning."""
-    return text[:1].upper() + text[1:]
 
 
 def error(centre: Sequence[float], low: Sequence[float], high: Sequence[float]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from chordflow.reporting.core_tables import by_group, points_of
 from chordflow.reporting.plots import (
     NEUTRAL,
     OTHERS,
@@ -12,7 +11,6 @@ from chordflow.reporting.plots import (
     TEACHER_BLUE,
     Plot,
     canvas,
-    capital,
     error,
     hover,
     label,
@@ -22,11 +20,14 @@ from chordflow.reporting.plots import (
     rows_axis,
     rows_height,
 )
-from chordflow.reporting.rollout_tables import MODES, MOTION_UNITS, motion_rows
+from chordflow.reporting.rollout_tables import MODES, MOTION_UNITS, by_group, motion_rows, points_of
 from chordflow.reporting.section import at, brief, rank
-from chordflow.results.schema import DelayRow, PolicyName, Results, SuccessRow
+from chordflow.results.actions import PolicyName
+from chordflow.results.episodes import DelayRow, SuccessRow
+from chordflow.results.schema import Results
 from chordflow.results.statistics import Interval
 from chordflow.results.wording import (
+    capital,
     clean,
     estimate,
     percentage,
@@ -107,7 +108,7 @@ def _rates(results: Results, group: str, rows: Sequence[SuccessRow], key: str, p
     look = looks(results)
     for place, row in enumerate(rows):
         figure.add_scatter(
-            x=rounded([100 * row.rate]), y=[place], mode="markers", name=label(names[place]),
+            x=rounded([100 * row.rate]), y=[place], mode="markers", name=label(names[place]), cliponaxis=False,
             marker={"color": look[row.policy].colour, "symbol": look[row.policy].symbol, "size": 11},
             error_x=error([100 * row.rate], [100 * row.interval.low], [100 * row.interval.high]),
             hoverinfo="text",
@@ -135,7 +136,7 @@ def _rates(results: Results, group: str, rows: Sequence[SuccessRow], key: str, p
 
 def _rate_range(intervals: Sequence[Interval]) -> list[float]:
     low = min(interval.low for interval in intervals)
-    return [max(0.0, 100 * low - 4) if low > 0.3 else -2, 102]
+    return [max(0.0, 100 * low - 4) if low > 0.3 else 0, 100]
 
 
 def _differences(
@@ -261,7 +262,7 @@ def delays(results: Results) -> list[Plot]:
             )
             figure.add_scatter(
                 x=rounded(row.delay + shift for row in own), y=rounded(100 * row.rate for row in own), name=name,
-                mode="lines+markers",
+                mode="lines+markers", cliponaxis=False,
                 line={"color": colour, "width": 2, "dash": dash}, marker={"size": 9, "symbol": symbol},
                 error_y=error(
                     [100 * r.rate for r in own], [100 * r.interval.low for r in own],

@@ -1,10 +1,12 @@
 """A table before it is drawn: the same rows for the terminal, for markdown and for the page."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from chordflow.results.schema import STUDENT, TEACHER, PolicyName, Results
-from chordflow.results.wording import clean, steps
+from chordflow.results.actions import STUDENT, TEACHER, PolicyName
+from chordflow.results.schema import Results
+from chordflow.results.statistics import Estimate, Interval
+from chordflow.results.wording import amount, clean, estimate, percentage, span, steps
 
 ABSENT = "-"
 """What stands where nothing was measured."""
@@ -25,6 +27,21 @@ class Cell:
     repeats: bool = False
 
 
+@dataclass(frozen=True)
+class Column[Row]:
+    """One column of a table.
+
+    Attributes:
+        head: Its head; a line break may part the words.
+        cell: What it shows of a row; text alone is sorted as text.
+        note: A sentence below the table, for where the column is shown.
+    """
+
+    head: str
+    cell: Callable[[Row], Cell | str]
+    note: str = ""
+
+
 @dataclass
 class Section:
     """One table: a title, column heads, rows of cells, and a line below. All plain text, nothing escaped.
@@ -38,9 +55,7 @@ class Section:
         marked: Rows of the student as saved.
         below: A line of explanation of the whole table.
         notes: Sentences that follow it, each with the heads of the columns that it is about; see ``note``.
-        wide: Columns that the terminal leaves out.
-        terminal: Whether the terminal shows it.
-        markdown: Whether markdown and the model card show it; the page shows all.
+        page_only: Whether the page alone shows it.
     """
 
     key: str
@@ -51,9 +66,8 @@ class Section:
     marked: set[int] = field(default_factory=set)
     below: str = ""
     notes: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
-    wide: set[int] = field(default_factory=set)
-    terminal: bool = True
-    markdown: bool = True
+    page_only: bool = False
+    wide: Collection[int] = ()  # Columns of a study's table that a narrow terminal may leave out.
 
     def add(self, *cells: Cell | str, marked: bool = False) -> None:
         """Append a row; text alone is sorted as text."""
@@ -65,17 +79,12 @@ class Section:
         """Add a sentence to the line below, for where these columns are shown."""
         self.notes.append((text, heads))
 
-    def shown(self, *, narrow: bool = False) -> "Section":
-        """The table without columns of figures in which nothing was measured, and without notes on columns left out.
-
-        Args:
-            narrow: Leave the wide columns out as well.
-        """
+    def shown(self) -> "Section":
+        """The table without columns of figures in which nothing was measured, and without notes on those."""
         kept = [
             place
             for place in range(len(self.heads))
-            if not (narrow and place in self.wide)
-            and (place < self.left or any(row[place].text not in (ABSENT, "") for row in self.rows))
+            if place < self.left or any(row[place].text not in (ABSENT, "") for row in self.rows)
         ]
         heads = [self.heads[place] for place in kept]
         notes = [text for text, about in self.notes if all(head in heads for head in about)]
@@ -83,11 +92,44 @@ class Section:
             self,
             heads=heads,
             rows=[[row[place] for place in kept] for row in self.rows],
-            left=sum(place < self.left for place in kept),
-            wide={new for new, place in enumerate(kept) if place in self.wide},
             below=" ".join([self.below] * bool(self.below) + notes),
             notes=[],
         )
+
+
+def table[Row](
+    key: str,
+    title: str,
+    rows: Iterable[Row],
+    columns: Sequence[Column[Row]],
+    *,
+    left: int = 1,
+    below: str = "",
+    marked: Callable[[Row], bool] = lambda row: False,
+    page_only: bool = False,
+) -> Section | None:
+    """A table of columns.
+
+    Args:
+        key: Short name, unique on the page.
+        title: What it shows.
+        rows: What each row is of.
+        columns: The columns; those in which nothing was measured are left out.
+        left: Columns of words, from the left.
+        below: A line of explanation.
+        marked: Whether a row is of the student as saved.
+        page_only: Whether the page alone shows it.
+
+    Returns:
+        The table, or None without rows.
+    """
+    section = Section(key, title, [column.head for column in columns], left, below=below, page_only=page_only)
+    for row in rows:
+        section.add(*(column.cell(row) for column in columns), marked=marked(row))
+    for column in columns:
+        if column.note:
+            section.note(column.note, column.head)
+    return section.shown() if section.rows else None
 
 
 def figure(text: str, value: float | None) -> Cell:
@@ -95,14 +137,31 @@ def figure(text: str, value: float | None) -> Cell:
     return Cell(text, value)
 
 
-def count(value: int) -> Cell:
+def count(value: int | None) -> Cell:
     """A whole number."""
+    if value is None:
+        return absent()
     return Cell(f"{value:,}".replace(",", " ") if value >= 10_000 else str(value), value)
 
 
 def absent() -> Cell:
     """Where nothing was measured: sorted after all that was."""
     return Cell(ABSENT, None)
+
+
+def number(value: float | None, text: Callable[[float], str]) -> Cell:
+    """A number, written by `text`."""
+    return absent() if value is None else Cell(text(value), value)
+
+
+def ends(interval: Interval | None, text: Callable[[float], str] = percentage) -> Cell:
+    """An interval, sorted by its lower end."""
+    return absent() if interval is None else Cell(span(interval, text).strip(), interval.low)
+
+
+def measure(found: Estimate | None, text: Callable[[float], str] = amount) -> Cell:
+    """A measure with its interval."""
+    return absent() if found is None else Cell(estimate(found, text), found.value)
 
 
 def ordered(results: Results, names: Iterable[PolicyName]) -> list[PolicyName]:
@@ -140,7 +199,7 @@ def brief(
 
 
 STOCK = "Stock LeRobot runs rows without a named solver alone: its sampler takes even Euler steps."
-"""What is said below tables that have rows of other ways."""
+"""What stands below tables that have rows of other ways."""
 
 
 def is_student(results: Results, policy: PolicyName, num_steps: int, solver: str = "euler") -> bool:

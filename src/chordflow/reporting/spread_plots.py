@@ -2,10 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from statistics import median
 
-from chordflow.reporting.more_tables import (
-    median,
-)
 from chordflow.reporting.plots import (
     OTHERS,
     STUDENT_ORANGE,
@@ -17,7 +15,8 @@ from chordflow.reporting.plots import (
     pattern,
     rounded,
 )
-from chordflow.results.schema import Results, WideObservation
+from chordflow.results.actions import WideObservation
+from chordflow.results.schema import Results
 from chordflow.results.wording import percent, plural
 
 

@@ -1,92 +1,117 @@
-"""The measures as tables: for the terminal and, with the same content, as markdown."""
+"""The measures as text: for the terminal and, with the same content, as markdown."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from chordflow.reporting import core_tables, free_table, more_tables, rollout_tables
-from chordflow.reporting.glance import few_episodes
+from chordflow.reporting import gap_tables, policy_tables, rollout_tables
+from chordflow.reporting.facts import facts, held_out
 from chordflow.reporting.section import ABSENT, Section
 from chordflow.results import findings as rules
-from chordflow.results.schema import CouplingSummary, HeldOut, Latency, Results, Rollouts
-from chordflow.results.verdict import beside_ceiling, verdict
-from chordflow.results.wording import UNRELIABLE, clean, estimate, number, percent, plural, size, steps
+from chordflow.results.schema import Results
+from chordflow.results.verdict import next_command, verdict
+from chordflow.results.wording import clean
 
-__all__ = [
-    "ABSENT", "drawn", "escape", "facts", "markdown", "render", "sections", "sentence", "written",
-]  # fmt: skip
-
-_GPU = re.compile(r"nvidia|geforce|\brtx\b|quadro|tesla|radeon|instinct|\barc\b", re.IGNORECASE)
+__all__ = ["ABSENT", "drawn", "escape", "findings", "held_out", "markdown", "render", "sections", "written"]
 
 
-LONGEST = 32
-"""Characters of a name on a terminal."""
+NAME = 16
+"""Characters of a name that a terminal shows in one line, where the name has as many."""
 
 
-def render(results: Results) -> RenderableType:
-    """The verdict, the findings, the tables and the facts below them, for a terminal of 100 columns (80 do).
+def render(results: Results, *, verbose: bool = False) -> RenderableType:
+    """The verdict, what to type next and the summary, for a terminal of any width.
 
     Args:
         results: What was measured; what was not is left out.
+        verbose: All findings, tables and facts as well.
 
     Returns:
         Something for ``rich.print``. Names out of files are shown as they are, never read as markup.
     """
-    parts: list[RenderableType] = [Text(sentence(results), style="bold"), Text()]
-    for finding in findings(results):
-        parts.append(Text(f"- {finding}"))
-    if findings(results):
-        parts.append(Text())
-    for section in sections(results):
-        if section.terminal:
+    parts: list[RenderableType] = [Text(verdict(results), style="bold")]
+    if (command := next_command(results)) is not None:
+        parts.append(Text(": ".join(command)))
+    parts.append(Text())
+    shown = sections(results)
+    if not verbose:
+        shown = [section for section in shown if section.key == "summary"]
+    elif found := findings(results):
+        parts += [*(Text(f"- {finding}") for finding in found), Text()]
+    for section in shown:
+        if not section.page_only:
             parts += [drawn(section), Text()]
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="dim", no_wrap=True)
-    grid.add_column()
-    for name, value in facts(results):
-        grid.add_row(name, Text(value))
-    parts.append(grid)
+    if verbose:
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(style="dim", no_wrap=True)
+        grid.add_column()
+        for name, value in facts(results):
+            grid.add_row(name, Text(value))
+        parts.append(grid)
     return Group(*parts)
 
 
-def drawn(section: Section) -> Table:
+class Drawn:
+    """A table for a terminal: where it is too wide, further columns follow below, each time after the words."""
+
+    def __init__(self, section: Section) -> None:
+        self.section = section.shown()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        """Yields the table in as few blocks as the terminal's width allows."""
+        section, width = self.section, options.max_width
+
+        def needed(places: Collection[int]) -> int:
+            # What is measured is never wider than what there is.
+            return Measurement.get(console, options.update(width=10_000), _block(section, places)).minimum
+
+        yield Text(section.title, style="bold")
+        keys = list(range(section.left or 1))
+        if needed(keys) > width / 2:
+            keys = keys[:1]
+        rest = [place for place in range(len(section.heads)) if place not in keys]
+        while True:
+            taken = min(1, len(rest))
+            while taken < len(rest) and needed([*keys, *rest[: taken + 1]]) <= width:
+                taken += 1
+            yield _block(section, [*keys, *rest[:taken]])
+            if not (rest := rest[taken:]):
+                break
+            yield Text()
+        if section.below:
+            yield Text(section.below, style="dim")
+
+
+def drawn(section: Section) -> Drawn:
     """A table for a terminal."""
-    section = section.shown(narrow=True)
-    table = Table(
-        title=Text(section.title, style="bold"),
-        title_justify="left",
-        caption=Text(section.below, style="dim") if section.below else None,
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        show_edge=False,
-        collapse_padding=True,
-        padding=(0, 1),
-    )
-    rows = [["" if cell.repeats else cell.text for cell in row] for row in section.rows]
-    for row in rows:
-        row[: section.left] = [
-            t if len(t) <= LONGEST else f"{t[: LONGEST - 1]}…" for t in row[: section.left]
-        ]
-    for place, head in enumerate(section.heads):
-        words = place < section.left
-        table.add_column(
-            Text(head),
+    return Drawn(section)
+
+
+def _block(section: Section, places: Collection[int]) -> Table:
+    """Some columns of a table."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True, padding=(0, 1))
+    for place in places:
+        texts = [section.heads[place], *(row[place].text for row in section.rows)]
+        longest = max(len(word) for text in texts for word in text.split() or [""])
+        words, natural = place < section.left, max(len(line) for text in texts for line in text.split("\n"))
+        made.add_column(
+            Text(section.heads[place]),
             justify="left" if words else "right",
-            # Words take more lines where a terminal is narrow; a figure that is cut is a wrong figure.
-            no_wrap=not words,
-            overflow="fold",
-            min_width=None if words else max(map(len, [*head.split("\n"), *(row[place] for row in rows)])),
             vertical="bottom",
+            overflow="fold",
+            # A name may take several lines, parted between its words; a figure that is parted is a wrong figure.
+            no_wrap=not words,
+            min_width=max(longest, min(NAME, natural)) if words else natural,
         )
-    for index, row in enumerate(rows):
+    for index, row in enumerate(section.rows):
         style = "bold" if index in section.marked else ""
-        table.add_row(*(Text(cell, style=style) for cell in row))
-    return table
+        made.add_row(*(Text("" if row[place].repeats else row[place].text, style=style) for place in places))
+    return made
 
 
 def markdown(results: Results, keys: Collection[str] | None = None) -> str:
@@ -99,16 +124,13 @@ def markdown(results: Results, keys: Collection[str] | None = None) -> str:
     Returns:
         Markdown that ends with a line break. Names out of files are escaped.
     """
-    blocks = [f"**{escape(sentence(results))}**"]
+    blocks = [f"**{escape(verdict(results))}**"]
     if findings(results) and keys is None:
         blocks.append("\n".join(f"- {escape(text)}" for text in findings(results)))
     for section in sections(results):
-        if not section.markdown or (keys is not None and section.key not in keys):
-            continue
-        blocks += written(section)
-    lines = [f"- {name}: {escape(value)}" for name, value in facts(results)]
-    if lines:
-        blocks.append("\n".join(lines))
+        if not section.page_only and (keys is None or section.key in keys):
+            blocks += written(section)
+    blocks.append("\n".join(f"- {name}: {escape(value)}" for name, value in facts(results)))
     return "\n\n".join(blocks) + "\n"
 
 
@@ -118,199 +140,43 @@ def written(section: Section) -> list[str]:
     rule = ["---"] * section.left + ["---:"] * (len(section.heads) - section.left)
     heads = [escape(head.replace("\n", " ")) for head in section.heads]
     rows = [["" if cell.repeats else escape(cell.text) for cell in row] for row in section.rows]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in [heads, rule, *rows])
-    return [f"{escape(section.title)}:", table, *([escape(section.below)] if section.below else [])]
-
-
-def sentence(results: Results) -> str:
-    """The verdict as the file has it, or by the rules where it has none or was written before they saw to its times."""
-    stored = "" if results.timings_unreliable else clean(results.verdict)
-    return stored or verdict(results)
+    lines = "\n".join(f"| {' | '.join(row)} |" for row in [heads, rule, *rows])
+    return [f"{escape(section.title)}:", lines, *([escape(section.below)] if section.below else [])]
 
 
 def findings(results: Results) -> list[str]:
     """What the measures say beyond the verdict, the most important first."""
-    said = sentence(results)
-    found = results.findings
-    if found and results.timings_unreliable:
-        # Why rounds stopped is what no rule finds; it speaks of no times.
-        found = [finding for finding in found if finding.rule == rules.ROUNDS_AUTO] + rules.findings(results)
-    return [text for finding in found if (text := clean(finding.text)) and text not in said]
+    said = verdict(results)
+    texts = [clean(found.text) for found in rules.findings(results)]
+    # In a verdict a finding may follow a yes or no, without its capital.
+    return [text for text in texts if text and text[1:] not in said]
 
 
 def sections(results: Results) -> list[Section]:
     """Every table that there is something for, the page's own included, in the order of reading."""
-    gaps, free = core_tables.gaps(results) if results.gaps else None, free_table.free(results)
+    gaps = [gap_tables.gaps(results), gap_tables.free(results)]
     reflow = results.kind == "reflow"
     found = [
+        gap_tables.summary(results),
         # What reflow is about comes first, and rollouts where they are what was asked for.
-        gaps if reflow else None,
-        free if reflow else None,
-        core_tables.success(results) if results.success else None,
-        core_tables.noninferiority(results),
-        core_tables.sequential(results),
-        None if reflow else gaps,
-        None if reflow else free,
-        core_tables.flip_checks(results),
-        more_tables.curvature(results),
-        more_tables.curvature_over_time(results),
-        more_tables.curvature_over_dims(results),
-        more_tables.spread_summary(results),
-        more_tables.spread_list(results),
-        more_tables.latency(results),
+        *(gaps if reflow else []),
+        rollout_tables.success(results),
+        rollout_tables.noninferiority(results),
+        rollout_tables.sequential(results),
+        *([] if reflow else gaps),
+        rollout_tables.flip_checks(results),
+        policy_tables.curvature(results),
+        policy_tables.curvature_over_time(results),
+        policy_tables.curvature_over_dims(results),
+        policy_tables.spread_summary(results),
+        policy_tables.spread_list(results),
+        policy_tables.latency(results),
         rollout_tables.motion(results),
         rollout_tables.delays(results),
         rollout_tables.timing(results),
-        more_tables.policies(results),
+        policy_tables.policies(results),
     ]
     return [section for section in found if section is not None]
-
-
-# ---- Facts ----------------------------------------------------------------------------------------------
-
-
-def held_out(held: HeldOut) -> str:
-    """What was measured on, and what that cannot say."""
-    text = (
-        f"{held.observations} observations of {plural(len(held.episodes), 'episode')}, "
-        f"{plural(held.noises, 'noise')} each"
-    )
-    if held.whole_tasks:
-        text += (
-            f"; the tasks of {held.whole_tasks} of them have no other episode, so training has none of these"
-        )
-    if held.maybe_seen_by_teacher:
-        text += "; the teacher may have seen them in its own training"
-    return text + few_episodes(held)
-
-
-def facts(results: Results) -> list[tuple[str, str]]:
-    """What is said in a line below the tables, name and value."""
-    lines = [
-        ("gap to untrained", _ratios(results)),
-        ("gap to floor", _to_floor(results)),
-        ("curvature", _curvature(results)),
-    ]
-    if results.timings_unreliable:
-        lines.append(("time", UNRELIABLE))
-    elif results.timed is not None:
-        lines.append(("time", _time(results.timed, results)))
-    if results.held_out is not None:
-        lines.append(("held out", held_out(results.held_out)))
-    for check in results.flip_checks:
-        lines.append(
-            (
-                "flips seen",
-                f"{clean(check.policy)} at {steps(check.num_steps)}: {check.flips} first chunks at another mode, "
-                f"{plural(check.other_side, 'episode')} by the other side, the two agree in {check.agree} of "
-                f"{check.episodes}",
-            )
-        )
-    if results.couplings is not None:
-        made = results.couplings
-        lines.append(
-            (
-                "couplings",
-                f"{made.observations} observations with {plural(made.noises_per_observation, 'noise')} each, "
-                f"by {clean(made.solver)} with {steps(made.num_steps)}{_grid(made)}; buffer {size(made.buffer_bytes)}",
-            )
-        )
-        if made.rollouts is not None:
-            acted = made.rollouts
-            lines.append(
-                (
-                    "collected",
-                    f"{percent(acted.share)} of the observations, in {plural(acted.episodes, 'episode')} "
-                    f"of {clean(acted.env)}, {plural(acted.collections, 'time')}; {_duration(acted.seconds)} of "
-                    "the training",
-                )
-            )
-    if results.training_s is not None:
-        lines.append(("training", f"{_duration(results.training_s)} on {clean(results.device)}"))
-    if results.latency is not None and results.latency.memory is not None:
-        lines.append(("memory", ", ".join(f"{name} {value}" for name, value in more_tables.memory(results))))
-    if results.rollouts is not None:
-        lines.append(("rollouts", rollouts(results.rollouts)))
-    lines.append(("teacher", clean(results.teacher)))
-    if results.student is not None:
-        lines.append(("student", clean(results.student)))
-    return [(name, value) for name, value in lines if value]
-
-
-def _ratios(results: Results) -> str:
-    """The student's RMS gap over the untrained teacher's, at each number of steps."""
-    rows = [
-        r
-        for r in results.gaps
-        if r.policy == "student" and r.reference == "deployed" and r.ratio_to_untrained
-    ]
-    parts = [
-        f"{estimate(row.ratio_to_untrained, _ratio)} at {number(row.num_steps)}"
-        for row in sorted(rows, key=lambda row: row.num_steps)
-        if row.ratio_to_untrained is not None and row.solver == "euler"
-    ]
-    return f"{', '.join(parts)} solver steps (RMS to the deployed teacher)" if parts else ""
-
-
-def _to_floor(results: Results) -> str:
-    """The student's RMS gap over the teacher's as deployed, both to the converged ODE."""
-    rows = [r for r in results.gaps if r.policy == "student" and r.solver == "euler" and r.ratio_to_floor]
-    parts = [
-        f"{estimate(row.ratio_to_floor, _ratio)} at {number(row.num_steps)}, nearer on "
-        f"{percent(row.nearer_than_deployed)} of pairs"
-        for row in sorted(rows, key=lambda row: row.num_steps)
-        if row.ratio_to_floor is not None and row.nearer_than_deployed is not None
-    ]
-    return f"{'; '.join(parts)} (RMS to the converged ODE)" if parts else ""
-
-
-def rollouts(ran: Rollouts) -> str:
-    """How episodes were run, in a line."""
-    noise = "paired noise" if ran.noise == "paired" else "noise as lerobot-eval draws it"
-    workers = "no workers" if ran.num_workers == 0 else plural(ran.num_workers, "worker")
-    return f"{clean(ran.env)}; {noise}; seeds from {ran.first_seed}; {ran.batch_size} side by side, {workers}"
-
-
-def _grid(made: CouplingSummary) -> str:
-    return "" if made.grid_power in (None, 1) else f", grid power {made.grid_power:g}"
-
-
-def _ratio(value: float) -> str:
-    return f"{value:.2f}"
-
-
-def _curvature(results: Results) -> str:
-    rows = more_tables.curvature_rows(results)
-    parts = [
-        f"{clean(row.policy)} {percent(row.curvature)} ({percent(row.curvature_all_dims)} over all dimensions)"
-        for row in rows
-    ]
-    return f"{', '.join(parts)}; Euler, {rows[0].num_steps} steps" if rows else ""
-
-
-def _time(latency: Latency, results: Results) -> str:
-    """Relative times anywhere; absolute ones only where the reader knows the device they are of."""
-    share = percent(latency.encode_share(latency.student_num_steps), 0)
-    whose = "the student's" if results.student is not None else "that chunk's"
-    text = (
-        f"{latency.speedup:.2f} times as fast at {steps(latency.student_num_steps)}, {beside_ceiling(latency, 2)}; "
-        f"encoding is {share} of {whose} time"
-    )
-    if not _GPU.search(results.device):
-        return text
-    name = clean(results.device)
-    split = f"{1000 * latency.encode_s:.1f} ms to encode and {1000 * latency.step_s:.1f} ms a step"
-    return f"{text}; {split} on {name}, batch {latency.batch_size}"
-
-
-# ---- Text -----------------------------------------------------------------------------------------------
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def escape(text: str) -> str:

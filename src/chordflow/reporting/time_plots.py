@@ -1,6 +1,5 @@
 """Plots of time: chunks with the ceiling, and where rollouts spend it."""
 
-from chordflow.reporting.more_tables import chunk_steps
 from chordflow.reporting.plots import (
     NEUTRAL,
     OTHERS,
@@ -16,6 +15,7 @@ from chordflow.reporting.plots import (
     rows_axis,
     rows_height,
 )
+from chordflow.reporting.policy_tables import chunk_steps
 from chordflow.reporting.section import at, brief, rank
 from chordflow.results.schema import Results
 from chordflow.results.wording import (

@@ -1,4 +1,4 @@
-"""What the measures of a policy say, rule by rule; every rule and its threshold is written down here.
+"""What the measures say, rule by rule; every rule and its threshold is written down here or in `student_findings`.
 
 A rule is a function from results to a sentence or to None, where it has nothing to say or was not measured. It sees
 the measures as they are; only what is printed is rounded. docs/diagnose.md gives the reasons.
@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from scipy.stats import binom
 
-from chordflow.results.actions import STUDENT, TEACHER, GapRow
-from chordflow.results.episodes import DelayRow
+from chordflow.results import student_findings as of_students
+from chordflow.results.actions import TEACHER, GapRow
 from chordflow.results.free import (
     against_floor,
     clearly_lower,
@@ -22,10 +22,8 @@ from chordflow.results.free import (
 )
 from chordflow.results.schema import Finding, Results
 from chordflow.results.statistics import Interval
-from chordflow.results.wording import UNRELIABLE, number, percent, points, steps
-
-FEW_STEPS = 2
-"""Network evaluations up to which an untrained policy counts as a few-step policy."""
+from chordflow.results.student_findings import FEW_STEPS
+from chordflow.results.wording import UNRELIABLE, capital, number, percent, size, steps
 
 LITTLE_SPEEDUP = 1.2
 """Below this ceiling step distillation is not worth its training."""
@@ -63,92 +61,21 @@ LEAST_SHARE = 0.05
 LONG_TAIL = 1.5
 """From this ratio of p99 to p50 on, the slowest chunks are named."""
 
-ROUNDS_AUTO = "rounds_auto"
-"""Name of the finding that says why rounds stopped, which comes from the run and from no rule."""
+ROUNDS, ROUNDS_AUTO = "rounds", "rounds_auto"
+"""Names of the findings that compare rounds and say why they stopped: they come from the run and from no rule."""
 
 PROCESSORS_SHARE = 0.5
 """From this share of a one-step chunk on, the processors are named."""
 
 
 def findings(results: Results) -> list[Finding]:
-    """Everything that the rules find, the most important first; the order is that of ``RULES``."""
-    found = ((rule.__name__, rule(results)) for rule in RULES)
-    return [Finding(name, text) for name, text in found if text is not None]
+    """Everything that the rules find, the most important first; the order is that of ``RULES``.
 
-
-def decided_at_the_margin(results: Results) -> str | None:
-    """Whether each candidate, at its own steps, is non-inferior to the teacher at the margin.
-
-    By the sequential test where the run was sequential, else by the interval of the paired difference.
+    What the run says of its rounds is taken over from the results and comes first.
     """
-    said = []
-    stopped = {(row.policy, row.num_steps): row.decision for row in results.sequential}
-    for info in results.policies:
-        row = results.success_of(info.name, info.num_steps)
-        looked = stopped.get((info.name, info.num_steps))
-        fixed = row.noninferiority if row is not None else None
-        if info.name == TEACHER or (looked or fixed) is None:
-            continue
-        needed = None
-        if looked is not None:
-            decision, low, high, episodes = looked.decision, looked.low, looked.high, looked.episodes
-            margin = 100 * looked.margin
-        else:
-            assert fixed is not None
-            decision, low, high, episodes = fixed.decision, fixed.lower, fixed.upper, fixed.episodes
-            margin, needed = 100 * fixed.margin, fixed.episodes_needed
-        text = f"{info.name} at {steps(info.num_steps)} is {decision} ({points(low)} to {points(high)}"
-        text += f" points after {episodes} paired episodes)"
-        if decision == "undecided" and needed is not None:
-            text += f", about {needed} would decide"
-        said.append(text)
-    if not said:
-        return None
-    return f"At a margin of {margin:g} points to the teacher, {'; '.join(said)}."
-
-
-def guidance_weight_matters(results: Results) -> str | None:
-    """Real-time chunking clearly costs success at the usual guidance weight, and not at the one that fits the steps.
-
-    Clearly: the interval of the paired difference to no delay lies below 0.
-    """
-    for usual in sorted(results.delays, key=lambda row: (row.num_steps, row.policy == TEACHER, row.delay)):
-        fits = next(
-            (
-                row
-                for row in results.delays
-                if (row.policy, row.num_steps, row.delay) == (usual.policy, usual.num_steps, usual.delay)
-                and row.mode == usual.mode == "rtc"
-                and (row.guidance_weight or 0) < (usual.guidance_weight or 0)
-            ),
-            None,
-        )
-        if fits is None or not _costs(usual) or _costs(fits):
-            continue
-        return (
-            f"Real-time chunking at {steps(usual.num_steps)}: with a guidance weight of {usual.guidance_weight:g} the "
-            f"{usual.policy} solves {percent(usual.rate, 1)}, with {fits.guidance_weight:g}, which fits, "
-            f"{percent(fits.rate, 1)}: set max_guidance_weight to the number of steps."
-        )
-    return None
-
-
-def _costs(row: DelayRow) -> bool:
-    interval = row.versus_undelayed.difference.interval if row.versus_undelayed is not None else None
-    return interval is not None and interval.high < 0
-
-
-def trained_for_one_step(results: Results) -> str | None:
-    """A policy's own record says that it was trained for one step only."""
-    names = [info.name for info in results.policies if info.step_counts == [1]]
-    if not names:
-        return None
-    *others, last = names
-    who = f"{', '.join(others)} and {last} were" if others else f"{last} was"
-    who = who[0].upper() + who[1:]
-    return (
-        f"{who} trained for one step only: actions at other numbers of steps are not what training was for."
-    )
+    found = [(rule.__name__, rule(results)) for rule in RULES]
+    kept = [finding for finding in results.findings if finding.rule in (ROUNDS, ROUNDS_AUTO)]
+    return [*kept, *(Finding(name, text) for name, text in found if text is not None)]
 
 
 def acts_in_one_step(results: Results) -> str | None:
@@ -160,18 +87,19 @@ def acts_in_one_step(results: Results) -> str | None:
 
 def no_training_needed(results: Results) -> str | None:
     """Untrained, with at most ``FEW_STEPS`` evaluations, the policy is within the floor of itself as deployed."""
-    row = _within_the_floor(results, FEW_STEPS)
+    row = _within_the_floor(results, max(FEW_STEPS, results.student_num_steps or 0))
     if row is None:
         return None
-    figures = against_floor(results, row, " to the converged ODE")
-    return f"{_way(row)} {_lie(row)} already within the floor ({figures}): {_how_to_use(row)}, no training needed."
+    it, figures = _it(row), against_floor(results, row, " to the converged ODE")
+    enough = "is" if row.num_steps == 1 else "are"
+    return f"{_way(row)} {enough} enough: {it} within the floor ({figures}); {_how_to_use(row)}, without training."
 
 
 def timings_unreliable(results: Results) -> str | None:
     """Times contradict each other, so no figure of time is printed."""
     if not results.timings_unreliable:
         return None
-    return f"{UNRELIABLE[0].upper()}{UNRELIABLE[1:]}; measure again on an idle one."
+    return f"{capital(UNRELIABLE)}; measure again on an idle one."
 
 
 def speed_is_not_in_the_steps(results: Results) -> str | None:
@@ -181,8 +109,8 @@ def speed_is_not_in_the_steps(results: Results) -> str | None:
         return None
     share = percent(latency.encode_share(1), 0)
     return (
-        f"Do not train for speed on this device: one step can make a chunk at most {latency.ceiling:.2f} times as "
-        f"fast, for encoding the observation takes {share} of it."
+        f"Training for speed is not worth it on this device: one step can make a chunk at most {latency.ceiling:.2f} "
+        f"times as fast, since encoding the observation takes {share} of it."
     )
 
 
@@ -221,15 +149,11 @@ def encoding_limits(results: Results) -> str | None:
 
 def fewer_steps_are_free(results: Results) -> str | None:
     """Untrained, with more than ``FEW_STEPS`` evaluations but fewer than deployed, the policy is within the floor."""
-    if _within_the_floor(results, FEW_STEPS) is not None:
-        return None
     row = _within_the_floor(results, results.teacher_num_steps)
-    if row is None:
+    if row is None or no_training_needed(results) is not None:
         return None
-    text = (
-        f"{_way(row)} {_lie(row)} within the floor ({against_floor(results, row, ' to the converged ODE')}): "
-        f"{_how_to_use(row)}"
-    )
+    figures = against_floor(results, row, " to the converged ODE")
+    text = f"{_way(row)} {'lies' if row.num_steps == 1 else 'lie'} within the floor ({figures}): {_how_to_use(row)}"
     if results.timed is None:
         return f"{text}."
     gain = 1 / results.timed.relative(row.nfe)
@@ -294,70 +218,6 @@ def the_floor(results: Results) -> str | None:
     return f"{text}; a gap below that means little."
 
 
-def student_beside_the_floor(results: Results) -> str | None:
-    """The student is more exact than the teacher as deployed, with an interval over held-out episodes that says so."""
-    row = more_exact_student(results)
-    if row is None or row.ratio_to_floor is None or row.ratio_to_floor.interval is None:
-        return None
-    interval = row.ratio_to_floor.interval
-    shown = (
-        f", nearer on {percent(row.nearer_than_deployed)} of pairs"
-        if row.nearer_than_deployed is not None
-        else ""
-    )
-    return (
-        f"At {steps(row.num_steps)} the student is nearer to the teacher's converged ODE than the teacher is at "
-        f"{steps(results.teacher_num_steps)}: {row.ratio_to_floor.value:.2f} of its RMS gap "
-        f"({interval.low:.2f} to {interval.high:.2f}){shown}."
-    )
-
-
-def more_exact_student(results: Results) -> GapRow | None:
-    """The student's gap to the converged ODE, if the whole interval of its ratio to the floor lies below 1."""
-    n = results.student_num_steps
-    row = results.gap(STUDENT, n, "converged") if n is not None else None
-    if row is None or row.ratio_to_floor is None:
-        return None
-    interval = row.ratio_to_floor.interval
-    return row if interval is not None and interval.high < 1 else None
-
-
-def student_beside_the_best_way(results: Results) -> str | None:
-    """The student's gap to the converged ODE over that of the best way without training, at the same evaluations.
-
-    A student that was trained for a few numbers of steps is looked at there alone. Training is shown to give more where
-    the whole interval lies below 1; without one, where the ratio does.
-    """
-    info = next((info for info in results.policies if info.name == STUDENT), None)
-    trained_for = info.step_counts if info is not None else None
-    rows = [
-        row
-        for row in (results.free.others if results.free is not None else [])
-        if row.policy == STUDENT and (trained_for is None or row.num_steps in trained_for)
-    ]
-    said, equal = [], []
-    for row in sorted(rows, key=lambda row: row.nfe):
-        if row.ratio_to_free is None:
-            continue
-        found = row.ratio_to_free
-        if (found.interval.high if found.interval is not None else found.value) >= 1:
-            equal.append(row.nfe)
-        span = (
-            f" ({found.interval.low:.2f} to {found.interval.high:.2f})" if found.interval is not None else ""
-        )
-        said.append(f"{found.value:.2f}{span} at {number(row.nfe)}")
-    if not said:
-        return None
-    text = (
-        "The student's RMS gap to the converged ODE over that of the best way to act without training, by network "
-        f"evaluations: {', '.join(said)}"
-    )
-    if not equal:
-        return f"{text}."
-    counts = " and ".join(number(nfe) for nfe in equal)
-    return f"{text}; at {counts} it does not show that training gives more than a better solver."
-
-
 def bend_in_time(results: Results) -> str | None:
     """The fifth of time with the largest share of the bend, named from ``BENT_BAND`` on."""
     row = results.curvature_of(TEACHER)
@@ -403,13 +263,12 @@ def better_solver(results: Results) -> str | None:
     if best is not None and _better(results, best):
         found.append(best)
     said = [
-        f"at {number(row.nfe)} evaluations {_solver(row)} is nearer to the converged ODE than even Euler steps "
-        f"({percent(row.rms)} against {percent(euler)} RMS)"
+        f"at {number(row.nfe)} evaluations {row.solver}{grid_text(row)} is nearer to the converged ODE than even "
+        f"Euler steps ({percent(row.rms)} against {percent(euler)} RMS)"
         for row in found
         if (euler := euler_beside(results, row)) is not None
     ]
-    text = ", ".join(said)
-    return f"{text[0].upper()}{text[1:]}." if text else None
+    return f"{capital(', '.join(said))}." if said else None
 
 
 def _better(results: Results, row: GapRow) -> bool:
@@ -453,7 +312,7 @@ def memory(results: Results) -> str | None:
         return None
     held = results.latency.memory
     peak = "on the accelerator" if held.kind == "accelerator" else "of the whole process"
-    return f"The weights take {_size(held.weights_bytes)}, and at most {_size(held.peak_bytes)} {peak} were in use."
+    return f"The weights take {size(held.weights_bytes)}, and at most {size(held.peak_bytes)} {peak} were in use."
 
 
 def teacher_may_have_seen(results: Results) -> str | None:
@@ -464,11 +323,17 @@ def teacher_may_have_seen(results: Results) -> str | None:
 
 
 RULES: tuple[Callable[[Results], str | None], ...] = (
-    decided_at_the_margin,
-    guidance_weight_matters,
-    trained_for_one_step,
+    of_students.may_replace_the_teacher,
+    of_students.student_gap,
+    of_students.gaps_of_others,
+    of_students.success_beside_untrained,
+    of_students.success_of_the_teacher,
+    of_students.chunks_come_faster,
+    of_students.guidance_weight_matters,
+    of_students.trained_for_other_steps,
     acts_in_one_step,
     no_training_needed,
+    of_students.untrained_is_as_good,
     timings_unreliable,
     speed_is_not_in_the_steps,
     one_step_loses,
@@ -476,8 +341,9 @@ RULES: tuple[Callable[[Results], str | None], ...] = (
     fewer_steps_are_free,
     two_sided,
     the_floor,
-    student_beside_the_floor,
-    student_beside_the_best_way,
+    of_students.student_beside_the_floor,
+    of_students.student_beside_the_best_way,
+    of_students.curvature_of_the_student,
     bend_in_time,
     bent_dimension,
     better_solver,
@@ -496,35 +362,23 @@ def _within_the_floor(results: Results, most: int) -> GapRow | None:
 
 
 def _way(row: GapRow) -> str:
-    name = "Euler" if row.solver == "euler" else row.solver
+    kind = "untrained" if row.is_stock else f"untrained {row.solver}"
     cost = "" if row.nfe == row.num_steps else f" ({number(row.nfe)} evaluations)"
-    text = f"{steps(row.num_steps, name)}{grid_text(row)}{cost}"
-    return text[0].upper() + text[1:]
+    return capital(f"{steps(row.num_steps, kind)}{grid_text(row)}{cost}")
 
 
-def _solver(row: GapRow) -> str:
-    return f"{row.solver}{grid_text(row)}"
-
-
-def _lie(row: GapRow) -> str:
-    return "lies" if row.num_steps == 1 else "lie"
+def _it(row: GapRow) -> str:
+    return "it lies" if row.num_steps == 1 else "they lie"
 
 
 def _how_to_use(row: GapRow) -> str:
     if row.is_stock:
         return f"set the number of steps to {row.num_steps}"
     return (
-        f"solve with {_solver(row)}, where your deployment can (LeRobot's own sampler takes even Euler steps)"
+        f"solve with {row.solver}{grid_text(row)}, where your deployment can (LeRobot's own sampler takes even Euler "
+        "steps)"
     )
 
 
 def _span(interval: Interval | None) -> str:
     return f" ({percent(interval.low)} to {percent(interval.high)})" if interval is not None else ""
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"

@@ -126,6 +126,11 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
+def capital(text: str) -> str:
+    """A sentence's beginning."""
+    return text[:1].upper() + text[1:]
+
+
 def clean(text: str) -> str:
     """One line of printable text: names may hold line breaks, terminal codes and marks that turn the writing."""
     return "".join(c if c.isprintable() else " " for c in text).strip()

@@ -68,6 +68,7 @@
   const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
   const holders = all(".plot");
   const draw = (holder) => {
+    if (holder.layout) return;
     const { data, layout } = drawn[holder.dataset.plot];
     // A finger that moves over a plot wants to scroll.
     layout.dragmode = touch ? false : "zoom";
@@ -77,16 +78,21 @@
       if (layout.showlegend !== false && data.length > 3) layout.height += 14 * (data.length - 3);
     }
     if (still) layout.transition = { duration: 0 };
-    return Plotly.newPlot(holder, data, layout, { displayModeBar: false, responsive: true, doubleClick: "reset" });
+    Plotly.newPlot(holder, data, layout, { displayModeBar: false, responsive: true, doubleClick: "reset" });
   };
-  const next = (place) => {
-    if (place === holders.length) {
-      root.dataset.drawn = "true";
-      return;
-    }
-    draw(holders[place]).then(() => setTimeout(next, 0, place + 1));
+  // What is folded has no width: it is drawn when it is opened.
+  const drawVisible = () => holders.filter((holder) => holder.checkVisibility()).forEach(draw);
+  for (const item of all("details")) item.addEventListener("toggle", drawVisible);
+  const reveal = (address) => {
+    const folded = document.getElementById(address.slice(1))?.closest("details");
+    if (folded) folded.open = true;
   };
-  next(0);
+  for (const link of all("nav a")) link.addEventListener("click", () => reveal(link.hash));
+  reveal(location.hash);
+  setTimeout(() => {
+    drawVisible();
+    root.dataset.drawn = "true";
+  });
 
   // ---- Print ----
   // Paper is narrower than most windows: plots are drawn to its width, and what is folded is opened.
@@ -94,6 +100,7 @@
   addEventListener("beforeprint", () => {
     opened = all("details:not([open])");
     opened.forEach((item) => (item.open = true));
+    holders.forEach(draw);
     for (const holder of holders) {
       if (holder.layout) Plotly.relayout(holder, { width: holder.closest(".panel:only-child") ? 680 : 330, autosize: false });
     }

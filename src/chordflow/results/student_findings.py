@@ -1,0 +1,346 @@
+"""What the measures say of students and other policies beside their teacher, rule by rule, as in `results.findings`."""
+
+from __future__ import annotations
+
+from chordflow.results.actions import STUDENT, TEACHER, PolicyName
+from chordflow.results.episodes import DelayRow, SuccessRow
+from chordflow.results.free import (
+    clearly_lower,
+    free_ways,
+    grid_text,
+    noise_text,
+    on_the_same_pairs,
+    success_beside,
+    within_floor,
+)
+from chordflow.results.latency import ABOVE, Latency
+from chordflow.results.schema import PolicyInfo, Results
+from chordflow.results.statistics import Estimate
+from chordflow.results.wording import capital, clean, number, percent, points, step_counts, steps
+
+TAIL = 1.5
+"""From this ratio of RMS to median on, few large misses decide the RMS."""
+
+NOTICEABLE_SPEEDUP = 1.05
+"""Below this chunks come no sooner, as far as a median latency can tell."""
+
+FEW_STEPS = 2
+"""Network evaluations up to which an untrained policy counts as a few-step policy."""
+
+
+# ---- Success --------------------------------------------------------------------------------------------
+
+
+def may_replace_the_teacher(results: Results) -> str | None:
+    """Whether each policy, at its own steps, may replace the deployed teacher.
+
+    By the sequential test where the run was sequential, else by the interval of the paired difference: *yes* where the
+    policy is non-inferior at the margin or succeeds clearly more often, *no* where it is inferior or succeeds clearly
+    less often, otherwise *undecided*. Rates of episodes that were not paired decide nothing.
+    """
+    said = [text for name, n in candidates(results) if (text := _may_replace(results, name, n))]
+    return " ".join(said) or None
+
+
+def candidates(results: Results) -> list[tuple[PolicyName, int]]:
+    """Every policy but the teacher, with the number of steps at which it acts."""
+    n = results.student_num_steps
+    student = {} if n is None else {STUDENT: n}
+    others = {info.name: info.num_steps for info in results.policies if info.name != TEACHER}
+    return list((student | others | student).items())
+
+
+def _may_replace(results: Results, name: PolicyName, num_steps: int) -> str | None:
+    row = results.success_of(name, num_steps)
+    stopped = {(s.policy, s.num_steps): s.decision for s in results.sequential}.get((name, num_steps))
+    paired = row.versus_teacher if row is not None else None
+    fixed = row.noninferiority if row is not None else None
+    deployed = results.success_of(TEACHER, results.teacher_num_steps)
+    rates, decision = "", ""
+    if row is not None:
+        teacher = deployed.rate if deployed is not None else None
+        if paired is not None:
+            teacher = row.rate - paired.difference.value
+        beside = f" against the teacher's {percent(teacher, 1)}" if teacher is not None else ""
+        rates = f"success is {percent(row.rate, 1)}{beside}"
+    needed = None
+    if stopped is not None:
+        decision, low, high, episodes = stopped.decision, stopped.low, stopped.high, stopped.episodes
+        margin = f" at a margin of {100 * stopped.margin:g}"
+    elif fixed is not None:
+        decision, low, high, episodes = fixed.decision, fixed.lower, fixed.upper, fixed.episodes
+        margin, needed = f" at a margin of {100 * fixed.margin:g}", fixed.episodes_needed
+    elif paired is not None and (interval := paired.difference.interval) is not None:
+        low, high, episodes = interval.low, interval.high, paired.episodes
+        decision = "not distinguishable" if low <= 0 <= high else "lower" if high < 0 else "higher"
+        margin = ""
+    elif row is not None:
+        return f"{_undecided(name, num_steps)}: {rates} in {row.episodes} episodes each, not paired."
+    else:
+        return None
+    told = f"{decision}{margin}" if decision != "undecided" else margin.strip()
+    span = f"{told}: {points(low)} to {points(high)} points in {episodes} paired episodes"
+    figures = f"{rates} ({span})" if rates else span
+    if decision in ("non-inferior", "higher"):
+        return f"Yes, {_who(name)} may replace the teacher at {steps(num_steps)}: {figures}."
+    if decision in ("inferior", "lower"):
+        return f"No, {_who(name)} should not replace the teacher at {steps(num_steps)}: {figures}."
+    more = f"; about {needed:,} episodes would decide".replace(",", " ") if needed is not None else ""
+    return f"{_undecided(name, num_steps)}: {figures}{more}."
+
+
+def _undecided(name: PolicyName, num_steps: int) -> str:
+    return f"Whether {_who(name)} may replace the teacher at {steps(num_steps)} is undecided"
+
+
+def _who(name: PolicyName) -> str:
+    return f"the {name}" if name in (STUDENT, TEACHER) else clean(name)
+
+
+def success_beside_untrained(results: Results) -> str | None:
+    """The untrained teacher's success at the student's steps: no clear gain where it reaches the student's interval."""
+    n = results.student_num_steps
+    if n is None or n == results.teacher_num_steps:
+        return None
+    student, untrained = results.success_of(STUDENT, n), results.success_of(TEACHER, n)
+    if student is None or untrained is None:
+        return None
+    gain = ", so training shows no clear gain" if _not_told_apart(untrained, student) else ""
+    return f"Untrained, the teacher at {steps(n)} has a success of {percent(untrained.rate, 1)}{gain}."
+
+
+def success_of_the_teacher(results: Results) -> str | None:
+    """Success of the teacher in all its ways to act, where nothing else was run."""
+    if any(row.policy != TEACHER for row in results.success):
+        return None
+    rows = [row for row in results.success if row.group == "all"]
+    told = [
+        f"{percent(row.rate, 1)} at {steps(row.num_steps, row.solver if not row.is_stock else '')}{grid_text(row)}"
+        for row in sorted(rows, key=lambda row: row.num_steps)
+    ]
+    return f"The teacher's success is {' and '.join(told)}." if told else None
+
+
+def _not_told_apart(untrained: SuccessRow | None, student: SuccessRow | None) -> bool:
+    return untrained is not None and student is not None and untrained.rate >= student.interval.low
+
+
+def guidance_weight_matters(results: Results) -> str | None:
+    """Real-time chunking clearly costs success at the usual guidance weight, and not at the one that fits the steps.
+
+    Clearly: the interval of the paired difference to no delay lies below 0.
+    """
+    for usual in sorted(results.delays, key=lambda row: (row.num_steps, row.policy == TEACHER, row.delay)):
+        fits = next(
+            (
+                row
+                for row in results.delays
+                if (row.policy, row.num_steps, row.delay) == (usual.policy, usual.num_steps, usual.delay)
+                and row.mode == usual.mode == "rtc"
+                and (row.guidance_weight or 0) < (usual.guidance_weight or 0)
+            ),
+            None,
+        )
+        if fits is None or not _costs(usual) or _costs(fits):
+            continue
+        return (
+            f"Real-time chunking at {steps(usual.num_steps)}: with a guidance weight of {usual.guidance_weight:g} the "
+            f"{usual.policy} solves {percent(usual.rate, 1)}, with {fits.guidance_weight:g}, which fits, "
+            f"{percent(fits.rate, 1)}: set max_guidance_weight to the number of steps."
+        )
+    return None
+
+
+def _costs(row: DelayRow) -> bool:
+    interval = row.versus_undelayed.difference.interval if row.versus_undelayed is not None else None
+    return interval is not None and interval.high < 0
+
+
+# ---- Gap ------------------------------------------------------------------------------------------------
+
+
+def untrained_is_as_good(results: Results) -> str | None:
+    """An untrained way of at most ``FEW_STEPS`` evaluations is as near as the student, or cannot be told from it.
+
+    As near: its gap to the converged ODE is at most the student's on the same pairs. Not told from it: its success
+    reaches the student's interval. At the student's own Euler steps `student_gap` says more.
+    """
+    n = results.student_num_steps
+    if n is None:
+        return None
+    own, found = results.success_of(STUDENT, n), []
+    for row in free_ways(results, max(FEW_STEPS, n)):
+        if within_floor(results, row) and not clearly_lower(results, row):
+            return None
+        student = on_the_same_pairs(results, row, STUDENT, n)
+        near = student is not None and row.rms <= student.rms
+        often = _not_told_apart(success_beside(results, row), own)
+        if (near or often) and (row.num_steps, row.is_stock) != (n, True):
+            found.append((near, often, row))
+    if not found:
+        return None
+    near, often, row = max(found, key=lambda f: (f[0] and f[1], f[0]))
+    way = steps(row.num_steps, "untrained" if row.is_stock else f"untrained {row.solver}")
+    way = capital(f"{way}{grid_text(row)}{'' if row.is_stock else ' (not in stock LeRobot)'}")
+    one = row.num_steps == 1
+    if near and often:
+        return f"{way} {'is' if one else 'are'} as good as the student by gap and success."
+    if near:
+        return f"{way} {'lies' if one else 'lie'} as near to the converged ODE as the student."
+    return f"{way} cannot be told from the student by success."
+
+
+def student_gap(results: Results) -> str | None:
+    """The student's gap, and its ratio to the untrained teacher's at the same steps.
+
+    It is a gain only where the whole interval of the ratio lies below 1, worse where it lies above, otherwise no
+    better. The reference is the deployed teacher, or the converged ODE where there is no ratio for the former. Beside
+    the RMS stands the gap relative to what noise decides, or in the robot's units; where the RMS is at least ``TAIL``
+    times the median, few pairs decide it.
+    """
+    n = results.student_num_steps
+    if n is None:
+        return None
+    rows = [r for r in (results.gap(STUDENT, n, "deployed"), results.gap(STUDENT, n, "converged")) if r]
+    if not rows:
+        return None
+    row = next((r for r in rows if r.ratio_to_untrained is not None), rows[0])
+    target = "" if row.reference == "deployed" else " to the converged ODE"
+    gap, student = f"{percent(row.rms)} RMS{target}{noise_text(results, row)}", f"At {steps(n)} the student"
+    found = row.ratio_to_untrained
+    if found is None:
+        text = f"{student}'s action gap is {gap}, not compared with the untrained teacher's"
+    elif found.interval is None:
+        few = "of the untrained teacher's on too few episodes to tell"
+        text = f"{student}'s action gap is {gap}, {found.value:.2f} {few}"
+    elif found.interval.high < 1:
+        text = f"{student}'s action gap is {gap}, {_ratio(found)} of the untrained teacher's"
+    else:
+        finding = "worse" if found.interval.low > 1 else "no better"
+        text = f"{student} is {finding} than the untrained teacher (action gap {gap}, ratio {_ratio(found)})"
+    if row.rms == 0 or row.rms < TAIL * row.median:
+        return f"{text}."
+    flips = f", flips {percent(row.flip_rate)}" if row.flip_rate else ""
+    return f"{text}, mostly from few pairs (median {percent(row.median)}{flips})."
+
+
+def gaps_of_others(results: Results) -> str | None:
+    """The gaps of all policies but teacher and student, at their own steps."""
+    told = [
+        f"{percent(row.rms)} RMS with {clean(name)} at {steps(n)}"
+        for name, n in candidates(results)
+        if name != STUDENT and (row := results.gap(name, n, "deployed")) is not None
+    ]
+    return f"The action gap is {' and '.join(told)}." if told else None
+
+
+def student_beside_the_floor(results: Results) -> str | None:
+    """The student is more exact than the teacher as deployed, with an interval over held-out episodes that says so."""
+    n = results.student_num_steps
+    row = results.gap(STUDENT, n, "converged") if n is not None else None
+    found = row.ratio_to_floor if row is not None else None
+    if row is None or found is None or found.interval is None or found.interval.high >= 1:
+        return None
+    near = row.nearer_than_deployed
+    shown = f", nearer on {percent(near)} of pairs" if near is not None else ""
+    return (
+        f"At {steps(row.num_steps)} the student is nearer to the teacher's converged ODE than the teacher is at "
+        f"{steps(results.teacher_num_steps)}: {_ratio(found)} of its RMS gap{shown}."
+    )
+
+
+def student_beside_the_best_way(results: Results) -> str | None:
+    """The student's gap to the converged ODE over that of the best way without training, at the same evaluations.
+
+    A student that was trained for a few numbers of steps is looked at there alone. Training is shown to give more where
+    the whole interval lies below 1; without one, where the ratio does.
+    """
+    info = _student(results)
+    trained_for = info.step_counts if info is not None else None
+    rows = [
+        (row, row.ratio_to_free)
+        for row in (results.free.others if results.free is not None else [])
+        if row.policy == STUDENT
+        and row.ratio_to_free is not None
+        and (trained_for is None or row.num_steps in trained_for)
+    ]
+    if not rows:
+        return None
+    rows.sort(key=lambda pair: pair[0].nfe)
+    text = (
+        "The student's RMS gap to the converged ODE over that of the best way to act without training, by network "
+        f"evaluations: {', '.join(f'{_ratio(found)} at {number(row.nfe)}' for row, found in rows)}"
+    )
+    equal = [
+        number(row.nfe)
+        for row, found in rows
+        if (found.interval.high if found.interval is not None else found.value) >= 1
+    ]
+    if not equal:
+        return f"{text}."
+    return f"{text}; at {' and '.join(equal)} it does not show that training gives more than a better solver."
+
+
+def _ratio(found: Estimate) -> str:
+    ends = f" ({found.interval.low:.2f} to {found.interval.high:.2f})" if found.interval is not None else ""
+    return f"{found.value:.2f}{ends}"
+
+
+# ---- Curvature, time, steps -----------------------------------------------------------------------------
+
+
+def curvature_of_the_student(results: Results) -> str | None:
+    """Whether curvature falls or rises: only where the intervals of the two do not overlap.
+
+    Nothing of a student that is for few step counts, since curvature is measured along many.
+    """
+    teacher, student, info = results.curvature_of(TEACHER), results.curvature_of(STUDENT), _student(results)
+    if teacher is None or student is None or (info is not None and info.step_counts is not None):
+        return None
+    before, after = percent(teacher.curvature), percent(student.curvature)
+    if teacher.interval is not None and student.interval is not None:
+        if student.interval.high < teacher.interval.low:
+            return f"Curvature falls from {before} to {after}."
+        if student.interval.low > teacher.interval.high:
+            return f"Curvature rises from {before} to {after}."
+    return f"Curvature is {after}{' as before' if before == after else f' beside {before}'}."
+
+
+def chunks_come_faster(results: Results) -> str | None:
+    """Time of the student's chunk against the teacher's, with the ceiling that the encoder sets."""
+    latency = results.timed
+    if latency is None or results.student is None:
+        return None
+    share = f"encoding is {percent(latency.encode_share(latency.student_num_steps), 0)} of each"
+    if latency.speedup < NOTICEABLE_SPEEDUP:
+        return f"Chunks come no faster ({share})."
+    return f"Chunks come {latency.speedup:.1f} times as fast ({beside_ceiling(latency)}: {share})."
+
+
+def beside_ceiling(latency: Latency, decimals: int = 1) -> str:
+    """How a measured speed-up stands to the ceiling, such as ``the ceiling`` or ``ceiling 5.5``.
+
+    The one is of whole chunks and the other of their parts, so the speed-up may lie a little above.
+    """
+    speedup, ceiling = (f"{value:.{decimals}f}" for value in (latency.speedup, latency.ceiling))
+    if speedup == ceiling:
+        return "the ceiling"
+    near = abs(latency.speedup - latency.ceiling) <= ABOVE * latency.ceiling
+    return f"near the ceiling of {ceiling}" if near else f"ceiling {ceiling}"
+
+
+def trained_for_other_steps(results: Results) -> str | None:
+    """Policies that their own record says were trained for one step only, or not for the number they are run at."""
+    n = results.student_num_steps
+    told = []
+    for info in results.policies:
+        ran = n if info.name == STUDENT and n is not None else info.num_steps
+        if info.step_counts is not None and (info.step_counts == [1] or ran not in info.step_counts):
+            told.append(f"{_who(info.name)} was trained for {step_counts(info.step_counts)} only")
+    if not told:
+        return None
+    return f"{capital('; '.join(told))}: actions at other numbers of steps are not what training was for."
+
+
+def _student(results: Results) -> PolicyInfo | None:
+    return next((info for info in results.policies if info.name == STUDENT), None)
