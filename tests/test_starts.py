@@ -38,22 +38,8 @@ from test_reflow_job import options, student_of
 def episode(seed: int, success: bool, task: int = 0, jump: float = 0.0) -> Episode:
     actions = np.zeros((5, 2), dtype=np.float32)
     return Episode(
-        seed,
-        "",
-        success,
-        5,
-        0.0,
-        None,
-        1,
-        1,
-        "euler",
-        jump,
-        jump,
-        0.1,
-        actions,
-        task_group="stored",
-        task_id=task,
-    )
+        seed, "", success, 5, 0.0, None, 1, 1, "euler", jump, jump, 0.1, actions, task_group="stored", task_id=task
+    )  # fmt: skip
 
 
 # What a start and a noise depend on
