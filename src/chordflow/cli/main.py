@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from chordflow import __version__, stopping
+from chordflow.console import doing, take_verbose
 from chordflow.errors import MACHINE_ERRORS, UserError, ran_out_of_memory
 
 VERBS = {
@@ -40,7 +41,7 @@ def usage() -> str:
     return (
         "chordflow: reflow LeRobot flow-matching policies into students that act in one or two steps\n\n"
         f"usage: chordflow VERB [--option=value ...]\n\nverbs:\n{verbs}\n\n"
-        "chordflow VERB --help lists the options of a verb, with their defaults."
+        "chordflow VERB --help lists the options of a verb, with their defaults; --verbose prints all tables."
     )
 
 
@@ -72,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(f"chordflow {__version__}")
         return 0
-    verb, options = arguments[0], arguments[1:]
+    verb, options = arguments[0], take_verbose(arguments[1:])
     if verb in GONE:
         print(f"chordflow: {verb} is no verb any more; {GONE[verb]}.", file=sys.stderr)
         return 2
@@ -90,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
 
         silence_libraries()
         limit_waiting()
-        with _interruptible(verb):
+        with _interruptible(verb), doing("Loading PyTorch and LeRobot"):
             module = import_module(VERBS[verb][0])
         with stopping.heeded():
             module.run(options)

@@ -19,7 +19,7 @@ from lerobot.utils.constants import ACTION, OBS_PREFIX
 from torch.utils.data import DataLoader, Dataset
 
 from chordflow import stopping
-from chordflow.console import say
+from chordflow.console import doing, say
 from chordflow.couplings.formats import check_decoder, check_format
 from chordflow.couplings.split import split_episodes
 from chordflow.couplings.unreadable import collated, not_read, without_missing
@@ -223,6 +223,7 @@ class Split:
         return found
 
 
+@doing("Reading the dataset")
 def open_split(
     config: DatasetConfig,
     policy: FlowPolicy,

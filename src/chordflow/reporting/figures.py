@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
+from chordflow.console import doing
 from chordflow.results.actions import GapRow, PolicyName, Reference, TrajectoryRow
 from chordflow.results.files import write_whole
 from chordflow.results.schema import Results
@@ -73,6 +74,7 @@ def _styled(draw: _Draw) -> _Draw:
     return styled
 
 
+@doing("Drawing pictures")
 def save_figures(results: Results, folder: str | Path) -> list[Path]:
     """Write ``trajectories.png``, ``gap.png`` and ``loss.png``.
 

@@ -58,10 +58,12 @@ def _may_replace(results: Results, name: PolicyName, num_steps: int) -> str | No
     deployed = results.success_of(TEACHER, results.teacher_num_steps)
     rates = ""
     if row is not None:
-        teacher = row.rate - paired.difference.value if paired is not None else deployed and deployed.rate
+        teacher = deployed.rate if deployed is not None else None
+        if paired is not None:
+            teacher = row.rate - paired.difference.value
         beside = f" against the teacher's {percent(teacher, 1)}" if teacher is not None else ""
         rates = f"success is {percent(row.rate, 1)}{beside}"
-    needed = None
+    needed, decision = None, ""
     if stopped is not None:
         decision, low, high, episodes = stopped.decision, stopped.low, stopped.high, stopped.episodes
         margin = f" at a margin of {100 * stopped.margin:g}"
