@@ -50,7 +50,8 @@ def _methods(old: Data) -> Data:
     for entry in old["methods"]:
         differs = {} if entry["origin"] == "recipe" else {"method.type": entry["method"]}
         differs |= dict(_flat(old["settings"]["recipes"].get(entry["name"], {})))
-        arms.append(entry | {"way": entry["name"], "differs": differs})
+        kept = ("name", "method", "settings", "stock_checkpoint", "step_counts")
+        arms.append({name: entry[name] for name in kept} | {"way": entry["name"], "differs": differs})
     trials = []
     for run in old["runs"]:
         kept = ("seed", "training_s", "ready_s", "steps", "samples", "loss", "buffer_bytes", "rollouts")
@@ -121,7 +122,7 @@ KINDS = {"compare": _methods, "study init": _beginnings, "study rounds": _rounds
 
 def _arm(name: str, way: str, method: str, differs: Data) -> Data:
     return {
-        "name": name, "way": way, "origin": "preset", "about": "", "differs": differs, "settings": {}, "method": method,
+        "name": name, "way": way, "differs": differs, "settings": {}, "method": method,
         "stock_checkpoint": True, "step_counts": None,
     }  # fmt: skip
 

@@ -14,14 +14,12 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 
 from chordflow.policies import FlowPolicy
 from chordflow.policies.lerobot_policy import LeRobotFlowPolicy
-from chordflow.policies.obstacles import OBSTACLES
 from chordflow.policies.registry import adapter_for, own_families
 from chordflow.results.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 READMES = (ROOT / "README.md", ROOT / "README.zh.md")
 FAMILIES = ROOT / "docs" / "families.md"
-_NOTE = "In LeRobot 0.6.1; *where* is the file and function in the family's folder of `lerobot/policies`."
 _MARKED = re.compile(r"(?<=<!-- support table -->\n).*?(?=<!-- end of support -->)", re.DOTALL)
 
 
@@ -68,13 +66,6 @@ def _real_time_chunking(adapter: type[LeRobotFlowPolicy]) -> str:
     return "the policy's own, not measured" if has_its_own else "no"
 
 
-def obstacles() -> str:
-    """One row for each flow-matching family of LeRobot's that has none."""
-    rows = [("policy", "where", "what stands in the way", "next step")]
-    rows += [(f"`{o.family}`", f"`{o.where}`", o.reason, o.next_step) for o in OBSTACLES]
-    return _table(rows)
-
-
 def short() -> str:
     """The READMEs' rows: family, steps by default, and what to install."""
     rows = [("policy", "steps by default", "install")]
@@ -88,7 +79,7 @@ def short() -> str:
 
 def document(path: Path) -> str:
     """A document with its tables made anew."""
-    made = short() if path in READMES else f"{supported()}\n## Not supported yet\n\n{_NOTE}\n\n{obstacles()}"
+    made = short() if path in READMES else supported()
     text, count = _MARKED.subn(lambda _: made, path.read_text(encoding="utf-8"))
     if count != 1:
         raise ValueError(f"{path.name} has {count} places for the tables of policies; it must have one")

@@ -16,6 +16,11 @@ from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
 from chordflow.demo.tiny_vlm import TinyVLMSize, build_tiny_vlm
+from chordflow.experiments.config import ReflowJobConfig
+from chordflow.experiments.evaluate_config import EvaluateConfig
+from chordflow.experiments.reflow_settings import reflow_settings
+from chordflow.experiments.settings import evaluate_settings
+from chordflow.options import nest, read_options
 from chordflow.quiet import quiet_stdout
 
 TASKS = ("go left", "go right", "go any way round the obstacle")
@@ -24,6 +29,16 @@ SIZE = TinyVLMSize(
     num_heads=2,
 )  # fmt: skip
 STATE_DIM, ACTION_DIM = 3, 2
+
+
+def parse_reflow(arguments: list[str]) -> tuple[ReflowJobConfig, Path | None]:
+    """The settings that options of `chordflow reflow` stand for, and the checkpoint to resume from."""
+    return reflow_settings(nest(read_options(arguments)))
+
+
+def parse_evaluate(arguments: list[str]) -> EvaluateConfig:
+    """The settings that options of `chordflow evaluate` stand for."""
+    return evaluate_settings(nest(read_options(arguments)))
 
 
 def build_vlm(folder: Path) -> Path:

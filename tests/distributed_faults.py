@@ -123,7 +123,8 @@ def _process(rank: int, port: int, name: str, folder: Path) -> None:
 
 def main(folder: Path) -> None:
     """Every fault, one after the other."""
-    cli.VERBS["faulty"] = ("distributed_faults", "fail")
+    cli.VERBS["faulty"] = "fail"
+    sys.modules["chordflow.cli.faulty"] = sys.modules[__name__]
     context = multiprocessing.get_context("fork")
     ended = {}
     for name in (*FAULTS, "disk", "all", "early", "none"):

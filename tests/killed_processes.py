@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from chordflow import api
 from chordflow.cli import main as cli
 from chordflow.cli import reflow
 from chordflow.stopping import SIGNALS
@@ -29,7 +30,7 @@ def _process(arguments: list[str], said: Path) -> None:
     for number in (1, 2):
         os.dup2(os.open(said if number == 2 else os.devnull, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
     # Pictures and pages take longer than all else.
-    reflow._show = lambda *_: None  # type: ignore[assignment]
+    api._illustrate = lambda *_: ()
     begin = reflow.run
 
     def run_unblocked(given: list[str]) -> None:

@@ -283,7 +283,7 @@ def test_an_adapter_that_cannot_be_used_is_one_sentence(
     assert message.startswith("teacher.path=x: config.json is of policy type 'elsewhere', whose adapter ")
     assert f"{value} of robots-elsewhere" in message
     assert said in message
-    assert message.endswith("; mend or uninstall that distribution.")
+    assert message.endswith("; repair or uninstall that distribution.")
 
 
 def test_two_distributions_with_one_family_are_named(site: Path) -> None:
@@ -307,7 +307,7 @@ def test_the_command_says_it_with_exit_code_two(
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "type": "elsewhere"}))
     given = ["diagnose", f"--policy.path={folder}", "--dataset.repo_id=a/b"]
-    for value, said in ((None, "docs/add-a-family.md"), ("not_there_at_all:Adapter", "mend or uninstall")):
+    for value, said in ((None, "docs/add-a-family.md"), ("not_there_at_all:Adapter", "repair or uninstall")):
         if value is not None:
             distribution(site, "robots-elsewhere", value)
         assert main(given) == 2

@@ -598,9 +598,9 @@ def test_a_camera_of_another_name_and_rename_maps_that_do_not_fit(
         (["--ema.enable=true", "--ema.decay=1"], "ema.decay=1"),
         (["--device=cuda:99"], "device=cuda:99 is not available here"),
         (["--device=toaster"], "device=toaster is not available here"),
-        (["--dataset.episodes=[0,99]"], "episodes 0 to 5"),
-        (["--dataset.episodes=[0,1,1]"], "names 1 twice"),
-        (["--dataset.episodes=[]"], "cannot be split"),
+        (["--dataset.episodes=[0,99]"], "from 0 to 5"),
+        (["--dataset.episodes=[0,1,1]"], "each once"),
+        (["--dataset.episodes=[]"], "give at least one"),
         (["--resume=perhaps"], "resume=perhaps: give true or false"),
         (["--resume=yes"], "resume=true needs --config_path"),
         (["--resume=true"], "resume=true needs --config_path"),
@@ -802,15 +802,15 @@ def test_a_disk_that_is_full_when_results_are_saved_can_be_resumed(
     config_path = student_of(output) / "train_config.json"
     resume = ["reflow", "--resume=true", f"--config_path={config_path}"]
     with pytest.MonkeyPatch.context() as patch:
-        import chordflow.cli.reflow as verb
+        from chordflow import api
 
-        save = verb.save_figures
+        save = api.save_figures
 
         def full(results: Any, folder: Path) -> list[Path]:
             save(results, folder)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        patch.setattr(verb, "save_figures", full)
+        patch.setattr(api, "save_figures", full)
         said = refusal(resume, capsys)
     assert "pictures cannot be written" in said
     assert sorted(path.name for path in output.iterdir()) == ["checkpoints", "metrics.jsonl", "results.json"]

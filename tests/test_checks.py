@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from chordflow.checks import check_choice, check_fields, check_once, check_range
+from chordflow.checks import check_choice, check_fields, check_filled, check_once, check_range
 from chordflow.errors import UserError
 
 BOUNDS = [
@@ -47,6 +47,9 @@ def test_lists_hold_each_thing_once():
         with pytest.raises(UserError) as caught:
             check_once("seeds", values, note=", such as [0,1]")
         assert str(caught.value) == f"seeds={shown}: give at least one, each once, such as [0,1]."
+    check_filled("steps", [1, 1])
+    with pytest.raises(UserError, match=r"steps=\[\]: give at least one"):
+        check_filled("steps", [])
     with pytest.raises(UserError, match=r"seeds=\[-1\]: give 0 or more"):
         check_once("seeds", [-1], at_least=0)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,15 +11,18 @@ import draccus
 import pytest
 from lerobot.envs.configs import EnvConfig
 
-from chordflow.cli.options import build, help_text, options_of, read_options
+from chordflow.cli.help import TABLE, VerbHelp, load
+from chordflow.cli.main import VERBS, main, usage
 from chordflow.couplings import DatasetConfig
 from chordflow.errors import UserError
 from chordflow.experiments.config import ReflowJobConfig
+from chordflow.options import build, nest, options_of, read_options, settle
 from chordflow.policies import Role
 from chordflow.training.methods import ReflowMethodConfig
 from chordflow.training.optimizers import AdamWConfig, SOAPConfig
 from chordflow.training.times import BetaTimes, UniformTimes, UShapedTimes
 from lerobot_env_detour import DetourEnvConfig
+from script_files import ROOT, load_script
 
 REQUIRED = ["--teacher.path=t", "--dataset.repo_id=a/b", "--output_dir=out"]
 
@@ -64,11 +69,11 @@ def test_an_optimizer_is_chosen_by_its_type() -> None:
 
 
 def test_a_choice_with_a_default_of_its_own_says_so() -> None:
-    options = [o for o in options_of(ReflowJobConfig, None) if o.name == "optimizer.betas"]
-    assert [(o.default, o.only_for) for o in options] == [
-        ((0.9, 0.95), ""), ((0.95, 0.95), "--optimizer.type=soap"),
+    options = [o for o in options_of(ReflowJobConfig) if o.name == "optimizer.betas"]
+    assert [(o.default, o.choice, o.choices) for o in options] == [
+        ("[0.9,0.95]", "optimizer.type", ("adamw",)), ("[0.95,0.95]", "optimizer.type", ("soap",)),
     ]  # fmt: skip
-    assert [o.name for o in options_of(ReflowJobConfig, None)].count("optimizer.lr") == 1
+    assert [o.name for o in options_of(ReflowJobConfig)].count("optimizer.lr") == 1
 
 
 def test_options_override_the_settings_of_a_file() -> None:
@@ -90,6 +95,10 @@ def test_options_override_the_settings_of_a_file() -> None:
         (["--step=1"], "--step is not an option; did you mean --steps"),
         (["--optimiser.lr=1"], "did you mean --optimizer.lr"),
         (["--optimizer=1"], "--optimizer is a group"),
+        (["--lr=1"], "did you mean --optimizer.lr?"),
+        (["--wandb.enable=true"], "--wandb.enable is not an option; see --help=all."),
+        (["--eval.n_episodes=3"], "--eval.n_episodes is not an option; see --help=all."),
+        (["--policy.path=t"], "--policy is another name of --teacher"),
         (["--steps=many"], "steps=many: give whole number"),
         (["--steps=0"], "steps=0: give at least 1"),
         (["--batch_size=-4"], "batch_size=-4: give at least 1"),
@@ -117,7 +126,7 @@ def test_options_override_the_settings_of_a_file() -> None:
             ["--method.times.type=exponential", "--method.times.ratio=1"],
             "method.times.ratio=1.0: give another",
         ),
-        (["--coupling.solver=rk9"], "coupling.solver=rk9: choose one of euler"),
+        (["--coupling.solver=rk9"], "coupling.solver=rk9: choose euler"),
         (
             ["--student.init=nobody"],
             "student.init=nobody: give teacher | teacher_vlm | pretrained_vlm | random",
@@ -136,14 +145,21 @@ def test_what_is_wrong_is_said_in_one_sentence(arguments: list[str], message: st
 
 
 def test_an_option_of_several_choices_is_listed_once_and_says_which() -> None:
-    listed = [
-        option for option in options_of(ReflowJobConfig, None) if option.name.startswith("method.times")
-    ]
-    where = {(option.name, option.default): option.only_for for option in listed}
+    listed = [option for option in options_of(ReflowJobConfig) if option.name.startswith("method.times")]
+    where = {(option.name, option.default): (option.choice, option.choices) for option in listed}
     assert len(where) == len(listed)
-    assert where["method.times.at_noise", 0.5] == "--method.type=noise_biased or reflow"
-    assert where["method.times.type", "beta"] == "--method.type=noise_biased"
-    assert where["method.times.type", "uniform"] == "--method.type=reflow"
+    assert where["method.times.at_noise", "0.5"] == ("method.type", ("noise_biased", "reflow"))
+    assert where["method.times.type", "beta"] == ("method.type", ("noise_biased",))
+    assert where["method.times.type", "uniform"] == ("method.type", ("reflow",))
+
+
+def test_short_forms_are_spelt_out() -> None:
+    short = settle(
+        ReflowJobConfig,
+        {"policy": {"path": "t", "revision": "r"}, "dataset": "a/b", "output_dir": Path("out")},
+    )
+    assert short == parse("--teacher.revision=r")
+    assert settle(ReflowJobConfig, nest({"teacher": "t", "dataset": "a/b", "output_dir": "out"})) == parse()
 
 
 @pytest.mark.parametrize("missing", [0, 1, 2])
@@ -154,29 +170,78 @@ def test_required_options_are_named(missing: int) -> None:
         build(ReflowJobConfig, read_options(given))
 
 
-def test_the_help_explains_every_option_with_its_default() -> None:
-    text = help_text(ReflowJobConfig, "title", "usage")
-    options = options_of(ReflowJobConfig, None)
-    assert len(options) > 40
-    for option in options:
+def table(verb: str) -> VerbHelp:
+    known = load(verb)
+    assert isinstance(known, VerbHelp)
+    return known
+
+
+def with_options() -> list[str]:
+    return [verb for verb in VERBS if isinstance(load(verb), VerbHelp)]
+
+
+def test_the_table_of_options_is_that_of_the_configs() -> None:
+    """Users' scripts depend on these names; after a change on purpose: python scripts/options_table.py."""
+    script = load_script(ROOT / "scripts" / "options_table.py")
+    assert TABLE.read_text(encoding="utf-8") == script.document()
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_explains_what_people_set_and_all_of_it_everything(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if load(verb) is None:
+        pytest.skip("a verb of verbs")
+    texts = []
+    for asked in ("--help", "--help=all"):
+        assert main([verb, asked]) == 0
+        texts.append(capsys.readouterr().out)
+        assert max(len(line) for line in texts[-1].splitlines()) <= 80
+    if verb not in with_options():
+        return
+    short, full = texts
+    known = table(verb)
+    assert set(known.common) <= {option.name for option in known.options}
+    assert len(known.common) <= 14
+    headings = [line for line in full.splitlines() if line.endswith("options:")]
+    assert len(set(headings)) == len(headings)
+    for option in known.options:
         assert option.text, f"--{option.name} is not explained"
-        assert f"--{option.name}  (" in text
+        assert full.count(f"  --{option.name}  (") == 1
+        assert short.count(f"  --{option.name}  (") == (option.name in known.common)
+
+
+def test_the_help_names_defaults_and_what_they_depend_on() -> None:
+    text = " ".join(table("reflow").text(everything=True).split())
     assert "default: 2e-05" in text
-    assert "with --method.times.type=u_shaped; default: 4.0" in " ".join(text.split())
-    assert max(len(line) for line in text.splitlines()) <= 110
+    assert "with --method.times.type=u_shaped; default: 4.0" in text
+    assert "default: beta with --method.type=noise_biased, uniform with --method.type=reflow" in text
+    assert "required with --dataset.*" in " ".join(table("evaluate").text(everything=True).split())
 
 
-FROZEN = Path(__file__).parent / "command_line_options.txt"
+def test_the_help_lists_the_options_of_an_environment(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "--env.type=detour", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "  --env.image_size  (" in text
+    assert "  --teacher.path  (" in text
 
 
-def test_the_command_line_has_not_changed_unnoticed() -> None:
-    """Users' scripts depend on these names: a change has to be made here as well, on purpose."""
-    names = "".join(
-        f"--{option.name} ({option.kind})\n"
-        for option in options_of(ReflowJobConfig, None)
-        if option.name != "env.type"  # whatever is installed
+@pytest.mark.parametrize(
+    "arguments", [["reflow", "--help"], ["reflow", "--wrong=1"], ["evaluate", "--help=all"], ["--version"]]
+)
+def test_helps_and_refusals_take_less_than_a_second_and_import_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys, time, chordflow; from chordflow.cli.main import main; code = main(sys.argv[1:]); "
+        "assert not {'torch', 'lerobot', 'transformers', 'numpy'} & set(sys.modules), sys.modules; "
+        "assert time.process_time() < 1, time.process_time(); sys.exit(code)"
     )
-    assert names == FROZEN.read_text(encoding="utf-8")
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == (2 if "--wrong=1" in arguments else 0), done.stderr
+
+
+def test_the_usage_names_verbs_and_version() -> None:
+    assert all(word in usage() for word in (*VERBS, "--version", "--help=all"))
+    assert max(len(line) for line in usage().splitlines()) <= 80
 
 
 def test_everything_that_is_missing_is_named_at_once() -> None:
@@ -205,7 +270,6 @@ def test_a_group_may_be_left_out_whole_and_is_asked_for_whole() -> None:
     assert config.dataset == DatasetConfig("a/b")
     assert config.env == DetourEnvConfig(instruction="go left")
     assert build(WithGroups, {}, draccus.encode(config)) == config
-    assert "required with --dataset.*" in " ".join(help_text(WithGroups, "t", "u").split())
 
 
 @pytest.mark.parametrize(

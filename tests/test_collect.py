@@ -11,19 +11,26 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from chordflow.cli.main import main
-from chordflow.cli.options import build
 from chordflow.couplings import DatasetConfig, open_split
-from chordflow.couplings.collected import Collection, CollectionWriter, known_collections
+from chordflow.couplings.collected import (
+    About,
+    Collection,
+    collection_path,
+    frames_of,
+    known_collections,
+    write_collection,
+)
 from chordflow.couplings.mixed import MixedObservations, as_recorded, check_finite
 from chordflow.errors import UserError
 from chordflow.experiments import collect as collect_module
 from chordflow.experiments.collect import run_observations
 from chordflow.experiments.config import ReflowJobConfig
+from chordflow.options import build
 from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.results.schema import Results
 from chordflow.rollouts import run_episodes
@@ -88,16 +95,17 @@ class TestCollecting:
         found, walked = collected(policy, 12)
         split = open_split(DatasetConfig("test/tiny", root=str(dataset_root)), policy)
         recorded = split.train[0]
-        writer = CollectionWriter()
+        frames: list[dict[str, Any]] = []
         for one in found:
             tensors = {k: v for k, v in one.observation.items() if isinstance(v, Tensor)}
-            writer.add(as_recorded(tensors, recorded, policy, "env"), one.observation["task"])
-        about = {"step": 0, "acted_by": "teacher", "num_steps": 2, "seconds": 0.0}
-        collection = writer.write(
-            tmp_path, 0, episodes=walked.episodes, next_seed=walked.next_seed, **about  # type: ignore[arg-type]
-        )  # fmt: skip
-        assert collection.about.as_bytes == ["observation.images.top"]
+            values = as_recorded(tensors, recorded, policy, "env") | {
+                "episode_index": torch.tensor(one.seeds),
+                "frame_index": torch.tensor(one.steps),
+            }
+            frames += frames_of(values, one.observation["task"], None)
+        collection = write_collection(tmp_path, 0, frames, 10, about(12))
         assert walked.next_seed == FIRST + walked.episodes
+        assert (collection.item(0)["episode_index"], collection.item(0)["frame_index"]) == places(found)[0]
         for row, place in enumerate(places(found)):
             item = collection.item(row)
             shared = {key: recorded[key] for key in item}
@@ -131,6 +139,15 @@ class TestCollecting:
         states = torch.cat([one.observation["observation.state"] for one in found])
         states = states[torch.tensor([step for _, step in places(found)]).argsort()]
         assert states.shape[1] == 3
+        values = {"observation.state": states, "episode_index": torch.arange(len(states))}
+        values["frame_index"] = values["episode_index"] + 5
+        stored = write_collection(
+            tmp_path, 0, list(frames_of(values, ["go"] * len(states), 3)), 10, about(len(states), history=3)
+        )
+        for row, state in enumerate(states):
+            item = stored.item(row)
+            assert torch.equal(item["observation.state"], state)
+            assert (item["episode_index"], item["frame_index"]) == (row, row + 5)
         present = states[:, -1]
         for back in (1, 2):
             # An episode's first observation stands for those before it.
@@ -150,30 +167,35 @@ class TestCollecting:
         assert any(step % 4 for _, step in places(once))
 
 
+def about(observations: int, *, step: int = 0, history: int | None = None) -> About:
+    return About(step, "teacher", 2, 1, 1, 0.0, observations, history)
+
+
 def fake_collection(folder: Path, number: int, size: int, step: int = 0) -> Collection:
-    writer = CollectionWriter()
-    states = torch.full((size, 2), float(number))
-    writer.add({"observation.state": states, "episode_index": torch.arange(size)}, ["go"] * size)
-    return writer.write(
-        folder, number, step=step, acted_by="teacher", num_steps=1, episodes=1, next_seed=number, seconds=0.0
+    values = {"observation.state": torch.full((size, 2), float(number))}
+    values |= {name: torch.arange(size) for name in ("episode_index", "frame_index")}
+    return write_collection(
+        folder, number, list(frames_of(values, ["go"] * size, None)), 10, about(size, step=step)
     )
 
 
 class TestMixed:
     def mixed(
-        self, folder: Path, share: float, passes: int = 1, known: list[Collection] | None = None
+        self, share: float, passes: int = 1, known: list[Collection] | None = None, folder: Path | None = None
     ) -> tuple[MixedObservations, list[int]]:
+        """Without a folder collections that cannot be read; with the numbers of those that were asked for."""
         asked: list[int] = []
 
         def make(number: int) -> Collection:
             asked.append(number)
-            return fake_collection(folder, number, 6)
+            nothing: Any = SimpleNamespace(item=lambda row: {})
+            return fake_collection(folder, number, 6) if folder else nothing
 
         return MixedObservations(make_observations(10), share, 6, passes, make, known or []), asked
 
     @pytest.mark.parametrize(("share", "passes"), [(0.5, 1), (0.3, 2), (1.0, 1), (1 / 3, 1)])
-    def test_blocks(self, tmp_path: Path, share: float, passes: int) -> None:
-        mixed, asked = self.mixed(tmp_path, share, passes)
+    def test_blocks(self, share: float, passes: int) -> None:
+        mixed, asked = self.mixed(share, passes)
         blocks = [mixed.of_block(number, 4, 7) for number in range(30)]
         assert all(len(block) == 4 for block in blocks)
         rows = [index - 10 for block in blocks for index in block if index >= 10]
@@ -187,50 +209,43 @@ class TestMixed:
         recorded = [index for block in blocks for index in block if index < 10]
         assert all(sorted(recorded[i : i + 10]) == list(range(10)) for i in range(0, len(recorded) - 9, 10))
         # In any order, and where collections are there already.
-        other, asked = self.mixed(tmp_path, share, passes, mixed.collections)
+        other, asked = self.mixed(share, passes, mixed.collections)
         assert [other.of_block(number, 4, 7) for number in reversed(range(30))] == blocks[::-1]
         assert asked == []
 
-    def test_collections_are_made_when_they_are_needed(self, tmp_path: Path) -> None:
-        mixed, asked = self.mixed(tmp_path, 0.5)
+    def test_collections_are_made_when_they_are_needed(self) -> None:
+        mixed, asked = self.mixed(0.5)
         mixed.of_block(2, 4, 0)
         assert asked == [0]
         mixed.of_block(3, 4, 0)
         assert asked == [0, 1]
 
     def test_both_are_read_alike_and_by_workers(self, tmp_path: Path) -> None:
-        mixed, _ = self.mixed(tmp_path, 0.5)
+        mixed, _ = self.mixed(0.5, folder=tmp_path)
         block = mixed.of_block(0, 8, 0)
         (alone,) = mixed.batches(block, 8)
         (worked,) = mixed.batches(block, 8, num_workers=1)
-        assert set(alone) == {"observation.state", "task", "episode_index"}
+        assert set(alone) == {"observation.state", "task", "episode_index", "frame_index"}
         assert torch.equal(alone["observation.state"], worked["observation.state"])
         assert alone["task"] == [""] * 4 + ["go"] * 4
-
-    def test_images_that_are_no_bytes_stay_what_they_are(self, tmp_path: Path) -> None:
-        writer = CollectionWriter()
-        images = torch.rand(2, 3, 4, 4)
-        plain = torch.randint(0, 256, (2, 3, 4, 4)).float() / 255
-        for value in (plain, images):
-            writer.add({"observation.image": value}, ["go"] * 2)
-        made = writer.write(
-            tmp_path, 0, step=0, acted_by="teacher", num_steps=1, episodes=1, next_seed=1, seconds=0.0
-        )
-        assert made.about.as_bytes == []
-        assert torch.equal(made.item(1)["observation.image"], plain[1])
-        assert torch.equal(made.item(2)["observation.image"], images[0])
 
     def test_later_collections_are_made_anew(self, tmp_path: Path) -> None:
         for number, step in enumerate((0, 0, 3, 5)):
             fake_collection(tmp_path, number, 2, step)
-        (tmp_path / ".collection_000004.safetensors.tmp").write_bytes(b"half")
+        (tmp_path / ".collection_000004.tmp").mkdir()
         assert [one.about.step for one in known_collections(tmp_path, 3)] == [0, 0]
         assert [one.about.step for one in known_collections(tmp_path, 4)] == [0, 0, 3]
         assert known_collections(tmp_path / "none", 4) == []
-        (tmp_path / "collection_000003.safetensors").write_bytes(b"broken, and not needed")
+        # Broken, and not needed.
+        shutil.rmtree(collection_path(tmp_path, 3) / "meta")
         assert len(known_collections(tmp_path, 5)) == 3
-        with pytest.raises(UserError, match=r"collection_000003.safetensors, which .* cannot be read"):
+        with pytest.raises(UserError, match=r"collection_000003, which .* cannot be read"):
             known_collections(tmp_path, 6)
+
+    def test_the_format_of_an_older_chordflow_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "collection_000000.safetensors").touch()
+        with pytest.raises(UserError, match=r"config_path: .* format of an older chordflow; start a new run"):
+            known_collections(tmp_path, 1)
 
     def test_what_does_not_fit_together(self) -> None:
         policy: Any = SimpleNamespace(
@@ -261,7 +276,9 @@ class TestJob:
         return output
 
     def test_says_where_observations_came_from(self, run: Path) -> None:
-        abouts = [json.loads(path.read_text()) for path in sorted((run / "observations").glob("*.json"))]
+        abouts = [
+            json.loads(path.read_text()) for path in sorted((run / "observations").glob("*/collection.json"))
+        ]
         assert abouts[0]["acted_by"] == "teacher"
         assert abouts[0]["num_steps"] == 10
         assert abouts[-1]["acted_by"] == "student"
@@ -295,8 +312,8 @@ class TestJob:
         return main(["reflow", "--resume=true", f"--config_path={run}/checkpoints/last/pretrained_model"])
 
     def test_a_resumed_run_ends_in_the_same_bits(self, run: Path, cut: Path) -> None:
-        collections = sorted((run / "observations").glob("*.safetensors"))
-        steps = [json.loads(path.with_suffix(".json").read_text())["step"] for path in collections]
+        collections = known_collections(run / "observations", 10**6)
+        steps = [collection.about.step for collection in collections]
         # Otherwise the comparison would say little: one at the very step of the checkpoint, or after it.
         assert max(steps) > 0
         assert max(steps) >= 3
@@ -304,17 +321,21 @@ class TestJob:
         for file in ("pretrained_model/model.safetensors", "training_state/master_weights.safetensors"):
             whole, resumed = (load_file(path / "checkpoints" / "000006" / file) for path in (run, cut))
             assert all(torch.equal(whole[key], resumed[key]) for key in whole)
-        for path in collections:
-            assert path.read_bytes() == (cut / "observations" / path.name).read_bytes()
-        assert len(collections) == len(list((cut / "observations").glob("*.safetensors")))
+        again = known_collections(cut / "observations", 10**6)
+        assert len(collections) == len(again)
+        for one, other in zip(collections, again, strict=True):
+            for row in range(8):
+                a, b = one.item(row), other.item(row)
+                assert a.keys() == b.keys()
+                assert all(torch.equal(a[key], b[key]) for key in a if key != "task")
 
     def test_what_a_checkpoint_has_seen_must_be_there(
         self, cut: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        first = cut / "observations" / "collection_000000.safetensors"
-        save_file({"observation.state": torch.zeros(3, 3)}, first)
+        first = cut / "observations" / "collection_000000" / "collection.json"
+        first.write_text(json.dumps(json.loads(first.read_text()) | {"observations": 7}))
         assert self.resume(cut) == 2
-        assert "its parts are of unequal length" in " ".join(capsys.readouterr().err.split())
+        assert "it holds 8 frames" in " ".join(capsys.readouterr().err.split())
         shutil.rmtree(cut / "observations")
         assert self.resume(cut) == 2
         assert "collections of observations, of which" in " ".join(capsys.readouterr().err.split())
@@ -324,7 +345,9 @@ class TestJob:
         shorter = ("--rounds=2", "--steps=1", "--save_freq=0", "--measure.num_observations=2")
         assert main(options(checkpoint, dataset_root, output, *ROLLOUT, *shorter)) == 0
         first, second = (
-            json.loads((output / f"round_{number}/observations/collection_000000.json").read_text())
+            json.loads(
+                (output / f"round_{number}/observations/collection_000000/collection.json").read_text()
+            )
             for number in (1, 2)
         )
         # The student of the first round is measured and solved as the teacher was, and acts as such.
@@ -374,7 +397,7 @@ REFUSED: dict[str, tuple[dict[str, str], str]] = {
     "collecting for nothing": ({"collect.share": "0.2"}, r"collect: .*--observations=rollout"),
     "an unknown environment": ({**DRIFT, "env.type": "moon"}, r"env.type=moon: choose one of .*drift"),
     "an unknown source": ({"observations": "dreams"}, r"observations=dreams: give dataset \| rollout"),
-    "no share": ({**DRIFT, "collect.share": "0"}, r"collect.share=0.0: give a share above 0"),
+    "no share": ({**DRIFT, "collect.share": "0"}, r"collect.share=0.0: give a number above 0"),
     "no observations": ({**DRIFT, "collect.num_observations": "0"}, r"collect.num_observations=0: .* 1"),
     "a share above all": ({**DRIFT, "collect.between_share": "1.5"}, r"collect.between_share=1.5"),
     "demonstrations": ({**DRIFT, "method.real_data_share": "0.1"}, r"method.type=reflow .*demonstrated actions"),

@@ -333,9 +333,12 @@ def test_a_worker_that_dies_is_told_of(split: Split, monkeypatch: pytest.MonkeyP
     [
         (lambda root: DatasetConfig("test/tiny", root=str(root / "absent")), "there is no such folder"),
         (lambda root: DatasetConfig("nobody/nothing"), "nobody/nothing"),
-        (lambda root: DatasetConfig("test/tiny", root=str(root), episodes=[0, 99]), "episodes holds 99"),
+        (
+            lambda root: DatasetConfig("test/tiny", root=str(root), episodes=[0, 99]),
+            "dataset.episodes=.*99.*: give a number from 0 to 5",
+        ),
         (lambda root: DatasetConfig("test/tiny", root=str(root), episodes=[0]), "cannot be split"),
-        (lambda root: DatasetConfig("test/tiny", root=str(root), episodes=[0, 1, 0]), "names 0 twice"),
+        (lambda root: DatasetConfig("test/tiny", root=str(root), episodes=[0, 1, 0]), "each once"),
     ],
 )
 def test_bad_datasets(

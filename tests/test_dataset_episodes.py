@@ -297,7 +297,7 @@ def test_a_tolerance_that_is_none(
     said = refused(
         options(checkpoint, dataset_root, tmp_path / "out", f"--tolerance_s={value}"), capsys, tmp_path
     )
-    assert re.search(r"tolerance_s=\S+: give seconds above 0", said)
+    assert re.search(r"tolerance_s=\S+: give a number above 0", said)
 
 
 @pytest.mark.parametrize("verb", ["reflow", "diagnose", "couple", "evaluate", "compare"])

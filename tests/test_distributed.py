@@ -78,7 +78,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def as_two(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What has one process train on what two with `--batch_size=4` draw."""
-    monkeypatch.setattr("chordflow.experiments.reflow.CouplingBuffer", AsOne)
+    monkeypatch.setattr("chordflow.experiments.train.CouplingBuffer", AsOne)
     return ["--batch_size=4", "--gradient_accumulation_steps=2"]
 
 
@@ -420,7 +420,7 @@ def test_an_optimiser_that_needs_whole_matrices_is_refused_with_fsdp2(
     class Sharded(Wrapped):
         sharded = property(lambda self: True, lambda self, value: None)  # type: ignore[assignment]
 
-    monkeypatch.setattr("chordflow.training.loop.Wrapped", Sharded)
+    monkeypatch.setattr("chordflow.training.steps.Wrapped", Sharded)
     monkeypatch.setattr("chordflow.training.wrapping._check_launch", lambda *_: None)
     monkeypatch.setattr("chordflow.training.wrapping.fully_shard", lambda *_, **__: None)
     monkeypatch.setattr("chordflow.training.wrapping._check_wrapped", lambda *_: None)

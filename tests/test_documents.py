@@ -18,9 +18,10 @@ import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from chordflow.cli.study import parse
 from chordflow.demo.teacher import ASSETS, TEACHER_FOLDER
-from chordflow.policies.obstacles import OBSTACLES
-from chordflow.policies.registry import own_families
+from chordflow.experiments.study.presets import FileStudy
+from chordflow.policies.registry import WITHOUT_ADAPTER, own_families
 from chordflow.results.schema import Results
 from script_files import ROOT, load_script
 
@@ -182,7 +183,7 @@ def test_the_policies_are_those_of_the_registry() -> None:
     for path in (*script.READMES, script.FAMILIES):
         assert read(path) == script.document(path), "run: python scripts/support_table.py"
     rows = set(re.findall(r"^\| `(\w+)`", read(script.FAMILIES), re.MULTILINE))
-    assert rows >= {*own_families(), *(obstacle.family for obstacle in OBSTACLES)}
+    assert rows >= {*own_families(), *WITHOUT_ADAPTER}
 
 
 def test_the_fields_of_results_are_those_of_the_schema() -> None:
@@ -214,3 +215,26 @@ def test_no_path_of_a_machine_is_published() -> None:
 def test_what_is_measured_has_at_least_three_seeds(file: Path) -> None:
     study = json.loads(read(file))
     assert len(study["seeds"]) >= 3
+
+
+def test_the_documents_name_options_that_there_are() -> None:
+    lists = (ROOT / "tests").glob("command_line_options*.txt")
+    known = {name for file in lists for name in re.findall(r"^--([\w.]+)", read(file), re.MULTILINE)}
+    # Of every command, of launchers, of LeRobot's commands, of the benchmarks' scripts, and names that have gone.
+    known |= {"help", "config_path", "nproc", "multi_gpu", "num_processes", "config_file", "cpu", "publish", "size",
+              "policy.type", "policy.push_to_hub", "inference.type", "inference.rtc.max_guidance_weight",
+              "checkpoints", "keep_checkpoints", "budgets", "schedules", "dataset"}  # fmt: skip
+    for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        names = {name.rstrip(".") for name in re.findall(r"(?<![\w-])--([a-z][\w.]*)", read(document))}
+        unknown = {name for name in names - known if not re.match(r"env\b", name)}
+        assert not unknown or document.name == "results.md", f"{document.name}: {sorted(unknown)}"
+
+
+def test_the_study_of_the_documents_can_be_run(tmp_path: Path) -> None:
+    text = read(ROOT / "docs" / "study.md").split("```yaml\n")[1].split("```")[0]
+    assert text.count("\n") == 10
+    (tmp_path / "study.yaml").write_text(text, encoding="utf-8")
+    study = parse("file", [f"--config_path={tmp_path / 'study.yaml'}"])
+    assert isinstance(study, FileStudy)
+    assert (study.seeds, study.steps, study.looks) == ([0, 1, 2], 2000, [500, 1000, 2000])
+    assert study.arms["second"] == {"teacher": "large"}

@@ -216,9 +216,9 @@ class TestBadInput:
 
     def test_impossible_numbers(self, checkpoint: Path) -> None:
         for option, value, message in (
-            ("n_episodes", 0, "n_episodes is 0"),
-            ("batch_size", 0, "batch_size is 0"),
-            ("seed", -1, "seed is -1"),
+            ("n_episodes", 0, "n_episodes=0: give at least 1"),
+            ("batch_size", 0, "batch_size=0: give at least 1"),
+            ("seed", -1, "seed=-1: give 0 or more"),
             ("num_steps", 0, "num_steps is 0"),
             ("n_action_steps", 9, "n_action_steps is 9; a chunk has 8 actions"),
         ):

@@ -276,16 +276,16 @@ def test_sizes_name_tasks_that_exist(load):
 
 
 def test_commands_are_understood(load, monkeypatch, tmp_path):
-    from chordflow.cli import evaluate, reflow
+    from builders import parse_evaluate, parse_reflow
 
     monkeypatch.chdir(tmp_path)
     commands = load("commands")
     for size in load("sizes").SIZES.values():
-        config, _ = reflow.parse(commands.reflow(size))
+        config, _ = parse_reflow(commands.reflow(size))
         assert config.steps == size.reflow["steps"]
         like_lerobot = [commands.evaluate_like_lerobot(size)] if size.lerobot_episodes else []
         for arguments in (commands.evaluate(size), *like_lerobot):
-            assert evaluate.parse(arguments).env.image_size == size.image_size
+            assert parse_evaluate(arguments).env.image_size == size.image_size
 
 
 @drawn

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from chordflow.cli.reflow import parse
+from builders import parse_reflow as parse
 from chordflow.couplings import BufferConfig, CouplingBatch, CouplingBuffer, CouplingConfig, Needs
 from chordflow.errors import UserError
 from chordflow.experiments.reflow import reflow

@@ -23,7 +23,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from builders import build_dataset
-from chordflow.cli import reflow as reflow_command
+from chordflow import api
 from chordflow.cli.main import main
 from chordflow.couplings.making import BlockMaker
 from chordflow.experiments import reflow as job
@@ -104,9 +104,7 @@ def check_quiet(process: subprocess.Popen[str], output: Path) -> None:
     # What takes longer than some seconds is named.
     report = re.sub(r"^(Drawing|Writing) .* \.\.\.\n", "", report, flags=re.MULTILINE)
     buffer = io.StringIO()
-    Console(file=buffer, highlight=False, width=100).print(
-        render(Results.load(output / "results.json"))
-    )
+    Console(file=buffer, highlight=False, width=100).print(render(Results.load(output / "results.json")))
     first, _, rest = report.partition("\n")
     assert re.fullmatch(r"\d+ s\.", first)
     assert rest == (
@@ -228,7 +226,7 @@ def on(place: str) -> tuple[Any, str]:
         "training": (ReflowMethod, "loss"),
         "writing": (checkpoints, "save_training_state"),
         "measuring": (student_results, "measure"),
-        "pictures": (reflow_command, "save_figures"),
+        "pictures": (api, "save_figures"),
     }[place]  # type: ignore[return-value]
 
 
@@ -294,7 +292,7 @@ def test_stopped_in_any_stage_what_is_whole_stands(
     weights = (before / "model.safetensors").stat().st_mtime_ns
     if place != "pictures":
         # Which take longer than all else.
-        monkeypatch.setattr(reflow_command, "_show", lambda *_: None)
+        monkeypatch.setattr(api, "_illustrate", lambda *_: ())
     assert main(shlex.split(found[1].removeprefix("go on with: chordflow "))) == 0
     assert sorted(path.name for path in (output / "checkpoints").iterdir()) == ["000003", "000006", "last"]
     if before.parent.name == "000006":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from chordflow.cli.reflow import parse
+from builders import parse_reflow as parse
 from chordflow.errors import UserError
 from chordflow.experiments.config import ReflowJobConfig
 from chordflow.experiments.provenance import BESIDE_SETTINGS
@@ -76,3 +76,13 @@ def test_an_unknown_recipe_is_refused_with_the_nearest() -> None:
         settings("--recipe=one_stpe")
     with pytest.raises(UserError, match=r"recipe=xyz: .*choose all_steps or one_step\."):
         settings("--recipe=xyz")
+
+
+def test_a_half_finished_run_with_an_optimizer_that_has_gone_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints" / "000001" / "pretrained_model"
+    folder.mkdir(parents=True)
+    (folder / "train_config.json").write_text("{}")
+    record = {"chordflow_version": "0.1.0", "optimizer": {"type": "muon", "lr": 1e-3}}
+    (folder / "reflow_config.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"optimizer.type=muon: .* soap or adamw, or .* chordflow 0\.1\.0"):
+        parse(["--resume=true", f"--config_path={folder / 'train_config.json'}"])

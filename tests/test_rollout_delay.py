@@ -169,9 +169,9 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("execution", "executed", "words"),
         [
-            (Execution("later"), 4, "mode is 'later'; choose one of none, sync, async, rtc"),  # type: ignore[arg-type]
-            (Execution("sync", 1, "ones"), 4, "hold is 'ones'"),  # type: ignore[arg-type]
-            (Execution("sync", -1), 4, "delay is -1"),
+            (Execution("later"), 4, "mode=later: choose none, sync, async or rtc"),  # type: ignore[arg-type]
+            (Execution("sync", 1, "ones"), 4, "hold=ones: choose zeros or last"),  # type: ignore[arg-type]
+            (Execution("sync", -1), 4, "delay=-1: give 0 or more"),
             (Execution("none", 1), 4, "delay is 1 with mode none"),
             (Execution("async", 5), 4, "delay is 5, .* every 4 actions"),
             (Execution("rtc", 3), 6, "n_action_steps is 6 and delay 3, but a chunk has 8"),

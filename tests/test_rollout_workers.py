@@ -192,8 +192,8 @@ class TestFaults:
 
     def test_numbers(self) -> None:
         for options, words in (
-            ({"num_workers": -1}, "num_workers is -1"),
-            ({"batch_size": 0}, "batch_size is 0"),
+            ({"num_workers": -1}, "num_workers=-1: give 0 or more"),
+            ({"batch_size": 0}, "batch_size=0: give at least 1"),
         ):
             with pytest.raises(UserError, match=words), open_runner(DriftEnvConfig(), **options):
                 pass

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,13 +15,16 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from builders import parse_reflow as parse
 from chordflow import stopping
 from chordflow.cli.main import main
-from chordflow.cli.reflow import parse
+from chordflow.couplings import DatasetConfig, open_split
+from chordflow.evaluation.yardstick import Yardstick
 from chordflow.experiments.auto_rounds import Judge
 from chordflow.experiments.config import AutoRoundsConfig
 from chordflow.experiments.provenance import weights_sha256
 from chordflow.experiments.rounds import reflow_rounds
+from chordflow.policies import load_flow_policy
 from chordflow.results.paying import Gain, Standing, gain, paying_rounds
 from chordflow.results.schema import STUDENT, TEACHER, Results
 from chordflow.training.methods import ReflowMethod
@@ -139,18 +143,35 @@ def auto(checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.TempPath
     return output
 
 
-def test_it_stops_by_the_rule_on_the_figures_that_it_reports(auto: Path) -> None:
+def test_it_stops_by_the_rule_on_episodes_that_are_neither_trained_nor_reported_on(
+    auto: Path, checkpoint: Path, dataset_root: Path
+) -> None:
     results = Results.load(auto / "results.json")
     taken = len(list(auto.glob("round_*")))
     kept = int(os.readlink(auto / "checkpoints").split("/")[0].removeprefix("round_"))
     names = [STUDENT if number == kept else f"round_{number}" for number in range(1, taken + 1)]
     assert [info.name for info in results.policies] == [TEACHER, *names]
-    standings = []
-    for name in (TEACHER, *names):
-        curvature, gap = results.curvature_of(name), results.gap(name, 1, "converged")
-        assert curvature is not None
-        assert gap is not None
-        standings.append(Standing(curvature.curvature, gap.rms))
+    left_out = record(last_of(auto, 1))
+    assert results.held_out is not None
+    assert left_out["held_out_episodes"] == results.held_out.episodes
+    teacher = load_flow_policy(checkpoint, device="cpu")
+    dataset = DatasetConfig("test/tiny", root=str(dataset_root), eval_split=0.4)
+    split = open_split(dataset, teacher, judged=left_out["judged_episodes"])
+    trained = {int(split.train[index]["episode_index"]) for index in range(len(split.train))}
+    apart = [trained, set(split.judged_episodes), set(split.held_out_episodes)]
+    assert all(apart)
+    assert len(set.union(*apart)) == sum(map(len, apart))
+    assert split.judged is not None
+    measure = replace(parse(resume(auto, place="round_1/checkpoints/last")[1:])[0].measure, num_steps=[1])
+    yardstick = Yardstick(teacher, split.judged, measure, 10)
+    students = [load_flow_policy(last_of(auto, n) / "pretrained_model") for n in range(1, taken + 1)]
+    held = [yardstick.teacher, *(yardstick.of(STUDENT, student) for student in students)]
+    standings = [
+        Standing(one.curvature.curvature, row.rms)
+        for one in held
+        for row in one.gaps
+        if (row.num_steps, row.reference) == (1, "converged")
+    ]
     assert taken == min(paying_rounds(standings, 0.0) + 1, 2)
     drifted = standings[-1].gap > standings[-2].gap
     assert kept == (taken - 1 if drifted and taken > 1 else taken)

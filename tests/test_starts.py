@@ -249,7 +249,7 @@ def test_a_students_record_says_in_which_episodes_observations_were_collected(st
         ("stored_starts_of_the_tests", "stored", 0), ("stored_starts_of_the_tests", "stored", 1),
     }  # fmt: skip
     folder = student.parents[2] / "observations"
-    about = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+    about = [json.loads(file.read_text()) for file in sorted(folder.glob("*/collection.json"))]
     assert sum(run.stop - run.first for run in ranges) == sum(one["episodes"] for one in about)
     assert max(run.stop for run in ranges) == about[-1]["next_seed"]
     assert min(run.first for run in ranges) >= 1_000_000_000

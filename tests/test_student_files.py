@@ -12,7 +12,7 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.configs.train import TrainPipelineConfig
 from safetensors.torch import load_file
 
-from chordflow.cli.reflow import parse
+from builders import parse_reflow as parse
 from chordflow.experiments.provenance import write_configs
 from chordflow.policies import Role, load_flow_policy, save_student
 from test_bad_input import edit_json

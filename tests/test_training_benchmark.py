@@ -18,9 +18,10 @@ import torch
 from chordflow.cli.main import main
 from chordflow.couplings import BufferConfig, CouplingConfig, DatasetConfig, open_split
 from chordflow.policies import FlowPolicy, Role, VelocityModule, load_flow_policy
-from chordflow.training.loop import LoopConfig, SchedulerConfig, train
+from chordflow.training.loop import train
 from chordflow.training.methods import ReflowMethodConfig
 from chordflow.training.optimizers import AdamWConfig
+from chordflow.training.steps import LoopConfig, SchedulerConfig
 from gaussian_setup import AffineStudent, euler, make_observations, make_policy
 from script_files import scripts_of
 
@@ -249,12 +250,14 @@ def test_the_published_counts_are_of_a_later_step(name: str) -> None:
     assert train["flop"] / train["seconds"] < roofline["peak_flop_per_s"]
 
 
+@pytest.mark.docs
 def test_the_document_shows_the_results(scripts: dict[str, ModuleType]) -> None:
     schedules, table = scripts["schedules"], scripts["full_size_table"]
     text = schedules.DOCUMENT.read_text(encoding="utf-8")
     expected = {mark: schedules.shown(load(mark)) for mark in schedules.FILES} | {table.MARK: table.shown()}
     for mark, shown in expected.items():
         assert text.split(f"<!-- {mark} -->\n")[1].split(f"<!-- /{mark} -->")[0] == shown + "\n"
+    text = (schedules.DOCUMENT.parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `--buffer.(\w+)` \| ([\d.]+) \|", text, re.MULTILINE))
     assert {name: str(getattr(BufferConfig, name)) for name in rows} == rows
     assert len(rows) == len(fields(BufferConfig)) - 1

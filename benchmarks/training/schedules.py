@@ -3,7 +3,7 @@
     python benchmarks/training/schedules.py --write
 
 `time_training.py` makes the files, by the commands of README.md. `--write` puts what both say between the marks of
-docs/training.md; a test compares them.
+README.md; a test compares them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NAIVE = "naive"
 RESULTS = Path(__file__).parent / "results"
 FILES = {"schedules": RESULTS / "schedules.json", "variants": RESULTS / "variants.json"}
 """By the marks of their tables: the default schedule at several budgets, and others at one."""
-DOCUMENT = Path(__file__).parents[2] / "docs" / "training.md"
+DOCUMENT = Path(__file__).parent / "README.md"
 MEASURED_BY = "default"
 
 
@@ -31,7 +31,7 @@ def main() -> None:
     """Reads the command line; prints a table, or writes both into the document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--file", type=Path, default=FILES["schedules"], help="bench.json to print")
-    parser.add_argument("--write", action="store_true", help="write into docs/training.md")
+    parser.add_argument("--write", action="store_true", help="write into README.md")
     options = parser.parse_args()
     if not options.write:
         print(shown(json.loads(options.file.read_text(encoding="utf-8"))))

@@ -1,3 +1,24 @@
-"""chordflow: reflow LeRobot flow-matching policies into students that act in one or two steps."""
+"""chordflow: reflow LeRobot flow-matching policies into students that act in one or two steps.
+
+The functions below are those of `chordflow.api`. They are imported at the first use of one of them, so that importing
+chordflow takes no time.
+"""
+
+from typing import Any
 
 __version__ = "0.1.0"
+
+__all__ = ["couple", "diagnose", "evaluate", "load_policy", "reflow", "report"]
+
+
+def __getattr__(name: str) -> Any:
+    """A function of `chordflow.api`."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module("chordflow.api"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -65,10 +65,19 @@ def check_once(field: str, values: Sequence[Any], **bounds: Unpack[Bounds]) -> N
         UserError: such as "seeds=[1, 1]: give at least one, each once, such as [0,1,2]."
     """
     if not values or len(set(values)) < len(values):
-        shown = f"[{','.join(values)}]" if values and isinstance(values[0], str) else values
-        raise UserError(f"{field}={shown}: give at least one, each once{bounds.get('note', '')}.")
+        raise UserError(f"{field}={_shown(values)}: give at least one, each once{bounds.get('note', '')}.")
     if len(bounds) > ("note" in bounds):
         check_range(field, values, **bounds)
+
+
+def check_filled(field: str, values: Sequence[Any], note: str = "") -> None:
+    """Refuses an empty list.
+
+    Raises:
+        UserError: such as "measure.num_steps=[]: give at least one, such as [1,2]."
+    """
+    if not values:
+        raise UserError(f"{field}={values}: give at least one{note}.")
 
 
 def check_choice(field: str, value: str | Sequence[str], known: Collection[str], note: str = "") -> None:
@@ -80,7 +89,13 @@ def check_choice(field: str, value: str | Sequence[str], known: Collection[str],
     if any(name not in known for name in ([value] if isinstance(value, str) else value)):
         *others, last = known
         listed = f"{', '.join(others)} or {last}" if others else last
-        raise UserError(f"{field}={value}: choose {listed}{note}.")
+        raise UserError(f"{field}={_shown(value)}: choose {listed}{note}.")
+
+
+def _shown(value: Any) -> str:
+    """A value as a command line takes it: names in a list without quotes."""
+    names = isinstance(value, Sequence) and all(isinstance(name, str) for name in value)
+    return f"[{','.join(value)}]" if names and not isinstance(value, str) else str(value)
 
 
 def _within(number: float, bounds: Bounds) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -44,10 +44,9 @@ PATIENCE_S = 3.0
 _shown = {"all": False}
 
 
-def take_verbose(options: Sequence[str]) -> list[str]:
-    """The options without `--verbose`, which every verb has: with it all tables are printed, not the summary alone."""
-    _shown["all"] = any(option in ("--verbose", "--verbose=true") for option in options)
-    return [option for option in options if option not in ("--verbose", "--verbose=true", "--verbose=false")]
+def show_all(on: bool) -> None:
+    """Sets whether all findings and tables are to be printed, as `--verbose` asks for, or the summary alone."""
+    _shown["all"] = on
 
 
 def verbose() -> bool:

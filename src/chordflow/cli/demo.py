@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import os
 
-from chordflow.cli.options import CONFIG_PATH, build, help_text, read_options
+# The demo's teacher and tokenizer are local: no look-up on the Hub can help it. Read as the libraries are imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 from chordflow.console import console, say
-from chordflow.errors import UserError
+from chordflow.demo.run import DemoConfig, run_demo
+from chordflow.options import build, read_options
+from chordflow.reporting.figures import save_figures
+from chordflow.reporting.table import render
+from chordflow.reporting.write import write_report
+
+CONFIG = DemoConfig
+
+USAGE = "chordflow demo --output_dir=outputs/demo"
+
+COMMON = ("output_dir", "steps", "episodes", "from_scratch", "demonstrations", "seed", "resume")
 
 
 def run(arguments: list[str]) -> None:
     """Runs the demo and prints its table."""
-    # The demo's teacher and tokenizer are local: no look-up on the Hub can help it.
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    from chordflow.demo.run import DemoConfig, run_demo
-    from chordflow.reporting.figures import save_figures
-    from chordflow.reporting.table import render
-    from chordflow.reporting.write import write_report
-
-    if "--help" in arguments or "-h" in arguments:
-        usage = "chordflow demo --output_dir=outputs/demo"
-        print(help_text(DemoConfig, (DemoConfig.__doc__ or "").split("\n")[0], usage, config_file=False))
-        return
-    options = read_options(arguments)
-    if CONFIG_PATH in options:
-        raise UserError(f"--{CONFIG_PATH} is not an option of the demo; see --help.")
-    config = build(DemoConfig, options)
+    config = build(CONFIG, read_options(arguments))
     results = run_demo(config)
     console.print(render(results))
     figures = config.output_dir / "figures"

@@ -10,38 +10,38 @@ from importlib import import_module
 from typing import NoReturn
 
 from chordflow import __version__, stopping
-from chordflow.console import doing, take_verbose
+from chordflow.cli import gone, help
 from chordflow.errors import MACHINE_ERRORS, UserError, ran_out_of_memory
+from chordflow.quiet import limit_waiting, silence_libraries
 
 VERBS = {
-    "diagnose": ("chordflow.cli.diagnose", "say before any training whether it is worth it for a checkpoint"),
-    "reflow": ("chordflow.cli.reflow", "train a student that acts in one or two steps, and measure it"),
-    "couple": ("chordflow.cli.couple", "keep a teacher's couplings on disk, for many trainings"),
-    "report": ("chordflow.cli.report", "make a page, a table and a model card from what was measured"),
-    "evaluate": (
-        "chordflow.cli.evaluate",
-        "hold policies against their teacher: gaps, latency, paired episodes",
-    ),
-    "compare": (
-        "chordflow.cli.compare",
-        "train by several methods at one budget, and put them into one table",
-    ),
-    "study": ("chordflow.cli.study", "answer one question about reflow by several trainings side by side"),
-    "relocate": ("chordflow.cli.relocate", "mend a checkpoint whose vision-language model folder has moved"),
-    "demo": ("chordflow.cli.demo", "run the whole job on a small teacher that comes with chordflow"),
+    "diagnose": "say before any training whether it is worth it for a checkpoint",
+    "reflow": "train a student that acts in one or two steps, and measure it",
+    "evaluate": "compare policies with their teacher: gaps, latency, paired episodes",
+    "report": "make a page, a table and a model card from what was measured",
+    "couple": "keep a teacher's couplings on disk, for many trainings",
+    "compare": "train by several methods at one budget, and put them into one table",
+    "study": "answer one question about reflow by several trainings side by side",
+    "relocate": "repair a checkpoint whose vision-language model folder has moved",
+    "demo": "run the whole job on a small teacher that comes with chordflow",
 }
+"""What every verb does; `chordflow.cli.VERB` runs it."""
 
-GONE = {"bench": "time training in a checkout with python benchmarks/training/time_training.py"}
-"""Verbs that were, and what to do in their place."""
+
+VERBOSE = "--verbose"
+"""An option of the output of every verb."""
 
 
 def usage() -> str:
     """What `chordflow --help` prints."""
-    verbs = "\n".join(f"  {name:<10} {text}" for name, (_, text) in VERBS.items())
+    verbs = "\n".join(f"  {name:<10}{text}" for name, text in VERBS.items())
     return (
-        "chordflow: reflow LeRobot flow-matching policies into students that act in one or two steps\n\n"
-        f"usage: chordflow VERB [--option=value ...]\n\nverbs:\n{verbs}\n\n"
-        "chordflow VERB --help lists the options of a verb, with their defaults; --verbose prints all tables."
+        "chordflow: LeRobot flow-matching policies become students that act in one or\n"
+        f"two steps\n\nusage: chordflow VERB [--option=value ...]\n\nverbs:\n{verbs}\n\n"
+        "chordflow VERB --help      the options that people set, with their defaults\n"
+        "chordflow VERB --help=all  all of them\n"
+        "chordflow VERB --verbose   prints all findings and tables, not the summary alone\n"
+        "chordflow --version        the version"
     )
 
 
@@ -73,12 +73,10 @@ def main(argv: list[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(f"chordflow {__version__}")
         return 0
-    verb, options = arguments[0], take_verbose(arguments[1:])
-    if verb in GONE:
-        print(f"chordflow: {verb} is no verb any more; {GONE[verb]}.", file=sys.stderr)
-        return 2
+    verb, options = arguments[0], [word for word in arguments[1:] if word != VERBOSE]
     if verb not in VERBS:
-        print(f"chordflow: there is no verb {verb!r}; choose one of {', '.join(VERBS)}.", file=sys.stderr)
+        instead = gone.VERBS.get(verb, f"choose one of {', '.join(VERBS)}.")
+        print(f"chordflow: there is no verb {verb!r}; {instead}", file=sys.stderr)
         return 2
     # Read when torch is first imported. OpenMP's threads otherwise spin while they wait for each other, and on a
     # machine that does something else as well a small network then runs many times slower.
@@ -86,13 +84,19 @@ def main(argv: list[str] | None = None) -> int:
     # What torch's C++ side warns of, such as of parameters that all had gradients.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
+        if help.answer(verb, options):
+            return 0
         # Only now: the libraries behind a verb take seconds to import and talk while they do.
-        from chordflow.quiet import limit_waiting, silence_libraries
-
         silence_libraries()
         limit_waiting()
+        from chordflow.console import doing, show_all
+
+        show_all(VERBOSE in arguments)
         with _interruptible(verb), doing("Loading PyTorch and LeRobot"):
-            module = import_module(VERBS[verb][0])
+            module = import_module(f"chordflow.cli.{verb}")
+        if help.asked(options):
+            print(help.of_module(module, options).text(everything="--help=all" in options))
+            return 0
         with stopping.heeded():
             module.run(options)
     except UserError as error:

@@ -1,36 +1,36 @@
-"""`chordflow relocate`: mend a checkpoint whose vision-language model has moved."""
+"""`chordflow relocate`: repair a checkpoint whose vision-language model has moved."""
 
 from __future__ import annotations
 
-from chordflow.cli.options import read_options
 from chordflow.console import say
 from chordflow.errors import UserError
-from chordflow.policies import relocate
+from chordflow.options import read_options
 
-HELP = """Mend a checkpoint whose local vision-language model folder has moved
+HELP = """Repair a checkpoint whose local vision-language model folder has moved
 
 usage:
   chordflow relocate DIR [--vlm.path=FOLDER]
 
-DIR is a pretrained_model folder, or a run's folder with several checkpoints below it. Rewrites vlm_model_name
-in config.json and train_config.json and tokenizer_name in policy_preprocessor.json to an absolute path.
+DIR is a pretrained_model folder, or a run's folder with several checkpoints
+below it. Rewrites vlm_model_name in config.json and train_config.json and
+tokenizer_name in policy_preprocessor.json to an absolute path.
 
 options:
   --vlm.path  (path)
-      the folder of the vision-language model [default: a folder of the old name in or above DIR]"""
+      the folder of the vision-language model; by default a folder of the old
+      name in or above DIR"""
 
 
 def run(arguments: list[str]) -> None:
     """Relocates every checkpoint below a folder."""
-    if "--help" in arguments or "-h" in arguments:
-        print(HELP)
-        return
     if not arguments or arguments[0].startswith("--"):
         raise UserError("the checkpoint's folder is missing; write chordflow relocate DIR.")
     options = read_options(arguments[1:])
     vlm = options.pop("vlm.path", None)
     if options:
         raise UserError(f"--{next(iter(options))} is not an option; there is only --vlm.path.")
+    from chordflow.policies import relocate
+
     changed = relocate(arguments[0], vlm)
     for file in changed:
         say(f"rewrote {file}")

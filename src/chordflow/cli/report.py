@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from chordflow.cli.options import read_options
 from chordflow.console import console, say
 from chordflow.errors import UserError
+from chordflow.options import read_options
 
 HELP = """Make a page, a markdown table and a model card from what a run measured
 
 usage:
   chordflow report DIR [--output_dir=FOLDER]
 
-DIR is the folder of a run, with its results.json; or a study's study.json. Writes
-  report.html    everything that was measured, on one page that needs no network
+DIR is the folder of a run, with its results.json, or a study's study.json.
+Writes
+  report.html    all that was measured, on one page that needs no network
   table.md       the verdict and the tables, for a README
-  model_card.md  the same with what the Hugging Face Hub reads of a model; upload it as README.md
+  model_card.md  the same with what the Hugging Face Hub reads of a model;
+                 upload it as README.md
 and of a study study.html and study.md.
 
 options:
   --output_dir  (path)
-      where to write them; it is made where it is missing [default: DIR]"""
+      where to write them; it is made where it is missing; by default DIR"""
 
 
 def run(arguments: list[str]) -> None:
     """Writes the report of a folder."""
-    if "--help" in arguments or "-h" in arguments:
-        print(HELP)
-        return
     folders = [argument for argument in arguments if not argument.startswith("--")]
     if len(folders) != 1:
         raise UserError(
@@ -45,4 +42,4 @@ def run(arguments: list[str]) -> None:
     paths = write_report(folders[0], output)
     console.print(printed(folders[0]))
     for path in paths:
-        say(f"Report:  {Path(path)}")
+        say(f"Report:  {path}")

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import difflib
-import shlex
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from chordflow.cli.options import CONFIG_PATH, build, help_text, read_options
-from chordflow.cli.settings import read_settings, wants_resume
 from chordflow.console import console, say
 from chordflow.errors import UserError
-from chordflow.experiments.config import ReflowJobConfig
+from chordflow.experiments.settings import read_settings, wants_resume
 from chordflow.experiments.study.config import StudyConfig
 from chordflow.experiments.study.presets import PAGE, STUDIES, TABLE, FileStudy
 from chordflow.experiments.study.run import run_study
+from chordflow.options import CONFIG_PATH, build, nest, read_options
 from chordflow.quiet import quiet_stdout
-from chordflow.reporting.study_page import page
-from chordflow.reporting.study_table import markdown, render
-from chordflow.results.files import write_whole
-from chordflow.results.study import STUDY, Study
+from chordflow.reporting.study_table import render
+from chordflow.reporting.write import write_study
+from chordflow.results.study import STUDY, Study, joined
 from chordflow.rollouts.plugins import register_environments
 
 QUESTIONS = {
@@ -30,15 +28,42 @@ QUESTIONS = {
 }
 """What each preset answers."""
 
-OLD_KINDS = {"compare": "methods", "study init": "beginnings", "study rounds": "rounds"}
-"""Files of older releases, by the preset that makes such studies now."""
+SAY_WHICH = "say which study; write: chordflow study methods|beginnings|rounds|reuse|FILE.yaml ..."
+
+HELP = f"""Answer one question by training several students that differ in one thing
+
+usage:
+  chordflow study PRESET [--option=value ...]
+  chordflow study FILE.yaml [--option=value ...]
+  chordflow study table A.json B.json
+  chordflow study --resume=true --config_path=outputs/study/study.json
+
+presets:
+{"\n".join(f"  {name:<12}{text}" for name, text in QUESTIONS.items())}
+
+FILE.yaml holds options and arms; table joins what several studies measured.
+chordflow study PRESET --help and chordflow study FILE.yaml --help list options."""
 
 USAGE = """
-chordflow study {preset} --teacher.path=CHECKPOINT --dataset.repo_id=USER/DATASET --output_dir=outputs/study \\
+chordflow study {preset} --teacher.path=CHECKPOINT \\
+    --dataset.repo_id=USER/DATASET --output_dir=outputs/study \\
     --steps=2000 --seeds='[0,1,2]'
 chordflow study {preset} ... --env.type=libero --env.task=libero_10
 chordflow study --resume=true --config_path=outputs/study/study.json
 """
+
+COMMON = (
+    "teacher.path", "dataset.repo_id", "dataset.root", "output_dir", "steps", "seconds", "seeds", "looks", "env.type",
+    "eval.n_episodes", "device", "resume", "config_path",
+)  # fmt: skip
+
+SUBVERBS = {
+    name: SimpleNamespace(
+        CONFIG=study, COMMON=COMMON, USAGE=USAGE.format(preset=name if name in QUESTIONS else "FILE.yaml")
+    )
+    for name, study in STUDIES.items()
+}
+"""By preset, what its help is made from."""
 
 
 def run(arguments: list[str]) -> None:
@@ -48,13 +73,8 @@ def run(arguments: list[str]) -> None:
         UserError: for a study that is not there, and for whatever a study refuses.
     """
     first, *options = arguments or [""]
-    if first in ("", "--help", "-h", "help"):
-        if not first:
-            raise UserError(
-                "say which study; write: chordflow study methods|beginnings|rounds|reuse|FILE.yaml ..."
-            )
-        print(usage())
-        return
+    if not first:
+        raise UserError(SAY_WHICH)
     if first == "table":
         _join(options)
         return
@@ -77,41 +97,17 @@ def run(arguments: list[str]) -> None:
             else f"choose {', '.join(QUESTIONS)}, table or a file of arms."
         )
         raise UserError(f"{first!r} is no study and no file; {hint}")
-    if {"--help", "-h"} & set(options):
-        study = STUDIES[preset or FileStudy.PRESET]
-        print(
-            help_text(study, (study.__doc__ or "").split("\n")[0], USAGE.format(preset=preset or "FILE.yaml"))
-        )
-        return
     config = parse(preset, options)
     output = config.output_dir
 
     def write(study: Study) -> None:
-        write_whole(output / TABLE, markdown(study).encode("utf-8"))
+        write_study(study, output)
 
-    study = run_study(config, ["chordflow", "study", *arguments], read_job, write)
+    study = run_study(config, ["chordflow", "study", *arguments], write)
     # Also of a study of which nothing was missing.
     write(study)
-    write_whole(output / PAGE, page(study).encode("utf-8"))
     console.print(render(study))
     say(f"Results: {output / STUDY}, all columns in {output / TABLE}, curves in {output / PAGE}")
-
-
-def usage() -> str:
-    """What `chordflow study --help` prints."""
-    listed = "\n".join(f"  {name:<11} {text}" for name, text in QUESTIONS.items())
-    return (
-        "Answer one question about reflow by training several students the same way but for one thing\n\n"
-        "usage:\n  chordflow study PRESET [--option=value ...]\n  chordflow study FILE.yaml [--option=value ...]\n"
-        f"  chordflow study table A.json B.json\n\npresets:\n{listed}\n\n"
-        "FILE.yaml holds options and arms; table joins what several studies measured.\n"
-        "chordflow study PRESET --help lists the options of a preset, with their defaults."
-    )
-
-
-def read_job(values: dict[str, str], base: dict[str, Any]) -> ReflowJobConfig:
-    """The settings of a job, checked as those of `chordflow reflow` are."""
-    return build(ReflowJobConfig, values, base)
 
 
 def parse(preset: str | None, arguments: list[str]) -> StudyConfig:
@@ -127,41 +123,35 @@ def parse(preset: str | None, arguments: list[str]) -> StudyConfig:
     values = read_options(arguments)
     config_path = values.pop(CONFIG_PATH, None)
     base: dict[str, Any] = read_settings(config_path) if config_path else {}
-    kind, found = base.get("kind"), base.get("preset")
-    if kind in OLD_KINDS:
-        raise UserError(
-            f"config_path={config_path}: this file of chordflow {kind} is of an older layout; to show it, "
-            f"convert it with: python scripts/convert_study.py {shlex.quote(str(config_path))}; to train, start a new "
-            f"study with chordflow study {OLD_KINDS[kind]}."
-        )
-    if not wants_resume(values):
-        if preset is None:
+    if config_path is not None and "kind" in base:
+        # Refuses whatever is no study, and studies of an older layout with their converter.
+        study = Study.load(Path(config_path))
+        if preset not in (None, study.preset):
             raise UserError(
-                "say which study; write: chordflow study methods|beginnings|rounds|reuse|FILE.yaml ..."
+                f"config_path={config_path} is a study of {study.preset}; write: chordflow study {study.preset}"
             )
-        return build(STUDIES[preset], values, base.get("settings", base))
-    if config_path is None:
+        preset = study.preset
+    if not wants_resume(nest(values)):
+        if preset is None:
+            raise UserError(SAY_WHICH)
+        return build(STUDIES[preset], values, {**base.get("settings", base), "resume": False})
+    if config_path is None or preset is None or "kind" not in base:
         raise UserError(f"resume=true needs --config_path=OUTPUT_DIR/{STUDY}.")
-    if kind != "study" or found not in STUDIES or preset not in (None, found):
-        raise UserError(f"config_path={config_path} is no file of such a study; give OUTPUT_DIR/{STUDY}.")
-    Study.load(Path(config_path))
     # The folder may have been moved since: it is where its file is.
     settings = {**base["settings"], "output_dir": str(Path(config_path).resolve().parent)}
     try:
-        build(STUDIES[found], {}, settings)
+        build(STUDIES[preset], {}, settings)
     except UserError as error:
         raise UserError(
             f"config_path={config_path} holds settings that cannot be used ({error}); restore the file, or start a "
             "new study."
         ) from error
-    return build(STUDIES[found], values, settings)
+    return build(STUDIES[preset], values, settings)
 
 
 def _join(files: list[str]) -> None:
     if not files:
         raise UserError("say whose tables; write: chordflow study table A/study.json B/study.json")
-    from chordflow.results.study import joined
-
     console.print(render(joined([Study.load(Path(file)) for file in files])))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from chordflow.errors import UserError
+from chordflow.checks import check_fields, check_range
 
 
 @dataclass
@@ -35,20 +35,16 @@ class BufferConfig:
     path_points: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_observations", "noises_per_observation", "block_size", "start_observations"):
-            if getattr(self, name) < 1:
-                raise UserError(f"buffer.{name}={getattr(self, name)}: give at least 1.")
-        if self.path_points is not None and self.path_points < 1:
-            raise UserError(
-                f"buffer.path_points={self.path_points}: give at least 1, or leave it out for all."
-            )
-        if self.uses_per_coupling is not None and self.uses_per_coupling < 1:
-            raise UserError(
-                f"buffer.uses_per_coupling={self.uses_per_coupling}: give at least 1, or null for couplings that are "
-                "never replaced."
-            )
-        if not 0.0 <= self.adaptive_share <= 1.0:
-            raise UserError(f"buffer.adaptive_share={self.adaptive_share}: give a share from 0 to 1.")
+        names = ("num_observations", "noises_per_observation", "block_size", "start_observations")
+        check_fields(self, "buffer.", *names, at_least=1)
+        check_range("buffer.path_points", self.path_points, at_least=1, note=", or leave it out for all")
+        check_range(
+            "buffer.uses_per_coupling",
+            self.uses_per_coupling,
+            at_least=1,
+            note=", or null for couplings that are never replaced",
+        )
+        check_range("buffer.adaptive_share", self.adaptive_share, at_least=0, at_most=1)
 
     @property
     def even_noises(self) -> int:

@@ -1,28 +1,39 @@
-"""Collections: observations from episodes, on disk, read as a dataset's are.
+"""Collections: observations from episodes, each a LeRobotDataset on disk whose frames are read as a dataset's are.
 
-    collection_000000.safetensors   a tensor per observation key, of N rows; images as bytes where that loses nothing
-    collection_000000.json          instructions, and how the observations were collected
+    collection_000000/                   a LeRobotDataset of one episode, with `seed` and `step` of each frame
+    collection_000000/collection.json    how the observations were collected
 
-The JSON is written last: a collection without it is none.
+A collection's folder appears whole or not at all. LeRobot numbers episodes and frames by itself, so the seed of the
+episode that an observation comes from and its step there have features of their own.
 
-Shapes: N observations of a collection, B of them at a time.
+Shapes: N observations of a collection, B of them at a time, T control steps that a policy with a history looks at.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.utils.constants import OBS_PREFIX
+from numpy.typing import NDArray
 from torch import Tensor
 
-from chordflow.errors import UserError, reason
+from chordflow.disk import whole_folder
+from chordflow.errors import UserError, machine_refuses, ran_out_of_memory, reason
+
+ABOUT = "collection.json"
+
+_REPO_ID = "chordflow/observations"
+_PLACE = {"episode_index": "seed", "frame_index": "step"}
+"""Features of the dataset that hold what observations call otherwise."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +48,8 @@ class About:
         next_seed: with which the next collection begins.
         seconds: that it took.
         observations: N.
-        as_bytes: keys of images that are stored as bytes.
-        tasks: the instruction of each observation, N.
-        ranges: which episodes of which tasks were run: fields of `rollouts.starts.SeedRange`. Collections of older
-            versions have none.
+        history: frames of an observation, T, for a policy with a history; None where values have no such axis.
+        ranges: which episodes of which tasks were run: fields of `rollouts.starts.SeedRange`.
     """
 
     step: int
@@ -50,181 +59,147 @@ class About:
     next_seed: int
     seconds: float
     observations: int
-    as_bytes: list[str]
-    tasks: list[str]
+    history: int | None = None
     ranges: list[dict[str, Any]] = field(default_factory=list)
 
 
-class CollectionWriter:
-    """Gathers the observations of a collection, images as bytes, and writes it."""
+def frames_of(values: dict[str, Tensor], tasks: list[str], history: int | None) -> Iterator[dict[str, Any]]:
+    """Observations as LeRobot stores them: T frames for each, images as bytes.
 
-    def __init__(self) -> None:
-        self._parts: dict[str, list[Tensor]] = {}
-        self._tasks: list[str] = []
+    Args:
+        values: by key, (B, ...) or (B, T, ...); of the two indices, (B,).
+        tasks: their instructions.
+        history: see `About`.
+    """
+    for row, task in enumerate(tasks):
+        for step in range(history or 1):
+            frame: dict[str, Any] = {"task": task}
+            for key, value in values.items():
+                own = value[row] if key in _PLACE or history is None else value[row, step]
+                frame[_PLACE.get(key, key)] = _stored(own.detach().cpu())
+            yield frame
 
-    def add(self, values: dict[str, Tensor], tasks: list[str]) -> None:
-        """Takes observations.
 
-        Args:
-            values: by key, (B, ...).
-            tasks: their instructions.
-        """
-        for key, value in values.items():
-            self._parts.setdefault(key, []).append(_packed(value.detach().cpu()))
-        self._tasks += tasks
+def write_collection(
+    folder: Path, number: int, frames: Sequence[dict[str, Any]], fps: int, about: About
+) -> Collection:
+    """Writes a collection whole or not at all.
 
-    def write(
-        self,
-        folder: Path,
-        number: int,
-        *,
-        step: int,
-        acted_by: str,
-        num_steps: int,
-        episodes: int,
-        next_seed: int,
-        seconds: float,
-        ranges: list[dict[str, Any]] | None = None,
-    ) -> Collection:
-        """Writes what was taken; see `About`.
+    Args:
+        folder: of all collections of the run.
+        number: of this one.
+        frames: see `frames_of`.
+        fps: of the dataset that they will be mixed with.
+        about: how they were collected.
 
-        Raises:
-            UserError: if it cannot be written.
-        """
-        tensors, as_bytes = {}, []
-        for key, parts in self._parts.items():
-            # One picture that is no picture of bytes, and none of them is kept so.
-            if len({part.dtype for part in parts}) > 1:
-                parts = [_unpacked(part) if part.dtype == torch.uint8 else part for part in parts]
-            tensors[key] = torch.cat(parts).contiguous()
-            if tensors[key].dtype == torch.uint8:
-                as_bytes.append(key)
-        about = About(
-            step,
-            acted_by,
-            num_steps,
-            episodes,
-            next_seed,
-            seconds,
-            len(self._tasks),
-            as_bytes,
-            self._tasks,
-            ranges or [],
-        )
-        path = collection_path(folder, number)
-        temporary = path.with_name(f".{path.name}.tmp")
-        described = temporary.with_suffix(".json")
-        try:
-            folder.mkdir(exist_ok=True)
-            save_file(tensors, temporary)
-            described.write_text(json.dumps(dataclasses.asdict(about)), encoding="utf-8")
-            for file in (temporary, described):
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
-            os.replace(temporary, path)
-            os.replace(described, path.with_suffix(".json"))
-        except (OSError, SafetensorError) as error:
-            for file in (temporary, described):
-                file.unlink(missing_ok=True)
-            raise UserError(
-                f"output_dir={folder.parent}: the collected observations cannot be written ({error}); make room or "
-                "choose another folder."
-            ) from error
-        return Collection(path, about)
+    Raises:
+        UserError: if it cannot be written.
+    """
+    features = {key: _feature(value) for key, value in frames[0].items() if key != "task"}
+    try:
+        with whole_folder(collection_path(folder, number), sync=True) as temporary:
+            # LeRobot makes the folder by itself.
+            temporary.rmdir()
+            dataset = LeRobotDataset.create(_REPO_ID, fps, features, root=temporary, use_videos=False)
+            for frame in frames:
+                dataset.add_frame(dict(frame))
+            dataset.save_episode()
+            dataset.finalize()
+            (temporary / ABOUT).write_text(json.dumps(dataclasses.asdict(about)), encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"output_dir={folder.parent}: the collected observations cannot be written ({reason(error)}); make room or "
+            "choose another folder."
+        ) from error
+    return Collection(folder, number)
 
 
 class Collection:
     """A collection on disk.
 
     Args:
-        path: of its tensors.
+        folder: of all collections of the run.
+        number: of this one.
+
+    Attributes:
         about: how it came about.
+
+    Raises:
+        UserError: if it is not there, or not all of it.
     """
 
-    def __init__(self, path: Path, about: About) -> None:
-        self.path = path
-        self.about = about
-        self._file: Any = None
-
-    @classmethod
-    def open(cls, folder: Path, number: int) -> Collection:
-        """The collection `number` in `folder`.
-
-        Raises:
-            UserError: if it is not there.
-        """
+    def __init__(self, folder: Path, number: int) -> None:
         path = collection_path(folder, number)
-        try:
-            return cls(path, About(**json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))))
-        except (OSError, ValueError, TypeError) as error:
-            raise _unreadable(path, error) from error
-
-    def check(self) -> None:
-        """Makes sure that all of it is there.
-
-        Raises:
-            UserError: if not.
-        """
-        try:
-            with safe_open(self.path, "pt") as file:
-                rows = {file.get_slice(key).get_shape()[0] for key in file.keys()}  # noqa: SIM118
-            if rows != {self.about.observations} or len(self.about.tasks) != self.about.observations:
-                raise ValueError("its parts are of unequal length")
-        except (OSError, ValueError, SafetensorError) as error:
-            raise _unreadable(self.path, error) from error
+        with _readable(path):
+            self.about = _about(path)
+            self._dataset = LeRobotDataset(_REPO_ID, root=path)
+            if len(self._dataset) != self.about.observations * (self.about.history or 1):
+                raise ValueError(f"it holds {len(self._dataset)} frames")
 
     def item(self, row: int) -> dict[str, Any]:
         """An observation, as `Observations` gives those of a dataset."""
-        if self._file is None:
-            self._file = safe_open(self.path, "pt")
-        found: dict[str, Any] = {"task": self.about.tasks[row]}
-        for key in self._file.keys():  # noqa: SIM118
-            value = self._file.get_slice(key)[row : row + 1][0]
-            found[key] = _unpacked(value) if key in self.about.as_bytes else value
-        return found
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Every process that reads opens the file for itself.
-        return {"path": self.path, "about": self.about, "_file": None}
+        count = self.about.history or 1
+        frames = [self._dataset[row * count + step] for step in range(count)]
+        found: dict[str, Any] = {"task": frames[0]["task"]}
+        for key, value in frames[0].items():
+            if key.startswith(OBS_PREFIX):
+                parts = [frame[key] for frame in frames]
+                found[key] = value if self.about.history is None else torch.stack(parts)
+        return found | {ours: frames[0][theirs] for ours, theirs in _PLACE.items()}
 
 
 def collection_path(folder: Path, number: int) -> Path:
-    """Where the tensors of a collection lie."""
-    return folder / f"collection_{number:06}.safetensors"
+    """The folder of a collection."""
+    return folder / f"collection_{number:06}"
 
 
 def known_collections(folder: Path, before_step: int) -> list[Collection]:
     """The collections that a run had made before an optimiser step.
 
-    Those that it made later, at that very step too, are made anew and written over as it comes to them again.
+    Those that it made later, at that very step too, are made anew and replaced as it comes to them again.
 
     Raises:
         UserError: if one cannot be read.
     """
+    if any(folder.glob("collection_*.safetensors")):
+        raise UserError(
+            f"config_path: {folder} holds observations in the format of an older chordflow; start a new run."
+        )
     found: list[Collection] = []
-    for number in range(len(list(folder.glob("collection_*.json")))):
-        collection = Collection.open(folder, number)
-        if collection.about.step >= before_step:
-            break
-        collection.check()
-        found.append(collection)
+    for number in range(len(list(folder.glob("collection_*")))):
+        path = collection_path(folder, number)
+        with _readable(path):
+            if _about(path).step >= before_step:
+                break
+        found.append(Collection(folder, number))
     return found
 
 
-def _unreadable(path: Path, error: Exception) -> UserError:
-    return UserError(
-        f"config_path: the observations in {path}, which the checkpoint was trained with, cannot be read "
-        f"({reason(error)}); restore the file, or start a new run."
-    )
+def _about(path: Path) -> About:
+    return About(**json.loads((path / ABOUT).read_text(encoding="utf-8")))
 
 
-def _packed(value: Tensor) -> Tensor:
-    """An image as bytes where they say the same, to the bit."""
-    if not (value.ndim >= 4 and value.dtype == torch.float32):
-        return value
-    packed = (value * 255).round().clamp(0, 255).to(torch.uint8)
-    return packed if torch.equal(_unpacked(packed), value) else value
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if machine_refuses(error) or ran_out_of_memory(error):
+            raise
+        raise UserError(
+            f"config_path: the observations in {path}, which the checkpoint was trained with, cannot be read "
+            f"({reason(error)}); restore the folder, or start a new run."
+        ) from error
 
 
-def _unpacked(value: Tensor) -> Tensor:
-    return value.to(torch.float32) / 255
+def _stored(value: Tensor) -> NDArray[Any]:
+    """A value of one control step: an image (C, H, W) in [0, 1] as bytes (H, W, C)."""
+    if value.ndim == 3 and value.is_floating_point():
+        return (value.permute(1, 2, 0) * 255).round().clamp(0, 255).to(torch.uint8).numpy()
+    return value.reshape(value.shape or (1,)).numpy()
+
+
+def _feature(value: NDArray[Any]) -> dict[str, Any]:
+    if value.dtype == np.uint8 and value.ndim == 3:
+        return {"dtype": "image", "shape": value.shape, "names": ["height", "width", "channels"]}
+    return {"dtype": str(value.dtype), "shape": value.shape, "names": None}

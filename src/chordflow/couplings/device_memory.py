@@ -5,13 +5,38 @@ A container's limit is a control group's, and /proc/meminfo, which psutil reads,
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import psutil
 import torch
 
+from chordflow.errors import ran_out_of_memory
+
+Stage = Literal["read", "encode", "solve", "make"]
+"""Of the making of a block: observations are read and encoded, noises solved, and what lies between."""
+
+_NOTE = "while a block of couplings was made: "
 _MEMBERSHIP, _CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+
+
+@contextlib.contextmanager
+def stage(name: Stage) -> Iterator[None]:
+    """Notes in an error of memory that runs out what was being done; the innermost stage counts."""
+    try:
+        yield
+    except Exception as error:
+        if ran_out_of_memory(error) and stage_of(error) is None:
+            error.add_note(f"{_NOTE}{name}")
+        raise
+
+
+def stage_of(error: BaseException) -> str | None:
+    """The stage in which memory ran out; None where it was in none."""
+    notes = [note for note in getattr(error, "__notes__", []) if note.startswith(_NOTE)]
+    return notes[0].removeprefix(_NOTE) if notes else None
 
 
 def free_memory(device: torch.device) -> int:

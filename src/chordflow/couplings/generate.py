@@ -5,12 +5,12 @@ Shapes: B batch, H chunk size, D padded action dimension.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from chordflow.checks import check_choice, check_range
 from chordflow.errors import UserError
 from chordflow.flow.solvers import SOLVERS, get_solver
 from chordflow.policies import Context, FlowPolicy
@@ -41,14 +41,9 @@ class CouplingConfig:
     grid_power: float = 1.4
 
     def __post_init__(self) -> None:
-        if self.num_steps is not None and self.num_steps < 1:
-            raise UserError(f"coupling.num_steps={self.num_steps}: give at least 1 solver step.")
-        if not (self.grid_power > 0 and math.isfinite(self.grid_power)):
-            raise UserError(
-                f"coupling.grid_power={self.grid_power}: give a number above 0, such as 1 (uniform) or 1.4."
-            )
-        if self.solver not in SOLVERS:
-            raise UserError(f"coupling.solver={self.solver}: choose one of {', '.join(SOLVERS)}.")
+        check_range("coupling.num_steps", self.num_steps, at_least=1)
+        check_range("coupling.grid_power", self.grid_power, above=0, note=", such as 1 (uniform) or 1.4")
+        check_choice("coupling.solver", self.solver, SOLVERS)
 
     @property
     def steps(self) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor
 from chordflow.couplings.batches import Needs
 from chordflow.couplings.blocks import Block, BlockSource, Solved, join_paths, seen
 from chordflow.couplings.buffer_config import BufferConfig
-from chordflow.couplings.device_memory import free_memory
+from chordflow.couplings.device_memory import free_memory, stage
 from chordflow.couplings.generate import CouplingConfig, Path, endpoints, endpoints_and_path
 from chordflow.couplings.observations import Observations
 from chordflow.errors import UserError
@@ -142,7 +142,8 @@ class BlockMaker:
         Raises:
             UserError: if an endpoint is not finite.
         """
-        return self._solve(number, context)[0]
+        with stage("make"):
+            return self._solve(number, context)[0]
 
     def make(self, blocks: Sequence[int]) -> Iterator[Block]:
         """Blocks at places of the endless sequence, in the order in which they are asked for.
@@ -152,7 +153,9 @@ class BlockMaker:
         """
         numbers = [block if self.source is None else block % self.source.num_blocks for block in blocks]
         for number, items in zip(numbers, self._read(numbers), strict=True):
-            yield self._make(number, items)
+            with stage("make"):
+                made = self._make(number, items)
+            yield made
 
     @torch.no_grad()
     def _solve(self, number: int, context: Context) -> tuple[Solved, Path | None]:
@@ -200,7 +203,8 @@ class BlockMaker:
         if self.source is not None:
             solved, context = self.source.read(number, self.observation_indices(number))
         elif self.needs.couplings:
-            context = self.teacher.encode(prepared)
+            with stage("encode"):
+                context = self.teacher.encode(prepared)
             solved, path = self._solve(number, context)
         alike = torch.arange(self.block_size).repeat_interleave(self.config.noises_per_observation)
         return Block(
@@ -215,23 +219,25 @@ class BlockMaker:
 
     def _kept(self, context: Context | None, prepared: dict[str, Any]) -> Context:
         """The student's context, of which the teacher's may serve."""
-        if self.student_encode is not None:
-            context = self.student_encode(prepared)
-        elif context is None:
-            context = self.teacher.encode(prepared)
+        with stage("encode"):
+            if self.student_encode is not None:
+                context = self.student_encode(prepared)
+            elif context is None:
+                context = self.teacher.encode(prepared)
         return context.detach().to(self.teacher.device)
 
     def _endpoints(self, context: Context, observation: Tensor, noise: Tensor) -> tuple[Tensor, Path | None]:
         """The teacher's endpoints, as many at a time as a training step takes, and the ways there if needed."""
         parts = zip(observation.split(self.batch_size), noise.split(self.batch_size), strict=True)
-        if not self.needs.paths:
-            ends = [endpoints(self.teacher, context.index(o), x, self.coupling) for o, x in parts]
-            return torch.cat(ends), None
         points = self.config.path_points
-        both = [
-            endpoints_and_path(self.teacher, context.index(o), x, self.coupling, points) for o, x in parts
-        ]
-        return torch.cat([end for end, _ in both]), join_paths([path for _, path in both])
+        with stage("solve"):
+            if not self.needs.paths:
+                ends = [endpoints(self.teacher, context.index(o), x, self.coupling) for o, x in parts]
+                return torch.cat(ends), None
+            both = [
+                endpoints_and_path(self.teacher, context.index(o), x, self.coupling, points) for o, x in parts
+            ]
+            return torch.cat([end for end, _ in both]), join_paths([path for _, path in both])
 
     def _spread(self, endpoint: Tensor) -> Tensor:
         """How far the endpoints (N, K, H, D) of each observation lie apart in the real dimensions, (N,)."""

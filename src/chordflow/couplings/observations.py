@@ -7,7 +7,7 @@ methods that declare that they need them.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from lerobot.utils.constants import ACTION, OBS_PREFIX
 from torch.utils.data import DataLoader, Dataset
 
 from chordflow import stopping
+from chordflow.checks import check_choice, check_once, check_range
 from chordflow.console import doing, say
+from chordflow.couplings.device_memory import stage
 from chordflow.couplings.formats import check_decoder, check_format
 from chordflow.couplings.split import split_episodes
 from chordflow.couplings.unreadable import collated, not_read, without_missing
@@ -53,13 +55,9 @@ class DatasetConfig:
     video_backend: str | None = None
 
     def __post_init__(self) -> None:
-        if self.video_backend not in (None, "pyav", "torchcodec"):
-            raise UserError(f"dataset.video_backend={self.video_backend}: choose pyav or torchcodec.")
-        if not 0.0 < self.eval_split < 1.0:
-            raise UserError(
-                f"dataset.eval_split={self.eval_split}: give the share of episodes to measure on, "
-                "above 0 and below 1."
-            )
+        if self.video_backend is not None:
+            check_choice("dataset.video_backend", self.video_backend, ("pyav", "torchcodec"))
+        check_range("dataset.eval_split", self.eval_split, above=0, below=1)
 
 
 class Observations(Dataset[dict[str, Any]]):
@@ -176,7 +174,8 @@ class Observations(Dataset[dict[str, Any]]):
         with stopping.starting_worker():
             iterator = iter(loader)
         try:
-            yield from iterator
+            with stage("read"):
+                yield from iterator
         except UserError as error:
             # A worker's exception arrives with its traceback in the message.
             lines = [line for line in str(error).splitlines() if "dataset: " in line]
@@ -204,6 +203,8 @@ class Split:
         held_out_episodes: the episodes of these.
         whole_tasks: how many of these are of a task of which training sees no episode.
         metadata: of the dataset.
+        judged: those to decide on how many rounds are trained; None where that is not asked for.
+        judged_episodes: the episodes of these.
     """
 
     train: Observations
@@ -211,6 +212,8 @@ class Split:
     held_out_episodes: list[int]
     whole_tasks: int
     metadata: LeRobotDatasetMetadata
+    judged: Observations | None = None
+    judged_episodes: list[int] = field(default_factory=list)
 
     @property
     def caveats(self) -> str:
@@ -231,6 +234,7 @@ def open_split(
     tolerance_s: float = TOLERANCE_S,
     actions: bool = False,
     held_out: Collection[int] | None = None,
+    judged: Collection[int] | bool = False,
 ) -> Split:
     """Opens a dataset, checks that it fits the policy, and holds episodes out as LeRobot does.
 
@@ -240,27 +244,19 @@ def open_split(
         tolerance_s: seconds by which a video's frame may miss its timestamp.
         actions: whether the observations to train on bring the demonstrated actions along.
         held_out: episodes that are held out, in place of those that the rule chooses: of a run that goes on.
+        judged: whether more episodes are held out, by the same rule, to decide on rounds; or which.
 
     Raises:
         UserError: if it cannot be found, is empty, or lacks what the policy looks at.
     """
-    if not tolerance_s > 0:
-        raise UserError(f"tolerance_s={tolerance_s}: give seconds above 0.")
+    check_range("tolerance_s", tolerance_s, above=0)
     metadata = _metadata(config)
     if metadata.video_keys:
         check_decoder(config.video_backend)
     say_replaced_names(policy)
     check_fits(metadata, policy)
     episodes = config.episodes if config.episodes is not None else list(range(metadata.total_episodes))
-    unknown = [episode for episode in episodes if not 0 <= episode < metadata.total_episodes]
-    if unknown:
-        raise UserError(
-            f"dataset.episodes holds {unknown[0]}, but {config.repo_id} has episodes 0 to "
-            f"{metadata.total_episodes - 1}."
-        )
-    if len(set(episodes)) < len(episodes):
-        twice = next(episode for episode in episodes if episodes.count(episode) > 1)
-        raise UserError(f"dataset.episodes names {twice} twice; name every episode once.")
+    check_once("dataset.episodes", episodes, at_least=0, at_most=metadata.total_episodes - 1)
     if len(episodes) < 2:
         raise UserError(
             f"dataset.repo_id={config.repo_id}: {len(episodes)} episode(s) cannot be split into training and "
@@ -273,6 +269,16 @@ def open_split(
         raise UserError(
             f"dataset.episodes={episodes}: none of these is left to {'measure' if train else 'train'} on, as the run "
             f"holds out {sorted(held_out or ())}; name one more of the episodes that it began with."
+        )
+    judged_on: list[int] = []
+    if judged is True:
+        train, judged_on = split_episodes(tasks, train, config.eval_split)
+    elif judged:
+        train, judged_on = split_episodes(tasks, train, config.eval_split, judged)
+    if judged and not (train and judged_on):
+        raise UserError(
+            f"dataset.episodes={episodes}: rounds=auto decides on episodes that are neither trained nor reported on, "
+            "and of these none is left; name more, or give a number of rounds."
         )
     try:
         dataset = LeRobotDataset(
@@ -317,6 +323,8 @@ def open_split(
         measured,
         sum(tasks[episode] not in trained for episode in measured),
         metadata,
+        Observations(dataset, frames(judged_on)) if judged_on else None,
+        judged_on,
     )
     split.train.check_states()
     split.held_out.check_states()

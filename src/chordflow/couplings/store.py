@@ -26,6 +26,7 @@ from torch import Tensor
 
 from chordflow.couplings.blocks import Solved
 from chordflow.errors import UserError, machine_refuses, reason
+from chordflow.options import look_up
 from chordflow.policies import Context
 
 LAYOUT = 2
@@ -185,14 +186,6 @@ def difference(wanted: Mapping[str, Any], found: Mapping[str, Any], prefix: str 
         elif ours != theirs:
             return prefix + name
     return None
-
-
-def look_up(settings: Mapping[str, Any], name: str) -> Any:
-    """The value of a dotted name; None where there is none."""
-    value: Any = settings
-    for part in name.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
 
 
 def encode_block(observations: list[int], solved: Solved, context: Context | None) -> bytes:

@@ -15,13 +15,13 @@ from chordflow.couplings.store import (
     difference,
     encode_block,
     finished,
-    look_up,
     read_manifest,
     remake_command,
     shard_name,
 )
 from chordflow.disk import whole_file
 from chordflow.errors import UserError
+from chordflow.options import look_up
 from chordflow.policies import Context
 
 LOCK = ".lock"

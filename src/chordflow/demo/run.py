@@ -35,7 +35,7 @@ from chordflow.experiments.provenance import read_record
 from chordflow.experiments.reflow import RESULTS, reflow
 from chordflow.experiments.run_folder import has_checkpoint, new_folder
 from chordflow.policies import FlowPolicy, load_flow_policy
-from chordflow.reporting.gif import save_side_by_side
+from chordflow.reporting.gif import MAX_BYTES, save_clip
 from chordflow.results.schema import Clip, PolicyName, Results, Rollouts
 from chordflow.rollouts import Episode, Timing, run_episodes
 from chordflow.rollouts.summaries import motion_rows, success_at_margin, timing_row
@@ -253,16 +253,5 @@ def _moving_picture(output: Path, runs: dict[tuple[PolicyName, int], list[Episod
         "teacher, 1 step": runs["teacher", 1],
         "student, 1 step": runs["student", 1],
     }
-    chosen = {label: [e for e in run if e.frames is not None] for label, run in columns.items()}
-    outcomes = {label: [e.success for e in episodes] for label, episodes in chosen.items()}
-    save_side_by_side(
-        {label: [list(e.frames) for e in episodes] for label, episodes in chosen.items()},  # type: ignore[arg-type]
-        output / PICTURE,
-        outcomes=outcomes,
-        # The environment renders at 256 x 256 already.
-        scale=1,
-    )
-    seeds = [episode.seed for episode in next(iter(chosen.values()))]
-    return Clip(
-        PICTURE, list(columns), seeds, [[runs[i] for runs in outcomes.values()] for i in range(len(seeds))]
-    )
+    filmed = {label: [(e.seed, e.success, e.frames) for e in run] for label, run in columns.items()}
+    return save_clip(filmed, output, PICTURE, MAX_BYTES)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from chordflow.checks import check_choice, check_fields, check_once
+from chordflow.checks import check_choice, check_fields, check_filled
 from chordflow.couplings import Observations
 from chordflow.evaluation.modes import MIN_ENDPOINTS
 from chordflow.flow.seeds import generator
@@ -94,7 +94,7 @@ class MeasureConfig:
         check_fields(
             self, "measure.", "converged_noises", "gap_noises", at_most=self.noises_per_observation, note=_ALL
         )
-        check_once("measure.num_steps", self.num_steps, note=", such as [1,2,4,10]")
+        check_filled("measure.num_steps", self.num_steps, note=", such as [1,2,4,10]")
         check_choice("measure.solvers", self.solvers, SOLVERS)
 
     def fine_num_steps(self, deployed: int) -> int:

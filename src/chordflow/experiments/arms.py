@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
-from chordflow.console import bar, say
+from chordflow.console import Bar, bar, say
 from chordflow.errors import UserError
-from chordflow.experiments.entrants import Entrant
+from chordflow.experiments.entrants import Arm, Entrant
 from chordflow.experiments.evaluate_config import DelayConfig, EvaluateConfig
 from chordflow.experiments.provenance import collected_in
 from chordflow.policies import FlowPolicy, load_flow_policy
@@ -48,52 +49,6 @@ from chordflow.rollouts.summaries import (
 
 EPISODES = "episodes"
 """Folder of the episodes, in a run's folder."""
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way to act.
-
-    Attributes:
-        name: of the policy.
-        policy: the policy.
-        num_steps: its solver steps.
-        solver: which solver.
-        grid_power: how its steps are graded.
-        execution: delay, and what is done about it.
-    """
-
-    name: PolicyName
-    policy: FlowPolicy
-    num_steps: int
-    solver: str = "euler"
-    grid_power: float = 1.0
-    execution: Execution = field(default_factory=Execution)
-
-    @property
-    def key(self) -> str:
-        """A name for files, one for each way to act."""
-        parts = [self.name, str(self.num_steps), self.solver]
-        if self.grid_power != 1:
-            parts.append(f"g{self.grid_power:g}")
-        if self.execution.mode != "none":
-            parts += [self.execution.mode, f"d{self.execution.delay}"]
-        if self.execution.max_guidance_weight is not None:
-            parts.append(f"w{self.execution.max_guidance_weight:g}")
-        return "-".join(parts)
-
-    @property
-    def label(self) -> str:
-        """A name for people."""
-        solver = "" if self.solver == "euler" else f"{self.solver} "
-        text = f"{self.name}, {self.num_steps} {solver}step{'s' * (self.num_steps > 1)}"
-        if self.grid_power != 1:
-            text += f", grid power {self.grid_power:g}"
-        if self.execution.mode == "none":
-            return text
-        weight = self.execution.max_guidance_weight
-        guided = f" at weight {weight:g}" if weight is not None else ""
-        return f"{text}, {self.execution.mode}{guided}, delay {self.execution.delay}"
 
 
 @dataclass(frozen=True)
@@ -177,6 +132,28 @@ def check_environment(config: EvaluateConfig, entrants: dict[PolicyName, Entrant
     with open_runner(config.env, 1) as runner:
         for entrant in entrants.values():
             runner.check(entrant.policy, config.seed)
+
+
+@dataclass
+class _Count:
+    """Shows on a bar how many episodes have ended.
+
+    Attributes:
+        progress: the bar.
+        total: how many there may be.
+        done: how many there are.
+        note: whose they are, where they are those of several arms.
+    """
+
+    progress: Bar
+    total: int
+    done: int = 0
+    note: str = ""
+
+    def __call__(self, _episode: Episode) -> None:
+        """Counts one more."""
+        self.done += 1
+        self.progress.update(self.done, self.total, self.note)
 
 
 class _Rollouts:
@@ -268,17 +245,21 @@ class _Rollouts:
             )
             for arm in self.candidates
         }
-        for start in range(0, len(seeds), config.eval.batch_size):
-            block = seeds[start : start + config.eval.batch_size]
-            for arm in core:
-                self._run(arm, block)
-            for arm, test in tests.items():
-                # In the order of seeds, never in that of ending: short episodes would come first.
-                pairs = paired(self._of(arm, block), self._of(self.teacher, block))
-                pairs.sort(key=lambda pair: pair[0].seed)
-                test.update([a.success for a, _ in pairs], [b.success for _, b in pairs])
-            if all(test.finished for test in tests.values()):
-                break
+        with bar("episodes") as progress:
+            count = _Count(progress, len(core) * len(seeds) * tasks)
+            for start in range(0, len(seeds), config.eval.batch_size):
+                block = seeds[start : start + config.eval.batch_size]
+                for arm in core:
+                    self._run(arm, block, count)
+                for arm, test in tests.items():
+                    # In the order of seeds, never in that of ending: short episodes would come first.
+                    pairs = paired(self._of(arm, block), self._of(self.teacher, block))
+                    pairs.sort(key=lambda pair: pair[0].seed)
+                    test.update([a.success for a, _ in pairs], [b.success for _, b in pairs])
+                if all(test.finished for test in tests.values()):
+                    # As many as were needed, which may be fewer than were allowed.
+                    progress.update(count.done, count.done)
+                    break
         return [SequentialRow(arm.name, arm.num_steps, test.state()) for arm, test in tests.items()]
 
     def _run_delays(self, seeds: Sequence[int]) -> list[DelayRow]:
@@ -317,8 +298,8 @@ class _Rollouts:
         wanted = set(seeds)
         return [episode for episode in self.runs[arm] if episode.seed in wanted]
 
-    def _run(self, arm: Arm, seeds: Sequence[int]) -> None:
-        """Runs an arm through seeds that it has not run yet."""
+    def _run(self, arm: Arm, seeds: Sequence[int], count: _Count | None = None) -> None:
+        """Runs an arm through seeds that it has not run yet, on a bar of its own or on that of `count`."""
         done = {episode.seed for episode in self.runs.get(arm, [])}
         wanted = [seed for seed in seeds if seed not in done]
         if not wanted:
@@ -335,14 +316,11 @@ class _Rollouts:
                 execution=arm.execution,
             )
             self.stores[arm] = EpisodeStore(config.output_dir / EPISODES / arm.key, settings)
-        count = 0
-        with bar(arm.label) as progress:
-
-            def count_up(_episode: Episode) -> None:
-                nonlocal count
-                count += 1
-                progress.update(count, len(wanted) * self.tasks)
-
+        with contextlib.ExitStack() as stack:
+            if count is None:
+                count = _Count(stack.enter_context(bar(arm.label)), len(wanted) * self.tasks)
+            else:
+                count.note = arm.label
             new = self.runner.run(
                 arm.policy,
                 wanted,
@@ -353,7 +331,7 @@ class _Rollouts:
                 execution=arm.execution,
                 store=self.stores[arm],
                 record_frames=[seed for seed in wanted if seed in self.recorded],
-                progress=count_up,
+                progress=count,
             )
         self.runs[arm] = self.runs.get(arm, []) + new
 

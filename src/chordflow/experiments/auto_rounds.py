@@ -35,7 +35,7 @@ class Stopped:
 
 
 class Judge:
-    """Measures students on held-out observations against the teacher of the first round.
+    """Measures students against the teacher of the first round, on episodes that are not those of the results.
 
     Args:
         job: the run, with its first teacher.
@@ -86,7 +86,9 @@ class Judge:
 
     def _measure(self, students: dict[int, Path]) -> None:
         """Nothing of it stays in memory while the next round trains."""
-        config, teacher = self._job.config, self._job.teacher
+        config, teacher, split = self._job.config, self._job.teacher, self._job.split
+        # A run that began with a number of rounds, or an older chordflow, has no such episodes.
+        observations = split.judged or split.held_out
         steps = config.num_inference_steps
         size = config.measure.batch_size
         with (
@@ -96,7 +98,7 @@ class Judge:
             with bar("first teacher") as progress:
                 yardstick = Yardstick(
                     teacher,
-                    self._job.split.held_out,
+                    observations,
                     replace(config.measure, num_steps=[steps]),
                     deployed_steps(config.teacher, teacher),
                     progress.update,

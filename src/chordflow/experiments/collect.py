@@ -1,6 +1,6 @@
 """The observations of a training: those of its dataset, or mixed with those of episodes that are run meanwhile.
 
-    OUTPUT_DIR/observations/collection_000000.safetensors, .json    see `couplings.collected`
+    OUTPUT_DIR/observations/collection_000000/    see `couplings.collected`
 
 The first episodes are the teacher's, all others the student's as it is at that step, so a collection is made when the
 first block that takes observations from it is. A run that goes on reads those that its checkpoint had seen.
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from chordflow.console import bar
 from chordflow.couplings import Observations
-from chordflow.couplings.collected import Collection, CollectionWriter, known_collections
+from chordflow.couplings.collected import About, Collection, frames_of, known_collections, write_collection
 from chordflow.couplings.mixed import MixedObservations, as_recorded, check_finite
 from chordflow.errors import UserError
 from chordflow.experiments.collect_config import ObservationSource
@@ -183,7 +183,10 @@ class _Collecting(RunObservations):
         if self._host is None:
             self._host = self._stack.enter_context(open_host(self.env, config.batch_size, config.num_workers))
         before = self.mixed.collections
-        writer, take = CollectionWriter(), _Taking(self.recorded, policy, f"env.type={self.env.type}")
+        indices = self.teacher.observation_delta_indices
+        history = len(indices) if indices is not None else None
+        frames: list[dict[str, Any]] = []
+        taken = _Taking(self.recorded, policy, f"env.type={self.env.type}")
         with bar("episodes") as progress:
             walked = collect(
                 self._host,
@@ -194,20 +197,21 @@ class _Collecting(RunObservations):
                 first_seed=before[-1].about.next_seed if before else self.first_seed,
                 batch_size=config.batch_size,
                 between_share=config.between_share,
-                take=lambda observed: writer.add(*take(observed)),
+                take=lambda observed: frames.extend(frames_of(*taken(observed), history)),
                 progress=lambda done, total: progress.update(done, total, "observations"),
             )
-        return writer.write(
-            self.folder,
-            number,
+        about = About(
             step=self.step,
             acted_by="student" if student else "teacher",
             num_steps=num_steps,
             episodes=walked.episodes,
             next_seed=walked.next_seed,
             seconds=time.perf_counter() - began,
+            observations=config.num_observations,
+            history=history,
             ranges=[dataclasses.asdict(run) for run in walked.ranges],
         )
+        return write_collection(self.folder, number, frames, self.recorded.dataset.meta.fps, about)
 
 
 class _Taking:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from chordflow.checks import check_fields, check_range
 from chordflow.errors import UserError
 
 
@@ -42,16 +43,12 @@ class CollectConfig:
     seed: int = 1_000_000_000
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.share <= 1.0:
-            raise UserError(
-                f"collect.share={self.share}: give a share above 0 and at most 1, or --observations=dataset."
-            )
-        if not 0.0 <= self.between_share <= 1.0:
-            raise UserError(f"collect.between_share={self.between_share}: give a share from 0 to 1.")
-        least = {"num_observations": 1, "passes": 1, "batch_size": 1, "num_workers": 0, "seed": 0}
-        for name, value in least.items():
-            if getattr(self, name) < value:
-                raise UserError(f"collect.{name}={getattr(self, name)}: give at least {value}.")
+        check_range(
+            "collect.share", self.share, above=0, at_most=1, note=", or leave --observations=rollout out"
+        )
+        check_range("collect.between_share", self.between_share, at_least=0, at_most=1)
+        check_fields(self, "collect.", "num_observations", "passes", "batch_size", at_least=1)
+        check_fields(self, "collect.", "num_workers", "seed", at_least=0)
 
 
 def check_source(source: ObservationSource, env: Any, collect: CollectConfig) -> None:

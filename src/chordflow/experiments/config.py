@@ -55,9 +55,6 @@ class CheckpointConfig:
         check_fields(self, f"{option}.", "num_inference_steps", at_least=1)
 
 
-TeacherConfig = CheckpointConfig
-
-
 @dataclass
 class StudentConfig:
     """How the student begins and what of it is trained.

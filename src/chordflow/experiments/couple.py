@@ -19,6 +19,7 @@ from chordflow import stopping
 from chordflow.checks import check_fields
 from chordflow.console import Bar, bar, say
 from chordflow.couplings import TOLERANCE_S, BufferConfig, CouplingConfig, DatasetConfig, open_split
+from chordflow.couplings.device_memory import stage
 from chordflow.couplings.making import BlockMaker
 from chordflow.couplings.store import (
     MANIFEST,
@@ -245,7 +246,8 @@ class _Job:
 
     @torch.no_grad()
     def _make(self, number: int, items: dict[str, Any]) -> None:
-        context = self.teacher.encode(self.teacher.preprocess(items)).detach()
+        with stage("encode"):
+            context = self.teacher.encode(self.teacher.preprocess(items)).detach()
         kept = context if self.config.store_context else None
         if not self.announced:
             self._announce(kept)

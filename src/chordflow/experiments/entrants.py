@@ -1,9 +1,10 @@
-"""The policies of a comparison: loaded, and made sure to be comparable."""
+"""The policies of a comparison, loaded and comparable, and the ways in which they act."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from dataclasses import field as default
 from pathlib import Path
 
 from chordflow.errors import UserError
@@ -12,6 +13,7 @@ from chordflow.experiments.evaluate_config import EvaluateConfig
 from chordflow.experiments.measured import policy_info
 from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint
 from chordflow.results.schema import STUDENT, TEACHER, PolicyInfo, PolicyName
+from chordflow.rollouts import Execution
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,52 @@ class Entrant:
     def info(self) -> PolicyInfo:
         """What results say of it."""
         return policy_info(self.name, self.policy, self.path, self.folder, self.num_steps)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to act.
+
+    Attributes:
+        name: of the policy.
+        policy: the policy.
+        num_steps: its solver steps.
+        solver: which solver.
+        grid_power: how its steps are graded.
+        execution: delay, and what is done about it.
+    """
+
+    name: PolicyName
+    policy: FlowPolicy
+    num_steps: int
+    solver: str = "euler"
+    grid_power: float = 1.0
+    execution: Execution = default(default_factory=Execution)
+
+    @property
+    def key(self) -> str:
+        """A name for files, one for each way to act."""
+        parts = [self.name, str(self.num_steps), self.solver]
+        if self.grid_power != 1:
+            parts.append(f"g{self.grid_power:g}")
+        if self.execution.mode != "none":
+            parts += [self.execution.mode, f"d{self.execution.delay}"]
+        if self.execution.max_guidance_weight is not None:
+            parts.append(f"w{self.execution.max_guidance_weight:g}")
+        return "-".join(parts)
+
+    @property
+    def label(self) -> str:
+        """A name for people."""
+        solver = "" if self.solver == "euler" else f"{self.solver} "
+        text = f"{self.name}, {self.num_steps} {solver}step{'s' * (self.num_steps > 1)}"
+        if self.grid_power != 1:
+            text += f", grid power {self.grid_power:g}"
+        if self.execution.mode == "none":
+            return text
+        weight = self.execution.max_guidance_weight
+        guided = f" at weight {weight:g}" if weight is not None else ""
+        return f"{text}, {self.execution.mode}{guided}, delay {self.execution.delay}"
 
 
 def load_entrants(config: EvaluateConfig) -> dict[PolicyName, Entrant]:

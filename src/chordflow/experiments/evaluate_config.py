@@ -9,7 +9,7 @@ from typing import Any
 
 from lerobot.envs.configs import EnvConfig
 
-from chordflow.checks import check_choice, check_fields, check_once, check_range
+from chordflow.checks import check_choice, check_fields, check_filled, check_range
 from chordflow.couplings import TOLERANCE_S, DatasetConfig
 from chordflow.errors import UserError
 from chordflow.experiments.config import CheckpointConfig
@@ -92,15 +92,15 @@ class DelayConfig:
     def __post_init__(self) -> None:
         check_fields(self, "delay.", "control_steps", "num_steps", "n_episodes", at_least=1)
         check_fields(self, "delay.", "reference_weight", above=0)
-        check_once("delay.modes", self.modes)
+        check_filled("delay.modes", self.modes)
         check_choice("delay.modes", self.modes, DELAY_MODES)
-        check_once("delay.num_steps", self.num_steps, note=", such as [1,2,10]")
+        check_filled("delay.num_steps", self.num_steps, note=", such as [1,2,10]")
         check_choice("delay.hold", self.hold, HOLDS)
 
 
 @dataclass
 class EvaluateConfig:
-    """Hold few-step policies against their teacher: gaps on a dataset, paired episodes in an environment.
+    """Compare few-step policies with their teacher: gaps on a dataset, paired episodes in an environment.
 
     Attributes:
         teacher: the checkpoint as deployed, against which all is measured.

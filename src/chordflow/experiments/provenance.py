@@ -35,6 +35,9 @@ STEP_COUNTS = "step_counts"
 HELD_OUT = "held_out_episodes"
 """Key of `reflow_config.json`: the episodes that training has left out."""
 
+JUDGED = "judged_episodes"
+"""Key of `reflow_config.json`: the episodes that training has left out to decide on the number of rounds."""
+
 COLLECTED = "collected"
 """Key of `reflow_config.json`: the episodes, as fields of `rollouts.starts.SeedRange`, in which observations were
 collected for the student, and for its teacher where that is a student."""
@@ -57,7 +60,7 @@ class Round:
 
 BESIDE_SETTINGS = (
     "chordflow_version", "teacher_sha256", "init_sha256", "couplings_sha256", STEP_COUNTS, "round", "round_seed",
-    "lineage", HELD_OUT, COLLECTED,
+    "lineage", HELD_OUT, JUDGED, COLLECTED,
 )  # fmt: skip
 """What `reflow_config.json` holds beside the settings of the job."""
 
@@ -209,6 +212,7 @@ def write_configs(
     couplings_sha256: str | None = None,
     held_out: list[int] | None = None,
     collected: list[dict[str, Any]] | None = None,
+    judged: list[int] | None = None,
 ) -> None:
     """`train_config.json` as stock tools read it, and chordflow's own settings beside it.
 
@@ -220,6 +224,7 @@ def write_configs(
         couplings_sha256: of what the store of couplings was made with, where the student was trained from one.
         held_out: episodes that training has left out.
         collected: the episodes that observations were collected in so far, as fields of `SeedRange`.
+        judged: episodes that training has left out to decide on the number of rounds.
     """
     of = of or Round(1, config, teacher_dir)
     # A run is gone on with from wherever the user happens to be.
@@ -288,6 +293,8 @@ def write_configs(
         made_by["couplings_sha256"] = couplings_sha256
     if held_out is not None:
         made_by[HELD_OUT] = held_out
+    if judged:
+        made_by[JUDGED] = judged
     write_json(folder / REFLOW_CONFIG, {**made_by, **settings})
 
 

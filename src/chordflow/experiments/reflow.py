@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lerobot.utils.constants import PRETRAINED_MODEL_DIR
@@ -16,12 +16,14 @@ from chordflow.couplings import (
 )
 from chordflow.errors import UserError
 from chordflow.experiments.collect import collected
-from chordflow.experiments.config import ReflowJobConfig
+from chordflow.experiments.config import AUTO, ReflowJobConfig
 from chordflow.experiments.measured import read_beforehand
 from chordflow.experiments.provenance import (
+    HELD_OUT,
+    JUDGED,
     Round,
     device_name,
-    held_out_before,
+    read_record,
     refuse_student_of_few_steps,
 )
 from chordflow.experiments.run_folder import (
@@ -111,13 +113,17 @@ def begun(config: ReflowJobConfig, command: list[str], resume_from: Path | None)
     teacher = load_flow_policy(teacher_dir, device=config.device, rename_map=config.rename_map)
     teacher.module.requires_grad_(False)
     config.coupling.settle(config.teacher.num_inference_steps or teacher.default_num_steps)
-    held_out = held_out_before(resume_from / PRETRAINED_MODEL_DIR) if resume_from is not None else None
+    record = read_record(resume_from / PRETRAINED_MODEL_DIR) if resume_from is not None else {}
+    held_out = record.get(HELD_OUT)
+    # A run leaves out what it began with leaving out.
+    judged = config.rounds == AUTO if resume_from is None else record.get(JUDGED, False)
     split = open_split(
         config.dataset,
         teacher,
         tolerance_s=config.tolerance_s,
         actions=config.method.build().needs_actions,
         held_out=held_out,
+        judged=judged,
     )
     if resume_from is not None and held_out is None and split.whole_tasks:
         raise UserError(
@@ -127,6 +133,11 @@ def begun(config: ReflowJobConfig, command: list[str], resume_from: Path | None)
         )
     if first:
         read_beforehand(split, config.measure)
+        if split.judged is not None:
+            read_beforehand(replace(split, held_out=split.judged), config.measure)
+            say(
+                f"Rounds:  decided on {plural(len(split.judged_episodes), 'episode')} held out for this alone"
+            )
     nothing = contextlib.nullcontext()
     folder = new_folder(config.output_dir) if resume_from is None and first else nothing
     with folder, only_run(config.output_dir) if first else nothing:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from chordflow.errors import UserError
 from chordflow.experiments.collect_config import CollectConfig
-from chordflow.experiments.config import AutoRoundsConfig, ReflowJobConfig, StudentConfig, TeacherConfig
+from chordflow.experiments.config import AutoRoundsConfig, CheckpointConfig, ReflowJobConfig, StudentConfig
 from chordflow.experiments.stored_couplings import CouplingsConfig
 from chordflow.flow.seeds import derive_seed
 from chordflow.results.wording import steps
@@ -38,7 +38,7 @@ def settings_of_round(
         return config
     return replace(
         config,
-        teacher=TeacherConfig(str(teacher)),
+        teacher=CheckpointConfig(str(teacher)),
         student=StudentConfig(train=config.student.train),
         # A store holds the first teacher's.
         couplings=CouplingsConfig(),

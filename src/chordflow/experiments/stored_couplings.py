@@ -19,10 +19,10 @@ from chordflow.couplings.store import (
     CouplingStore,
     Manifest,
     difference,
-    look_up,
     read_manifest,
 )
 from chordflow.errors import UserError
+from chordflow.options import look_up
 from chordflow.policies import FlowPolicy
 from chordflow.rollouts.store import weights_hash
 

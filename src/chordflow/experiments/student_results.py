@@ -10,7 +10,7 @@ from pathlib import Path
 from chordflow.console import bar
 from chordflow.couplings import LEAST_STEPS, Split
 from chordflow.evaluation.measure import measure
-from chordflow.experiments.config import ReflowJobConfig, TeacherConfig
+from chordflow.experiments.config import CheckpointConfig, ReflowJobConfig
 from chordflow.experiments.measured import concluded, policy_info, with_measures
 from chordflow.experiments.plain import plain
 from chordflow.experiments.provenance import device_name
@@ -125,7 +125,7 @@ def _measured_students(
     return concluded(results)
 
 
-def deployed_steps(config: TeacherConfig, teacher: FlowPolicy) -> int:
+def deployed_steps(config: CheckpointConfig, teacher: FlowPolicy) -> int:
     """The teacher's steps as deployed: what the user says, or what the checkpoint is saved with.
 
     A teacher that is itself a student saved with a single step is measured at ten, unless the user says otherwise.

@@ -112,8 +112,10 @@ class Ready:
             student.policy, teacher_dir, folder, {**student.fresh, **weights}, config.num_inference_steps
         )
         stored = self.store.manifest.made_with_sha256 if self.store is not None else None
-        held_out, collected = self.job.split.held_out_episodes, self.observations.ranges()
-        write_configs(config, teacher_dir, folder, of, stored, held_out, collected)
+        split, collected = self.job.split, self.observations.ranges()
+        write_configs(
+            config, teacher_dir, folder, of, stored, split.held_out_episodes, collected, split.judged_episodes
+        )
 
 
 @contextlib.contextmanager

@@ -16,27 +16,27 @@ from chordflow.errors import UserError
 from chordflow.flow.solvers import Euler, Velocity
 
 DEFAULT_GRID = 100
-"""Euler steps of the grid on which curvature is measured unless another is asked for."""
+"""Euler steps of the grid on which curvature is measured by default."""
 
 
 @dataclass(frozen=True)
 class Curvature:
-    """Sums over trajectories, from which S and the curvature follow; add batches with ``merge``.
+    """Sums over trajectories, from which S and the curvature follow; add batches with `merge`.
 
     S is the straightness of Liu et al. 2022 (arXiv 2209.03003),
-    ``S = integral over t of E || (x_1 - x_0) - v(x_t, t) ||^2``, along the model's own trajectories. Norms
+    `S = integral over t of E || (x_1 - x_0) - v(x_t, t) ||^2`, along the model's own trajectories. Norms
     are means over the chunk's H rows, so that S does not grow with the chunk.
 
     Attributes:
-        deviation: Sum over trajectories, mean over H, of ``((x_1 - x_0) - v(x_t, t))^2``, by grid time and
+        deviation: sum over trajectories, mean over H, of `((x_1 - x_0) - v(x_t, t))^2`, by grid time and
             dimension. float64, shape (N, D).
-        chord: The same of ``(x_1 - x_0)^2``. float64, shape (D,).
-        times: Grid times, from 1 downwards. float64, shape (N,).
-        count: Number of trajectories.
-        real_dims: A, the number of real dimensions.
-        deviation_of_each: For each trajectory the same over the real dimensions, mean over grid times.
+        chord: the same of `(x_1 - x_0)^2`. float64, shape (D,).
+        times: grid times, from 1 downwards. float64, shape (N,).
+        count: number of trajectories.
+        real_dims: a, the number of real dimensions.
+        deviation_of_each: for each trajectory the same over the real dimensions, mean over grid times.
             float64, shape (count,).
-        chord_of_each: For each trajectory ``(x_1 - x_0)^2`` over the real dimensions. float64, shape (count,).
+        chord_of_each: for each trajectory `(x_1 - x_0)^2` over the real dimensions. float64, shape (count,).
     """
 
     deviation: Tensor
@@ -51,7 +51,7 @@ class Curvature:
         """Curvature over the trajectories of both.
 
         Raises:
-            ValueError: If the two were measured on different grids or dimensions.
+            ValueError: if the two were measured on different grids or dimensions.
         """
         if self.deviation.shape != other.deviation.shape or self.real_dims != other.real_dims:
             raise ValueError(
@@ -86,7 +86,7 @@ class Curvature:
 
     @property
     def s_by_time(self) -> Tensor:
-        """Integrand of S over the real dimensions at each grid time; its mean is ``s``. Shape (N,)."""
+        """Integrand of S over the real dimensions at each grid time; its mean is `s`. Shape (N,)."""
         return self.s_by_time_and_dim[:, : self.real_dims].sum(dim=1)
 
     @property
@@ -101,7 +101,7 @@ class Curvature:
 
     @property
     def curvature(self) -> float:
-        """``sqrt(S / E ||x_1 - x_0||^2)`` over the real dimensions, as a fraction: 0 is straight."""
+        """`sqrt(S / E ||x_1 - x_0||^2)` over the real dimensions, as a fraction: 0 is straight."""
         return self._relative(slice(self.real_dims))
 
     @property
@@ -127,18 +127,18 @@ def measure_curvature(
     """Follow trajectories from noise on an Euler grid and compare their velocity with their chord.
 
     Args:
-        velocity: The field, ``velocity(x_t, t) -> v_t``.
-        noise: Starting points at t = 1, shape (B, H, D), B at least 1. The velocities of all N steps are
+        velocity: the field, `velocity(x_t, t) -> v_t`.
+        noise: starting points at t = 1, shape (B, H, D), B at least 1. The velocities of all N steps are
             held in memory, on the device of the noise.
         num_steps: N, the Euler steps of the grid; at least 2, because one step is always straight.
-        real_dims: A, from 1 to D: the first A dimensions are the robot's.
+        real_dims: a, from 1 to D: the first A dimensions are the robot's.
         real_rows: which of the H actions are counted, in all dimensions.
 
     Returns:
         The curvature of these B trajectories, and their endpoints of shape (B, H, D).
 
     Raises:
-        UserError: If num_steps is below 2 or real_dims is not within 1 and D.
+        UserError: if num_steps is below 2 or real_dims is not within 1 and D.
     """
     if num_steps < 2:
         raise UserError(

@@ -9,19 +9,19 @@ from chordflow.errors import UserError
 def time_grid(num_steps: int, power: float = 1.0) -> list[tuple[float, float]]:
     """The time at the start of each step from t = 1 to t = 0, and the step's signed length.
 
-    The times are ``u ** power`` for evenly spaced u. A power above 1 makes steps smaller towards t = 0, where a
+    The times are `u ** power` for evenly spaced u. A power above 1 makes steps smaller towards t = 0, where a
     learned field bends most because data are sharper than noise (compare Karras et al. 2022, arXiv 2206.00364,
     eq. 5); 1 is the uniform grid, whose steps are of equal length to the last bit.
 
     Args:
-        num_steps: Number of steps, at least 1.
-        power: Above 0.
+        num_steps: number of steps, at least 1.
+        power: above 0.
 
     Returns:
-        ``num_steps`` pairs; the lengths are negative and add up to -1.
+        `num_steps` pairs; the lengths are negative and add up to -1.
 
     Raises:
-        UserError: If num_steps is not a whole number above 0, or power not a finite number above 0.
+        UserError: if num_steps is not a whole number above 0, or power not a finite number above 0.
     """
     num_steps, power = require_num_steps(num_steps), require_grid_power(power)
     dt = -1.0 / num_steps
@@ -36,13 +36,13 @@ def require_num_steps(num_steps: int) -> int:
     """Check a number of solver steps.
 
     Args:
-        num_steps: The number to check.
+        num_steps: the number to check.
 
     Returns:
         The same number.
 
     Raises:
-        UserError: If it is not a whole number above 0.
+        UserError: if it is not a whole number above 0.
     """
     if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
         raise UserError(f"num_steps is {num_steps!r}; choose a whole number of at least 1.")
@@ -53,13 +53,13 @@ def require_grid_power(power: float) -> float:
     """Check the power of a graded grid.
 
     Args:
-        power: The number to check.
+        power: the number to check.
 
     Returns:
         The same number.
 
     Raises:
-        UserError: If it is not a finite number above 0.
+        UserError: if it is not a finite number above 0.
     """
     if not (power > 0 and math.isfinite(power)):
         raise UserError(f"grid_power is {power!r}; choose a number above 0, such as 1 (uniform) or 1.4.")

@@ -7,18 +7,18 @@ from torch import Tensor
 
 
 def interpolate(noise: Tensor, endpoint: Tensor, t: Tensor) -> Tensor:
-    """Point of the straight path, ``x_t = t * noise + (1 - t) * endpoint``.
+    """Point of the straight path, `x_t = t * noise + (1 - t) * endpoint`.
 
     Args:
-        noise: Start of the path, at t = 1. Shape (B, H, D).
-        endpoint: End of the path, at t = 0: a teacher's endpoint or a demonstration. Shape (B, H, D).
-        t: One time per sample, in [0, 1]. Shape (B,).
+        noise: start of the path, at t = 1. Shape (B, H, D).
+        endpoint: end of the path, at t = 0: a teacher's endpoint or a demonstration. Shape (B, H, D).
+        t: one time per sample, in [0, 1]. Shape (B,).
 
     Returns:
-        ``x_t`` of shape (B, H, D).
+        `x_t` of shape (B, H, D).
 
     Raises:
-        ValueError: If the shapes do not fit each other.
+        ValueError: if the shapes do not fit each other.
 
     Source: Liu et al. 2022 (arXiv 2209.03003), eq. 1, with time running the other way, as in LeRobot.
     """
@@ -32,17 +32,17 @@ def interpolate(noise: Tensor, endpoint: Tensor, t: Tensor) -> Tensor:
 
 
 def velocity_target(noise: Tensor, endpoint: Tensor) -> Tensor:
-    """Derivative of the straight path by time, ``u_t = noise - endpoint``: the same at every t.
+    """Derivative of the straight path by time, `u_t = noise - endpoint`: the same at every t.
 
     Args:
-        noise: Shape (B, H, D).
-        endpoint: Shape (B, H, D).
+        noise: shape (B, H, D).
+        endpoint: shape (B, H, D).
 
     Returns:
-        ``u_t`` of shape (B, H, D).
+        `u_t` of shape (B, H, D).
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: if the shapes differ.
     """
     _require_same_shape(noise, endpoint)
     return noise - endpoint

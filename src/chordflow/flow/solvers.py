@@ -17,23 +17,23 @@ from chordflow.flow.grids import require_num_steps as require_num_steps
 from chordflow.flow.grids import time_grid
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
-"""``velocity(x_t, t) -> v_t`` with ``x_t`` and ``v_t`` of shape (B, H, D) and ``t`` float32 of shape (B,)."""
+"""`velocity(x_t, t) -> v_t` with `x_t` and `v_t` of shape (B, H, D) and `t` float32 of shape (B,)."""
 
 Slope = tuple[float, Tensor]
-"""The length ``dt`` of the step before this one, and the velocity (B, H, D) at its start."""
+"""The length `dt` of the step before this one, and the velocity (B, H, D) at its start."""
 
 OnStep = Callable[[int, float, Tensor, Tensor], None]
-"""``callback(step, t, x_t, v_t)`` with the state before the step and the velocity there."""
+"""`callback(step, t, x_t, v_t)` with the state before the step and the velocity there."""
 
 
 class Solver(ABC):
-    """One rule for a step of the ODE ``d x / d t = v(x, t)``.
+    """One rule for a step of the ODE `d x / d t = v(x, t)`.
 
     Attributes:
-        name: The name on the command line.
-        order: The global error falls as ``num_steps ** -order`` on a smooth field; a test measures it.
-        nfe_per_step: Network evaluations per step.
-        nfe_to_start: Evaluations that the first step takes beside those.
+        name: the name on the command line.
+        order: the global error falls as `num_steps ** -order` on a smooth field; a test measures it.
+        nfe_per_step: network evaluations per step.
+        nfe_to_start: evaluations that the first step takes in addition.
     """
 
     name: ClassVar[str]
@@ -45,28 +45,28 @@ class Solver(ABC):
     def increment(
         self, velocity: Velocity, x: Tensor, t: float, dt: float, v_t: Tensor, before: Slope | None = None
     ) -> Tensor:
-        """Change of x over one step, given the velocity ``v_t`` at its start.
+        """Change of x over one step, given the velocity `v_t` at its start.
 
         Args:
-            velocity: The field.
-            x: State at t, shape (B, H, D).
-            t: Time at the start of the step.
-            dt: Signed length of the step; negative, because time runs from 1 to 0.
-            v_t: ``velocity(x, t)``, shape (B, H, D).
-            before: Of the step before, for a solver that looks back; None on the first step.
+            velocity: the field.
+            x: state at t, shape (B, H, D).
+            t: time at the start of the step.
+            dt: signed length of the step; negative, because time runs from 1 to 0.
+            v_t: `velocity(x, t)`, shape (B, H, D).
+            before: of the step before, for a solver that looks back; None on the first step.
 
         Returns:
             The change of x, shape (B, H, D).
         """
 
     def step(self, velocity: Velocity, x: Tensor, t: float, t_next: float) -> Tensor:
-        """State at ``t_next`` from the state at ``t``, with no step before it.
+        """State at `t_next` from the state at `t`, with no step before it.
 
         Args:
-            velocity: The field.
-            x: State at t, shape (B, H, D).
-            t: Time at the start of the step, in [0, 1].
-            t_next: Time at its end; smaller than t on the way to the action.
+            velocity: the field.
+            x: state at t, shape (B, H, D).
+            t: time at the start of the step, in [0, 1].
+            t_next: time at its end; smaller than t on the way to the action.
 
         Returns:
             State at t_next, shape (B, H, D).
@@ -84,20 +84,20 @@ class Solver(ABC):
     ) -> Tensor:
         """Carry noise from t = 1 to the endpoint at t = 0.
 
-        On the uniform grid, Euler's arithmetic is that of LeRobot's ``euler_integrate``, operation by operation.
+        On the uniform grid, Euler's arithmetic is that of LeRobot's `euler_integrate`, operation by operation.
 
         Args:
-            velocity: The field.
-            noise: State at t = 1, shape (B, H, D).
-            num_steps: Number of steps, at least 1.
-            grid_power: How the steps are graded, see ``grids.time_grid``.
-            callback: Called as each step starts; it costs no evaluation.
+            velocity: the field.
+            noise: state at t = 1, shape (B, H, D).
+            num_steps: number of steps, at least 1.
+            grid_power: how the steps are graded, see `grids.time_grid`.
+            callback: called as each step starts; it costs no evaluation.
 
         Returns:
             The endpoint, shape (B, H, D).
 
         Raises:
-            UserError: If num_steps is not a whole number above 0, or grid_power not a number above 0.
+            UserError: if num_steps is not a whole number above 0, or grid_power not a number above 0.
         """
         x = noise
         before: Slope | None = None
@@ -113,16 +113,16 @@ class Solver(ABC):
         """All states on the way, from the noise to the endpoint.
 
         Args:
-            velocity: The field.
-            noise: State at t = 1, shape (B, H, D).
-            num_steps: Number of steps, at least 1.
-            grid_power: How the steps are graded, see ``grids.time_grid``.
+            velocity: the field.
+            noise: state at t = 1, shape (B, H, D).
+            num_steps: number of steps, at least 1.
+            grid_power: how the steps are graded, see `grids.time_grid`.
 
         Returns:
             Shape (num_steps + 1, B, H, D): the noise first, the endpoint last.
 
         Raises:
-            UserError: If num_steps is not a whole number above 0, or grid_power not a number above 0.
+            UserError: if num_steps is not a whole number above 0, or grid_power not a number above 0.
         """
         states: list[Tensor] = []
         endpoint = self.integrate(
@@ -135,7 +135,7 @@ class Solver(ABC):
         return torch.stack([*states, endpoint])
 
     def nfe(self, num_steps: int) -> int:
-        """Network evaluations that ``integrate`` makes with this number of steps."""
+        """Network evaluations that `integrate` makes with this number of steps."""
         return self.nfe_to_start + self.nfe_per_step * num_steps
 
     def num_steps_for(self, nfe: int) -> int | None:
@@ -226,13 +226,13 @@ def get_solver(name: str) -> Solver:
     """The solver of this name.
 
     Args:
-        name: A key of ``SOLVERS``.
+        name: a key of `SOLVERS`.
 
     Returns:
         An instance; solvers have no state.
 
     Raises:
-        UserError: If no solver has this name.
+        UserError: if no solver has this name.
     """
     if name not in SOLVERS:
         raise UserError(f"solver is {name!r}; choose one of {', '.join(SOLVERS)}.")
@@ -243,8 +243,8 @@ def time_tensor(t: float, x: Tensor) -> Tensor:
     """The time t once per sample of x, as LeRobot's networks expect it.
 
     Args:
-        t: A time; values below 0, which rounding can leave at the end of a grid, become 0.
-        x: Shape (B, ...).
+        t: a time; values below 0, which rounding can leave at the end of a grid, become 0.
+        x: shape (B, ...).
 
     Returns:
         float32, shape (B,), on the device of x.

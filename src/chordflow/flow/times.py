@@ -1,6 +1,6 @@
 """Distributions of the training time t in [0, 1], where t = 1 is noise and t = 0 is the action.
 
-Every sample is a pure function of the generator it is given: ``torch.distributions`` draws from the global
+Every sample is a pure function of the generator it is given: `torch.distributions` draws from the global
 generator, so it is not used here. Samples are drawn in float64 on the generator's own device, then rounded
 to float32 and moved: with a generator on the CPU a seed means the same times on every accelerator.
 
@@ -24,9 +24,9 @@ class TimeDistribution(ABC):
         """Draw n independent times.
 
         Args:
-            n: Number of times.
-            generator: The only source of randomness.
-            device: Where the result goes; the generator's device by default.
+            n: number of times.
+            generator: the only source of randomness.
+            device: where the result goes; the generator's device by default.
 
         Returns:
             Times in [0, 1], float32, shape (n,).
@@ -43,13 +43,13 @@ class TimeDistribution(ABC):
         """Probability density at t.
 
         Args:
-            t: Times in [0, 1], any shape.
+            t: times in [0, 1], any shape.
 
         Returns:
-            The density, float64, in the shape of ``t``.
+            The density, float64, in the shape of `t`.
 
         Raises:
-            NotImplementedError: If the law has no density because some times have a probability of their own.
+            NotImplementedError: if the law has no density because some times have a probability of their own.
         """
 
 
@@ -67,15 +67,15 @@ class Uniform(TimeDistribution):
 
 @dataclass(frozen=True)
 class Beta(TimeDistribution):
-    """``scale * Beta(alpha, beta) + offset``; the defaults are those of LeRobot's flow-matching policies.
+    """`scale * Beta(alpha, beta) + offset`; the defaults are those of LeRobot's flow-matching policies.
 
-    Source: Black et al. 2024 (pi0, arXiv 2410.24164), appendix B; LeRobot's ``sample_time_beta``.
+    Source: Black et al. 2024 (pi0, arXiv 2410.24164), appendix B; LeRobot's `sample_time_beta`.
 
     Attributes:
-        alpha: First shape parameter, positive. Larger values move mass towards t = 1.
-        beta: Second shape parameter, positive. Larger values move mass towards t = 0.
-        scale: Width of the interval of possible times, positive.
-        offset: Its lower end, at least 0; ``offset + scale`` is at most 1.
+        alpha: first shape parameter, positive. Larger values move mass towards t = 1.
+        beta: second shape parameter, positive. Larger values move mass towards t = 0.
+        scale: width of the interval of possible times, positive.
+        offset: its lower end, at least 0; `offset + scale` is at most 1.
     """
 
     alpha: float = 1.5
@@ -110,13 +110,13 @@ class Beta(TimeDistribution):
 
 @dataclass(frozen=True)
 class LogitNormal(TimeDistribution):
-    """``sigmoid(mean + std * normal)``: mass in the middle for std near 1, at both ends for std above 2.
+    """`sigmoid(mean + std * normal)`: mass in the middle for std near 1, at both ends for std above 2.
 
     Source: Esser et al. 2024 (arXiv 2403.03206), section 3.1.
 
     Attributes:
-        mean: Mean of logit(t); positive values move mass towards t = 1.
-        std: Standard deviation of logit(t), positive.
+        mean: mean of logit(t); positive values move mass towards t = 1.
+        std: standard deviation of logit(t), positive.
     """
 
     mean: float = 0.0
@@ -143,14 +143,14 @@ class LogitNormal(TimeDistribution):
 
 @dataclass(frozen=True)
 class UShaped(TimeDistribution):
-    """Mass at both ends: density proportional to ``exp(a * s) + exp(-a * s)`` with ``s = t - 1/2``.
+    """Mass at both ends: density proportional to `exp(a * s) + exp(-a * s)` with `s = t - 1/2`.
 
     Source: Lee et al. 2024 (arXiv 2405.20320), section 4, with a = 4. The paper prints the formula in t
     itself, which on [0, 1] would rise throughout; measured from the middle it is the U that the text
-    describes, and the mixture of ``exp(a * t)`` and ``exp(a * (1 - t))`` that the authors' code draws.
+    describes, and the mixture of `exp(a * t)` and `exp(a * (1 - t))` that the authors' code draws.
 
     Attributes:
-        a: Steepness, positive. The density at the ends is cosh(a / 2) times that in the middle.
+        a: steepness, positive. The density at the ends is cosh(a / 2) times that in the middle.
     """
 
     a: float = 4.0
@@ -174,13 +174,13 @@ class UShaped(TimeDistribution):
 
 @dataclass(frozen=True)
 class Exponential(TimeDistribution):
-    """Density proportional to ``ratio ** t``: above 1 it leans to noise, below 1 to the action.
+    """Density proportional to `ratio ** t`: above 1 it leans to noise, below 1 to the action.
 
     Source: Kim et al. 2024 (Simple ReFlow, arXiv 2410.07815), with ratio 10. Their t = 1 is taken to be noise, as
     it is here: they divide a denoiser's error by t to have a velocity's.
 
     Attributes:
-        ratio: How many times as likely noise is as the action, positive and not 1.
+        ratio: how many times as likely noise is as the action, positive and not 1.
     """
 
     ratio: float = 10.0
@@ -204,15 +204,15 @@ class Exponential(TimeDistribution):
 
 @dataclass(frozen=True)
 class PointMassMixture(TimeDistribution):
-    """One time with a probability of its own, and another law for the rest.
+    """One time with a fixed probability, and another law for the rest.
 
     With the defaults half of the samples lie at t = 1, the only time that a one-step student visits, and
     half are uniform, which keeps larger step counts usable.
 
     Attributes:
-        weight: Probability of the time ``at``, in [0, 1].
-        at: That time, in [0, 1].
-        base: Law of the remaining samples.
+        weight: probability of the time `at`, in [0, 1].
+        at: that time, in [0, 1].
+        base: law of the remaining samples.
     """
 
     weight: float = 0.5
@@ -230,10 +230,10 @@ class PointMassMixture(TimeDistribution):
         return torch.where(at_point, self.at, self.base._sample(n, generator))
 
     def density(self, t: Tensor) -> Tensor:
-        """Not defined: a time with a probability of its own has no density.
+        """Not defined: a time with a fixed probability has no density.
 
         Raises:
-            NotImplementedError: Always, unless ``weight`` is 0.
+            NotImplementedError: always, unless `weight` is 0.
         """
         if self.weight == 0.0:
             return self.base.density(t)

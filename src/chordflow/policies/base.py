@@ -26,7 +26,7 @@ Batch = dict[str, Any]
 
 
 class Role(StrEnum):
-    """The parts of a policy in which freezing and initialising are told."""
+    """The parts of a policy that are frozen, trained or initialised together."""
 
     VISION = "vision"
     LANGUAGE = "language"
@@ -44,8 +44,8 @@ class ChunkSpec:
     Attributes:
         horizon: H, the number of actions in a chunk.
         padded_dim: D, the dimensions that the network denoises.
-        action_dim: A, the leading dimensions that the robot uses.
-        num_executed: actions of a chunk that are run before the next one is asked for.
+        action_dim: a, the leading dimensions that the robot uses.
+        num_executed: actions of a chunk that run before the next chunk is computed.
         first_executed: how many of its leading actions lie in the past when the chunk arrives and are never
             run; above 0 where a policy looks at several past observations and predicts from the first on.
         real_horizon: how many of its leading actions are trained and can be run at all, where that is not
@@ -116,7 +116,7 @@ class FlowPolicy(ABC):
         module: the policy itself, an `nn.Module`.
         config_assets: fields of `config.json` that name a model outside the checkpoint.
         processor_assets: fields of the processors' steps that do.
-        default_train_roles: the parts that a student trains unless it is told otherwise.
+        default_train_roles: the parts that a student trains by default.
         rename_map: what `load_flow_policy` was given of that name.
         replaced_rename_map: what the checkpoint's own preprocessor renames where `rename_map` took its place.
         needs_every_camera: whether LeRobot's code of this family stops where one of the config's cameras is absent.
@@ -217,7 +217,7 @@ class FlowPolicy(ABC):
         return roles
 
     def fresh(self, roles: Iterable[Role], seed: int) -> None:
-        """Initialises the parameters of `roles` anew, as the family's own constructor would, from `seed`."""
+        """Initialises the parameters of `roles` again, as the family's own constructor would, from `seed`."""
         chosen = set(roles)
         # Constructors of torch draw from the global generator; the caller's stream is left as it was.
         with torch.random.fork_rng(devices=[]):
@@ -241,7 +241,7 @@ class FlowPolicy(ABC):
 
     @torch.no_grad()
     def begin_pretrained(self) -> None:
-        """Puts the weights of `pretrained_vlm` in the place of its own.
+        """Replaces the weights of its VLM with those of `pretrained_vlm`.
 
         Raises:
             UserError: if there are none.

@@ -82,7 +82,7 @@ def load_flow_policy(
         revision: of a Hub id.
         rename_map: observation keys of the data to keys of the policy, as LeRobot's `--rename_map`.
         field: the option that the path came from, for messages.
-        weights_of: a folder whose weights are loaded in the place of the checkpoint's own, which may have none.
+        weights_of: a folder whose weights are loaded instead of the checkpoint's own, which may have none.
 
     Returns:
         The policy in evaluation mode.

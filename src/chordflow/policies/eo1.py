@@ -59,7 +59,7 @@ class EO1FlowPolicy(LeRobotFlowPolicy):
     processor_assets: ClassVar[tuple[str, ...]] = ("processor_name",)
     steps_field: ClassVar[str] = "num_denoise_steps"
     encoded_once: ClassVar[str] = "keys and values of images, state and language"
-    # The backbone is the expert. A student that trains it has contexts of its own, which each step encodes anew;
+    # The backbone is the expert. A student that trains it encodes its own contexts again at each step;
     # with `action_head` alone it keeps the teacher's backbone and shares the teacher's, which is cheap.
     default_train_roles: ClassVar[tuple[Role, ...]] = (Role.LANGUAGE, Role.ACTION_HEAD)
 
@@ -141,7 +141,7 @@ class EO1FlowPolicy(LeRobotFlowPolicy):
 
     def build_fresh(self) -> nn.Module:
         """A policy of the same config; its vision-language model is random too."""
-        # The constructor fetches the weights of `vlm_base` unless it is told that a checkpoint's will follow.
+        # The constructor fetches the weights of `vlm_base` unless it knows that a checkpoint's will follow.
         with quiet_stdout():
             return self.policy_class(replace(self.config, pretrained_path=Path(self.config.vlm_base)))
 

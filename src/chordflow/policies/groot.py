@@ -1,6 +1,6 @@
 """The adapter for GR00T N1.7 (of the N1 line: Bjorck et al. 2025, arXiv 2503.14734).
 
-GR00T runs the other way (t = 0 noise, v = action - noise) and tells its network the time in 1000 whole buckets:
+GR00T runs the other way (t = 0 noise, v = action - noise) and passes the time to its network in 1000 whole buckets:
 `native_time` and `canonical` convert the first, `_buckets` does the second. A Qwen3-VL turns images and language
 into features once; a diffusion transformer reads them and the encoded state at every step.
 

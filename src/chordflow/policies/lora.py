@@ -33,11 +33,11 @@ from chordflow.policies.files import (
 )
 
 MERGED = Path(HF_HOME) / "chordflow" / "merged"
-"""One folder for each adapter on each base; whoever needs the room may delete it."""
+"""One folder for each adapter on each base; it can be deleted."""
 
 
 def merged_checkpoint(folder: Path, field: str, load: Callable[[Path], nn.Module]) -> Path:
-    """The checkpoint that an adapter and its base make together, made anew where a file of either has changed.
+    """The checkpoint that an adapter and its base make together, made again where a file of either has changed.
 
     Args:
         folder: the adapter's.

@@ -76,7 +76,7 @@ class MultiTaskDiTFlowPolicy(LeRobotFlowPolicy):
             horizon=config.horizon,
             padded_dim=dim,
             action_dim=dim,
-            # The stock policy cuts its chunk likewise, and asks for the next one when it is used up.
+            # The stock policy cuts its chunk in the same way, and computes the next one when it is used up.
             num_executed=min(config.n_action_steps, config.horizon - first),
             first_executed=first,
         )
@@ -110,7 +110,7 @@ class MultiTaskDiTFlowPolicy(LeRobotFlowPolicy):
         """Demonstrations, valid inside the episode where the family's own loss masks what lies outside.
 
         Raises:
-            UserError: where paths end beside the demonstrations.
+            UserError: where `sigma_min` ends paths beside the demonstrations, not at them.
         """
         if self.config.sigma_min > 0:
             raise UserError(

@@ -32,7 +32,7 @@ _EXPERT = "paligemma_with_expert.gemma_expert."
 
 @dataclass(frozen=True)
 class PI0Context(PrefixContext):
-    """An encoded prefix, and the state that the expert reads beside it.
+    """An encoded prefix, and the state that the expert reads as well.
 
     Attributes:
         state: (B, S), normalised and padded with zeros.

@@ -1,7 +1,7 @@
 """The adapter for pi0.5 (Physical Intelligence 2025, arXiv 2504.16054).
 
 pi0's network with two differences: the checkpoint's preprocessor writes the state into the prompt, so a
-context needs nothing beside the prefix's keys and values, and time reaches the expert through adaptive norms.
+context needs only the prefix's keys and values, and time reaches the expert through adaptive norms.
 
 Shapes: B batch, H chunk size, D = max_action_dim.
 """

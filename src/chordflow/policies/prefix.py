@@ -39,7 +39,7 @@ class PrefixContext(TensorContext):
         return torch.stack(layers, dim=1)
 
     def cache(self) -> DynamicCache:
-        """A cache object of its own for one velocity call.
+        """A new cache object for one velocity call.
 
         Policies append to the cache that they are given, or replace its tensors; with a fresh object for each
         call the context stays as it was, and no graph is kept alive through it.

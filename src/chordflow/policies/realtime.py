@@ -1,6 +1,6 @@
 """Real-time chunking (Black et al. 2025, arXiv 2506.07339) as LeRobot does it, right at few steps.
 
-While a chunk is computed the robot goes on with the previous one. The new chunk is guided towards the
+While a chunk is computed the robot continues with the previous one. The new chunk is guided towards the
 actions of the previous one that are not yet executed, so that the two join. LeRobot's guidance is tuned to
 ten Euler steps; `guidance_weight` makes it follow the number of steps.
 
@@ -38,7 +38,7 @@ def guidance_weight(
 
     At time t, where t = 1 is noise, LeRobot's `RTCProcessor.denoise_step` foresees the endpoint
     `x_t - t v`, takes its error `e = w * (left over - foreseen)` with the prefix weights w, and follows
-    `v - g e` in place of v, where `g = min(max, ((1 - t)^2 + t^2) / (t (1 - t)))`. The fraction is infinite at
+    `v - g e` instead of v, where `g = min(max, ((1 - t)^2 + t^2) / (t (1 - t)))`. The fraction is infinite at
     t = 1, so the first step has g = max. A step of length 1/n then moves x, and with it the endpoint that
     is foreseen, by `max / n * e`: with max = n exactly onto what is left over (where w = 1), with less only
     part of the way, with more beyond it. As g never exceeds max, neither does any later step overshoot.

@@ -41,6 +41,18 @@ _ADAPTERS = {
     "smolvla": _Own("chordflow.policies.smolvla:SmolVLAFlowPolicy", "smolvla"),
 }
 
+_LACKS_ADAPTER = "it fits the interface and only lacks an adapter"
+WITHOUT_ADAPTER = {
+    "evo1": _LACKS_ADAPTER,
+    "fastwam": "its sampler walks a warped time grid and takes every chunk's noise from one seed",
+    "lingbot_va": "it denoises a video before the actions, over a cache that holds the whole episode",
+    "molmoact2": _LACKS_ADAPTER,
+    "vla_jepa": _LACKS_ADAPTER,
+    "wall_x": "no field of its config holds the number of steps",
+    "xvla": "every step mixes its prediction with the first noise, so its sampler solves no ODE",
+}
+"""LeRobot's other flow-matching families, and what stands in the way; docs/families.md says more of each."""
+
 
 def own_families() -> dict[str, str]:
     """The families whose adapters are chordflow's own, sorted, and the extra of LeRobot's that each needs."""
@@ -85,11 +97,11 @@ def adapter_for(family: str, source: str = "") -> type[FlowPolicy]:
     except Exception as error:
         raise UserError(
             f"{where}, whose adapter {point.value} of {_distribution(point)} cannot be imported ({reason(error)}); "
-            "mend or uninstall that distribution."
+            "repair or uninstall that distribution."
         ) from error
     if fault := _fault(adapter, family):
         raise UserError(
-            f"{where}, whose adapter {point.value} of {_distribution(point)} {fault}; mend or uninstall that "
+            f"{where}, whose adapter {point.value} of {_distribution(point)} {fault}; repair or uninstall that "
             "distribution."
         )
     return adapter
@@ -98,7 +110,7 @@ def adapter_for(family: str, source: str = "") -> type[FlowPolicy]:
 def missing_packages(family: str, where: str, error: BaseException) -> UserError:
     """The sentence for a family whose packages are not installed."""
     own = _ADAPTERS.get(family)
-    # LeRobot goes on with a command of its own, for an extra that may be spelt otherwise.
+    # LeRobot's message continues with its own command, whose extra may have another name.
     what = reason(error).split(". ")[0]
     remedy = (
         f'install them with: pip install "lerobot[{own.extra}]=={lerobot.__version__}"'
@@ -115,12 +127,9 @@ def _load(path: str) -> type[FlowPolicy]:
 
 def _why_not(family: str) -> str:
     """What stands in the way of a family without adapter, and what to do."""
-    from chordflow.policies.obstacles import OBSTACLES
-
     supported = f"give a checkpoint of a family that chordflow supports: {', '.join(supported_families())}."
-    for obstacle in OBSTACLES:
-        if obstacle.family == family:
-            return f"which cannot be reflowed yet ({obstacle.where}: {obstacle.reason}); {supported}"
+    if family in WITHOUT_ADAPTER:
+        return f"which cannot be reflowed yet: {WITHOUT_ADAPTER[family]} (see docs/families.md); {supported}"
     # LeRobot's policies register their configs when this is imported.
     import_module("lerobot.policies")
     if family in PreTrainedConfig.get_known_choices():

@@ -46,7 +46,7 @@ class Sampler:
     def __call__(self, context: Context, noise: Tensor, *, on_step: OnStep | None = None) -> Tensor:
         """The endpoints (B, H, D) of `noise` (B, H, D), all padded dimensions carried along.
 
-        `on_step` is told the state before every step, at no cost.
+        `on_step` receives the state before every step, at no cost.
         """
         solver = get_solver(self.solver)
         return solver.integrate(

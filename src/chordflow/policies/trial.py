@@ -101,7 +101,7 @@ def blank_observation(policy: FlowPolicy, preprocessor: Any) -> dict[str, Any]:
             None,
         )
         if name is not None:
-            # A single step has no axis of its own: SmolVLA's adaptation to Aloha takes none.
+            # A single step has no axis: SmolVLA's adaptation to Aloha takes none.
             steps = (len(indices),) if len(indices) > 1 else ()
             items[name] = value.expand(1, *steps, *value.shape).clone()
     return items

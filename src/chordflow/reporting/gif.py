@@ -14,11 +14,15 @@ from PIL import Image, ImageDraw, ImageFont
 
 from chordflow.errors import UserError
 from chordflow.results.files import write_whole
+from chordflow.results.schema import Clip
 
 Frame = NDArray[np.uint8]
 
 MAX_BYTES = 2_000_000
 """Size that a picture keeps below, by fewer colours first and smaller frames then."""
+
+MAX_CLIP_SIDE, MAX_CLIP_FRAMES, MAX_CLIP_BYTES = 256, 150, 12_000_000
+"""Bounds of a clip of episodes: pixels of a frame, frames of an episode, bytes of the file."""
 
 # Okabe and Ito's green and vermilion; the tick and the cross tell the same without colour.
 SUCCESS, FAILURE, RUNNING = (0, 158, 115), (213, 94, 0), (190, 190, 190)
@@ -194,3 +198,45 @@ def _fitted(label: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     while label and font.getlength(label + "…") > width:
         label = label[:-1]
     return label + "…"
+
+
+Filmed = tuple[int, bool, NDArray[np.uint8] | None]
+"""An episode: its seed, whether it was solved, and its frames, uint8 of shape (T, H, W, 3), where it has any."""
+
+
+def save_clip(
+    columns: Mapping[str, Sequence[Filmed]], folder: Path, name: str, max_bytes: int = MAX_CLIP_BYTES
+) -> Clip:
+    """Draw the episodes that have frames side by side: the run is shown, and not a choice from it.
+
+    Long episodes and large pictures are thinned out.
+
+    Args:
+        columns: Episodes by label; every column has the same starts in the same order.
+        folder: Where the results lie.
+        name: Of the file in it.
+        max_bytes: Size that the file keeps below.
+
+    Returns:
+        What the results say of it.
+    """
+    filmed = {label: [(e[0], e[1], e[2]) for e in run if e[2] is not None] for label, run in columns.items()}
+    outcomes = {label: [success for _, success, _ in run] for label, run in filmed.items()}
+    (folder / name).parent.mkdir(exist_ok=True)
+    save_side_by_side(
+        {label: [_thinned(frames) for *_, frames in run] for label, run in filmed.items()},
+        folder / name,
+        outcomes=outcomes,
+        scale=1,
+        max_bytes=max_bytes,
+    )
+    seeds = [seed for seed, *_ in next(iter(filmed.values()))]
+    return Clip(name, list(columns), seeds, [list(row) for row in zip(*outcomes.values(), strict=True)])
+
+
+def _thinned(frames: NDArray[np.uint8]) -> list[Frame]:
+    """Every k-th frame and pixel, and the last frame."""
+    every = -(-len(frames) // MAX_CLIP_FRAMES)
+    pixel = -(-max(frames.shape[1:3]) // MAX_CLIP_SIDE)
+    kept = list(frames[::every, ::pixel, ::pixel])
+    return kept if (len(frames) - 1) % every == 0 else [*kept, frames[-1, ::pixel, ::pixel]]

@@ -69,16 +69,16 @@ class Column:
         head: its heading.
         parts: figures and their texts; a cell holds the medians over seeds, and below it the ranges.
         own: makes the cell in place of the medians.
-        needs: whether a study has such a column; one in which nothing was measured is left out anyway.
-        narrow: whether a terminal has room for it in this study.
+        needs: the trait of the studies that have such a column; one in which nothing was measured is left out anyway.
+        narrow: the trait of the studies in which a terminal has room for it.
         joint: between the least and the largest.
     """
 
     head: str
     parts: Sequence[tuple[Figure, Callable[[float], str]]] = ()
     own: Callable[[Row], Cell] | None = None
-    needs: Callable[[Study], bool] = lambda _: True
-    narrow: Callable[[Study], bool] = lambda _: False
+    needs: str = "any"
+    narrow: str = ""
     joint: str = "-"
 
     def cell(self, row: Row) -> Cell:
@@ -97,24 +97,15 @@ class Column:
         return Cell("/".join(texts) if any(spread for spread, _ in spreads) else "")
 
 
-def _looks_often(study: Study) -> bool:
-    return len(study.looks) > 1
-
-
-def _chained(study: Study) -> bool:
-    return any(len(chain) > 1 for chain in study.chains)
-
-
-def _plain(study: Study) -> bool:
-    return not _looks_often(study) and not _chained(study)
-
-
-def _always(_: Study) -> bool:
-    return True
-
-
-def _never(_: Study) -> bool:
-    return False
+def _traits(study: Study) -> set[str]:
+    """What decides over columns: several looks, chains, neither; arms that settings make."""
+    found = {"looks"} if len(study.looks) > 1 else set()
+    found |= {"chains"} if any(len(chain) > 1 for chain in study.chains) else set()
+    return {
+        "any",
+        *(found or {"neither"}),
+        *({"settings"} if study.preset not in ("methods", "rounds") else set()),
+    }
 
 
 def _pairs(name: str) -> Figure:
@@ -122,9 +113,9 @@ def _pairs(name: str) -> Figure:
 
     def of(one: Measured) -> float | None:
         pairs = one.look.success[0].versus_teacher if one.look.success else None
-        return (
-            (pairs.difference.value if name == "difference" else pairs.p_value) if pairs is not None else None
-        )
+        if pairs is None:
+            return None
+        return pairs.difference.value if name == "difference" else pairs.p_value
 
     return of
 
@@ -184,10 +175,6 @@ def _small(value: float) -> str:
     return f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
 
 
-def _whole(value: float) -> str:
-    return f"{value:,.0f}".replace(",", " ")
-
-
 def _floor(one: Measured) -> float | None:
     row = one.look.gap(1)
     return row.ratio_to_floor.value if row is not None and row.ratio_to_floor is not None else None
@@ -198,23 +185,23 @@ GAPS = [
     Column(
         f"gap at {n}, %:\nRMS/median/\nflips",
         [(gap(n, name), percentage) for name in ("rms", "median", "flip_rate")],
-        narrow={1: _always, 2: _never, 10: _plain}[n],
+        narrow={1: "any", 10: "neither"}.get(n, ""),
     )
     for n in STEP_COUNTS
 ]
 COLUMNS = [
-    Column("arm", own=lambda row: Cell(row.name), narrow=_always),
-    Column("differs in", own=_differs, needs=lambda study: study.preset in ("beginnings", "reuse", "file")),
-    Column("round", own=_round, needs=_chained, narrow=_always),
-    Column("curvature\n%", [(curvature, percentage)], narrow=_always),
+    Column("arm", own=lambda row: Cell(row.name), narrow="any"),
+    Column("differs in", own=_differs, needs="settings"),
+    Column("round", own=_round, needs="chains", narrow="any"),
+    Column("curvature\n%", [(curvature, percentage)], narrow="any"),
     *GAPS,
     Column("to the floor\nat 1: RMS/\nnearer, %", [(_floor, "{:.2f}".format), (_nearer, percentage)]),
-    Column("steps to {level}:\nRMS; median", own=_reached, needs=_looks_often, narrow=_always),
+    Column("steps to {level}:\nRMS; median", own=_reached, needs="looks", narrow="any"),
     Column("spread\n%", [(diversity("spread"), percentage)]),
     Column("modes\nkept %", [(diversity("modes_kept"), percentage)]),
     Column(
         "success at\none step, %", [(solved, percentage)],
-        own=_acted(lambda row: f"{percentage(row.rate)}{span(row.interval, percentage)}"), narrow=_always,
+        own=_acted(lambda row: f"{percentage(row.rate)}{span(row.interval, percentage)}"), narrow="any",
     ),
     # Figures with a sign are not joined by a dash.
     Column("points to the\nteacher", [(_pairs("difference"), points)], own=_acted(_points), joint=" to "),
@@ -222,14 +209,14 @@ COLUMNS = [
         "p", [(_pairs("p"), p_value)], joint=" to ",
         own=_acted(lambda row: p_value(row.versus_teacher.p_value) if row.versus_teacher is not None else ABSENT),
     ),
-    Column("curvature\nfalls by %", own=_fall("curvature"), needs=_chained),
-    Column("gap at 1\nfalls by %", own=_fall("gap"), needs=_chained),
-    Column("pays\n(seeds)", own=_fall("pays"), needs=_chained, narrow=_always),
-    Column("training\ns", [(lambda one: one.trial and one.trial.training_s, _small)]),
-    Column("samples", [(lambda one: one.trial and one.trial.samples, _whole)], needs=_plain),
-    Column("stock\ncheckpoint", own=_of_arm(lambda arm: "yes" if arm.stock_checkpoint else "no"), needs=_plain),
+    Column("curvature\nfalls by %", own=_fall("curvature"), needs="chains"),
+    Column("gap at 1\nfalls by %", own=_fall("gap"), needs="chains"),
+    Column("pays\n(seeds)", own=_fall("pays"), needs="chains", narrow="any"),
+    Column("training\ns", [(lambda one: getattr(one.trial, "training_s", None), _small)]),
+    Column("samples", [(lambda one: getattr(one.trial, "samples", None), "{:,.0f}".format)], needs="neither"),
+    Column("stock\ncheckpoint", own=_of_arm(lambda arm: "yes" if arm.stock_checkpoint else "no"), needs="neither"),
     Column(
-        "for\nsteps", needs=_plain,
+        "for\nsteps", needs="neither",
         own=_of_arm(lambda arm: "any" if arm.step_counts is None else counted(arm.step_counts)),
     ),
 ]  # fmt: skip
@@ -247,19 +234,15 @@ def render(study: Study, *, verbose: bool | None = None) -> RenderableType:
 
 def markdown(study: Study) -> str:
     """The same content for a document, with all columns; ends with a line break."""
-    blocks = [
-        f"**{escape(headline(study))}**",
-        *(block for section in sections(study) for block in written(section)),
-    ]
-    return (
-        "\n\n".join([*blocks, "\n".join(f"- {name}: {escape(value)}" for name, value in facts(study))]) + "\n"
-    )
+    blocks = [block for section in sections(study) for block in written(section)]
+    lines = [f"- {name}: {escape(value)}" for name, value in facts(study)]
+    return "\n\n".join([f"**{escape(headline(study))}**", *blocks, "\n".join(lines)]) + "\n"
 
 
 def sections(study: Study) -> list[Section]:
     """All tables: the arms after all training, then gap, loss and success by look where there are several."""
     found = [table(study)]
-    if _looks_often(study):
+    if len(study.looks) > 1:
         found += [
             _by_look(study, "gap", "Gap at one step, RMS, %", gap(), percentage),
             _by_look(study, "loss", "Training loss", loss, "{:.3g}".format),
@@ -268,17 +251,15 @@ def sections(study: Study) -> list[Section]:
     return [section for section in found if section.rows]
 
 
-def table(study: Study, *, ranges: bool = True, heads: Sequence[str] | None = None) -> Section:
+def table(study: Study, *, ranges: bool = True) -> Section:
     """The table: the untrained teacher, then a row for each arm and each round of a chain.
 
     Args:
         study: what was measured.
         ranges: whether a second row shows the least and the largest over several seeds.
-        heads: of the columns to show, without line breaks; by default all that the study has.
     """
-    columns = [column for column in COLUMNS if column.needs(study)]
-    if heads is not None:
-        columns = [column for column in columns if column.head.replace("\n", " ") in heads]
+    traits = _traits(study)
+    columns = [column for column in COLUMNS if column.needs in traits]
     rows = [*_teacher(study), *_rows(study)]
     below = (
         "Gap: distance to the converged ODE of the study's teacher from the same noise, relative to the spread of its "
@@ -291,8 +272,8 @@ def table(study: Study, *, ranges: bool = True, heads: Sequence[str] | None = No
         "study",
         f"Students after {budget(study)} each",
         [column.head.replace("{level}", level(study)) for column in columns],
-        left=1 + any(column.head == "differs in" for column in columns),
-        wide={place for place, column in enumerate(columns) if not column.narrow(study)},
+        left=1 + ("settings" in traits),
+        wide={place for place, column in enumerate(columns) if column.narrow not in traits},
         below=below + " Ranges, further columns and figures by look: study.md." * (not ranges),
     )
     for row in rows:
@@ -305,8 +286,10 @@ def table(study: Study, *, ranges: bool = True, heads: Sequence[str] | None = No
 def _teacher(study: Study) -> list[Row]:
     """The free alternative, which stands above every student: at one step, then success at two and as deployed."""
     teacher, found = study.untrained, []
-    acted = {row.num_steps: row for row in (teacher.success if teacher else []) if row.group == "all"}
-    for n in sorted({1, 2, teacher.num_steps}) if teacher is not None else []:
+    if teacher is None:
+        return []
+    acted = {row.num_steps: row for row in teacher.success if row.group == "all"}
+    for n in sorted({1, 2, teacher.num_steps}):
         figures, success = teacher.figures if n == 1 else None, [acted[n]] if n in acted else []
         name = f"- {'deployed, ' * (n == teacher.num_steps)}at {steps(n)}" if n > 1 else "teacher, untrained"
         if n == 1 or success:
@@ -333,9 +316,8 @@ def _by_look(study: Study, key: str, title: str, of: Figure, text: Callable[[flo
     for arm in study.arms:
         spreads = [over_seeds(study, arm, of, mark) for mark in study.looks]
         if any(spreads):
-            section.add(
-                clean(arm.way), *(figure(text(s.middle), s.middle) if s else absent() for s in spreads)
-            )
+            medians = [figure(text(s.middle), s.middle) if s else absent() for s in spreads]
+            section.add(clean(arm.way), *medians)
         if any(s.count > 1 for s in spreads if s):
             texts = [f"{text(s.low)}-{text(s.high)}" if s else ABSENT for s in spreads]
             section.add("- least to largest", *texts)
@@ -353,7 +335,7 @@ def facts(study: Study) -> list[tuple[str, str]]:
         lines.append(("gap of the teacher as deployed (the floor)", text))
     lines.append(("each arm", f"{budget(study)}; seeds {', '.join(map(str, study.seeds))}"))
     lines += [(clean(arm.way), budget(study, arm)) for arm in study.arms if arm.steps is not None]
-    if _chained(study):
+    if "chains" in _traits(study):
         lines.append(("a round pays", (
             f"if curvature or the gap at one step falls by {percent(study.least_gain)} or more and the gap does not "
             "grow: by the medians over seeds, and in brackets in how many seeds by themselves"
@@ -361,12 +343,7 @@ def facts(study: Study) -> list[tuple[str, str]]:
     if teacher is not None and teacher.figures.diversity:
         lines.append(("observations with several modes", str(teacher.figures.diversity[0].several)))
     if same is not None:
-        text = (
-            "the same to the bit for all arms of a seed"
-            if same
-            else "not the same to the bit for all arms of a seed"
-        )
-        lines.append(("couplings", text))
+        lines.append(("couplings", f"{'' if same else 'not '}the same to the bit for all arms of a seed"))
     lines += [("left out", f"{clean(left.name)}: {clean(left.reason)}") for left in study.left_out]
     if study.held_out is not None:
         lines.append(("held out", held_out(study.held_out)))

@@ -56,7 +56,7 @@ def _may_replace(results: Results, name: PolicyName, num_steps: int) -> str | No
     paired = row.versus_teacher if row is not None else None
     fixed = row.noninferiority if row is not None else None
     deployed = results.success_of(TEACHER, results.teacher_num_steps)
-    rates = ""
+    rates, decision = "", ""
     if row is not None:
         teacher = deployed.rate if deployed is not None else None
         if paired is not None:

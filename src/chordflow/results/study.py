@@ -34,10 +34,6 @@ OLD_KINDS = {"compare": "methods", "study init": "beginnings", "study rounds": "
 Preset = Literal["methods", "beginnings", "rounds", "reuse", "file"]
 """The question: which preset made the arms, or a file that names them."""
 
-Origin = Literal["own", "recipe", "method", "preset"]
-"""`own`: settings that the user gave; `recipe`: one of chordflow's; `method`: a method as it is by default; `preset`:
-made by the options of a preset."""
-
 
 @dataclass(frozen=True)
 class Arm:
@@ -46,8 +42,6 @@ class Arm:
     Attributes:
         name: of its folder and its rows.
         way: what a table calls it; all rounds of one chain share it, but the rounds that several chains share.
-        origin: where its settings are from.
-        about: what it is, in a sentence; empty for the user's own.
         differs: the settings in which it differs from the shared ones, by dotted name.
         settings: all settings of its training but budget and seed, nested.
         method: its `method.type`.
@@ -59,8 +53,6 @@ class Arm:
 
     name: str
     way: str
-    origin: Origin
-    about: str
     differs: dict[str, Any]
     settings: dict[str, Any]
     method: str
@@ -275,13 +267,13 @@ class Study(RecordFile):
     schema_version: int = SCHEMA_VERSION
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: str | Path) -> Self:
         """Reads a file that `save` wrote.
 
         Raises:
             UserError: if it is missing, damaged, of an older or a newer layout, or something else.
         """
-        if kind_of(path) in OLD_KINDS:
+        if kind_of(Path(path)) in OLD_KINDS:
             raise UserError(
                 f"{path} is of an older layout; convert it with: "
                 f"python scripts/convert_study.py {shlex.quote(str(path))}"
@@ -348,7 +340,7 @@ def joined(studies: Sequence[Study]) -> Study:
             own = replace(arm, teacher=names[arm.teacher], steps=None if steps == first.steps else steps)
             if all(own.name != known.name for known in arms):
                 arms.append(own)
-            elif all(replace(own, about=known.about, origin=known.origin) != known for known in arms):
+            elif own not in arms:
                 own = replace(own, name=f"{arm.name} ({number})", way=f"{arm.way} ({number})")
                 arms.append(own)
             names[arm.name] = own.name

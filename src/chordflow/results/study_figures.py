@@ -194,11 +194,17 @@ def judged(study: Study, chain: Sequence[Arm], place: int) -> Judged | None:
     found, arms = standings(study, chain), [None, *chain]
     pairs = [[_standing(study, arm, s) for arm in arms[place : place + 2]] for s in whole_seeds(study, chain)]
     pays = [gain(before, after, study.least_gain).pays for before, after in pairs if before and after]
-    return Judged(gain(*found[place : place + 2], study.least_gain), sum(pays), len(pays)) if found else None
+    return (
+        Judged(gain(found[place], found[place + 1], study.least_gain), sum(pays), len(pays))
+        if found
+        else None
+    )
 
 
 def _standing(study: Study, arm: Arm | None, seed: int) -> Standing | None:
+    """What a seed's student of an arm stands at, or the untrained teacher; None where it is not measured."""
     trial = study.trial(arm.name, seed) if arm is not None else None
-    figures = study.untrained and study.untrained.figures if arm is None else trial and trial.last.figures
+    of = trial.last if trial is not None else study.untrained if arm is None else None
+    figures = of.figures if of is not None else None
     row = figures.gap(1) if figures is not None else None
     return Standing(figures.curvature, row.rms) if figures is not None and row is not None else None

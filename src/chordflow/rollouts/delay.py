@@ -17,11 +17,12 @@ Shapes: H chunk size, A action dimension, N executed actions of a round.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from chordflow.checks import check_choice, check_range
 from chordflow.errors import UserError
 from chordflow.policies import ChunkSpec
 from chordflow.results.episodes import DelayMode
@@ -57,14 +58,9 @@ class Execution:
 
     def check(self, chunk: ChunkSpec, executed: int) -> None:
         """Raises UserError for a delay that cannot be, or that chunks of this size and K do not bridge."""
-        for name, value, known in (
-            ("mode", self.mode, ("none", "sync", "async", "rtc")),
-            ("hold", self.hold, ("zeros", "last")),
-        ):
-            if value not in known:
-                raise UserError(f"{name} is {value!r}; choose one of {', '.join(known)}.")
-        if isinstance(self.delay, bool) or not isinstance(self.delay, int) or self.delay < 0:
-            raise UserError(f"delay is {self.delay!r}; give a whole number of control steps from 0.")
+        check_choice("mode", self.mode, get_args(DelayMode))
+        check_choice("hold", self.hold, get_args(Hold))
+        check_range("delay", self.delay, at_least=0)
         if self.mode == "none" and self.delay:
             raise UserError(f"delay is {self.delay} with mode none; choose the mode sync, async or rtc.")
         if self.max_guidance_weight is not None and self.mode != "rtc":

@@ -24,6 +24,7 @@ from lerobot.utils.random_utils import get_rng_state, set_rng_state, set_seed
 from numpy.typing import NDArray
 from torch import Tensor
 
+from chordflow.checks import check_range
 from chordflow.errors import UserError
 from chordflow.policies import FlowPolicy
 from chordflow.policies.sampling import Sampler
@@ -79,13 +80,9 @@ def run_lerobot_episodes(
         UserError: for impossible arguments, an environment that cannot be made or does not fit the policy, a
             policy that `lerobot-eval` refuses, or an action that is not finite.
     """
-    for name, number, least in (
-        ("seed", seed, 0),
-        ("n_episodes", n_episodes, 1),
-        ("batch_size", batch_size, 1),
-    ):
-        if number < least:
-            raise UserError(f"{name} is {number}; give at least {least}.")
+    check_range("seed", seed, at_least=0)
+    check_range("n_episodes", n_episodes, at_least=1)
+    check_range("batch_size", batch_size, at_least=1)
     count = min(batch_size, n_episodes)
     episodes: list[Episode] = []
     with _seeded(seed), _tasks(env_cfg, count, use_async_envs) as tasks:

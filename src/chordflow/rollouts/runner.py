@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from chordflow.errors import UserError
+from chordflow.checks import check_once
 from chordflow.policies import FlowPolicy
 from chordflow.rollouts.acting import Actor
 from chordflow.rollouts.delay import Execution
@@ -112,7 +112,9 @@ class Runner:
         """
         spent = Timing()
         clock = _Clock()
-        executed = _check_arguments(policy, seeds, n_action_steps, record_frames)
+        check_once("seeds", seeds, at_least=0)
+        executed = policy.chunk.num_executed if n_action_steps is None else n_action_steps
+        policy.chunk.check_executed(executed)
         actor = Actor(policy, self.env_cfg, num_steps, solver, executed, execution, spent, grid_power)
         report = clock.paused(progress) if progress is not None else _ignore
         episodes: dict[EpisodeKey, Episode] = {}
@@ -286,27 +288,3 @@ def evaluation_mode(policy: FlowPolicy) -> Iterator[None]:
         yield
     finally:
         policy.module.train(training)
-
-
-def _check_arguments(
-    policy: FlowPolicy,
-    seeds: Sequence[int],
-    n_action_steps: int | None,
-    record_frames: Collection[int],
-) -> int:
-    """Executed actions of each chunk."""
-    if not seeds:
-        raise UserError("seeds is empty; give at least one episode.")
-    bad = [seed for seed in seeds if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0]
-    if bad:
-        raise UserError(f"seeds holds {bad[0]!r}; give whole numbers of at least 0.")
-    if len(set(seeds)) != len(seeds):
-        raise UserError(f"seeds holds {len(seeds) - len(set(seeds))} repeated numbers; give each seed once.")
-    stray = set(record_frames) - set(seeds)
-    if stray:
-        raise UserError(
-            f"record_frames holds the seed {min(stray)}, which is not among seeds; choose from these."
-        )
-    executed = policy.chunk.num_executed if n_action_steps is None else n_action_steps
-    policy.chunk.check_executed(executed)
-    return executed

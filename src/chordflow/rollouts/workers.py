@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from chordflow import stopping
+from chordflow.checks import check_range
 from chordflow.errors import MACHINE_ERRORS, UserError, ran_out_of_memory, reason
 from chordflow.rollouts.hosts import (
     ChunkOrder,
@@ -130,10 +131,8 @@ def open_host(env_cfg: Any, batch_size: int, num_workers: int = 0) -> Iterator[H
     Raises:
         UserError: for numbers out of range.
     """
-    if batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}; run at least 1 episode at a time.")
-    if num_workers < 0:
-        raise UserError(f"num_workers is {num_workers}; give 0 for this process alone, or more.")
+    check_range("batch_size", batch_size, at_least=1)
+    check_range("num_workers", num_workers, at_least=0)
     # More workers than episodes side by side would only wait.
     workers = min(num_workers, batch_size)
     host: Host = WorkerPool(env_cfg, workers) if workers else LocalHost(env_cfg)

@@ -8,14 +8,13 @@ Shapes: B batch, H chunk size, D padded action dimension.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import draccus
 import torch
 from torch import Tensor
 
-from chordflow.errors import UserError
+from chordflow.checks import check_range
 
 LEAST = 1e-8
 """Losses of a sample below this weigh no more than this one: their gradients are rounding."""
@@ -94,8 +93,7 @@ class PseudoHuber(LossConfig):
     c: float = 0.00054
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.c) and self.c > 0.0):
-            raise UserError(f"loss.c={self.c}: give a number above 0.")
+        check_range("loss.c", self.c, above=0)
 
     def of_samples(self, error: Tensor, valid: Tensor) -> Tensor:
         """The pseudo-Huber distance of each sample as a vector, per entry that counts."""

@@ -6,7 +6,6 @@ the parameter groups.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from chordflow.checks import check_fields, check_range
 from chordflow.errors import UserError
 from chordflow.policies import FlowPolicy
 
@@ -44,11 +44,8 @@ class OptimizerConfig(draccus.ChoiceRegistry):
         return "soap"
 
     def __post_init__(self) -> None:
-        if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise UserError(f"optimizer.lr={self.lr}: give a learning rate above 0.")
-        for name in ("eps", "weight_decay"):
-            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
-                raise UserError(f"optimizer.{name}={getattr(self, name)}: give a number of at least 0.")
+        check_range("optimizer.lr", self.lr, above=0)
+        check_fields(self, "optimizer.", "eps", "weight_decay", at_least=0)
         if not (len(self.betas) == 2 and all(0.0 <= beta < 1.0 for beta in self.betas)):
             raise UserError(f"optimizer.betas={list(self.betas)}: give two numbers from 0 up to but not 1.")
         if not self.grad_clip_norm > 0:
@@ -110,9 +107,7 @@ class SOAPConfig(OptimizerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("precondition_frequency", "max_precondition_dim"):
-            if getattr(self, name) < 1:
-                raise UserError(f"optimizer.{name}={getattr(self, name)}: give at least 1.")
+        check_fields(self, "optimizer.", "precondition_frequency", "max_precondition_dim", at_least=1)
 
     def build(self, parameters: Mapping[str, nn.Parameter], student: FlowPolicy) -> Optimizer:
         """SOAP over all of them."""

@@ -205,7 +205,8 @@ class Training:
             {name: p.detach().clone() for name, p in self.trainable.items()} if config.ema.enable else None
         )
         self.state = TrainingState(self.trainable, self.average, optimizer, scheduler)
-        self.start, self.losses, self.checkpoint = 0, [], resume_from
+        self.start, self.checkpoint = 0, resume_from
+        self.losses: list[float] = []
         if resume_from is not None:
             self.start, self.losses = load_checkpoint(resume_from, self.state)
             _use_settings(self.state, config.optimizer)

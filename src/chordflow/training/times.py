@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import draccus
 
+from chordflow.checks import check_range
 from chordflow.errors import UserError
 from chordflow.flow import times
 
@@ -22,8 +23,7 @@ class TimesConfig(draccus.ChoiceRegistry):
     at_noise: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.at_noise <= 1.0:
-            raise UserError(f"method.times.at_noise={self.at_noise}: give a share from 0 to 1.")
+        check_range("method.times.at_noise", self.at_noise, at_least=0, at_most=1)
         try:
             self.base()
         except UserError as error:

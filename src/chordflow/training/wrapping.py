@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -110,13 +110,7 @@ class Wrapped:
     @contextlib.contextmanager
     def part(self, last: bool) -> Iterator[None]:
         """Around one micro-batch: gradients are exchanged in the last of a step alone."""
-        if isinstance(self.module, FSDPModule):
-            self.module.set_requires_gradient_sync(last)
-            yield
-        elif isinstance(self.module, DistributedDataParallel) and not last:
-            with self.module.no_sync():
-                yield
-        else:
+        with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
             yield
 
     def clip(self, max_norm: float) -> float:

@@ -1,6 +1,6 @@
 """A two-sided task for LeRobot: go round an obstacle by the left, by the right, or any way.
 
-Importing this package registers ``lerobot_env_detour/Detour-v0`` with Gymnasium and ``detour`` with LeRobot.
+Importing this package registers `lerobot_env_detour/Detour-v0` with Gymnasium and `detour` with LeRobot.
 LeRobot's commands import it by themselves once it is installed.
 """
 

@@ -1,4 +1,4 @@
-"""How LeRobot's command line names and builds the environment: ``--env.type=detour``."""
+"""How LeRobot's command line names and builds the environment: `--env.type=detour`."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,9 +18,9 @@ class DetourEnvConfig(EnvConfig):
     Attributes:
         instruction: "go left", "go right" or "go any way" for all episodes; None draws one at each reset
             (25, 25 and 50 percent).
-        image_size: Side of the square image in the observation, in pixels.
-        render_size: Side of the square pictures in videos, in pixels.
-        episode_length: Steps after which an episode is cut off. The expert needs about 14.
+        image_size: side of the square image in the observation, in pixels.
+        render_size: side of the square pictures in videos, in pixels.
+        episode_length: steps after which an episode is cut off. The expert needs about 14.
     """
 
     task: str | None = "Detour-v0"
@@ -50,7 +50,7 @@ class DetourEnvConfig(EnvConfig):
 
     @property
     def gym_kwargs(self) -> dict[str, Any]:
-        """Arguments for ``gymnasium.make``."""
+        """Arguments for `gymnasium.make`."""
         return {
             "instruction": self.instruction,
             "image_size": self.image_size,

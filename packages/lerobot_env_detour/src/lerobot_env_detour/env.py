@@ -22,18 +22,18 @@ FPS = 10
 
 
 class DetourEnv(gym.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
-    """Reach the goal without touching the obstacle that stands in between, by the side that is asked for.
+    """Reach the goal without touching the obstacle that stands in between, by an allowed side.
 
-    Observation: ``pixels``, uint8 of shape (size, size, 3), and ``agent_pos``, float32 of shape (2,).
-    Action: float32 of shape (2,) in [-1, 1], the move in units of ``MAX_STEP``.
+    Observation: `pixels`, uint8 of shape (size, size, 3), and `agent_pos`, float32 of shape (2,).
+    Action: float32 of shape (2,) in [-1, 1], the move in units of `MAX_STEP`.
     Reward: 1 on success, else 0.
 
     An episode ends in success when the goal is reached after the obstacle was passed on an allowed side, and
-    in failure on touching the obstacle or passing it on a forbidden side. ``info`` holds ``is_success``,
-    ``side`` ("left", "right" or "none" so far) and ``outcome`` ("running", "success", "collision" or
+    in failure on touching the obstacle or passing it on a forbidden side. `info` holds `is_success`,
+    `side` ("left", "right" or "none" so far) and `outcome` ("running", "success", "collision" or
     "wrong side").
 
-    Everything is a function of the seed given to ``reset``; the dynamics are deterministic.
+    Everything is a function of the seed given to `reset`; the dynamics are deterministic.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": FPS}
@@ -50,13 +50,13 @@ class DetourEnv(gym.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
         """Make the environment.
 
         Args:
-            instruction: One of ``INSTRUCTIONS`` for all episodes, or None to draw one at each reset.
-            image_size: Side of the square image in the observation, in pixels.
-            render_size: Side of the square image that ``render`` returns, in pixels.
+            instruction: one of `INSTRUCTIONS` for all episodes, or None to draw one at each reset.
+            image_size: side of the square image in the observation, in pixels.
+            render_size: side of the square image that `render` returns, in pixels.
             render_mode: "rgb_array" or None.
 
         Raises:
-            ValueError: If the instruction is unknown or an image is smaller than 16 pixels.
+            ValueError: if the instruction is unknown or an image is smaller than 16 pixels.
         """
         if instruction is not None and instruction not in INSTRUCTIONS:
             raise ValueError(f"instruction is {instruction!r}; it must be one of {list(INSTRUCTIONS)}.")
@@ -83,7 +83,7 @@ class DetourEnv(gym.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
         """The layout of the running episode.
 
         Raises:
-            RuntimeError: If ``reset`` has not been called.
+            RuntimeError: if `reset` has not been called.
         """
         if self._scene is None:
             raise RuntimeError("the environment has no scene yet; call reset first.")
@@ -105,8 +105,8 @@ class DetourEnv(gym.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
         """Begin an episode.
 
         Args:
-            seed: Decides layout and instruction.
-            options: ``{"instruction": ...}`` overrides the instruction of this episode and leaves the layout
+            seed: decides layout and instruction.
+            options: `{"instruction": ...}` overrides the instruction of this episode and leaves the layout
                 as the seed has it; other keys are left to other tools.
         """
         super().reset(seed=seed)
@@ -121,10 +121,10 @@ class DetourEnv(gym.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
     def step(
         self, action: NDArray[np.floating]
     ) -> tuple[dict[str, NDArray[Any]], float, bool, bool, dict[str, Any]]:
-        """Move by ``action * MAX_STEP``, the action clipped to [-1, 1].
+        """Move by `action * MAX_STEP`, the action clipped to [-1, 1].
 
         Args:
-            action: Shape (2,).
+            action: shape (2,).
         """
         scene = self.scene
         before = self._position

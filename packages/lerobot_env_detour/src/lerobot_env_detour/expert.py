@@ -10,7 +10,7 @@ CLEARANCE = 0.55
 FORWARD = 0.13
 """Distance that the expert moves upwards in a step where it does not swerve, in world units."""
 SLOWING = 2.0
-"""How much of ``FORWARD`` is lost to each world unit of sideways movement in a step."""
+"""How much of `FORWARD` is lost to each world unit of sideways movement in a step."""
 GAIN = 0.5
 """Share of the sideways distance to where it wants to be that the expert covers in a step."""
 RETURN_LENGTH = 0.35
@@ -23,16 +23,16 @@ class DetourExpert:
     """Swerves into a lane beside the obstacle at once, passes, and returns to the goal.
 
     On "go any way" the side is a fair coin thrown with the expert's own seed, whatever the layout: nothing
-    that a policy sees tells which side it will be. The swerve is quick at first and then settles, so that
-    the first action already tells the side.
+    that a policy sees shows which side it will be. The swerve is quick at first and then settles, so that
+    the first action already shows the side.
     """
 
     def __init__(self, scene: Scene, seed: int) -> None:
         """Choose the side.
 
         Args:
-            scene: The layout of the episode.
-            seed: Decides the side on "go any way", and the noise on the actions.
+            scene: the layout of the episode.
+            seed: decides the side on "go any way", and the noise on the actions.
         """
         self._rng = np.random.default_rng(seed)
         self._scene = scene
@@ -44,7 +44,7 @@ class DetourExpert:
         """The action at a position.
 
         Args:
-            position: The agent's centre, shape (2,).
+            position: the agent's centre, shape (2,).
 
         Returns:
             Action of shape (2,) in [-1, 1].

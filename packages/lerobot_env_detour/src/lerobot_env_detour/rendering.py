@@ -32,8 +32,8 @@ def draw_ground(scene: Scene, size: int) -> NDArray[np.float32]:
     """Draw what does not move: the ground, the goal and the obstacle.
 
     Args:
-        scene: The layout.
-        size: Side of the image in pixels.
+        scene: the layout.
+        size: side of the image in pixels.
 
     Returns:
         Image of shape (size, size, 3), values from 0 to 255, row 0 at the top of the world.
@@ -49,8 +49,8 @@ def draw_agent(ground: NDArray[np.float32], position: NDArray[np.floating]) -> N
     """Draw the agent on a copy of the ground.
 
     Args:
-        ground: What ``draw_ground`` returned, shape (size, size, 3).
-        position: The agent's centre, shape (2,).
+        ground: what `draw_ground` returned, shape (size, size, 3).
+        position: the agent's centre, shape (2,).
 
     Returns:
         Image of shape (size, size, 3).

@@ -1,4 +1,4 @@
-"""What one episode of the detour task looks like: where things are and what is asked.
+"""What one episode of the detour task looks like: where things are and what the task is.
 
 World coordinates: x grows to the right, y grows upwards, both in [-1, 1]. The agent travels upwards, so its
 left is the side of smaller x.
@@ -27,10 +27,10 @@ class Scene:
     """One layout with its instruction.
 
     Attributes:
-        start: Where the agent begins, ``(x, y)``.
-        goal: Centre of the disc that the agent must reach.
-        obstacle: Centre of the disc that the agent must not touch.
-        instruction: One of ``INSTRUCTIONS``.
+        start: where the agent begins, `(x, y)`.
+        goal: centre of the disc that the agent must reach.
+        obstacle: centre of the disc that the agent must not touch.
+        instruction: one of `INSTRUCTIONS`.
     """
 
     start: tuple[float, float]
@@ -52,11 +52,11 @@ def draw_scene(rng: np.random.Generator, instruction: str | None = None) -> Scen
     The same generator state gives the same layout whether or not the instruction is given.
 
     Args:
-        rng: Source of all randomness.
-        instruction: One of ``INSTRUCTIONS``, or None to draw one (25, 25 and 50 percent).
+        rng: source of all randomness.
+        instruction: one of `INSTRUCTIONS`, or None to draw one (25, 25 and 50 percent).
 
     Raises:
-        ValueError: If the instruction is not one of ``INSTRUCTIONS``.
+        ValueError: if the instruction is not one of `INSTRUCTIONS`.
     """
     drawn = str(rng.choice(INSTRUCTIONS, p=INSTRUCTION_PROBABILITIES))
     obstacle = (rng.uniform(-0.15, 0.15), rng.uniform(-0.08, 0.08))
@@ -71,9 +71,9 @@ def passed_side(before: NDArray[np.floating], after: NDArray[np.floating], scene
     """On which side of the obstacle a move crosses the obstacle's height, or "none" if it does not.
 
     Args:
-        before: Position ``(2,)`` before the move.
-        after: Position ``(2,)`` after the move.
-        scene: The layout.
+        before: position `(2,)` before the move.
+        after: position `(2,)` after the move.
+        scene: the layout.
     """
     height = scene.obstacle[1]
     if not before[1] < height <= after[1]:
@@ -87,9 +87,9 @@ def hits_obstacle(before: NDArray[np.floating], after: NDArray[np.floating], sce
     """Whether the agent's disc touches the obstacle anywhere on the straight move, not just at its end.
 
     Args:
-        before: Position ``(2,)`` before the move.
-        after: Position ``(2,)`` after the move.
-        scene: The layout.
+        before: position `(2,)` before the move.
+        after: position `(2,)` after the move.
+        scene: the layout.
     """
     move_x, move_y = float(after[0] - before[0]), float(after[1] - before[1])
     to_x, to_y = scene.obstacle[0] - float(before[0]), scene.obstacle[1] - float(before[1])

@@ -1,4 +1,4 @@
-"""How LeRobot's command line names and builds the environment: ``--env.type=metaworld_light``."""
+"""How LeRobot's command line names and builds the environment: `--env.type=metaworld_light`."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +9,7 @@ from lerobot.envs.configs import EnvConfig
 from lerobot.utils.constants import ACTION, OBS_IMAGE, OBS_STATE
 
 OBSERVATIONS = {"pixels_agent_pos": 4, "pixels_full": 13}
-"""What ``obs`` may be, and how many numbers ``agent_pos`` then has."""
+"""What `obs` may be, and how many numbers `agent_pos` then has."""
 FPS = 80
 ACTION_DIM = 4
 MAX_EPISODE_LENGTH = 500
@@ -24,14 +24,14 @@ class LightMetaworldConfig(EnvConfig):
     """Options of Meta-World.
 
     Attributes:
-        task: Names of tasks or of LeRobot's groups of tasks (easy, medium, hard, very_hard), joined by commas.
-        obs: What ``agent_pos`` holds beside the picture: pixels_agent_pos is the hand's position and the
+        task: names of tasks or of LeRobot's groups of tasks (easy, medium, hard, very_hard), joined by commas.
+        obs: what `agent_pos` holds: pixels_agent_pos is the hand's position and the
             gripper's opening (4 numbers, as LeRobot's own environment has it); pixels_full has the positions of
             both objects and of the goal as well (13 numbers, in metres).
-        image_size: Side of the square picture in the observation, in pixels.
-        render_size: Side of the square pictures in videos, in pixels.
-        episode_length: Steps after which an episode is cut off, at most 500. The experts need 30 to 330.
-        camera: Which of Meta-World's cameras: corner, corner2, corner3, topview, behindGripper or gripperPOV.
+        image_size: side of the square picture in the observation, in pixels.
+        render_size: side of the square pictures in videos, in pixels.
+        episode_length: steps after which an episode is cut off, at most 500. The experts need 30 to 330.
+        camera: which of Meta-World's cameras: corner, corner2, corner3, topview, behindGripper or gripperPOV.
     """
 
     task: str | None = "reach-v3"
@@ -50,7 +50,7 @@ class LightMetaworldConfig(EnvConfig):
         """Check the options that need no simulator, and fill in the features that follow from them.
 
         Raises:
-            ValueError: If an option is out of range.
+            ValueError: if an option is out of range.
         """
         if self.obs not in OBSERVATIONS:
             raise ValueError(f"env.obs={self.obs}: it must be one of {', '.join(OBSERVATIONS)}.")
@@ -83,11 +83,11 @@ class LightMetaworldConfig(EnvConfig):
     def create_envs(
         self, n_envs: int, use_async_envs: bool = False
     ) -> dict[str, dict[int, gym.vector.VectorEnv]]:
-        """Make ``n_envs`` environments of each task, as {group or task: {number: vector environment}}.
+        """Make `n_envs` environments of each task, as {group or task: {number: vector environment}}.
 
         Raises:
-            ValueError: If a task is unknown; the message has the nearest names.
-            RuntimeError: If MuJoCo's version does not work, or nothing is there to render with.
+            ValueError: if a task is unknown; the message has the nearest names.
+            RuntimeError: if MuJoCo's version does not work, or nothing is there to render with.
         """
         # Meta-World is imported here and not above: LeRobot's commands import this module whatever they do.
         from lerobot_env_metaworld_light.machine import check_machine

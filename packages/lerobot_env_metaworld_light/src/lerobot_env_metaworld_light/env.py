@@ -20,15 +20,15 @@ CORNER2 = [0.75, 0.075, 0.7]
 class LightMetaworldEnv(MetaworldEnv):
     """A task of Meta-World; states, rewards and success are those of LeRobot's environment.
 
-    Observation: ``pixels``, uint8 of shape (size, size, 3), drawn when it is looked at and at the latest before
-    the next step, and ``agent_pos``, float32: the hand's position and the gripper's opening, and with
-    ``obs="pixels_full"`` the positions of the first object, of the second one (zeros where there is none) and
+    Observation: `pixels`, uint8 of shape (size, size, 3), drawn when it is looked at and at the latest before
+    the next step, and `agent_pos`, float32: the hand's position and the gripper's opening, and with
+    `obs="pixels_full"` the positions of the first object, of the second one (zeros where there is none) and
     of the goal.
     Action: float32 of shape (4,) in [-1, 1]: the hand's move in units of 0.01 m, and the gripper's effort.
 
-    The seed given to ``reset`` decides where objects and goal are; an episode is a function of seed and actions,
+    The seed given to `reset` decides where objects and goal are; an episode is a function of seed and actions,
     whatever the environment did before. Without a seed they are drawn from where the generator stands.
-    ``info`` holds ``is_success`` and, in a two-sided task, ``side``. Unlike LeRobot's, the environment does not reset
+    `info` holds `is_success` and, in a two-sided task, `side`. Unlike LeRobot's, the environment does not reset
     itself when an episode ends.
     """
 
@@ -44,15 +44,15 @@ class LightMetaworldEnv(MetaworldEnv):
         """Prepare the environment; the simulator is made at the first reset.
 
         Args:
-            task: Name of the task.
-            obs: One of ``OBSERVATIONS``.
-            image_size: Side of the picture in the observation, in pixels.
-            render_size: Side of the picture that ``render`` returns, in pixels.
-            episode_length: Steps after which an episode is cut off.
-            camera: Name of the camera.
+            task: name of the task.
+            obs: one of `OBSERVATIONS`.
+            image_size: side of the picture in the observation, in pixels.
+            render_size: side of the picture that `render` returns, in pixels.
+            episode_length: steps after which an episode is cut off.
+            camera: name of the camera.
 
         Raises:
-            ValueError: If the task is unknown.
+            ValueError: if the task is unknown.
         """
         own = OWN_TASKS.get(known(task))
         super().__init__(
@@ -88,8 +88,8 @@ class LightMetaworldEnv(MetaworldEnv):
         """Begin an episode.
 
         Args:
-            seed: Decides where things are.
-            options: Ignored.
+            seed: decides where things are.
+            options: ignored.
         """
         self._ensure_env()
         # Gymnasium's own part of a reset; LeRobot's would draw a picture.
@@ -98,7 +98,7 @@ class LightMetaworldEnv(MetaworldEnv):
             self._env.seed(seed)
         self._state, _ = self._env.reset(seed=seed)
         # Meta-World moves goal and objects in the model; until the next step MuJoCo would draw them where they were in
-        # the episode before. Only positions are computed anew, which the next step does in any case.
+        # the episode before. Only positions are computed again, which the next step does in any case.
         mujoco.mj_kinematics(self._env.model, self._env.data)
         self._steps = 0
         return self._observe(), self._info({"is_success": False})
@@ -107,10 +107,10 @@ class LightMetaworldEnv(MetaworldEnv):
         """Take a step of 1/80 s.
 
         Args:
-            action: Shape (4,).
+            action: shape (4,).
 
         Raises:
-            ValueError: If the action has another shape.
+            ValueError: if the action has another shape.
         """
         if np.shape(action) != (4,):
             raise ValueError(f"the action has the shape {np.shape(action)}; it must be (4,).")

@@ -35,7 +35,7 @@ class StockExpert:
         """Make it.
 
         Args:
-            task: Name of the task.
+            task: name of the task.
         """
         self._policy = TASK_POLICY_MAPPING[task]()
 
@@ -98,11 +98,11 @@ def make_expert(task: str, seed: int) -> Expert:
     """The expert of a task for one episode.
 
     Args:
-        task: Name of the task.
-        seed: Decides the side of a two-sided task, and nothing else: nothing that a policy sees tells it.
+        task: name of the task.
+        seed: decides the side of a two-sided task, and nothing else; a policy cannot see it.
 
     Raises:
-        ValueError: If the task is unknown.
+        ValueError: if the task is unknown.
     """
     two_sided = {"reach-round-wall": RoundWallExpert, "push-either-goal": PushEitherGoalExpert}
     if known(task) in two_sided:

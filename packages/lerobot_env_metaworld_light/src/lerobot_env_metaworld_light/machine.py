@@ -19,7 +19,7 @@ def check_machine() -> None:
     """Make sure that environments can be made here, in some milliseconds.
 
     Raises:
-        RuntimeError: If MuJoCo's version does not work, or nothing is there to render with.
+        RuntimeError: if MuJoCo's version does not work, or nothing is there to render with.
     """
     check_mujoco()
     _check_drawing()
@@ -44,7 +44,7 @@ def check_mujoco() -> None:
     """Make sure that MuJoCo's weld constraints are as Meta-World writes them.
 
     Raises:
-        RuntimeError: If not, or if MuJoCo cannot be imported with what it is to render with.
+        RuntimeError: if not, or if MuJoCo cannot be imported with what it is to render with.
     """
     backend()
     try:
@@ -64,10 +64,10 @@ def check_mujoco() -> None:
 
 @cache
 def backend() -> str:
-    """Choose what MuJoCo renders with, before it is imported: ``MUJOCO_GL`` if set, else EGL, else OSMesa.
+    """Choose what MuJoCo renders with, before it is imported: `MUJOCO_GL` if set, else EGL, else OSMesa.
 
     Raises:
-        RuntimeError: If neither is there, naming the packages to install.
+        RuntimeError: if neither is there, naming the packages to install.
     """
     # One thread renders a small picture nine times as fast as Mesa's default of one per core.
     os.environ.setdefault("LP_NUM_THREADS", "1")
@@ -90,10 +90,10 @@ def nothing_to_render_with(reason: str) -> str:
 
 
 def open_context(size: int) -> Any:
-    """The OpenGL context of this process for pictures of up to ``size`` pixels, made once and kept to its end.
+    """The OpenGL context of this process for pictures of up to `size` pixels, made once and kept to its end.
 
     Raises:
-        RuntimeError: If it cannot be made.
+        RuntimeError: if it cannot be made.
     """
     if size not in _contexts:
         _contexts[size] = _make_context(size)

@@ -18,14 +18,14 @@ MAX_GEOMS = 2000
 
 
 class Painter:
-    """Draws all environments of one task; see ``painter``."""
+    """Draws all environments of one task; see `painter`."""
 
     def __init__(self, model: mujoco.MjModel, size: int) -> None:
         """Hand the model's meshes and textures to OpenGL.
 
         Args:
-            model: Of the task.
-            size: Largest side of a picture, in pixels.
+            model: of the task.
+            size: largest side of a picture, in pixels.
         """
         self._context = open_context(size)
         self._context.make_current()
@@ -47,10 +47,10 @@ class Painter:
         """A picture, shape (size, size, 3).
 
         Args:
-            model: Of one environment of the task.
-            data: Of that environment.
-            camera: Name of the camera.
-            size: Side of the picture, in pixels.
+            model: of one environment of the task.
+            data: of that environment.
+            camera: name of the camera.
+            size: side of the picture, in pixels.
         """
         self._context.make_current()
         self._camera.fixedcamid = model.camera(camera).id
@@ -79,12 +79,12 @@ _painters: dict[tuple[str, int], Painter] = {}
 
 
 def painter(task: str, model: mujoco.MjModel, size: int) -> Painter:
-    """The painter of a task, for pictures of up to ``size`` pixels; that of the task before is given up.
+    """The painter of a task, for pictures of up to `size` pixels; that of the task before is given up.
 
     Args:
-        task: Name of the task.
-        model: Of any of its environments.
-        size: Largest side of a picture, in pixels.
+        task: name of the task.
+        model: of any of its environments.
+        size: largest side of a picture, in pixels.
     """
     if (task, size) not in _painters:
         # A suite of fifty tasks would fill the memory with meshes.
@@ -110,8 +110,8 @@ class Observation(dict[str, Any]):
         """Keep what is known.
 
         Args:
-            values: All but ``pixels``.
-            draw: Gives ``pixels``; raises if the environment has moved on.
+            values: all but `pixels`.
+            draw: gives `pixels`; raises if the environment has moved on.
         """
         super().__init__(values, pixels=None)
         self._draw = draw
@@ -128,7 +128,7 @@ class Observation(dict[str, Any]):
         return super(Observation, self.look() if key == "pixels" else self).__getitem__(key)
 
     def get(self, key: str, default: Any = None) -> Any:
-        """One part of it, or ``default``."""
+        """One part of it, or `default`."""
         return super(Observation, self.look() if key == "pixels" else self).get(key, default)
 
     def items(self) -> Any:

@@ -14,9 +14,9 @@ class OwnTask:
     """A task of this package.
 
     Attributes:
-        simulator: Its class.
-        description: The instruction.
-        based_on: The task of Meta-World that it derives from.
+        simulator: its class.
+        description: the instruction.
+        based_on: the task of Meta-World that it derives from.
     """
 
     simulator: type[SawyerXYZEnv]
@@ -40,7 +40,7 @@ def tasks_of(names: str) -> dict[str, list[str]]:
     """The tasks that a list of names joined by commas stands for, by group or task, as LeRobot has it.
 
     Raises:
-        ValueError: If a name is unknown or none is given.
+        ValueError: if a name is unknown or none is given.
     """
     groups = {}
     for name in (part.strip().removeprefix("metaworld-") for part in names.split(",")):
@@ -55,7 +55,7 @@ def known(task: str) -> str:
     """The name of a task, checked.
 
     Raises:
-        ValueError: If it is unknown; the message has the nearest names.
+        ValueError: if it is unknown; the message has the nearest names.
     """
     names = [*STOCK_TASKS, *OWN_TASKS]
     if task in names:

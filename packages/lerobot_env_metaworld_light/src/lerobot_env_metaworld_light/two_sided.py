@@ -33,7 +33,7 @@ class TwoSided(SawyerXYZEnv):
         """Make the simulator.
 
         Args:
-            options: Of Meta-World's class.
+            options: of Meta-World's class.
         """
         super().__init__(**options)
         # What `set_task` does for Meta-World's own tasks.
@@ -73,7 +73,7 @@ class RoundWallEnv(TwoSided, SawyerReachWallEnvV3):
         """Make the simulator.
 
         Args:
-            options: Of Meta-World's class.
+            options: of Meta-World's class.
         """
         super().__init__(**options)
         goal_low, goal_high = (-0.04, 0.86, 0.1), (0.04, 0.92, 0.2)
@@ -134,7 +134,7 @@ class PushEitherGoalEnv(TwoSided, SawyerPushEnvV3):
         """Make the simulator.
 
         Args:
-            options: Of Meta-World's class.
+            options: of Meta-World's class.
         """
         super().__init__(**options)
         # The puck, and the point in the middle between the goals.

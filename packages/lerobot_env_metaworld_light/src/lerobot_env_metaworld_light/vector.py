@@ -13,16 +13,16 @@ from lerobot_env_metaworld_light.tasks import tasks_of
 def make_vector_envs(
     names: str, n_envs: int, use_async_envs: bool, options: dict[str, Any]
 ) -> dict[str, dict[int, gym.vector.VectorEnv]]:
-    """Make ``n_envs`` environments of each task, as {group or task: {number: vector environment}}.
+    """Make `n_envs` environments of each task, as {group or task: {number: vector environment}}.
 
     Args:
-        names: Tasks and groups, joined by commas.
-        n_envs: Environments of each.
-        use_async_envs: Whether they live in processes of their own, started as they are first used.
-        options: Of ``LightMetaworldEnv``.
+        names: tasks and groups, joined by commas.
+        n_envs: environments of each.
+        use_async_envs: whether they live in processes of their own, started as they are first used.
+        options: of `LightMetaworldEnv`.
 
     Raises:
-        ValueError: If a task is unknown.
+        ValueError: if a task is unknown.
     """
     made: dict[str, dict[int, gym.vector.VectorEnv]] = {}
     for group, tasks in tasks_of(names).items():

@@ -13,10 +13,10 @@ from chordflow.checks import check_fields, check_once, check_range
 from chordflow.couplings import TOLERANCE_S, BufferConfig, CouplingConfig, DatasetConfig
 from chordflow.errors import UserError
 from chordflow.evaluation.paired import MeasureConfig
-from chordflow.experiments.config import StudentConfig, TeacherConfig
+from chordflow.experiments.config import CheckpointConfig, StudentConfig
 from chordflow.policies import FlowPolicy
 from chordflow.results.paying import LEAST_GAIN, check_least_gain
-from chordflow.results.study import STEP_COUNTS, LeftOut, Origin, Preset
+from chordflow.results.study import STEP_COUNTS, LeftOut, Preset
 from chordflow.training.methods import MethodConfig, ReflowMethodConfig
 from chordflow.training.optimizers import OptimizerConfig, SOAPConfig
 from chordflow.training.steps import EMAConfig, SchedulerConfig
@@ -94,8 +94,6 @@ class ArmSettings:
         name: of its folder.
         settings: of `chordflow reflow`, nested, in which it differs from the shared ones.
         way: what a table calls it.
-        origin: where its settings are from.
-        about: what it is, in a sentence.
         teacher: the arm that teaches it; None for the study's teacher.
         steps: its budget, where it is not the study's.
         recipe: the name of chordflow's recipe that it is.
@@ -104,8 +102,6 @@ class ArmSettings:
     name: str
     settings: dict[str, Any]
     way: str = ""
-    origin: Origin = "preset"
-    about: str = ""
     teacher: str | None = None
     steps: int | None = None
     recipe: str | None = None
@@ -156,7 +152,7 @@ class StudyConfig:
     SAME_COUPLINGS: ClassVar[bool] = False
     """Whether the couplings of all arms are the same, which a hash then proves."""
 
-    teacher: TeacherConfig
+    teacher: CheckpointConfig
     dataset: DatasetConfig
     output_dir: Path
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
@@ -186,6 +182,7 @@ class StudyConfig:
     measure: StudyMeasureConfig = field(default_factory=StudyMeasureConfig)
 
     def __post_init__(self) -> None:
+        self.teacher.check("teacher")
         if self.steps is not None and self.seconds is not None:
             raise UserError(f"steps={self.steps} and seconds={self.seconds}: give one of the two.")
         if self.seconds is None and self.steps is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,11 @@ from chordflow.experiments.student_results import deployed_steps
 from chordflow.experiments.study.config import ArmSettings, StudyConfig
 from chordflow.experiments.study.presets import OWN
 from chordflow.experiments.train import Job, check
+from chordflow.options import build
 from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint
 from chordflow.results.schema import installed_versions
 from chordflow.results.study import Arm, LeftOut, Study
 from chordflow.training.wrapping import fsdp_is_asked_for
-
-Reader = Callable[[dict[str, str], dict[str, Any]], ReflowJobConfig]
-"""Makes the settings of a job of options, by dotted name, over nested settings."""
 
 SHARED = (
     "teacher", "dataset", "device", "tolerance_s", "rename_map", "num_workers", "log_freq", "batch_size",
@@ -115,7 +113,7 @@ class Plan:
         return Job(config, teacher or self.teacher, folder or self.teacher_dir, split)
 
 
-def make_plan(config: StudyConfig, read: Reader) -> Plan:
+def make_plan(config: StudyConfig) -> Plan:
     """Loads what all trials share, and makes sure that each arm can begin.
 
     Raises:
@@ -136,7 +134,7 @@ def make_plan(config: StudyConfig, read: Reader) -> Plan:
     wanted, left_out = config.arms_for(teacher, teacher_dir)
     planned: dict[str, Planned] = {}
     for arm in wanted:
-        job = job_of(config, arm, read)
+        job = job_of(config, arm)
         # As many steps in every round: a student that teaches is saved with a single one.
         job.coupling.settle(teacher_steps)
         round = 1 + (planned[arm.teacher].round if arm.teacher is not None else 0)
@@ -156,7 +154,7 @@ def make_plan(config: StudyConfig, read: Reader) -> Plan:
     return plan
 
 
-def job_of(config: StudyConfig, arm: ArmSettings, read: Reader) -> ReflowJobConfig:
+def job_of(config: StudyConfig, arm: ArmSettings) -> ReflowJobConfig:
     """The settings of `chordflow reflow` that train an arm.
 
     Raises:
@@ -172,7 +170,9 @@ def job_of(config: StudyConfig, arm: ArmSettings, read: Reader) -> ReflowJobConf
         # Observations are collected where episodes are run, unless the arm names another environment.
         base["env"] = settings["env"]
     try:
-        job = read(flat(arm.settings), base)
+        own = dotted(arm.settings).items()
+        values = {name: value if isinstance(value, str) else json.dumps(value) for name, value in own}
+        job = build(ReflowJobConfig, values, base)
         if config.seconds is not None and job.scheduler.num_warmup_steps is not None:
             raise UserError(
                 f"scheduler.num_warmup_steps={job.scheduler.num_warmup_steps}: the budget is in seconds; leave it out, "
@@ -184,25 +184,12 @@ def job_of(config: StudyConfig, arm: ArmSettings, read: Reader) -> ReflowJobConf
     return job
 
 
-def flat(nested: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as the options that say the same."""
-    values: dict[str, str] = {}
-    for key, value in nested.items():
-        if isinstance(value, dict):
-            values |= flat(value, f"{prefix}{key}.")
-        else:
-            values[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value)
-    return values
-
-
 def _described(arm: ArmSettings, job: ReflowJobConfig) -> Arm:
     method, settings = job.method.build(), plain(job)
     return Arm(
         name=arm.name,
         way=arm.way,
-        origin=arm.origin,
-        about=arm.about,
-        differs=_dotted(arm.settings),
+        differs=dotted(arm.settings),
         settings={name: settings[name] for name in OWN},
         method=job.method.get_choice_name(type(job.method)),
         stock_checkpoint=method.stock_checkpoint,
@@ -212,20 +199,19 @@ def _described(arm: ArmSettings, job: ReflowJobConfig) -> Arm:
     )
 
 
-def _dotted(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def dotted(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name, as options have them."""
     found: dict[str, Any] = {}
     for key, value in nested.items():
-        found |= _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        found |= dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found
 
 
 def _check_chains(planned: dict[str, Planned]) -> None:
     """Makes sure that the students of arms that teach others can do so."""
     for one in planned.values():
-        if (teacher := one.arm.teacher) is None:
-            continue
-        config = planned[teacher].config
-        check_teaches(config.method, f"arms: {one.arm.name!r} has teacher={teacher}: ")
+        if (teacher := one.arm.teacher) is not None:
+            check_teaches(planned[teacher].config.method, f"arms: {one.arm.name!r} has teacher={teacher}: ")
 
 
 def _check_paths(config: StudyConfig, planned: dict[str, Planned]) -> None:

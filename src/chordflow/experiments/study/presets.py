@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
+from graphlib import CycleError, TopologicalSorter
 from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +19,7 @@ from chordflow.experiments.study.config import ArmSettings, StudyConfig
 from chordflow.flow.solvers import SOLVERS
 from chordflow.policies import FlowPolicy
 from chordflow.results.schema import TEACHER
-from chordflow.results.study import STUDY, LeftOut, Origin, Preset
+from chordflow.results.study import STUDY, LeftOut, Preset
 from chordflow.training.methods import MethodConfig
 from chordflow.training.optimizers import OptimizerConfig
 from chordflow.training.student import StudentInit
@@ -80,49 +81,18 @@ class MethodsStudy(StudyConfig):
 
     def _arm(self, name: str) -> ArmSettings:
         if name in self.recipes:
-            return ArmSettings(name, self.recipes[name], name, "own")
+            return ArmSettings(name, self.recipes[name], name)
         if name in RECIPES:
-            return ArmSettings(
-                name, RECIPES[name].overrides, name, "recipe", RECIPES[name].about, recipe=name
-            )
-        about = (MethodConfig.get_choice_class(name).__doc__ or "").splitlines()[0]
-        return ArmSettings(name, {"method": {"type": name}}, name, "method", about)
-
-
-@dataclass(frozen=True)
-class Beginning:
-    """What a student begins with and what of it is trained.
-
-    Attributes:
-        init: its `student.init`.
-        everything: whether all its parts are trained, not those alone that the family's adapter says.
-        about: what it is, in a few words.
-    """
-
-    init: StudentInit
-    everything: bool
-    about: str
+            return ArmSettings(name, RECIPES[name].overrides, name, recipe=name)
+        return ArmSettings(name, {"method": {"type": name}}, name)
 
 
 BEGINNINGS = {
-    "teacher": Beginning(StudentInit.TEACHER, False, "the teacher, its action head trained"),
-    "teacher_full": Beginning(StudentInit.TEACHER, True, "the teacher, everything trained"),
-    "teacher_vlm": Beginning(StudentInit.TEACHER_VLM, False, "the teacher's VLM, frozen, with a fresh action head"),
-    "teacher_vlm_full": Beginning(
-        StudentInit.TEACHER_VLM, True, "the teacher's VLM with a fresh action head, everything trained"
-    ),
-    "pretrained_vlm": Beginning(
-        StudentInit.PRETRAINED_VLM, False, "the VLM that the config names, frozen, with a fresh action head"
-    ),
-    "pretrained_vlm_full": Beginning(
-        StudentInit.PRETRAINED_VLM,
-        True,
-        "the VLM that the config names with a fresh action head, everything trained",
-    ),
-    "random": Beginning(StudentInit.RANDOM, False, "all at random, the VLM frozen"),
-    "random_full": Beginning(StudentInit.RANDOM, True, "all at random, everything trained"),
-}  # fmt: skip
-"""What a student can begin as, by name."""
+    f"{init.value}{'_full' * everything}": (init, everything)
+    for init in StudentInit
+    for everything in (False, True)
+}
+"""What a student can begin as, by name: its `student.init`, and whether all its parts are trained."""
 
 USUAL_BEGINNINGS = ("teacher", "teacher_full", "teacher_vlm", "pretrained_vlm", "random", "random_full")
 
@@ -174,26 +144,25 @@ class BeginningsStudy(StudyConfig):
         has = [role for role, named in teacher.parameters_by_role().items() if named]
         known: dict[tuple[Any, ...], str] = {}
         for name in self.arms or USUAL_BEGINNINGS:
-            beginning = BEGINNINGS[name]
-            train = has if beginning.everything else list(teacher.default_train_roles)
-            same = known.setdefault((beginning.init, frozenset(train)), name)
+            init, everything = BEGINNINGS[name]
+            train = has if everything else list(teacher.default_train_roles)
+            same = known.setdefault((init, frozenset(train)), name)
             reason = ""
             if same != name:
                 reason = f"a {teacher.family} trains everything by default, so this is {same}"
-            elif beginning.init == StudentInit.PRETRAINED_VLM:
+            elif init == StudentInit.PRETRAINED_VLM:
                 reason = _missing(teacher)
             if reason and self.arms is not None:
                 raise UserError(f"arms: {name}: {reason}")
             if reason:
                 left_out.append(LeftOut(name, reason))
                 continue
-            student = {"init": beginning.init.value, "train": [role.value for role in train]}
+            student = {"init": init.value, "train": [role.value for role in train]}
             arms += [
                 ArmSettings(
                     f"{name}_lr_{rate:g}",
                     {"student": student, "optimizer": {"lr": rate}},
                     name if len(self.learning_rates) == 1 else f"{name}, lr {rate:g}",
-                    about=beginning.about,
                 )
                 for rate in self.learning_rates
             ]
@@ -251,7 +220,7 @@ class RoundsStudy(StudyConfig):
         check_once("real_data_shares", self.real_data_shares, at_least=0, below=1, note=", such as [0,0.1]")
         if "once" in self.starts and self.steps is None:
             raise UserError(
-                "starts holds once, which is a number of steps, and the budget is in seconds; give --steps."
+                "starts holds once, which has a number of steps: give --steps in the place of --seconds."
             )
 
     def ways(self) -> list[tuple[str, str, float]]:
@@ -368,29 +337,23 @@ class FileStudy(StudyConfig):
 
     def _ordered(self) -> list[str]:
         """Names of the arms, teachers first."""
-        order: list[str] = []
-
-        def add(name: str, pupils: tuple[str, ...] = ()) -> None:
-            if name in pupils:
-                raise UserError(f"arms: {' <- '.join((*pupils, name))}: an arm cannot teach itself.")
-            if name not in order:
-                if (teacher := self.arms[name].get("teacher")) is not None:
-                    add(teacher, (*pupils, name))
-                order.append(name)
-
-        for name in self.arms:
-            add(name)
-        return order
+        teachers = {name: settings.get("teacher") for name, settings in self.arms.items()}
+        try:
+            return list(
+                TopologicalSorter(
+                    {n: [t] if t is not None else [] for n, t in teachers.items()}
+                ).static_order()
+            )
+        except CycleError as error:
+            raise UserError(f"arms: {' <- '.join(error.args[1])}: an arm cannot teach itself.") from error
 
     def arms_for(self, teacher: FlowPolicy, folder: Path) -> tuple[list[ArmSettings], list[LeftOut]]:
         """The arms of the file."""
-        own: Origin = "own"
         return [
             ArmSettings(
                 name,
                 {key: value for key, value in self.arms[name].items() if key not in ("teacher", "steps")},
                 name,
-                own,
                 teacher=self.arms[name].get("teacher"),
                 steps=self.arms[name].get("steps"),
             )

@@ -19,7 +19,7 @@ from chordflow.experiments.provenance import weights_sha256
 from chordflow.experiments.run_folder import new_folder, only_run
 from chordflow.experiments.study.config import StudyConfig
 from chordflow.experiments.study.episodes import Episodes
-from chordflow.experiments.study.plan import Plan, Reader, begun, make_plan, resumed
+from chordflow.experiments.study.plan import Plan, begun, make_plan, resumed
 from chordflow.experiments.train import train_student
 from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.results.schema import STUDENT
@@ -29,7 +29,6 @@ from chordflow.results.study import STUDY, Figures, Look, Study, Trial, Untraine
 def run_study(
     config: StudyConfig,
     command: list[str],
-    read: Reader,
     on_trial: Callable[[Study], None] = lambda study: None,
 ) -> Study:
     """Runs what is missing of a study; its file is written after every part of a trial.
@@ -37,7 +36,6 @@ def run_study(
     Args:
         config: all settings.
         command: the command line, for the file.
-        read: makes the settings of a job.
         on_trial: called with what is measured so far after the teacher and after every trial.
 
     Raises:
@@ -48,7 +46,7 @@ def run_study(
     if not config.resume and output.exists():
         also = f", or resume it with: {resume}" if there else ""
         raise UserError(f"output_dir={output} exists already; name a new folder{also}.")
-    plan = make_plan(config, read)
+    plan = make_plan(config)
     study = begun(plan, command)
     if config.resume:
         study = resumed(study, Study.load(output / STUDY), config.ADDABLE)

@@ -1,4 +1,4 @@
-"""Training methods: a class each, with a config of its own."""
+"""Training methods: a class and a config each."""
 
 from chordflow.training.methods.base import Method, MethodConfig
 from chordflow.training.methods.consistency import ConsistencyMethod, ConsistencyMethodConfig

@@ -29,7 +29,7 @@ class ConsistencyMethod(Method):
 
     At t = 0 f is the identity by its form, the boundary condition of the paper (its eq. 5), so nothing is added to
     the network. The fixed point is the teacher's own map from each state to the endpoint of its solver's trajectory:
-    the paper's theorem 1 with the solver's own endpoint in the place of the exact one.
+    the paper's theorem 1 with the solver's endpoint instead of the exact one.
 
     What differs from the paper: both points are taken from the trajectory on which the coupling was solved, rather
     than from a demonstration with noise and one step of the teacher. So no demonstration is needed, and the padded

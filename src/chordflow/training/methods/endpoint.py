@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from chordflow.checks import check_range
 from chordflow.couplings import CouplingBatch
-from chordflow.errors import UserError
 from chordflow.flow.path import velocity_target
 from chordflow.training.methods.base import Method, MethodConfig, VelocityFunction, chosen_rows
 
@@ -30,11 +30,8 @@ class EndpointMethodConfig(MethodConfig):
     path_share: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.path_share < 1.0:
-            raise UserError(
-                f"method.path_share={self.path_share}: give a share from 0 up to but not 1; a step from the noise has "
-                "to be learned too."
-            )
+        why = "; a step from the noise has to be learned too"
+        check_range("method.path_share", self.path_share, at_least=0, below=1, note=why)
 
     def build(self) -> Method:
         """The method."""

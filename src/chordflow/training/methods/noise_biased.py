@@ -40,8 +40,8 @@ class NoiseBiasedMethod(Method):
     0.999 Beta(1.5, 1)), the latter being LeRobot's own law; `times` sets another.
 
     Times do not change the optimum, E[x_1 - x_0 | x_t], which is the teacher's own field where the teacher was
-    trained on the same demonstrations; they change where the network is exact. At t = 1 the noise tells nothing of the
-    action, so that the optimum's one step is the mean action: good where an observation decides the action, wrong
+    trained on the same demonstrations; they change where the network is exact. At t = 1 the noise says nothing about
+    the action, so that the optimum's one step is the mean action: good where an observation decides the action, wrong
     where there are two ways to act. Any distillation has to beat this.
     """
 

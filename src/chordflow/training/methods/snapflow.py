@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from chordflow.checks import check_range
 from chordflow.couplings import CouplingBatch
-from chordflow.errors import UserError
 from chordflow.flow import times
 from chordflow.flow.path import interpolate, velocity_target
 from chordflow.training.methods.base import Method, MethodConfig, VelocityFunction, chosen_rows, on_rows
@@ -20,7 +20,7 @@ from chordflow.training.methods.base import Method, MethodConfig, VelocityFuncti
 @MethodConfig.register_subclass("snapflow")
 @dataclass
 class SnapFlowMethodConfig(MethodConfig):
-    """Learn to go in one step where the student itself goes in two, and flow matching beside it.
+    """Learn in one step what the student itself does in two, together with flow matching.
 
     Attributes:
         shortcut_share: share of every batch that learns the shortcut; the rest is flow matching on demonstrations.
@@ -29,11 +29,8 @@ class SnapFlowMethodConfig(MethodConfig):
     shortcut_share: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.shortcut_share < 1.0:
-            raise UserError(
-                f"method.shortcut_share={self.shortcut_share}: give a share above 0 and below 1; the shortcut and the "
-                "field that it is made of are both learned."
-            )
+        why = "; the shortcut and the field that it is made of are both learned"
+        check_range("method.shortcut_share", self.shortcut_share, above=0, below=1, note=why)
 
     def build(self) -> Method:
         """The method."""
@@ -44,7 +41,7 @@ class SnapFlowMethod(Method):
     """Flow matching on demonstrations, mixed with a two-step Euler shortcut of the student itself at t = 1.
 
     The shortcut's target is the mean velocity of two Euler steps, (v(x_1, 1) + v(x_1/2, 1/2)) / 2 with
-    x_1/2 = x_1 - v(x_1, 1) / 2, by the student as it is, without gradients. No teacher is asked.
+    x_1/2 = x_1 - v(x_1, 1) / 2, by the student as it is, without gradients. No teacher is used.
 
     What differs from the paper, which was read in part: it gives the network the time that a step goes to as a second
     input (an MLP that begins at zero), so that the field at t = 1 and the shortcut from t = 1 are two outputs. That

@@ -1,0 +1,55 @@
+"""Write src/chordflow/cli/options.json: the options of every verb, for helps and refusals that import nothing heavy.
+
+usage: python scripts/options_table.py
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from importlib import import_module
+from typing import Any
+
+from lerobot.envs.configs import EnvConfig
+
+from chordflow.cli.help import TABLE, VerbHelp, of_module
+from chordflow.cli.main import VERBS
+from chordflow.options import Option
+
+
+def document() -> str:
+    """The file: a line for each option."""
+    entries: dict[str, str] = {}
+    for verb in VERBS:
+        module = import_module(f"chordflow.cli.{verb}")
+        if hasattr(module, "HELP"):
+            entries[verb] = json.dumps(module.HELP)
+        if hasattr(module, "CONFIG"):
+            entries[verb] = _entry(of_module(module))
+        for name, part in getattr(module, "SUBVERBS", {}).items():
+            entries[f"{verb} {name}"] = _entry(of_module(part))
+    return "{" + ",\n".join(f"{json.dumps(verb)}: {entry}" for verb, entry in entries.items()) + "}\n"
+
+
+def _entry(known: VerbHelp) -> str:
+    rows = ",\n    ".join(json.dumps(_row(option), ensure_ascii=False) for option in known.options)
+    head = {"title": known.title, "usage": known.usage, "common": known.common}
+    fields = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in head.items()]
+    return "{\n  " + ",\n  ".join([*fields, f'"options": [\n    {rows}]']) + "}"
+
+
+def _row(option: Option) -> dict[str, Any]:
+    if option.name == "env.type":
+        # The others are whatever is installed.
+        own = [
+            n
+            for n, c in EnvConfig.get_known_choices().items()
+            if c.__module__.startswith(("lerobot.", "lerobot_env_detour"))
+        ]
+        option = dataclasses.replace(option, kind=" | ".join(sorted(own)))
+    return {name: value for name, value in dataclasses.asdict(option).items() if value not in ("", ())}
+
+
+if __name__ == "__main__":
+    TABLE.write_text(document(), encoding="utf-8")
+    print(f"wrote {TABLE}")

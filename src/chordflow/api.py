@@ -1,0 +1,298 @@
+"""chordflow from Python: what the commands do, as functions.
+
+The functions take the names of the options as keywords and plain Python values; a group is a dict. They are checked by
+the reader that checks the command line, and refuse in the same sentences.
+
+    run = chordflow.reflow(teacher="...", dataset="USER/DATASET", output_dir="outputs/student", steps=2000)
+    run.verdict, run.student, run.to_pandas("gaps")
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chordflow import stopping
+from chordflow.couplings.store import Manifest, read_manifest
+from chordflow.disk import whole_folder
+from chordflow.errors import UserError
+from chordflow.experiments import couple as couple_job
+from chordflow.experiments import diagnose as diagnose_job
+from chordflow.experiments import evaluate as evaluate_job
+from chordflow.experiments.reflow_settings import reflow_settings
+from chordflow.experiments.rounds import reflow_rounds
+from chordflow.experiments.run_folder import how_to_go_on, resume_command
+from chordflow.experiments.settings import couple_settings, diagnose_settings, evaluate_settings
+from chordflow.policies import FlowPolicy, load_flow_policy
+from chordflow.reporting.figures import save_figures
+from chordflow.reporting.gif import save_clip
+from chordflow.reporting.table import markdown
+from chordflow.reporting.write import RESULTS, write_report
+from chordflow.results.schema import Results
+from chordflow.training.distributed import joined
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CLIP = "clips/episodes.gif"
+"""The moving picture of an evaluation, in its folder."""
+
+
+class _Shown:
+    """What a notebook shows of a result: its headline, and its rows."""
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The rows."""
+        raise NotImplementedError
+
+    def _headline(self) -> str:
+        raise NotImplementedError
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        return f"<p><b>{escape(self._headline())}</b></p>{self.to_pandas().to_html(index=False, border=0)}"
+
+
+@dataclass(frozen=True)
+class Run(_Shown):
+    """What a job leaves.
+
+    Attributes:
+        folder: of the job, with results.json, the report, and pictures.
+        results: all that was measured; None in processes that do not measure, of a run on several GPUs.
+        files: the report's page, table and model card.
+        student: the student's `pretrained_model` folder, for LeRobot to load; None where none was trained.
+    """
+
+    folder: Path
+    results: Results | None
+    files: tuple[Path, ...] = ()
+    student: Path | None = None
+
+    @property
+    def measured(self) -> Results:
+        """What was measured, in the process that has measured.
+
+        Raises:
+            RuntimeError: in another one.
+        """
+        if self.results is None:
+            raise RuntimeError("only the first process of a run measures")
+        return self.results
+
+    @property
+    def verdict(self) -> str:
+        """Whether it was worth it, or may be, in a sentence or two."""
+        return self.measured.verdict
+
+    def to_pandas(self, rows: str | None = None) -> pd.DataFrame:
+        """Rows of the results as a table; nested values have columns such as `interval.low`.
+
+        Args:
+            rows: a list of `results`, such as gaps, curvature, success, motion, policies or findings; by default
+                success where episodes were run, and gaps otherwise.
+
+        Raises:
+            UserError: if there is no such list.
+        """
+        import pandas as pd
+
+        content = json.loads(self.measured.to_json())
+        lists = [
+            name
+            for name, value in content.items()
+            if value and isinstance(value, list) and isinstance(value[0], dict)
+        ]
+        rows = rows or ("success" if self.measured.success else "gaps")
+        if rows not in lists:
+            raise UserError(f"rows={rows}: the results hold no such rows; choose one of {', '.join(lists)}.")
+        return pd.json_normalize(content[rows])
+
+    def to_markdown(self) -> str:
+        """The verdict and the tables, as in table.md."""
+        return markdown(self.measured)
+
+    def _headline(self) -> str:
+        return self.verdict
+
+
+@dataclass(frozen=True)
+class Couplings(_Shown):
+    """A store of couplings.
+
+    Attributes:
+        folder: of the store; `reflow(couplings=folder, ...)` trains from it.
+        manifest: what it was made with.
+    """
+
+    folder: Path
+    manifest: Manifest
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row: how many observations there are, in how many blocks, and the size of all on disk."""
+        import pandas as pd
+
+        made = self.manifest
+        num_bytes = sum(file.stat().st_size for file in self.folder.glob("block-*"))
+        row = {"observations": made.num_observations, "blocks": made.num_blocks, "num_bytes": num_bytes}
+        return pd.DataFrame([row])
+
+    def to_markdown(self) -> str:
+        """The row as a table."""
+        names, values = zip(*self.to_pandas().iloc[0].items(), strict=True)
+        return (
+            "\n".join(f"| {' | '.join(map(str, row))} |" for row in (names, ["---"] * len(names), values))
+            + "\n"
+        )
+
+    def _headline(self) -> str:
+        return f"Couplings in {self.folder}"
+
+
+def load_policy(
+    path: str | Path,
+    *,
+    revision: str | None = None,
+    device: str | None = None,
+    rename_map: Mapping[str, str] | None = None,
+) -> FlowPolicy:
+    """A checkpoint with what chordflow does to policies: encode, velocity, sample noise.
+
+    Args:
+        path: `pretrained_model` folder of a LeRobot checkpoint, a run's folder, or a Hub id.
+        revision: branch, tag or commit on the Hub.
+        device: cuda, mps or cpu; by default the checkpoint's, or what is available.
+        rename_map: observation keys of the data to keys of the policy.
+
+    Raises:
+        UserError: for a checkpoint that cannot be used.
+    """
+    return load_flow_policy(path, revision=revision, device=device, rename_map=rename_map, field="path")
+
+
+def diagnose(*, command: list[str] | None = None, **options: Any) -> Run:
+    """Measures a policy before any training: is a student of few steps worth it?
+
+    Args:
+        command: the command that the results name; by default the one that says the same.
+        options: those of `chordflow diagnose`, such as policy, dataset, output_dir and measure.
+
+    Raises:
+        UserError: for options that cannot be used.
+    """
+    config = diagnose_settings(options)
+    found = diagnose_job.diagnose(config, command or command_line("diagnose", options))
+    files = _illustrate(found.results, found.folder, "make room and diagnose again into a new folder.")
+    return Run(found.folder, found.results, files)
+
+
+def reflow(*, command: list[str] | None = None, **options: Any) -> Run:
+    """Trains a student that acts in one or two steps, and measures it.
+
+    Args:
+        command: the command that the results name; by default the one that says the same.
+        options: those of `chordflow reflow`, such as teacher, dataset, output_dir, steps, batch_size and buffer.
+
+    Raises:
+        UserError: for options that cannot be used.
+    """
+    with joined():
+        config, resume_from = reflow_settings(options)
+        output = config.output_dir
+        with stopping.says(lambda: how_to_go_on(output)):
+            done = reflow_rounds(config, command or command_line("reflow", options), resume_from)
+            if done.measured is None:
+                return Run(output, None, student=done.student)
+            how = f"make room and resume with: {resume_command(output)}"
+            return Run(output, done.results, _illustrate(done.results, output, how), done.student)
+
+
+def evaluate(*, command: list[str] | None = None, **options: Any) -> Run:
+    """Compares policies of few steps with their teacher: gaps and latency on a dataset, success in an environment.
+
+    Args:
+        command: the command that the results name; by default the one that says the same.
+        options: those of `chordflow evaluate`, such as teacher, student, dataset, env, output_dir and eval.
+
+    Raises:
+        UserError: for options that cannot be used.
+    """
+    config = evaluate_settings(options)
+    output = config.output_dir
+    with stopping.says(lambda: evaluate_job.how_to_go_on(output)):
+        done = evaluate_job.evaluate(config, command or command_line("evaluate", options))
+        results = done.results
+        if columns := {
+            name: [(e.seed, e.success, e.frames) for e in run] for name, run in done.clip.items() if run
+        }:
+            results = replace(results, clips=[save_clip(columns, output, CLIP)])
+            results.save(output / RESULTS)
+        return Run(output, results, tuple(write_report(output)))
+
+
+def couple(**options: Any) -> Couplings:
+    """Keeps a teacher's couplings on disk, for many trainings.
+
+    Args:
+        options: those of `chordflow couple`, such as teacher, dataset, output_dir and num_observations.
+
+    Raises:
+        UserError: for options that cannot be used.
+    """
+    with joined():
+        folder = couple_job.couple(couple_settings(options))
+        return Couplings(folder, read_manifest(folder))
+
+
+def report(folder: str | Path, output_dir: str | Path | None = None) -> Run:
+    """Makes a page, a table and a model card from what a run measured.
+
+    Args:
+        folder: of a run, with its results.json.
+        output_dir: where to write them; made where it is missing; by default `folder`.
+
+    Raises:
+        UserError: if there are no results, or a file cannot be written.
+    """
+    files = tuple(write_report(folder, output_dir))
+    return Run(Path(folder), Results.load(Path(folder) / RESULTS), files)
+
+
+def command_line(verb: str, options: Mapping[str, Any]) -> list[str]:
+    """The command that says the same as keyword arguments."""
+
+    def written(value: Any) -> str:
+        return str(value) if isinstance(value, str | Path) else json.dumps(value, default=str)
+
+    return ["chordflow", verb, *(f"--{name}={written(value)}" for name, value in options.items())]
+
+
+def _illustrate(results: Results, folder: Path, remedy: str) -> tuple[Path, ...]:
+    """Draws all pictures into a folder that appears whole or not at all, and writes the report.
+
+    Returns:
+        The report's files.
+
+    Raises:
+        UserError: if they cannot be written; what to do for the pictures is `remedy`.
+    """
+    try:
+        # A resumed run draws anew.
+        with whole_folder(folder / "figures") as figures:
+            save_figures(results, figures)
+    except (OSError, UserError) as error:
+        raise UserError(
+            f"output_dir={folder}: the pictures cannot be written ({error}); {RESULTS} is whole: {remedy}"
+        ) from error
+    try:
+        return tuple(write_report(folder))
+    except UserError as error:
+        raise UserError(
+            f"output_dir={folder}: the report cannot be written ({error}); {RESULTS} is whole: make room and run: "
+            f"chordflow report {shlex.quote(str(folder))}"
+        ) from error
