@@ -268,7 +268,7 @@ def test_an_evaluation_counts_starts_once_and_marks_those_trained_on(
     assert sum(row.successes for row in parts) == rows["all"].successes
     assert STARTS_TRAINED_ON in {row.group for row in results.success if row.policy == "teacher"}
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(render(results))
+    console.print(render(results, verbose=True))
     text = " ".join(console.export_text().split())
     assert REPEATED_STARTS in text
     assert STARTS_TRAINED_ON in text
