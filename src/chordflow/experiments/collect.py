@@ -73,11 +73,7 @@ class RunObservations:
 
 @contextlib.contextmanager
 def run_observations(
-    config: ReflowJobConfig,
-    recorded: Observations,
-    teacher: FlowPolicy,
-    student: FlowPolicy,
-    start: int = 0,
+    config: ReflowJobConfig, recorded: Observations, teacher: FlowPolicy, student: FlowPolicy, start: int = 0
 ) -> Iterator[RunObservations]:
     """The observations that a job's settings ask for; environments stay open until the end.
 
