@@ -556,6 +556,10 @@ def test_studies_of_one_teacher_join() -> None:
     assert [one.name for one in longer.arms] == ["one", "all", "one (2)", "all (2)"]
     assert [one.steps for one in longer.arms] == [None, None, 50, 50]
     assert len(longer.trials) == 2 * len(first.trials)
+    # More steps make another arm of the same settings: none stands for the other.
+    said = headline(joined([study(CLEAR[0]), replace(study(CLEAR[0]), steps=50)]))
+    assert "between one (4.0 %) and one (2) (4.0 %)" in said
+    assert "one (2) after 50 steps" in table(longer).title
     chains = joined([of_two_seeds(), replace(of_two_seeds(), steps=200, looks=[200])]).chains
     assert [one.teacher for one in chains[2]] == [None, "last_1 (2)", "last_2 (2)"]
     for name, other in {
