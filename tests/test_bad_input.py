@@ -700,7 +700,7 @@ def test_what_the_machine_refuses_anywhere_is_one_line(
         (RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)"), "out of memory (MPS backend"),
     ):
         fail_with(error)
-        assert message in refusal(["reflow"], capsys)
+        assert message in refusal(["reflow", "--resume=true"], capsys)
     # A fault of chordflow's own is not the user's: it keeps its traceback.
     for fault in (
         RuntimeError("a bug"),
@@ -709,7 +709,7 @@ def test_what_the_machine_refuses_anywhere_is_one_line(
     ):
         fail_with(fault)
         with pytest.raises(type(fault)):
-            main(["reflow"])
+            main(["reflow", "--resume=true"])
 
 
 @pytest.fixture
