@@ -219,7 +219,7 @@ def _with_rollouts(config: EvaluateConfig, results: Results, rollouts: RolloutRe
 def _refuse_existing(output: Path) -> None:
     if (output / EVALUATE_CONFIG).is_file():
         raise UserError(
-            f"output_dir={output} exists already; name a new folder, or go on with: {_resume_command(output)}"
+            f"output_dir={output} exists already; name a new folder, or resume with: {_resume_command(output)}"
         )
     if output.exists():
         raise UserError(f"output_dir={output} exists already; name a new folder.")
@@ -228,7 +228,7 @@ def _refuse_existing(output: Path) -> None:
 def how_to_go_on(output: Path) -> str:
     """What to tell the user of an evaluation that was stopped."""
     if (output / EVALUATE_CONFIG).is_file():
-        return f"go on with: {_resume_command(output)}"
+        return f"resume with: {_resume_command(output)}"
     return "nothing was measured yet, so start again."
 
 
