@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from chordflow import stopping
 from chordflow.checks import check_choice, check_once, check_range
-from chordflow.console import say
+from chordflow.console import doing, say
 from chordflow.couplings.device_memory import stage
 from chordflow.couplings.order import Walk, split_episodes
 from chordflow.couplings.unreadable import check_decoder, check_format, collated, not_read, without_missing
@@ -224,6 +224,7 @@ class Split:
         return found
 
 
+@doing("Reading the dataset")
 def open_split(
     config: DatasetConfig,
     policy: FlowPolicy,

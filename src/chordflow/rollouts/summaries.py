@@ -161,7 +161,7 @@ def valid_under_looking(row: SuccessRow) -> SuccessRow:
     wins, losses = pairs.only_first, pairs.only_second
     low, high = confidence_sequence(wins, pairs.episodes - wins - losses, losses)
     difference = Estimate(pairs.difference.value, Interval(low, high))
-    versus = dataclasses.replace(pairs, difference=difference, bootstrap=None)
+    versus = dataclasses.replace(pairs, difference=difference)
     return dataclasses.replace(row, versus_teacher=versus, noninferiority=None)
 
 
