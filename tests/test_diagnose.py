@@ -109,7 +109,7 @@ def test_without_a_folder_one_is_dated(
     assert main([*given, "--policy.num_inference_steps=1", "--measure.num_steps=[1]"]) == 0
     (found,) = tmp_path.glob("outputs/diagnose/????-??-??/??-??-??/results.json")
     results = Results.load(found)
-    assert results.verdict.startswith("The policy acts in one step already")
+    assert results.verdict.startswith("No: the policy acts in one step already")
 
 
 # Input that cannot be used

@@ -278,7 +278,8 @@ def test_a_sequential_run_stops_when_the_pairs_decide(
     assert success.versus_teacher.difference.interval == Interval(
         *confidence_sequence(0, success.episodes, 0)
     )
-    assert "copy at ten steps is non-inferior" in results.findings[0].text
+    assert results.findings[0].text.startswith("Yes, copy may replace the teacher at ten steps: success is")
+    assert "(non-inferior at a margin of " in results.findings[0].text
     # Whole blocks are run.
     assert success.episodes == -(-row.decision.episodes // 5) * 5
 

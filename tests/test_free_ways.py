@@ -168,8 +168,8 @@ def two(rms: float, **changes: Any) -> GapRow:
     ("rms", "floor", "student", "expected"),
     [
         # On its own pairs it is within their floor, whatever the floor of all pairs (4.3 %) is.
-        (0.055, 0.06, 0.03, "No training was needed: two untrained euler steps with grid power 2 (not in stock"),
-        (0.061, 0.06, 0.07, "Two untrained euler steps with grid power 2 (not in stock LeRobot) already lie as near"),
+        (0.055, 0.06, 0.03, "Two untrained euler steps with grid power 2 are enough: they lie within the floor"),
+        (0.061, 0.06, 0.07, "Two untrained euler steps with grid power 2 (not in stock LeRobot) lie as near"),
         (0.04, 0.03, 0.03, "At one step the student's action gap is"),
     ],
 )  # fmt: skip
@@ -189,7 +189,7 @@ def test_stock_steps_come_before_the_best_way_at_the_same_cost() -> None:
     ]
     results = dataclasses.replace(results, gaps=[*gaps, gap("teacher", 2, "converged", 0.02)])
     said = {finding.rule: finding.text for finding in findings(results)}
-    assert said["no_training_needed"].startswith("Two Euler steps lie already within the floor")
+    assert said["no_training_needed"].startswith("Two untrained steps are enough: they lie within the floor")
     assert "set the number of steps to 2" in said["no_training_needed"]
 
 
@@ -270,7 +270,7 @@ def test_tables_hold_both_normalisations_and_the_best_ways(width: int, student: 
     results = with_free([AB4, dataclasses.replace(AB4, reference="deployed", reference_num_steps=10)], others)
     results = dataclasses.replace(results, spreads=spreads(0.1))
     file = io.StringIO()
-    Console(width=width, file=file, force_terminal=False).print(render(results))
+    Console(width=width, file=file, force_terminal=False).print(render(results, verbose=True))
     lines = file.getvalue().splitlines()
     assert max(map(len, lines)) <= 100
     (line,) = [line for line in lines if line.startswith("adams_bashforth")]

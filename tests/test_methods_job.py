@@ -182,7 +182,7 @@ def test_evaluating_it_at_other_steps_warns(
         ]
     results = Results.load(tmp_path / "out" / "results.json")
     assert results.verdict.endswith("; it was trained for one step only.")
-    assert "trained_for_one_step" in {finding.rule for finding in results.findings}
+    assert "trained_for_other_steps" in {finding.rule for finding in results.findings}
     assert "**It was trained for one step only**" in (tmp_path / "out" / "model_card.md").read_text()
 
 

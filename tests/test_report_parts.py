@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from chordflow.reporting.facts import facts
-from chordflow.reporting.figures import gap_by_steps
 from chordflow.reporting.section import ABSENT, Section
 from chordflow.reporting.table import drawn, sections, written
 from chordflow.results.findings import findings
@@ -221,18 +220,6 @@ def test_the_most_by_encoding_and_one_step_is_theirs_where_chunks_were_timed() -
     # One step is the least there is.
     acts = table(evaluation(latency=dataclasses.replace(base, teacher_num_steps=1)), "latency")
     assert not any("at most" in text for text in acts)
-
-
-@pytest.mark.parametrize(("reference", "other"), [("deployed", "converged"), ("converged", "deployed")])
-def test_a_picture_names_the_lines_that_it_shows(reference: str, other: str) -> None:
-    labels = {"deployed": "RMS to the teacher's ten steps", "converged": "RMS to its converged ODE"}
-    figure = gap_by_steps(sample(gaps=[row for row in sample().gaps if row.reference == reference]))
-    assert figure is not None
-    legend = " | ".join(text.get_text() for legend in figure.legends for text in legend.get_texts())
-    assert labels[reference] in legend
-    assert labels[other] not in legend
-    assert ("median" in legend) == (reference == "deployed")
-    assert ("floor" in legend) == (reference == "converged")
 
 
 def test_facts_say_how_intervals_were_made() -> None:

@@ -56,7 +56,7 @@ def test_success_comes_by_group_with_interval_and_pairing() -> None:
     assert re.search(r"all \(500\) +teacher +10 +92\.2 \[89\.5, 94\.2\] +- +-", text)
     assert re.search(r"student +1 +91\.0 \[88\.2, 93\.2\] +-1\.2 \[-3\.0, \+0\.6\] +0\.200", text)
     assert "go any way (250)" in text
-    assert "Success" not in printed(sample(success=[]))
+    assert "Success in episodes" not in printed(sample(success=[]))
 
 
 def test_episodes_are_counted_by_row_where_they_differ() -> None:

@@ -74,7 +74,7 @@ def test_a_good_student() -> None:
         ("non-inferior", "Yes, the student may replace the teacher at one step: success is 91.0 %", "episodes)."),
         ("inferior", "No, the student should not replace the teacher at one step: success is 91.0 %", "episodes)."),
         ("undecided", "Whether the student may", "(at a margin of 2: -3.0 to +0.6 points in 500 paired "
-         "episodes); about 1234 episodes would decide."),
+         "episodes); about 1 234 episodes would decide."),
     ],
 )  # fmt: skip
 def test_the_decision_at_the_margin_is_the_answer(decision: Any, begins: str, ends: str) -> None:
@@ -345,8 +345,12 @@ def test_what_to_type_next_has_the_users_own_paths() -> None:
     }
     before = _alone(kind="diagnose", student=None, teacher="my teacher", gaps=gaps, **known)
     reflow = (
-        "chordflow reflow '--teacher.path=my teacher' --teacher.revision=v2 --dataset.repo_id=me/data "
-        "--dataset.root=here --output_dir=outputs/student"
+        (
+            "chordflow reflow '--teacher.path=my teacher' --teacher.revision=v2 --dataset.repo_id=me/data "
+            "--dataset.root=here --output_dir=outputs/student"
+        )
+        .replace(" --", " \\\n    --")
+        .replace(" '", " \\\n    '")
     )
     assert next_command(before) == ("Next", reflow)
     free = dataclasses.replace(before, gaps=[*gaps, gap("teacher", 2, "converged", 0.04)])
@@ -356,7 +360,7 @@ def test_what_to_type_next_has_the_users_own_paths() -> None:
     assert next_command(after) == (
         "Next",
         "chordflow evaluate --teacher.path=outputs/teacher --student.path=outputs/student --dataset.repo_id=me/data "
-        "--dataset.root=here --env.type=YOURS --output_dir=outputs/evaluation",
+        "--dataset.root=here --env.type=YOURS --output_dir=outputs/evaluation".replace(" --", " \\\n    --"),
     )
     assert next_command(sample()) is None
 

@@ -1,8 +1,9 @@
-"""What chordflow says while it works."""
+"""What chordflow prints while it works."""
 
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ PIPED_WIDTH = 120
 
 
 def _console() -> Console:
-    made = Console(highlight=False, soft_wrap=True)
+    made = Console(highlight=False)
     if not made.is_terminal and "COLUMNS" not in os.environ:
         # The tables are made for 100 columns; with the 80 that are assumed otherwise their names would be cut.
         made.width = PIPED_WIDTH
@@ -36,6 +37,33 @@ def _console() -> Console:
 
 
 console = _console()
+
+PATIENCE_S = 3.0
+"""Work that takes longer is named, so that nobody waits in front of a silent terminal."""
+
+_shown = {"all": False}
+
+
+def show_all(on: bool) -> None:
+    """Sets whether all findings and tables are to be printed, as `--verbose` asks for, or the summary alone."""
+    _shown["all"] = on
+
+
+def verbose() -> bool:
+    """Whether all tables are to be printed."""
+    return _shown["all"]
+
+
+@contextmanager
+def doing(text: str) -> Iterator[None]:
+    """Names the work within, where it takes more than `PATIENCE_S` seconds; also a decorator of a function."""
+    timer = threading.Timer(PATIENCE_S, say, [f"{text} ..."])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class _Note(ProgressColumn):
@@ -68,14 +96,15 @@ class Bar:
                 *([note] if note else []),
                 *([f"{left:.0f} s left"] if done < total else []),
             ]
-            console.print(f"  {self._description}: {', '.join(parts)}", markup=False)
+            say(f"  {self._description}: {', '.join(parts)}")
 
 
 @contextmanager
 def bar(description: str) -> Iterator[Bar]:
     """A bar that shows its note, the time gone and the time left."""
     if not console.is_terminal:
-        yield Bar(None, description)
+        with doing(f"  {description}"):
+            yield Bar(None, description)
         return
     columns = (
         TextColumn("{task.description:>9}"),
@@ -92,4 +121,5 @@ def bar(description: str) -> Iterator[Bar]:
 
 def say(text: str) -> None:
     """One line to the user; no markup is read from `text`."""
-    console.print(text, markup=False)
+    # A terminal breaks the line: a path in it can then be copied whole.
+    console.print(text, markup=False, soft_wrap=True)

@@ -120,6 +120,7 @@ const inks = (page) =>
 
 // ---- A wide window in light ----
 let page = await open({ colorScheme: "light" });
+await page.screenshot({ path: path.join(folder, "light.png"), fullPage: true });
 await page.click("nav li:nth-child(3) a");
 found.revealed = await page.$$eval("details.part[open]", (all) => all.length);
 await unfold(page);
@@ -153,7 +154,6 @@ found.pictures = await page.$$eval("img", (all) =>
   all.map((one) => ({ wide: one.naturalWidth, alt: one.alt, hidden: one.hidden })),
 );
 found.axeLight = await axe(page);
-await page.screenshot({ path: path.join(folder, "light.png"), fullPage: true });
 found.themes = [{ paper: await paper(page), inks: await inks(page) }];
 await page.click("#theme");
 found.themes.push({
@@ -182,6 +182,7 @@ await page.context().close();
 // ---- Dark by the system, then on paper ----
 page = await open({ colorScheme: "dark" });
 found.dark = { paper: await paper(page), pressed: await page.getAttribute("#theme", "aria-pressed") };
+await page.screenshot({ path: path.join(folder, "dark.png"), fullPage: true });
 const folded = await page.$$eval("details", (all) => all.filter((one) => !one.open).length);
 await page.evaluate(() => {
   window.printed = [];
@@ -200,11 +201,11 @@ found.print.controls = await page.$$eval("button.control, nav", (all) => all.fil
 await page.emulateMedia({ media: "screen" });
 await unfold(page);
 found.axeDark = await axe(page);
-await page.screenshot({ path: path.join(folder, "dark.png"), fullPage: true });
 await page.context().close();
 
 // ---- A phone ----
 page = await open({ viewport: { width: 360, height: 740 }, isMobile: true, hasTouch: true, reducedMotion: "reduce" });
+await page.screenshot({ path: path.join(folder, "phone.png"), fullPage: true });
 await unfold(page);
 found.phoneTables = await wideTables(page);
 found.phone = await page.evaluate(() => ({
@@ -215,7 +216,6 @@ found.phone = await page.evaluate(() => ({
   ).length,
   drag: Array.from(document.querySelectorAll(".plot")).map((one) => one.layout.dragmode),
 }));
-await page.screenshot({ path: path.join(folder, "phone.png"), fullPage: true });
 // What another script would be allowed to do.
 found.policy = await page.evaluate(async () => {
   const script = document.createElement("script");

@@ -28,6 +28,10 @@ VERBS = {
 """What every verb does; `chordflow.cli.VERB` runs it."""
 
 
+VERBOSE = "--verbose"
+"""An option of the output of every verb."""
+
+
 def usage() -> str:
     """What `chordflow --help` prints."""
     verbs = "\n".join(f"  {name:<10}{text}" for name, text in VERBS.items())
@@ -36,6 +40,7 @@ def usage() -> str:
         f"two steps\n\nusage: chordflow VERB [--option=value ...]\n\nverbs:\n{verbs}\n\n"
         "chordflow VERB --help      the options that people set, with their defaults\n"
         "chordflow VERB --help=all  all of them\n"
+        "chordflow VERB --verbose   prints all findings and tables, not the summary alone\n"
         "chordflow --version        the version"
     )
 
@@ -68,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(f"chordflow {__version__}")
         return 0
-    verb, options = arguments[0], arguments[1:]
+    verb, options = arguments[0], [word for word in arguments[1:] if word != VERBOSE]
     if verb not in VERBS:
         instead = gone.VERBS.get(verb, f"choose one of {', '.join(VERBS)}.")
         print(f"chordflow: there is no verb {verb!r}; {instead}", file=sys.stderr)
@@ -84,7 +89,10 @@ def main(argv: list[str] | None = None) -> int:
         # Only now: the libraries behind a verb take seconds to import and talk while they do.
         silence_libraries()
         limit_waiting()
-        with _interruptible(verb):
+        from chordflow.console import doing, show_all
+
+        show_all(VERBOSE in arguments)
+        with _interruptible(verb), doing("Loading PyTorch and LeRobot"):
             module = import_module(f"chordflow.cli.{verb}")
         if help.asked(options):
             print(help.of_module(module, options).text(everything="--help=all" in options))

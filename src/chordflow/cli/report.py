@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from chordflow.console import say
+from chordflow.console import console, say
 from chordflow.errors import UserError
 from chordflow.options import read_options
 
@@ -37,7 +37,9 @@ def run(arguments: list[str]) -> None:
         raise UserError(f"--{next(iter(options))} is not an option; there is only --output_dir.")
     if output == "":
         raise UserError("output_dir is empty; give a folder, or leave it out.")
-    from chordflow.reporting.write import write_report
+    from chordflow.reporting.write import printed, write_report
 
-    for path in write_report(folders[0], output):
-        say(f"wrote {path}")
+    paths = write_report(folders[0], output)
+    console.print(printed(folders[0]))
+    for path in paths:
+        say(f"Report:  {path}")

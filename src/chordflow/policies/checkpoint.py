@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from chordflow.console import doing
 from chordflow.disk import write_json
 from chordflow.errors import UserError, machine_refuses, ran_out_of_memory, reason
 from chordflow.policies.base import FlowPolicy
@@ -63,6 +64,7 @@ def resolve_checkpoint(path: str | Path, revision: str | None = None, field: str
     )
 
 
+@doing("Loading a policy")
 def load_flow_policy(
     path: str | Path,
     *,

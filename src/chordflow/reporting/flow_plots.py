@@ -212,12 +212,14 @@ def trajectories(results: Results) -> list[Plot]:
             room = 0.04 * (high - low) or 1.0
             figure.update_layout({axis: {"range": rounded([low - room, high + room])}})
         found = results.curvature_of(name)
-        measured = f" Its curvature is {percent(found.curvature)}." if found else ""
+        measured = f": curvature {percent(found.curvature)}" if found else ""
         caption = (
             f"{len(rows)} paths of {clean(name)} from noise (rings) to action (dots); dashed, the chord of each."
-            f"{measured} All panels share their axes and noises."
+            " All panels share their axes and noises."
         )
-        panels.append(Plot(f"paths-{len(panels)}", f"Paths: {way(name)}", caption, figure, "paths"))
+        panels.append(
+            Plot(f"paths-{len(panels)}", f"Paths of {way(name)}{measured}", caption, figure, "paths")
+        )
     return panels
 
 

@@ -1,9 +1,11 @@
 """Tables of action gaps: the summary of a run, every way to act, and what can be had without training."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from chordflow.reporting.rollout_tables import rate
 from chordflow.reporting.section import (
+    MOST_ROWS,
     STOCK,
     Cell,
     Column,
@@ -19,13 +21,11 @@ from chordflow.reporting.section import (
     way,
 )
 from chordflow.results.actions import TEACHER, FreeWays, GapRow, PolicyName, Reference
+from chordflow.results.episodes import SuccessRow
 from chordflow.results.free import euler_beside
 from chordflow.results.schema import Results
 from chordflow.results.student_findings import candidates
 from chordflow.results.wording import UNRELIABLE, amount, capital, clean, percent, plural, steps
-
-MOST_ROWS = 10
-"""Rows of the summary, which a terminal shows whole."""
 
 
 class Way(NamedTuple):
@@ -61,8 +61,8 @@ def summary(results: Results) -> Section | None:
 
     def time(way: Way) -> Cell:
         nfe = way.row.nfe if way.row is not None else way.num_steps if way.solver == "euler" else None
-        known = results.timed is not None and nfe is not None
-        return number(results.timed.relative(nfe) if known else None, _ratio)  # type: ignore[union-attr, arg-type]
+        timed = results.timed
+        return number(timed.relative(nfe) if timed is not None and nfe is not None else None, _ratio)
 
     section = table(
         "summary",
@@ -77,7 +77,7 @@ def summary(results: Results) -> Section | None:
             ),
             Column(
                 "action\ngap",
-                lambda w: number(row.rms if (row := gap(w)) is not None else None, lambda v: percent(v, 1)),
+                lambda w: number(row.rms if (row := gap(w)) is not None else None, _percent),
                 f"Action gap: RMS distance to the actions of the teacher at {goal}, from the same noise, relative to "
                 "their spread.",
             ),
@@ -90,7 +90,7 @@ def summary(results: Results) -> Section | None:
     return section if section is not None and len(section.heads) > 2 else None
 
 
-def _success(results: Results, way: Way):  # type: ignore[no-untyped-def]
+def _success(results: Results, way: Way) -> SuccessRow | None:
     return results.success_of(way.policy, way.num_steps, solver=way.solver, grid_power=way.grid_power)
 
 
@@ -143,7 +143,7 @@ def gaps(results: Results) -> Section | None:
             Column("of\nnoise", lambda w: noise_cell(results, of(w))),
         ]
 
-    def detail(name: str, text=_percent):  # type: ignore[no-untyped-def]
+    def detail(name: str, text: Callable[[float], str] = _percent) -> Callable[[Way], Cell]:
         return lambda w: number(getattr(w.row, name), text)
 
     columns: list[Column[Way]] = [

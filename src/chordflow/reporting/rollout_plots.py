@@ -1,7 +1,9 @@
 """Plots of rollouts: success, differences, sequential decisions, motion, delays."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import plotly.graph_objects as go
 
 from chordflow.reporting.plots import (
     NEUTRAL,
@@ -41,13 +43,47 @@ MOST_GROUPS = 8
 
 
 class Row(NamedTuple):
-    """A difference with its interval, as a forest plot shows it."""
+    """A figure with its interval, as a forest plot shows it.
 
-    name: str
-    short: str
-    policy: PolicyName
+    Attributes:
+        of: Whose: it has a policy and steps, and where it may differ solver and grid.
+        value: In the unit of the axis.
+        interval: Likewise.
+        text: The figure in words.
+        more: A further line of the hover box.
+    """
+
+    of: Any
     value: float
     interval: Interval | None
+    text: str
+    more: str = ""
+
+    @property
+    def way(self) -> tuple[PolicyName, int, str, float]:
+        """Policy, steps, solver and grid."""
+        solver, power = getattr(self.of, "solver", "euler"), getattr(self.of, "grid_power", 1.0)
+        return self.of.policy, self.of.num_steps, solver, power
+
+
+def _forest(results: Results, axis: str, rows: Sequence[Row]) -> tuple[go.Figure, str]:
+    """A row for each way to act with its interval, and all of it in words."""
+    figure, look = canvas(rows_height(len(rows)), axis, "", showlegend=False), looks(results)
+    for place, row in enumerate(rows):
+        low, high = (row.interval.low, row.interval.high) if row.interval else (row.value, row.value)
+        name, seen = label(at(*row.way)), look[row.of.policy]
+        figure.add_scatter(
+            x=rounded([row.value]), y=[place], mode="markers", name=name, cliponaxis=False,
+            marker={"color": seen.colour, "symbol": seen.symbol, "size": 11},
+            error_x=error([row.value], [low], [high]),
+            hoverinfo="text", hovertext=[hover(name, row.text, *[row.more] * bool(row.more))],
+        )  # fmt: skip
+    rows_axis(figure, [brief(*row.way) for row in rows])
+    return figure, capital("; ".join(f"{at(*row.way)} {row.text}" for row in rows))
+
+
+def _percent(interval: Interval | None) -> Interval | None:
+    return Interval(100 * interval.low, 100 * interval.high) if interval is not None else None
 
 
 # ---- Success --------------------------------------------------------------------------------------------
@@ -60,28 +96,16 @@ def success(results: Results) -> list[Plot]:
         return []
     first = "all" if "all" in groups else next(iter(groups))
     plots = [_rates(results, first, groups[first], "success", "success")]
-    differences = [
-        (row, row.versus_teacher.difference) for row in groups[first] if row.versus_teacher is not None
+    rows = [
+        Row(row, 100 * found.value, _percent(found.interval), estimate(found, points))
+        for row in groups[first]
+        if row.versus_teacher is not None and (found := row.versus_teacher.difference)
     ]
-    if differences:
-        plots.append(
-            _differences(
-                results,
-                "difference",
-                "Success against the deployed teacher, paired",
-                [
-                    Row(
-                        at(row.policy, row.num_steps, row.solver, row.grid_power),
-                        brief(row.policy, row.num_steps, row.solver, row.grid_power),
-                        row.policy,
-                        difference.value,
-                        difference.interval,
-                    )
-                    for row, difference in differences
-                ],
-                _margin(results),
-            )
-        )
+    if rows:
+        figure, said = _differences(results, rows, margin := _margin(results))
+        drawn = f" The dashed line is the margin of {points_of(margin)} points." if margin is not None else ""
+        title = "Success against the deployed teacher, paired"
+        plots.append(Plot("difference", title, f"{said} points.{drawn} 95 % intervals.", figure, "success"))
     return plots
 
 
@@ -101,37 +125,18 @@ def _margin(results: Results) -> float | None:
     return found[0] if found else None
 
 
-def _rates(results: Results, group: str, rows: Sequence[SuccessRow], key: str, panel: str) -> Plot:
-    names = [at(row.policy, row.num_steps, row.solver, row.grid_power) for row in rows]
-    short = [brief(row.policy, row.num_steps, row.solver, row.grid_power) for row in rows]
-    figure = canvas(rows_height(len(rows)), "success, %", "", showlegend=False)
-    look = looks(results)
-    for place, row in enumerate(rows):
-        figure.add_scatter(
-            x=rounded([100 * row.rate]), y=[place], mode="markers", name=label(names[place]), cliponaxis=False,
-            marker={"color": look[row.policy].colour, "symbol": look[row.policy].symbol, "size": 11},
-            error_x=error([100 * row.rate], [100 * row.interval.low], [100 * row.interval.high]),
-            hoverinfo="text",
-            hovertext=[
-                hover(
-                    label(names[place]),
-                    f"{percentage(row.rate)} % [{percentage(row.interval.low)}, {percentage(row.interval.high)}]",
-                    f"{row.successes} of {row.episodes} episodes",
-                )
-            ],
-        )  # fmt: skip
-    rows_axis(figure, short)
-    figure.update_layout(xaxis={"range": _rate_range([row.interval for row in rows])})
+def _rates(results: Results, group: str, found: Sequence[SuccessRow], key: str, panel: str) -> Plot:
+    rows = [
+        Row(row, 100 * row.rate, _percent(row.interval), f"{percentage(row.rate)} %{span(row.interval, percentage)}",
+            f"{row.successes} of {row.episodes} episodes")
+        for row in found
+    ]  # fmt: skip
+    figure, said = _forest(results, "success, %", rows)
+    figure.update_layout(xaxis={"range": _rate_range([row.interval for row in found])})
     title = "Success over all episodes" if group == "all" else f"Success: {clean(group)}"
-    said = [
-        f"{name} {percentage(row.rate)} %{span(row.interval, percentage)}"
-        for name, row in zip(names, rows, strict=True)
-    ]
-    counts = sorted({row.episodes for row in rows})
+    counts = sorted({row.episodes for row in found})
     episodes = plural(counts[0], "episode") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} episodes"
-    return Plot(
-        key, title, capital(f"{'; '.join(said)}. Wilson's 95 % intervals, {episodes} each."), figure, panel
-    )
+    return Plot(key, title, f"{said}. Wilson's 95 % intervals, {episodes} each.", figure, panel)
 
 
 def _rate_range(intervals: Sequence[Interval]) -> list[float]:
@@ -139,42 +144,14 @@ def _rate_range(intervals: Sequence[Interval]) -> list[float]:
     return [max(0.0, 100 * low - 4) if low > 0.3 else 0, 100]
 
 
-def _differences(
-    results: Results,
-    key: str,
-    title: str,
-    rows: Sequence[Row],
-    margin: float | None,
-) -> Plot:
-    figure = canvas(rows_height(len(rows)), "points to the deployed teacher", "", showlegend=False)
-    look = looks(results)
-    for place, (name, _, policy, value, interval) in enumerate(rows):
-        low, high = (interval.low, interval.high) if interval else (value, value)
-        figure.add_scatter(
-            x=rounded([100 * value]), y=[place], mode="markers", name=label(name),
-            marker={"color": look[policy].colour, "symbol": look[policy].symbol, "size": 11},
-            error_x=error([100 * value], [100 * low], [100 * high]),
-            hoverinfo="text",
-            hovertext=[hover(label(name), f"{points(value)} points{span(interval, points)}")],
-        )  # fmt: skip
-    rows_axis(figure, [row.short for row in rows])
-    figure.add_shape(
-        type="line",
-        x0=0,
-        x1=0,
-        y0=0,
-        y1=1,
-        yref="paper",
-        line={"color": NEUTRAL, "width": 1.2},
-        layer="below",
-    )
-    drawn = ""
+def _differences(results: Results, rows: Sequence[Row], margin: float | None) -> tuple[go.Figure, str]:
+    figure, said = _forest(results, "points to the deployed teacher", rows)
+    line = {"color": NEUTRAL, "width": 1.2}
+    figure.add_shape(type="line", x0=0, x1=0, y0=0, y1=1, yref="paper", line=line, layer="below")
     if margin is not None:
         reference_line(figure, f"margin {points(-margin)}", x=-100 * margin)
         figure.update_layout(margin={"t": 34})
-        drawn = f" The dashed line is the margin of {points_of(margin)} points."
-    said = [f"{name} {points(value)}{span(interval, points)}" for name, _, _, value, interval in rows]
-    return Plot(key, title, capital(f"{'; '.join(said)} points.{drawn} 95 % intervals."), figure, "success")
+    return figure, said
 
 
 def sequential(results: Results) -> list[Plot]:
@@ -182,24 +159,19 @@ def sequential(results: Results) -> list[Plot]:
     if not results.sequential:
         return []
     place = rank(results, (row.policy for row in results.sequential))
-    rows = sorted(results.sequential, key=lambda row: (place[row.policy], -row.num_steps))
-    drawn = []
-    for row in rows:
-        low, high = row.decision.low, row.decision.high
-        name = at(row.policy, row.num_steps)
-        short = brief(row.policy, row.num_steps)
-        drawn.append(Row(name, short, row.policy, (low + high) / 2, Interval(low, high)))
-    margin = rows[0].decision.margin
-    plot = _differences(results, "sequential", "Where the sequential run stopped", drawn, margin)
-    said = "; ".join(
-        f"{at(row.policy, row.num_steps)} {row.decision.decision} after {plural(row.decision.episodes, 'episode')}, "
-        f"difference within [{points(row.decision.low)}, {points(row.decision.high)}] points"
-        for row in rows
-    )
-    caption = capital(
-        f"{said}. The dashed line is the margin of {points_of(margin)} points; marks are middles."
-    )
-    return [Plot(plot.key, plot.title, caption, plot.figure, "sequential")]
+    rows = []
+    for row in sorted(results.sequential, key=lambda row: (place[row.policy], -row.num_steps)):
+        found = row.decision
+        low, high = found.low, found.high
+        text = (
+            f"{found.decision} after {plural(found.episodes, 'episode')}, difference within [{points(low)}, "
+            f"{points(high)}] points"
+        )
+        rows.append(Row(row, 50 * (low + high), _percent(Interval(low, high)), text))
+    margin = results.sequential[0].decision.margin
+    figure, said = _differences(results, rows, margin)
+    caption = f"{said}. The dashed line is the margin of {points_of(margin)} points; marks are middles."
+    return [Plot("sequential", "Where the sequential run stopped", caption, figure, "sequential")]
 
 
 # ---- Motion and delays ----------------------------------------------------------------------------------
@@ -207,27 +179,13 @@ def sequential(results: Results) -> list[Plot]:
 
 def motion(results: Results) -> list[Plot]:
     """A panel for each measure of motion."""
-    look = looks(results)
     panels: list[Plot] = []
     for measure, rows in motion_rows(results).items():
-        names = [at(row.policy, row.num_steps, row.solver, row.grid_power) for row in rows]
-        short = [brief(row.policy, row.num_steps, row.solver, row.grid_power) for row in rows]
         unit = "s" if measure == "seconds" else "control steps" if measure == "length" else "robot's units"
-        figure = canvas(rows_height(len(rows)), f"{measure}, {unit}", "", showlegend=False)
-        for place, row in enumerate(rows):
-            ends = row.mean.interval
-            low, high = (ends.low, ends.high) if ends else (row.mean.value, row.mean.value)
-            figure.add_scatter(
-                x=rounded([row.mean.value]), y=[place], mode="markers", name=label(names[place]),
-                marker={"color": look[row.policy].colour, "symbol": look[row.policy].symbol, "size": 10},
-                error_x=error([row.mean.value], [low], [high]),
-                hoverinfo="text",
-                hovertext=[hover(label(names[place]), f"{measure} {estimate(row.mean)}")],
-            )  # fmt: skip
-        rows_axis(figure, short)
+        shown = [Row(row, row.mean.value, row.mean.interval, estimate(row.mean)) for row in rows]
+        figure, said = _forest(results, f"{measure}, {unit}", shown)
         figure.update_layout(xaxis={"rangemode": "tozero", "nticks": 6})
-        said = "; ".join(f"{name} {estimate(row.mean)}" for name, row in zip(names, rows, strict=True))
-        caption = capital(f"{said}. In {MOTION_UNITS[measure]}; 95 % intervals.")
+        caption = f"{said}. In {MOTION_UNITS[measure]}; 95 % intervals."
         panels.append(Plot(f"motion-{len(panels)}", measure.capitalize(), caption, figure, "motion"))
     return panels
 

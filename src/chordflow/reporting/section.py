@@ -11,6 +11,9 @@ from chordflow.results.wording import amount, clean, estimate, percentage, span,
 ABSENT = "-"
 """What stands where nothing was measured."""
 
+MOST_ROWS = 10
+"""Rows of a summary, which a terminal shows whole."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -56,6 +59,7 @@ class Section:
         below: A line of explanation of the whole table.
         notes: Sentences that follow it, each with the heads of the columns that it is about; see ``note``.
         page_only: Whether the page alone shows it.
+        wide: Columns that a summary leaves out.
     """
 
     key: str
@@ -67,7 +71,7 @@ class Section:
     below: str = ""
     notes: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
     page_only: bool = False
-    wide: Collection[int] = ()  # Columns of a study's table that a narrow terminal may leave out.
+    wide: Collection[int] = ()
 
     def add(self, *cells: Cell | str, marked: bool = False) -> None:
         """Append a row; text alone is sorted as text."""
@@ -79,21 +83,28 @@ class Section:
         """Add a sentence to the line below, for where these columns are shown."""
         self.notes.append((text, heads))
 
-    def shown(self) -> "Section":
-        """The table without columns of figures in which nothing was measured, and without notes on those."""
+    def shown(self, *, short: bool = False) -> "Section":
+        """The table without columns of figures in which nothing was measured, and without notes on those.
+
+        Args:
+            short: Without its wide columns and the rows after ``MOST_ROWS`` either.
+        """
         kept = [
             place
             for place in range(len(self.heads))
-            if place < self.left or any(row[place].text not in (ABSENT, "") for row in self.rows)
+            if not (short and place in self.wide)
+            and (place < self.left or any(row[place].text not in (ABSENT, "") for row in self.rows))
         ]
         heads = [self.heads[place] for place in kept]
         notes = [text for text, about in self.notes if all(head in heads for head in about)]
         return replace(
             self,
             heads=heads,
-            rows=[[row[place] for place in kept] for row in self.rows],
+            left=sum(place < self.left for place in kept),
+            rows=[[row[place] for place in kept] for row in self.rows[: MOST_ROWS if short else None]],
             below=" ".join([self.below] * bool(self.below) + notes),
             notes=[],
+            wide=(),
         )
 
 

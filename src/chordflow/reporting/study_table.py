@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from chordflow import console
 from chordflow.reporting.section import ABSENT, Cell, Section, absent, figure
 from chordflow.reporting.table import drawn, escape, held_out, written
 from chordflow.results.episodes import SuccessRow
@@ -222,9 +223,13 @@ COLUMNS = [
 """All columns, in their order."""
 
 
-def render(study: Study) -> RenderableType:
-    """What the table says and the table, for a terminal of 100 columns."""
-    return Group(Text(headline(study), style="bold"), Text(), drawn(table(study, ranges=False)))
+def render(study: Study, *, verbose: bool | None = None) -> RenderableType:
+    """What the table says and the table, for a terminal; all tables with `verbose`, by default as the user asks."""
+    if verbose if verbose is not None else console.verbose():
+        shown: list[RenderableType] = [drawn(section) for section in sections(study)]
+    else:
+        shown = [drawn(table(study, ranges=False), short=True)]
+    return Group(Text(headline(study), style="bold"), Text(), *shown)
 
 
 def markdown(study: Study) -> str:

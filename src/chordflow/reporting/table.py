@@ -9,6 +9,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from chordflow import console
 from chordflow.reporting import gap_tables, policy_tables, rollout_tables
 from chordflow.reporting.facts import facts, held_out
 from chordflow.reporting.section import ABSENT, Section
@@ -24,19 +25,20 @@ NAME = 16
 """Characters of a name that a terminal shows in one line, where the name has as many."""
 
 
-def render(results: Results, *, verbose: bool = False) -> RenderableType:
+def render(results: Results, *, verbose: bool | None = None) -> RenderableType:
     """The verdict, what to type next and the summary, for a terminal of any width.
 
     Args:
         results: What was measured; what was not is left out.
-        verbose: All findings, tables and facts as well.
+        verbose: All findings, tables and facts as well; by default as the user asks for.
 
     Returns:
         Something for ``rich.print``. Names out of files are shown as they are, never read as markup.
     """
+    verbose = console.verbose() if verbose is None else verbose
     parts: list[RenderableType] = [Text(verdict(results), style="bold")]
     if (command := next_command(results)) is not None:
-        parts.append(Text(": ".join(command)))
+        parts.append(Text(": ".join(command), no_wrap=True, overflow="ignore"))
     parts.append(Text())
     shown = sections(results)
     if not verbose:
@@ -59,8 +61,8 @@ def render(results: Results, *, verbose: bool = False) -> RenderableType:
 class Drawn:
     """A table for a terminal: where it is too wide, further columns follow below, each time after the words."""
 
-    def __init__(self, section: Section) -> None:
-        self.section = section.shown()
+    def __init__(self, section: Section, *, short: bool = False) -> None:
+        self.section = section.shown(short=short)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         """Yields the table in as few blocks as the terminal's width allows."""
@@ -87,11 +89,6 @@ class Drawn:
             yield Text(section.below, style="dim")
 
 
-def drawn(section: Section) -> Drawn:
-    """A table for a terminal."""
-    return Drawn(section)
-
-
 def _block(section: Section, places: Collection[int]) -> Table:
     """Some columns of a table."""
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True, padding=(0, 1))
@@ -112,6 +109,16 @@ def _block(section: Section, places: Collection[int]) -> Table:
         style = "bold" if index in section.marked else ""
         made.add_row(*(Text("" if row[place].repeats else row[place].text, style=style) for place in places))
     return made
+
+
+def drawn(section: Section, *, short: bool = False) -> Drawn:
+    """A table for a terminal.
+
+    Args:
+        section: The table.
+        short: Without its wide columns and the rows after the tenth.
+    """
+    return Drawn(section, short=short)
 
 
 def markdown(results: Results, keys: Collection[str] | None = None) -> str:

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+from rich.console import RenderableType
+
+from chordflow.console import doing
 from chordflow.errors import UserError
-from chordflow.reporting import study_page, study_table
+from chordflow.reporting import study_page, study_table, table
 from chordflow.reporting.card import card
 from chordflow.reporting.page import page, write_text
-from chordflow.reporting.table import markdown
 from chordflow.results.files import write_whole
 from chordflow.results.schema import Results
 from chordflow.results.study import OLD_KINDS, STUDY, Study, kind_of
@@ -14,6 +16,7 @@ from chordflow.results.study import OLD_KINDS, STUDY, Study, kind_of
 RESULTS = "results.json"
 
 
+@doing("Writing the report")
 def write_report(folder: str | Path, output: str | Path | None = None) -> list[Path]:
     """Write ``report.html``, ``table.md`` and ``model_card.md``, of a study ``study.html`` and ``study.md``.
 
@@ -30,17 +33,30 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> list[P
     Raises:
         UserError: If there are no results, they cannot be read, or a file cannot be written.
     """
-    folder = Path(folder)
-    study = folder / STUDY if folder.is_dir() and not (folder / RESULTS).is_file() else folder
-    if study.is_file() and kind_of(study) in ("study", *OLD_KINDS):
-        return write_study(Study.load(study), study.parent if output is None else Path(output))
-    results = Results.load(found_in(folder))
+    folder, results = Path(folder), _loaded(folder)
+    if isinstance(results, Study):
+        place = folder if folder.is_dir() else folder.parent
+        return write_study(results, place if output is None else Path(output))
     contents = {
         "report.html": page(results, folder),
-        "table.md": markdown(results),
+        "table.md": table.markdown(results),
         "model_card.md": card(results),
     }
     return _write(contents, folder if output is None else Path(output))
+
+
+def printed(folder: str | Path) -> RenderableType:
+    """What a terminal shows of a run or a study."""
+    results = _loaded(folder)
+    return study_table.render(results) if isinstance(results, Study) else table.render(results)
+
+
+def _loaded(folder: str | Path) -> Results | Study:
+    folder = Path(folder)
+    study = folder / STUDY if folder.is_dir() and not (folder / RESULTS).is_file() else folder
+    if study.is_file() and kind_of(study) in ("study", *OLD_KINDS):
+        return Study.load(study)
+    return Results.load(found_in(folder))
 
 
 def write_study(study: Study, folder: Path) -> list[Path]:
@@ -74,9 +90,7 @@ def found_in(folder: Path) -> Path:
     if not folder.exists():
         raise UserError(f"{folder} does not exist; give the folder of a run, with its {RESULTS}.")
     if not folder.is_dir():
-        raise UserError(
-            f"{folder} is no file of a study; give the folder that holds {RESULTS}, or a {STUDY}."
-        )
+        raise UserError(f"{folder} is a file; give the folder that holds {RESULTS}, or a study's {STUDY}.")
     if not (folder / RESULTS).is_file():
         raise UserError(
             f"{folder} holds no {RESULTS}; give the folder of a run of chordflow that came to its end."

@@ -63,7 +63,7 @@ def _may_replace(results: Results, name: PolicyName, num_steps: int) -> str | No
             teacher = row.rate - paired.difference.value
         beside = f" against the teacher's {percent(teacher, 1)}" if teacher is not None else ""
         rates = f"success is {percent(row.rate, 1)}{beside}"
-    needed = None
+    needed, decision = None, ""
     if stopped is not None:
         decision, low, high, episodes = stopped.decision, stopped.low, stopped.high, stopped.episodes
         margin = f" at a margin of {100 * stopped.margin:g}"

@@ -69,7 +69,7 @@ def _continued(text: str) -> str:
 
 
 def next_command(results: Results) -> tuple[str, str] | None:
-    """What to type next, with the user's own paths, and what for; None where there is nothing to do.
+    """What to type next, an option a line, with the user's own paths, and what for; None where there is nothing to do.
 
     After a diagnosis it is the training; after a reflow without episodes, the evaluation.
     """
@@ -98,4 +98,5 @@ def next_command(results: Results) -> tuple[str, str] | None:
         what = "Next"
     else:
         return None
-    return what, " ".join(["chordflow", *(shlex.quote(clean(word)) for word in words)])
+    verb, *options = words
+    return what, " \\\n    ".join([f"chordflow {verb}", *(shlex.quote(clean(option)) for option in options)])
