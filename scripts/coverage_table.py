@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
+from numpy.typing import ArrayLike
+from scipy import fft, stats
 from scipy.special import gammaln, xlogy
 
-from chordflow.results.limits import ROUNDING, FloatArray, bootstrap_limits, newcombe_limits, wilson_coverage
+from chordflow.results.limits import CONFIDENCE, ROUNDING, FloatArray, newcombe_limits, wilson_coverage
 from chordflow.results.power import check_margin, check_rates, episodes_needed
 from chordflow.results.sequential import SequentialTest, decided_at
 
@@ -70,6 +71,34 @@ def paired_coverage(episodes: int, only_first: float, only_second: float, both: 
         low, high = newcombe_limits(n11, n10, n01, n00)
         covered += float(weight[(low - ROUNDING <= truth) & (truth <= high + ROUNDING)].sum())
     return covered
+
+
+def bootstrap_limits(
+    only_first: ArrayLike, only_second: ArrayLike, episodes: int
+) -> tuple[FloatArray, FloatArray]:
+    """Percentile bootstrap of the difference of paired rates, of many tables at once (Efron 1979).
+
+    A resample of n pairs sums n draws of -1, 0 or 1, so the law of the resampled difference is the n-fold
+    convolution of their frequencies: it is computed, by a Fourier transform, in place of drawn.
+
+    Args:
+        only_first: Pairs that only the first policy solved, counts of any shape.
+        only_second: Pairs that only the second solved.
+        episodes: Number n of pairs in every table.
+
+    Returns:
+        The 2.5 % and 97.5 % quantiles of the resampled difference, first less second.
+    """
+    wins, losses = (np.asarray(c, dtype=np.float64)[..., None] / episodes for c in (only_first, only_second))
+    size = fft.next_fast_len(2 * episodes + 1, real=True)
+    turn = np.exp(-2j * np.pi * np.arange(size // 2 + 1) / size)
+    one_pair = 1 - wins - losses + wins * turn + losses * turn.conj()
+    law = fft.irfft(one_pair**episodes, size, axis=-1)
+    # Sums from -n to n: the negative ones lie at the end.
+    cumulated = np.cumsum(np.roll(law, episodes, axis=-1)[..., : 2 * episodes + 1], axis=-1)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = (np.argmax(cumulated >= level, axis=-1) - episodes for level in (tail, 1 - tail))
+    return low / episodes, high / episodes
 
 
 def bootstrap_coverage(episodes: int, only_first: float, only_second: float) -> float:

@@ -37,7 +37,7 @@ READMES = (ROOT / "README.md", ROOT / "README.zh.md")
 PLACES: dict[str, tuple[Path, tuple[str, ...]]] = {
     "demo": (
         ROOT / "docs" / "demo",
-        ("results.json", "demo.gif", "figures/trajectories.png", "figures/gap.png", "figures/loss.png"),
+        ("results.json", "demo.gif", "figures/trajectories.png", "figures/gap.png"),
     ),
     "evaluate": (ROOT / "docs" / "evaluate", ("results.json",)),
 }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.datasets.io_utils import write_info
@@ -176,3 +178,12 @@ def build_dataset(
         info.data_files_size_in_mb, info.video_files_size_in_mb = sizes
         write_info(info, root)
     return root
+
+
+def edit_column(file: Path, name: str, change: Callable[[Any], Any]) -> None:
+    """Changes a column of a file of a dataset's frames; `change` takes and gives a list of its values."""
+    table = pq.read_table(file)
+    at = table.column_names.index(name)
+    field = table.schema.field(at)
+    values = change(table.column(at).to_pylist())
+    pq.write_table(table.set_column(at, field, pa.array(values, type=field.type)), file)

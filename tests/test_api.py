@@ -107,6 +107,7 @@ def test_all_functions_are_there_after_a_run_and_agree_with_the_commands(
         ({"step": 1}, "--step is not an option; did you mean --steps?"),
         ({"buffer": {"num_observation": 1}}, "did you mean --buffer.num_observations?"),
         ({"buffer": 1}, "--buffer is a group"),
+        ({"buffers": {}}, "--buffers is not an option"),
         ({"steps": 0}, "steps=0: give at least 1"),
         ({"steps": "many"}, "steps=many: give whole number"),
         ({"optimizer": {"type": "sgd"}}, "optimizer.type=sgd: choose one of"),

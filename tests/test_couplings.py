@@ -17,7 +17,7 @@ from lerobot.datasets.factory import make_train_eval_datasets
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
-from builders import build_checkpoint, build_dataset
+from builders import build_checkpoint, build_dataset, edit_column
 from chordflow.couplings import (
     BufferConfig,
     CouplingBuffer,
@@ -273,18 +273,14 @@ def test_a_camera_of_another_name_can_be_mapped(tmp_path: Path, checkpoint: Path
 def test_values_that_are_not_finite_are_named(
     tmp_path: Path, tiny_policy: SmolVLAFlowPolicy, dataset_root: Path
 ) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     root = tmp_path / "broken"
     shutil.copytree(dataset_root, root)
-    file = next((root / "data").rglob("*.parquet"))
-    table = pq.read_table(file)
-    column = table.column_names.index("observation.state")
-    states = table.column("observation.state").to_pylist()
-    states[1][0] = float("nan")
-    field = table.schema.field(column)
-    pq.write_table(table.set_column(column, field, pa.array(states, type=field.type)), file)
+
+    def spoil(states: list[list[float]]) -> list[list[float]]:
+        states[1][0] = float("nan")
+        return states
+
+    edit_column(next((root / "data").rglob("*.parquet")), "observation.state", spoil)
     config = DatasetConfig("test/tiny", root=str(root), episodes=[0, 1, 3])
     with pytest.raises(
         UserError, match=r"^dataset: observation.state is NaN or infinite in episode 0, frame 1"

@@ -14,7 +14,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -26,10 +25,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import chordflow.experiments.reflow as job
-from builders import TASKS, build_dataset
+from builders import TASKS, build_dataset, edit_column
 from chordflow.cli.main import main
 from chordflow.couplings import TOLERANCE_S, DatasetConfig, Observations, Split, open_split
-from chordflow.couplings.split import split_episodes
+from chordflow.couplings.order import split_episodes
 from chordflow.errors import UserError
 from chordflow.evaluation.measure import measure
 from chordflow.evaluation.paired import MeasureConfig
@@ -137,18 +136,12 @@ def of_one_each(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ([3, 4], 9, 0, False, "9 observations of 2 episodes, 16 noises each"),
         ([3, 4], 9, 0, True, "16 noises each; the teacher may have seen them in its own training"),
-        (
-            [3, 4],
-            9,
-            2,
-            True,
-            "; the tasks of 2 of them have no other episode.*the teacher may have seen them",
-        ),
+        ([3, 4], 9, 2, True, "; the tasks of 2 of them have no other episode.*the teacher may have seen them"),
         ([3], 9, 0, False, "; no intervals, .* of two episodes.*raise --dataset.eval_split"),
         ([3, 4], 1, 0, False, "; no intervals, .* of two episodes.*raise --measure.num_obs"),
         ([3], 9, 1, True, "; the tasks of 1 .*; the teacher may have seen .*; no intervals"),
     ],
-)
+)  # fmt: skip
 def test_what_figures_cannot_say_is_said(
     episodes: list[int], observations: int, whole: int, seen: bool, said: str
 ) -> None:
@@ -200,11 +193,7 @@ def read(observations: Observations) -> list[dict[str, Any]]:
     ("kind", "missing"), [("data", [2]), ("data", [0, 1, 5]), ("videos", [4]), ("videos", [0, 5])]
 )
 def test_some_episodes_files_are_enough(
-    kind: str,
-    missing: list[int],
-    tiny_policy: SmolVLAFlowPolicy,
-    of_videos: Path,
-    tmp_path: Path,
+    kind: str, missing: list[int], tiny_policy: SmolVLAFlowPolicy, of_videos: Path, tmp_path: Path
 ) -> None:
     whole = of_videos
     root = Path(shutil.copytree(whole, tmp_path / "part"))
@@ -272,18 +261,8 @@ def test_no_more_is_fetched_than_is_needed(
 # ---- Whose videos are a little off -----------------------------------------------------------------------
 
 
-def edit_column(root: Path, episode: int, name: str, change: Callable[[Any], Any]) -> None:
-    """Changes a column of an episode's frames, of a dataset with a file for each."""
-    file = file_of(root, "data", episode)
-    table = pq.read_table(file)
-    at = table.column_names.index(name)
-    field = table.schema.field(at)
-    values = change(table.column(at).to_pylist())
-    pq.write_table(table.set_column(at, field, pa.array(values, type=field.type)), file)
-
-
 def drift(root: Path, episode: int) -> None:
-    edit_column(root, episode, "timestamp", lambda times: [time + 0.02 for time in times])
+    edit_column(file_of(root, "data", episode), "timestamp", lambda times: [time + 0.02 for time in times])
 
 
 def test_the_tolerance_is_lerobots() -> None:
@@ -345,7 +324,7 @@ def cut_image(root: Path, episode: int, frame: int = 1, keep: float = 0.01) -> N
         images[frame]["bytes"] = whole[: int(keep * len(whole))]
         return images
 
-    edit_column(root, episode, CAMERA, change)
+    edit_column(file_of(root, "data", episode), CAMERA, change)
 
 
 def shrink_image(root: Path, episode: int) -> None:
@@ -355,7 +334,7 @@ def shrink_image(root: Path, episode: int) -> None:
         images[1]["bytes"] = small.getvalue()
         return images
 
-    edit_column(root, episode, CAMERA, change)
+    edit_column(file_of(root, "data", episode), CAMERA, change)
 
 
 def cut_file(root: Path, kind: str, share: float) -> None:
@@ -374,7 +353,7 @@ BROKEN: dict[str, tuple[dict[str, bool], Callable[[Path], object], str]] = {
     "no image": (
         {},
         lambda root: edit_column(
-            root, 5, CAMERA, lambda images: [{"bytes": b"", "path": None} for _ in images]
+            file_of(root, "data", 5), CAMERA, lambda images: [{"bytes": b"", "path": None} for _ in images]
         ),
         r"frame 0 of episode 5 of .* cannot be read",
     ),

@@ -23,6 +23,9 @@ from chordflow.demo.teacher import ASSETS, TEACHER_FOLDER
 from chordflow.experiments.study.presets import FileStudy
 from chordflow.policies.registry import WITHOUT_ADAPTER, own_families
 from chordflow.results.schema import Results
+from chordflow.results.study import Study
+from chordflow.results.study_figures import curvature, gap, over_seeds, solved
+from chordflow.results.study_figures import success as success_of
 from script_files import ROOT, load_script
 
 pytestmark = pytest.mark.docs
@@ -209,17 +212,83 @@ def test_no_path_of_a_machine_is_published() -> None:
         assert "/home/" not in text, file.name
 
 
-@pytest.mark.parametrize(
-    "file", sorted((ROOT / "docs" / "studies").glob("*.json")), ids=lambda file: file.stem
-)
-def test_what_is_measured_has_at_least_three_seeds(file: Path) -> None:
-    study = json.loads(read(file))
-    assert len(study["seeds"]) >= 3
+def study(name: str) -> Study:
+    return Study.load(ROOT / "docs" / f"{name}.json")
+
+
+def rows(heading: str) -> list[list[list[str]]]:
+    """The figures in the cells of the table below a heading of the findings, without the head and the first column."""
+    section = read(ROOT / "docs" / "findings.md").split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| ") and "---" not in line][1:]
+    return [[re.findall(r"[\d.]+", cell) for cell in line.strip("|").split("|")[1:]] for line in lines]
+
+
+def in_percent(study: Study, name: str, figure: Any, digits: int = 1) -> list[str]:
+    """Median, least and largest over the seeds of an arm."""
+    found = over_seeds(study, study.arm(name), figure)
+    assert found is not None
+    return [f"{100 * value:.{digits}f}" for value in (found.middle, found.low, found.high)]
+
+
+def test_the_findings_say_what_the_studies_of_beginnings_found() -> None:
+    studies = study("studies/init"), study("studies/init_metaworld")
+    shown, arms = (
+        rows("What the student starts from"),
+        ["teacher", "teacher_full", "teacher_vlm", "random", "random_full"],
+    )
+    for one, at in zip(studies, (0, 2), strict=True):
+        for arm, row in zip(arms, shown[:5], strict=True):
+            name = f"{arm}_lr_0.002"
+            assert row[at : at + 2] == [in_percent(one, name, gap()), in_percent(one, name, solved, 0)[:1]], (
+                arm
+            )
+        assert one.untrained is not None
+        for steps, row in zip((1, 2, 10), shown[5:], strict=True):
+            distance = one.untrained.figures.gap(steps)
+            (rate,) = (r.rate for r in one.untrained.success if (r.num_steps, r.group) == (steps, "all"))
+            assert distance is not None
+            assert row[at : at + 2] == [[f"{100 * distance.rms:.1f}"], [f"{100 * rate:.0f}"]]
+
+
+def test_the_findings_say_what_the_studies_of_rounds_found() -> None:
+    studies, shown = (study("studies/rounds"), study("studies/rounds_metaworld")), rows("Rounds")
+    arms = ["round_1", "last_2", "last_3"], ["first_2", "first_3"], ["once"]
+    for one, at in zip(studies, (0, 2), strict=True):
+        assert one.untrained is not None
+        distance = one.untrained.figures.gap(1)
+        assert distance is not None
+        assert shown[0][at] == [f"{100 * one.untrained.figures.curvature:.1f}"]
+        assert shown[0][at + 1] == [f"{100 * distance.rms:.1f}"]
+        for row, names in zip(shown[1:], arms, strict=True):
+            assert row[at] == [in_percent(one, arm, curvature)[0] for arm in names]
+            assert row[at + 1] == [in_percent(one, arm, gap())[0] for arm in names]
+
+
+def test_the_findings_say_what_the_comparisons_of_methods_found() -> None:
+    one, shown = study("compare/methods"), rows("Methods and recipes")
+    for arm, row in zip(
+        ["all_steps", "one_step", "consistency", "noise_biased", "snapflow"], shown[1:], strict=True
+    ):
+        success = success_of(one, one.arm(arm))
+        assert success is not None
+        gaps = [in_percent(one, arm, gap(steps))[:1] for steps in (1, 2, 10)]
+        assert row == [*gaps, [f"{100 * success.rate:.1f}"]], arm
+    levers, text = study("compare/levers"), read(ROOT / "docs" / "findings.md")
+    for arm in levers.arms:
+        assert f"{in_percent(levers, arm.name, gap())[0]} %" in text, arm.name
+
+
+@pytest.mark.parametrize("name", ["init", "init_metaworld", "init_rates", "rounds", "rounds_metaworld"])
+def test_what_is_measured_has_at_least_three_seeds(name: str) -> None:
+    one = study(f"studies/{name}")
+    assert len(one.seeds) >= 3
+    for arm in one.arms:
+        assert {trial.seed for trial in one.trials_of(arm.name)} == set(one.seeds)
 
 
 def test_the_documents_name_options_that_there_are() -> None:
-    lists = (ROOT / "tests").glob("command_line_options*.txt")
-    known = {name for file in lists for name in re.findall(r"^--([\w.]+)", read(file), re.MULTILINE)}
+    verbs = json.loads(read(ROOT / "src" / "chordflow" / "cli" / "options.json")).values()
+    known = {option["name"] for verb in verbs if isinstance(verb, dict) for option in verb["options"]}
     # Of every command, of launchers, of LeRobot's commands, of the benchmarks' scripts, and names that have gone.
     known |= {"help", "config_path", "nproc", "multi_gpu", "num_processes", "config_file", "cpu", "publish", "size",
               "policy.type", "policy.push_to_hub", "inference.type", "inference.rtc.max_guidance_weight",

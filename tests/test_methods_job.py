@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,13 +42,29 @@ RUNS = {
 }
 
 
+@pytest.fixture(scope="module")
+def run_of(
+    checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """The folder of a method's run, made once; not to be written to."""
+
+    @functools.cache
+    def run(name: str) -> Path:
+        output = tmp_path_factory.mktemp("run") / "out"
+        assert main(options(checkpoint, dataset_root, output, *LITTLE, *RUNS[name])) == 0
+        return output
+
+    return run
+
+
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=pytest.mark.slow if " " in name else []) for name in RUNS],
 )
-def test_a_run_and_what_it_leaves(name: str, checkpoint: Path, dataset_root: Path, tmp_path: Path) -> None:
-    output, method = tmp_path / "out", RUNS[name]
-    assert main(options(checkpoint, dataset_root, output, *LITTLE, *method)) == 0
+def test_a_run_and_what_it_leaves(
+    name: str, checkpoint: Path, run_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    output, method = run_of(name), RUNS[name]
 
     # A stock checkpoint with the teacher's keys, of which stock LeRobot knows no more than of any other.
     student, teacher = (
@@ -83,10 +101,9 @@ def test_a_run_and_what_it_leaves(name: str, checkpoint: Path, dataset_root: Pat
 
 
 def test_a_method_cannot_be_changed_on_resume(
-    checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run_of: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(options(checkpoint, dataset_root, tmp_path / "out", *LITTLE, "--method.type=snapflow")) == 0
-    assert main(resume(tmp_path / "out", 3, "--method.type=endpoint")) == 2
+    assert main(resume(run_of("endpoint"), 3, "--method.type=snapflow")) == 2
     assert "resuming cannot change it" in capsys.readouterr().err
 
 
@@ -122,13 +139,6 @@ def test_what_does_not_go_together_is_refused(
 # A student for one step only
 
 
-@pytest.fixture(scope="module")
-def one_step_run(checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("one step") / "out"
-    assert main(options(checkpoint, dataset_root, output, *LITTLE, "--method.type=endpoint")) == 0
-    return output
-
-
 @pytest.mark.parametrize(
     ("more", "others"),
     [
@@ -140,7 +150,7 @@ def one_step_run(checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.
 def test_evaluating_it_at_other_steps_warns(
     more: list[str],
     others: str | None,
-    one_step_run: Path,
+    run_of: Callable[[str], Path],
     checkpoint: Path,
     dataset_root: Path,
     tmp_path: Path,
@@ -152,7 +162,7 @@ def test_evaluating_it_at_other_steps_warns(
         "--measure.converged_noises=1",
         *more,
     ]
-    student = student_of(one_step_run)
+    student = student_of(run_of("endpoint"))
     assert (
         main(
             [

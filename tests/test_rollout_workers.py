@@ -108,12 +108,7 @@ class TestSameEpisodes:
     @pytest.mark.parametrize("who", ["teacher", "student"])
     @pytest.mark.parametrize("batch_size", [1, 4, 16])
     def test_workers_and_batch_sizes(
-        self,
-        checkpoint: Path,
-        tiny_policy: SmolVLAFlowPolicy,
-        runner: Runner,
-        who: str,
-        batch_size: int,
+        self, checkpoint: Path, tiny_policy: SmolVLAFlowPolicy, runner: Runner, who: str, batch_size: int
     ) -> None:
         policy, num_steps = (tiny_policy, 3) if who == "teacher" else (perturbed(checkpoint), 1)
         here = run_episodes(policy, DriftEnvConfig(), SEEDS, num_steps=num_steps, batch_size=batch_size)

@@ -298,21 +298,8 @@ class TestPairing:
 
 
 def episode(seed: int, success: bool, task: str = "go", num_steps: int = 1) -> Episode:
-    return Episode(
-        seed,
-        task,
-        success,
-        3,
-        0.0,
-        None,
-        1,
-        num_steps,
-        "euler",
-        None,
-        None,
-        0.1,
-        np.zeros((3, 2), np.float32),
-    )
+    actions = np.zeros((3, 2), np.float32)
+    return Episode(seed, task, success, 3, 0.0, None, 1, num_steps, "euler", None, None, 0.1, actions)
 
 
 class TestMeasures:

@@ -409,12 +409,12 @@ def test_an_interrupted_study_resumes_in_the_same_bits(
     assert Study.load(output / "study.json").trials == [first, second]
 
     def note(*given: Any, **named: Any) -> Any:
-        trained.append(named["label"])
+        trained.append(given[1:3])
         return train_student(*given, **named)
 
     monkeypatch.setattr(job, "train_student", note)
     assert main(resume(output)) == 0
-    assert trained == ["random_full_lr_0.001, seed 5"]
+    assert trained == [("random_full_lr_0.001", 5)]
     again = Study.load(output / "study.json").trials[2]
     assert (again.losses, again.couplings_sha256) == (third.losses, third.couplings_sha256)
     seconds = [look.seconds for look in third.looks]

@@ -207,14 +207,14 @@ WRONG: list[tuple[str, list[str], str]] = [
     ("methods", ["--resume=true"], "resume=true needs --config_path=OUTPUT_DIR/study.json"),
     ("beginnings", ["--arms=[]"], "arms=[]: give at least one"),
     ("beginnings", ["--arms=[random,random]"], "arms=[random,random]: give at least one, each once"),
-    ("beginnings", ["--arms=[zzz]"], "arms=['zzz']: choose teacher, teacher_full, "),
+    ("beginnings", ["--arms=[zzz]"], "arms=[zzz]: choose teacher, teacher_full, "),
     ("beginnings", ["--learning_rates=[]"], "learning_rates=[]: give at least one"),
     ("beginnings", ["--learning_rates=[1e-4,0]"], "give a number above 0"),
     ("beginnings", ["--optimizer.lr=1e-3"], "optimizer.lr=0.001: give --learning_rates='[0.001]' instead"),
     ("beginnings", ["--method.type=noise_biased"], "method.type=noise_biased: the method does not look at couplings"),
     ("rounds", ["--rounds=1"], "rounds=1: give at least 2"),
     ("rounds", ["--least_gain=1"], "least_gain=1.0: give a share from 0 up to but not 1"),
-    ("rounds", ["--starts=[second]"], "starts=['second']: choose last, first, fresh or once"),
+    ("rounds", ["--starts=[second]"], "starts=[second]: choose last, first, fresh or once"),
     ("rounds", ["--solvers=[euler,euler]"], "solvers=[euler,euler]: give at least one, each once"),
     ("rounds", ["--real_data_shares=[1]"], "real_data_shares=[1.0]: give a number from 0 up to but not 1"),
     ("rounds", ["--seconds=3"], "starts holds once, which has a number of steps"),
@@ -306,8 +306,8 @@ def test_a_file_of_an_older_layout_is_refused_with_its_converter(
 def test_another_file_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "study.json"
     for content in (
-        {"kind": "reflow", "settings": {}},
-        {"kind": "study", "preset": "methods", "settings": {}},
+        {"kind": "reflow", "schema_version": 1, "settings": {}},
+        {"kind": "study", "schema_version": 1, "preset": "methods", "settings": {}},
     ):
         path.write_text(json.dumps(content))
         assert "is no readable result of chordflow study" in refused(capsys, *resume(tmp_path)[1:])

@@ -152,24 +152,6 @@ def test_half_at_noise_half_uniform_is_the_default() -> None:
     assert MethodConfig.get_choice_class("reflow") is ReflowMethodConfig
 
 
-def test_times_are_read_from_the_command_line() -> None:
-    @dataclass
-    class Job:
-        method: MethodConfig
-
-    job = draccus.parse(
-        Job, args=["--method.type=reflow", "--method.times.type=beta", "--method.times.at_noise=0.25"]
-    )
-    assert isinstance(job.method, ReflowMethodConfig)
-    assert job.method.times == BetaTimes(at_noise=0.25)
-
-
-@pytest.mark.parametrize("share", [-0.1, 1.5])
-def test_a_share_out_of_range_is_refused(share: float) -> None:
-    with pytest.raises(UserError, match=f"method.times.at_noise={share}"):
-        UniformTimes(at_noise=share)
-
-
 # The method
 
 

@@ -379,7 +379,7 @@ def dotted(nested: Mapping[str, Any], options: Container[str], prefix: str = "")
     """The dotted names of nested settings, of which those in `options` are not looked into."""
     for key, value in nested.items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and name not in options:
+        if value and isinstance(value, Mapping) and name not in options:
             yield from dotted(value, options, f"{name}.")
         else:
             yield name

@@ -1,6 +1,6 @@
 """From a teacher to couplings of noise and endpoint, and the buffer that keeps them in memory."""
 
-from chordflow.couplings.batches import CouplingBatch, Demonstrations, Needs, Share
+from chordflow.couplings.blocks import CouplingBatch, Demonstrations, Needs, Share
 from chordflow.couplings.buffer import CouplingBuffer
 from chordflow.couplings.buffer_config import BufferConfig
 from chordflow.couplings.generate import LEAST_STEPS, CouplingConfig, Path, endpoints

@@ -15,14 +15,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chordflow.couplings.batches import CouplingBatch, Demonstrations, Needs, Share
-from chordflow.couplings.blocks import Block, BlockSource, join, join_paths, pick
+from chordflow.couplings.blocks import (
+    Block,
+    BlockSource,
+    CouplingBatch,
+    Demonstrations,
+    Needs,
+    Share,
+    join,
+    join_paths,
+    pick,
+)
 from chordflow.couplings.buffer_config import BufferConfig
 from chordflow.couplings.device_memory import free_memory
 from chordflow.couplings.generate import CouplingConfig, Path
 from chordflow.couplings.making import BlockMaker
 from chordflow.couplings.observations import Observations
-from chordflow.couplings.window import Window
+from chordflow.couplings.order import Window
 from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
 from chordflow.policies import Context, FlowPolicy

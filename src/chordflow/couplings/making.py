@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chordflow.couplings.batches import Needs
-from chordflow.couplings.blocks import Block, BlockSource, Solved, join_paths, seen
+from chordflow.couplings.blocks import Block, BlockSource, Needs, Solved, join_paths, seen
 from chordflow.couplings.buffer_config import BufferConfig
 from chordflow.couplings.device_memory import free_memory, stage
 from chordflow.couplings.generate import CouplingConfig, Path, endpoints, endpoints_and_path

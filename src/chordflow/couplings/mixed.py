@@ -16,7 +16,7 @@ from torch import Tensor
 
 from chordflow.couplings.collected import Collection
 from chordflow.couplings.observations import Observations
-from chordflow.couplings.walk import Walk
+from chordflow.couplings.order import Walk
 from chordflow.errors import UserError
 from chordflow.policies import FlowPolicy
 

@@ -22,10 +22,8 @@ from chordflow import stopping
 from chordflow.checks import check_choice, check_once, check_range
 from chordflow.console import doing, say
 from chordflow.couplings.device_memory import stage
-from chordflow.couplings.formats import check_decoder, check_format
-from chordflow.couplings.split import split_episodes
-from chordflow.couplings.unreadable import collated, not_read, without_missing
-from chordflow.couplings.walk import Walk
+from chordflow.couplings.order import Walk, split_episodes
+from chordflow.couplings.unreadable import check_decoder, check_format, collated, not_read, without_missing
 from chordflow.errors import UserError, machine_refuses, ran_out_of_memory, reason
 from chordflow.policies import FlowPolicy, check_inputs, say_replaced_names
 

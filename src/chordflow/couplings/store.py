@@ -111,25 +111,18 @@ class Manifest:
         except UserError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            part = f" ({error})" if isinstance(error, _BrokenPartError) else ""
             raise UserError(
-                f"{path} is cut or no manifest of couplings{part}; restore it from a copy, or make the store anew in "
-                "another folder."
+                f"{path} is cut or no manifest of couplings ({reason(error)}); restore it from a copy, or make the "
+                "store anew in another folder."
             ) from error
-
-
-class _BrokenPartError(ValueError):
-    """A part of a manifest is not what its readers rely on; says which."""
 
 
 def _check_content(made: Manifest) -> None:
     """Looks for what readers of a manifest rely on; KeyError, TypeError or ValueError where it is not there."""
     for name in FOR_TRAINING:
-        kind = int if name == "seed" else dict
         value = look_up(made.about, f"settings.{name}")
-        if not isinstance(value, kind):
-            wanted = "a whole number" if kind is int else "a group of settings"
-            raise _BrokenPartError(f"about.settings.{name} is {json.dumps(value)[:40]}, not {wanted}")
+        if not isinstance(value, int if name == "seed" else dict):
+            raise ValueError(f"about.settings.{name} is {json.dumps(value)[:40]}")
     int(made.made_with["seed"]), bool(made.made_with["store_context"])
     if made.num_blocks < 1 or made.block_size < 1:
         raise ValueError("a store holds at least one block of one observation")

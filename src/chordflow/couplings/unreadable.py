@@ -1,15 +1,20 @@
-"""What of a dataset cannot be read, and what to do without it."""
+"""What of a dataset cannot be read: its format, its videos' decoder, a frame; and what to do without it."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+import lerobot
+from lerobot.datasets.dataset_metadata import CODEBASE_VERSION, LeRobotDatasetMetadata
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.datasets.utils import INFO_PATH, BackwardCompatibilityError, ForwardCompatibilityError
 from lerobot.datasets.video_utils import FrameTimestampError
+from lerobot.utils.constants import HF_LEROBOT_HOME
 from torch.utils.data import default_collate
 
 from chordflow.errors import UserError, ran_out_of_memory, reason
@@ -69,3 +74,77 @@ def collated(items: list[dict[str, Any]]) -> Any:
             f"dataset: frames of the episodes {episodes} cannot be put together ({reason(error)}); repair those of "
             "another size or drop their episode (--dataset.episodes)."
         ) from error
+
+
+_CONVERTER = "lerobot.scripts.convert_dataset_v21_to_v30"
+
+
+def check_format(repo_id: str, root: str | None, error: Exception | None = None) -> None:
+    """Makes sure that a dataset is in a format that LeRobot reads.
+
+    Args:
+        repo_id: the dataset's.
+        root: its folder; by default LeRobot's own for it.
+        error: what LeRobot raised; None where it raised nothing, as of a later format, which it takes for its own.
+
+    Raises:
+        UserError: for another major version, naming the converter where there is one.
+    """
+    own, found = _version(CODEBASE_VERSION), _version_in(Path(root) if root else HF_LEROBOT_HOME / repo_id)
+    assert own is not None
+    if found is None or found[0] == own[0]:
+        # It is not here: of what is on the Hub, only LeRobot's words tell.
+        if isinstance(error, BackwardCompatibilityError | ForwardCompatibilityError):
+            named = re.search(r"in (\S+) format", str(error))
+            found = _version(named[1]) if named else None
+        elif isinstance(error, NotImplementedError):
+            found = (2, 0)
+    if found is None or found[0] == own[0]:
+        return
+    where, place = (f"dataset.root={root}", f" --root={root}") if root else (f"dataset.repo_id={repo_id}", "")
+    if found > own:
+        remedy = "a newer LeRobot has made it: give a copy in this format."
+    elif found >= (2, 1):
+        remedy = f"convert it with: python -m {_CONVERTER} --repo-id={repo_id}{place} --push-to-hub=false"
+    else:
+        remedy = "its converter begins at v2.1: bring the dataset there with an older LeRobot first."
+    raise UserError(
+        f"{where}: the dataset is in format v{found[0]}.{found[1]}, and LeRobot {lerobot.__version__} reads "
+        f"{CODEBASE_VERSION}; {remedy}"
+    )
+
+
+def check_decoder(backend: str | None) -> None:
+    """Makes sure that the decoder that was asked for can be loaded; without one asked for, it is PyAV.
+
+    Raises:
+        UserError: for torchcodec where it is not installed, or finds no ffmpeg.
+    """
+    if backend != "torchcodec":
+        return
+    try:
+        import_module("torchcodec.decoders")
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"dataset.video_backend=torchcodec: it is not installed ({reason(error)}); install it, or leave the option "
+            "out."
+        ) from error
+    except (ImportError, OSError, RuntimeError) as error:
+        raise UserError(
+            "dataset.video_backend=torchcodec: it cannot be loaded, as where ffmpeg is missing; install ffmpeg, or "
+            "leave the option out."
+        ) from error
+
+
+def _version_in(root: Path) -> tuple[int, int] | None:
+    """The format that a folder's info names; None where it is absent or broken, which LeRobot finds as well."""
+    try:
+        return _version(json.loads((root / INFO_PATH).read_text(encoding="utf-8"))["codebase_version"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _version(text: str) -> tuple[int, int] | None:
+    """Major and minor of v3.0 or 3.0."""
+    found = re.match(r"v?(\d+)\.(\d+)", text)
+    return (int(found[1]), int(found[2])) if found else None

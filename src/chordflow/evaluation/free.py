@@ -11,19 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from chordflow.evaluation.gap import Gap, Modes, action_gap, flatten
+from chordflow.evaluation.gap import Modes, Targets, flatten
 from chordflow.evaluation.paired import Way, solve
-from chordflow.evaluation.work import Work, beside_floor, gap_row, rms_ratio
+from chordflow.evaluation.work import Work
 from chordflow.flow.seeds import generator
 from chordflow.flow.solvers import SOLVERS, AdamsBashforth, get_solver
 from chordflow.policies import FlowPolicy
-from chordflow.results.actions import TEACHER, FreeWays, GapRow, PolicyName, Reference
-from chordflow.results.statistics import Estimate
+from chordflow.results.actions import REFERENCES, TEACHER, FreeWays, PolicyName
 
 GRID_POWERS = (1.0, 1.4, 2.0)
 """Even steps, and two grids whose steps grow smaller towards the action (see `flow.grids`)."""
@@ -83,7 +83,6 @@ class Search:
         self._work, self._teacher, self._known = work, teacher, set(known)
         self._candidates = {nfe: candidates(nfe) for nfe in sorted(counts) if nfe > 1}
         self._chosen_on, self._measured_on = halves(work.held_out.episodes, work.config.seed)
-        self._episodes = work.held_out.episodes[self._measured_on]
         config = work.config
         most = config.gap_noises or config.noises_per_observation
         self._noises = min(most, config.converged_noises)
@@ -104,11 +103,19 @@ class Search:
             modes: the teacher's.
         """
         rows, noises = self._measured_on, self._noises
-        as_deployed, self._converged = solved[deployed][rows, :noises], converged[rows, :noises]
-        if not self._candidates or not (_differ(as_deployed) and _differ(self._converged)):
+        targets = Targets(
+            self._teacher,
+            deployed=solved[deployed][rows, :noises],
+            deployed_steps=deployed.num_steps,
+            converged=converged[rows, :noises],
+            converged_steps=self._work.config.converged_num_steps,
+            modes=modes.of(rows),
+            episodes=self._work.held_out.episodes[rows],
+            seed=self._work.config.seed,
+        )
+        if not self._candidates or not (_differ(targets.deployed) and _differ(targets.converged)):
             self._work.tick(self.cost)
             return
-        self._modes = modes.of(rows)
         best = self._choose(solved, converged)
         new = [way for way in best if way not in self._known]
         ends = {way: solved[way][rows, :noises] for way in best if way in self._known}
@@ -118,24 +125,20 @@ class Search:
         ends |= {way: solved[way][rows, :noises] for way in best if way in self._known}
         # What was known already counts as done.
         self._work.tick(self._work.cost(sum(self._candidates) - sum(way.nfe for way in new), noises, rows))
-        self._floor = self._gap(as_deployed, self._converged)
-        references: dict[Reference, tuple[Tensor, int]] = {
-            "deployed": (as_deployed, deployed.num_steps),
-            "converged": (self._converged, self._work.config.converged_num_steps),
-        }
         ways = []
-        for way in best:
-            euler = solved[Way("euler", way.nfe)][rows, :noises]
-            for reference, (target, steps) in references.items():
-                gap, even = self._gap(ends[way], target), self._gap(euler, target)
-                row = self._row(TEACHER, way, reference, steps, gap)
-                ways.append(replace(row, ratio_to_untrained=self._ratio(gap, even)))
-        self._best = {way.nfe: self._gap(ends[way], self._converged) for way in best}
+        for way, reference in product(best, REFERENCES):
+            gap, even = (
+                targets.gap(e, reference) for e in (ends[way], solved[Way("euler", way.nfe)][rows, :noises])
+            )
+            row = targets.row(TEACHER, way, reference, gap)
+            ways.append(replace(row, ratio_to_untrained=targets.ratio(gap, even)))
+        self._targets = targets
+        self._best = {way.nfe: targets.gap(ends[way], "converged") for way in best}
         self.found = FreeWays(
             chosen_on=self._work.held_out.episodes[self._chosen_on].unique().tolist(),
-            measured_on=self._episodes.unique().tolist(),
+            measured_on=targets.episodes.unique().tolist(),
             ways=ways,
-            others=[self._row(TEACHER, deployed, "converged", references["converged"][1], self._floor)],
+            others=[targets.row(TEACHER, deployed, "converged", targets.floor)],
         )
 
     def put_beside(self, name: PolicyName, solved: Mapping[Way, Tensor]) -> None:
@@ -148,10 +151,11 @@ class Search:
         if self.found is None:
             return
         for way, ends in solved.items():
-            gap = self._gap(ends[self._measured_on, : self._noises], self._converged)
-            row = self._row(name, way, "converged", self._work.config.converged_num_steps, gap)
-            ratio = self._ratio(gap, self._best.get(way.nfe))
-            self.found.others.append(replace(row, ratio_to_free=ratio))
+            gap = self._targets.gap(ends[self._measured_on, : self._noises], "converged")
+            row = self._targets.row(name, way, "converged", gap)
+            self.found.others.append(
+                replace(row, ratio_to_free=self._targets.ratio(gap, self._best.get(way.nfe)))
+            )
 
     def _choose(self, solved: Mapping[Way, Tensor], converged: Tensor) -> list[Way]:
         """The way of each number of evaluations that ends nearest to the converged ODE."""
@@ -180,22 +184,6 @@ class Search:
             on_batch=self._work.tick,
             rows=rows,
         )
-
-    def _gap(self, ends: Tensor, target: Tensor) -> Gap:
-        return action_gap(ends, target, self._modes, self._teacher)
-
-    def _row(self, name: PolicyName, way: Way, reference: Reference, steps: int, gap: Gap) -> GapRow:
-        seed = self._work.config.seed
-        interval = gap.interval(self._episodes.numpy(), seed)
-        row = replace(gap_row(name, way, reference, steps, gap), interval=interval)
-        if reference != "converged" or gap is self._floor:
-            return row
-        return beside_floor(row, gap, self._floor, self._episodes, seed)
-
-    def _ratio(self, gap: Gap, other: Gap | None) -> Estimate | None:
-        if other is None or other.rms == 0:
-            return None
-        return rms_ratio(gap, other, self._episodes, self._work.config.seed)
 
 
 def _differ(endpoints: Tensor) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -15,8 +16,10 @@ from torch import Tensor
 
 from chordflow.errors import UserError
 from chordflow.evaluation.modes import mode_centres, nearest_mode
+from chordflow.evaluation.paired import Way
 from chordflow.policies import ChunkSpec, FlowPolicy
-from chordflow.results.statistics import Interval, ratio_of_rms
+from chordflow.results.actions import GapRow, PolicyName, Reference
+from chordflow.results.statistics import Estimate, Interval, ratio_of_rms
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,86 @@ def action_gap(actual: Tensor, reference: Tensor, modes: Modes, policy: FlowPoli
         max_abs=float(units.max()),
         mean_abs=float(units.mean()),
     )
+
+
+@dataclass(frozen=True)
+class Targets:
+    """A teacher's endpoints that others are compared with, all on the same observations and noises.
+
+    Attributes:
+        teacher: whose.
+        deployed: its endpoints as deployed, (N, K, H, D).
+        deployed_steps: its Euler steps as deployed.
+        converged: endpoints of its converged ODE, (N, K, H, D); the noises may be fewer.
+        converged_steps: Euler steps of that.
+        modes: found among its endpoints as deployed.
+        episodes: of each observation, (N,).
+        seed: of the bootstrap.
+        noises: of each observation on which gaps are measured, where that is fewer than were solved.
+    """
+
+    teacher: FlowPolicy
+    deployed: Tensor
+    deployed_steps: int
+    converged: Tensor
+    converged_steps: int
+    modes: Modes
+    episodes: Tensor
+    seed: int
+    noises: int | None = None
+
+    @cached_property
+    def floor(self) -> Gap:
+        """Of the teacher as deployed to its converged ODE."""
+        return self.gap(self.deployed, "converged")
+
+    def gap(self, ends: Tensor, reference: Reference) -> Gap:
+        """The distances of endpoints (N, K, H, D), on the noises that both have."""
+        target = self.deployed if reference == "deployed" else self.converged
+        noises = min(ends.shape[1], target.shape[1], self.noises or ends.shape[1])
+        return action_gap(ends[:, :noises], target[:, :noises], self.modes, self.teacher)
+
+    def row(self, policy: PolicyName, way: Way, reference: Reference, gap: Gap) -> GapRow:
+        """A gap as results hold it: with its interval and, to the converged ODE, beside the floor.
+
+        Args:
+            policy: whose actions.
+            way: how they were made.
+            reference: what they are compared with.
+            gap: the distances; `floor` itself is not compared with itself.
+        """
+        converged = reference == "converged"
+        beside = converged and gap is not self.floor and self.floor.rms > 0
+        return GapRow(
+            policy=policy,
+            solver=way.solver,
+            num_steps=way.num_steps,
+            grid_power=way.grid_power,
+            nfe=way.nfe,
+            reference=reference,
+            reference_num_steps=self.converged_steps if converged else self.deployed_steps,
+            rms=gap.rms,
+            median=gap.median,
+            flip_rate=gap.flip_rate,
+            max_abs=gap.max_abs,
+            mean_abs=gap.mean_abs,
+            observations=gap.distance.shape[0],
+            pairs=gap.distance.size,
+            interval=gap.interval(self.episodes.numpy(), self.seed),
+            ratio_to_floor=self.ratio(gap, self.floor) if beside else None,
+            nearer_than_deployed=float((gap.distance < self.floor.distance).mean()) if beside else None,
+        )
+
+    def ratio(self, gap: Gap, other: Gap | None) -> Estimate | None:
+        """One gap's RMS over another's of the same pairs, with its interval over episodes: their frames depend.
+
+        Returns:
+            None where there is no other one, or it is zero.
+        """
+        if other is None or other.rms == 0:
+            return None
+        clusters = np.repeat(self.episodes.numpy(), gap.distance.shape[1])
+        return ratio_of_rms(gap.distance.ravel(), other.distance.ravel(), seed=self.seed, clusters=clusters)
 
 
 def flatten(endpoints: Tensor, chunk: ChunkSpec) -> NDArray[np.float64]:

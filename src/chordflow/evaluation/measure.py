@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
-from torch import Tensor
 
 from chordflow.couplings import Observations
 from chordflow.evaluation.free import Search
-from chordflow.evaluation.gap import Gap, Modes, action_gap
+from chordflow.evaluation.gap import Gap, Modes, Targets
 from chordflow.evaluation.latency import measure_latency
 from chordflow.evaluation.paired import (
     MeasureConfig,
@@ -20,10 +19,11 @@ from chordflow.evaluation.paired import (
 )
 from chordflow.evaluation.spread import observation_spreads, widest_observations
 from chordflow.evaluation.trajectories import trajectories
-from chordflow.evaluation.work import Tick, Work, beside_floor, curvature_row, gap_row, rms_ratio
+from chordflow.evaluation.work import Tick, Work, curvature_row
 from chordflow.flow.solvers import get_solver
 from chordflow.policies.sampling import Sampler
 from chordflow.results.actions import (
+    REFERENCES,
     STUDENT,
     TEACHER,
     CurvatureRow,
@@ -132,28 +132,31 @@ def measure(
                 # The same to the bit, so that the teacher's gap to itself is zero.
                 solved[as_deployed] = deployed[:, :compared]
             modes = Modes(deployed, teacher.chunk)
-            references: dict[Reference, tuple[Tensor, int]] = {
-                "deployed": (deployed, teacher_steps),
-                "converged": (converged[TEACHER], config.converged_num_steps),
-            }
-            alike = min(compared, config.converged_noises)
-            floor = action_gap(deployed[:, :alike], converged[TEACHER][:, :alike], modes, teacher)
+            targets = Targets(
+                teacher,
+                deployed=deployed,
+                deployed_steps=teacher_steps,
+                converged=converged[TEACHER],
+                converged_steps=config.converged_num_steps,
+                modes=modes,
+                episodes=held_out.episodes,
+                seed=config.seed,
+                noises=compared,
+            )
             search.run(solved, as_deployed, converged[TEACHER], modes)
         else:
             search.put_beside(name, solved)
-        for (way, ends), (reference, (target, fine)) in product(solved.items(), references.items()):
-            noises = min(ends.shape[1], target.shape[1])
-            gap = action_gap(ends[:, :noises], target[:, :noises], modes, teacher)
+        for (way, ends), reference in product(solved.items(), REFERENCES):
+            if (name, way, reference) == (TEACHER, as_deployed, "converged"):
+                gap = targets.floor
+            else:
+                gap = targets.gap(ends, reference)
             ratio = None
             if name == TEACHER:
                 untrained[way, reference] = gap
-            elif untrained[way, reference].rms > 0:
-                ratio = rms_ratio(gap, untrained[way, reference], held_out.episodes, config.seed)
-            interval = gap.interval(held_out.episodes.numpy(), config.seed)
-            row = gap_row(name, way, reference, fine, gap)
-            if reference == "converged" and (name, way) != (TEACHER, as_deployed):
-                row = beside_floor(row, gap, floor, held_out.episodes, config.seed)
-            gaps.append(replace(row, ratio_to_untrained=ratio, interval=interval))
+            else:
+                ratio = targets.ratio(gap, untrained[way, reference])
+            gaps.append(replace(targets.row(name, way, reference, gap), ratio_to_untrained=ratio))
     paths, axes = trajectories(networks, held_out, deployed, config.converged_num_steps)
     spreads = observation_spreads(deployed, modes, held_out)
     return Measures(

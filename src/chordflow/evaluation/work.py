@@ -6,20 +6,17 @@ Shapes: N observations, K noises for each, H chunk size, D padded action dimensi
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from chordflow.errors import UserError
-from chordflow.evaluation.gap import Gap
 from chordflow.evaluation.paired import HeldOutSet, MeasureConfig, Way, over_batches, solve
 from chordflow.flow.curvature import Curvature, measure_curvature
 from chordflow.flow.solvers import Velocity
 from chordflow.policies import FlowPolicy
-from chordflow.results.actions import CurvatureRow, GapRow, PolicyName, Reference
-from chordflow.results.statistics import Estimate, ratio_of_rms
+from chordflow.results.actions import CurvatureRow, PolicyName
+from chordflow.results.statistics import ratio_of_rms
 
 Tick = Callable[[int, int], None]
 
@@ -136,68 +133,4 @@ def curvature_row(policy: PolicyName, sums: Curvature, held_out: HeldOutSet, see
         s_by_dim=sums.s_by_dim.tolist(),
         s_by_time_and_dim=sums.s_by_time_and_dim[:, : sums.real_dims].tolist(),
         interval=interval,
-    )
-
-
-def beside_floor(row: GapRow, gap: Gap, floor: Gap, episodes: Tensor, seed: int) -> GapRow:
-    """A row to the converged ODE, with what it is beside the floor of the same pairs.
-
-    Args:
-        row: as `gap_row` makes it.
-        gap: its distances, (N, K).
-        floor: those of the teacher as deployed, (N, K).
-        episodes: of each observation, (N,).
-        seed: of the bootstrap.
-    """
-    if floor.rms == 0:
-        return row
-    return replace(
-        row,
-        ratio_to_floor=rms_ratio(gap, floor, episodes, seed),
-        nearer_than_deployed=float((gap.distance < floor.distance).mean()),
-    )
-
-
-def rms_ratio(gap: Gap, untrained: Gap, episodes: Tensor, seed: int) -> Estimate:
-    """One gap's RMS over another's, with its interval over episodes: frames of one episode are not independent.
-
-    Args:
-        gap: the distances in question, (N, K).
-        untrained: what they are divided by, of the same pairs.
-        episodes: of each observation, (N,).
-        seed: of the bootstrap.
-    """
-    return ratio_of_rms(
-        gap.distance.ravel(),
-        untrained.distance.ravel(),
-        seed=seed,
-        clusters=np.repeat(episodes.numpy(), gap.distance.shape[1]),
-    )
-
-
-def gap_row(policy: PolicyName, way: Way, reference: Reference, reference_steps: int, gap: Gap) -> GapRow:
-    """A gap as results hold it, without its interval.
-
-    Args:
-        policy: whose actions.
-        way: how they were made.
-        reference: what they are compared with.
-        reference_steps: Euler steps of that.
-        gap: the distances.
-    """
-    return GapRow(
-        policy=policy,
-        solver=way.solver,
-        num_steps=way.num_steps,
-        grid_power=way.grid_power,
-        nfe=way.nfe,
-        reference=reference,
-        reference_num_steps=reference_steps,
-        rms=gap.rms,
-        median=gap.median,
-        flip_rate=gap.flip_rate,
-        max_abs=gap.max_abs,
-        mean_abs=gap.mean_abs,
-        observations=gap.distance.shape[0],
-        pairs=gap.distance.size,
     )

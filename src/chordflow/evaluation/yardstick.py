@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 from torch import Tensor
 
 from chordflow.couplings import Observations
-from chordflow.evaluation.gap import Modes, action_gap
+from chordflow.evaluation.gap import Modes, Targets
 from chordflow.evaluation.paired import HeldOutSet, MeasureConfig, Way, encode_held_out
 from chordflow.evaluation.spread import diversity
-from chordflow.evaluation.work import Tick, Work, beside_floor, curvature_row, gap_row
+from chordflow.evaluation.work import Tick, Work, curvature_row
 from chordflow.policies import FlowPolicy
-from chordflow.results.actions import TEACHER, CurvatureRow, GapRow, PolicyName, Reference
+from chordflow.results.actions import REFERENCES, TEACHER, CurvatureRow, GapRow, PolicyName
 from chordflow.results.study import Diversity
 
 
@@ -73,11 +74,17 @@ class Yardstick:
         work = self._work(self._held_out, ways, self._config.noises_per_observation, on_progress)
         sums, converged = work.converge(TEACHER, teacher)
         solved = work.solve(TEACHER, teacher, ways, self._config.noises_per_observation)
-        self._modes = Modes(solved[deployed], teacher.chunk)
-        self._references: dict[Reference, tuple[Tensor, int]] = {
-            "deployed": (solved[deployed], teacher_steps),
-            "converged": (converged, self._config.converged_num_steps),
-        }
+        self._targets = Targets(
+            teacher,
+            deployed=solved[deployed],
+            deployed_steps=teacher_steps,
+            converged=converged,
+            converged_steps=self._config.converged_num_steps,
+            modes=Modes(solved[deployed], teacher.chunk),
+            episodes=self._held_out.episodes,
+            seed=self._config.seed,
+            noises=self._config.gap_noises,
+        )
         curvature = curvature_row(TEACHER, sums, self._held_out, self._config.seed)
         self.teacher = Held(curvature, self._gaps(TEACHER, solved), _by_steps(solved))
 
@@ -112,9 +119,9 @@ class Yardstick:
 
     def diversity(self, held: Held) -> list[Diversity]:
         """How far a policy's endpoints spread over noise beside the teacher's as deployed, at each number of steps."""
-        reference = self._references["deployed"][0]
+        reference = self._targets.deployed
         return [
-            diversity(ends, reference[:, : ends.shape[1]], self._modes, num_steps)
+            diversity(ends, reference[:, : ends.shape[1]], self._targets.modes, num_steps)
             for num_steps, ends in sorted(held.endpoints.items())
         ]
 
@@ -129,22 +136,11 @@ class Yardstick:
         return work
 
     def _gaps(self, name: PolicyName, solved: dict[Way, Tensor]) -> list[GapRow]:
-        rows = []
-        for way, ends in solved.items():
-            for reference, (target, steps) in self._references.items():
-                noises = min(ends.shape[1], target.shape[1], self._config.gap_noises or ends.shape[1])
-                gap = action_gap(ends[:, :noises], target[:, :noises], self._modes, self._policy)
-                interval = gap.interval(self._held_out.episodes.numpy(), self._config.seed)
-                row = replace(gap_row(name, way, reference, steps, gap), interval=interval)
-                if reference == "converged" and (name, way) != (TEACHER, self._deployed):
-                    floor = action_gap(
-                        self._references["deployed"][0][:, :noises],
-                        target[:, :noises],
-                        self._modes,
-                        self._policy,
-                    )
-                    row = beside_floor(row, gap, floor, self._held_out.episodes, self._config.seed)
-                rows.append(row)
+        targets, rows = self._targets, []
+        for (way, ends), reference in product(solved.items(), REFERENCES):
+            itself = (name, way, reference) == (TEACHER, self._deployed, "converged")
+            gap = targets.floor if itself else targets.gap(ends, reference)
+            rows.append(targets.row(name, way, reference, gap))
         return rows
 
 

@@ -36,8 +36,8 @@ from chordflow.rollouts import (
     paired,
 )
 from chordflow.rollouts.delay import Hold
+from chordflow.rollouts.episodes import SeedRange, Starts
 from chordflow.rollouts.lerobot_noise import run_lerobot_episodes
-from chordflow.rollouts.starts import SeedRange, Starts
 from chordflow.rollouts.store import JOINED
 from chordflow.rollouts.summaries import (
     delay_row,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from chordflow.console import bar, say
 from chordflow.evaluation.yardstick import Held, Yardstick
+from chordflow.experiments.measured import deployed_steps
 from chordflow.experiments.run_folder import resumable
-from chordflow.experiments.student_results import deployed_steps
 from chordflow.experiments.train import Job
 from chordflow.policies import load_flow_policy
 from chordflow.results.findings import ROUNDS_AUTO

@@ -24,8 +24,8 @@ from chordflow.couplings.mixed import MixedObservations, as_recorded, check_fini
 from chordflow.errors import UserError
 from chordflow.experiments.collect_config import ObservationSource
 from chordflow.experiments.config import ReflowJobConfig
+from chordflow.experiments.measured import deployed_steps
 from chordflow.experiments.run_folder import OBSERVATIONS_DIR
-from chordflow.experiments.student_results import deployed_steps
 from chordflow.policies import FlowPolicy
 from chordflow.results.schema import RolloutObservations
 from chordflow.results.wording import percent, steps
@@ -73,11 +73,7 @@ class RunObservations:
 
 @contextlib.contextmanager
 def run_observations(
-    config: ReflowJobConfig,
-    recorded: Observations,
-    teacher: FlowPolicy,
-    student: FlowPolicy,
-    start: int = 0,
+    config: ReflowJobConfig, recorded: Observations, teacher: FlowPolicy, student: FlowPolicy, start: int = 0
 ) -> Iterator[RunObservations]:
     """The observations that a job's settings ask for; environments stay open until the end.
 

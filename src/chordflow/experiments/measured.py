@@ -6,9 +6,10 @@ import dataclasses
 from pathlib import Path
 
 from chordflow.console import bar
-from chordflow.couplings import DatasetConfig, Split
+from chordflow.couplings import LEAST_STEPS, DatasetConfig, Split
 from chordflow.evaluation.measure import Measures
 from chordflow.evaluation.paired import MeasureConfig, chosen_rows
+from chordflow.experiments.config import CheckpointConfig
 from chordflow.experiments.provenance import (
     teacher_may_have_seen,
     trained_method,
@@ -121,3 +122,13 @@ def policy_info(name: PolicyName, policy: FlowPolicy, path: str, folder: Path, n
         method=trained_method(folder),
         saved_num_steps=policy.default_num_steps,
     )
+
+
+def deployed_steps(config: CheckpointConfig, teacher: FlowPolicy) -> int:
+    """The teacher's steps as deployed: what the user says, or what the checkpoint is saved with.
+
+    A teacher that is itself a student saved with a single step is measured at ten, unless the user says otherwise.
+    """
+    if config.num_inference_steps is not None:
+        return config.num_inference_steps
+    return teacher.default_num_steps if teacher.default_num_steps > 1 else LEAST_STEPS

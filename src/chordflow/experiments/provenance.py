@@ -26,7 +26,7 @@ from chordflow.experiments.run_folder import REFLOW_CONFIG
 from chordflow.policies import resolve_checkpoint
 from chordflow.policies.files import TRAIN_CONFIG, WEIGHTS, read_config, read_json
 from chordflow.results.wording import steps
-from chordflow.rollouts.starts import SeedRange
+from chordflow.rollouts.episodes import SeedRange
 
 STEP_COUNTS = "step_counts"
 """Key of `reflow_config.json`: the Euler steps that the student was trained for, null where it is any number."""

@@ -17,7 +17,7 @@ from chordflow.couplings import (
 from chordflow.errors import UserError
 from chordflow.experiments.collect import collected
 from chordflow.experiments.config import AUTO, ReflowJobConfig
-from chordflow.experiments.measured import read_beforehand
+from chordflow.experiments.measured import deployed_steps, read_beforehand
 from chordflow.experiments.provenance import (
     HELD_OUT,
     JUDGED,
@@ -34,7 +34,7 @@ from chordflow.experiments.run_folder import (
     resume_command,
 )
 from chordflow.experiments.stored_couplings import described
-from chordflow.experiments.student_results import History, deployed_steps, measured_students
+from chordflow.experiments.student_results import History, measured_students
 from chordflow.experiments.train import Job, own_prefix, ready
 from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint
 from chordflow.results.schema import STUDENT, CouplingSummary, LossCurve, Results
@@ -185,9 +185,7 @@ def run_round(
         training_s=trained.seconds,
         seeds={"training": config.seed},
     )
-    results = measured_students(
-        config, job.command, job.teacher, job.teacher_dir, {STUDENT: student_dir}, job.split, history
-    )
+    results = measured_students(job, {STUDENT: student_dir}, history)
     save_results(results, config.output_dir)
     return Finished(student_dir, results)
 

@@ -45,8 +45,8 @@ def reflow_settings(given: Mapping[str, Any]) -> tuple[ReflowJobConfig, Path | N
     base = read_settings(checkpoint / "pretrained_model" / REFLOW_CONFIG)
     if base.get("optimizer", {}).get("type") == "muon":
         raise UserError(
-            f"optimizer.type=muon: the run of {config_path} began with Muon, which this chordflow no longer has; start "
-            f"a new run with soap or adamw, or finish it with chordflow {base.get('chordflow_version', '0.1.0')}."
+            f"optimizer.type=muon: the run of {config_path} began with Muon, which chordflow no longer has; start a "
+            f"new run with soap or adamw, or finish it with chordflow {base.get('chordflow_version', '0.1.0')}."
         )
     sha256, init_sha256, held_out = base.get("teacher_sha256"), base.get("init_sha256"), base.get(HELD_OUT)
     couplings_sha256, number = base.get("couplings_sha256"), base.get("round", 1)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,12 +26,12 @@ from chordflow.experiments.config import AUTO, ReflowJobConfig
 from chordflow.experiments.provenance import Round, read_record, weights_sha256
 from chordflow.experiments.reflow import RESULTS, Finished, begun, reflow, run_round, save_results
 from chordflow.experiments.round_settings import check_teaches, round_seed, settings_of_round
-from chordflow.experiments.rounds_findings import joined, side_by_side
 from chordflow.experiments.run_folder import has_checkpoint, new_folder, round_folder, show_round
 from chordflow.experiments.student_results import History, measured_students
 from chordflow.experiments.train import Job
 from chordflow.policies import load_flow_policy
-from chordflow.results.schema import STUDENT, PolicyName, Results
+from chordflow.results.schema import STUDENT, Finding, LossCurve, PolicyName, Results
+from chordflow.results.wording import percent, steps
 from chordflow.training.checkpoints import training_step
 from chordflow.training.distributed import current
 
@@ -189,7 +189,7 @@ class _Rounds:
         own = self.measured[kept - 1]
         history = History(
             couplings=own.couplings if own is not None else None,
-            loss=joined([results.loss for results in known if results.loss is not None]),
+            loss=_joined([results.loss for results in known if results.loss is not None]),
             training_s=sum(results.training_s or 0.0 for results in known),
             seeds={
                 "training": config.seed,
@@ -197,17 +197,8 @@ class _Rounds:
             },
         )
         say(f"All {taken} rounds against the first teacher" if taken > 1 else "The round against the teacher")
-        job = self.job
-        results = measured_students(
-            config,
-            job.command,
-            job.teacher,
-            job.teacher_dir,
-            dict(zip(names, self.students, strict=True)),
-            job.split,
-            history,
-        )
-        compared = side_by_side(results, names, self.measured, config.num_inference_steps)
+        results = measured_students(self.job, dict(zip(names, self.students, strict=True)), history)
+        compared = _side_by_side(results, names, self.measured, config.num_inference_steps)
         first = [compared] if stopped is None else [stopped.finding, compared]
         results = replace(results, findings=[*first, *results.findings])
         save_results(results, self.root)
@@ -246,3 +237,42 @@ def _results_of(folder: Path) -> Results | None:
         return Results.load(folder / RESULTS)
     except UserError:
         return None
+
+
+def _side_by_side(
+    results: Results, names: Sequence[PolicyName], own: Sequence[Results | None], num_steps: int
+) -> Finding:
+    """The rounds beside one another.
+
+    Args:
+        results: all students against the first teacher.
+        names: of the rounds' students in them, the first round's first.
+        own: of each round, its student against its own teacher.
+        num_steps: Euler steps of the students.
+    """
+    said, gaps = [], {}
+    for number, (name, of_round) in enumerate(zip(names, own, strict=True), 1):
+        parts = []
+        curvature, gap = results.curvature_of(name), results.gap(name, num_steps, "deployed")
+        if curvature is not None:
+            parts.append(f"curvature {percent(curvature.curvature)}")
+        if gap is not None:
+            gaps[number] = gap.rms
+            parts.append(f"action gap {percent(gap.rms)} to the first teacher")
+        taught = of_round.gap(STUDENT, num_steps, "deployed") if of_round and number > 1 else None
+        if taught is not None:
+            parts.append(f"{percent(taught.rms)} to its own teacher")
+        said.append(f"round {number}: {', '.join(parts)}")
+    text = f"At {steps(num_steps)}, {'; '.join(said)}"
+    nearest = min(gaps, key=lambda number: gaps[number])
+    return Finding("rounds", f"{text}; round {nearest} is nearest to the first teacher.")
+
+
+def _joined(losses: Sequence[LossCurve]) -> LossCurve:
+    """The loss of one round after the other; steps are counted on."""
+    counted, values, before = [], [], 0
+    for loss in losses:
+        counted += [before + step for step in loss.steps]
+        values += loss.losses
+        before = counted[-1] if counted else 0
+    return LossCurve(counted, values)

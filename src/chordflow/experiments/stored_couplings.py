@@ -14,13 +14,7 @@ from lerobot.utils.constants import OBS_PREFIX
 
 from chordflow.checks import check_fields, check_range
 from chordflow.couplings import BufferConfig, CouplingBuffer, CouplingConfig, Split
-from chordflow.couplings.store import (
-    FOR_TRAINING,
-    CouplingStore,
-    Manifest,
-    difference,
-    read_manifest,
-)
+from chordflow.couplings.store import FOR_TRAINING, CouplingStore, Manifest, difference, read_manifest
 from chordflow.errors import UserError
 from chordflow.options import look_up
 from chordflow.policies import FlowPolicy

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chordflow.console import bar
-from chordflow.couplings import LEAST_STEPS, Split
 from chordflow.evaluation.measure import measure
-from chordflow.experiments.config import CheckpointConfig, ReflowJobConfig
-from chordflow.experiments.measured import concluded, policy_info, with_measures
+from chordflow.experiments.measured import concluded, deployed_steps, policy_info, with_measures
 from chordflow.experiments.plain import plain
 from chordflow.experiments.provenance import device_name
 from chordflow.experiments.run_folder import resumable
-from chordflow.policies import FlowPolicy, load_flow_policy
+from chordflow.experiments.train import Job
+from chordflow.policies import load_flow_policy
 from chordflow.policies.sampling import Sampler
 from chordflow.results.schema import (
     STUDENT,
@@ -46,61 +45,38 @@ class History:
     seeds: dict[str, int]
 
 
-def measured_students(
-    config: ReflowJobConfig,
-    command: list[str],
-    teacher: FlowPolicy,
-    teacher_dir: Path,
-    students: Mapping[PolicyName, Path],
-    split: Split,
-    history: History,
-) -> Results:
+def measured_students(job: Job, students: Mapping[PolicyName, Path], history: History) -> Results:
     """Measures checkpoints as stock LeRobot reloads them, never weights in memory.
 
     Args:
-        config: of the job.
-        command: the command line.
-        teacher: the loaded teacher, frozen.
-        teacher_dir: its local folder.
+        job: whose held-out observations are measured on.
         students: their `pretrained_model` folders by name; `student` is the one in question.
-        split: whose held-out observations are measured on.
         history: of the training.
     """
+    config, teacher = job.config, job.teacher
     with resumable(config.output_dir):
-        return _measured_students(config, command, teacher, teacher_dir, students, split, history)
-
-
-def _measured_students(
-    config: ReflowJobConfig,
-    command: list[str],
-    teacher: FlowPolicy,
-    teacher_dir: Path,
-    students: Mapping[PolicyName, Path],
-    split: Split,
-    history: History,
-) -> Results:
-    loaded = {
-        name: load_flow_policy(folder, device=config.device, rename_map=config.rename_map, field="student")
-        for name, folder in students.items()
-    }
-    teacher_steps, steps = deployed_steps(config.teacher, teacher), config.num_inference_steps
-    size = config.measure.batch_size
-    with (
-        bar("measuring") as progress,
-        enough_memory_at("measure.batch_size", size, "noises were measured", teacher.device),
-    ):
-        measures = measure(
-            {
-                TEACHER: Sampler(teacher, teacher_steps),
-                **{name: Sampler(student, steps) for name, student in loaded.items()},
-            },
-            split.held_out,
-            config.measure,
-            on_progress=progress.update,
-        )
+        loaded = {
+            name: load_flow_policy(
+                folder, device=config.device, rename_map=config.rename_map, field="student"
+            )
+            for name, folder in students.items()
+        }
+        teacher_steps, steps = deployed_steps(config.teacher, teacher), config.num_inference_steps
+        size = config.measure.batch_size
+        samplers = {name: Sampler(student, steps) for name, student in loaded.items()}
+        with (
+            bar("measuring") as progress,
+            enough_memory_at("measure.batch_size", size, "noises were measured", teacher.device),
+        ):
+            measures = measure(
+                {TEACHER: Sampler(teacher, teacher_steps), **samplers},
+                job.split.held_out,
+                config.measure,
+                on_progress=progress.update,
+            )
     relative = {name: os.path.relpath(folder, config.output_dir) for name, folder in students.items()}
     results = Results(
-        command=command,
+        command=job.command,
         settings=plain(config),
         versions=installed_versions(),
         device=device_name(teacher.device),
@@ -112,24 +88,15 @@ def _measured_students(
         loss=history.loss,
         training_s=history.training_s,
         policies=[
-            policy_info(TEACHER, teacher, config.teacher.path, teacher_dir, teacher_steps),
+            policy_info(TEACHER, teacher, config.teacher.path, job.teacher_dir, teacher_steps),
             *(
                 policy_info(name, student, relative[name], students[name], steps)
                 for name, student in loaded.items()
             ),
         ],
     )
+    split, measured_by = job.split, config.measure
     results = with_measures(
-        results, measures, split, dataset=config.dataset, config=config.measure, teacher_dir=teacher_dir
+        results, measures, split, dataset=config.dataset, config=measured_by, teacher_dir=job.teacher_dir
     )
     return concluded(results)
-
-
-def deployed_steps(config: CheckpointConfig, teacher: FlowPolicy) -> int:
-    """The teacher's steps as deployed: what the user says, or what the checkpoint is saved with.
-
-    A teacher that is itself a student saved with a single step is measured at ten, unless the user says otherwise.
-    """
-    if config.num_inference_steps is not None:
-        return config.num_inference_steps
-    return teacher.default_num_steps if teacher.default_num_steps > 1 else LEAST_STEPS

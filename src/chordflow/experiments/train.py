@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
@@ -20,11 +21,12 @@ from chordflow.couplings.store import CouplingStore
 from chordflow.errors import UserError
 from chordflow.experiments.collect import RunObservations, run_observations
 from chordflow.experiments.config import ReflowJobConfig
-from chordflow.experiments.provenance import Round, write_configs
+from chordflow.experiments.provenance import Round, weights_sha256, write_configs
 from chordflow.experiments.stored_couplings import made_with, open_couplings
 from chordflow.policies import FlowPolicy, resolve_checkpoint, save_student
 from chordflow.policies.base import PREFIX_ROLES
-from chordflow.results.schema import LossCurve, RolloutObservations
+from chordflow.results.schema import LossCurve
+from chordflow.results.study import Look, Trial
 from chordflow.training.checkpoints import load_weights, training_step
 from chordflow.training.distributed import current
 from chordflow.training.memory import enough_memory
@@ -217,64 +219,38 @@ def _store(job: Job, *, with_context: bool) -> CouplingStore | None:
     return store
 
 
-@dataclass(frozen=True)
-class Written:
-    """A student of a study on disk.
-
-    Attributes:
-        student: its `pretrained_model` folder.
-        mark: how much of the budget had passed, as it was asked for.
-        step: optimiser steps that it had made.
-        seconds: of training.
-    """
-
-    student: Path
-    mark: float
-    step: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Made:
-    """What the training of a student came to.
-
-    Attributes:
-        passed: where it ended.
-        written: the student at every look, the last at the end.
-        losses: of the first step, then means since the entry before.
-        buffer_bytes: the most memory of couplings and encoded observations.
-        couplings_sha256: of all noises and endpoints, in their order; empty where not asked for.
-        rollouts: the observations of episodes; None where all were the dataset's.
-    """
-
-    passed: Passed
-    written: list[Written]
-    losses: LossCurve
-    buffer_bytes: int
-    couplings_sha256: str
-    rollouts: RolloutObservations | None
-
-
 def train_student(
-    job: Job, *, label: str, looks: Sequence[float], seconds: float | None = None, digest: bool = False
-) -> Made:
-    """Trains within a budget and writes `pretrained_model` into the run's folder, whole or not at all.
+    job: Job,
+    arm: str,
+    seed: int,
+    root: Path,
+    *,
+    looks: Sequence[float],
+    seconds: float | None = None,
+    digest: bool = False,
+) -> Trial:
+    """Trains within a budget and writes `pretrained_model` into the trial's folder, whole or not at all.
 
     With a budget of steps it is the student of the same job of `chordflow reflow`.
 
     Args:
-        job: of the trial, with its seed and its folder, which is there.
-        label: of the trial, for the progress bar.
+        job: of the trial, with its folder, which is there.
+        arm: its name.
+        seed: of the trial; a later round of a chain has one of its own in its job.
+        root: folder of the study.
         looks: after how much of the budget, in its unit, the student is written, rising; the last is the budget.
         seconds: the budget, in place of the job's steps.
         digest: whether to hash the couplings.
+
+    Returns:
+        The trial, of which nothing is measured.
 
     Raises:
         UserError: for settings that cannot be used, a loss that is not finite, or a file that cannot be written.
     """
     job = replace(job, config=deepcopy(job.config))
-    config, watch = job.config, Stopwatch(job.teacher.device)
-    written: list[Written] = []
+    config, watch, label = job.config, Stopwatch(job.teacher.device), f"{arm}, seed {seed}"
+    found: list[Look] = []
     hashed, losses = hashlib.sha256(), _LossLog(config.log_freq)
 
     def hash_batch(batch: CouplingBatch) -> None:
@@ -305,13 +281,17 @@ def train_student(
             on_batch=hash_batch,
         )
 
+        def write(passed: Passed, folder: Path) -> None:
+            student = _write(begun, folder, training.weights)
+            place, sha256 = os.path.relpath(student, root), weights_sha256(student)
+            found.append(Look(looks[len(found)], passed.step, passed.seconds, place, sha256))
+
         def look(passed: Passed) -> None:
             """Writes the student for every mark but the last that has been passed."""
             gone = passed.step if seconds is None else passed.seconds
             with watch.stopped():
-                while len(written) < len(looks) - 1 and gone >= (mark := looks[len(written)]):
-                    folder = _write(begun, config.output_dir / f"look_{mark:g}", training.weights)
-                    written.append(Written(folder, mark, passed.step, passed.seconds))
+                while len(found) < len(looks) - 1 and gone >= (mark := looks[len(found)]):
+                    write(passed, config.output_dir / f"look_{mark:g}")
 
         look(training.passed)
         for passed in training.run():
@@ -327,16 +307,22 @@ def train_student(
                 pass
             training.check()
         config.steps = max(1, passed.step)
-        folder = _write(begun, config.output_dir, training.weights)
-        written.append(Written(folder, looks[-1], passed.step, passed.seconds))
-        return Made(
-            passed=passed,
-            written=written,
-            losses=losses.curve,
-            buffer_bytes=largest,
-            couplings_sha256=hashed.hexdigest() if digest else "",
-            rollouts=begun.observations.summary(),
-        )
+        write(passed, config.output_dir)
+        rollouts = begun.observations.summary()
+    return Trial(
+        arm=arm,
+        seed=seed,
+        training_s=passed.seconds,
+        ready_s=passed.ready_s,
+        steps=passed.step,
+        samples=passed.samples,
+        loss=passed.loss,
+        losses=losses.curve,
+        buffer_bytes=largest,
+        looks=found,
+        couplings_sha256=hashed.hexdigest() if digest else "",
+        rollouts=rollouts,
+    )
 
 
 class _LossLog:

@@ -91,7 +91,7 @@ def found_in(folder: Path) -> Path:
         raise UserError(f"{folder} does not exist; give the folder of a run, with its {RESULTS}.")
     if not folder.is_dir():
         raise UserError(
-            f"{folder} is no file of a study; give the folder that holds {RESULTS}, or a {STUDY}."
+            f"{folder} is a file; give the folder that holds {RESULTS}, or a study's {STUDY}."
         )
     if not (folder / RESULTS).is_file():
         raise UserError(

@@ -17,6 +17,8 @@ TEACHER, STUDENT = "teacher", "student"
 Reference = Literal["deployed", "converged"]
 """`deployed`: the teacher at its default steps. `converged`: the teacher's ODE on a fine grid."""
 
+REFERENCES: tuple[Reference, ...] = ("deployed", "converged")
+
 
 @dataclass(frozen=True)
 class HeldOut:

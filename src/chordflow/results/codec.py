@@ -50,7 +50,8 @@ def encode(value: Any, where: str = "") -> Any:
 def decode[T](kind: type[T], data: Any) -> T:
     """Builds a dataclass from what `json` read.
 
-    Fields with `init=False` are derived: they are ignored in the data and computed anew.
+    Fields with `init=False` are derived: they are ignored in the data and computed anew. A dataclass may name fields of
+    older files in `DROPPED`, which are ignored as well.
 
     Args:
         kind: the dataclass.
@@ -73,7 +74,7 @@ def _validator(kind: type) -> SchemaValidator:
 
 
 def _from_objects(schema: Any) -> Any:
-    """Lets a dataclass be given as a dictionary, which strict mode does not, and derived fields be in it."""
+    """Lets a dictionary stand for a dataclass, which strict mode does not, and hold fields that are ignored."""
     if isinstance(schema, list):
         return [_from_objects(part) for part in schema]
     if not isinstance(schema, dict):
@@ -82,9 +83,10 @@ def _from_objects(schema: Any) -> Any:
     if schema.get("type") != "dataclass":
         return schema
     derived = {field.name for field in dataclasses.fields(schema["cls"]) if not field.init}
+    ignored = derived | set(getattr(schema["cls"], "DROPPED", ()))
 
     def given(data: Any) -> Any:
-        return {k: v for k, v in data.items() if k not in derived} if isinstance(data, dict) else data
+        return {k: v for k, v in data.items() if k not in ignored} if isinstance(data, dict) else data
 
     reference = schema.pop("ref", None)
     return core_schema.no_info_before_validator_function(given, schema | {"strict": False}, ref=reference)

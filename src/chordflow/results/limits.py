@@ -8,7 +8,7 @@ Shapes: counts of any shape that broadcast with each other.
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import fft, stats
+from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
 FloatArray = NDArray[np.float64]
@@ -87,31 +87,3 @@ def newcombe_limits(
     low = rate_a - rate_b - reach(rate_a - low_a, high_b - rate_b)
     high = rate_a - rate_b + reach(high_a - rate_a, rate_b - low_b)
     return np.maximum(low, -1.0), np.minimum(high, 1.0)
-
-
-def bootstrap_limits(
-    only_first: ArrayLike, only_second: ArrayLike, episodes: int
-) -> tuple[FloatArray, FloatArray]:
-    """Percentile bootstrap of the difference of paired rates, of many tables at once (Efron 1979).
-
-    A resample of n pairs sums n draws of -1, 0 or 1, so the law of the resampled difference is the n-fold
-    convolution of their frequencies: it is computed, by a Fourier transform, in place of drawn.
-
-    Args:
-        only_first: Pairs that only the first policy solved, counts of any shape.
-        only_second: Pairs that only the second solved.
-        episodes: Number n of pairs in every table.
-
-    Returns:
-        The 2.5 % and 97.5 % quantiles of the resampled difference, first less second.
-    """
-    wins, losses = (np.asarray(c, dtype=np.float64)[..., None] / episodes for c in (only_first, only_second))
-    size = fft.next_fast_len(2 * episodes + 1, real=True)
-    turn = np.exp(-2j * np.pi * np.arange(size // 2 + 1) / size)
-    one_pair = 1 - wins - losses + wins * turn + losses * turn.conj()
-    law = fft.irfft(one_pair**episodes, size, axis=-1)
-    # Sums from -n to n: the negative ones lie at the end.
-    cumulated = np.cumsum(np.roll(law, episodes, axis=-1)[..., : 2 * episodes + 1], axis=-1)
-    tail = (1 - CONFIDENCE) / 2
-    low, high = (np.argmax(cumulated >= level, axis=-1) - episodes for level in (tail, 1 - tail))
-    return low / episodes, high / episodes

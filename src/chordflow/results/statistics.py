@@ -9,7 +9,7 @@ Shapes: n pairs, episodes or samples; a *cluster* is an observation that several
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,7 +20,6 @@ from statsmodels.stats.contingency_tables import mcnemar
 from chordflow.results.limits import (
     CONFIDENCE,
     FloatArray,
-    bootstrap_limits,
     newcombe_limits,
     wilson_limits,
 )
@@ -69,8 +68,6 @@ class PairedSuccess:
         only_first: Episodes that only the first policy solved.
         only_second: Episodes that only the second policy solved.
         episodes: Number of paired episodes.
-        bootstrap: Percentile bootstrap interval of the difference over paired episodes; None where every pair
-            says the same, so that resampling shows no spread, and in results written without it.
         starts: Distinct starts of the episodes, where some begin alike: interval and test count these. None where
             all differ.
     """
@@ -80,7 +77,9 @@ class PairedSuccess:
     only_first: int
     only_second: int
     episodes: int
-    bootstrap: Interval | None = None
+    DROPPED: ClassVar[tuple[str, ...]] = ("bootstrap",)
+    """Fields of older files, which are ignored."""
+
     starts: int | None = None
 
 
@@ -90,8 +89,8 @@ class NonInferiority:
 
     Attributes:
         margin: How much lower success may be, a fraction.
-        decision: ``non-inferior`` where the whole 95 % interval of the difference lies above -margin,
-            ``inferior`` where it lies below, else ``undecided``.
+        decision: `non-inferior` where the whole 95 % interval of the difference lies above -margin,
+            `inferior` where it lies below, else `undecided`.
         lower: Lower end of that interval (Newcombe's).
         upper: Upper end.
         episodes: Paired episodes run.
@@ -105,23 +104,6 @@ class NonInferiority:
     upper: float
     episodes: int
     episodes_needed: int | None
-
-
-@dataclass(frozen=True)
-class Summary:
-    """A set of distances in four figures, since few large ones can decide a mean.
-
-    Attributes:
-        rms: Root of the mean square.
-        median: Median.
-        mean: Mean.
-        max: Largest.
-    """
-
-    rms: float
-    median: float
-    mean: float
-    max: float
 
 
 @dataclass(frozen=True)
@@ -156,24 +138,6 @@ def percentiles(values: ArrayLike) -> Percentiles:
     return Percentiles(float(p50), float(p90), float(p95), float(p99))
 
 
-def summarise(values: ArrayLike) -> Summary:
-    """RMS, median, mean and maximum.
-
-    Args:
-        values: Distances of any shape, at least one, all finite.
-
-    Raises:
-        ValueError: If there are none, or one is not finite.
-    """
-    v = _finite("values", values)
-    return Summary(
-        rms=float(np.sqrt(np.mean(v**2))),
-        median=float(np.median(v)),
-        mean=float(v.mean()),
-        max=float(v.max()),
-    )
-
-
 def wilson_interval(successes: float, episodes: int) -> Interval:
     """Wilson's score interval for a success rate (Wilson 1927).
 
@@ -198,8 +162,7 @@ def compare_success(first: ArrayLike, second: ArrayLike, *, starts: int | None =
 
     The test is McNemar's, exact (McNemar 1947). The interval is Newcombe's square-and-add of Wilson
     intervals with the correlation of the pairs (Newcombe 1998, Statistics in Medicine 17:2635, method 10):
-    unlike a bootstrap it does not shrink to nothing where the policies agree on every episode. The bootstrap
-    interval beside it is the one that infinitely many resamples would give: it needs no seed.
+    unlike a bootstrap it does not shrink to nothing where the policies agree on every episode.
 
     Args:
         first: Whether the first policy solved each episode, shape (n,).
@@ -238,7 +201,6 @@ def compare_success(first: ArrayLike, second: ArrayLike, *, starts: int | None =
         only_first=only_a,
         only_second=only_b,
         episodes=a.size,
-        bootstrap=_bootstrap_of_pairs(only_a, only_b, a.size),
     )
 
 
@@ -282,13 +244,6 @@ def _needed_after(only_first: int, only_second: int, episodes: int, margin: floa
     return None if needed is None else max(needed, episodes + 1)
 
 
-def _bootstrap_of_pairs(only_first: int, only_second: int, episodes: int) -> Interval | None:
-    if max(only_first, only_second, episodes - only_first - only_second) == episodes:
-        return None
-    low, high = bootstrap_limits(only_first, only_second, episodes)
-    return Interval(float(low), float(high))
-
-
 def mean_interval(
     values: ArrayLike,
     *,
@@ -318,7 +273,7 @@ def paired_difference(
     seed: int,
     clusters: Sequence[int] | NDArray[np.int_] | None = None,
 ) -> Estimate:
-    """Mean of ``first - second`` over pairs, with a bootstrap interval over clusters.
+    """Mean of `first - second` over pairs, with a bootstrap interval over clusters.
 
     Args:
         first: Shape (n,).
@@ -333,29 +288,6 @@ def paired_difference(
     return _bootstrap(_ratio_of_sums, a - b, np.ones_like(a), clusters, seed)
 
 
-def ratio_of_means(
-    numerator: ArrayLike,
-    denominator: ArrayLike,
-    *,
-    seed: int,
-    clusters: Sequence[int] | NDArray[np.int_] | None = None,
-) -> Estimate:
-    """``mean(numerator) / mean(denominator)`` over pairs, with a bootstrap interval over clusters.
-
-    Args:
-        numerator: Shape (n,).
-        denominator: The paired values, not negative, shape (n,).
-        seed: Seed of the bootstrap.
-        clusters: Which observation each pair belongs to, shape (n,); each pair its own by default.
-
-    Raises:
-        ValueError: If shapes differ, there is no pair, a value is not finite, or the denominator is zero.
-    """
-    num, den = _paired("numerator", numerator, "denominator", denominator)
-    _require_denominator(den)
-    return _bootstrap(_ratio_of_sums, num, den, clusters, seed)
-
-
 def ratio_of_rms(
     numerator: ArrayLike,
     denominator: ArrayLike,
@@ -363,7 +295,7 @@ def ratio_of_rms(
     seed: int,
     clusters: Sequence[int] | NDArray[np.int_] | None = None,
 ) -> Estimate:
-    """``rms(numerator) / rms(denominator)`` over pairs, with a bootstrap interval over clusters.
+    """`rms(numerator) / rms(denominator)` over pairs, with a bootstrap interval over clusters.
 
     Noises of one observation are not independent, and few observations can decide an RMS: resampling whole
     observations shows both.
@@ -378,7 +310,8 @@ def ratio_of_rms(
         ValueError: If shapes differ, there is no pair, a value is not finite, or the denominator is zero.
     """
     num, den = _paired("numerator", numerator, "denominator", denominator)
-    _require_denominator(den**2)
+    if not (den**2).any():
+        raise ValueError("denominator is zero throughout.")
     return _bootstrap(_root_ratio_of_sums, num**2, den**2, clusters, seed)
 
 
@@ -477,8 +410,3 @@ def _outcomes(name: str, values: ArrayLike) -> NDArray[np.bool_]:
     if array.ndim != 1 or not np.isin(array, (0.0, 1.0)).all():
         raise ValueError(f"{name} must be one true or false per episode.")
     return array.astype(bool)
-
-
-def _require_denominator(den: FloatArray) -> None:
-    if den.min() < 0 or den.sum() == 0:
-        raise ValueError("denominator must hold no negative value and not be zero throughout.")

@@ -18,7 +18,7 @@ _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", 
 
 
 def percent(fraction: float, decimals: int | None = None) -> str:
-    """A fraction in percent, such as ``9.1 %``.
+    """A fraction in percent, such as `9.1 %`.
 
     Args:
         fraction: 0.091 for 9.1 %.
@@ -40,7 +40,7 @@ def percent(fraction: float, decimals: int | None = None) -> str:
 
 
 def points(fraction: float) -> str:
-    """A difference of rates in percentage points with its sign, such as ``-1.2``."""
+    """A difference of rates in percentage points with its sign, such as `-1.2`."""
     text = f"{100 * fraction:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text
 
@@ -60,20 +60,20 @@ def number(count: int) -> str:
 
 
 def steps(count: int, kind: str = "") -> str:
-    """``one step``, ``two untrained steps``."""
+    """`one step`, `two untrained steps`."""
     words = (number(count), kind, "step" if count == 1 else "steps")
     return " ".join(word for word in words if word)
 
 
 def step_counts(counts: Sequence[int]) -> str:
-    """``one step``, ``1, 2 and 4 steps``."""
+    """`one step`, `1, 2 and 4 steps`."""
     if len(counts) == 1:
         return steps(counts[0])
     return f"{', '.join(str(count) for count in counts[:-1])} and {counts[-1]} steps"
 
 
 def span(interval: Interval | None, figure: Callable[[float], str]) -> str:
-    """An interval behind a figure, such as `` [1.2, 3.4]``, or nothing where there is none.
+    """An interval behind a figure, such as ` [1.2, 3.4]`, or nothing where there is none.
 
     Args:
         interval: The interval.
@@ -83,12 +83,12 @@ def span(interval: Interval | None, figure: Callable[[float], str]) -> str:
 
 
 def estimate(value: Estimate, figure: Callable[[float], str] = amount) -> str:
-    """A measure with its interval, such as ``0.25 [0.20, 0.32]``."""
+    """A measure with its interval, such as `0.25 [0.20, 0.32]`."""
     return figure(value.value) + span(value.interval, figure)
 
 
 def percentage(fraction: float) -> str:
-    """A fraction in percent to one decimal and without the sign, for a column that has it: ``91.0``."""
+    """A fraction in percent to one decimal and without the sign, for a column that has it: `91.0`."""
     return f"{100 * fraction:.1f}"
 
 
@@ -98,21 +98,26 @@ def p_value(p: float) -> str:
 
 
 def seconds(value: float) -> str:
-    """A time of three significant digits in the unit that suits it: ``3.76 ms``, ``1.20 s``, ``5 min``."""
+    """A time of three significant digits in the unit that suits it: `3.76 ms`, `1.20 s`, `5 min`."""
     if value == 0:
         return "0 s"
     if value < 1e-3:
         return f"{amount(1e6 * value)} µs"
     if value < 1:
         return f"{amount(1e3 * value)} ms"
+    return f"{amount(value)} s" if value < 120 else duration(value)
+
+
+def duration(value: float) -> str:
+    """A time in whole seconds, minutes or hours: `45 s`, `5 min`, `2 h 10 min`."""
     if value < 120:
-        return f"{amount(value)} s"
+        return f"{value:.0f} s"
     minutes = round(value / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def size(count: int) -> str:
-    """Bytes in the unit that suits them: ``62 MB``, ``1.8 GB``."""
+    """Bytes in the unit that suits them: `62 MB`, `1.8 GB`."""
     value = float(count)
     for unit in ("bytes", "kB", "MB"):
         if value < 999.5:
@@ -122,7 +127,7 @@ def size(count: int) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """``1 episode``, ``3 episodes``."""
+    """`1 episode`, `3 episodes`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 

@@ -10,13 +10,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from chordflow.rollouts.delay import Execution
-    from chordflow.rollouts.episodes import Episode, EpisodeKey, paired
-    from chordflow.rollouts.noise import chunk_noise, chunk_noises
-    from chordflow.rollouts.runner import Runner, open_runner, run_episodes
-    from chordflow.rollouts.store import EpisodeStore, arm_settings
-    from chordflow.rollouts.success import success_rows
-    from chordflow.rollouts.timing import Timing
+    from chordflow.rollouts.delay import Execution as Execution
+    from chordflow.rollouts.episodes import Episode as Episode
+    from chordflow.rollouts.episodes import EpisodeKey as EpisodeKey
+    from chordflow.rollouts.episodes import paired as paired
+    from chordflow.rollouts.noise import chunk_noise as chunk_noise
+    from chordflow.rollouts.noise import chunk_noises as chunk_noises
+    from chordflow.rollouts.runner import Runner as Runner
+    from chordflow.rollouts.runner import open_runner as open_runner
+    from chordflow.rollouts.runner import run_episodes as run_episodes
+    from chordflow.rollouts.store import EpisodeStore as EpisodeStore
+    from chordflow.rollouts.store import arm_settings as arm_settings
+    from chordflow.rollouts.summaries import success_rows as success_rows
+    from chordflow.rollouts.timing import Timing as Timing
 
 _HOMES = {
     "Episode": "episodes",
@@ -31,24 +37,8 @@ _HOMES = {
     "open_runner": "runner",
     "paired": "episodes",
     "run_episodes": "runner",
-    "success_rows": "success",
+    "success_rows": "summaries",
 }
-
-__all__ = [
-    "Episode",
-    "EpisodeKey",
-    "EpisodeStore",
-    "Execution",
-    "Runner",
-    "Timing",
-    "arm_settings",
-    "chunk_noise",
-    "chunk_noises",
-    "open_runner",
-    "paired",
-    "run_episodes",
-    "success_rows",
-]
 
 
 def __getattr__(name: str) -> Any:

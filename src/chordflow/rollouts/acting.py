@@ -19,12 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from chordflow.errors import UserError
-from chordflow.policies import FlowPolicy
+from chordflow.policies import FlowPolicy, check_inputs
 from chordflow.policies.realtime import RealTimeSampler
 from chordflow.policies.sampling import Sampler
 from chordflow.rollouts.delay import Execution
 from chordflow.rollouts.environment import batch_observations
-from chordflow.rollouts.fit import check_actions, check_observation
 from chordflow.rollouts.history import History
 from chordflow.rollouts.noise import chunk_noises
 from chordflow.rollouts.timing import Timing
@@ -189,3 +188,25 @@ def _check_finite(actions: NDArray[np.float32], requests: Sequence[Request]) -> 
                 f"the policy's action is NaN or infinite in episode {request.seed}, step {request.step}; check "
                 "the checkpoint's weights and the observations."
             )
+
+
+def check_observation(policy: FlowPolicy, env_cfg: Any, observation: dict[str, Any]) -> None:
+    """Raises UserError if cameras or the state are missing or of another size.
+
+    Args:
+        policy: who is to act.
+        env_cfg: a LeRobot `EnvConfig`.
+        observation: under LeRobot's names, before the policy's preprocessor, (B, ...).
+    """
+    shapes = {key: value.shape[1:] for key, value in observation.items() if isinstance(value, Tensor)}
+    check_inputs(policy, shapes, f"env.type={env_cfg.type}")
+
+
+def check_actions(policy: FlowPolicy, env_cfg: Any, shape: tuple[int, ...]) -> None:
+    """Raises UserError if the environment takes actions of another `shape` than the checkpoint's."""
+    own = (policy.chunk.action_dim,)
+    if tuple(shape) != own:
+        raise UserError(
+            f"env.type={env_cfg.type} takes actions of shape {tuple(shape)}, but the checkpoint's have shape "
+            f"{own}; give the environment that it was trained for."
+        )

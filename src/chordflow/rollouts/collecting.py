@@ -18,10 +18,10 @@ import numpy as np
 from chordflow.policies import FlowPolicy
 from chordflow.rollouts.acting import Actor, Request
 from chordflow.rollouts.delay import Execution
+from chordflow.rollouts.episodes import SeedRange
 from chordflow.rollouts.hosts import ChunkOrder, Host, Spaces, StartOrder, TaskKey
 from chordflow.rollouts.runner import evaluation_mode
 from chordflow.rollouts.running import Running
-from chordflow.rollouts.starts import SeedRange
 from chordflow.rollouts.timing import Timing
 
 BATCH = 64

@@ -28,9 +28,9 @@ from chordflow.checks import check_range
 from chordflow.errors import UserError
 from chordflow.policies import FlowPolicy
 from chordflow.policies.sampling import Sampler
+from chordflow.rollouts.acting import check_actions, check_observation
 from chordflow.rollouts.environment import make_environments
 from chordflow.rollouts.episodes import Episode, jerk, jump
-from chordflow.rollouts.fit import check_actions, check_observation
 
 type _Vector = gym.vector.VectorEnv[Any, Any, Any]
 

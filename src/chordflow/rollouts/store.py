@@ -141,8 +141,6 @@ class EpisodeStore:
         )
         self._episodes: dict[EpisodeKey, Episode] = {}
         self.timing = Timing()
-        # Of the first task noises are what they were.
-        self._older_tasks: set[tuple[str, int]] = set()
         self._pending: list[Episode] = []
         self._written = -INTERVAL_S
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -244,23 +242,11 @@ class EpisodeStore:
                 f"{path} was written by a newer chordflow (layout {version}, this one reads {STORE_VERSION}); "
                 "update chordflow, or choose another output folder."
             )
-        older = (
-            isinstance(settings, dict) and {**settings, "noise_key": NOISE_KEY} == self.settings != settings
-        )
-        if not older:
-            self._check_settings(path, settings)
+        self._check_settings(path, settings)
         try:
-            episodes = [_from_row(row) for row in table.to_pylist()]
+            return [_from_row(row) for row in table.to_pylist()]
         except (TypeError, KeyError, ValueError) as error:
             raise self._broken(path, error) from error
-        if older:
-            self._older_tasks |= {episode.key[:2] for episode in episodes}
-        if len(self._older_tasks) > 1:
-            raise UserError(
-                f"{self.folder} was run with noise_key=1, by an older chordflow that gave all tasks the same noises, "
-                f"but now noise_key={NOISE_KEY}; choose another output folder."
-            )
-        return episodes
 
     @staticmethod
     def _broken(path: Path, error: Exception) -> UserError:

@@ -46,7 +46,6 @@ class WorkerPool(Host):
     def __init__(self, env_cfg: Any, num_workers: int) -> None:
         self.name = f"env.type={env_cfg.type}"
         self._workers: list[_Worker] = []
-        self._counts = [0] * num_workers
         try:
             with stopping.starting_worker():
                 for _ in range(num_workers):
@@ -64,8 +63,7 @@ class WorkerPool(Host):
         """Makes sure that there are at least `count` sub-environments; gives the tasks with their starts."""
         size = len(self._workers)
         # Every worker makes at least one: how many it needs may grow later, the tasks that it tells stay.
-        self._counts = [max(1, (count - i + size - 1) // size) for i in range(size)]
-        return self._all("make", [(number,) for number in self._counts])[0]
+        return self._all("make", [(max(1, -(-(count - i) // size)),) for i in range(size)])[0]
 
     def select(self, task: TaskKey) -> Spaces:
         """Turns to a task; the sub-environments of the one before are closed."""
@@ -73,18 +71,11 @@ class WorkerPool(Host):
 
     def start(self, orders: Sequence[StartOrder]) -> list[Started]:
         """Begins episodes."""
-        size = len(self._workers)
-        return self._shared(
-            "start",
-            [(order.slot, replace(order, slot=order.slot // size)) for order in orders],
-        )
+        return self._shared("start", orders)
 
     def step(self, orders: Sequence[ChunkOrder]) -> list[Outcome]:
         """Executes chunks."""
-        size = len(self._workers)
-        return self._shared(
-            "step", [(order.slot, replace(order, slot=order.slot // size)) for order in orders]
-        )
+        return self._shared("step", orders)
 
     def close(self) -> None:
         """Ends all workers: those that do not close their environments in time are killed."""
@@ -103,19 +94,17 @@ class WorkerPool(Host):
             worker.send(method, *given)
         return _receive(self._workers)
 
-    def _shared(self, method: str, orders: Sequence[tuple[int, Any]]) -> list[Any]:
+    def _shared(self, method: str, orders: Sequence[Any]) -> list[Any]:
         """Sends each worker the orders of its slots in one message; answers in the order of `orders`."""
         size = len(self._workers)
-        places: list[list[int]] = [[] for _ in range(size)]
-        for place, (slot, _) in enumerate(orders):
-            places[slot % size].append(place)
+        places = [[k for k, order in enumerate(orders) if order.slot % size == i] for i in range(size)]
+        busy = [(worker, own) for worker, own in zip(self._workers, places, strict=True) if own]
+        for worker, own in busy:
+            worker.send(method, [replace(orders[k], slot=orders[k].slot // size) for k in own])
         answers: list[Any] = [None] * len(orders)
-        busy = [i for i in range(size) if places[i]]
-        for i in busy:
-            self._workers[i].send(method, [orders[place][1] for place in places[i]])
-        for i, received in zip(busy, _receive([self._workers[i] for i in busy]), strict=True):
-            for place, answer in zip(places[i], received, strict=True):
-                answers[place] = answer
+        for (_, own), received in zip(busy, _receive([worker for worker, _ in busy]), strict=True):
+            for k, answer in zip(own, received, strict=True):
+                answers[k] = answer
         return answers
 
 

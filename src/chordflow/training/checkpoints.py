@@ -37,6 +37,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from chordflow.disk import point_link, remove_folder, whole_folder
 from chordflow.errors import UserError
 from chordflow.quiet import quiet_stdout
+from chordflow.training.metrics import last_good
 from chordflow.training.wrapping import part_of, shard_state, whole, whole_state
 
 MASTERS = "master_weights.safetensors"
@@ -164,11 +165,7 @@ def save_checkpoint(
         # A full disk is a SafetensorError to safetensors and a RuntimeError to torch.
         _clear_up(final)
         last = root / LAST_CHECKPOINT_LINK
-        kept = (
-            f"the last good checkpoint is {last.resolve()}"
-            if last.exists()
-            else "no checkpoint was written yet"
-        )
+        kept = last_good(last.resolve() if last.exists() else None)
         raise UserError(
             f"output_dir={output_dir}: checkpoint {name} cannot be written ({error}); {kept}; make room or "
             "choose another folder."

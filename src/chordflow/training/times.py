@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import draccus
 
@@ -20,6 +21,7 @@ class TimesConfig(draccus.ChoiceRegistry):
             follow the law that `type` names.
     """
 
+    law: ClassVar[type[times.TimeDistribution]]
     at_noise: float = 0.5
 
     def __post_init__(self) -> None:
@@ -32,7 +34,8 @@ class TimesConfig(draccus.ChoiceRegistry):
 
     def base(self) -> times.TimeDistribution:
         """The law apart from the point mass."""
-        raise NotImplementedError(f"{type(self).__name__} does not name its law")
+        own = [field.name for field in fields(self) if field.name != "at_noise"]
+        return self.law(**{name: getattr(self, name) for name in own})
 
     def build(self) -> times.TimeDistribution:
         """The law as a whole."""
@@ -46,9 +49,7 @@ class TimesConfig(draccus.ChoiceRegistry):
 class UniformTimes(TimesConfig):
     """All times alike."""
 
-    def base(self) -> times.TimeDistribution:
-        """Uniform on [0, 1]."""
-        return times.Uniform()
+    law = times.Uniform
 
 
 @TimesConfig.register_subclass("beta")
@@ -61,12 +62,9 @@ class BetaTimes(TimesConfig):
         beta: second shape parameter; larger leans to the action.
     """
 
+    law = times.Beta
     alpha: float = 1.5
     beta: float = 1.0
-
-    def base(self) -> times.TimeDistribution:
-        """LeRobot's scale and offset keep t away from 0."""
-        return times.Beta(alpha=self.alpha, beta=self.beta)
 
 
 @TimesConfig.register_subclass("logit_normal")
@@ -79,12 +77,9 @@ class LogitNormalTimes(TimesConfig):
         std: of logit(t).
     """
 
+    law = times.LogitNormal
     mean: float = 0.0
     std: float = 1.0
-
-    def base(self) -> times.TimeDistribution:
-        """The logit-normal law."""
-        return times.LogitNormal(mean=self.mean, std=self.std)
 
 
 @TimesConfig.register_subclass("u_shaped")
@@ -96,11 +91,8 @@ class UShapedTimes(TimesConfig):
         a: steepness.
     """
 
+    law = times.UShaped
     a: float = 4.0
-
-    def base(self) -> times.TimeDistribution:
-        """The U-shaped law."""
-        return times.UShaped(a=self.a)
 
 
 @TimesConfig.register_subclass("exponential")
@@ -112,8 +104,5 @@ class ExponentialTimes(TimesConfig):
         ratio: how many times as likely noise is as the action.
     """
 
+    law = times.Exponential
     ratio: float = 10.0
-
-    def base(self) -> times.TimeDistribution:
-        """The exponential law."""
-        return times.Exponential(self.ratio)

@@ -157,48 +157,42 @@ def fsdp_is_asked_for() -> bool:
 
 
 def _check_launch(student: FlowPolicy, accumulation: int, fsdp: bool, processes: int) -> None:
-    asked = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "")
+    given = os.environ.get
+    asked, local = given("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", ""), given("LOCAL_WORLD_SIZE", "1")
     if asked.isdigit() and int(asked) not in (1, accumulation):
         raise UserError(
             f"accelerate launch asks for gradient_accumulation_steps={asked}, chordflow for {accumulation}; give "
             f"chordflow --gradient_accumulation_steps={asked}."
         )
-    gpus = torch.cuda.device_count()
-    local = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    if processes > 1 and student.device.type == "cuda" and local.isdigit() and int(local) > gpus:
-        raise UserError(
-            f"{local} processes were started on a machine with {gpus} GPUs; start one for each, or give "
-            "--device=cpu."
-        )
-    if (
-        processes > 1
-        and student.device.type == "cuda"
-        and student.device.index != torch.cuda.current_device()
-    ):
-        raise UserError(
-            f"device={student.device}: each of the {processes} processes has a GPU of its own; give --device=cuda."
-        )
+    if processes > 1 and student.device.type == "cuda":
+        gpus = torch.cuda.device_count()
+        if local.isdigit() and int(local) > gpus:
+            raise UserError(
+                f"{local} processes were started on a machine with {gpus} GPUs; start one for each, or give "
+                "--device=cpu."
+            )
+        if student.device.index != torch.cuda.current_device():
+            raise UserError(
+                f"device={student.device}: each of the {processes} processes has a GPU of its own; give --device=cuda."
+            )
     if not fsdp:
         return
-    version = os.environ.get("FSDP_VERSION", "1")
+    version, mixed = given("FSDP_VERSION", "1"), given("ACCELERATE_MIXED_PRECISION", "no").lower()
+    in_config = "in the config of accelerate launch"
     if version != "2":
-        raise UserError(
-            f"fsdp_version={version}: only FSDP2 is supported; set fsdp_version: 2 in the config of accelerate launch."
-        )
+        raise UserError(f"fsdp_version={version}: only FSDP2 is supported; set fsdp_version: 2 {in_config}.")
     if processes == 1:
         raise UserError(
             "FSDP2 is asked for, but there is one process, with nothing to share; start at least two, or switch it "
             "off (accelerate launch with distributed_type: NO)."
         )
-    if os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":
+    if given("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":
         raise UserError(
-            "fsdp_offload_params=true: parameters stay on their device; set fsdp_offload_params: false in the config "
-            "of accelerate launch."
+            "fsdp_offload_params=true: parameters stay on their device; set fsdp_offload_params: false "
+            f"{in_config}."
         )
-    if os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower() not in ("no", "bf16"):
-        raise UserError(
-            f"mixed_precision={os.environ['ACCELERATE_MIXED_PRECISION']}: with FSDP2 choose no or bf16."
-        )
+    if mixed not in ("no", "bf16"):
+        raise UserError(f"mixed_precision={mixed}: with FSDP2 choose no or bf16.")
 
 
 def _check_wrapped(wrapped: Wrapped) -> None:

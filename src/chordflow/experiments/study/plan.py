@@ -15,10 +15,10 @@ from chordflow.couplings import Split, open_split
 from chordflow.errors import UserError
 from chordflow.experiments.collect_config import ObservationSource
 from chordflow.experiments.config import ReflowJobConfig
+from chordflow.experiments.measured import deployed_steps
 from chordflow.experiments.plain import plain
 from chordflow.experiments.provenance import device_name, refuse_student_of_few_steps, weights_sha256
 from chordflow.experiments.round_settings import check_teaches, settings_of_round
-from chordflow.experiments.student_results import deployed_steps
 from chordflow.experiments.study.config import ArmSettings, StudyConfig
 from chordflow.experiments.study.presets import OWN
 from chordflow.experiments.train import Job, check

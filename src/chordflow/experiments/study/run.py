@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
@@ -136,7 +135,7 @@ class _Run:
         trial = self.study.trial(arm, seed)
         if trial is None:
             with self._names(arm, label):
-                trial = self._trained(arm, seed, label)
+                trial = self._trained(arm, seed)
             yield self._with(trial)
         for place, look in enumerate(trial.looks):
             if not self._measured(look):
@@ -168,7 +167,7 @@ class _Run:
         self.study = replace(self.study, trials=[*others, trial])
         return self.study
 
-    def _trained(self, arm: str, seed: int, label: str) -> Trial:
+    def _trained(self, arm: str, seed: int) -> Trial:
         plan, config, folder = self.plan, self.plan.config, self.plan.folder(arm, seed)
         # Of a trial that was interrupted before it was written down; what it collects is written there.
         shutil.rmtree(folder, ignore_errors=True)
@@ -178,33 +177,14 @@ class _Run:
             taught_by = self.study.trial(name, seed)
             assert taught_by is not None
             teacher, teacher_dir = self._reloaded(taught_by.last), self.output / taught_by.last.student
-        made = train_student(
+        return train_student(
             plan.job(arm, seed, teacher, teacher_dir),
-            label=label,
+            arm,
+            seed,
+            self.output,
             looks=plan.looks(arm),
             seconds=config.seconds,
             digest=config.SAME_COUPLINGS,
-        )
-        looks = [
-            Look(
-                w.mark, w.step, w.seconds, os.path.relpath(w.student, self.output), weights_sha256(w.student)
-            )
-            for w in made.written
-        ]
-        passed = made.passed
-        return Trial(
-            arm=arm,
-            seed=seed,
-            training_s=passed.seconds,
-            ready_s=passed.ready_s,
-            steps=passed.step,
-            samples=passed.samples,
-            loss=passed.loss,
-            losses=made.losses,
-            buffer_bytes=made.buffer_bytes,
-            looks=looks,
-            couplings_sha256=made.couplings_sha256,
-            rollouts=made.rollouts,
         )
 
     def _reloaded(self, look: Look) -> FlowPolicy:
