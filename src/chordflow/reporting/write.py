@@ -90,9 +90,7 @@ def found_in(folder: Path) -> Path:
     if not folder.exists():
         raise UserError(f"{folder} does not exist; give the folder of a run, with its {RESULTS}.")
     if not folder.is_dir():
-        raise UserError(
-            f"{folder} is a file; give the folder that holds {RESULTS}, or a study's {STUDY}."
-        )
+        raise UserError(f"{folder} is a file; give the folder that holds {RESULTS}, or a study's {STUDY}.")
     if not (folder / RESULTS).is_file():
         raise UserError(
             f"{folder} holds no {RESULTS}; give the folder of a run of chordflow that came to its end."
