@@ -715,7 +715,7 @@ def test_a_full_disk(
         (4, [], "no checkpoint was written yet"),
         (one // 2, [], "no checkpoint was written yet"),
         (one + one // 2, ["000003", "last"], "000003; make room"),
-        (whole + 8, ["000003", "000006", "last"], "the checkpoints are whole: make room and go on with"),
+        (whole + 8, ["000003", "000006", "last"], "the checkpoints are whole: make room and resume with"),
     ):
         disk = small_disk(kibibytes)
         output = disk / "out"
@@ -750,7 +750,7 @@ def test_a_disk_that_is_full_when_results_are_saved_can_be_resumed(
         ("metrics.jsonl", "no checkpoint was written yet"),
         (
             "results.json",
-            "the checkpoints are whole: make room and go on with: chordflow reflow --resume=true",
+            "the checkpoints are whole: make room and resume with: chordflow reflow --resume=true",
         ),
     ):
         with pytest.MonkeyPatch.context() as patch:

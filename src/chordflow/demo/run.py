@@ -68,7 +68,7 @@ class DemoConfig:
         steps: optimiser steps of the student.
         episodes: paired episodes of "go any way"; half as many run under each of "go left" and "go right".
         seed: of training.
-        resume: go on with a demo that was stopped, by the same options.
+        resume: resume a demo that was stopped, with the same options.
     """
 
     output_dir: Path
@@ -112,7 +112,7 @@ def _folder(config: DemoConfig) -> Iterator[Path | None]:
         try:
             yield None
         except KeyboardInterrupt:
-            # A teacher that was trained anew has taken long.
+            # Training a teacher takes long.
             if not has_checkpoint(student) and not config.from_scratch:
                 for left in output.iterdir():
                     shutil.rmtree(left)
@@ -129,7 +129,7 @@ def _how_to_go_on(config: DemoConfig) -> str:
         if option.name in ("steps", "episodes", "seed") and getattr(config, option.name) != option.default
     ]
     return (
-        f"go on with: {shlex.join(['chordflow', 'demo', '--resume=true', f'--output_dir={output}', *given])}"
+        f"resume with: {shlex.join(['chordflow', 'demo', '--resume=true', f'--output_dir={output}', *given])}"
     )
 
 

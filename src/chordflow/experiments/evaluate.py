@@ -219,7 +219,7 @@ def _with_rollouts(config: EvaluateConfig, results: Results, rollouts: RolloutRe
 def how_to_go_on(output: Path) -> str:
     """What to tell the user of an evaluation that was stopped."""
     if (output / EVALUATE_CONFIG).is_file():
-        return f"go on with: {command_to_resume('evaluate', output / EVALUATE_CONFIG)}"
+        return f"resume with: {command_to_resume('evaluate', output / EVALUATE_CONFIG)}"
     return "nothing was measured yet, so start again."
 
 

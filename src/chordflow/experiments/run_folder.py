@@ -61,7 +61,7 @@ def new_folder(output_dir: Path) -> Iterator[None]:
         yield
     except BaseException:
         if not has_checkpoint(output_dir):
-            # Without a checkpoint nobody can go on from here, and the same command must work again.
+            # Without a checkpoint a run cannot be resumed from here, and the same command must work again.
             (output_dir / METRICS).unlink(missing_ok=True)
             shutil.rmtree(output_dir / OBSERVATIONS_DIR, ignore_errors=True)
         _remove_empty([output_dir / CHECKPOINTS_DIR, *made])
@@ -124,7 +124,7 @@ def command_to_resume(verb: str, config_path: Path) -> str:
 def how_to_go_on(output_dir: Path) -> str:
     """What to tell the user of a run that was stopped."""
     if has_checkpoint(output_dir):
-        return f"go on with: {resume_command(output_dir)}"
+        return f"resume with: {resume_command(output_dir)}"
     return "no checkpoint was written yet, so start a new run."
 
 
@@ -141,7 +141,7 @@ def resumable(output_dir: Path) -> Iterator[None]:
         if not has_checkpoint(output_dir) or "--resume=true" in str(error):
             raise
         raise UserError(
-            f"{str(error).rstrip('.')}; the checkpoints are whole: go on with: {resume_command(output_dir)}"
+            f"{str(error).rstrip('.')}; the checkpoints are whole: resume with: {resume_command(output_dir)}"
         ) from error
     except Exception as error:
         error.add_note(how_to_go_on(output_dir))
