@@ -50,8 +50,8 @@ def _methods(old: Data) -> Data:
     for entry in old["methods"]:
         differs = {} if entry["origin"] == "recipe" else {"method.type": entry["method"]}
         differs |= dict(_flat(old["settings"]["recipes"].get(entry["name"], {})))
-        kept = ("name", "method", "settings", "stock_checkpoint", "step_counts")
-        arms.append({name: entry[name] for name in kept} | {"way": entry["name"], "differs": differs})
+        same = ("name", "method", "settings", "stock_checkpoint", "step_counts")
+        arms.append({name: entry[name] for name in same} | {"way": entry["name"], "differs": differs})
     trials = []
     for run in old["runs"]:
         kept = ("seed", "training_s", "ready_s", "steps", "samples", "loss", "buffer_bytes", "rollouts")

@@ -223,6 +223,8 @@ WRONG: list[tuple[str, list[str], str]] = [
     ("file", ['--arms={"a": {"teacher": "b"}}'], "arms: 'a' has teacher=b, which is no arm"),
     ("file", ['--arms={"a": {"teacher": "a"}}'], "a <- a: an arm cannot teach itself"),
     ("file", ['--arms={"a": {"teacher": "b"}, "b": {"teacher": "a"}}'], ": an arm cannot teach itself"),
+    ("file", ['--arms={"a": {"teacher": {"path": "x"}}}'], "which is no arm"),
+    ("file", ['--arms={"a": {"teacher.path": "x"}}'], "arms: 'a' sets teacher.path, which all arms of a study"),
     ("file", ['--arms={"a": {"steps": 0}}'], "arms: 'a' has steps=0; give at least 1"),
     ("file", ['--arms={"a": {"dataset": {}}}'], "arms: 'a' sets dataset, which all arms of a study have in common"),
 ]  # fmt: skip

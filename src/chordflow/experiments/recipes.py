@@ -14,11 +14,9 @@ class Recipe:
     """A named set of settings.
 
     Attributes:
-        about: what it is for, in a sentence.
         overrides: settings of `chordflow reflow` that differ from its defaults, nested.
     """
 
-    about: str
     overrides: dict[str, Any]
 
     def kept(self, settings: dict[str, Any]) -> bool:
@@ -34,9 +32,10 @@ def _holds(settings: dict[str, Any], part: dict[str, Any]) -> bool:
 
 
 RECIPES: dict[str, Recipe] = {
-    "all_steps": Recipe("A student for any number of steps; the defaults.", {"method": {"type": "reflow"}}),
+    # A student for any number of steps; the defaults.
+    "all_steps": Recipe({"method": {"type": "reflow"}}),
+    # The most exact student at one step, and for that alone.
     "one_step": Recipe(
-        "The most exact student at one step, and for that alone.",
         # What decides its error is the boundary between modes, where only more couplings help.
         {"method": {"type": "endpoint"}, "buffer": {"noises_per_observation": 6, "uses_per_coupling": 3}},
     ),

@@ -325,7 +325,7 @@ class FileStudy(StudyConfig):
         check_arms("arms", self.arms, also=("teacher", "steps"))
         for name, settings in self.arms.items():
             teacher, steps = settings.get("teacher"), settings.get("steps")
-            if teacher is not None and teacher not in self.arms:
+            if teacher is not None and (not isinstance(teacher, str) or teacher not in self.arms):
                 raise UserError(
                     f"arms: {name!r} has teacher={teacher}, which is no arm; {_near(str(teacher), self.arms)}"
                 )
@@ -382,7 +382,7 @@ def check_arms(
         UserError: if not.
     """
     taken = {TEACHER, STUDY, TABLE, PAGE, *taken}
-    shared = [f.name for f in fields(ReflowJobConfig) if f.name not in (*OWN, *also)]
+    shared = [f.name for f in fields(ReflowJobConfig) if f.name not in OWN]
     for name, settings in arms.items():
         # Some file systems tell no capitals apart.
         if not NAME.fullmatch(name) or name.casefold() in taken:
@@ -396,7 +396,7 @@ def check_arms(
                 '{"method": {"type": "endpoint"}}.'
             )
         for key in settings:
-            if (first := str(key).partition(".")[0]) in shared and first not in also:
+            if str(key).partition(".")[0] in shared and key not in also:
                 raise UserError(
                     f"{option}: {name!r} sets {key}, which all arms of a study have in common; leave it out."
                 )
