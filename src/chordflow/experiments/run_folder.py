@@ -24,18 +24,21 @@ OBSERVATIONS_DIR = "observations"
 """Folder of what was collected in an environment, in a run's folder."""
 
 
-def refuse_existing(output_dir: Path) -> None:
+def refuse_existing(output_dir: Path, go_on: str | None = None) -> None:
     """Makes sure that a new run would not write into a folder that is there.
+
+    Args:
+        output_dir: the folder.
+        go_on: how to go on with what is there, empty where that cannot be; by default as with a run of reflow.
 
     Raises:
         UserError: if there is anything of that name.
     """
-    if has_checkpoint(output_dir):
-        raise UserError(
-            f"output_dir={output_dir} exists already; name a new folder, or resume with: {resume_command(output_dir)}"
-        )
-    if output_dir.exists():
-        raise UserError(f"output_dir={output_dir} exists already; name a new folder.")
+    if go_on is None:
+        go_on = how_to_go_on(output_dir) if has_checkpoint(output_dir) else ""
+    if go_on or output_dir.exists():
+        instead = f", or {go_on}" if go_on else "."
+        raise UserError(f"output_dir={output_dir} exists already; name a new folder{instead}")
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 """Plots of curvature: by time, where the path bends, by dimension, as heat maps."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import plotly.graph_objects as go
 
 from chordflow.reporting.plots import (
     SEQUENTIAL,
@@ -62,39 +64,45 @@ def _dash(look: Look) -> str:
     return "solid" if look.symbol == "circle" else "dash" if look.symbol == "square" else "dot"
 
 
+def _shares(
+    results: Results,
+    rows: Sequence[CurvatureRow],
+    axis: str,
+    height: int,
+    of: Callable[[CurvatureRow], list[tuple[str, float]]],
+) -> go.Figure:
+    """Bars of shares of S, each with its name, in a colour for each policy."""
+    figure, look, top = (
+        canvas(height, axis, "share of S, %", barmode="group", bargap=0.25),
+        looks(results),
+        0.0,
+    )
+    for row in rows:
+        name, own = label(way(row.policy)), of(row)
+        top = max(top, *(share for _, share in own))
+        figure.add_bar(
+            x=list(range(len(own))), y=rounded(100 * share for _, share in own), name=name,
+            marker={"color": look[row.policy].colour}, hoverinfo="text",
+            hovertext=[hover(name, f"{what}: {percent(share)} of S") for what, share in own],
+        )  # fmt: skip
+    return figure.update_layout(yaxis={"range": shares_range(top)})
+
+
 def _by_part(results: Results, rows: Sequence[CurvatureRow]) -> Plot:
-    figure = canvas(340, "t, from noise to action", "share of S, %")
-    top = max(part.share for row in rows for part in parts(row))
-    figure.update_layout(barmode="group", bargap=0.25, yaxis={"range": shares_range(top)})
-    look, said = looks(results), []
+    def named(row: CurvatureRow) -> list[tuple[str, float]]:
+        return [(f"t from {part.begin:.2f} to {part.end:.2f}", part.share) for part in parts(row)]
+
+    figure, said = _shares(results, rows, "t, from noise to action", 340, named), []
     for row in rows:
         own = parts(row)
-        figure.add_bar(
-            x=list(range(len(own))),
-            y=rounded(100 * part.share for part in own),
-            name=label(way(row.policy)),
-            marker={"color": look[row.policy].colour},
-            hoverinfo="text",
-            hovertext=[
-                hover(
-                    label(way(row.policy)), f"{percent(p.share)} of S", f"t from {p.begin:.2f} to {p.end:.2f}"
-                )
-                for p in own
-            ],
-        )
         largest = max(own, key=lambda part: part.share)
         said.append(
             f"{way(row.policy)} most between t = {largest.begin:.2f} and {largest.end:.2f}, "
             f"{percent(largest.share, 0)} of its S"
         )
-        figure.update_layout(
-            xaxis={
-                "tickmode": "array",
-                "tickvals": list(range(len(own))),
-                "ticktext": [f"{part.begin:.1f}–{part.end:.1f}" for part in own],
-                "tickangle": -45,
-            }
-        )
+        ticks = [f"{part.begin:.1f}–{part.end:.1f}" for part in own]
+        axis = {"tickmode": "array", "tickvals": list(range(len(own))), "ticktext": ticks, "tickangle": -45}
+        figure.update_layout(xaxis=axis)
     caption = f"Where the paths leave their chords: {'; '.join(said)}."
     return Plot("curvature-parts", "Where in time the path bends", caption, figure, "curvature")
 
@@ -103,37 +111,19 @@ def _by_dimension(results: Results, rows: Sequence[CurvatureRow]) -> list[Plot]:
     rows = [row for row in rows if row.s_by_dim]
     if not rows:
         return []
-    figure = canvas(300, "action dimension", "share of S, %")
-    top = max(share for row in rows for share in dimension_shares(row))
-    figure.update_layout(barmode="group", yaxis={"range": shares_range(top)}, xaxis={"tickformat": "d"})
-    look, said = looks(results), []
+
+    def named(row: CurvatureRow) -> list[tuple[str, float]]:
+        return [(f"dimension {i}", share) for i, share in enumerate(dimension_shares(row))]
+
+    figure, said = _shares(results, rows, "action dimension", 300, named), []
     for row in rows:
-        shares = dimension_shares(row)
-        figure.add_bar(
-            x=list(range(len(shares))),
-            y=rounded(100 * share for share in shares),
-            name=label(way(row.policy)),
-            marker={"color": look[row.policy].colour},
-            hoverinfo="text",
-            hovertext=[
-                hover(label(way(row.policy)), f"dimension {i}: {percent(share)} of S")
-                for i, share in enumerate(shares)
-            ],
-        )
-        largest = max(range(len(shares)), key=shares.__getitem__)
-        said.append(f"{way(row.policy)} dimension {largest}, {percent(shares[largest], 0)}")
-    if len(dimension_shares(rows[0])) <= 12:
-        figure.update_layout(xaxis={"dtick": 1})
-    return [
-        Plot(
-            "curvature-dims",
-            "Which dimensions bend",
-            f"Share of S by {'real' if real_dims(rows[0]) is not None else 'padded'} dimension; the most: "
-            f"{'; '.join(said)}.",
-            figure,
-            "heat",
-        )
-    ]
+        largest, share = max(named(row), key=lambda pair: pair[1])
+        said.append(f"{way(row.policy)} {largest}, {percent(share, 0)}")
+    few = len(dimension_shares(rows[0])) <= 12
+    figure.update_layout(xaxis={"tickformat": "d"} | ({"dtick": 1} if few else {}))
+    kind = "real" if real_dims(rows[0]) is not None else "padded"
+    caption = f"Share of S by {kind} dimension; the most: {'; '.join(said)}."
+    return [Plot("curvature-dims", "Which dimensions bend", caption, figure, "heat")]
 
 
 def heat_maps(results: Results) -> list[Plot]:

@@ -11,7 +11,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
 
 from chordflow.console import doing
 from chordflow.reporting import flow_plots
@@ -103,8 +103,11 @@ def _draw(panel: Axes, plot: Plot) -> None:
         panel.set(**{f"{name}label": _text(given.title.text), f"{name}scale": given.type or "linear"})
         if given.tickvals is not None:
             axis.set_ticks(given.tickvals, given.ticktext)
-            axis.set_minor_locator(NullLocator())
-        axis.set_minor_formatter(NullFormatter())
+        elif given.type == "log":
+            # A reach of less than a decade may hold no power of ten.
+            axis.set_major_locator(MaxNLocator(5))
+            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_locator(NullLocator())
         if given.range is not None:
             ends = [10**end for end in given.range] if given.type == "log" else given.range
             panel.set(**{f"{name}lim": ends})
