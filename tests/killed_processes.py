@@ -94,7 +94,7 @@ def run(folder: Path, count: int, options: list[str]) -> list[dict[str, Any]]:
                 "logged": max(lines, default=0), "there": output.exists(),
                 "hidden": [path.name for path in (output / "checkpoints").glob(".*")],
             })  # fmt: skip
-            command = re.search(r"go on with: chordflow (.*)", text)
+            command = re.search(r"resume with: chordflow (.*)", text)
             arguments = shlex.split(command[1]) if command else arguments if output.exists() else new
             if process.exitcode not in (130, 143):
                 return ended

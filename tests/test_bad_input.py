@@ -27,6 +27,7 @@ from chordflow.cli.main import main
 from test_reflow_job import options, student_of
 
 Capture = pytest.CaptureFixture[str]
+Refuse = Callable[..., str]
 
 
 def contents(folder: Path) -> dict[str, bytes | str]:
@@ -61,6 +62,16 @@ def refused(arguments: list[str], capsys: Capture, tmp_path: Path) -> str:
     said = refusal(arguments, capsys)
     assert contents(tmp_path) == before
     return said
+
+
+@pytest.fixture
+def refuse(checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: Capture) -> Refuse:
+    """Runs `reflow` with another teacher, another dataset or more options; gives the line that it is refused with."""
+
+    def run(*more: str, teacher: Any = checkpoint, data: Path = dataset_root, out: str = "out") -> str:
+        return refused(options(teacher, data, tmp_path / out, *more), capsys, tmp_path)
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -100,185 +111,175 @@ def rename_keys(folder: Path, rename: Callable[[str], str]) -> None:
     save_file({rename(key): tensor for key, tensor in tensors.items()}, folder / "model.safetensors")
 
 
+def first(folder: Path, pattern: str) -> Path:
+    return next(iter(sorted(folder.glob(pattern))))
+
+
 def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
 OUT_PROJECTION = "model.action_out_proj.weight"
+PRE, POST, WEIGHTS = "policy_preprocessor.json", "policy_postprocessor.json", "model.safetensors"
 
-BROKEN_CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no config": (lambda p: (p / "config.json").unlink(), r"the file config\.json is missing"),
-    "no weights": (lambda p: (p / "model.safetensors").unlink(), r"the file model\.safetensors is missing"),
-    "no preprocessor": (
-        lambda p: (p / "policy_preprocessor.json").unlink(),
-        r"policy_preprocessor\.json is missing.*migrate_policy_normalization",
-    ),
-    "no postprocessor": (
-        lambda p: (p / "policy_postprocessor.json").unlink(),
-        r"policy_postprocessor\.json is missing",
-    ),
+Break = Callable[[Path], object]
+
+
+def gone(pattern: str) -> Break:
+    return lambda p: first(p, pattern).unlink()
+
+
+def half(pattern: str) -> Break:
+    return lambda p: cut(first(p, pattern))
+
+
+def written(name: str, content: str | bytes) -> Break:
+    return lambda p: (p / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def changed(name: str, **changes: Any) -> Break:
+    return lambda p: edit_json(p / name, lambda c: c.update(changes))
+
+
+def weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Break:
+    return lambda p: edit_weights(p, change)
+
+
+def keys(rename: Callable[[str], str]) -> Break:
+    return lambda p: rename_keys(p, rename)
+
+
+def other_steps(change: Callable[[list[dict[str, Any]]], object]) -> Break:
+    return lambda p: edit_json(p / PRE, lambda c: change(c["steps"]))
+
+
+OLDER = "LeRobot 0\\.6\\.1 does not know"
+WRAPPED = "has the keys of a wrapped policy: without"
+UNFIT = r"does not fit config\.json"
+
+BROKEN_CHECKPOINTS: dict[str, tuple[Break, str]] = {
+    "no config": (gone("config.json"), r"the file config\.json is missing"),
+    "no weights": (gone(WEIGHTS), r"the file model\.safetensors is missing"),
+    "no preprocessor": (gone(PRE), r"policy_preprocessor\.json is missing.*migrate_policy_normalization"),
+    "no postprocessor": (gone(POST), r"policy_postprocessor\.json is missing"),
     "no statistics of observations": (
-        lambda p: next(p.glob("policy_preprocessor_*.safetensors")).unlink(),
+        gone("policy_preprocessor_*.safetensors"),
         r"cannot load the processors.*check that policy_preprocessor\.json",
     ),
-    "no statistics of actions": (
-        lambda p: next(p.glob("policy_postprocessor_*.safetensors")).unlink(),
-        r"cannot load the processors",
-    ),
-    "cut statistics": (
-        lambda p: cut(next(p.glob("policy_preprocessor_*.safetensors"))),
-        "cannot load the processors",
-    ),
-    "preprocessor not JSON": (
-        lambda p: cut(p / "policy_preprocessor.json"),
-        r"policy_preprocessor\.json is not valid JSON",
-    ),
-    "postprocessor not JSON": (lambda p: cut(p / "policy_postprocessor.json"), "cannot load the processors"),
+    "no statistics of actions": (gone("policy_postprocessor_*.safetensors"), "cannot load the processors"),
+    "cut statistics": (half("policy_preprocessor_*.safetensors"), "cannot load the processors"),
+    "preprocessor not JSON": (half(PRE), r"policy_preprocessor\.json is not valid JSON"),
+    "postprocessor not JSON": (half(POST), "cannot load the processors"),
     "a step nobody knows": (
-        lambda p: edit_json(
-            p / "policy_preprocessor.json", lambda c: c["steps"][0].update(registry_name="nobody_knows_this")
-        ),
+        other_steps(lambda steps: steps[0].update(registry_name="nobody_knows_this")),
         "cannot load the processors.*nobody_knows_this",
     ),
-    "steps are no list": (
-        lambda p: edit_json(p / "policy_preprocessor.json", lambda c: c.update(steps="none")),
-        "cannot load the processors",
-    ),
-    "cut weights": (lambda p: cut(p / "model.safetensors"), r"model\.safetensors is cut or broken"),
-    "empty weights": (
-        lambda p: (p / "model.safetensors").write_bytes(b""),
-        r"model\.safetensors is cut or broken",
-    ),
-    "garbage weights": (
-        lambda p: (p / "model.safetensors").write_bytes(os.urandom(5000)),
-        r"model\.safetensors is cut or broken",
-    ),
-    "weights without tensors": (lambda p: save_file({}, p / "model.safetensors"), "holds no tensors"),
+    "steps are no list": (changed(PRE, steps="none"), "cannot load the processors"),
+    "cut weights": (half(WEIGHTS), r"model\.safetensors is cut or broken"),
+    "empty weights": (written(WEIGHTS, b""), r"model\.safetensors is cut or broken"),
+    "garbage weights": (written(WEIGHTS, os.urandom(5000)), r"model\.safetensors is cut or broken"),
+    "weights without tensors": (lambda p: save_file({}, p / WEIGHTS), "holds no tensors"),
     "weights of wrong shapes": (
-        lambda p: edit_weights(p, lambda t: t.update({OUT_PROJECTION: torch.zeros(3, 3)})),
-        rf"does not fit config\.json.*{OUT_PROJECTION}",
+        weights(lambda t: t.update({OUT_PROJECTION: torch.zeros(3, 3)})),
+        rf"{UNFIT}.*{OUT_PROJECTION}",
     ),
-    "a missing key": (
-        lambda p: edit_weights(p, lambda t: t.pop(OUT_PROJECTION)),
-        rf"does not fit config\.json.*{OUT_PROJECTION}",
-    ),
+    "a missing key": (weights(lambda t: t.pop(OUT_PROJECTION)), rf"{UNFIT}.*{OUT_PROJECTION}"),
     "an unexpected key": (
-        lambda p: edit_weights(p, lambda t: t.update({"model.more": torch.zeros(1)})),
-        r"does not fit config\.json.*model\.more",
+        weights(lambda t: t.update({"model.more": torch.zeros(1)})),
+        rf"{UNFIT}.*model\.more",
     ),
     "weights that are not finite": (
-        lambda p: edit_weights(p, lambda t: t[OUT_PROJECTION].fill_(float("nan"))),
+        weights(lambda t: t[OUT_PROJECTION].fill_(float("nan"))),
         r"end in NaN or infinite actions.*model\.safetensors",
     ),
-    "config not JSON": (lambda p: cut(p / "config.json"), r"config\.json is not valid JSON"),
-    "config is a list": (
-        lambda p: (p / "config.json").write_text("[]"),
-        r"config\.json is not a JSON object",
-    ),
-    "config not text": (
-        lambda p: (p / "config.json").write_bytes(b"\xff\xfe\x00"),
-        r"config\.json is not valid JSON",
-    ),
+    "config not JSON": (half("config.json"), r"config\.json is not valid JSON"),
+    "config is a list": (written("config.json", "[]"), r"config\.json is not a JSON object"),
+    "config not text": (written("config.json", b"\xff\xfe\x00"), r"config\.json is not valid JSON"),
     "config without a type": (
         lambda p: edit_json(p / "config.json", lambda c: c.pop("type")),
         r"config\.json names no policy type",
     ),
     "a type nobody knows": (
-        lambda p: edit_json(p / "config.json", lambda c: c.update(type="dreamer9")),
-        "'dreamer9', which LeRobot 0.6.1 does not know: it is of an older or newer LeRobot.*smolvla",
+        changed("config.json", type="dreamer9"),
+        f"'dreamer9', which {OLDER}: it is of an older or newer LeRobot.*smolvla",
     ),
     "a field of a newer LeRobot": (
-        lambda p: edit_json(p / "config.json", lambda c: c.update(invented_in_2027=True)),
-        r"fields that LeRobot 0\.6\.1 does not know \(invented_in_2027\): it was saved by an older or newer LeRobot",
+        changed("config.json", invented_in_2027=True),
+        rf"fields that {OLDER} \(invented_in_2027\): it was saved by an older or newer LeRobot",
     ),
     "fields of an older LeRobot": (
-        lambda p: edit_json(
-            p / "config.json", lambda c: c.update(adapt_to_pi_aloha_v0=False, use_cache_v0=True)
-        ),
-        r"LeRobot 0\.6\.1 does not know \(adapt_to_pi_aloha_v0, use_cache_v0\): .* by an older or newer LeRobot",
+        changed("config.json", adapt_to_pi_aloha_v0=False, use_cache_v0=True),
+        rf"{OLDER} \(adapt_to_pi_aloha_v0, use_cache_v0\): .* by an older or newer LeRobot",
     ),
     "a model of transformers'": (
-        lambda p: (p / "config.json").write_text('{"model_type": "smolvlm"}'),
+        written("config.json", '{"model_type": "smolvlm"}'),
         r"config\.json names no policy type; .*transformers.* \(model_type=smolvlm\): give a policy that LeRobot",
     ),
     "keys of a compiled policy": (
-        lambda p: rename_keys(p, lambda key: f"_orig_mod.{key}"),
-        r"has the keys of a wrapped policy: without '_orig_mod\.' in '_orig_mod\.model",
+        keys(lambda key: f"_orig_mod.{key}"),
+        rf"{WRAPPED} '_orig_mod\.' in '_orig_mod\.model",
     ),
-    "keys of a policy under DDP": (
-        lambda p: rename_keys(p, lambda key: f"module.{key}"),
-        r"has the keys of a wrapped policy: without 'module\.'",
-    ),
-    "keys of both": (
-        lambda p: rename_keys(p, lambda key: f"module._orig_mod.{key}"),
-        r"has the keys of a wrapped policy: without 'module\._orig_mod\.'",
-    ),
+    "keys of a policy under DDP": (keys(lambda key: f"module.{key}"), rf"{WRAPPED} 'module\.'"),
+    "keys of both": (keys(lambda key: f"module._orig_mod.{key}"), rf"{WRAPPED} 'module\._orig_mod\.'"),
     "keys of a compiled part": (
-        lambda p: rename_keys(p, lambda key: key.replace("lm_expert.", "lm_expert._orig_mod.")),
-        r"has the keys of a wrapped policy: without '_orig_mod\.' in 'model\..*lm_expert\._orig_mod\.",
+        keys(lambda key: key.replace("lm_expert.", "lm_expert._orig_mod.")),
+        rf"{WRAPPED} '_orig_mod\.' in 'model\..*lm_expert\._orig_mod\.",
     ),
     "keys of a PEFT model": (
-        lambda p: rename_keys(p, lambda key: f"base_model.model.{key}"),
-        r"has the keys of a wrapped policy: without 'base_model\.model\.'",
+        keys(lambda key: f"base_model.model.{key}"),
+        rf"{WRAPPED} 'base_model\.model\.'",
     ),
     "keys of another policy": (
-        lambda p: rename_keys(p, lambda key: f"{key}.more"),
-        r"does not fit config\.json: it holds 'model\..*\.more' and \d+ more, which this policy does not have",
+        keys(lambda key: f"{key}.more"),
+        rf"{UNFIT}: it holds 'model\..*\.more' and \d+ more, which this policy does not have",
     ),
     "a value of the wrong kind": (
-        lambda p: edit_json(p / "config.json", lambda c: c.update(chunk_size="many")),
+        changed("config.json", chunk_size="many"),
         r"config\.json is not a config that LeRobot 0\.6\.1 can read.*chunk_size",
     ),
     "values that do not go together": (
-        lambda p: edit_json(p / "config.json", lambda c: c.update(n_action_steps=99)),
+        changed("config.json", n_action_steps=99),
         r"config\.json is not a config that LeRobot 0\.6\.1 can read",
     ),
     "a language model that has moved": (
-        lambda p: edit_json(p / "config.json", lambda c: c.update(vlm_model_name="/moved/vlm")),
+        changed("config.json", vlm_model_name="/moved/vlm"),
         r"vlm_model_name=/moved/vlm in config\.json does not exist; run: chordflow relocate",
     ),
     "a tokenizer that has moved": (
-        lambda p: edit_json(
-            p / "policy_preprocessor.json",
-            lambda c: [
-                s["config"].update(tokenizer_name="/moved/vlm") for s in c["steps"] if "tokenizer" in str(s)
-            ],
+        other_steps(
+            lambda steps: [
+                s["config"].update(tokenizer_name="/moved/vlm") for s in steps if "tokenizer" in str(s)
+            ]
         ),
         r"tokenizer_name=/moved/vlm in policy_preprocessor\.json does not exist; run: chordflow relocate",
     ),
     "a language model on the Hub": (
-        lambda p: edit_json(p / "config.json", lambda c: c.update(vlm_model_name="nobody/has-this-vlm")),
+        changed("config.json", vlm_model_name="nobody/has-this-vlm"),
         "vlm_model_name=nobody/has-this-vlm in config.json is neither in the local Hub cache nor on a Hub",
     ),
 }
 
 
 @pytest.mark.parametrize("case", BROKEN_CHECKPOINTS)
-def test_a_broken_checkpoint(
-    case: str, copy: Path, dataset_root: Path, tmp_path: Path, capsys: Capture
-) -> None:
+def test_a_broken_checkpoint(case: str, copy: Path, refuse: Refuse) -> None:
     breaks, message = BROKEN_CHECKPOINTS[case]
     breaks(copy)
-    said = refused(options(copy, dataset_root, tmp_path / "out"), capsys, tmp_path)
-    print(said)
+    said = refuse(teacher=copy)
     assert re.search(message, said), said
     if "NaN" not in said:
         assert f"teacher.path={copy}" in said
 
 
-def test_a_language_model_that_cannot_be_read(
-    vlm: Path, dataset_root: Path, tmp_path: Path, capsys: Capture
-) -> None:
+def test_a_language_model_that_cannot_be_read(vlm: Path, tmp_path: Path, refuse: Refuse) -> None:
     broken = Path(shutil.copytree(vlm, tmp_path / "vlm"))
     teacher = build_checkpoint(tmp_path / "teacher", broken)
     whole = (broken / "config.json").read_text()
     for content in (whole[: len(whole) // 2], json.dumps({"model_type": "bert"}), "{}"):
         (broken / "config.json").write_text(content)
-        said = refused(options(teacher, dataset_root, tmp_path / "out"), capsys, tmp_path)
-        assert f"teacher.path={teacher}" in said
+        assert f"teacher.path={teacher}" in refuse(teacher=teacher)
 
 
-def test_no_checkpoint_at_all(dataset_root: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_no_checkpoint_at_all(tmp_path: Path, refuse: Refuse) -> None:
     (tmp_path / "file").write_text("no folder")
     (tmp_path / "empty").mkdir()
     for path, message in (
@@ -289,7 +290,7 @@ def test_no_checkpoint_at_all(dataset_root: Path, tmp_path: Path, capsys: Captur
         ("nobody", "no reachable repository"),
         ("a/b/c", "there is no such folder"),
     ):
-        said = refused(options(path, dataset_root, tmp_path / "out"), capsys, tmp_path)  # type: ignore[arg-type]
+        said = refuse(teacher=path)
         assert f"teacher.path={path}" in said
         assert message in said
 
@@ -306,7 +307,7 @@ def test_a_student_of_one_step_as_the_teacher(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_policy_that_is_not_a_flow(dataset_root: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_a_policy_that_is_not_a_flow(tmp_path: Path, refuse: Refuse) -> None:
     act = ACTConfig(
         input_features={
             "observation.state": PolicyFeature(FeatureType.STATE, (3,)),
@@ -317,7 +318,7 @@ def test_a_policy_that_is_not_a_flow(dataset_root: Path, tmp_path: Path, capsys:
         push_to_hub=False,
     )
     act.save_pretrained(tmp_path / "act")
-    said = refused(options(tmp_path / "act", dataset_root, tmp_path / "out"), capsys, tmp_path)
+    said = refuse(teacher=tmp_path / "act")
     assert "'act', which cannot be reflowed" in said
     assert "smolvla" in said
 
@@ -331,34 +332,25 @@ def data(dataset_root: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(dataset_root, tmp_path / "data"))
 
 
-def first(folder: Path, pattern: str) -> Path:
-    return next(iter(sorted(folder.glob(pattern))))
-
-
-def set_state(root: Path, row: int, value: float) -> None:
+def edit_column(root: Path, name: str, change: Callable[[list[Any]], object]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     file = first(root, "data/**/*.parquet")
     table = pq.read_table(file)
-    column = table.column_names.index("observation.state")
-    states = table.column("observation.state").to_pylist()
-    states[row][1] = value
+    column = table.column_names.index(name)
+    values = table.column(column).to_pylist()
+    change(values)
     field = table.schema.field(column)
-    pq.write_table(table.set_column(column, field, pa.array(states, type=field.type)), file)
+    pq.write_table(table.set_column(column, field, pa.array(values, type=field.type)), file)
 
 
-def break_image(root: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def state(row: int, value: float) -> Break:
+    return lambda p: edit_column(p, "observation.state", lambda states: states[row].__setitem__(1, value))
 
-    file = first(root, "data/**/*.parquet")
-    table = pq.read_table(file)
-    column = table.column_names.index("observation.images.top")
-    images = table.column(column).to_pylist()
+
+def cut_image(images: list[Any]) -> None:
     images[2]["bytes"] = images[2]["bytes"][:40]
-    field = table.schema.field(column)
-    pq.write_table(table.set_column(column, field, pa.array(images, type=field.type)), file)
 
 
 def as_v21(root: Path) -> None:
@@ -381,72 +373,56 @@ def drop_frames(root: Path) -> None:
     pq.write_table(pq.read_table(file)[:-2], file)
 
 
-BROKEN_DATASETS: dict[str, tuple[Callable[[Path], object], str]] = {
+INFO = "meta/info.json"
+META = "meta folder is incomplete or broken"
+FRAMES = "frames in .* are incomplete or broken"
+
+BROKEN_DATASETS: dict[str, tuple[Break, str]] = {
     "no folder": (shutil.rmtree, r"dataset\.root=.*there is no such folder"),
-    "no dataset": (
-        lambda p: (p / "meta/info.json").unlink(),
-        r"not a LeRobot dataset \(meta/info\.json is missing\)",
-    ),
-    "info not JSON": (lambda p: cut(p / "meta/info.json"), "meta folder is incomplete or broken"),
+    "no dataset": (gone(INFO), r"not a LeRobot dataset \(meta/info\.json is missing\)"),
+    "info not JSON": (half(INFO), META),
     "format 2.1": (
-        lambda p: edit_json(p / "meta/info.json", lambda c: c.update(codebase_version="v2.1")),
+        changed(INFO, codebase_version="v2.1"),
         r"dataset\.root=.*format v2\.1, and .* reads v3\.0; convert it with: python -m "
         r"lerobot\.scripts\.convert_dataset_v21_to_v30 --repo-id=test/tiny --root=\S+ --push-to-hub=false",
     ),
     "format 2.1 as it is on disk": (as_v21, r"format v2\.1, .*convert_dataset_v21_to_v30"),
-    "format 2.0": (
-        lambda p: edit_json(p / "meta/info.json", lambda c: c.update(codebase_version="v2.0")),
-        r"format v2\.0, .* converter begins at v2\.1",
-    ),
+    "format 2.0": (changed(INFO, codebase_version="v2.0"), r"format v2\.0, .* converter begins at v2\.1"),
     "a later format": (
-        lambda p: edit_json(p / "meta/info.json", lambda c: c.update(codebase_version="v4.0")),
+        changed(INFO, codebase_version="v4.0"),
         r"format v4\.0, and .* reads v3\.0; a newer LeRobot has made it",
     ),
     "a later format that looks otherwise": (
-        lambda p: (p / "meta/info.json").write_text('{"codebase_version": "v5.1"}'),
+        written(INFO, '{"codebase_version": "v5.1"}'),
         r"format v5\.1, .* a newer LeRobot has made it",
     ),
-    "a format that is none": (
-        lambda p: edit_json(p / "meta/info.json", lambda c: c.update(codebase_version="latest")),
-        "meta folder is incomplete or broken",
-    ),
-    "no tasks": (lambda p: (p / "meta/tasks.parquet").unlink(), "meta folder is incomplete or broken"),
-    "cut tasks": (lambda p: cut(p / "meta/tasks.parquet"), "meta folder is incomplete or broken"),
-    "no episodes": (lambda p: shutil.rmtree(p / "meta/episodes"), "meta folder is incomplete or broken"),
-    "no frames": (lambda p: shutil.rmtree(p / "data"), "frames in .* are incomplete or broken"),
-    "cut frames": (lambda p: cut(first(p, "data/**/*.parquet")), "frames in .* are incomplete or broken"),
+    "a format that is none": (changed(INFO, codebase_version="latest"), META),
+    "no tasks": (gone("meta/tasks.parquet"), META),
+    "cut tasks": (half("meta/tasks.parquet"), META),
+    "no episodes": (lambda p: shutil.rmtree(p / "meta/episodes"), META),
+    "no frames": (lambda p: shutil.rmtree(p / "data"), FRAMES),
+    "cut frames": (half("data/**/*.parquet"), FRAMES),
     "fewer frames than told": (drop_frames, "holds 28 frames, but its meta folder tells of 30"),
-    "a cut image": (break_image, "frame 2 of episode 0 of test/tiny in .* cannot be read"),
-    "NaN in a state": (
-        lambda p: set_state(p, 6, float("nan")),
-        "observation.state is NaN .* episode 1, frame 1",
+    "a cut image": (
+        lambda p: edit_column(p, "observation.images.top", cut_image),
+        "frame 2 of episode 0 of test/tiny in .* cannot be read",
     ),
+    "NaN in a state": (state(6, float("nan")), "observation.state is NaN .* episode 1, frame 1"),
     # The last episode is held out: it would be met only after training.
-    "an infinite state": (
-        lambda p: set_state(p, 29, float("-inf")),
-        "observation.state is .* episode 5, frame 4",
-    ),
+    "an infinite state": (state(29, float("-inf")), "observation.state is .* episode 5, frame 4"),
 }
 
 
 @pytest.mark.parametrize("case", BROKEN_DATASETS)
-def test_a_broken_dataset(case: str, checkpoint: Path, data: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_a_broken_dataset(case: str, data: Path, refuse: Refuse) -> None:
     breaks, message = BROKEN_DATASETS[case]
     breaks(data)
-    said = refused(options(checkpoint, data, tmp_path / "new" / "out"), capsys, tmp_path)
-    print(said)
+    said = refuse(data=data, out="new/out")
     assert re.search(message, said), said
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_image_that_is_not_finite(
-    workers: int,
-    checkpoint: Path,
-    dataset_root: Path,
-    tmp_path: Path,
-    capsys: Capture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_image_that_is_not_finite(workers: int, refuse: Refuse, monkeypatch: pytest.MonkeyPatch) -> None:
     read = LeRobotDataset.__getitem__
 
     def infinite(self: LeRobotDataset, index: int) -> dict[str, Any]:
@@ -455,8 +431,7 @@ def test_an_image_that_is_not_finite(
         return item
 
     monkeypatch.setattr(LeRobotDataset, "__getitem__", infinite)
-    arguments = options(checkpoint, dataset_root, tmp_path / "out", f"--num_workers={workers}")
-    said = refused(arguments, capsys, tmp_path)
+    said = refuse(f"--num_workers={workers}")
     assert "dataset: observation.images.top is NaN or infinite in episode 0, frame 2" in said
 
 
@@ -503,9 +478,8 @@ def test_a_dataset_on_the_hub_in_another_format(
     ],
 )
 def test_a_decoder_that_cannot_be_loaded(
-    error: Exception, message: str, checkpoint: Path, data: Path, tmp_path: Path, capsys: Capture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    error: Exception, message: str, data: Path, refuse: Refuse, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from chordflow.couplings import formats
 
     def fail(_name: str) -> None:
@@ -515,17 +489,13 @@ def test_a_decoder_that_cannot_be_loaded(
     edit_json(
         data / "meta/info.json", lambda c: c["features"]["observation.images.top"].update(dtype="video")
     )
-    said = refused(
-        options(checkpoint, data, tmp_path / "out", "--dataset.video_backend=torchcodec"), capsys, tmp_path
-    )
+    said = refuse("--dataset.video_backend=torchcodec", data=data)
     assert "dataset.video_backend=torchcodec" in said
     assert message in said
 
 
-def test_an_empty_dataset(checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
-    root = build_dataset(tmp_path / "data", episodes=0)
-    said = refused(options(checkpoint, root, tmp_path / "out"), capsys, tmp_path)
-    assert "empty" in said
+def test_an_empty_dataset(tmp_path: Path, refuse: Refuse) -> None:
+    assert "empty" in refuse(data=build_dataset(tmp_path / "data", episodes=0))
 
 
 @pytest.mark.parametrize(
@@ -541,21 +511,19 @@ def test_an_empty_dataset(checkpoint: Path, tmp_path: Path, capsys: Capture) -> 
     ],
 )
 def test_a_dataset_that_does_not_fit(
-    wrong: dict[str, Any], message: str, checkpoint: Path, tmp_path: Path, capsys: Capture
+    wrong: dict[str, Any], message: str, tmp_path: Path, refuse: Refuse
 ) -> None:
-    root = build_dataset(tmp_path / "data", episodes=2, **wrong)
-    said = refused(options(checkpoint, root, tmp_path / "out"), capsys, tmp_path)
+    said = refuse(data=build_dataset(tmp_path / "data", episodes=2, **wrong))
     assert re.search(message, said), said
 
 
 def test_a_camera_of_another_name_and_rename_maps_that_do_not_fit(
-    vlm: Path, tmp_path: Path, capsys: Capture
+    vlm: Path, tmp_path: Path, refuse: Refuse
 ) -> None:
     teacher = build_checkpoint(tmp_path / "teacher", vlm, cameras=("top", "wrist"))
     other = build_dataset(tmp_path / "other", cameras=("top", "hand"))
     # SmolVLA can do without a camera, but a strange one beside it is more likely the same by another name.
-    said = refused(options(teacher, other, tmp_path / "out"), capsys, tmp_path)
-    assert "lacks the checkpoint's camera(s) observation.images.wrist" in said
+    assert "camera(s) observation.images.wrist" in refuse(teacher=teacher, data=other)
     for wrong, message in (
         (
             '{"observation.images.hand": "observation.images.nowhere"}',
@@ -568,8 +536,7 @@ def test_a_camera_of_another_name_and_rename_maps_that_do_not_fit(
         ('{"observation.images.hand": "observation.images.top"}', "has a 'observation.images.top' already"),
         ("[1]", "rename_map="),
     ):
-        said = refused(options(teacher, other, tmp_path / "out", f"--rename_map={wrong}"), capsys, tmp_path)
-        assert message in said
+        assert message in refuse(f"--rename_map={wrong}", teacher=teacher, data=other)
 
 
 # ---- Options ---------------------------------------------------------------------------------------------
@@ -607,12 +574,8 @@ def test_a_camera_of_another_name_and_rename_maps_that_do_not_fit(
         (["--config_path=/absent.json"], "config_path=/absent.json cannot be read"),
     ],
 )
-def test_options_that_cannot_be_used(
-    more: list[str], message: str, checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: Capture
-) -> None:
-    said = refused(options(checkpoint, dataset_root, tmp_path / "out", *more), capsys, tmp_path)
-    print(said)
-    assert message in said
+def test_options_that_cannot_be_used(more: list[str], message: str, refuse: Refuse) -> None:
+    assert message in refuse(*more)
 
 
 def test_a_config_file_that_is_none_of_ours(
@@ -635,22 +598,18 @@ def test_a_config_file_that_is_none_of_ours(
 # ---- The output folder -----------------------------------------------------------------------------------
 
 
-def test_an_existing_output_folder_is_left_alone(
-    checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: Capture
-) -> None:
+def test_an_existing_output_folder_is_left_alone(tmp_path: Path, refuse: Refuse) -> None:
     (tmp_path / "out").mkdir()
-    said = refused(options(checkpoint, dataset_root, tmp_path / "out"), capsys, tmp_path)
+    said = refuse()
     assert f"output_dir={tmp_path / 'out'} exists already; name a new folder" in said
     assert "resume" not in said
     (tmp_path / "file").write_text("precious")
-    said = refused(options(checkpoint, dataset_root, tmp_path / "file"), capsys, tmp_path)
-    assert f"output_dir={tmp_path / 'file'} exists already" in said
-    said = refused(options(checkpoint, dataset_root, tmp_path / "file" / "out"), capsys, tmp_path)
-    assert "cannot be made (Not a directory)" in said
+    assert f"output_dir={tmp_path / 'file'} exists already" in refuse(out="file")
+    assert "cannot be made (Not a directory)" in refuse(out="file/out")
 
 
 def test_a_place_that_cannot_be_written_to(
-    checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, refuse: Refuse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make = Path.mkdir
 
@@ -660,8 +619,11 @@ def test_a_place_that_cannot_be_written_to(
         make(self, *arguments, **named)
 
     monkeypatch.setattr(Path, "mkdir", read_only)
-    said = refused(options(checkpoint, dataset_root, tmp_path / "new" / "out"), capsys, tmp_path)
+    said = refuse(out="new/out")
     assert f"output_dir={tmp_path / 'new/out'} cannot be made (Read-only file system)" in said
+
+
+GIVEN = ["reflow", "--teacher.path=x", "--dataset.repo_id=a/b", "--output_dir=absent"]
 
 
 def refused_allocation(count: int) -> BaseException:
@@ -700,7 +662,7 @@ def test_what_the_machine_refuses_anywhere_is_one_line(
         (RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)"), "out of memory (MPS backend"),
     ):
         fail_with(error)
-        assert message in refusal(["reflow"], capsys)
+        assert message in refusal(GIVEN, capsys)
     # A fault of chordflow's own is not the user's: it keeps its traceback.
     for fault in (
         RuntimeError("a bug"),
@@ -709,7 +671,7 @@ def test_what_the_machine_refuses_anywhere_is_one_line(
     ):
         fail_with(fault)
         with pytest.raises(type(fault)):
-            main(["reflow"])
+            main(GIVEN)
 
 
 @pytest.fixture
@@ -753,7 +715,7 @@ def test_a_full_disk(
         (4, [], "no checkpoint was written yet"),
         (one // 2, [], "no checkpoint was written yet"),
         (one + one // 2, ["000003", "last"], "000003; make room"),
-        (whole + 8, ["000003", "000006", "last"], "the checkpoints are whole: make room and go on with"),
+        (whole + 8, ["000003", "000006", "last"], "the checkpoints are whole: make room and resume with"),
     ):
         disk = small_disk(kibibytes)
         output = disk / "out"
@@ -788,7 +750,7 @@ def test_a_disk_that_is_full_when_results_are_saved_can_be_resumed(
         ("metrics.jsonl", "no checkpoint was written yet"),
         (
             "results.json",
-            "the checkpoints are whole: make room and go on with: chordflow reflow --resume=true",
+            "the checkpoints are whole: make room and resume with: chordflow reflow --resume=true",
         ),
     ):
         with pytest.MonkeyPatch.context() as patch:
@@ -824,20 +786,17 @@ def test_a_disk_that_is_full_when_results_are_saved_can_be_resumed(
 STATE = "checkpoints/000003/training_state"
 STUDENT = "checkpoints/000003/pretrained_model"
 
-BROKEN_RUNS: dict[str, tuple[Callable[[Path], object], str]] = {
+BROKEN_RUNS: dict[str, tuple[Break, str]] = {
     "no run": (shutil.rmtree, "there is no such file"),
-    "a stock run": (
-        lambda p: (p / STUDENT / "reflow_config.json").unlink(),
-        "no reflow_config.json is beside it",
-    ),
-    "settings not JSON": (lambda p: cut(p / STUDENT / "reflow_config.json"), "neither JSON nor YAML"),
-    "cut optimizer": (lambda p: cut(p / STATE / "optimizer_state.safetensors"), "cannot be resumed"),
-    "cut masters": (lambda p: cut(p / STATE / "master_weights.safetensors"), "cannot be resumed"),
-    "cut averages": (lambda p: cut(p / STATE / "ema_weights.safetensors"), "cannot be resumed"),
-    "no averages": (lambda p: (p / STATE / "ema_weights.safetensors").unlink(), "cannot be resumed"),
-    "no generators": (lambda p: (p / STATE / "rng_state.safetensors").unlink(), "cannot be resumed"),
-    "cut schedule": (lambda p: cut(p / STATE / "scheduler_state.json"), "cannot be resumed"),
-    "cut step": (lambda p: cut(p / STATE / "training_step.json"), "cannot be resumed"),
+    "a stock run": (gone(f"{STUDENT}/reflow_config.json"), "no reflow_config.json is beside it"),
+    "settings not JSON": (half(f"{STUDENT}/reflow_config.json"), "neither JSON nor YAML"),
+    "cut optimizer": (half(f"{STATE}/optimizer_state.safetensors"), "cannot be resumed"),
+    "cut masters": (half(f"{STATE}/master_weights.safetensors"), "cannot be resumed"),
+    "cut averages": (half(f"{STATE}/ema_weights.safetensors"), "cannot be resumed"),
+    "no averages": (gone(f"{STATE}/ema_weights.safetensors"), "cannot be resumed"),
+    "no generators": (gone(f"{STATE}/rng_state.safetensors"), "cannot be resumed"),
+    "cut schedule": (half(f"{STATE}/scheduler_state.json"), "cannot be resumed"),
+    "cut step": (half(f"{STATE}/training_step.json"), "cannot be resumed"),
     "no state": (lambda p: shutil.rmtree(p / STATE), "cannot be resumed"),
     "masters of other shapes": (
         lambda p: save_file(

@@ -386,7 +386,7 @@ def test_a_store_that_is_there_is_not_written_to_unasked(
 ) -> None:
     said = refusal(command(checkpoint, dataset_root, stores[False]), capsys)
     assert (
-        f"output_dir={stores[False]} holds a store already; name a new folder, or go on with: chordflow"
+        f"output_dir={stores[False]} holds a store already; name a new folder, or resume with: chordflow"
         in said
     )
     (tmp_path / "mine").mkdir()
@@ -531,7 +531,7 @@ def test_a_disk_that_fills_up(
     assert "cannot be written (No space left on device)" in said
     done = finished(output)
     assert 0 < done < 6
-    assert f"{done} of 6 blocks are made; go on with: chordflow couple" in said
+    assert f"{done} of 6 blocks are made; resume with: chordflow couple" in said
     names = [".lock", "manifest.json", *(shard_name(number) for number in range(done))]
     assert sorted(path.name for path in output.iterdir()) == sorted(names)
 
@@ -555,7 +555,7 @@ def test_interrupted_it_says_how_to_go_on(
     )
     assert not (tmp_path / "new").exists()
     assert main(command(checkpoint, dataset_root, output)) == 130
-    assert f"2 of 6 blocks are made; go on with: chordflow couple --resume=true --config_path={output}" in (
+    assert f"2 of 6 blocks are made; resume with: chordflow couple --resume=true --config_path={output}" in (
         capsys.readouterr().err
     )
     assert main(["couple", "--resume=true", f"--config_path={output}/manifest.json"]) == 0

@@ -419,7 +419,7 @@ def test_what_is_read_is_what_is_measured(
 
 def told(said: str) -> list[str]:
     """The command that a refusal names."""
-    found = re.search(r"go on with: chordflow (reflow --resume=true --config_path=\S+)", said)
+    found = re.search(r"resume with: chordflow (reflow --resume=true --config_path=\S+)", said)
     assert found, said
     return found[1].split()
 

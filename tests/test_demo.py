@@ -91,7 +91,7 @@ def test_a_demo_that_is_stopped_resumes_to_the_same_student(
             assert main(arguments) == 130
         *_, said = capsys.readouterr().err.splitlines()
         command = f"chordflow demo --resume=true '--output_dir={folder}' --steps=3 --episodes=6"
-        assert said == f"chordflow demo: interrupted; go on with: {command}"
+        assert said == f"chordflow demo: interrupted; resume with: {command}"
         arguments = shlex.split(command)[1:]
     assert main([*arguments, "--seed=1"]) == 2
     assert "seed=1: the demo began with 1000" in capsys.readouterr().err

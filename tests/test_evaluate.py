@@ -388,7 +388,7 @@ def test_stopped_it_says_how_to_go_on(
         assert not (tmp_path / "new").exists()
         return
     command = f"evaluate --resume=true --config_path={output / 'evaluate_config.json'}"
-    assert said == f"chordflow evaluate: ended by SIGTERM; go on with: chordflow {command}\n"
+    assert said == f"chordflow evaluate: ended by SIGTERM; resume with: chordflow {command}\n"
     assert list((output / "episodes").rglob("*.parquet"))
     monkeypatch.undo()
     assert main(command.split()) == 0

@@ -149,7 +149,9 @@ def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(
         [],
         ["Stopping as soon as the step is done and saved; once more stops at once and saves nothing."],
     )
-    said = re.fullmatch(r"chordflow reflow: (interrupted|ended by SIGTERM); go on with: chordflow (.*)", last)
+    said = re.fullmatch(
+        r"chordflow reflow: (interrupted|ended by SIGTERM); resume with: chordflow (.*)", last
+    )
     assert said, err
     assert len(list((output / "checkpoints").iterdir())) == 2
     SmolVLAPolicy.from_pretrained(student_of(output))
@@ -293,7 +295,7 @@ def test_stopped_in_any_stage_what_is_whole_stands(
     if place != "pictures":
         # Which take longer than all else.
         monkeypatch.setattr(api, "_illustrate", lambda *_: ())
-    assert main(shlex.split(found[1].removeprefix("go on with: chordflow "))) == 0
+    assert main(shlex.split(found[1].removeprefix("resume with: chordflow "))) == 0
     assert sorted(path.name for path in (output / "checkpoints").iterdir()) == ["000003", "000006", "last"]
     if before.parent.name == "000006":
         # It was measured, and not trained again.

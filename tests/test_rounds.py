@@ -212,7 +212,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     interrupt_at(monkeypatch, call)
     assert main(options(checkpoint, dataset_root, output, "--rounds=2")) == 130
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("chordflow reflow: interrupted; go on with: chordflow reflow --resume=true"), said
+    assert said.startswith("chordflow reflow: interrupted; resume with: chordflow reflow --resume=true"), said
     # In round 1, in the first step of round 2, and after its checkpoint.
     number, step = {6: (1, 5), 9: (2, 1), 14: (2, 5)}[call]
     assert (
@@ -220,7 +220,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     ).resolve() == output / f"round_{number}" / "checkpoints" / f"{step:06d}"
     assert (output / "round_2").exists() == (number == 2)
     monkeypatch.undo()
-    assert main(shlex.split(said.partition("chordflow reflow: interrupted; go on with: chordflow ")[2])) == 0
+    assert main(shlex.split(said.partition("chordflow reflow: interrupted; resume with: chordflow ")[2])) == 0
     for number in (1, 2):
         same_bits(last(two, number), last(output, number))
     assert gaps(two) == gaps(output)
@@ -318,7 +318,7 @@ def test_what_does_not_fit_a_run_of_rounds_is_refused(
     assert main(resume(run, "--rounds=1")) == 2
     assert "rounds=1: the checkpoint is of round 2 of 2; give at least 2." in capsys.readouterr().err
     assert main(options(checkpoint, dataset_root, run, "--rounds=2")) == 2
-    assert "exists already; name a new folder, or go on with" in capsys.readouterr().err
+    assert "exists already; name a new folder, or resume with" in capsys.readouterr().err
     (run / "round_2").rename(run / "second")
     assert main(resume(run, place="second/checkpoints/last")) == 2
     assert "whose folder is named round_2" in capsys.readouterr().err
@@ -328,7 +328,7 @@ def test_what_does_not_fit_a_run_of_rounds_is_refused(
     assert main(resume(run)) == 2
     said = capsys.readouterr().err
     assert "was not taught by" in said
-    assert "go on from a checkpoint of round 1" in said
+    assert "resume from a checkpoint of round 1" in said
     shutil.rmtree(run / "round_1")
     assert main(resume(run)) == 2
     assert "the student of round 1, is missing; restore it" in capsys.readouterr().err

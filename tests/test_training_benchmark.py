@@ -16,12 +16,11 @@ import pytest
 import torch
 
 from chordflow.cli.main import main
-from chordflow.couplings import BufferConfig, CouplingConfig, DatasetConfig, open_split
+from chordflow.couplings import BufferConfig, DatasetConfig, open_split
 from chordflow.policies import FlowPolicy, Role, VelocityModule, load_flow_policy
-from chordflow.training.loop import train
 from chordflow.training.methods import ReflowMethodConfig
 from chordflow.training.optimizers import AdamWConfig
-from chordflow.training.steps import LoopConfig, SchedulerConfig
+from chordflow.training.steps import LoopConfig, SchedulerConfig, Training
 from gaussian_setup import AffineStudent, euler, make_observations, make_policy
 from script_files import scripts_of
 
@@ -164,53 +163,30 @@ def test_the_naive_loop_uses_nothing_twice(
     assert len(torch.cat(noises).flatten(1).unique(dim=0)) == 12
 
 
-def test_a_step_is_the_training_loops_own(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
-    """With a second a step, a run of twenty seconds ends in the weights of a run of twenty steps."""
+def test_a_step_is_the_training_loops_own(scripts: dict[str, ModuleType]) -> None:
     loops = scripts["loops"]
 
-    def student() -> AffineStudent:
+    def student() -> tuple[AffineStudent, dict[str, Any]]:
         torch.manual_seed(1)
-        return AffineStudent(make_policy().config)
+        made = AffineStudent(make_policy().config)
+        return made, made.train_roles([Role.ACTION_HEAD])
 
     def source() -> Any:
-        return loops.naive_couplings(make_policy(), make_observations(8), CouplingConfig(num_steps=2), 3, 8)
+        return loops.naive_couplings(make_policy(), make_observations(8), euler(2), 3, 8)
 
-    timed, looped = student(), student()
-    now = [100.0]
-    step = loops.TrainingStep(timed, timed.train_roles([Role.ACTION_HEAD]), AdamWConfig(lr=1e-3), seed=3)
-
-    def one(source: Any, number: int, rate: float) -> Any:
-        now[0] += 1
-        return step(source, number, rate)
-
-    run = loops.train_for(20, one, source(), lambda: now[0])
-    assert (run["steps"], run["samples"], run["ready_s"], run["seconds"]) == (20, 160, 0, 20)
+    (mine, own), (_, fresh) = student(), student()
+    step, couplings = loops.TrainingStep(mine, own, AdamWConfig(lr=1e-3), seed=3), source()
+    looped, expected = student()
     config = LoopConfig(
-        steps=20, batch_size=8, seed=3, log_freq=1, save_freq=0, optimizer=AdamWConfig(lr=1e-3),
-        scheduler=SchedulerConfig(num_warmup_steps=1),
-    )  # fmt: skip
-    (tmp_path / "run").mkdir()
-    train(
-        config, looped, looped.train_roles([Role.ACTION_HEAD]), source(), ReflowMethodConfig().build(),
-        tmp_path / "run", lambda folder, weights: folder.mkdir(parents=True),
-    )  # fmt: skip
-    fresh = dict(student().module.named_parameters())
-    expected = dict(looped.module.named_parameters())
-    for name, parameter in timed.module.named_parameters():
-        torch.testing.assert_close(parameter, expected[name], rtol=1e-6, atol=1e-8)
-    assert any(not torch.equal(expected[name], fresh[name]) for name in expected)
-
-
-def test_a_run_that_ends_before_its_couplings_are_made_has_trained_nothing(
-    scripts: dict[str, ModuleType],
-) -> None:
-    times = iter([0.0, 5.0, 5.0])
-    source = scripts["loops"].naive_couplings(make_policy(), make_observations(8), euler(2), 3, 8)
-    run = scripts["loops"].train_for(4, lambda *_: pytest.fail("it trains"), source, lambda: next(times))
-    assert run == {"seconds": 5, "steps": 0, "samples": 0, "ready_s": None, "loss": None}
-    assert [scripts["loops"].rate_at(share) for share in (0, 0.025, 0.05, 0.525, 1, 1.2)] == pytest.approx(
-        [0.0, 0.5, 1.0, 0.5, 0.0, 0.0], abs=1e-12
+        steps=20, batch_size=8, seed=3, optimizer=AdamWConfig(lr=1e-3), scheduler=SchedulerConfig(1)
     )
+    for passed in Training(config, looped, expected, source(), ReflowMethodConfig().build()).run():
+        list(couplings.fill(passed.step - 1))
+        loss = step(couplings, passed.step - 1, passed.lr / 1e-3)
+        assert loss == pytest.approx(passed.loss, rel=1e-5)
+    for name, parameter in own.items():
+        torch.testing.assert_close(parameter, expected[name], rtol=1e-6, atol=1e-8)
+    assert any(not torch.equal(own[name], fresh[name]) for name in own)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ import psutil
 import torch
 from full_size_table import HEAD, row
 from loops import NAIVE, TrainingStep, naive_couplings
-from roofline import clock, measure_roofline
+from roofline import measure_roofline
 from time_training import described
 
 from chordflow.console import bar
@@ -33,6 +33,7 @@ from chordflow.policies import FlowPolicy
 from chordflow.quiet import silence_libraries
 from chordflow.results.schema import installed_versions
 from chordflow.training.optimizers import AdamWConfig, SOAPConfig
+from chordflow.training.steps import Stopwatch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "latency"))
 
@@ -124,7 +125,7 @@ def timed(
     resident, held = 0, 0
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    began = clock(device)
+    watch = Stopwatch(device)
     with bar(name) as progress:
         for number in range(steps):
             for _ in source.fill(number):
@@ -137,7 +138,7 @@ def timed(
         "loop": name,
         "samples": steps * source.step_size,
         "steps": steps,
-        "seconds": clock(device) - began,
+        "seconds": watch.seconds,
         "buffer_bytes": held,
         # On a CPU that of the whole process.
         "peak_bytes": resident if device.type == "cpu" else torch.cuda.max_memory_allocated(device),

@@ -1,4 +1,4 @@
-"""The loop without reuse of couplings, which others are compared with, and training against a clock.
+"""The loop without reuse of couplings, which others are compared with, and one training step.
 
 For every training sample the naive loop's teacher encodes an observation and carries one noise to its endpoint, its
 student encodes the same observation again, and the sample is dropped after its one step.
@@ -7,8 +7,7 @@ student encodes the same observation again, and the sample is dropped after its 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from torch import nn
 
@@ -21,9 +20,6 @@ from chordflow.training.optimizers import OptimizerConfig
 
 NAIVE = "naive"
 """The loop without reuse, as results and tables name it."""
-
-WARM_UP = 0.05
-"""Share of a run in which the learning rate rises, as in `chordflow reflow`."""
 
 
 def naive_couplings(
@@ -83,50 +79,3 @@ class TrainingStep:
         self._optimizer.step()
         self._optimizer.zero_grad()
         return total
-
-
-def rate_at(share: float) -> float:
-    """Factor of the peak learning rate after a share of the run: a linear rise, then a cosine to zero."""
-    if share < WARM_UP:
-        return share / WARM_UP
-    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (share - WARM_UP) / (1.0 - WARM_UP))))
-
-
-def train_for(
-    seconds: float,
-    step: Callable[[CouplingBuffer, int, float], float],
-    source: CouplingBuffer,
-    clock: Callable[[], float],
-    on_work: Callable[[float], None] = lambda gone: None,
-) -> dict[str, Any]:
-    """Trains until the clock has moved by `seconds`, the making of couplings included.
-
-    The learning rate runs its course in the time that is left when the first couplings are ready. A step that has
-    begun is ended.
-
-    Args:
-        seconds: of the run.
-        step: trains on one step.
-        source: of couplings.
-        clock: gives seconds from any beginning.
-        on_work: told after every piece of work the seconds gone.
-
-    Returns:
-        `seconds` gone, `steps`, `samples`, `ready_s` when the first step began and the last `loss`, both None
-        without a step.
-    """
-    began, steps, ready, loss = clock(), 0, None, None
-
-    def over() -> bool:
-        on_work(gone := clock() - began)
-        return gone >= seconds
-
-    while not any(over() for _ in source.fill(steps)):
-        now = clock() - began
-        ready = now if ready is None else ready
-        loss = step(source, steps, rate_at((now - ready) / max(seconds - ready, 1e-9)))
-        steps += 1
-        if over():
-            break
-    samples = steps * source.step_size
-    return {"seconds": clock() - began, "steps": steps, "samples": samples, "ready_s": ready, "loss": loss}

@@ -6,7 +6,6 @@ an addition count two.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from statistics import median
 from typing import Any
@@ -19,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from chordflow.couplings import CouplingBuffer, CouplingConfig
 from chordflow.flow.seeds import generator
 from chordflow.policies import FlowPolicy
+from chordflow.training.steps import Stopwatch
 
 PEAK_SIZE = {"cpu": 2048, "cuda": 8192}
 """Sides of the square matrices whose product stands for the device's peak."""
@@ -117,17 +117,10 @@ def _work(function: Callable[[], object], size: int, repeats: int, device: torch
     return {"batch_size": size, "flop": counter.get_total_flops(), "seconds": seconds}
 
 
-def clock(device: torch.device, own: bool = False) -> float:
-    """Seconds once the device has done its work: of the wall, or those that this process has used."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.process_time() if own else time.perf_counter()
-
-
 def _times(function: Callable[[], object], repeats: int, device: torch.device) -> list[float]:
     times = []
     for _ in range(repeats):
-        began = clock(device)
+        watch = Stopwatch(device)
         function()
-        times.append(clock(device) - began)
+        times.append(watch.seconds)
     return times

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from loops import NAIVE, TrainingStep, naive_couplings, train_for
-from roofline import clock, flop_per_sample, measure_roofline, shares_of_peak
+from loops import NAIVE, TrainingStep, naive_couplings
+from roofline import flop_per_sample, measure_roofline, shares_of_peak
 from schedules import table
 
 from chordflow.console import bar
@@ -40,8 +40,10 @@ from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint
 from chordflow.policies.base import PREFIX_ROLES
 from chordflow.quiet import silence_libraries
 from chordflow.results.schema import installed_versions
+from chordflow.training.methods import ReflowMethodConfig
 from chordflow.training.optimizers import SOAPConfig
-from chordflow.training.student import StudentInit, make_student
+from chordflow.training.steps import LoopConfig, Stopwatch, Training
+from chordflow.training.student import Student, StudentInit, make_student
 
 Gap = dict[str, float]
 ONE = Way("euler", 1)
@@ -69,8 +71,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     teacher = load_flow_policy(folder, device=options.device)
     teacher.module.requires_grad_(False)
     device, roles, size = teacher.device, list(teacher.default_train_roles), options.naive_batch_size
-    own = options.clock == "own"
-    if own and (device.type != "cpu" or torch.get_num_threads() != 1):
+    clock = time.process_time if options.clock == "own" else time.perf_counter
+    if options.clock == "own" and (device.type != "cpu" or torch.get_num_threads() != 1):
         raise UserError("--clock=own counts one thread; set OMP_NUM_THREADS=1 and give --device=cpu.")
     if set(roles) & set(PREFIX_ROLES):
         raise UserError(f"{teacher.family}: its students train the prefix, which this script does not time.")
@@ -84,9 +86,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             teacher, split.train, coupling, config, seed=seed, batch_size=batch_size, parts=parts
         )
 
-    def step_of(seed: int) -> tuple[FlowPolicy, TrainingStep]:
-        made = make_student(teacher, folder, StudentInit.TEACHER, roles, seed=seed)
-        return made.policy, TrainingStep(made.policy, made.trainable, SOAPConfig(lr=options.lr), seed=seed)
+    def student_of(seed: int) -> Student:
+        return make_student(teacher, folder, StudentInit.TEACHER, roles, seed=seed)
 
     sources: dict[str, Callable[[int], CouplingBuffer]] = {
         NAIVE: lambda seed: naive_couplings(teacher, split.train, deployed, seed, size)
@@ -102,6 +103,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     once = buffer(BufferConfig(size, 1, None, size, adaptive_share=0.0), 0, size)
     list(once.fill(0))
     items = next(split.train.batches(list(range(min(size, len(split.train)))), size))
+    timed = student_of(0)
+    step = TrainingStep(timed.policy, timed.trainable, SOAPConfig(lr=options.lr), seed=0)
     gap, floor, untrained = held_out_gap(teacher, split.held_out, options.observations)
     bench: dict[str, Any] = {
         "command": sys.argv,
@@ -116,24 +119,33 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "clock": options.clock,
         "floor": floor,
         "untrained": untrained,
-        "roofline": measure_roofline(
-            teacher, items, coupling, deployed, step_of(0)[1], once, repeats=options.repeats
-        ),
+        "roofline": measure_roofline(teacher, items, coupling, deployed, step, once, repeats=options.repeats),
         "runs": [],
     }
     # Loops take turns, so that whatever else the machine does meets all of them alike.
     for seed, budget, loop in product(options.seeds, options.budgets, loops):
         if budget not in (loop["budgets"] or options.budgets):
             continue
-        student, step = step_of(seed)
-        with bar(f"{loop['name']}, seed {seed}, {budget:g} s") as progress:
-            show = partial(progress.update, total=budget)
-            cpu = time.process_time()
-            run = train_for(budget, step, sources[loop["name"]](seed), lambda: clock(device, own), show)
+        name, student, source = loop["name"], student_of(seed), sources[loop["name"]](seed)
+        config = LoopConfig(
+            steps=None, seconds=budget, batch_size=source.batch_size, seed=seed,
+            gradient_accumulation_steps=source.parts, optimizer=SOAPConfig(lr=options.lr),
+        )  # fmt: skip
+        with bar(f"{name}, seed {seed}, {budget:g} s") as progress:
+            cpu, watch = time.process_time(), Stopwatch(device, clock)
+            training = Training(
+                config, student.policy, student.trainable, source, ReflowMethodConfig().build(), watch=watch,
+                on_fill=partial(progress.update, total=budget),
+            )  # fmt: skip
+            for passed in training.run():
+                progress.update(passed.seconds, budget)
             cpu = time.process_time() - cpu
-        bench["runs"].append(
-            {"loop": loop["name"], "seed": seed, "budget_s": budget, **run, "cpu_s": cpu, "gap": gap(student)}
-        )
+        passed = training.passed
+        bench["runs"].append({
+            "loop": name, "seed": seed, "budget_s": budget, "ready_s": passed.ready_s, "cpu_s": cpu,
+            "loss": passed.loss, "seconds": passed.seconds, "steps": passed.step, "samples": passed.samples,
+            "gap": gap(student.policy),
+        })  # fmt: skip
         options.output.write_text(json.dumps(bench, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return bench
 

@@ -21,7 +21,7 @@ def silence_libraries() -> None:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore")
-    # Above the level of any single logger: libraries set theirs anew as they are imported, and some log an
+    # Above the level of any single logger: libraries set theirs again as they are imported, and some log an
     # error that they then raise as well.
     logging.disable(logging.ERROR)
 

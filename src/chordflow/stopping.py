@@ -127,7 +127,7 @@ def at_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def says(how: Callable[[], str]) -> Iterator[None]:
-    """Around work that a signal may stop: the error then says what stands and how to go on.
+    """Around work that a signal may stop: the error then says what is kept and how to resume.
 
     Args:
         how: says so, once what is within has cleared up; the outermost is heard.

@@ -165,7 +165,7 @@ def answer(verb: str, arguments: list[str]) -> bool:
         known = load(f"{verb} {'file' if is_file else sub}") or known
         arguments = [f"--{CONFIG_PATH}={sub}", *rest] if is_file else rest
     if isinstance(known, VerbHelp) and not wanted:
-        refuse(verb, known.options, arguments)
+        refuse(known.options, arguments)
     named = any(argument.startswith(f"--{ENV_TYPE}=") for argument in arguments)
     if known is None or named or not wanted:
         return False
@@ -173,21 +173,21 @@ def answer(verb: str, arguments: list[str]) -> bool:
     return True
 
 
-def refuse(verb: str, options: Sequence[Option], arguments: list[str]) -> None:
+def refuse(options: Sequence[Option], arguments: list[str]) -> None:
     """Refuses what is wrong whatever settings a file may bring.
 
     Raises:
         UserError: for an option that there is not, that is missing, or that does not go with the others.
     """
     values = read_options(arguments)
+    names = {option.name for option in options}
     for name in values:
-        if (verb, name) in OPTIONS:
-            raise UserError(f"--{name} is gone: {OPTIONS[verb, name]}")
+        if name in OPTIONS and name not in names:
+            raise UserError(f"--{name} is no option any more: {OPTIONS[name]}")
     given = spelt_out(nest(values), options)
     if not any(look_up(given, name) is not None for name in BRINGS_SETTINGS):
         check(options, given, given, skip=ENV)
         return
-    names = {option.name for option in options}
     for name in dotted(given, names):
         if name not in names and not name.startswith(f"{ENV}."):
             raise UserError(unknown(name, names))

@@ -108,7 +108,7 @@ def how_to_go_on(folder: Path) -> str:
     if not done:
         return "no block was made yet, so start again."
     blocks = read_manifest(folder, "output_dir").num_blocks
-    return f"{done} of {blocks} blocks are made; go on with: {remake_command(folder)}"
+    return f"{done} of {blocks} blocks are made; resume with: {remake_command(folder)}"
 
 
 def _write(folder: Path, name: str, data: bytes) -> None:

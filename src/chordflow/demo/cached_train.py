@@ -1,6 +1,6 @@
 """LeRobot's own training command with an image dataset's columns kept in memory.
 
-Run as ``python -m chordflow.demo.cached_train``; takes the arguments of ``lerobot-train`` and trains the
+Run as `python -m chordflow.demo.cached_train`; takes the arguments of `lerobot-train` and trains the
 same weights. Looking up and decoding one frame takes LeRobot some milliseconds, which for a tiny policy is
 three times the cost of the training step. So the table is decoded once, LeRobot's reader then reads
 from the decoded one, and what it makes of a frame is kept; what that is stays the reader's business.
@@ -19,7 +19,7 @@ class DecodedTable:
         """Keep the columns.
 
         Args:
-            columns: Name to values, one value a row.
+            columns: name to values, one value a row.
         """
         self._columns = columns
 

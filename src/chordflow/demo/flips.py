@@ -1,4 +1,4 @@
-"""Are flips real? First chunks at another mode, held against the side on which the obstacle is passed."""
+"""Are flips real? First chunks at another mode, compared with the side on which the obstacle is passed."""
 
 from __future__ import annotations
 

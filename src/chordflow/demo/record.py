@@ -30,10 +30,10 @@ class Recording:
     """What was recorded.
 
     Attributes:
-        root: The dataset's folder.
-        num_episodes: Episodes kept, all of them successful.
-        num_frames: Frames over all episodes.
-        sides: How often each side was taken on "go any way".
+        root: the dataset's folder.
+        num_episodes: episodes kept, all of them successful.
+        num_frames: frames over all episodes.
+        sides: how often each side was taken on "go any way".
     """
 
     root: Path
@@ -52,18 +52,18 @@ def record_demonstrations(
 ) -> Recording:
     """Let the expert solve episodes and write the successful ones as a LeRobotDataset of images.
 
-    Episode ``i`` uses the seed ``first_seed + i`` for layout, instruction, side and noise, so the dataset
+    Episode `i` uses the seed `first_seed + i` for layout, instruction, side and noise, so the dataset
     is a function of the arguments.
 
     Args:
-        root: Folder of the dataset; must not exist.
-        num_episodes: Successful episodes to record.
-        first_seed: Seed of the first episode.
-        repo_id: Name of the dataset.
-        progress: Called with (episodes done, episodes in all) after each episode.
+        root: folder of the dataset; must not exist.
+        num_episodes: successful episodes to record.
+        first_seed: seed of the first episode.
+        repo_id: name of the dataset.
+        progress: called with (episodes done, episodes in all) after each episode.
 
     Raises:
-        UserError: If ``num_episodes`` is below 1 or ``root`` exists.
+        UserError: if `num_episodes` is below 1 or `root` exists.
     """
     if num_episodes < 1:
         raise UserError(f"num_episodes is {num_episodes}; a dataset needs at least 1 episode.")

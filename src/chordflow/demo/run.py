@@ -24,6 +24,7 @@ from draccus.utils import deflatten
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
 
 from chordflow import stopping
+from chordflow.checks import check_fields
 from chordflow.console import bar, say
 from chordflow.demo.flips import Starts
 from chordflow.demo.record import DATASET_REPO_ID, record_demonstrations
@@ -33,7 +34,7 @@ from chordflow.experiments.config import ReflowJobConfig
 from chordflow.experiments.measured import concluded
 from chordflow.experiments.provenance import read_record
 from chordflow.experiments.reflow import RESULTS, reflow
-from chordflow.experiments.run_folder import has_checkpoint, new_folder
+from chordflow.experiments.run_folder import has_checkpoint, new_folder, refuse_existing
 from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.reporting.gif import MAX_BYTES, save_clip
 from chordflow.results.schema import Clip, PolicyName, Results, Rollouts
@@ -67,7 +68,7 @@ class DemoConfig:
         steps: optimiser steps of the student.
         episodes: paired episodes of "go any way"; half as many run under each of "go left" and "go right".
         seed: of training.
-        resume: go on with a demo that was stopped, by the same options.
+        resume: resume a demo that was stopped, with the same options.
     """
 
     output_dir: Path
@@ -80,8 +81,7 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("demonstrations", 10), ("steps", 1), ("episodes", 2)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name}={getattr(self, name)}: give at least {least}.")
+            check_fields(self, "", name, at_least=least)
 
 
 def run_demo(config: DemoConfig) -> Results:
@@ -107,15 +107,12 @@ def _folder(config: DemoConfig) -> Iterator[Path | None]:
             raise UserError(f"seed={config.seed}: the demo began with {began}; give that one.")
         yield checkpoint
         return
-    if has_checkpoint(student):
-        raise UserError(f"output_dir={output} exists already; name a new folder, or {_how_to_go_on(config)}")
-    if output.exists():
-        raise UserError(f"output_dir={output} exists already; name a new folder.")
+    refuse_existing(output, _how_to_go_on(config) if has_checkpoint(student) else "")
     with new_folder(output):
         try:
             yield None
         except KeyboardInterrupt:
-            # A teacher that was trained anew has taken long.
+            # Training a teacher takes long.
             if not has_checkpoint(student) and not config.from_scratch:
                 for left in output.iterdir():
                     shutil.rmtree(left)
@@ -132,7 +129,7 @@ def _how_to_go_on(config: DemoConfig) -> str:
         if option.name in ("steps", "episodes", "seed") and getattr(config, option.name) != option.default
     ]
     return (
-        f"go on with: {shlex.join(['chordflow', 'demo', '--resume=true', f'--output_dir={output}', *given])}"
+        f"resume with: {shlex.join(['chordflow', 'demo', '--resume=true', f'--output_dir={output}', *given])}"
     )
 
 

@@ -36,15 +36,15 @@ class TeacherRecipe:
     """All that decides the teacher.
 
     Attributes:
-        num_episodes: Demonstrations to record.
-        steps: Training steps.
-        batch_size: Samples a step.
-        lr: Peak learning rate; falls to a hundredth along a cosine.
-        seed: Decides initial weights, order of samples, noises and times.
-        chunk_size: Actions that the policy predicts at once.
-        n_action_steps: Actions that are executed before the next prediction.
-        expert_width_multiplier: Width of the action head over the width of the text model.
-        vlm: Size of the VLM.
+        num_episodes: demonstrations to record.
+        steps: training steps.
+        batch_size: samples a step.
+        lr: peak learning rate; falls to a hundredth along a cosine.
+        seed: decides initial weights, order of samples, noises and times.
+        chunk_size: actions that the policy predicts at once.
+        n_action_steps: actions that are executed before the next prediction.
+        expert_width_multiplier: width of the action head over the width of the text model.
+        vlm: size of the VLM.
     """
 
     num_episodes: int = NUM_EPISODES
@@ -58,7 +58,7 @@ class TeacherRecipe:
     vlm: TinyVLMSize = field(default_factory=TinyVLMSize)
 
     def train_arguments(self) -> list[str]:
-        """The arguments of ``lerobot-train``, with paths relative to the folder that it is run in."""
+        """The arguments of `lerobot-train`, with paths relative to the folder that it is run in."""
         side = self.vlm.image_size
         policy = {
             "type": "smolvla",
@@ -99,13 +99,13 @@ def place_teacher(output_dir: Path) -> Path:
     """Copy the shipped teacher and its VLM folder to an output folder, with paths that resolve.
 
     Args:
-        output_dir: Folder that gets ``teacher/`` and ``vlm/``; made if it is not there.
+        output_dir: folder that gets `teacher/` and `vlm/`; made if it is not there.
 
     Returns:
-        The checkpoint's folder, ``output_dir / "teacher"``.
+        The checkpoint's folder, `output_dir / "teacher"`.
 
     Raises:
-        UserError: If one of the two is there already.
+        UserError: if one of the two is there already.
     """
     return _place(ASSETS / TEACHER_FOLDER, ASSETS / VLM_FOLDER, output_dir)
 
@@ -119,20 +119,20 @@ def make_teacher(
 ) -> Path:
     """Make a teacher from nothing: VLM folder, demonstrations, training.
 
-    Leaves ``vlm/``, ``dataset/``, ``teacher_training/`` and ``teacher/`` in the output folder.
+    Leaves `vlm/`, `dataset/`, `teacher_training/` and `teacher/` in the output folder.
 
     Args:
-        output_dir: Folder for all of it; made if it is not there.
-        recipe: What to make; the shipped teacher's recipe by default.
-        record_progress: Called with (episodes done, in all).
-        train_progress: Called with (steps done, in all).
+        output_dir: folder for all of it; made if it is not there.
+        recipe: what to make; the shipped teacher's recipe by default.
+        record_progress: called with (episodes done, in all).
+        train_progress: called with (steps done, in all).
 
     Returns:
-        The checkpoint's folder, ``output_dir / "teacher"``.
+        The checkpoint's folder, `output_dir / "teacher"`.
 
     Raises:
-        UserError: If one of these folders is there already.
-        RuntimeError: If LeRobot's training fails.
+        UserError: if one of these folders is there already.
+        RuntimeError: if LeRobot's training fails.
     """
     recipe = recipe or TeacherRecipe()
     build_tiny_vlm(_new(output_dir / VLM_FOLDER), INSTRUCTIONS, recipe.vlm, weights=False)
@@ -148,15 +148,15 @@ def train_teacher(folder: Path, recipe: TeacherRecipe, *, progress: Progress | N
     """Train a teacher by LeRobot's training command, in a process of its own.
 
     Args:
-        folder: Folder that holds ``vlm/`` and ``dataset/``; gets ``teacher_training/``.
-        recipe: What to train.
-        progress: Called with (steps done, steps in all).
+        folder: folder that holds `vlm/` and `dataset/`; gets `teacher_training/`.
+        recipe: what to train.
+        progress: called with (steps done, steps in all).
 
     Returns:
-        The checkpoint as LeRobot wrote it, whose paths are relative to ``folder``.
+        The checkpoint as LeRobot wrote it, whose paths are relative to `folder`.
 
     Raises:
-        RuntimeError: If the command fails; the message holds the end of its log.
+        RuntimeError: if the command fails; the message holds the end of its log.
     """
     _new(folder / TRAINING_FOLDER)
     log = folder / f"{TRAINING_FOLDER}.log"

@@ -1,4 +1,4 @@
-"""A tiny but real SmolVLM: the folder that a SmolVLA checkpoint's ``vlm_model_name`` points at.
+"""A tiny but real SmolVLM: the folder that a SmolVLA checkpoint's `vlm_model_name` points at.
 
 Everything in it is of the stock classes, shrunk: a SigLIP-like vision tower, a pixel-shuffle connector, a
 Llama-like text model, a byte-level tokenizer and the SmolVLM processor. Its weights are random: a tiny
@@ -39,14 +39,14 @@ class TinyVLMSize:
     """How large the VLM is.
 
     Attributes:
-        image_size: Side of the square image that the vision tower takes, in pixels.
-        patch_size: Side of a patch, in pixels.
-        scale_factor: The connector joins ``scale_factor ** 2`` patches into one token of the prefix.
-        vision_width: Hidden size of the vision tower.
-        vision_layers: Layers of the vision tower.
-        text_width: Hidden size of the text model.
-        text_layers: Layers of the text model; the action head has as many.
-        num_heads: Attention heads of both; must divide both widths.
+        image_size: side of the square image that the vision tower takes, in pixels.
+        patch_size: side of a patch, in pixels.
+        scale_factor: the connector joins `scale_factor ** 2` patches into one token of the prefix.
+        vision_width: hidden size of the vision tower.
+        vision_layers: layers of the vision tower.
+        text_width: hidden size of the text model.
+        text_layers: layers of the text model; the action head has as many.
+        num_heads: attention heads of both; must divide both widths.
     """
 
     image_size: int = 64
@@ -72,14 +72,14 @@ def build_tiny_vlm(
     seed: int = 0,
     weights: bool = True,
 ) -> Path:
-    """Write a tiny SmolVLM with tokenizer and processor, by the classes' own ``save_pretrained``.
+    """Write a tiny SmolVLM with tokenizer and processor, by the classes' own `save_pretrained`.
 
     Args:
-        folder: Where to write; made if it is not there.
-        instructions: Sentences whose words become single tokens. Any other text is spelled in bytes.
-        size: How large the VLM is; the demo's own size by default.
-        seed: Decides the random weights. The global generator is left as it was.
-        weights: Whether to write weights. A policy with ``load_vlm_weights=False`` needs none: it takes
+        folder: where to write; made if it is not there.
+        instructions: sentences whose words become single tokens. Any other text is spelled in bytes.
+        size: how large the VLM is; the demo's own size by default.
+        seed: decides the random weights. The global generator is left as it was.
+        weights: whether to write weights. A policy with `load_vlm_weights=False` needs none: it takes
             them from its own checkpoint.
 
     Returns:

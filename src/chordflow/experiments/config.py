@@ -134,7 +134,7 @@ class ReflowJobConfig:
         device: cuda, mps or cpu; by default the checkpoint's, or what is available.
         tolerance_s: seconds by which a video's frame may miss its timestamp, as in LeRobot.
         rename_map: observation keys of the dataset to keys of the policy, as JSON; replaces the checkpoint's own.
-        resume: go on from the checkpoint that --config_path names.
+        resume: resume from the checkpoint that --config_path names.
         auto_rounds: when rounds=auto stops.
         student: initialisation and freezing.
         method: how the student is trained.

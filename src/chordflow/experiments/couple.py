@@ -97,7 +97,7 @@ class CoupleConfig:
         device: cuda, mps or cpu; by default the checkpoint's, or what is available.
         tolerance_s: seconds by which a video's frame may miss its timestamp, as in LeRobot.
         rename_map: observation keys of the dataset to keys of the policy, as JSON; replaces the checkpoint's own.
-        resume: go on with the store in output_dir: blocks that are missing or damaged are made, all others stay.
+        resume: resume the store in output_dir: blocks that are missing or damaged are made, all others stay.
             Settings can be given by --config_path=STORE/manifest.json.
         coupling: how the teacher's ODE is solved.
         buffer: how observations are put together; the same as in training.
@@ -140,7 +140,7 @@ def couple(config: CoupleConfig) -> Path:
     there = (config.output_dir / MANIFEST).is_file()
     if processes.first and there and not config.resume:
         raise UserError(
-            f"output_dir={config.output_dir} holds a store already; name a new folder, or go on with: "
+            f"output_dir={config.output_dir} holds a store already; name a new folder, or resume with: "
             f"{remake_command(config.output_dir)}"
         )
     teacher_dir = resolve_checkpoint(config.teacher.path, config.teacher.revision)

@@ -23,7 +23,7 @@ from chordflow.experiments.measured import concluded, read_beforehand, with_meas
 from chordflow.experiments.plain import plain
 from chordflow.experiments.provenance import device_name
 from chordflow.experiments.reflow import RESULTS
-from chordflow.experiments.run_folder import command_to_resume, new_folder, only_run
+from chordflow.experiments.run_folder import command_to_resume, new_folder, only_run, refuse_existing
 from chordflow.policies import say_replaced_names
 from chordflow.policies.sampling import Sampler
 from chordflow.results.schema import (
@@ -70,7 +70,7 @@ def evaluate(config: EvaluateConfig, command: list[str]) -> Evaluated:
     started = time.perf_counter()
     output = config.output_dir
     if not config.resume:
-        _refuse_existing(output)
+        refuse_existing(output, how_to_go_on(output) if (output / EVALUATE_CONFIG).is_file() else "")
     entrants = load_entrants(config)
     teacher = entrants[TEACHER].policy
     _warn_of_other_steps(config, entrants)
@@ -216,24 +216,11 @@ def _with_rollouts(config: EvaluateConfig, results: Results, rollouts: RolloutRe
     )
 
 
-def _refuse_existing(output: Path) -> None:
-    if (output / EVALUATE_CONFIG).is_file():
-        raise UserError(
-            f"output_dir={output} exists already; name a new folder, or go on with: {_resume_command(output)}"
-        )
-    if output.exists():
-        raise UserError(f"output_dir={output} exists already; name a new folder.")
-
-
 def how_to_go_on(output: Path) -> str:
     """What to tell the user of an evaluation that was stopped."""
     if (output / EVALUATE_CONFIG).is_file():
-        return f"go on with: {_resume_command(output)}"
+        return f"resume with: {command_to_resume('evaluate', output / EVALUATE_CONFIG)}"
     return "nothing was measured yet, so start again."
-
-
-def _resume_command(output: Path) -> str:
-    return command_to_resume("evaluate", output / EVALUATE_CONFIG)
 
 
 @contextlib.contextmanager

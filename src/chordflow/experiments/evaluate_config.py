@@ -72,7 +72,7 @@ class DelayConfig:
 
     Attributes:
         control_steps: delays to inject, in control steps; empty for none.
-        modes: what the robot does meanwhile: sync (it waits), async (it goes on with the old chunk) or rtc (as
+        modes: what the robot does meanwhile: sync (it waits), async (it continues with the old chunk) or rtc (as
             async, with LeRobot's real-time chunking).
         num_steps: Euler steps at which every policy runs.
         hold: what a waiting robot is sent: zeros, for actions that are moves or velocities, or the last action, for
@@ -114,7 +114,7 @@ class EvaluateConfig:
         tolerance_s: seconds by which a video's frame may miss its timestamp, as in LeRobot.
         rename_map: observation keys of dataset and environment to keys of the policy, as JSON; replaces the
             checkpoint's own.
-        resume: go on with the run whose evaluate_config.json --config_path names; no episode is run twice.
+        resume: resume the run whose evaluate_config.json --config_path names; no episode is run twice.
         student: the checkpoint in question.
         dataset: LeRobot dataset to measure gaps, curvature and latency on; without it they are left out.
         env: environment to run episodes in, with the options that lerobot-eval has for it; without it none are run.

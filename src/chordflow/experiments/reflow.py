@@ -203,7 +203,7 @@ def save_results(results: Results, output_dir: Path) -> None:
             raise
         raise UserError(
             f"output_dir={output_dir}: {RESULTS} cannot be written ({error.__cause__.strerror}); the "
-            f"checkpoints are whole: make room and go on with: {resume_command(output_dir)}"
+            f"checkpoints are whole: make room and resume with: {resume_command(output_dir)}"
         ) from error
 
 

@@ -108,7 +108,7 @@ class _Rounds:
         if number > 1 and not self._taught(checkpoint):
             raise UserError(
                 f"config_path: {checkpoint} was not taught by {self.students[-1]}, the student of round {number - 1}; "
-                f"restore that one, or go on from a checkpoint of round {number - 1}."
+                f"restore that one, or resume from a checkpoint of round {number - 1}."
             )
 
     def _taught(self, checkpoint: Path) -> bool:

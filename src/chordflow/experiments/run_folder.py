@@ -24,18 +24,21 @@ OBSERVATIONS_DIR = "observations"
 """Folder of what was collected in an environment, in a run's folder."""
 
 
-def refuse_existing(output_dir: Path) -> None:
+def refuse_existing(output_dir: Path, go_on: str | None = None) -> None:
     """Makes sure that a new run would not write into a folder that is there.
+
+    Args:
+        output_dir: the folder.
+        go_on: how to go on with what is there, empty where that cannot be; by default as with a run of reflow.
 
     Raises:
         UserError: if there is anything of that name.
     """
-    if has_checkpoint(output_dir):
-        raise UserError(
-            f"output_dir={output_dir} exists already; name a new folder, or go on with: {resume_command(output_dir)}"
-        )
-    if output_dir.exists():
-        raise UserError(f"output_dir={output_dir} exists already; name a new folder.")
+    if go_on is None:
+        go_on = how_to_go_on(output_dir) if has_checkpoint(output_dir) else ""
+    if go_on or output_dir.exists():
+        instead = f", or {go_on}" if go_on else "."
+        raise UserError(f"output_dir={output_dir} exists already; name a new folder{instead}")
 
 
 @contextlib.contextmanager
@@ -58,7 +61,7 @@ def new_folder(output_dir: Path) -> Iterator[None]:
         yield
     except BaseException:
         if not has_checkpoint(output_dir):
-            # Without a checkpoint nobody can go on from here, and the same command must work again.
+            # Without a checkpoint a run cannot be resumed from here, and the same command must work again.
             (output_dir / METRICS).unlink(missing_ok=True)
             shutil.rmtree(output_dir / OBSERVATIONS_DIR, ignore_errors=True)
         _remove_empty([output_dir / CHECKPOINTS_DIR, *made])
@@ -121,7 +124,7 @@ def command_to_resume(verb: str, config_path: Path) -> str:
 def how_to_go_on(output_dir: Path) -> str:
     """What to tell the user of a run that was stopped."""
     if has_checkpoint(output_dir):
-        return f"go on with: {resume_command(output_dir)}"
+        return f"resume with: {resume_command(output_dir)}"
     return "no checkpoint was written yet, so start a new run."
 
 
@@ -138,7 +141,7 @@ def resumable(output_dir: Path) -> Iterator[None]:
         if not has_checkpoint(output_dir) or "--resume=true" in str(error):
             raise
         raise UserError(
-            f"{str(error).rstrip('.')}; the checkpoints are whole: go on with: {resume_command(output_dir)}"
+            f"{str(error).rstrip('.')}; the checkpoints are whole: resume with: {resume_command(output_dir)}"
         ) from error
     except Exception as error:
         error.add_note(how_to_go_on(output_dir))

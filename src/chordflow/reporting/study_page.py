@@ -99,10 +99,9 @@ def page(study: Study) -> str:
 
 def plots(study: Study) -> list[list[Plot]]:
     """Groups of plots, over the looks or over the rounds of a chain; none where there is but one point a line."""
-    over_looks = len(study.looks) > 1
-    if not over_looks and all(len(chain) == 1 for chain in study.chains):
+    if not study.looks_often and all(len(chain) == 1 for chain in study.chains):
         return []
-    places = _over_looks if over_looks else _over_chain
+    places = _over_looks if study.looks_often else _over_chain
     found = [
         [plot for key, title, y, of in group if (plot := _draw(study, key, title, y, of, places)) is not None]
         for group in PLOTS

@@ -99,7 +99,7 @@ class Column:
 
 def _traits(study: Study) -> set[str]:
     """What decides over columns: several looks, chains, neither; arms that settings make."""
-    found = {"looks"} if len(study.looks) > 1 else set()
+    found = {"looks"} if study.looks_often else set()
     found |= {"chains"} if any(len(chain) > 1 for chain in study.chains) else set()
     return {
         "any",
@@ -242,7 +242,7 @@ def markdown(study: Study) -> str:
 def sections(study: Study) -> list[Section]:
     """All tables: the arms after all training, then gap, loss and success by look where there are several."""
     found = [table(study)]
-    if len(study.looks) > 1:
+    if study.looks_often:
         found += [
             _by_look(study, "gap", "Gap at one step, RMS, %", gap(), percentage),
             _by_look(study, "loss", "Training loss", loss, "{:.3g}".format),
@@ -259,6 +259,7 @@ def table(study: Study, *, ranges: bool = True) -> Section:
         ranges: whether a second row shows the least and the largest over several seeds.
     """
     traits = _traits(study)
+    own = [f"{clean(arm.way)} after {budget(study, arm)}" for arm in study.arms if arm.steps is not None]
     columns = [column for column in COLUMNS if column.needs in traits]
     rows = [*_teacher(study), *_rows(study)]
     below = (
@@ -270,7 +271,7 @@ def table(study: Study, *, ranges: bool = True) -> Section:
         below += " Spread and modes: of the endpoints of one step over noise, compared with the deployed teacher's."
     section = Section(
         "study",
-        f"Students after {budget(study)} each",
+        "; ".join([f"Students after {budget(study)} each", *own]),
         [column.head.replace("{level}", level(study)) for column in columns],
         left=1 + ("settings" in traits),
         wide={place for place, column in enumerate(columns) if column.narrow not in traits},

@@ -293,6 +293,11 @@ class Study(RecordFile):
         found = [self.trial(arm, seed) for seed in self.seeds]
         return [trial for trial in found if trial is not None and trial.last.figures is not None]
 
+    @property
+    def looks_often(self) -> bool:
+        """Whether students are measured on their way, too."""
+        return any(len(trial.looks) > 1 for trial in self.trials)
+
     def chain(self, arm: Arm) -> list[Arm]:
         """The arms that lead to an arm, each taught by the one before, itself last: round 1, round 2 and so on."""
         return [*(self.chain(self.arm(arm.teacher)) if arm.teacher is not None else []), arm]

@@ -60,7 +60,10 @@ def _best_arms(study: Study) -> list[str]:
     arms: list[Arm] = []
     for arm in study.arms:
         # Chance alone would part arms with equal settings: the first stands for both.
-        if study.trials_of(arm.name) and arm not in idle and arm.settings not in [a.settings for a in arms]:
+        twins = [
+            a for a in arms if (a.settings, a.teacher, a.steps) == (arm.settings, arm.teacher, arm.steps)
+        ]
+        if study.trials_of(arm.name) and arm not in idle and not twins:
             arms.append(arm)
     any_steps = [arm for arm in arms if arm.step_counts is None]
     return [

@@ -127,7 +127,7 @@ def save_checkpoint(
         state: what resuming needs.
         write_student: fills a `pretrained_model` folder.
         num_processes: recorded as LeRobot does.
-        batch_size: of each process, micro-batches taken together; likewise.
+        batch_size: of each process, micro-batches taken together; recorded too.
         losses: of the steps that no line of metrics tells of yet.
         timed: whether the next checkpoint replaces it.
 
@@ -196,7 +196,7 @@ def begin_from(checkpoint_dir: Path) -> None:
             point_link(root / LAST_CHECKPOINT_LINK, checkpoint_dir.name)
     except OSError as error:
         raise UserError(
-            f"config_path: the run in {root.parent} cannot go on there ({error}); copy it to a place that can be "
+            f"config_path: the run in {root.parent} cannot be resumed there ({error}); copy it to a place that can be "
             "written to."
         ) from error
 
@@ -219,10 +219,10 @@ def training_step(checkpoint_dir: Path) -> int:
 
 
 def check_same_size(checkpoint_dir: Path, step_size: int, asked: str) -> None:
-    """Makes sure that a run goes on with steps of as many couplings as it began with.
+    """Makes sure that a resumed run takes steps of as many couplings as before.
 
     Args:
-        checkpoint_dir: to go on from.
+        checkpoint_dir: to resume from.
         step_size: couplings of a step now, over all processes.
         asked: what makes them up, as the sentence says it.
 
@@ -239,7 +239,7 @@ def check_same_size(checkpoint_dir: Path, step_size: int, asked: str) -> None:
     if processes is not None and batch is not None and processes * batch != step_size:
         raise UserError(
             f"{asked} make {step_size} couplings a step, but the run began with {processes * batch} ({processes} "
-            f"processes of {batch}) and resuming cannot change it; go on with as many, by other processes, "
+            f"processes of {batch}) and resuming cannot change it; keep that number, by other processes, "
             "--batch_size or --gradient_accumulation_steps."
         )
 

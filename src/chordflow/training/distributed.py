@@ -1,7 +1,7 @@
 """Training in several processes: joining them, adding up over them, and ending together.
 
 `torchrun` and `accelerate launch` start the same command several times and tell each process its number. The
-processes meet here before anything else happens. From then on an error in one of them is told once and ends all,
+processes meet here before anything else happens. From then on an error in one of them is printed once and ends all,
 each with the exit code of the error, and nobody waits for a process that is gone.
 """
 
@@ -144,7 +144,7 @@ def _fail(error: BaseException, store: dist.Store | None, count: int) -> NoRetur
 
 
 def _told(store: dist.Store | None) -> bool:
-    """Whether some process has told an error."""
+    """Whether some process has reported an error."""
     try:
         return store is not None and store.add(_FAILED, 0) > 0
     except Exception:

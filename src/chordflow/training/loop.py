@@ -21,7 +21,7 @@ from chordflow.training.steps import LoopConfig, Training
 
 @dataclass(frozen=True)
 class Progress:
-    """What an observer of the loop is told after every step."""
+    """What an observer of the loop receives after every step."""
 
     step: int
     loss: float
@@ -70,7 +70,7 @@ def train(
         output_dir: of the run.
         write_student: called as `write_student(folder, weights)` to write a `pretrained_model` folder.
         resume_from: a checkpoint folder of this run.
-        on_step: told of every step.
+        on_step: called after every step.
 
     Raises:
         UserError: if a loss or gradient is not finite, memory runs out, a checkpoint cannot be written, or the
@@ -147,6 +147,6 @@ def train(
     if processes.first:
         # It may be a timed one, where fewer steps are asked for than before.
         keep(training.checkpoint)
-    # The others go on to read what the first has written.
+    # The others then read what the first has written.
     processes.wait()
     return Trained(training.checkpoint, time.perf_counter() - began, training.passed.samples)

@@ -34,7 +34,7 @@ class Student:
     Attributes:
         policy: the whole policy.
         trainable: its trained parameters by name, float32.
-        fresh: parameters by name that are frozen and yet not the teacher's, since they were initialised anew or
+        fresh: parameters by name that are frozen and yet not the teacher's, since they were initialised again or
             come from another checkpoint; they have to be saved with the trained ones.
     """
 
@@ -65,7 +65,7 @@ def make_student(
         train_roles: the parts that are trained, as float32 masters; all others are frozen.
         seed: for fresh weights.
         rename_map: as for the teacher.
-        init_dir: a checkpoint of the same family and shapes whose weights the student begins with in the place of
+        init_dir: a checkpoint of the same family and shapes whose weights the student starts with instead of
             the teacher's; config and processors stay the teacher's.
 
     Raises:

@@ -2,7 +2,7 @@
 
 DDP and FSDP2 exchange gradients in hooks of the one module that they wrap, and only where its `forward` is
 called: that is `VelocityModule`, and nothing inside it is wrapped. What is frozen is left out of both, so the
-teacher and the student of a process go on sharing it.
+teacher and the student of a process still share it.
 """
 
 from __future__ import annotations
