@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import html
 import importlib
+import io
 import itertools
 import json
 import os
@@ -22,6 +23,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
+from rich.console import Console
 
 from chordflow.cli.main import main
 from chordflow.errors import UserError
@@ -30,7 +32,7 @@ from chordflow.reporting.clips import LARGEST, embed, picture
 from chordflow.reporting.page import IN_SIGHT, command_lines, json_in_html, page
 from chordflow.reporting.plots import label
 from chordflow.reporting.policy_tables import curvature_by_time, parts
-from chordflow.reporting.table import markdown, sections
+from chordflow.reporting.table import markdown, render, sections
 from chordflow.reporting.write import write_report
 from chordflow.results.episodes import Clip
 from chordflow.results.schema import PolicyInfo, Results
