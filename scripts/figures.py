@@ -120,9 +120,8 @@ def four_rows(results: Results) -> str:
         solved = f"{100 * success.rate:.1f} %" + (
             f" (even steps: {100 * even.rate:.1f} %)" if power != 1 else ""
         )
-        rows.append(
-            f"| {label} | {num_steps} | {solved} | {percent(gap.rms)} | {1000 * seconds[num_steps]:.0f} ms |"
-        )
+        time = seconds[num_steps] / seconds[deployed]
+        rows.append(f"| {label} | {num_steps} | {solved} | {percent(gap.rms)} | {time:.2g} |")
     head = f"| policy | steps | success in {even.episodes} episodes | gap | time |"
     return "\n".join([head, "| --- | ---: | ---: | ---: | ---: |", *rows])
 
