@@ -1,7 +1,8 @@
-"""What goes wrong in one of two processes, and how both end.
+"""Two processes that train together, and what they do where something goes wrong in one of them.
 
-Run as a script (`python distributed_faults.py FOLDER`) it forks two processes for each fault, so that the imports
-are paid once, and leaves what they said, their exit codes and how long they took in FOLDER/ended.json.
+Run as a script (`python distributed_faults.py FOLDER TEACHER DATASET`) it forks two processes for the training and for
+each fault, so that the imports are paid once, and leaves what they said, their exit codes and how long they took in
+FOLDER/ended.json.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from chordflow.training import checkpoints
 from chordflow.training.distributed import current, joined
 from chordflow.training.methods import ReflowMethodConfig
 from chordflow.training.methods.reflow import ReflowMethod
-from distributed_worker import train_gaussian
+from distributed_worker import train_gaussian, work
 
 
 class Faulty(ReflowMethod):
@@ -86,7 +87,10 @@ FAULTS: dict[str, Callable[[], float]] = {
 
 def run(options: list[str]) -> None:
     """A verb of the command line that trains the Gaussian student with a fault."""
-    name, folder = options
+    name, folder, *inputs = options
+    if name == "work":
+        work(Path(folder) / name, *map(Path, inputs))
+        return
     with joined() as processes:
         if name == "all":
             raise UserError("steps=0: give at least 1.")
@@ -102,7 +106,7 @@ def run(options: list[str]) -> None:
         train_gaussian(Path(folder) / name, batch_size=8, method=method)
 
 
-def _process(rank: int, port: int, name: str, folder: Path) -> None:
+def _process(rank: int, port: int, name: str, folder: Path, inputs: list[str]) -> None:
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True",
@@ -111,7 +115,7 @@ def _process(rank: int, port: int, name: str, folder: Path) -> None:
         os.dup2(os.open(folder / f"{name}.{rank}.{stream}", os.O_CREAT | os.O_WRONLY), number)
     code = 1
     try:
-        code = cli.main(["faulty", name, str(folder)])
+        code = cli.main(["faulty", name, str(folder), *inputs])
     except SystemExit as leaving:
         code = int(leaving.code or 0)
     except BaseException:
@@ -121,23 +125,23 @@ def _process(rank: int, port: int, name: str, folder: Path) -> None:
     os._exit(code)
 
 
-def main(folder: Path) -> None:
-    """Every fault, one after the other."""
+def main(folder: Path, inputs: list[str]) -> None:
+    """The training, then every fault, one after the other."""
     cli.VERBS["faulty"] = "fail"
     sys.modules["chordflow.cli.faulty"] = sys.modules[__name__]
     context = multiprocessing.get_context("fork")
     ended = {}
-    for name in (*FAULTS, "disk", "all", "early", "none"):
+    for name in ("work", *FAULTS, "disk", "all", "early", "none"):
         # As under torchrun, the store outlives the processes.
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         began = time.monotonic()
         processes = [
-            context.Process(target=_process, args=(rank, store.port, name, folder)) for rank in (0, 1)
+            context.Process(target=_process, args=(rank, store.port, name, folder, inputs)) for rank in (0, 1)
         ]
         for process in processes:
             process.start()
         for process in processes:
-            process.join(60)
+            process.join(400 if name == "work" else 60)
         ended[name] = {
             "codes": [process.exitcode for process in processes],
             "seconds": time.monotonic() - began,
@@ -150,4 +154,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

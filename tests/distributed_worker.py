@@ -1,15 +1,10 @@
-"""What the processes of a training run do, and one process with the doubled batch: the same code for both.
-
-Run by torchrun as a script (`python distributed_worker.py FOLDER TEACHER DATASET`), it trains in every way that
-tests look at and leaves everything in FOLDER.
-"""
+"""What the processes of a training run do, and one process with the doubled batch: the same code for both."""
 
 from __future__ import annotations
 
 import copy
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +20,6 @@ from chordflow.couplings import BufferConfig, CouplingBatch, CouplingBuffer, Cou
 from chordflow.experiments import reflow as experiments
 from chordflow.experiments.reflow import Finished
 from chordflow.policies import Role
-from chordflow.quiet import silence_libraries
 from chordflow.training.distributed import current, joined
 from chordflow.training.loop import Trained, train
 from chordflow.training.methods import ConsistencyMethodConfig, ReflowMethodConfig
@@ -176,7 +170,7 @@ def copy_until(run: Path, step: int, to: Path) -> Path:
 
 
 def work(folder: Path, teacher: Path, dataset: Path) -> None:
-    """Everything that needs two processes and no fault."""
+    """Everything that needs two processes and no fault; trains in every way that tests look at."""
     with joined() as processes:
         assert processes.count == 2 == torch.distributed.get_world_size()
         assert torch.distributed.get_backend() == "gloo"
@@ -199,8 +193,3 @@ def work(folder: Path, teacher: Path, dataset: Path) -> None:
         # The first process goes on to measure; the other is done.
         finished = reflow(folder / "smolvla-fsdp", teacher, dataset, "--batch_size=4")
         assert (finished.measured is not None) == processes.first
-
-
-if __name__ == "__main__":
-    silence_libraries()
-    work(*map(Path, sys.argv[1:]))

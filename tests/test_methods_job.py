@@ -86,7 +86,8 @@ def test_a_run_and_what_it_leaves(
     assert [(info.method, info.saved_num_steps) for info in results.policies] == [(None, 10), (kind, 1)]
     without = MethodConfig.get_choice_class(kind)().build().needs_couplings
     assert (results.couplings is not None) == without
-    assert ("one step only" in results.verdict) == (name == "endpoint")
+    told = [finding.rule for finding in results.findings]
+    assert ("trained_for_other_steps" in told) == (name == "endpoint")
 
     # Killed after the third step and gone on with: the same bits.
     cut = tmp_path / "cut"
@@ -181,8 +182,8 @@ def test_evaluating_it_at_other_steps_warns(
             "the same, and is not what it is for."
         ]
     results = Results.load(tmp_path / "out" / "results.json")
-    assert results.verdict.endswith("; it was trained for one step only.")
-    assert "trained_for_other_steps" in {finding.rule for finding in results.findings}
+    (told,) = (finding.text for finding in results.findings if finding.rule == "trained_for_other_steps")
+    assert "student was trained for one step only" in told
     assert "**It was trained for one step only**" in (tmp_path / "out" / "model_card.md").read_text()
 
 

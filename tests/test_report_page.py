@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import html
 import importlib
+import io
 import itertools
 import json
 import os
@@ -22,6 +23,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
+from rich.console import Console
 
 from chordflow.cli.main import main
 from chordflow.errors import UserError
@@ -30,7 +32,7 @@ from chordflow.reporting.clips import LARGEST, embed, picture
 from chordflow.reporting.page import IN_SIGHT, command_lines, json_in_html, page
 from chordflow.reporting.plots import label
 from chordflow.reporting.policy_tables import curvature_by_time, parts
-from chordflow.reporting.table import markdown, sections
+from chordflow.reporting.table import markdown, render, sections
 from chordflow.reporting.write import write_report
 from chordflow.results.episodes import Clip
 from chordflow.results.schema import PolicyInfo, Results
@@ -293,44 +295,44 @@ def test_every_table_is_as_wide_as_its_head() -> None:
             assert {len(row) for row in section.rows} == {len(section.heads)}, section.key
 
 
+def check_whole(text: str, width: int, results: Results) -> None:
+    """No line is cut, no column lost, no word broken."""
+    # Paths are not broken.
+    assert all(len(line) <= width for line in text.splitlines() if not line.startswith("Report:"))
+    assert "…" not in text
+    words = set(text.split())
+    for section in sections(results):
+        if not section.page_only:
+            shown = [*section.heads, *(cell.text for row in section.rows for cell in row if not cell.repeats)]
+            missing = {word for cell in shown for word in cell.split()} - words
+            assert not missing, (section.key, missing)
+
+
 @pytest.mark.parametrize("width", [80, 100, 120])
-def test_tables_of_every_kind_are_whole_in_a_terminal(width: int, tmp_path: Path) -> None:
-    """Printed by the command itself into a pseudo-terminal: no line is cut, no column lost, no word broken."""
-    for make in (diagnosis, evaluation):
-        folder = tmp_path / make.__name__
-        folder.mkdir()
-        make().save(folder / "results.json")
-        ours, theirs = pty.openpty()
-        termios.tcsetwinsize(ours, (50, width))
-        environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")} | {
-            "TERM": "xterm"
-        }
-        command = [sys.executable, "-m", "chordflow", "report", folder, "--verbose"]
-        with subprocess.Popen(
-            command, stdout=theirs, stderr=theirs, env=environment, close_fds=True
-        ) as process:
-            os.close(theirs)
-            shown = bytearray()
-            # The end of a pseudo-terminal is an error where the other side has closed.
-            with contextlib.suppress(OSError):
-                while part := os.read(ours, 65536):
-                    shown += part
-            os.close(ours)
-            assert process.wait() == 0
-        text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode()).replace("\r", "")
-        lines = text.splitlines()
-        # Paths are not broken.
-        assert all(len(line) <= width for line in lines if not line.startswith("Report:"))
-        assert "…" not in text
-        words = set(text.split())
-        for section in sections(make()):
-            if not section.page_only:
-                texts = [
-                    *section.heads,
-                    *(cell.text for row in section.rows for cell in row if not cell.repeats),
-                ]
-                missing = {word for text in texts for word in text.split()} - words
-                assert not missing, (section.key, missing)
+def test_tables_of_every_kind_are_whole_in_a_terminal(width: int) -> None:
+    for results in (diagnosis(), evaluation()):
+        file = io.StringIO()
+        Console(width=width, force_terminal=False, file=file).print(render(results, verbose=True))
+        check_whole(file.getvalue(), width, results)
+
+
+def test_the_command_prints_whole_tables_into_a_terminal(tmp_path: Path) -> None:
+    evaluation().save(tmp_path / "results.json")
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(ours, (50, 80))
+    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")} | {"TERM": "xterm"}
+    command = [sys.executable, "-m", "chordflow", "report", tmp_path, "--verbose"]
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        shown = bytearray()
+        # The end of a pseudo-terminal is an error where the other side has closed.
+        with contextlib.suppress(OSError):
+            while part := os.read(ours, 65536):
+                shown += part
+        os.close(ours)
+    assert process.returncode == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode()).replace("\r", "")
+    check_whole(text, 80, evaluation())
 
 
 # ---- Clips and pictures ---------------------------------------------------------------------------------

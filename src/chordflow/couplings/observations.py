@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from chordflow.checks import check_choice, check_once, check_range
 from chordflow.console import doing, say
 from chordflow.couplings.device_memory import stage
 from chordflow.couplings.order import Walk, split_episodes
-from chordflow.couplings.unreadable import check_decoder, check_format, collated, not_read, without_missing
+from chordflow.couplings.unreadable import check_decoder, collated, not_read, open_metadata, without_missing
 from chordflow.errors import UserError, machine_refuses, ran_out_of_memory, reason
 from chordflow.policies import FlowPolicy, check_inputs, say_replaced_names
 
@@ -248,7 +247,7 @@ def open_split(
         UserError: if it cannot be found, is empty, or lacks what the policy looks at.
     """
     check_range("tolerance_s", tolerance_s, above=0)
-    metadata = _metadata(config)
+    metadata = open_metadata(config.repo_id, config.root, config.revision)
     if metadata.video_keys:
         check_decoder(config.video_backend)
     say_replaced_names(policy)
@@ -349,35 +348,6 @@ def check_fits(metadata: LeRobotDatasetMetadata, policy: FlowPolicy) -> None:
             f"{where}: {ACTION} has shape {shape}, but the checkpoint was trained with {expected}; give the dataset "
             "that it was fine-tuned on."
         )
-
-
-def _metadata(config: DatasetConfig) -> LeRobotDatasetMetadata:
-    if config.root is not None and not Path(config.root).is_dir():
-        raise UserError(f"dataset.root={config.root}: there is no such folder; give a LeRobot dataset's.")
-    if config.root is not None and not (Path(config.root) / "meta" / "info.json").is_file():
-        raise UserError(
-            f"dataset.root={config.root}: this folder is not a LeRobot dataset (meta/info.json is missing); give the "
-            "folder that holds meta, data and videos."
-        )
-    try:
-        metadata = LeRobotDatasetMetadata(config.repo_id, root=config.root, revision=config.revision)
-    except Exception as error:
-        if machine_refuses(error):
-            raise
-        check_format(config.repo_id, config.root, error)
-        if config.root is not None:
-            raise UserError(
-                f"dataset.root={config.root}: its meta folder is incomplete or broken ({reason(error)}); copy or "
-                "fetch the dataset again."
-            ) from error
-        raise UserError(
-            f"dataset.repo_id={config.repo_id}: no local dataset of that name, and the Hub has none within reach "
-            f"({type(error).__name__}); check the name, the network, or give --dataset.root."
-        ) from error
-    check_format(config.repo_id, str(metadata.root))
-    if metadata.total_episodes == 0 or metadata.total_frames == 0:
-        raise UserError(f"dataset.repo_id={config.repo_id}: the dataset is empty; record episodes first.")
-    return metadata
 
 
 def _timestamps(

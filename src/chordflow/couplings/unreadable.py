@@ -17,7 +17,7 @@ from lerobot.datasets.video_utils import FrameTimestampError
 from lerobot.utils.constants import HF_LEROBOT_HOME
 from torch.utils.data import default_collate
 
-from chordflow.errors import UserError, ran_out_of_memory, reason
+from chordflow.errors import UserError, machine_refuses, ran_out_of_memory, reason
 
 
 def without_missing(metadata: LeRobotDatasetMetadata, episodes: Sequence[int]) -> str:
@@ -77,6 +77,40 @@ def collated(items: list[dict[str, Any]]) -> Any:
 
 
 _CONVERTER = "lerobot.scripts.convert_dataset_v21_to_v30"
+
+
+def open_metadata(repo_id: str, root: str | None, revision: str | None) -> LeRobotDatasetMetadata:
+    """A dataset's metadata.
+
+    Raises:
+        UserError: if there is no such dataset, it is empty, or in a format that LeRobot does not read.
+    """
+    if root is not None and not Path(root).is_dir():
+        raise UserError(f"dataset.root={root}: there is no such folder; give a LeRobot dataset's.")
+    if root is not None and not (Path(root) / "meta" / "info.json").is_file():
+        raise UserError(
+            f"dataset.root={root}: this folder is not a LeRobot dataset (meta/info.json is missing); give the "
+            "folder that holds meta, data and videos."
+        )
+    try:
+        metadata = LeRobotDatasetMetadata(repo_id, root=root, revision=revision)
+    except Exception as error:
+        if machine_refuses(error):
+            raise
+        check_format(repo_id, root, error)
+        if root is not None:
+            raise UserError(
+                f"dataset.root={root}: its meta folder is incomplete or broken ({reason(error)}); copy or "
+                "fetch the dataset again."
+            ) from error
+        raise UserError(
+            f"dataset.repo_id={repo_id}: no local dataset of that name, and the Hub has none within reach "
+            f"({type(error).__name__}); check the name, the network, or give --dataset.root."
+        ) from error
+    check_format(repo_id, str(metadata.root))
+    if metadata.total_episodes == 0 or metadata.total_frames == 0:
+        raise UserError(f"dataset.repo_id={repo_id}: the dataset is empty; record episodes first.")
+    return metadata
 
 
 def check_format(repo_id: str, root: str | None, error: Exception | None = None) -> None:

@@ -45,10 +45,10 @@ def card(results: Results) -> str:
     """The card: front matter, what was measured with which interval, then the tables.
 
     Args:
-        results: What was measured.
+        results: what was measured.
 
     Returns:
-        Markdown whose front matter ``huggingface_hub.ModelCard`` reads. A teacher or dataset is linked where its name
+        Markdown whose front matter `huggingface_hub.ModelCard` reads. A teacher or dataset is linked where its name
         is a Hub id, and named in the text otherwise.
     """
     front = front_matter(results).to_yaml(line_break="\n")

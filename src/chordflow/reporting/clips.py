@@ -23,14 +23,14 @@ class Embedded:
     """A clip as the page shows it.
 
     Attributes:
-        clip: What the results say of it.
-        source: The whole file as a data URI; empty where it could not be taken in.
-        still: Its first frame as a data URI, for moving pictures that have no controls of their own.
-        video: Whether it is a video.
-        width: Of the still in pixels, so that nothing jumps while the page loads.
-        height: The same.
-        note: Why it is not shown, a sentence; empty where it is.
-        text: What happens in it.
+        clip: what the results say of it.
+        source: the whole file as a data URI; empty where it could not be taken in.
+        still: its first frame as a data URI, for moving pictures that have no controls of their own.
+        video: whether it is a video.
+        width: of the still in pixels, so that nothing jumps while the page loads.
+        height: the same.
+        note: why it is not shown, a sentence; empty where it is.
+        text: what happens in it.
     """
 
     clip: Clip
@@ -47,8 +47,8 @@ def embed(clip: Clip, folder: Path) -> Embedded:
     """Take a clip into the page.
 
     Args:
-        clip: What the results say of it; its path must lead to a file inside the folder.
-        folder: Where the results lie.
+        clip: what the results say of it; its path must lead to a file inside the folder.
+        folder: where the results lie.
 
     Returns:
         The clip, or a note why it is not shown: nothing about a clip keeps a page from being made.
@@ -106,7 +106,7 @@ def picture(encoded: str) -> str:
     """A PNG in base64 as a data URI; empty if it is none.
 
     Args:
-        encoded: As in ``WideObservation.pictures``.
+        encoded: as in `WideObservation.pictures`.
     """
     try:
         data = base64.b64decode(encoded, validate=True)

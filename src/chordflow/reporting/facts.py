@@ -43,8 +43,8 @@ def held_out(held: HeldOut, *, intervals: bool = False) -> str:
     """What was measured on, and what that cannot say.
 
     Args:
-        held: The observations.
-        intervals: Whether figures have intervals over episodes.
+        held: the observations.
+        intervals: whether figures have intervals over episodes.
     """
     episodes = plural(len(held.episodes), "episode")
     text = f"{held.observations} observations of {episodes}, {plural(held.noises, 'noise')} each"

@@ -38,17 +38,17 @@ _STYLE: dict[str, Any] = {
 
 @doing("Drawing pictures")
 def save_figures(results: Results, folder: str | Path) -> list[Path]:
-    """Write ``trajectories.png``, ``gap.png`` and ``loss.png``.
+    """Write `trajectories.png`, `gap.png` and `loss.png`.
 
     Args:
-        results: What was measured.
-        folder: Where; it must exist. Pictures that are there are replaced, each whole or not at all.
+        results: what was measured.
+        folder: where; it must exist. Pictures that are there are replaced, each whole or not at all.
 
     Returns:
         The paths of those that there was something to draw for.
 
     Raises:
-        UserError: If a file cannot be written.
+        UserError: if a file cannot be written.
     """
     pictures = {
         "trajectories.png": flow_plots.trajectories(results),
@@ -62,7 +62,7 @@ def drawn(plots: Sequence[Plot]) -> Figure:
     """Plots side by side, with one legend.
 
     Args:
-        plots: At least one, of lines and markers.
+        plots: at least one, of lines and markers.
     """
     with rc_context(_STYLE):
         height = max(plot.figure.layout.height for plot in plots) / 80

@@ -49,21 +49,21 @@ def save_side_by_side(
     tick or a red one with a cross.
 
     Args:
-        columns: Episodes by label, the label drawn above; each episode its frames, uint8 of shape (H, W, 3),
+        columns: episodes by label, the label drawn above; each episode its frames, uint8 of shape (H, W, 3),
             all of one size. Every column has the same episodes in the same order.
-        path: Where; an older file is replaced whole.
-        outcomes: Whether each episode was solved, by the same labels.
-        fps: Frames a second; a GIF counts time in hundredths of a second.
-        scale: Screen pixels for a pixel of the environment, whole so that pixels stay square.
-        hold_s: Seconds that the end is shown before the animation starts again.
-        max_bytes: Size that the file keeps below.
+        path: where; an older file is replaced whole.
+        outcomes: whether each episode was solved, by the same labels.
+        fps: frames a second; a GIF counts time in hundredths of a second.
+        scale: screen pixels for a pixel of the environment, whole so that pixels stay square.
+        hold_s: seconds that the end is shown before the animation starts again.
+        max_bytes: size that the file keeps below.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: If the columns hold no frame or differ in their episodes, frames or outcomes.
-        UserError: If the file cannot be written, or does not fit into ``max_bytes`` at the smallest scale.
+        ValueError: if the columns hold no frame or differ in their episodes, frames or outcomes.
+        UserError: if the file cannot be written, or does not fit into `max_bytes` at the smallest scale.
     """
     _check(columns, outcomes, fps, scale)
     times = max(len(episode) for episodes in columns.values() for episode in episodes)
@@ -212,10 +212,10 @@ def save_clip(
     Long episodes and large pictures are thinned out.
 
     Args:
-        columns: Episodes by label; every column has the same starts in the same order.
-        folder: Where the results lie.
-        name: Of the file in it.
-        max_bytes: Size that the file keeps below.
+        columns: episodes by label; every column has the same starts in the same order.
+        folder: where the results lie.
+        name: of the file in it.
+        max_bytes: size that the file keeps below.
 
     Returns:
         What the results say of it.

@@ -47,13 +47,13 @@ class Part:
     """A part of the page under a heading that opens it.
 
     Attributes:
-        key: Anchor.
-        title: Heading.
-        intro: A sentence before the plots.
-        plots: Groups of plots; those of one group stand side by side.
-        tables: Tables.
-        clips: Moving pictures.
-        wide: Observations with their pictures.
+        key: anchor.
+        title: heading.
+        intro: a sentence before the plots.
+        plots: groups of plots; those of one group stand side by side.
+        tables: tables.
+        clips: moving pictures.
+        wide: observations with their pictures.
     """
 
     key: str
@@ -79,8 +79,8 @@ def page(results: Results, folder: str | Path) -> str:
     """The report's HTML.
 
     Args:
-        results: What was measured; what was not is left out.
-        folder: Where the results lie: clips are read from below it.
+        results: what was measured; what was not is left out.
+        folder: where the results lie: clips are read from below it.
 
     Returns:
         The text of a whole file. Whatever comes out of the results is escaped.

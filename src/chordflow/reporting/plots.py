@@ -34,11 +34,11 @@ class Plot:
     """A plot with what a reader who does not see it needs.
 
     Attributes:
-        key: Short name, unique on the page.
-        title: What it shows, a few words.
-        caption: What there is to see, with the figures that matter; the plot's text alternative.
-        figure: The drawing.
-        group: Plots of one group stand side by side where there is room.
+        key: short name, unique on the page.
+        title: what it shows, a few words.
+        caption: what there is to see, with the figures that matter; the plot's text alternative.
+        figure: the drawing.
+        group: plots of one group stand side by side where there is room.
     """
 
     key: str
@@ -98,10 +98,10 @@ def canvas(height: int, x: str, y: str, **layout: Any) -> go.Figure:
     """An empty plot.
 
     Args:
-        height: In pixels; the width is that of the page's column.
-        x: Title of the horizontal axis.
-        y: Title of the vertical axis.
-        layout: Further settings of plotly's layout.
+        height: in pixels; the width is that of the page's column.
+        x: title of the horizontal axis.
+        y: title of the vertical axis.
+        layout: further settings of plotly's layout.
     """
     axis: dict[str, Any] = {
         "gridcolor": "#cccccc", "zeroline": False, "automargin": True, "ticks": "", "linecolor": NEUTRAL,

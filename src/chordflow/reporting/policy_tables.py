@@ -44,7 +44,7 @@ def curvature_rows(results: Results) -> list[CurvatureRow]:
 
 
 def squared_chord(row: CurvatureRow) -> float | None:
-    """``E ||x_1 - x_0||^2``, which turns S into curvature; None for paths that are straight throughout."""
+    """`E ||x_1 - x_0||^2`, which turns S into curvature; None for paths that are straight throughout."""
     return row.s / row.curvature**2 if row.curvature > 0 else None
 
 

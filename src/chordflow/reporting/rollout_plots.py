@@ -46,11 +46,11 @@ class Row(NamedTuple):
     """A figure with its interval, as a forest plot shows it.
 
     Attributes:
-        of: Whose: it has a policy and steps, and where it may differ solver and grid.
-        value: In the unit of the axis.
-        interval: Likewise.
-        text: The figure in words.
-        more: A further line of the hover box.
+        of: whose: it has a policy and steps, and where it may differ solver and grid.
+        value: in the unit of the axis.
+        interval: likewise.
+        text: the figure in words.
+        more: a further line of the hover box.
     """
 
     of: Any

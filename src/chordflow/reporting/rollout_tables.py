@@ -114,7 +114,7 @@ def by_group(results: Results) -> dict[str, list[SuccessRow]]:
 
 
 def rate(row: SuccessRow) -> str:
-    """A success rate in percent with Wilson's interval, such as ``91.0 [88.2, 93.2]``."""
+    """A success rate in percent with Wilson's interval, such as `91.0 [88.2, 93.2]`."""
     return percentage(row.rate) + span(row.interval, percentage)
 
 
@@ -159,7 +159,7 @@ def _between(low: float, high: float) -> Cell:
 
 
 def points_of(margin: float) -> str:
-    """A margin in percentage points, such as ``2`` or ``2.5``."""
+    """A margin in percentage points, such as `2` or `2.5`."""
     return f"{100 * margin:g}"
 
 

@@ -20,9 +20,9 @@ class Cell:
     """What stands in one place.
 
     Attributes:
-        text: As it is read, plain text.
-        value: What it is sorted by; None sorts by the text.
-        repeats: It says what the cell above says; where rows cannot be sorted it may be left empty.
+        text: as it is read, plain text.
+        value: what it is sorted by; None sorts by the text.
+        repeats: it says what the cell above says; where rows cannot be sorted it may be left empty.
     """
 
     text: str
@@ -35,9 +35,9 @@ class Column[Row]:
     """One column of a table.
 
     Attributes:
-        head: Its head; a line break may part the words.
-        cell: What it shows of a row; text alone is sorted as text.
-        note: A sentence below the table, for where the column is shown.
+        head: its head; a line break may part the words.
+        cell: what it shows of a row; text alone is sorted as text.
+        note: a sentence below the table, for where the column is shown.
     """
 
     head: str
@@ -50,16 +50,16 @@ class Section:
     """One table: a title, column heads, rows of cells, and a line below. All plain text, nothing escaped.
 
     Attributes:
-        key: Short name, unique on the page.
-        title: What the table shows.
-        heads: Column heads; a line break may part the words.
-        left: Columns of words, from the left; the others are figures.
-        rows: Cells, a list for each row.
-        marked: Rows of the student as saved.
-        below: A line of explanation of the whole table.
-        notes: Sentences that follow it, each with the heads of the columns that it is about; see ``note``.
-        page_only: Whether the page alone shows it.
-        wide: Columns that a summary leaves out.
+        key: short name, unique on the page.
+        title: what the table shows.
+        heads: column heads; a line break may part the words.
+        left: columns of words, from the left; the others are figures.
+        rows: cells, a list for each row.
+        marked: rows of the student as saved.
+        below: a line of explanation of the whole table.
+        notes: sentences that follow it, each with the heads of the columns that it is about; see `note`.
+        page_only: whether the page alone shows it.
+        wide: columns that a summary leaves out.
     """
 
     key: str
@@ -87,7 +87,7 @@ class Section:
         """The table without columns of figures in which nothing was measured, and without notes on those.
 
         Args:
-            short: Without its wide columns and the rows after ``MOST_ROWS`` either.
+            short: without its wide columns and the rows after `MOST_ROWS` either.
         """
         kept = [
             place
@@ -122,14 +122,14 @@ def table[Row](
     """A table of columns.
 
     Args:
-        key: Short name, unique on the page.
-        title: What it shows.
-        rows: What each row is of.
-        columns: The columns; those in which nothing was measured are left out.
-        left: Columns of words, from the left.
-        below: A line of explanation.
-        marked: Whether a row is of the student as saved.
-        page_only: Whether the page alone shows it.
+        key: short name, unique on the page.
+        title: what it shows.
+        rows: what each row is of.
+        columns: the columns; those in which nothing was measured are left out.
+        left: columns of words, from the left.
+        below: a line of explanation.
+        marked: whether a row is of the student as saved.
+        page_only: whether the page alone shows it.
 
     Returns:
         The table, or None without rows.
@@ -196,14 +196,14 @@ def way(policy: PolicyName, solver: str = "euler", grid_power: float = 1.0) -> s
 
 
 def at(policy: PolicyName, num_steps: int, solver: str = "euler", grid_power: float = 1.0) -> str:
-    """A way to act with its steps, such as ``teacher at two steps``."""
+    """A way to act with its steps, such as `teacher at two steps`."""
     return f"{way(policy, solver, grid_power)} at {steps(num_steps)}"
 
 
 def brief(
     policy: PolicyName, num_steps: int, solver: str = "euler", grid_power: float = 1.0, longest: int = 26
 ) -> str:
-    """The same where there is little room, such as ``teacher, 2 steps``: the name is cut, the steps are kept."""
+    """The same where there is little room, such as `teacher, 2 steps`: the name is cut, the steps are kept."""
     name, rest = way(policy, solver, grid_power), f", {num_steps} step{'' if num_steps == 1 else 's'}"
     room = longest - len(rest)
     return (name if len(name) <= room else name[: room - 1].rstrip() + "…") + rest

@@ -29,11 +29,11 @@ def render(results: Results, *, verbose: bool | None = None) -> RenderableType:
     """The verdict, what to type next and the summary, for a terminal of any width.
 
     Args:
-        results: What was measured; what was not is left out.
-        verbose: All findings, tables and facts as well; by default as the user asks for.
+        results: what was measured; what was not is left out.
+        verbose: all findings, tables and facts as well; by default as the user asks for.
 
     Returns:
-        Something for ``rich.print``. Names out of files are shown as they are, never read as markup.
+        Something for `rich.print`. Names out of files are shown as they are, never read as markup.
     """
     verbose = console.verbose() if verbose is None else verbose
     parts: list[RenderableType] = [Text(verdict(results), style="bold")]
@@ -115,8 +115,8 @@ def drawn(section: Section, *, short: bool = False) -> Drawn:
     """A table for a terminal.
 
     Args:
-        section: The table.
-        short: Without its wide columns and the rows after the tenth.
+        section: the table.
+        short: without its wide columns and the rows after the tenth.
     """
     return Drawn(section, short=short)
 
@@ -125,8 +125,8 @@ def markdown(results: Results, keys: Collection[str] | None = None) -> str:
     """The same content for a README or a model card.
 
     Args:
-        results: What was measured; what was not is left out.
-        keys: Tables to show, by ``Section.key``, without the findings beyond the verdict; everything by default.
+        results: what was measured; what was not is left out.
+        keys: tables to show, by `Section.key`, without the findings beyond the verdict; everything by default.
 
     Returns:
         Markdown that ends with a line break. Names out of files are escaped.

@@ -18,20 +18,20 @@ RESULTS = "results.json"
 
 @doing("Writing the report")
 def write_report(folder: str | Path, output: str | Path | None = None) -> list[Path]:
-    """Write ``report.html``, ``table.md`` and ``model_card.md``, of a study ``study.html`` and ``study.md``.
+    """Write `report.html`, `table.md` and `model_card.md`, of a study `study.html` and `study.md`.
 
     Everything is made before anything is written, and each file is written whole: results that cannot be read leave
     an older report as it was.
 
     Args:
-        folder: Of a run, with its ``results.json``, or of a study; or the study's file.
-        output: Where to write, made where it is missing; the run's own folder by default.
+        folder: of a run, with its `results.json`, or of a study; or the study's file.
+        output: where to write, made where it is missing; the run's own folder by default.
 
     Returns:
         The paths.
 
     Raises:
-        UserError: If there are no results, they cannot be read, or a file cannot be written.
+        UserError: if there are no results, they cannot be read, or a file cannot be written.
     """
     folder, results = Path(folder), _loaded(folder)
     if isinstance(results, Study):
@@ -60,13 +60,13 @@ def _loaded(folder: str | Path) -> Results | Study:
 
 
 def write_study(study: Study, folder: Path) -> list[Path]:
-    """Write ``study.html`` and ``study.md``.
+    """Write `study.html` and `study.md`.
 
     Returns:
         The paths.
 
     Raises:
-        UserError: If a file cannot be written.
+        UserError: if a file cannot be written.
     """
     return _write({"study.html": study_page.page(study), "study.md": study_table.markdown(study)}, folder)
 
@@ -85,7 +85,7 @@ def found_in(folder: Path) -> Path:
     """The results of a folder.
 
     Raises:
-        UserError: If it is not a folder or holds no results.
+        UserError: if it is not a folder or holds no results.
     """
     if not folder.exists():
         raise UserError(f"{folder} does not exist; give the folder of a run, with its {RESULTS}.")

@@ -25,11 +25,11 @@ class HeldOut:
     """The observations that gaps and curvature were measured on.
 
     Attributes:
-        episodes: Their episode indices in the dataset.
-        observations: Number of observations drawn from them.
-        noises: Noises for each observation.
+        episodes: their episode indices in the dataset.
+        observations: number of observations drawn from them.
+        noises: noises for each observation.
         maybe_seen_by_teacher: True where the teacher's own training may have included these episodes.
-        whole_tasks: How many of the episodes are of a task that has no other, so that a student trains on none of it.
+        whole_tasks: how many of the episodes are of a task that has no other, so that a student trains on none of it.
     """
 
     episodes: list[int]
@@ -44,19 +44,19 @@ class CurvatureRow:
     """Curvature of one policy along its own trajectories.
 
     Attributes:
-        policy: Whose.
+        policy: whose.
         num_steps: Euler steps of the measuring grid, not the policy's own.
-        trajectories: Number of trajectories.
+        trajectories: number of trajectories.
         s: `integral of E ||(x_1 - x_0) - v||^2 dt` over the real dimensions, mean over the chunk's rows.
         curvature: `sqrt(s / E ||x_1 - x_0||^2)` over the real dimensions, a fraction.
         s_all_dims: S over all padded dimensions.
-        curvature_all_dims: Curvature over all padded dimensions, a fraction.
-        times: Grid times, from 1 downwards; `num_steps` of them.
-        s_by_time: Integrand of S over the real dimensions at those times.
+        curvature_all_dims: curvature over all padded dimensions, a fraction.
+        times: grid times, from 1 downwards; `num_steps` of them.
+        s_by_time: integrand of S over the real dimensions at those times.
         s_by_dim: S of each padded dimension.
-        s_by_time_and_dim: The integrand of S at those times by real dimension, a row per time; empty where it was
+        s_by_time_and_dim: the integrand of S at those times by real dimension, a row per time; empty where it was
             not kept.
-        interval: Interval of `curvature` over held-out episodes; None where they are too few.
+        interval: interval of `curvature` over held-out episodes; None where they are too few.
     """
 
     policy: PolicyName
@@ -78,30 +78,30 @@ class GapRow:
     """Action gap of one way to act, to one reference, on held-out observations with the same noise.
 
     Attributes:
-        policy: Whose actions.
-        solver: Solver that made them.
-        num_steps: Its steps.
-        nfe: Its network evaluations.
-        reference: What they are compared with.
-        reference_num_steps: Solver steps of the reference.
+        policy: whose actions.
+        solver: solver that made them.
+        num_steps: its steps.
+        nfe: its network evaluations.
+        reference: what they are compared with.
+        reference_num_steps: solver steps of the reference.
         rms: `sqrt(mean ||a - ref||^2 / mean ||ref - mean ref||^2)` over real dimensions, a fraction.
-        median: Median over pairs of the same relative distance, a fraction.
-        flip_rate: Share of pairs whose action is nearer to another mode of the reference than to the one of
+        median: median over pairs of the same relative distance, a fraction.
+        flip_rate: share of pairs whose action is nearer to another mode of the reference than to the one of
             this noise; None where modes were not looked for.
-        max_abs: Largest absolute difference, in the robot's units.
-        mean_abs: Mean absolute difference, in the robot's units.
-        observations: Number of held-out observations.
-        pairs: Number of pairs of observation and noise.
+        max_abs: largest absolute difference, in the robot's units.
+        mean_abs: mean absolute difference, in the robot's units.
+        observations: number of held-out observations.
+        pairs: number of pairs of observation and noise.
         ratio_to_untrained: RMS divided by that of the untrained teacher at as many evaluations by even Euler steps on
             the same pairs, with an interval over held-out episodes; None for the teacher, but among its best ways.
-        interval: Interval of `rms` over held-out episodes; None where they are too few.
+        interval: interval of `rms` over held-out episodes; None where they are too few.
         ratio_to_floor: RMS divided by that of the teacher as deployed on the same pairs, both to the teacher's
             converged ODE, with an interval over held-out episodes: below 1 these actions are more exact than the
             deployed teacher's. None for other references and for the deployed teacher.
-        nearer_than_deployed: Share of pairs that are nearer to the converged ODE's than the deployed teacher's are,
+        nearer_than_deployed: share of pairs that are nearer to the converged ODE's than the deployed teacher's are,
             likewise.
-        grid_power: Power of the solver's grid: 1 for even steps, above 1 they grow smaller towards the action.
-        ratio_to_free: Of another policy than the teacher, among the best ways to act without training: RMS divided by
+        grid_power: power of the solver's grid: 1 for even steps, above 1 they grow smaller towards the action.
+        ratio_to_free: of another policy than the teacher, among the best ways to act without training: RMS divided by
             that of the best way at as many evaluations on the same pairs, with an interval over episodes.
     """
 
@@ -139,10 +139,10 @@ class FreeWays:
     RMS gap to the teacher's converged ODE is smallest there is measured on the others.
 
     Attributes:
-        chosen_on: Episodes that the ways were chosen on.
-        measured_on: Episodes that the rows are of; the same one where there is no other.
-        ways: The best ways, a row for each number of evaluations and reference.
-        others: On the same pairs, to the converged ODE: the teacher as deployed, and every other policy at its own
+        chosen_on: episodes that the ways were chosen on.
+        measured_on: episodes that the rows are of; the same one where there is no other.
+        ways: the best ways, a row for each number of evaluations and reference.
+        others: on the same pairs, to the converged ODE: the teacher as deployed, and every other policy at its own
             numbers of Euler steps.
     """
 
@@ -165,14 +165,14 @@ class ObservationSpread:
     """How many ways to act a policy sees at one observation.
 
     Attributes:
-        observation: Index among the held-out observations.
-        episode: Its episode in the dataset.
-        frame: Its frame within the episode.
-        task: Its instruction.
-        spread: Root-mean-square distance of the endpoints of this observation from their mean, divided by the same
+        observation: index among the held-out observations.
+        episode: its episode in the dataset.
+        frame: its frame within the episode.
+        task: its instruction.
+        spread: root-mean-square distance of the endpoints of this observation from their mean, divided by the same
             over all observations: 0 where noise decides nothing, 1 where it decides as much as the observation does.
-        modes: Number of modes among the endpoints.
-        shares: Share of the endpoints in each mode, the largest first.
+        modes: number of modes among the endpoints.
+        shares: share of the endpoints in each mode, the largest first.
     """
 
     observation: int
@@ -189,12 +189,12 @@ class WideObservation:
     """An observation at which endpoints spread most, for a picture.
 
     Attributes:
-        observation: Index among the held-out observations, as in `ObservationSpread`.
-        x: Endpoints along the first main component of this observation's endpoints.
-        y: The same along the second.
-        labels: Mode of each endpoint, from 0.
-        axes: Share of the endpoints' variance along x and y, fractions.
-        pictures: What the cameras show, PNG files in base64 by camera; empty where the policy has none.
+        observation: index among the held-out observations, as in `ObservationSpread`.
+        x: endpoints along the first main component of this observation's endpoints.
+        y: the same along the second.
+        labels: mode of each endpoint, from 0.
+        axes: share of the endpoints' variance along x and y, fractions.
+        pictures: what the cameras show, PNG files in base64 by camera; empty where the policy has none.
     """
 
     observation: int
@@ -213,11 +213,11 @@ class TrajectoryRow:
     of a file share, so that trajectories of different policies can be laid over each other.
 
     Attributes:
-        policy: Whose velocity.
-        observation: Index among the held-out observations; rows of several policies that have it in common,
+        policy: whose velocity.
+        observation: index among the held-out observations; rows of several policies that have it in common,
             in the same order, start at the same noise.
-        x: First component of the states on a fine grid, the noise first and the endpoint last.
-        y: Second component of the same states.
+        x: first component of the states on a fine grid, the noise first and the endpoint last.
+        y: second component of the same states.
     """
 
     policy: PolicyName

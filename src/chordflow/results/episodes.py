@@ -27,19 +27,19 @@ class SuccessRow:
     """Success of one way to act in one group of episodes.
 
     Attributes:
-        policy: Whose actions.
-        solver: Solver that made them.
-        num_steps: Its steps.
-        group: The episodes counted: `all`, an instruction or a task, or those that begin where observations for
+        policy: whose actions.
+        solver: solver that made them.
+        num_steps: its steps.
+        group: the episodes counted: `all`, an instruction or a task, or those that begin where observations for
             training were collected, and those that do not.
-        successes: Episodes solved.
-        episodes: Episodes run.
-        versus_teacher: Paired comparison with the teacher as deployed on the same episodes and noise, this
+        successes: episodes solved.
+        episodes: episodes run.
+        versus_teacher: paired comparison with the teacher as deployed on the same episodes and noise, this
             policy first; None for the teacher as deployed itself.
-        noninferiority: What the pairs say at the margin; None for the teacher as deployed.
-        coverage: Exact coverage of Wilson's interval at this rate and number of episodes, a fraction.
-        starts: Distinct starts of the episodes, where some begin alike: intervals count these. None where all differ.
-        grid_power: Power of the solver's grid, as in `GapRow`.
+        noninferiority: what the pairs say at the margin; None for the teacher as deployed.
+        coverage: exact coverage of Wilson's interval at this rate and number of episodes, a fraction.
+        starts: distinct starts of the episodes, where some begin alike: intervals count these. None where all differ.
+        grid_power: power of the solver's grid, as in `GapRow`.
         rate: *Derived.* `successes / episodes`.
         interval: *Derived.* Wilson's 95 % interval of the rate.
     """
@@ -73,15 +73,15 @@ class MotionRow:
     """One measure of how one way to act moves, over all its episodes.
 
     Attributes:
-        policy: Whose actions.
-        solver: Solver that made them.
-        num_steps: Its steps.
+        policy: whose actions.
+        solver: solver that made them.
+        num_steps: its steps.
         measure: jerk, path length, jump (at chunk boundaries), length (control steps) or seconds (an episode's share
             of wall-clock time).
-        mean: Mean over episodes with its interval.
-        difference: Mean paired difference to the teacher as deployed; None for that one.
-        episodes: Episodes that have the measure.
-        grid_power: Power of the solver's grid, as in `GapRow`.
+        mean: mean over episodes with its interval.
+        difference: mean paired difference to the teacher as deployed; None for that one.
+        episodes: episodes that have the measure.
+        grid_power: power of the solver's grid, as in `GapRow`.
     """
 
     policy: PolicyName
@@ -99,17 +99,17 @@ class DelayRow:
     """Success and motion under an inference delay.
 
     Attributes:
-        policy: Whose actions.
+        policy: whose actions.
         num_steps: Euler steps.
-        mode: What the robot does meanwhile.
-        delay: Control steps between asking for a chunk and having it.
+        mode: what the robot does meanwhile.
+        delay: control steps between asking for a chunk and having it.
         guidance_weight: `max_guidance_weight` of real-time chunking; None in other modes.
-        successes: Episodes solved.
-        episodes: Episodes run.
-        versus_undelayed: Paired comparison with the same policy and steps without delay.
-        jump: Mean jump at chunk boundaries with its interval, robot units; None with single chunks.
-        jerk: Mean jerk with its interval; None for very short episodes.
-        starts: Distinct starts of the episodes, where some begin alike: intervals count these. None where all differ.
+        successes: episodes solved.
+        episodes: episodes run.
+        versus_undelayed: paired comparison with the same policy and steps without delay.
+        jump: mean jump at chunk boundaries with its interval, robot units; None with single chunks.
+        jerk: mean jerk with its interval; None for very short episodes.
+        starts: distinct starts of the episodes, where some begin alike: intervals count these. None where all differ.
         rate: *Derived.* `successes / episodes`.
         interval: *Derived.* Wilson's 95 % interval of the rate.
     """
@@ -138,9 +138,9 @@ class SequentialRow:
     """Where the paired evidence stood when the run stopped.
 
     Attributes:
-        policy: Whose actions were held against the teacher as deployed.
-        num_steps: Its steps.
-        decision: The test.
+        policy: whose actions were held against the teacher as deployed.
+        num_steps: its steps.
+        decision: the test.
     """
 
     policy: PolicyName
@@ -153,14 +153,14 @@ class TimingRow:
     """Where the time of a policy's rollouts went.
 
     Attributes:
-        policy: Whose rollouts.
-        num_steps: Its steps.
-        solver: Which solver.
-        grid_power: Power of its grid, as in `GapRow`.
-        network_s: In the policy's network: encoding and velocities.
-        simulator_s: In the environment: making, resetting, stepping, rendering.
-        processors_s: In the checkpoint's and the environment's processors, LeRobot's.
-        other_s: All else: chordflow itself.
+        policy: whose rollouts.
+        num_steps: its steps.
+        solver: which solver.
+        grid_power: power of its grid, as in `GapRow`.
+        network_s: in the policy's network: encoding and velocities.
+        simulator_s: in the environment: making, resetting, stepping, rendering.
+        processors_s: in the checkpoint's and the environment's processors, LeRobot's.
+        other_s: all else: chordflow itself.
         total_s: *Derived.* Their sum.
         overhead: *Derived.* Share of all but network and simulator.
     """
@@ -188,13 +188,13 @@ class Rollouts:
     """How episodes were run.
 
     Attributes:
-        env: The environment's `type` and task, as a person would say it.
+        env: the environment's `type` and task, as a person would say it.
         noise: `paired`: a function of seed and chunk, the same for every policy. `lerobot`: drawn from the global
             generator, as `lerobot-eval` does; rates may then be compared, episodes are not paired.
-        first_seed: Seed of the first episode; the others follow.
-        batch_size: Episodes side by side.
-        num_workers: Processes that held the environments; 0 for none of their own.
-        margin: Of the non-inferiority statement, a fraction.
+        first_seed: seed of the first episode; the others follow.
+        batch_size: episodes side by side.
+        num_workers: processes that held the environments; 0 for none of their own.
+        margin: of the non-inferiority statement, a fraction.
     """
 
     env: str
@@ -210,10 +210,10 @@ class Clip:
     """A moving picture of the same starts, policies side by side.
 
     Attributes:
-        path: File, relative to the results.
-        columns: What stands side by side, from left to right.
-        seeds: Seeds of its episodes, in their order.
-        outcomes: For each seed, whether each column succeeded.
+        path: file, relative to the results.
+        columns: what stands side by side, from left to right.
+        seeds: seeds of its episodes, in their order.
+        outcomes: for each seed, whether each column succeeded.
     """
 
     path: str
@@ -227,12 +227,12 @@ class FlipCheck:
     """Whether a flip of the first chunk is what an onlooker sees: the other side taken.
 
     Attributes:
-        policy: Whose chunks are compared with those of the teacher as deployed.
-        num_steps: Its Euler steps.
-        episodes: Paired episodes of both from the same start and noise in which both passed the obstacle.
-        flips: Of these, the ones whose first chunks lie at different modes of the teacher's.
-        other_side: Of these, the ones in which this policy took the other side than the teacher.
-        agree: Of these, the ones in which both say the same.
+        policy: whose chunks are compared with those of the teacher as deployed.
+        num_steps: its Euler steps.
+        episodes: paired episodes of both from the same start and noise in which both passed the obstacle.
+        flips: of these, the ones whose first chunks lie at different modes of the teacher's.
+        other_side: of these, the ones in which this policy took the other side than the teacher.
+        agree: of these, the ones in which both say the same.
     """
 
     policy: PolicyName

@@ -69,7 +69,7 @@ PROCESSORS_SHARE = 0.5
 
 
 def findings(results: Results) -> list[Finding]:
-    """Everything that the rules find, the most important first; the order is that of ``RULES``.
+    """Everything that the rules find, the most important first; the order is that of `RULES`.
 
     What the run says of its rounds is taken over from the results and comes first.
     """
@@ -86,7 +86,7 @@ def acts_in_one_step(results: Results) -> str | None:
 
 
 def no_training_needed(results: Results) -> str | None:
-    """Untrained, with at most ``FEW_STEPS`` evaluations, the policy is within the floor of itself as deployed."""
+    """Untrained, with at most `FEW_STEPS` evaluations, the policy is within the floor of itself as deployed."""
     row = _within_the_floor(results, max(FEW_STEPS, results.student_num_steps or 0))
     if row is None:
         return None
@@ -103,7 +103,7 @@ def timings_unreliable(results: Results) -> str | None:
 
 
 def speed_is_not_in_the_steps(results: Results) -> str | None:
-    """Even one step would make a chunk less than ``LITTLE_SPEEDUP`` times as fast: do not train for speed."""
+    """Even one step would make a chunk less than `LITTLE_SPEEDUP` times as fast: do not train for speed."""
     latency = results.timed
     if latency is None or results.teacher_num_steps == 1 or latency.ceiling >= LITTLE_SPEEDUP:
         return None
@@ -134,7 +134,7 @@ def one_step_loses(results: Results) -> str | None:
 
 
 def encoding_limits(results: Results) -> str | None:
-    """Encoding takes at least ``ENCODING_SHARE`` of a one-step chunk."""
+    """Encoding takes at least `ENCODING_SHARE` of a one-step chunk."""
     latency = results.timed
     if latency is None or latency.ceiling < LITTLE_SPEEDUP:
         return None
@@ -148,7 +148,7 @@ def encoding_limits(results: Results) -> str | None:
 
 
 def fewer_steps_are_free(results: Results) -> str | None:
-    """Untrained, with more than ``FEW_STEPS`` evaluations but fewer than deployed, the policy is within the floor."""
+    """Untrained, with more than `FEW_STEPS` evaluations but fewer than deployed, the policy is within the floor."""
     row = _within_the_floor(results, results.teacher_num_steps)
     if row is None or no_training_needed(results) is not None:
         return None
@@ -161,7 +161,7 @@ def fewer_steps_are_free(results: Results) -> str | None:
 
 
 def two_sided(results: Results) -> str | None:
-    """Several modes at ``TWO_SIDED_SHARE`` of the observations or more: there the mean of the actions is no action."""
+    """Several modes at `TWO_SIDED_SHARE` of the observations or more: there the mean of the actions is no action."""
     if not results.spreads or results.held_out is None:
         return None
     several = [row for row in results.spreads if row.modes > 1]
@@ -184,11 +184,11 @@ def two_sided(results: Results) -> str | None:
 def unseen_share(noises: int) -> float:
     """The share of noises below which a mode may go unseen.
 
-    It is the smallest share with which at least ``LEAST_IN_MODE`` endpoints, and ``LEAST_SHARE`` of them, fall into
-    the mode with probability ``SEEN_CONFIDENCE``.
+    It is the smallest share with which at least `LEAST_IN_MODE` endpoints, and `LEAST_SHARE` of them, fall into
+    the mode with probability `SEEN_CONFIDENCE`.
 
     Args:
-        noises: Endpoints of an observation, at least 2.
+        noises: endpoints of an observation, at least 2.
     """
     least = max(LEAST_IN_MODE, math.ceil(LEAST_SHARE * noises))
     low, high = 0.0, 1.0
@@ -202,7 +202,7 @@ def unseen_share(noises: int) -> float:
 
 
 def the_floor(results: Results) -> str | None:
-    """The gap of the policy as deployed to its own converged ODE; from ``LARGE_FLOOR`` on, it is solved coarsely."""
+    """The gap of the policy as deployed to its own converged ODE; from `LARGE_FLOOR` on, it is solved coarsely."""
     row = results.floor
     if row is None:
         return None
@@ -219,7 +219,7 @@ def the_floor(results: Results) -> str | None:
 
 
 def bend_in_time(results: Results) -> str | None:
-    """The fifth of time with the largest share of the bend, named from ``BENT_BAND`` on."""
+    """The fifth of time with the largest share of the bend, named from `BENT_BAND` on."""
     row = results.curvature_of(TEACHER)
     if row is None or not sum(row.s_by_time) > 0:
         return None
@@ -242,7 +242,7 @@ def bend_in_time(results: Results) -> str | None:
 
 
 def bent_dimension(results: Results) -> str | None:
-    """The real action dimension that bends most, named from ``BENT_DIMENSION`` times its even share on."""
+    """The real action dimension that bends most, named from `BENT_DIMENSION` times its even share on."""
     row = results.curvature_of(TEACHER)
     if row is None or not row.s_by_time_and_dim:
         return None
@@ -257,7 +257,7 @@ def bent_dimension(results: Results) -> str | None:
 
 
 def better_solver(results: Results) -> str | None:
-    """A way's gap is at most ``BETTER_SOLVER`` of even Euler steps', for the fewest evaluations and as deployed."""
+    """A way's gap is at most `BETTER_SOLVER` of even Euler steps', for the fewest evaluations and as deployed."""
     found = [row for row in free_ways(results, results.teacher_num_steps) if _better(results, row)][:1]
     best = results.free.best(results.teacher_num_steps) if results.free is not None else None
     if best is not None and _better(results, best):
@@ -277,7 +277,7 @@ def _better(results: Results, row: GapRow) -> bool:
 
 
 def long_tail(results: Results) -> str | None:
-    """The slowest chunk in a hundred takes ``LONG_TAIL`` times the median or more."""
+    """The slowest chunk in a hundred takes `LONG_TAIL` times the median or more."""
     if results.timed is None:
         return None
     chunk = next(
@@ -293,7 +293,7 @@ def long_tail(results: Results) -> str | None:
 
 
 def processors_cost(results: Results) -> str | None:
-    """The checkpoint's processors take ``PROCESSORS_SHARE`` of a one-step chunk or more."""
+    """The checkpoint's processors take `PROCESSORS_SHARE` of a one-step chunk or more."""
     latency = results.timed
     if latency is None or latency.processors_s is None:
         return None

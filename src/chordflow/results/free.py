@@ -17,8 +17,8 @@ def free_ways(results: Results, most: int) -> list[GapRow]:
     not looked for, every other solver that was measured.
 
     Args:
-        results: What was measured.
-        most: Network evaluations at most; never as many as deployed.
+        results: what was measured.
+        most: network evaluations at most; never as many as deployed.
     """
     rows, best = [row for row in results.gaps if row.policy == TEACHER], results.free
     if best is not None:
@@ -35,10 +35,10 @@ def on_the_same_pairs(results: Results, row: GapRow, policy: PolicyName, num_ste
     """The gap of a policy at its Euler steps to the converged ODE, on the pairs of one of the `free_ways`.
 
     Args:
-        results: What was measured.
+        results: what was measured.
         row: A way to act without training.
-        policy: Whose gap.
-        num_steps: Its steps.
+        policy: whose gap.
+        num_steps: its steps.
     """
     if results.free is not None and not row.is_stock:
         return results.free.beside(policy, num_steps)
@@ -55,9 +55,9 @@ def against_floor(results: Results, row: GapRow, target: str = "") -> str:
     """Both gaps: relative to what noise decides, or to the whole spread where noise decides next to nothing.
 
     Args:
-        results: What was measured.
+        results: what was measured.
         row: A way to act without training.
-        target: What they are gaps to, such as `` to the converged ODE``, where that is not said anyway.
+        target: what they are gaps to, such as ` to the converged ODE`, where that is not said anyway.
     """
     floor = on_the_same_pairs(results, row, TEACHER, results.teacher_num_steps)
     assert floor is not None
@@ -76,7 +76,7 @@ def noise_text(results: Results, row: GapRow) -> str:
     """A gap relative to what noise decides, or in the robot's units where noise decides next to nothing.
 
     Returns:
-        What stands behind the RMS, such as `` or 29 % of what noise decides``; nothing where spreads were not measured.
+        What stands behind the RMS, such as ` or 29 % of what noise decides`; nothing where spreads were not measured.
     """
     share, value = results.noise_share, results.of_noise(row.rms)
     if value is not None:

@@ -16,7 +16,7 @@ class ChunkTime:
 
     Attributes:
         num_steps: Euler steps.
-        seconds: Percentiles of the time.
+        seconds: percentiles of the time.
     """
 
     num_steps: int
@@ -28,9 +28,9 @@ class Memory:
     """Memory that the policy takes while it acts.
 
     Attributes:
-        weights_bytes: Parameters and buffers.
-        peak_bytes: Most memory in use while chunks were made.
-        kind: What `peak_bytes` counts: allocations on the accelerator, or the whole process.
+        weights_bytes: parameters and buffers.
+        peak_bytes: most memory in use while chunks were made.
+        kind: what `peak_bytes` counts: allocations on the accelerator, or the whole process.
     """
 
     weights_bytes: int
@@ -43,22 +43,22 @@ class Latency:
     """Time for one chunk, split into what every step count pays once and what each step pays.
 
     Attributes:
-        encode_s: Median seconds to encode the observation.
-        step_s: Median seconds for one velocity evaluation.
-        batch_size: Observations at a time.
-        repeats: Timed repetitions behind each median.
-        teacher_num_steps: Steps of the teacher as deployed.
-        student_num_steps: Steps of the student.
+        encode_s: median seconds to encode the observation.
+        step_s: median seconds for one velocity evaluation.
+        batch_size: observations at a time.
+        repeats: timed repetitions behind each median.
+        teacher_num_steps: steps of the teacher as deployed.
+        student_num_steps: steps of the student.
         speedup: *Derived.* Time of the teacher's chunk divided by that of the student's: of whole chunks as measured
             where `chunks` has both, else summed up from `encode_s` and `step_s`.
         ceiling: *Derived.* `(encode_s + n * step_s) / (encode_s + step_s)` for the n steps of the teacher: the most
             that step distillation can give here.
         reliable: *Derived.* False where the speed-up exceeds the ceiling by more than a tenth, or a whole chunk and the
             sum of its parts disagree by more than a fifth: the machine was busy, and no figure of time is printed.
-        encode: Percentiles behind `encode_s`; None where only the median was kept.
-        step: Percentiles behind `step_s`.
-        chunks: Whole chunks at several step counts, measured rather than summed up.
-        processors_s: Median seconds of the checkpoint's processors for one observation and its actions; they are
+        encode: percentiles behind `encode_s`; None where only the median was kept.
+        step: percentiles behind `step_s`.
+        chunks: whole chunks at several step counts, measured rather than summed up.
+        processors_s: median seconds of the checkpoint's processors for one observation and its actions; they are
             not part of `encode_s`. None where they were not timed.
         memory: None where it was not measured.
     """

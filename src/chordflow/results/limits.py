@@ -24,8 +24,8 @@ def wilson_limits(successes: ArrayLike, episodes: ArrayLike) -> tuple[FloatArray
     """`wilson_interval` of many counts at once, unchecked.
 
     Args:
-        successes: Counts of any shape.
-        episodes: Counts that broadcast with them, at least 1.
+        successes: counts of any shape.
+        episodes: counts that broadcast with them, at least 1.
 
     Returns:
         The lower and the upper ends, of the broadcast shape.
@@ -40,11 +40,11 @@ def wilson_coverage(episodes: int, rate: float) -> float:
     """Chance that Wilson's 95 % interval holds the true success rate.
 
     Args:
-        episodes: At least 1.
-        rate: True rate, from 0 to 1.
+        episodes: at least 1.
+        rate: true rate, from 0 to 1.
 
     Raises:
-        ValueError: If one is out of range.
+        ValueError: if one is out of range.
     """
     if episodes < 1:
         raise ValueError(f"episodes is {episodes}; it must be at least 1.")
@@ -62,10 +62,10 @@ def newcombe_limits(
     """Newcombe's 95 % interval of the difference of paired rates, of many tables at once (1998, method 10).
 
     Args:
-        both: Pairs that both policies solved, counts of any shape.
-        only_first: Pairs that only the first solved.
-        only_second: Pairs that only the second solved.
-        neither: Pairs that neither solved; no table is empty.
+        both: pairs that both policies solved, counts of any shape.
+        only_first: pairs that only the first solved.
+        only_second: pairs that only the second solved.
+        neither: pairs that neither solved; no table is empty.
 
     Returns:
         The lower and the upper ends of first less second, of the shape to which the counts broadcast.

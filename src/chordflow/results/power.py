@@ -19,23 +19,23 @@ def episodes_needed(
 ) -> int | None:
     """Paired episodes that decide with the given power.
 
-    The sample size of the score test for paired differences: ``n = (z_a sqrt(v_0) + z_b sqrt(v_1))^2 / (d + m)^2``
-    with the variance of a pair under the truth, ``v_1``, and under the truth's nearest law with d = -m, ``v_0``, by
+    The sample size of the score test for paired differences: `n = (z_a sqrt(v_0) + z_b sqrt(v_1))^2 / (d + m)^2`
+    with the variance of a pair under the truth, `v_1`, and under the truth's nearest law with d = -m, `v_0`, by
     maximum likelihood (Nam 1997, Biometrics 53:1422; Liu et al. 2002, Statistics in Medicine 21:231). Below the
     margin it is the number that shows inferiority. `chordflow.results.statistics.non_inferiority` decides by
     Newcombe's interval, which at that number has this power or some more; docs/statistics.md lists both.
 
     Args:
-        only_first: Rate of pairs that only the first policy solves.
-        only_second: Rate of pairs that only the second solves.
-        margin: Between 0 and 1.
-        power: Chance of a decision, above one half.
+        only_first: rate of pairs that only the first policy solves.
+        only_second: rate of pairs that only the second solves.
+        margin: between 0 and 1.
+        power: chance of a decision, above one half.
 
     Returns:
         The number, or None where the difference is -margin itself, which no number of episodes decides.
 
     Raises:
-        ValueError: If rates, margin or power are impossible.
+        ValueError: if rates, margin or power are impossible.
     """
     check_margin(margin)
     check_rates(only_first, only_second)
@@ -60,7 +60,7 @@ def check_margin(margin: float) -> None:
     """Refuse a margin that is none.
 
     Raises:
-        ValueError: If it does not lie strictly between 0 and 1.
+        ValueError: if it does not lie strictly between 0 and 1.
     """
     if not 0 < margin < 1:
         raise ValueError(f"margin is {margin}; it must lie between 0 and 1, such as 0.02 for 2 points.")
@@ -70,7 +70,7 @@ def check_rates(*rates: float) -> None:
     """Refuse rates of exclusive outcomes that cannot be.
 
     Raises:
-        ValueError: If one is negative or their sum is above 1.
+        ValueError: if one is negative or their sum is above 1.
     """
     # Rates such as 0.7, 0.2 and 0.1 may add up to a little above 1.
     if min(rates) < 0 or not sum(rates) <= 1 + 1e-9:

@@ -60,16 +60,16 @@ class PolicyInfo:
     """A policy of the run.
 
     Attributes:
-        name: As rows call it.
-        path: Checkpoint folder or Hub id.
+        name: as rows call it.
+        path: checkpoint folder or Hub id.
         family: LeRobot's policy type.
-        num_steps: Steps that it is evaluated at as deployed.
-        parameters: Number of parameters.
-        weights_sha256: Of its weights file.
+        num_steps: steps that it is evaluated at as deployed.
+        parameters: number of parameters.
+        weights_sha256: of its weights file.
         step_counts: Euler steps that it was trained for, by its own record; None where that is any number, or
             nothing is said.
         method: `--method.type` that it was trained by, by its own record; None where nothing is said.
-        saved_num_steps: Steps that its checkpoint is saved with; None in older files.
+        saved_num_steps: steps that its checkpoint is saved with; None in older files.
     """
 
     name: PolicyName
@@ -88,8 +88,8 @@ class Finding:
     """One thing that the measures say, by a rule that is written down in `results.findings`.
 
     Attributes:
-        rule: Name of the rule.
-        text: What it found, a sentence.
+        rule: name of the rule.
+        text: what it found, a sentence.
     """
 
     rule: str
@@ -101,8 +101,8 @@ class LossCurve:
     """Training loss as logged.
 
     Attributes:
-        steps: Optimiser steps, rising.
-        losses: Loss at each, the mean since the entry before.
+        steps: optimiser steps, rising.
+        losses: loss at each, the mean since the entry before.
     """
 
     steps: list[int]
@@ -118,12 +118,12 @@ class RolloutObservations:
     """Observations that were collected in an environment while training.
 
     Attributes:
-        env: Type of the environment.
-        share: Of the observations that couplings were made for; the others are the dataset's.
-        collections: How often some were collected, the first time by the teacher and then by the student.
-        observations: Collected ones, over all collections.
-        episodes: That were run for them.
-        seconds: That this took, as part of training.
+        env: type of the environment.
+        share: of the observations that couplings were made for; the others are the dataset's.
+        collections: how often some were collected, the first time by the teacher and then by the student.
+        observations: collected ones, over all collections.
+        episodes: that were run for them.
+        seconds: that this took, as part of training.
     """
 
     env: str
@@ -139,13 +139,13 @@ class CouplingSummary:
     """What the student was trained on.
 
     Attributes:
-        observations: Observations that couplings were made for, refreshed ones included.
-        noises_per_observation: Noises for each.
-        solver: Solver of the teacher's endpoints.
-        num_steps: Its steps.
-        buffer_bytes: Memory that the buffer holds.
-        rollouts: What of the observations was collected in an environment; None where all are the dataset's.
-        grid_power: Power of its grid: 1 is uniform, above 1 steps grow smaller towards the action; None where it
+        observations: observations that couplings were made for, refreshed ones included.
+        noises_per_observation: noises for each.
+        solver: solver of the teacher's endpoints.
+        num_steps: its steps.
+        buffer_bytes: memory that the buffer holds.
+        rollouts: what of the observations was collected in an environment; None where all are the dataset's.
+        grid_power: power of its grid: 1 is uniform, above 1 steps grow smaller towards the action; None where it
             was not recorded.
     """
 
@@ -163,41 +163,41 @@ class Results(RecordFile):
     """Everything that one run measured, with what it takes to measure it again.
 
     Attributes:
-        command: The command line, one item per argument.
-        settings: All settings of the run, defaults included.
-        versions: Versions by name; see `installed_versions`.
-        device: Name of the processor or accelerator, as a person would say it.
-        seeds: Seed of each random part by name.
-        teacher: Path or Hub id of the teacher.
-        student: Path of the student as measured; None where there is none.
-        teacher_num_steps: The teacher's step count as deployed.
-        held_out: What was held out; None where nothing was measured on observations.
-        curvature: One row per policy.
-        gaps: One row per policy, solver, steps and reference.
-        free: The best ways to act without training; None where they were not looked for.
+        command: the command line, one item per argument.
+        settings: all settings of the run, defaults included.
+        versions: versions by name; see `installed_versions`.
+        device: name of the processor or accelerator, as a person would say it.
+        seeds: seed of each random part by name.
+        teacher: path or Hub id of the teacher.
+        student: path of the student as measured; None where there is none.
+        teacher_num_steps: the teacher's step count as deployed.
+        held_out: what was held out; None where nothing was measured on observations.
+        curvature: one row per policy.
+        gaps: one row per policy, solver, steps and reference.
+        free: the best ways to act without training; None where they were not looked for.
         latency: None where it was not measured.
-        success: One row per policy, steps and group.
-        flip_checks: Flips compared with sides, one row per policy and steps; empty where the environment does
+        success: one row per policy, steps and group.
+        flip_checks: flips compared with sides, one row per policy and steps; empty where the environment does
             not tell sides.
-        trajectories: Some trajectories of each policy, for the picture.
-        trajectory_axes: Share of the trajectories' variance along x and along y, fractions; empty where it
+        trajectories: some trajectories of each policy, for the picture.
+        trajectory_axes: share of the trajectories' variance along x and along y, fractions; empty where it
             was not computed.
         couplings: None where nothing was trained.
         loss: None where nothing was trained.
-        training_s: Seconds of training, couplings included; None where nothing was trained.
-        verdict: The finding in one sentence.
-        kind: Which command measured.
-        policies: The policies of the run.
-        findings: What the measures say, rule by rule, the most important first.
-        spreads: How two-sided the teacher is at each held-out observation.
-        widest: The observations at which its endpoints spread most.
-        rollouts: How episodes were run; None without.
-        motion: Rows of how policies move.
-        delays: Rows under an inference delay.
-        sequential: Where a sequential run stopped, one row per policy; empty for a run of fixed length.
-        timing: Where the time of rollouts went.
-        clips: Moving pictures beside the results.
-        schema_version: Layout of the file.
+        training_s: seconds of training, couplings included; None where nothing was trained.
+        verdict: the finding in one sentence.
+        kind: which command measured.
+        policies: the policies of the run.
+        findings: what the measures say, rule by rule, the most important first.
+        spreads: how two-sided the teacher is at each held-out observation.
+        widest: the observations at which its endpoints spread most.
+        rollouts: how episodes were run; None without.
+        motion: rows of how policies move.
+        delays: rows under an inference delay.
+        sequential: where a sequential run stopped, one row per policy; empty for a run of fixed length.
+        timing: where the time of rollouts went.
+        clips: moving pictures beside the results.
+        schema_version: layout of the file.
     """
 
     VERB: ClassVar[str] = "chordflow"
@@ -258,7 +258,7 @@ class Results(RecordFile):
         """A gap's RMS over the root of the variance that noise explains, in place of that of the whole variance.
 
         Args:
-            rms: As `GapRow` has it.
+            rms: as `GapRow` has it.
 
         Returns:
             A fraction, or None where noise explains less than `LEAST_NOISE_SHARE` of the variance: then it means

@@ -4,7 +4,7 @@ A gambler bets against a hypothesis on the paired difference D = first - second,
 hypothesis true, no way of betting would be expected to gain, and capital ever reaching 1/a has at most probability
 a (Ville 1939): capital is evidence, at any time, however often one looks (Waudby-Smith and Ramdas 2023, "Estimating
 means of bounded random variables by betting", JRSS B 86:1). Against "the mean of D is at most u" the capital is the
-product over pairs of ``1 - f + f (1 + D) / (1 + u)``, with a fraction f at stake; it falls as u rises, so all u whose
+product over pairs of `1 - f + f (1 + D) / (1 + u)`, with a fraction f at stake; it falls as u rises, so all u whose
 capital stays below 1/a form an interval, and these intervals are a confidence sequence.
 
 Which fraction is best depends on how often the policies disagree, which nobody knows beforehand. So the first
@@ -15,7 +15,7 @@ depends on the past alone, and the sum depends on nothing but the counts of -1, 
 Pairs may differ in difficulty by a pattern that repeats, such as one episode of each of T tasks under each seed, and
 the hypothesis may speak of the mean over tasks. Then capital is no more than fair over whole rounds of T (the
 product of independent factors expects the product of their means, at most the T-th power of their average), and is
-looked at after whole rounds alone: ``look_every``.
+looked at after whole rounds alone: `look_every`.
 
 Shapes: B pairs in one update, K fractions.
 """
@@ -54,18 +54,18 @@ class SequentialDecision:
     """Where the paired evidence stood at the pair that decided, or at the last one.
 
     Attributes:
-        method: Kind of the test.
-        margin: How much lower the first policy's success may be, a fraction.
-        alpha: Chance of a wrong decision, both sides together, over all looks.
-        episodes: Paired episodes counted; those after the deciding one are not.
-        decision: ``non-inferior`` or ``inferior`` where the evidence against the contrary reached 2 / alpha.
-        low: Lower end of the confidence sequence for the difference, first less second: it holds with probability
+        method: kind of the test.
+        margin: how much lower the first policy's success may be, a fraction.
+        alpha: chance of a wrong decision, both sides together, over all looks.
+        episodes: paired episodes counted; those after the deciding one are not.
+        decision: `non-inferior` or `inferior` where the evidence against the contrary reached 2 / alpha.
+        low: lower end of the confidence sequence for the difference, first less second: it holds with probability
             1 - alpha at all times at once, so also where one stopped early.
-        high: Upper end.
-        e_non_inferior: Capital won against "worse by the margin or more": evidence for non-inferiority.
-        e_inferior: Capital won against "worse by the margin or less": evidence for inferiority.
-        looks: Pairs at which a decision could have fallen.
-        stopped_early: Whether it was decided before the largest number of episodes.
+        high: upper end.
+        e_non_inferior: capital won against "worse by the margin or more": evidence for non-inferiority.
+        e_inferior: capital won against "worse by the margin or less": evidence for inferiority.
+        looks: pairs at which a decision could have fallen.
+        stopped_early: whether it was decided before the largest number of episodes.
     """
 
     method: str
@@ -99,16 +99,16 @@ class SequentialTest:
         """Begin without evidence.
 
         Args:
-            margin: How much lower the first policy's success may be, a fraction between 0 and 1, chosen before
+            margin: how much lower the first policy's success may be, a fraction between 0 and 1, chosen before
                 looking at outcomes.
-            alpha: Chance of a wrong decision, both sides together, below 1.
-            min_episodes: Nothing is decided before so many pairs.
-            max_episodes: Pairs beyond this are not counted; None for no end.
-            look_every: Decisions fall after multiples of so many pairs: the number of tasks, where pairs come as one
+            alpha: chance of a wrong decision, both sides together, below 1.
+            min_episodes: nothing is decided before so many pairs.
+            max_episodes: pairs beyond this are not counted; None for no end.
+            look_every: decisions fall after multiples of so many pairs: the number of tasks, where pairs come as one
                 of each task in turn.
 
         Raises:
-            ValueError: If one is out of range.
+            ValueError: if one is out of range.
         """
         check_margin(margin)
         if not 0 < alpha < 1:
@@ -137,14 +137,14 @@ class SequentialTest:
         """Count further pairs, in the order of their seeds; those after the end are left out.
 
         Args:
-            first: Whether the first policy solved each episode, shape (B,).
-            second: The same of the second policy, shape (B,).
+            first: whether the first policy solved each episode, shape (B,).
+            second: the same of the second policy, shape (B,).
 
         Returns:
             The evidence so far.
 
         Raises:
-            ValueError: If the lengths differ, there is no episode, or a value is neither true nor false.
+            ValueError: if the lengths differ, there is no episode, or a value is neither true nor false.
         """
         a, b = paired_outcomes(first, second)
         if not self.finished:
@@ -176,7 +176,7 @@ class SequentialTest:
         """Whether a decision may fall after so many pairs.
 
         Args:
-            episodes: Numbers of pairs, of any shape.
+            episodes: numbers of pairs, of any shape.
         """
         n = np.asarray(episodes)
         return np.asarray((n >= self.min_episodes) & (n % self.look_every == 0))
@@ -195,15 +195,15 @@ class SequentialTest:
 
 
 def log_capital(wins: ArrayLike, ties: ArrayLike, losses: ArrayLike, mean: float) -> FloatArray:
-    """Log of the capital won against "the mean of D is at most ``mean``"; it starts at 0.
+    """Log of the capital won against "the mean of D is at most `mean`"; it starts at 0.
 
     Swapping wins with losses and turning the mean's sign gives the capital against "at least".
 
     Args:
-        wins: Pairs with D = 1, counts of any shape.
-        ties: Pairs with D = 0.
-        losses: Pairs with D = -1.
-        mean: Above -1.
+        wins: pairs with D = 1, counts of any shape.
+        ties: pairs with D = 0.
+        losses: pairs with D = -1.
+        mean: above -1.
 
     Returns:
         The logarithm, of the shape to which the counts broadcast.
@@ -220,11 +220,11 @@ def decided_at(
     """Which counts show non-inferiority, and which inferiority; none shows both.
 
     Args:
-        wins: Pairs that only the first policy solved, counts of any shape.
-        ties: Pairs on which they agree.
-        losses: Pairs that only the second solved.
-        margin: Of non-inferiority.
-        alpha: Chance of a wrong decision, half of it for each side.
+        wins: pairs that only the first policy solved, counts of any shape.
+        ties: pairs on which they agree.
+        losses: pairs that only the second solved.
+        margin: of non-inferiority.
+        alpha: chance of a wrong decision, half of it for each side.
     """
     threshold = np.log(2 / alpha)
     better = log_capital(wins, ties, losses, -margin) >= threshold
@@ -236,10 +236,10 @@ def confidence_sequence(wins: int, ties: int, losses: int, *, alpha: float = ALP
     """Interval of the mean difference that holds at all times at once.
 
     Args:
-        wins: Pairs with D = 1.
-        ties: Pairs with D = 0.
-        losses: Pairs with D = -1.
-        alpha: Chance that the mean is ever outside.
+        wins: pairs with D = 1.
+        ties: pairs with D = 0.
+        losses: pairs with D = -1.
+        alpha: chance that the mean is ever outside.
 
     Returns:
         Lower and upper end.

@@ -37,8 +37,8 @@ class Interval:
     """A 95 % interval.
 
     Attributes:
-        low: Lower end, in the unit of the measure.
-        high: Upper end.
+        low: lower end, in the unit of the measure.
+        high: upper end.
     """
 
     low: float
@@ -50,8 +50,8 @@ class Estimate:
     """A measure with its interval.
 
     Attributes:
-        value: The measure on the data as they are.
-        interval: Its 95 % interval; None with fewer than two clusters, which tell nothing of their spread.
+        value: the measure on the data as they are.
+        interval: its 95 % interval; None with fewer than two clusters, which tell nothing of their spread.
     """
 
     value: float
@@ -63,12 +63,12 @@ class PairedSuccess:
     """Two policies on the same episodes with the same noise.
 
     Attributes:
-        difference: Success rate of the first less that of the second, a fraction, with Newcombe's interval.
+        difference: success rate of the first less that of the second, a fraction, with Newcombe's interval.
         p_value: McNemar's exact two-sided test of equal rates.
-        only_first: Episodes that only the first policy solved.
-        only_second: Episodes that only the second policy solved.
-        episodes: Number of paired episodes.
-        starts: Distinct starts of the episodes, where some begin alike: interval and test count these. None where
+        only_first: episodes that only the first policy solved.
+        only_second: episodes that only the second policy solved.
+        episodes: number of paired episodes.
+        starts: distinct starts of the episodes, where some begin alike: interval and test count these. None where
             all differ.
     """
 
@@ -88,13 +88,13 @@ class NonInferiority:
     """What paired episodes say at a margin.
 
     Attributes:
-        margin: How much lower success may be, a fraction.
+        margin: how much lower success may be, a fraction.
         decision: `non-inferior` where the whole 95 % interval of the difference lies above -margin,
             `inferior` where it lies below, else `undecided`.
-        lower: Lower end of that interval (Newcombe's).
-        upper: Upper end.
-        episodes: Paired episodes run.
-        episodes_needed: Where undecided, the number of paired episodes that would decide with 80 % power were the
+        lower: lower end of that interval (Newcombe's).
+        upper: upper end.
+        episodes: paired episodes run.
+        episodes_needed: where undecided, the number of paired episodes that would decide with 80 % power were the
             observed rates the true ones; None where decided, or where no number would do.
     """
 
@@ -111,7 +111,7 @@ class Percentiles:
     """The slow end of a set of times, which a mean hides.
 
     Attributes:
-        p50: Median, in the unit of the values.
+        p50: median, in the unit of the values.
         p90: 90th percentile.
         p95: 95th percentile.
         p99: 99th percentile.
@@ -129,10 +129,10 @@ def percentiles(values: ArrayLike) -> Percentiles:
     With fewer than 100 values the 99th lies between the two largest: it says little of rarer delays.
 
     Args:
-        values: Times of any shape, at least one, all finite.
+        values: times of any shape, at least one, all finite.
 
     Raises:
-        ValueError: If there are none, or one is not finite.
+        ValueError: if there are none, or one is not finite.
     """
     p50, p90, p95, p99 = np.percentile(_finite("values", values), [50, 90, 95, 99])
     return Percentiles(float(p50), float(p90), float(p95), float(p99))
@@ -142,14 +142,14 @@ def wilson_interval(successes: float, episodes: int) -> Interval:
     """Wilson's score interval for a success rate (Wilson 1927).
 
     Args:
-        successes: From 0 to episodes.
-        episodes: At least 1.
+        successes: from 0 to episodes.
+        episodes: at least 1.
 
     Returns:
         The interval, as fractions.
 
     Raises:
-        ValueError: If the counts are impossible.
+        ValueError: if the counts are impossible.
     """
     if episodes < 1 or not 0 <= successes <= episodes:
         raise ValueError(f"{successes} successes in {episodes} episodes is impossible.")
@@ -165,14 +165,14 @@ def compare_success(first: ArrayLike, second: ArrayLike, *, starts: int | None =
     unlike a bootstrap it does not shrink to nothing where the policies agree on every episode.
 
     Args:
-        first: Whether the first policy solved each episode, shape (n,).
-        second: The same of the second policy, in the same order, shape (n,).
-        starts: How many of the episodes begin differently, at most n. Interval and test are then those of so many
+        first: whether the first policy solved each episode, shape (n,).
+        second: the same of the second policy, in the same order, shape (n,).
+        starts: how many of the episodes begin differently, at most n. Interval and test are then those of so many
             pairs in which everything is as frequent: right where episodes that begin alike also end alike, and
             cautious where they do not. All differ by default.
 
     Raises:
-        ValueError: If the lengths differ, there is no episode, or a value is neither true nor false.
+        ValueError: if the lengths differ, there is no episode, or a value is neither true nor false.
     """
     a, b = paired_outcomes(first, second)
     both, only_a = int(np.sum(a & b)), int(np.sum(a & ~b))
@@ -211,11 +211,11 @@ def non_inferiority(paired: PairedSuccess, margin: float) -> NonInferiority:
     `chordflow.results.sequential`.
 
     Args:
-        paired: The comparison, from `compare_success`.
-        margin: How much lower the first policy's success may be, a fraction between 0 and 1.
+        paired: the comparison, from `compare_success`.
+        margin: how much lower the first policy's success may be, a fraction between 0 and 1.
 
     Raises:
-        ValueError: If the margin is out of range or the comparison has no interval.
+        ValueError: if the margin is out of range or the comparison has no interval.
     """
     check_margin(margin)
     interval = paired.difference.interval
@@ -253,12 +253,12 @@ def mean_interval(
     """Mean with a bootstrap interval over clusters.
 
     Args:
-        values: Shape (n,).
-        seed: Seed of the bootstrap.
-        clusters: Which observation or episode each value belongs to, shape (n,); each its own by default.
+        values: shape (n,).
+        seed: seed of the bootstrap.
+        clusters: which observation or episode each value belongs to, shape (n,); each its own by default.
 
     Raises:
-        ValueError: If the shape is another, there is no value, or one is not finite.
+        ValueError: if the shape is another, there is no value, or one is not finite.
     """
     v = _finite("values", values)
     if v.ndim != 1:
@@ -276,13 +276,13 @@ def paired_difference(
     """Mean of `first - second` over pairs, with a bootstrap interval over clusters.
 
     Args:
-        first: Shape (n,).
-        second: The paired values, shape (n,).
-        seed: Seed of the bootstrap.
-        clusters: Which observation each pair belongs to, shape (n,); each pair its own by default.
+        first: shape (n,).
+        second: the paired values, shape (n,).
+        seed: seed of the bootstrap.
+        clusters: which observation each pair belongs to, shape (n,); each pair its own by default.
 
     Raises:
-        ValueError: If shapes differ, there is no pair, or a value is not finite.
+        ValueError: if shapes differ, there is no pair, or a value is not finite.
     """
     a, b = _paired("first", first, "second", second)
     return _bootstrap(_ratio_of_sums, a - b, np.ones_like(a), clusters, seed)
@@ -301,13 +301,13 @@ def ratio_of_rms(
     observations shows both.
 
     Args:
-        numerator: Distances of one policy, shape (n,).
-        denominator: Distances of the other on the same pairs, shape (n,).
-        seed: Seed of the bootstrap.
-        clusters: Which observation each pair belongs to, shape (n,); each pair its own by default.
+        numerator: distances of one policy, shape (n,).
+        denominator: distances of the other on the same pairs, shape (n,).
+        seed: seed of the bootstrap.
+        clusters: which observation each pair belongs to, shape (n,); each pair its own by default.
 
     Raises:
-        ValueError: If shapes differ, there is no pair, a value is not finite, or the denominator is zero.
+        ValueError: if shapes differ, there is no pair, a value is not finite, or the denominator is zero.
     """
     num, den = _paired("numerator", numerator, "denominator", denominator)
     if not (den**2).any():
@@ -390,14 +390,14 @@ def paired_outcomes(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.boo
     """Outcomes of two policies on the same episodes, checked.
 
     Args:
-        first: Whether the first policy solved each episode, shape (n,).
-        second: The same of the second policy, shape (n,).
+        first: whether the first policy solved each episode, shape (n,).
+        second: the same of the second policy, shape (n,).
 
     Returns:
         Both as booleans.
 
     Raises:
-        ValueError: If the lengths differ, there is no episode, or a value is neither true nor false.
+        ValueError: if the lengths differ, there is no episode, or a value is neither true nor false.
     """
     a, b = _outcomes("first", first), _outcomes("second", second)
     if a.shape != b.shape:

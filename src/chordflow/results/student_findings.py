@@ -160,7 +160,7 @@ def _costs(row: DelayRow) -> bool:
 
 
 def untrained_is_as_good(results: Results) -> str | None:
-    """An untrained way of at most ``FEW_STEPS`` evaluations is as near as the student, or cannot be told from it.
+    """An untrained way of at most `FEW_STEPS` evaluations is as near as the student, or cannot be told from it.
 
     As near: its gap to the converged ODE is at most the student's on the same pairs. Not told from it: its success
     reaches the student's interval. At the student's own Euler steps `student_gap` says more.
@@ -195,7 +195,7 @@ def student_gap(results: Results) -> str | None:
 
     It is a gain only where the whole interval of the ratio lies below 1, worse where it lies above, otherwise no
     better. The reference is the deployed teacher, or the converged ODE where there is no ratio for the former. Beside
-    the RMS stands the gap relative to what noise decides, or in the robot's units; where the RMS is at least ``TAIL``
+    the RMS stands the gap relative to what noise decides, or in the robot's units; where the RMS is at least `TAIL`
     times the median, few pairs decide it.
     """
     n = results.student_num_steps
@@ -318,7 +318,7 @@ def chunks_come_faster(results: Results) -> str | None:
 
 
 def beside_ceiling(latency: Latency, decimals: int = 1) -> str:
-    """How a measured speed-up stands to the ceiling, such as ``the ceiling`` or ``ceiling 5.5``.
+    """How a measured speed-up stands to the ceiling, such as `the ceiling` or `ceiling 5.5`.
 
     The one is of whole chunks and the other of their parts, so the speed-up may lie a little above.
     """

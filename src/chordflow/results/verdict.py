@@ -29,7 +29,7 @@ def verdict(results: Results) -> str:
     success was not tested. Whatever does without training what the student does comes first.
 
     Args:
-        results: What was measured.
+        results: what was measured.
 
     Returns:
         The sentences; the three most important findings where there is no answer.

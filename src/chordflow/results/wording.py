@@ -22,7 +22,7 @@ def percent(fraction: float, decimals: int | None = None) -> str:
 
     Args:
         fraction: 0.091 for 9.1 %.
-        decimals: Digits after the point; two significant digits by default.
+        decimals: digits after the point; two significant digits by default.
 
     Returns:
         The text; what is not zero never reads as zero.
@@ -76,8 +76,8 @@ def span(interval: Interval | None, figure: Callable[[float], str]) -> str:
     """An interval behind a figure, such as ` [1.2, 3.4]`, or nothing where there is none.
 
     Args:
-        interval: The interval.
-        figure: Writes each end.
+        interval: the interval.
+        figure: writes each end.
     """
     return "" if interval is None else f" [{figure(interval.low)}, {figure(interval.high)}]"
 

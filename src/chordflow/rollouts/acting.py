@@ -34,13 +34,13 @@ class Request:
     """What a chunk is made from.
 
     Attributes:
-        seed: The episode's.
-        chunk_index: Chunks of the episode that were made before.
-        step: Actions that the episode has executed.
-        observations: The environment's, T of them, the present one last.
-        task: The instruction.
-        previous: The endpoint (H, D) of the chunk before; None for an episode's first.
-        noise_task: Suite and number of its task as far as noise depends on them; see `rollouts.noise`.
+        seed: the episode's.
+        chunk_index: chunks of the episode that were made before.
+        step: actions that the episode has executed.
+        observations: the environment's, T of them, the present one last.
+        task: the instruction.
+        previous: the endpoint (H, D) of the chunk before; None for an episode's first.
+        noise_task: suite and number of its task as far as noise depends on them; see `rollouts.noise`.
     """
 
     seed: int

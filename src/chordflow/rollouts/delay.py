@@ -35,11 +35,11 @@ class Execution:
     """How chunks are executed.
 
     Attributes:
-        mode: See the module.
+        mode: see the module.
         delay: d, control steps between asking for a chunk and having it; 0 with mode none.
-        hold: What a waiting robot (sync) is sent: zeros, which stand still where actions are moves, or the last
+        hold: what a waiting robot (sync) is sent: zeros, which stand still where actions are moves, or the last
             action again (zeros before the first), which does where they are positions.
-        max_guidance_weight: Of real-time chunking (rtc); by default the one that fits the number of steps.
+        max_guidance_weight: of real-time chunking (rtc); by default the one that fits the number of steps.
     """
 
     mode: DelayMode = "none"
@@ -89,11 +89,11 @@ def round_actions(
     """The actions of one round.
 
     Args:
-        execution: How.
+        execution: how.
         executed: K.
-        chunk: The new chunk's leading actions (at least K, or K + d where rounds overlap; A).
-        previous: The old chunk's, likewise; None in the first round.
-        last: The last executed action (A,); None before the first.
+        chunk: the new chunk's leading actions (at least K, or K + d where rounds overlap; A).
+        previous: the old chunk's, likewise; None in the first round.
+        last: the last executed action (A,); None before the first.
 
     Returns:
         The actions (N, A), and how many of them come before the new chunk's.

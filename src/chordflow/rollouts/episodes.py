@@ -24,30 +24,30 @@ class Episode:
     """One episode.
 
     Attributes:
-        seed: Seed that the environment was reset with and the chunks' noise was drawn from.
-        task: Instruction that the policy was given.
-        success: Whether the environment reported `is_success` at any step.
-        length: Executed actions.
-        sum_reward: Sum of the rewards.
-        side: The environment's last `info["side"]`, for environments that tell one.
-        chunks: Chunks that the policy was asked for.
-        num_steps: Solver steps for each of them.
-        solver: Which solver.
-        jerk: Mean square of the third difference `a[t+3] - 3 a[t+2] + 3 a[t+1] - a[t]` of the executed
+        seed: seed that the environment was reset with and the chunks' noise was drawn from.
+        task: instruction that the policy was given.
+        success: whether the environment reported `is_success` at any step.
+        length: executed actions.
+        sum_reward: sum of the rewards.
+        side: the environment's last `info["side"]`, for environments that tell one.
+        chunks: chunks that the policy was asked for.
+        num_steps: solver steps for each of them.
+        solver: which solver.
+        jerk: mean square of the third difference `a[t+3] - 3 a[t+2] + 3 a[t+1] - a[t]` of the executed
             actions, over time and dimensions, in the robot's units per control step cubed, squared; None
             for fewer than four actions. It compares policies at one control rate.
-        jump: Mean absolute difference between the last executed action of a chunk and the first of the next
+        jump: mean absolute difference between the last executed action of a chunk and the first of the next
             one, over boundaries and dimensions, in the robot's units; None for a single chunk.
-        seconds: This episode's share of wall-clock time: each round's time is divided evenly among the
+        seconds: this episode's share of wall-clock time: each round's time is divided evenly among the
             episodes that took part, so that the sum over episodes is the time of the run.
-        actions: The executed actions, float32 (T, A).
-        frames: Where recorded: uint8 (T + 1, height, width, 3), the first before any action.
-        task_group: Suite of the task, by LeRobot's name; empty where an environment holds a single task that nobody
+        actions: the executed actions, float32 (T, A).
+        frames: where recorded: uint8 (T + 1, height, width, 3), the first before any action.
+        task_group: suite of the task, by LeRobot's name; empty where an environment holds a single task that nobody
             named.
-        task_id: Number of the task within its suite.
-        mode: What the robot did while a chunk was made; see `rollouts.delay.Execution`.
-        delay: Control steps that it took.
-        grid_power: How the solver's steps are graded; 1 for even steps.
+        task_id: number of the task within its suite.
+        mode: what the robot did while a chunk was made; see `rollouts.delay.Execution`.
+        delay: control steps that it took.
+        grid_power: how the solver's steps are graded; 1 for even steps.
         path_length: *Derived.* Sum over time of the Euclidean norm of `a[t+1] - a[t]`, in the robot's units.
     """
 
@@ -101,8 +101,8 @@ def jump(actions: NDArray[np.floating], starts: Sequence[int]) -> float | None:
     """Mean absolute step of `actions` (T, A) onto the first action of each later chunk.
 
     Args:
-        actions: The executed actions.
-        starts: Index of the first action of each chunk, from 0 upwards; the first of them is no boundary.
+        actions: the executed actions.
+        starts: index of the first action of each chunk, from 0 upwards; the first of them is no boundary.
 
     Returns:
         None for a single chunk.
@@ -118,7 +118,7 @@ def paired(first: Sequence[Episode], second: Sequence[Episode]) -> list[tuple[Ep
     """The episodes of two runs side by side, by suite, task and rising seed.
 
     Raises:
-        UserError: If the runs have different seeds or tasks, or one seed gave them different instructions.
+        UserError: if the runs have different seeds or tasks, or one seed gave them different instructions.
     """
     by_key = [{episode.key: episode for episode in run} for run in (first, second)]
     for run, keys, name in ((first, by_key[0], "first"), (second, by_key[1], "second")):

@@ -47,11 +47,11 @@ class StartOrder:
     """Begin an episode.
 
     Attributes:
-        slot: Number of the sub-environment.
-        seed: The episode's.
-        recorded: Whether to send pictures.
-        kept: How many of the last observations a chunk brings back; above 1 for a policy with a history.
-        all_kept: Whether all come back instead, the last one of an episode included.
+        slot: number of the sub-environment.
+        seed: the episode's.
+        recorded: whether to send pictures.
+        kept: how many of the last observations a chunk brings back; above 1 for a policy with a history.
+        all_kept: whether all come back instead, the last one of an episode included.
     """
 
     slot: int
@@ -83,12 +83,12 @@ class Outcome:
     """What came of a chunk.
 
     Attributes:
-        observations: Those after the last `kept` executed actions, or after all if there are fewer, the oldest
+        observations: those after the last `kept` executed actions, or after all if there are fewer, the oldest
             first; none where the episode is over, unless all were asked for.
-        rewards: One for each of the k executed actions.
-        success: Whether `is_success` was reported at any of them.
-        side: The last `info["side"]`, None where there was none.
-        ended: Whether the episode is over.
+        rewards: one for each of the k executed actions.
+        success: whether `is_success` was reported at any of them.
+        side: the last `info["side"]`, None where there was none.
+        ended: whether the episode is over.
         frames: k pictures, where recorded.
     """
 

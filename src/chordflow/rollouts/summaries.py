@@ -36,10 +36,10 @@ def success_rows(
     """Success of one run, over all episodes, by task and by instruction.
 
     Args:
-        episodes: The run; all with one solver and number of steps.
-        policy: Whose actions they are.
-        teacher: The teacher as deployed on the same seeds, for the paired comparison.
-        starts: Of the episodes; by default no two begin alike, and none was trained on.
+        episodes: the run; all with one solver and number of steps.
+        policy: whose actions they are.
+        teacher: the teacher as deployed on the same seeds, for the paired comparison.
+        starts: of the episodes; by default no two begin alike, and none was trained on.
 
     Returns:
         The row of all episodes first; where some begin at starts that were trained on a row of these and one of the
@@ -49,7 +49,7 @@ def success_rows(
         division into one group alone would repeat the first row and is left out.
 
     Raises:
-        UserError: If there are no episodes, they mix solvers or step counts, or the seeds differ from the
+        UserError: if there are no episodes, they mix solvers or step counts, or the seeds differ from the
             teacher's.
     """
     settings = {(e.solver, e.num_steps, e.grid_power, e.mode, e.delay) for e in episodes}

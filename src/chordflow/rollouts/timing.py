@@ -18,11 +18,11 @@ class Timing:
     """Seconds of wall-clock time of one or several runs.
 
     Attributes:
-        network_s: Encoding observations and following the velocity.
-        simulator_s: Making, resetting, stepping and rendering environments; where they live in other
+        network_s: encoding observations and following the velocity.
+        simulator_s: making, resetting, stepping and rendering environments; where they live in other
             processes, waiting for them.
         processors_s: LeRobot's: the environment's and the checkpoint's.
-        total_s: The whole of it, without what a caller's `progress` took.
+        total_s: the whole of it, without what a caller's `progress` took.
     """
 
     network_s: float = 0.0
@@ -46,8 +46,8 @@ class Timing:
         """Adds the time of the block to a part.
 
         Args:
-            part: Which.
-            device: Where the block computes; a GPU is waited for before and after, as it works on its own.
+            part: which.
+            device: where the block computes; a GPU is waited for before and after, as it works on its own.
         """
         asynchronous = device is not None and device.type == "cuda"
         if asynchronous:
