@@ -294,7 +294,7 @@ def test_stopped_in_any_stage_what_is_whole_stands(
     weights = (before / "model.safetensors").stat().st_mtime_ns
     if place != "pictures":
         # Which take longer than all else.
-        monkeypatch.setattr(api, "_illustrate", lambda *_: ())
+        monkeypatch.setattr(api, "_illustrate", lambda *_: (output,))
     assert main(shlex.split(found[1].removeprefix("resume with: chordflow "))) == 0
     assert sorted(path.name for path in (output / "checkpoints").iterdir()) == ["000003", "000006", "last"]
     if before.parent.name == "000006":
