@@ -20,13 +20,14 @@ VERBS = {
     "evaluate": "compare policies with their teacher: gaps, latency, paired episodes",
     "report": "make a page, a table and a model card from what was measured",
     "couple": "keep a teacher's couplings on disk, for many trainings",
-    "compare": "train by several methods at one budget, and put them into one table",
     "study": "answer one question about reflow by several trainings side by side",
     "relocate": "repair a checkpoint whose vision-language model folder has moved",
     "demo": "run the whole job on a small teacher that comes with chordflow",
 }
 """What every verb does; `chordflow.cli.VERB` runs it."""
 
+RENAMED = ("compare",)
+"""Verbs that have another name now, run under the old one for a release, and print the new one."""
 
 VERBOSE = "--verbose"
 """An option of the output of every verb."""
@@ -74,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"chordflow {__version__}")
         return 0
     verb, options = arguments[0], [word for word in arguments[1:] if word != VERBOSE]
-    if verb not in VERBS:
+    if verb not in (*VERBS, *RENAMED):
         instead = gone.VERBS.get(verb, f"choose one of {', '.join(VERBS)}.")
         print(f"chordflow: there is no verb {verb!r}; {instead}", file=sys.stderr)
         return 2
