@@ -480,12 +480,12 @@ def test_a_dataset_on_the_hub_in_another_format(
 def test_a_decoder_that_cannot_be_loaded(
     error: Exception, message: str, data: Path, refuse: Refuse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from chordflow.couplings import formats
+    from chordflow.couplings import unreadable
 
     def fail(_name: str) -> None:
         raise error
 
-    monkeypatch.setattr(formats, "import_module", fail)
+    monkeypatch.setattr(unreadable, "import_module", fail)
     edit_json(
         data / "meta/info.json", lambda c: c["features"]["observation.images.top"].update(dtype="video")
     )
@@ -895,7 +895,8 @@ def test_a_real_process_says_one_line(silent: bool, silent_hub: str, tmp_path: P
         env={**environment, "OMP_NUM_THREADS": "1", "HF_ENDPOINT": hub},
     )
     assert done.returncode == 2
-    assert done.stdout == ""
+    # What takes long is named, on a slow machine.
+    assert done.stdout in ("", "Loading PyTorch and LeRobot ...\n")
     assert done.stderr.count("\n") == 1
     assert (
         "teacher.path=nobody-at-all/no-such-policy: there is no such folder, and the Hub has no"

@@ -279,7 +279,7 @@ def test_a_tolerance_that_is_none(
     assert re.search(r"tolerance_s=\S+: give a number above 0", said)
 
 
-@pytest.mark.parametrize("verb", ["reflow", "diagnose", "couple", "evaluate", "compare"])
+@pytest.mark.parametrize("verb", ["reflow", "diagnose", "couple", "evaluate", "study"])
 def test_a_timestamp_out_of_tolerance(
     verb: str,
     checkpoint: Path,
@@ -301,7 +301,8 @@ def test_a_timestamp_out_of_tolerance(
         arguments += [f"--student.path={checkpoint}"]
     if verb in ("couple", "reflow"):
         arguments += ["--num_workers=0"]
-    if verb == "compare":
+    if verb == "study":
+        arguments[1:1] = ["methods"]
         arguments += ["--steps=1", "--methods=[reflow]", "--seeds=[0]"]
     said = refusal(arguments, capsys)
     assert re.search(
@@ -452,7 +453,7 @@ def test_a_frame_that_breaks_after_training(
     for episodes, message in (
         ("[0,1,2]", r"none of these is left to measure on, as the run holds out \[3, 4, 5\]"),
         ("[3,4]", "none of these is left to train on"),
-        ("[0,1,9]", "dataset.episodes holds 9"),
+        ("[0,1,9]", r"dataset\.episodes=\[0, 1, 9\]: give a number from 0 to 5"),
     ):
         assert re.search(message, refusal([*resume, f"--dataset.episodes={episodes}"], capsys))
     assert main([*resume, "--dataset.episodes=[0,1,2,4]"]) == 0

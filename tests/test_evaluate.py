@@ -20,6 +20,7 @@ import torch
 
 from builders import build_checkpoint
 from chordflow.cli.main import main
+from chordflow.experiments.config import CheckpointConfig
 from chordflow.experiments.evaluate_config import EvaluateConfig
 from chordflow.policies import load_flow_policy, save_student
 from chordflow.policies.base import Role
@@ -480,7 +481,7 @@ def test_the_folder_of_another_run_is_left_alone(
 
 def test_names_and_steps_of_policies() -> None:
     config = EvaluateConfig(
-        teacher="t",  # type: ignore[arg-type]
+        teacher=CheckpointConfig("t"),
         output_dir=Path("out"),
         policies=["drift=org/model@2", "mine=outputs/a b"],
         dataset="d",  # type: ignore[arg-type]

@@ -31,7 +31,7 @@ def imported(folder: Path) -> set[str]:
     ("folder", "allowed"),
     [
         (SOURCES / "flow", {"chordflow", "torch"}),
-        (SOURCES / "results", {"chordflow", "numpy", "scipy", "statsmodels"}),
+        (SOURCES / "results", {"chordflow", "numpy", "pydantic", "pydantic_core", "scipy", "statsmodels"}),
         (
             ROOT / "packages" / "lerobot_env_detour" / "src",
             {"gymnasium", "lerobot", "lerobot_env_detour", "numpy"},

@@ -563,9 +563,8 @@ def test_input_that_cannot_be_used_is_one_sentence(
     assert "holds no results.json" in refused(capsys, tmp_path)
     file = tmp_path / "file"
     file.write_text("x")
-    assert "is a file; give the folder" in refused(capsys, file)
+    assert f"{file} is no readable result" in refused(capsys, file)
     sample().save(tmp_path / "results.json")
-    assert "is a file; give the folder" in refused(capsys, tmp_path / "results.json")
     assert "--style is not an option" in refused(capsys, tmp_path, "--style=dark")
     assert "output_dir is empty" in refused(capsys, tmp_path, "--output_dir=")
     assert "cannot be made" in refused(capsys, tmp_path, f"--output_dir={file / 'below'}")

@@ -123,7 +123,9 @@ def test_every_method_is_trained_measured_and_run(methods: Path) -> None:
     assert found.arms[1].settings["optimizer"]["lr"] == 1e-3
     assert [trial.rollouts is not None for trial in found.trials] == [False, False, True]
     # Every seed collects in episodes of its own.
-    about = json.loads((methods / "acted" / "seed_5" / "observations" / "collection_000000.json").read_text())
+    about = json.loads(
+        (methods / "acted" / "seed_5" / "observations" / "collection_000000" / "collection.json").read_text()
+    )
     assert 0 < about["next_seed"] - (10**9 + 5 * EPISODES_OF_A_SEED) < EPISODES_OF_A_SEED
     assert found.untrained is not None
     assert {row.num_steps for row in found.untrained.success} == {1, 2, 10}

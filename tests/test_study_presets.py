@@ -329,6 +329,9 @@ def test_older_names_say_what_they_are_called_now(capsys: pytest.CaptureFixture[
     said = capsys.readouterr()
     assert "chordflow study beginnings" in said.out + said.err
     assert "looks=[3.0]: give them rising" in said.err
+    for old, new in (("compare", "methods"), ("study init", "beginnings")):
+        assert main([*old.split(), "--help"]) == 0
+        assert f"chordflow study {new} --teacher.path" in capsys.readouterr().out
 
 
 def test_several_processes_are_refused(

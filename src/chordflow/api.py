@@ -28,11 +28,14 @@ from chordflow.experiments.rounds import reflow_rounds
 from chordflow.experiments.run_folder import how_to_go_on, resume_command
 from chordflow.experiments.settings import couple_settings, diagnose_settings, evaluate_settings
 from chordflow.policies import FlowPolicy, load_flow_policy
+from chordflow.reporting import study_table
 from chordflow.reporting.figures import save_figures
 from chordflow.reporting.gif import save_clip
 from chordflow.reporting.table import markdown
-from chordflow.reporting.write import RESULTS, write_report
+from chordflow.reporting.write import RESULTS, loaded, write_report
 from chordflow.results.schema import Results
+from chordflow.results.study import Study
+from chordflow.results.study_summary import headline
 from chordflow.training.distributed import joined
 
 if TYPE_CHECKING:
@@ -100,22 +103,46 @@ class Run(_Shown):
         Raises:
             UserError: if there is no such list.
         """
-        import pandas as pd
-
-        content = json.loads(self.measured.to_json())
-        lists = [
-            name
-            for name, value in content.items()
-            if value and isinstance(value, list) and isinstance(value[0], dict)
-        ]
-        rows = rows or ("success" if self.measured.success else "gaps")
-        if rows not in lists:
-            raise UserError(f"rows={rows}: the results hold no such rows; choose one of {', '.join(lists)}.")
-        return pd.json_normalize(content[rows])
+        return _rows(self.measured.to_json(), rows or ("success" if self.measured.success else "gaps"))
 
     def to_markdown(self) -> str:
         """The verdict and the tables, as in table.md."""
         return markdown(self.measured)
+
+    def _headline(self) -> str:
+        return self.verdict
+
+
+@dataclass(frozen=True)
+class StudyReport(_Shown):
+    """What a study came to.
+
+    Attributes:
+        folder: of the study.
+        results: all that was measured.
+        files: its page and its table.
+    """
+
+    folder: Path
+    results: Study
+    files: tuple[Path, ...]
+
+    @property
+    def verdict(self) -> str:
+        """Which arm is best, or what the study's preset asks."""
+        return headline(self.results)
+
+    def to_pandas(self, rows: str = "trials") -> pd.DataFrame:
+        """Rows of the results as a table: trials or arms.
+
+        Raises:
+            UserError: if there is no such list.
+        """
+        return _rows(self.results.to_json(), rows)
+
+    def to_markdown(self) -> str:
+        """The tables, as in study.md."""
+        return study_table.markdown(self.results)
 
     def _headline(self) -> str:
         return self.verdict
@@ -249,18 +276,32 @@ def couple(**options: Any) -> Couplings:
         return Couplings(folder, read_manifest(folder))
 
 
-def report(folder: str | Path, output_dir: str | Path | None = None) -> Run:
-    """Makes a page, a table and a model card from what a run measured.
+def report(folder: str | Path, output_dir: str | Path | None = None) -> Run | StudyReport:
+    """Makes a page, a table and a model card from what a run measured, and page and table of a study.
 
     Args:
-        folder: of a run, with its results.json.
+        folder: of a run, with its results.json, or of a study; or that file.
         output_dir: where to write them; made where it is missing; by default `folder`.
 
     Raises:
         UserError: if there are no results, or a file cannot be written.
     """
-    files = tuple(write_report(folder, output_dir))
-    return Run(Path(folder), Results.load(Path(folder) / RESULTS), files)
+    files, results, folder = tuple(write_report(folder, output_dir)), loaded(folder), Path(folder)
+    folder = folder if folder.is_dir() else folder.parent
+    return StudyReport(folder, results, files) if isinstance(results, Study) else Run(folder, results, files)
+
+
+def _rows(content: str, rows: str) -> pd.DataFrame:
+    import pandas as pd
+
+    lists = {
+        name: value
+        for name, value in json.loads(content).items()
+        if value and isinstance(value, list) and isinstance(value[0], dict)
+    }
+    if rows not in lists:
+        raise UserError(f"rows={rows}: the results hold no such rows; choose one of {', '.join(lists)}.")
+    return pd.json_normalize(lists[rows])
 
 
 def command_line(verb: str, options: Mapping[str, Any]) -> list[str]:

@@ -26,9 +26,6 @@ VERBS = {
 }
 """What every verb does; `chordflow.cli.VERB` runs it."""
 
-RENAMED = ("compare",)
-"""Verbs that have another name now, run under the old one for a release, and print the new one."""
-
 VERBOSE = "--verbose"
 """An option of the output of every verb."""
 
@@ -47,7 +44,6 @@ def usage() -> str:
 
 
 _SIZES = {
-    "compare": "--batch_size, --buffer.num_observations, --measure.batch_size or --eval.batch_size",
     "couple": "--batch_size or --buffer.block_size",
     "diagnose": "--measure.batch_size",
     "evaluate": "--eval.batch_size or --measure.batch_size",
@@ -68,14 +64,17 @@ def main(argv: list[str] | None = None) -> int:
         interrupted, 143 where SIGTERM ended it.
     """
     arguments = sys.argv[1:] if argv is None else argv
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    if not arguments or arguments[0] in ("-h", "--help", "--help=all", "help"):
         print(usage())
         return 0 if arguments else 2
     if arguments[0] == "--version":
         print(f"chordflow {__version__}")
         return 0
+    arguments, sentence = gone.renamed(arguments)
+    if sentence is not None:
+        print(sentence)
     verb, options = arguments[0], [word for word in arguments[1:] if word != VERBOSE]
-    if verb not in (*VERBS, *RENAMED):
+    if verb not in VERBS:
         instead = gone.VERBS.get(verb, f"choose one of {', '.join(VERBS)}.")
         print(f"chordflow: there is no verb {verb!r}; {instead}", file=sys.stderr)
         return 2

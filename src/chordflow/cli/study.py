@@ -82,9 +82,6 @@ def run(arguments: list[str]) -> None:
         register_environments()
     if first.startswith("--"):
         preset, options = None, arguments
-    elif first == "init":
-        run_alias("beginnings", "study init", options)
-        return
     elif first in QUESTIONS:
         preset = first
     elif Path(first).is_file():
@@ -153,13 +150,3 @@ def _join(files: list[str]) -> None:
     if not files:
         raise UserError("say whose tables; write: chordflow study table A/study.json B/study.json")
     console.print(render(joined([Study.load(Path(file)) for file in files])))
-
-
-def run_alias(preset: str, old: str, arguments: list[str]) -> None:
-    """Runs a preset by the name that it had, options included, and says so."""
-    say(f"chordflow {old} is now chordflow study {preset}; the old name goes in the next release.")
-    renamed = (
-        {"--checkpoints": "--looks", "--keep_checkpoints": "--keep_looks"} if preset == "beginnings" else {}
-    )
-    pairs = [argument.partition("=") for argument in arguments]
-    run([preset, *(renamed.get(name, name) + equals + value for name, equals, value in pairs)])

@@ -104,13 +104,23 @@ class CouplingBatch:
         return drawn[self.rows.to(drawn.device)]
 
     def demonstrated(self) -> Demonstrations:
-        """The demonstrations, for a method that has asked for them (see `Needs`)."""
-        assert self.demonstrations is not None
+        """The demonstrations, for a method that has asked for them (see `Needs`).
+
+        Raises:
+            ValueError: if it has not.
+        """
+        if self.demonstrations is None:
+            raise ValueError("the batch holds no demonstrations: the method's `needs` do not ask for them")
         return self.demonstrations
 
     def travelled(self) -> Path:
-        """The path, for a method that has asked for it (see `Needs`)."""
-        assert self.path is not None
+        """The path, for a method that has asked for it (see `Needs`).
+
+        Raises:
+            ValueError: if it has not.
+        """
+        if self.path is None:
+            raise ValueError("the batch holds no paths: the method's `needs` do not ask for them")
         return self.path
 
 

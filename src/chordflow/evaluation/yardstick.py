@@ -1,4 +1,4 @@
-"""A teacher solved once on held-out observations, and any number of students held against it, one at a time.
+"""A teacher solved once on held-out observations, and any number of students compared with it, one at a time.
 
 Every figure is the one that `evaluation.measure` gives for the same settings.
 

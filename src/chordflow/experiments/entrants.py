@@ -92,7 +92,7 @@ def load_entrants(config: EvaluateConfig) -> dict[PolicyName, Entrant]:
     """The teacher and every candidate by name, the teacher first.
 
     Raises:
-        UserError: if one cannot be loaded or cannot be held against the teacher.
+        UserError: if one cannot be loaded or cannot be compared with the teacher.
     """
     given: dict[PolicyName, tuple[CheckpointConfig, str]] = {TEACHER: (config.teacher, "teacher.path")}
     for name, candidate in config.candidates().items():

@@ -1,4 +1,4 @@
-"""Policies held against their teacher: measures on held-out observations, paired episodes, one file of results."""
+"""Policies compared with their teacher: measures on held-out observations, paired episodes, one file of results."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def evaluate(config: EvaluateConfig, command: list[str]) -> Evaluated:
 def _on_the_dataset(
     config: EvaluateConfig, command: list[str], entrants: dict[PolicyName, Entrant], split: Split | None
 ) -> Results:
-    """The results without episodes; those of the run that is gone on with, where nothing they depend on changed."""
+    """The results without episodes; those of the run that is resumed, where nothing they depend on changed."""
     student = entrants.get(STUDENT)
     results = Results(
         kind="evaluate",
@@ -116,7 +116,7 @@ def _on_the_dataset(
         return results
     before = _measured_before(config, results)
     if before is not None:
-        say("Measures on the dataset are those of the run that is gone on with.")
+        say("Measures on the dataset are those of the run that is resumed.")
         return dataclasses.replace(before, command=command, settings=results.settings)
     read_beforehand(split, config.measure)
     with bar("measuring") as progress:

@@ -173,7 +173,7 @@ class EvaluateConfig:
         return self.margin / 100
 
     def candidates(self) -> dict[str, CheckpointConfig]:
-        """The policies held against the teacher, by name, the student first.
+        """The policies compared with the teacher, by name, the student first.
 
         Raises:
             UserError: if a name or path cannot be used.

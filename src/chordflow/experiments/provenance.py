@@ -227,7 +227,7 @@ def write_configs(
         judged: episodes that training has left out to decide on the number of rounds.
     """
     of = of or Round(1, config, teacher_dir)
-    # A run is gone on with from wherever the user happens to be.
+    # A run is resumed from wherever the user happens to be.
     teacher_path = _absolute(config.teacher.path)
     root = _absolute(config.dataset.root) if config.dataset.root is not None else None
     warmup = config.scheduler.warmup(config.steps)

@@ -214,7 +214,7 @@ def _store(job: Job, *, with_context: bool) -> CouplingStore | None:
         repo_id=config.dataset.repo_id,
         with_context=with_context,
     )
-    # Written out: the store may grow before the run is gone on with.
+    # Written out: the store of a resumed run may have been made anew, larger.
     config.couplings.num_observations = store.num_blocks * config.buffer.block_size
     return store
 

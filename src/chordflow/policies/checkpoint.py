@@ -155,10 +155,6 @@ def load_flow_policy(
                 + (f" ({wrapped.steps_field})" if hasattr(wrapped, "steps_field") else "")
                 + "; set at least 1."
             )
-        try:
-            wrapped.chunk.check_executed(wrapped.chunk.num_executed)
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from error
         check_loaded(wrapped, weights, field)
         overrides: dict[str, Any] = {"device_processor": {"device": config.device}}
         try:
@@ -178,6 +174,10 @@ def load_flow_policy(
         loaded.rename_map = dict(rename_map)
         loaded.replaced_rename_map = _rename(preprocessor, rename_map, f"{field}={path}")
     check_processors(loaded, preprocessor, postprocessor, f"{field}={path}")
+    try:
+        loaded.chunk.check_executed(loaded.chunk.num_executed)
+    except UserError as error:
+        raise UserError(f"{field}={path}: {CONFIG}: {error}") from error
     try_out(loaded, preprocessor, f"{field}={path}")
     return loaded
 

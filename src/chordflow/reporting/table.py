@@ -55,6 +55,9 @@ def render(results: Results, *, verbose: bool | None = None) -> RenderableType:
         for name, value in facts(results):
             grid.add_row(name, Text(value))
         parts.append(grid)
+    elif results.held_out is not None and "no intervals" in (text := held_out(results.held_out)):
+        # Whoever reads the summary alone is to know how little it stands on.
+        parts.append(Text(f"Held out: {text}.", style="dim"))
     return Group(*parts)
 
 

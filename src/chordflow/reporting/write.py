@@ -24,7 +24,7 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> list[P
     an older report as it was.
 
     Args:
-        folder: of a run, with its `results.json`, or of a study; or the study's file.
+        folder: of a run, with its `results.json`, or of a study; or that file.
         output: where to write, made where it is missing; the run's own folder by default.
 
     Returns:
@@ -33,10 +33,10 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> list[P
     Raises:
         UserError: if there are no results, they cannot be read, or a file cannot be written.
     """
-    folder, results = Path(folder), _loaded(folder)
+    results, folder = loaded(folder), Path(folder)
+    folder = folder if folder.is_dir() else folder.parent
     if isinstance(results, Study):
-        place = folder if folder.is_dir() else folder.parent
-        return write_study(results, place if output is None else Path(output))
+        return write_study(results, folder if output is None else Path(output))
     contents = {
         "report.html": page(results, folder),
         "table.md": table.markdown(results),
@@ -47,11 +47,19 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> list[P
 
 def printed(folder: str | Path) -> RenderableType:
     """What a terminal shows of a run or a study."""
-    results = _loaded(folder)
+    results = loaded(folder)
     return study_table.render(results) if isinstance(results, Study) else table.render(results)
 
 
-def _loaded(folder: str | Path) -> Results | Study:
+def loaded(folder: str | Path) -> Results | Study:
+    """What a run or a study measured.
+
+    Args:
+        folder: of it, or the file in it.
+
+    Raises:
+        UserError: if there is nothing, or it cannot be read.
+    """
     folder = Path(folder)
     study = folder / STUDY if folder.is_dir() and not (folder / RESULTS).is_file() else folder
     if study.is_file() and kind_of(study) in ("study", *OLD_KINDS):
@@ -85,12 +93,12 @@ def found_in(folder: Path) -> Path:
     """The results of a folder.
 
     Raises:
-        UserError: if it is not a folder or holds no results.
+        UserError: if it is not there or holds no results.
     """
     if not folder.exists():
         raise UserError(f"{folder} does not exist; give the folder of a run, with its {RESULTS}.")
     if not folder.is_dir():
-        raise UserError(f"{folder} is a file; give the folder that holds {RESULTS}, or a study's {STUDY}.")
+        return folder
     if not (folder / RESULTS).is_file():
         raise UserError(
             f"{folder} holds no {RESULTS}; give the folder of a run of chordflow that came to its end."

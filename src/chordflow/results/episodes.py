@@ -138,7 +138,7 @@ class SequentialRow:
     """Where the paired evidence stood when the run stopped.
 
     Attributes:
-        policy: whose actions were held against the teacher as deployed.
+        policy: whose actions were compared with the teacher as deployed.
         num_steps: its steps.
         decision: the test.
     """

@@ -1,7 +1,7 @@
 """Whether another round of reflow pays: one rule, for `chordflow reflow --rounds=auto` and `chordflow study rounds`.
 
 A round pays where its student's gap to the *first* teacher's converged ODE is no larger than that of the round before,
-and curvature or gap is smaller by the least gain or more. The first round is held against the untrained teacher.
+and curvature or gap is smaller by the least gain or more. The first round is compared with the untrained teacher.
 """
 
 from __future__ import annotations

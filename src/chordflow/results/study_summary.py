@@ -28,7 +28,7 @@ def headline(study: Study) -> str:
     """What the table says, in words: which arm is best where that is clear, or what the preset asks."""
     if study.preset == "beginnings":
         said = _beginnings(study)
-    elif study.preset == "rounds" or any(len(chain) > 1 for chain in study.chains):
+    elif study.preset == "rounds":
         said = _rounds(study)
     else:
         said = _best_arms(study)

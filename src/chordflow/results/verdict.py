@@ -93,7 +93,8 @@ def next_command(results: Results) -> tuple[str, str] | None:
         ]  # fmt: skip
         what = "Next" if worth else "To train all the same"
     elif results.kind == "reflow" and results.student is not None and not results.success:
-        student = f"--student.path={results.student}"
+        # The run's folder stands for its last checkpoint, which the results name from there.
+        student = f"--student.path={results.settings.get('output_dir', results.student)}"
         words = ["evaluate", teacher, student, *given, "--env.type=YOURS", "--output_dir=outputs/evaluation"]
         what = "Next"
     else:
