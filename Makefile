@@ -56,7 +56,7 @@ contracts: setup
 docstrings: setup
 	@.venv/bin/interrogate src packages
 
-format: setup ## put the code in shape and mend what can be mended without thought
+format: setup ## put the code in shape and repair what a tool can repair
 	@.venv/bin/ruff check --fix --exit-zero --quiet
 	@.venv/bin/ruff format
 

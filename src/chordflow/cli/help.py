@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import textwrap
 from collections.abc import Sequence
@@ -38,6 +39,11 @@ ENV, ENV_TYPE = "env", "env.type"
 
 FILES = (".yaml", ".yml", ".json")
 """How the names of files of settings end."""
+
+JOINS = "table"
+"""What stands in the place of a study's name where several are joined."""
+
+SAY_WHICH = "say which study; write: chordflow study methods|beginnings|rounds|reuse|FILE.yaml ..."
 
 BRINGS_SETTINGS = (CONFIG_PATH, "recipe", "couplings.path", "resume")
 """Options that name settings which are not known before they are read."""
@@ -148,6 +154,26 @@ def asked(arguments: Sequence[str]) -> bool:
     return any(argument in ("-h", "--help", "--help=all") for argument in arguments)
 
 
+def check_study(arguments: Sequence[str]) -> None:
+    """Makes sure that the first argument of `chordflow study` names one: a preset, a file, or `table`.
+
+    Raises:
+        UserError: if it does not.
+    """
+    first = arguments[0] if arguments else "--"
+    if first.startswith("-"):
+        if not any(word.startswith(("--resume", f"--{CONFIG_PATH}", "--help", "-h")) for word in arguments):
+            raise UserError(SAY_WHICH)
+        return
+    table = json.loads(TABLE.read_text(encoding="utf-8"))
+    names = [JOINS, *(key.removeprefix("study ") for key in table if key.startswith("study "))]
+    names.remove("file")
+    if first not in names and not Path(first).is_file():
+        close = difflib.get_close_matches(first, names, n=1, cutoff=0.6)
+        hint = f"did you mean {close[0]}?" if close else "see chordflow study --help."
+        raise UserError(f"{first!r} is no study and no file; {hint}")
+
+
 def answer(verb: str, arguments: list[str]) -> bool:
     """Prints the help where that is asked for, and refuses options that there are not.
 
@@ -158,6 +184,8 @@ def answer(verb: str, arguments: list[str]) -> bool:
         UserError: for an option that no config can have.
     """
     known, wanted = load(verb), asked(arguments)
+    if verb == "study":
+        check_study(arguments)
     if arguments and not arguments[0].startswith("-"):
         # A subverb, or a file of settings in its place.
         sub, *rest = arguments

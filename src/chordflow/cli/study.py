@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from chordflow.cli.help import JOINS, SAY_WHICH, check_study
 from chordflow.console import console, say
 from chordflow.errors import UserError
 from chordflow.experiments.settings import read_settings, wants_resume
@@ -27,8 +27,6 @@ QUESTIONS = {
     "reuse": "how often a coupling may be used",
 }
 """What each preset answers."""
-
-SAY_WHICH = "say which study; write: chordflow study methods|beginnings|rounds|reuse|FILE.yaml ..."
 
 HELP = f"""Answer one question by training several students that differ in one thing
 
@@ -72,10 +70,9 @@ def run(arguments: list[str]) -> None:
     Raises:
         UserError: for a study that is not there, and for whatever a study refuses.
     """
-    first, *options = arguments or [""]
-    if not first:
-        raise UserError(SAY_WHICH)
-    if first == "table":
+    check_study(arguments)
+    first, *options = arguments
+    if first == JOINS:
         _join(options)
         return
     with quiet_stdout():
@@ -84,16 +81,8 @@ def run(arguments: list[str]) -> None:
         preset, options = None, arguments
     elif first in QUESTIONS:
         preset = first
-    elif Path(first).is_file():
-        preset, options = FileStudy.PRESET, [f"--{CONFIG_PATH}={first}", *options]
     else:
-        close = difflib.get_close_matches(first, [*QUESTIONS, "table"], n=1, cutoff=0.6)
-        hint = (
-            f"did you mean {close[0]}?"
-            if close
-            else f"choose {', '.join(QUESTIONS)}, table or a file of arms."
-        )
-        raise UserError(f"{first!r} is no study and no file; {hint}")
+        preset, options = FileStudy.PRESET, [f"--{CONFIG_PATH}={first}", *options]
     config = parse(preset, options)
     output = config.output_dir
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from chordflow.results.actions import STUDENT, TEACHER, PolicyName
 from chordflow.results.schema import Results
 from chordflow.results.statistics import Estimate, Interval
-from chordflow.results.wording import amount, clean, estimate, percentage, span, steps
+from chordflow.results.wording import amount, clean, estimate, percentage, plural, span, steps
 
 ABSENT = "-"
 """What stands where nothing was measured."""
@@ -97,6 +97,9 @@ class Section:
         ]
         heads = [self.heads[place] for place in kept]
         notes = [text for text, about in self.notes if all(head in heads for head in about)]
+        more = len(self.rows) - MOST_ROWS if short else 0
+        if more > 0:
+            notes.append(f"{plural(more, 'more row')}: --verbose.")
         return replace(
             self,
             heads=heads,
