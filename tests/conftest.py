@@ -26,4 +26,9 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 # A shell starts what it runs in the background with interrupts ignored; tests that interrupt a run mean it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# In some virtual machines all processes have real-time priority: two trainings that never wait then keep two cores to
+# themselves for good, and whoever waits for them never runs. Children inherit what is set here.
+if hasattr(os, "sched_setscheduler"):
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
 pytest_plugins = ["small_policies"]
