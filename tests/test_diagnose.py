@@ -146,7 +146,7 @@ def test_a_student_of_one_step_is_warned_of(
 ) -> None:
     student = Path(shutil.copytree(checkpoint, tmp_path / "student"))
     (student / "reflow_config.json").write_text('{"step_counts": [1]}')
-    monkeypatch.setattr("chordflow.experiments.diagnose.measure", stop)
+    monkeypatch.setattr("chordflow.experiments.diagnose.measured", stop)
     with pytest.raises(KeyboardInterrupt):
         diagnose(
             diagnose_settings(nest(read_options(arguments(student, dataset_root, tmp_path / "out")[1:]))), []

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from chordflow.evaluation.free import GRID_POWERS, candidates, halves
-from chordflow.experiments.arms import _Rollouts
-from chordflow.experiments.entrants import Arm
+from chordflow.experiments.arms import Arm, _Rollouts
 from chordflow.flow.solvers import get_solver
 from chordflow.reporting.card import card
 from chordflow.reporting.table import markdown, render

@@ -9,9 +9,8 @@ import pytest
 
 from builders import parse_reflow as parse
 from chordflow.errors import UserError
-from chordflow.experiments.config import ReflowJobConfig
+from chordflow.experiments.config import RECIPES, ReflowJobConfig
 from chordflow.experiments.provenance import BESIDE_SETTINGS
-from chordflow.experiments.recipes import RECIPES
 from chordflow.training.methods import ReflowMethodConfig
 from chordflow.training.methods.endpoint import EndpointMethodConfig
 
@@ -71,11 +70,9 @@ def test_every_recipe_fits_and_keeps_its_promise(name: str) -> None:
     assert step_counts == ((1,) if name == "one_step" else None)
 
 
-def test_an_unknown_recipe_is_refused_with_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"recipe=one_stpe: there is no such recipe; did you mean one_step\?"):
+def test_an_unknown_recipe_is_refused() -> None:
+    with pytest.raises(UserError, match="recipe=one_stpe: choose all_steps or one_step"):
         settings("--recipe=one_stpe")
-    with pytest.raises(UserError, match=r"recipe=xyz: .*choose all_steps or one_step\."):
-        settings("--recipe=xyz")
 
 
 def test_a_half_finished_run_with_an_optimizer_that_has_gone_is_refused(tmp_path: Path) -> None:

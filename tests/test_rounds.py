@@ -22,7 +22,7 @@ from chordflow.cli.main import main
 from chordflow.couplings import BufferConfig, CouplingBuffer, CouplingConfig, DatasetConfig
 from chordflow.couplings.making import BlockMaker
 from chordflow.experiments.provenance import lineage, teacher_may_have_seen, weights_sha256
-from chordflow.experiments.round_settings import round_seed
+from chordflow.experiments.rounds import round_seed
 from chordflow.flow.curvature import measure_curvature
 from chordflow.flow.seeds import generator
 from chordflow.policies import Context, Role, VelocityModule

@@ -20,10 +20,9 @@ from chordflow import stopping
 from chordflow.cli.main import main
 from chordflow.couplings import DatasetConfig, open_split
 from chordflow.evaluation.yardstick import Yardstick
-from chordflow.experiments.auto_rounds import Judge
 from chordflow.experiments.config import AutoRoundsConfig
 from chordflow.experiments.provenance import weights_sha256
-from chordflow.experiments.rounds import reflow_rounds
+from chordflow.experiments.rounds import Judge, reflow_rounds
 from chordflow.policies import load_flow_policy
 from chordflow.results.paying import Gain, Standing, gain, paying_rounds
 from chordflow.results.schema import STUDENT, TEACHER, Results
@@ -115,9 +114,9 @@ def test_why_it_stops_and_which_student_it_keeps(
         assert judge.after(students[:taken]) is None
     stopped = judge.after(students)
     assert stopped is not None
-    assert (stopped.taken, stopped.kept) == (len(gains), kept)
-    assert words in stopped.finding.text
-    assert stopped.finding.text.endswith(f"; the student is that of round {kept}.")
+    assert stopped[0] == kept
+    assert words in stopped[1].text
+    assert stopped[1].text.endswith(f"; the student is that of round {kept}.")
 
 
 # ---- A whole run -------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from chordflow.evaluation.measure import measure
 from chordflow.evaluation.paired import MeasureConfig
 from chordflow.experiments.collect import EPISODES_OF_A_SEED
 from chordflow.experiments.provenance import lineage
-from chordflow.experiments.round_settings import round_seed
+from chordflow.experiments.rounds import round_seed
 from chordflow.experiments.study import run as job
 from chordflow.experiments.study.plan import resumed
 from chordflow.policies import load_flow_policy
@@ -483,10 +483,10 @@ def test_a_folder_that_is_there_is_not_written_to(
 @pytest.mark.parametrize(
     ("recipe", "more", "words"),
     [
-        ({"batch_size": 64}, ["--steps=2"], "arms: 'own' cannot be trained: batch_size=64"),
+        ({"batch_size": 64}, ["--steps=2"], "arms: 'own': batch_size=64"),
         ({"scheduler": {"num_warmup_steps": 5}}, ["--seconds=2"], "scheduler.num_warmup_steps=5: the budget is in"),
-        ({"method": {"type": "endpoint"}, "buffer.path_points": 2}, [], "'own' sets buffer.path_points=2"),
-        ({}, ["--buffer.path_points=2"], "buffer.path_points=2: no arm trains on states of the trajectory"),
+        ({"method": {"type": "endpoint"}, "buffer.path_points": 2}, [], "arms: 'own': buffer.path_points=2: with these settings method endpoint does not train on"),
+        ({}, ["--buffer.path_points=2"], "arms: 'reflow': buffer.path_points=2: with these settings method reflow does not train on"),
         ({"optimizer": {"lrr": 3}}, [], "arms: 'own': --optimizer.lrr is not an option; did you mean --optimizer.lr"),
         ({"method": {"type": "magic"}}, [], "arms: 'own': method.type=magic: choose"),
         ({"observations": "rollout"}, [], "arms: 'own': observations=rollout needs"),

@@ -12,14 +12,14 @@ import drift_env as drift_env
 from chordflow.cli.main import main
 from chordflow.cli.study import QUESTIONS, parse
 from chordflow.errors import UserError
-from chordflow.experiments.config import ReflowJobConfig
-from chordflow.experiments.recipes import RECIPES
+from chordflow.experiments.config import RECIPES, ReflowJobConfig
+from chordflow.experiments.study.config import ArmSettings, StudyConfig
 from chordflow.experiments.study.plan import SHARED, begun, job_of, make_plan, resumed
-from chordflow.experiments.study.presets import BEGINNINGS, MethodsStudy, RoundsStudy
+from chordflow.experiments.study.presets import BEGINNINGS
 from chordflow.options import build, read_options
 from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.policies.base import Role
-from chordflow.results.study import Study
+from chordflow.results.study import LeftOut, Study
 from chordflow.training.methods import EndpointMethodConfig, MethodConfig
 from chordflow.training.optimizers import AdamWConfig, SOAPConfig
 from chordflow.training.student import StudentInit
@@ -35,9 +35,15 @@ def policy(checkpoint: Path) -> FlowPolicy:
     return load_flow_policy(checkpoint, device="cpu")
 
 
+def arms_of(config: StudyConfig, policy: Any) -> tuple[list[ArmSettings], list[LeftOut]]:
+    """The arms of a study, and those that are left out."""
+    found = list(config.arms_for(policy, FOLDER))
+    return [a for a in found if isinstance(a, ArmSettings)], [a for a in found if isinstance(a, LeftOut)]
+
+
 def jobs(policy: Any, preset: str, *more: str) -> dict[str, ReflowJobConfig]:
     config = parse(preset, [*BASE, *more])
-    return {arm.name: job_of(config, arm) for arm in config.arms_for(policy, FOLDER)[0]}
+    return {arm.name: job_of(config, arm) for arm in arms_of(config, policy)[0]}
 
 
 # ---- Methods -----------------------------------------------------------------------------------------------
@@ -93,7 +99,7 @@ def test_an_arm_with_another_solver_is_resumed(checkpoint: Path, dataset_root: P
     before.save(tmp_path / "study.json")
     added = json.dumps({name: {"coupling": {"solver": "euler"}} for name in ("ten", "also")})
     config = parse(None, resume(tmp_path, "--methods=[reflow,ten,also]", f"--recipes={added}")[1:])
-    after = resumed(begun(make_plan(config), []), before, MethodsStudy.ADDABLE)
+    after = resumed(begun(make_plan(config), []), before)
     assert [arm.settings["coupling"]["num_steps"] for arm in after.arms] == [16, 10, 10]
 
 
@@ -101,7 +107,7 @@ def test_an_arm_with_another_solver_is_resumed(checkpoint: Path, dataset_root: P
 
 
 def test_by_default_beginnings_that_the_teacher_has_are_trained_at_both_rates(policy: FlowPolicy) -> None:
-    arms, left_out = parse("beginnings", BASE).arms_for(policy, FOLDER)
+    arms, left_out = arms_of(parse("beginnings", BASE), policy)
     names = ["teacher", "teacher_full", "teacher_vlm", "random", "random_full"]
     assert [arm.name for arm in arms] == [
         f"{name}_lr_{rate}" for name in names for rate in ("0.0001", "2e-05")
@@ -110,7 +116,7 @@ def test_by_default_beginnings_that_the_teacher_has_are_trained_at_both_rates(po
     assert [arm.name for arm in left_out] == ["pretrained_vlm"]
     assert "is a model without weights" in left_out[0].reason
     with pytest.raises(UserError, match=r"arms: pretrained_vlm: vlm_model_name=.* without weights"):
-        parse("beginnings", [*BASE, "--arms=[teacher,pretrained_vlm]"]).arms_for(policy, FOLDER)
+        arms_of(parse("beginnings", [*BASE, "--arms=[teacher,pretrained_vlm]"]), policy)
     everything = {name for name, (_, everything) in BEGINNINGS.items() if everything}
     assert everything == {f"{init}_full" for init in StudentInit}
 
@@ -118,11 +124,11 @@ def test_by_default_beginnings_that_the_teacher_has_are_trained_at_both_rates(po
 def test_a_beginning_that_is_another_is_left_out(policy: FlowPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(policy), "default_train_roles", tuple(Role))
     one_rate = [*BASE, "--learning_rates=[1]"]
-    arms, left_out = parse("beginnings", one_rate).arms_for(policy, FOLDER)
+    arms, left_out = arms_of(parse("beginnings", one_rate), policy)
     assert [arm.way for arm in arms] == ["teacher", "teacher_vlm", "random"]
     assert "so this is teacher" in left_out[0].reason
     with pytest.raises(UserError, match=r"arms: random_full: .* so this is random"):
-        parse("beginnings", [*one_rate, "--arms=[random,random_full]"]).arms_for(policy, FOLDER)
+        arms_of(parse("beginnings", [*one_rate, "--arms=[random,random_full]"]), policy)
 
 
 def test_looks_are_by_default_parts_of_the_budget() -> None:
@@ -136,9 +142,7 @@ def test_looks_are_by_default_parts_of_the_budget() -> None:
 
 
 def ways(*more: str) -> list[str]:
-    config = parse("rounds", [*BASE, *more])
-    assert isinstance(config, RoundsStudy)
-    return list(dict.fromkeys(arm.way for arm in config.arms_for(None, FOLDER)[0]))  # type: ignore[arg-type]
+    return list(dict.fromkeys(arm.way for arm in arms_of(parse("rounds", [*BASE, *more]), None)[0]))
 
 
 def test_ways_depart_in_one_thing_or_in_all_combinations() -> None:
@@ -154,7 +158,7 @@ def test_rounds_are_chains_that_share_the_first() -> None:
     config = parse(
         "rounds", [*BASE, "--starts=[last,fresh,first,once]", "--solvers=[euler]", "--real_data_shares=[0]"]
     )
-    arms = {arm.name: arm for arm in config.arms_for(None, FOLDER)[0]}  # type: ignore[arg-type]
+    arms = {arm.name: arm for arm in arms_of(config, None)[0]}
     assert {name: arm.teacher for name, arm in arms.items()} == {
         "euler_round_1": None, "euler_last_2": "euler_round_1", "euler_last_3": "euler_last_2",
         "euler_fresh_1": None, "euler_fresh_2": "euler_fresh_1", "euler_fresh_3": "euler_fresh_2",
@@ -167,7 +171,7 @@ def test_rounds_are_chains_that_share_the_first() -> None:
     assert found["euler_once_6000"].steps == 6000
     # How a student begins is for the first round alone, as in reflow.
     config = parse("rounds", [*BASE, "--student.init=random", "--starts=[last]"])
-    first, second, *_ = (job_of(config, arm) for arm in config.arms_for(None, FOLDER)[0])  # type: ignore[arg-type]
+    first, second, *_ = (job_of(config, arm) for arm in arms_of(config, None)[0])
     assert (first.student.init, second.student.init) == (StudentInit.RANDOM, StudentInit.TEACHER)
 
 
@@ -186,8 +190,8 @@ WRONG: list[tuple[str, list[str], str]] = [
     ("methods", ["--seeds=[0,-1]"], "seeds=[0, -1]: give 0 or more"),
     ("methods", ["--methods=[]"], "methods=[]: give at least one"),
     ("methods", ["--methods=[endpoint,endpoint]"], "methods=[endpoint,endpoint]: give at least one, each once"),
-    ("methods", ["--methods=[reflo]"], "methods holds 'reflo', which is no recipe or method type; did you mean reflow"),
-    ("methods", ["--methods=[zzz]"], "choose of all_steps, one_step, "),
+    ("methods", ["--methods=[reflo]"], "methods=[reflo]: choose all_steps, one_step, reflow, "),
+    ("methods", ["--methods=[zzz]"], "methods=[zzz]: choose all_steps, one_step, "),
     ("methods", ['--recipes={"reflow": {}}'], "recipes holds the name 'reflow', which is taken"),
     ("methods", ['--recipes={"a/b": {}}'], "recipes holds the name 'a/b', which is taken or no name"),
     ("methods", ['--recipes={"Study.md": {}}'], "recipes holds the name 'Study.md', which is taken"),
@@ -220,12 +224,12 @@ WRONG: list[tuple[str, list[str], str]] = [
     ("rounds", ["--seconds=3"], "starts holds once, which has a number of steps"),
     ("reuse", ["--uses=[0]"], "uses=[0]: give at least 1"),
     ("file", [], "arms=[]: give at least one, each once, as in arms: {"),
-    ("file", ['--arms={"a": {"teacher": "b"}}'], "arms: 'a' has teacher=b, which is no arm"),
+    ("file", ['--arms={"a": {"teacher": "b"}}'], "arms: 'a': teacher=b: choose a."),
     ("file", ['--arms={"a": {"teacher": "a"}}'], "a <- a: an arm cannot teach itself"),
     ("file", ['--arms={"a": {"teacher": "b"}, "b": {"teacher": "a"}}'], ": an arm cannot teach itself"),
-    ("file", ['--arms={"a": {"teacher": {"path": "x"}}}'], "which is no arm"),
+    ("file", ['--arms={"a": {"teacher": {"path": "x"}}}'], "arms: 'a': teacher={'path': 'x'}: choose a."),
     ("file", ['--arms={"a": {"teacher.path": "x"}}'], "arms: 'a' sets teacher.path, which all arms of a study"),
-    ("file", ['--arms={"a": {"steps": 0}}'], "arms: 'a' has steps=0; give at least 1"),
+    ("file", ['--arms={"a": {"steps": 0}}'], "arms: 'a': steps=0: give at least 1"),
     ("file", ['--arms={"a": {"dataset": {}}}'], "arms: 'a' sets dataset, which all arms of a study have in common"),
 ]  # fmt: skip
 

@@ -406,3 +406,13 @@ def _alike(given: str, name: str) -> bool:
     if not given or not name:
         return given == name
     return name.startswith(f"{given}_") or difflib.SequenceMatcher(None, given, name).ratio() >= 0.75
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """The settings of a config as JSON holds them; environments of LeRobot's keep enumerations among theirs."""
+
+    def value_of(item: object) -> Any:
+        return item.value if isinstance(item, Enum) else str(item)
+
+    settings: dict[str, Any] = json.loads(json.dumps(draccus.encode(config), default=value_of))
+    return settings

@@ -1,42 +1,37 @@
-"""Episodes of several policies: which run, in which order, and when it is enough."""
+"""Policies that act beside each other: which run, in which ways, in which order, and when it is enough."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 from chordflow.console import Bar, bar, say
 from chordflow.errors import UserError
-from chordflow.experiments.entrants import Arm, Entrant
+from chordflow.experiments.config import CheckpointConfig, env_name
 from chordflow.experiments.evaluate_config import DelayConfig, EvaluateConfig
+from chordflow.experiments.measured import Entrant, load_entrant
 from chordflow.experiments.provenance import collected_in
-from chordflow.policies import FlowPolicy, load_flow_policy
+from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint
 from chordflow.policies.realtime import guidance_weight
 from chordflow.results.episodes import DelayMode
 from chordflow.results.schema import (
+    STUDENT,
     TEACHER,
     DelayRow,
     FreeWays,
     MotionRow,
     PolicyName,
+    Results,
+    Rollouts,
     SequentialRow,
     SuccessRow,
-    TimingRow,
 )
 from chordflow.results.sequential import SequentialTest
-from chordflow.rollouts import (
-    Episode,
-    EpisodeStore,
-    Execution,
-    Runner,
-    arm_settings,
-    open_runner,
-    paired,
-)
+from chordflow.rollouts import Episode, EpisodeStore, Execution, Runner, arm_settings, open_runner, paired
 from chordflow.rollouts.delay import Hold
-from chordflow.rollouts.episodes import SeedRange, Starts
+from chordflow.rollouts.episodes import Starts
 from chordflow.rollouts.lerobot_noise import run_lerobot_episodes
 from chordflow.rollouts.store import JOINED
 from chordflow.rollouts.summaries import (
@@ -50,92 +45,165 @@ from chordflow.rollouts.summaries import (
 EPISODES = "episodes"
 """Folder of the episodes, in a run's folder."""
 
-
-@dataclass(frozen=True)
-class RolloutResults:
-    """What the episodes came to.
-
-    Attributes:
-        success: rows of success.
-        motion: rows of motion.
-        delays: rows under delay.
-        sequential: where a sequential run stopped.
-        timing: where the time went.
-        clip: for the moving picture, episodes with frames by label, the same seeds under each.
-    """
-
-    success: list[SuccessRow]
-    motion: list[MotionRow]
-    delays: list[DelayRow]
-    sequential: list[SequentialRow]
-    timing: list[TimingRow]
-    clip: dict[str, list[Episode]]
+Clip = dict[str, list[Episode]]
+"""For the moving picture, episodes with frames by label, the same seeds under each."""
 
 
-def run_arms(
-    config: EvaluateConfig, entrants: dict[PolicyName, Entrant], free: FreeWays | None = None
-) -> RolloutResults:
-    """Runs all episodes of an evaluation with paired noise.
-
-    The teacher as deployed and the candidates come first, block by block where the run is sequential; whatever else
-    is asked for then runs through the same seeds.
-
-    Args:
-        config: all settings.
-        entrants: the policies.
-        free: the best ways to act without training, where a dataset was measured on.
-    """
-    with open_runner(config.env, config.eval.batch_size, config.eval.num_workers) as runner:
-        return _Rollouts(config, entrants, runner, free).run()
-
-
-def _collected(config: EvaluateConfig, entrants: dict[PolicyName, Entrant]) -> list[SeedRange]:
-    """The episodes of this environment in which observations were collected for any of the policies."""
-    env = config.env
-    ranges = [run for entrant in entrants.values() for run in collected_in(entrant.folder)]
-    return [run for run in ranges if env is not None and run.env == env.type]
-
-
-def check_delays(config: EvaluateConfig, entrants: dict[PolicyName, Entrant]) -> None:
-    """Makes sure that chunks bridge every delay.
+def load_entrants(config: EvaluateConfig) -> dict[PolicyName, Entrant]:
+    """The teacher and every candidate by name, the teacher first.
 
     Raises:
-        UserError: if one is too long for a policy's chunks, or all of `delay.modes` is real-time chunking, which
-            LeRobot does not have for every family.
+        UserError: if one cannot be loaded or cannot be compared with the teacher.
     """
-    for entrant in entrants.values():
-        policy, chunk = entrant.policy, entrant.policy.chunk
-        if config.delay.control_steps and not modes_of(config.delay, policy):
+    given: dict[PolicyName, tuple[CheckpointConfig, str]] = {TEACHER: (config.teacher, "teacher.path")}
+    for name, candidate in config.candidates().items():
+        given[name] = (candidate, "student.path" if name == STUDENT else f"policies={name}")
+    for candidate, option in given.values():
+        # Cheap to see, so before any weights are read.
+        resolve_checkpoint(candidate.path, candidate.revision, option)
+    entrants: dict[PolicyName, Entrant] = {}
+    for name, (candidate, option) in given.items():
+        entrants[name] = load_entrant(name, candidate, config, option)
+        if name != TEACHER:
+            _check_comparable(entrants[TEACHER], entrants[name])
+    return entrants
+
+
+def _check_comparable(teacher: Entrant, other: Entrant) -> None:
+    """Makes sure that one noise and one reference make sense for both."""
+    where = f"{other.field}: {other.path}"
+    if other.policy.family != teacher.policy.family:
+        raise UserError(
+            f"{where} is a {other.policy.family} policy and the teacher a {teacher.policy.family} one; the same noise "
+            "means something else to each: compare checkpoints of one family."
+        )
+    a, b = teacher.policy.chunk, other.policy.chunk
+    for name, own, wanted, what in (
+        ("chunk_size", b.horizon, a.horizon, "chunks"),
+        ("max_action_dim", b.padded_dim, a.padded_dim, "padded dimensions"),
+        ("the action's size", b.action_dim, a.action_dim, "action spaces"),
+    ):
+        if own != wanted:
             raise UserError(
-                f"delay.modes={config.delay.modes}: LeRobot does not guide the chunks of policy type "
-                f"{policy.family!r} in real time; give sync or async."
+                f"{where}: {name} is {own}, but the teacher's is {wanted}; {what} must agree for actions to be "
+                "compared: give a checkpoint that was made from this teacher."
             )
-        if config.delay.control_steps and modes_of(config.delay, policy) != config.delay.modes:
-            say(
-                f"Delay:   no rtc for {entrant.name}: LeRobot does not guide chunks of {policy.family} in real time"
-            )
-        executed = config.eval.n_action_steps or chunk.num_executed
-        for execution in executions(config.delay, 1, policy):
-            try:
-                execution.check(chunk, executed)
-            except UserError as error:
-                raise UserError(f"delay.control_steps={config.delay.control_steps}: {error}") from error
 
 
 def check_environment(config: EvaluateConfig, entrants: dict[PolicyName, Entrant]) -> None:
     """Makes sure that every policy can act in the environment, before what takes long begins.
 
     Raises:
-        UserError: if one cannot, or a delay is too long for its chunks.
+        UserError: if one cannot, a delay is too long for its chunks, or all of `delay.modes` is real-time chunking,
+            which LeRobot does not have for every family.
     """
-    check_delays(config, entrants)
+    delay = config.delay
+    for entrant in entrants.values() if delay.control_steps else ():
+        policy, modes = entrant.policy, _modes_of(delay, entrant.policy)
+        if not modes:
+            raise UserError(
+                f"delay.modes={delay.modes}: LeRobot does not guide the chunks of policy type {policy.family!r} in "
+                "real time; give sync or async."
+            )
+        if modes != delay.modes:
+            say(
+                f"Delay:   no rtc for {entrant.name}: LeRobot does not guide chunks of {policy.family} in real time"
+            )
+        executed = config.eval.n_action_steps or policy.chunk.num_executed
+        for execution in _executions(delay, 1, policy):
+            try:
+                execution.check(policy.chunk, executed)
+            except UserError as error:
+                raise UserError(f"delay.control_steps={delay.control_steps}: {error}") from error
     with open_runner(config.env, 1) as runner:
         for entrant in entrants.values():
             runner.check(entrant.policy, config.seed)
 
 
+def run_arms(
+    config: EvaluateConfig, entrants: dict[PolicyName, Entrant], results: Results
+) -> tuple[Results, Clip]:
+    """Runs all episodes of an evaluation.
+
+    With paired noise the teacher as deployed and the candidates come first, block by block where the run is
+    sequential; whatever else is asked for then runs through the same seeds.
+
+    Args:
+        config: all settings, with an environment.
+        entrants: the policies.
+        results: so far; they name the best ways to act without training, where a dataset was measured on.
+
+    Returns:
+        The results with what the episodes came to, and the recorded ones.
+    """
+    rollouts = Rollouts(
+        env=env_name(config.env),
+        noise="lerobot" if config.noise == "lerobot" else "paired",
+        first_seed=config.seed,
+        batch_size=config.eval.batch_size,
+        num_workers=config.eval.num_workers,
+        margin=config.margin_fraction,
+    )
+    results = replace(results, rollouts=rollouts)
+    if config.noise == "lerobot":
+        return _run_like_lerobot(config, entrants, results), {}
+    with open_runner(config.env, config.eval.batch_size, config.eval.num_workers) as runner:
+        return _Rollouts(config, entrants, runner, results.free).run(results)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to act.
+
+    Attributes:
+        name: of the policy.
+        policy: the policy.
+        num_steps: its solver steps.
+        solver: which solver.
+        grid_power: how its steps are graded.
+        execution: delay, and what is done about it.
+    """
+
+    name: PolicyName
+    policy: FlowPolicy
+    num_steps: int
+    solver: str = "euler"
+    grid_power: float = 1.0
+    execution: Execution = field(default_factory=Execution)
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """What episodes depend on besides policy, task and seed."""
+        return {name: getattr(self, name) for name in ("num_steps", "solver", "grid_power", "execution")}
+
+    @property
+    def key(self) -> str:
+        """A name for files, one for each way to act."""
+        parts = [self.name, str(self.num_steps), self.solver]
+        if self.grid_power != 1:
+            parts.append(f"g{self.grid_power:g}")
+        if self.execution.mode != "none":
+            parts += [self.execution.mode, f"d{self.execution.delay}"]
+        if self.execution.max_guidance_weight is not None:
+            parts.append(f"w{self.execution.max_guidance_weight:g}")
+        return "-".join(parts)
+
+    @property
+    def label(self) -> str:
+        """A name for people."""
+        solver = "" if self.solver == "euler" else f"{self.solver} "
+        text = f"{self.name}, {self.num_steps} {solver}step{'s' * (self.num_steps > 1)}"
+        if self.grid_power != 1:
+            text += f", grid power {self.grid_power:g}"
+        if self.execution.mode == "none":
+            return text
+        weight = self.execution.max_guidance_weight
+        guided = f" at weight {weight:g}" if weight is not None else ""
+        return f"{text}, {self.execution.mode}{guided}, delay {self.execution.delay}"
+
+
 @dataclass
-class _Count:
+class Count:
     """Shows on a bar how many episodes have ended.
 
     Attributes:
@@ -153,11 +221,11 @@ class _Count:
     def __call__(self, _episode: Episode) -> None:
         """Counts one more."""
         self.done += 1
-        self.progress.update(self.done, self.total, self.note)
+        self.progress.update(self.done, max(self.done, self.total), self.note)
 
 
 class _Rollouts:
-    """The episodes of one evaluation."""
+    """The episodes of one evaluation, with paired noise."""
 
     def __init__(
         self,
@@ -173,14 +241,18 @@ class _Rollouts:
         self.stores: dict[Arm, EpisodeStore] = {}
         self.seeds = list(range(config.seed, config.seed + config.eval.n_episodes))
         numbers = runner.tasks()
-        tasks = len(numbers)
-        self.starts = Starts.known(numbers, _collected(config, entrants))
+        self.tasks = len(numbers)
+        env = config.env
+        ranges = [run for entrant in entrants.values() for run in collected_in(entrant.folder)]
+        collected = [run for run in ranges if env is not None and run.env == env.type]
+        self.starts = Starts.known(numbers, collected)
         self.least_starts = min((number for number in numbers.values() if number), default=len(self.seeds))
         # Of a suite with many tasks the pictures of all of them would be too much to keep.
-        self.recorded = self.seeds[: config.eval.num_clips] if tasks <= max(1, config.eval.num_clips) else []
-        self.tasks = tasks
+        clips = config.eval.num_clips
+        self.recorded = self.seeds[:clips] if self.tasks <= max(1, clips) else []
 
-    def run(self) -> RolloutResults:
+    def run(self, results: Results) -> tuple[Results, Clip]:
+        """Runs all of them."""
         config = self.config
         if self.least_starts < len(self.seeds):
             say(
@@ -189,21 +261,29 @@ class _Rollouts:
             )
         sequential = self._run_core()
         seeds = sorted({episode.seed for episode in self.runs[self.teacher]})
-        for arm in self._untrained():
+        untrained = self._untrained()
+        for arm in untrained:
             self._run(arm, seeds)
-        plain = [self.teacher, *self._untrained(), *self.candidates]
         delays = self._run_delays(seeds)
+        success: list[SuccessRow] = []
+        motion: list[MotionRow] = []
+        timing, clip = [], {}
         for store in self.stores.values():
             store.compact()
-        success, motion = [], []
-        for arm in plain:
-            reference = None if arm == self.teacher else self.runs[self.teacher]
-            rows = success_at_margin(self.runs[arm], arm.name, reference, config.margin_fraction, self.starts)
+        for arm in (self.teacher, *untrained, *self.candidates):
+            episodes, reference = self.runs[arm], None if arm == self.teacher else self.runs[self.teacher]
+            rows = success_at_margin(episodes, arm.name, reference, config.margin_fraction, self.starts)
             success += [valid_under_looking(row) for row in rows] if sequential else rows
-            motion += motion_rows(self.runs[arm], arm.name, reference, config.seed, self.starts)
-        return RolloutResults(
-            success, motion, delays, sequential, [self._timing_row(arm) for arm in plain], self._clip(plain)
+            motion += motion_rows(episodes, arm.name, reference, config.seed, self.starts)
+            # Of all episodes, those of the runs before an interruption included.
+            spent = self.stores[arm].timing
+            timing.append(timing_row(arm.name, arm.num_steps, spent, arm.solver, arm.grid_power))
+            if self.recorded and (arm.solver, arm.grid_power) == ("euler", 1.0):
+                clip[arm.label] = [episode for episode in episodes if episode.frames is not None]
+        results = replace(
+            results, success=success, motion=motion, delays=delays, sequential=sequential, timing=timing
         )
+        return results, clip
 
     def _arm(self, entrant: Entrant, num_steps: int | None = None) -> Arm:
         return Arm(entrant.name, entrant.policy, num_steps or entrant.num_steps)
@@ -226,16 +306,15 @@ class _Rollouts:
         return list(dict.fromkeys(arms))
 
     def _run_core(self) -> list[SequentialRow]:
-        config = self.config
-        seeds, tasks = self.seeds, self.tasks
-        if config.sequential.enable:
-            # Episodes from a start that was seen before are no further evidence.
-            seeds = seeds[: self.least_starts]
+        """Teacher and candidates, to the end or until the pairs decide."""
+        config, seeds, tasks = self.config, self.seeds, self.tasks
         core = [self.teacher, *self.candidates]
         if not config.sequential.enable:
             for arm in core:
                 self._run(arm, seeds)
             return []
+        # Episodes from a start that was seen before are no further evidence.
+        seeds = seeds[: self.least_starts]
         tests = {
             arm: SequentialTest(
                 config.margin_fraction,
@@ -246,7 +325,7 @@ class _Rollouts:
             for arm in self.candidates
         }
         with bar("episodes") as progress:
-            count = _Count(progress, len(core) * len(seeds) * tasks)
+            count = Count(progress, len(core) * len(seeds) * tasks)
             for start in range(0, len(seeds), config.eval.batch_size):
                 block = seeds[start : start + config.eval.batch_size]
                 for arm in core:
@@ -264,100 +343,68 @@ class _Rollouts:
 
     def _run_delays(self, seeds: Sequence[int]) -> list[DelayRow]:
         """Every policy under every delay, each beside itself without one."""
-        delay = self.config.delay
-        if not delay.control_steps:
-            return []
+        delay, rows = self.config.delay, []
         seeds = seeds[: delay.n_episodes]
-        rows = []
-        for entrant in self.entrants.values():
+        for entrant in self.entrants.values() if delay.control_steps else ():
             for n in delay.num_steps:
                 plain = self._arm(entrant, n)
-                self._run(plain, seeds)
-                undelayed = self._of(plain, seeds)
-                rows.append(self._delay_row(plain, undelayed, None))
-                for execution in executions(delay, n, entrant.policy):
-                    arm = Arm(entrant.name, entrant.policy, n, execution=execution)
+                ways = [replace(plain, execution=how) for how in _executions(delay, n, entrant.policy)]
+                for arm in (plain, *ways):
                     self._run(arm, seeds)
-                    rows.append(self._delay_row(arm, self._of(arm, seeds), undelayed))
+                    row = delay_row(
+                        self._of(arm, seeds),
+                        arm.name,
+                        None if arm == plain else self._of(plain, seeds),
+                        mode=arm.execution.mode,
+                        delay=arm.execution.delay,
+                        guidance_weight=arm.execution.max_guidance_weight,
+                        seed=self.config.seed,
+                        starts=self.starts,
+                    )
+                    rows.append(row)
         return rows
-
-    def _delay_row(self, arm: Arm, episodes: list[Episode], undelayed: list[Episode] | None) -> DelayRow:
-        execution = arm.execution
-        return delay_row(
-            episodes,
-            arm.name,
-            undelayed,
-            mode=execution.mode,
-            delay=execution.delay,
-            guidance_weight=execution.max_guidance_weight,
-            seed=self.config.seed,
-            starts=self.starts,
-        )
 
     def _of(self, arm: Arm, seeds: Sequence[int]) -> list[Episode]:
         wanted = set(seeds)
         return [episode for episode in self.runs[arm] if episode.seed in wanted]
 
-    def _run(self, arm: Arm, seeds: Sequence[int], count: _Count | None = None) -> None:
+    def _run(self, arm: Arm, seeds: Sequence[int], count: Count | None = None) -> None:
         """Runs an arm through seeds that it has not run yet, on a bar of its own or on that of `count`."""
         done = {episode.seed for episode in self.runs.get(arm, [])}
         wanted = [seed for seed in seeds if seed not in done]
         if not wanted:
             return
-        config = self.config
+        config, executed = self.config, self.config.eval.n_action_steps
         if arm not in self.stores:
-            settings = arm_settings(
-                arm.policy,
-                config.env,
-                num_steps=arm.num_steps,
-                solver=arm.solver,
-                grid_power=arm.grid_power,
-                n_action_steps=config.eval.n_action_steps,
-                execution=arm.execution,
-            )
+            settings = arm_settings(arm.policy, config.env, n_action_steps=executed, **arm.how)
             self.stores[arm] = EpisodeStore(config.output_dir / EPISODES / arm.key, settings)
         with contextlib.ExitStack() as stack:
             if count is None:
-                count = _Count(stack.enter_context(bar(arm.label)), len(wanted) * self.tasks)
+                count = Count(stack.enter_context(bar(arm.label)), len(wanted) * self.tasks)
             else:
                 count.note = arm.label
             new = self.runner.run(
                 arm.policy,
                 wanted,
-                num_steps=arm.num_steps,
-                solver=arm.solver,
-                grid_power=arm.grid_power,
-                n_action_steps=config.eval.n_action_steps,
-                execution=arm.execution,
+                n_action_steps=executed,
                 store=self.stores[arm],
                 record_frames=[seed for seed in wanted if seed in self.recorded],
                 progress=count,
+                **arm.how,
             )
         self.runs[arm] = self.runs.get(arm, []) + new
 
-    def _timing_row(self, arm: Arm) -> TimingRow:
-        """Of all episodes, those of the runs before an interruption included."""
-        return timing_row(arm.name, arm.num_steps, self.stores[arm].timing, arm.solver, arm.grid_power)
 
-    def _clip(self, arms: Sequence[Arm]) -> dict[str, list[Episode]]:
-        """The recorded episodes of each arm that runs by Euler, by its label."""
-        return {
-            arm.label: [episode for episode in self.runs[arm] if episode.frames is not None]
-            for arm in arms
-            if (arm.solver, arm.grid_power) == ("euler", 1.0) and self.recorded
-        }
-
-
-def modes_of(options: DelayConfig, policy: FlowPolicy) -> list[str]:
+def _modes_of(options: DelayConfig, policy: FlowPolicy) -> list[str]:
     """The modes that a robot could run this policy in."""
     return [mode for mode in options.modes if mode != "rtc" or policy.supports_real_time_chunking]
 
 
-def executions(options: DelayConfig, num_steps: int, policy: FlowPolicy) -> Iterator[Execution]:
+def _executions(options: DelayConfig, num_steps: int, policy: FlowPolicy) -> Iterator[Execution]:
     """Delays in every mode; real-time chunking with the weight that fits, and with the usual one beside it."""
     hold = cast(Hold, options.hold)
     for delay in options.control_steps:
-        for mode in cast(list[DelayMode], modes_of(options, policy)):
+        for mode in cast(list[DelayMode], _modes_of(options, policy)):
             if mode != "rtc":
                 yield Execution(mode, delay, hold)
                 continue
@@ -365,13 +412,15 @@ def executions(options: DelayConfig, num_steps: int, policy: FlowPolicy) -> Iter
                 yield Execution(mode, delay, hold, max_guidance_weight=weight)
 
 
-def run_like_lerobot(config: EvaluateConfig, entrants: dict[PolicyName, Entrant]) -> RolloutResults:
+def _run_like_lerobot(
+    config: EvaluateConfig, entrants: dict[PolicyName, Entrant], results: Results
+) -> Results:
     """Runs every policy as `lerobot-eval` would, with the same seed and batch size.
 
     Episodes are not paired, so nothing is compared but rates.
     """
-    teacher = entrants[TEACHER]
-    few = sorted({e.num_steps for e in entrants.values()} | set(config.eval.teacher_num_steps))
+    options, teacher = config.eval, entrants[TEACHER]
+    few = sorted({e.num_steps for e in entrants.values()} | set(options.teacher_num_steps))
     plan = [(teacher, teacher.num_steps), *((teacher, n) for n in few if n != teacher.num_steps)]
     plan += [(entrant, entrant.num_steps) for name, entrant in entrants.items() if name != TEACHER]
     success: list[SuccessRow] = []
@@ -380,48 +429,42 @@ def run_like_lerobot(config: EvaluateConfig, entrants: dict[PolicyName, Entrant]
         # Which start an episode has LeRobot's environments count out by themselves; how many there are is known.
         starts = Starts(runner.tasks())
     for entrant, num_steps in plan:
-        count = 0
         arm = Arm(entrant.name, entrant.policy, num_steps)
-        settings = arm_settings(
-            arm.policy, config.env, num_steps=num_steps, n_action_steps=config.eval.n_action_steps
-        )
-        drawn = {"noise": "lerobot", "seed": config.seed, "batch_size": config.eval.batch_size}
+        settings = arm_settings(arm.policy, config.env, n_action_steps=options.n_action_steps, **arm.how)
         del settings["noise_key"]
+        drawn = {"noise": "lerobot", "seed": config.seed, "batch_size": options.batch_size}
         store = EpisodeStore(
             config.output_dir / EPISODES / f"{arm.key}-lerobot",
-            {**settings, **drawn, "n_episodes": config.eval.n_episodes},
+            {**settings, **drawn, "n_episodes": options.n_episodes},
         )
-        with bar(arm.label) as progress:
+        # Noise comes from one stream of random numbers, so only a run that has ended is not run again.
+        episodes = store.load() if (store.folder / JOINED).exists() else []
+        if not episodes:
+            with bar(arm.label) as progress:
+                count = Count(progress, options.n_episodes)
 
-            def count_up(episode: Episode, store: EpisodeStore = store) -> None:
-                nonlocal count
-                count += 1
-                store.save([episode])
-                progress.update(count, max(count, config.eval.n_episodes))
+                def save(episode: Episode, store: EpisodeStore = store, count: Count = count) -> None:
+                    store.save([episode])
+                    count(episode)
 
-            episodes = _known(store) or run_lerobot_episodes(
-                lambda entrant=entrant: load_flow_policy(  # type: ignore[misc]
-                    entrant.folder, device=config.device, rename_map=config.rename_map, field=entrant.field
-                ),
-                config.env,
-                seed=config.seed,
-                n_episodes=config.eval.n_episodes,
-                batch_size=config.eval.batch_size,
-                num_steps=num_steps,
-                n_action_steps=config.eval.n_action_steps,
-                use_async_envs=config.eval.num_workers > 0,
-                progress=count_up,
-            )
+                episodes = run_lerobot_episodes(
+                    lambda entrant=entrant: load_flow_policy(  # type: ignore[misc]
+                        entrant.folder,
+                        device=config.device,
+                        rename_map=config.rename_map,
+                        field=entrant.field,
+                    ),
+                    config.env,
+                    seed=config.seed,
+                    n_episodes=options.n_episodes,
+                    batch_size=options.batch_size,
+                    num_steps=num_steps,
+                    n_action_steps=options.n_action_steps,
+                    use_async_envs=options.num_workers > 0,
+                    progress=save,
+                )
         store.save(episodes)
         store.compact()
         success += success_at_margin(episodes, entrant.name, None, config.margin_fraction, starts)
         motion += motion_rows(episodes, entrant.name, None, config.seed, starts)
-    return RolloutResults(success, motion, [], [], [], {})
-
-
-def _known(store: EpisodeStore) -> list[Episode]:
-    """The episodes of a policy that was run to its end; none otherwise.
-
-    Noise comes from one stream of random numbers, so a run cannot go on in the middle of it.
-    """
-    return store.load() if (store.folder / JOINED).exists() else []
+    return replace(results, success=success, motion=motion)

@@ -24,7 +24,6 @@ from chordflow.couplings.mixed import MixedObservations, as_recorded, check_fini
 from chordflow.errors import UserError
 from chordflow.experiments.collect_config import ObservationSource
 from chordflow.experiments.config import ReflowJobConfig
-from chordflow.experiments.measured import deployed_steps
 from chordflow.experiments.run_folder import OBSERVATIONS_DIR
 from chordflow.policies import FlowPolicy
 from chordflow.results.schema import RolloutObservations
@@ -126,7 +125,7 @@ class _Collecting(RunObservations):
         # The first collection's alone: every later one goes on where the one before it on disk has ended.
         self.first_seed = config.collect.seed + config.seed % SEEDS_APART * EPISODES_OF_A_SEED
         self.recorded = recorded
-        self.teacher, self.teacher_steps = teacher, deployed_steps(config.teacher, teacher)
+        self.teacher, self.teacher_steps = teacher, config.teacher.deployed_steps(teacher)
         self.student, self.student_steps = student, config.num_inference_steps
         self._stack = stack
         self._host: Host | None = None

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lerobot.envs.configs import EnvConfig
 
-from chordflow.checks import check_fields
-from chordflow.couplings import TOLERANCE_S, BufferConfig, CouplingConfig, DatasetConfig
+from chordflow.checks import check_choice, check_fields
+from chordflow.couplings import LEAST_STEPS, TOLERANCE_S, BufferConfig, CouplingConfig, DatasetConfig
 from chordflow.errors import UserError
 from chordflow.evaluation.paired import MeasureConfig
 from chordflow.experiments.collect_config import (
@@ -18,9 +18,8 @@ from chordflow.experiments.collect_config import (
     check_no_demonstrations,
     check_source,
 )
-from chordflow.experiments.recipes import recipe
 from chordflow.experiments.stored_couplings import CouplingsConfig
-from chordflow.policies import Role
+from chordflow.policies import FlowPolicy, Role
 from chordflow.results.paying import LEAST_GAIN, check_least_gain
 from chordflow.training.methods import MethodConfig, ReflowMethodConfig
 from chordflow.training.optimizers import OptimizerConfig, SOAPConfig
@@ -53,6 +52,15 @@ class CheckpointConfig:
             UserError: naming the option.
         """
         check_fields(self, f"{option}.", "num_inference_steps", at_least=1)
+
+    def deployed_steps(self, teacher: FlowPolicy) -> int:
+        """A teacher's steps as deployed: what the user says, or what the checkpoint is saved with.
+
+        A teacher that is itself a student saved with a single step is measured at ten, unless the user says otherwise.
+        """
+        if self.num_inference_steps is not None:
+            return self.num_inference_steps
+        return teacher.default_num_steps if teacher.default_num_steps > 1 else LEAST_STEPS
 
 
 @dataclass
@@ -105,13 +113,72 @@ class AutoRoundsConfig:
         check_least_gain("auto_rounds.least_gain", self.least_gain)
 
 
+RECIPES: dict[str, dict[str, Any]] = {
+    # A student for any number of steps; the defaults.
+    "all_steps": {"method": {"type": "reflow"}},
+    # The most exact student at one step, and for that alone. What decides its error is the boundary between modes,
+    # where only more couplings help.
+    "one_step": {
+        "method": {"type": "endpoint"},
+        "buffer": {"noises_per_observation": 6, "uses_per_coupling": 3},
+    },
+}
+"""Settings that go together, by name: nested, those that differ from the defaults."""
+
+
 @dataclass
-class ReflowJobConfig:
-    """Reflow a flow-matching policy: same checkpoint, same keys, acting in one or two steps.
+class TrainingSettings:
+    """What every training has, that of `chordflow reflow` and that of a study's arm.
 
     Attributes:
         teacher: the checkpoint to reflow.
         dataset: LeRobot dataset whose observations are used (its actions only by methods that need them).
+        batch_size: couplings that a process looks at in one go.
+        gradient_accumulation_steps: how often it does so in a step, which then is as one of that many times
+            batch_size, in the memory of one.
+        num_workers: processes that read observations ahead while the buffer is filled.
+        device: cuda, mps or cpu; by default the checkpoint's, or what is available.
+        tolerance_s: seconds by which a video's frame may miss its timestamp, as in LeRobot.
+        student: initialisation and freezing.
+        method: how the student is trained.
+        coupling: how the teacher's ODE is solved.
+        buffer: how many couplings are kept in memory.
+        optimizer: what makes steps of gradients.
+        scheduler: warm-up and cosine.
+        ema: moving average of the weights.
+    """
+
+    teacher: CheckpointConfig
+    dataset: DatasetConfig
+    output_dir: Path
+    batch_size: int = 64
+    gradient_accumulation_steps: int = 1
+    num_workers: int = 4
+    log_freq: int = 50
+    device: str | None = None
+    tolerance_s: float = TOLERANCE_S
+    rename_map: dict[str, str] = field(default_factory=dict)
+    resume: bool = False
+    student: StudentConfig = field(default_factory=StudentConfig)
+    method: MethodConfig = field(default_factory=ReflowMethodConfig)
+    coupling: CouplingConfig = field(default_factory=CouplingConfig)
+    buffer: BufferConfig = field(default_factory=BufferConfig)
+    optimizer: OptimizerConfig = field(default_factory=SOAPConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    env: EnvConfig | None = None
+
+    def __post_init__(self) -> None:
+        self.teacher.check("teacher")
+        check_fields(self, "", "batch_size", "gradient_accumulation_steps", "log_freq", at_least=1)
+        check_fields(self, "", "num_workers", at_least=0)
+
+
+@dataclass
+class ReflowJobConfig(TrainingSettings):
+    """Reflow a flow-matching policy: same checkpoint, same keys, acting in one or two steps.
+
+    Attributes:
         output_dir: new folder for checkpoints, metrics, results and pictures.
         recipe: settings that go together, under all other options: all_steps (a student for every number
             of steps; the defaults) or one_step (the most exact student at one step, and for that alone). Recorded
@@ -119,78 +186,44 @@ class ReflowJobConfig:
         rounds: how often to reflow, or auto for as often as it pays; each round begins as the student of the round
             before and is taught by it. steps, and everything else, are of each.
         steps: optimiser steps.
-        batch_size: couplings that a process looks at in one go.
-        gradient_accumulation_steps: how often it does so in a step, which then is as one of that many times
-            batch_size, in the memory of one.
         num_inference_steps: Euler steps that the student is saved with.
         seed: of everything random in training.
         observations: whose observations couplings are made for: dataset, or rollout to mix them with observations of
             episodes that teacher and student run in an environment while training goes on.
-        num_workers: processes that read observations ahead while the buffer is filled.
         log_freq: steps between lines of metrics.jsonl.
         save_freq: steps between checkpoints that stay; 0 keeps only the last.
         save_minutes: minutes between checkpoints of which each replaces the one before, as does the one that Ctrl-C or
             SIGTERM leaves; 0 for none by the clock.
-        device: cuda, mps or cpu; by default the checkpoint's, or what is available.
-        tolerance_s: seconds by which a video's frame may miss its timestamp, as in LeRobot.
         rename_map: observation keys of the dataset to keys of the policy, as JSON; replaces the checkpoint's own.
         resume: resume from the checkpoint that --config_path names.
         auto_rounds: when rounds=auto stops.
-        student: initialisation and freezing.
-        method: how the student is trained.
-        coupling: how the teacher's ODE is solved.
         couplings: a store of couplings that `chordflow couple` has made, in place of asking the teacher.
         env: environment to collect observations in, with the options that lerobot-eval has for it.
         collect: how observations are collected there.
-        buffer: how many couplings are kept in memory.
-        optimizer: what makes steps of gradients.
-        scheduler: warm-up and cosine.
-        ema: moving average of the weights.
         measure: what is measured after training.
     """
 
-    teacher: CheckpointConfig
-    dataset: DatasetConfig
-    output_dir: Path
     recipe: str | None = None
     rounds: int | Literal["auto"] = 1
     steps: int = 20_000
-    batch_size: int = 64
-    gradient_accumulation_steps: int = 1
     num_inference_steps: int = 1
     seed: int = 1000
     observations: ObservationSource = ObservationSource.DATASET
-    num_workers: int = 4
-    log_freq: int = 50
     save_freq: int = 2_000
     save_minutes: float = 10.0
-    device: str | None = None
-    tolerance_s: float = TOLERANCE_S
-    rename_map: dict[str, str] = field(default_factory=dict)
-    resume: bool = False
     auto_rounds: AutoRoundsConfig = field(default_factory=AutoRoundsConfig)
-    student: StudentConfig = field(default_factory=StudentConfig)
-    method: MethodConfig = field(default_factory=ReflowMethodConfig)
-    coupling: CouplingConfig = field(default_factory=CouplingConfig)
     couplings: CouplingsConfig = field(default_factory=CouplingsConfig)
-    env: EnvConfig | None = None
     collect: CollectConfig = field(default_factory=CollectConfig)
-    buffer: BufferConfig = field(default_factory=BufferConfig)
-    optimizer: OptimizerConfig = field(default_factory=SOAPConfig)
-    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
-    ema: EMAConfig = field(default_factory=EMAConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.recipe is not None:
-            recipe(self.recipe)
-        positive = (
-            "steps", "batch_size", "gradient_accumulation_steps", "num_inference_steps", "log_freq",
-            *([] if self.rounds == AUTO else ["rounds"]),
-        )  # fmt: skip
-        check_fields(self, "", *positive, at_least=1)
-        check_fields(self, "", "save_freq", "save_minutes", "num_workers", at_least=0)
-        self.teacher.check("teacher")
+            check_choice("recipe", self.recipe, RECIPES)
+        check_fields(self, "", "steps", "num_inference_steps", at_least=1)
+        check_fields(self, "", "save_freq", "save_minutes", at_least=0)
+        if self.rounds != AUTO:
+            check_fields(self, "", "rounds", at_least=1)
         if self.rounds != AUTO and self.auto_rounds != AutoRoundsConfig():
             raise UserError(
                 f"auto_rounds: these options are about rounds=auto, and rounds={self.rounds}; give --rounds=auto, or "
@@ -216,3 +249,10 @@ class ReflowJobConfig:
                 f"{self.method.get_choice_name(type(self.method))} trains for one step alone; leave the option out, or "
                 "choose another method."
             )
+
+
+def env_name(env: EnvConfig | None) -> str:
+    """An environment with its task, as tables name it; empty for none."""
+    if env is None:
+        return ""
+    return f"{env.type}, {env.task}" if env.task else str(env.type)

@@ -7,20 +7,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-import draccus
-
-from chordflow.console import bar, say
+from chordflow.console import say
 from chordflow.couplings import TOLERANCE_S, DatasetConfig, open_split
 from chordflow.errors import UserError
-from chordflow.evaluation.measure import measure
 from chordflow.evaluation.paired import MeasureConfig
 from chordflow.experiments.config import CheckpointConfig
-from chordflow.experiments.measured import concluded, policy_info, read_beforehand, with_measures
+from chordflow.experiments.measured import load_entrant, measured, read_beforehand, unmeasured
 from chordflow.experiments.provenance import device_name
 from chordflow.experiments.run_folder import new_folder
-from chordflow.policies import load_flow_policy, resolve_checkpoint
-from chordflow.policies.sampling import Sampler
-from chordflow.results.schema import TEACHER, Results, installed_versions
+from chordflow.results.schema import TEACHER, Results
 from chordflow.results.wording import plural, steps
 
 RESULTS = "results.json"
@@ -97,19 +92,14 @@ def diagnose(config: DiagnoseConfig, command: list[str]) -> Diagnosis:
     folder = config.output_dir or _default_folder()
     if folder.exists():
         raise UserError(f"output_dir={folder} exists already; name a new folder, or leave the option out.")
-    checkpoint = resolve_checkpoint(config.policy.path, config.policy.revision, "policy.path")
-    policy = load_flow_policy(
-        checkpoint, device=config.device, rename_map=config.rename_map, field="policy.path"
-    )
-    policy.module.requires_grad_(False)
-    num_steps = config.policy.num_inference_steps or policy.default_num_steps
+    entrant = load_entrant(TEACHER, config.policy, config, "policy.path")
+    policy, info = entrant.policy, entrant.info
     split = open_split(config.dataset, policy, tolerance_s=config.tolerance_s)
     read_beforehand(split, config.measure)
-    info = policy_info(TEACHER, policy, config.policy.path, checkpoint, num_steps)
     with new_folder(folder):
         say(
             f"Policy: {info.path} ({info.family}, {info.parameters / 1e6:.2f} M parameters, on "
-            f"{device_name(policy.device)}), deployed at {num_steps} step{'s' * (num_steps != 1)}"
+            f"{device_name(policy.device)}), deployed at {info.num_steps} step{'s' * (info.num_steps != 1)}"
         )
         say(
             f"Data:   {config.dataset.repo_id}, {min(config.measure.num_observations, len(split.held_out)):,} of "
@@ -122,29 +112,8 @@ def diagnose(config: DiagnoseConfig, command: list[str]) -> Diagnosis:
                 f"Warning: policy.path={config.policy.path} is a student that was trained for {trained} only; its "
                 "curvature and converged ODE say nothing, and no student can be made of it."
             )
-        with bar("measuring") as progress:
-            measures = measure(
-                {TEACHER: Sampler(policy, num_steps)},
-                split.held_out,
-                config.measure,
-                on_progress=progress.update,
-            )
-        results = Results(
-            kind="diagnose",
-            command=command,
-            settings=draccus.encode(config),
-            versions=installed_versions(),
-            device=device_name(policy.device),
-            seeds={"measuring": config.measure.seed},
-            teacher=config.policy.path,
-            student=None,
-            teacher_num_steps=num_steps,
-            policies=[info],
-        )
-        results = with_measures(
-            results, measures, split, dataset=config.dataset, config=config.measure, teacher_dir=checkpoint
-        )
-        results = concluded(results)
+        results = unmeasured("diagnose", config, command, {TEACHER: entrant}, {})
+        results = measured(results, {TEACHER: entrant}, split, config.measure, config.dataset)
         results.save(folder / RESULTS)
     say(f"Done in {time.perf_counter() - started:.0f} s.")
     return Diagnosis(folder, results)

@@ -9,34 +9,20 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from chordflow.console import bar, say
+from chordflow.console import say
 from chordflow.couplings import Split, open_split
 from chordflow.disk import write_json
 from chordflow.errors import UserError
-from chordflow.evaluation.measure import measure
-from chordflow.experiments.arms import EPISODES, RolloutResults, check_environment, run_arms, run_like_lerobot
-from chordflow.experiments.entrants import Entrant, load_entrants
+from chordflow.experiments.arms import EPISODES, Clip, check_environment, load_entrants, run_arms
 from chordflow.experiments.evaluate_config import EvaluateConfig
-from chordflow.experiments.measured import concluded, read_beforehand, with_measures
-from chordflow.experiments.plain import plain
-from chordflow.experiments.provenance import device_name
+from chordflow.experiments.measured import Entrant, concluded, measured, read_beforehand, unmeasured
 from chordflow.experiments.reflow import RESULTS
 from chordflow.experiments.run_folder import command_to_resume, new_folder, only_run, refuse_existing
+from chordflow.options import plain
 from chordflow.policies import say_replaced_names
-from chordflow.policies.sampling import Sampler
-from chordflow.results.schema import (
-    STUDENT,
-    TEACHER,
-    FreeWays,
-    PolicyName,
-    Results,
-    Rollouts,
-    installed_versions,
-)
+from chordflow.results.schema import TEACHER, PolicyName, Results
 from chordflow.results.wording import step_counts
-from chordflow.rollouts import Episode
 
 EVALUATE_CONFIG = "evaluate_config.json"
 
@@ -51,7 +37,7 @@ class Evaluated:
     """
 
     results: Results
-    clip: dict[str, list[Episode]]
+    clip: Clip
 
 
 def evaluate(config: EvaluateConfig, command: list[str]) -> Evaluated:
@@ -86,32 +72,20 @@ def evaluate(config: EvaluateConfig, command: list[str]) -> Evaluated:
         _refuse_another_margin(config)
         write_json(output / EVALUATE_CONFIG, plain(config))
         results = _on_the_dataset(config, command, entrants, split)
-        rollouts = _in_the_environment(config, entrants, results.free)
-        if rollouts is not None:
-            results = _with_rollouts(config, results, rollouts)
+        clip: Clip = {}
+        if config.env is not None:
+            results, clip = run_arms(config, entrants, results)
         results = concluded(results)
         results.save(output / RESULTS)
     say(f"Done in {time.perf_counter() - started:.0f} s.")
-    return Evaluated(results, rollouts.clip if rollouts is not None else {})
+    return Evaluated(results, clip)
 
 
 def _on_the_dataset(
     config: EvaluateConfig, command: list[str], entrants: dict[PolicyName, Entrant], split: Split | None
 ) -> Results:
     """The results without episodes; those of the run that is resumed, where nothing they depend on changed."""
-    student = entrants.get(STUDENT)
-    results = Results(
-        kind="evaluate",
-        command=command,
-        settings=plain(config),
-        versions=installed_versions(),
-        device=device_name(entrants[TEACHER].policy.device),
-        seeds={"episodes": config.seed, "measuring": config.measure.seed},
-        teacher=config.teacher.path,
-        student=student.path if student is not None else None,
-        teacher_num_steps=entrants[TEACHER].num_steps,
-        policies=[entrant.info for entrant in entrants.values()],
-    )
+    results = unmeasured("evaluate", config, command, entrants, {"episodes": config.seed})
     if split is None or config.dataset is None:
         return results
     before = _measured_before(config, results)
@@ -119,22 +93,7 @@ def _on_the_dataset(
         say("Measures on the dataset are those of the run that is resumed.")
         return dataclasses.replace(before, command=command, settings=results.settings)
     read_beforehand(split, config.measure)
-    with bar("measuring") as progress:
-        measures = measure(
-            {name: Sampler(entrant.policy, entrant.num_steps) for name, entrant in entrants.items()},
-            split.held_out,
-            config.measure,
-            on_progress=progress.update,
-        )
-    results = with_measures(
-        results,
-        measures,
-        split,
-        dataset=config.dataset,
-        config=config.measure,
-        teacher_dir=entrants[TEACHER].folder,
-    )
-    results = concluded(results)
+    results = measured(results, entrants, split, config.measure, config.dataset)
     results.save(config.output_dir / RESULTS)
     return results
 
@@ -184,36 +143,6 @@ def _measured_before(config: EvaluateConfig, now: Results) -> Results | None:
     )
     same = same_settings and before.policies == now.policies and before.held_out is not None
     return before if same and before.device == now.device else None
-
-
-def _in_the_environment(
-    config: EvaluateConfig, entrants: dict[PolicyName, Entrant], free: FreeWays | None
-) -> RolloutResults | None:
-    if config.env is None:
-        return None
-    if config.noise == "lerobot":
-        return run_like_lerobot(config, entrants)
-    return run_arms(config, entrants, free)
-
-
-def _with_rollouts(config: EvaluateConfig, results: Results, rollouts: RolloutResults) -> Results:
-    env: Any = config.env
-    return dataclasses.replace(
-        results,
-        success=rollouts.success,
-        motion=rollouts.motion,
-        delays=rollouts.delays,
-        sequential=rollouts.sequential,
-        timing=rollouts.timing,
-        rollouts=Rollouts(
-            env=f"{env.type}, {env.task}" if env.task else str(env.type),
-            noise="lerobot" if config.noise == "lerobot" else "paired",
-            first_seed=config.seed,
-            batch_size=config.eval.batch_size,
-            num_workers=config.eval.num_workers,
-            margin=config.margin_fraction,
-        ),
-    )
 
 
 def how_to_go_on(output: Path) -> str:

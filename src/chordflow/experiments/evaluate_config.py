@@ -22,31 +22,43 @@ HOLDS = ("zeros", "last")
 
 
 @dataclass
-class RolloutConfig:
-    """Episodes, with LeRobot's names.
+class ActingConfig:
+    """How episodes are run, with LeRobot's names.
 
     Attributes:
-        n_episodes: episodes of every task for each policy; where the run is sequential, at most.
         batch_size: episodes side by side; for speed, results depend on it by rounding alone.
         num_workers: processes that hold the environments; 0 holds them in this one.
         n_action_steps: executed actions of each chunk; by default the checkpoint's.
-        teacher_num_steps: further step counts at which the untrained teacher runs, beside its own and the
-            student's.
-        num_clips: episodes in the moving picture; 0 for none.
     """
 
     n_episodes: int = 50
     batch_size: int = 16
     num_workers: int = 0
     n_action_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, "eval.", "n_episodes", "batch_size", "n_action_steps", at_least=1)
+        check_fields(self, "eval.", "num_workers", at_least=0)
+
+
+@dataclass
+class RolloutConfig(ActingConfig):
+    """Episodes of an evaluation.
+
+    Attributes:
+        n_episodes: episodes of every task for each policy; where the run is sequential, at most.
+        teacher_num_steps: further step counts at which the untrained teacher runs, beside its own and the
+            student's.
+        num_clips: episodes in the moving picture; 0 for none.
+    """
+
     teacher_num_steps: list[int] = field(default_factory=list)
     num_clips: int = 3
 
     def __post_init__(self) -> None:
-        check_fields(
-            self, "eval.", "n_episodes", "batch_size", "n_action_steps", "teacher_num_steps", at_least=1
-        )
-        check_fields(self, "eval.", "num_workers", "num_clips", at_least=0)
+        super().__post_init__()
+        check_fields(self, "eval.", "teacher_num_steps", at_least=1)
+        check_fields(self, "eval.", "num_clips", at_least=0)
 
 
 @dataclass

@@ -1,25 +1,98 @@
-"""What every job that measures on a dataset puts into its results, in one place."""
+"""Who is measured on a dataset, on what, and the results that a job makes of it."""
 
 from __future__ import annotations
 
-import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 from chordflow.console import bar
-from chordflow.couplings import LEAST_STEPS, DatasetConfig, Split
-from chordflow.evaluation.measure import Measures
+from chordflow.couplings import DatasetConfig, Split
+from chordflow.evaluation.measure import measure
 from chordflow.evaluation.paired import MeasureConfig, chosen_rows
 from chordflow.experiments.config import CheckpointConfig
 from chordflow.experiments.provenance import (
+    device_name,
     teacher_may_have_seen,
     trained_method,
     trained_step_counts,
     weights_sha256,
 )
-from chordflow.policies import FlowPolicy
+from chordflow.experiments.run_folder import resumable
+from chordflow.experiments.train import Job, load_frozen
+from chordflow.options import plain
+from chordflow.policies import FlowPolicy, resolve_checkpoint
+from chordflow.policies.sampling import Sampler
 from chordflow.results.findings import findings
-from chordflow.results.schema import HeldOut, PolicyInfo, PolicyName, Results
+from chordflow.results.schema import (
+    STUDENT,
+    TEACHER,
+    CouplingSummary,
+    HeldOut,
+    LossCurve,
+    PolicyInfo,
+    PolicyName,
+    Results,
+    installed_versions,
+)
 from chordflow.results.verdict import verdict
+from chordflow.training.memory import enough_memory_at
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A policy under its name.
+
+    Attributes:
+        name: as rows call it.
+        policy: the loaded policy.
+        folder: its checkpoint.
+        path: as the user gave it.
+        num_steps: Euler steps at which it is evaluated as deployed.
+        field: the option that it came from.
+    """
+
+    name: PolicyName
+    policy: FlowPolicy
+    folder: Path
+    path: str
+    num_steps: int
+    field: str = "teacher.path"
+
+    @property
+    def info(self) -> PolicyInfo:
+        """What results say of it."""
+        return PolicyInfo(
+            name=self.name,
+            path=self.path,
+            family=self.policy.family,
+            num_steps=self.num_steps,
+            parameters=sum(p.numel() for p in self.policy.module.parameters()),
+            weights_sha256=weights_sha256(self.folder),
+            step_counts=trained_step_counts(self.folder),
+            method=trained_method(self.folder),
+            saved_num_steps=self.policy.default_num_steps,
+        )
+
+
+def load_entrant(name: PolicyName, checkpoint: CheckpointConfig, config: Any, field: str) -> Entrant:
+    """Loads a policy, which is not trained.
+
+    Args:
+        name: as rows call it.
+        checkpoint: which.
+        config: of the job, with its `device` and `rename_map`.
+        field: the option that the checkpoint came from.
+
+    Raises:
+        UserError: if it cannot be loaded.
+    """
+    folder = resolve_checkpoint(checkpoint.path, checkpoint.revision, field)
+    policy = load_frozen(folder, config, field)
+    steps = checkpoint.num_inference_steps or policy.default_num_steps
+    return Entrant(name, policy, folder, checkpoint.path, steps, field)
 
 
 def read_beforehand(split: Split, config: MeasureConfig) -> None:
@@ -42,7 +115,7 @@ def read_beforehand(split: Split, config: MeasureConfig) -> None:
 
 
 def held_out(
-    split: Split, observations: int, noises: int, *, dataset: DatasetConfig, teacher_dir: Path
+    split: Split, observations: int, noises: int, dataset: DatasetConfig, teacher_dir: Path
 ) -> HeldOut:
     """What was measured on.
 
@@ -57,78 +130,110 @@ def held_out(
     return HeldOut(split.held_out_episodes, observations, noises, seen, split.whole_tasks)
 
 
-def with_measures(
-    results: Results,
-    measures: Measures,
-    split: Split,
-    *,
-    dataset: DatasetConfig,
-    config: MeasureConfig,
-    teacher_dir: Path,
+def unmeasured(
+    kind: Literal["reflow", "diagnose", "evaluate"],
+    config: Any,
+    command: list[str],
+    entrants: Mapping[PolicyName, Entrant],
+    seeds: dict[str, int],
 ) -> Results:
-    """The results with what was measured on a split's held-out observations.
+    """Results in which nothing is measured yet.
+
+    Args:
+        kind: of the job.
+        config: all its settings.
+        command: the command line.
+        entrants: the policies, the teacher among them.
+        seeds: of random parts other than measuring.
+    """
+    teacher, student = entrants[TEACHER], entrants.get(STUDENT)
+    return Results(
+        kind=kind,
+        command=command,
+        settings=plain(config),
+        versions=installed_versions(),
+        device=device_name(teacher.policy.device),
+        seeds={**seeds, "measuring": config.measure.seed},
+        teacher=teacher.path,
+        student=student.path if student is not None else None,
+        teacher_num_steps=teacher.num_steps,
+        policies=[entrant.info for entrant in entrants.values()],
+    )
+
+
+def measured(
+    results: Results,
+    entrants: Mapping[PolicyName, Entrant],
+    split: Split,
+    config: MeasureConfig,
+    dataset: DatasetConfig,
+) -> Results:
+    """The results with what is measured on a split's held-out observations, and what that says.
 
     Args:
         results: of the job so far.
-        measures: what was measured.
+        entrants: the policies, the teacher among them.
         split: the observations.
+        config: how much is measured.
         dataset: where they are from.
-        config: how much was measured.
-        teacher_dir: the teacher's checkpoint, which tells what it may have seen.
+
+    Raises:
+        UserError: for observations that cannot be read, or actions that are not finite.
     """
-    return dataclasses.replace(
+    teacher, size = entrants[TEACHER], config.batch_size
+    samplers = {name: Sampler(entrant.policy, entrant.num_steps) for name, entrant in entrants.items()}
+    with (
+        bar("measuring") as progress,
+        enough_memory_at("measure.batch_size", size, "noises were measured", teacher.policy.device),
+    ):
+        found = measure(samplers, split.held_out, config, on_progress=progress.update)
+    noises = config.noises_per_observation
+    results = replace(
         results,
-        held_out=held_out(
-            split,
-            measures.num_observations,
-            config.noises_per_observation,
-            dataset=dataset,
-            teacher_dir=teacher_dir,
-        ),
-        curvature=measures.curvature,
-        gaps=measures.gaps,
-        free=measures.free,
-        latency=measures.latency,
-        trajectories=measures.trajectories,
-        trajectory_axes=measures.trajectory_axes,
-        spreads=measures.spreads,
-        widest=measures.widest,
+        held_out=held_out(split, found.num_observations, noises, dataset, teacher.folder),
+        curvature=found.curvature,
+        gaps=found.gaps,
+        free=found.free,
+        latency=found.latency,
+        trajectories=found.trajectories,
+        trajectory_axes=found.trajectory_axes,
+        spreads=found.spreads,
+        widest=found.widest,
     )
+    return concluded(results)
 
 
 def concluded(results: Results) -> Results:
     """The results with what they say, in findings and in one sentence."""
-    return dataclasses.replace(results, findings=findings(results), verdict=verdict(results))
+    return replace(results, findings=findings(results), verdict=verdict(results))
 
 
-def policy_info(name: PolicyName, policy: FlowPolicy, path: str, folder: Path, num_steps: int) -> PolicyInfo:
-    """What results say of a policy.
+def measured_students(
+    job: Job,
+    students: Mapping[PolicyName, Path],
+    *,
+    seeds: dict[str, int],
+    couplings: CouplingSummary | None,
+    loss: LossCurve | None,
+    training_s: float | None,
+) -> Results:
+    """Measures checkpoints as stock LeRobot reloads them, never weights in memory.
 
     Args:
-        name: as rows call it.
-        policy: the loaded policy.
-        path: as the user gave it.
-        folder: its checkpoint.
-        num_steps: Euler steps at which it is evaluated as deployed.
+        job: whose held-out observations are measured on.
+        students: their `pretrained_model` folders by name; `student` is the one in question.
+        seeds: of each random part of training, by name.
+        couplings: what the student was trained on.
+        loss: over all steps.
+        training_s: seconds of training, couplings included.
     """
-    return PolicyInfo(
-        name=name,
-        path=path,
-        family=policy.family,
-        num_steps=num_steps,
-        parameters=sum(p.numel() for p in policy.module.parameters()),
-        weights_sha256=weights_sha256(folder),
-        step_counts=trained_step_counts(folder),
-        method=trained_method(folder),
-        saved_num_steps=policy.default_num_steps,
-    )
-
-
-def deployed_steps(config: CheckpointConfig, teacher: FlowPolicy) -> int:
-    """The teacher's steps as deployed: what the user says, or what the checkpoint is saved with.
-
-    A teacher that is itself a student saved with a single step is measured at ten, unless the user says otherwise.
-    """
-    if config.num_inference_steps is not None:
-        return config.num_inference_steps
-    return teacher.default_num_steps if teacher.default_num_steps > 1 else LEAST_STEPS
+    config = job.config
+    steps = config.teacher.deployed_steps(job.teacher)
+    entrants = {TEACHER: Entrant(TEACHER, job.teacher, job.teacher_dir, config.teacher.path, steps)}
+    with resumable(config.output_dir):
+        for name, folder in students.items():
+            policy, path = load_frozen(folder, config, STUDENT), os.path.relpath(folder, config.output_dir)
+            entrants[name] = Entrant(name, policy, folder, path, config.num_inference_steps)
+        results = unmeasured("reflow", config, job.command, entrants, seeds)
+        results = replace(results, couplings=couplings, loss=loss, training_s=training_s)
+        return measured(results, entrants, job.split, config.measure, config.dataset)

@@ -21,8 +21,8 @@ from chordflow.couplings.store import MANIFEST, read_manifest
 from chordflow.disk import write_json
 from chordflow.errors import UserError
 from chordflow.experiments.config import ReflowJobConfig
-from chordflow.experiments.plain import plain
 from chordflow.experiments.run_folder import REFLOW_CONFIG
+from chordflow.options import plain
 from chordflow.policies import resolve_checkpoint
 from chordflow.policies.files import TRAIN_CONFIG, WEIGHTS, read_config, read_json
 from chordflow.results.wording import steps

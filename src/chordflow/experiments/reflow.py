@@ -17,14 +17,13 @@ from chordflow.couplings import (
 from chordflow.errors import UserError
 from chordflow.experiments.collect import collected
 from chordflow.experiments.config import AUTO, ReflowJobConfig
-from chordflow.experiments.measured import deployed_steps, read_beforehand
+from chordflow.experiments.measured import measured_students, read_beforehand
 from chordflow.experiments.provenance import (
     HELD_OUT,
     JUDGED,
     Round,
     device_name,
     read_record,
-    refuse_student_of_few_steps,
 )
 from chordflow.experiments.run_folder import (
     new_folder,
@@ -34,9 +33,8 @@ from chordflow.experiments.run_folder import (
     resume_command,
 )
 from chordflow.experiments.stored_couplings import described
-from chordflow.experiments.student_results import History, measured_students
-from chordflow.experiments.train import Job, own_prefix, ready
-from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint
+from chordflow.experiments.train import Job, load_teacher, own_prefix, ready, refuse_unused_points
+from chordflow.policies import FlowPolicy
 from chordflow.results.schema import STUDENT, CouplingSummary, LossCurve, Results
 from chordflow.results.wording import plural
 from chordflow.training.checkpoints import check_same_size
@@ -105,13 +103,10 @@ def begun(config: ReflowJobConfig, command: list[str], resume_from: Path | None)
     first = current().first
     check_sharding(config.optimizer, fsdp_is_asked_for())
     if resume_from is None:
-        _refuse_unused_points(config)
+        refuse_unused_points(config)
         if first:
             refuse_existing(config.output_dir)
-    teacher_dir = resolve_checkpoint(config.teacher.path, config.teacher.revision)
-    refuse_student_of_few_steps(teacher_dir, config.teacher.path)
-    teacher = load_flow_policy(teacher_dir, device=config.device, rename_map=config.rename_map)
-    teacher.module.requires_grad_(False)
+    teacher, teacher_dir = load_teacher(config)
     config.coupling.settle(config.teacher.num_inference_steps or teacher.default_num_steps)
     record = read_record(resume_from / PRETRAINED_MODEL_DIR) if resume_from is not None else {}
     held_out = record.get(HELD_OUT)
@@ -166,7 +161,7 @@ def run_round(
     config, teacher = job.config, job.teacher
     say(
         f"Teacher: {config.teacher.path} ({teacher.family}, {_millions(teacher)} parameters, "
-        f"on {device_name(teacher.device)}), deployed at {deployed_steps(config.teacher, teacher)} steps"
+        f"on {device_name(teacher.device)}), deployed at {config.teacher.deployed_steps(teacher)} steps"
     )
     say(
         f"Data:    {config.dataset.repo_id}, {len(job.split.train):,} observations to train on, "
@@ -179,13 +174,14 @@ def run_round(
         return Finished(student_dir, None)
     say(f"Student: {student_dir}")
     metrics = read_metrics(config.output_dir / METRICS)
-    history = History(
+    results = measured_students(
+        job,
+        {STUDENT: student_dir},
+        seeds={"training": config.seed},
         couplings=couplings,
         loss=LossCurve([int(line["step"]) for line in metrics], [line["loss"] for line in metrics]),
         training_s=trained.seconds,
-        seeds={"training": config.seed},
     )
-    results = measured_students(job, {STUDENT: student_dir}, history)
     save_results(results, config.output_dir)
     return Finished(student_dir, results)
 
@@ -296,17 +292,6 @@ def _step_size(config: ReflowJobConfig, processes: Processes) -> str:
     shared = f" in each of {processes.count} processes" if processes.count > 1 else ""
     shared += " with FSDP2" if fsdp_is_asked_for() else ""
     return f"{config.batch_size}{parts}{shared}"
-
-
-def _refuse_unused_points(config: ReflowJobConfig) -> None:
-    """Not among the settings' own checks: several methods that are compared share them."""
-    points = config.buffer.path_points
-    if points is not None and not config.method.build().needs_paths:
-        raise UserError(
-            f"buffer.path_points={points}: with these settings method "
-            f"{config.method.get_choice_name(type(config.method))} does not train on states of the trajectory; leave "
-            "it out, or give --method.path_share with reflow or endpoint."
-        )
 
 
 def _with_what(config: ReflowJobConfig, method: Method) -> str:

@@ -9,9 +9,8 @@ from typing import Any
 import draccus
 
 from chordflow.errors import UserError
-from chordflow.experiments.config import AUTO, ReflowJobConfig
+from chordflow.experiments.config import AUTO, RECIPES, ReflowJobConfig
 from chordflow.experiments.provenance import BESIDE_SETTINGS, HELD_OUT, check_same_store, check_same_teacher
-from chordflow.experiments.recipes import recipe
 from chordflow.experiments.run_folder import REFLOW_CONFIG, folder_of_run, resume_folder
 from chordflow.experiments.settings import read_settings, split_path, wants_resume
 from chordflow.experiments.stored_couplings import training_settings
@@ -34,7 +33,8 @@ def reflow_settings(given: Mapping[str, Any]) -> tuple[ReflowJobConfig, Path | N
     given, config_path = split_path(spelt_out(given, options_of(ReflowJobConfig)))
     if not wants_resume(given):
         config = settle(ReflowJobConfig, given, _base(given, config_path))
-        if config.recipe is not None and not recipe(config.recipe).kept(draccus.encode(config)):
+        settings = draccus.encode(config)
+        if config.recipe is not None and merge(settings, RECIPES[config.recipe]) != settings:
             config.recipe = None
         return config, None
     if config_path is None:
@@ -73,11 +73,11 @@ def _base(given: dict[str, Any], config_path: str | None) -> dict[str, Any]:
         base.pop(beside, None)
     both = merge(base, given)
     name = both.get("recipe")
-    under = recipe(str(name)).overrides if name is not None else {}
+    # A name that is none is refused with all other options, as is whatever else is said of a store.
+    under = RECIPES.get(str(name), {})
     path, used = look_up(both, "couplings.path"), str(look_up(both, "couplings.num_observations"))
     if path is None:
         return merge(under, base)
-    # Whatever else is said of them is refused with all other options.
     stored = training_settings(Path(str(path)), int(used) if used.isdecimal() else None)
     return merge(merge(under, stored), base)
 

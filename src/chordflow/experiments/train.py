@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from lerobot.utils.constants import PRETRAINED_MODEL_DIR
@@ -18,12 +18,18 @@ from torch import Tensor
 from chordflow.console import bar, say
 from chordflow.couplings import CouplingBatch, CouplingBuffer, Split
 from chordflow.couplings.store import CouplingStore
+from chordflow.disk import whole_folder
 from chordflow.errors import UserError
 from chordflow.experiments.collect import RunObservations, run_observations
-from chordflow.experiments.config import ReflowJobConfig
-from chordflow.experiments.provenance import Round, weights_sha256, write_configs
+from chordflow.experiments.config import ReflowJobConfig, TrainingSettings
+from chordflow.experiments.provenance import (
+    Round,
+    refuse_student_of_few_steps,
+    weights_sha256,
+    write_configs,
+)
 from chordflow.experiments.stored_couplings import made_with, open_couplings
-from chordflow.policies import FlowPolicy, resolve_checkpoint, save_student
+from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint, save_student
 from chordflow.policies.base import PREFIX_ROLES
 from chordflow.results.schema import LossCurve
 from chordflow.results.study import Look, Trial
@@ -54,11 +60,7 @@ class Job:
     command: list[str] = field(default_factory=list)
 
     def loop_config(self, seconds: float | None = None) -> LoopConfig:
-        """What the loop needs to know.
-
-        Args:
-            seconds: the budget, in place of steps.
-        """
+        """What the loop needs to know; with `seconds` as the budget in place of steps, where they are given."""
         config = self.config
         return LoopConfig(
             steps=config.steps if seconds is None else None,
@@ -73,6 +75,33 @@ class Job:
             scheduler=config.scheduler,
             ema=config.ema,
         )
+
+
+def load_frozen(folder: Path, config: Any, field: str = "teacher.path") -> FlowPolicy:
+    """A policy that is not trained.
+
+    Args:
+        folder: its checkpoint.
+        config: of a job, with its `device` and `rename_map`.
+        field: the option that it came from.
+
+    Raises:
+        UserError: if it cannot be loaded.
+    """
+    policy = load_flow_policy(folder, device=config.device, rename_map=config.rename_map, field=field)
+    policy.module.requires_grad_(False)
+    return policy
+
+
+def load_teacher(config: TrainingSettings) -> tuple[FlowPolicy, Path]:
+    """The teacher of a training, frozen, and its local folder.
+
+    Raises:
+        UserError: if it cannot be loaded, or cannot teach.
+    """
+    folder = resolve_checkpoint(config.teacher.path, config.teacher.revision)
+    refuse_student_of_few_steps(folder, config.teacher.path)
+    return load_frozen(folder, config), folder
 
 
 @dataclass(frozen=True)
@@ -191,6 +220,21 @@ def check(job: Job) -> None:
     )
 
 
+def refuse_unused_points(config: ReflowJobConfig) -> None:
+    """Not among the settings' own checks: several methods that are compared share them.
+
+    Raises:
+        UserError: if states of the trajectory are kept that the method does not train on.
+    """
+    points = config.buffer.path_points
+    if points is not None and not config.method.build().needs_paths:
+        raise UserError(
+            f"buffer.path_points={points}: with these settings method "
+            f"{config.method.get_choice_name(type(config.method))} does not train on states of the trajectory; leave "
+            "it out, or give --method.path_share with reflow or endpoint."
+        )
+
+
 def _store(job: Job, *, with_context: bool) -> CouplingStore | None:
     """The store that couplings come from, if it is not the teacher."""
     config, teacher, split = job.config, job.teacher, job.split
@@ -238,7 +282,7 @@ def train_student(
         arm: its name.
         seed: of the trial; a later round of a chain has one of its own in its job.
         root: folder of the study.
-        looks: after how much of the budget, in its unit, the student is written, rising; the last is the budget.
+        looks: after how much of the budget the student is written, rising; the last is the budget.
         seconds: the budget, in place of the job's steps.
         digest: whether to hash the couplings.
 
@@ -263,12 +307,14 @@ def train_student(
             say(f"{label}: {own_prefix(begun.prefix_trains)}")
         largest = 0
 
-        def show(step: int, samples: int, gone: float) -> None:
+        def show(passed: Passed, gone: float) -> None:
             nonlocal largest
             largest = max(largest, begun.buffer.num_bytes)
-            note = f"{samples:,} samples" if step else "couplings"
-            done = step if seconds is None else min(gone, seconds)
-            progress.update(done, config.steps if seconds is None else seconds, note)
+            note = f"{passed.samples:,} samples" if passed.step else "couplings"
+            if seconds is None:
+                progress.update(passed.step, config.steps, note)
+            else:
+                progress.update(min(gone, seconds), seconds, note)
 
         training = Training(
             job.loop_config(seconds),
@@ -277,7 +323,7 @@ def train_student(
             begun.buffer,
             begun.method,
             watch=watch,
-            on_fill=lambda gone: show(training.passed.step, training.passed.samples, gone),
+            on_fill=lambda gone: show(training.passed, gone),
             on_batch=hash_batch,
         )
 
@@ -297,7 +343,7 @@ def train_student(
         for passed in training.run():
             losses.add(passed, last=passed.step == training.config.steps)
             begun.observations.step = passed.step
-            show(passed.step, passed.samples, passed.seconds)
+            show(passed, passed.seconds)
             look(passed)
         passed = training.passed
         look(passed)
@@ -346,19 +392,13 @@ class _LossLog:
 def _write(begun: Ready, run_folder: Path, weights: dict[str, Tensor]) -> Path:
     """Writes the checkpoint into a folder that appears whole or not at all."""
     folder = run_folder / PRETRAINED_MODEL_DIR
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        temporary.mkdir(parents=True)
-        begun.write(temporary, weights)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
+        with whole_folder(folder) as temporary:
+            begun.write(temporary, weights)
     except OSError as error:
         raise UserError(
             f"output_dir={run_folder}: the student cannot be written ({error.strerror}); make room and resume."
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 

@@ -2,55 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
-
-from lerobot.envs.configs import EnvConfig
 
 from chordflow.couplings import Split, open_split
 from chordflow.errors import UserError
 from chordflow.experiments.collect_config import ObservationSource
-from chordflow.experiments.config import ReflowJobConfig
-from chordflow.experiments.measured import deployed_steps
-from chordflow.experiments.plain import plain
-from chordflow.experiments.provenance import device_name, refuse_student_of_few_steps, weights_sha256
-from chordflow.experiments.round_settings import check_teaches, settings_of_round
+from chordflow.experiments.config import RECIPES, ReflowJobConfig, TrainingSettings, env_name
+from chordflow.experiments.provenance import device_name, weights_sha256
+from chordflow.experiments.rounds import check_teaches, settings_of_round
 from chordflow.experiments.study.config import ArmSettings, StudyConfig
-from chordflow.experiments.study.presets import OWN
-from chordflow.experiments.train import Job, check
-from chordflow.options import build
-from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint
+from chordflow.experiments.study.presets import OWN, STUDIES
+from chordflow.experiments.train import Job, check, load_teacher, refuse_unused_points
+from chordflow.options import build, plain
+from chordflow.policies import FlowPolicy
 from chordflow.results.schema import installed_versions
 from chordflow.results.study import Arm, LeftOut, Study
 from chordflow.training.wrapping import fsdp_is_asked_for
 
-SHARED = (
-    "teacher", "dataset", "device", "tolerance_s", "rename_map", "num_workers", "log_freq", "batch_size",
-    "gradient_accumulation_steps", "student", "method", "coupling", "buffer", "optimizer", "scheduler", "ema",
-)  # fmt: skip
+SHARED = [f.name for f in fields(TrainingSettings) if f.name not in ("output_dir", "resume", "env")]
 """Options of a study that are those of `chordflow reflow`, for every arm."""
 
 ADDABLE = ("seeds", "level", "least_gain", "output_dir", "resume", "tolerance_s")
-"""Settings that may be another when a study is resumed."""
-
-
-@dataclass(frozen=True)
-class Planned:
-    """An arm with the job that trains it.
-
-    Attributes:
-        arm: as results name it.
-        config: of the job; seed, folder and teacher are put in for each trial.
-        round: how many teachers lead to it, itself included.
-    """
-
-    arm: Arm
-    config: ReflowJobConfig
-    round: int
+"""Settings of any study that may be another when it is resumed, beside those of its preset."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +41,8 @@ class Plan:
         teacher: loaded and frozen.
         teacher_dir: its folder.
         teacher_steps: its Euler steps as deployed.
-        planned: the arms by name, teachers first.
+        arms: by name, teachers first.
+        jobs: the settings that train each arm; seed, folder and teacher are put in for each trial.
         left_out: arms that this teacher cannot have.
         splits: the observations, with and without actions, as far as an arm needs them.
     """
@@ -71,7 +51,8 @@ class Plan:
     teacher: FlowPolicy
     teacher_dir: Path
     teacher_steps: int
-    planned: dict[str, Planned]
+    arms: dict[str, Arm]
+    jobs: dict[str, ReflowJobConfig]
     left_out: list[LeftOut]
     splits: dict[bool, Split]
 
@@ -83,7 +64,7 @@ class Plan:
     @property
     def trials(self) -> list[tuple[str, int]]:
         """Arm and seed of every trial, seed by seed: a study that is stopped has whole seeds."""
-        return [(name, seed) for seed in self.config.seeds for name in self.planned]
+        return [(name, seed) for seed in self.config.seeds for name in self.arms]
 
     def folder(self, arm: str, seed: int) -> Path:
         """Where a trial lies."""
@@ -91,8 +72,13 @@ class Plan:
 
     def looks(self, arm: str) -> list[float]:
         """When the students of an arm are written and measured."""
-        steps = self.planned[arm].arm.steps
+        steps = self.arms[arm].steps
         return [steps] if steps is not None else self.config.looks or []
+
+    def round(self, arm: str) -> int:
+        """How many trainings lead to an arm's student, its own included."""
+        teacher = self.arms[arm].teacher
+        return 1 if teacher is None else self.round(teacher) + 1
 
     def job(self, arm: str, seed: int, teacher: FlowPolicy | None = None, folder: Path | None = None) -> Job:
         """What a trial begins with.
@@ -103,14 +89,11 @@ class Plan:
             teacher: the student that teaches it; None for the study's teacher.
             folder: of that student.
         """
-        planned = self.planned[arm]
-        config = replace(planned.config, seed=seed)
-        if planned.round > 1:
-            config = settings_of_round(config, planned.round, self.folder(arm, seed), folder)
-            config = replace(config, student=planned.config.student)
-        config = replace(config, output_dir=self.folder(arm, seed))
+        config = replace(self.jobs[arm], seed=seed)
+        own = settings_of_round(config, self.round(arm), self.folder(arm, seed), folder)
         split = self.splits[config.method.build().needs_actions]
-        return Job(config, teacher or self.teacher, folder or self.teacher_dir, split)
+        teacher_dir = folder or self.teacher_dir
+        return Job(replace(own, student=config.student), teacher or self.teacher, teacher_dir, split)
 
 
 def make_plan(config: StudyConfig) -> Plan:
@@ -126,32 +109,42 @@ def make_plan(config: StudyConfig) -> Plan:
             f"{given}: a study trains in one process; start it without torchrun or accelerate launch, or train each "
             "arm by chordflow reflow."
         )
-    teacher_dir = resolve_checkpoint(config.teacher.path, config.teacher.revision)
-    refuse_student_of_few_steps(teacher_dir, config.teacher.path)
-    teacher = load_flow_policy(teacher_dir, device=config.device, rename_map=config.rename_map)
-    teacher.module.requires_grad_(False)
-    teacher_steps = deployed_steps(config.teacher, teacher)
-    wanted, left_out = config.arms_for(teacher, teacher_dir)
-    planned: dict[str, Planned] = {}
-    for arm in wanted:
+    teacher, teacher_dir = load_teacher(config)
+    teacher_steps = config.teacher.deployed_steps(teacher)
+    arms: dict[str, Arm] = {}
+    jobs: dict[str, ReflowJobConfig] = {}
+    left_out: list[LeftOut] = []
+    for arm in config.arms_for(teacher, teacher_dir):
+        if isinstance(arm, LeftOut):
+            left_out.append(arm)
+            continue
         job = job_of(config, arm)
+        if arm.teacher is not None:
+            check_teaches(jobs[arm.teacher].method, f"arms: {arm.name!r}: teacher={arm.teacher}: ")
         # As many steps in every round: a student that teaches is saved with a single one.
         job.coupling.settle(teacher_steps)
-        round = 1 + (planned[arm.teacher].round if arm.teacher is not None else 0)
-        planned[arm.name] = Planned(_described(arm, job), job, round)
-    _check_chains(planned)
-    _check_paths(config, planned)
+        jobs[arm.name], arms[arm.name] = job, _described(arm, job)
+    methods = [job.method.build() for job in jobs.values()]
     splits = {
         actions: open_split(config.dataset, teacher, tolerance_s=config.tolerance_s, actions=actions)
-        for actions in sorted({one.config.method.build().needs_actions for one in planned.values()})
+        for actions in sorted({method.needs_actions for method in methods})
     }
-    plan = Plan(config, teacher, teacher_dir, teacher_steps, planned, left_out, splits)
-    for name in planned:
-        try:
+    plan = Plan(config, teacher, teacher_dir, teacher_steps, arms, jobs, left_out, splits)
+    for name, job in jobs.items():
+        with _naming(name):
+            # States of the trajectory that all arms keep are for those that train on them.
+            if job.buffer.path_points != config.buffer.path_points or not any(m.needs_paths for m in methods):
+                refuse_unused_points(job)
             check(plan.job(name, 0, folder=teacher_dir))
-        except UserError as error:
-            raise UserError(f"arms: {name!r} cannot be trained: {error}") from error
     return plan
+
+
+@contextlib.contextmanager
+def _naming(arm: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"arms: {arm!r}: {error}") from error
 
 
 def job_of(config: StudyConfig, arm: ArmSettings) -> ReflowJobConfig:
@@ -169,8 +162,8 @@ def job_of(config: StudyConfig, arm: ArmSettings) -> ReflowJobConfig:
     if arm.settings.get("observations") == ObservationSource.ROLLOUT and "env" not in arm.settings:
         # Observations are collected where episodes are run, unless the arm names another environment.
         base["env"] = settings["env"]
-    try:
-        own = dotted(arm.settings).items()
+    own = dotted(arm.settings).items()
+    with _naming(arm.name):
         values = {name: value if isinstance(value, str) else json.dumps(value) for name, value in own}
         job = build(ReflowJobConfig, values, base)
         if config.seconds is not None and job.scheduler.num_warmup_steps is not None:
@@ -178,9 +171,7 @@ def job_of(config: StudyConfig, arm: ArmSettings) -> ReflowJobConfig:
                 f"scheduler.num_warmup_steps={job.scheduler.num_warmup_steps}: the budget is in seconds; leave it out, "
                 "or give --steps."
             )
-    except UserError as error:
-        raise UserError(f"arms: {arm.name!r}: {error}") from error
-    job.recipe = arm.recipe
+    job.recipe = arm.name if RECIPES.get(arm.name) == arm.settings else None
     return job
 
 
@@ -188,7 +179,7 @@ def _described(arm: ArmSettings, job: ReflowJobConfig) -> Arm:
     method, settings = job.method.build(), plain(job)
     return Arm(
         name=arm.name,
-        way=arm.way,
+        way=arm.way or arm.name,
         differs=dotted(arm.settings),
         settings={name: settings[name] for name in OWN},
         method=job.method.get_choice_name(type(job.method)),
@@ -207,30 +198,6 @@ def dotted(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _check_chains(planned: dict[str, Planned]) -> None:
-    """Makes sure that the students of arms that teach others can do so."""
-    for one in planned.values():
-        if (teacher := one.arm.teacher) is not None:
-            check_teaches(planned[teacher].config.method, f"arms: {one.arm.name!r} has teacher={teacher}: ")
-
-
-def _check_paths(config: StudyConfig, planned: dict[str, Planned]) -> None:
-    """Makes sure that states of the trajectory are kept where an arm trains on them alone."""
-    shared = config.buffer.path_points
-    needing = [one for one in planned.values() if one.config.method.build().needs_paths]
-    if shared is not None and not needing:
-        raise UserError(
-            f"buffer.path_points={shared}: no arm trains on states of the trajectory; leave it out."
-        )
-    for one in planned.values():
-        points = one.config.buffer.path_points
-        if points not in (None, shared) and one not in needing:
-            raise UserError(
-                f"arms: {one.arm.name!r} sets buffer.path_points={points}, and its method does not train on states of "
-                "the trajectory; leave it out, or set method.path_share with reflow or endpoint."
-            )
-
-
 def begun(plan: Plan, command: list[str]) -> Study:
     """A study of which nothing is measured."""
     config = plan.config
@@ -242,7 +209,7 @@ def begun(plan: Plan, command: list[str]) -> Study:
         device=device_name(plan.teacher.device),
         teacher=config.teacher.path,
         teacher_sha256=weights_sha256(plan.teacher_dir),
-        arms=[one.arm for one in plan.planned.values()],
+        arms=list(plan.arms.values()),
         left_out=plan.left_out,
         seeds=config.seeds,
         steps=config.steps,
@@ -254,36 +221,25 @@ def begun(plan: Plan, command: list[str]) -> Study:
     )
 
 
-def env_name(env: EnvConfig | None) -> str:
-    """An environment with its task, as tables name it; empty for none."""
-    if env is None:
-        return ""
-    return f"{env.type}, {env.task}" if env.task else str(env.type)
-
-
-def resumed(now: Study, before: Study, addable: tuple[str, ...] = ()) -> Study:
+def resumed(now: Study, before: Study) -> Study:
     """The study with what was measured before, if that was measured in the same way.
 
     Args:
         now: a study of which nothing is measured.
         before: the one that is resumed.
-        addable: settings of its preset that may be another.
 
     Raises:
         UserError: if it was not measured in the same way.
     """
-    first_env = before.settings.get("env") is None
-    free = {*ADDABLE, *addable, *(("env", "eval") if first_env else ())}
-    added = False
-    for name, value in now.settings.items():
-        if before.settings.get(name) == value:
-            continue
+    own = {f.name for f in fields(STUDIES[now.preset])} - {f.name for f in fields(StudyConfig)}
+    free = {*ADDABLE, *own, *(("env", "eval") if before.settings.get("env") is None else ())}
+    changed = [name for name, value in now.settings.items() if before.settings.get(name) != value]
+    for name in changed:
         if name not in free:
             raise UserError(
                 f"{name}: the study began with {before.settings.get(name)} and resuming cannot change it; leave the "
                 "option out, or start a new study."
             )
-        added |= name not in ("resume", "output_dir")
     if now.device != before.device:
         raise UserError(
             f"the study began on {before.device} and this is {now.device}: seconds of two machines cannot be compared; "
@@ -302,7 +258,7 @@ def resumed(now: Study, before: Study, addable: tuple[str, ...] = ()) -> Study:
                 f"arms: {arm.name!r} had other settings when the study began; give these another name, or start a new "
                 "study."
             )
-    if now.env and not before.env and any(look.student for look in _gone(before)):
+    if now.env and not before.env and before.looks_often and not before.settings.get("keep_looks"):
         raise UserError(
             "env: the study began without one, and of its students the last alone are kept; start a new study, with "
             "--env.type or with --keep_looks=true."
@@ -312,17 +268,10 @@ def resumed(now: Study, before: Study, addable: tuple[str, ...] = ()) -> Study:
     seeds = [s for s in before.seeds if s not in now.seeds and any(t.seed == s for t in before.trials)]
     return replace(
         now,
-        command=now.command if added else before.command,
+        command=now.command if {*changed} - {"resume", "output_dir"} else before.command,
         arms=[*now.arms, *(arm for arm in before.arms if arm.name in trained)],
         seeds=[*now.seeds, *seeds],
         held_out=before.held_out,
         untrained=before.untrained,
         trials=before.trials,
     )
-
-
-def _gone(study: Study) -> Iterator[Any]:
-    """The looks whose students are not kept."""
-    for trial in study.trials:
-        if not study.settings.get("keep_looks"):
-            yield from trial.looks[:-1]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from graphlib import CycleError, TopologicalSorter
 from itertools import product
@@ -13,8 +12,7 @@ from typing import Any, ClassVar
 
 from chordflow.checks import check_choice, check_once, check_range
 from chordflow.errors import UserError
-from chordflow.experiments.config import ReflowJobConfig
-from chordflow.experiments.recipes import RECIPES
+from chordflow.experiments.config import RECIPES, ReflowJobConfig
 from chordflow.experiments.study.config import ArmSettings, StudyConfig
 from chordflow.flow.solvers import SOLVERS
 from chordflow.policies import FlowPolicy
@@ -36,9 +34,6 @@ TABLE, PAGE = "study.md", "study.html"
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 """Names of arms: they are folders."""
 
-USUAL_SOLVER = "adams_bashforth"
-"""The solver of couplings that the name of a way does not mention."""
-
 
 @dataclass
 class MethodsStudy(StudyConfig):
@@ -52,39 +47,29 @@ class MethodsStudy(StudyConfig):
     """
 
     PRESET: ClassVar[Preset] = "methods"
-    ADDABLE: ClassVar[tuple[str, ...]] = ("methods", "recipes")
 
     methods: list[str] | None = None
     recipes: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        types = MethodConfig.get_known_choices()
-        check_arms("recipes", self.recipes, taken=[*RECIPES, *types])
-        known = [*self.recipes, *RECIPES, *types]
+        check_arms("recipes", self.recipes, taken=[*RECIPES, *MethodConfig.get_known_choices()])
+        known = self._known()
         if self.methods is None:
-            found: dict[str, dict[str, Any]] = {}
-            for name in known:
-                if self._arm(name).settings not in found.values():
-                    found[name] = self._arm(name).settings
-            self.methods = list(found)
+            settings = list(known.values())
+            self.methods = [name for place, name in enumerate(known) if known[name] not in settings[:place]]
         check_once("methods", self.methods, note=", such as [reflow,endpoint]")
-        for name in self.methods:
-            if name not in known:
-                raise UserError(
-                    f"methods holds {name!r}, which is no recipe or method type; {_near(name, known)}"
-                )
+        check_choice("methods", self.methods, known)
 
-    def arms_for(self, teacher: FlowPolicy, folder: Path) -> tuple[list[ArmSettings], list[LeftOut]]:
+    def _known(self) -> dict[str, dict[str, Any]]:
+        """Settings by name: of own recipes, of chordflow's, and of method types."""
+        types = {name: {"method": {"type": name}} for name in MethodConfig.get_known_choices()}
+        return {**self.recipes, **RECIPES, **types}
+
+    def arms_for(self, teacher: FlowPolicy, folder: Path) -> Iterator[ArmSettings]:
         """An arm for each method."""
-        return [self._arm(name) for name in self.methods or []], []
-
-    def _arm(self, name: str) -> ArmSettings:
-        if name in self.recipes:
-            return ArmSettings(name, self.recipes[name], name)
-        if name in RECIPES:
-            return ArmSettings(name, RECIPES[name].overrides, name, recipe=name)
-        return ArmSettings(name, {"method": {"type": name}}, name)
+        for name in self.methods or []:
+            yield ArmSettings(name, self._known()[name])
 
 
 BEGINNINGS = {
@@ -112,8 +97,6 @@ class BeginningsStudy(StudyConfig):
     """
 
     PRESET: ClassVar[Preset] = "beginnings"
-    ADDABLE: ClassVar[tuple[str, ...]] = ("arms", "learning_rates")
-    SAME_COUPLINGS: ClassVar[bool] = True
 
     arms: list[str] | None = None
     learning_rates: list[float] = field(default_factory=lambda: [1e-4, 2e-5])
@@ -138,47 +121,29 @@ class BeginningsStudy(StudyConfig):
         parts = [self.budget / part for part in (8, 4, 2, 1)]
         return sorted({0, *(part if self.steps is None else int(part) for part in parts)})
 
-    def arms_for(self, teacher: FlowPolicy, folder: Path) -> tuple[list[ArmSettings], list[LeftOut]]:
+    def arms_for(self, teacher: FlowPolicy, folder: Path) -> Iterator[ArmSettings | LeftOut]:
         """An arm for each beginning and learning rate."""
-        arms, left_out = [], []
         has = [role for role, named in teacher.parameters_by_role().items() if named]
         known: dict[tuple[Any, ...], str] = {}
         for name in self.arms or USUAL_BEGINNINGS:
             init, everything = BEGINNINGS[name]
             train = has if everything else list(teacher.default_train_roles)
             same = known.setdefault((init, frozenset(train)), name)
-            reason = ""
-            if same != name:
-                reason = f"a {teacher.family} trains everything by default, so this is {same}"
-            elif init == StudentInit.PRETRAINED_VLM:
-                reason = _missing(teacher)
-            if reason and self.arms is not None:
-                raise UserError(f"arms: {name}: {reason}")
-            if reason:
-                left_out.append(LeftOut(name, reason))
+            try:
+                if same != name:
+                    raise UserError(f"a {teacher.family} trains everything by default, so this is {same}")
+                if init == StudentInit.PRETRAINED_VLM:
+                    teacher.pretrained_vlm()
+            except UserError as error:
+                if self.arms is not None:
+                    raise UserError(f"arms: {name}: {error}") from error
+                yield LeftOut(name, str(error))
                 continue
             student = {"init": init.value, "train": [role.value for role in train]}
-            arms += [
-                ArmSettings(
-                    f"{name}_lr_{rate:g}",
-                    {"student": student, "optimizer": {"lr": rate}},
-                    name if len(self.learning_rates) == 1 else f"{name}, lr {rate:g}",
-                )
-                for rate in self.learning_rates
-            ]
-        return arms, left_out
-
-
-def _missing(teacher: FlowPolicy) -> str:
-    """Why a teacher's config names no vision-language model to begin with; empty where it does."""
-    try:
-        teacher.pretrained_vlm()
-    except UserError as error:
-        return str(error)
-    return ""
-
-
-STARTS = ("last", "first", "fresh", "once")
+            for rate in self.learning_rates:
+                way = name if len(self.learning_rates) == 1 else f"{name}, lr {rate:g}"
+                settings = {"student": student, "optimizer": {"lr": rate}}
+                yield ArmSettings(f"{name}_lr_{rate:g}", settings, way)
 
 
 @dataclass
@@ -198,11 +163,10 @@ class RoundsStudy(StudyConfig):
     """
 
     PRESET: ClassVar[Preset] = "rounds"
-    ADDABLE: ClassVar[tuple[str, ...]] = ("rounds", "starts", "solvers", "real_data_shares", "crossed")
 
     rounds: int = 3
     starts: list[str] = field(default_factory=lambda: ["last", "first", "once"])
-    solvers: list[str] = field(default_factory=lambda: [USUAL_SOLVER, "euler"])
+    solvers: list[str] = field(default_factory=lambda: ["adams_bashforth", "euler"])
     real_data_shares: list[float] = field(default_factory=lambda: [0.0, 0.1])
     crossed: bool = False
 
@@ -211,63 +175,58 @@ class RoundsStudy(StudyConfig):
         check_range(
             "rounds", self.rounds, at_least=2, note="; a single one is that of chordflow study methods"
         )
-        for name, given, known in (
-            ("starts", self.starts, STARTS),
-            ("solvers", self.solvers, tuple(SOLVERS)),
-        ):
-            check_choice(name, given, known)
-            check_once(name, given, note=f" of {', '.join(known)}")
+        check_choice("starts", self.starts, ("last", "first", "fresh", "once"))
+        check_once("starts", self.starts)
+        check_choice("solvers", self.solvers, SOLVERS)
+        check_once("solvers", self.solvers)
         check_once("real_data_shares", self.real_data_shares, at_least=0, below=1, note=", such as [0,0.1]")
         if "once" in self.starts and self.steps is None:
             raise UserError(
                 "starts holds once, which has a number of steps: give --steps in the place of --seconds."
             )
 
-    def ways(self) -> list[tuple[str, str, float]]:
+    def _ways(self) -> list[tuple[str, str, float]]:
         """Start, solver and share of every way, the one that the others depart from first."""
-        factors = (self.starts, self.solvers, self.real_data_shares)
-        usual = tuple(factor[0] for factor in factors)
+        usual = (self.starts[0], self.solvers[0], self.real_data_shares[0])
 
         def kept(way: tuple[str, str, float]) -> list[bool]:
             return [own == other for own, other in zip(way, usual, strict=True)]
 
         # By in how many things a way departs; of one, starts before solvers before shares.
-        order = sorted(product(*factors), key=lambda way: (-sum(kept(way)), kept(way)))
+        ways = product(self.starts, self.solvers, self.real_data_shares)
+        order = sorted(ways, key=lambda way: (-sum(kept(way)), kept(way)))
         return order if self.crossed else [way for way in order if sum(kept(way)) >= 2]
 
-    def arms_for(self, teacher: FlowPolicy, folder: Path) -> tuple[list[ArmSettings], list[LeftOut]]:
+    def arms_for(self, teacher: FlowPolicy, folder: Path) -> Iterator[ArmSettings]:
         """A chain of arms for each way; those that begin with the same round share it."""
-        arms: dict[str, ArmSettings] = {}
-        for start, solver, share in self.ways():
-            prefix = ("" if solver == USUAL_SOLVER else f"{solver}_") + (f"real_{share:g}_" if share else "")
-            way = (
-                start
-                + ("" if solver == USUAL_SOLVER else f", {solver}")
-                + (f", real {share:g}" if share else "")
-            )
+        shared: set[str] = set()
+        for start, solver, share in self._ways():
+            # The solver that is usual goes without saying.
+            prefix = "" if solver == "adams_bashforth" else f"{solver}_"
+            way = start if solver == "adams_bashforth" else f"{start}, {solver}"
+            if share:
+                prefix, way = f"{prefix}real_{share:g}_", f"{way}, real {share:g}"
             settings: dict[str, Any] = {
                 "method": {"type": "reflow", "real_data_share": share},
                 "coupling": {"solver": solver, **({"grid_power": 1.0} if solver == "euler" else {})},
             }
-            if start == "fresh":
-                settings["student"] = {"init": StudentInit.TEACHER_VLM.value}
             if start == "once":
                 steps = (self.steps or 1) * self.rounds
-                name = f"{prefix}once_{steps}"
-                arms[name] = ArmSettings(name, settings, way, steps=steps)
+                yield ArmSettings(f"{prefix}once_{steps}", settings, way, steps=steps)
                 continue
-            before = None
-            for round in range(1, self.rounds + 1):
-                own = settings
-                if round == 1 and start in ("last", "first"):
-                    name = f"{prefix}round_1"
-                else:
-                    name = f"{prefix}{start}_{round}"
-                    if start == "first":
-                        own = {**settings, "student": {"init_path": str(folder.resolve())}}
-                arms.setdefault(name, ArmSettings(name, own, way, teacher=before))
-                before = name
-        return list(arms.values()), []
+            if start == "fresh":
+                settings["student"] = {"init": StudentInit.TEACHER_VLM.value}
+            first = f"{prefix}fresh_1" if start == "fresh" else f"{prefix}round_1"
+            if first not in shared:
+                shared.add(first)
+                yield ArmSettings(first, settings, way)
+            if start == "first":
+                settings = {**settings, "student": {"init_path": str(folder.resolve())}}
+            taught_by = first
+            for number in range(2, self.rounds + 1):
+                name = f"{prefix}{start}_{number}"
+                yield ArmSettings(name, settings, way, teacher=taught_by)
+                taught_by = name
 
 
 @dataclass
@@ -280,7 +239,6 @@ class ReuseStudy(StudyConfig):
     """
 
     PRESET: ClassVar[Preset] = "reuse"
-    ADDABLE: ClassVar[tuple[str, ...]] = ("uses", "noises")
 
     uses: list[int | None] = field(default_factory=lambda: [1, 3, 10])
     noises: list[int] = field(default_factory=lambda: [1, 6])
@@ -291,16 +249,12 @@ class ReuseStudy(StudyConfig):
         check_range("uses", [use for use in self.uses if use is not None], at_least=1)
         check_once("noises", self.noises, at_least=1)
 
-    def arms_for(self, teacher: FlowPolicy, folder: Path) -> tuple[list[ArmSettings], list[LeftOut]]:
+    def arms_for(self, teacher: FlowPolicy, folder: Path) -> Iterator[ArmSettings]:
         """An arm for each pair."""
-        return [
-            ArmSettings(
-                name := f"uses_{'all' if use is None else use}_noises_{noises}",
-                {"buffer": {"uses_per_coupling": use, "noises_per_observation": noises}},
-                name.replace("_", " "),
-            )
-            for use, noises in product(self.uses, self.noises)
-        ], []
+        for use, noises in product(self.uses, self.noises):
+            name = f"uses_{'all' if use is None else use}_noises_{noises}"
+            settings = {"buffer": {"uses_per_coupling": use, "noises_per_observation": noises}}
+            yield ArmSettings(name, settings, name.replace("_", " "))
 
 
 @dataclass
@@ -313,7 +267,6 @@ class FileStudy(StudyConfig):
     """
 
     PRESET: ClassVar[Preset] = "file"
-    ADDABLE: ClassVar[tuple[str, ...]] = ("arms",)
 
     arms: dict[str, Any] = field(default_factory=dict)
 
@@ -325,40 +278,27 @@ class FileStudy(StudyConfig):
         check_arms("arms", self.arms, also=("teacher", "steps"))
         for name, settings in self.arms.items():
             teacher, steps = settings.get("teacher"), settings.get("steps")
-            if teacher is not None and (not isinstance(teacher, str) or teacher not in self.arms):
-                raise UserError(
-                    f"arms: {name!r} has teacher={teacher}, which is no arm; {_near(str(teacher), self.arms)}"
-                )
+            if teacher is not None and teacher not in list(self.arms):
+                raise UserError(f"arms: {name!r}: teacher={teacher}: choose {' or '.join(self.arms)}.")
             if steps is not None and (self.steps is None or not isinstance(steps, int) or steps < 1):
-                raise UserError(
-                    f"arms: {name!r} has steps={steps}; give at least 1, and no budget in seconds."
-                )
+                raise UserError(f"arms: {name!r}: steps={steps}: give at least 1, and no budget in seconds.")
         self._ordered()
 
     def _ordered(self) -> list[str]:
         """Names of the arms, teachers first."""
-        teachers = {name: settings.get("teacher") for name, settings in self.arms.items()}
+        taught = {name: settings.get("teacher") for name, settings in self.arms.items()}
+        graph = {name: [teacher] if teacher is not None else [] for name, teacher in taught.items()}
         try:
-            return list(
-                TopologicalSorter(
-                    {n: [t] if t is not None else [] for n, t in teachers.items()}
-                ).static_order()
-            )
+            return list(TopologicalSorter(graph).static_order())
         except CycleError as error:
             raise UserError(f"arms: {' <- '.join(error.args[1])}: an arm cannot teach itself.") from error
 
-    def arms_for(self, teacher: FlowPolicy, folder: Path) -> tuple[list[ArmSettings], list[LeftOut]]:
+    def arms_for(self, teacher: FlowPolicy, folder: Path) -> Iterator[ArmSettings]:
         """The arms of the file."""
-        return [
-            ArmSettings(
-                name,
-                {key: value for key, value in self.arms[name].items() if key not in ("teacher", "steps")},
-                name,
-                teacher=self.arms[name].get("teacher"),
-                steps=self.arms[name].get("steps"),
-            )
-            for name in self._ordered()
-        ], []
+        for name in self._ordered():
+            settings = dict(self.arms[name])
+            taught_by, steps = settings.pop("teacher", None), settings.pop("steps", None)
+            yield ArmSettings(name, settings, teacher=taught_by, steps=steps)
 
 
 STUDIES: dict[str, type[StudyConfig]] = {
@@ -382,7 +322,7 @@ def check_arms(
         UserError: if not.
     """
     taken = {TEACHER, STUDY, TABLE, PAGE, *taken}
-    shared = [f.name for f in fields(ReflowJobConfig) if f.name not in OWN]
+    shared = {f.name for f in fields(ReflowJobConfig)} - {*OWN}
     for name, settings in arms.items():
         # Some file systems tell no capitals apart.
         if not NAME.fullmatch(name) or name.casefold() in taken:
@@ -400,8 +340,3 @@ def check_arms(
                 raise UserError(
                     f"{option}: {name!r} sets {key}, which all arms of a study have in common; leave it out."
                 )
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"choose of {', '.join(known)}."

@@ -7,22 +7,27 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 from chordflow import stopping
 from chordflow.console import bar, say
 from chordflow.errors import UserError
 from chordflow.evaluation.yardstick import Held, Yardstick
+from chordflow.experiments.arms import EPISODES, Count
 from chordflow.experiments.measured import held_out
 from chordflow.experiments.provenance import weights_sha256
-from chordflow.experiments.run_folder import new_folder, only_run
+from chordflow.experiments.run_folder import new_folder, only_run, refuse_existing
 from chordflow.experiments.study.config import StudyConfig
-from chordflow.experiments.study.episodes import Episodes
 from chordflow.experiments.study.plan import Plan, begun, make_plan, resumed
-from chordflow.experiments.train import train_student
-from chordflow.policies import FlowPolicy, load_flow_policy
-from chordflow.results.schema import STUDENT
+from chordflow.experiments.train import load_frozen, train_student
+from chordflow.policies import FlowPolicy
+from chordflow.results.schema import STUDENT, TEACHER, SuccessRow
 from chordflow.results.study import STUDY, Figures, Look, Study, Trial, Untrained
+from chordflow.rollouts import Episode, EpisodeStore, arm_settings, open_runner, success_rows
+
+FREE_STEPS = (1, 2)
+"""Euler steps at which the teacher acts untrained."""
 
 
 def run_study(
@@ -40,32 +45,25 @@ def run_study(
     Raises:
         UserError: for input that cannot be used.
     """
-    output, resume = config.output_dir, resume_command(config.output_dir)
-    there = (output / STUDY).is_file()
-    if not config.resume and output.exists():
-        also = f", or resume it with: {resume}" if there else ""
-        raise UserError(f"output_dir={output} exists already; name a new folder{also}.")
+    output = config.output_dir
+    file, resume = output / STUDY, f"resume with: {resume_command(output)}"
+    if not config.resume:
+        refuse_existing(output, resume if file.is_file() else "")
     plan = make_plan(config)
     study = begun(plan, command)
     if config.resume:
-        study = resumed(study, Study.load(output / STUDY), config.ADDABLE)
+        study = resumed(study, Study.load(file))
     for arm in study.left_out:
         say(f"Left out: {arm.name}: {arm.reason}")
+    run = _Run(plan, study)
 
     def how() -> str:
-        return (
-            f"resume with: {resume}"
-            if (output / STUDY).is_file()
-            else "nothing was done yet, so start again."
-        )
+        return resume if file.is_file() else "nothing was done yet, so start again."
 
     folder = contextlib.nullcontext() if config.resume else new_folder(output)
-    episodes = Episodes(config, plan.teacher, plan.teacher_steps) if config.env is not None else None
     with stopping.says(how), folder, only_run(output):
-        for part in _Run(plan, study, episodes).parts(on_trial):
-            study = part
-            study.save(output / STUDY)
-    return study
+        run.all(on_trial)
+    return run.study
 
 
 def resume_command(output_dir: Path) -> str:
@@ -76,32 +74,40 @@ def resume_command(output_dir: Path) -> str:
 class _Run:
     """A study on its way."""
 
-    def __init__(self, plan: Plan, study: Study, episodes: Episodes | None) -> None:
-        self.plan, self.study, self.episodes = plan, study, episodes
+    def __init__(self, plan: Plan, study: Study) -> None:
+        self.plan, self.config, self.study = plan, plan.config, study
         self.output = plan.config.output_dir
+        self.episodes = _Episodes(plan) if plan.config.env is not None else None
 
-    def parts(self, on_trial: Callable[[Study], None]) -> Iterator[Study]:
-        """The study after each of its parts; whoever asks for the next one has saved it."""
-        trials = self.plan.trials
-        missing = [(arm, seed) for arm, seed in trials if not self._done(self.study.trial(arm, seed))]
-        config = self.plan.config
+    def _save(self, study: Study) -> None:
+        study.save(self.output / STUDY)
+        self.study = study
+
+    def _save_trial(self, trial: Trial) -> Trial:
+        others = [t for t in self.study.trials if (t.arm, t.seed) != (trial.arm, trial.seed)]
+        self._save(replace(self.study, trials=[*others, trial]))
+        return trial
+
+    def all(self, on_trial: Callable[[Study], None]) -> None:
+        """Does whatever is missing."""
+        plan, config = self.plan, self.config
+        missing = [(arm, seed) for arm, seed in plan.trials if not self._done(self.study.trial(arm, seed))]
         budget = f"{config.steps:,} steps" if config.steps is not None else f"{config.seconds:g} s"
-        say(f"Study: {len(missing)} of {len(trials)} trials to go, {budget} each, on {self.study.device}")
+        say(
+            f"Study: {len(missing)} of {len(plan.trials)} trials to go, {budget} each, on {self.study.device}"
+        )
         if missing or self.study.untrained is None:
+            measure = config.measure.full()
             with bar("teacher") as progress:
                 yardstick = Yardstick(
-                    self.plan.teacher,
-                    self.plan.split.held_out,
-                    config.measure.full(),
-                    self.plan.teacher_steps,
-                    progress.update,
+                    plan.teacher, plan.split.held_out, measure, plan.teacher_steps, progress.update
                 )
-            yield from self._without_training(yardstick)
+            self._without_training(yardstick)
             on_trial(self.study)
             for arm, seed in missing:
-                yield from self._trial(yardstick, arm, seed)
+                self._trial(yardstick, arm, seed)
                 on_trial(self.study)
-        yield self.study
+        self._save(self.study)
 
     def _done(self, trial: Trial | None) -> bool:
         return trial is not None and all(self._measured(look) for look in trial.looks)
@@ -109,71 +115,61 @@ class _Run:
     def _measured(self, look: Look) -> bool:
         return look.figures is not None and (self.episodes is None or bool(look.success))
 
-    def _without_training(self, yardstick: Yardstick) -> Iterator[Study]:
-        """The teacher's own figures."""
-        plan, config = self.plan, self.plan.config
-        if self.study.untrained is None:
-            measured_on = held_out(
-                plan.split,
-                yardstick.num_observations,
-                config.measure.noises_per_observation,
-                dataset=config.dataset,
-                teacher_dir=plan.teacher_dir,
-            )
+    def _without_training(self, yardstick: Yardstick) -> None:
+        """The teacher's own figures and episodes."""
+        plan, untrained = self.plan, self.study.untrained
+        if untrained is None:
             untrained = Untrained(plan.teacher_steps, _figures(yardstick, yardstick.teacher))
-            self.study = replace(self.study, held_out=measured_on, untrained=untrained)
-            yield self.study
-        assert self.study.untrained is not None
-        if self.episodes is not None and not self.study.untrained.success:
-            untrained = replace(self.study.untrained, success=self.episodes.teacher())
-            self.study = replace(self.study, untrained=untrained)
-            yield self.study
+            noises = self.config.measure.noises_per_observation
+            on = held_out(
+                plan.split, yardstick.num_observations, noises, self.config.dataset, plan.teacher_dir
+            )
+            self._save(replace(self.study, held_out=on, untrained=untrained))
+        if self.episodes is not None and not untrained.success:
+            untrained = replace(untrained, success=self.episodes.teacher())
+            self._save(replace(self.study, untrained=untrained))
 
-    def _trial(self, yardstick: Yardstick, arm: str, seed: int) -> Iterator[Study]:
+    def _trial(self, yardstick: Yardstick, arm: str, seed: int) -> None:
         """Trains where that is missing, and measures every look that is not measured."""
         label = f"{arm}, seed {seed}"
         trial = self.study.trial(arm, seed)
         if trial is None:
             with self._names(arm, label):
-                trial = self._trained(arm, seed)
-            yield self._with(trial)
+                trial = self._save_trial(self._trained(arm, seed))
         for place, look in enumerate(trial.looks):
             if not self._measured(look):
-                at = label if look is trial.last else f"{label}, look {look.mark:g}"
-                student = None
-                if look.figures is None:
-                    with self._names(arm, label), bar(f"{at}, gaps") as progress:
-                        student = self._reloaded(look)
-                        held = yardstick.of(STUDENT, student, progress.update)
-                        look = replace(look, figures=_figures(yardstick, held))
-                    trial = _with_look(trial, place, look)
-                    yield self._with(trial)
-                if self.episodes is not None and not look.success:
-                    with self._names(arm, label):
-                        student = student or self._reloaded(look)
-                    folder = (self.output / look.student).parent
-                    look = replace(look, success=self.episodes.student(STUDENT, student, folder, at))
-                    trial = _with_look(trial, place, look)
-                    yield self._with(trial)
-            if look is not trial.last and not self.plan.config.keep_looks:
+                trial = self._measure(yardstick, trial, place, label)
+            if look.mark != trial.last.mark and not self.config.keep_looks:
                 # Only now, when its figures are on disk. Its folder holds the records of episodes, if there are any.
                 folder = self.output / look.student
                 shutil.rmtree(folder, ignore_errors=True)
                 with contextlib.suppress(OSError):
                     folder.parent.rmdir()
 
-    def _with(self, trial: Trial) -> Study:
-        others = [t for t in self.study.trials if (t.arm, t.seed) != (trial.arm, trial.seed)]
-        self.study = replace(self.study, trials=[*others, trial])
-        return self.study
+    def _measure(self, yardstick: Yardstick, trial: Trial, place: int, label: str) -> Trial:
+        """The trial with what was missing of a look."""
+        look, before, after = trial.looks[place], trial.looks[:place], trial.looks[place + 1 :]
+        at = f"{label}, look {look.mark:g}" if after else label
+        with self._names(trial.arm, label):
+            student = self._reloaded(look)
+            if look.figures is None:
+                with bar(f"{at}, gaps") as progress:
+                    look = replace(
+                        look, figures=_figures(yardstick, yardstick.of(STUDENT, student, progress.update))
+                    )
+                trial = self._save_trial(replace(trial, looks=[*before, look, *after]))
+        if self.episodes is not None and not look.success:
+            look = replace(look, success=self.episodes.student(student, look, at))
+            trial = self._save_trial(replace(trial, looks=[*before, look, *after]))
+        return trial
 
     def _trained(self, arm: str, seed: int) -> Trial:
-        plan, config, folder = self.plan, self.plan.config, self.plan.folder(arm, seed)
+        plan, folder = self.plan, self.plan.folder(arm, seed)
         # Of a trial that was interrupted before it was written down; what it collects is written there.
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         teacher = teacher_dir = None
-        if (name := plan.planned[arm].arm.teacher) is not None:
+        if (name := plan.arms[arm].teacher) is not None:
             taught_by = self.study.trial(name, seed)
             assert taught_by is not None
             teacher, teacher_dir = self._reloaded(taught_by.last), self.output / taught_by.last.student
@@ -183,21 +179,20 @@ class _Run:
             seed,
             self.output,
             looks=plan.looks(arm),
-            seconds=config.seconds,
-            digest=config.SAME_COUPLINGS,
+            seconds=self.config.seconds,
+            # All arms of beginnings have the same couplings, which a hash proves.
+            digest=self.config.PRESET == "beginnings",
         )
 
     def _reloaded(self, look: Look) -> FlowPolicy:
         """A student as it lies on disk."""
-        folder, config = self.output / look.student, self.plan.config
+        folder = self.output / look.student
         if not folder.is_dir() or weights_sha256(folder) != look.weights_sha256:
             raise UserError(
                 f"output_dir={self.output}: {look.student} is not there or not what was trained; restore it, or start "
                 "a new study."
             )
-        student = load_flow_policy(folder, device=config.device, rename_map=config.rename_map, field=STUDENT)
-        student.module.requires_grad_(False)
-        return student
+        return load_frozen(folder, self.config, STUDENT)
 
     @contextlib.contextmanager
     def _names(self, arm: str, label: str) -> Iterator[None]:
@@ -205,20 +200,68 @@ class _Run:
         try:
             yield
         except UserError as error:
-            option = {"methods": "methods", "beginnings": "arms"}.get(self.plan.config.PRESET)
-            ways = [
-                one.arm.way.partition(",")[0] for one in self.plan.planned.values() if one.arm.name != arm
-            ]
+            option = {"methods": "methods", "beginnings": "arms"}.get(self.config.PRESET)
+            ways = [one.way.partition(",")[0] for one in self.plan.arms.values() if one.name != arm]
             others = ",".join(dict.fromkeys(ways))
             without = f" To resume without it: {resume_command(self.output)} --{option}='[{others}]'"
             raise UserError(f"arms: {label}: {error}{without if option and others else ''}") from error
-
-
-def _with_look(trial: Trial, place: int, look: Look) -> Trial:
-    return replace(trial, looks=[*trial.looks[:place], look, *trial.looks[place + 1 :]])
 
 
 def _figures(yardstick: Yardstick, held: Held) -> Figures:
     """What was measured of a policy, as results keep it."""
     row = held.curvature
     return Figures(row.s, row.curvature, row.interval, held.gaps, yardstick.diversity(held))
+
+
+class _Episodes:
+    """Episodes of a study: the teacher's once, each student's as it is there, all with the same noise.
+
+    Raises:
+        UserError: if the teacher cannot act in the environment.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.config = plan, plan.config
+        with open_runner(self.config.env, 1) as runner:
+            runner.check(plan.teacher, self.config.eval.seed)
+
+    def teacher(self) -> list[SuccessRow]:
+        """The teacher's success untrained at one and two steps, and as deployed."""
+        rows: list[SuccessRow] = []
+        for num_steps in sorted({*FREE_STEPS} - {self.plan.teacher_steps}):
+            rows += success_rows(self._of_teacher(num_steps), TEACHER, self.deployed)
+        return [*rows, *success_rows(self.deployed, TEACHER)]
+
+    @cached_property
+    def deployed(self) -> list[Episode]:
+        """The episodes of the teacher as deployed."""
+        return self._of_teacher(self.plan.teacher_steps)
+
+    def student(self, policy: FlowPolicy, look: Look, label: str) -> list[SuccessRow]:
+        """A student's success at one step, paired with the teacher as deployed."""
+        folder = (self.config.output_dir / look.student).parent
+        return success_rows(self._run(label, policy, 1, folder), STUDENT, self.deployed)
+
+    def _of_teacher(self, num_steps: int) -> list[Episode]:
+        folder = self.config.output_dir / TEACHER / f"{num_steps}_steps"
+        return self._run(TEACHER, self.plan.teacher, num_steps, folder)
+
+    def _run(self, label: str, policy: FlowPolicy, num_steps: int, folder: Path) -> list[Episode]:
+        env, options = self.config.env, self.config.eval
+        executed = options.n_action_steps
+        settings = arm_settings(policy, env, num_steps=num_steps, n_action_steps=executed)
+        store = EpisodeStore(folder / EPISODES, settings)
+        with (
+            bar(f"{label}, episodes at {num_steps}") as progress,
+            open_runner(env, options.batch_size, options.num_workers) as runner,
+        ):
+            episodes = runner.run(
+                policy,
+                options.seeds,
+                num_steps=num_steps,
+                n_action_steps=executed,
+                store=store,
+                progress=Count(progress, len(options.seeds) * len(runner.tasks())),
+            )
+        store.compact()
+        return episodes
