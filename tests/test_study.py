@@ -485,8 +485,8 @@ def test_a_folder_that_is_there_is_not_written_to(
     [
         ({"batch_size": 64}, ["--steps=2"], "arms: 'own': batch_size=64"),
         ({"scheduler": {"num_warmup_steps": 5}}, ["--seconds=2"], "scheduler.num_warmup_steps=5: the budget is in"),
-        ({"method": {"type": "endpoint"}, "buffer.path_points": 2}, [], "arms: 'own': buffer.path_points=2: with these settings method endpoint does not train on"),
-        ({}, ["--buffer.path_points=2"], "arms: 'reflow': buffer.path_points=2: with these settings method reflow does not train on"),
+        ({"method": {"type": "endpoint"}, "buffer.path_points": 2}, [], "arms: 'own': buffer.path_points=2: with these"),
+        ({}, ["--buffer.path_points=2"], "arms: 'reflow': buffer.path_points=2: with"),
         ({"optimizer": {"lrr": 3}}, [], "arms: 'own': --optimizer.lrr is not an option; did you mean --optimizer.lr"),
         ({"method": {"type": "magic"}}, [], "arms: 'own': method.type=magic: choose"),
         ({"observations": "rollout"}, [], "arms: 'own': observations=rollout needs"),
