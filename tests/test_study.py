@@ -485,7 +485,7 @@ def test_a_folder_that_is_there_is_not_written_to(
     [
         ({"batch_size": 64}, ["--steps=2"], "arms: 'own': batch_size=64"),
         ({"scheduler": {"num_warmup_steps": 5}}, ["--seconds=2"], "scheduler.num_warmup_steps=5: the budget is in"),
-        ({"method": {"type": "endpoint"}, "buffer.path_points": 2}, [], "arms: 'own': buffer.path_points=2: with these"),
+        ({"method": {"type": "endpoint"}, "buffer.path_points": 2}, [], "arms: 'own': buffer.path_points=2: with"),
         ({}, ["--buffer.path_points=2"], "arms: 'reflow': buffer.path_points=2: with"),
         ({"optimizer": {"lrr": 3}}, [], "arms: 'own': --optimizer.lrr is not an option; did you mean --optimizer.lr"),
         ({"method": {"type": "magic"}}, [], "arms: 'own': method.type=magic: choose"),

@@ -190,7 +190,7 @@ WRONG: list[tuple[str, list[str], str]] = [
     ("methods", ["--seeds=[0,-1]"], "seeds=[0, -1]: give 0 or more"),
     ("methods", ["--methods=[]"], "methods=[]: give at least one"),
     ("methods", ["--methods=[endpoint,endpoint]"], "methods=[endpoint,endpoint]: give at least one, each once"),
-    ("methods", ["--methods=[reflo]"], "methods=[reflo]: choose all_steps, one_step, reflow, "),
+    ("methods", ["--methods=[reflo]"], "methods=[reflo]: choose all_steps, one_step, "),
     ("methods", ["--methods=[zzz]"], "methods=[zzz]: choose all_steps, one_step, "),
     ("methods", ['--recipes={"reflow": {}}'], "recipes holds the name 'reflow', which is taken"),
     ("methods", ['--recipes={"a/b": {}}'], "recipes holds the name 'a/b', which is taken or no name"),

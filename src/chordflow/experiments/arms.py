@@ -9,15 +9,14 @@ from typing import Any, cast
 
 from chordflow.console import Bar, bar, say
 from chordflow.errors import UserError
-from chordflow.experiments.config import CheckpointConfig, env_name
+from chordflow.experiments.config import env_name
 from chordflow.experiments.evaluate_config import DelayConfig, EvaluateConfig
-from chordflow.experiments.measured import Entrant, load_entrant
+from chordflow.experiments.measured import Entrant
 from chordflow.experiments.provenance import collected_in
-from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint
+from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.policies.realtime import guidance_weight
 from chordflow.results.episodes import DelayMode
 from chordflow.results.schema import (
-    STUDENT,
     TEACHER,
     DelayRow,
     FreeWays,
@@ -47,47 +46,6 @@ EPISODES = "episodes"
 
 Clip = dict[str, list[Episode]]
 """For the moving picture, episodes with frames by label, the same seeds under each."""
-
-
-def load_entrants(config: EvaluateConfig) -> dict[PolicyName, Entrant]:
-    """The teacher and every candidate by name, the teacher first.
-
-    Raises:
-        UserError: if one cannot be loaded or cannot be compared with the teacher.
-    """
-    given: dict[PolicyName, tuple[CheckpointConfig, str]] = {TEACHER: (config.teacher, "teacher.path")}
-    for name, candidate in config.candidates().items():
-        given[name] = (candidate, "student.path" if name == STUDENT else f"policies={name}")
-    for candidate, option in given.values():
-        # Cheap to see, so before any weights are read.
-        resolve_checkpoint(candidate.path, candidate.revision, option)
-    entrants: dict[PolicyName, Entrant] = {}
-    for name, (candidate, option) in given.items():
-        entrants[name] = load_entrant(name, candidate, config, option)
-        if name != TEACHER:
-            _check_comparable(entrants[TEACHER], entrants[name])
-    return entrants
-
-
-def _check_comparable(teacher: Entrant, other: Entrant) -> None:
-    """Makes sure that one noise and one reference make sense for both."""
-    where = f"{other.field}: {other.path}"
-    if other.policy.family != teacher.policy.family:
-        raise UserError(
-            f"{where} is a {other.policy.family} policy and the teacher a {teacher.policy.family} one; the same noise "
-            "means something else to each: compare checkpoints of one family."
-        )
-    a, b = teacher.policy.chunk, other.policy.chunk
-    for name, own, wanted, what in (
-        ("chunk_size", b.horizon, a.horizon, "chunks"),
-        ("max_action_dim", b.padded_dim, a.padded_dim, "padded dimensions"),
-        ("the action's size", b.action_dim, a.action_dim, "action spaces"),
-    ):
-        if own != wanted:
-            raise UserError(
-                f"{where}: {name} is {own}, but the teacher's is {wanted}; {what} must agree for actions to be "
-                "compared: give a checkpoint that was made from this teacher."
-            )
 
 
 def check_environment(config: EvaluateConfig, entrants: dict[PolicyName, Entrant]) -> None:

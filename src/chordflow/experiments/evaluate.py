@@ -14,14 +14,22 @@ from chordflow.console import say
 from chordflow.couplings import Split, open_split
 from chordflow.disk import write_json
 from chordflow.errors import UserError
-from chordflow.experiments.arms import EPISODES, Clip, check_environment, load_entrants, run_arms
+from chordflow.experiments.arms import EPISODES, Clip, check_environment, run_arms
+from chordflow.experiments.config import CheckpointConfig
 from chordflow.experiments.evaluate_config import EvaluateConfig
-from chordflow.experiments.measured import Entrant, concluded, measured, read_beforehand, unmeasured
+from chordflow.experiments.measured import (
+    Entrant,
+    concluded,
+    load_entrant,
+    measured,
+    read_beforehand,
+    unmeasured,
+)
 from chordflow.experiments.reflow import RESULTS
 from chordflow.experiments.run_folder import command_to_resume, new_folder, only_run, refuse_existing
 from chordflow.options import plain
-from chordflow.policies import say_replaced_names
-from chordflow.results.schema import TEACHER, PolicyName, Results
+from chordflow.policies import resolve_checkpoint, say_replaced_names
+from chordflow.results.schema import STUDENT, TEACHER, PolicyName, Results
 from chordflow.results.wording import step_counts
 
 EVALUATE_CONFIG = "evaluate_config.json"
@@ -57,7 +65,7 @@ def evaluate(config: EvaluateConfig, command: list[str]) -> Evaluated:
     output = config.output_dir
     if not config.resume:
         refuse_existing(output, how_to_go_on(output) if (output / EVALUATE_CONFIG).is_file() else "")
-    entrants = load_entrants(config)
+    entrants = _load_entrants(config)
     teacher = entrants[TEACHER].policy
     _warn_of_other_steps(config, entrants)
     split = None
@@ -79,6 +87,47 @@ def evaluate(config: EvaluateConfig, command: list[str]) -> Evaluated:
         results.save(output / RESULTS)
     say(f"Done in {time.perf_counter() - started:.0f} s.")
     return Evaluated(results, clip)
+
+
+def _load_entrants(config: EvaluateConfig) -> dict[PolicyName, Entrant]:
+    """The teacher and every candidate by name, the teacher first.
+
+    Raises:
+        UserError: if one cannot be loaded or cannot be compared with the teacher.
+    """
+    given: dict[PolicyName, tuple[CheckpointConfig, str]] = {TEACHER: (config.teacher, "teacher.path")}
+    for name, candidate in config.candidates().items():
+        given[name] = (candidate, "student.path" if name == STUDENT else f"policies={name}")
+    for candidate, option in given.values():
+        # Cheap to see, so before any weights are read.
+        resolve_checkpoint(candidate.path, candidate.revision, option)
+    entrants: dict[PolicyName, Entrant] = {}
+    for name, (candidate, option) in given.items():
+        entrants[name] = load_entrant(name, candidate, config, option)
+        if name != TEACHER:
+            _check_comparable(entrants[TEACHER], entrants[name])
+    return entrants
+
+
+def _check_comparable(teacher: Entrant, other: Entrant) -> None:
+    """Makes sure that one noise and one reference make sense for both."""
+    where = f"{other.field}: {other.path}"
+    if other.policy.family != teacher.policy.family:
+        raise UserError(
+            f"{where} is a {other.policy.family} policy and the teacher a {teacher.policy.family} one; the same noise "
+            "means something else to each: compare checkpoints of one family."
+        )
+    a, b = teacher.policy.chunk, other.policy.chunk
+    for name, own, wanted, what in (
+        ("chunk_size", b.horizon, a.horizon, "chunks"),
+        ("max_action_dim", b.padded_dim, a.padded_dim, "padded dimensions"),
+        ("the action's size", b.action_dim, a.action_dim, "action spaces"),
+    ):
+        if own != wanted:
+            raise UserError(
+                f"{where}: {name} is {own}, but the teacher's is {wanted}; {what} must agree for actions to be "
+                "compared: give a checkpoint that was made from this teacher."
+            )
 
 
 def _on_the_dataset(
