@@ -52,8 +52,7 @@ def check_environment(config: EvaluateConfig, entrants: dict[PolicyName, Entrant
     """Makes sure that every policy can act in the environment, before what takes long begins.
 
     Raises:
-        UserError: if one cannot, a delay is too long for its chunks, or all of `delay.modes` is real-time chunking,
-            which LeRobot does not have for every family.
+        UserError: if one cannot, a delay is too long for its chunks, or LeRobot has none of `delay.modes` for it.
     """
     delay = config.delay
     for entrant in entrants.values() if delay.control_steps else ():
@@ -86,13 +85,9 @@ def run_arms(
     With paired noise the teacher as deployed and the candidates come first, block by block where the run is
     sequential; whatever else is asked for then runs through the same seeds.
 
-    Args:
-        config: all settings, with an environment.
-        entrants: the policies.
-        results: so far; they name the best ways to act without training, where a dataset was measured on.
-
     Returns:
-        The results with what the episodes came to, and the recorded ones.
+        `results`, which may name the best ways to act without training, with what the episodes came to; and the
+        recorded episodes.
     """
     rollouts = Rollouts(
         env=env_name(config.env),
@@ -111,16 +106,7 @@ def run_arms(
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to act.
-
-    Attributes:
-        name: of the policy.
-        policy: the policy.
-        num_steps: its solver steps.
-        solver: which solver.
-        grid_power: how its steps are graded.
-        execution: delay, and what is done about it.
-    """
+    """One way to act: a policy under its name, how its ODE is solved, and what is done about a delay."""
 
     name: PolicyName
     policy: FlowPolicy
@@ -162,14 +148,7 @@ class Arm:
 
 @dataclass
 class Count:
-    """Shows on a bar how many episodes have ended.
-
-    Attributes:
-        progress: the bar.
-        total: how many there may be.
-        done: how many there are.
-        note: whose they are, where they are those of several arms.
-    """
+    """Shows on a bar how many of `total` episodes have ended; `note` says whose, where several arms share it."""
 
     progress: Bar
     total: int
@@ -252,9 +231,7 @@ class _Rollouts:
         few -= {self.teacher.num_steps}
         entrant = self.entrants[TEACHER]
         arms = [self._arm(entrant, n) for n in sorted(few)]
-        for n in sorted(few):
-            if n >= self.teacher.num_steps:
-                continue
+        for n in sorted(n for n in few if n < self.teacher.num_steps):
             best = self.free.best(n) if self.free is not None else None
             if best is not None:
                 arms.append(Arm(TEACHER, entrant.policy, best.num_steps, best.solver, best.grid_power))

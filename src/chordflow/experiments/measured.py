@@ -43,11 +43,9 @@ from chordflow.training.memory import enough_memory_at
 
 @dataclass(frozen=True)
 class Entrant:
-    """A policy under its name.
+    """A loaded policy under the name that rows give it.
 
     Attributes:
-        name: as rows call it.
-        policy: the loaded policy.
         folder: its checkpoint.
         path: as the user gave it.
         num_steps: Euler steps at which it is evaluated as deployed.
@@ -78,16 +76,10 @@ class Entrant:
 
 
 def load_entrant(name: PolicyName, checkpoint: CheckpointConfig, config: Any, field: str) -> Entrant:
-    """Loads a policy, which is not trained.
-
-    Args:
-        name: as rows call it.
-        checkpoint: which.
-        config: of the job, with its `device` and `rename_map`.
-        field: the option that the checkpoint came from.
+    """Loads a policy, which is not trained, as a job's `device` and `rename_map` say.
 
     Raises:
-        UserError: if it cannot be loaded.
+        UserError: if it cannot be loaded; `field` is the option that it came from.
     """
     folder = resolve_checkpoint(checkpoint.path, checkpoint.revision, field)
     policy = load_frozen(folder, config, field)
@@ -97,10 +89,6 @@ def load_entrant(name: PolicyName, checkpoint: CheckpointConfig, config: Any, fi
 
 def read_beforehand(split: Split, config: MeasureConfig) -> None:
     """Reads what will be measured on, so that a broken frame stops a job before it trains or times anything.
-
-    Args:
-        split: the observations.
-        config: how many of those held out are measured on.
 
     Raises:
         UserError: for a frame that cannot be read.
@@ -117,15 +105,7 @@ def read_beforehand(split: Split, config: MeasureConfig) -> None:
 def held_out(
     split: Split, observations: int, noises: int, dataset: DatasetConfig, teacher_dir: Path
 ) -> HeldOut:
-    """What was measured on.
-
-    Args:
-        split: the observations.
-        observations: how many of those held out.
-        noises: of each.
-        dataset: where they are from.
-        teacher_dir: the teacher's checkpoint, which tells what it may have seen.
-    """
+    """What was measured on: so many held-out observations and noises of each, and whether the teacher saw them."""
     seen = split.whole_tasks > 0 or teacher_may_have_seen(teacher_dir, dataset, split.held_out_episodes)
     return HeldOut(split.held_out_episodes, observations, noises, seen, split.whole_tasks)
 
@@ -137,15 +117,7 @@ def unmeasured(
     entrants: Mapping[PolicyName, Entrant],
     seeds: dict[str, int],
 ) -> Results:
-    """Results in which nothing is measured yet.
-
-    Args:
-        kind: of the job.
-        config: all its settings.
-        command: the command line.
-        entrants: the policies, the teacher among them.
-        seeds: of random parts other than measuring.
-    """
+    """Results of a job in which nothing is measured yet; `seeds` are of random parts other than measuring."""
     teacher, student = entrants[TEACHER], entrants.get(STUDENT)
     return Results(
         kind=kind,
@@ -169,13 +141,6 @@ def measured(
     dataset: DatasetConfig,
 ) -> Results:
     """The results with what is measured on a split's held-out observations, and what that says.
-
-    Args:
-        results: of the job so far.
-        entrants: the policies, the teacher among them.
-        split: the observations.
-        config: how much is measured.
-        dataset: where they are from.
 
     Raises:
         UserError: for observations that cannot be read, or actions that are not finite.

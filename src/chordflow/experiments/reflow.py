@@ -33,7 +33,7 @@ from chordflow.experiments.run_folder import (
     resume_command,
 )
 from chordflow.experiments.stored_couplings import described
-from chordflow.experiments.train import Job, load_teacher, own_prefix, ready, refuse_unused_points
+from chordflow.experiments.train import Job, load_teacher, ready, refuse_unused_points
 from chordflow.policies import FlowPolicy
 from chordflow.results.schema import STUDENT, CouplingSummary, LossCurve, Results
 from chordflow.results.wording import plural
@@ -219,7 +219,7 @@ def _train(
         f"Method:  {config.method.get_choice_name(type(config.method))}, {config.steps:,} steps of "
         f"{_step_size(config, processes)}, {config.optimizer.get_choice_name(type(config.optimizer))}, "
         f"lr {config.optimizer.lr:g}, {trained_millions:.2f} M trained parameters; "
-        + ("one prefix for teacher and student" if begun.shared else own_prefix(begun.prefix_trains))
+        + (begun.own_prefix or "one prefix for teacher and student")
         + ("; for one step only" if method.step_counts == (1,) else "")
     )
     if store is not None:

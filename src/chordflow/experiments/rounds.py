@@ -64,7 +64,7 @@ def settings_of_round(
         config: of the whole job.
         number: of the round, from 1.
         output_dir: its folder.
-        teacher: the student of the round before, which teaches it and which its student begins as; None for the first.
+        teacher: the student of the round before, which its student begins as; None for the first.
     """
     config = replace(config, rounds=1, auto_rounds=AutoRoundsConfig(), output_dir=output_dir)
     if number == 1:
@@ -86,12 +86,8 @@ def settings_of_round(
 def check_teaches(config: MethodConfig, where: str) -> None:
     """Makes sure that a method's students can teach.
 
-    Args:
-        config: of the method.
-        where: what the sentence begins with.
-
     Raises:
-        UserError: if there is no teacher in the method, or its students are no flows.
+        UserError: beginning with `where`, if there is no teacher in the method, or its students are no flows.
     """
     method, name = config.build(), config.get_choice_name(type(config))
     if not method.needs_couplings:
@@ -119,9 +115,6 @@ def reflow_rounds(config: ReflowJobConfig, command: list[str], resume_from: Path
         command: the command line, for the results.
         resume_from: a checkpoint folder of any round of this run. Rounds before it stay as they are; those after it
             are kept as far as the student that taught them is still the same.
-
-    Returns:
-        The last round's student, and all rounds' results.
 
     Raises:
         UserError: for input that cannot be used.
@@ -255,12 +248,7 @@ class _Rounds:
                 (self.root / CHECKPOINTS_DIR).unlink(missing_ok=True)
 
     def _all_measured(self, kept: int, why: Finding | None) -> Results:
-        """All rounds' students against the first teacher.
-
-        Args:
-            kept: the round whose student is the run's.
-            why: why there are no more, where that was not known before.
-        """
+        """All rounds' students against the first teacher, that of round `kept` as the run's."""
         config, known = self.job.config, [results for results in self.measured if results is not None]
         taken, own = len(self.students), self.measured[kept - 1]
         names: list[PolicyName] = [STUDENT if n == kept else f"round_{n}" for n in range(1, taken + 1)]
@@ -335,23 +323,14 @@ def _joined(losses: Sequence[LossCurve]) -> LossCurve:
 
 
 class Judge:
-    """Whether `--rounds=auto` goes on: measures students against the first teacher.
-
-    It measures on episodes that are not those of the results.
-
-    Args:
-        job: the run, with its first teacher.
-    """
+    """Whether `--rounds=auto` goes on: students against the run's first teacher, not on the episodes of the results."""
 
     def __init__(self, job: Job) -> None:
         self._job, self._rule = job, job.config.auto_rounds
         self._standings: dict[int, Standing] = {}
 
     def after(self, students: list[Path]) -> tuple[int, Finding] | None:
-        """Whether the last of some rounds was the last one; every process has to ask, and the first one measures.
-
-        Args:
-            students: `pretrained_model` folders of all rounds so far.
+        """Whether the run ends with these students; every process has to ask, and the first one measures.
 
         Returns:
             The round whose student is the run's, the last one or the one before where the last one drifted away, and

@@ -21,21 +21,13 @@ from chordflow.rollouts.plugins import register_environments
 
 
 def diagnose_settings(given: Mapping[str, Any]) -> DiagnoseConfig:
-    """The settings of a diagnosis.
-
-    Raises:
-        UserError: for settings that cannot be used.
-    """
+    """The settings of a diagnosis; raises UserError for those that cannot be used."""
     given, path = split_path(given)
     return settle(DiagnoseConfig, given, read_settings(path) if path else None)
 
 
 def evaluate_settings(given: Mapping[str, Any]) -> EvaluateConfig:
-    """The settings of an evaluation, over those of the one that is resumed.
-
-    Raises:
-        UserError: for settings that cannot be used.
-    """
+    """The settings of an evaluation, over those of the one that is resumed; raises UserError where they do not fit."""
     with quiet_stdout():
         register_environments()
     given, path = split_path(given)
@@ -52,17 +44,12 @@ def evaluate_settings(given: Mapping[str, Any]) -> EvaluateConfig:
 
 
 def couple_settings(given: Mapping[str, Any]) -> CoupleConfig:
-    """The settings of a store of couplings, over those of the store that is resumed.
-
-    Raises:
-        UserError: for settings that cannot be used.
-    """
+    """The settings of a store of couplings, over those of the store that is resumed; raises UserError where they do not fit."""
     given, path = split_path(given)
     base: dict[str, Any] = {}
     if path is not None and Path(path).name == MANIFEST and Path(path).exists():
         folder = Path(path).parent
-        # The store may have been moved since: it is where its manifest is. What it is to hold may have changed since
-        # the command that began it.
+        # The store may have been moved and made larger since: it is where its manifest is.
         base = {**read_manifest(folder, CONFIG_PATH).about["settings"], "output_dir": str(folder)}
         base["num_observations"] = None
     elif path is not None:
@@ -82,11 +69,7 @@ def split_path(given: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
 
 
 def wants_resume(given: Mapping[str, Any]) -> bool:
-    """Whether what was given says `resume=true`.
-
-    Raises:
-        UserError: if it says neither true nor false.
-    """
+    """Whether what was given says `resume=true`; raises UserError for what is neither true nor false."""
     resume = given.get("resume", False)
     if not isinstance(resume, bool):
         raise UserError(f"resume={resume}: give true or false.")

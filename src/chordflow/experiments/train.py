@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from lerobot.utils.constants import PRETRAINED_MODEL_DIR
 from torch import Tensor
 
 from chordflow.console import bar, say
-from chordflow.couplings import CouplingBatch, CouplingBuffer, Split
+from chordflow.couplings import CouplingBatch, CouplingBuffer, Observations, Split
 from chordflow.couplings.store import CouplingStore
 from chordflow.disk import whole_folder
 from chordflow.errors import UserError
@@ -61,32 +61,16 @@ class Job:
 
     def loop_config(self, seconds: float | None = None) -> LoopConfig:
         """What the loop needs to know; with `seconds` as the budget in place of steps, where they are given."""
-        config = self.config
-        return LoopConfig(
-            steps=config.steps if seconds is None else None,
-            seconds=seconds,
-            batch_size=config.batch_size,
-            gradient_accumulation_steps=config.gradient_accumulation_steps,
-            seed=config.seed,
-            log_freq=config.log_freq,
-            save_freq=config.save_freq,
-            save_minutes=config.save_minutes,
-            optimizer=config.optimizer,
-            scheduler=config.scheduler,
-            ema=config.ema,
-        )
+        names = {f.name for f in fields(LoopConfig)} & vars(self.config).keys()
+        config = LoopConfig(**{name: getattr(self.config, name) for name in names})
+        return config if seconds is None else replace(config, steps=None, seconds=seconds)
 
 
 def load_frozen(folder: Path, config: Any, field: str = "teacher.path") -> FlowPolicy:
-    """A policy that is not trained.
-
-    Args:
-        folder: its checkpoint.
-        config: of a job, with its `device` and `rename_map`.
-        field: the option that it came from.
+    """A policy that is not trained, loaded as a job's `device` and `rename_map` say.
 
     Raises:
-        UserError: if it cannot be loaded.
+        UserError: if it cannot be loaded; `field` is the option that it came from.
     """
     policy = load_flow_policy(folder, device=config.device, rename_map=config.rename_map, field=field)
     policy.module.requires_grad_(False)
@@ -116,8 +100,7 @@ class Ready:
         buffer: of couplings.
         store: that they come from, if it is not the teacher.
         start: the step that it begins at.
-        shared: whether teacher and student share one encoded prefix.
-        prefix_trains: whether the student's prefix trains.
+        own_prefix: why teacher and student do not share one encoded prefix; empty where they do.
     """
 
     job: Job
@@ -127,8 +110,7 @@ class Ready:
     buffer: CouplingBuffer
     store: CouplingStore | None
     start: int
-    shared: bool
-    prefix_trains: bool
+    own_prefix: str
 
     def write(self, folder: Path, weights: dict[str, Tensor], of: Round | None = None) -> None:
         """Writes a `pretrained_model` folder.
@@ -172,7 +154,6 @@ def ready(job: Job, resume_from: Path | None = None) -> Iterator[Ready]:
         rename_map=config.rename_map,
         init_dir=resolve_checkpoint(init_path, None, "student.init_path") if init_path is not None else None,
     )
-    method = config.method.build()
     shared = shares_prefix(teacher, student.policy, roles)
     prefix_trains = bool(set(roles) & set(PREFIX_ROLES))
     store = _store(job, with_context=shared)
@@ -183,40 +164,43 @@ def ready(job: Job, resume_from: Path | None = None) -> Iterator[Ready]:
         if resume_from is not None:
             # The student may have to act before the first step.
             load_weights(resume_from, student.trainable)
-        buffer = CouplingBuffer(
-            teacher,
+        buffer = make_buffer(
+            job,
             observations.train,
-            config.coupling,
-            config.buffer,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            parts=config.gradient_accumulation_steps,
             share=current().share,
             num_workers=config.num_workers,
             student_encode=None if shared else student.policy.encode,
             student_context=not prefix_trains,
             source=store,
-            needs=method.needs,
         )
-        yield Ready(job, method, student, observations, buffer, store, start, shared, prefix_trains)
+        own_prefix = ""
+        if prefix_trains:
+            own_prefix = (
+                "the student's prefix trains, so every step encodes its observations anew, which is slow"
+            )
+        elif not shared:
+            own_prefix = "the student encodes its own prefix"
+        method = config.method.build()
+        yield Ready(job, method, student, observations, buffer, store, start, own_prefix)
 
 
-def check(job: Job) -> None:
-    """Makes sure that a training can begin, before others have run for hours.
+def make_buffer(job: Job, observations: Observations, **options: Any) -> CouplingBuffer:
+    """The buffer of a job, empty; `options` are those of `CouplingBuffer` that other parts of the job decide.
 
     Raises:
-        UserError: if its buffer does not fit its steps.
+        UserError: if it does not fit the job's steps.
     """
     config = job.config
-    CouplingBuffer(
+    return CouplingBuffer(
         job.teacher,
-        job.split.train,
+        observations,
         config.coupling,
         config.buffer,
-        seed=0,
+        seed=config.seed,
         batch_size=config.batch_size,
         parts=config.gradient_accumulation_steps,
         needs=config.method.build().needs,
+        **options,
     )
 
 
@@ -273,9 +257,7 @@ def train_student(
     seconds: float | None = None,
     digest: bool = False,
 ) -> Trial:
-    """Trains within a budget and writes `pretrained_model` into the trial's folder, whole or not at all.
-
-    With a budget of steps it is the student of the same job of `chordflow reflow`.
+    """Trains within a budget; with one of steps it is the student of the same job of `chordflow reflow`.
 
     Args:
         job: of the trial, with its folder, which is there.
@@ -303,8 +285,8 @@ def train_student(
             hashed.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
 
     with ready(job) as begun, bar(label) as progress, enough_memory(begun.buffer):
-        if not begun.shared:
-            say(f"{label}: {own_prefix(begun.prefix_trains)}")
+        if begun.own_prefix:
+            say(f"{label}: {begun.own_prefix}")
         largest = 0
 
         def show(passed: Passed, gone: float) -> None:
@@ -400,10 +382,3 @@ def _write(begun: Ready, run_folder: Path, weights: dict[str, Tensor]) -> Path:
             f"output_dir={run_folder}: the student cannot be written ({error.strerror}); make room and resume."
         ) from error
     return folder
-
-
-def own_prefix(trains: bool) -> str:
-    """What it means that teacher and student do not share one prefix, where the student's `trains` or not."""
-    if trains:
-        return "the student's prefix trains, so every step encodes its observations anew, which is slow"
-    return "the student encodes its own prefix"

@@ -18,7 +18,7 @@ from chordflow.experiments.provenance import device_name, weights_sha256
 from chordflow.experiments.rounds import check_teaches, settings_of_round
 from chordflow.experiments.study.config import ArmSettings, StudyConfig
 from chordflow.experiments.study.presets import OWN, STUDIES
-from chordflow.experiments.train import Job, check, load_teacher, refuse_unused_points
+from chordflow.experiments.train import Job, load_teacher, make_buffer, refuse_unused_points
 from chordflow.options import build, plain
 from chordflow.policies import FlowPolicy
 from chordflow.results.schema import installed_versions
@@ -81,14 +81,7 @@ class Plan:
         return 1 if teacher is None else self.round(teacher) + 1
 
     def job(self, arm: str, seed: int, teacher: FlowPolicy | None = None, folder: Path | None = None) -> Job:
-        """What a trial begins with.
-
-        Args:
-            arm: its name.
-            seed: of the trial.
-            teacher: the student that teaches it; None for the study's teacher.
-            folder: of that student.
-        """
+        """What a trial begins with; `teacher` and its `folder` are of the student that teaches it, if one does."""
         config = replace(self.jobs[arm], seed=seed)
         own = settings_of_round(config, self.round(arm), self.folder(arm, seed), folder)
         split = self.splits[config.method.build().needs_actions]
@@ -135,7 +128,8 @@ def make_plan(config: StudyConfig) -> Plan:
             # States of the trajectory that all arms keep are for those that train on them.
             if job.buffer.path_points != config.buffer.path_points or not any(m.needs_paths for m in methods):
                 refuse_unused_points(job)
-            check(plan.job(name, 0, folder=teacher_dir))
+            first = plan.job(name, 0, folder=teacher_dir)
+            make_buffer(first, first.split.train)
     return plan
 
 
@@ -222,11 +216,7 @@ def begun(plan: Plan, command: list[str]) -> Study:
 
 
 def resumed(now: Study, before: Study) -> Study:
-    """The study with what was measured before, if that was measured in the same way.
-
-    Args:
-        now: a study of which nothing is measured.
-        before: the one that is resumed.
+    """A study of which nothing is measured, with what was measured before.
 
     Raises:
         UserError: if it was not measured in the same way.

@@ -316,7 +316,7 @@ def check_arms(
         option: that holds them.
         arms: settings by name.
         taken: names that they cannot have.
-        also: settings that they may have beside those of `chordflow reflow`.
+        also: settings that they may have although arms of other studies share them.
 
     Raises:
         UserError: if not.
