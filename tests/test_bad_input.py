@@ -635,13 +635,13 @@ def refused_allocation(count: int) -> BaseException:
 def test_what_the_machine_refuses_anywhere_is_one_line(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import chordflow.cli.reflow as verb
+    from chordflow.cli import jobs
 
     def fail_with(error: BaseException) -> None:
         def run(arguments: list[str]) -> None:
             raise error
 
-        monkeypatch.setattr(verb, "run", run)
+        monkeypatch.setattr(jobs, "reflow", run)
 
     for error, message in (
         (

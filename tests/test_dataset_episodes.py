@@ -33,7 +33,7 @@ from chordflow.errors import UserError
 from chordflow.evaluation.measure import measure
 from chordflow.evaluation.paired import MeasureConfig
 from chordflow.experiments.measured import read_beforehand
-from chordflow.experiments.provenance import held_out_before, teacher_may_have_seen
+from chordflow.experiments.provenance import HELD_OUT, read_record, teacher_may_have_seen
 from chordflow.experiments.stored_couplings import fingerprint
 from chordflow.policies.sampling import Sampler
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
@@ -491,7 +491,7 @@ def test_a_frame_that_breaks_while_training(
     assert "resuming cannot change it" in added
     assert main([*resume, f"--dataset.episodes={kept}"]) == 0
     student = student_of(output)
-    assert held_out_before(student) == [3, 4, 5]
+    assert read_record(student)[HELD_OUT] == [3, 4, 5]
     assert json.loads((student / "train_config.json").read_text())["dataset"]["episodes"] == kept
     # Going on again changes nothing, and cannot bring an episode back in.
     said = refusal([*resume, "--dataset.episodes=[0,1,2,3,4,5]"], capsys)

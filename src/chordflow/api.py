@@ -23,10 +23,14 @@ from chordflow.errors import UserError
 from chordflow.experiments import couple as couple_job
 from chordflow.experiments import diagnose as diagnose_job
 from chordflow.experiments import evaluate as evaluate_job
-from chordflow.experiments.reflow_settings import reflow_settings
 from chordflow.experiments.rounds import reflow_rounds
 from chordflow.experiments.run_folder import how_to_go_on, resume_command
-from chordflow.experiments.settings import couple_settings, diagnose_settings, evaluate_settings
+from chordflow.experiments.settings import (
+    couple_settings,
+    diagnose_settings,
+    evaluate_settings,
+    reflow_settings,
+)
 from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.reporting import study_table
 from chordflow.reporting.figures import save_figures
@@ -52,13 +56,15 @@ class _Shown:
         """The rows."""
         raise NotImplementedError
 
-    def _headline(self) -> str:
+    @property
+    def verdict(self) -> str:
+        """The headline."""
         raise NotImplementedError
 
     def _repr_html_(self) -> str:
         from html import escape
 
-        return f"<p><b>{escape(self._headline())}</b></p>{self.to_pandas().to_html(index=False, border=0)}"
+        return f"<p><b>{escape(self.verdict)}</b></p>{self.to_pandas().to_html(index=False, border=0)}"
 
 
 @dataclass(frozen=True)
@@ -109,9 +115,6 @@ class Run(_Shown):
         """The verdict and the tables, as in table.md."""
         return markdown(self.measured)
 
-    def _headline(self) -> str:
-        return self.verdict
-
 
 @dataclass(frozen=True)
 class StudyReport(_Shown):
@@ -144,9 +147,6 @@ class StudyReport(_Shown):
         """The tables, as in study.md."""
         return study_table.markdown(self.results)
 
-    def _headline(self) -> str:
-        return self.verdict
-
 
 @dataclass(frozen=True)
 class Couplings(_Shown):
@@ -171,13 +171,13 @@ class Couplings(_Shown):
 
     def to_markdown(self) -> str:
         """The row as a table."""
-        names, values = zip(*self.to_pandas().iloc[0].items(), strict=True)
-        return (
-            "\n".join(f"| {' | '.join(map(str, row))} |" for row in (names, ["---"] * len(names), values))
-            + "\n"
-        )
+        row = self.to_pandas().iloc[0]
+        lines = row.index, ["---"] * len(row), row
+        return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
-    def _headline(self) -> str:
+    @property
+    def verdict(self) -> str:
+        """Where they are."""
         return f"Couplings in {self.folder}"
 
 
@@ -213,9 +213,9 @@ def diagnose(*, command: list[str] | None = None, **options: Any) -> Run:
         UserError: for options that cannot be used.
     """
     config = diagnose_settings(options)
-    found = diagnose_job.diagnose(config, command or command_line("diagnose", options))
-    files = _illustrate(found.results, found.folder, "make room and diagnose again into a new folder.")
-    return Run(found.folder, found.results, files)
+    folder, results = diagnose_job.diagnose(config, command or command_line("diagnose", options))
+    files = _illustrate(results, folder, "make room and diagnose again into a new folder.")
+    return Run(folder, results, files)
 
 
 def reflow(*, command: list[str] | None = None, **options: Any) -> Run:
@@ -252,11 +252,9 @@ def evaluate(*, command: list[str] | None = None, **options: Any) -> Run:
     config = evaluate_settings(options)
     output = config.output_dir
     with stopping.says(lambda: evaluate_job.how_to_go_on(output)):
-        done = evaluate_job.evaluate(config, command or command_line("evaluate", options))
-        results = done.results
-        if columns := {
-            name: [(e.seed, e.success, e.frames) for e in run] for name, run in done.clip.items() if run
-        }:
+        results, clip = evaluate_job.evaluate(config, command or command_line("evaluate", options))
+        columns = {name: [(e.seed, e.success, e.frames) for e in run] for name, run in clip.items() if run}
+        if columns:
             results = replace(results, clips=[save_clip(columns, output, CLIP)])
             results.save(output / RESULTS)
         return Run(output, results, tuple(write_report(output)))
@@ -322,18 +320,14 @@ def _illustrate(results: Results, folder: Path, remedy: str) -> tuple[Path, ...]
     Raises:
         UserError: if they cannot be written; what to do for the pictures is `remedy`.
     """
+    what = "pictures"
     try:
         # A resumed run draws anew.
         with whole_folder(folder / "figures") as figures:
             save_figures(results, figures)
+        what, remedy = "report", f"make room and run: chordflow report {shlex.quote(str(folder))}"
+        return tuple(write_report(folder))
     except (OSError, UserError) as error:
         raise UserError(
-            f"output_dir={folder}: the pictures cannot be written ({error}); {RESULTS} is whole: {remedy}"
-        ) from error
-    try:
-        return tuple(write_report(folder))
-    except UserError as error:
-        raise UserError(
-            f"output_dir={folder}: the report cannot be written ({error}); {RESULTS} is whole: make room and run: "
-            f"chordflow report {shlex.quote(str(folder))}"
+            f"output_dir={folder}: the {what} cannot be written ({error}); {RESULTS} is whole: {remedy}"
         ) from error

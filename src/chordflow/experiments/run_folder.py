@@ -42,30 +42,53 @@ def refuse_existing(output_dir: Path, go_on: str | None = None) -> None:
 
 
 @contextlib.contextmanager
+def made_folder(folder: Path, *, new: bool = True) -> Iterator[None]:
+    """Makes a folder, and takes it away again, with those above it that were made, if nothing is in it in the end.
+
+    Args:
+        folder: which.
+        new: whether it must not be there yet.
+
+    Raises:
+        UserError: if it cannot be made.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    with contextlib.ExitStack() as stack:
+        stack.callback(_remove_empty, made)
+        try:
+            folder.mkdir(parents=True, exist_ok=not new)
+        except OSError as error:
+            raise UserError(
+                f"output_dir={folder} cannot be made ({error.strerror}); name a folder in a place that can be written "
+                "to."
+            ) from error
+        yield
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        # The system refuses where something is inside.
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+@contextlib.contextmanager
 def new_folder(output_dir: Path) -> Iterator[None]:
     """Makes the folder of a run, and takes it away again if the run fails before anything is in it.
 
     Raises:
         UserError: if it cannot be made.
     """
-    made = [folder for folder in (output_dir, *output_dir.parents) if not folder.exists()]
-    try:
-        output_dir.mkdir(parents=True)
-    except OSError as error:
-        _remove_empty(made)
-        raise UserError(
-            f"output_dir={output_dir} cannot be made ({error.strerror}); name a new folder in a place that can be "
-            "written to."
-        ) from error
-    try:
-        yield
-    except BaseException:
-        if not has_checkpoint(output_dir):
-            # Without a checkpoint a run cannot be resumed from here, and the same command must work again.
-            (output_dir / METRICS).unlink(missing_ok=True)
-            shutil.rmtree(output_dir / OBSERVATIONS_DIR, ignore_errors=True)
-        _remove_empty([output_dir / CHECKPOINTS_DIR, *made])
-        raise
+    with made_folder(output_dir):
+        try:
+            yield
+        except BaseException:
+            if not has_checkpoint(output_dir):
+                # Without a checkpoint a run cannot be resumed from here, and the same command must work again.
+                (output_dir / METRICS).unlink(missing_ok=True)
+                shutil.rmtree(output_dir / OBSERVATIONS_DIR, ignore_errors=True)
+            _remove_empty([output_dir / CHECKPOINTS_DIR])
+            raise
 
 
 @contextlib.contextmanager
@@ -196,10 +219,3 @@ def resume_folder(config_path: str | Path) -> Path:
 
 
 _WHERE = "give OUTPUT_DIR/checkpoints/last/pretrained_model/train_config.json of a chordflow run."
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    for folder in folders:
-        # The system refuses where something is inside.
-        with contextlib.suppress(OSError):
-            folder.rmdir()
