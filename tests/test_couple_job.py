@@ -30,7 +30,7 @@ from chordflow.experiments import reflow as training
 from chordflow.experiments.config import CoupleConfig, SourceConfig
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
 from chordflow.results.wording import size
-from test_bad_input import small_disk as small_disk
+from small_runs import small_disk as small_disk
 from test_process import start
 from test_reflow_job import options, student_of
 

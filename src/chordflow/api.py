@@ -1,7 +1,8 @@
 """chordflow from Python: what the commands do, as functions.
 
 The functions take the names of the options as keywords and plain Python values; a group is a dict. They are checked by
-the reader that checks the command line, and refuse in the same sentences.
+the reader that checks the command line, and raise `UserError` with the same sentences. `command` is what the results
+name; by default it is the command line that says the same.
 
     run = chordflow.reflow(teacher="...", dataset="USER/DATASET", output_dir="outputs/student", steps=2000)
     run.verdict, run.student, run.to_pandas("gaps")
@@ -205,12 +206,7 @@ def load_policy(
 def diagnose(*, command: list[str] | None = None, **options: Any) -> Run:
     """Measures a policy before any training: is a student of few steps worth it?
 
-    Args:
-        command: the command that the results name; by default the one that says the same.
-        options: those of `chordflow diagnose`, such as policy, dataset, output_dir and measure.
-
-    Raises:
-        UserError: for options that cannot be used.
+    Options are those of `chordflow diagnose`, such as policy, dataset, output_dir and measure.
     """
     config = diagnose_settings(options)
     folder, results = diagnose_job.diagnose(config, command or command_line("diagnose", options))
@@ -221,12 +217,7 @@ def diagnose(*, command: list[str] | None = None, **options: Any) -> Run:
 def reflow(*, command: list[str] | None = None, **options: Any) -> Run:
     """Trains a student that acts in one or two steps, and measures it.
 
-    Args:
-        command: the command that the results name; by default the one that says the same.
-        options: those of `chordflow reflow`, such as teacher, dataset, output_dir, steps, batch_size and buffer.
-
-    Raises:
-        UserError: for options that cannot be used.
+    Options are those of `chordflow reflow`, such as teacher, dataset, output_dir, steps, batch_size and buffer.
     """
     with joined():
         config, resume_from = reflow_settings(options)
@@ -242,12 +233,7 @@ def reflow(*, command: list[str] | None = None, **options: Any) -> Run:
 def evaluate(*, command: list[str] | None = None, **options: Any) -> Run:
     """Compares policies of few steps with their teacher: gaps and latency on a dataset, success in an environment.
 
-    Args:
-        command: the command that the results name; by default the one that says the same.
-        options: those of `chordflow evaluate`, such as teacher, student, dataset, env, output_dir and eval.
-
-    Raises:
-        UserError: for options that cannot be used.
+    Options are those of `chordflow evaluate`, such as teacher, student, dataset, env, output_dir and eval.
     """
     config = evaluate_settings(options)
     output = config.output_dir
@@ -263,11 +249,7 @@ def evaluate(*, command: list[str] | None = None, **options: Any) -> Run:
 def couple(**options: Any) -> Couplings:
     """Keeps a teacher's couplings on disk, for many trainings.
 
-    Args:
-        options: those of `chordflow couple`, such as teacher, dataset, output_dir and num_observations.
-
-    Raises:
-        UserError: for options that cannot be used.
+    Options are those of `chordflow couple`, such as teacher, dataset, output_dir and num_observations.
     """
     with joined():
         folder = couple_job.couple(couple_settings(options))

@@ -8,15 +8,10 @@ from chordflow.errors import UserError
 
 
 class Bounds(TypedDict):
-    """Where a number may lie.
+    """Where a number may lie; `above` and `below` themselves are out of bounds.
 
-    Attributes:
-        at_least: the smallest number.
-        above: all smaller numbers, and this one, are too small.
-        at_most: the largest number.
-        below: all larger numbers, and this one, are too large.
-        note: what follows the rule in the sentence, with its own comma or semicolon: how to leave the field out, or
-            why the rule holds.
+    `note` follows the rule in the sentence, with its own comma or semicolon: how to leave the field out, or why the
+    rule holds.
     """
 
     at_least: NotRequired[float]
@@ -27,11 +22,11 @@ class Bounds(TypedDict):
 
 
 def check_range(field: str, value: float | Sequence[float] | None, **bounds: Unpack[Bounds]) -> None:
-    """Refuses a number outside its bounds, as well as infinity and NaN.
+    """Refuses a number outside its bounds, as well as infinity and NaN; of a list, each number is checked.
 
     Args:
         field: the option's whole name, such as `buffer.block_size`.
-        value: a number, a list of which each number is checked, or None for an option that was left out.
+        value: None for an option that was left out.
         bounds: where the number may lie; none of them asks for a finite number.
 
     Raises:
@@ -43,13 +38,7 @@ def check_range(field: str, value: float | Sequence[float] | None, **bounds: Unp
 
 
 def check_fields(config: Any, prefix: str, *names: str, **bounds: Unpack[Bounds]) -> None:
-    """Checks several fields of a config by the same bounds.
-
-    Args:
-        config: the config, a dataclass.
-        prefix: what its options begin with, such as `buffer.`; empty for options of a command itself.
-        names: its fields.
-        bounds: as in `check_range`.
+    """Checks several fields of a config, whose options begin with `prefix`, as `check_range` does.
 
     Raises:
         UserError: for the first field that is out of bounds.

@@ -13,6 +13,7 @@ import json
 import re
 import types
 import typing
+from collections import deque
 from collections.abc import Container, Iterable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
@@ -60,20 +61,14 @@ def read_options(arguments: list[str]) -> dict[str, str]:
         UserError: for anything else.
     """
     found: dict[str, str] = {}
-    position = 0
-    while position < len(arguments):
-        argument = arguments[position]
-        position += 1
+    rest = deque(arguments)
+    while rest:
+        argument = rest.popleft()
         if not argument.startswith("--") or len(argument) < 3:
             raise UserError(f"{argument!r} is not an option; write --name=value.")
         name, equals, value = argument[2:].partition("=")
         if not equals:
-            follows = arguments[position] if position < len(arguments) else None
-            if follows is None or follows.startswith("--"):
-                value = "true"
-            else:
-                value = follows
-                position += 1
+            value = rest.popleft() if rest and not rest[0].startswith("--") else "true"
         if name in found:
             raise UserError(f"--{name} is given twice; give it once.")
         found[name] = value
@@ -93,9 +88,7 @@ def nest(values: Mapping[str, str]) -> dict[str, Any]:
         try:
             parsed[name] = cfgparsing.parse_string(text)
         except Exception as error:
-            raise UserError(
-                f"{name}={text}: this value cannot be read; quote it, as in --{name}='...'."
-            ) from error
+            raise UserError(f"{name}={text} cannot be read; quote it, as in --{name}='...'.") from error
     try:
         return deflatten(parsed, sep=".")
     except (TypeError, AttributeError) as error:
@@ -133,10 +126,10 @@ def settle[T](config_class: type[T], given: Mapping[str, Any], base: dict[str, A
         text = " ".join(str(error).split())
         # Of a group that may be left out draccus says first that no type fits, and only then why.
         text = re.sub(r"^`([\w.]+)`: Could not decode .*?: `([\w.]+)`: ", r"`\1.\2`: ", text)
-        field = re.match(r"`([\w.]+)`: (.*)", text)
-        option = active.get(field.group(1)) if field else None
-        if option is None:
+        field = re.match(r"`([\w.]+)`: ", text)
+        if field is None or field[1] not in active:
             raise UserError(f"{text}; see --help=all.") from error
+        option = active[field[1]]
         value = look_up(merged, option.name)
         raise UserError(f"{option.name}={value}: give {option.kind}; {option.text}.") from error
 
@@ -186,12 +179,13 @@ def check(
                 continue
         active[option.name] = option
         group, _, last = option.name.rpartition(".")
-        if last == "type" and group != skip:
-            known, chosen = option.kind.split(" | "), _chosen(merged, option)
-            if chosen == NONE and look_up(merged, group):
-                raise UserError(f"--{option.name} is missing: choose one of {', '.join(known)}.")
-            if chosen not in (NONE, *known):
-                raise UserError(f"{option.name}={chosen}: choose one of {', '.join(known)}.")
+        if last != "type" or group == skip:
+            continue
+        known, chosen = option.kind.split(" | "), _chosen(merged, option)
+        if chosen == NONE and look_up(merged, group):
+            raise UserError(f"--{option.name} is missing: choose one of {', '.join(known)}.")
+        if chosen not in (NONE, *known):
+            raise UserError(f"{option.name}={chosen}: choose one of {', '.join(known)}.")
     for name in dotted(given, active):
         if name not in active and name.partition(".")[0] != skip:
             raise UserError(unknown(name, active))
@@ -203,8 +197,10 @@ def check(
         and (not option.group or look_up(merged, option.group) is not None)
     ]
     if missing:
-        verb = "is" if len(missing) == 1 else "are"
-        names = " and ".join(f"--{option.name}" for option in missing)
+        names, verb = (
+            " and ".join(f"--{option.name}" for option in missing),
+            "is" if len(missing) == 1 else "are",
+        )
         raise UserError(f"{names} {verb} missing: {'; '.join(option.text for option in missing)}.")
     return active
 
@@ -240,27 +236,26 @@ def options_of(
         prefix: of the group.
         within: holds the `choice`, `choices` and `group` of the group.
     """
-    plain_ones: list[Option] = []
+    plain: list[Option] = []
     grouped: list[Option] = []
     within = within or Option("", "", "", None)
-    texts = attribute_texts(config_class)
-    hints = typing.get_type_hints(config_class)
-    for field in dataclasses.fields(config_class):
-        if not field.init:
-            continue
-        (hint, optional), name = _group(hints[field.name]), prefix + field.name
-        inner = dataclasses.replace(within, group=name) if optional else within
-        text, default = texts.get(field.name, ""), _default_of(field)
-        if not (dataclasses.is_dataclass(hint) and isinstance(hint, type)):
+    texts, hints = attribute_texts(config_class), typing.get_type_hints(config_class)
+    for field in (field for field in dataclasses.fields(config_class) if field.init):
+        hint, name = hints[field.name], prefix + field.name
+        text = texts.get(field.name, "")
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        inner = within
+        if len(parts := _parts(hint)) == 1 and dataclasses.is_dataclass(parts[0]):
+            # A group of options that may be left out whole.
+            hint, inner = parts[0], dataclasses.replace(within, group=name)
+        if not dataclasses.is_dataclass(hint):
             shown = None if default is dataclasses.MISSING else show_value(default)
-            plain_ones.append(
-                dataclasses.replace(within, name=name, kind=_kind(hint), text=text, default=shown)
-            )
+            plain.append(dataclasses.replace(within, name=name, kind=_kind(hint), text=text, default=shown))
         elif issubclass(hint, draccus.ChoiceRegistry):
             grouped += _choice_options(hint, merged or {}, name, default, text, inner)
         else:
             grouped += options_of(hint, merged, name + ".", inner)
-    return plain_ones + grouped
+    return plain + grouped
 
 
 def _choice_options(
@@ -270,15 +265,13 @@ def _choice_options(
     known = list(registry.get_known_choices())
     decides = f"{name}.type"
     shown = show_value(None if default is None else registry.get_choice_name(type(default)))
-    options = [dataclasses.replace(within, name=decides, kind=" | ".join(known), text=text, default=shown)]
-    listed = known
-    if default is None:
-        listed = [choice for choice in known if choice == look_up(merged, decides)]
+    listed = [choice for choice in known if default is not None or choice == look_up(merged, decides)]
     members: list[Option] = []
     for choice in listed:
         inner = dataclasses.replace(within, choice=decides, choices=(choice,))
         for option in options_of(registry.get_choice_class(choice), merged, f"{name}.", inner):
             _add(members, option)
+    options = [dataclasses.replace(within, name=decides, kind=" | ".join(known), text=text, default=shown)]
     for option in members:
         if option.choice == decides and len(option.choices) == len(listed):
             # What all of them have depends on no choice, or on that of the group around.
@@ -309,22 +302,15 @@ def attribute_texts(config_class: type) -> dict[str, str]:
     return texts
 
 
-def _group(hint: Any) -> tuple[Any, bool]:
-    """A field's type, and whether it is a group of options that may be left out whole."""
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        inner = [part for part in typing.get_args(hint) if part is not type(None)]
-        if len(inner) == 1 and dataclasses.is_dataclass(inner[0]):
-            return inner[0], True
-    return hint, False
-
-
-def _default_of(field: dataclasses.Field[Any]) -> Any:
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+def _parts(hint: Any) -> list[Any]:
+    """The types of a union but None; empty for any other type."""
+    union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+    return [part for part in typing.get_args(hint) if part is not type(None)] if union else []
 
 
 def _kind(hint: Any) -> str:
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        return " or ".join(_kind(part) for part in typing.get_args(hint) if part is not type(None))
+    if parts := _parts(hint):
+        return " or ".join(map(_kind, parts))
     origin = typing.get_origin(hint)
     if origin is typing.Literal:
         return " | ".join(str(value) for value in typing.get_args(hint))
@@ -396,10 +382,8 @@ def unknown(name: str, known: Iterable[str]) -> str:
     if not group and not close:
         close = [option for option, (*_, end) in parts.items() if end == last]
     close.sort(key=lambda option: -difflib.SequenceMatcher(None, name, option).ratio())
-    hint = (
-        f"did you mean {' or '.join('--' + option for option in close[:3])}?" if close else "see --help=all."
-    )
-    return f"--{name} is not an option; {hint}"
+    meant = " or ".join(f"--{option}" for option in close[:3])
+    return f"--{name} is not an option; {f'did you mean {meant}?' if meant else 'see --help=all.'}"
 
 
 def _alike(given: str, name: str) -> bool:

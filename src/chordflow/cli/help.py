@@ -54,7 +54,7 @@ BRINGS_SETTINGS = (CONFIG_PATH, "recipe", "couplings.path", "resume")
 
 GONE_VERBS = {
     "bench": "time training in a checkout with python benchmarks/training/time_training.py, and find out how often a "
-    "coupling may be used with chordflow study reuse.",
+    "coupling may be used with chordflow study reuse."
 }
 GONE_OPTIONS = {
     "optimizer.momentum": "the optimiser muon has left; choose --optimizer.type=soap or adamw.",

@@ -33,12 +33,7 @@ from chordflow.couplings.store import (
 from chordflow.couplings.store_writer import begin, how_to_go_on, one_job, write_block
 from chordflow.errors import UserError
 from chordflow.experiments.config import CoupleConfig
-from chordflow.experiments.provenance import (
-    absolute,
-    device_name,
-    load_teacher,
-    weights_sha256,
-)
+from chordflow.experiments.provenance import absolute, device_name, load_teacher, weights_sha256
 from chordflow.experiments.run_folder import made_folder
 from chordflow.experiments.stored_couplings import made_with
 from chordflow.policies import Context, FlowPolicy

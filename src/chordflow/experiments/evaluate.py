@@ -26,14 +26,7 @@ from chordflow.experiments.reflow import RESULTS
 from chordflow.experiments.run_folder import command_to_resume, new_folder, only_run, refuse_existing
 from chordflow.policies import say_replaced_names
 from chordflow.policies.sampling import Sampler
-from chordflow.results.schema import (
-    STUDENT,
-    TEACHER,
-    PolicyName,
-    Results,
-    Rollouts,
-    installed_versions,
-)
+from chordflow.results.schema import STUDENT, TEACHER, PolicyName, Results, Rollouts, installed_versions
 from chordflow.results.wording import step_counts
 from chordflow.rollouts import Episode
 

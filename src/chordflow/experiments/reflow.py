@@ -16,21 +16,8 @@ from chordflow.errors import UserError
 from chordflow.experiments.collect import collected
 from chordflow.experiments.config import AUTO, ReflowJobConfig
 from chordflow.experiments.measured import deployed_steps, read_beforehand
-from chordflow.experiments.provenance import (
-    HELD_OUT,
-    JUDGED,
-    Round,
-    device_name,
-    load_teacher,
-    read_record,
-)
-from chordflow.experiments.run_folder import (
-    new_folder,
-    only_run,
-    refuse_existing,
-    resumable,
-    resume_command,
-)
+from chordflow.experiments.provenance import HELD_OUT, JUDGED, Round, device_name, load_teacher, read_record
+from chordflow.experiments.run_folder import new_folder, only_run, refuse_existing, resumable, resume_command
 from chordflow.experiments.stored_couplings import described
 from chordflow.experiments.student_results import History, measured_students
 from chordflow.experiments.train import Job, own_prefix, ready
@@ -70,25 +57,6 @@ class Finished:
         if self.measured is None:
             raise ValueError("this process has trained, and another one measures")
         return self.measured
-
-
-def reflow(config: ReflowJobConfig, command: list[str], resume_from: Path | None = None) -> Finished:
-    """Trains and measures a student in one round; `experiments.rounds` has as many as are asked for.
-
-    In several processes (see `training.distributed.joined`) all train, and the first alone writes and measures.
-
-    Args:
-        config: all settings.
-        command: the command line, for the results.
-        resume_from: a checkpoint folder of this run.
-
-    Raises:
-        UserError: for input that cannot be used.
-    """
-    if config.rounds != 1:
-        raise ValueError(f"rounds={config.rounds}: these are for experiments.rounds")
-    with begun(config, command, resume_from) as job:
-        return run_round(job, resume_from)
 
 
 @contextlib.contextmanager
@@ -145,11 +113,7 @@ def begun(config: ReflowJobConfig, command: list[str], resume_from: Path | None)
 
 
 def run_round(
-    job: Job,
-    resume_from: Path | None,
-    *,
-    of: Round | None = None,
-    on_step: Callable[[], None] = lambda: None,
+    job: Job, resume_from: Path | None, *, of: Round | None = None, on_step: Callable[[], None] = lambda: None
 ) -> Finished:
     """Trains a student, measures it and saves the results.
 

@@ -29,7 +29,7 @@ def refuse_existing(output_dir: Path, go_on: str | None = None) -> None:
 
     Args:
         output_dir: the folder.
-        go_on: how to go on with what is there, empty where that cannot be; by default as with a run of reflow.
+        go_on: how to resume what is there, empty where that cannot be; by default as a run of reflow.
 
     Raises:
         UserError: if there is anything of that name.
@@ -133,12 +133,7 @@ def resume_command(output_dir: Path) -> str:
 
 
 def command_to_resume(verb: str, config_path: Path) -> str:
-    """The command line that resumes a run, by as many processes as work on it now.
-
-    Args:
-        verb: of the run.
-        config_path: the file to resume by.
-    """
+    """The command line that resumes a run by a file, with as many processes as work on it now."""
     count = current().count
     start = f"torchrun --nproc-per-node={count} -m chordflow" if count > 1 else "chordflow"
     return f"{start} {verb} --resume=true --config_path={shlex.quote(str(config_path))}"
