@@ -86,11 +86,7 @@ class Run(_Shown):
 
     @property
     def measured(self) -> Results:
-        """What was measured, in the process that has measured.
-
-        Raises:
-            RuntimeError: in another one.
-        """
+        """What was measured; RuntimeError in a process that has not measured."""
         if self.results is None:
             raise RuntimeError("only the first process of a run measures")
         return self.results
@@ -119,13 +115,7 @@ class Run(_Shown):
 
 @dataclass(frozen=True)
 class StudyReport(_Shown):
-    """What a study came to.
-
-    Attributes:
-        folder: of the study.
-        results: all that was measured.
-        files: its page and its table.
-    """
+    """What a study came to: its folder, all that was measured, its page and its table."""
 
     folder: Path
     results: Study
@@ -151,12 +141,7 @@ class StudyReport(_Shown):
 
 @dataclass(frozen=True)
 class Couplings(_Shown):
-    """A store of couplings.
-
-    Attributes:
-        folder: of the store; `reflow(couplings=folder, ...)` trains from it.
-        manifest: what it was made with.
-    """
+    """A store of couplings, which `reflow(couplings=folder, ...)` trains from, and what it was made with."""
 
     folder: Path
     manifest: Manifest
@@ -196,9 +181,6 @@ def load_policy(
         revision: branch, tag or commit on the Hub.
         device: cuda, mps or cpu; by default the checkpoint's, or what is available.
         rename_map: observation keys of the data to keys of the policy.
-
-    Raises:
-        UserError: for a checkpoint that cannot be used.
     """
     return load_flow_policy(path, revision=revision, device=device, rename_map=rename_map, field="path")
 
@@ -262,9 +244,6 @@ def report(folder: str | Path, output_dir: str | Path | None = None) -> Run | St
     Args:
         folder: of a run, with its results.json, or of a study; or that file.
         output_dir: where to write them; made where it is missing; by default `folder`.
-
-    Raises:
-        UserError: if there are no results, or a file cannot be written.
     """
     files, results, folder = tuple(write_report(folder, output_dir)), loaded(folder), Path(folder)
     folder = folder if folder.is_dir() else folder.parent
@@ -294,10 +273,7 @@ def command_line(verb: str, options: Mapping[str, Any]) -> list[str]:
 
 
 def _illustrate(results: Results, folder: Path, remedy: str) -> tuple[Path, ...]:
-    """Draws all pictures into a folder that appears whole or not at all, and writes the report.
-
-    Returns:
-        The report's files.
+    """Draws all pictures into a folder that appears whole or not at all, and writes the report; gives its files.
 
     Raises:
         UserError: if they cannot be written; what to do for the pictures is `remedy`.

@@ -1,7 +1,7 @@
 """The reader of settings: options of the command line and keyword arguments of Python to config dataclasses.
 
 Values are decoded by draccus, as in LeRobot's own commands. Its argument parser is not used: it repeats every choice's
-options and cannot say in one sentence what is wrong.
+options and cannot say in one sentence what is wrong. Here that sentence is the text of a `UserError`.
 """
 
 from __future__ import annotations
@@ -55,11 +55,7 @@ class Option:
 
 
 def read_options(arguments: list[str]) -> dict[str, str]:
-    """`--a.b=c` and `--a.b c` to {"a.b": "c"}; a flag without a value is true.
-
-    Raises:
-        UserError: for anything else.
-    """
+    """`--a.b=c` and `--a.b c` to {"a.b": "c"}; a flag without a value is true."""
     found: dict[str, str] = {}
     rest = deque(arguments)
     while rest:
@@ -76,11 +72,7 @@ def read_options(arguments: list[str]) -> dict[str, str]:
 
 
 def nest(values: Mapping[str, str]) -> dict[str, Any]:
-    """Options by dotted name to nested settings, their values read as YAML.
-
-    Raises:
-        UserError: for a value that cannot be read, or a group that is given a value beside its options.
-    """
+    """Options by dotted name to nested settings, their values read as YAML."""
     parsed = {}
     for name, text in values.items():
         if not text.strip():
@@ -101,16 +93,7 @@ def build[T](config_class: type[T], values: Mapping[str, str], base: dict[str, A
 
 
 def settle[T](config_class: type[T], given: Mapping[str, Any], base: dict[str, Any] | None = None) -> T:
-    """A config from settings that a user gave, over those of a file.
-
-    Args:
-        config_class: a dataclass, nested.
-        given: nested settings of plain Python types.
-        base: nested settings that `given` overrides.
-
-    Raises:
-        UserError: for an unknown option, a missing one, or a value that does not fit.
-    """
+    """A config from settings that a user gave, nested and of plain Python types, over those of a file."""
     options = options_of(config_class, merge(base or {}, given))
     given = spelt_out(given, options)
     merged = merge(base or {}, given)
@@ -139,9 +122,6 @@ def spelt_out(given: Mapping[str, Any], options: Iterable[Option]) -> dict[str, 
 
     `teacher=PATH` is short for `teacher.path=PATH`, and `dataset=ID` for `dataset.repo_id=ID`. `policy`, as LeRobot's
     commands have it, is the `teacher` of a verb that has no policy of its own.
-
-    Raises:
-        UserError: where one thing is given by two names.
     """
     names = {option.name for option in options}
     spelt: dict[str, Any] = json.loads(json.dumps(given, default=str))
@@ -166,9 +146,6 @@ def check(
         given: what the user gave, nested.
         merged: the same over what it overrides.
         skip: a group that is not looked into.
-
-    Raises:
-        UserError: for a choice that there is not, a name that is no option, or an option that is missing.
     """
     active: dict[str, Option] = {}
     # Choices first: the members of one may be listed before it, with those of another class.
@@ -248,7 +225,7 @@ def options_of(
         if len(parts := _parts(hint)) == 1 and dataclasses.is_dataclass(parts[0]):
             # A group of options that may be left out whole.
             hint, inner = parts[0], dataclasses.replace(within, group=name)
-        if not dataclasses.is_dataclass(hint):
+        if not (dataclasses.is_dataclass(hint) and isinstance(hint, type)):
             shown = None if default is dataclasses.MISSING else show_value(default)
             plain.append(dataclasses.replace(within, name=name, kind=_kind(hint), text=text, default=shown))
         elif issubclass(hint, draccus.ChoiceRegistry):

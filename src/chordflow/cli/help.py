@@ -82,14 +82,7 @@ def renamed(arguments: list[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class VerbHelp:
-    """The help of a verb.
-
-    Attributes:
-        title: what the verb does.
-        usage: commands to copy.
-        common: names of the options that people set.
-        options: all of them.
-    """
+    """The help of a verb: what it does, commands to copy, the names of options that people set, and all options."""
 
     title: str
     usage: str
@@ -170,11 +163,7 @@ def of_config(key: str, config: type[Any], arguments: Sequence[str] = ()) -> Ver
 
 
 def check_study(arguments: Sequence[str]) -> None:
-    """Makes sure that the first argument of `chordflow study` names one: a preset, a file, or `table`.
-
-    Raises:
-        UserError: if it does not.
-    """
+    """Makes sure that the first argument of `chordflow study` names one: a preset, a file, or `table`."""
     first = arguments[0] if arguments else "--"
     if first.startswith("-"):
         if not any(word.startswith(("--resume", f"--{CONFIG_PATH}", "--help", "-h")) for word in arguments):
@@ -203,9 +192,6 @@ def answer(verb: str, arguments: list[str]) -> bool:
 
     Returns:
         Whether that was all; otherwise the verb is to be imported, also for the options of an environment.
-
-    Raises:
-        UserError: for an option that no config can have.
     """
     if verb == "study":
         check_study(arguments)
@@ -238,9 +224,6 @@ def refuse(options: Sequence[Option], arguments: list[str], *, names_alone: bool
         options: of the verb.
         arguments: what the user gave.
         names_alone: whether values, and options that are missing, do not matter.
-
-    Raises:
-        UserError: for an option that there is not, that is missing, or that does not go with the others.
     """
     values = read_options(arguments)
     names = {option.name for option in options}

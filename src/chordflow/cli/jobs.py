@@ -94,11 +94,7 @@ def relocate(arguments: list[str]) -> None:
 
 
 def study(arguments: list[str]) -> None:
-    """Runs the study that the first argument names, or joins the tables of several.
-
-    Raises:
-        UserError: for whatever a study refuses.
-    """
+    """Runs the study that the first argument names, or joins the tables of several."""
     first, *options = arguments
     if first == JOINS:
         if not options:
@@ -131,9 +127,6 @@ def study_settings(preset: str | None, arguments: list[str]) -> StudyConfig:
     Args:
         preset: that the user names; None where the study that is resumed says so.
         arguments: the options.
-
-    Raises:
-        UserError: for options that cannot be used.
     """
     values = read_options(arguments)
     path = values.pop(CONFIG_PATH, None)

@@ -55,11 +55,7 @@ class RunObservations:
         self.step = step
 
     def check_complete(self, blocks: int, block_size: int) -> None:
-        """Makes sure that what the first `blocks` blocks were made of is still there.
-
-        Raises:
-            UserError: if not.
-        """
+        """Makes sure that what the first `blocks` blocks were made of is still there."""
 
     def summary(self) -> RolloutObservations | None:
         """What was collected; None for a dataset alone."""

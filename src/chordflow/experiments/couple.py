@@ -44,13 +44,7 @@ from chordflow.training.memory import enough_memory_to_make
 
 
 def couple(config: CoupleConfig) -> Path:
-    """Makes a store, or what it lacks.
-
-    Args:
-        config: all settings.
-
-    Returns:
-        The store's folder.
+    """Makes a store, or what it lacks; gives its folder.
 
     Raises:
         UserError: for input that cannot be used, or a disk without room; no half-written block is left.
@@ -107,9 +101,7 @@ def couple(config: CoupleConfig) -> Path:
 def _settings(config: CoupleConfig, dataset: Path) -> dict[str, Any]:
     """Settings that mean the same from wherever the user happens to be, and whenever.
 
-    Args:
-        config: as given.
-        dataset: its folder, named by a commit where it came from the Hub, whose branches and tags may move on.
+    The folder of a dataset from the Hub, whose branches and tags may move on, is named by a commit.
     """
     settings: dict[str, Any] = draccus.encode(config)
     for group, name in (("teacher", "path"), ("dataset", "root")):
@@ -138,11 +130,7 @@ class _Job:
         return self.config.output_dir
 
     def run(self, manifest: Manifest) -> None:
-        """Makes what is missing or damaged.
-
-        Args:
-            manifest: as it is on disk, with the checksums that blocks of an older layout do not carry.
-        """
+        """Makes what is missing or damaged, by the manifest on disk, with checksums of older blocks."""
         self.manifest = manifest
         numbers: deque[int] = deque()
         with bar("couplings") as progress:
@@ -203,9 +191,6 @@ class _Job:
 
         Args:
             context_bytes: of a block, where contexts are stored and their size is known.
-
-        Raises:
-            UserError: if it has not.
         """
         done, folder = finished(self.folder), self.folder.absolute()
         missing = self.manifest.num_blocks - done

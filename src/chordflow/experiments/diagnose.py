@@ -67,18 +67,11 @@ class DiagnoseConfig:
 
 
 def diagnose(config: DiagnoseConfig, command: list[str]) -> tuple[Path, Results]:
-    """Measures a policy as it is.
+    """Measures a policy as it is; gives the folder, and what was measured.
 
     The observations are those that LeRobot's rule holds out (`dataset.eval_split`), as in `chordflow reflow`, so that
     the figures before and after training are about the same ones. No training of chordflow's has seen any; the
-    results say whether the policy's own may have.
-
-    Args:
-        config: all settings.
-        command: the command line, for the results.
-
-    Returns:
-        The folder, and what was measured.
+    results say whether the policy's own may have. `command` is the command line, for the results.
 
     Raises:
         UserError: for input that cannot be used.

@@ -37,11 +37,7 @@ def evaluate(config: EvaluateConfig, command: list[str]) -> tuple[Results, dict[
     """Measures every policy on the dataset and runs it in the environment, as far as either is given.
 
     What is measured on the dataset is saved before the first episode, each episode as it ends, and all results at the
-    end; a run that was stopped goes on from there.
-
-    Args:
-        config: all settings.
-        command: the command line, for the results.
+    end; a run that was stopped goes on from there. `command` is the command line, for the results.
 
     Returns:
         What was measured, and episodes with frames by label, of the same seeds under each; empty without an
@@ -134,11 +130,7 @@ def _warn_of_other_steps(config: EvaluateConfig, entrants: dict[PolicyName, Entr
 
 
 def _refuse_another_margin(config: EvaluateConfig) -> None:
-    """A margin is chosen before one looks at outcomes: that of episodes in this folder stays.
-
-    Raises:
-        UserError: if another one is given.
-    """
+    """A margin is chosen before one looks at outcomes: that of episodes in this folder stays."""
     path = config.output_dir / EVALUATE_CONFIG
     if not config.resume or not path.is_file():
         return

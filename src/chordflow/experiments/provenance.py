@@ -1,4 +1,4 @@
-"""Where a student comes from: what is written beside it, and what is checked when a run is resumed."""
+"""Where a student comes from: what is written beside it, and what is checked, by `UserError`, when a run is resumed."""
 
 from __future__ import annotations
 
@@ -92,15 +92,7 @@ def load_teacher(
 
 
 def check_same_teacher(config: ReflowJobConfig, record: Mapping[str, Any]) -> None:
-    """Makes sure that a run is resumed with the checkpoints that it began with.
-
-    Args:
-        config: of the run.
-        record: of its checkpoint; an older chordflow's may not say.
-
-    Raises:
-        UserError: if the weights at `teacher.path` or `student.init_path` have changed.
-    """
+    """Makes sure that a run is resumed, by this record, with the weights that it began with."""
     for field, path, revision, before in (
         ("teacher.path", config.teacher.path, config.teacher.revision, record.get("teacher_sha256")),
         ("student.init_path", config.student.init_path, None, record.get("init_sha256")),
@@ -114,15 +106,7 @@ def check_same_teacher(config: ReflowJobConfig, record: Mapping[str, Any]) -> No
 
 
 def check_same_store(config: ReflowJobConfig, record: Mapping[str, Any]) -> None:
-    """Makes sure that a run is resumed with the store of couplings that it began with, which may have been moved.
-
-    Args:
-        config: of the run.
-        record: of its checkpoint.
-
-    Raises:
-        UserError: if there is no store at `couplings.path`, or another one.
-    """
+    """Makes sure that a run is resumed with the store of couplings that it began with, which may have been moved."""
     path = config.couplings.path
     if path is None:
         return
@@ -177,11 +161,7 @@ def teacher_may_have_seen(teacher_dir: Path, dataset: DatasetConfig, held_out: l
 
 
 def read_record(checkpoint: Path) -> dict[str, Any]:
-    """What chordflow has written beside a student; empty for any other checkpoint.
-
-    Args:
-        checkpoint: a `pretrained_model` folder.
-    """
+    """What chordflow has written beside a student, in its `pretrained_model` folder; empty for any other checkpoint."""
     try:
         record = json.loads((checkpoint / REFLOW_CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -213,11 +193,7 @@ def collected_in(checkpoint: Path) -> list[SeedRange]:
 
 
 def lineage(checkpoint: Path) -> list[str]:
-    """SHA-256 of the weights of a checkpoint and, before it, of the teachers that it comes from, the first one first.
-
-    Args:
-        checkpoint: a `pretrained_model` folder.
-    """
+    """SHA-256 of the weights of a checkpoint and, before it, of the teachers that it comes from, oldest first."""
     teachers = read_record(checkpoint).get("lineage")
     known = [str(sha256) for sha256 in teachers] if isinstance(teachers, list) else []
     return [*known, weights_sha256(checkpoint)]

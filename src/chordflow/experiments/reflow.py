@@ -49,11 +49,7 @@ class Finished:
 
     @property
     def results(self) -> Results:
-        """What was measured, in the process that has measured.
-
-        Raises:
-            ValueError: in the others.
-        """
+        """What was measured, in the process that has measured; ValueError in the others."""
         if self.measured is None:
             raise ValueError("this process has trained, and another one measures")
         return self.measured
@@ -61,11 +57,7 @@ class Finished:
 
 @contextlib.contextmanager
 def begun(config: ReflowJobConfig, command: list[str], resume_from: Path | None) -> Iterator[Job]:
-    """Loads the teacher, opens the dataset and holds the run's folder, which is made where the run is new.
-
-    Raises:
-        UserError: for input that cannot be used.
-    """
+    """Loads the teacher, opens the dataset and holds the run's folder, which is made where the run is new."""
     started = time.perf_counter()
     first = current().first
     check_sharding(config.optimizer, fsdp_is_asked_for())
@@ -155,11 +147,7 @@ def run_round(
 
 
 def save_results(results: Results, output_dir: Path) -> None:
-    """Writes `results.json` into a run's folder.
-
-    Raises:
-        UserError: if it cannot be written.
-    """
+    """Writes `results.json` into a run's folder; says how to resume where that fails."""
     try:
         results.save(output_dir / RESULTS)
     except UserError as error:

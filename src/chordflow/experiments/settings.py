@@ -1,4 +1,7 @@
-"""The settings of a job: what a user gave, over those of a file or of the run that is resumed."""
+"""The settings of a job: what a user gave, over those of a file or of the run that is resumed.
+
+What cannot be used is refused with a `UserError`.
+"""
 
 from __future__ import annotations
 
@@ -37,21 +40,13 @@ FIXED = ("optimizer.type",)
 
 
 def diagnose_settings(given: Mapping[str, Any]) -> DiagnoseConfig:
-    """The settings of a diagnosis.
-
-    Raises:
-        UserError: for settings that cannot be used.
-    """
+    """The settings of a diagnosis."""
     given, path = split_path(given)
     return settle(DiagnoseConfig, given, read_settings(path) if path else None)
 
 
 def evaluate_settings(given: Mapping[str, Any]) -> EvaluateConfig:
-    """The settings of an evaluation, over those of the one that is resumed.
-
-    Raises:
-        UserError: for settings that cannot be used.
-    """
+    """The settings of an evaluation, over those of the one that is resumed."""
     with quiet_stdout():
         register_environments()
     given, path = split_path(given)
@@ -68,11 +63,7 @@ def evaluate_settings(given: Mapping[str, Any]) -> EvaluateConfig:
 
 
 def couple_settings(given: Mapping[str, Any]) -> CoupleConfig:
-    """The settings of a store of couplings, over those of the store that is resumed.
-
-    Raises:
-        UserError: for settings that cannot be used.
-    """
+    """The settings of a store of couplings, over those of the store that is resumed."""
     given, path = split_path(given)
     base: dict[str, Any] = {}
     if path is not None and Path(path).name == MANIFEST and Path(path).exists():
@@ -91,14 +82,7 @@ def couple_settings(given: Mapping[str, Any]) -> CoupleConfig:
 
 
 def reflow_settings(given: Mapping[str, Any]) -> tuple[ReflowJobConfig, Path | None]:
-    """The settings of reflow, and the checkpoint to resume from.
-
-    Args:
-        given: nested settings of plain Python types.
-
-    Raises:
-        UserError: for settings that cannot be used.
-    """
+    """The settings of reflow, and the checkpoint to resume from."""
     with quiet_stdout():
         register_environments()
     given, config_path = split_path(spelt_out(given, options_of(ReflowJobConfig)))
@@ -157,16 +141,7 @@ def _without_unused_auto(given: dict[str, Any], base: dict[str, Any]) -> dict[st
 
 
 def _check_rounds(config: ReflowJobConfig, saved: ReflowJobConfig, number: int) -> None:
-    """Makes sure that a run is resumed with a number of rounds that its folder has room for.
-
-    Args:
-        config: as it is resumed.
-        saved: as it was.
-        number: of the checkpoint's round.
-
-    Raises:
-        UserError: if not.
-    """
+    """Makes sure that a run, at this round, is resumed with a number of rounds that its folder has room for."""
     rounds, before = config.rounds, saved.rounds
     if before == 1:
         if rounds != 1:
@@ -216,11 +191,7 @@ def split_path(given: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
 
 
 def wants_resume(given: Mapping[str, Any]) -> bool:
-    """Whether what was given says `resume=true`.
-
-    Raises:
-        UserError: if it says neither true nor false.
-    """
+    """Whether what was given says `resume=true`."""
     resume = given.get("resume", False)
     if not isinstance(resume, bool):
         raise UserError(f"resume={resume}: give true or false.")
@@ -228,11 +199,7 @@ def wants_resume(given: Mapping[str, Any]) -> bool:
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """The settings in a JSON or YAML file, also those of older releases.
-
-    Raises:
-        UserError: if it cannot be read, or holds none.
-    """
+    """The settings in a JSON or YAML file, also those of older releases."""
     path = Path(path)
     try:
         with path.open(encoding="utf-8") as file:

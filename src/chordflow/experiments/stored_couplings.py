@@ -79,15 +79,7 @@ def fingerprint(split: Split) -> str:
 
 
 def training_settings(folder: Path, num_observations: int | None = None) -> dict[str, Any]:
-    """The settings that a training takes from a store unless it is told otherwise, as nested plain values.
-
-    Args:
-        folder: the store's.
-        num_observations: how many of its observations are used; by default all.
-
-    Raises:
-        UserError: if there is no store in `folder`.
-    """
+    """The settings that a training with so many observations of a store takes from it, unless told otherwise."""
     manifest = read_manifest(folder)
     settings = manifest.about["settings"]
     used = min(manifest.num_observations, num_observations or manifest.num_observations)
