@@ -35,28 +35,15 @@ from chordflow.results.wording import step_counts
 EVALUATE_CONFIG = "evaluate_config.json"
 
 
-@dataclasses.dataclass(frozen=True)
-class Evaluated:
-    """What an evaluation leaves.
-
-    Attributes:
-        results: what was measured.
-        clip: episodes with frames by label, the same seeds under each; empty without an environment.
-    """
-
-    results: Results
-    clip: Clip
-
-
-def evaluate(config: EvaluateConfig, command: list[str]) -> Evaluated:
+def evaluate(config: EvaluateConfig, command: list[str]) -> tuple[Results, Clip]:
     """Measures every policy on the dataset and runs it in the environment, as far as either is given.
 
     What is measured on the dataset is saved before the first episode, each episode as it ends, and all results at the
-    end; a run that was stopped goes on from there.
+    end; a run that was stopped goes on from there. `command` is the command line, for the results.
 
-    Args:
-        config: all settings.
-        command: the command line, for the results.
+    Returns:
+        What was measured, and episodes with frames by label, of the same seeds under each; empty without an
+        environment.
 
     Raises:
         UserError: for input that cannot be used.
@@ -75,8 +62,7 @@ def evaluate(config: EvaluateConfig, command: list[str]) -> Evaluated:
         say_replaced_names(teacher)
     if config.env is not None:
         check_environment(config, entrants)
-    folder = contextlib.nullcontext() if config.resume else _new_folder(output)
-    with folder, only_run(output):
+    with contextlib.nullcontext() if config.resume else _new_folder(output), only_run(output):
         _refuse_another_margin(config)
         write_json(output / EVALUATE_CONFIG, plain(config))
         results = _on_the_dataset(config, command, entrants, split)
@@ -86,7 +72,7 @@ def evaluate(config: EvaluateConfig, command: list[str]) -> Evaluated:
         results = concluded(results)
         results.save(output / RESULTS)
     say(f"Done in {time.perf_counter() - started:.0f} s.")
-    return Evaluated(results, clip)
+    return results, clip
 
 
 def _load_entrants(config: EvaluateConfig) -> dict[PolicyName, Entrant]:
@@ -165,16 +151,12 @@ def _warn_of_other_steps(config: EvaluateConfig, entrants: dict[PolicyName, Entr
 
 
 def _refuse_another_margin(config: EvaluateConfig) -> None:
-    """A margin is chosen before one looks at outcomes.
-
-    Raises:
-        UserError: if episodes of this folder were judged at another one.
-    """
+    """A margin is chosen before one looks at outcomes: that of episodes in this folder stays."""
     path = config.output_dir / EVALUATE_CONFIG
     if not config.resume or not path.is_file():
         return
     before = json.loads(path.read_text(encoding="utf-8")).get("margin")
-    if before is not None and before != config.margin:
+    if before not in (None, config.margin):
         raise UserError(
             f"margin={config.margin:g}: the run began with {before:g}, and a margin is chosen before one looks; "
             "leave it out, or start a new run."
@@ -187,11 +169,10 @@ def _measured_before(config: EvaluateConfig, now: Results) -> Results | None:
     if not config.resume or not path.is_file():
         return None
     before = Results.load(path)
-    same_settings = all(
-        before.settings.get(name) == now.settings[name] for name in ("dataset", "measure", "rename_map")
-    )
-    same = same_settings and before.policies == now.policies and before.held_out is not None
-    return before if same and before.device == now.device else None
+    settings = ("dataset", "measure", "rename_map")
+    same = all(before.settings.get(name) == now.settings[name] for name in settings)
+    same &= before.policies == now.policies and before.device == now.device
+    return before if same and before.held_out is not None else None
 
 
 def how_to_go_on(output: Path) -> str:

@@ -15,13 +15,14 @@ from chordflow.evaluation.paired import MeasureConfig, chosen_rows
 from chordflow.experiments.config import CheckpointConfig
 from chordflow.experiments.provenance import (
     device_name,
+    load_frozen,
     teacher_may_have_seen,
     trained_method,
     trained_step_counts,
     weights_sha256,
 )
 from chordflow.experiments.run_folder import resumable
-from chordflow.experiments.train import Job, load_frozen
+from chordflow.experiments.train import Job
 from chordflow.options import plain
 from chordflow.policies import FlowPolicy, resolve_checkpoint
 from chordflow.policies.sampling import Sampler

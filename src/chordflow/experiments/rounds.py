@@ -25,15 +25,15 @@ from chordflow.experiments.config import (
     AUTO,
     AutoRoundsConfig,
     CheckpointConfig,
+    CouplingsConfig,
     ReflowJobConfig,
     StudentConfig,
 )
 from chordflow.experiments.measured import measured_students
-from chordflow.experiments.provenance import Round, read_record, weights_sha256
-from chordflow.experiments.reflow import RESULTS, Finished, begun, reflow, run_round, save_results
+from chordflow.experiments.provenance import Round, load_frozen, read_record, weights_sha256
+from chordflow.experiments.reflow import RESULTS, Finished, begun, run_round, save_results
 from chordflow.experiments.run_folder import has_checkpoint, new_folder, resumable, round_folder, show_round
-from chordflow.experiments.stored_couplings import CouplingsConfig
-from chordflow.experiments.train import Job, load_frozen
+from chordflow.experiments.train import Job
 from chordflow.flow.seeds import derive_seed
 from chordflow.options import plain
 from chordflow.results.findings import ROUNDS_AUTO
@@ -108,7 +108,8 @@ def reflow_rounds(config: ReflowJobConfig, command: list[str], resume_from: Path
     """Trains and measures as many rounds as are asked for, or as pay.
 
     Every round has the same settings but for its seed. How the student begins and a store of couplings are for the
-    first round: the others begin as their teachers, and ask them.
+    first round: the others begin as their teachers, and ask them. In several processes (see
+    `training.distributed.joined`) all train, and the first alone writes and measures.
 
     Args:
         config: all settings.
@@ -119,11 +120,10 @@ def reflow_rounds(config: ReflowJobConfig, command: list[str], resume_from: Path
     Raises:
         UserError: for input that cannot be used.
     """
-    if config.rounds == 1:
-        return reflow(config, command, resume_from)
-    check_teaches(config.method, f"rounds={config.rounds}: ")
+    if config.rounds != 1:
+        check_teaches(config.method, f"rounds={config.rounds}: ")
     with begun(config, command, resume_from) as job:
-        return _Rounds(job).run(resume_from)
+        return run_round(job, resume_from) if config.rounds == 1 else _Rounds(job).run(resume_from)
 
 
 class _Rounds:

@@ -21,15 +21,18 @@ from chordflow.couplings.store import CouplingStore
 from chordflow.disk import whole_folder
 from chordflow.errors import UserError
 from chordflow.experiments.collect import RunObservations, run_observations
-from chordflow.experiments.config import ReflowJobConfig, TrainingSettings
+from chordflow.experiments.config import ReflowJobConfig
 from chordflow.experiments.provenance import (
+    COLLECTED,
+    HELD_OUT,
+    JUDGED,
+    STORE,
     Round,
-    refuse_student_of_few_steps,
     weights_sha256,
     write_configs,
 )
-from chordflow.experiments.stored_couplings import made_with, open_couplings
-from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint, save_student
+from chordflow.experiments.stored_couplings import open_couplings
+from chordflow.policies import FlowPolicy, resolve_checkpoint, save_student
 from chordflow.policies.base import PREFIX_ROLES
 from chordflow.results.schema import LossCurve
 from chordflow.results.study import Look, Trial
@@ -64,28 +67,6 @@ class Job:
         names = {f.name for f in fields(LoopConfig)} & vars(self.config).keys()
         config = LoopConfig(**{name: getattr(self.config, name) for name in names})
         return config if seconds is None else replace(config, steps=None, seconds=seconds)
-
-
-def load_frozen(folder: Path, config: Any, field: str = "teacher.path") -> FlowPolicy:
-    """A policy that is not trained, loaded as a job's `device` and `rename_map` say.
-
-    Raises:
-        UserError: if it cannot be loaded; `field` is the option that it came from.
-    """
-    policy = load_flow_policy(folder, device=config.device, rename_map=config.rename_map, field=field)
-    policy.module.requires_grad_(False)
-    return policy
-
-
-def load_teacher(config: TrainingSettings) -> tuple[FlowPolicy, Path]:
-    """The teacher of a training, frozen, and its local folder.
-
-    Raises:
-        UserError: if it cannot be loaded, or cannot teach.
-    """
-    folder = resolve_checkpoint(config.teacher.path, config.teacher.revision)
-    refuse_student_of_few_steps(folder, config.teacher.path)
-    return load_frozen(folder, config), folder
 
 
 @dataclass(frozen=True)
@@ -124,11 +105,14 @@ class Ready:
         save_student(
             student.policy, teacher_dir, folder, {**student.fresh, **weights}, config.num_inference_steps
         )
-        stored = self.store.manifest.made_with_sha256 if self.store is not None else None
-        split, collected = self.job.split, self.observations.ranges()
-        write_configs(
-            config, teacher_dir, folder, of, stored, split.held_out_episodes, collected, split.judged_episodes
-        )
+        split = self.job.split
+        trained_on = {
+            STORE: self.store.manifest.made_with_sha256 if self.store is not None else None,
+            HELD_OUT: split.held_out_episodes,
+            JUDGED: split.judged_episodes,
+            COLLECTED: self.observations.ranges(),
+        }
+        write_configs(config, teacher_dir, folder, of, trained_on)
 
 
 @contextlib.contextmanager
@@ -156,7 +140,7 @@ def ready(job: Job, resume_from: Path | None = None) -> Iterator[Ready]:
     )
     shared = shares_prefix(teacher, student.policy, roles)
     prefix_trains = bool(set(roles) & set(PREFIX_ROLES))
-    store = _store(job, with_context=shared)
+    store = open_couplings(config, teacher, job.split, with_context=shared)
     start = training_step(resume_from) if resume_from is not None else 0
     if start > config.steps:
         raise UserError(f"steps={config.steps}: the run has done {start} already; give at least that many.")
@@ -213,38 +197,9 @@ def refuse_unused_points(config: ReflowJobConfig) -> None:
     points = config.buffer.path_points
     if points is not None and not config.method.build().needs_paths:
         raise UserError(
-            f"buffer.path_points={points}: with these settings method "
-            f"{config.method.get_choice_name(type(config.method))} does not train on states of the trajectory; leave "
-            "it out, or give --method.path_share with reflow or endpoint."
+            f"buffer.path_points={points}: with these settings method {config.method_name} does not train on states of "
+            "the trajectory; leave it out, or give --method.path_share with reflow or endpoint."
         )
-
-
-def _store(job: Job, *, with_context: bool) -> CouplingStore | None:
-    """The store that couplings come from, if it is not the teacher."""
-    config, teacher, split = job.config, job.teacher, job.split
-    if config.couplings.path is None:
-        return None
-    store = open_couplings(
-        config.couplings,
-        made_with(
-            teacher,
-            split,
-            config.rename_map,
-            config.coupling,
-            config.buffer,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            store_context=with_context,
-        ),
-        teacher,
-        split,
-        teacher_path=config.teacher.path,
-        repo_id=config.dataset.repo_id,
-        with_context=with_context,
-    )
-    # Written out: the store of a resumed run may have been made anew, larger.
-    config.couplings.num_observations = store.num_blocks * config.buffer.block_size
-    return store
 
 
 def train_student(

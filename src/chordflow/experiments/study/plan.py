@@ -12,13 +12,18 @@ from typing import Any
 
 from chordflow.couplings import Split, open_split
 from chordflow.errors import UserError
-from chordflow.experiments.collect_config import ObservationSource
-from chordflow.experiments.config import RECIPES, ReflowJobConfig, TrainingSettings, env_name
-from chordflow.experiments.provenance import device_name, weights_sha256
+from chordflow.experiments.config import (
+    RECIPES,
+    ObservationSource,
+    ReflowJobConfig,
+    TrainingSettings,
+    env_name,
+)
+from chordflow.experiments.provenance import device_name, load_teacher, weights_sha256
 from chordflow.experiments.rounds import check_teaches, settings_of_round
 from chordflow.experiments.study.config import ArmSettings, StudyConfig
 from chordflow.experiments.study.presets import OWN, STUDIES
-from chordflow.experiments.train import Job, load_teacher, make_buffer, refuse_unused_points
+from chordflow.experiments.train import Job, make_buffer, refuse_unused_points
 from chordflow.options import build, plain
 from chordflow.policies import FlowPolicy
 from chordflow.results.schema import installed_versions
@@ -102,7 +107,7 @@ def make_plan(config: StudyConfig) -> Plan:
             f"{given}: a study trains in one process; start it without torchrun or accelerate launch, or train each "
             "arm by chordflow reflow."
         )
-    teacher, teacher_dir = load_teacher(config)
+    teacher_dir, teacher = load_teacher(config)
     teacher_steps = config.teacher.deployed_steps(teacher)
     arms: dict[str, Arm] = {}
     jobs: dict[str, ReflowJobConfig] = {}
@@ -176,7 +181,7 @@ def _described(arm: ArmSettings, job: ReflowJobConfig) -> Arm:
         way=arm.way or arm.name,
         differs=dotted(arm.settings),
         settings={name: settings[name] for name in OWN},
-        method=job.method.get_choice_name(type(job.method)),
+        method=job.method_name,
         stock_checkpoint=method.stock_checkpoint,
         step_counts=list(method.step_counts) if method.step_counts is not None else None,
         teacher=arm.teacher,

@@ -16,11 +16,11 @@ from chordflow.errors import UserError
 from chordflow.evaluation.yardstick import Held, Yardstick
 from chordflow.experiments.arms import EPISODES, Count
 from chordflow.experiments.measured import held_out
-from chordflow.experiments.provenance import weights_sha256
+from chordflow.experiments.provenance import load_frozen, weights_sha256
 from chordflow.experiments.run_folder import new_folder, only_run, refuse_existing
 from chordflow.experiments.study.config import StudyConfig
 from chordflow.experiments.study.plan import Plan, begun, make_plan, resumed
-from chordflow.experiments.train import load_frozen, train_student
+from chordflow.experiments.train import train_student
 from chordflow.policies import FlowPolicy
 from chordflow.results.schema import STUDENT, TEACHER, SuccessRow
 from chordflow.results.study import STUDY, Figures, Look, Study, Trial, Untrained
