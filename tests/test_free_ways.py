@@ -35,8 +35,6 @@ from report_samples import gap, ratio, sample, success
 
 OLDER = Path(__file__).parent.parent / "benchmarks" / "metaworld" / "results" / "tried"
 
-# ---- Which ways are tried -------------------------------------------------------------------------------
-
 
 @pytest.mark.parametrize(("nfe", "count"), [(1, 1), (2, 5), (3, 6), (4, 12), (5, 6), (10, 12)])
 def test_every_solver_and_grid_at_the_same_number_of_evaluations(nfe: int, count: int) -> None:
@@ -88,9 +86,6 @@ def test_an_episode_is_chosen_on_or_measured_on(episodes: list[int], seed: int) 
     assert torch.equal(first, again)
 
 
-# ---- Which episodes are run -----------------------------------------------------------------------------
-
-
 def best_ways(*rows: GapRow, **changes: Any) -> FreeWays:
     return dataclasses.replace(FreeWays([0], [1, 2], list(rows), []), **changes)
 
@@ -107,10 +102,8 @@ EULER2 = gap("teacher", 2, "converged", 0.1, grid_power=2.0, ratio_to_untrained=
         (None, 1, [3], [(1, "euler", 1.0), (3, "euler", 1.0)]),
         (best_ways(AB4, EULER2), 1, [], [(1, "euler", 1.0)]),
         (best_ways(AB4, EULER2), 2, [], [(2, "euler", 1.0), (2, "euler", 2.0)]),
-        (
-            best_ways(AB4, EULER2), 1, [2, 4],
-            [(1, "euler", 1.0), (2, "euler", 1.0), (4, "euler", 1.0), (2, "euler", 2.0), (3, "adams_bashforth", 2.0)],
-        ),
+        (best_ways(AB4, EULER2), 1, [2, 4],
+         [(1, "euler", 1.0), (2, "euler", 1.0), (4, "euler", 1.0), (2, "euler", 2.0), (3, "adams_bashforth", 2.0)]),
         (best_ways(gap("teacher", 2, "converged", 0.1)), 2, [], [(2, "euler", 1.0)]),
         (best_ways(AB4), 2, [], [(2, "euler", 1.0), (1, "midpoint", 1.0)]),
         (best_ways(gap("teacher", 9, "converged", 0.01, solver="adams_bashforth", nfe=10)), 10, [20],
@@ -120,10 +113,8 @@ EULER2 = gap("teacher", 2, "converged", 0.1, grid_power=2.0, ratio_to_untrained=
 def test_episodes_are_run_by_the_best_way(
     free: FreeWays | None, student: int, further: list[int], expected: list[tuple[int, str, float]]
 ) -> None:
-    """At as many evaluations as a candidate takes or is asked for; without a dataset by midpoint, as ever."""
-    config: Any = SimpleNamespace(
-        seed=0, env=None, eval=SimpleNamespace(n_episodes=2, num_clips=0, teacher_num_steps=further)
-    )
+    options = SimpleNamespace(n_episodes=2, num_clips=0, teacher_num_steps=further)
+    config: Any = SimpleNamespace(seed=0, env=None, eval=options)
     entrants: Any = {
         name: SimpleNamespace(name=name, policy=None, num_steps=n, folder=Path("none"))
         for name, n in (("teacher", 10), ("student", student))
@@ -141,17 +132,13 @@ def test_names_of_even_arms_are_as_before() -> None:
     assert (graded.key, graded.label) == ("teacher-2-euler-g1.4", "teacher, 2 steps, grid power 1.4")
 
 
-# ---- What is said ---------------------------------------------------------------------------------------
-
 FLOOR = gap("teacher", 10, "converged", 0.06)
 
 
 def spreads(share: float) -> list[ObservationSpread]:
     """Two observations over which noise explains this share of the variance."""
-    return [
-        ObservationSpread(i, i, 0, "", value**0.5, 1, [1.0])
-        for i, value in enumerate((0.5 * share, 1.5 * share))
-    ]
+    variances = (0.5 * share, 1.5 * share)
+    return [ObservationSpread(i, i, 0, "", value**0.5, 1, [1.0]) for i, value in enumerate(variances)]
 
 
 def with_free(ways: list[GapRow], others: list[GapRow], **changes: Any) -> Results:
@@ -180,12 +167,8 @@ def test_the_verdict_holds_the_best_way_to_its_own_pairs(
 
 
 def test_stock_steps_come_before_the_best_way_at_the_same_cost() -> None:
-    results = with_free([two(0.01)], [gap("teacher", 10, "converged", 0.06)])
-    gaps = [
-        row
-        for row in results.gaps
-        if (row.policy, row.num_steps, row.reference) != ("teacher", 2, "converged")
-    ]
+    results, at_two = with_free([two(0.01)], [FLOOR]), ("teacher", 2, "converged")
+    gaps = [row for row in results.gaps if (row.policy, row.num_steps, row.reference) != at_two]
     results = dataclasses.replace(results, gaps=[*gaps, gap("teacher", 2, "converged", 0.02)])
     said = {finding.rule: finding.text for finding in findings(results)}
     assert said["no_training_needed"].startswith("Two untrained steps are enough: they lie within the floor")
@@ -193,11 +176,9 @@ def test_stock_steps_come_before_the_best_way_at_the_same_cost() -> None:
 
 
 def test_other_solvers_are_the_best_ways_where_these_were_looked_for() -> None:
-    """Midpoint on all pairs was not chosen, so it is no news."""
     midpoint = gap("teacher", 1, "converged", 0.02, solver="midpoint", nfe=2)
-    results = with_free(
-        [two(0.08)], [gap("teacher", 10, "converged", 0.06), gap("student", 1, "converged", 0.05)]
-    )
+    # On all pairs it was not chosen, so it is no news.
+    results = with_free([two(0.08)], [FLOOR, gap("student", 1, "converged", 0.05)])
     results = dataclasses.replace(results, gaps=[*results.gaps, midpoint])
     assert "midpoint" not in verdict(results)
     assert "midpoint" in verdict(dataclasses.replace(results, free=None))

@@ -58,8 +58,7 @@ def run_of(
 
 
 @pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=pytest.mark.slow if " " in name else []) for name in RUNS],
+    "name", [pytest.param(name, marks=pytest.mark.slow if " " in name else []) for name in RUNS]
 )
 def test_a_run_and_what_it_leaves(
     name: str, checkpoint: Path, run_of: Callable[[str], Path], tmp_path: Path
@@ -67,9 +66,7 @@ def test_a_run_and_what_it_leaves(
     output, method = run_of(name), RUNS[name]
 
     # A stock checkpoint with the teacher's keys, of which stock LeRobot knows no more than of any other.
-    student, teacher = (
-        load_file(folder / "model.safetensors") for folder in (student_of(output), checkpoint)
-    )
+    student, teacher = (load_file(at / "model.safetensors") for at in (student_of(output), checkpoint))
     assert student.keys() == teacher.keys()
     assert any(not torch.equal(student[key], teacher[key]) for key in teacher)
     SmolVLAPolicy.from_pretrained(student_of(output))
@@ -89,9 +86,8 @@ def test_a_run_and_what_it_leaves(
     told = [finding.rule for finding in results.findings]
     assert ("trained_for_other_steps" in told) == (name == "endpoint")
 
-    # Killed after the third step and gone on with: the same bits.
-    cut = tmp_path / "cut"
-    shutil.copytree(output, cut, symlinks=True)
+    # Killed after the third step and resumed: the same bits.
+    cut = Path(shutil.copytree(output, tmp_path / "cut", symlinks=True))
     shutil.rmtree(cut / "checkpoints" / "000006")
     (cut / "checkpoints" / "last").unlink()
     (cut / "checkpoints" / "last").symlink_to("000003")
@@ -111,33 +107,22 @@ def test_a_method_cannot_be_changed_on_resume(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (
-            ["--method.type=endpoint", "--num_inference_steps=2"],
-            "num_inference_steps=2: with these settings method endpoint trains for one step alone",
-        ),
-        (
-            ["--method.times.at_noise=1.0", "--num_inference_steps=10"],
-            "num_inference_steps=10: with these settings method reflow trains for one step alone",
-        ),
+        (["--method.type=endpoint", "--num_inference_steps=2"],
+         "num_inference_steps=2: with these settings method endpoint trains for one step alone"),
+        (["--method.times.at_noise=1.0", "--num_inference_steps=10"],
+         "num_inference_steps=10: with these settings method reflow trains for one step alone"),
         (["--method.type=mean_flow"], "method.type=mean_flow: choose one of"),
         (["--student.init_path=x", "--student.init=random"], "student.init_path=x: student.init=random"),
         (["--student.init_path=nowhere"], "student.init_path=nowhere"),
     ],
-)
+)  # fmt: skip
 def test_what_does_not_go_together_is_refused(
-    more: list[str],
-    message: str,
-    checkpoint: Path,
-    dataset_root: Path,
-    tmp_path: Path,
+    more: list[str], message: str, checkpoint: Path, dataset_root: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:
+) -> None:  # fmt: skip
     assert main(options(checkpoint, dataset_root, tmp_path / "out", *more)) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-
-
-# A student for one step only
 
 
 @pytest.mark.parametrize(
@@ -148,57 +133,31 @@ def test_what_does_not_go_together_is_refused(
         (["--measure.num_steps=[1,2,5]", "--student.num_inference_steps=3"], "2, 3 and 5 steps"),
     ],
 )
-def test_evaluating_it_at_other_steps_warns(
-    more: list[str],
-    others: str | None,
-    run_of: Callable[[str], Path],
-    checkpoint: Path,
-    dataset_root: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    chosen = [
-        "--measure.num_observations=3",
-        "--measure.latency_repeats=2",
-        "--measure.converged_noises=1",
-        *more,
-    ]
+def test_evaluating_a_student_of_one_step_at_others_warns(
+    more: list[str], others: str | None, run_of: Callable[[str], Path], checkpoint: Path, dataset_root: Path,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     student = student_of(run_of("endpoint"))
-    assert (
-        main(
-            [
-                "evaluate", f"--teacher.path={checkpoint}", f"--student.path={student}", f"--output_dir={tmp_path}/out",
-                "--dataset.repo_id=test/tiny", f"--dataset.root={dataset_root}", *chosen,
-            ]
-        )
-        == 0
-    )  # fmt: skip
+    given = [
+        "evaluate", f"--teacher.path={checkpoint}", f"--student.path={student}", f"--output_dir={tmp_path}/out",
+        "--dataset.repo_id=test/tiny", f"--dataset.root={dataset_root}", "--measure.num_observations=3",
+        "--measure.latency_repeats=2", "--measure.converged_noises=1", *more,
+    ]  # fmt: skip
+    assert main(given) == 0
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Warning:")]
-    if others is None:
-        assert said == []
-    else:
-        assert said == [
-            f"Warning: student.path={student} was trained for one step only; what it does at {others} is measured all "
-            "the same, and is not what it is for."
-        ]
+    warning = f"Warning: student.path={student} was trained for one step only; what it does at {others} is measured "
+    assert said == ([] if others is None else [f"{warning}all the same, and is not what it is for."])
     results = Results.load(tmp_path / "out" / "results.json")
     (told,) = (finding.text for finding in results.findings if finding.rule == "trained_for_other_steps")
     assert "student was trained for one step only" in told
     assert "**It was trained for one step only**" in (tmp_path / "out" / "model_card.md").read_text()
 
 
-# Demonstrations
-
-
 def test_actions_are_lerobots_own_chunks(tiny_policy: SmolVLAFlowPolicy, dataset_root: Path) -> None:
     config = DatasetConfig("test/tiny", root=str(dataset_root), eval_split=0.4)
     split = open_split(config, tiny_policy, actions=True)
-    stock, _ = make_train_eval_datasets(
-        TrainPipelineConfig(
-            dataset=LeRobotDatasetConfig("test/tiny", root=str(dataset_root), eval_split=0.4),
-            policy=tiny_policy.config,
-        )
-    )
+    dataset = LeRobotDatasetConfig("test/tiny", root=str(dataset_root), eval_split=0.4)
+    stock, _ = make_train_eval_datasets(TrainPipelineConfig(dataset=dataset, policy=tiny_policy.config))
     theirs = {(int(item["episode_index"]), int(item["frame_index"])): item for item in stock}
     padded = 0
     for item in (split.train[index] for index in range(len(split.train))):
@@ -225,16 +184,11 @@ def test_the_loss_on_demonstrations_is_lerobots_own(
     with torch.no_grad():
         method = NoiseBiasedMethodConfig(times=BetaTimes(at_noise=0.0)).build()
         loss = method.loss(VelocityModule(tiny_policy), batch, generator(2))
-        order = torch.randperm(8, generator=generator(0, "batch", 0)).sort().values
-        items = next(
-            split.train.batches([buffer.maker.observation_indices(0)[row] for row in order.tolist()], 8)
-        )
-        theirs, _ = tiny_policy.policy.forward(
-            tiny_policy.preprocess(items),
-            noise=batch.demonstrated().noise,
-            time=laws.Beta().sample(8, generator(2)),
-            reduction="none",
-        )
+        order = torch.randperm(8, generator=generator(0, "batch", 0)).sort().values.tolist()
+        indices = buffer.maker.observation_indices(0)
+        items = tiny_policy.preprocess(next(split.train.batches([indices[row] for row in order], 8)))
+        noise, time = batch.demonstrated().noise, laws.Beta().sample(8, generator(2))
+        theirs, _ = tiny_policy.policy.forward(items, noise=noise, time=time, reduction="none")
     torch.testing.assert_close(loss, theirs.mean(), rtol=1e-5, atol=1e-6)
 
 
@@ -255,16 +209,11 @@ def test_actions_that_are_not_numbers_stop_only_those_who_need_them(
     observations.check_states()
 
 
-# Another beginning
-
-
 @pytest.fixture(scope="module")
 def first_run(checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("first") / "out"
-    assert (
-        main(options(checkpoint, dataset_root, output, *LITTLE, "--student.train=[action_head,language]"))
-        == 0
-    )
+    more = [*LITTLE, "--student.train=[action_head,language]"]
+    assert main(options(checkpoint, dataset_root, output, *more)) == 0
     return output
 
 
@@ -274,10 +223,8 @@ def test_a_student_can_begin_with_another_checkpoint(
     output = tmp_path / "out"
     more = ["--method.type=endpoint", f"--student.init_path={student_of(first_run)}", "--optimizer.lr=1e-12"]
     assert main(options(checkpoint, dataset_root, output, *LITTLE, *more)) == 0
-    began, ended, teacher = (
-        load_file(folder / "model.safetensors")
-        for folder in (student_of(first_run), student_of(output), checkpoint)
-    )
+    folders = (student_of(first_run), student_of(output), checkpoint)
+    began, ended, teacher = (load_file(folder / "model.safetensors") for folder in folders)
     changed = [key for key in teacher if not torch.equal(began[key], teacher[key])]
     # Frozen and trained parts alike: what the first run trained of the language model is kept, though frozen now.
     assert any("text_model" in key for key in changed)
@@ -293,23 +240,17 @@ def test_a_student_can_begin_with_another_checkpoint(
 
 
 def test_a_beginning_that_does_not_fit_or_has_changed_is_refused(
-    first_run: Path,
-    checkpoint: Path,
-    vlm: Path,
-    dataset_root: Path,
-    tmp_path: Path,
+    first_run: Path, checkpoint: Path, vlm: Path, dataset_root: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:
-    other = build_checkpoint(tmp_path / "other", vlm, chunk_size=4)
-    arguments = options(checkpoint, dataset_root, tmp_path / "out", f"--student.init_path={other}")
-    assert main(arguments) == 2
+) -> None:  # fmt: skip
+    def begin(path: Path) -> int:
+        more = [*LITTLE, f"--student.init_path={path}"]
+        return main(options(checkpoint, dataset_root, tmp_path / "out", *more))
+
+    assert begin(build_checkpoint(tmp_path / "other", vlm, chunk_size=4)) == 2
     assert "made from this teacher" in capsys.readouterr().err
-    moved = tmp_path / "moved"
-    shutil.copytree(student_of(first_run), moved)
-    assert (
-        main(options(checkpoint, dataset_root, tmp_path / "out", *LITTLE, f"--student.init_path={moved}"))
-        == 0
-    )
+    moved = Path(shutil.copytree(student_of(first_run), tmp_path / "moved"))
+    assert begin(moved) == 0
     weights = load_file(moved / "model.safetensors")
     key = next(key for key in weights if "lm_expert" in key)
     save_file({**weights, key: weights[key] + 1}, moved / "model.safetensors")

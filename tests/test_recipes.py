@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,41 +22,41 @@ def settings(*arguments: str) -> ReflowJobConfig:
     return parse([*REQUIRED, *arguments])[0]
 
 
-def test_a_recipe_is_under_all_other_options() -> None:
-    assert settings("--recipe=one_step").method == EndpointMethodConfig()
-    assert settings("--recipe=one_step", "--method.path_share=0.5").method == EndpointMethodConfig(
-        path_share=0.5
-    )
-    assert settings("--recipe=one_step", "--method.type=reflow").method == ReflowMethodConfig()
-    assert settings("--recipe=one_step").recipe == "one_step"
+@pytest.mark.parametrize(
+    ("more", "method", "recorded"),
+    [
+        ([], EndpointMethodConfig(), "one_step"),
+        (["--method.path_share=0.5"], EndpointMethodConfig(path_share=0.5), "one_step"),
+        (["--method.type=reflow"], ReflowMethodConfig(), None),
+        (["--buffer.uses_per_coupling=12"], EndpointMethodConfig(), None),
+        (["--buffer.uses_per_coupling=3", "--steps=5"], EndpointMethodConfig(), "one_step"),
+    ],
+)
+def test_a_recipe_is_under_all_other_options_and_recorded_where_it_is_kept(
+    more: list[str], method: Any, recorded: str | None
+) -> None:
+    config = settings("--recipe=one_step", *more)
+    assert (config.method, config.recipe) == (method, recorded)
 
 
-def test_a_recipe_that_was_overridden_is_not_recorded() -> None:
-    assert settings("--recipe=one_step", "--method.type=reflow").recipe is None
-    assert settings("--recipe=one_step", "--buffer.uses_per_coupling=12").recipe is None
-    assert settings("--recipe=one_step", "--buffer.uses_per_coupling=3", "--steps=5").recipe == "one_step"
-
-
-def test_the_record_of_a_student_is_settings_of_a_new_run(tmp_path: Path) -> None:
+def test_a_file_holds_settings_of_a_new_run(tmp_path: Path) -> None:
     file = tmp_path / "reflow_config.json"
+
+    def read(*more: str, **written: Any) -> ReflowJobConfig:
+        file.write_text(json.dumps(written))
+        return settings(f"--config_path={file}", *more)
+
+    # The record of a student.
     beside: dict[str, object] = dict.fromkeys(BESIDE_SETTINGS)
-    file.write_text(json.dumps({**beside, "recipe": "one_step", "steps": 7, "resume": True}))
-    config = settings(f"--config_path={file}", "--seed=3")
+    config = read("--seed=3", **beside, recipe="one_step", steps=7, resume=True)
     assert (config.recipe, config.steps, config.seed, config.resume) == ("one_step", 7, 3, False)
-
-
-def test_never_replaced_is_null_also_as_older_releases_wrote_it(tmp_path: Path) -> None:
+    # A recipe is under them.
+    config = read(recipe="one_step", method={"path_share": 0.25})
+    assert config.method == EndpointMethodConfig(path_share=0.25)
+    # Never replaced is null, also as older releases wrote it.
     assert settings("--buffer.uses_per_coupling=null").buffer.uses_per_coupling is None
-    file = tmp_path / "reflow_config.json"
-    for written, read in ((0, None), (None, None), (3, 3)):
-        file.write_text(json.dumps({"buffer": {"uses_per_coupling": written}}))
-        assert settings(f"--config_path={file}").buffer.uses_per_coupling == read
-
-
-def test_a_recipe_is_under_the_settings_of_a_file(tmp_path: Path) -> None:
-    file = tmp_path / "settings.json"
-    file.write_text(json.dumps({"recipe": "one_step", "method": {"path_share": 0.25}}))
-    assert settings(f"--config_path={file}").method == EndpointMethodConfig(path_share=0.25)
+    for uses, found in ((0, None), (None, None), (3, 3)):
+        assert read(buffer={"uses_per_coupling": uses}).buffer.uses_per_coupling == found
 
 
 def test_the_defaults_are_the_recipe_for_all_steps() -> None:

@@ -59,12 +59,8 @@ def cut(run: Path, number: int) -> None:
 
 
 def resume(run: Path, *more: str, place: str = "checkpoints/last") -> list[str]:
-    return [
-        "reflow",
-        "--resume=true",
-        f"--config_path={run / place / 'pretrained_model' / 'train_config.json'}",
-        *more,
-    ]
+    config = run / place / "pretrained_model" / "train_config.json"
+    return ["reflow", "--resume=true", f"--config_path={config}", *more]
 
 
 def same_bits(a: Path, b: Path, files: tuple[str, ...] = STATE) -> None:
@@ -86,9 +82,6 @@ def record(checkpoint: Path) -> dict[str, Any]:
 
 def last(run: Path, number: int) -> Path:
     return run / f"round_{number}" / "checkpoints" / "000006"
-
-
-# ---- What a run of two rounds leaves behind --------------------------------------------------------------
 
 
 def test_every_round_is_laid_out_as_a_run_and_the_last_one_is_in_front(two: Path) -> None:
@@ -118,8 +111,8 @@ def test_the_first_round_is_a_run_of_one_round(
 def test_the_second_round_is_a_run_taught_by_the_first_ones_student(
     two: Path, checkpoint: Path, dataset_root: Path, tmp_path: Path
 ) -> None:
-    """The student is saved with one step; that its couplings take two is `--coupling.num_steps`."""
     teacher = last(two, 1) / "pretrained_model"
+    # The student that teaches is saved with one step.
     more = (f"--seed={round_seed(5, 2)}", "--coupling.num_steps=2")
     assert main(options(teacher, dataset_root, tmp_path / "by hand", *more)) == 0
     same_bits(last(two, 2), tmp_path / "by hand" / "checkpoints" / "000006")
@@ -149,30 +142,27 @@ def test_the_record_names_round_and_lineage(two: Path, checkpoint: Path) -> None
 
 
 def test_all_rounds_are_held_against_the_first_teacher(two: Path, checkpoint: Path) -> None:
-    results = Results.load(two / "results.json")
-    assert [info.name for info in results.policies] == ["teacher", "round_1", "student"]
-    assert [info.weights_sha256 for info in results.policies] == [
-        weights_sha256(folder) for folder in (checkpoint, last(two, 1) / "pretrained_model", student_of(two))
-    ]
+    results, alone, second = (Results.load(two / at / "results.json") for at in ("", "round_1", "round_2"))
+    names = ["teacher", "round_1", "student"]
+    folders = (checkpoint, last(two, 1) / "pretrained_model", student_of(two))
+    assert [info.name for info in results.policies] == names
+    assert [info.weights_sha256 for info in results.policies] == [weights_sha256(at) for at in folders]
     assert results.student == "round_2/checkpoints/000006/pretrained_model"
-    teacher, one, both = (results.curvature_of(name) for name in ("teacher", "round_1", "student"))
-    assert teacher is not None
-    assert one is not None
-    assert both is not None
-    assert teacher.curvature > one.curvature > both.curvature
+    rows = [row for name in names if (row := results.curvature_of(name)) is not None]
+    assert len({row.curvature for row in rows}) == 3
+    assert sorted(rows, key=lambda row: -row.curvature) == rows
+
+    def rms(of: Results, name: str) -> float:
+        row = of.gap(name, 1, "deployed")
+        assert row is not None
+        return row.rms
+
     # The first round's own teacher is the first one.
-    alone = Results.load(two / "round_1" / "results.json")
-    drift, own = results.gap("round_1", 1, "deployed"), alone.gap("student", 1, "deployed")
-    assert drift is not None
-    assert own is not None
-    assert drift.rms == own.rms
-    second = Results.load(two / "round_2" / "results.json")
+    assert rms(results, "round_1") == rms(alone, "student")
     assert second.policies[0].weights_sha256 == results.policies[1].weights_sha256
-    gap = second.gap("student", 1, "deployed")
-    assert gap is not None
-    said = next(finding.text for finding in results.findings if finding.rule == "rounds")
+    said, gap = next(f.text for f in results.findings if f.rule == "rounds"), 100 * rms(second, "student")
     assert said.startswith("At one step, round 1: curvature ")
-    assert f"{100 * gap.rms:.1f} % to its own teacher" in said or f"{100 * gap.rms:.0f} % to its own" in said
+    assert f"{gap:.1f} % to its own teacher" in said or f"{gap:.0f} % to its own" in said
     assert results.loss is not None
     assert results.loss.steps == [2, 4, 6, 8, 10, 12]
     assert results.training_s == pytest.approx((alone.training_s or 0) + (second.training_s or 0))
@@ -180,9 +170,6 @@ def test_all_rounds_are_held_against_the_first_teacher(two: Path, checkpoint: Pa
     assert second.held_out is not None
     assert second.held_out.maybe_seen_by_teacher
     assert "round_1" in (two / "report.html").read_text()
-
-
-# ---- Going on --------------------------------------------------------------------------------------------
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
@@ -198,26 +185,21 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
     monkeypatch.setattr(ReflowMethod, "loss", counted)
 
 
-@pytest.mark.parametrize("call", [6, pytest.param(9, marks=pytest.mark.slow), 14])
+# In round 1, in the first step of round 2, and after its checkpoint.
+@pytest.mark.parametrize(
+    ("call", "number", "step"), [(6, 1, 5), pytest.param(9, 2, 1, marks=pytest.mark.slow), (14, 2, 5)]
+)
 def test_an_interrupted_run_goes_on_to_the_same_bits(
-    two: Path,
-    checkpoint: Path,
-    dataset_root: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    call: int,
-) -> None:
+    two: Path, checkpoint: Path, dataset_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], call: int, number: int, step: int,
+) -> None:  # fmt: skip
     output = tmp_path / "out"
     interrupt_at(monkeypatch, call)
     assert main(options(checkpoint, dataset_root, output, "--rounds=2")) == 130
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("chordflow reflow: interrupted; resume with: chordflow reflow --resume=true"), said
-    # In round 1, in the first step of round 2, and after its checkpoint.
-    number, step = {6: (1, 5), 9: (2, 1), 14: (2, 5)}[call]
-    assert (
-        output / "checkpoints" / "last"
-    ).resolve() == output / f"round_{number}" / "checkpoints" / f"{step:06d}"
+    reached = output / f"round_{number}" / "checkpoints" / f"{step:06d}"
+    assert (output / "checkpoints" / "last").resolve() == reached
     assert (output / "round_2").exists() == (number == 2)
     monkeypatch.undo()
     assert main(shlex.split(said.partition("chordflow reflow: interrupted; resume with: chordflow ")[2])) == 0
@@ -243,7 +225,6 @@ def test_interrupted_before_any_checkpoint_nothing_is_left(
 
 
 def test_killed_in_the_second_round_it_goes_on_there(two: Path, tmp_path: Path) -> None:
-    """Also where the link in front had not followed yet, and a moved run."""
     run = copied(two, tmp_path)
     cut(run, 2)
     (run / "round_2" / "checkpoints" / ".000006.tmp").mkdir()
@@ -289,9 +270,6 @@ def test_more_rounds_can_be_asked_for(two: Path, tmp_path: Path) -> None:
     assert results.seeds.keys() == {"training", "round 2", "round 3", "measuring"}
 
 
-# ---- What is refused -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -300,8 +278,13 @@ def test_more_rounds_can_be_asked_for(two: Path, tmp_path: Path) -> None:
         (["--rounds=2", "--method.type=endpoint"], "rounds=2: a student of method.type=endpoint"),
         (["--rounds=2", "--method.times.at_noise=1"], "is trained for one step alone"),
         (["--rounds=2", "--method.type=noise_biased"], "rounds=2: method.type=noise_biased has no teacher"),
+        (["--rounds=auto", "--auto_rounds.most=1"], "auto_rounds.most=1: give at least 2, or --rounds=1."),
+        (["--rounds=auto", "--auto_rounds.least_gain=1"], "auto_rounds.least_gain=1.0: give a share from 0"),
+        (["--rounds=2", "--auto_rounds.most=3"], "auto_rounds: these options are about rounds=auto, and rounds=2"),
+        (["--rounds=always"], "rounds=always: give whole number or auto"),
+        (["--rounds=auto", "--method.type=endpoint"], "rounds=auto: a student of method.type=endpoint"),
     ],
-)
+)  # fmt: skip
 def test_rounds_that_cannot_be_are_refused(
     checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str],
     message: str,
@@ -314,32 +297,27 @@ def test_rounds_that_cannot_be_are_refused(
 def test_what_does_not_fit_a_run_of_rounds_is_refused(
     two: Path, checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = copied(two, tmp_path)
-    assert main(resume(run, "--rounds=1")) == 2
-    assert "rounds=1: the checkpoint is of round 2 of 2; give at least 2." in capsys.readouterr().err
-    assert main(options(checkpoint, dataset_root, run, "--rounds=2")) == 2
-    assert "exists already; name a new folder, or resume with" in capsys.readouterr().err
+    run, one = copied(two, tmp_path), tmp_path / "one"
+
+    def refused(arguments: list[str], *words: str) -> None:
+        assert main(arguments) == 2
+        said = capsys.readouterr().err
+        assert all(word in said for word in words), said
+
+    refused(resume(run, "--rounds=1"), "rounds=1: the checkpoint is of round 2 of 2; give at least 2.")
+    again = options(checkpoint, dataset_root, run, "--rounds=2")
+    refused(again, "exists already; name a new folder, or resume with")
     (run / "round_2").rename(run / "second")
-    assert main(resume(run, place="second/checkpoints/last")) == 2
-    assert "whose folder is named round_2" in capsys.readouterr().err
+    refused(resume(run, place="second/checkpoints/last"), "whose folder is named round_2")
     (run / "second").rename(run / "round_2")
     shutil.copytree(last(two, 1).parent / "000003" / "pretrained_model", last(run, 1) / "pretrained_model",
                     dirs_exist_ok=True)  # fmt: skip
-    assert main(resume(run)) == 2
-    said = capsys.readouterr().err
-    assert "was not taught by" in said
-    assert "resume from a checkpoint of round 1" in said
+    refused(resume(run), "was not taught by", "resume from a checkpoint of round 1")
     shutil.rmtree(run / "round_1")
-    assert main(resume(run)) == 2
-    assert "the student of round 1, is missing; restore it" in capsys.readouterr().err
+    refused(resume(run), "the student of round 1, is missing; restore it")
     # A folder of one round has no room for a second.
-    one = tmp_path / "one"
     assert main(options(checkpoint, dataset_root, one, "--steps=1")) == 0
-    assert main(resume(one, "--rounds=2")) == 2
-    assert "rounds=2: the run began with one round" in capsys.readouterr().err
-
-
-# ---- What a round does -----------------------------------------------------------------------------------
+    refused(resume(one, "--rounds=2"), "rounds=2: the run began with one round")
 
 
 class StraightPolicy(GaussianFlowPolicy):
@@ -353,16 +331,11 @@ def test_a_straight_student_has_nothing_to_learn_from_itself() -> None:
     teacher = StraightPolicy(GaussianConfig(std=0.3))
     teacher.module.requires_grad_(False)
     observations = make_observations(8)
+    config = BufferConfig(8, noises_per_observation=16, uses_per_coupling=None, block_size=4)
     buffer = CouplingBuffer(
-        teacher,
-        observations,
-        CouplingConfig(num_steps=10),
-        BufferConfig(num_observations=8, noises_per_observation=16, uses_per_coupling=None, block_size=4),
-        seed=0,
-        batch_size=64,
+        teacher, observations, CouplingConfig(num_steps=10), config, seed=0, batch_size=64
     )
-    for _ in buffer.fill(0):
-        pass
+    list(buffer.fill(0))
     student = StraightPolicy(copy.deepcopy(teacher.config))
     (trainable,) = student.train_roles([Role.ACTION_HEAD]).values()
     method = ReflowMethod(ReflowMethodConfig())
@@ -389,7 +362,6 @@ def test_a_straight_student_has_nothing_to_learn_from_itself() -> None:
 def test_rounds_take_the_steps_that_the_first_teacher_asks_for(
     checkpoint: Path, dataset_root: Path, tmp_path: Path
 ) -> None:
-    """Written out, so that a student of one step that teaches is solved as finely as its teacher was."""
     more = ("--rounds=2", "--steps=1", "--coupling.num_steps=null", "--teacher.num_inference_steps=17")
     assert main(options(checkpoint, dataset_root, tmp_path / "out", *more)) == 0
     # As a teacher, a student that is saved with one step is measured at ten.

@@ -46,9 +46,6 @@ def jobs(policy: Any, preset: str, *more: str) -> dict[str, ReflowJobConfig]:
     return {arm.name: job_of(config, arm) for arm in arms_of(config, policy)[0]}
 
 
-# ---- Methods -----------------------------------------------------------------------------------------------
-
-
 def test_by_default_every_method_is_trained_by() -> None:
     own = '--recipes={"mine": {"method.path_share": 0.5, "method": {"type": "endpoint"}}}'
     found = jobs(None, "methods", own, "--steps=7")
@@ -91,7 +88,6 @@ def test_observations_are_collected_where_episodes_are_run_unless_an_arm_says_ot
 
 
 def test_an_arm_with_another_solver_is_resumed(checkpoint: Path, dataset_root: Path, tmp_path: Path) -> None:
-    """What a solver takes by default is settled for each arm, also for those that are added."""
     given = [f"--teacher.path={checkpoint}", f"--dataset.root={dataset_root}", f"--output_dir={tmp_path}"]
     own = json.dumps({"ten": {"coupling": {"solver": "euler"}}})
     config = parse("methods", [*given, *SMALL, "--methods=[reflow,ten]", f"--recipes={own}", "--steps=2"])
@@ -103,15 +99,10 @@ def test_an_arm_with_another_solver_is_resumed(checkpoint: Path, dataset_root: P
     assert [arm.settings["coupling"]["num_steps"] for arm in after.arms] == [16, 10, 10]
 
 
-# ---- Beginnings --------------------------------------------------------------------------------------------
-
-
 def test_by_default_beginnings_that_the_teacher_has_are_trained_at_both_rates(policy: FlowPolicy) -> None:
     arms, left_out = arms_of(parse("beginnings", BASE), policy)
-    names = ["teacher", "teacher_full", "teacher_vlm", "random", "random_full"]
-    assert [arm.name for arm in arms] == [
-        f"{name}_lr_{rate}" for name in names for rate in ("0.0001", "2e-05")
-    ]
+    names, rates = ["teacher", "teacher_full", "teacher_vlm", "random", "random_full"], ("0.0001", "2e-05")
+    assert [arm.name for arm in arms] == [f"{name}_lr_{rate}" for name in names for rate in rates]
     assert [arm.settings["optimizer"]["lr"] for arm in arms] == [1e-4, 2e-5] * 5
     assert [arm.name for arm in left_out] == ["pretrained_vlm"]
     assert "is a model without weights" in left_out[0].reason
@@ -136,9 +127,6 @@ def test_looks_are_by_default_parts_of_the_budget() -> None:
     assert parse("beginnings", [*BASE, "--steps=3"]).looks == [0, 1, 3]
     assert parse("beginnings", [*BASE, "--seconds=8"]).looks == [0, 1, 2, 4, 8]
     assert parse("methods", [*BASE, "--steps=3"]).looks == [3]
-
-
-# ---- Rounds, reuse, files ----------------------------------------------------------------------------------
 
 
 def ways(*more: str) -> list[str]:
@@ -198,7 +186,6 @@ WRONG: list[tuple[str, list[str], str]] = [
     ("methods", ['--recipes={"a": 3}'], "recipes: 'a' is 3; give settings of chordflow reflow"),
     ("methods", ['--recipes={"a": {"seed": 3}}'], "recipes: 'a' sets seed, which all arms"),
     ("methods", ['--recipes={"a": {"teacher": {"path": "x"}}}'], "recipes: 'a' sets teacher, which all arms"),
-    ("methods", ["--batch_size=0"], "batch_size=0: give at least 1"),
     ("methods", ["--num_workers=-1"], "num_workers=-1: give 0 or more"),
     ("methods", ["--eval.n_episodes=4"], "eval: these options are about episodes; give --env.type as well"),
     ("methods", ["--env.type=drift_of_the_tests", "--eval.n_episodes=0"], "eval.n_episodes=0: give at least 1"),
@@ -243,29 +230,19 @@ def test_what_is_wrong_is_said_in_one_sentence(preset: str, more: list[str], wor
 
 
 @pytest.mark.parametrize(
-    ("arms", "words"),
+    ("method", "words"),
     [
-        ({"a": {"method": {"type": "endpoint"}}, "b": {"teacher": "a"}}, "is trained for one step alone"),
-        (
-            {"a": {"method": {"type": "noise_biased"}}, "b": {"teacher": "a"}},
-            "method.type=noise_biased has no teacher",
-        ),
+        ("endpoint", "is trained for one step alone"),
+        ("noise_biased", "method.type=noise_biased has no teacher"),
     ],
 )
 def test_a_student_that_cannot_teach_is_refused(
-    arms: dict[str, Any], words: str, checkpoint: Path, dataset_root: Path, tmp_path: Path
+    method: str, words: str, checkpoint: Path, dataset_root: Path, tmp_path: Path
 ) -> None:
-    given = [
-        f"--teacher.path={checkpoint}",
-        f"--dataset.root={dataset_root}",
-        f"--output_dir={tmp_path}",
-        *SMALL,
-    ]
+    given = [f"--teacher.path={checkpoint}", f"--dataset.root={dataset_root}", f"--output_dir={tmp_path}"]
+    arms = {"a": {"method": {"type": method}}, "b": {"teacher": "a"}}
     with pytest.raises(UserError, match=words):
-        make_plan(parse("file", [*given, f"--arms={json.dumps(arms)}"]))
-
-
-# ---- The command -------------------------------------------------------------------------------------------
+        make_plan(parse("file", [*given, *SMALL, f"--arms={json.dumps(arms)}"]))
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -319,30 +296,26 @@ def test_another_file_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert "is no readable result of chordflow study" in refused(capsys, *resume(tmp_path)[1:])
     Study("methods", [], {"steps": 2}, {}, "cpu", "a/b", "0", [], [0], 2, None, [2.0]).save(path)
     assert "holds settings that cannot be used (--" in refused(capsys, *resume(tmp_path)[1:])
-    assert "is a study of methods; write: chordflow study methods" in refused(
-        capsys, "rounds", *resume(tmp_path)[1:]
-    )
+    said = refused(capsys, "rounds", *resume(tmp_path)[1:])
+    assert "is a study of methods; write: chordflow study methods" in said
 
 
 def test_older_names_say_what_they_are_called_now(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compare", *BASE, "--steps=0"]) == 2
-    said = capsys.readouterr()
-    assert "chordflow study methods" in said.out + said.err
-    assert "steps=0: give at least 1" in said.err
-    assert main(["study", "init", *BASE, "--steps=2", "--checkpoints=[3]"]) == 2
-    said = capsys.readouterr()
-    assert "chordflow study beginnings" in said.out + said.err
-    assert "looks=[3.0]: give them rising" in said.err
-    for old, new in (("compare", "methods"), ("study init", "beginnings")):
+    for old, new, options, words in (
+        ("compare", "methods", ["--steps=0"], "steps=0: give at least 1"),
+        ("study init", "beginnings", ["--steps=2", "--checkpoints=[3]"], "looks=[3.0]: give them rising"),
+    ):
+        assert main([*old.split(), *BASE, *options]) == 2
+        said = capsys.readouterr()
+        assert f"chordflow study {new}" in said.out + said.err
+        assert words in said.err
         assert main([*old.split(), "--help"]) == 0
         assert f"chordflow study {new} --teacher.path" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("name", "value"), [("WORLD_SIZE", "2"), ("ACCELERATE_USE_FSDP", "true")])
 def test_several_processes_are_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "WORLD_SIZE=2: a study trains in one process" in refused(capsys, "methods", *BASE)
-    monkeypatch.delenv("WORLD_SIZE")
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    assert "ACCELERATE_USE_FSDP=true: a study trains in one process" in refused(capsys, "methods", *BASE)
+    monkeypatch.setenv(name, value)
+    assert f"{name}={value}: a study trains in one process" in refused(capsys, "methods", *BASE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -23,20 +24,20 @@ from gaussian_setup import AffineStudent, make_observations, make_policy
 SMALL = BufferConfig(num_observations=8, noises_per_observation=4, uses_per_coupling=2, block_size=4)
 
 
+@dataclass
 class Clock:
     """Shows what it is told to."""
 
-    def __init__(self) -> None:
-        self.now = 100.0
+    now: float = 100.0
 
     def __call__(self) -> float:
         return self.now
 
 
 def buffer(parts: int = 1) -> CouplingBuffer:
-    coupling = CouplingConfig(num_steps=2)
+    teacher, observations = make_policy(), make_observations(8)
     return CouplingBuffer(
-        make_policy(), make_observations(8), coupling, SMALL, seed=3, batch_size=8, parts=parts
+        teacher, observations, CouplingConfig(num_steps=2), SMALL, seed=3, batch_size=8, parts=parts
     )
 
 
@@ -49,13 +50,11 @@ def timed(
     clock: Clock, seconds: float, *, parts: int = 1, filling: float = 0.0, lr: float = 1e-3
 ) -> tuple[AffineStudent, Training]:
     """A training whose steps take one second each, and a piece of whose couplings takes `filling`."""
-    trained = student()
-    trainable = trained.train_roles([Role.ACTION_HEAD])
+    trained, source = student(), buffer(parts)
+    trainable, fill = trained.train_roles([Role.ACTION_HEAD]), source.fill
     config = LoopConfig(
         None, 8, seed=3, seconds=seconds, gradient_accumulation_steps=parts, optimizer=AdamWConfig(lr=lr)
     )
-    source = buffer(parts)
-    fill = source.fill
 
     def costly(step: int) -> Iterator[int]:
         for done in fill(step):
@@ -66,8 +65,7 @@ def timed(
         clock.now += 1 / parts
 
     source.fill = costly  # type: ignore[method-assign]
-    method = ReflowMethodConfig().build()
-    watch = Stopwatch(clock=clock)
+    method, watch = ReflowMethodConfig().build(), Stopwatch(clock=clock)
     return trained, Training(config, trained, trainable, source, method, watch=watch, on_batch=tick)
 
 
