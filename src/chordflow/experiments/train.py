@@ -46,13 +46,10 @@ from chordflow.training.student import Student, make_student, shares_prefix
 
 @dataclass(frozen=True)
 class Job:
-    """What a training begins with.
+    """What a training begins with: settings, the frozen teacher with its folder, and the observations.
 
     Attributes:
-        config: its settings.
-        teacher: the loaded teacher, frozen.
-        teacher_dir: its local folder.
-        split: the observations, with actions where the method looks at them.
+        split: with actions where the method looks at them.
         command: the command line, for the results.
     """
 
@@ -74,13 +71,9 @@ class Ready:
     """A student before its first step, and what it is trained on.
 
     Attributes:
-        job: which.
-        method: the loss.
-        student: itself.
         observations: that couplings are made for.
-        buffer: of couplings.
         store: that they come from, if it is not the teacher.
-        start: the step that it begins at.
+        start: the step that the student begins at.
         own_prefix: why teacher and student do not share one encoded prefix; empty where they do.
     """
 
@@ -94,13 +87,7 @@ class Ready:
     own_prefix: str
 
     def write(self, folder: Path, weights: dict[str, Tensor], of: Round | None = None) -> None:
-        """Writes a `pretrained_model` folder.
-
-        Args:
-            folder: where.
-            weights: the trained ones, by name.
-            of: the round of a job of several, for the student's record.
-        """
+        """Writes a `pretrained_model` folder of these trained weights; `of` is the round, of a job of several."""
         config, teacher_dir, student = self.job.config, self.job.teacher_dir, self.student
         save_student(
             student.policy, teacher_dir, folder, {**student.fresh, **weights}, config.num_inference_steps
@@ -119,9 +106,7 @@ class Ready:
 def ready(job: Job, resume_from: Path | None = None) -> Iterator[Ready]:
     """Makes the student and opens what it is trained on; environments stay open until the end.
 
-    Args:
-        job: which; the parts that are trained are written into its config, so that the student's record names them.
-        resume_from: a checkpoint folder of this run.
+    The parts that are trained are written into the job's config, so that the student's record names them.
 
     Raises:
         UserError: for settings that cannot be used.
@@ -222,9 +207,6 @@ def train_student(
         looks: after how much of the budget the student is written, rising; the last is the budget.
         seconds: the budget, in place of the job's steps.
         digest: whether to hash the couplings.
-
-    Returns:
-        The trial, of which nothing is measured.
 
     Raises:
         UserError: for settings that cannot be used, a loss that is not finite, or a file that cannot be written.

@@ -42,9 +42,7 @@ class Plan:
     """What all trials share.
 
     Attributes:
-        config: of the study.
         teacher: loaded and frozen.
-        teacher_dir: its folder.
         teacher_steps: its Euler steps as deployed.
         arms: by name, teachers first.
         jobs: the settings that train each arm; seed, folder and teacher are put in for each trial.

@@ -40,7 +40,7 @@ def run_study(
     Args:
         config: all settings.
         command: the command line, for the file.
-        on_trial: called with what is measured so far after the teacher and after every trial.
+        on_trial: called with what is measured so far, after the teacher and after every trial.
 
     Raises:
         UserError: for input that cannot be used.
@@ -214,11 +214,7 @@ def _figures(yardstick: Yardstick, held: Held) -> Figures:
 
 
 class _Episodes:
-    """Episodes of a study: the teacher's once, each student's as it is there, all with the same noise.
-
-    Raises:
-        UserError: if the teacher cannot act in the environment.
-    """
+    """Episodes of a study, all with the same noise; raises UserError if the teacher cannot act in the environment."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.config = plan, plan.config
