@@ -31,4 +31,4 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(os, "sched_setscheduler"):
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
-pytest_plugins = ["small_policies"]
+pytest_plugins = ["small_policies", "small_jobs"]

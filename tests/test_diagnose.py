@@ -227,6 +227,7 @@ def _within_the_stated_noise(results: Results, committed: dict[str, Any]) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("full_measures")
 def test_the_demos_figures_are_reproduced(tmp_path: Path) -> None:
     """Same teacher, observations and noises as in docs/demo: every figure of the untrained policy agrees."""
     from chordflow.demo.record import record_demonstrations

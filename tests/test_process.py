@@ -251,7 +251,13 @@ def whole(checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.TempPat
         pytest.param("training", 1, signal.SIGINT, ["000001"], marks=pytest.mark.slow),
         pytest.param("writing", 1, signal.SIGINT, ["000003"], marks=pytest.mark.slow),
         pytest.param("writing", 2, signal.SIGTERM, ["000003", "000006"], marks=pytest.mark.slow),
-        pytest.param("pictures", 1, signal.SIGTERM, ["000003", "000006"], marks=pytest.mark.slow),
+        pytest.param(
+            "pictures",
+            1,
+            signal.SIGTERM,
+            ["000003", "000006"],
+            marks=[pytest.mark.slow, pytest.mark.pictures],
+        ),
     ],
 )
 def test_stopped_in_any_stage_what_is_whole_stands(
@@ -292,9 +298,6 @@ def test_stopped_in_any_stage_what_is_whole_stands(
     assert sorted(path.name for path in (output / "checkpoints").iterdir()) == [*left, "last"]
     before = student_of(output).resolve()
     weights = (before / "model.safetensors").stat().st_mtime_ns
-    if place != "pictures":
-        # Which take longer than all else.
-        monkeypatch.setattr(api, "_illustrate", lambda *_: (output,))
     assert main(shlex.split(found[1].removeprefix("resume with: chordflow "))) == 0
     assert sorted(path.name for path in (output / "checkpoints").iterdir()) == ["000003", "000006", "last"]
     if before.parent.name == "000006":
