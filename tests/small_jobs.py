@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import chordflow.experiments
 from chordflow import api
 from chordflow.evaluation.latency import measure_latency
 from chordflow.evaluation.measure import Measures, measure
 from chordflow.evaluation.paired import MeasureConfig
+from chordflow.evaluation.yardstick import Yardstick
 from chordflow.results.schema import Results
-
-MEASURING = [f"chordflow.experiments.{name}.measure" for name in ("diagnose", "evaluate", "student_results")]
 
 
 class FewSteps(MeasureConfig):
@@ -28,26 +30,37 @@ class FewSteps(MeasureConfig):
         return 2 * deployed
 
 
-def _measure_in_few_steps(policies: Any, observations: Any, config: MeasureConfig, **more: Any) -> Measures:
+def _measure(policies: Any, observations: Any, config: MeasureConfig, **more: Any) -> Measures:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("chordflow.evaluation.measure.measure_latency", partial(measure_latency, warm_up=1))
         return measure(policies, observations, FewSteps(**vars(config)), **more)
+
+
+def _yardstick(teacher: Any, observations: Any, config: MeasureConfig, *more: Any) -> Yardstick:
+    return Yardstick(teacher, observations, FewSteps(**vars(config)), *more)
+
+
+def _replace_in_jobs(patch: pytest.MonkeyPatch, found: Any, replacement: Callable[..., Any]) -> None:
+    package = chordflow.experiments
+    for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        module = importlib.import_module(info.name)
+        for name in [name for name, value in vars(module).items() if value is found]:
+            patch.setattr(module, name, replacement)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def few_steps() -> Iterator[None]:
     """Jobs measure in few steps; what `measure` itself finds is tested at full length."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in MEASURING:
-            patch.setattr(name, _measure_in_few_steps)
+        _replace_in_jobs(patch, measure, _measure)
+        _replace_in_jobs(patch, Yardstick, _yardstick)
         yield
 
 
 @pytest.fixture
 def full_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     """For figures that are compared with published ones."""
-    for name in MEASURING:
-        monkeypatch.setattr(name, measure)
+    _replace_in_jobs(monkeypatch, _measure, measure)
 
 
 def _undrawn(results: Results, folder: Path, remedy: str) -> tuple[Path, ...]:
