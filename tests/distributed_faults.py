@@ -19,9 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo  # Which the first step of each process would import.
 import torch.distributed as dist
-import torch.distributed.fsdp
 from torch import Tensor
 
 from chordflow.cli import main as cli
