@@ -59,8 +59,9 @@ def few_steps() -> Iterator[None]:
 
 @pytest.fixture
 def full_measures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For figures that are compared with published ones."""
+    """For figures that are compared with published ones, or with those of another process."""
     _replace_in_jobs(monkeypatch, _measure, measure)
+    _replace_in_jobs(monkeypatch, _yardstick, Yardstick)
 
 
 def _undrawn(results: Results, folder: Path, remedy: str) -> tuple[Path, ...]:

@@ -192,6 +192,7 @@ def test_steps_of_another_size_are_refused(two: Path) -> None:
         check_same_size(two / "ddp" / "checkpoints" / "last", 8, "batch_size=8")
 
 
+@pytest.mark.usefixtures("full_measures")
 def test_a_student_that_fsdp_trained_is_a_stock_checkpoint(
     two: Path, checkpoint: Path, dataset_root: Path, tmp_path: Path, as_two: list[str]
 ) -> None:
@@ -251,6 +252,7 @@ def test_accelerate_launch_switches_fsdp2_on(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("full_measures")
 def test_two_processes_stop_after_the_same_round(
     checkpoint: Path, dataset_root: Path, tmp_path: Path, as_two: list[str]
 ) -> None:
