@@ -14,7 +14,6 @@ SMALL = [
     "--num_observations=24", "--buffer.block_size=4", "--buffer.noises_per_observation=3", "--coupling.num_steps=2",
     "--batch_size=8", "--seed=5", "--num_workers=0",
 ]  # fmt: skip
-Capture = pytest.CaptureFixture[str]
 Command = Callable[..., list[str]]
 
 
@@ -25,17 +24,6 @@ def command(teacher: Path, dataset: Path, output: Path, *more: str) -> list[str]
                    f"--output_dir={output}", *SMALL, *more]:  # fmt: skip
         chosen[option.split("=")[0]] = option
     return ["couple", *chosen.values()]
-
-
-def refusal(arguments: list[str], capsys: Capture) -> str:
-    """The one line that a refused command prints."""
-    capsys.readouterr()
-    code = main(arguments)
-    said = capsys.readouterr().err
-    assert code == 2, said
-    assert said.count("\n") == 1, said
-    assert len(said) < 700, said
-    return said
 
 
 @pytest.fixture(scope="module")

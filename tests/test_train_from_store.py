@@ -19,10 +19,10 @@ from builders import parse_reflow as parse
 from chordflow.cli.main import main
 from chordflow.couplings.store import shard_name
 from chordflow.experiments import reflow as training
-from coupling_stores import Capture, command, refusal
+from coupling_stores import command
 from coupling_stores import couple as couple
 from coupling_stores import stores as stores
-from test_reflow_job import options, student_of
+from small_runs import Capture, options, refusal, student_of
 
 # What `options` of the main job has besides, and a store answers for.
 FROM_STORE = (
