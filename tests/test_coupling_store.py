@@ -21,19 +21,22 @@ from chordflow.couplings import BufferConfig, CouplingBuffer, CouplingConfig, Ob
 from chordflow.couplings.blocks import Solved
 from chordflow.couplings.store import (
     FOR_TRAINING,
+    LOCK,
     CouplingStore,
     Manifest,
+    begin,
     finished,
+    one_job,
     read_block,
     read_manifest,
     shard_name,
+    write_block,
 )
-from chordflow.couplings.store_writer import LOCK, begin, one_job, write_block
 from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
 from chordflow.policies import FlowPolicy, Role, VelocityModule
 from chordflow.training.methods import ReflowMethodConfig
-from chordflow.training.times import UShapedTimes
+from chordflow.training.objective import UShapedTimes
 from gaussian_policy import GaussianFlowPolicy
 from gaussian_setup import AffineStudent, make_observations, make_policy
 
@@ -63,14 +66,14 @@ def make(
     """A store of a Gaussian teacher's couplings."""
     folder.mkdir(exist_ok=True)
     begin(folder, Manifest(settings(store_context=context), ABOUT, num_blocks))
-    makes = buffer(teacher, observations).maker
+    makes = buffer(teacher, observations)
     for number in range(num_blocks):
         if (folder / shard_name(number)).exists():
             continue
         indices = makes.observation_indices(number)
         items = next(observations.batches(indices, len(indices)))
         encoded = teacher.encode(teacher.preprocess(items))
-        write_block(folder, number, indices, makes.solve(number, encoded), encoded if context else None)
+        write_block(folder, number, indices, makes.solve(number, encoded)[0], encoded if context else None)
     return folder
 
 
@@ -182,7 +185,7 @@ def test_another_seed_draws_other_batches_of_the_same_couplings(
     for seed in (SEED, 8):
         stored = buffer(teacher, observations, source=opened(folder), seed=seed, config=once)
         list(stored.fill(0))
-        assert stored.num_couplings == 48
+        assert stored.num_blocks * stored.per_block == 48
         batches.append((stored.batch(0), torch.cat([block.noise for block in stored._blocks.values()])))
     (first, noises), (second, others) = batches
     assert torch.equal(noises, others)
@@ -198,7 +201,7 @@ def test_past_its_end_a_store_begins_again(
     list(fresh.fill(0))
     for step in range(12):
         list(stored.fill(step))
-    assert stored.first_block(4) == 2
+    assert stored.window.held(4).start == 2
     list(stored.fill(4))
     # Places 2 and 3 of the sequence: the third block, and then the first.
     assert torch.equal(stored._blocks[3].noise, fresh._blocks[0].noise)
@@ -321,7 +324,7 @@ def test_contexts_of_another_form_are_refused(
     assert store.template is not None
     half = replace(store, template=store.template.map(lambda tensor: tensor.half()))
     with pytest.raises(UserError, match="holds contexts of another form"):
-        half.read(0, buffer(teacher, observations).maker.observation_indices(0))
+        half.read(0, buffer(teacher, observations).observation_indices(0))
 
 
 def test_a_store_of_the_first_layout_is_read(

@@ -24,11 +24,10 @@ from chordflow.couplings import (
     CouplingConfig,
     DatasetConfig,
     Split,
-    device_memory,
-    endpoints,
+    memory,
     open_split,
 )
-from chordflow.couplings.device_memory import container_limits, free_memory, total_memory
+from chordflow.couplings.memory import container_limits, free_memory, total_memory
 from chordflow.errors import UserError
 from chordflow.flow.seeds import derive_seed, generator
 from chordflow.flow.solvers import get_solver
@@ -74,7 +73,7 @@ def test_a_teacher_saved_with_one_step_still_gives_ten_step_couplings(
         context = policy.encode(policy.preprocess(next(split.train.batches([0, 1], 2))))
         noise = policy.sample_noise(2, generator(0))
         config = CouplingConfig(num_steps=10)
-        ends.append(endpoints(policy, context, noise, config))
+        ends.append(config.sampler(policy)(context, noise))
         assert len(calls) == config.nfe == 11
     assert torch.equal(ends[0], ends[1])
 
@@ -90,7 +89,7 @@ def test_the_solver_and_the_grid_are_options_of_couplings(
     monkeypatch.setattr(
         tiny_policy, "velocity", lambda x, t, c: times.append(float(t[0])) or velocity(x, t, c)
     )
-    found = endpoints(tiny_policy, context, noise, config)
+    found = config.sampler(tiny_policy)(context, noise)
     assert times == pytest.approx([1.0, 25 / 32, 9 / 16, 1 / 4, 1 / 16])
     assert len(times) == config.nfe == 5
     with torch.no_grad():
@@ -99,7 +98,7 @@ def test_the_solver_and_the_grid_are_options_of_couplings(
         )
     assert torch.equal(found, expected)
     ways = [
-        endpoints(tiny_policy, context, noise, other)
+        other.sampler(tiny_policy)(context, noise)
         for other in (CouplingConfig(num_steps=4), CouplingConfig(num_steps=4, grid_power=2.0))
     ]
     assert not torch.equal(ways[0], ways[1])
@@ -155,7 +154,7 @@ def test_a_buffer_at_any_step_is_a_pure_function_of_seed_and_step(
         batch = walked.batch(step)
     list(jumped.fill(4))
     again = jumped.batch(4)
-    assert walked.first_block(4) == 4
+    assert walked.window.held(4).start == 4
     assert torch.equal(batch.noise, again.noise)
     assert torch.equal(batch.endpoint, again.endpoint)
     assert batch.context is not None
@@ -190,7 +189,7 @@ def test_training_begins_before_the_buffer_is_whole(tiny_policy: SmolVLAFlowPoli
 def test_couplings_are_used_as_often_as_asked(tiny_policy: SmolVLAFlowPolicy, split: Split) -> None:
     buffer = make_buffer(tiny_policy, split, config=BufferConfig(12, 2, 3, 4))
     # 8 couplings a block, used 3 times each at 8 a step: one block is replaced every 3 steps.
-    assert [buffer.first_block(step) for step in range(7)] == [0, 0, 0, 1, 1, 1, 2]
+    assert [buffer.window.held(step).start for step in range(7)] == [0, 0, 0, 1, 1, 1, 2]
     made = []
     for step in range(7):
         made += list(buffer.fill(step))
@@ -201,7 +200,7 @@ def test_couplings_are_used_as_often_as_asked(tiny_policy: SmolVLAFlowPolicy, sp
 def test_blocks_walk_through_all_observations(tiny_policy: SmolVLAFlowPolicy, split: Split) -> None:
     buffer = make_buffer(tiny_policy, split)
     count = len(split.train)
-    walk = [index for block in range(2 * count) for index in buffer.maker.observation_indices(block)]
+    walk = [index for block in range(2 * count) for index in buffer.observation_indices(block)]
     for epoch in range(4):
         assert sorted(walk[epoch * count : (epoch + 1) * count]) == list(range(count))
     assert walk[:count] != walk[count : 2 * count]
@@ -364,13 +363,13 @@ def test_more_noises_go_where_endpoints_spread(tiny_policy: SmolVLAFlowPolicy, s
     assert counts.min() >= 8
     assert counts.max() > counts.min()
     assert counts.sum() == 8 * 16
-    spread = buffer.maker._spread(block.endpoint[:64].unflatten(0, (8, 8)))
+    spread = buffer._spread(block.endpoint[:64].unflatten(0, (8, 8)))
     expected = 8 + 64 * spread / spread.sum()
     assert (counts - expected).abs().max() < 4 * expected.sqrt().max()
     # Every coupling belongs to the observation that it says.
     with torch.no_grad():
-        again = endpoints(
-            tiny_policy, block.context.index(block.observation), block.noise, CouplingConfig(num_steps=2)
+        again = CouplingConfig(num_steps=2).sampler(tiny_policy)(
+            block.context.index(block.observation), block.noise
         )
     torch.testing.assert_close(again, block.endpoint, rtol=1e-4, atol=1e-5)
     plain = make_buffer(tiny_policy, split, config=BufferConfig(8, 16, 1, 8, adaptive_share=0.0))
@@ -397,7 +396,7 @@ def test_spread_weights_the_observations(tiny_policy: SmolVLAFlowPolicy, split: 
     ends = torch.zeros(3, 4, *tiny_policy.chunk.shape)
     ends[1, :2, :, :2], ends[1, 2:, :, :2] = 1.0, -1.0
     ends[2, :, :, 2:] = torch.randn(4, 8, 4)  # padded dimensions do not count
-    spread = buffer.maker._spread(ends)
+    spread = buffer._spread(ends)
     assert spread.argmax() == 1
     assert spread[0] == spread[2] == 1e-12
 
@@ -428,9 +427,6 @@ def test_a_buffer_that_does_not_fit_is_refused(
         in said
     )
     assert said.endswith("; give --buffer.num_observations=12.")
-    # Half of the noises are enough where the encoded observations alone fit.
-    said = refused(7 * block.num_bytes - 3.5 * block.coupling_bytes)
-    assert said.endswith(" or --buffer.noises_per_observation=1.")
     # A step of 24 couplings needs three blocks.
     said = refused(1.5 * block.num_bytes, batch_size=24)
     assert said.endswith("give a lower --batch_size (a step draws 24 couplings) or use a larger device.")
@@ -485,11 +481,9 @@ def test_a_containers_limit_counts(tmp_path: Path) -> None:
 
 def test_memory_is_the_least_of_machine_and_container(monkeypatch: pytest.MonkeyPatch) -> None:
     machine, cpu = psutil.virtual_memory(), torch.device("cpu")
-    monkeypatch.setattr(
-        device_memory, "container_limits", lambda: [(machine.total * 2, 0), (1000, 600), (700, 750)]
-    )
+    monkeypatch.setattr("container_limits", lambda: [(machine.total * 2, 0), (1000, 600), (700, 750)])
     assert (total_memory(cpu), free_memory(cpu)) == (700, 0)
-    monkeypatch.setattr(device_memory, "container_limits", list)
+    monkeypatch.setattr(memory, "container_limits", list)
     assert total_memory(cpu) == machine.total
     assert free_memory(cpu) > 700
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chordflow.couplings.order import Window
+from chordflow.couplings.buffer import Window
 
 
 def draws(window: Window, steps: int) -> dict[int, float]:

@@ -23,15 +23,15 @@ from torch import Tensor
 from chordflow.cli.main import main
 from chordflow.couplings import BufferConfig, CouplingBatch, CouplingBuffer, CouplingConfig, Share
 from chordflow.couplings.making import BlockMaker
+from chordflow.couplings.memory import enough_memory
 from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
 from chordflow.training.checkpoints import check_same_size
-from chordflow.training.distributed import current
-from chordflow.training.memory import enough_memory, enough_memory_to_make, enough_memory_to_step
+from chordflow.training.distributed import Wrapped, current
+from chordflow.training.loop import read_metrics
 from chordflow.training.methods import ConsistencyMethodConfig
-from chordflow.training.metrics import read_metrics
 from chordflow.training.optimizers import SOAPConfig
-from chordflow.training.wrapping import Wrapped
+from chordflow.training.steps import enough_memory_to_step
 from distributed_worker import REFLOW, SOAP, STEPS, AsOne, copy_until, reflow, train_gaussian
 from gaussian_policy import GaussianFlowPolicy
 from gaussian_setup import AffineStudent, make_observations, make_policy
@@ -294,11 +294,14 @@ def test_two_processes_stop_after_the_same_round(
 # Gradient accumulation
 
 
+ONE = Share()
+
+
 def gaussian_buffer(
     batch_size: int,
     *,
     parts: int = 1,
-    share: Share | None = None,
+    share: Share = ONE,
     num_observations: int = 8,
     uses: int | None = 1,
     observations: int = 8,
@@ -374,7 +377,7 @@ def test_one_process_draws_evenly_from_the_whole_buffer() -> None:
     """The bits of a run in one process are what they were before processes drew apart."""
     buffer = gaussian_buffer(12, num_observations=16, observations=16)
     fill(buffer, 3)
-    first, order = buffer.first_block(3), torch.randperm(64, generator=generator(3, "batch", 3))
+    first, order = buffer.window.held(3).start, torch.randperm(64, generator=generator(3, "batch", 3))
     chosen = order[:12].sort().values
     expected = torch.stack([buffer._blocks[first + n // 16].noise[n % 16] for n in chosen.tolist()])
     assert torch.equal(buffer.batch(3).noise, expected)
@@ -440,9 +443,9 @@ def test_an_optimiser_that_needs_whole_matrices_is_refused_with_fsdp2(
         sharded = property(lambda self: True, lambda self, value: None)  # type: ignore[assignment]
 
     monkeypatch.setattr("chordflow.training.steps.Wrapped", Sharded)
-    monkeypatch.setattr("chordflow.training.wrapping._check_launch", lambda *_: None)
-    monkeypatch.setattr("chordflow.training.wrapping.fully_shard", lambda *_, **__: None)
-    monkeypatch.setattr("chordflow.training.wrapping._check_wrapped", lambda *_: None)
+    monkeypatch.setattr("chordflow.training.distributed._check_launch", lambda *_: None)
+    monkeypatch.setattr("chordflow.training.distributed.fully_shard", lambda *_, **__: None)
+    monkeypatch.setattr("chordflow.training.distributed.Wrapped._check", lambda *_: None)
     with pytest.raises(UserError, match=r"optimizer.type=soap: it needs whole matrices"):
         train_gaussian(tmp_path / "run", batch_size=4, optimizer=SOAPConfig())
 
@@ -567,17 +570,18 @@ def test_out_of_memory_names_what_to_halve(tmp_path: Path, monkeypatch: pytest.M
     with monkeypatch.context() as patched:
         patched.setattr(BlockMaker, "noise", short)
         assert what("noise").endswith(
-            "while 4 observations got their noises at a time; give --buffer.block_size=2."
+            "while 4 observations were prepared at a time; give --buffer.block_size=2."
         )
     monkeypatch.setattr(GaussianFlowPolicy, "encode", encode)
-    assert what("encode").endswith("while 4 observations were encoded at a time; give --buffer.block_size=2.")
+    assert what("encode").endswith(
+        "while 4 observations were prepared at a time; give --buffer.block_size=2."
+    )
 
 
 @pytest.mark.parametrize(
     ("modes", "memory", "batch_size", "stored", "option"),
     [
-        (1, 5_000, 6, False, "--buffer.noises_per_observation=2."),
-        # Whose noises are settled, in whole blocks.
+        (1, 5_000, 6, False, "--buffer.num_observations=4."),
         (1, 5_000, 6, True, "--buffer.num_observations=4."),
         (20, 10_000, 6, False, "--buffer.num_observations=4."),
         (20, 100_000, 6, False, "--batch_size=3 "),
@@ -596,10 +600,10 @@ def test_a_buffer_that_fills_the_memory_is_what_to_halve(
     next(iter(buffer.fill(0)))
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=memory))
     if stored:
-        monkeypatch.setattr(buffer.maker, "source", object())
+        monkeypatch.setattr(buffer, "source", object())
     with (
         pytest.raises(UserError, match=r"GiB on cpu for the buffer|trained on at a time") as caught,
-        enough_memory(buffer),
+        buffer.enough_memory(),
     ):
         short()
     assert option in str(caught.value)
@@ -614,11 +618,11 @@ def test_noises_that_do_not_fit_are_what_to_halve(monkeypatch: pytest.MonkeyPatc
     words = (
         "while 40 noises of every observation were made at a time; give --buffer.noises_per_observation=20"
     )
-    with pytest.raises(UserError, match=words), enough_memory(buffer):
+    with pytest.raises(UserError, match=words), buffer.enough_memory():
         next(iter(buffer.fill(0)))
     context: Any = None
-    with pytest.raises(UserError, match=words), enough_memory_to_make(buffer.maker, lambda: 0):
-        buffer.maker.solve(0, context)
+    with pytest.raises(UserError, match=words), enough_memory(torch.device("cpu"), str), buffer.in_memory():
+        buffer.solve(0, context)
 
 
 def test_soaps_matrices_are_what_to_halve() -> None:

@@ -27,7 +27,6 @@ from chordflow.flow.seeds import generator
 from chordflow.policies import Context, Role, VelocityModule
 from chordflow.policies.sampling import Sampler
 from chordflow.training.loop import train
-from chordflow.training.losses import LossConfig, MeanSquaredError, PseudoHuber
 from chordflow.training.methods import (
     ConsistencyMethodConfig,
     EndpointMethodConfig,
@@ -38,9 +37,9 @@ from chordflow.training.methods import (
     SnapFlowMethodConfig,
 )
 from chordflow.training.methods.base import chosen_rows
+from chordflow.training.objective import BetaTimes, LossConfig, MeanSquaredError, PseudoHuber, UniformTimes
 from chordflow.training.optimizers import AdamWConfig
 from chordflow.training.steps import LoopConfig
-from chordflow.training.times import BetaTimes, UniformTimes
 from demonstrations import make_demonstrations
 from gaussian_policy import GaussianConfig, GaussianContext, GaussianFlowPolicy
 from gaussian_setup import AffineStudent, euler, euler_factor, make_policy
@@ -171,10 +170,10 @@ def test_the_teacher_is_asked_only_for_what_a_method_needs(
     monkeypatch.setattr(policy, "velocity", lambda x, t, c: calls.append(len(x)) or velocity(x, t, c))
     batch = filled_batch(policy, method.needs)
     # 32 couplings by four Euler steps.
-    assert sum(calls) == (128 if method.needs_couplings else 0)
-    assert (batch.demonstrations is not None) == method.needs_actions
-    assert (batch.path is not None) == method.needs_paths
-    assert len(batch.endpoint) == (8 if method.needs_couplings else 0)
+    assert sum(calls) == (128 if method.needs.couplings else 0)
+    assert (batch.demonstrations is not None) == method.needs.actions
+    assert (batch.path is not None) == method.needs.paths
+    assert len(batch.endpoint) == (8 if method.needs.couplings else 0)
     assert len(batch.noise) == 8
 
 
@@ -371,9 +370,7 @@ def trained(
         teacher, method.needs, BufferConfig(observations, 4, None, 256), observations, batch_size=256,
         coupling=euler(5),
     )  # fmt: skip
-    config_ = LoopConfig(
-        steps=steps, batch_size=256, seed=3, log_freq=100, save_freq=0, optimizer=AdamWConfig(lr=1e-2)
-    )
+    config_ = LoopConfig(steps=steps, seed=3, log_freq=100, save_freq=0, optimizer=AdamWConfig(lr=1e-2))
     train(config_, student, trainable, buffer, method, output, lambda folder, _: folder.mkdir(parents=True))
     student.module.requires_grad_(False)
     context = student.encode({"observation.state": torch.randn(64, 2, generator=generator("new"))})
@@ -477,7 +474,7 @@ def test_a_share_of_real_data_pulls_towards_demonstrations(tmp_path: Path) -> No
     batch = filled_batch(make_policy(), Needs(actions=True))
     one = ReflowMethodConfig(real_data_share=0.9, times=UniformTimes(at_noise=1.0)).build()
     assert one.step_counts is None
-    assert one.needs_actions
+    assert one.needs.actions
     seen: list[Tensor] = []
 
     def velocity(x_t: Tensor, t: Tensor, **_: object) -> Tensor:

@@ -15,7 +15,7 @@ from chordflow.flow.seeds import generator
 from chordflow.policies import VelocityModule
 from chordflow.training.methods import ReflowMethodConfig
 from chordflow.training.methods.base import chosen_rows
-from chordflow.training.times import UniformTimes
+from chordflow.training.objective import UniformTimes
 from demonstrations import make_demonstrations
 from gaussian_policy import GaussianConfig
 from gaussian_setup import AffineStudent, euler, make_policy

@@ -29,13 +29,9 @@ from chordflow.policies import FlowPolicy, Role, VelocityModule, load_flow_polic
 from chordflow.policies.base import PREFIX_ROLES
 from chordflow.policies.sampling import Sampler
 from chordflow.training.checkpoints import TrainingState, load_checkpoint
-from chordflow.training.loop import Progress, Trained, train
+from chordflow.training.loop import Trained, read_metrics, train
 from chordflow.training.methods import Method, MethodConfig, ReflowMethod, ReflowMethodConfig
-from chordflow.training.metrics import read_metrics
-from chordflow.training.optimizers import AdamWConfig, OptimizerConfig, SOAPConfig
-from chordflow.training.steps import EMAConfig, LoopConfig, SchedulerConfig
-from chordflow.training.student import StudentInit, make_student, shares_prefix
-from chordflow.training.times import (
+from chordflow.training.objective import (
     BetaTimes,
     ExponentialTimes,
     LogitNormalTimes,
@@ -43,6 +39,9 @@ from chordflow.training.times import (
     UniformTimes,
     UShapedTimes,
 )
+from chordflow.training.optimizers import AdamWConfig, OptimizerConfig, SOAPConfig
+from chordflow.training.steps import EMAConfig, LoopConfig, Passed, SchedulerConfig
+from chordflow.training.student import StudentInit, make_student, shares_prefix
 from closed_forms import GaussianFlow
 from gaussian_policy import GaussianConfig, GaussianContext, GaussianFlowPolicy
 from gaussian_setup import AffineStudent, euler, euler_factor, make_observations, make_policy
@@ -58,7 +57,7 @@ class Run:
     student: AffineStudent
     trainable: dict[str, nn.Parameter]
     trained: Trained
-    progress: list[Progress]
+    progress: list[Passed]
     weights: list[dict[str, Tensor]]
     saved: dict[Path, dict[str, Tensor]]
 
@@ -80,7 +79,7 @@ def run(
     teacher = teacher or make_policy()
     student = AffineStudent(copy.deepcopy(teacher.config))
     trainable = student.train_roles([Role.ACTION_HEAD])
-    seen: list[Progress] = []
+    seen: list[Passed] = []
     weights: list[dict[str, Tensor]] = []
     saved: dict[Path, dict[str, Tensor]] = {}
 
@@ -91,12 +90,12 @@ def run(
         )
         saved[folder.parent] = {name: tensor.clone() for name, tensor in given.items()}
 
-    def on_step(progress: Progress) -> None:
+    def on_step(progress: Passed, _rate: float) -> None:
         seen.append(progress)
         weights.append({name: parameter.detach().clone() for name, parameter in trainable.items()})
 
     config = LoopConfig(
-        steps=steps, batch_size=batch_size, seed=3, log_freq=2, save_freq=save_freq,
+        steps=steps, seed=3, log_freq=2, save_freq=save_freq,
         **{"optimizer": AdamWConfig(lr=1e-3), **options},
     )  # fmt: skip
     trained = train(
@@ -254,7 +253,9 @@ def test_a_coupling_is_used_about_as_often_as_asked(uses: int) -> None:
         drawn.update(buffer.batch(step).noise.flatten().tolist())
     # Blocks of the first filling leave early, and those still resident have not had their time.
     whole = [
-        blocks[number] for number in blocks if buffer.num_blocks <= number < buffer.first_block(last - 1)
+        blocks[number]
+        for number in blocks
+        if buffer.num_blocks <= number < buffer.window.held(last - 1).start
     ]
     assert len(whole) > 40
     counts = torch.tensor([drawn[noise] for block in whole for noise in block], dtype=torch.float64)

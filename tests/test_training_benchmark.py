@@ -177,9 +177,7 @@ def test_a_step_is_the_training_loops_own(scripts: dict[str, ModuleType]) -> Non
     (mine, own), (_, fresh) = student(), student()
     step, couplings = loops.TrainingStep(mine, own, AdamWConfig(lr=1e-3), seed=3), source()
     looped, expected = student()
-    config = LoopConfig(
-        steps=20, batch_size=8, seed=3, optimizer=AdamWConfig(lr=1e-3), scheduler=SchedulerConfig(1)
-    )
+    config = LoopConfig(steps=20, seed=3, optimizer=AdamWConfig(lr=1e-3), scheduler=SchedulerConfig(1))
     for passed in Training(config, looped, expected, source(), ReflowMethodConfig().build()).run():
         list(couplings.fill(passed.step - 1))
         loss = step(couplings, passed.step - 1, passed.lr / 1e-3)

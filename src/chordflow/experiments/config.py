@@ -201,7 +201,7 @@ class ReflowJobConfig:
         if self.observations == ObservationSource.ROLLOUT:
             check_no_demonstrations(
                 self.method.get_choice_name(type(self.method)),
-                needs_actions=method.needs_actions,
+                needs_actions=method.needs.actions,
                 store=self.couplings.path,
             )
             if self.buffer.uses_per_coupling is None:

@@ -19,19 +19,22 @@ from chordflow import stopping
 from chordflow.checks import check_fields
 from chordflow.console import Bar, bar, say
 from chordflow.couplings import TOLERANCE_S, BufferConfig, CouplingConfig, DatasetConfig, open_split
-from chordflow.couplings.device_memory import stage
 from chordflow.couplings.making import BlockMaker
+from chordflow.couplings.memory import ShortOfMemoryError, enough_memory
 from chordflow.couplings.store import (
     MANIFEST,
     BrokenBlockError,
     Manifest,
+    begin,
     finished,
+    how_to_go_on,
+    one_job,
     read_block,
     read_manifest,
     remake_command,
     shard_name,
+    write_block,
 )
-from chordflow.couplings.store_writer import begin, how_to_go_on, one_job, write_block
 from chordflow.errors import UserError
 from chordflow.experiments.provenance import device_name, refuse_student_of_few_steps, weights_sha256
 from chordflow.experiments.stored_couplings import made_with
@@ -39,7 +42,6 @@ from chordflow.policies import Context, FlowPolicy, load_flow_policy, resolve_ch
 from chordflow.results.schema import installed_versions
 from chordflow.results.wording import size
 from chordflow.training.distributed import Processes, current
-from chordflow.training.memory import enough_memory_to_make
 
 
 @dataclass
@@ -192,7 +194,7 @@ def couple(config: CoupleConfig) -> Path:
         # Before the first process has begun the store, or has refused to, no other looks at it.
         processes.wait()
         stack.enter_context(stopping.says(lambda: how_to_go_on(config.output_dir)))
-        stack.enter_context(enough_memory_to_make(maker, lambda: finished(config.output_dir)))
+        stack.enter_context(enough_memory(teacher.device, job.advice))
         job.run(read_manifest(config.output_dir, "output_dir"))
         processes.wait()
     say(f"Done in {time.perf_counter() - started:.0f} s.")
@@ -224,7 +226,7 @@ class _Job:
         """
         self.manifest = manifest
         numbers: deque[int] = deque()
-        with bar("couplings") as progress:
+        with bar("couplings") as progress, self.maker.in_memory():
             order = self._missing(numbers, progress)
             for items in self.maker.observations.stream(order, self.config.num_workers):
                 self._make(numbers.popleft(), items)
@@ -246,13 +248,12 @@ class _Job:
 
     @torch.no_grad()
     def _make(self, number: int, items: dict[str, Any]) -> None:
-        with stage("encode"):
-            context = self.teacher.encode(self.teacher.preprocess(items)).detach()
+        context = self.teacher.encode(self.teacher.preprocess(items)).detach()
         kept = context if self.config.store_context else None
         if not self.announced:
             self._announce(kept)
             self.announced = True
-        solved = self.maker.solve(number, context)
+        solved, _ = self.maker.solve(number, context)
         with stopping.held():
             write_block(self.folder, number, self.maker.observation_indices(number), solved, kept)
 
@@ -302,6 +303,12 @@ class _Job:
             f"output_dir={self.folder}: the blocks that are to be made take {size(each * missing)}, but {size(free)} "
             f"are free there; lower {advice},{without} or choose a folder on another disk."
         )
+
+    def advice(self, short: ShortOfMemoryError | None) -> str:
+        """What was being done when memory ran out, and what to do."""
+        if short is None or short.size == 1 or not finished(self.folder):
+            return str(short or "while couplings were made; use a larger device")
+        return f"{short} for a new store in another --output_dir: the blocks of one store are all of one kind"
 
     def _show(self, progress: Bar) -> None:
         """Another block of this process is there; the other processes have as many, give or take one."""

@@ -40,13 +40,10 @@ from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint
 from chordflow.results.schema import STUDENT, CouplingSummary, LossCurve, Results
 from chordflow.results.wording import plural
 from chordflow.training.checkpoints import check_same_size
-from chordflow.training.distributed import Processes, current
-from chordflow.training.loop import Progress, Trained, train
-from chordflow.training.memory import enough_memory
+from chordflow.training.distributed import Processes, current, fsdp_is_asked_for
+from chordflow.training.loop import METRICS, Trained, read_metrics, train
 from chordflow.training.methods import Method
-from chordflow.training.metrics import METRICS, read_metrics
-from chordflow.training.steps import check_sharding
-from chordflow.training.wrapping import fsdp_is_asked_for
+from chordflow.training.steps import Passed, check_sharding
 
 RESULTS = "results.json"
 
@@ -121,7 +118,7 @@ def begun(config: ReflowJobConfig, command: list[str], resume_from: Path | None)
         config.dataset,
         teacher,
         tolerance_s=config.tolerance_s,
-        actions=config.method.build().needs_actions,
+        actions=config.method.build().needs.actions,
         held_out=held_out,
         judged=judged,
     )
@@ -237,7 +234,7 @@ def _train(
     # From here on, what fails leaves checkpoints.
     stack.enter_context(resumable(config.output_dir))
     begin = min(start, config.steps - 1)
-    with bar("couplings") as progress, enough_memory(buffer):
+    with bar("couplings") as progress, buffer.enough_memory():
         for done in buffer.fill(begin):
             progress.update(done, len(buffer.held_blocks(begin)), _megabytes(buffer.num_bytes))
     (buffer_bytes,) = processes.sum([buffer.num_bytes])
@@ -249,11 +246,11 @@ def _train(
     )
     with bar("training") as progress:
 
-        def show(step: Progress) -> None:
+        def show(passed: Passed, rate: float) -> None:
             on_step()
-            observations.step = step.step
-            note = f"loss {step.loss:.5f}, lr {step.lr:.1e}, {step.samples_per_second:,.0f} samples/s"
-            progress.update(step.step, config.steps, note)
+            observations.step = passed.step
+            note = f"loss {passed.loss:.5f}, lr {passed.lr:.1e}, {rate:,.0f} samples/s"
+            progress.update(passed.step, config.steps, note)
 
         trained = train(
             job.loop_config(),
@@ -269,7 +266,7 @@ def _train(
     rollouts = observations.summary()
     if rollouts is not None:
         say(f"Acting:  {collected(rollouts)}")
-    if not method.needs_couplings:
+    if not method.needs.couplings:
         return trained, None
     # A window never shrinks: after the last step it is at its largest.
     (buffer_bytes,) = processes.sum([buffer.num_bytes])
@@ -301,7 +298,7 @@ def _step_size(config: ReflowJobConfig, processes: Processes) -> str:
 def _refuse_unused_points(config: ReflowJobConfig) -> None:
     """Not among the settings' own checks: several methods that are compared share them."""
     points = config.buffer.path_points
-    if points is not None and not config.method.build().needs_paths:
+    if points is not None and not config.method.build().needs.paths:
         raise UserError(
             f"buffer.path_points={points}: with these settings method "
             f"{config.method.get_choice_name(type(config.method))} does not train on states of the trajectory; leave "
@@ -311,12 +308,12 @@ def _refuse_unused_points(config: ReflowJobConfig) -> None:
 
 def _with_what(config: ReflowJobConfig, method: Method) -> str:
     """What the buffer holds beside each observation."""
-    if not method.needs_couplings:
+    if not method.needs.couplings:
         return (
             "with their demonstrations, no couplings (--coupling.* and --buffer.adaptive_share are not used)"
         )
     made = f"by {config.coupling.steps} {config.coupling.solver} steps"
-    shown = " and their demonstrations" if method.needs_actions else ""
+    shown = " and their demonstrations" if method.needs.actions else ""
     noises = config.buffer.noises_per_observation
     return f"x {noises} noises on average{config.buffer.sharing}, {made}{shown}"
 
