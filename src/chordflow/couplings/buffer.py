@@ -147,10 +147,7 @@ class CouplingBuffer(BlockMaker):
         return [block for block in self.window.held(step) if block % self.share.count == self.share.index]
 
     def fill(self, step: int) -> Iterator[int]:
-        """Makes this process's blocks for `step` that are not in memory; yields after each one.
-
-        Yields:
-            The number of blocks that are in memory.
+        """Makes this process's blocks for `step` that are not in memory; yields after each one how many are.
 
         Raises:
             UserError: if the buffer would not fit into memory.
@@ -216,15 +213,9 @@ class CouplingBuffer(BlockMaker):
         return self.batch_size * self.parts <= blocks // self.share.count * self.per_block
 
     def _check_fits(self, block: int, couplings: int, *, there: int) -> None:
-        """Looks ahead to the whole window.
+        """Raises UserError if the whole window would not fit into memory, of which blocks `there` take some already.
 
-        Args:
-            block: bytes that a block takes.
-            couplings: bytes of it that noises and endpoints take.
-            there: bytes that blocks take already.
-
-        Raises:
-            UserError: if the window would not fit into memory.
+        A block takes `block` bytes, of which `couplings` for noises and endpoints.
         """
         count = -(-self.num_blocks // self.share.count)
         free = free_memory(self.teacher.device)
@@ -245,11 +236,7 @@ class CouplingBuffer(BlockMaker):
         )
 
     def enough_memory(self) -> contextlib.AbstractContextManager[None]:
-        """Around the making of couplings and the training on them.
-
-        Raises:
-            UserError: where memory runs out, with the option to lower and its new value.
-        """
+        """Around the making of couplings and the training on them: a UserError names what to lower, and to what."""
         return enough_memory(self.teacher.device, self._advice)
 
     def _advice(self, short: ShortOfMemoryError | None) -> str:

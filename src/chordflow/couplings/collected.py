@@ -67,13 +67,7 @@ class About:
 
 
 def frames_of(values: dict[str, Tensor], tasks: list[str], history: int | None) -> Iterator[dict[str, Any]]:
-    """Observations as LeRobot stores them: T frames for each, images as bytes.
-
-    Args:
-        values: by key, (B, ...) or (B, T, ...); of the two indices, (B,).
-        tasks: their instructions.
-        history: see `About`.
-    """
+    """Observations, (B, ...) or (B, T, ...) by key, as LeRobot stores them: T frames for each, images as bytes."""
     for row, task in enumerate(tasks):
         for step in range(history or 1):
             frame: dict[str, Any] = {"task": task}
@@ -86,14 +80,7 @@ def frames_of(values: dict[str, Tensor], tasks: list[str], history: int | None) 
 def write_collection(
     folder: Path, number: int, frames: Sequence[dict[str, Any]], fps: int, about: About
 ) -> Collection:
-    """Writes a collection whole or not at all.
-
-    Args:
-        folder: of all collections of the run.
-        number: of this one.
-        frames: see `frames_of`.
-        fps: of the dataset that they will be mixed with.
-        about: how they were collected.
+    """Writes collection `number` of a run whole or not at all, to be mixed with a dataset of `fps` frames a second.
 
     Raises:
         UserError: if it cannot be written.
@@ -118,14 +105,7 @@ def write_collection(
 
 
 class Collection:
-    """A collection on disk.
-
-    Args:
-        folder: of all collections of the run.
-        number: of this one.
-
-    Attributes:
-        about: how it came about.
+    """Collection `number` on disk, in the folder of all collections of a run; `about` says how it came about.
 
     Raises:
         UserError: if it is not there, or not all of it.
@@ -157,12 +137,9 @@ def collection_path(folder: Path, number: int) -> Path:
 
 
 def known_collections(folder: Path, before_step: int) -> list[Collection]:
-    """The collections that a run had made before an optimiser step.
+    """The collections that a run had made before an optimiser step; UserError if one cannot be read.
 
     Those that it made later, at that very step too, are made anew and replaced as it comes to them again.
-
-    Raises:
-        UserError: if one cannot be read.
     """
     if any(folder.glob("collection_*.safetensors")):
         raise UserError(
@@ -223,11 +200,6 @@ class MixedObservations(Observations):
         """Which observations a block holds; makes the collections that it takes some from.
 
         What it answers depends on the arguments alone, and what a collection holds on when it is first needed.
-
-        Args:
-            number: of the block, from 0.
-            size: observations of each block.
-            seed: of the orders.
         """
         if self._walks is None or self._walks[0] != seed:
             recorded = Walk(len(self.frames), seed, "order")
@@ -266,16 +238,13 @@ class MixedObservations(Observations):
 def as_recorded(
     observed: Mapping[str, Tensor], item: Mapping[str, Any], policy: FlowPolicy, name: str
 ) -> dict[str, Tensor]:
-    """The observations of an environment as a dataset has them.
+    """The observations of an environment, (B, ...), as a dataset has them: all that both have, by its names.
 
     Args:
-        observed: of the environment, (B, ...).
+        observed: of the environment.
         item: one of the dataset.
         policy: who looks at both; its names tell which are the same.
         name: of the environment, for messages.
-
-    Returns:
-        All that both have, by the dataset's names, (B, ...).
 
     Raises:
         UserError: if only one of them has something that the policy looks at, or sizes differ.
@@ -306,13 +275,7 @@ def as_recorded(
 
 
 def check_finite(values: Mapping[str, Tensor], seeds: list[int], name: str) -> None:
-    """Raises UserError for the first number of `values` (B, ...) that is NaN or infinite.
-
-    Args:
-        values: by key.
-        seeds: of their episodes, B.
-        name: of the environment.
-    """
+    """Raises UserError for the first of `values` (B, ...) that is NaN or infinite, naming the seed of its episode."""
     for key, value in values.items():
         finite = value.isfinite().reshape(len(value), -1).all(dim=1)
         if not finite.all():

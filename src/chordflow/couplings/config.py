@@ -54,12 +54,7 @@ class CouplingConfig:
         return get_solver(self.solver).nfe(self.steps)
 
     def settle(self, deployed: int) -> None:
-        """Writes the default out, now that the teacher is known.
-
-        Args:
-            deployed: steps that it takes when deployed; one where it is itself a student of one step, whose
-                couplings take the least.
-        """
+        """Writes the default out, now that the steps that the teacher takes when deployed are known."""
         if self.num_steps is None:
             self.num_steps = max(self._least, deployed)
 
@@ -68,10 +63,7 @@ class CouplingConfig:
         return Sampler(teacher, self.steps, self.solver, self.grid_power)
 
     def kept_steps(self, points: int | None) -> frozenset[int]:
-        """The steps before which a trajectory's state is kept: the first, and others spread evenly.
-
-        Args:
-            points: how many states are kept beside the noise; None keeps all.
+        """The steps before which a trajectory's state is kept: the first and `points` others, spread evenly, or all.
 
         Raises:
             UserError: where the solver does not pass through so many, or through none.

@@ -148,11 +148,7 @@ class BlockMaker:
 
     @torch.no_grad()
     def solve(self, number: int, context: Context) -> tuple[Solved, Path | None]:
-        """Asks the teacher for a block's endpoints, and for the ways there where they are needed.
-
-        Args:
-            number: of the block.
-            context: of its observations, by the teacher.
+        """Asks the teacher, with its context, for block `number`'s endpoints, and the ways there where they are needed.
 
         Raises:
             UserError: if an endpoint is not finite.

@@ -53,14 +53,9 @@ def sized_by(option: str, size: int, doing: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def enough_memory(device: torch.device, advice: Callable[[ShortOfMemoryError | None], str]) -> Iterator[None]:
-    """Makes one sentence of an error of memory that runs out.
+    """Makes one UserError of an error of memory that runs out.
 
-    Args:
-        device: whose memory it is.
-        advice: what was being done and what to do, given the work that ran out of memory, where that is known.
-
-    Raises:
-        UserError: where memory runs out.
+    `advice` says what was being done and what to do, given the work that ran out of memory, where that is known.
     """
     try:
         yield
@@ -74,11 +69,7 @@ def enough_memory(device: torch.device, advice: Callable[[ShortOfMemoryError | N
 def enough_memory_at(
     option: str, size: int, doing: str, device: torch.device
 ) -> contextlib.AbstractContextManager[None]:
-    """Around work whose memory follows a single setting; see `sized_by`.
-
-    Raises:
-        UserError: where memory runs out, with half the setting's value.
-    """
+    """Around work whose memory follows a single setting (see `sized_by`): a UserError names half its value."""
     return enough_memory(device, lambda _: str(ShortOfMemoryError(option, size, doing)))
 
 
@@ -101,10 +92,6 @@ def total_memory(device: torch.device) -> int:
 
 def container_limits(membership: Path = _MEMBERSHIP, mount: Path = _CGROUPS) -> Iterator[tuple[int, int]]:
     """The limits of all control groups that this process is in: psutil tells of the whole machine alone.
-
-    Args:
-        membership: the file that says which groups those are.
-        mount: where the groups' files are.
 
     Yields:
         Bytes that may be taken, and bytes that are, but for files in the page cache that the kernel would give up;

@@ -61,12 +61,7 @@ class DatasetConfig:
 
 
 class Walk:
-    """An endless walk through reshuffled passes over `count` things; each place of it can be asked for by itself.
-
-    Args:
-        count: how many there are.
-        names: what the order is drawn from (see `flow.seeds`).
-    """
+    """An endless walk through reshuffled passes over `count` things, whose order is drawn from `names`."""
 
     def __init__(self, count: int, *names: int | str) -> None:
         self.count = count
@@ -83,12 +78,9 @@ class Walk:
 
 
 class Observations(Dataset[dict[str, Any]]):
-    """The frames of some episodes.
+    """Frames of a LeRobotDataset of all episodes or of some, by their indices among the frames of all.
 
-    Args:
-        dataset: a LeRobotDataset, of all episodes or of some.
-        frames: their indices among the frames of all episodes.
-        actions: whether the demonstrated actions come along, as the dataset was opened to give them.
+    With `actions` the demonstrated ones come along, as the dataset was opened to give them.
     """
 
     def __init__(self, dataset: LeRobotDataset, frames: Sequence[int], *, actions: bool = False) -> None:
@@ -121,13 +113,7 @@ class Observations(Dataset[dict[str, Any]]):
         return kept
 
     def of_block(self, number: int, size: int, seed: int) -> list[int]:
-        """Which observations a block of couplings holds: a walk through reshuffled passes over all of them.
-
-        Args:
-            number: of the block, from 0.
-            size: observations of each block.
-            seed: of the order.
-        """
+        """The observations of block `number` of blocks of `size`: a walk through reshuffled passes over all of them."""
         if self._walk is None or self._walk.names != (seed, "order"):
             self._walk = Walk(len(self), seed, "order")
         return [self._walk[position] for position in range(number * size, (number + 1) * size)]
@@ -135,10 +121,8 @@ class Observations(Dataset[dict[str, Any]]):
     def check_states(self) -> None:
         """Looks through every frame's vectors at once, so that a run does not fail on its last frame.
 
-        Images are looked at as they are read.
-
         Raises:
-            UserError: naming the first value that is not finite.
+            UserError: naming the first value that is not finite; images are looked at as they are read.
         """
         table = self.dataset.hf_dataset.with_format("numpy")
         rows = np.asarray(self.rows)
@@ -164,9 +148,7 @@ class Observations(Dataset[dict[str, Any]]):
     def stream(self, batches: Iterable[Sequence[int]], num_workers: int = 0) -> Iterator[dict[str, Any]]:
         """Collated batches of the given observations; which, may be decided as they are read.
 
-        Args:
-            batches: indices into these observations, a sequence a batch. Workers ask for two each ahead.
-            num_workers: processes that read ahead; what is returned, and in which order, does not depend on it.
+        What is returned, and in which order, does not depend on the number of workers; each asks for two batches ahead.
 
         Raises:
             UserError: where an observation cannot be read or is not finite, or a worker dies.
@@ -369,11 +351,7 @@ def open_split(
 
 
 def check_fits(metadata: LeRobotDatasetMetadata, policy: FlowPolicy) -> None:
-    """Makes sure that a dataset has what a checkpoint looks at.
-
-    Raises:
-        UserError: for missing cameras or another size of state or action.
-    """
+    """Refuses a dataset without the cameras that a checkpoint looks at, or with another size of state or action."""
     where, features = f"dataset.repo_id={metadata.repo_id}", metadata.features
     absent = check_inputs(policy, {key: feature["shape"] for key, feature in features.items()}, where)
     if absent:
@@ -393,7 +371,7 @@ def check_fits(metadata: LeRobotDatasetMetadata, policy: FlowPolicy) -> None:
 def _timestamps(
     policy: FlowPolicy, metadata: LeRobotDatasetMetadata, *, actions: bool
 ) -> dict[str, list[float]] | None:
-    """Seconds from now, as LeRobot's own training asks for them, of what is looked at."""
+    """Seconds from now of what is looked at, as LeRobot's own training asks for them."""
     looked_at = {
         key: policy.observation_delta_indices for key in metadata.features if key.startswith(OBS_PREFIX)
     }

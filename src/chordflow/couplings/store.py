@@ -87,11 +87,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: bytes, path: Path) -> Manifest:
-        """The manifest in a file's bytes.
-
-        Raises:
-            UserError: if they are none, or of a newer layout.
-        """
+        """The manifest in a file's bytes; UserError if they are none, or of a newer layout."""
         try:
             content = json.loads(data)
             if (layout := int(content["layout"])) <= LAYOUT:
@@ -136,11 +132,7 @@ def finished(folder: Path) -> int:
 
 
 def read_manifest(folder: Path, option: str = "couplings.path") -> Manifest:
-    """A store's manifest.
-
-    Args:
-        folder: the store's.
-        option: the one that the folder came from, for messages.
+    """The manifest of a store whose folder came from `option`.
 
     Raises:
         UserError: if there is none, or it cannot be used.
@@ -179,11 +171,7 @@ def difference(wanted: Mapping[str, Any], found: Mapping[str, Any], prefix: str 
 
 
 def read_block(folder: Path, number: int, manifest: Manifest) -> dict[str, Tensor]:
-    """A block's tensors, on the CPU.
-
-    Raises:
-        BrokenBlockError: if it is missing, or not as it was written.
-    """
+    """A block's tensors, on the CPU; BrokenBlockError if it is missing, or not as it was written."""
     try:
         data = (folder / shard_name(number)).read_bytes()
     except FileNotFoundError as error:
@@ -272,14 +260,7 @@ def begin(folder: Path, wanted: Manifest) -> None:
 def write_block(
     folder: Path, number: int, observations: list[int], solved: Solved, context: Context | None
 ) -> None:
-    """Writes a block.
-
-    Args:
-        folder: the store's.
-        number: of the block, which no other process makes.
-        observations: indices of the O observations that it was made on.
-        solved: what the teacher was asked for.
-        context: of the O observations, where it is to be stored.
+    """Writes a block that no other process makes, with the indices of its O observations, and their context if stored.
 
     Raises:
         UserError: if it cannot be written; all blocks before it stand.
@@ -349,9 +330,7 @@ class CouplingStore:
     def check(self, max_bytes: int = 4 << 30) -> None:
         """Makes sure before a training that its blocks are there.
 
-        Args:
-            max_bytes: up to which size of the whole every file is read and its checksum taken; beyond it the
-                files' sizes have to do, and each is checked when it is read.
+        Up to `max_bytes` in all every file is read and its checksum taken; beyond, files are checked as they are read.
 
         Raises:
             UserError: naming the first block that is not as it was written.
@@ -375,14 +354,10 @@ class CouplingStore:
                 raise self._damaged(number, error) from error
 
     def read(self, number: int, observations: list[int]) -> tuple[Solved, Context | None]:
-        """A block, on the CPU.
-
-        Args:
-            number: of the block, below `num_blocks`.
-            observations: indices of those that it should have been made on.
+        """A block, on the CPU, and its context where it is stored.
 
         Raises:
-            UserError: where it is missing, damaged, or of other observations.
+            UserError: where it is missing, damaged, or not of these observations.
         """
         try:
             tensors = read_block(self.folder, number, self.manifest)

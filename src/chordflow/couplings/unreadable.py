@@ -55,11 +55,7 @@ def not_read(dataset: LeRobotDataset, row: int, error: Exception) -> UserError:
 
 
 def collated(items: list[dict[str, Any]]) -> Any:
-    """Observations as a batch.
-
-    Raises:
-        UserError: where their shapes differ.
-    """
+    """Observations as a batch; UserError where their shapes differ."""
     try:
         return default_collate(items)
     except RuntimeError as error:
@@ -108,11 +104,7 @@ def open_metadata(repo_id: str, root: str | None, revision: str | None) -> LeRob
 
 
 def check_decoder(backend: str | None) -> None:
-    """Makes sure that the decoder that was asked for can be loaded; without one asked for, it is PyAV.
-
-    Raises:
-        UserError: for torchcodec where it is not installed, or finds no ffmpeg.
-    """
+    """Raises UserError where torchcodec was asked for and is not installed, or finds no ffmpeg."""
     if backend != "torchcodec":
         return
     try:
@@ -129,10 +121,7 @@ def check_decoder(backend: str | None) -> None:
 def _check_format(repo_id: str, root: str | None, error: Exception | None = None) -> None:
     """Raises UserError for a dataset of another major version, naming the converter where there is one.
 
-    Args:
-        repo_id: the dataset's.
-        root: its folder; by default LeRobot's own for it.
-        error: what LeRobot raised; None where it raised nothing, as of a later format, which it takes for its own.
+    `error` is what LeRobot raised: nothing of a later format, which it takes for its own.
     """
     own, found = _version(CODEBASE_VERSION), _version_in(Path(root) if root else HF_LEROBOT_HOME / repo_id)
     assert own is not None

@@ -150,8 +150,7 @@ def save_checkpoint(
 def begin_from(checkpoint_dir: Path) -> None:
     """Makes a checkpoint the last one of its run, and clears away what a killed run left half-written.
 
-    Checkpoints of later steps, if there are any, are replaced as the run comes to them; from here on `last`
-    does not depend on them.
+    Checkpoints of later steps, if there are any, are replaced as the run comes to them.
 
     Raises:
         UserError: if the run's folder cannot be written to.
@@ -178,11 +177,7 @@ def keep(checkpoint_dir: Path) -> None:
 
 
 def training_step(checkpoint_dir: Path) -> int:
-    """The number of optimiser steps that a checkpoint has behind it.
-
-    Raises:
-        UserError: if the checkpoint does not say.
-    """
+    """The number of optimiser steps that a checkpoint has behind it; UserError if it does not say."""
     try:
         return int(load_training_step(checkpoint_dir / TRAINING_STATE_DIR))
     except Exception as error:
@@ -190,15 +185,9 @@ def training_step(checkpoint_dir: Path) -> int:
 
 
 def check_same_size(checkpoint_dir: Path, step_size: int, asked: str) -> None:
-    """Makes sure that a resumed run takes steps of as many couplings as before.
+    """Raises UserError unless a resumed run takes steps of as many couplings as before, over all processes.
 
-    Args:
-        checkpoint_dir: to resume from.
-        step_size: couplings of a step now, over all processes.
-        asked: what makes them up, as the sentence says it.
-
-    Raises:
-        UserError: if they are not as many.
+    `asked` is what makes them up, as the sentence says it.
     """
     try:
         processes = load_training_num_processes(checkpoint_dir)
@@ -242,11 +231,7 @@ def load_checkpoint(checkpoint_dir: Path, state: TrainingState) -> tuple[int, li
 
 
 def load_weights(checkpoint_dir: Path, masters: dict[str, nn.Parameter]) -> None:
-    """Puts a checkpoint's trained weights alone into `masters`.
-
-    Raises:
-        UserError: if the checkpoint is not complete or does not fit.
-    """
+    """Puts a checkpoint's trained weights alone into `masters`; UserError if they are not complete or do not fit."""
     try:
         _load_masters(checkpoint_dir / TRAINING_STATE_DIR, masters)
     except Exception as error:

@@ -167,9 +167,7 @@ def _number(name: str, default: int) -> int:
 
 
 class Wrapped:
-    """The student's velocity, with its gradients exchanged between processes.
-
-    Called as a `VelocityModule` is.
+    """The student's velocity, with its gradients exchanged between processes. Called as a `VelocityModule` is.
 
     Args:
         student: with only `trainable` requiring gradients.
@@ -178,9 +176,7 @@ class Wrapped:
 
     Attributes:
         processes: that train together.
-        trainable: the parameters that the optimiser is to have; where they are sharded, other objects than
-            before.
-        sharded: whether FSDP2 holds them.
+        trainable: the parameters that the optimiser is to have; where FSDP2 holds them (`sharded`), other objects.
 
     Raises:
         UserError: where the launcher asks for what cannot be had.

@@ -35,24 +35,14 @@ class LossConfig(draccus.ChoiceRegistry):
     equal_weights: bool = False
 
     def of_samples(self, error: Tensor, valid: Tensor) -> Tensor:
-        """The loss of each sample, (B,).
-
-        Args:
-            error: prediction minus target, (B, H, D), zero where it does not count.
-            valid: where it counts, (B, H, D), true or false.
-        """
+        """The loss (B,) of each sample, of `error` (B, H, D), which is zero where `valid` is false."""
         raise NotImplementedError(f"{type(self).__name__} does not name its loss")
 
     def __call__(self, prediction: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
-        """The scalar loss of a batch.
+        """The scalar loss of a batch (B, H, D), over what is `valid`, of a shape that expands to it, or over all.
 
         With equal weights its gradient is the weighted loss's; its value stays the unweighted mean, for the weighted
         one is 1 whatever the network does.
-
-        Args:
-            prediction: (B, H, D).
-            target: (B, H, D).
-            valid: where the error counts, true or false, of a shape that expands to (B, H, D); everywhere if None.
         """
         if valid is None:
             valid = torch.ones_like(target, dtype=torch.bool)

@@ -89,9 +89,7 @@ class LoopConfig:
 class Stopwatch:
     """Seconds since it was made, but for those in which it was stopped.
 
-    Args:
-        device: whose work it waits for before it looks at the clock; None for none.
-        clock: seconds from any beginning.
+    It waits for the work of `device`, if there is one, before it looks at the clock.
     """
 
     def __init__(
@@ -248,12 +246,9 @@ class Training:
                 return
 
     def check(self) -> None:
-        """Makes sure that the last update has left weights that can be used.
+        """Raises UserError unless the last update has left weights that can be used.
 
         The loss of a step comes before its update: weights that the update destroyed must not become a checkpoint.
-
-        Raises:
-            UserError: if the loss after it is not finite.
         """
         step = self.passed.step
         with torch.no_grad():
@@ -299,11 +294,7 @@ class Training:
 def enough_memory_to_step(
     config: OptimizerConfig, parameters: Iterable[Tensor], device: torch.device
 ) -> contextlib.AbstractContextManager[None]:
-    """Around what an optimiser does with gradients.
-
-    Raises:
-        UserError: where memory runs out, with what takes less.
-    """
+    """Around what an optimiser does with gradients: a UserError says what takes less memory."""
 
     def advice(_: ShortOfMemoryError | None) -> str:
         less = "train less with --student.train, or use a larger device"
@@ -335,10 +326,7 @@ def check_sharding(optimizer: OptimizerConfig, sharded: bool) -> None:
 
 
 def _use_settings(state: TrainingState, config: OptimizerConfig) -> None:
-    """Puts the settings of this start over those that a checkpoint brings along: they may have been changed.
-
-    Where they were not, every number stays what it was.
-    """
+    """Puts the settings of this start, which may have been changed, over those that a checkpoint brings along."""
     state.scheduler.base_lrs = [config.lr for _ in state.scheduler.base_lrs]
     config.put_over(state.optimizer)
     assert isinstance(state.scheduler, LambdaLR)

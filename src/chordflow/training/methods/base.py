@@ -64,17 +64,9 @@ class Method(ABC):
 
 
 def chosen_rows(couplings: CouplingBatch, share: float, generator: torch.Generator) -> Tensor:
-    """A share of a step's rows, as exactly as whole rows allow.
+    """Which of the B rows belong to a share of a step's rows, (B,), true or false, on the device of the batch.
 
     What is left of a row is made one by chance, so that a small share of a small batch is not nothing.
-
-    Args:
-        couplings: B rows.
-        share: from 0 to 1.
-        generator: of the draw.
-
-    Returns:
-        Which of the B rows are chosen, true or false, (B,), on the device of the batch.
     """
 
     def draw(total: int) -> Tensor:
