@@ -12,14 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from chordflow.couplings import (
-    BufferConfig,
-    CouplingBatch,
-    CouplingBuffer,
-    Demonstrations,
-    Needs,
-    Share,
-)
+from chordflow.couplings import BufferConfig, CouplingBatch, CouplingBuffer, Demonstrations, Needs, Share
 from chordflow.couplings.blocks import join_paths
 from chordflow.errors import UserError
 from chordflow.flow import times as laws

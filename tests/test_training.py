@@ -27,9 +27,7 @@ from chordflow.policies.sampling import Sampler
 from chordflow.training.checkpoints import TrainingState, load_checkpoint
 from chordflow.training.loop import Trained, read_metrics, train
 from chordflow.training.methods import Method, ReflowMethod, ReflowMethodConfig
-from chordflow.training.objective import (
-    UniformTimes,
-)
+from chordflow.training.objective import UniformTimes
 from chordflow.training.optimizers import AdamWConfig, OptimizerConfig, SOAPConfig
 from chordflow.training.steps import EMAConfig, LoopConfig, Passed, SchedulerConfig
 from chordflow.training.student import StudentInit, make_student, shares_prefix
