@@ -191,28 +191,6 @@ def by_rows(student: AffineStudent, batch: CouplingBatch, row: int, x: Tensor, t
 
 
 @torch.no_grad()
-def test_real_data_in_reflow_is_lerobots_loss_on_that_share() -> None:
-    policy, student = make_policy(), AffineStudent(GaussianConfig())
-    method = ReflowMethodConfig(real_data_share=0.5, times=UniformTimes(at_noise=0.4)).build()
-    batch = filled_batch(policy, method.needs)
-    loss = method.loss(VelocityModule(student), batch, generator(7))
-    drawn, shown = generator(7), batch.demonstrated()
-    t = laws.PointMassMixture(weight=0.4).sample(8, drawn)
-    real = chosen_rows(batch, 0.5, drawn)
-    theirs = laws.Beta().sample(8, drawn)
-    assert int(real.sum()) == 4
-    values = []
-    for row in range(8):
-        if real[row]:
-            noise, end, time, valid = shown.noise[row], shown.actions[row], theirs[row], shown.valid[row]
-        else:
-            noise, end, time, valid = batch.noise[row], batch.endpoint[row], t[row], torch.ones(4, 4).bool()
-        v_t = by_rows(student, batch, row, time * noise + (1 - time) * end, time)
-        values.append((v_t - (noise - end))[valid].square().mean())
-    torch.testing.assert_close(loss, torch.stack(values).mean())
-
-
-@torch.no_grad()
 def test_a_shortcut_is_the_mean_of_two_steps_of_the_student() -> None:
     policy, student = make_policy(), AffineStudent(GaussianConfig())
     method = SnapFlowMethodConfig(shortcut_share=0.5).build()

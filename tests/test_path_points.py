@@ -77,24 +77,23 @@ def test_states_that_a_solver_does_not_pass_through_are_refused() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("real_share", [0.0, 0.3])
-def test_a_share_of_reflow_starts_on_the_trajectory(real_share: float) -> None:
+@pytest.mark.parametrize(("path_share", "real_share"), [(0.0, 0.0), (0.0, 0.5), (0.5, 0.0), (0.5, 0.3)])
+def test_the_loss_of_reflow_is_that_of_chords_of_entered_paths_and_of_real_data(
+    path_share: float, real_share: float
+) -> None:
     student = AffineStudent(GaussianConfig())
     method = ReflowMethodConfig(
-        times=UniformTimes(at_noise=0.4), path_share=0.5, real_data_share=real_share
+        times=UniformTimes(at_noise=0.4), path_share=path_share, real_data_share=real_share
     ).build()
-    assert method.needs == Needs(paths=True, actions=real_share > 0)
+    assert method.needs == Needs(paths=path_share > 0, actions=real_share > 0)
     batch = batch_of(method.needs)
     loss = method.loss(VelocityModule(student), batch, generator(7))
-    drawn, path = generator(7), batch.travelled()
-    t, real, theirs = (
-        laws.PointMassMixture(weight=0.4).sample(8, drawn),
-        torch.zeros(8, dtype=torch.bool),
-        None,
-    )
+    drawn, none = generator(7), torch.zeros(8, dtype=torch.bool)
+    t, real, entered = laws.PointMassMixture(weight=0.4).sample(8, drawn), none, none
     if real_share:
         real, theirs = chosen_rows(batch, real_share, drawn), laws.Beta().sample(8, drawn)
-    entered, point = chosen_rows(batch, 0.5, drawn), torch.randint(1, 8, (8,), generator=drawn)
+    if path_share:
+        entered, point = chosen_rows(batch, path_share, drawn), torch.randint(1, 8, (8,), generator=drawn)
     values, kinds = [], set()
     for row in range(8):
         noise, end, time, valid = batch.noise[row], batch.endpoint[row], t[row], torch.ones(4, 4).bool()
@@ -103,12 +102,15 @@ def test_a_share_of_reflow_starts_on_the_trajectory(real_share: float) -> None:
             noise, end, valid = shown.noise[row], shown.actions[row], shown.valid[row]
         x_t, target = time * noise + (1 - time) * end, noise - end
         if entered[row] and not real[row]:
+            path = batch.travelled()
             time, x_t = path.times[point[row]], path.states[row, point[row]]
             target = (x_t - end) / time
         kinds.add("real" if real[row] else "path" if entered[row] else "chord")
         v_t = student.velocity(x_t[None], time.reshape(1), batch.context.index(torch.tensor([row])))[0]
         values.append((v_t - target)[valid].square().mean())
-    assert {"path", "chord"} <= kinds
+    shares = {"chord": 1.0, "path": path_share, "real": real_share}
+    assert {kind for kind, share in shares.items() if share > 0} == kinds
+    assert len(set(t.tolist())) > 2
     torch.testing.assert_close(loss, torch.stack(values).mean())
 
 

@@ -27,7 +27,7 @@ from lerobot.utils.constants import OBS_PREFIX
 from numpy.typing import NDArray
 from torch import Tensor
 
-from chordflow.couplings.observations import Observations, Walk
+from chordflow.couplings.observations import Observations, walk
 from chordflow.disk import whole_folder
 from chordflow.errors import UserError, machine_refuses, ran_out_of_memory, reason
 from chordflow.policies import FlowPolicy
@@ -184,7 +184,6 @@ class MixedObservations(Observations):
         self.share, self.size, self.passes = share, size, passes
         self.collections = collections
         self._collect: Callable[[int], Collection] | None = collect
-        self._walks: tuple[int, Walk, Walk] | None = None
         self._keys = frozenset(collections[0].item(0)) if collections else frozenset[str]()
 
     def __len__(self) -> int:
@@ -201,21 +200,18 @@ class MixedObservations(Observations):
 
         What it answers depends on the arguments alone, and what a collection holds on when it is first needed.
         """
-        if self._walks is None or self._walks[0] != seed:
-            recorded = Walk(len(self.frames), seed, "order")
-            self._walks = (seed, recorded, Walk(self.size, seed, "collected order"))
-        _, recorded, collected = self._walks
         begin, end = self._collected_of(number * size), self._collected_of((number + 1) * size)
         while len(self.collections) < self._collections_of(end):
             assert self._collect is not None
             self.collections.append(self._collect(len(self.collections)))
             self._keys = frozenset(self.collections[0].item(0))
-        first = number * size - begin
-        of_dataset = [recorded[first + i] for i in range(size - (end - begin))]
+        recorded = range(number * size - begin, (number + 1) * size - end)
+        rows = zip(
+            range(begin, end), walk(range(begin, end), self.size, seed, "collected order"), strict=True
+        )
         per_collection = self.size * self.passes
-        return of_dataset + [
-            len(self.frames) + position // per_collection * self.size + collected[position]
-            for position in range(begin, end)
+        return walk(recorded, len(self.frames), seed, "order") + [
+            len(self.frames) + position // per_collection * self.size + row for position, row in rows
         ]
 
     def num_collections(self, blocks: int, size: int) -> int:

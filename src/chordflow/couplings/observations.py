@@ -6,6 +6,7 @@ methods that declare that they need them.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections import Counter
@@ -60,21 +61,19 @@ class DatasetConfig:
         check_range("dataset.eval_split", self.eval_split, above=0, below=1)
 
 
-class Walk:
-    """An endless walk through reshuffled passes over `count` things, whose order is drawn from `names`."""
+def walk(positions: Iterable[int], count: int, *names: int | str) -> list[int]:
+    """What lies at some positions of an endless walk through reshuffled passes over `count` things.
 
-    def __init__(self, count: int, *names: int | str) -> None:
-        self.count = count
-        self.names = names
-        self._epoch = -1
-        self._order: list[int] = []
+    The order is drawn from `names` (see `flow.seeds`).
+    """
+    places = (divmod(position, count) for position in positions)
+    return [_pass(epoch, count, *names)[place] for epoch, place in places]
 
-    def __getitem__(self, position: int) -> int:
-        epoch, place = divmod(position, self.count)
-        if epoch != self._epoch:
-            drawn = torch.randperm(self.count, generator=generator(*self.names, epoch))
-            self._epoch, self._order = epoch, drawn.tolist()
-        return self._order[place]
+
+@functools.lru_cache(maxsize=4)
+def _pass(epoch: int, count: int, *names: int | str) -> list[int]:
+    order: list[int] = torch.randperm(count, generator=generator(*names, epoch)).tolist()
+    return order
 
 
 class Observations(Dataset[dict[str, Any]]):
@@ -89,7 +88,6 @@ class Observations(Dataset[dict[str, Any]]):
         rows = dataset.absolute_to_relative_idx
         self.rows = self.frames if rows is None else [rows[frame] for frame in self.frames]
         self.actions = (ACTION, f"{ACTION}_is_pad") if actions else ()
-        self._walk: Walk | None = None
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -114,9 +112,7 @@ class Observations(Dataset[dict[str, Any]]):
 
     def of_block(self, number: int, size: int, seed: int) -> list[int]:
         """The observations of block `number` of blocks of `size`: a walk through reshuffled passes over all of them."""
-        if self._walk is None or self._walk.names != (seed, "order"):
-            self._walk = Walk(len(self), seed, "order")
-        return [self._walk[position] for position in range(number * size, (number + 1) * size)]
+        return walk(range(number * size, (number + 1) * size), len(self), seed, "order")
 
     def check_states(self) -> None:
         """Looks through every frame's vectors at once, so that a run does not fail on its last frame.
