@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from chordflow.errors import UserError
-from chordflow.rollouts.environment import make_environments
+from chordflow.rollouts.environments import make_environments
 from lerobot_env_metaworld_light import LightMetaworldConfig, machine
 from lerobot_env_metaworld_light.config import CAMERAS
 

@@ -26,8 +26,7 @@ from chordflow.errors import UserError
 from chordflow.policies import ChunkSpec, FlowPolicy, load_flow_policy
 from chordflow.quiet import quiet_stdout
 from chordflow.rollouts import Episode, Execution, chunk_noise, open_runner, run_episodes
-from chordflow.rollouts.acting import Actor
-from chordflow.rollouts.history import History
+from chordflow.rollouts.acting import Actor, History
 from chordflow.rollouts.lerobot_noise import run_lerobot_episodes
 from drift_env import TIME_LIMIT, DriftEnv, DriftEnvConfig
 from family_multi_task_dit import build
@@ -155,7 +154,7 @@ class TestHistory:
         policy = make_policy()
         policy.config.observation_delta_indices = indices
         history = History.of(policy)
-        assert (history.is_present, history.span) == (True, 1)
+        assert (history.indices, history.span) == ((0,), 1)
         observation = {"observation.state": torch.zeros(2, 3), "task": ["a", "b"]}
         assert history.fold(observation) is observation
 

@@ -61,7 +61,7 @@ class TestFiles:
         store.flush()
         for _ in range(2):
             store = EpisodeStore(tmp_path, SETTINGS)
-            assert len(store) == 3
+            assert len(store.load()) == 3
             assert_whole(store.load(), sorted(episodes, key=lambda e: e.key))
             assert store.get(("a/b", 3, 9)) is not None
             assert store.get(("a/b", 2, 9)) is None
@@ -141,7 +141,7 @@ class TestFiles:
         seconds = time.perf_counter() - begin
         store.flush()
         assert len(list(tmp_path.glob("*.parquet"))) <= 2 + 4 * seconds
-        assert len(EpisodeStore(tmp_path, SETTINGS)) == 200
+        assert len(EpisodeStore(tmp_path, SETTINGS).load()) == 200
 
     def test_timing_adds_up(self, tmp_path: Path) -> None:
         for _ in range(3):
@@ -305,7 +305,7 @@ class TestRuns:
             from drift_env import DriftEnvConfig
             policy, env = load_flow_policy(sys.argv[1], device="cpu"), DriftEnvConfig()
             store = EpisodeStore(sys.argv[2], arm_settings(policy, env, num_steps=2))
-            print("begin", len(store), flush=True)
+            print("begin", len(store.load()), flush=True)
             run_episodes(policy, env, range(int(sys.argv[3])), num_steps=2, batch_size=4, store=store)
             store.compact()
             """)

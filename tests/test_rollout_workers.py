@@ -24,7 +24,7 @@ from chordflow.errors import UserError
 from chordflow.policies import load_flow_policy
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
 from chordflow.rollouts import Episode, Execution, Runner, Timing, open_runner, run_episodes
-from chordflow.rollouts.hosts import StartOrder
+from chordflow.rollouts.environments import StartOrder
 from chordflow.rollouts.workers import WorkerPool
 from drift_env import DriftEnv, DriftEnvConfig
 
@@ -199,7 +199,7 @@ class TestFaults:
         pool = WorkerPool(DriftEnvConfig(), 1)
         pool.make(1)
         pool.select(("drift_of_the_tests", 0))
-        pool.start([StartOrder(0, 1, False)])
+        pool.start([StartOrder(0, 1)])
         pid = pool.pids[0]
         os.kill(pid, signal.SIGSTOP)
         pool.close()

@@ -38,7 +38,7 @@ from chordflow.rollouts import (
     run_episodes,
     success_rows,
 )
-from chordflow.rollouts.environment import reset as reset_env
+from chordflow.rollouts.environments import _reset as reset_env
 from chordflow.rollouts.episodes import jerk, jump
 from chordflow.rollouts.summaries import motion_rows
 from drift_env import TIME_LIMIT, DriftEnv, DriftEnvConfig
@@ -363,10 +363,22 @@ class TestMeasures:
     @pytest.mark.parametrize(
         ("first", "second", "words"),
         [
-            ([episode(0, True)], [episode(1, True)], "seed 0 in the first"),
-            ([episode(0, True)], [episode(0, True), episode(4, True)], "seed 4 in the second"),
-            ([episode(0, True), episode(0, True)], [episode(0, True)], "give each seed once"),
-            ([episode(0, True, "left")], [episode(0, True, "right")], "the instruction 'left'"),
+            (
+                [episode(0, True)],
+                [episode(1, True)],
+                "seed 0 .* 1 times in the first run, 0 times in the second",
+            ),
+            ([episode(0, True)], [episode(0, True), episode(4, True)], "seed 4 .* 0 times in the first"),
+            (
+                [episode(0, True), episode(0, True)],
+                [episode(0, True)],
+                "seed 0 .* 2 times in the first run, 1 times .* each once",
+            ),
+            (
+                [episode(0, True, "left")],
+                [episode(0, True, "right")],
+                "the instruction 'left' is 1 times in the first run, 0 .* same environment",
+            ),
         ],
     )
     def test_what_cannot_be_paired(self, first: list[Episode], second: list[Episode], words: str) -> None:
@@ -456,7 +468,7 @@ class TestSuites:
         first = [dataclasses.replace(episode(0, True), task_group="a", task_id=i) for i in (1, 0)]
         second = [dataclasses.replace(episode(0, False), task_group="a", task_id=i) for i in (0, 1)]
         assert [(a.task_id, b.task_id) for a, b in paired(first, second)] == [(0, 0), (1, 1)]
-        with pytest.raises(UserError, match="seed 0 of a/1 in the second"):
+        with pytest.raises(UserError, match=r"seed 0 of a/1 .* 0 times in the first"):
             paired(first[1:], second)
 
     def test_the_start_of_a_benchmark_follows_the_seed(self) -> None:
@@ -503,15 +515,10 @@ class TestRunner:
             begin = time.perf_counter()
             episodes = runner.run(tiny_policy, SEEDS, num_steps=8, timing=second)
             wall = time.perf_counter() - begin
-            total = runner.timing.total_s
         # What the caller does as episodes end is no time of the run.
         assert first.total_s < 20 * 0.02 + second.total_s
         assert sum(e.seconds for e in episodes) <= second.total_s <= wall
-        assert total == pytest.approx(first.total_s + second.total_s)
         assert second.network_s > first.network_s
-        assert 0 < second.overhead < 1
-        spent = second.total_s - second.network_s - second.simulator_s
-        assert second.overhead == pytest.approx(spent / second.total_s)
 
 
 class TestBadInput:
@@ -610,4 +617,4 @@ def test_the_toolkit_takes_at_most_a_tenth_of_the_time(tmp_path: Path) -> None:
         timing = Timing()
         store = EpisodeStore(tmp_path / "episodes", arm_settings(policy, config, num_steps=10))
         runner.run(policy, seeds, num_steps=10, store=store, timing=timing)
-    assert 0 < timing.overhead <= 0.1
+    assert 0 < timing.processors_s + timing.other_s <= 0.1 * timing.total_s

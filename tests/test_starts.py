@@ -23,8 +23,8 @@ from chordflow.results.schema import Results
 from chordflow.results.statistics import compare_success, wilson_interval
 from chordflow.results.wording import REPEATED_STARTS, STARTS_NOT_TRAINED_ON, STARTS_TRAINED_ON
 from chordflow.rollouts import Episode, EpisodeStore, arm_settings, chunk_noise, open_runner, run_episodes
+from chordflow.rollouts.acting import NOISE_KEY
 from chordflow.rollouts.episodes import SeedRange, Starts
-from chordflow.rollouts.noise import NOISE_KEY
 from chordflow.rollouts.summaries import delay_row, motion_rows, success_rows
 from drift_env import DriftEnvConfig
 from gaussian_setup import make_policy
@@ -176,7 +176,7 @@ def test_rows_of_repeated_episodes_have_the_intervals_of_these_once() -> None:
             ends, wanted = ((e.interval.low, e.interval.high) for e in (own, expected))
             assert ends == pytest.approx(wanted, abs=0.03)
     delays = [
-        delay_row(episodes, "student", None, mode="sync", delay=1, guidance_weight=None, seed=0, starts=of)
+        delay_row(episodes, "student", None, guidance_weight=None, seed=0, starts=of)
         for episodes, of in ((single, Starts()), (again, starts))
     ]
     assert [row.starts for row in delays] == [None, 7]

@@ -133,7 +133,7 @@ def load(verb: str) -> VerbHelp | str | None:
 def of_module(module: Any, arguments: Sequence[str] = ()) -> VerbHelp:
     """The help of a verb from its module, with the options of the environment that the arguments name."""
     module = getattr(module, "SUBVERBS", {}).get(arguments[0] if arguments else "", module)
-    from chordflow.rollouts.plugins import register_environments
+    from chordflow.rollouts.environments import register_environments
 
     with quiet_stdout():
         register_environments()

@@ -18,7 +18,7 @@ from chordflow.quiet import quiet_stdout
 from chordflow.reporting.study_table import render
 from chordflow.reporting.write import write_study
 from chordflow.results.study import STUDY, Study, joined
-from chordflow.rollouts.plugins import register_environments
+from chordflow.rollouts.environments import register_environments
 
 QUESTIONS = {
     "methods": "which method is best at one budget",

@@ -39,7 +39,7 @@ from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.reporting.gif import MAX_BYTES, save_clip
 from chordflow.results.schema import Clip, PolicyName, Results, Rollouts
 from chordflow.rollouts import Episode, Timing, run_episodes
-from chordflow.rollouts.summaries import motion_rows, success_at_margin, timing_row
+from chordflow.rollouts.summaries import motion_rows, success_rows, timing_row
 from lerobot_env_detour import DetourEnvConfig
 
 ANY_WAY = "go any way"
@@ -161,7 +161,7 @@ def _run(config: DemoConfig, checkpoint: Path | None) -> Results:
     success, motion = [], []
     for (name, _), episodes in runs.items():
         reference = None if episodes is deployed else deployed
-        success += success_at_margin(episodes, name, reference, MARGIN)
+        success += success_rows(episodes, name, reference, margin=MARGIN)
         motion += motion_rows(episodes, name, reference, config.seed)
     starts = Starts(teacher, steps, [episode for episode in deployed if episode.task == ANY_WAY][:CHECKED])
     checks = [

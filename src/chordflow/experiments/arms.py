@@ -42,7 +42,7 @@ from chordflow.rollouts.store import JOINED
 from chordflow.rollouts.summaries import (
     delay_row,
     motion_rows,
-    success_at_margin,
+    success_rows,
     timing_row,
     valid_under_looking,
 )
@@ -198,7 +198,7 @@ class _Rollouts:
         success, motion = [], []
         for arm in plain:
             reference = None if arm == self.teacher else self.runs[self.teacher]
-            rows = success_at_margin(self.runs[arm], arm.name, reference, config.margin_fraction, self.starts)
+            rows = success_rows(self.runs[arm], arm.name, reference, self.starts, config.margin_fraction)
             success += [valid_under_looking(row) for row in rows] if sequential else rows
             motion += motion_rows(self.runs[arm], arm.name, reference, config.seed, self.starts)
         return RolloutResults(
@@ -282,14 +282,11 @@ class _Rollouts:
         return rows
 
     def _delay_row(self, arm: Arm, episodes: list[Episode], undelayed: list[Episode] | None) -> DelayRow:
-        execution = arm.execution
         return delay_row(
             episodes,
             arm.name,
             undelayed,
-            mode=execution.mode,
-            delay=execution.delay,
-            guidance_weight=execution.max_guidance_weight,
+            guidance_weight=arm.execution.max_guidance_weight,
             seed=self.config.seed,
             starts=self.starts,
         )
@@ -414,7 +411,7 @@ def run_like_lerobot(config: EvaluateConfig, entrants: dict[PolicyName, Entrant]
             )
         store.save(episodes)
         store.compact()
-        success += success_at_margin(episodes, entrant.name, None, config.margin_fraction, starts)
+        success += success_rows(episodes, entrant.name, None, starts, config.margin_fraction)
         motion += motion_rows(episodes, entrant.name, None, config.seed, starts)
     return RolloutResults(success, motion, [], [], [], {})
 

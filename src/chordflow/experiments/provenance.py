@@ -39,7 +39,7 @@ JUDGED = "judged_episodes"
 """Key of `reflow_config.json`: the episodes that training has left out to decide on the number of rounds."""
 
 COLLECTED = "collected"
-"""Key of `reflow_config.json`: the episodes, as fields of `rollouts.starts.SeedRange`, in which observations were
+"""Key of `reflow_config.json`: the episodes, as fields of `rollouts.episodes.SeedRange`, in which observations were
 collected for the student, and for its teacher where that is a student."""
 
 

@@ -17,7 +17,7 @@ from chordflow.experiments.settings import read_settings, split_path, wants_resu
 from chordflow.experiments.stored_couplings import training_settings
 from chordflow.options import dotted, look_up, merge, options_of, settle, show_value, spelt_out
 from chordflow.quiet import quiet_stdout
-from chordflow.rollouts.plugins import register_environments
+from chordflow.rollouts.environments import register_environments
 
 
 def reflow_settings(given: Mapping[str, Any]) -> tuple[ReflowJobConfig, Path | None]:

@@ -17,7 +17,7 @@ from chordflow.experiments.evaluate import EVALUATE_CONFIG
 from chordflow.experiments.evaluate_config import EvaluateConfig
 from chordflow.options import CONFIG_PATH, settle
 from chordflow.quiet import quiet_stdout
-from chordflow.rollouts.plugins import register_environments
+from chordflow.rollouts.environments import register_environments
 
 
 def diagnose_settings(given: Mapping[str, Any]) -> DiagnoseConfig:

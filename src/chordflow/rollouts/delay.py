@@ -49,7 +49,7 @@ class Execution:
 
     @property
     def overlaps(self) -> bool:
-        """Whether the robot goes on with the old chunk meanwhile."""
+        """Whether the robot continues with the old chunk meanwhile."""
         return self.mode in ("async", "rtc")
 
     def actions_needed(self, executed: int) -> int:
@@ -72,11 +72,14 @@ class Execution:
                 f"delay is {self.delay}, but a new chunk is asked for every {executed} actions (n_action_steps); "
                 f"choose a delay of at most {executed}."
             )
-        if self.overlaps and executed + self.delay > chunk.num_usable:
+        if self.actions_needed(executed) > chunk.num_usable:
             raise UserError(
                 f"n_action_steps is {executed} and delay {self.delay}, but a chunk has {chunk.usable}; "
                 f"together they must not exceed it."
             )
+
+
+NO_DELAY = Execution()
 
 
 def round_actions(
