@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from chordflow.demo.record import FIRST_SEED
 from chordflow.demo.teacher import (
     ASSETS,
+    FIRST_SEED,
     TEACHER_FOLDER,
     TRAINING_FOLDER,
     VLM_FOLDER,

@@ -16,11 +16,7 @@ class DecodedTable:
     """A table of decoded columns, indexed as LeRobot's reader does: by row, or by name and then by rows."""
 
     def __init__(self, columns: dict[str, list[Any]]) -> None:
-        """Keep the columns.
-
-        Args:
-            columns: name to values, one value a row.
-        """
+        """Keeps the columns: name to values, one value a row."""
         self._columns = columns
 
     def __len__(self) -> int:
@@ -38,7 +34,7 @@ class DecodedColumn:
     """One column, indexed by a list of rows."""
 
     def __init__(self, values: list[Any]) -> None:
-        """Keep the values."""
+        """Keeps the values."""
         self._values = values
 
     def __getitem__(self, rows: list[int]) -> list[Any]:
