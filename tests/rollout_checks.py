@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from lerobot.envs import make_env, preprocess_observation
 
 from chordflow.policies import load_flow_policy
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
-from chordflow.rollouts import Episode, run_episodes
+from chordflow.quiet import quiet_stdout
 from chordflow.rollouts.acting import Actor
-from drift_env import DriftEnvConfig
+from chordflow.rollouts.episodes import Episode
+from chordflow.rollouts.runner import run_episodes
+from drift_env import DriftEnv, DriftEnvConfig
 
 
 def load(folder: Path) -> SmolVLAFlowPolicy:
@@ -43,6 +47,25 @@ def assert_same(first: list[Episode], second: list[Episode], atol: float = 0.0) 
             assert getattr(a, name) == getattr(b, name), (a.key, name)
         np.testing.assert_allclose(a.actions, b.actions, rtol=0, atol=atol)
         assert a.sum_reward == pytest.approx(b.sum_reward, abs=100 * atol)
+
+
+def stock_episode(
+    seed: int, act: Callable[[dict[str, Any]], Any], monkeypatch: pytest.MonkeyPatch
+) -> tuple[np.ndarray, bool]:
+    """An episode in LeRobot's vector environment: its actions, and whether it succeeded."""
+    with quiet_stdout():
+        (env,) = make_env(DriftEnvConfig(), n_envs=1)["drift_of_the_tests"].values()
+    actions, done = [], False
+    with monkeypatch.context() as patch:
+        # A vector environment resets what ended, without a seed.
+        patch.setattr(DriftEnv, "lenient", True)
+        observation, _ = env.reset(seed=[seed])
+        while not done:
+            action = act(preprocess_observation(observation) | {"task": list(env.call("task_description"))})
+            actions.append(action[0].numpy())
+            observation, _, terminated, truncated, info = env.step(action.numpy())
+            done = bool(terminated[0] or truncated[0])
+    return np.stack(actions), bool(info["final_info"]["is_success"][0])
 
 
 class Chunks:

@@ -33,10 +33,10 @@ from chordflow.experiments.config import ReflowJobConfig
 from chordflow.options import build
 from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.results.schema import Results
-from chordflow.rollouts import run_episodes
 from chordflow.rollouts.acting import Actor, Request
 from chordflow.rollouts.collecting import Observed, collect
 from chordflow.rollouts.episodes import SeedRange
+from chordflow.rollouts.runner import run_episodes
 from chordflow.rollouts.workers import open_host
 from drift_env import DriftEnvConfig
 from family_multi_task_dit import build as build_dit

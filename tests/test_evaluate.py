@@ -27,7 +27,7 @@ from chordflow.policies.base import Role
 from chordflow.results.schema import Results
 from chordflow.results.sequential import confidence_sequence
 from chordflow.results.statistics import Interval, compare_success
-from chordflow.rollouts import EpisodeStore
+from chordflow.rollouts.store import EpisodeStore
 from drift_env import DriftEnv
 
 EPISODES = 12

@@ -26,8 +26,9 @@ from chordflow.demo.teacher import place_teacher
 from chordflow.errors import UserError
 from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.quiet import quiet_stdout
-from chordflow.rollouts import Episode, run_episodes
+from chordflow.rollouts.episodes import Episode
 from chordflow.rollouts.lerobot_noise import run_lerobot_episodes
+from chordflow.rollouts.runner import run_episodes
 from drift_env import TIME_LIMIT, DriftEnv, DriftEnvConfig
 from gaussian_setup import make_policy
 from lerobot_env_detour import DetourEnvConfig

@@ -14,9 +14,9 @@ from chordflow.policies import ChunkSpec
 from chordflow.policies.realtime import RealTimeSampler
 from chordflow.policies.sampling import Sampler
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
-from chordflow.rollouts import Episode, Execution, chunk_noise
-from chordflow.rollouts.delay import round_actions
-from chordflow.rollouts.episodes import jump
+from chordflow.rollouts.acting import chunk_noise
+from chordflow.rollouts.delay import Execution, round_actions
+from chordflow.rollouts.episodes import Episode, jump
 from rollout_checks import Chunks, assert_same
 from rollout_checks import run as run_drift
 

@@ -20,8 +20,9 @@ import torch
 
 from chordflow.errors import UserError
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
-from chordflow.rollouts import Episode, EpisodeStore, Execution, Timing, arm_settings
-from chordflow.rollouts.store import JOINED, SCHEMA, STORE_VERSION, weights_hash
+from chordflow.rollouts.delay import Execution
+from chordflow.rollouts.episodes import Episode, Timing
+from chordflow.rollouts.store import JOINED, SCHEMA, STORE_VERSION, EpisodeStore, arm_settings, weights_hash
 from drift_env import DriftEnv, DriftEnvConfig
 from rollout_checks import assert_same, run
 from rollout_checks import episode as make_episode
@@ -283,7 +284,8 @@ class TestRuns:
             from chordflow.quiet import silence_libraries
             silence_libraries()
             from chordflow.policies import load_flow_policy
-            from chordflow.rollouts import EpisodeStore, arm_settings, run_episodes
+            from chordflow.rollouts.runner import run_episodes
+            from chordflow.rollouts.store import EpisodeStore, arm_settings
             from drift_env import DriftEnvConfig
             policy, env = load_flow_policy(sys.argv[1], device="cpu"), DriftEnvConfig()
             store = EpisodeStore(sys.argv[2], arm_settings(policy, env, num_steps=2))

@@ -22,8 +22,10 @@ from lerobot.envs.configs import EnvConfig
 
 from chordflow.errors import UserError
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
-from chordflow.rollouts import Execution, Runner, Timing, open_runner
+from chordflow.rollouts.delay import Execution
 from chordflow.rollouts.environments import StartOrder
+from chordflow.rollouts.episodes import Timing
+from chordflow.rollouts.runner import Runner, open_runner
 from chordflow.rollouts.workers import WorkerPool
 from drift_env import TIME_LIMIT, DriftEnv, DriftEnvConfig
 from rollout_checks import assert_same, load, run
@@ -178,7 +180,7 @@ class TestFaults:
         pool.make(1)
         pool.select(("drift_of_the_tests", 0))
         pool.start([StartOrder(0, 1)])
-        pid = pool.pids[0]
+        pid = pool._workers[0].process.pid
         os.kill(pid, signal.SIGSTOP)
         pool.close()
         assert not psutil.pid_exists(pid)
@@ -195,7 +197,7 @@ class TestFaults:
             def main():
                 silence_libraries()
                 from chordflow.policies import load_flow_policy
-                from chordflow.rollouts import open_runner
+                from chordflow.rollouts.runner import open_runner
                 from drift_env import DriftEnvConfig
                 policy = load_flow_policy(sys.argv[1], device="cpu")
                 with open_runner(DriftEnvConfig(), 4, 2) as runner:

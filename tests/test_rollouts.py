@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from lerobot.configs import FeatureType, PolicyFeature
-from lerobot.envs import make_env, preprocess_observation
 from lerobot.envs.configs import EnvConfig
 from lerobot.policies.factory import make_pre_post_processors
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
@@ -24,22 +23,14 @@ from chordflow.errors import UserError
 from chordflow.policies import load_flow_policy
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
 from chordflow.quiet import quiet_stdout
-from chordflow.rollouts import (
-    Episode,
-    EpisodeStore,
-    Timing,
-    arm_settings,
-    chunk_noise,
-    chunk_noises,
-    open_runner,
-    paired,
-    success_rows,
-)
-from chordflow.rollouts.episodes import jerk, jump
-from chordflow.rollouts.summaries import motion_rows
+from chordflow.rollouts.acting import chunk_noise, chunk_noises
+from chordflow.rollouts.episodes import Episode, Timing, jerk, jump
+from chordflow.rollouts.runner import open_runner
+from chordflow.rollouts.store import EpisodeStore, arm_settings
+from chordflow.rollouts.summaries import motion_rows, success_rows
 from drift_env import TIME_LIMIT, DriftEnv, DriftEnvConfig
 from lerobot_env_detour import DetourEnvConfig
-from rollout_checks import assert_same, episode, load, run
+from rollout_checks import assert_same, load, run, stock_episode
 
 SEEDS = list(range(20))
 
@@ -134,30 +125,22 @@ class TestEpisodes:
         """LeRobot's vector environment, processors and `predict_action_chunk`, with the same noise."""
         seed, stock = 7, load(checkpoint)
         stock.config.num_steps = 5
-        with quiet_stdout():
-            (env,) = make_env(DriftEnvConfig(), n_envs=1)["drift_of_the_tests"].values()
-        # A vector environment resets what ended, without a seed.
-        monkeypatch.setattr(DriftEnv, "lenient", True)
         stock.policy.reset()
-        observation, _ = env.reset(seed=[seed])
-        actions, chunk, done, success = [], 0, False, False
-        while not done:
-            batch = preprocess_observation(observation)
-            batch["task"] = list(env.call("task_description"))
-            noise = chunk_noise(stock, seed, chunk)[None]
-            predicted = stock.policy.predict_action_chunk(stock.preprocessor(batch), noise=noise)
-            chunk += 1
-            for step in range(stock.config.n_action_steps):
-                action = stock.postprocessor(predicted[:, step]).numpy()
-                actions.append(action[0])
-                observation, _, terminated, truncated, info = env.step(action)
-                done = bool(terminated[0] or truncated[0])
-                if done:
-                    success = bool(info["final_info"]["is_success"][0])
-                    break
-        monkeypatch.setattr(DriftEnv, "lenient", False)
+        left: list[torch.Tensor] = []
+        chunk = 0
+
+        def act(batch: Any) -> torch.Tensor:
+            nonlocal chunk
+            if not left:
+                noise = chunk_noise(stock, seed, chunk)[None]
+                predicted = stock.policy.predict_action_chunk(stock.preprocessor(batch), noise=noise)
+                left.extend(predicted.unbind(1)[: stock.config.n_action_steps])
+                chunk += 1
+            return stock.postprocessor(left.pop(0))
+
+        actions, success = stock_episode(seed, act, monkeypatch)
         (episode,) = run(policy, [seed], 5)
-        np.testing.assert_allclose(episode.actions, np.stack(actions), rtol=0, atol=1e-5)
+        np.testing.assert_allclose(episode.actions, actions, rtol=0, atol=1e-5)
         assert (episode.success, episode.length, episode.chunks) == (success, len(actions), chunk)
         assert chunk > 1
 
@@ -199,6 +182,20 @@ class TestEpisodes:
         assert second.frames.shape == (second.length + 1, size, size, 3)
         assert second.frames.dtype == np.uint8
         assert len({frame.tobytes() for frame in second.frames}) == len(second.frames)
+
+    def test_measures_belong_to_the_actions(self, reference: list[Episode]) -> None:
+        for one in reference:
+            assert one.actions.shape == (one.length, 2)
+            assert one.jerk == jerk(one.actions)
+            steps = np.diff(one.actions.astype(np.float64), axis=0)
+            assert one.path_length == pytest.approx(float(np.sqrt((steps**2).sum(axis=1)).sum()))
+            assert one.jump == jump(one.actions, range(0, one.length, 4))
+            assert one.chunks == -(-one.length // 4)
+            row = one.row()
+            assert json.loads(json.dumps(row)) == row
+            named = {"seed", "success", "length", "jerk", "jump", "path_length", "seconds", "task_group"}
+            assert named <= row.keys()
+            assert not {"actions", "frames"} & row.keys()
 
 
 class TestPairing:
@@ -246,104 +243,6 @@ class TestPairing:
         (row,) = success_rows([episode], "teacher")
         assert (row.solver, row.num_steps, row.grid_power) == (solver, 2, grid_power)
         assert {row.grid_power for row in motion_rows([episode], "teacher", None, 0)} == {grid_power}
-
-
-class TestMeasures:
-    def test_jerk_of_polynomials(self) -> None:
-        t = np.arange(8.0)[:, None]
-        assert jerk(np.hstack([t**2, 3 * t])) == pytest.approx(0.0, abs=1e-12)
-        assert jerk(t**3) == pytest.approx(36.0)
-        assert jerk(np.hstack([t**3, t])) == pytest.approx(18.0)
-        assert jerk(t[:3]) is None
-
-    def test_jump_is_at_boundaries_only(self) -> None:
-        actions = np.array([[0.0], [9.0], [10.0], [4.0], [5.0], [7.0]])
-        assert jump(actions, [0, 2, 5]) == pytest.approx((1.0 + 2.0) / 2)
-        assert jump(actions, [0]) is None
-
-    def test_measures_belong_to_the_actions(self, reference: list[Episode]) -> None:
-        for one in reference:
-            assert one.actions.shape == (one.length, 2)
-            assert one.jerk == jerk(one.actions)
-            steps = np.diff(one.actions.astype(np.float64), axis=0)
-            assert one.path_length == pytest.approx(float(np.sqrt((steps**2).sum(axis=1)).sum()))
-            assert one.jump == jump(one.actions, range(0, one.length, 4))
-            assert one.chunks == -(-one.length // 4)
-            row = one.row()
-            assert json.loads(json.dumps(row)) == row
-            named = {"seed", "success", "length", "jerk", "jump", "path_length", "seconds", "task_group"}
-            assert named <= row.keys()
-            assert not {"actions", "frames"} & row.keys()
-
-    def test_success_by_instruction(self) -> None:
-        student = [episode(0, True, "left"), episode(1, False, "right"), episode(2, True, "left")]
-        teacher = [episode(2, True, "left"), episode(0, False, "left"), episode(1, False, "right")]
-        rows = success_rows(student, "student", teacher)
-        counts = [(row.group, row.successes, row.episodes) for row in rows]
-        assert counts == [("all", 2, 3), ("left", 2, 2), ("right", 0, 1)]
-        versus = [row.versus_teacher for row in rows if row.versus_teacher is not None]
-        assert [(v.only_first, v.only_second, v.episodes) for v in versus] == [
-            (1, 0, 3),
-            (1, 0, 2),
-            (0, 0, 1),
-        ]
-        assert [row.group for row in success_rows([episode(0)], "teacher")] == ["all"]
-
-    def test_success_by_suite_and_task(self) -> None:
-        student = [
-            episode(seed, success, task, task_group=group, task_id=number)
-            for group, number, seed, success, task in (
-                ("spatial", 0, 0, True, "lift"), ("spatial", 0, 1, False, "lift"), ("spatial", 10, 0, True, "put"),
-                ("spatial", 2, 0, True, "turn"), ("goal", 0, 0, False, "lift"), ("goal", 0, 1, True, "drop"),
-            )
-        ]  # fmt: skip
-        teacher = [
-            episode(e.seed, True, e.task, task_group=e.task_group, task_id=e.task_id) for e in student[::-1]
-        ]
-        rows = success_rows(student, "student", teacher)
-        assert [(row.group, row.successes, row.episodes) for row in rows] == [
-            ("all", 4, 6), ("goal", 1, 2), ("spatial", 3, 4), ("goal/0", 1, 2), ("spatial/0: lift", 1, 2),
-            ("spatial/2: turn", 1, 1), ("spatial/10: put", 1, 1),
-        ]  # fmt: skip
-        assert [row.versus_teacher.only_second for row in rows if row.versus_teacher] == [2, 1, 1, 1, 1, 0, 0]
-        # One suite of several tasks: its row would repeat the first.
-        groups = [row.group for row in success_rows(student[:3], "student")]
-        assert groups == ["all", "spatial/0: lift", "spatial/10: put"]
-
-    def test_pairs_are_by_task_and_seed(self) -> None:
-        first, second = (
-            [episode(seed, task_group="a", task_id=i) for seed, i in keys]
-            for keys in (((3, 0), (1, 1), (1, 0)), ((1, 0), (3, 0), (1, 1)))
-        )
-        keys = [(a.key, b.key) for a, b in paired(first, second)]
-        assert keys == [(key, key) for key in (("a", 0, 1), ("a", 0, 3), ("a", 1, 1))]
-        with pytest.raises(UserError, match=r"seed 3 of a/0 .* 0 times in the first"):
-            paired(first[1:], second)
-
-    @pytest.mark.parametrize(
-        ("first", "second", "words"),
-        [
-            ([episode(0)], [episode(1)], "seed 0 .* 1 times in the first run, 0 times in the second"),
-            ([episode(0)], [episode(0), episode(4)], "seed 4 .* 0 times in the first"),
-            (
-                [episode(0), episode(0)],
-                [episode(0)],
-                "seed 0 .* 2 times in the first run, 1 times .* each once",
-            ),
-            (
-                [episode(0, task="left")],
-                [episode(0, task="right")],
-                "instruction 'left' is 1 .* same environment",
-            ),
-        ],
-    )
-    def test_what_cannot_be_paired(self, first: list[Episode], second: list[Episode], words: str) -> None:
-        with pytest.raises(UserError, match=words):
-            paired(first, second)
-
-    def test_runs_are_not_mixed(self) -> None:
-        with pytest.raises(UserError, match="2 different solver settings"):
-            success_rows([episode(0), episode(1, num_steps=2)], "teacher")
 
 
 @EnvConfig.register_subclass("drift_suites_of_the_tests")

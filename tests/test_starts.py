@@ -22,9 +22,10 @@ from chordflow.policies.smolvla import SmolVLAFlowPolicy
 from chordflow.results.schema import Results
 from chordflow.results.statistics import compare_success, wilson_interval
 from chordflow.results.wording import REPEATED_STARTS, STARTS_NOT_TRAINED_ON, STARTS_TRAINED_ON
-from chordflow.rollouts import Episode, EpisodeStore, arm_settings, chunk_noise, open_runner
-from chordflow.rollouts.acting import NOISE_KEY
-from chordflow.rollouts.episodes import SeedRange, Starts
+from chordflow.rollouts.acting import NOISE_KEY, chunk_noise
+from chordflow.rollouts.episodes import Episode, SeedRange, Starts
+from chordflow.rollouts.runner import open_runner
+from chordflow.rollouts.store import EpisodeStore, arm_settings
 from chordflow.rollouts.summaries import delay_row, motion_rows, success_rows
 from drift_env import DriftEnvConfig
 from gaussian_setup import make_policy

@@ -45,7 +45,8 @@ from chordflow.experiments.run_folder import has_checkpoint, new_folder, refuse_
 from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.reporting.gif import MAX_BYTES, save_clip
 from chordflow.results.schema import Clip, PolicyName, Results, Rollouts
-from chordflow.rollouts import Episode, Timing, run_episodes
+from chordflow.rollouts.episodes import Episode, Timing
+from chordflow.rollouts.runner import run_episodes
 from chordflow.rollouts.summaries import motion_rows, success_rows, timing_row
 from lerobot_env_detour import DetourEnvConfig
 
@@ -92,11 +93,7 @@ class DemoConfig:
 
 
 def run_demo(config: DemoConfig) -> Results:
-    """Runs the demo and leaves its pictures and results.
-
-    Raises:
-        UserError: if the output folder exists, or there is nothing in it to resume.
-    """
+    """Runs the demo; raises UserError if the output folder exists, or there is nothing in it to resume."""
     with stopping.says(lambda: _how_to_go_on(config)), _folder(config) as checkpoint:
         return _run(config, checkpoint)
 
@@ -147,9 +144,7 @@ def _run(config: DemoConfig, checkpoint: Path | None) -> Results:
     options = reflow_options(config, teacher_dir)
     command = ["chordflow", "reflow", *(f"--{name}={value}" for name, value in options.items())]
     say(shlex.join(command))
-    job = draccus.decode(ReflowJobConfig, deflatten(options, sep="."))
-    finished = reflow(job, command, checkpoint)
-
+    finished = reflow(draccus.decode(ReflowJobConfig, deflatten(options, sep=".")), command, checkpoint)
     policies: dict[PolicyName, FlowPolicy] = {
         "teacher": load_flow_policy(teacher_dir, device="cpu"),
         "student": load_flow_policy(finished.student, device="cpu", field="student"),

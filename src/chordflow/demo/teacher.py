@@ -112,10 +112,7 @@ class TeacherRecipe:
 
 
 def place_teacher(output_dir: Path) -> Path:
-    """Copies the shipped teacher and its VLM folder to an output folder, with paths that resolve.
-
-    Args:
-        output_dir: folder that gets `teacher/` and `vlm/`; made if it is not there.
+    """Copies the shipped teacher to `teacher/` and `vlm/` of an output folder, with paths that resolve.
 
     Returns:
         The checkpoint's folder, `output_dir / "teacher"`.
@@ -134,12 +131,10 @@ def make_teacher(
     record_progress: Progress | None = None,
     train_progress: Progress | None = None,
 ) -> Path:
-    """Makes a teacher from nothing: VLM folder, demonstrations, training.
-
-    Leaves `vlm/`, `dataset/`, `teacher_training/` and `teacher/` in the output folder.
+    """Makes a teacher from nothing: `vlm/`, `dataset/`, `teacher_training/` and `teacher/` in the output folder.
 
     Args:
-        output_dir: folder for all of it; made if it is not there.
+        output_dir: made if it is not there.
         recipe: what to make; the shipped teacher's recipe by default.
         record_progress: told of episodes.
         train_progress: told of training steps.
@@ -204,28 +199,19 @@ def record_demonstrations(root: Path, num_episodes: int, progress: Progress | No
     """Lets the expert solve episodes and writes the successful ones as a LeRobotDataset of images.
 
     Episode `i` uses the seed `FIRST_SEED + i` for layout, instruction, side and noise, so the dataset is a function
-    of the number of episodes.
-
-    Args:
-        root: folder of the dataset; must not exist.
-        num_episodes: successful episodes to record.
-        progress: told of episodes.
+    of the number of successful episodes. The folder `root` must not exist.
     """
     env = DetourEnv()
     height, width, channels = env.observation_space["pixels"].shape
-    image = {
-        "dtype": "image",
-        "shape": (height, width, channels),
-        "names": ["height", "width", "channels"],
-    }
+    names = ["height", "width", "channels"]
     # LeRobot embeds each episode's images by a `map` that draws a progress bar of its own.
     bars_were_off = are_progress_bars_disabled()
     disable_progress_bars()
     dataset = LeRobotDataset.create(
-        repo_id=DATASET_REPO_ID,
-        fps=FPS,
-        features={
-            OBS_IMAGE: image,
+        DATASET_REPO_ID,
+        FPS,
+        {
+            OBS_IMAGE: {"dtype": "image", "shape": (height, width, channels), "names": names},
             OBS_STATE: {"dtype": "float32", "shape": (2,), "names": ["x", "y"]},
             ACTION: {"dtype": "float32", "shape": (2,), "names": ["dx", "dy"]},
         },

@@ -65,15 +65,10 @@ class TinyVLMSize:
 
 
 def build_tiny_vlm(folder: Path, instructions: Sequence[str], size: TinyVLMSize | None = None) -> Path:
-    """Writes a tiny SmolVLM with tokenizer and processor, by the classes' own `save_pretrained`.
+    """Writes a tiny SmolVLM with tokenizer and processor to a folder, by the classes' own `save_pretrained`.
 
-    Args:
-        folder: where to write; made if it is not there.
-        instructions: sentences whose words become single tokens. Any other text is spelled in bytes.
-        size: how large the VLM is; the demo's own size by default.
-
-    Returns:
-        The folder.
+    Words of the instructions become single tokens; any other text is spelled in bytes. The size is the demo's own by
+    default.
     """
     size = size or TinyVLMSize()
     tokenizer = _tokenizer(instructions)

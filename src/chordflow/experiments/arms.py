@@ -26,19 +26,11 @@ from chordflow.results.schema import (
     TimingRow,
 )
 from chordflow.results.sequential import SequentialTest
-from chordflow.rollouts import (
-    Episode,
-    EpisodeStore,
-    Execution,
-    Runner,
-    arm_settings,
-    open_runner,
-    paired,
-)
-from chordflow.rollouts.delay import Hold
-from chordflow.rollouts.episodes import SeedRange, Starts
+from chordflow.rollouts.delay import Execution, Hold
+from chordflow.rollouts.episodes import Episode, SeedRange, Starts, paired
 from chordflow.rollouts.lerobot_noise import run_lerobot_episodes
-from chordflow.rollouts.store import JOINED
+from chordflow.rollouts.runner import Runner, open_runner
+from chordflow.rollouts.store import JOINED, EpisodeStore, arm_settings
 from chordflow.rollouts.summaries import (
     delay_row,
     motion_rows,

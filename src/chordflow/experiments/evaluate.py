@@ -36,7 +36,7 @@ from chordflow.results.schema import (
     installed_versions,
 )
 from chordflow.results.wording import step_counts
-from chordflow.rollouts import Episode
+from chordflow.rollouts.episodes import Episode
 
 EVALUATE_CONFIG = "evaluate_config.json"
 

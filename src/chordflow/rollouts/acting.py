@@ -1,8 +1,7 @@
 """From running episodes to their next chunks: observations, noise, network, actions in the robot's units.
 
 Noise is counter-based, so that policies that run the same episodes are truly paired. LeRobot's own rollout draws from
-the global generator: there, what an episode gets depends on the batch, on the episodes before it and on everything
-else that drew, and equal seeds do not pair two policies.
+the global generator: there, what an episode gets depends on the batch, the episodes before it and all else that drew.
 
 LeRobot's policies with a history keep a queue that every control step fills, and that an episode's first observation
 fills alone. Here episodes bring back the observations that the next chunk needs.
@@ -43,11 +42,7 @@ def chunk_noise(
 ) -> Tensor:
     """Noise (H, D) of one chunk of one episode, float32 on the CPU.
 
-    Args:
-        policy: for the shape and the law of its noise; its weights and step count play no part.
-        episode_seed: the seed that the environment was reset with.
-        chunk_index: 0 for the episode's first chunk.
-        task: suite and number of the task, None for the first one of a run.
+    The policy's weights and step count play no part. `task` is None for the first one of a run.
     """
     return seeded_noise(policy, episode_seed, "rollout", chunk_index, *(task or ()))
 
@@ -61,21 +56,13 @@ def chunk_noises(
 
 @dataclass(frozen=True)
 class History:
-    """Which observations a policy looks at.
-
-    Attributes:
-        indices: control steps relative to the present (0), the oldest first.
-    """
+    """Which observations a policy looks at: control steps relative to the present (0), the oldest first."""
 
     indices: tuple[int, ...] = (0,)
 
     @classmethod
     def of(cls, policy: FlowPolicy) -> History:
-        """What `policy` looks at.
-
-        Raises:
-            UserError: for a policy that looks at what is yet to come.
-        """
+        """What `policy` looks at; raises UserError if it looks at what is yet to come."""
         indices = tuple(policy.observation_delta_indices or (0,))
         if max(indices) > 0:
             raise UserError(
@@ -109,16 +96,10 @@ class History:
 
 @dataclass(frozen=True)
 class Request:
-    """What a chunk is made from.
+    """What a chunk is made from: T `observations` of the environment, the present one last, and the instruction.
 
-    Attributes:
-        seed: the episode's.
-        chunk_index: chunks of the episode that were made before.
-        step: actions that the episode has executed.
-        observations: the environment's, T of them, the present one last.
-        task: the instruction.
-        previous: the endpoint (H, D) of the chunk before; None for an episode's first.
-        noise_task: the task as far as noise depends on it; see `chunk_noise`.
+    `chunk_index` counts the episode's chunks before, `step` its executed actions. `previous` is the endpoint (H, D) of
+    the chunk before, None for an episode's first. `noise_task` is the task as far as noise depends on it.
     """
 
     seed: int
@@ -133,18 +114,12 @@ class Request:
 class Actor:
     """A policy with its solver, its way of execution, and the processors of environment and checkpoint.
 
-    Args:
-        policy: who acts.
-        env_cfg: a LeRobot `EnvConfig`.
-        num_steps: solver steps for each chunk.
-        solver: which solver.
-        executed: actions of a chunk until the next one is asked for, K; by default as many as the policy is saved with.
-        execution: what delay there is.
-        timing: where seconds are added.
-        grid_power: how the solver's steps are graded.
+    Arguments are those of `Runner.run`.
 
     Attributes:
         history: the observations that it looks at.
+        executed: actions of a chunk until the next one is asked for, K.
+        timing: where seconds are added.
 
     Raises:
         UserError: for impossible arguments.
@@ -156,13 +131,13 @@ class Actor:
         env_cfg: Any,
         num_steps: int,
         solver: str = "euler",
-        executed: int | None = None,
+        n_action_steps: int | None = None,
         execution: Execution = NO_DELAY,
         timing: Timing | None = None,
         grid_power: float = 1.0,
     ) -> None:
         self.policy, self.env_cfg, self.execution = policy, env_cfg, execution
-        self.executed = policy.chunk.num_executed if executed is None else executed
+        self.executed = policy.chunk.num_executed if n_action_steps is None else n_action_steps
         self.history = History.of(policy)
         self.sampler = Sampler(policy, num_steps, solver, grid_power)
         self.timing = timing or Timing()
@@ -182,11 +157,7 @@ class Actor:
 
     @torch.no_grad()
     def act(self, requests: Sequence[Request], spaces: Spaces) -> tuple[NDArray[np.float32], Tensor]:
-        """The chunks of a batch.
-
-        Returns:
-            The actions that may be executed (B, N, A), from the present on and in the robot's units, and the
-            whole endpoints (B, H, D).
+        """The actions of a batch that may be executed (B, N, A), in the robot's units, and the endpoints (B, H, D).
 
         Raises:
             UserError: if the environment does not fit the policy, or an action is not finite.
@@ -205,11 +176,7 @@ class Actor:
         return actions, endpoint
 
     def observe(self, requests: Sequence[Request], space: gym.Space[Any]) -> dict[str, Any]:
-        """What the policy's preprocessor is handed of a batch: as a dataset gives it, (B, ...) or (B, T, ...).
-
-        Raises:
-            UserError: if the environment does not fit the policy.
-        """
+        """What the policy's preprocessor is handed of a batch: as a dataset gives it, (B, ...) or (B, T, ...)."""
         # The environment's processors know single observations only: the axis T comes after them.
         seen = [(request, observation) for request in requests for observation in request.observations]
         observation = batch_observations(space, [observation for _, observation in seen])
@@ -260,13 +227,7 @@ def check_finite(actions: NDArray[np.float32], seed: int, step: int) -> None:
 
 
 def check_observation(policy: FlowPolicy, env_cfg: Any, observation: dict[str, Any]) -> None:
-    """Raises UserError if cameras or the state are missing or of another size.
-
-    Args:
-        policy: who is to act.
-        env_cfg: a LeRobot `EnvConfig`.
-        observation: under LeRobot's names, before the policy's preprocessor, (B, ...).
-    """
+    """Raises UserError if cameras or the state of an `observation` (B, ...), by LeRobot's names, do not fit."""
     shapes = {key: value.shape[1:] for key, value in observation.items() if isinstance(value, Tensor)}
     check_inputs(policy, shapes, f"env.type={env_cfg.type}")
 

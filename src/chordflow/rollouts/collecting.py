@@ -2,17 +2,15 @@
 
 Kept are all observations at which a chunk was asked for, and a random share of those between two chunks, at which
 one might have been asked for as well. Episodes run to their ends before any is chosen, so early and late parts of
-them come as often as they are.
-
-Shapes: B batch, T observed control steps.
+them come as often as they are. Shapes: B batch, T observed control steps.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sized
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,14 +25,10 @@ BATCH = 64
 """Observations that are handed over together."""
 
 
-@dataclass(frozen=True)
-class Observed:
-    """Observations of episodes, as the policy's preprocessor takes them.
+class Observed(NamedTuple):
+    """Observations (B, ...), or (B, T, ...) for a policy with a history, with the list `task`.
 
-    Attributes:
-        observation: values of B rows, or (B, T, ...) for a policy with a history, with the list `task`.
-        seeds: of their episodes, B.
-        steps: actions that the episode had executed before, B.
+    They come from the episodes of `seeds`, after `steps` executed actions.
     """
 
     observation: dict[str, Any]
@@ -62,7 +56,7 @@ def collect(
     Args:
         host: of the environments.
         policy: who acts, with Euler steps and without delay, executing as much of a chunk as it is saved with.
-        env_cfg: a LeRobot `EnvConfig`.
+        env_cfg: of the environments.
         count: observations.
         num_steps: Euler steps for each chunk.
         first_seed: of the first episode; the others follow.

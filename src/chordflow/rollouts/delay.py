@@ -38,7 +38,7 @@ class Execution:
         mode: see the module.
         delay: d, control steps between asking for a chunk and having it; 0 with mode none.
         hold: what a waiting robot (sync) is sent: zeros, which stand still where actions are moves, or the last
-            action again (zeros before the first), which does where they are positions.
+            action again (zeros before the first), where they are positions.
         max_guidance_weight: of real-time chunking (rtc); by default the one that fits the number of steps.
     """
 
@@ -89,7 +89,7 @@ def round_actions(
     previous: NDArray[np.float32] | None,
     last: NDArray[np.float32] | None,
 ) -> tuple[NDArray[np.float32], int]:
-    """The actions of one round.
+    """The actions (N, A) of one round, and how many of them come before the new chunk's.
 
     Args:
         execution: how.
@@ -97,9 +97,6 @@ def round_actions(
         chunk: the new chunk's leading actions (at least K, or K + d where rounds overlap; A).
         previous: the old chunk's, likewise; None in the first round.
         last: the last executed action (A,); None before the first.
-
-    Returns:
-        The actions (N, A), and how many of them come before the new chunk's.
     """
     delay = execution.delay
     if execution.mode == "sync" and delay:

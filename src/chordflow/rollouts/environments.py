@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -34,10 +34,8 @@ TaskKey = tuple[str, int]
 
 
 def register_environments() -> None:
-    """Registers what is installed as lerobot_env_*, as LeRobot's own commands find it, and the demo's environment.
-
-    LeRobot looks for distributions, and chordflow's wheel holds the demo's without one.
-    """
+    """Registers what is installed as lerobot_env_*, as LeRobot's own commands do, and the demo's environment."""
+    # LeRobot looks for distributions, and chordflow's wheel holds the demo's without one.
     register_third_party_plugins()
     import_module("lerobot_env_detour")
 
@@ -68,8 +66,7 @@ def batch_observations(space: gym.Space[Any], observations: Sequence[Any]) -> di
     return preprocess_observation(joined)
 
 
-@dataclass(frozen=True)
-class Spaces:
+class Spaces(NamedTuple):
     """What the sub-environments of a task show and take."""
 
     observation: gym.Space[Any]
@@ -78,14 +75,10 @@ class Spaces:
 
 @dataclass(frozen=True)
 class StartOrder:
-    """Begin an episode.
+    """Begin the episode of `seed` in the sub-environment number `slot`; send pictures where it is `recorded`.
 
-    Attributes:
-        slot: number of the sub-environment.
-        seed: the episode's.
-        recorded: whether to send pictures.
-        kept: how many of the last observations a chunk brings back; above 1 for a policy with a history, None for
-            all of them, the last one of an episode included.
+    A chunk brings back the last `kept` observations: above 1 for a policy with a history, None for all of them, the
+    last one of an episode included.
     """
 
     slot: int
@@ -94,8 +87,7 @@ class StartOrder:
     kept: int | None = 1
 
 
-@dataclass(frozen=True)
-class Started:
+class Started(NamedTuple):
     """An episode's beginning: observation, instruction and, where recorded, a picture."""
 
     observation: Any
@@ -138,9 +130,6 @@ class LocalHost:
 
     LeRobot makes those of all tasks at once; most load their simulator at the first reset, and it is freed as
     the run turns to the next task, so that memory holds one task at a time.
-
-    Args:
-        env_cfg: a LeRobot `EnvConfig`.
     """
 
     def __init__(self, env_cfg: Any) -> None:
@@ -153,11 +142,10 @@ class LocalHost:
         self._slots: list[_Slot] = []
 
     def make(self, count: int) -> dict[TaskKey, int | None]:
-        """Makes sure that there are at least `count` sub-environments.
+        """Makes sure that there are at least `count` sub-environments; gives the tasks in LeRobot's order.
 
-        Returns:
-            The tasks in their order, each with the number of its starts: seeds that differ by so many begin alike. It
-            is None where each seed has a start of its own.
+        Each comes with the number of its starts: seeds that differ by so many begin alike. It is None where each seed
+        has a start of its own.
         """
         if count > self._count:
             self._make(count)
@@ -265,8 +253,7 @@ def _reset(env: gym.Env[Any, Any], seed: int) -> Any:
     inner = env.unwrapped
     if hasattr(inner, "init_state_id"):
         # LIBERO goes through its stored starts by sub-environment and resets, whatever the seed; in `lerobot-eval` an
-        # episode that ends early takes one more (LeRobot's issue 4152). Here the start is a function of the seed:
-        # its remainder by their number.
+        # episode that ends early takes one more (LeRobot's issue 4152). Here the start is the seed's remainder.
         inner.init_state_id = seed
     # The option that LeRobot's rollout passes: its wrappers tell a new episode from an autoreset by it.
     observation, _ = env.reset(seed=seed, options={NEW_ROLLOUT_OPTION: True})
@@ -274,7 +261,6 @@ def _reset(env: gym.Env[Any, Any], seed: int) -> Any:
 
 
 def _number_of_starts(vector: Vector) -> int | None:
-    """See `LocalHost.make`."""
     for env in getattr(vector.unwrapped, "envs", None) or []:
         inner = env.unwrapped
         stored = getattr(inner, "_init_states", None)

@@ -130,14 +130,9 @@ def paired(first: Sequence[Episode], second: Sequence[Episode]) -> list[tuple[Ep
 
 @dataclass(frozen=True)
 class SeedRange:
-    """Episodes that were run one after the other in a task of an environment.
+    """Episodes that were run one after the other in a task: suite `group`, `number` in it, of the environment `env`.
 
-    Attributes:
-        env: `type` of the environment.
-        group: suite of the task.
-        number: of the task within it.
-        first: their first seed.
-        stop: the seed after their last one.
+    Their seeds begin with `first` and end before `stop`.
     """
 
     env: str
@@ -200,8 +195,7 @@ class Timing:
 
     Attributes:
         network_s: encoding observations and following the velocity.
-        simulator_s: making, resetting, stepping and rendering environments; where they live in other
-            processes, waiting for them.
+        simulator_s: making, resetting, stepping and rendering environments, or waiting for other processes that do.
         processors_s: LeRobot's: the environment's and the checkpoint's.
         total_s: the whole of it, without what a caller's `progress` took.
     """

@@ -43,21 +43,20 @@ def run_lerobot_episodes(
 ) -> list[Episode]:
     """Runs the episodes that `lerobot-eval` runs with the same `--seed`, `--eval.n_episodes` and `--eval.batch_size`.
 
-    The order of `lerobot-eval` is kept, because everything draws from one generator: seed it, make the
-    environments, build the policy (whose initial weights are drawn before the checkpoint's replace them), then
-    task by task one batch of seeds after the other, each until its last episode ends. Noise is drawn for the
-    whole batch whenever a chunk is due, also for episodes that are over and for the surplus ones of the last
-    batch, which are then cut. So an episode depends on the batch size and on its neighbours.
+    Its order is kept, because everything draws from one generator: seed it, make the environments, build the policy
+    (whose initial weights are drawn before the checkpoint's replace them), then task by task one batch of seeds after
+    the other, each until its last episode ends. Noise is drawn for the whole batch whenever a chunk is due, also for
+    episodes that are over and for the surplus ones of the last batch, which are then cut. So an episode depends on the
+    batch size and on its neighbours.
 
-    Two numbers are LeRobot's in a way that paired episodes do not share: `lerobot-eval` counts one step beyond
-    an episode's end into its sum of rewards and its success (where the environment resets itself, the first
-    step of an episode that nobody asked for), and so do `sum_reward` and `success` here. `side` is None:
-    LeRobot's rollout hands on no such thing.
+    As in `lerobot-eval`, and other than in paired episodes, `sum_reward` and `success` count one step beyond an
+    episode's end (where the environment resets itself, the first step of an episode that nobody asked for). `side` is
+    None: LeRobot's rollout hands on no such thing.
 
     Args:
         load: loads the policy afresh (`load_flow_policy`); it is called once, at its place in the order.
-        env_cfg: a LeRobot `EnvConfig`; one that runs its tasks side by side (`max_parallel_tasks` above 1)
-            repeats in no run, and is run one by one here.
+        env_cfg: a LeRobot `EnvConfig`; tasks run one by one, whatever its `max_parallel_tasks`, with which nothing
+            repeats.
         seed: of the generators and of each task's first episode; episode i has `seed + i`.
         n_episodes: how many of each task.
         batch_size: environments side by side; like `lerobot-eval`, no more than there are episodes.

@@ -32,14 +32,7 @@ from chordflow.rollouts.workers import Host, open_host
 
 
 class Running:
-    """An episode on its way.
-
-    Args:
-        actor: who acts.
-        task: suite and number.
-        order: where it runs, and its seed.
-        started: how it began.
-        first: whether its task is the first of the run.
+    """An episode on its way; `first` says whether its task is the first of the run.
 
     Attributes:
         slot: number of its sub-environment.
@@ -158,7 +151,7 @@ def rounds(
         host: of the environments, at least `batch_size` or as many as there are seeds.
         actor: who acts.
         task: suite and number.
-        seeds: of the episodes; the next is asked for when there is room.
+        seeds: the next is asked for when there is room.
         batch_size: episodes that run side by side at most.
         first: whether the task is the first of the run.
         recorded: seeds of the episodes whose pictures are kept.
@@ -200,31 +193,17 @@ def rounds(
 
 
 class Runner:
-    """Environments that stay open over several runs; see `open_runner`.
-
-    Attributes:
-        env_cfg: a LeRobot `EnvConfig`.
-        batch_size: episodes that run side by side at most.
-    """
+    """Environments that stay open over several runs; see `open_runner`."""
 
     def __init__(self, env_cfg: Any, host: Host, batch_size: int) -> None:
-        self.env_cfg = env_cfg
-        self.batch_size = batch_size
-        self._host = host
+        self.env_cfg, self.batch_size, self._host = env_cfg, batch_size, host
 
     def tasks(self) -> dict[TaskKey, int | None]:
-        """The tasks that the config names, in LeRobot's order, each with the number of its starts.
-
-        Makes the environments if need be; see `LocalHost.make`.
-        """
+        """The tasks that the config names, each with the number of its starts; see `LocalHost.make`."""
         return self._host.make(1)
 
     def check(self, policy: FlowPolicy, seed: int = 0) -> None:
-        """Asks for a single chunk at the first observation, to see early whether policy and environment fit.
-
-        Args:
-            policy: who would act.
-            seed: of the episode whose beginning is looked at.
+        """Asks for a single chunk at the first observation of an episode: whether policy and environment fit.
 
         Raises:
             UserError: as `run`.
@@ -332,7 +311,7 @@ def open_runner(env_cfg: Any, batch_size: int = 32, num_workers: int = 0) -> Ite
     """Holds environments, and the processes that they live in, open over several runs.
 
     Args:
-        env_cfg: a LeRobot `EnvConfig`, of one task or of suites of tasks.
+        env_cfg: a LeRobot `EnvConfig`, of one task or of suites of tasks; picklable where there are workers.
         batch_size: episodes that run side by side; for speed, no result depends on it but by rounding.
         num_workers: processes that hold the environments, each its share; 0 for this one.
 

@@ -33,15 +33,12 @@ from chordflow.rollouts.episodes import Episode, EpisodeKey, Timing
 
 STORE_VERSION = 1
 """Version of the files' layout."""
-
 JOINED = "episodes.parquet"
 """All episodes of a store that was compacted."""
-
-INTERVAL_S = 0.25
-"""Least seconds between two files: what a killed process may lose."""
-
 TIMING = "timing.json"
 """Where the time of the runs went whose episodes are stored."""
+INTERVAL_S = 0.25
+"""Least seconds between two files: what a killed process may lose."""
 
 _VERSION, _SETTINGS = b"chordflow_store_version", b"chordflow_settings"
 _PART = "part-"
@@ -105,11 +102,9 @@ def weights_hash(policy: FlowPolicy) -> str:
 
 
 class EpisodeStore:
-    """The episodes of one arm in a folder.
+    """The episodes of one arm in a folder, which is made if it is not there; one process at a time writes to it.
 
-    Args:
-        folder: where; made if it is not there. One process at a time writes to it.
-        settings: what every episode of it was made with, plain values by name (see `arm_settings`).
+    `settings` are what every episode of it was made with, plain values by name (see `arm_settings`).
 
     Raises:
         UserError: if the folder holds episodes of other settings or of a newer layout, or a file that is cut
@@ -151,9 +146,6 @@ class EpisodeStore:
 
         They are written at once, or with the next ones where the last file is younger than `INTERVAL_S`: a file
         costs half a millisecond, which for a toy simulator is a tenth of an episode.
-
-        Raises:
-            OSError: if the disk refuses.
         """
         self._episodes |= {episode.key: episode for episode in episodes}
         self._pending += episodes

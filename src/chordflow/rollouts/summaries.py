@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import get_args
 
 from chordflow.errors import UserError
 from chordflow.results.episodes import MotionMeasure
@@ -24,15 +25,6 @@ from chordflow.rollouts.episodes import Episode, EpisodeKey, Starts, Timing, pai
 
 ALL = "all"
 """The group of every episode."""
-
-MEASURES: dict[MotionMeasure, str] = {
-    "jerk": "jerk",
-    "path length": "path_length",
-    "jump": "jump",
-    "length": "length",
-    "seconds": "seconds",
-}
-"""Each measure of motion and the field of an episode that holds it."""
 
 
 def success_rows(
@@ -117,13 +109,10 @@ def _groups(episodes: Sequence[Episode], starts: Starts) -> list[tuple[str, set[
 
 
 def valid_under_looking(row: SuccessRow) -> SuccessRow:
-    """The row of a run that could have stopped at any time.
+    """The row, over all pairs, of a run that could have stopped at any time.
 
     An interval for a number of episodes that was fixed beforehand does not hold then: the difference gets the
     confidence sequence, and what is decided at the margin is left to the sequential test.
-
-    Args:
-        row: over all pairs of the run.
     """
     pairs = row.versus_teacher
     if pairs is None:
@@ -144,19 +133,15 @@ def motion_rows(
 ) -> list[MotionRow]:
     """Jerk, path length, jump, length and time of one run, each with its paired difference to the teacher's.
 
-    A measure that no episode has is left out.
-
-    Args:
-        episodes: one run, all with one solver and number of steps.
-        policy: whose.
-        teacher: the teacher as deployed in the same episodes, or None.
-        seed: of the bootstrap behind the intervals.
-        starts: of the episodes.
+    A measure that no episode has is left out. Arguments are those of `success_rows`; `seed` is that of the bootstrap
+    behind the intervals.
     """
     starts = starts or Starts()
     pairs = paired(episodes, teacher) if teacher is not None else []
     rows = []
-    for measure, name in MEASURES.items():
+    for measure in get_args(MotionMeasure):
+        # The field of an episode that holds it.
+        name = measure.replace(" ", "_")
         mean = _mean(episodes, name, seed, starts)
         if mean is None:
             continue

@@ -35,11 +35,7 @@ GRACE_S = 2.0
 class WorkerPool:
     """What `LocalHost` is, in other processes: sub-environment i lives in worker i modulo the number of workers.
 
-    The processes start at once and load their libraries while the caller goes on.
-
-    Args:
-        env_cfg: a LeRobot `EnvConfig`, which must be picklable.
-        num_workers: how many, at least 1.
+    The processes start at once and load their libraries while the caller continues. `env_cfg` must be picklable.
     """
 
     def __init__(self, env_cfg: Any, num_workers: int) -> None:
@@ -52,15 +48,10 @@ class WorkerPool:
             self.close()
             raise
 
-    @property
-    def pids(self) -> list[int]:
-        """Numbers of the processes."""
-        return [worker.process.pid for worker in self._workers if worker.process.pid is not None]
-
     def make(self, count: int) -> dict[TaskKey, int | None]:
         """Makes sure that there are at least `count` sub-environments; gives the tasks with their starts."""
         size = len(self._workers)
-        # Every worker makes at least one: how many it needs may grow later, the tasks that it tells stay.
+        # Every worker makes at least one: how many it needs may grow later, its tasks stay.
         return self._ask({i: max(1, -(-(count - i) // size)) for i in range(size)}, "make")[0]
 
     def select(self, task: TaskKey) -> Spaces:
@@ -118,16 +109,7 @@ Host = LocalHost | WorkerPool
 
 @contextlib.contextmanager
 def open_host(env_cfg: Any, batch_size: int, num_workers: int = 0) -> Iterator[Host]:
-    """Holds sub-environments, and the processes that they live in.
-
-    Args:
-        env_cfg: a LeRobot `EnvConfig`.
-        batch_size: episodes that run side by side.
-        num_workers: processes that hold the environments, each its share; 0 for this one.
-
-    Raises:
-        UserError: for numbers out of range.
-    """
+    """Holds sub-environments, and the processes that they live in; see `runner.open_runner`."""
     check_range("batch_size", batch_size, at_least=1)
     check_range("num_workers", num_workers, at_least=0)
     # More workers than episodes side by side would only wait.
