@@ -54,16 +54,13 @@ from lerobot_env_detour import DetourEnvConfig
 ANY_WAY = "go any way"
 CHECKED = 100
 """Episodes for which flips are compared with sides."""
-
+SHOWN = 3
+"""Episodes in the moving picture."""
 MARGIN = 0.02
 """Of the non-inferiority statement."""
-
 BATCH_SIZE = 64
 STUDENT_FOLDER = "student"
 PICTURE = "demo.gif"
-
-SHOWN = 3
-"""Episodes in the moving picture."""
 
 
 @dataclass
@@ -101,7 +98,7 @@ def run_demo(config: DemoConfig) -> Results:
 
 @contextlib.contextmanager
 def _folder(config: DemoConfig) -> Iterator[Path | None]:
-    """The demo's folder, which a demo that is stopped before it trains takes away again; yields what to resume from."""
+    """The demo's folder, which a demo that is stopped before it trains removes; yields what to resume from."""
     output, student = config.output_dir, config.output_dir / STUDENT_FOLDER
     if config.resume:
         if not has_checkpoint(student):
@@ -128,14 +125,10 @@ def _how_to_go_on(config: DemoConfig) -> str:
     output = config.output_dir
     if not has_checkpoint(output / STUDENT_FOLDER):
         return "the student has no checkpoint yet, so start again, in a new folder if this one is there."
-    given = [
-        f"--{option.name}={getattr(config, option.name)}"
-        for option in dataclasses.fields(config)
-        if option.name in ("steps", "episodes", "seed") and getattr(config, option.name) != option.default
-    ]
-    return (
-        f"resume with: {shlex.join(['chordflow', 'demo', '--resume=true', f'--output_dir={output}', *given])}"
-    )
+    given = {name: getattr(config, name) for name in ("steps", "episodes", "seed")}
+    options = [f"--{name}={value}" for name, value in given.items() if value != getattr(DemoConfig, name)]
+    command = ["chordflow", "demo", "--resume=true", f"--output_dir={output}", *options]
+    return f"resume with: {shlex.join(command)}"
 
 
 def _run(config: DemoConfig, checkpoint: Path | None) -> Results:

@@ -1,8 +1,8 @@
 """The demo's teacher: its demonstrations, how it is made, and how the shipped one is placed in an output folder.
 
-The teacher is a stock SmolVLA policy, shrunk, trained by LeRobot's own flow-matching loss in LeRobot's own
-training loop on what a scripted expert demonstrates. Everything happens with paths relative to one folder, so that no
-file of the checkpoint names a machine's folders; placing a teacher makes them absolute.
+The teacher is a stock SmolVLA policy, shrunk, trained by LeRobot's own loss in LeRobot's own training loop on what a
+scripted expert demonstrates. Everything happens with paths relative to one folder, so that no file of the checkpoint
+names a machine's folders; placing a teacher makes them absolute.
 """
 
 from __future__ import annotations
@@ -44,7 +44,6 @@ MAX_FRAMES = 60
 """An episode in which the expert needs more is given up."""
 
 Progress = Callable[[int, int], object]
-"""Called with what is done, and how much there is in all."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ def make_teacher(
     Args:
         output_dir: made if it is not there.
         recipe: what to make; the shipped teacher's recipe by default.
-        record_progress: told of episodes.
+        record_progress: told of episodes, done and in all.
         train_progress: told of training steps.
 
     Returns:
@@ -165,9 +164,7 @@ def _train(folder: Path, recipe: TeacherRecipe, progress: Progress | None) -> Pa
     command = [sys.executable, "-m", "chordflow.demo.cached_train", *recipe.train_arguments()]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with log.open("wb") as sink:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=sink, stderr=subprocess.STDOUT
-        )
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=sink, stderr=sink)
         try:
             while process.poll() is None:
                 time.sleep(0.5)

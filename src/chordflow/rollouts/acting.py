@@ -50,7 +50,7 @@ def chunk_noise(
 def chunk_noises(
     policy: FlowPolicy, keys: Iterable[tuple[int, int] | tuple[int, int, TaskKey | None]]
 ) -> Tensor:
-    """`chunk_noise` (B, H, D) of several (episode seed, chunk index) or (episode seed, chunk index, task)."""
+    """`chunk_noise` (B, H, D) of several keys (episode seed, chunk index), with or without a task."""
     return torch.stack([chunk_noise(policy, *key) for key in keys])
 
 
@@ -114,12 +114,7 @@ class Request:
 class Actor:
     """A policy with its solver, its way of execution, and the processors of environment and checkpoint.
 
-    Arguments are those of `Runner.run`.
-
-    Attributes:
-        history: the observations that it looks at.
-        executed: actions of a chunk until the next one is asked for, K.
-        timing: where seconds are added.
+    Arguments are those of `Runner.run`. `executed` is K, the actions of a chunk until the next one is asked for.
 
     Raises:
         UserError: for impossible arguments.

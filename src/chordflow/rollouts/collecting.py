@@ -56,7 +56,7 @@ def collect(
     Args:
         host: of the environments.
         policy: who acts, with Euler steps and without delay, executing as much of a chunk as it is saved with.
-        env_cfg: of the environments.
+        env_cfg: a LeRobot `EnvConfig`.
         count: observations.
         num_steps: Euler steps for each chunk.
         first_seed: of the first episode; the others follow.

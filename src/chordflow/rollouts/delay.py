@@ -64,9 +64,8 @@ class Execution:
         if self.mode == "none" and self.delay:
             raise UserError(f"delay is {self.delay} with mode none; choose the mode sync, async or rtc.")
         if self.max_guidance_weight is not None and self.mode != "rtc":
-            raise UserError(
-                f"max_guidance_weight is {self.max_guidance_weight} with mode {self.mode}; only rtc uses it."
-            )
+            weight = self.max_guidance_weight
+            raise UserError(f"max_guidance_weight is {weight} with mode {self.mode}; only rtc uses it.")
         if self.overlaps and self.delay > executed:
             raise UserError(
                 f"delay is {self.delay}, but a new chunk is asked for every {executed} actions (n_action_steps); "

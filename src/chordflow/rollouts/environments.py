@@ -105,16 +105,14 @@ class ChunkOrder:
 
 @dataclass
 class Outcome:
-    """What came of a chunk.
+    """What came of a chunk: a reward for each of the k executed actions, and as many pictures where recorded.
 
     Attributes:
         observations: those after the last executed actions, the oldest first, as many as `StartOrder.kept` says; none
             where the episode is over, unless all were asked for.
-        rewards: one for each of the k executed actions.
         success: whether `is_success` was reported at any of them.
         side: the last `info["side"]`, None where there was none.
         ended: whether the episode is over.
-        frames: k pictures, where recorded.
     """
 
     observations: list[Any] = field(default_factory=list)

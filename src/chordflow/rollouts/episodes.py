@@ -37,17 +37,14 @@ class Episode:
         chunks: chunks that the policy was asked for.
         num_steps: solver steps for each of them.
         solver: which solver.
-        jerk: mean square of the third difference `a[t+3] - 3 a[t+2] + 3 a[t+1] - a[t]` of the executed
-            actions, over time and dimensions, in the robot's units per control step cubed, squared; None
-            for fewer than four actions. It compares policies at one control rate.
-        jump: mean absolute difference between the last executed action of a chunk and the first of the next
-            one, over boundaries and dimensions, in the robot's units; None for a single chunk.
+        jerk: see `jerk`, in the robot's units per control step cubed, squared. It compares policies at one control
+            rate.
+        jump: see `jump`, in the robot's units.
         seconds: this episode's share of wall-clock time: each round's time is divided evenly among the
             episodes that took part, so that the sum over episodes is the time of the run.
         actions: the executed actions, float32 (T, A).
         frames: where recorded: uint8 (T + 1, height, width, 3), the first before any action.
-        task_group: suite of the task, by LeRobot's name; empty where an environment holds a single task that nobody
-            named.
+        task_group: suite of the task, by LeRobot's name; empty for a single task that nobody named.
         task_id: number of the task within its suite.
         mode: what the robot did while a chunk was made; see `rollouts.delay`.
         delay: control steps that it took.
@@ -91,16 +88,19 @@ class Episode:
 
 
 def jerk(actions: NDArray[np.floating]) -> float | None:
-    """Mean square of the third difference of `actions` (T, A); None where T is below 4."""
+    """Mean square, over time and dimensions, of `a[t+3] - 3 a[t+2] + 3 a[t+1] - a[t]` of `actions` (T, A).
+
+    None where T is below 4.
+    """
     if len(actions) < 4:
         return None
     return float(np.mean(np.diff(actions.astype(np.float64), n=3, axis=0) ** 2))
 
 
 def jump(actions: NDArray[np.floating], starts: Sequence[int]) -> float | None:
-    """Mean absolute step of `actions` (T, A) onto the first action of each later chunk; None for a single chunk.
+    """Mean absolute step, over dimensions too, of `actions` (T, A) onto the first action of each later chunk.
 
-    `starts` holds the index of the first action of each chunk, from 0 upwards; the first of them is no boundary.
+    None for a single chunk. `starts` holds the index of the first action of each chunk, from 0 upwards.
     """
     later = np.asarray(starts[1:], dtype=np.int64)
     if later.size == 0:
@@ -144,11 +144,9 @@ class SeedRange:
 
 @dataclass(frozen=True)
 class Starts:
-    """The starts of episodes.
+    """The starts of episodes: how many a task has, and on which observations were `collected`, as `of` names them.
 
-    Attributes:
-        numbers: of the starts of each task; None, or no entry, where each seed has one of its own.
-        collected: the starts that observations were collected on, as `of` names them.
+    The number is None, or not there, where each seed has a start of its own.
     """
 
     numbers: Mapping[tuple[str, int], int | None] = field(default_factory=dict)

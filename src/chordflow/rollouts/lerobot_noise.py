@@ -60,8 +60,8 @@ def run_lerobot_episodes(
         seed: of the generators and of each task's first episode; episode i has `seed + i`.
         n_episodes: how many of each task.
         batch_size: environments side by side; like `lerobot-eval`, no more than there are episodes.
-        num_steps: solver steps for each chunk, as `--policy.num_steps`; the saved ones by default.
-        n_action_steps: executed actions of each chunk, as `--policy.n_action_steps`; the saved ones by default.
+        num_steps: as `--policy.num_steps`; the saved ones by default.
+        n_action_steps: as `--policy.n_action_steps`; the saved ones by default.
         use_async_envs: whether the environments run in processes of their own, as in `lerobot-eval` by default;
             no outcome depends on it where an environment draws from its seed alone.
         progress: called with the episodes of each batch as it ends.

@@ -47,19 +47,15 @@ class Running:
     def __init__(
         self, actor: Actor, task: TaskKey, order: StartOrder, started: Started, *, first: bool
     ) -> None:
-        self.slot = order.slot
-        self.ended = False
-        self.seconds = 0.0
+        self.slot, self.ended, self.seconds = order.slot, False, 0.0
         self.seen: list[Any] = [started.observation]
         self._actor, self._task, self._seed, self._instruction = actor, task, order.seed, started.task
         self._noise_task = None if first else task
         self._frames = None if started.frame is None else [started.frame]
         self._actions: list[NDArray[np.float32]] = []
-        self._length = 0
+        self._length = self._asked = self._planned_old = 0
         # Index of the first action of each chunk, which an episode may end before.
         self._starts: list[int] = [0]
-        self._asked = 0
-        self._planned_old = 0
         self._chunk: NDArray[np.float32] | None = None
         self._endpoint: Tensor | None = None
         self._sum_reward = 0.0
@@ -145,17 +141,10 @@ def rounds(
     recorded: Collection[int] = (),
     all_kept: bool = False,
 ) -> Iterator[list[tuple[Running, Outcome]]]:
-    """Runs episodes of a task side by side until `seeds` and the last of them end.
+    """Runs episodes of a task, at most `batch_size` side by side, until `seeds` and the last of them end.
 
-    Args:
-        host: of the environments, at least `batch_size` or as many as there are seeds.
-        actor: who acts.
-        task: suite and number.
-        seeds: the next is asked for when there is room.
-        batch_size: episodes that run side by side at most.
-        first: whether the task is the first of the run.
-        recorded: seeds of the episodes whose pictures are kept.
-        all_kept: whether all observations come back, not only those that the next chunk needs.
+    The next seed is asked for when there is room. `first` says whether the task is the first of the run; pictures are
+    kept of the seeds in `recorded`; with `all_kept` all observations come back, not only those that chunks need.
 
     Yields:
         After each round the episodes that took part, with what came of their chunks.
@@ -231,10 +220,7 @@ class Runner:
         progress: Callable[[Episode], object] | None = None,
         timing: Timing | None = None,
     ) -> list[Episode]:
-        """Runs one episode for each task and seed.
-
-        Observations and actions go the way of LeRobot's own rollout: the environment's processors around the
-        checkpoint's. Only the noise differs: see `rollouts.acting`.
+        """Runs one episode for each task and seed, but for the noise (see `rollouts.acting`) as LeRobot's own rollout.
 
         Args:
             policy: who acts.

@@ -2,8 +2,6 @@
 
 A store is a folder for one arm, that is one policy with its settings in one environment. The episodes that end
 together are a parquet file, a row each; `compact` joins all to one file. Files appear whole or not at all.
-
-Shapes: T executed actions, A action dimension.
 """
 
 from __future__ import annotations

@@ -45,11 +45,10 @@ def success_rows(
             what Wilson's interval covers.
 
     Returns:
-        The row of all episodes first. Where some begin at starts that were trained on: a row of these and one of the
-        others. Where there are several suites: one for each. Where there are several tasks: one for each, named
-        `suite/number: instruction` (without the instruction where it varies). Within a single task: one for each
-        instruction. Names are in alphabetical order, tasks by number. A division into one group alone would repeat
-        the first row and is left out.
+        The row of all episodes first; then, where some begin at starts that were trained on, of these and of the
+        others; of each suite, where there are several; of each task, named `suite/number: instruction` (without the
+        instruction where it varies); within a single task, of each instruction. Names are in alphabetical order,
+        tasks by number. A division into one group alone would repeat the first row and is left out.
 
     Raises:
         UserError: if there are no episodes, they mix solvers or step counts, or the seeds differ from the
@@ -185,13 +184,8 @@ def delay_row(
 ) -> DelayRow:
     """Success and smoothness of one run under a delay.
 
-    Args:
-        episodes: the run, all with one number of steps, mode and delay.
-        policy: whose.
-        undelayed: the same policy and steps in the same episodes without delay; None for that run itself.
-        guidance_weight: of real-time chunking.
-        seed: of the bootstrap behind the intervals.
-        starts: of the episodes.
+    Its episodes have one number of steps, mode and delay. `undelayed` are those of the same policy and steps without
+    delay, None for that run itself; `seed` is that of the bootstrap behind the intervals.
     """
     starts = starts or Starts()
     distinct = starts.distinct(episodes)

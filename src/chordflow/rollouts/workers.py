@@ -1,8 +1,7 @@
 """Sub-environments in processes of their own, so that simulators run side by side.
 
-A worker makes its share by LeRobot's factory and serves it as a `LocalHost` would. Which episode runs in which
-sub-environment, and which share a batch in the network, does not depend on the number of workers: episodes
-are the same to the bit.
+Which episode runs in which sub-environment, and which share a batch in the network, does not depend on the number of
+workers: episodes are the same to the bit.
 """
 
 from __future__ import annotations
