@@ -52,7 +52,7 @@ class About:
         seconds: that it took.
         observations: N.
         history: frames of an observation, T, for a policy with a history; None where values have no such axis.
-        ranges: which episodes of which tasks were run: fields of `rollouts.starts.SeedRange`.
+        ranges: which episodes of which tasks were run: fields of `rollouts.episodes.SeedRange`.
     """
 
     step: int
