@@ -12,8 +12,7 @@ from builders import parse_reflow as parse
 from chordflow.errors import UserError
 from chordflow.experiments.config import RECIPES, ReflowJobConfig
 from chordflow.experiments.provenance import BESIDE_SETTINGS
-from chordflow.training.methods import ReflowMethodConfig
-from chordflow.training.methods.endpoint import EndpointMethodConfig
+from chordflow.training.methods import EndpointMethodConfig, ReflowMethodConfig
 
 REQUIRED = ["--teacher.path=t", "--dataset.repo_id=a/b", "--output_dir=out"]
 

@@ -28,15 +28,15 @@ from chordflow.results.schema import (
     SuccessRow,
 )
 from chordflow.results.sequential import SequentialTest
-from chordflow.rollouts import Episode, EpisodeStore, Execution, Runner, arm_settings, open_runner, paired
-from chordflow.rollouts.delay import Hold
-from chordflow.rollouts.episodes import Starts
+from chordflow.rollouts.delay import Execution, Hold
+from chordflow.rollouts.episodes import Episode, Starts, paired
 from chordflow.rollouts.lerobot_noise import run_lerobot_episodes
-from chordflow.rollouts.store import JOINED
+from chordflow.rollouts.runner import Runner, open_runner
+from chordflow.rollouts.store import JOINED, EpisodeStore, arm_settings
 from chordflow.rollouts.summaries import (
     delay_row,
     motion_rows,
-    success_at_margin,
+    success_rows,
     timing_row,
     valid_under_looking,
 )
@@ -209,7 +209,7 @@ class _Rollouts:
             store.compact()
         for arm in (self.teacher, *untrained, *self.candidates):
             episodes, reference = self.runs[arm], None if arm == self.teacher else self.runs[self.teacher]
-            rows = success_at_margin(episodes, arm.name, reference, config.margin_fraction, self.starts)
+            rows = success_rows(episodes, arm.name, reference, self.starts, config.margin_fraction)
             success += [valid_under_looking(row) for row in rows] if sequential else rows
             motion += motion_rows(episodes, arm.name, reference, config.seed, self.starts)
             # Of all episodes, those of the runs before an interruption included.
@@ -290,8 +290,6 @@ class _Rollouts:
                         self._of(arm, seeds),
                         arm.name,
                         None if arm == plain else self._of(plain, seeds),
-                        mode=arm.execution.mode,
-                        delay=arm.execution.delay,
                         guidance_weight=arm.execution.max_guidance_weight,
                         seed=self.config.seed,
                         starts=self.starts,
@@ -400,6 +398,6 @@ def _run_like_lerobot(
                 )
         store.save(episodes)
         store.compact()
-        success += success_at_margin(episodes, entrant.name, None, config.margin_fraction, starts)
+        success += success_rows(episodes, entrant.name, None, starts, config.margin_fraction)
         motion += motion_rows(episodes, entrant.name, None, config.seed, starts)
     return replace(results, success=success, motion=motion)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from chordflow.console import bar
 from chordflow.couplings import DatasetConfig, Split
+from chordflow.couplings.memory import enough_memory_at
 from chordflow.evaluation.measure import measure
 from chordflow.evaluation.paired import MeasureConfig, chosen_rows
 from chordflow.experiments.config import CheckpointConfig
@@ -39,7 +40,6 @@ from chordflow.results.schema import (
     installed_versions,
 )
 from chordflow.results.verdict import verdict
-from chordflow.training.memory import enough_memory_at
 
 
 @dataclass(frozen=True)

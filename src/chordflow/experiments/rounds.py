@@ -19,6 +19,7 @@ from pathlib import Path
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
 
 from chordflow.console import bar, say
+from chordflow.couplings.memory import enough_memory_at
 from chordflow.errors import UserError
 from chordflow.evaluation.yardstick import Held, Yardstick
 from chordflow.experiments.config import (
@@ -43,7 +44,6 @@ from chordflow.results.wording import number as in_words
 from chordflow.results.wording import percent, steps
 from chordflow.training.checkpoints import training_step
 from chordflow.training.distributed import current
-from chordflow.training.memory import enough_memory_at
 from chordflow.training.methods import MethodConfig
 
 EPISODES_OF_A_ROUND = 10_000_000
@@ -90,7 +90,7 @@ def check_teaches(config: MethodConfig, where: str) -> None:
         UserError: beginning with `where`, if there is no teacher in the method, or its students are no flows.
     """
     method, name = config.build(), config.get_choice_name(type(config))
-    if not method.needs_couplings:
+    if not method.needs.couplings:
         raise UserError(
             f"{where}method.type={name} has no teacher, so that a second round would be more of the first; give more "
             "steps instead, or choose method.type=reflow."

@@ -38,7 +38,6 @@ from chordflow.results.schema import LossCurve
 from chordflow.results.study import Look, Trial
 from chordflow.training.checkpoints import load_weights, training_step
 from chordflow.training.distributed import current
-from chordflow.training.memory import enough_memory
 from chordflow.training.methods import Method
 from chordflow.training.steps import LoopConfig, Passed, Stopwatch, Training
 from chordflow.training.student import Student, make_student, shares_prefix
@@ -136,7 +135,7 @@ def ready(job: Job, resume_from: Path | None = None) -> Iterator[Ready]:
         buffer = make_buffer(
             job,
             observations.train,
-            share=current().share,
+            share=current(),
             num_workers=config.num_workers,
             student_encode=None if shared else student.policy.encode,
             student_context=not prefix_trains,
@@ -180,7 +179,7 @@ def refuse_unused_points(config: ReflowJobConfig) -> None:
         UserError: if states of the trajectory are kept that the method does not train on.
     """
     points = config.buffer.path_points
-    if points is not None and not config.method.build().needs_paths:
+    if points is not None and not config.method.build().needs.paths:
         raise UserError(
             f"buffer.path_points={points}: with these settings method {config.method_name} does not train on states of "
             "the trajectory; leave it out, or give --method.path_share with reflow or endpoint."
@@ -221,7 +220,7 @@ def train_student(
             # As bytes: numpy has no bfloat16.
             hashed.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
 
-    with ready(job) as begun, bar(label) as progress, enough_memory(begun.buffer):
+    with ready(job) as begun, bar(label) as progress, begun.buffer.enough_memory():
         if begun.own_prefix:
             say(f"{label}: {begun.own_prefix}")
         largest = 0
@@ -247,7 +246,7 @@ def train_student(
         )
 
         def write(passed: Passed, folder: Path) -> None:
-            student = _write(begun, folder, training.weights)
+            student = _write(begun, folder, training.state.student)
             place, sha256 = os.path.relpath(student, root), weights_sha256(student)
             found.append(Look(looks[len(found)], passed.step, passed.seconds, place, sha256))
 

@@ -28,7 +28,7 @@ from chordflow.options import build, plain
 from chordflow.policies import FlowPolicy
 from chordflow.results.schema import installed_versions
 from chordflow.results.study import Arm, LeftOut, Study
-from chordflow.training.wrapping import fsdp_is_asked_for
+from chordflow.training.distributed import fsdp_is_asked_for
 
 SHARED = [f.name for f in fields(TrainingSettings) if f.name not in ("output_dir", "resume", "env")]
 """Options of a study that are those of `chordflow reflow`, for every arm."""
@@ -87,7 +87,7 @@ class Plan:
         """What a trial begins with; `teacher` and its `folder` are of the student that teaches it, if one does."""
         config = replace(self.jobs[arm], seed=seed)
         own = settings_of_round(config, self.round(arm), self.folder(arm, seed), folder)
-        split = self.splits[config.method.build().needs_actions]
+        split = self.splits[config.method.build().needs.actions]
         teacher_dir = folder or self.teacher_dir
         return Job(replace(own, student=config.student), teacher or self.teacher, teacher_dir, split)
 
@@ -123,13 +123,13 @@ def make_plan(config: StudyConfig) -> Plan:
     methods = [job.method.build() for job in jobs.values()]
     splits = {
         actions: open_split(config.dataset, teacher, tolerance_s=config.tolerance_s, actions=actions)
-        for actions in sorted({method.needs_actions for method in methods})
+        for actions in sorted({method.needs.actions for method in methods})
     }
     plan = Plan(config, teacher, teacher_dir, teacher_steps, arms, jobs, left_out, splits)
     for name, job in jobs.items():
         with _naming(name):
             # States of the trajectory that all arms keep are for those that train on them.
-            if job.buffer.path_points != config.buffer.path_points or not any(m.needs_paths for m in methods):
+            if job.buffer.path_points != config.buffer.path_points or not any(m.needs.paths for m in methods):
                 refuse_unused_points(job)
             first = plan.job(name, 0, folder=teacher_dir)
             make_buffer(first, first.split.train)

@@ -24,7 +24,10 @@ from chordflow.experiments.train import train_student
 from chordflow.policies import FlowPolicy
 from chordflow.results.schema import STUDENT, TEACHER, SuccessRow
 from chordflow.results.study import STUDY, Figures, Look, Study, Trial, Untrained
-from chordflow.rollouts import Episode, EpisodeStore, arm_settings, open_runner, success_rows
+from chordflow.rollouts.episodes import Episode
+from chordflow.rollouts.runner import open_runner
+from chordflow.rollouts.store import EpisodeStore, arm_settings
+from chordflow.rollouts.summaries import success_rows
 
 FREE_STEPS = (1, 2)
 """Euler steps at which the teacher acts untrained."""
