@@ -21,9 +21,8 @@ from chordflow.experiments.diagnose import diagnose
 from chordflow.experiments.settings import diagnose_settings
 from chordflow.options import nest, read_options
 from chordflow.policies import load_flow_policy
-from chordflow.results.findings import findings
+from chordflow.results.findings import findings, verdict
 from chordflow.results.schema import Results
-from chordflow.results.verdict import verdict
 
 Capture = pytest.CaptureFixture[str]
 

@@ -20,8 +20,8 @@ from chordflow.reporting.facts import facts
 from chordflow.reporting.plots import Plot
 from chordflow.reporting.section import Section
 from chordflow.reporting.table import findings, sections
+from chordflow.results.findings import next_command, verdict
 from chordflow.results.schema import Results
-from chordflow.results.verdict import next_command, verdict
 from chordflow.results.wording import UNRELIABLE, capital, clean
 
 IN_SIGHT = 5

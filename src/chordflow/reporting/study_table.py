@@ -13,13 +13,16 @@ from chordflow.reporting.section import ABSENT, Cell, Section, absent, figure
 from chordflow.reporting.table import drawn, escape, held_out, written
 from chordflow.results.episodes import SuccessRow
 from chordflow.results.study import STEP_COUNTS, Arm, Look, Study
-from chordflow.results.study_figures import (
+from chordflow.results.study_summary import (
     Figure,
     Measured,
+    budget,
     curvature,
     diversity,
     gap,
+    headline,
     judged,
+    level,
     loss,
     measured,
     middle_seed,
@@ -30,8 +33,17 @@ from chordflow.results.study_figures import (
     spread_of,
     untaken,
 )
-from chordflow.results.study_summary import budget, counted, headline, level
-from chordflow.results.wording import clean, p_value, percent, percentage, plural, points, span, steps
+from chordflow.results.wording import (
+    clean,
+    counted,
+    p_value,
+    percent,
+    percentage,
+    plural,
+    points,
+    span,
+    steps,
+)
 
 SEEDS = "Success, points and p are those of the seed with the median success, since all seeds run the same episodes."
 """What is said below a table of the success of several seeds."""

@@ -14,8 +14,8 @@ from chordflow.reporting import gap_tables, policy_tables, rollout_tables
 from chordflow.reporting.facts import facts, held_out
 from chordflow.reporting.section import ABSENT, Section
 from chordflow.results import findings as rules
+from chordflow.results.findings import next_command, verdict
 from chordflow.results.schema import Results
-from chordflow.results.verdict import next_command, verdict
 from chordflow.results.wording import clean
 
 __all__ = ["ABSENT", "drawn", "escape", "findings", "held_out", "markdown", "render", "sections", "written"]

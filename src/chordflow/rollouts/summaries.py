@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from chordflow.errors import UserError
 from chordflow.results.episodes import DelayMode, MotionMeasure
-from chordflow.results.limits import wilson_coverage
 from chordflow.results.schema import DelayRow, MotionRow, PolicyName, SuccessRow, TimingRow
 from chordflow.results.sequential import confidence_sequence
 from chordflow.results.statistics import (
@@ -17,7 +16,7 @@ from chordflow.results.statistics import (
     compare_success,
     mean_interval,
     non_inferiority,
-    paired_difference,
+    wilson_coverage,
 )
 from chordflow.results.wording import STARTS_NOT_TRAINED_ON, STARTS_TRAINED_ON
 from chordflow.rollouts.episodes import Episode, EpisodeKey, Starts, paired
@@ -195,9 +194,8 @@ def motion_rows(
         if pairs is not None:
             both = [(a, b) for a, b in pairs if None not in (getattr(a, name), getattr(b, name))]
             if both:
-                difference = paired_difference(
-                    [getattr(a, name) for a, _ in both],
-                    [getattr(b, name) for _, b in both],
+                difference = mean_interval(
+                    [getattr(a, name) - getattr(b, name) for a, b in both],
                     seed=seed,
                     clusters=starts.clusters([a for a, _ in both]),
                 )
