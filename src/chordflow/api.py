@@ -29,8 +29,7 @@ from chordflow.experiments.run_folder import how_to_go_on, resume_command
 from chordflow.experiments.settings import couple_settings, diagnose_settings, evaluate_settings
 from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.reporting import study_table
-from chordflow.reporting.figures import save_figures
-from chordflow.reporting.gif import save_clip
+from chordflow.reporting.pictures import save_clip, save_figures
 from chordflow.reporting.table import markdown
 from chordflow.reporting.write import RESULTS, loaded, write_report
 from chordflow.results.schema import Results

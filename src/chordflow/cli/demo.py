@@ -10,7 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 from chordflow.console import console, say
 from chordflow.demo.run import DemoConfig, run_demo
 from chordflow.options import build, read_options
-from chordflow.reporting.figures import save_figures
+from chordflow.reporting.pictures import save_figures
 from chordflow.reporting.table import render
 from chordflow.reporting.write import write_report
 

@@ -36,7 +36,7 @@ from chordflow.experiments.provenance import read_record
 from chordflow.experiments.reflow import RESULTS, reflow
 from chordflow.experiments.run_folder import has_checkpoint, new_folder, refuse_existing
 from chordflow.policies import FlowPolicy, load_flow_policy
-from chordflow.reporting.gif import MAX_BYTES, save_clip
+from chordflow.reporting.pictures import MAX_BYTES, save_clip
 from chordflow.results.schema import Clip, PolicyName, Results, Rollouts
 from chordflow.rollouts import Episode, Timing, run_episodes
 from chordflow.rollouts.summaries import motion_rows, success_at_margin, timing_row
