@@ -20,12 +20,14 @@ from chordflow.couplings import DatasetConfig, open_split
 from chordflow.couplings.collected import (
     About,
     Collection,
+    MixedObservations,
+    as_recorded,
+    check_finite,
     collection_path,
     frames_of,
     known_collections,
     write_collection,
 )
-from chordflow.couplings.mixed import MixedObservations, as_recorded, check_finite
 from chordflow.errors import UserError
 from chordflow.experiments import collect as collect_module
 from chordflow.experiments.collect import run_observations

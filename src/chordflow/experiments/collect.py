@@ -19,8 +19,16 @@ from torch import Tensor
 
 from chordflow.console import bar
 from chordflow.couplings import Observations
-from chordflow.couplings.collected import About, Collection, frames_of, known_collections, write_collection
-from chordflow.couplings.mixed import MixedObservations, as_recorded, check_finite
+from chordflow.couplings.collected import (
+    About,
+    Collection,
+    MixedObservations,
+    as_recorded,
+    check_finite,
+    frames_of,
+    known_collections,
+    write_collection,
+)
 from chordflow.errors import UserError
 from chordflow.experiments.config import ObservationSource, ReflowJobConfig
 from chordflow.experiments.measured import deployed_steps
