@@ -27,7 +27,7 @@ from chordflow.experiments.train import Job
 from chordflow.options import plain
 from chordflow.policies import FlowPolicy, resolve_checkpoint
 from chordflow.policies.sampling import Sampler
-from chordflow.results.findings import findings
+from chordflow.results.findings import findings, verdict
 from chordflow.results.schema import (
     STUDENT,
     TEACHER,
@@ -39,7 +39,6 @@ from chordflow.results.schema import (
     Results,
     installed_versions,
 )
-from chordflow.results.verdict import verdict
 
 
 @dataclass(frozen=True)
