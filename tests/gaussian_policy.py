@@ -19,7 +19,7 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor, nn
 
 from chordflow.policies.base import Batch, ChunkSpec, FlowPolicy, Role
-from chordflow.policies.context import Context, TensorContext
+from chordflow.policies.context import Context
 from closed_forms import GaussianFlow, GaussianMixtureFlow
 
 
@@ -46,7 +46,7 @@ class GaussianConfig:
 
 
 @dataclass(frozen=True)
-class GaussianContext(TensorContext):
+class GaussianContext(Context):
     """The means (B, K, H, D) of the modes at each observation."""
 
     means: Tensor

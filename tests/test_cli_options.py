@@ -118,10 +118,13 @@ def test_options_override_the_settings_of_a_file() -> None:
         (["--method.times.at_noise=2"], "method.times.at_noise=2.0: give"),
         (
             ["--method.times.type=beta", "--method.times.alpha=-1"],
-            "method.times.alpha=-1.0: give a finite number above 0.",
+            "method.times.alpha=-1.0: give a number above 0.",
         ),
         (["--method.times.type=u_shaped", "--method.times.a=nan"], "method.times.a=nan: give"),
-        (["--method.times.type=u_shaped", "--method.times.a=501"], "method.times.a=501.0: give at most 500"),
+        (
+            ["--method.times.type=u_shaped", "--method.times.a=501"],
+            "method.times.a=501.0: give a number above 0 and at most 500",
+        ),
         (
             ["--method.times.type=exponential", "--method.times.ratio=1"],
             "method.times.ratio=1.0: give another",

@@ -7,8 +7,7 @@ import torch
 from lerobot.policies.common.flow_matching import euler_integrate
 
 from chordflow.errors import UserError
-from chordflow.flow.grids import time_grid
-from chordflow.flow.solvers import SOLVERS, get_solver
+from chordflow.flow.solvers import SOLVERS, get_solver, time_grid
 from closed_forms import GaussianFlow
 
 ONE_STEP = ["euler", "midpoint", "heun"]

@@ -25,7 +25,7 @@ from chordflow.flow.seeds import generator
 from chordflow.flow.solvers import Euler
 from chordflow.policies import FlowPolicy, Role, VelocityModule, load_flow_policy, save_student
 from chordflow.policies.pi0 import PI0Context, PI0FlowPolicy
-from chordflow.policies.realtime import RealTimeSampler
+from chordflow.policies.sampling import RealTimeSampler
 from chordflow.quiet import quiet_stdout
 
 FAMILIES = {"pi0": family_pi0, "pi05": family_pi05}

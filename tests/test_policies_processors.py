@@ -32,9 +32,8 @@ from broken_statistics import (
 from builders import ACTION_DIM, STATE_DIM, make_config, observations
 from chordflow.errors import UserError
 from chordflow.policies import load_flow_policy
-from chordflow.policies.processors import check_processors
+from chordflow.policies.processors import blank_observation, check_processors, try_out
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
-from chordflow.policies.trial import blank_observation, try_out
 from test_bad_input import contents, refusal
 from test_reflow_job import options
 

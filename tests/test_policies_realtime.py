@@ -21,8 +21,7 @@ from builders import build_checkpoint, observations
 from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
 from chordflow.policies import Context, load_flow_policy, save_student
-from chordflow.policies.realtime import RealTimeSampler, guidance_weight
-from chordflow.policies.sampling import Sampler
+from chordflow.policies.sampling import RealTimeSampler, Sampler, guidance_weight
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
 from chordflow.quiet import quiet_stdout
 from gaussian_policy import GaussianConfig, GaussianFlowPolicy

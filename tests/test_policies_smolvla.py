@@ -12,7 +12,7 @@ from builders import build_checkpoint, observations
 from chordflow.flow.seeds import generator
 from chordflow.flow.solvers import Euler
 from chordflow.policies import Role, VelocityModule, load_flow_policy
-from chordflow.policies.prefix import PrefixContext
+from chordflow.policies.context import PrefixContext
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
 
 

@@ -53,10 +53,13 @@ def measure_latency(
     t = torch.ones(size, device=policy.device)
     memory = _MemoryMeter(policy)
 
+    def chunk(sampler: Sampler) -> Tensor:
+        return sampler(policy.encode(batch), noise)
+
     work: dict[str | int, Callable[[], object]] = {
         "encode": lambda: policy.encode(batch),
         "step": lambda: policy.velocity(noise, t, context),
-        **{n: partial(_chunk, Sampler(policy, n), batch, noise) for n in sorted(set(chunk_num_steps))},
+        **{n: partial(chunk, Sampler(policy, n)) for n in sorted(set(chunk_num_steps))},
         # A chunk of the robot's pays for the processors as well, whatever its number of steps.
         "processors": lambda: policy.to_action(noise) if policy.preprocess(items) else None,
     }
@@ -68,23 +71,20 @@ def measure_latency(
             if number >= warm_up:
                 seconds[name].append(took)
                 memory.look()
+    found = {name: _percentiles(times) for name, times in seconds.items()}
     return Latency(
-        encode_s=float(np.median(seconds["encode"])),
-        step_s=float(np.median(seconds["step"])),
+        encode_s=found["encode"].p50,
+        step_s=found["step"].p50,
         batch_size=size,
         repeats=repeats,
         teacher_num_steps=teacher_num_steps,
         student_num_steps=student_num_steps,
-        encode=_percentiles(seconds["encode"]),
-        step=_percentiles(seconds["step"]),
-        chunks=[ChunkTime(n, _percentiles(times)) for n, times in seconds.items() if isinstance(n, int)],
-        processors_s=float(np.median(seconds["processors"])),
+        encode=found["encode"],
+        step=found["step"],
+        chunks=[ChunkTime(n, times) for n, times in found.items() if isinstance(n, int)],
+        processors_s=found["processors"].p50,
         memory=memory.read(),
     )
-
-
-def _chunk(sampler: Sampler, batch: dict[str, Any], noise: Tensor) -> Tensor:
-    return sampler(sampler.policy.encode(batch), noise)
 
 
 class _MemoryMeter:

@@ -44,7 +44,7 @@ class ChunkSpec:
     Attributes:
         horizon: H, the number of actions in a chunk.
         padded_dim: D, the dimensions that the network denoises.
-        action_dim: a, the leading dimensions that the robot uses.
+        action_dim: A, the leading dimensions that the robot uses.
         num_executed: actions of a chunk that run before the next chunk is computed.
         first_executed: how many of its leading actions lie in the past when the chunk arrives and are never
             run; above 0 where a policy looks at several past observations and predicts from the first on.
@@ -75,7 +75,7 @@ class ChunkSpec:
 
     @property
     def num_usable(self) -> int:
-        """How many of its actions can be run at all: those from the present on."""
+        """How many of its actions can be run at all."""
         return (self.real_horizon or self.horizon) - self.first_executed
 
     @property
@@ -93,13 +93,7 @@ class ChunkSpec:
 
 
 class StockPolicy(NamedTuple):
-    """What LeRobot's own code asks for to run a policy.
-
-    Attributes:
-        policy: the `PreTrainedPolicy`; it draws its noise from the global generator.
-        preprocessor: from observations to its batch.
-        postprocessor: from its actions to the robot's units.
-    """
+    """A `PreTrainedPolicy`, which draws its noise from the global generator, and its two pipelines."""
 
     policy: Any
     preprocessor: Any
@@ -202,7 +196,7 @@ class FlowPolicy(ABC):
         """The role of the parameter `name` (as in the module's `named_parameters`).
 
         Raises:
-            ValueError: for an unknown name.
+            ValueError: for a name that this release of LeRobot does not have.
         """
 
     @abstractmethod
@@ -218,16 +212,15 @@ class FlowPolicy(ABC):
 
     def fresh(self, roles: Iterable[Role], seed: int) -> None:
         """Initialises the parameters of `roles` again, as the family's own constructor would, from `seed`."""
-        chosen = set(roles)
         # Constructors of torch draw from the global generator; the caller's stream is left as it was.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             built = dict(self.build_fresh().named_parameters())
+        by_role = self.parameters_by_role()
         with torch.no_grad():
-            for role, named in self.parameters_by_role().items():
-                if role in chosen:
-                    for name, parameter in named.items():
-                        parameter.copy_(built[name])
+            for role in set(roles):
+                for name, parameter in by_role[role].items():
+                    parameter.copy_(built[name])
 
     def pretrained_vlm(self) -> dict[str, Tensor]:
         """The weights of the vision-language model that the checkpoint's config names, by parameter name.
@@ -241,11 +234,7 @@ class FlowPolicy(ABC):
 
     @torch.no_grad()
     def begin_pretrained(self) -> None:
-        """Replaces the weights of its VLM with those of `pretrained_vlm`.
-
-        Raises:
-            UserError: if there are none.
-        """
+        """Replaces the weights of its VLM with those of `pretrained_vlm`, which raises where there are none."""
         own = dict(self.module.named_parameters())
         for name, tensor in self.pretrained_vlm().items():
             own[name].copy_(tensor)
@@ -360,14 +349,9 @@ class VelocityModule(nn.Module):
     def forward(
         self, x_t: Tensor, t: Tensor, context: Context | None = None, batch: Batch | None = None
     ) -> Tensor:
-        """The velocity (B, H, D).
+        """The velocity (B, H, D) at states (B, H, D) and times (B,).
 
-        Args:
-            x_t: states (B, H, D).
-            t: times (B,).
-            context: the encoded observations; where it is None they are encoded from `batch`, so that a
-                trainable prefix receives gradients.
-            batch: the preprocessed observations.
+        Without a `context` the preprocessed `batch` is encoded, so that a trainable prefix receives gradients.
         """
         if context is None:
             if batch is None:

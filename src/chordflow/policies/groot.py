@@ -30,8 +30,8 @@ from torch import Tensor, nn
 
 from chordflow.errors import UserError
 from chordflow.policies.base import Batch, ChunkSpec, Role
-from chordflow.policies.context import Context, TensorContext
-from chordflow.policies.lerobot_policy import LeRobotFlowPolicy, role_by_beginning
+from chordflow.policies.context import Context
+from chordflow.policies.lerobot_policy import RELATIVE_ACTIONS, LeRobotFlowPolicy, role_by_beginning
 from chordflow.quiet import quiet_stdout
 
 _ROLES = {
@@ -45,7 +45,7 @@ _TIME_ROUNDING = 1e-3
 
 
 @dataclass(frozen=True)
-class GrootContext(TensorContext):
+class GrootContext(Context):
     """What the diffusion transformer reads of an observation.
 
     Attributes:
@@ -85,15 +85,10 @@ class GrootFlowPolicy(LeRobotFlowPolicy):
         super().__init__(policy, preprocessor, postprocessor)
         self._model = policy._groot_model
         _check_base(self._model.config)
-        for step in getattr(postprocessor, "steps", ()):
-            if isinstance(step, GrootN17ActionDecodeStep) and step.use_relative_action:
-                raise UserError(
-                    "use_relative_action=true in policy_postprocessor.json: such a checkpoint's actions depend on the "
-                    "state that was seen last, so an endpoint alone is no action; give one with absolute actions."
-                )
         for step in (*getattr(preprocessor, "steps", ()), *getattr(postprocessor, "steps", ())):
+            if isinstance(step, GrootN17ActionDecodeStep) and step.use_relative_action:
+                raise UserError(f"use_relative_action=true in policy_postprocessor.json: {RELATIVE_ACTIONS}.")
             _check_statistics(step, self.config.action_feature.shape[0])
-        for step in getattr(preprocessor, "steps", ()):
             if isinstance(step, GrootN17VLMEncodeStep):
                 # Saved with the device that trained it, and out of reach of LeRobot's override for loading.
                 step.device = str(self.config.device)

@@ -5,7 +5,6 @@ Shapes: B batch, H chunk size, D padded action dimension, A real action dimensio
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -20,6 +19,11 @@ from chordflow.errors import UserError
 from chordflow.policies.base import Batch, ChunkSpec, FlowPolicy, Role, StockPolicy
 from chordflow.quiet import quiet_stdout
 
+RELATIVE_ACTIONS = (
+    "such a checkpoint's actions depend on the state that was seen last, so an endpoint alone is no action; give a "
+    "checkpoint with absolute actions"
+)
+
 
 class LeRobotFlowPolicy(FlowPolicy):
     """A stock LeRobot policy as a velocity field.
@@ -31,11 +35,6 @@ class LeRobotFlowPolicy(FlowPolicy):
         steps_field: what the family's config calls its number of solver steps.
         noise_at: the family's own time of noise, 1 or 0; where it is 0, `native_time` and `canonical` convert.
         encoded_once: what of an observation a context holds, in a few words, for the table of support.
-
-    Args:
-        policy: the stock policy, in the state in which LeRobot's loader leaves it.
-        preprocessor: the checkpoint's observation pipeline.
-        postprocessor: the checkpoint's action pipeline.
 
     Raises:
         UserError: if the config asks for something that cannot be reflowed.
@@ -57,18 +56,7 @@ class LeRobotFlowPolicy(FlowPolicy):
     def check_config(cls, config: Any) -> None:
         """Raises UserError, with the field and its value, for what the adapter cannot do."""
         if getattr(config, "use_relative_actions", False):
-            raise UserError(
-                "use_relative_actions=true in config.json: such a checkpoint's actions depend on the state that was "
-                "seen last, so an endpoint alone is no action; give a checkpoint with absolute actions."
-            )
-
-    @abstractmethod
-    def role_of(self, name: str) -> Role:
-        """The role of the parameter `name` (as in `named_parameters`).
-
-        Raises:
-            ValueError: for a name that this release of LeRobot does not have.
-        """
+            raise UserError(f"use_relative_actions=true in config.json: {RELATIVE_ACTIONS}.")
 
     @property
     def chunk(self) -> ChunkSpec:
@@ -140,11 +128,18 @@ class LeRobotFlowPolicy(FlowPolicy):
 
     def action_target(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Zero-padded demonstrations, valid in the real dimensions inside the episode."""
+        return self.padded_target(batch)
+
+    def padded_target(
+        self, batch: Batch, *, padded_dims: bool = False, padded_actions: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Zero-padded demonstrations (B, H, D), and where a loss counts that may count padding of either kind."""
         target = pad_vector(batch[ACTION], self.chunk.padded_dim)
-        valid = torch.zeros_like(target, dtype=torch.bool)
-        valid[..., : self.chunk.action_dim] = True
+        valid = torch.ones_like(target, dtype=torch.bool)
+        if not padded_dims:
+            valid[..., self.chunk.action_dim :] = False
         is_pad = batch.get("action_is_pad")
-        if is_pad is not None:
+        if is_pad is not None and not padded_actions:
             valid &= ~is_pad.bool()[..., None]
         return target, valid
 
@@ -160,26 +155,23 @@ class LeRobotFlowPolicy(FlowPolicy):
         setattr(self.config, self.steps_field, num_steps)
 
     def set_num_executed(self, num_executed: int) -> None:
-        """Sets how many actions of a chunk the stock policy runs before it makes the next one.
-
-        Raises:
-            UserError: for a number that a chunk does not have.
-        """
+        """Sets `n_action_steps`; raises UserError for a number that a chunk does not have."""
         self.chunk.check_executed(num_executed)
         self.config.n_action_steps = num_executed
+
+    @property
+    def fresh_fields(self) -> Mapping[str, Any]:
+        """Fields of the config with which the constructor loads no pretrained weights."""
+        return {}
 
     def build_fresh(self) -> nn.Module:
         """A policy of the same config, as the family's own constructor makes it."""
         with quiet_stdout():
-            return self.policy_class(replace(self.config))
+            return self.policy_class(replace(self.config, **self.fresh_fields))
 
 
 def role_by_beginning(name: str, beginnings: Mapping[Role, tuple[str, ...]], family: str) -> Role:
-    """The role among whose `beginnings` is that of a parameter's name.
-
-    Raises:
-        ValueError: if none is.
-    """
+    """The first role among whose `beginnings` is that of a parameter's name; raises ValueError if none is."""
     for role, own in beginnings.items():
         if name.startswith(own):
             return role

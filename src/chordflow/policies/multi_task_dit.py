@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from lerobot.policies.multi_task_dit.modeling_multi_task_dit import (
     CLIPTextEncoder,
     CLIPVisionEncoder,
@@ -26,12 +25,20 @@ from transformers import CLIPTextModel, CLIPVisionModel
 
 from chordflow.errors import UserError
 from chordflow.policies.base import Batch, ChunkSpec, Role
-from chordflow.policies.context import Context, TensorContext
-from chordflow.policies.lerobot_policy import LeRobotFlowPolicy
+from chordflow.policies.context import Context
+from chordflow.policies.lerobot_policy import LeRobotFlowPolicy, role_by_beginning
+
+_TEXT = "observation_encoder.text_encoder."
+_ROLES = {
+    Role.VISION: ("observation_encoder.vision_encoder.", "observation_encoder.vision_encoders."),
+    Role.LANGUAGE: (f"{_TEXT}text_encoder.",),
+    Role.PREFIX_PROJECTIONS: (f"{_TEXT}projection.",),
+    Role.ACTION_HEAD: ("noise_predictor.",),
+}
 
 
 @dataclass(frozen=True)
-class ConditioningContext(TensorContext):
+class ConditioningContext(Context):
     """What the transformer is modulated by.
 
     Attributes:
@@ -117,8 +124,7 @@ class MultiTaskDiTFlowPolicy(LeRobotFlowPolicy):
                 f"sigma_min={self.config.sigma_min} in config.json: the paths that this checkpoint was trained on end "
                 "near its demonstrations, not at them; use a method that needs no demonstrations."
             )
-        target, valid = super().action_target(batch)
-        return target, valid if self.config.do_mask_loss_for_padding else torch.ones_like(valid)
+        return self.padded_target(batch, padded_actions=not self.config.do_mask_loss_for_padding)
 
     def train_roles(self, roles: Iterable[Role]) -> dict[str, nn.Parameter]:
         """Freezes all but `roles` and makes these float32 masters.
@@ -155,14 +161,4 @@ class MultiTaskDiTFlowPolicy(LeRobotFlowPolicy):
 
     def role_of(self, name: str) -> Role:
         """CLIP's image encoder(s); its text encoder; the projection of the text; the transformer."""
-        if name.startswith("noise_predictor."):
-            return Role.ACTION_HEAD
-        if name.startswith("observation_encoder.text_encoder.projection."):
-            return Role.PREFIX_PROJECTIONS
-        if name.startswith("observation_encoder.text_encoder.text_encoder."):
-            return Role.LANGUAGE
-        if name.startswith(("observation_encoder.vision_encoder.", "observation_encoder.vision_encoders.")):
-            return Role.VISION
-        raise ValueError(
-            f"parameter {name!r} has no known role in multi_task_dit; this LeRobot version is not supported"
-        )
+        return role_by_beginning(name, _ROLES, self.family)

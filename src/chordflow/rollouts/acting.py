@@ -20,8 +20,7 @@ from torch import Tensor
 
 from chordflow.errors import UserError
 from chordflow.policies import FlowPolicy, check_inputs
-from chordflow.policies.realtime import RealTimeSampler
-from chordflow.policies.sampling import Sampler
+from chordflow.policies.sampling import RealTimeSampler, Sampler
 from chordflow.rollouts.delay import Execution
 from chordflow.rollouts.environment import batch_observations
 from chordflow.rollouts.history import History
