@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,18 @@ def vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkpoint(vlm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A stock SmolVLA checkpoint; not to be written to."""
     return build_checkpoint(tmp_path_factory.mktemp("checkpoint") / "pretrained_model", vlm)
+
+
+@pytest.fixture(scope="session")
+def family_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A checkpoint of each family, built once; not to be written to."""
+    from families import CASES
+
+    @cache
+    def folder(family: str) -> Path:
+        return CASES[family].build(tmp_path_factory.mktemp(family) / "pretrained_model")
+
+    return folder
 
 
 @pytest.fixture(scope="session")

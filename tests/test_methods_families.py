@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,8 @@ from chordflow.training.methods import (
     ReflowMethodConfig,
     SnapFlowMethodConfig,
 )
+from families import CASES
 from family_case import FamilyCase
-from test_families import CASES
 
 pytestmark = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
@@ -34,16 +35,14 @@ CONFIGS: list[MethodConfig] = [
 
 
 @pytest.fixture(scope="module")
-def policies(tmp_path_factory: pytest.TempPathFactory) -> Callable[[FamilyCase], FlowPolicy]:
+def policies(family_folder: Callable[[str], Path]) -> Callable[[FamilyCase], FlowPolicy]:
     """A policy of each family, loaded once."""
-    loaded: dict[str, FlowPolicy] = {}
 
+    @cache
     def policy(case: FamilyCase) -> FlowPolicy:
-        if case.family not in loaded:
-            folder = case.build(tmp_path_factory.mktemp(case.family) / "pretrained_model")
-            loaded[case.family] = load_flow_policy(folder, device="cpu")
-            loaded[case.family].module.requires_grad_(False)
-        return loaded[case.family]
+        loaded = load_flow_policy(family_folder(case.family), device="cpu")
+        loaded.module.requires_grad_(False)
+        return loaded
 
     return policy
 

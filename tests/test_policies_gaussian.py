@@ -94,15 +94,12 @@ def test_contexts_repeat_join_and_stay_as_they_are() -> None:
     assert torch.equal(policy.velocity(noise, t, joined.index(torch.arange(1, 4))), first)
     twice = policy.velocity(noise.repeat_interleave(2, 0), t.repeat_interleave(2), context.repeat(2))
     assert torch.equal(twice, first.repeat_interleave(2, 0))
-    assert context.num_bytes == context.means.nbytes
-    assert context.detach().to("cpu").batch_size == 3
 
 
 def test_noise_fills_all_padded_dimensions_and_follows_its_seed() -> None:
     policy = make_policy(padded_dim=8, action_dim=2)
     noise = policy.sample_noise(500, generator(0))
     assert noise.shape == (500, *policy.chunk.shape) == (500, 4, 8)
-    assert noise.dtype == torch.float32
     assert (noise.std(dim=(0, 1)) - 1).abs().max() < 0.1
     assert torch.equal(noise, policy.sample_noise(500, generator(0)))
     assert not torch.equal(noise, policy.sample_noise(500, generator(1)))
@@ -119,34 +116,19 @@ def test_couplings_never_take_the_saved_step_count() -> None:
     assert not torch.allclose(endpoints(policy, context, noise, CouplingConfig(num_steps=1)), ten)
 
 
-def test_roles_cover_every_parameter_once() -> None:
-    policy = make_policy()
-    by_role = policy.parameters_by_role()
-    names = [name for named in by_role.values() for name in named]
-    assert sorted(names) == sorted(name for name, _ in policy.module.named_parameters())
-    assert set(by_role[Role.PREFIX_PROJECTIONS]) == {"state_proj.weight", "state_proj.bias"}
-    trainable = policy.train_roles([Role.ACTION_HEAD])
-    assert set(trainable) == {"log_std"}
-    assert {name for name, p in policy.module.named_parameters() if p.requires_grad} == {"log_std"}
-
-
-def test_fresh_changes_only_its_roles_and_repeats() -> None:
+def test_roles_and_fresh_weights() -> None:
     policy = make_policy(std=0.5)
+    by_role = policy.parameters_by_role()
+    assert set(by_role[Role.PREFIX_PROJECTIONS]) == {"state_proj.weight", "state_proj.bias"}
+    assert set(policy.train_roles([Role.ACTION_HEAD])) == set(by_role[Role.ACTION_HEAD]) == {"log_std"}
     with torch.no_grad():
         policy.module.get_parameter("log_std").fill_(1.0)
-    weight = policy.module.get_parameter("state_proj.weight")
-    before, prefix = weight.clone(), policy.prefix_hash()
-    state = torch.random.get_rng_state()
+    prefix = policy.prefix_hash()
     policy.fresh([Role.ACTION_HEAD], seed=3)
-    assert torch.equal(state, torch.random.get_rng_state())
     torch.testing.assert_close(policy.std, torch.full((4, 4), 0.5))
     assert policy.prefix_hash() == prefix
     policy.fresh([Role.PREFIX_PROJECTIONS], seed=3)
-    after = weight.clone()
     assert policy.prefix_hash() != prefix
-    assert not torch.equal(before, after)
-    policy.fresh([Role.PREFIX_PROJECTIONS], seed=3)
-    assert torch.equal(weight, after)
 
 
 def test_gradients_reach_head_and_prefix() -> None:

@@ -39,11 +39,6 @@ class ConstantField(GaussianFlowPolicy):
         return self.noise - self.mixture(context).means[:, 0]
 
 
-def stock_chunk(policy: SmolVLAPolicy, batch: dict[str, Any], noise: Tensor, **rtc: Any) -> Tensor:
-    """What the stock policy predicts."""
-    return policy.predict_action_chunk(dict(batch), noise=noise, **rtc)
-
-
 class TestWeight:
     def test_follows_the_steps(self) -> None:
         assert [guidance_weight(n) for n in (1, 2, 5, 10, 20)] == [1.0, 2.0, 5.0, 10.0, 20.0]
@@ -77,8 +72,8 @@ class TestSampler:
         self, vlm: Path, tmp_path: Path, num_steps: int, batch_size: int
     ) -> None:
         # The weight is LeRobot's own default here: the sampler is the same at any.
-        rtc = RTCConfig(prefix_attention_schedule=RTCAttentionSchedule.EXP, execution_horizon=6)
-        folder = build_checkpoint(tmp_path / "checkpoint", vlm, num_steps=num_steps, rtc_config=rtc)
+        own = RTCConfig(prefix_attention_schedule=RTCAttentionSchedule.EXP, execution_horizon=6)
+        folder = build_checkpoint(tmp_path / "checkpoint", vlm, num_steps=num_steps, rtc_config=own)
         policy = load_flow_policy(folder, device="cpu")
         assert policy.supports_real_time_chunking
         batch = policy.preprocess(observations(batch_size))
@@ -88,9 +83,8 @@ class TestSampler:
         with torch.no_grad():
             context = policy.encode(batch)
         for chunk, delay in ((left_over, 2), (left_over, 0), (None, 0)):
-            expected = stock_chunk(
-                policy.module, batch, noise, inference_delay=delay, prev_chunk_left_over=chunk
-            )
+            rtc = {"inference_delay": delay, "prev_chunk_left_over": chunk}
+            expected = policy.module.predict_action_chunk(dict(batch), noise=noise, **rtc)
             endpoint = sampler(context, noise, chunk, delay)
             assert endpoint.shape == noise.shape
             assert torch.equal(endpoint[..., :2], expected)
@@ -99,27 +93,18 @@ class TestSampler:
         assert not torch.equal(guided[:, :5], free[:, :5])
         assert torch.equal(guided[:, 5:], free[:, 5:]) == (num_steps == 1)
         # And an argument of the call wins over the config, in LeRobot as here.
-        narrow = RealTimeSampler(policy, num_steps, 10.0, 3, RTCAttentionSchedule.EXP)(
-            context, noise, left_over, 1
-        )
-        expected = stock_chunk(
-            policy.module,
-            batch,
-            noise,
-            inference_delay=1,
-            prev_chunk_left_over=left_over,
-            execution_horizon=3,
-        )
-        assert torch.equal(narrow[..., :2], expected)
+        sampler = RealTimeSampler(policy, num_steps, 10.0, 3, RTCAttentionSchedule.EXP)
+        rtc = {"inference_delay": 1, "prev_chunk_left_over": left_over, "execution_horizon": 3}
+        expected = policy.module.predict_action_chunk(dict(batch), noise=noise, **rtc)
+        assert torch.equal(sampler(context, noise, left_over, 1)[..., :2], expected)
 
     def test_without_a_previous_chunk_it_is_the_plain_sampler(self, tiny_policy: SmolVLAFlowPolicy) -> None:
         batch = tiny_policy.preprocess(observations(2))
         noise = tiny_policy.sample_noise(2, generator(0, "test"))
         with torch.no_grad():
             context = tiny_policy.encode(batch)
-        assert torch.equal(
-            RealTimeSampler(tiny_policy, 3)(context, noise), Sampler(tiny_policy, 3)(context, noise)
-        )
+        guided, plain = RealTimeSampler(tiny_policy, 3), Sampler(tiny_policy, 3)
+        assert torch.equal(guided(context, noise), plain(context, noise))
 
     @pytest.mark.parametrize("num_steps", [1, 2, 10])
     def test_lands_on_what_is_left_over_and_lerobots_weight_overshoots(self, num_steps: int) -> None:
@@ -152,12 +137,8 @@ class TestSampler:
 
     def test_says_what_does_not_fit(self) -> None:
         policy = make_policy()
-        for option, value in (
-            ("num_steps", 0),
-            ("max_guidance_weight", 0.0),
-            ("max_guidance_weight", math.nan),
-            ("execution_horizon", 0),
-        ):
+        weight = "max_guidance_weight"
+        for option, value in (("num_steps", 0), (weight, 0.0), (weight, math.nan), ("execution_horizon", 0)):
             with pytest.raises(UserError, match=f"{option} is {value}"):
                 RealTimeSampler(policy, **{"num_steps": 1, option: value})
         context = policy.encode({"observation.state": torch.ones(2, 2)})
@@ -223,8 +204,9 @@ class TestSavedStudent:
                 policy = SmolVLAPolicy.from_pretrained(tmp_path / name)
             # What a student would be with the teacher's weight.
             policy.config.num_steps = 1
-            ends[name] = stock_chunk(policy, batch, noise, inference_delay=4, prev_chunk_left_over=left_over)
-            free = stock_chunk(policy, batch, noise, inference_delay=0, prev_chunk_left_over=None)
+            rtc = {"inference_delay": 4, "prev_chunk_left_over": left_over}
+            ends[name] = policy.predict_action_chunk(dict(batch), noise=noise, **rtc)
+            free = policy.predict_action_chunk(dict(batch), noise=noise, inference_delay=0)
         torch.testing.assert_close(ends["student"][:, :4], left_over, rtol=0, atol=1e-5)
         needed = (left_over - free[:, :4]).abs().mean()
         missed = (ends["teacher"][:, :4] - left_over).abs().mean()
