@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -76,6 +77,7 @@ class GaussianFlowPolicy(FlowPolicy):
 
     family = "gaussian"
     policy_class = GaussianModule
+    preprocessor = SimpleNamespace(steps=[])
 
     def __init__(self, config: GaussianConfig) -> None:
         self.config = config

@@ -224,10 +224,10 @@ def test_a_refusal_of_the_adapter_is_one_sentence(walked: Path) -> None:
 # What a distribution can get wrong
 
 NEARLY = """
-from chordflow.policies.lerobot_policy import LeRobotFlowPolicy
+from chordflow.policies import FlowPolicy
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
 
-class Unfinished(LeRobotFlowPolicy):
+class Unfinished(FlowPolicy):
     family = "elsewhere"
     def encode(self, batch): ...
 

@@ -29,7 +29,6 @@ from chordflow.quiet import quiet_stdout
 from chordflow.rollouts import run_episodes
 from chordflow.rollouts.lerobot_noise import run_lerobot_episodes
 from drift_env import TIME_LIMIT, DriftEnv, DriftEnvConfig
-from gaussian_setup import make_policy
 from lerobot_env_detour import DetourEnvConfig
 
 SEED = 7
@@ -249,7 +248,3 @@ class TestBadInput:
 
         with pytest.raises(UserError, match="NaN or infinite in episode 0, step 0"):
             self.run(broken)
-
-    def test_a_policy_that_lerobot_does_not_know(self) -> None:
-        with pytest.raises(UserError, match="gaussian"):
-            self.run(make_policy)

@@ -41,7 +41,7 @@ SEED = 7
 
 @dataclass(frozen=True)
 class Situation:
-    """A checkpoint and a dataset, which `build` writes, that stock LeRobot runs; `refused` is what chordflow says, if."""
+    """A checkpoint and a dataset that stock LeRobot runs, by `build`; chordflow, if it does not, says `refused`."""
 
     build: Callable[[Path], tuple[Path, Path]]
     rename_map: dict[str, str] = field(default_factory=dict)

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -82,15 +82,8 @@ class MeasureConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = (
-            "num_observations",
-            "converged_noises",
-            "gap_noises",
-            "batch_size",
-            "latency_repeats",
-            "num_steps",
-        )
-        check_fields(self, "measure.", *counts, at_least=1)
+        check_fields(self, "measure.", "num_observations", "converged_noises", "gap_noises", at_least=1)
+        check_fields(self, "measure.", "batch_size", "latency_repeats", "num_steps", at_least=1)
         check_fields(self, "measure.", "noises_per_observation", at_least=MIN_ENDPOINTS)
         check_fields(self, "measure.", "converged_num_steps", at_least=100)
         most, note = self.noises_per_observation, " (measure.noises_per_observation)"
@@ -158,11 +151,12 @@ def encode_held_out(
     reference = first.prefix_hash()
     encoders = {"": first} | {name: own for name, own in policies.items() if own.prefix_hash() != reference}
     parts: dict[str, list[Context]] = {name: [] for name in encoders}
-    batches = []
+    about: dict[str, list[Any]] = {"episode_index": [], "frame_index": [], "task": []}
     for items in observations.batches(order, min(config.batch_size, 64)):
         for name, policy in encoders.items():
             parts[name].append(policy.encode(policy.preprocess(items)))
-        batches.append(items)
+        for key, values in about.items():
+            values.extend(items[key])
     joined = {name: type(contexts[0]).concatenate(contexts) for name, contexts in parts.items()}
     noises = [
         first.sample_noise(config.noises_per_observation, generator(config.seed, "held-out noise", index))
@@ -171,9 +165,9 @@ def encode_held_out(
     return HeldOutSet(
         contexts={name: joined[name if name in joined else ""] for name in policies},
         noise=torch.stack(noises).to(first.device),
-        episodes=torch.cat([items["episode_index"].flatten() for items in batches]),
-        frames=torch.cat([items["frame_index"].flatten() for items in batches]),
-        tasks=[task for items in batches for task in items["task"]],
+        episodes=torch.stack(about["episode_index"]).flatten(),
+        frames=torch.stack(about["frame_index"]).flatten(),
+        tasks=about["task"],
         rows=order,
     )
 

@@ -146,14 +146,13 @@ def _config(folder: Path, adapter: type[FlowPolicy], cli_overrides: list[str], w
             if unknown := sorted(set(read_config(folder)) - known):
                 raise UserError(
                     f"{where}: {CONFIG} has fields that LeRobot {lerobot.__version__} does not know "
-                    f"({', '.join(unknown)}): it was saved by an older or newer LeRobot; give a checkpoint of this "
-                    "one, or, where the fields do not matter, take them out of a copy."
+                    f"({', '.join(unknown)}): it was saved by an older or newer LeRobot; give one of this LeRobot, "
+                    "or a copy without these fields, where they do not matter."
                 ) from error
         # The outermost error names the field, the innermost what is wrong with it.
         raise UserError(
             f"{where}: {CONFIG} is not a config that LeRobot {lerobot.__version__} can read "
-            f"({_cut(str(error).splitlines()[:1])}: {reason(error)}); it was saved by another release or changed by "
-            "hand: give a checkpoint that this release can read."
+            f"({_cut(str(error).splitlines()[:1])}: {reason(error)}); give a checkpoint of this release, unchanged."
         ) from error
 
 
@@ -175,8 +174,7 @@ def _policy(
             # The first line of several says only that there are more.
             lines = str(error).splitlines()
             raise UserError(
-                f"{field}={weights.parent}: {WEIGHTS} does not fit {CONFIG} ({_cut(lines[1:] or lines)}); give weights "
-                "saved with this config."
+                f"{field}={weights.parent}: {WEIGHTS} does not fit {CONFIG} ({_cut(lines[1:] or lines)}); give its own."
             ) from error
         raise UserError(
             f"{where}: LeRobot cannot build the policy that {CONFIG} describes ({reason(error)}); check {CONFIG} and "
@@ -224,16 +222,15 @@ def check_loaded(policy: FlowPolicy, file: Path, field: str = "teacher.path") ->
             shape = tuple(part.get_shape())
             if shape != tuple(tensor.shape):
                 raise UserError(
-                    f"{where}: {key} has shape {shape}, but {CONFIG} asks for {tuple(tensor.shape)}; give weights "
-                    "saved with this config."
+                    f"{where}: {key} has shape {shape}, but {CONFIG} asks for {tuple(tensor.shape)}; give its weights."
                 )
             loaded.add(tensor.data_ptr())
             start = part[:1] if shape else handle.get_tensor(key)
             own = tensor[:1] if shape else tensor
             if not torch.allclose(start.to(own.dtype), own.cpu(), rtol=0, atol=0, equal_nan=True):
                 raise UserError(
-                    f"{where}: {key} was not loaded by LeRobot's {type(policy.module).__name__}; save the checkpoint "
-                    f"again with LeRobot {lerobot.__version__}."
+                    f"{where}: {key} was not loaded by LeRobot's {type(policy.module).__name__}; save it again with "
+                    f"LeRobot {lerobot.__version__}."
                 )
     for name, source in policy.filled_from.items():
         own, other = state[name], state[source]
@@ -252,8 +249,7 @@ def _rename(preprocessor: Any, rename_map: Mapping[str, str], where: str) -> dic
     steps = [step for step in preprocessor.steps if hasattr(step, "rename_map")]
     if not steps:
         raise UserError(
-            f"{where}: {PREPROCESSOR} has no step that renames, so --rename_map cannot be heeded; leave it out, and "
-            "give observations of the checkpoint's own names."
+            f"{where}: {PREPROCESSOR} has no step that renames, so --rename_map cannot be heeded: leave it out."
         )
     own = dict(steps[0].rename_map)
     for step in steps:

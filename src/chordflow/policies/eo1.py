@@ -22,9 +22,8 @@ from lerobot.utils.constants import OBS_STATE
 from torch import Tensor, nn
 
 from chordflow.errors import UserError
-from chordflow.policies.base import Batch, Role
+from chordflow.policies.base import Batch, FlowPolicy, Role, role_by_beginning
 from chordflow.policies.context import Context, PrefixContext
-from chordflow.policies.lerobot_policy import LeRobotFlowPolicy, role_by_beginning
 
 _ROLES = {
     Role.VISION: ("vlm_backbone.model.visual.",),
@@ -48,7 +47,7 @@ class EO1Context(PrefixContext):
     positions: Tensor
 
 
-class EO1FlowPolicy(LeRobotFlowPolicy):
+class EO1FlowPolicy(FlowPolicy):
     """A stock `EO1Policy` as a velocity field."""
 
     family = "eo1"
@@ -67,8 +66,8 @@ class EO1FlowPolicy(LeRobotFlowPolicy):
         super().check_config(config)
         if "sliding_attention" in config.text_config.layer_types:
             raise UserError(
-                "use_sliding_window=true in vlm_config of config.json: layers with a sliding window drop a part of the "
-                "prefix, so it cannot be encoded once; give a checkpoint whose backbone has full attention."
+                "use_sliding_window=true in vlm_config of config.json: its layers drop a part of the prefix, which "
+                "cannot be encoded once then; give a checkpoint whose backbone has full attention."
             )
 
     def encode(self, batch: Batch) -> EO1Context:

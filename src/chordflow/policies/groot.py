@@ -15,7 +15,6 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import lerobot
 import torch
 from lerobot.policies.groot.configuration_groot import GROOT_N1_5, infer_groot_model_version
 from lerobot.policies.groot.groot_n1_7 import GR00TN17
@@ -29,9 +28,8 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor, nn
 
 from chordflow.errors import UserError
-from chordflow.policies.base import Batch, ChunkSpec, Role
+from chordflow.policies.base import RELATIVE_ACTIONS, Batch, ChunkSpec, FlowPolicy, Role, role_by_beginning
 from chordflow.policies.context import Context
-from chordflow.policies.lerobot_policy import RELATIVE_ACTIONS, LeRobotFlowPolicy, role_by_beginning
 from chordflow.quiet import quiet_stdout
 
 _ROLES = {
@@ -67,7 +65,7 @@ class GrootContext(Context):
     embodiment: Tensor
 
 
-class GrootFlowPolicy(LeRobotFlowPolicy):
+class GrootFlowPolicy(FlowPolicy):
     """A stock `GrootPolicy` as a velocity field. Its real-time chunking is its own, not LeRobot's guidance."""
 
     family = "groot"
@@ -101,8 +99,8 @@ class GrootFlowPolicy(LeRobotFlowPolicy):
         base = config.get("base_model_path")
         if config.get("tokenizer_assets_repo") or infer_groot_model_version(base) == GROOT_N1_5:
             raise UserError(
-                f"{where} is of a GR00T N1.5 (base_model_path={base}), which LeRobot {lerobot.__version__} no longer "
-                "runs; give a checkpoint of GR00T N1.7."
+                f"{where} is of a GR00T N1.5 (base_model_path={base}), which this LeRobot no longer runs; give a "
+                "checkpoint of GR00T N1.7."
             )
 
     @property
@@ -126,7 +124,7 @@ class GrootFlowPolicy(LeRobotFlowPolicy):
         if shape[0] > self.config.max_state_dim:
             raise UserError(
                 f"{where}: {OBS_STATE} has shape {shape}, but max_state_dim={self.config.max_state_dim} in "
-                "config.json; give observations of the robot that the checkpoint was trained for."
+                "config.json; give observations of its own robot."
             )
 
     def encode(self, batch: Batch) -> GrootContext:

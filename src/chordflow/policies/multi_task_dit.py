@@ -24,9 +24,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPVisionModel
 
 from chordflow.errors import UserError
-from chordflow.policies.base import Batch, ChunkSpec, Role
+from chordflow.policies.base import Batch, ChunkSpec, FlowPolicy, Role, role_by_beginning
 from chordflow.policies.context import Context
-from chordflow.policies.lerobot_policy import LeRobotFlowPolicy, role_by_beginning
 
 _TEXT = "observation_encoder.text_encoder."
 _ROLES = {
@@ -48,7 +47,7 @@ class ConditioningContext(Context):
     vector: Tensor
 
 
-class MultiTaskDiTFlowPolicy(LeRobotFlowPolicy):
+class MultiTaskDiTFlowPolicy(FlowPolicy):
     """A stock `MultiTaskDiTPolicy` as a velocity field."""
 
     family = "multi_task_dit"
@@ -64,13 +63,13 @@ class MultiTaskDiTFlowPolicy(LeRobotFlowPolicy):
         super().check_config(config)
         if not config.is_flow_matching:
             raise UserError(
-                f"objective={config.objective} in config.json: only a flow has a velocity to straighten; give a "
-                "checkpoint that was trained with --policy.objective=flow_matching."
+                f"objective={config.objective} in config.json is no flow, which alone can be straightened; give a "
+                "checkpoint trained with --policy.objective=flow_matching."
             )
         if config.integration_method != "euler":
             raise UserError(
-                f"integration_method={config.integration_method} in config.json: a student takes Euler steps, and the "
-                "teacher is measured by the same solver; set integration_method to euler."
+                f"integration_method={config.integration_method} in config.json: teacher and student are "
+                "measured by Euler steps; set integration_method to euler."
             )
 
     @property
@@ -121,8 +120,8 @@ class MultiTaskDiTFlowPolicy(LeRobotFlowPolicy):
         """
         if self.config.sigma_min > 0:
             raise UserError(
-                f"sigma_min={self.config.sigma_min} in config.json: the paths that this checkpoint was trained on end "
-                "near its demonstrations, not at them; use a method that needs no demonstrations."
+                f"sigma_min={self.config.sigma_min} in config.json: its paths end near demonstrations, not at them; "
+                "use a method that needs none."
             )
         return self.padded_target(batch, padded_actions=not self.config.do_mask_loss_for_padding)
 
@@ -135,8 +134,8 @@ class MultiTaskDiTFlowPolicy(LeRobotFlowPolicy):
         chosen = set(roles)
         if Role.LANGUAGE in chosen:
             raise UserError(
-                "student.train holds language, but LeRobot's multi_task_dit runs its text encoder without gradients; "
-                "leave it out (prefix_projections trains what follows it)."
+                "student.train holds language, but LeRobot runs this text encoder without gradients; leave it out "
+                "(prefix_projections trains what follows it)."
             )
         return super().train_roles(chosen)
 

@@ -22,9 +22,8 @@ from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TO
 from torch import Tensor
 from transformers import DynamicCache
 
-from chordflow.policies.base import Batch, Role
+from chordflow.policies.base import Batch, FlowPolicy, Role, role_by_beginning
 from chordflow.policies.context import Context, PrefixContext
-from chordflow.policies.lerobot_policy import LeRobotFlowPolicy, role_by_beginning
 
 _MODEL = "model."
 _VLM = "paligemma_with_expert.paligemma."
@@ -42,7 +41,7 @@ class PI0Context(PrefixContext):
     state: Tensor
 
 
-class PI0FlowPolicy(LeRobotFlowPolicy):
+class PI0FlowPolicy(FlowPolicy):
     """A stock `PI0Policy` as a velocity field.
 
     Attributes:

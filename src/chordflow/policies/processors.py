@@ -25,9 +25,8 @@ from torch import Tensor
 
 from chordflow.errors import UserError, machine_refuses, ran_out_of_memory, reason
 from chordflow.flow.seeds import generator
-from chordflow.policies.base import FlowPolicy
+from chordflow.policies.base import RELATIVE_ACTIONS, FlowPolicy
 from chordflow.policies.files import CONFIG, POSTPROCESSOR, PREPROCESSOR, WEIGHTS
-from chordflow.policies.lerobot_policy import RELATIVE_ACTIONS
 
 _STATISTICS = {
     NormalizationMode.MEAN_STD: ("mean", "std"),
@@ -168,8 +167,8 @@ def try_out(policy: FlowPolicy, preprocessor: Any, where: str) -> None:
     chunk = policy.chunk
     if chunk.action_dim > chunk.padded_dim:
         raise UserError(
-            f"{where}: {CONFIG} has actions of size {chunk.action_dim}, but max_action_dim is {chunk.padded_dim}; give "
-            "a checkpoint that was trained with a max_action_dim of at least that size."
+            f"{where}: {CONFIG} has actions of size {chunk.action_dim}, but max_action_dim is {chunk.padded_dim}; "
+            f"{_ONE_ROBOT}."
         )
     part = f"the preprocessor ({PREPROCESSOR})"
     # What a family draws in passing leaves the caller's stream as it was.

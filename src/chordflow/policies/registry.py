@@ -10,7 +10,6 @@ from lerobot.configs import PreTrainedConfig
 
 from chordflow.errors import UserError, reason
 from chordflow.policies.base import FlowPolicy
-from chordflow.policies.lerobot_policy import LeRobotFlowPolicy
 
 ENTRY_POINTS = "chordflow.families"
 """The group of entry points by which a distribution brings an adapter: LeRobot's policy type = module:Class."""
@@ -120,9 +119,7 @@ def _fault(adapter: object, family: str) -> str | None:
     """What is wrong with an adapter from elsewhere, before any checkpoint is loaded; None where nothing is."""
     if not (isinstance(adapter, type) and issubclass(adapter, FlowPolicy)):
         return "is no subclass of chordflow.policies.FlowPolicy"
-    asked = ["family", "policy_class"]
-    if issubclass(adapter, LeRobotFlowPolicy):
-        asked += ["steps_field", "encoded_once"]
+    asked = ("family", "policy_class", "steps_field", "encoded_once")
     missing = [*(name for name in asked if not hasattr(adapter, name)), *sorted(adapter.__abstractmethods__)]
     if missing:
         return f"does not answer {', '.join(missing)} (see docs/add-a-family.md)"

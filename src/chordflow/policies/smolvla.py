@@ -26,10 +26,9 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 from chordflow.errors import UserError, machine_refuses
-from chordflow.policies.base import Batch, Role
+from chordflow.policies.base import Batch, FlowPolicy, Role, role_by_beginning
 from chordflow.policies.context import Context, PrefixContext
 from chordflow.policies.files import CONFIG
-from chordflow.policies.lerobot_policy import LeRobotFlowPolicy, role_by_beginning
 from chordflow.quiet import quiet_stdout
 
 _VLM = "vlm_with_expert.vlm."
@@ -45,7 +44,7 @@ _ROLES = {
 }  # fmt: skip
 
 
-class SmolVLAFlowPolicy(LeRobotFlowPolicy):
+class SmolVLAFlowPolicy(FlowPolicy):
     """A stock `SmolVLAPolicy` as a velocity field."""
 
     family = "smolvla"
@@ -126,8 +125,8 @@ class SmolVLAFlowPolicy(LeRobotFlowPolicy):
                 if machine_refuses(error):
                     raise
                 raise UserError(
-                    f"vlm_model_name={name} in {CONFIG} is a model without weights, so no student can begin with it; "
-                    "leave pretrained_vlm out, or give a checkpoint that names one with weights."
+                    f"vlm_model_name={name} in {CONFIG} is a model without weights; leave pretrained_vlm out, or give "
+                    "a checkpoint that names one with weights."
                 ) from error
         with quiet_stdout(), torch.random.fork_rng(devices=[]):
             _, found = AutoModelForImageTextToText.from_pretrained(
