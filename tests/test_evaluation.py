@@ -309,7 +309,7 @@ def test_contexts_are_shared_where_prefixes_agree_and_only_there() -> None:
 def test_noises_belong_to_observations_whatever_else_is_chosen() -> None:
     policy = make_policy()
     whole = encoded(policy, 9)
-    assert whole.num_observations == 9
+    assert len(whole.noise) == 9
     assert whole.noise.flatten(0, 1).unique(dim=0).shape[0] == 9 * 16
     some = encoded(policy, 9, num_observations=4)
     rows = [int((whole.noise[:, 0] == n).all(dim=(1, 2)).nonzero()) for n in some.noise[:, 0]]

@@ -42,7 +42,7 @@ from test_reflow_job import options
 
 Change = Callable[[Path], object]
 
-STATE, ACTION = "observation.state", "action"
+STATE, ACTION, CAMERA = "observation.state", "action", "observation.images."
 
 
 @pytest.fixture
@@ -243,38 +243,33 @@ def test_every_verb_refuses_before_it_makes_a_folder(
 
 SOUND: dict[str, Change] = {
     "a constant joint": lambda p: [
-        edit_statistics(p, pipeline, fill(name, 0.0))
-        for pipeline in (BEFORE, AFTER)
-        for name in (f"{STATE}.std", "action.std")
+        edit_statistics(p, side, fill(name, 0.0)) for side in (BEFORE, AFTER) for name in (f"{STATE}.std", "action.std")
     ],
     "a range of nothing": lambda p: (
         edit_statistics(p, BEFORE, lambda h: h.update({f"{STATE}.{name}": torch.ones(3) for name in ("min", "max")})),
         mode(BEFORE, STATE="MIN_MAX")(p),
     ),
     # Quantiles that are not used, and what counts frames.
-    "further statistics": lambda p: edit_statistics(
-        p, BEFORE, lambda h: h.update({f"{STATE}.q01": torch.full((3,), math.nan), f"{STATE}.count": torch.ones(1)})
+    "further statistics": held(
+        BEFORE, lambda h: h.update({f"{STATE}.q01": torch.full((3,), math.nan), f"{STATE}.count": torch.ones(1)})
     ),
     # LeRobot normalises the action whether the step lists it or not.
     "an action that is not listed": lambda p: [
-        edit_normaliser(p, pipeline, lambda c: c["features"].pop(ACTION)) for pipeline in (BEFORE, AFTER)
+        edit_normaliser(p, side, lambda c: c["features"].pop(ACTION)) for side in (BEFORE, AFTER)
     ],
     "another mode than the config's, with its statistics": lambda p: edit_config(
         p, lambda c: c["normalization_mapping"].update(ACTION="QUANTILES")
     ),
     "no normalisation by the config": lambda p: (
         edit_config(p, lambda c: c.update(normalization_mapping=dict.fromkeys(("STATE", "ACTION"), "IDENTITY"))),
-        edit_statistics(p, BEFORE, dict.clear),
-        edit_statistics(p, AFTER, dict.clear),
+        *(edit_statistics(p, side, dict.clear) for side in (BEFORE, AFTER)),
     ),
     # As a fine-tuned checkpoint keeps the input features of the model that it began with.
     "the size of a base model's state": lambda p: edit_config(
         p, lambda c: c["input_features"][STATE].update(shape=[6])
     ),
-    "a base model's cameras": lambda p: [
-        add_input(p, f"observation.images.camera{i}", "VISUAL", 3, 32, 32) for i in (1, 2)
-    ],
-    "an image with channels last": lambda p: add_input(p, "observation.images.top", "VISUAL", 32, 32, 3),
+    "a base model's cameras": lambda p: [add_input(p, f"{CAMERA}camera{i}", "VISUAL", 3, 32, 32) for i in (1, 2)],
+    "an image with channels last": lambda p: add_input(p, f"{CAMERA}top", "VISUAL", 32, 32, 3),
     "a base model's further vectors": lambda p: add_input(p, "observation.velocity", "STATE", 3),
     "blank cameras": lambda p: edit_config(p, lambda c: c.update(empty_cameras=2)),
     "a rename map": lambda p: set_rename_map(p, image="images.top"),
@@ -438,7 +433,7 @@ def test_what_only_shows_when_an_observation_goes_through(
 
 
 def test_renamed_cameras_come_under_the_name_that_data_have(checkpoint: Path) -> None:
-    top, wrist, image = (f"observation.{name}" for name in ("images.top", "images.wrist", "image"))
+    top, wrist, image = f"{CAMERA}top", f"{CAMERA}wrist", "observation.image"
     policy = load_flow_policy(checkpoint, device="cpu", rename_map={top: wrist, image: top})
     assert set(blank_observation(policy, policy.preprocessor)) == {"task", STATE, image}
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from chordflow.evaluation.gap import Targets, flatten
-from chordflow.evaluation.paired import Way, Work, solve
+from chordflow.evaluation.paired import Way, Work
 from chordflow.flow.seeds import generator
 from chordflow.flow.solvers import SOLVERS, AdamsBashforth, get_solver
 from chordflow.policies import FlowPolicy
@@ -46,11 +46,9 @@ def candidates(nfe: int) -> list[Way]:
 
 
 def halves(episodes: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """The observations to choose on and those to measure on, rows of `episodes` (N,): an episode is in one of the two.
+    """The rows of `episodes` (N,) to choose on and those to measure on: an episode is in one of the two.
 
-    Args:
-        episodes: of each observation, (N,); where it is one episode alone, both are all rows.
-        seed: which half of the episodes is which.
+    Where there is one episode alone, both are all rows.
     """
     known = episodes.unique()
     if len(known) == 1:
@@ -87,12 +85,9 @@ class Search:
         self.found: FreeWays | None = None
 
     def run(self, solved: Mapping[Way, Tensor], targets: Targets) -> None:
-        """Chooses and measures.
+        """Chooses and measures on the teacher's endpoints (N, K, H, D) by the known ways.
 
-        Args:
-            solved: the teacher's endpoints (N, K, H, D) by the known ways, at least the even Euler steps of every
-                number of evaluations and those as deployed.
-            targets: the teacher's, on all observations.
+        These are at least the even Euler steps of every number of evaluations and those as deployed.
         """
         rows, noises, work = self._measured_on, self._noises, self._work
         self._targets = here = targets.at(rows, noises)
@@ -148,18 +143,7 @@ class Search:
         return [min(ways, key=squared) for ways in self._candidates.values()]
 
     def _solve(self, ways: list[Way], rows: Tensor, noises: int) -> dict[Way, Tensor]:
-        if not ways:
-            return {}
-        held_out = self._work.held_out
-        return solve(
-            self._teacher,
-            held_out.contexts[TEACHER],
-            held_out.noise[rows, :noises],
-            ways,
-            batch_size=self._work.config.batch_size,
-            on_batch=self._work.tick,
-            rows=rows,
-        )
+        return self._work.solve(TEACHER, self._teacher, ways, noises, rows) if ways else {}
 
 
 def _differ(endpoints: Tensor) -> bool:

@@ -33,8 +33,7 @@ class Gap:
             root-mean-square spread.
         spread: distance of every reference from their mean, divided by the same, (N, K).
         flips: (N, K), true where a pair lies at different modes.
-        max_abs: largest absolute difference in the robot's units.
-        mean_abs: mean absolute difference in the robot's units.
+        max_abs: largest absolute difference in the robot's units; `mean_abs` is their mean.
     """
 
     distance: NDArray[np.float64]
@@ -59,17 +58,10 @@ class Gap:
         return float(self.flips.mean())
 
     def interval(self, episodes: NDArray[np.int_], seed: int) -> Interval | None:
-        """Interval of `rms` over episodes, whose frames and noises are not independent.
+        """Interval of `rms` over the episodes (N,), whose frames and noises are not independent; None for one episode.
 
         The RMS is a ratio of two sums over pairs, distances and spread; a resampled episode brings its part of
         both. The mean that the spread is taken from stays that of all pairs.
-
-        Args:
-            episodes: of each observation, (N,).
-            seed: of the bootstrap.
-
-        Returns:
-            None with fewer than two episodes.
         """
         if not self.distance.any():
             # The same endpoints are at no distance in any episode.
@@ -105,13 +97,9 @@ class Modes:
 
 
 def action_gap(actual: Tensor, reference: Tensor, modes: Modes, policy: FlowPolicy) -> Gap:
-    """The gap of `actual` to `reference`, both (N, K, H, D), over the real dimensions.
+    """The gap of endpoints to the teacher's from the same noises, both (N, K, H, D), over the real dimensions.
 
-    Args:
-        actual: endpoints of the policy in question.
-        reference: endpoints of the teacher from the same noises.
-        modes: the teacher's.
-        policy: for the way from endpoints to the robot's units.
+    `modes` are the teacher's; `policy` has the way from endpoints to the robot's units.
 
     Raises:
         UserError: if the reference's endpoints do not differ, so that a relative gap is not defined.
@@ -217,11 +205,7 @@ class Targets:
         )
 
     def ratio(self, gap: Gap, other: Gap | None) -> Estimate | None:
-        """One gap's RMS over another's of the same pairs, with its interval over episodes: their frames depend.
-
-        Returns:
-            None where there is no other one, or it is zero.
-        """
+        """One gap's RMS over another's of the same pairs, with its interval over episodes; None over none or zero."""
         if other is None or other.rms == 0:
             return None
         clusters = np.repeat(self.episodes.numpy(), gap.distance.shape[1])

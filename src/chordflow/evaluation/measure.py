@@ -84,7 +84,7 @@ def measure(
             an observation is encoded once for all.
         observations: held out by episode.
         config: how much.
-        on_progress: told the network evaluations done, of how many.
+        on_progress: see `Progress`.
 
     Raises:
         UserError: for observations that cannot be read, or actions that are not finite.
@@ -255,18 +255,13 @@ class Yardstick:
     @property
     def num_observations(self) -> int:
         """N."""
-        return self._held_out.num_observations
+        return len(self._held_out.noise)
 
     @torch.no_grad()
     def of(
         self, name: PolicyName, student: FlowPolicy, on_progress: Progress = lambda done, total: None
     ) -> Held:
-        """Measures a student, as reloaded from its checkpoint.
-
-        Args:
-            name: of the student in its rows.
-            student: of the teacher's family and chunk.
-            on_progress: told the network evaluations done, of how many.
+        """Measures a student of the teacher's family and chunk, as reloaded from its checkpoint.
 
         Raises:
             UserError: if its actions are not finite.

@@ -30,7 +30,7 @@ LEAST_SHARE = 0.05
 
 
 def mode_centres(endpoints: Array) -> Array:
-    """Centres of the clusters of one observation's endpoints.
+    """Centres (M, F), M from 1 to `MAX_MODES`, of the clusters of one observation's endpoints (K, F).
 
     Ward's hierarchical clustering is cut into two to `MAX_MODES` clusters; the cut of the highest mean
     silhouette (Rousseeuw 1987) is taken if that exceeds `least_silhouette` and no cluster is an outlier.
@@ -38,14 +38,8 @@ def mode_centres(endpoints: Array) -> Array:
     inside the modes, summed over all of them, hides the gap between them. If that fails too, there is one
     mode.
 
-    Args:
-        endpoints: (K, F), K at least `MIN_ENDPOINTS`.
-
-    Returns:
-        (M, F), M from 1 to `MAX_MODES`.
-
     Raises:
-        ValueError: if there are too few endpoints.
+        ValueError: if there are fewer than `MIN_ENDPOINTS`.
     """
     if len(endpoints) < MIN_ENDPOINTS:
         raise ValueError(

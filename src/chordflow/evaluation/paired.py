@@ -121,11 +121,6 @@ class HeldOutSet:
     tasks: list[str]
     rows: list[int]
 
-    @property
-    def num_observations(self) -> int:
-        """N."""
-        return self.noise.shape[0]
-
 
 def chosen_rows(observations: Observations, config: MeasureConfig) -> list[int]:
     """Which held-out frames are measured on, in ascending order."""
@@ -138,13 +133,9 @@ def chosen_rows(observations: Observations, config: MeasureConfig) -> list[int]:
 def encode_held_out(
     policies: Mapping[PolicyName, FlowPolicy], observations: Observations, config: MeasureConfig
 ) -> HeldOutSet:
-    """Chooses held-out frames, encodes them for every policy, and draws their noises.
+    """Chooses held-out frames, encodes them for every policy, and draws their noises by the first one's law.
 
-    Args:
-        policies: by name; the first one's noise law is used, and a policy whose prefix has the same weights
-            as the first one's shares its contexts.
-        observations: the held-out ones.
-        config: how many.
+    A policy whose prefix has the same weights as the first one's shares its contexts.
     """
     order = chosen_rows(observations, config)
     first = next(iter(policies.values()))
@@ -180,18 +171,18 @@ def over_batches[T](
     function: Callable[[Velocity, Tensor], T],
     rows: Tensor | None = None,
 ) -> Iterator[tuple[slice, T]]:
-    """Cuts N observations with K noises each into network batches and calls a function for each.
+    """Cuts N observations with noises (N, K, H, D) into network batches and calls a function for each.
 
     On a CPU several batches run at a time, each with its share of the threads: operations of a small network are too
     short to be divided among threads. What comes out, and in which order, does not depend on that.
 
     Args:
         policy: the velocity.
-        context: of the N observations, or of more where `rows` chooses among them.
-        noise: (N, K, H, D).
+        context: of the N observations, or of more where `rows` (N,) chooses among them.
+        noise: of the N observations.
         batch_size: noises that go through the network together.
         function: of a velocity at fixed observations and their noises (n * K, H, D).
-        rows: where the N observations are in the context, (N,); by default it holds just them.
+        rows: places in the context.
 
     Yields:
         The observations' slice, and what the function returned.
@@ -266,9 +257,6 @@ class Remembered:
     Every solution of a batch starts from the same noises at t = 1, and the first states of several solvers
     coincide as well (midpoint's first middle is Euler's second state at twice the steps). They are compared
     bit by bit, so that no figure changes.
-
-    Args:
-        velocity: at fixed observations, a pure function.
     """
 
     def __init__(self, velocity: Velocity) -> None:
@@ -305,7 +293,7 @@ class Work:
 
     def cost(self, nfe: int, noises: int | None = None, rows: Tensor | None = None) -> int:
         """Network evaluations of one pass over all batches, of some observations where `rows` names them."""
-        count = self.held_out.num_observations if rows is None else len(rows)
+        count = len(self.held_out.noise if rows is None else rows)
         size = max(1, self.config.batch_size // (noises or self.config.noises_per_observation))
         return nfe * -(-count // size)
 
@@ -314,21 +302,24 @@ class Work:
         self.done += nfe
         self.on_progress(self.done, self.total)
 
-    def solve(self, name: PolicyName, policy: FlowPolicy, ways: list[Way], noises: int) -> dict[Way, Tensor]:
+    def solve(
+        self,
+        name: PolicyName,
+        policy: FlowPolicy,
+        ways: Sequence[Way],
+        noises: int,
+        rows: Tensor | None = None,
+    ) -> dict[Way, Tensor]:
         """Endpoints (N, noises, H, D) by several ways.
 
         Raises:
-            UserError: if one is not finite.
+            UserError: if one is not finite, unless just some observations are solved, whose places are `rows`.
         """
-        ends = solve(
-            policy,
-            self.held_out.contexts[name],
-            self.held_out.noise[:, :noises],
-            ways,
-            batch_size=self.config.batch_size,
-            on_batch=self.tick,
-        )
-        for way, found in ends.items():
+        context, noise = self.held_out.contexts[name], self.held_out.noise[:, :noises]
+        noise = noise if rows is None else noise[rows]
+        size = self.config.batch_size
+        ends = solve(policy, context, noise, ways, batch_size=size, on_batch=self.tick, rows=rows)
+        for way, found in ends.items() if rows is None else ():
             _require_finite(found, name, way)
         return ends
 
@@ -370,7 +361,7 @@ def _curvature_row(policy: PolicyName, sums: Curvature, held_out: HeldOutSet, se
     """Curvature along the trajectories of all observations and their noises, with its interval over episodes."""
     interval = None
     if sums.chord_of_each.sum() > 0 and sums.deviation_of_each.sum() > 0:
-        clusters = held_out.episodes.repeat_interleave(sums.count // held_out.num_observations)
+        clusters = held_out.episodes.repeat_interleave(sums.count // len(held_out.noise))
         roots = (sums.deviation_of_each.sqrt().numpy(), sums.chord_of_each.sqrt().numpy())
         interval = ratio_of_rms(*roots, seed=seed, clusters=clusters.numpy()).interval
     return CurvatureRow(

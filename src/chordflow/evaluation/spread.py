@@ -74,20 +74,10 @@ def widest_observations(
     held_out: HeldOutSet,
     observations: Observations,
 ) -> list[WideObservation]:
-    """The observations of the widest spread, with their endpoints and what the cameras show.
+    """The observations of the widest spread, `NUM_WIDEST` at most, with their endpoints and what the cameras show.
 
     Neighbouring frames look alike, so the widest of every episode come first, and others only where there are
-    too few episodes.
-
-    Args:
-        spreads: of all N observations.
-        endpoints: (N, K, H, D), of the teacher as deployed.
-        modes: found among them.
-        held_out: which observations these are.
-        observations: to read the pictures from.
-
-    Returns:
-        At most `NUM_WIDEST`, the widest first.
+    too few episodes. The endpoints (N, K, H, D) are the teacher's as deployed, with the modes found among them.
     """
     ordered = sorted(spreads, key=lambda row: -row.spread)
     widest: dict[int, ObservationSpread] = {}
@@ -150,13 +140,9 @@ def pictures(item: Mapping[str, Any]) -> dict[str, str]:
 
 
 def diversity(endpoints: Tensor, reference: Tensor, modes: Modes, num_steps: int) -> Diversity:
-    """How far endpoints (N, K, H, D) spread over noise beside those of the first teacher (N, K, H, D).
+    """How far endpoints (N, K, H, D) by so many Euler steps spread over noise beside a teacher's from the same noises.
 
-    Args:
-        endpoints: of the policy in question.
-        reference: of the teacher, from the same noises.
-        modes: found among the reference.
-        num_steps: Euler steps of the policy.
+    `modes` are those found among the `reference`.
     """
     own, theirs = flatten(endpoints, modes.chunk), flatten(reference, modes.chunk)
     within = [float(np.mean((flat - flat.mean(axis=1, keepdims=True)) ** 2)) for flat in (own, theirs)]
@@ -178,16 +164,10 @@ def diversity(endpoints: Tensor, reference: Tensor, modes: Modes, num_steps: int
 def trajectories(
     policies: Mapping[PolicyName, FlowPolicy], held_out: HeldOutSet, endpoints: Tensor, num_steps: int
 ) -> tuple[list[TrajectoryRow], list[float]]:
-    """Paths of all policies from the same noises at the observation where endpoints spread most.
+    """Paths of all policies from the same noises at the observation where the teacher's endpoints spread most.
 
     The plane is that of the two main components of the teacher's states over the real dimensions; there an
     arc is seen as an arc.
-
-    Args:
-        policies: by name, `teacher` among them.
-        held_out: observations and noises.
-        endpoints: (N, K, H, D), of the teacher as deployed.
-        num_steps: Euler steps of a path.
 
     Returns:
         The rows, and the share of the teacher's variance along each axis.
