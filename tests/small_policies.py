@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from builders import build_checkpoint, build_dataset, build_vlm
-from chordflow.policies import load_flow_policy
+from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
 
 
@@ -35,6 +35,12 @@ def family_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
         return CASES[family].build(tmp_path_factory.mktemp(family) / "pretrained_model")
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def family_policy(family_folder: Callable[[str], Path]) -> Callable[[str], FlowPolicy]:
+    """The same, loaded once; not to be changed."""
+    return cache(lambda family: load_flow_policy(family_folder(family), device="cpu"))
 
 
 @pytest.fixture(scope="session")

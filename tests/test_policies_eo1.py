@@ -17,7 +17,7 @@ from broken_statistics import BEFORE, edit_steps
 from builders import TASKS, observations
 from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
-from chordflow.policies import Role, VelocityModule, load_flow_policy
+from chordflow.policies import FlowPolicy, Role, VelocityModule, load_flow_policy
 from chordflow.policies.checkpoint import save_student
 from chordflow.policies.eo1 import EO1Context, EO1FlowPolicy
 from family_case import on_path
@@ -38,6 +38,12 @@ def policy(checkpoint: Path) -> EO1FlowPolicy:
     return load(checkpoint)
 
 
+@pytest.fixture
+def shared(family_policy: Callable[[str], FlowPolicy]) -> Any:
+    """The checkpoint, loaded once; not to be changed."""
+    return family_policy("eo1")
+
+
 def load(folder: Path) -> Any:
     return load_flow_policy(folder, device="cpu")
 
@@ -49,13 +55,13 @@ def demonstrations(batch: int) -> dict[str, Any]:
     return {**observations(batch), "action": action, "action_is_pad": torch.arange(CHUNK) >= ends}
 
 
-def test_the_velocity_depends_on_every_part_of_the_observation(policy: EO1FlowPolicy) -> None:
+def test_the_velocity_depends_on_every_part_of_the_observation(shared: Any) -> None:
     items = observations(1)
-    noise, t = policy.sample_noise(1, generator(0, "parts")), torch.tensor([0.6])
+    noise, t = shared.sample_noise(1, generator(0, "parts")), torch.tensor([0.6])
 
     def velocity(changed: dict[str, Any]) -> torch.Tensor:
         with torch.no_grad():
-            return policy.velocity(noise, t, policy.encode(policy.preprocess({**items, **changed})))
+            return shared.velocity(noise, t, shared.encode(shared.preprocess({**items, **changed})))
 
     first = velocity({})
     changes = {
@@ -67,12 +73,12 @@ def test_the_velocity_depends_on_every_part_of_the_observation(policy: EO1FlowPo
         assert (velocity({key: value}) - first).abs().max() > 1e-2, key
 
 
-def test_joined_contexts_are_padded_in_front_and_the_same_as_encoded_together(policy: EO1FlowPolicy) -> None:
+def test_joined_contexts_are_padded_in_front_and_the_same_as_encoded_together(shared: Any) -> None:
     items = observations(4)
     with torch.no_grad():
-        context = policy.encode(policy.preprocess(items))
+        context = shared.encode(shared.preprocess(items))
         alone = ({key: value[row : row + 1] for key, value in items.items()} for row in range(4))
-        joined = EO1Context.concatenate([policy.encode(policy.preprocess(item)) for item in alone])
+        joined = EO1Context.concatenate([shared.encode(shared.preprocess(item)) for item in alone])
     assert not joined.mask[:, 0].all()
     assert joined.mask[:, -1].all()
     assert torch.equal(joined.mask, context.mask)
@@ -81,15 +87,15 @@ def test_joined_contexts_are_padded_in_front_and_the_same_as_encoded_together(po
     torch.testing.assert_close(joined.keys_values * real, context.keys_values * real, rtol=1e-5, atol=1e-5)
 
 
-def test_demonstrations_in_a_batch_do_not_change_its_contexts(policy: EO1FlowPolicy) -> None:
+def test_demonstrations_in_a_batch_do_not_change_its_contexts(shared: Any) -> None:
     items = demonstrations(4)
-    batch = policy.preprocess(items)
-    bare = policy.preprocess({key: value for key, value in items.items() if not key.startswith("action")})
+    batch = shared.preprocess(items)
+    bare = shared.preprocess({key: value for key, value in items.items() if not key.startswith("action")})
     # EO1's preprocessor pads behind where there are actions, else in front.
     assert not batch["attention_mask"][0, -1]
     assert not bare["attention_mask"][0, 0]
     before = {key: value.clone() for key, value in batch.items() if isinstance(value, torch.Tensor)}
-    for own, expected in zip(policy.encode(batch).tensors(), policy.encode(bare).tensors(), strict=True):
+    for own, expected in zip(shared.encode(batch).tensors(), shared.encode(bare).tensors(), strict=True):
         assert torch.equal(own, expected)
     assert all(torch.equal(value, batch[key]) for key, value in before.items())
 
@@ -202,7 +208,7 @@ def test_a_preprocessor_for_another_chunk_is_refused(tmp_path: Path, chunk_size:
         load(folder)
 
 
-def test_special_tokens_in_a_task_are_refused(policy: EO1FlowPolicy) -> None:
+def test_special_tokens_in_a_task_are_refused(shared: Any) -> None:
     items = {**observations(2), "task": ["go left", "go <|action_pad|>"]}
     with pytest.raises(UserError, match=r"\[8, 9\] action tokens"):
-        policy.encode(policy.preprocess(items))
+        shared.encode(shared.preprocess(items))

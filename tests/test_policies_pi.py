@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from lerobot.configs import RTCAttentionSchedule
-from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -18,9 +16,8 @@ import family_pi
 from builders import observations
 from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
-from chordflow.policies import Role, VelocityModule, load_flow_policy, save_student
+from chordflow.policies import FlowPolicy, Role, VelocityModule, load_flow_policy, save_student
 from chordflow.policies.pi0 import PI0Context
-from chordflow.policies.sampling import RealTimeSampler
 from chordflow.quiet import quiet_stdout
 from family_case import euler, on_path
 
@@ -56,6 +53,12 @@ def policy(checkpoint: Path) -> Any:
     return load(checkpoint)
 
 
+@pytest.fixture
+def shared(family: str, family_policy: Callable[[str], FlowPolicy]) -> Any:
+    """The checkpoint, loaded once; not to be changed."""
+    return family_policy(family)
+
+
 def stock_loss(policy: Any, batch: dict[str, Any], noise: Tensor, t: Tensor) -> Tensor:
     """What the stock policy's `forward` averages, at a noise and time of ours; it draws its own."""
     stock = policy.policy
@@ -76,21 +79,21 @@ def test_cameras_without_the_blank_ones(build: Callable[..., Any]) -> None:
         policy.encode(policy.preprocess(observations(1, ())))
 
 
-def test_contexts_are_cut_to_the_prompt(policy: Any) -> None:
-    context = policy.encode(policy.preprocess(observations(3)))
+def test_contexts_are_cut_to_the_prompt(shared: Any) -> None:
+    context = shared.encode(shared.preprocess(observations(3)))
     singles = [context.index(torch.tensor([row])) for row in range(3)]
     assert max(single.mask.shape[1] for single in singles) < context.mask.shape[1]
 
 
-def test_the_state_is_in_the_context(policy: Any) -> None:
+def test_the_state_is_in_the_context(shared: Any) -> None:
     items = observations(2)
     other = {**items, "observation.state": items["observation.state"] + 0.5}
-    noise, t = policy.sample_noise(2, generator(0, "test")), torch.ones(2)
+    noise, t = shared.sample_noise(2, generator(0, "test")), torch.ones(2)
     with torch.no_grad():
-        context, moved = (policy.encode(policy.preprocess(given)) for given in (items, other))
-        difference = policy.velocity(noise, t, context) - policy.velocity(noise, t, moved)
+        context, moved = (shared.encode(shared.preprocess(given)) for given in (items, other))
+        difference = shared.velocity(noise, t, context) - shared.velocity(noise, t, moved)
     assert difference.abs().mean() > 1e-2
-    if policy.family == "pi0":
+    if shared.family == "pi0":
         assert isinstance(context, PI0Context)
         assert context.state.shape == (2, 8)
         assert torch.equal(context.keys_values, moved.keys_values)
@@ -98,18 +101,18 @@ def test_the_state_is_in_the_context(policy: Any) -> None:
         assert not torch.equal(context.keys_values, moved.keys_values)
 
 
-def test_roles(policy: Any) -> None:
-    roles = policy.parameters_by_role()
+def test_roles(shared: Any) -> None:
+    roles = shared.parameters_by_role()
     assert not roles[Role.PREFIX_PROJECTIONS]
     assert any("multi_modal_projector" in name for name in roles[Role.VISION])
-    assert ("model.state_proj.weight" in roles[Role.ACTION_HEAD]) == (policy.family == "pi0")
+    assert ("model.state_proj.weight" in roles[Role.ACTION_HEAD]) == (shared.family == "pi0")
     # Read by nothing that acts.
     assert {name for name in roles[Role.LANGUAGE] if "lm_head" in name} == {
         LM_HEAD,
         "model.paligemma_with_expert.gemma_expert.lm_head.weight",
     }
     with pytest.raises(ValueError, match="no known role"):
-        policy.role_of("model.paligemma_with_expert.gemma_expert.extra.weight")
+        shared.role_of("model.paligemma_with_expert.gemma_expert.extra.weight")
 
 
 def test_gradients_reach_all_that_acts(policy: Any) -> None:
@@ -127,32 +130,32 @@ def test_gradients_reach_all_that_acts(policy: Any) -> None:
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in head.values())
 
 
-def test_action_target_is_that_of_the_stock_loss_which_counts_padding(policy: Any) -> None:
+def test_action_target_is_that_of_the_stock_loss_which_counts_padding(shared: Any) -> None:
     items = {**observations(2), "action": torch.randn(2, 8, 2, generator=generator(0, "action"))}
     items["action_is_pad"] = torch.arange(8).expand(2, 8) >= torch.tensor([[8], [5]])
-    batch = policy.preprocess(items)
+    batch = shared.preprocess(items)
     assert batch["action_is_pad"].any()
-    target, valid = policy.action_target(batch)
+    target, valid = shared.action_target(batch)
     assert (target[..., 2:] == 0).all()
     assert valid[..., :2].all()
     assert not valid[..., 2:].any()
-    noise, t = policy.sample_noise(2, generator(1, "noise")), torch.tensor([0.4, 0.9])
+    noise, t = shared.sample_noise(2, generator(1, "noise")), torch.tensor([0.4, 0.9])
     with torch.no_grad():
-        v_t = policy.velocity(on_path(noise, target, t), t, policy.encode(batch))
-        expected = stock_loss(policy, batch, noise, t)
+        v_t = shared.velocity(on_path(noise, target, t), t, shared.encode(batch))
+        expected = stock_loss(shared, batch, noise, t)
     torch.testing.assert_close(
         (v_t - (noise - target)).square()[valid].mean(), expected, rtol=1e-4, atol=1e-5
     )
 
 
-def test_actions_come_back_in_the_robots_units(policy: Any) -> None:
-    endpoint = policy.sample_noise(2, generator(0, "test"))
+def test_actions_come_back_in_the_robots_units(shared: Any) -> None:
+    endpoint = shared.sample_noise(2, generator(0, "test"))
     stats = family_pi.stats()["action"]
-    if policy.family == "pi0":
+    if shared.family == "pi0":
         expected = endpoint[..., :2] * stats["std"] + stats["mean"]
     else:
         expected = (endpoint[..., :2] + 1) / 2 * (stats["q99"] - stats["q01"]) + stats["q01"]
-    torch.testing.assert_close(policy.to_action(endpoint), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(shared.to_action(endpoint), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("num_steps", [1, 10])
@@ -272,25 +275,3 @@ def test_a_compiled_policys_field_is_the_uncompiled_one(build: Callable[..., Any
     assert torch.equal(euler(other, batch, noise, 2), euler(policy, batch, noise, 2))
     other.fresh([Role.ACTION_HEAD], seed=1)
     assert not torch.equal(euler(other, batch, noise, 2), euler(policy, batch, noise, 2))
-
-
-@pytest.mark.parametrize("num_steps", [1, 2, 10])
-def test_real_time_chunks_equal_the_stock_policys_bit_for_bit(
-    build: Callable[..., Any], family: str, num_steps: int
-) -> None:
-    rtc = RTCConfig(prefix_attention_schedule=RTCAttentionSchedule.EXP, execution_horizon=6)
-    policy = build(num_steps=num_steps, rtc_config=rtc)
-    assert policy.supports_real_time_chunking
-    assert policy.rtc_config == rtc
-    batch = policy.preprocess(observations(2))
-    noise = policy.sample_noise(2, generator(0, "test"))
-    left_over = torch.randn(2, 5, 2, generator=generator(0, "left over"))
-    sampler = RealTimeSampler(policy, num_steps, 10.0, 6, RTCAttentionSchedule.EXP)
-    with torch.no_grad():
-        context = policy.encode(batch)
-    for chunk, delay in ((left_over, 2), (None, 0)):
-        expected = policy.policy.predict_action_chunk(
-            dict(batch), noise=noise, inference_delay=delay, prev_chunk_left_over=chunk
-        )
-        assert torch.equal(sampler(context, noise, chunk, delay)[..., :2], expected)
-    assert not torch.equal(sampler(context, noise, left_over, 2), sampler(context, noise))

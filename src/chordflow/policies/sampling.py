@@ -163,24 +163,7 @@ class RealTimeSampler:
                 are not. They are never executed; with more than one step the network does see them.
             inference_delay: leading actions that will be executed before this chunk arrives; these are
                 guided with full weight.
-
-        Raises:
-            ValueError: if the shapes do not fit, or the delay is negative.
         """
-        if inference_delay < 0:
-            raise ValueError(f"inference_delay is {inference_delay}; it cannot be negative")
-        if left_over is not None:
-            # LeRobot would spread a single row over the batch, and fail at others in the middle of its padding.
-            if (
-                left_over.dim() != 3
-                or len(left_over) != len(noise)
-                or any(own > most for own, most in zip(left_over.shape[1:], noise.shape[1:], strict=True))
-            ):
-                raise ValueError(
-                    f"left_over has shape {tuple(left_over.shape)}; for noise of shape {tuple(noise.shape)} give "
-                    "(batch, at most the chunk size, at most the padded dimension)"
-                )
-            left_over = left_over.to(noise)
         config = RTCConfig(
             prefix_attention_schedule=self.schedule,
             max_guidance_weight=self.weight,
@@ -193,6 +176,6 @@ class RealTimeSampler:
             rtc_processor=RTCProcessor(config),
             rtc_enabled=True,
             inference_delay=inference_delay,
-            prev_chunk_left_over=left_over,
+            prev_chunk_left_over=None if left_over is None else left_over.to(noise),
             execution_horizon=self.horizon,
         )
