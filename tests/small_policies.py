@@ -12,6 +12,8 @@ from builders import build_checkpoint, build_dataset, build_vlm
 from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
 
+type Folders = Callable[[str], Path]
+
 
 @pytest.fixture(scope="session")
 def vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -26,7 +28,7 @@ def checkpoint(vlm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def family_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def family_folder(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     """A checkpoint of each family, built once; not to be written to."""
     from families import CASES
 
@@ -38,7 +40,7 @@ def family_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
 
 
 @pytest.fixture(scope="session")
-def family_policy(family_folder: Callable[[str], Path]) -> Callable[[str], FlowPolicy]:
+def family_policy(family_folder: Folders) -> Callable[[str], FlowPolicy]:
     """The same, loaded once; not to be changed."""
     return cache(lambda family: load_flow_policy(family_folder(family), device="cpu"))
 

@@ -28,6 +28,7 @@ from chordflow.results.schema import Results
 from chordflow.training.student import StudentInit, make_student
 from families import CASES
 from family_case import FamilyCase, euler
+from small_policies import Folders
 
 pytestmark = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
@@ -35,7 +36,7 @@ Refused = Callable[[Path], str]
 
 
 @pytest.fixture
-def folder(case: FamilyCase, family_folder: Callable[[str], Path]) -> Path:
+def folder(case: FamilyCase, family_folder: Folders) -> Path:
     """A checkpoint of the family; not to be written to."""
     return family_folder(case.family)
 
@@ -139,7 +140,7 @@ def test_processors_that_do_not_fit_are_refused_at_loading(
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("num_steps", [1, 2, None])
 def test_euler_over_velocity_equals_the_stock_sampler(
-    case: FamilyCase, num_steps: int | None, dtype: str, tmp_path: Path, family_folder: Callable[[str], Path]
+    case: FamilyCase, num_steps: int | None, dtype: str, tmp_path: Path, family_folder: Folders
 ) -> None:
     if dtype == "bfloat16" and not case.has_bfloat16:
         pytest.skip("the family has no half precision of its own")

@@ -22,6 +22,7 @@ from chordflow.experiments.provenance import weights_sha256
 from chordflow.policies import Role, files, load_flow_policy, lora, relocate, resolve_checkpoint, save_student
 from chordflow.quiet import quiet_stdout
 from families import CASES
+from small_policies import Folders
 from test_bad_input import contents, edit_json, refused
 from test_couple_job import command, train_from
 from test_reflow_job import SMALL, options, student_of
@@ -100,11 +101,7 @@ def adapter(checkpoint: Path, tmp_path: Path) -> Path:
     ],
 )  # fmt: skip
 def test_a_merged_adapter_has_the_stock_actions(
-    family: str,
-    peft: dict[str, Any],
-    family_folder: Callable[[str], Path],
-    dataset_root: Path,
-    tmp_path: Path,
+    family: str, peft: dict[str, Any], family_folder: Folders, dataset_root: Path, tmp_path: Path
 ) -> None:
     base = family_folder(family)
     folder = build_adapter(base, tmp_path / "adapter", **peft)
@@ -157,12 +154,7 @@ def test_a_run_on_an_adapter_goes_on_and_is_evaluated(
 
 @pytest.mark.parametrize(("family", "merged"), [*((family, True) for family in CASES), ("smolvla", False)])
 def test_a_student_of_an_adapter_is_plain(
-    family: str,
-    merged: bool,
-    family_folder: Callable[[str], Path],
-    dataset_root: Path,
-    cache: Path,
-    tmp_path: Path,
+    family: str, merged: bool, family_folder: Folders, dataset_root: Path, cache: Path, tmp_path: Path
 ) -> None:
     """Also of one merged beforehand, whose config still says `use_peft`: LeRobot would look for an adapter."""
     teacher = build_adapter(family_folder(family), tmp_path / "teacher", merged=merged)

@@ -22,6 +22,7 @@ from chordflow.training.methods import (
 )
 from families import CASES
 from family_case import FamilyCase
+from small_policies import Folders
 
 pytestmark = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
@@ -35,7 +36,7 @@ CONFIGS: list[MethodConfig] = [
 
 
 @pytest.fixture(scope="module")
-def policies(family_folder: Callable[[str], Path]) -> Callable[[FamilyCase], FlowPolicy]:
+def policies(family_folder: Folders) -> Callable[[FamilyCase], FlowPolicy]:
     """A policy of each family, loaded once."""
 
     @cache

@@ -22,12 +22,13 @@ from chordflow.policies.checkpoint import save_student
 from chordflow.policies.eo1 import EO1Context, EO1FlowPolicy
 from family_case import on_path
 from family_eo1 import CHUNK, PADDED_DIM, build
+from small_policies import Folders
 
 EMBEDDING = "model.vlm_backbone.model.language_model.embed_tokens.weight"
 
 
 @pytest.fixture
-def checkpoint(family_folder: Callable[[str], Path]) -> Path:
+def checkpoint(family_folder: Folders) -> Path:
     """A checkpoint; not to be written to."""
     return family_folder("eo1")
 

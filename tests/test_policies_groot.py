@@ -26,6 +26,7 @@ from chordflow.policies.groot import GrootContext, GrootFlowPolicy
 from chordflow.policies.registry import adapter_for
 from family_case import euler, on_path
 from family_groot import ACTION_MAX, ACTION_MIN, HORIZON, PADDED_DIM, build, stock_batch, stock_endpoint
+from small_policies import Folders
 
 ONE_TASK = ["go left"]
 
@@ -41,7 +42,7 @@ def alike(batch: int, **options: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(family_folder: Callable[[str], Path]) -> Path:
+def checkpoint(family_folder: Folders) -> Path:
     """A float32 checkpoint; not to be written to."""
     return family_folder("groot")
 

@@ -20,6 +20,7 @@ from chordflow.policies import FlowPolicy, Role, VelocityModule, load_flow_polic
 from chordflow.policies.pi0 import PI0Context
 from chordflow.quiet import quiet_stdout
 from family_case import euler, on_path
+from small_policies import Folders
 
 LM_HEAD = "model.paligemma_with_expert.paligemma.lm_head.weight"
 EMBEDDING = "model.paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight"
@@ -38,7 +39,7 @@ def build(family: str, tmp_path: Path) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def checkpoint(family: str, family_folder: Callable[[str], Path]) -> Path:
+def checkpoint(family: str, family_folder: Folders) -> Path:
     """A stock checkpoint; not to be written to."""
     return family_folder(family)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from builders import parse_reflow as parse
 from chordflow.experiments.provenance import write_configs
 from chordflow.policies import Role, load_flow_policy, save_student
 from families import CASES
+from small_policies import Folders
 from test_bad_input import edit_json
 from test_reflow_job import options
 
@@ -53,7 +53,7 @@ def changed(before: dict[str, Any], after: dict[str, Any], path: str = "") -> di
 @pytest.mark.parametrize("family", CASES)
 @pytest.mark.parametrize("fields", [ELSEWHERE, {"device": "mps"}, {}], ids=["full", "mps", "as built"])
 def test_the_config_is_the_teachers(
-    family: str, fields: dict[str, Any], family_folder: Callable[[str], Path], tmp_path: Path
+    family: str, fields: dict[str, Any], family_folder: Folders, tmp_path: Path
 ) -> None:
     teacher = Path(shutil.copytree(family_folder(family), tmp_path / "teacher"))
     edit_json(teacher / "config.json", lambda c: c.update(fields))
