@@ -88,7 +88,7 @@ def reached(policy: FlowPolicy) -> set[str]:
 
 
 def weights(policy: FlowPolicy) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in policy.module.named_parameters()}
+    return {name: p.detach().clone() for name, p in policy.module.named_parameters()}
 
 
 def of_another_robot(folder: Path, pipeline: str, key: str, size: int) -> None:
@@ -100,9 +100,7 @@ def of_another_robot(folder: Path, pipeline: str, key: str, size: int) -> None:
 
 def enable(folder: Path, pipeline: str) -> None:
     """Switches steps for actions relative to the state on, and leaves `config.json` as it is."""
-    edit_steps(
-        folder, pipeline, lambda step: "enabled" in step["config"] and step["config"].update(enabled=True)
-    )
+    edit_steps(folder, pipeline, lambda s: "enabled" in s["config"] and s["config"].update(enabled=True))
 
 
 # Statistics that are gone; and what would stop when the student is measured.

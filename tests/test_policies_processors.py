@@ -70,8 +70,7 @@ def forget_step(folder: Path, pipeline: str) -> None:
     """Puts a step that renames nothing in the place of the one that normalises."""
 
     def change(step: dict[str, Any]) -> None:
-        if "state_file" in step:
-            step.clear()
+        if step.pop("state_file", None):
             step.update(registry_name="rename_observations_processor", config={})
 
     edit_steps(folder, pipeline, change)

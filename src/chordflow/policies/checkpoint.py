@@ -43,14 +43,10 @@ from chordflow.quiet import quiet_stdout
 def resolve_checkpoint(path: str | Path, revision: str | None = None, field: str = "teacher.path") -> Path:
     """The local folder of a checkpoint with whole weights; those of a PEFT adapter are made where they are not yet.
 
-    Args:
-        path: a folder that holds `config.json`, a run's folder with checkpoints in it, or a Hub id.
-        revision: branch, tag or commit on the Hub.
-        field: the option that the path came from, for the message.
+    Takes what `find_checkpoint` takes.
 
     Raises:
-        UserError: if neither a folder nor a reachable repository, if it is of a family without adapter, if a file is
-            missing, or if an adapter does not fit its base.
+        UserError: as `find_checkpoint`, or if an adapter does not fit its base.
     """
     folder = find_checkpoint(path, revision, field)
     if not is_adapter(folder, field):
@@ -204,10 +200,8 @@ def _cut(lines: list[str]) -> str:
 def check_loaded(policy: FlowPolicy, file: Path, field: str = "teacher.path") -> None:
     """Makes sure that a policy holds the weights of its file: some loaders swallow what goes wrong.
 
-    Compares the names, and the first numbers of every tensor.
-
     Raises:
-        UserError: naming a tensor that is missing, unexpected, or was not loaded.
+        UserError: naming a tensor that is missing, unexpected, or was not loaded, by the first numbers of each.
     """
     state = policy.module.state_dict()
     where = f"{field}={file.parent}: {WEIGHTS}"
@@ -293,12 +287,7 @@ def save_student(
     Where it has none, none is added: with real-time chunking enabled a policy's `select_action`, and so
     `lerobot-eval`, refuses to run.
 
-    Args:
-        policy: the student, for the names of what it trains and counts.
-        teacher_dir: the teacher's local folder.
-        output_dir: an empty or absent folder.
-        trained: the trained tensors by parameter name.
-        num_steps: solver steps to save in the config.
+    `policy` is the student; `trained` are its tensors by parameter name, and `output_dir` is empty or absent.
 
     Raises:
         UserError: if a trained tensor has no place in the teacher's file.

@@ -34,15 +34,8 @@ _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$|^[\w-]+$")
 def downloaded(name: str, revision: str | None, patterns: list[str], where: str, remedy: str) -> Path:
     """The local folder of a Hub repository, fetched where it is not there yet.
 
-    Args:
-        name: of the repository.
-        revision: of it; None for its newest.
-        patterns: of the files that are wanted.
-        where: what names the repository, for the message.
-        remedy: what to do, for the message.
-
     Raises:
-        UserError: where the Hub cannot be reached or has no such repository.
+        UserError: where the Hub cannot be reached or has no such repository, of `where` and with the `remedy`.
     """
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
@@ -151,12 +144,7 @@ def read_json(file: Path, field: str) -> dict[str, Any]:
 
 
 def check_assets(folder: Path, adapter: type[FlowPolicy], field: str = "teacher.path") -> None:
-    """Makes sure that the models and tokenizers that a checkpoint names can be found.
-
-    Args:
-        folder: the checkpoint's.
-        adapter: its family's, which knows the fields that name them.
-        field: the option that the path came from, for messages.
+    """Makes sure that the models and tokenizers that a checkpoint names, in its adapter's fields, can be found.
 
     Raises:
         UserError: naming `chordflow relocate` where a local folder has moved, or for a policy that LeRobot has given

@@ -39,10 +39,7 @@ MERGED = Path(HF_HOME) / "chordflow" / "merged"
 def merged_checkpoint(folder: Path, field: str, load: Callable[[Path], nn.Module]) -> Path:
     """The checkpoint that an adapter and its base make together, made again where a file of either has changed.
 
-    Args:
-        folder: the adapter's.
-        field: the option that it came from, for messages.
-        load: loads the policy of the adapter's config with the weights of another folder, on the CPU.
+    `load` loads the policy of the adapter's config with the weights of another folder, on the CPU.
 
     Raises:
         UserError: if PEFT is not installed, the base is not where the adapter says, the two do not fit, or the adapter

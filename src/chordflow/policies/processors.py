@@ -40,13 +40,8 @@ _ONE_ROBOT = "give a checkpoint whose config, statistics and steps are of one ro
 def check_processors(policy: FlowPolicy, preprocessor: Any, postprocessor: Any, where: str) -> None:
     """Makes sure that observations and actions are normalised as the policy was trained.
 
-    A camera without statistics passes where the family fills in for one that is absent.
-
-    Args:
-        policy: who is to act.
-        preprocessor: the checkpoint's observation pipeline, as LeRobot loads it.
-        postprocessor: its action pipeline.
-        where: the option that names the checkpoint and its value, for messages.
+    A camera without statistics passes where the family fills in for one that is absent. `where` is the option that
+    names the checkpoint and its value, for messages.
 
     Raises:
         UserError: for a feature that no step normalises, statistics that are absent, not finite or of another size
@@ -155,11 +150,6 @@ def _name(step: Any) -> str:
 @torch.no_grad()
 def try_out(policy: FlowPolicy, preprocessor: Any, where: str) -> None:
     """Takes a blank observation to actions in one step, so that what cannot work fails before any training.
-
-    Args:
-        policy: a loaded checkpoint.
-        preprocessor: its observation pipeline, as LeRobot loads it.
-        where: the option that names the checkpoint and its value, for messages.
 
     Raises:
         UserError: naming the part that fails, or if actions are not finite or of another size than the chunk's.

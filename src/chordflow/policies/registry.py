@@ -52,11 +52,7 @@ def supported_families() -> list[str]:
 
 
 def adapter_for(family: str, source: str = "") -> type[FlowPolicy]:
-    """The adapter class of a LeRobot policy type.
-
-    Args:
-        family: LeRobot's name of it.
-        source: what names the family, for messages: an option and its value, or a file.
+    """The adapter class of a LeRobot policy type; `source` is what names it, an option and its value, or a file.
 
     Raises:
         UserError: if there is none, if it cannot be imported or is unfinished, or if two distributions bring one.

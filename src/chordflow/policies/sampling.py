@@ -97,9 +97,6 @@ def guidance_weight(
         num_steps: Euler steps of the policy that is to be guided.
         reference_weight: a weight that is right at `reference_steps`.
         reference_steps: the number of steps that it belongs to.
-
-    Raises:
-        UserError: if a number of steps is not a whole number above 0.
     """
     return reference_weight * require_num_steps(num_steps) / require_num_steps(reference_steps)
 
@@ -155,7 +152,7 @@ class RealTimeSampler:
 
         Args:
             context: the encoded observations.
-            noise: (B, H, D).
+            noise: of each.
             left_over: (B, T, A), the previous endpoints' real dimensions from the first action that was not
                 executed when the observation was taken; T is at most H. None for an episode's first chunk:
                 no guidance. LeRobot pads it with zeros to (B, H, D): the actions after T have weight 0, but
