@@ -175,91 +175,65 @@ def test_observations_have_a_history(policy: Any, dataset_root: Path) -> None:
         assert policy.encode(policy.preprocess(items)).vector.isfinite().all()
 
 
+@pytest.fixture(scope="module")
+def run(checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the command in this process; neither dropout nor random crops: student and teacher see the same."""
+    output, modes, forward = tmp_path_factory.mktemp("runs") / "run", [], VelocityModule.forward
+
+    def spied(module: VelocityModule, *args: Any, **options: Any) -> torch.Tensor:
+        modes.extend(part.training for part in module.module.modules())
+        return forward(module, *args, **options)
+
+    with mock.patch.object(VelocityModule, "forward", spied):
+        assert main([
+            "reflow", f"--teacher.path={checkpoint}", "--dataset.repo_id=test/tiny", f"--dataset.root={dataset_root}",
+            f"--output_dir={output}", "--steps=4", "--save_freq=2", "--batch_size=8", "--optimizer.lr=1e-3",
+            "--num_workers=0", "--buffer.num_observations=16", "--buffer.noises_per_observation=2",
+            "--buffer.block_size=4", "--coupling.num_steps=2", "--measure.num_observations=3", "--device=cpu",
+            "--measure.latency_repeats=2", "--measure.converged_noises=1", "--measure.num_steps=[1,2]",
+        ]) == 0  # fmt: skip
+    assert modes
+    assert not any(modes)
+    return output
+
+
 @pytest.mark.slow
-class TestWholeJob:
-    """The commands, in this process."""
+def test_the_student_is_stock(run: Path) -> None:
+    folder = run / "checkpoints" / "last" / "pretrained_model"
+    stock, student = MultiTaskDiTPolicy.from_pretrained(folder, strict=True), load(folder)
+    batch, noise = student.preprocess(observations(2, steps=2)), noise_of(student, 2)
+    with torch.no_grad():
+        expected = noise - student.velocity(noise, torch.ones(2), student.encode(batch))
+    with mock.patch("torch.randn", return_value=noise.clone()):
+        stock.reset()
+        for step in range(2):
+            seen = {k: v[:, step] if k in batch_keys(batch) else v for k, v in batch.items()}
+            stock._queues["action"].clear()
+            action = stock.select_action(seen)
+    torch.testing.assert_close(action, expected[:, 1], rtol=1e-5, atol=1e-5)
+    assert any(row.policy == "student" for row in Results.load(run / "results.json").gaps)
 
-    SMALL = (
-        "--measure.num_observations=3", "--measure.latency_repeats=2", "--measure.converged_noises=1",
-        "--measure.num_steps=[1,2]", "--device=cpu",
-    )  # fmt: skip
 
-    @pytest.fixture(scope="class")
-    def run(self, checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        output, modes = tmp_path_factory.mktemp("runs") / "run", []
-        forward = VelocityModule.forward
-
-        def spied(module: VelocityModule, *args: Any, **options: Any) -> torch.Tensor:
-            modes.extend(part.training for part in module.module.modules())
-            return forward(module, *args, **options)
-
-        with mock.patch.object(VelocityModule, "forward", spied):
-            code = main([
-                "reflow", f"--teacher.path={checkpoint}", "--dataset.repo_id=test/tiny",
-                f"--dataset.root={dataset_root}", f"--output_dir={output}", "--steps=4", "--save_freq=2",
-                "--batch_size=8", "--optimizer.lr=1e-3", "--num_workers=0", "--buffer.num_observations=16",
-                "--buffer.noises_per_observation=2", "--buffer.block_size=4", "--coupling.num_steps=2", *self.SMALL,
-            ])  # fmt: skip
-        assert code == 0
-        # Neither dropout nor random crops: student and teacher see the same.
-        assert modes
-        assert not any(modes)
-        return output
-
-    def test_the_student_is_stock(self, run: Path, checkpoint: Path) -> None:
-        folder = run / "checkpoints" / "last" / "pretrained_model"
-        before, after = (json.loads((p / "config.json").read_text()) for p in (checkpoint, folder))
-        assert (before.pop("num_integration_steps"), after.pop("num_integration_steps")) == (5, 1)
-        assert before == after
-        stock = MultiTaskDiTPolicy.from_pretrained(folder, strict=True)
-        student = load(folder)
-        batch = student.preprocess(observations(2, steps=2))
-        noise = noise_of(student, 2)
-        with torch.no_grad():
-            expected = noise - student.velocity(noise, torch.ones(2), student.encode(batch))
-        with mock.patch("torch.randn", return_value=noise.clone()):
-            stock.reset()
-            for step in range(2):
-                seen = {k: v[:, step] if k in batch_keys(batch) else v for k, v in batch.items()}
-                stock._queues["action"].clear()
-                action = stock.select_action(seen)
-        torch.testing.assert_close(action, expected[:, 1], rtol=1e-5, atol=1e-5)
-        results = Results.load(run / "results.json")
-        assert any(row.policy == "student" for row in results.gaps)
-
-    def test_diagnose(self, checkpoint: Path, dataset_root: Path, tmp_path: Path) -> None:
-        data = [
-            "--dataset.repo_id=test/tiny",
-            f"--dataset.root={dataset_root}",
-            f"--output_dir={tmp_path / 'out'}",
-        ]
-        assert main(["diagnose", f"--policy.path={checkpoint}", *data, *self.SMALL]) == 0
-
-    def test_evaluate(
-        self, run: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        student = run / "checkpoints" / "last" / "pretrained_model"
-        shared = [
-            "evaluate", f"--teacher.path={checkpoint}", f"--student.path={student}", "--device=cpu",
-            "--env.type=drift_of_the_tests", "--eval.n_episodes=4", "--eval.batch_size=4", "--eval.num_clips=1",
-        ]  # fmt: skip
-        code = main([
-            *shared, f"--output_dir={tmp_path / 'out'}", "--delay.control_steps=[1]", "--delay.num_steps=[1]",
-            "--delay.n_episodes=2", "--delay.modes=[sync,async,rtc]",
-        ])  # fmt: skip
-        assert code == 0
-        results = Results.load(tmp_path / "out" / "results.json")
-        assert {(row.policy, row.num_steps) for row in results.success} >= {("teacher", 5), ("student", 1)}
-        # LeRobot does not guide this family's chunks on a robot, so no figure of it is made up.
-        modes = {row.mode for row in results.delays}
-        assert modes >= {"sync", "async"}
-        assert "rtc" not in modes
-        # LeRobot's rollout goes on with environments that are over.
-        monkeypatch.setattr(DriftEnv, "lenient", True)
-        drawn = [*shared, f"--output_dir={tmp_path / 'drawn'}", "--noise=lerobot"]
-        assert main(drawn) == 0
-        too_many = [*shared, f"--output_dir={tmp_path / 'no'}", "--eval.n_action_steps=8"]
-        assert main(too_many) == 2
+@pytest.mark.slow
+def test_evaluate(run: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    student = run / "checkpoints" / "last" / "pretrained_model"
+    shared = [
+        "evaluate", f"--teacher.path={checkpoint}", f"--student.path={student}", "--device=cpu",
+        "--env.type=drift_of_the_tests", "--eval.n_episodes=4", "--eval.batch_size=4", "--eval.num_clips=1",
+    ]  # fmt: skip
+    delays = ["--delay.control_steps=[1]", "--delay.num_steps=[1]", "--delay.n_episodes=2",
+              "--delay.modes=[sync,async,rtc]"]  # fmt: skip
+    assert main([*shared, f"--output_dir={tmp_path / 'out'}", *delays]) == 0
+    results = Results.load(tmp_path / "out" / "results.json")
+    assert {(row.policy, row.num_steps) for row in results.success} >= {("teacher", 5), ("student", 1)}
+    # LeRobot does not guide this family's chunks on a robot, so no figure of it is made up.
+    modes = {row.mode for row in results.delays}
+    assert modes >= {"sync", "async"}
+    assert "rtc" not in modes
+    # LeRobot's rollout goes on with environments that are over.
+    monkeypatch.setattr(DriftEnv, "lenient", True)
+    assert main([*shared, f"--output_dir={tmp_path / 'drawn'}", "--noise=lerobot"]) == 0
+    assert main([*shared, f"--output_dir={tmp_path / 'no'}", "--eval.n_action_steps=8"]) == 2
 
 
 def batch_keys(batch: dict[str, Any]) -> list[str]:
