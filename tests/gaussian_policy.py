@@ -77,7 +77,7 @@ class GaussianFlowPolicy(FlowPolicy):
 
     family = "gaussian"
     policy_class = GaussianModule
-    preprocessor = SimpleNamespace(steps=[])
+    preprocessor = postprocessor = SimpleNamespace(steps=[], state_dict=dict)
 
     def __init__(self, config: GaussianConfig) -> None:
         self.config = config

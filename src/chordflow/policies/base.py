@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -110,14 +110,6 @@ def role_by_beginning(name: str, beginnings: Mapping[Role, tuple[str, ...]], fam
     )
 
 
-class StockPolicy(NamedTuple):
-    """A `PreTrainedPolicy`, which draws its noise from the global generator, and its two pipelines."""
-
-    policy: Any
-    preprocessor: Any
-    postprocessor: Any
-
-
 class FlowPolicy(ABC):
     """A stock LeRobot policy as a velocity field.
 
@@ -130,6 +122,9 @@ class FlowPolicy(ABC):
         steps_field: what the family's config calls its number of solver steps.
         encoded_once: what of an observation a context holds, in a few words, for the table of support.
         noise_at: the family's own time of noise, 1 or 0; where it is 0, `native_time` and `canonical` convert.
+        policy: the `PreTrainedPolicy` as LeRobot runs it, which draws its noise from the global generator.
+        preprocessor: from observations to its batch.
+        postprocessor: from its actions to the robot's units.
         config: the policy's own config.
         module: the policy itself, an `nn.Module`.
         config_assets: fields of `config.json` that name a model outside the checkpoint.
@@ -370,10 +365,6 @@ class FlowPolicy(ABC):
     def rtc_config(self) -> Any | None:
         """LeRobot's `RTCConfig` that the checkpoint is saved with; None where it has none."""
         return getattr(self.config, "rtc_config", None)
-
-    def stock(self) -> StockPolicy:
-        """The policy and its pipelines, as LeRobot's own code runs them."""
-        return StockPolicy(self.policy, self.preprocessor, self.postprocessor)
 
     def own_name(self, key: str) -> str:
         """What the preprocessor's `rename_map` makes of the observation `key` of an environment or dataset."""
