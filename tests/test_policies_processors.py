@@ -155,7 +155,7 @@ BROKEN: dict[str, tuple[Change, list[str]]] = {
         mode(BEFORE, STATE="IDENTITY"),
         ["does not normalise observation.state", "STATE=IDENTITY", "asks for STATE=MEAN_STD"],
     ),
-    "no step": (lambda p: forget_step(p, AFTER), [POST, "no step that normalises action"]),
+    "no step": (lambda p: forget_step(p, AFTER), [POST, "does not normalise action", "no step that normalises"]),
     "quantiles that are not there": (
         mode(AFTER, ACTION="QUANTILES"), ["no q01 and q99 of action", "ACTION=QUANTILES", "action (mean, std)"]
     ),

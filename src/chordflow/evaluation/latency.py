@@ -96,15 +96,9 @@ class _MemoryMeter:
     """
 
     def __init__(self, policy: FlowPolicy) -> None:
-        tensors = {
-            t.data_ptr(): t.numel() * t.element_size()
-            for t in [*policy.module.parameters(), *policy.module.buffers()]
-        }
-        self.weights = sum(tensors.values())
-        self.device = policy.device
-        self.process = psutil.Process()
-        self.resident = 0
-        self.before = 0
+        held = [*policy.module.parameters(), *policy.module.buffers()]
+        self.weights = sum({t.data_ptr(): t.numel() * t.element_size() for t in held}.values())
+        self.device, self.process, self.resident, self.before = policy.device, psutil.Process(), 0, 0
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -120,9 +114,7 @@ class _MemoryMeter:
         if self.device.type == "cuda":
             above = torch.cuda.max_memory_allocated(self.device) - self.before
             return Memory(self.weights, self.weights + above, "accelerator")
-        if self.device.type == "cpu":
-            return Memory(self.weights, self.resident, "process")
-        return None
+        return Memory(self.weights, self.resident, "process") if self.device.type == "cpu" else None
 
 
 def _percentiles(seconds: Sequence[float]) -> Percentiles:

@@ -86,16 +86,11 @@ def _fault(config: Any, steps: Sequence[Any], key: str, feature: PolicyFeature) 
     able = [step for step in steps if step.norm_map.get(feature.type) in _STATISTICS]
     listing = [step for step in able if _lists(step, key)]
     if not listing:
-        if not steps:
-            fault = f"has no step that normalises {key}"
-        elif not able:
-            modes = [f"{each.value}={mode.value}" for each, mode in steps[0].norm_map.items()]
-            listed = ", ".join(modes) or "nothing"
-            fault = f"does not normalise {key}: the norm_map of its {_name(steps[0])} holds {listed}"
-        else:
-            listed = ", ".join(able[0].features) or "no features"
-            fault = f"does not normalise {key}: its {_name(able[0])} lists {listed}"
-        return f"{fault}; {CONFIG} asks for {kind}={wanted.value}, and LeRobot passes on what is left out: {remedy}."
+        there = "; ".join(map(_about, steps)) or "no step that normalises"
+        return (
+            f"does not normalise {key}: it has {there}; {CONFIG} asks for {kind}={wanted.value}, and LeRobot passes on "
+            f"what is left out: {remedy}."
+        )
     step = listing[0]
     mode = step.norm_map[feature.type]
     names = _STATISTICS[mode]
@@ -141,6 +136,12 @@ def _keys(step: Any) -> str:
         held.setdefault(feature, []).append(name)
     listed = [f"{feature} ({', '.join(names)})" for feature, names in held.items()]
     return ", ".join(listed[:4] + ["..."] * (len(listed) > 4)) or "no statistics at all"
+
+
+def _about(step: Any) -> str:
+    """What a step normalises."""
+    modes = ", ".join(f"{kind.value}={mode.value}" for kind, mode in step.norm_map.items()) or "nothing"
+    return f"{_name(step)}, whose norm_map holds {modes} and which lists {', '.join(step.features) or 'no features'}"
 
 
 def _name(step: Any) -> str:
