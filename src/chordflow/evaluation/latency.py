@@ -89,10 +89,9 @@ def measure_latency(
 class _MemoryMeter:
     """Memory of a policy while it acts.
 
-    On CUDA what counts is the weights and the most that is allocated above what was there before, so that other
-    policies and data that happen to be loaded do not count. On a CPU allocations cannot be told apart: the resident
-    memory of the whole process is read after every chunk and the largest kept, libraries and all. Other
-    devices give no comparable figure.
+    On CUDA the weights and the most that is allocated above what was there before: what else is loaded does not count.
+    On a CPU, where allocations cannot be told apart, the largest resident memory of the whole process after any chunk,
+    libraries and all. Other devices give no comparable figure.
     """
 
     def __init__(self, policy: FlowPolicy) -> None:

@@ -182,10 +182,7 @@ def _ways(policies: Mapping[PolicyName, Sampler], config: MeasureConfig) -> dict
 def _latency(
     policies: Mapping[PolicyName, Sampler], observations: Observations, config: MeasureConfig
 ) -> Latency:
-    """The teacher's network stands for all: they are of one family and size.
-
-    Without a student the student's steps are one, so that speed-up and ceiling are the same figure.
-    """
+    """Of the teacher's network, which stands for all; without a student one step's, so that speed-up is the ceiling."""
     teacher = policies[TEACHER]
     student_steps = policies[STUDENT].num_steps if STUDENT in policies else 1
     return measure_latency(

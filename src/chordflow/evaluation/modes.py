@@ -60,8 +60,8 @@ def least_silhouette(count: int) -> float:
 
     Few points of one normal law often look parted: on a line the best cut of 16 exceeds `STRONG_STRUCTURE`
     in one case of six. The second term is a fit to the 99.8 % quantile of that law for 16 to 64 points (0.81
-    at 16, 0.74 at 32). The scores of many-dimensional round clouds along their first principal component
-    follow the same law, and a line is the worst case without projection.
+    at 16, 0.74 at 32). Round clouds along their first principal component follow the same law, and a line is the
+    worst case without projection.
     """
     return max(STRONG_STRUCTURE, 0.55 + 1.05 / math.sqrt(count))
 

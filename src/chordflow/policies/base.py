@@ -186,11 +186,7 @@ class FlowPolicy(ABC):
 
     @abstractmethod
     def role_of(self, name: str) -> Role:
-        """The role of the parameter `name` (as in the module's `named_parameters`).
-
-        Raises:
-            ValueError: for a name that this release of LeRobot does not have.
-        """
+        """The role of a parameter; raises ValueError for a name that this release of LeRobot does not have."""
 
     @property
     def chunk(self) -> ChunkSpec:
@@ -225,11 +221,7 @@ class FlowPolicy(ABC):
         return torch.randn((n, *self.chunk.shape), generator=generator, device=generator.device)
 
     def action_target(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Demonstrations as the family's own loss sees them.
-
-        Returns:
-            The zero-padded actions (B, H, D) and a mask of the same shape, true where the loss counts.
-        """
+        """Demonstrations as the family's loss sees them: zero-padded (B, H, D), and a mask (B, H, D) of what counts."""
         return self.padded_target(batch)
 
     def padded_target(
@@ -323,10 +315,7 @@ class FlowPolicy(ABC):
 
     @property
     def image_keys(self) -> list[str]:
-        """The cameras that the config lists, without the blank ones that `empty_cameras` adds.
-
-        Fine-tuning on another robot keeps those of the base checkpoint.
-        """
+        """The config's cameras but the blank ones of `empty_cameras`; fine-tuning keeps those of the base checkpoint."""
         blank = {f"{OBS_IMAGES}.empty_camera_{i}" for i in range(getattr(self.config, "empty_cameras", 0))}
         return [key for key in self.config.image_features if key not in blank]
 
@@ -381,11 +370,7 @@ class FlowPolicy(ABC):
         """Raises UserError for a `config.json`, found at `where`, of a policy that LeRobot no longer runs."""
 
     def train_roles(self, roles: Iterable[Role]) -> dict[str, nn.Parameter]:
-        """Freezes all but `roles` and makes these float32 masters.
-
-        Returns:
-            The trainable parameters by name.
-        """
+        """Freezes all but `roles` and makes these float32 masters: the trainable parameters, by name."""
         chosen = set(roles)
         trainable: dict[str, nn.Parameter] = {}
         for role, named in self.parameters_by_role().items():
@@ -399,10 +384,7 @@ class FlowPolicy(ABC):
         return trainable
 
     def prefix_hash(self) -> str:
-        """SHA-256 over the weights that a context depends on.
-
-        Two policies may share contexts only if these agree.
-        """
+        """SHA-256 over the weights that a context depends on: two policies may share contexts only if these agree."""
         digest = hashlib.sha256()
         by_role = self.parameters_by_role()
         for role in PREFIX_ROLES:

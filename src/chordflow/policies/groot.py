@@ -131,8 +131,7 @@ class GrootFlowPolicy(FlowPolicy):
         """Encodes images and language into features, and the state.
 
         The stock policy's features attend to padding, so its answer to a short prompt changes with the longer ones in
-        its batch. Here padding is masked: an observation has the context that the stock policy gives it by itself, or
-        among prompts of one length, as on a robot.
+        its batch. Here padding is masked, as if an observation were alone, which it is on a robot.
         """
         head = self._model.action_head
         with self._autocast():

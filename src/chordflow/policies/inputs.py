@@ -22,8 +22,7 @@ def check_inputs(policy: FlowPolicy, shapes: Mapping[str, Sequence[int]], where:
 
     Args:
         policy: who looks; what its preprocessor renames is renamed.
-        shapes: of one observation at one time, by the names that the policy's preprocessor is given. Three sizes make a
-            camera.
+        shapes: of one observation at one time, by the preprocessor's names. Three sizes make a camera.
         where: who shows it, such as `dataset.repo_id=NAME`, for messages.
 
     Returns:

@@ -1,7 +1,7 @@
 """A checkpoint that is an adapter on another one (LoRA and its kin, as PEFT saves them), merged into whole weights.
 
-A teacher is more than what is in memory: its file is copied from, hashed and read again. So the merged weights are a
-checkpoint of their own, made once, on the CPU, and kept beside the Hub's cache.
+A teacher's file is copied from, hashed and read again: so the merged weights are a checkpoint of their own, made once,
+on the CPU, and kept beside the Hub's cache.
 """
 
 from __future__ import annotations

@@ -88,10 +88,9 @@ class MultiTaskDiTFlowPolicy(FlowPolicy):
         )
 
     def encode(self, batch: Batch) -> ConditioningContext:
-        """Encodes images (B, T, 3, height, width), states (B, T, S) and the prompt.
+        """Encodes images (B, T, 3, height, width), states (B, T, S) and the prompt, which gets no gradients.
 
-        A policy with a single step also takes them without the axis T. The text encoder stays without
-        gradients, as in the stock policy.
+        A policy with a single step also takes them without the axis T.
 
         Raises:
             ValueError: if the states are not those of T steps.
@@ -113,11 +112,7 @@ class MultiTaskDiTFlowPolicy(FlowPolicy):
         return self.canonical(self.policy.noise_predictor(x_t, self.native_time(t), conditioning_vec=vector))
 
     def action_target(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Demonstrations, valid inside the episode where the family's own loss masks what lies outside.
-
-        Raises:
-            UserError: where `sigma_min` ends paths beside the demonstrations, not at them.
-        """
+        """Raises UserError where `sigma_min` ends paths beside the demonstrations, not at them."""
         if self.config.sigma_min > 0:
             raise UserError(
                 f"sigma_min={self.config.sigma_min} in config.json: its paths end near demonstrations, not at them; "
@@ -126,11 +121,7 @@ class MultiTaskDiTFlowPolicy(FlowPolicy):
         return self.padded_target(batch, padded_actions=not self.config.do_mask_loss_for_padding)
 
     def train_roles(self, roles: Iterable[Role]) -> dict[str, nn.Parameter]:
-        """Freezes all but `roles` and makes these float32 masters.
-
-        Raises:
-            UserError: for the language: LeRobot's class runs its text encoder without gradients.
-        """
+        """Raises UserError for the language: LeRobot's class runs its text encoder without gradients."""
         chosen = set(roles)
         if Role.LANGUAGE in chosen:
             raise UserError(

@@ -43,8 +43,7 @@ class Sampler:
         grid_power: times are `u ** grid_power` for evenly spaced u; 1 is LeRobot's uniform grid.
 
     Raises:
-        UserError: if there is no such solver, num_steps is not a whole number above 0, or grid_power no number
-            above 0.
+        UserError: if there is no such solver, or a number is out of its range.
     """
 
     policy: FlowPolicy
