@@ -315,7 +315,7 @@ class FlowPolicy(ABC):
 
     @property
     def image_keys(self) -> list[str]:
-        """The config's cameras but the blank ones of `empty_cameras`; fine-tuning keeps those of the base checkpoint."""
+        """The config's cameras but the blank ones of `empty_cameras`; fine-tuning keeps those of the base."""
         blank = {f"{OBS_IMAGES}.empty_camera_{i}" for i in range(getattr(self.config, "empty_cameras", 0))}
         return [key for key in self.config.image_features if key not in blank]
 
