@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 
 from chordflow.experiments.measured import concluded
-from chordflow.reporting.figures import save_figures
+from chordflow.reporting.pictures import save_figures
 from chordflow.reporting.write import write_report
 from chordflow.results.files import write_whole
 from chordflow.results.schema import Results

@@ -23,7 +23,7 @@ from chordflow.policies import Role, files, load_flow_policy, lora, relocate, re
 from chordflow.quiet import quiet_stdout
 from families import CASES
 from small_policies import Folders
-from test_bad_input import contents, edit_json, refused
+from small_runs import contents, edit_json, refused
 from test_couple_job import command, train_from
 from test_reflow_job import SMALL, options, student_of
 

@@ -37,7 +37,7 @@ from chordflow.errors import UserError
 from chordflow.policies import load_flow_policy
 from chordflow.policies.processors import blank_observation, check_processors, try_out
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
-from test_bad_input import contents, refusal
+from small_runs import contents, refusal
 from test_reflow_job import options
 
 Change = Callable[[Path], object]

@@ -28,10 +28,9 @@ from rich.console import Console
 from chordflow.cli.main import main
 from chordflow.errors import UserError
 from chordflow.reporting.card import METHODS, card, hub_id
-from chordflow.reporting.clips import LARGEST, embed, picture
-from chordflow.reporting.page import IN_SIGHT, command_lines, json_in_html, page
+from chordflow.reporting.flow_tables import curvature_by_time, parts
+from chordflow.reporting.page import IN_SIGHT, LARGEST, command_lines, embed, json_in_html, page, picture
 from chordflow.reporting.plots import label
-from chordflow.reporting.policy_tables import curvature_by_time, parts
 from chordflow.reporting.table import markdown, render, sections
 from chordflow.reporting.write import write_report
 from chordflow.results.episodes import Clip
@@ -346,7 +345,7 @@ def test_a_clip_is_taken_in_with_its_first_frame(tmp_path: Path) -> None:
         == (tmp_path / "clip.gif").read_bytes()
     )
     assert found.still.startswith("data:image/png;base64,")
-    assert (found.width, found.height, found.note) == (246, 80, "")
+    assert (found.size, found.note) == ((246, 80), "")
     assert (
         found.text
         == "2 episodes from the same starts: teacher succeeds in 2, student succeeds in 1 (seeds 0, 1)."
@@ -356,7 +355,7 @@ def test_a_clip_is_taken_in_with_its_first_frame(tmp_path: Path) -> None:
 def test_a_video_keeps_its_controls(tmp_path: Path) -> None:
     (tmp_path / "clip.mp4").write_bytes(b"\x00\x00\x00 ftypisom")
     found = embed(Clip("clip.mp4", ["teacher"], [0], [[True]]), tmp_path)
-    assert found.video
+    assert found.still == ""
     assert found.source.startswith("data:video/mp4;base64,")
 
 

@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from chordflow.reporting.facts import facts
 from chordflow.reporting.section import ABSENT, Section
-from chordflow.reporting.table import drawn, sections, written
+from chordflow.reporting.table import Drawn, facts, sections, written
 from chordflow.results.findings import findings
 from chordflow.results.latency import ChunkTime
 from chordflow.results.schema import Results
@@ -173,7 +172,7 @@ def table(results: Results, key: str) -> tuple[str, str]:
     """A table as the terminal and as markdown have it."""
     (section,) = (section for section in sections(results) if section.key == key)
     file = io.StringIO()
-    Console(width=200, file=file).print(drawn(section))
+    Console(width=200, file=file).print(Drawn(section))
     return " ".join(file.getvalue().split()), " ".join("\n".join(written(section)).split())
 
 

@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
-from chordflow.reporting.gap_tables import summary
+from chordflow.reporting.flow_tables import summary
 from chordflow.reporting.table import markdown, render
 from chordflow.results.actions import FreeWays, HeldOut
 from chordflow.results.schema import PolicyInfo, Results

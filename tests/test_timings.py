@@ -19,11 +19,10 @@ from rich.console import Console
 from chordflow.evaluation.latency import measure_latency
 from chordflow.policies import Context
 from chordflow.reporting.card import card
-from chordflow.reporting.facts import facts
-from chordflow.reporting.gap_tables import summary
+from chordflow.reporting.flow_tables import summary
 from chordflow.reporting.page import page
-from chordflow.reporting.policy_tables import latency as latency_table
-from chordflow.reporting.table import markdown, render
+from chordflow.reporting.rollout_tables import latency as latency_table
+from chordflow.reporting.table import facts, markdown, render
 from chordflow.results.findings import findings
 from chordflow.results.latency import ChunkTime, Latency
 from chordflow.results.schema import Finding, Results

@@ -1,151 +1,130 @@
-"""Plots of the flow: gaps, trajectories, loss."""
+"""Plots of the flow: gaps, trajectories, loss, curvature, spreads of the endpoints."""
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from statistics import median
+from typing import Any
 
+import plotly.graph_objects as go
+
+from chordflow.reporting.flow_tables import curvature_by_time, dimension_shares, parts, real_dims
 from chordflow.reporting.plots import (
+    COLOURS,
     NEUTRAL,
+    SEQUENTIAL,
     STUDENT_ORANGE,
+    SYMBOLS,
     Plot,
+    add_bars,
+    add_marks,
     canvas,
     error,
     hover,
     label,
+    log_axis,
     looks,
-    plain_log_axis,
     reference_line,
     rounded,
+    ticks,
 )
-from chordflow.reporting.section import at, ordered, rank, way
-from chordflow.results.actions import TEACHER, GapRow, Reference
+from chordflow.reporting.section import at, in_order, ordered, way
+from chordflow.results.actions import (
+    REFERENCES,
+    TEACHER,
+    CurvatureRow,
+    GapRow,
+    PolicyName,
+    Reference,
+    WideObservation,
+)
 from chordflow.results.schema import Results
 from chordflow.results.wording import clean, number, percent, plural, span, steps
 
 MOST_PATHS = 24
 """Trajectories of one policy that a panel can hold and be read."""
 
-DASHES = {"euler": "solid"}
-OTHER_DASHES = ("dash", "dot", "dashdot")
+DASHES = ("dash", "dot", "dashdot")
+"""Lines of other solvers than Euler."""
 
 # ---- Gap ------------------------------------------------------------------------------------------------
 
 
 def gaps(results: Results) -> list[Plot]:
     """RMS gap by network evaluations, a panel for each reference."""
-    panels = []
-    references: tuple[Reference, ...] = ("deployed", "converged")
     best = results.free.ways if results.free is not None else []
     values = [100 * row.rms for row in [*results.gaps, *best] if row.rms > 0]
-    for reference in references:
-        rows = [row for row in results.gaps if row.reference == reference]
-        if any(row.rms > 0 for row in rows):
-            # One scale for both, so that they can be compared.
-            panels.append(_gap_panel(results, reference, rows, (min(values) / 1.2, max(values) * 1.2)))
-    return panels
+    # One scale for both, so that they can be compared.
+    reach = (min(values) / 1.2, max(values) * 1.2) if values else (1.0, 1.0)
+    of = {which: [row for row in results.gaps if row.reference == which] for which in REFERENCES}
+    return [
+        _gap_panel(results, which, of[which], reach) for which in of if any(row.rms > 0 for row in of[which])
+    ]
 
 
 def _gap_panel(
-    results: Results, reference: Reference, rows: Sequence[GapRow], reach: tuple[float, float]
+    results: Results, which: Reference, rows: Sequence[GapRow], reach: tuple[float, float]
 ) -> Plot:
-    figure = canvas(400, "network evaluations for a chunk", "RMS gap, % of the teacher's spread")
-    place, look = rank(results, (row.policy for row in rows)), looks(results)
-    solvers = sorted({row.solver for row in rows}, key=lambda solver: (solver != "euler", solver))
-    ways = sorted(
-        {(row.policy, row.solver) for row in rows}, key=lambda w: (place[w[0]], solvers.index(w[1]))
+    figure, look = (
+        canvas(400, "network evaluations for a chunk", "RMS gap, % of the teacher's spread"),
+        looks(results),
     )
-    crowded = len(place) > 2
-    shown = []
-    for policy, solver in ways:
-        own = sorted(
-            (row for row in rows if (row.policy, row.solver) == (policy, solver) and row.rms > 0),
-            key=lambda row: row.nfe,
-        )
-        # With many policies other solvers than Euler would hide what matters: the table has them.
-        if not own or (crowded and solver != "euler" and policy != "teacher"):
-            continue
-        shown += own
-        values = [100 * row.rms for row in own]
-        ends = [(100 * r.interval.low, 100 * r.interval.high) if r.interval else None for r in own]
-        index = solvers.index(solver)
-        figure.add_scatter(
-            x=[row.nfe for row in own],
-            y=rounded(values),
-            error_y=error(
-                values,
-                [e[0] if e else v for e, v in zip(ends, values, strict=True)],
-                [e[1] if e else v for e, v in zip(ends, values, strict=True)],
-            ),
-            name=label(way(policy, solver)),
-            mode="lines+markers",
-            line={
-                "color": look[policy].colour,
-                "width": 2,
-                "dash": DASHES.get(solver, OTHER_DASHES[(index - 1) % len(OTHER_DASHES)]),
-            },
-            marker={"size": 8, "symbol": look[policy].symbol + ("" if solver == "euler" else "-open")},
-            hoverinfo="text",
-            hovertext=[
-                hover(
-                    label(at(policy, row.num_steps, solver)),
-                    f"{percent(row.rms)}{span(row.interval, percent)} RMS, median {percent(row.median)}",
-                    f"{plural(row.nfe, 'evaluation')}",
-                )
-                for row in own
-            ],
-        )
-    best = (
-        [row for row in results.free.ways if row.reference == reference] if results.free is not None else []
-    )
-    best = [row for row in best if min(reach) <= 100 * row.rms <= max(reach)]
-    if best:
-        figure.add_scatter(
-            x=[row.nfe for row in best],
-            y=rounded(100 * row.rms for row in best),
-            name="teacher, best way",
-            mode="lines+markers",
-            line={"color": NEUTRAL, "width": 2, "dash": "dash"},
-            marker={"size": 8, "symbol": "diamond"},
-            hoverinfo="text",
-            hovertext=[
-                hover(
-                    label(at(TEACHER, row.num_steps, row.solver, row.grid_power)),
-                    f"{percent(row.rms)}{span(row.interval, percent)} RMS, on half of the episodes",
-                    f"{plural(row.nfe, 'evaluation')}",
-                )
-                for row in best
-            ],
-        )
+    solvers = sorted({row.solver for row in rows} - {"euler"})
+    crowded = len({row.policy for row in rows}) > 2
+
+    def add(own: Sequence[GapRow], name: str, *, free: bool = False, **how: Any) -> None:
+        hovers = [
+            hover(
+                label(at(row)),
+                f"{percent(row.rms)}{span(row.interval, percent)} RMS, "
+                + ("on half of the episodes" if free else f"median {percent(row.median)}"),
+                plural(row.nfe, "evaluation"),
+            )
+            for row in own
+        ]
+        if not free:
+            how["error_y"] = error([row.rms for row in own], [row.interval for row in own])
+        add_marks(figure, [row.nfe for row in own], [100 * row.rms for row in own], name, hovers, **how)
+
+    # With many policies other solvers than Euler would hide what matters: the table has them.
+    shown = [
+        row
+        for row in in_order(results, rows)
+        if row.rms > 0 and (not crowded or row.solver == "euler" or row.policy == TEACHER)
+    ]
+    for (policy, solver), own in itertools.groupby(shown, lambda row: (row.policy, row.solver)):
+        line = sorted(own, key=lambda row: row.nfe)
+        dash = "solid" if solver == "euler" else DASHES[solvers.index(solver) % len(DASHES)]
+        symbol = look[policy].symbol + ("" if solver == "euler" else "-open")
+        add(line, label(way(line[0])), colour=look[policy].colour, symbol=symbol, dash=dash)
+    free = results.free.ways if results.free is not None else []
+    if best := [row for row in free if row.reference == which and reach[0] <= 100 * row.rms <= reach[1]]:
+        add(best, "teacher, best way", free=True, colour=NEUTRAL, symbol="diamond", dash="dash")
     floor = results.floor
-    if reference == "converged" and floor is not None and floor.rms > 0:
-        reference_line(figure, f"floor {percent(floor.rms)}", y=math.log10(100 * floor.rms))
-        # Shapes of a logarithmic axis take the value, annotations its logarithm.
-        figure.layout.shapes[0].update(y0=100 * floor.rms, y1=100 * floor.rms)
-    evaluations = sorted({row.nfe for row in rows} | {results.teacher_num_steps})
+    if which == "converged" and floor is not None and floor.rms > 0:
+        reference_line(figure, f"floor {percent(floor.rms)}", y=100 * floor.rms, log=True)
+    nfes = sorted({row.nfe for row in rows} | {results.teacher_num_steps})
+    ends = [math.log10(nfes[0] / 1.15), math.log10(nfes[-1] * 1.15)]
     figure.update_layout(
-        xaxis={
-            "type": "log", "tickmode": "array", "tickvals": evaluations, "ticktext": list(map(str, evaluations)),
-            "range": [math.log10(evaluations[0] / 1.15), math.log10(evaluations[-1] * 1.15)],
-        }
-    )  # fmt: skip
-    plain_log_axis(figure, "yaxis", *reach)
-    figure.update_layout(yaxis={"range": [math.log10(end) for end in reach]})
+        xaxis=ticks(nfes, map(str, nfes), type="log", range=ends),
+        yaxis=log_axis(*reach, range=[math.log10(end) for end in reach]),
+    )
     target = (
         f"the teacher as deployed ({steps(results.teacher_num_steps)})"
-        if reference == "deployed"
+        if which == "deployed"
         else f"its converged ODE ({rows[0].reference_num_steps} steps)"
     )
-    return Plot(
-        f"gap-{reference}", f"Gap to {target}", _gap_caption(results, reference, shown), figure, "gap"
-    )
+    return Plot(f"gap-{which}", f"Gap to {target}", _gap_caption(results, which, shown), figure)
 
 
 def _gap_caption(results: Results, reference: Reference, rows: Sequence[GapRow]) -> str:
     few_steps = (1, 2) if len({row.policy for row in rows}) <= 2 else (1,)
     few = [
-        f"{at(row.policy, row.num_steps)} {percent(row.rms)}{span(row.interval, percent)}"
-        for policy in ordered(results, (row.policy for row in rows))
-        for row in sorted(rows, key=lambda row: row.num_steps)
-        if row.policy == policy and row.solver == "euler" and row.num_steps in few_steps
+        f"{at(row)} {percent(row.rms)}{span(row.interval, percent)}"
+        for policy, own in itertools.groupby(in_order(results, rows), lambda row: row.policy)
+        for row in sorted(own, key=lambda row: row.num_steps)
+        if row.solver == "euler" and row.num_steps in few_steps
     ]
     text = f"RMS, {', '.join(few)}." if few else "RMS by network evaluations."
     if reference == "converged" and results.floor is not None:
@@ -166,61 +145,46 @@ def _gap_caption(results: Results, reference: Reference, rows: Sequence[GapRow])
 def trajectories(results: Results) -> list[Plot]:
     """Paths as arcs with their chords, a panel for each policy on equal axes."""
     names = ordered(results, (row.policy for row in results.trajectories))
-    look = looks(results)
+    kept = {name: [row for row in results.trajectories if row.policy == name][:MOST_PATHS] for name in names}
+    every, ranges = [row for rows in kept.values() for row in rows], {}
+    for axis in ("x", "y") if every else ():
+        values = [value for row in every for value in getattr(row, axis)]
+        room = 0.04 * (max(values) - min(values)) or 1.0
+        ranges[f"{axis}axis"] = {"range": rounded([min(values) - room, max(values) + room])}
+    shares = [f", {percent(share, 0)} of variance" for share in results.trajectory_axes[:2]] + ["", ""]
     panels: list[Plot] = []
-    kept = {n: [row for row in results.trajectories if row.policy == n][:MOST_PATHS] for n in names}
-    every = [row for rows in kept.values() for row in rows]
-    reach = [
-        (
-            min(v for row in every for v in getattr(row, axis)),
-            max(v for row in every for v in getattr(row, axis)),
-        )
-        for axis in ("x", "y")
-        if every
-    ]
     for name, rows in kept.items():
-        shares = [f", {percent(share, 0)} of variance" for share in results.trajectory_axes[:2]] + ["", ""]
-        figure = canvas(430, f"first component of the chunk{shares[0]}", f"second component{shares[1]}")
-        line_x: list[float | None] = []
-        line_y: list[float | None] = []
-        chord_x: list[float | None] = []
-        chord_y: list[float | None] = []
-        for row in rows:
-            line_x += [*rounded(row.x), None]
-            line_y += [*rounded(row.y), None]
-            chord_x += [*rounded([row.x[0], row.x[-1]]), None]
-            chord_y += [*rounded([row.y[0], row.y[-1]]), None]
+        colour = looks(results)[name].colour
+        figure = canvas(
+            430, f"first component of the chunk{shares[0]}", f"second component{shares[1]}", **ranges
+        )
         figure.add_scatter(
-            x=chord_x, y=chord_y, mode="lines", name="chord", hoverinfo="skip",
-            line={"color": NEUTRAL, "width": 1.2, "dash": "dash"},
+            x=_joined([row.x[0], row.x[-1]] for row in rows), y=_joined([row.y[0], row.y[-1]] for row in rows),
+            mode="lines", name="chord", hoverinfo="skip", line={"color": NEUTRAL, "width": 1.2, "dash": "dash"},
         )  # fmt: skip
         figure.add_scatter(
-            x=line_x, y=line_y, mode="lines", name="path", hoverinfo="skip",
-            line={"color": look[name].colour, "width": 2},
+            x=_joined(row.x for row in rows), y=_joined(row.y for row in rows), mode="lines", name="path",
+            hoverinfo="skip", line={"color": colour, "width": 2},
         )  # fmt: skip
         for end, symbol, what in ((0, "circle-open", "noise"), (-1, "circle", "action")):
-            figure.add_scatter(
-                x=rounded(row.x[end] for row in rows),
-                y=rounded(row.y[end] for row in rows),
-                mode="markers",
-                name=what,
-                marker={"color": look[name].colour, "size": 7, "symbol": symbol, "line": {"width": 1.5}},
-                hoverinfo="text",
-                hovertext=[f"{what}, observation {row.observation}" for row in rows],
-            )
-        for axis, (low, high) in zip(("xaxis", "yaxis"), reach, strict=True):
-            room = 0.04 * (high - low) or 1.0
-            figure.update_layout({axis: {"range": rounded([low - room, high + room])}})
+            add_marks(
+                figure, [row.x[end] for row in rows], [row.y[end] for row in rows], what,
+                [f"{what}, observation {row.observation}" for row in rows],
+                colour=colour, symbol=symbol, size=7, marker={"line": {"width": 1.5}},
+            )  # fmt: skip
         found = results.curvature_of(name)
-        measured = f": curvature {percent(found.curvature)}" if found else ""
+        title = f"Paths of {clean(name)}" + (f": curvature {percent(found.curvature)}" if found else "")
         caption = (
             f"{len(rows)} paths of {clean(name)} from noise (rings) to action (dots); dashed, the chord of each."
             " All panels share their axes and noises."
         )
-        panels.append(
-            Plot(f"paths-{len(panels)}", f"Paths of {way(name)}{measured}", caption, figure, "paths")
-        )
+        panels.append(Plot(f"paths-{len(panels)}", title, caption, figure))
     return panels
+
+
+def _joined(lines: Iterable[Sequence[float]]) -> list[float | None]:
+    """Lines one after the other; None parts one from the next."""
+    return [value for line in lines for value in (*rounded(line), None)]
 
 
 # ---- Loss -----------------------------------------------------------------------------------------------
@@ -239,9 +203,196 @@ def loss(results: Results) -> list[Plot]:
     )  # fmt: skip
     low, high = min(curve.losses), max(curve.losses)
     if low > 0 and high > 4 * low:
-        plain_log_axis(figure, "yaxis", low, high)
+        figure.update_layout(yaxis=log_axis(low, high))
     caption = (
         f"From {curve.losses[0]:.2g} to {curve.losses[-1]:.2g} in {curve.steps[-1]} steps; "
         f"{number(len(curve.steps))} logged {'value' if len(curve.steps) == 1 else 'values'}."
     )
     return [Plot("loss", "Training loss", caption, figure)]
+
+
+# ---- Curvature ------------------------------------------------------------------------------------------
+
+
+def curvature(results: Results) -> list[Plot]:
+    """Curvature by time, and where S lies by tenths of the way."""
+    rows = _curved(results)
+    return [_by_time(results, rows), _by_part(results, rows)] if rows else []
+
+
+def _curved(results: Results) -> list[CurvatureRow]:
+    rows = in_order(results, results.curvature)
+    return [row for row in rows if row.s_by_time and len(row.times) == len(row.s_by_time)]
+
+
+def _by_time(results: Results, rows: Sequence[CurvatureRow]) -> Plot:
+    figure = canvas(340, "t: 1 is noise, 0 is the action", "curvature, %")
+    figure.update_layout(xaxis={"range": [1.02, -0.02]}, yaxis={"rangemode": "tozero"})
+    said, dashes = [], {"circle": "solid", "square": "dash"}
+    for row in rows:
+        look, values = looks(results)[row.policy], curvature_by_time(row)
+        hovers = [
+            hover(label(way(row)), f"{percent(v)} at t = {t:.2f}") for t, v in zip(row.times, values, strict=True)
+        ]  # fmt: skip
+        figure.add_scatter(
+            x=rounded(row.times), y=rounded(100 * v for v in values), name=label(way(row)), mode="lines",
+            line={"color": look.colour, "width": 2, "dash": dashes.get(look.symbol, "dot")},
+            hoverinfo="text", hovertext=hovers,
+        )  # fmt: skip
+        peak = max(range(len(values)), key=values.__getitem__)
+        said.append(
+            f"{way(row)} {percent(row.curvature)}{span(row.interval, percent)} in all, "
+            f"highest {percent(values[peak])} at t = {row.times[peak]:.2f}"
+        )
+    caption = f"Relative deviation of the velocity from the chord: {'; '.join(said)}."
+    return Plot("curvature-time", "Curvature by time", caption, figure)
+
+
+def _shares(
+    results: Results, shares: dict[PolicyName, dict[str, float]], axis: str, height: int
+) -> go.Figure:
+    """Bars of shares of S, each with its name, in a colour for each policy."""
+    # No axis of shares goes beyond 100 %.
+    top = min(100.0, max(1.0, *(110 * share for own in shares.values() for share in own.values())))
+    figure = canvas(height, axis, "share of S, %", barmode="group", bargap=0.25, yaxis={"range": [0.0, top]})
+    for policy, own in shares.items():
+        name = label(policy)
+        hovers = [hover(name, f"{what}: {percent(share)} of S") for what, share in own.items()]
+        add_bars(
+            figure,
+            [100 * share for share in own.values()],
+            name,
+            hovers,
+            colour=looks(results)[policy].colour,
+        )
+    return figure
+
+
+def _by_part(results: Results, rows: Sequence[CurvatureRow]) -> Plot:
+    shares = {
+        row.policy: {f"t from {p.begin:.2f} to {p.end:.2f}": p.share for p in parts(row)} for row in rows
+    }
+    figure = _shares(results, shares, "t, from noise to action", 340)
+    largest = {row.policy: max(parts(row), key=lambda part: part.share) for row in rows}
+    said = [
+        f"{clean(policy)} most between t = {part.begin:.2f} and {part.end:.2f}, {percent(part.share, 0)} of its S"
+        for policy, part in largest.items()
+    ]
+    own = parts(rows[-1])
+    texts = [f"{part.begin:.1f}–{part.end:.1f}" for part in own]
+    figure.update_layout(xaxis=ticks(range(len(own)), texts, tickangle=-45))
+    caption = f"Where the paths leave their chords: {'; '.join(said)}."
+    return Plot("curvature-parts", "Where in time the path bends", caption, figure)
+
+
+def curvature_by_dimension(results: Results) -> list[Plot]:
+    """Shares of S by dimension."""
+    rows = [row for row in _curved(results) if row.s_by_dim]
+    if not rows:
+        return []
+    shares = {row.policy: {f"dimension {i}": s for i, s in enumerate(dimension_shares(row))} for row in rows}
+    figure = _shares(results, shares, "action dimension", 300)
+    largest = {policy: max(own.items(), key=lambda pair: pair[1]) for policy, own in shares.items()}
+    said = [f"{clean(policy)} {name}, {percent(share, 0)}" for policy, (name, share) in largest.items()]
+    few = len(dimension_shares(rows[0])) <= 12
+    figure.update_layout(xaxis={"tickformat": "d"} | ({"dtick": 1} if few else {}))
+    kind = "real" if real_dims(rows[0]) is not None else "padded"
+    caption = f"Share of S by {kind} dimension; the most: {'; '.join(said)}."
+    return [Plot("curvature-dims", "Which dimensions bend", caption, figure)]
+
+
+def heat_maps(results: Results) -> list[Plot]:
+    """The integrand of S by time and real dimension, a panel for each policy, all of one scale."""
+    rows = [
+        row
+        for row in in_order(results, results.curvature)
+        if real_dims(row) and _is_whole(row.s_by_time_and_dim)
+    ]
+    top = max((value for row in rows for line in row.s_by_time_and_dim for value in line), default=0.0)
+    panels: list[Plot] = []
+    for row in rows:
+        grid = list(zip(*row.s_by_time_and_dim, strict=True))
+        times, upright = row.times[: len(row.s_by_time_and_dim)], {"autorange": "reversed", "showgrid": False}
+        figure = canvas(110 + 30 * max(4, min(len(grid), 12)), "t: 1 is noise, 0 is the action", "dimension")
+        figure.add_heatmap(
+            x=rounded(times), y=list(range(len(grid))), z=[rounded(line) for line in grid], zmin=0, zmax=top or 1.0,
+            colorscale=SEQUENTIAL,
+            colorbar={"thickness": 12, "outlinewidth": 0, "title": {"text": "S at t", "side": "right"}},
+            hovertemplate="dimension %{y}, t = %{x:.2f}: %{z:.3g}<extra></extra>",
+        )  # fmt: skip
+        figure.update_layout(
+            xaxis=upright, yaxis={**upright, "tickformat": "d", "nticks": min(len(grid), 12)}
+        )
+        places = ((dim, time) for dim in range(len(grid)) for time in range(len(times)))
+        dim, time = max(places, key=lambda place: grid[place[0]][place[1]])
+        caption = (
+            f"How far the velocity of {clean(row.policy)} is from the chord, squared, by time and real dimension: "
+            f"darkest in dimension {dim} at t = {times[time]:.2f}."
+        )
+        panels.append(Plot(f"heat-{len(panels)}", f"Time by dimension: {way(row)}", caption, figure))
+    return panels
+
+
+def _is_whole(lines: Sequence[Sequence[float]]) -> bool:
+    return len(set(map(len, lines))) == 1
+
+
+# ---- Spreads --------------------------------------------------------------------------------------------
+
+
+def spreads(results: Results) -> list[Plot]:
+    """How many observations have which spread, by number of modes."""
+    rows = results.spreads
+    if not rows:
+        return []
+    figure = canvas(
+        320, "spread of the endpoints over noises, %", "observations", barmode="stack", bargap=0.05
+    )
+    values = sorted(100 * row.spread for row in rows)
+    width = _bin_width(values[-1])
+    for modes, name, hatch in ((1, "one mode", ""), (2, "two modes", "/"), (3, "three or more", "x")):
+        own = Counter(int(100 * row.spread // width) for row in rows if min(max(row.modes, 1), 3) == modes)
+        bins = sorted(own)
+        hovers = [
+            hover(f"{plural(own[b], 'observation')}, {name}", f"{b * width:g} to {(b + 1) * width:g} %") for b in bins
+        ]  # fmt: skip
+        if own:
+            add_bars(
+                figure, [own[b] for b in bins], name, hovers, colour=COLOURS[modes - 1], hatch=hatch,
+                places=[(b + 0.5) * width for b in bins], width=width * 0.94,
+            )  # fmt: skip
+    figure.update_layout(xaxis={"rangemode": "tozero"}, showlegend=True, legend={"traceorder": "normal"})
+    several = sum(row.modes > 1 for row in rows)
+    caption = (
+        f"{plural(len(rows), 'observation')}: median spread {percent(median(values) / 100)}, largest "
+        f"{percent(values[-1] / 100)}; {percent(several / len(rows), 0)} have two or more modes."
+    )
+    return [Plot("spread", "Spread of the endpoints", caption, figure)]
+
+
+def _bin_width(largest: float) -> float:
+    """A round width that gives ten to twenty-five bins."""
+    wanted = max(largest, 1e-9) / 16
+    power = 10.0 ** math.floor(math.log10(wanted))
+    return min((m * power for m in (1, 2, 5, 10)), key=lambda width: abs(math.log(width / wanted)))
+
+
+def endpoints(
+    found: WideObservation, place: int, title: str, pictures: Sequence[tuple[str, str]] = ()
+) -> Plot:
+    """The endpoints of one observation in their two main components, by mode; arguments as those of `Plot`."""
+    axes = [f", {percent(share, 0)}" for share in found.axes[:2]] + ["", ""]
+    figure = canvas(300, f"first component{axes[0]}", f"second component{axes[1]}", showlegend=True)
+    points = list(zip(found.x, found.y, found.labels, strict=False))
+    sizes = sorted(Counter(mode for *_, mode in points).items())
+    for mode, _ in sizes:
+        x, y, _ = zip(*(point for point in points if point[2] == mode), strict=True)
+        add_marks(
+            figure, x, y, f"mode {mode + 1}", [], colour=COLOURS[mode % len(COLOURS)],
+            symbol=SYMBOLS[mode % len(SYMBOLS)], marker={"opacity": 0.85}, hoverinfo="name",
+        )  # fmt: skip
+    caption = (
+        f"{plural(len(points), 'endpoint')} in {plural(len(sizes), 'mode')} of "
+        f"{', '.join(str(count) for _, count in sizes)}; axes with their share of the endpoints' variance."
+    )
+    return Plot(f"endpoints-{place}", title, caption, figure, pictures)

@@ -1,123 +1,83 @@
 """The report: one HTML file that holds all it needs and fetches nothing."""
 
 import base64
-import dataclasses
+import binascii
 import hashlib
+import io
 import json
 import shlex
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from PIL import Image
 from plotly.offline import get_plotlyjs
 
-from chordflow.reporting import curvature_plots, flow_plots, rollout_plots, spread_plots, time_plots
-from chordflow.reporting.clips import Embedded, embed, picture
-from chordflow.reporting.facts import facts
+from chordflow.reporting import flow_plots, rollout_plots
+from chordflow.reporting.flow_tables import NO_TIMES
 from chordflow.reporting.plots import Plot
 from chordflow.reporting.section import Section
-from chordflow.reporting.table import findings, sections
+from chordflow.reporting.table import facts, findings, sections
+from chordflow.results.episodes import Clip
 from chordflow.results.schema import Results
 from chordflow.results.verdict import next_command, verdict
-from chordflow.results.wording import UNRELIABLE, capital, clean
+from chordflow.results.wording import clean, plural, size
 
 IN_SIGHT = 5
 """Findings that are shown before one asks for more."""
 
-NO_TIMES = f"{capital(UNRELIABLE)}."
-"""What is shown in place of unreliable times."""
-
 TITLES = {"reflow": "Reflow", "diagnose": "Diagnosis", "evaluate": "Evaluation"}
 
+LARGEST = 16_000_000
+"""Bytes of one clip that a page takes in; a larger one is named, and lies beside the page."""
 
-@dataclass(frozen=True)
-class Wide:
-    """An observation at which endpoints spread most, as the page shows it."""
+KINDS = {
+    ".mp4": "video/mp4", ".webm": "video/webm",
+    ".gif": "image/gif", ".webp": "image/webp", ".png": "image/png", ".apng": "image/apng",
+}  # fmt: skip
+"""Files of clips that a page can show."""
 
-    title: str
-    pictures: list[tuple[str, str]]
-    plot: Plot
-
-
-@dataclass
-class Part:
-    """A part of the page under a heading that opens it.
-
-    Attributes:
-        key: anchor.
-        title: heading.
-        intro: a sentence before the plots.
-        plots: groups of plots; those of one group stand side by side.
-        tables: tables.
-        clips: moving pictures.
-        wide: observations with their pictures.
-    """
-
-    key: str
-    title: str
-    intro: str = ""
-    plots: list[list[Plot]] = field(default_factory=list)
-    tables: list[Section] = field(default_factory=list)
-    clips: list[Embedded] = field(default_factory=list)
-    wide: list[Wide] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return bool(any(self.plots) or self.tables or self.clips or self.wide or self.intro == NO_TIMES)
-
-    def all_plots(self) -> Iterator[Plot]:
-        """Every plot of the part."""
-        for group in self.plots:
-            yield from group
-        for wide in self.wide:
-            yield wide.plot
+# ---- Any page -------------------------------------------------------------------------------------------
 
 
-def page(results: Results, folder: str | Path) -> str:
-    """The report's HTML.
+def rendered(
+    template: str, plots: Iterable[Plot], command: list[str], settings: dict[str, Any], **values: Any
+) -> str:
+    """A whole page of a template; whatever comes out of the results is escaped.
 
     Args:
-        results: what was measured; what was not is left out.
-        folder: where the results lie: clips are read from below it.
-
-    Returns:
-        The text of a whole file. Whatever comes out of the results is escaped.
+        template: its name, without the ending.
+        plots: every plot of the page.
+        command: that can be typed again.
+        settings: shown as dotted names and values.
+        values: what else the template names.
     """
-    tables = {section.key: section for section in sections(results)}
-    parts = [part for part in _parts(results, Path(folder), tables) if part]
-    found = findings(results)
-    plots = {plot.key: json.loads(plot.figure.to_json()) for part in parts for plot in part.all_plots()}
     scripts = {name: asset(f"{name}.js") for name in ("theme", "report")} | {"plotly": get_plotlyjs()}
-    name = clean(results.student or results.teacher)
-    text = environment().get_template("report.html.j2").render(
-        title=f"{TITLES[results.kind]}: {name}",
-        kind=TITLES[results.kind],
-        results=results,
-        policy=policy(scripts.values()),
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(asset),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["clean"] = clean
+    # A figure stays whole; its interval may stand below it.
+    environment.filters["unbroken"] = lambda text: text.replace(" ", "\u00a0").replace("\u00a0[", " [")
+    return environment.get_template(f"{template}.html.j2").render(
+        policy=_policy(scripts.values()),
         style=asset("style.css"),
         scripts=scripts,
-        plots=json_in_html(plots),
-        verdict=verdict(results),
-        next=next_command(results),
-        summary=tables.get("summary"),
-        findings=found[:IN_SIGHT],
-        more=found[IN_SIGHT:],
-        parts=parts,
-        facts=facts(results),
-        command=command_lines(results.command),
-        settings=list(flat(results.settings)),
-    )  # fmt: skip
-    return text
+        plots=json_in_html({plot.key: json.loads(plot.figure.to_json()) for plot in plots}),
+        command=command_lines(command),
+        settings=list(_flat(settings)),
+        **values,
+    )
 
 
-def write_text(text: str) -> bytes:
-    """A file's bytes: names that are not valid Unicode, which a command line may hold, become question marks."""
-    return text.encode("utf-8", errors="replace")
-
-
-def policy(scripts: Iterable[str]) -> str:
+def _policy(scripts: Iterable[str]) -> str:
     """A content security policy that runs these scripts alone and forbids the network."""
     hashes = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts)
     allowed = " ".join(f"'sha256-{value}'" for value in hashes)
@@ -142,12 +102,12 @@ def command_lines(command: list[str]) -> str:
     return " \\\n    ".join([" ".join(words[:begin]), *words[begin:]])
 
 
-def flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Nested settings as dotted names and values."""
     for key, value in settings.items():
         name = f"{prefix}{clean(key)}"
         if isinstance(value, dict) and value:
-            yield from flat(value, f"{name}.")
+            yield from _flat(value, f"{name}.")
         else:
             yield name, clean(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
@@ -157,22 +117,61 @@ def asset(name: str) -> str:
     return (files("chordflow.reporting") / "templates" / name).read_text(encoding="utf-8")
 
 
-def environment() -> jinja2.Environment:
-    """Templates by name, with everything escaped that is put into them."""
-    found = jinja2.Environment(
-        loader=jinja2.FunctionLoader(asset),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+# ---- The page of a run ----------------------------------------------------------------------------------
+
+
+def page(results: Results, folder: str | Path) -> str:
+    """The report's HTML.
+
+    Args:
+        results: what was measured; what was not is left out.
+        folder: where the results lie: clips are read from below it.
+    """
+    tables = {section.key: section for section in sections(results)}
+    parts = [part for part in _parts(results, Path(folder), tables) if part]
+    found, kind = findings(results), TITLES[results.kind]
+    return rendered(
+        "report",
+        (plot for part in parts for group in (*part.plots, part.wide) for plot in group),
+        results.command,
+        results.settings,
+        title=f"{kind}: {clean(results.student or results.teacher)}",
+        kind=kind,
+        results=results,
+        verdict=verdict(results),
+        next=next_command(results),
+        summary=tables.get("summary"),
+        findings=found[:IN_SIGHT],
+        more=found[IN_SIGHT:],
+        parts=parts,
+        facts=facts(results),
     )
-    found.filters["clean"] = clean
-    # A figure stays whole; its interval may stand below it.
-    found.filters["unbroken"] = lambda text: text.replace(" ", "\u00a0").replace("\u00a0[", " [")
-    return found
 
 
-# ---- Parts ----------------------------------------------------------------------------------------------
+@dataclass
+class Part:
+    """A part of the page under a heading that opens it.
+
+    Attributes:
+        key: anchor.
+        title: heading.
+        intro: a sentence before the plots.
+        plots: groups of plots; those of one group stand side by side.
+        tables: tables.
+        clips: moving pictures.
+        wide: plots of single observations, with their pictures.
+    """
+
+    key: str
+    title: str
+    intro: str = ""
+    plots: list[list[Plot]] = field(default_factory=list)
+    tables: list[Section] = field(default_factory=list)
+    clips: list["Embedded"] = field(default_factory=list)
+    wide: list[Plot] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(any(self.plots) or self.tables or self.clips or self.wide or self.intro == NO_TIMES)
 
 
 def _parts(results: Results, folder: Path, tables: dict[str, Section]) -> Iterator[Part]:
@@ -208,14 +207,13 @@ def _parts(results: Results, folder: Path, tables: dict[str, Section]) -> Iterat
         "own chord.",
         [flow_plots.trajectories(results)],
     )
-    curved = curvature_plots.curvature(results)
     yield Part(
         "curvature",
         "Curvature",
         "How far the velocity is from the straight line to the endpoint, along each policy's own paths.",
         [
-            [plot for plot in curved if plot.group == "curvature"],
-            [*curvature_plots.heat_maps(results), *(plot for plot in curved if plot.group == "heat")],
+            flow_plots.curvature(results),
+            [*flow_plots.heat_maps(results), *flow_plots.curvature_by_dimension(results)],
         ],
         shown("curvature", "curvature-time", "curvature-dims"),
     )
@@ -223,17 +221,12 @@ def _parts(results: Results, folder: Path, tables: dict[str, Section]) -> Iterat
         "spread",
         "How two-sided the policy is",
         "How far the endpoints of different noises lie apart at one observation, and in how many modes.",
-        [spread_plots.spreads(results)],
+        [flow_plots.spreads(results)],
         shown("modes", "spreads"),
         wide=list(_widest(results)),
     )
-    yield Part(
-        "time",
-        "Time of a chunk",
-        NO_TIMES if results.timings_unreliable else "",
-        [time_plots.latency(results)],
-        shown("latency"),
-    )
+    unreliable = NO_TIMES if results.timings_unreliable else ""
+    yield Part("time", "Time of a chunk", unreliable, [rollout_plots.latency(results)], shown("latency"))
     yield Part("motion", "Motion", "", [rollout_plots.motion(results)], shown("motion"))
     yield Part(
         "delays",
@@ -242,18 +235,101 @@ def _parts(results: Results, folder: Path, tables: dict[str, Section]) -> Iterat
         [rollout_plots.delays(results)],
         shown("delays"),
     )
-    yield Part("timing", "Where rollouts spend their time", "", [time_plots.timing(results)], shown("timing"))
+    yield Part(
+        "timing", "Where rollouts spend their time", "", [rollout_plots.timing(results)], shown("timing")
+    )
     yield Part("training", "Training", "", [flow_plots.loss(results)])
     yield Part("policies", "Policies", tables=shown("policies"))
 
 
-def _widest(results: Results) -> Iterator[Wide]:
+def _widest(results: Results) -> Iterator[Plot]:
     spreads = {row.observation: row for row in results.spreads}
     for place, found in enumerate(results.widest):
-        row = spreads.get(found.observation)
         title = f"Observation {found.observation}"
-        if row is not None:
+        if (row := spreads.get(found.observation)) is not None:
             title = f"{clean(row.task) or 'no instruction'}: episode {row.episode}, frame {row.frame}"
         pictures = [(clean(camera), picture(encoded)) for camera, encoded in found.pictures.items()]
-        plot = dataclasses.replace(spread_plots.endpoints(found, place), title=title)
-        yield Wide(title, [(camera, uri) for camera, uri in pictures if uri], plot)
+        yield flow_plots.endpoints(found, place, title, [(camera, uri) for camera, uri in pictures if uri])
+
+
+# ---- Pictures and clips, read from beside the results, never from anywhere else ------------------------
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A clip as the page shows it.
+
+    Attributes:
+        clip: what the results say of it.
+        text: what happens in it.
+        note: why it is not shown, a sentence; empty where it is.
+        source: the whole file as a data URI; empty where it could not be taken in.
+        still: its first frame as a data URI; empty for a video, which has controls of its own.
+        size: width and height of the still in pixels, so that nothing jumps while the page loads.
+    """
+
+    clip: Clip
+    text: str
+    note: str = ""
+    source: str = ""
+    still: str = ""
+    size: tuple[int, int] = (0, 0)
+
+
+def embed(clip: Clip, folder: Path) -> Embedded:
+    """Take a clip into the page.
+
+    Args:
+        clip: what the results say of it; its path must lead to a file inside the folder.
+        folder: where the results lie.
+
+    Returns:
+        The clip, or a note why it is not shown: nothing about a clip keeps a page from being made.
+    """
+    shown = Embedded(clip, _told(clip))
+    try:
+        path = (folder / clip.path).resolve()
+        kind = KINDS.get(path.suffix.lower())
+        # Results may come from others: what they name outside their folder is not theirs to show.
+        if not path.is_relative_to(folder.resolve()):
+            why = "lies outside the results' folder and is not shown."
+        elif not path.is_file():
+            why = "is not there any more."
+        elif kind is None:
+            why = "is of a kind that pages do not show."
+        elif (length := path.stat().st_size) > LARGEST:
+            why = f"has {size(length)}, too much for a page; it lies beside the results."
+        else:
+            data, still = path.read_bytes(), io.BytesIO()
+            shown = replace(shown, source=_data_uri(kind, data))
+            if kind.startswith("video"):
+                return shown
+            with Image.open(io.BytesIO(data)) as image:
+                image.convert("RGB").save(still, format="PNG", optimize=True)
+                return replace(shown, still=_data_uri("image/png", still.getvalue()), size=image.size)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        why = "cannot be read."
+    return replace(shown, note=f"{clean(clip.path)} {why}", source="")
+
+
+def _told(clip: Clip) -> str:
+    """What happens in a clip, in words: how often each column succeeds."""
+    columns = []
+    for index, name in enumerate(clip.columns):
+        won = sum(row[index] for row in clip.outcomes if index < len(row))
+        columns.append(f"{clean(name)} succeeds in {won}")
+    seeds = f" (seeds {', '.join(map(str, clip.seeds))})" if clip.seeds else ""
+    return f"{plural(len(clip.outcomes), 'episode')} from the same starts: {', '.join(columns)}{seeds}."
+
+
+def _data_uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def picture(encoded: str) -> str:
+    """A PNG in base64, as in `WideObservation.pictures`, as a data URI; empty if it is none."""
+    try:
+        data = base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError):
+        return ""
+    return _data_uri("image/png", data) if data.startswith(b"\x89PNG\r\n\x1a\n") else ""

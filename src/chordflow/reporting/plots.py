@@ -1,6 +1,7 @@
-"""What all plots of the page have in common: colours, layout, labels that are never read as markup."""
+"""What all plots of the page have in common: colours, layout, marks, labels that are never read as markup."""
 
 import html
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,14 +9,16 @@ from typing import Any
 import plotly.graph_objects as go
 
 from chordflow.reporting.section import ordered
-from chordflow.results.actions import PolicyName
+from chordflow.results.actions import STUDENT, TEACHER, PolicyName
 from chordflow.results.schema import Results
+from chordflow.results.statistics import Interval
 from chordflow.results.wording import clean
 
 # The hues are dark enough for white and light enough for dark paper (3:1 on both), so that plots need no redrawing
 # when the theme changes; text and grid take their colours from the page's style sheet. Okabe and Ito's where they do.
 TEACHER_BLUE, STUDENT_ORANGE = "#2278B5", "#D55E00"
 OTHERS = ("#0B8F6A", "#B4649B", "#8A6FD1", "#98750E", "#4C8C2B", "#B0524A")
+COLOURS = (TEACHER_BLUE, STUDENT_ORANGE, *OTHERS)
 NEUTRAL = "#808388"
 """Reference lines: floor, ceiling, margin, chords."""
 
@@ -38,14 +41,14 @@ class Plot:
         title: what it shows, a few words.
         caption: what there is to see, with the figures that matter; the plot's text alternative.
         figure: the drawing.
-        group: plots of one group stand side by side where there is room.
+        pictures: what stands above it: names of cameras, each with what it shows as a data URI.
     """
 
     key: str
     title: str
     caption: str
     figure: go.Figure
-    group: str = ""
+    pictures: Sequence[tuple[str, str]] = ()
 
 
 def label(text: str, longest: int = LONGEST) -> str:
@@ -63,6 +66,11 @@ def hover(*lines: str) -> str:
     return "<br>".join(lines)
 
 
+def rounded(values: Iterable[float]) -> list[float]:
+    """Numbers to five significant digits: more than a screen shows, in half the room."""
+    return [float(f"{value:.5g}") for value in values]
+
+
 @dataclass(frozen=True)
 class Look:
     """Colour and marker of a policy, the same in all plots of a page."""
@@ -78,20 +86,13 @@ def looks(results: Results) -> dict[PolicyName, Look]:
         *results.delays, *results.sequential, *results.timing, *results.flip_checks,
     ]  # fmt: skip
     names = ordered(results, [*(policy.name for policy in results.policies), *(row.policy for row in rows)])
-    found, others = {}, 0
-    for name in names:
-        if name in ("teacher", "student"):
-            colour = TEACHER_BLUE if name == "teacher" else STUDENT_ORANGE
-            found[name] = Look(colour, SYMBOLS[name == "student"])
-        else:
-            found[name] = Look(OTHERS[others % len(OTHERS)], SYMBOLS[(2 + others) % len(SYMBOLS)])
-            others += 1
+    found = {TEACHER: Look(TEACHER_BLUE, SYMBOLS[0]), STUDENT: Look(STUDENT_ORANGE, SYMBOLS[1])}
+    for place, name in enumerate(name for name in names if name not in found):
+        found[name] = Look(OTHERS[place % len(OTHERS)], SYMBOLS[(2 + place) % len(SYMBOLS)])
     return found
 
 
-def rounded(values: Iterable[float]) -> list[float]:
-    """Numbers to five significant digits: more than a screen shows, in half the room."""
-    return [float(f"{value:.5g}") for value in values]
+# ---- Axes -----------------------------------------------------------------------------------------------
 
 
 def canvas(height: int, x: str, y: str, **layout: Any) -> go.Figure:
@@ -124,34 +125,22 @@ def canvas(height: int, x: str, y: str, **layout: Any) -> go.Figure:
     return figure.update_layout(**layout)
 
 
-def shares_range(largest: float) -> list[float]:
-    """Ends of an axis of shares in percent, up to the largest, a fraction: no axis goes beyond 100 %."""
-    return [0.0, min(100.0, max(110 * largest, 1.0))]
+def ticks(at: Sequence[float], texts: Iterable[str], **axis: Any) -> dict[str, Any]:
+    """Settings of an axis with ticks of one's own."""
+    return {"tickmode": "array", "tickvals": list(at), "ticktext": list(texts), **axis}
 
 
-def plain_log_axis(figure: go.Figure, axis: str, low: float, high: float) -> None:
-    """A logarithmic axis with figures such as 1, 2, 5, 10 in place of powers."""
-    candidates = [m * 10.0**e for e in range(-6, 9) for m in (1, 2, 5)]
-    ticks = [value for value in candidates if low / 1.05 <= value <= high * 1.05]
-    if len(ticks) > 7:
-        ticks = [value for value in ticks if f"{value:e}"[0] == "1"]
-    settings: dict[str, Any] = {"type": "log"}
-    if len(ticks) >= 2:
-        settings |= {"tickmode": "array", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
-    figure.update_layout({axis: settings})
+def log_axis(low: float, high: float, **axis: Any) -> dict[str, Any]:
+    """Settings of a logarithmic axis with figures such as 1, 2, 5, 10 in place of powers."""
+    at = [m * 10.0**e for e in range(-6, 9) for m in (1, 2, 5) if low / 1.05 <= m * 10.0**e <= high * 1.05]
+    if len(at) > 7:
+        at = [value for value in at if f"{value:e}"[0] == "1"]
+    return {"type": "log", **(ticks(at, map("{:g}".format, at)) if len(at) >= 2 else {}), **axis}
 
 
-def rows_axis(figure: go.Figure, names: Sequence[str]) -> None:
-    """A vertical axis of names, the first at the top; places are numbers, so equal names stay apart."""
-    figure.update_layout(
-        yaxis={
-            "tickmode": "array",
-            "tickvals": list(range(len(names))),
-            "ticktext": [label(name) for name in names],
-            "range": [len(names) - 0.5, -0.5],
-            "showgrid": False,
-        }
-    )
+def rows_axis(names: Sequence[str]) -> dict[str, Any]:
+    """Settings of a vertical axis of names, the first at the top; places are numbers, so equal names stay apart."""
+    return ticks(range(len(names)), map(label, names), range=[len(names) - 0.5, -0.5], showgrid=False)
 
 
 def rows_height(count: int) -> int:
@@ -159,30 +148,108 @@ def rows_height(count: int) -> int:
     return 90 + 30 * max(count, 2)
 
 
-def pattern(shape: str) -> dict[str, Any]:
-    """A hatch over a bar's colour, so that stacks are told apart without it."""
-    return {"shape": shape, "size": 7, "solidity": 0.25, "fillmode": "overlay", "fgcolor": "#ffffff"}
+# ---- Marks ----------------------------------------------------------------------------------------------
 
 
-def error(centre: Sequence[float], low: Sequence[float], high: Sequence[float]) -> dict[str, Any]:
-    """Error bars from centres and ends of intervals."""
+def add_marks(
+    figure: go.Figure,
+    x: Iterable[float],
+    y: Iterable[float],
+    name: str,
+    hovers: Sequence[str],
+    *,
+    colour: str,
+    symbol: str = "circle",
+    size: int = 8,
+    dash: str = "",
+    marker: dict[str, Any] | None = None,
+    **trace: Any,
+) -> None:
+    """Add markers with their hover boxes.
+
+    Args:
+        figure: the plot.
+        x: where they stand.
+        y: likewise.
+        name: in the legend.
+        hovers: what each hover box says.
+        colour: of markers and line.
+        symbol: the marker.
+        size: of the markers in pixels.
+        dash: of the line that joins them; none by default.
+        marker: further settings of the markers.
+        trace: further settings of the trace.
+    """
+    line = {"line": {"color": colour, "width": 2, "dash": dash}} if dash else {}
+    shape = {"mode": "lines+markers" if dash else "markers", **line}
+    looks = {"color": colour, "symbol": symbol, "size": size, **(marker or {})}
+    texts = {"hoverinfo": "text", "hovertext": list(hovers)} if hovers else {}
+    figure.add_scatter(x=rounded(x), y=rounded(y), name=name, marker=looks, **shape | texts | trace)
+
+
+def add_bars(
+    figure: go.Figure,
+    values: Iterable[float],
+    name: str,
+    hovers: Sequence[str],
+    *,
+    colour: str,
+    hatch: str = "",
+    places: Iterable[float] | None = None,
+    across: bool = False,
+    **trace: Any,
+) -> None:
+    """Add bars with their hover boxes.
+
+    Args:
+        figure: the plot.
+        values: their lengths.
+        name: in the legend.
+        hovers: what each hover box says.
+        colour: of all.
+        hatch: over the colour, so that stacks are told apart without it.
+        places: where they stand; at 0, 1, 2 by default.
+        across: whether they lie.
+        trace: further settings of the trace.
+    """
+    long, at = rounded(values), list(range(len(hovers))) if places is None else rounded(places)
+    pattern = {"shape": hatch, "size": 7, "solidity": 0.25, "fillmode": "overlay", "fgcolor": "#ffffff"}
+    lie = {"x": long, "y": at, "orientation": "h"} if across else {"x": at, "y": long}
+    marker = {"color": colour, "pattern": pattern}
+    figure.add_bar(name=name, marker=marker, hoverinfo="text", hovertext=list(hovers), **lie, **trace)
+
+
+def error(
+    values: Sequence[float], intervals: Sequence[Interval | None], scale: float = 100
+) -> dict[str, Any]:
+    """Error bars: from values to the ends of their intervals, in percent unless the scale is another."""
+    ends = [(i.low, i.high) if i is not None else (v, v) for v, i in zip(values, intervals, strict=True)]
     return {
         "type": "data",
         "symmetric": False,
-        "array": rounded(max(h - c, 0.0) for c, h in zip(centre, high, strict=True)),
-        "arrayminus": rounded(max(c - low_, 0.0) for c, low_ in zip(centre, low, strict=True)),
+        "array": rounded(scale * max(high - v, 0.0) for v, (_, high) in zip(values, ends, strict=True)),
+        "arrayminus": rounded(scale * max(v - low, 0.0) for v, (low, _) in zip(values, ends, strict=True)),
         "thickness": 1.6,
         "width": 4,
     }
 
 
-def reference_line(figure: go.Figure, text: str, *, x: float | None = None, y: float | None = None) -> None:
-    """A dashed line across the plot with its name: the floor, the ceiling, a margin."""
+def reference_line(
+    figure: go.Figure, text: str, *, x: float | None = None, y: float | None = None, log: bool = False
+) -> None:
+    """A dashed line across the plot with its name: the floor, the ceiling, a margin; `log` of a logarithmic axis."""
     line = {"color": NEUTRAL, "width": 2, "dash": "dash"}
     if x is not None:
         figure.add_shape(type="line", x0=x, x1=x, y0=0, y1=1, yref="paper", line=line)
         place: dict[str, Any] = {"x": x, "y": 1, "yref": "paper", "yanchor": "bottom", "xanchor": "center"}
-    else:
+    elif y is not None:
         figure.add_shape(type="line", y0=y, y1=y, x0=0, x1=1, xref="paper", line=line)
-        place = {"x": 0.01, "xref": "paper", "y": y, "xanchor": "left", "yanchor": "bottom"}
+        # Annotations of a logarithmic axis take the logarithm, shapes the value.
+        place = {
+            "x": 0.01,
+            "xref": "paper",
+            "y": math.log10(y) if log else y,
+            "xanchor": "left",
+            "yanchor": "bottom",
+        }
     figure.add_annotation(text=text, showarrow=False, font={"size": 12}, **place)

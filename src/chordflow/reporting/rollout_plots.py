@@ -1,4 +1,4 @@
-"""Plots of rollouts: success, differences, sequential decisions, motion, delays."""
+"""Plots of rollouts: success, differences, sequential decisions, motion, delays; and of time."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,19 +12,28 @@ from chordflow.reporting.plots import (
     SYMBOLS,
     TEACHER_BLUE,
     Plot,
+    add_bars,
+    add_marks,
     canvas,
     error,
     hover,
     label,
     looks,
     reference_line,
-    rounded,
     rows_axis,
     rows_height,
 )
-from chordflow.reporting.rollout_tables import MODES, MOTION_UNITS, by_group, motion_rows, points_of
-from chordflow.reporting.section import at, brief, rank
-from chordflow.results.actions import PolicyName
+from chordflow.reporting.rollout_tables import (
+    MODES,
+    MOTION_UNITS,
+    SPENT,
+    by_group,
+    chunk_steps,
+    delay_rows,
+    motion_rows,
+    points_of,
+)
+from chordflow.reporting.section import at, brief, in_order
 from chordflow.results.episodes import DelayRow, SuccessRow
 from chordflow.results.schema import Results
 from chordflow.results.statistics import Interval
@@ -32,10 +41,13 @@ from chordflow.results.wording import (
     capital,
     clean,
     estimate,
+    percent,
     percentage,
     plural,
     points,
+    seconds,
     span,
+    steps,
 )
 
 MOST_GROUPS = 8
@@ -46,8 +58,8 @@ class Row(NamedTuple):
     """A figure with its interval, as a forest plot shows it.
 
     Attributes:
-        of: whose: it has a policy and steps, and where it may differ solver and grid.
-        value: in the unit of the axis.
+        of: whose: a row of results.
+        value: the figure.
         interval: likewise.
         text: the figure in words.
         more: a further line of the hover box.
@@ -59,31 +71,21 @@ class Row(NamedTuple):
     text: str
     more: str = ""
 
-    @property
-    def way(self) -> tuple[PolicyName, int, str, float]:
-        """Policy, steps, solver and grid."""
-        solver, power = getattr(self.of, "solver", "euler"), getattr(self.of, "grid_power", 1.0)
-        return self.of.policy, self.of.num_steps, solver, power
 
-
-def _forest(results: Results, axis: str, rows: Sequence[Row]) -> tuple[go.Figure, str]:
-    """A row for each way to act with its interval, and all of it in words."""
-    figure, look = canvas(rows_height(len(rows)), axis, "", showlegend=False), looks(results)
+def _forest(
+    results: Results, axis: str, rows: Sequence[Row], scale: float = 100, **x: Any
+) -> tuple[go.Figure, str]:
+    """A row for each way to act with its interval, by default in percent, and all of it in words."""
+    names = rows_axis([brief(row.of) for row in rows])
+    figure = canvas(rows_height(len(rows)), axis, "", showlegend=False, yaxis=names, xaxis=x)
     for place, row in enumerate(rows):
-        low, high = (row.interval.low, row.interval.high) if row.interval else (row.value, row.value)
-        name, seen = label(at(*row.way)), look[row.of.policy]
-        figure.add_scatter(
-            x=rounded([row.value]), y=[place], mode="markers", name=name, cliponaxis=False,
-            marker={"color": seen.colour, "symbol": seen.symbol, "size": 11},
-            error_x=error([row.value], [low], [high]),
-            hoverinfo="text", hovertext=[hover(name, row.text, *[row.more] * bool(row.more))],
+        name, look = label(at(row.of)), looks(results)[row.of.policy]
+        add_marks(
+            figure, [scale * row.value], [place], name, [hover(name, row.text, *[row.more] * bool(row.more))],
+            colour=look.colour, symbol=look.symbol, size=11, cliponaxis=False,
+            error_x=error([row.value], [row.interval], scale),
         )  # fmt: skip
-    rows_axis(figure, [brief(*row.way) for row in rows])
-    return figure, capital("; ".join(f"{at(*row.way)} {row.text}" for row in rows))
-
-
-def _percent(interval: Interval | None) -> Interval | None:
-    return Interval(100 * interval.low, 100 * interval.high) if interval is not None else None
+    return figure, capital("; ".join(f"{at(row.of)} {row.text}" for row in rows))
 
 
 # ---- Success --------------------------------------------------------------------------------------------
@@ -95,52 +97,48 @@ def success(results: Results) -> list[Plot]:
     if not groups:
         return []
     first = "all" if "all" in groups else next(iter(groups))
-    plots = [_rates(results, first, groups[first], "success", "success")]
-    rows = [
-        Row(row, 100 * found.value, _percent(found.interval), estimate(found, points))
-        for row in groups[first]
-        if row.versus_teacher is not None and (found := row.versus_teacher.difference)
-    ]
-    if rows:
+    plots = [_rates(results, first, groups[first], "success")]
+    pairs = [(row, row.versus_teacher.difference) for row in groups[first] if row.versus_teacher is not None]
+    if rows := [Row(row, found.value, found.interval, estimate(found, points)) for row, found in pairs]:
         figure, said = _differences(results, rows, margin := _margin(results))
         drawn = f" The dashed line is the margin of {points_of(margin)} points." if margin is not None else ""
         title = "Success against the deployed teacher, paired"
-        plots.append(Plot("difference", title, f"{said} points.{drawn} 95 % intervals.", figure, "success"))
+        plots.append(Plot("difference", title, f"{said} points.{drawn} 95 % intervals.", figure))
     return plots
 
 
 def success_by_group(results: Results) -> list[Plot]:
     """A panel of rates for each instruction."""
-    groups = [(group, rows) for group, rows in by_group(results).items() if group != "all"]
-    return [
-        _rates(results, group, rows, f"success-{place}", "groups")
-        for place, (group, rows) in enumerate(groups[:MOST_GROUPS])
-    ]
+    groups = [(group, rows) for group, rows in by_group(results).items() if group != "all"][:MOST_GROUPS]
+    return [_rates(results, *group, f"success-{place}") for place, group in enumerate(groups)]
 
 
 def _margin(results: Results) -> float | None:
     if results.rollouts is not None and results.rollouts.noise == "paired":
         return results.rollouts.margin
-    found = [row.noninferiority.margin for row in results.success if row.noninferiority is not None]
-    return found[0] if found else None
+    return next(
+        (row.noninferiority.margin for row in results.success if row.noninferiority is not None), None
+    )
 
 
-def _rates(results: Results, group: str, found: Sequence[SuccessRow], key: str, panel: str) -> Plot:
+def _rates(results: Results, group: str, found: Sequence[SuccessRow], key: str) -> Plot:
     rows = [
-        Row(row, 100 * row.rate, _percent(row.interval), f"{percentage(row.rate)} %{span(row.interval, percentage)}",
-            f"{row.successes} of {row.episodes} episodes")
+        Row(row, row.rate, row.interval, _rate_text(row), f"{row.successes} of {row.episodes} episodes")
         for row in found
-    ]  # fmt: skip
-    figure, said = _forest(results, "success, %", rows)
-    figure.update_layout(xaxis={"range": _rate_range([row.interval for row in found])})
+    ]
+    figure, said = _forest(results, "success, %", rows, range=_rate_range(found))
     title = "Success over all episodes" if group == "all" else f"Success: {clean(group)}"
     counts = sorted({row.episodes for row in found})
     episodes = plural(counts[0], "episode") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} episodes"
-    return Plot(key, title, f"{said}. Wilson's 95 % intervals, {episodes} each.", figure, panel)
+    return Plot(key, title, f"{said}. Wilson's 95 % intervals, {episodes} each.", figure)
 
 
-def _rate_range(intervals: Sequence[Interval]) -> list[float]:
-    low = min(interval.low for interval in intervals)
+def _rate_text(row: SuccessRow | DelayRow) -> str:
+    return f"{percentage(row.rate)} %{span(row.interval, percentage)}"
+
+
+def _rate_range(rows: Sequence[SuccessRow | DelayRow]) -> list[float]:
+    low = min(row.interval.low for row in rows)
     return [max(0.0, 100 * low - 4) if low > 0.3 else 0, 100]
 
 
@@ -156,22 +154,20 @@ def _differences(results: Results, rows: Sequence[Row], margin: float | None) ->
 
 def sequential(results: Results) -> list[Plot]:
     """The interval of each sequential run when it stopped, with the margin."""
-    if not results.sequential:
-        return []
-    place = rank(results, (row.policy for row in results.sequential))
     rows = []
-    for row in sorted(results.sequential, key=lambda row: (place[row.policy], -row.num_steps)):
+    for row in in_order(results, results.sequential):
         found = row.decision
-        low, high = found.low, found.high
         text = (
-            f"{found.decision} after {plural(found.episodes, 'episode')}, difference within [{points(low)}, "
-            f"{points(high)}] points"
+            f"{found.decision} after {plural(found.episodes, 'episode')}, difference within [{points(found.low)}, "
+            f"{points(found.high)}] points"
         )
-        rows.append(Row(row, 50 * (low + high), _percent(Interval(low, high)), text))
+        rows.append(Row(row, (found.low + found.high) / 2, Interval(found.low, found.high), text))
+    if not rows:
+        return []
     margin = results.sequential[0].decision.margin
     figure, said = _differences(results, rows, margin)
     caption = f"{said}. The dashed line is the margin of {points_of(margin)} points; marks are middles."
-    return [Plot("sequential", "Where the sequential run stopped", caption, figure, "sequential")]
+    return [Plot("sequential", "Where the sequential run stopped", caption, figure)]
 
 
 # ---- Motion and delays ----------------------------------------------------------------------------------
@@ -183,79 +179,125 @@ def motion(results: Results) -> list[Plot]:
     for measure, rows in motion_rows(results).items():
         unit = "s" if measure == "seconds" else "control steps" if measure == "length" else "robot's units"
         shown = [Row(row, row.mean.value, row.mean.interval, estimate(row.mean)) for row in rows]
-        figure, said = _forest(results, f"{measure}, {unit}", shown)
-        figure.update_layout(xaxis={"rangemode": "tozero", "nticks": 6})
+        figure, said = _forest(results, f"{measure}, {unit}", shown, 1, rangemode="tozero", nticks=6)
         caption = f"{said}. In {MOTION_UNITS[measure]}; 95 % intervals."
-        panels.append(Plot(f"motion-{len(panels)}", measure.capitalize(), caption, figure, "motion"))
+        panels.append(Plot(f"motion-{len(panels)}", measure.capitalize(), caption, figure))
     return panels
 
 
 def delays(results: Results) -> list[Plot]:
     """Success by delay, a panel for each policy and step count, a line for each way to meet the delay."""
-    ways = {(row.policy, row.num_steps) for row in results.delays}
-    place = rank(results, (row.policy for row in results.delays))
+    by_way: dict[tuple[str, int], list[DelayRow]] = {}
+    for row in delay_rows(results):
+        by_way.setdefault((row.policy, row.num_steps), []).append(row)
+    return [_delay_panel(f"delay-{place}", rows) for place, rows in enumerate(by_way.values())]
+
+
+def _delay_panel(key: str, rows: Sequence[DelayRow]) -> Plot:
+    delays = sorted({row.delay for row in rows})
+    figure = canvas(
+        340, "delay, control steps", "success, %", showlegend=True, yaxis={"range": _rate_range(rows)}
+    )
+    figure.update_layout(xaxis={"tickmode": "array", "tickvals": delays})
     styles = {
         "none": (NEUTRAL, "circle-open", "solid"),
         "sync": (TEACHER_BLUE, "circle", "solid"),
         "async": (STUDENT_ORANGE, "square", "dash"),
     }
-    panels: list[Plot] = []
-    for policy, num_steps in sorted(ways, key=lambda way: (place[way[0]], -way[1])):
-        rows = [row for row in results.delays if (row.policy, row.num_steps) == (policy, num_steps)]
-        figure = canvas(340, "delay, control steps", "success, %")
-        weights = sorted({row.guidance_weight or 0.0 for row in rows if row.mode == "rtc"})
-        lines: dict[tuple[str, float | None], list[DelayRow]] = {}
-        for row in sorted(
-            rows, key=lambda row: (list(MODES).index(row.mode), row.guidance_weight or 0, row.delay)
-        ):
-            lines.setdefault((row.mode, row.guidance_weight), []).append(row)
-        apart = 0.012 * (max(row.delay for row in rows) or 1)
-        for index, ((mode, weight), own) in enumerate(lines.items()):
-            # Lines beside each other, so that none hides another's interval.
-            shift = apart * (index - (len(lines) - 1) / 2)
-            name = MODES[mode] + (f", weight {weight:g}" if weight is not None else "")
-            number = weights.index(weight or 0.0) if mode == "rtc" else 0
-            colour, symbol, dash = styles.get(
-                mode, (OTHERS[number % len(OTHERS)], SYMBOLS[(2 + number) % len(SYMBOLS)], "dot")
-            )
-            figure.add_scatter(
-                x=rounded(row.delay + shift for row in own), y=rounded(100 * row.rate for row in own), name=name,
-                mode="lines+markers", cliponaxis=False,
-                line={"color": colour, "width": 2, "dash": dash}, marker={"size": 9, "symbol": symbol},
-                error_y=error(
-                    [100 * r.rate for r in own], [100 * r.interval.low for r in own],
-                    [100 * r.interval.high for r in own],
-                ),
-                hoverinfo="text",
-                hovertext=[
-                    hover(name, f"delay {row.delay}: {percentage(row.rate)} %{span(row.interval, percentage)}")
-                    for row in own
-                ],
-            )  # fmt: skip
-        figure.update_layout(
-            yaxis={"range": _rate_range([row.interval for row in rows])},
-            xaxis={"tickmode": "array", "tickvals": sorted({row.delay for row in rows})},
-            showlegend=True,
-        )
-        panels.append(
-            Plot(
-                f"delay-{len(panels)}",
-                f"Under a delay: {at(policy, num_steps)}",
-                _delay_caption(rows),
-                figure,
-                "delays",
-            )
-        )
-    return panels
-
-
-def _delay_caption(rows: Sequence[DelayRow]) -> str:
-    longest = max(row.delay for row in rows)
+    weights = sorted({row.guidance_weight or 0.0 for row in rows if row.mode == "rtc"})
+    lines: dict[tuple[str, float | None], list[DelayRow]] = {}
+    for row in rows:
+        lines.setdefault((row.mode, row.guidance_weight), []).append(row)
+    for place, ((mode, weight), own) in enumerate(lines.items()):
+        # Lines beside each other, so that none hides another's interval.
+        shift = 0.012 * (delays[-1] or 1) * (place - (len(lines) - 1) / 2)
+        name = MODES[mode] + (f", weight {weight:g}" if weight is not None else "")
+        of = weights.index(weight or 0.0) if mode == "rtc" else 0
+        rtc = (OTHERS[of % len(OTHERS)], SYMBOLS[(2 + of) % len(SYMBOLS)], "dot")
+        colour, symbol, dash = styles.get(mode, rtc)
+        add_marks(
+            figure, [row.delay + shift for row in own], [100 * row.rate for row in own], name,
+            [hover(name, f"delay {row.delay}: {_rate_text(row)}") for row in own],
+            colour=colour, symbol=symbol, size=9, dash=dash, cliponaxis=False,
+            error_y=error([row.rate for row in own], [row.interval for row in own]),
+        )  # fmt: skip
     said = [
         MODES[row.mode]
         + (f" with weight {row.guidance_weight:g}" if row.guidance_weight is not None else "")
-        + f" {percentage(row.rate)} %{span(row.interval, percentage)}"
+        + f" {_rate_text(row)}"
         for row in rows
-        if row.delay == longest
+        if row.delay == delays[-1]
     ]
-    return f"At a delay of {plural(longest, 'control step')}: {'; '.join(said)}. Wilson's 95 % intervals."
+    caption = (
+        f"At a delay of {plural(delays[-1], 'control step')}: {'; '.join(said)}. Wilson's 95 % intervals."
+    )
+    return Plot(key, f"Under a delay: {at(rows[0])}", caption, figure)
+
+
+# ---- Time -----------------------------------------------------------------------------------------------
+
+
+def latency(results: Results) -> list[Plot]:
+    """A chunk's time at each step count, encoding and steps stacked, with percentiles and the ceiling."""
+    timed = results.timed
+    if timed is None:
+        return []
+    counts = chunk_steps(results)
+    names = [steps(n) + ("" if n != timed.teacher_num_steps else ", teacher") for n in counts]
+    figure = canvas(
+        rows_height(len(counts)) + 60, "ms for one chunk", "", barmode="stack", bargap=0.35, showlegend=True,
+        legend={"y": 1.12, "traceorder": "normal"}, margin={"t": 34}, xaxis={"rangemode": "tozero"},
+        yaxis=rows_axis(names),
+    )  # fmt: skip
+    for what, colour, hatch, times in (
+        ("encode", NEUTRAL, "", [timed.encode_s] * len(counts)),
+        ("steps", TEACHER_BLUE, "/", [n * timed.step_s for n in counts]),
+    ):
+        hovers = [f"{name}: {what} {seconds(time)}" for name, time in zip(names, times, strict=True)]
+        add_bars(
+            figure, [1000 * time for time in times], what, hovers, colour=colour, hatch=hatch, across=True
+        )
+    measured = {chunk.num_steps: chunk.seconds for chunk in timed.chunks}
+    places = [place for place, n in enumerate(counts) if n in measured]
+    symbols = {"p50": "line-ns-open", "p90": "triangle-up", "p95": "diamond", "p99": "x"}
+    for which, symbol in symbols.items() if places else ():
+        times = [getattr(measured[counts[place]], which) for place in places]
+        hovers = [
+            f"{names[place]}: {which} {seconds(time)}" for place, time in zip(places, times, strict=True)
+        ]
+        add_marks(
+            figure, [1000 * time for time in times], places, which, hovers, colour=STUDENT_ORANGE, symbol=symbol,
+            size=9, marker={"line": {"width": 2, "color": STUDENT_ORANGE}},
+        )  # fmt: skip
+    reference_line(figure, f"ceiling {timed.ceiling:.2f}x", x=1000 * timed.chunk_s(1))
+    caption = (
+        f"Encoding takes {seconds(timed.encode_s)} and each step {seconds(timed.step_s)} (medians). The dashed line is "
+        f"one step: nothing that takes fewer steps is quicker, so {timed.ceiling:.2f} times as fast as the teacher's "
+        f"{steps(timed.teacher_num_steps)} is the most there is; encoding is {percent(timed.encode_share(1), 0)} of "
+        "that chunk."
+    )
+    return [Plot("latency", "Time of a chunk", caption, figure)]
+
+
+def timing(results: Results) -> list[Plot]:
+    """Where the time of rollouts went, in shares."""
+    rows = in_order(results, results.timing)
+    if not rows:
+        return []
+    figure = canvas(
+        rows_height(len(rows)), "share of the time, %", "", barmode="stack", bargap=0.35, showlegend=True,
+        legend={"traceorder": "normal"}, xaxis={"range": [0, 100]}, yaxis=rows_axis([brief(row) for row in rows]),
+    )  # fmt: skip
+    styles = {"network": (TEACHER_BLUE, ""), "simulator": (NEUTRAL, "/"), "processors": (OTHERS[0], "x"),
+              "chordflow": (STUDENT_ORANGE, ".")}  # fmt: skip
+    for what, (colour, hatch) in styles.items():
+        shares = [getattr(row, SPENT[what]) / row.total_s if row.total_s > 0 else 0.0 for row in rows]
+        hovers = [
+            hover(label(at(row)), f"{what} {percent(share)}") for row, share in zip(rows, shares, strict=True)
+        ]
+        add_bars(
+            figure, [100 * share for share in shares], what, hovers, colour=colour, hatch=hatch, across=True
+        )
+    said = "; ".join(f"{at(row)} {percent(row.overhead)}" for row in rows)
+    caption = f"Overhead, all but network and simulator: {said}."
+    return [Plot("timing", "Where the time of rollouts went", caption, figure)]

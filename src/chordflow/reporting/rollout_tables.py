@@ -1,47 +1,46 @@
-"""Tables of rollouts: success and what it decides, flips, motion, delays, where their time went."""
+"""Tables of rollouts: success and what it decides, flips, motion, delays; of time; of the policies that acted."""
 
-from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from chordflow.reporting.section import (
+    POLICY,
+    STEPS,
     STOCK,
     Cell,
     Column,
     Section,
-    absent,
-    count,
-    figure,
+    in_order,
     is_student,
-    measure,
-    number,
-    rank,
     table,
-    way,
 )
-from chordflow.results.episodes import MotionRow, SuccessRow
+from chordflow.results.episodes import DelayRow, MotionRow, SuccessRow
 from chordflow.results.schema import Results
+from chordflow.results.statistics import Estimate, Interval, Percentiles
 from chordflow.results.wording import (
     REPEATED_STARTS,
     STARTS_TRAINED_ON,
     amount,
+    capital,
     clean,
     p_value,
     percent,
     percentage,
+    plural,
     points,
     seconds,
-    span,
+    steps,
 )
 
 POINTS = "points to\nthe teacher"
 
-POLICY: Column[Any] = Column("policy", lambda row: way(row.policy, row.solver, row.grid_power))
-STEPS: Column[Any] = Column("steps", lambda row: count(row.num_steps))
+
+def rate(row: SuccessRow | DelayRow) -> Estimate:
+    """A success rate with Wilson's interval."""
+    return Estimate(row.rate, row.interval)
 
 
-def _marked(results: Results) -> Callable[[Any], bool]:
-    return lambda row: is_student(results, row.policy, row.num_steps, getattr(row, "solver", "euler"))
-
+RATE: Column[Any] = Column("success %,\n95 % interval", rate, percentage)
 
 # ---- Success --------------------------------------------------------------------------------------------
 
@@ -57,7 +56,7 @@ def success(results: Results) -> Section | None:
         below.append(REPEATED_STARTS)
     if any(row.group == STARTS_TRAINED_ON for row in results.success):
         below.append(
-            f"{STARTS_TRAINED_ON.capitalize()}: where observations for a student's training were collected."
+            f"{capital(STARTS_TRAINED_ON)}: where observations for a student's training were collected."
         )
     if any(not row.is_stock for row in results.success):
         below.append(STOCK)
@@ -69,67 +68,48 @@ def success(results: Results) -> Section | None:
             " The run could stop early: intervals of differences are confidence sequences, which hold at every look; p "
             "and Wilson's intervals are those of a fixed number of episodes."
         )
-    rows = [(row, index, group) for group in by_group(results).values() for index, row in enumerate(group)]
+    groups = by_group(results)
 
-    def episodes(of: tuple[SuccessRow, int, list[SuccessRow]]) -> Cell:
-        row, index, group = of
+    def episodes(row: SuccessRow) -> Cell:
+        group = groups[row.group]
         alike = len({other.episodes for other in group}) == 1
-        return Cell(f"{clean(row.group)} ({row.episodes})", repeats=index > 0 and alike)
-
-    def p(row: SuccessRow) -> Cell:
-        return number(row.versus_teacher.p_value if row.versus_teacher is not None else None, p_value)
+        return Cell(f"{clean(row.group)} ({row.episodes})", repeats=alike and row is not group[0])
 
     return table(
         "success",
         "Success in episodes",
-        rows,
+        [row for group in groups.values() for row in group],
         [
             Column("episodes", episodes),
-            Column("policy", lambda of: POLICY.cell(of[0])),
-            Column("steps", lambda of: count(of[0].num_steps)),
-            Column("success %,\n95 % interval", lambda of: figure(rate(of[0]), of[0].rate)),
-            Column(POINTS, lambda of: points_cell(of[0]), paired),
-            Column("p", lambda of: p(of[0])),
+            POLICY,
+            STEPS,
+            RATE,
+            Column(POINTS, lambda row: row.versus_teacher.difference if row.versus_teacher else None, points, paired),
+            Column("p", lambda row: row.versus_teacher.p_value if row.versus_teacher else None, p_value),
             Column(
                 "coverage of\nthe interval",
-                lambda of: number(of[0].coverage, lambda value: percent(value, 1)),
+                lambda row: row.coverage,
+                partial(percent, decimals=1),
                 "Coverage: how often Wilson's interval holds a rate like this one, exactly.",
             ),
         ],
         left=2,
         below=" ".join(below),
-        marked=lambda of: _marked(results)(of[0]),
-    )
+        marked=partial(is_student, results),
+    )  # fmt: skip
 
 
 def by_group(results: Results) -> dict[str, list[SuccessRow]]:
     """The rows of each group of episodes, in the order in which policies are shown."""
-    place = rank(results, (row.policy for row in results.success))
-    groups: dict[str, list[SuccessRow]] = {}
-    for row in sorted(
-        results.success, key=lambda r: (place[r.policy], not r.is_stock, r.solver, -r.num_steps)
-    ):
-        groups.setdefault(row.group, []).append(row)
-    return {group: groups[group] for group in dict.fromkeys(row.group for row in results.success)}
-
-
-def rate(row: SuccessRow) -> str:
-    """A success rate in percent with Wilson's interval, such as `91.0 [88.2, 93.2]`."""
-    return percentage(row.rate) + span(row.interval, percentage)
-
-
-def points_cell(row: SuccessRow | None) -> Cell:
-    """The paired difference to the deployed teacher, in points."""
-    paired = row.versus_teacher if row is not None else None
-    return measure(paired.difference if paired is not None else None, points)
+    rows = in_order(results, results.success)
+    groups = dict.fromkeys(row.group for row in results.success)
+    return {group: [row for row in rows if row.group == group] for group in groups}
 
 
 def noninferiority(results: Results) -> Section | None:
     """What the pairs say at the margin, over all episodes; None where nobody asked."""
     rows = [
-        (row, row.noninferiority)
-        for row in by_group(results).get("all", [])
-        if row.noninferiority is not None
+        (row, found) for row in by_group(results).get("all", []) if (found := row.noninferiority) is not None
     ]
     margins = " or ".join(points_of(margin) for margin in sorted({found.margin for _, found in rows}))
     return table(
@@ -137,25 +117,21 @@ def noninferiority(results: Results) -> Section | None:
         f"Not worse than the teacher by more than {margins} points?",
         rows,
         [
-            Column("policy", lambda of: POLICY.cell(of[0])),
+            Column("policy", lambda of: POLICY.value(of[0])),
             Column("decision", lambda of: of[1].decision),
-            Column("steps", lambda of: count(of[0].num_steps)),
-            Column(POINTS, lambda of: _between(of[1].lower, of[1].upper)),
-            Column("episodes\nrun", lambda of: count(of[1].episodes)),
+            Column("steps", lambda of: of[0].num_steps),
+            Column(POINTS, lambda of: Interval(of[1].lower, of[1].upper), points),
+            Column("episodes\nrun", lambda of: of[1].episodes),
             Column(
                 "episodes\nneeded",
-                lambda of: count(of[1].episodes_needed),
-                "Needed: about how many paired episodes would decide, where these do not.",
+                lambda of: of[1].episodes_needed,
+                note="Needed: about how many paired episodes would decide, where these do not.",
             ),
         ],
         left=2,
         below="Non-inferior: the whole interval lies above minus the margin; inferior: below it.",
-        marked=lambda of: _marked(results)(of[0]),
-    )
-
-
-def _between(low: float, high: float) -> Cell:
-    return figure(f"[{points(low)}, {points(high)}]", low)
+        marked=lambda of: is_student(results, of[0]),
+    )  # fmt: skip
 
 
 def points_of(margin: float) -> str:
@@ -169,27 +145,26 @@ def sequential(results: Results) -> Section | None:
         return None
     first = results.sequential[0].decision
     source = " (Waudby-Smith and Ramdas 2023)" if first.method == "betting" else ""
-    place = rank(results, (row.policy for row in results.sequential))
     return table(
         "sequential",
         f"Sequential decision at a margin of {points_of(first.margin)} points",
-        sorted(results.sequential, key=lambda row: (place[row.policy], -row.num_steps)),
+        in_order(results, results.sequential),
         [
-            Column("policy", lambda row: way(row.policy)),
+            POLICY,
             Column("decision", lambda row: row.decision.decision),
             STEPS,
-            Column("episodes", lambda row: count(row.decision.episodes)),
-            Column(POINTS, lambda row: _between(row.decision.low, row.decision.high)),
-            Column("e-value,\nnon-inferior", lambda row: number(row.decision.e_non_inferior, amount)),
-            Column("e-value,\ninferior", lambda row: number(row.decision.e_inferior, amount)),
-            Column("looks", lambda row: count(row.decision.looks)),
+            Column("episodes", lambda row: row.decision.episodes),
+            Column(POINTS, lambda row: Interval(row.decision.low, row.decision.high), points),
+            Column("e-value,\nnon-inferior", lambda row: row.decision.e_non_inferior, amount),
+            Column("e-value,\ninferior", lambda row: row.decision.e_inferior, amount),
+            Column("looks", lambda row: row.decision.looks),
             Column("stopped\nearly", lambda row: "yes" if row.decision.stopped_early else "no"),
         ],
         left=2,
         below=f"By {clean(first.method)}{source}, valid however often one looks: decided once the evidence against the "
         f"contrary, an e-value, reaches {amount(2 / first.alpha)}, which is 2 / {first.alpha:g} for two sides. The "
         "interval holds at all looks at once.",
-        marked=_marked(results),
+        marked=partial(is_student, results),
     )
 
 
@@ -200,17 +175,17 @@ def flip_checks(results: Results) -> Section | None:
         "Flips of first chunks against the side that was taken",
         results.flip_checks,
         [
-            Column("policy", lambda row: way(row.policy)),
+            POLICY,
             STEPS,
-            Column("episodes", lambda row: count(row.episodes)),
-            Column("flips", lambda row: count(row.flips)),
-            Column("other side", lambda row: count(row.other_side)),
-            Column("the two agree", lambda row: count(row.agree)),
+            Column("episodes", lambda row: row.episodes),
+            Column("flips", lambda row: row.flips),
+            Column("other side", lambda row: row.other_side),
+            Column("the two agree", lambda row: row.agree),
         ],
     )
 
 
-# ---- Motion, delays, time -------------------------------------------------------------------------------
+# ---- Motion, delays -------------------------------------------------------------------------------------
 
 MOTION_UNITS = {
     "jerk": "robot's units per control step cubed, squared",
@@ -224,7 +199,6 @@ MOTION_UNITS = {
 def motion(results: Results) -> Section | None:
     """How policies move; None without rollouts."""
     by_measure = motion_rows(results)
-    units = "; ".join(f"{name} in {MOTION_UNITS[name]}" for name in by_measure)
     return table(
         "motion",
         "How the policies move, mean over episodes",
@@ -233,20 +207,19 @@ def motion(results: Results) -> Section | None:
             Column("measure", lambda row: row.measure),
             POLICY,
             STEPS,
-            Column("mean,\n95 % interval", lambda row: measure(row.mean)),
-            Column("to the teacher,\npaired", lambda row: measure(row.difference)),
-            Column("episodes", lambda row: count(row.episodes)),
+            Column("mean,\n95 % interval", lambda row: row.mean),
+            Column("to the teacher,\npaired", lambda row: row.difference),
+            Column("episodes", lambda row: row.episodes),
         ],
         left=2,
-        below=f"Units: {units}.",
-        marked=_marked(results),
+        below=f"Units: {'; '.join(f'{name} in {MOTION_UNITS[name]}' for name in by_measure)}.",
+        marked=partial(is_student, results),
     )
 
 
 def motion_rows(results: Results) -> dict[str, list[MotionRow]]:
     """The rows of each measure, in the order in which policies are shown."""
-    place = rank(results, (row.policy for row in results.motion))
-    rows = sorted(results.motion, key=lambda r: (place[r.policy], r.solver, -r.num_steps))
+    rows = in_order(results, results.motion)
     found = {name: [row for row in rows if row.measure == name] for name in MOTION_UNITS}
     return {name: own for name, own in found.items() if own}
 
@@ -260,64 +233,145 @@ MODES = {
 """What the robot does while the next chunk is made."""
 
 
+def delay_rows(results: Results) -> list[DelayRow]:
+    """The rows of every policy and step count, by what the robot does meanwhile, then by delay."""
+    modes = list(MODES)
+    rows = sorted(
+        results.delays, key=lambda row: (modes.index(row.mode), row.guidance_weight or 0, row.delay)
+    )
+    return in_order(results, rows)
+
+
 def delays(results: Results) -> Section | None:
     """Success and motion under a delay; None where none was injected."""
-    place, modes = rank(results, (row.policy for row in results.delays)), list(MODES)
     again = f" {REPEATED_STARTS}" if any(row.starts is not None for row in results.delays) else ""
     return table(
         "delays",
         "Rollouts with an inference delay",
-        sorted(
-            results.delays,
-            key=lambda r: (place[r.policy], -r.num_steps, modes.index(r.mode), r.guidance_weight or 0, r.delay),
-        ),
+        delay_rows(results),
         [
-            Column("policy", lambda row: way(row.policy)),
+            POLICY,
             Column("meanwhile\nthe robot", lambda row: MODES[row.mode]),
             STEPS,
             Column(
                 "guidance\nweight",
-                lambda row: number(row.guidance_weight, lambda value: f"{value:g}"),
+                lambda row: row.guidance_weight,
+                "{:g}".format,
                 "Guidance weight: the most that real-time chunking pulls the new chunk to the old one.",
             ),
-            Column("delay", lambda row: count(row.delay)),
-            Column(
-                "success %,\n95 % interval",
-                lambda row: figure(percentage(row.rate) + span(row.interval, percentage), row.rate),
-            ),
+            Column("delay", lambda row: row.delay),
+            RATE,
             Column(
                 "points to\nundelayed",
-                lambda row: measure(row.versus_undelayed.difference, points) if row.versus_undelayed else absent(),
+                lambda row: row.versus_undelayed.difference if row.versus_undelayed else None,
+                points,
             ),
-            Column("jump", lambda row: measure(row.jump)),
-            Column("jerk", lambda row: measure(row.jerk)),
+            Column("jump", lambda row: row.jump),
+            Column("jerk", lambda row: row.jerk),
         ],
         left=2,
         below=f"Delay: control steps between asking for a chunk and having it.{again}",
-    )  # fmt: skip
+    )
 
 
-PARTS = {"all": "total_s", "network": "network_s", "simulator": "simulator_s", "processors": "processors_s",
+# ---- Time, policies -------------------------------------------------------------------------------------
+
+SPENT = {"all": "total_s", "network": "network_s", "simulator": "simulator_s", "processors": "processors_s",
          "chordflow": "other_s"}  # fmt: skip
 """Where the time of rollouts goes, by the names of the fields."""
 
 
 def timing(results: Results) -> Section | None:
     """Where the time of rollouts went; None without."""
-    place = rank(results, (row.policy for row in results.timing))
 
-    def part(name: str) -> Callable[[Any], Cell]:
-        return lambda row: number(getattr(row, name), seconds)
+    def spent(head: str) -> Column[Any]:
+        return Column(head, lambda row: getattr(row, SPENT[head]), seconds)
 
     return table(
         "timing",
         "Where the time of rollouts went",
-        sorted(results.timing, key=lambda row: (place[row.policy], row.solver != "euler", -row.num_steps)),
-        [
-            POLICY,
-            STEPS,
-            *(Column(head, part(name)) for head, name in PARTS.items()),
-            Column("overhead", lambda row: number(row.overhead, percent)),
-        ],
+        in_order(results, results.timing),
+        [POLICY, STEPS, *map(spent, SPENT), Column("overhead", lambda row: row.overhead, percent)],
         below="Overhead: all but the policy's network and the simulator.",
+    )
+
+
+class Time(NamedTuple):
+    """A row of the table of times: the median, percentiles where they were kept, relative to the teacher's chunk."""
+
+    what: str
+    p50: float
+    percentiles: Percentiles | None
+    relative: float
+
+
+def latency(results: Results) -> Section | None:
+    """Percentiles of every time that was measured; medians alone where only those were kept."""
+    timed = results.timed
+    if timed is None:
+        return None
+    below = (
+        f"After warm-up, {plural(timed.repeats, 'repetition')}. Relative: to the teacher's chunk of "
+        f"{steps(timed.teacher_num_steps)}, parts and sums of parts to the sum of its own."
+    )
+    if timed.teacher_num_steps > 1:
+        below += (
+            f" By the medians of encoding and one step, at most {timed.ceiling:.2f} times as fast by fewer steps, "
+            "since encoding is paid once whatever their number."
+        )
+    whole = timed.chunk_s(timed.teacher_num_steps)
+    measured = {chunk.num_steps: chunk.seconds for chunk in timed.chunks}
+    rows = [
+        Time("encode the observation", timed.encode_s, timed.encode, timed.encode_s / whole),
+        Time("one step", timed.step_s, timed.step, timed.step_s / whole),
+    ]
+    for n in chunk_steps(results):
+        name = f"chunk at {steps(n)}{'' if n in measured else ', summed up'}"
+        rows.append(Time(name, timed.chunk_s(n), measured.get(n), timed.relative(n)))
+    if (own := timed.processors_s) is not None:
+        rows.append(Time("processors, not a part of the above", own, None, own / whole))
+
+    def percentile(which: str) -> Column[Time]:
+        return Column(which, lambda row: getattr(row.percentiles, which, None), seconds)
+
+    return table(
+        "latency",
+        f"Time on {clean(results.device)}, {plural(timed.batch_size, 'observation')} at a time",
+        rows,
+        [
+            Column("what", lambda row: row.what),
+            Column(
+                "p50", lambda row: row.percentiles.p50 if row.percentiles is not None else row.p50, seconds
+            ),
+            *map(percentile, ("p90", "p95", "p99")),
+            Column("relative", lambda row: row.relative, "{:.2f}".format),
+        ],
+        below=below,
+        # Without percentiles it says no more than the findings.
+        page_only=timed.encode is None and not timed.chunks,
+    )
+
+
+def chunk_steps(results: Results) -> list[int]:
+    """Step counts that a chunk's time is shown for."""
+    timed = results.timed
+    own = {1, timed.student_num_steps, timed.teacher_num_steps} if timed is not None else set()
+    return sorted(own | {chunk.num_steps for chunk in (timed.chunks if timed is not None else [])})
+
+
+def policies(results: Results) -> Section | None:
+    """The policies of the run; None where the file does not list them."""
+    return table(
+        "policies",
+        "Policies that were compared",
+        results.policies,
+        [
+            Column("policy", lambda row: clean(row.name)),
+            Column("checkpoint", lambda row: clean(row.path)),
+            Column("family", lambda row: clean(row.family)),
+            STEPS,
+            Column("parameters", lambda row: row.parameters),
+            Column("SHA-256 of\nits weights", lambda row: clean(row.weights_sha256)[:12]),
+        ],
+        left=3,
     )

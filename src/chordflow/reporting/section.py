@@ -1,7 +1,8 @@
 """A table before it is drawn: the same rows for the terminal, for markdown and for the page."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from chordflow.results.actions import STUDENT, TEACHER, PolicyName
 from chordflow.results.schema import Results
@@ -14,6 +15,11 @@ ABSENT = "-"
 MOST_ROWS = 10
 """Rows of a summary, which a terminal shows whole."""
 
+STOCK = "Stock LeRobot runs rows without a named solver alone: its sampler takes even Euler steps."
+"""What stands below tables that have rows of other ways."""
+
+# ---- Cells, columns, tables -----------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -21,7 +27,7 @@ class Cell:
 
     Attributes:
         text: as it is read, plain text.
-        value: what it is sorted by; None sorts by the text.
+        value: what it is sorted by; None sorts by the text, and `ABSENT` after all else.
         repeats: it says what the cell above says; where rows cannot be sorted it may be left empty.
     """
 
@@ -30,22 +36,56 @@ class Cell:
     repeats: bool = False
 
 
+type Value = Cell | str | float | Estimate | Interval | None
+"""What a column has of a row: text is sorted as text, an interval by its lower end; None was not measured."""
+
+type Writes = Callable[[Any], str]
+
+
+def cell(value: Value, text: Writes | None = None) -> Cell:
+    """A value as it is read.
+
+    Args:
+        value: of a row.
+        text: writes a number, or those of a measure or an interval.
+    """
+    if value is None:
+        return Cell(ABSENT)
+    if isinstance(value, Cell):
+        return value
+    if isinstance(value, str):
+        return Cell(value)
+    if isinstance(value, Estimate):
+        return Cell(estimate(value, text or amount), value.value)
+    if isinstance(value, Interval):
+        return Cell(span(value, text or percentage).strip(), value.low)
+    return Cell((text or _whole)(value), value)
+
+
+def _whole(value: float) -> str:
+    return f"{value:,}".replace(",", " ") if value >= 10_000 else str(value)
+
+
 @dataclass(frozen=True)
 class Column[Row]:
     """One column of a table.
 
     Attributes:
         head: its head; a line break may part the words.
-        cell: what it shows of a row; text alone is sorted as text.
+        value: what it has of a row.
+        text: writes its numbers; whole numbers need none.
         note: a sentence below the table, for where the column is shown.
+        wide: whether a summary leaves it out.
     """
 
     head: str
-    cell: Callable[[Row], Cell | str]
+    value: Callable[[Row], Value]
+    text: Writes | None = None
     note: str = ""
+    wide: bool = False
 
 
-@dataclass
+@dataclass(frozen=True)
 class Section:
     """One table: a title, column heads, rows of cells, and a line below. All plain text, nothing escaped.
 
@@ -56,8 +96,7 @@ class Section:
         left: columns of words, from the left; the others are figures.
         rows: cells, a list for each row.
         marked: rows of the student as saved.
-        below: a line of explanation of the whole table.
-        notes: sentences that follow it, each with the heads of the columns that it is about; see `note`.
+        below: a line of explanation.
         page_only: whether the page alone shows it.
         wide: columns that a summary leaves out.
     """
@@ -66,48 +105,23 @@ class Section:
     title: str
     heads: list[str]
     left: int
-    rows: list[list[Cell]] = field(default_factory=list)
+    rows: list[list[Cell]]
     marked: set[int] = field(default_factory=set)
     below: str = ""
-    notes: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
     page_only: bool = False
-    wide: Collection[int] = ()
+    wide: set[int] = field(default_factory=set)
 
-    def add(self, *cells: Cell | str, marked: bool = False) -> None:
-        """Append a row; text alone is sorted as text."""
-        if marked:
-            self.marked.add(len(self.rows))
-        self.rows.append([cell if isinstance(cell, Cell) else Cell(cell) for cell in cells])
-
-    def note(self, text: str, *heads: str) -> None:
-        """Add a sentence to the line below, for where these columns are shown."""
-        self.notes.append((text, heads))
-
-    def shown(self, *, short: bool = False) -> "Section":
-        """The table without columns of figures in which nothing was measured, and without notes on those.
-
-        Args:
-            short: without its wide columns and the rows after `MOST_ROWS` either.
-        """
-        kept = [
-            place
-            for place in range(len(self.heads))
-            if not (short and place in self.wide)
-            and (place < self.left or any(row[place].text not in (ABSENT, "") for row in self.rows))
-        ]
-        heads = [self.heads[place] for place in kept]
-        notes = [text for text, about in self.notes if all(head in heads for head in about)]
-        more = len(self.rows) - MOST_ROWS if short else 0
-        if more > 0:
-            notes.append(f"{plural(more, 'more row')}: --verbose.")
+    def short(self) -> "Section":
+        """The table without its wide columns and the rows after `MOST_ROWS`."""
+        kept = [place for place in range(len(self.heads)) if place not in self.wide]
+        more = len(self.rows) - MOST_ROWS
         return replace(
             self,
-            heads=heads,
+            heads=[self.heads[place] for place in kept],
             left=sum(place < self.left for place in kept),
-            rows=[[row[place] for place in kept] for row in self.rows[: MOST_ROWS if short else None]],
-            below=" ".join([self.below] * bool(self.below) + notes),
-            notes=[],
-            wide=(),
+            rows=[[row[place] for place in kept] for row in self.rows[:MOST_ROWS]],
+            below=f"{self.below} {plural(more, 'more row')}: --verbose.".strip() if more > 0 else self.below,
+            wide=set(),
         )
 
 
@@ -122,100 +136,91 @@ def table[Row](
     marked: Callable[[Row], bool] = lambda row: False,
     page_only: bool = False,
 ) -> Section | None:
-    """A table of columns.
+    """A table of columns; arguments as the attributes of `Section`.
 
     Args:
-        key: short name, unique on the page.
+        key: short name.
         title: what it shows.
         rows: what each row is of.
-        columns: the columns; those in which nothing was measured are left out.
-        left: columns of words, from the left.
-        below: a line of explanation.
+        columns: the columns; those of figures in which nothing was measured are left out, with their notes.
+        left: columns of words.
+        below: a line of explanation; the columns' notes follow it.
         marked: whether a row is of the student as saved.
         page_only: whether the page alone shows it.
 
     Returns:
         The table, or None without rows.
     """
-    section = Section(key, title, [column.head for column in columns], left, below=below, page_only=page_only)
-    for row in rows:
-        section.add(*(column.cell(row) for column in columns), marked=marked(row))
-    for column in columns:
-        if column.note:
-            section.note(column.note, column.head)
-    return section.shown() if section.rows else None
+    rows = list(rows)
+    cells = [[cell(column.value(row), column.text) for row in rows] for column in columns]
+    measured = [any(one.text not in (ABSENT, "") for one in column) for column in cells]
+    kept = [place for place in range(len(columns)) if place < left or measured[place]]
+    shown = [columns[place] for place in kept]
+    return Section(
+        key,
+        title,
+        [column.head for column in shown],
+        left,
+        [[cells[place][row] for place in kept] for row in range(len(rows))],
+        {place for place, row in enumerate(rows) if marked(row)},
+        " ".join(text for text in (below, *(column.note for column in shown)) if text),
+        page_only,
+        {place for place, column in enumerate(shown) if column.wide},
+    ) if rows else None  # fmt: skip
 
 
-def figure(text: str, value: float | None) -> Cell:
-    """A cell that is sorted by a number."""
-    return Cell(text, value)
-
-
-def count(value: int | None) -> Cell:
-    """A whole number."""
-    if value is None:
-        return absent()
-    return Cell(f"{value:,}".replace(",", " ") if value >= 10_000 else str(value), value)
-
-
-def absent() -> Cell:
-    """Where nothing was measured: sorted after all that was."""
-    return Cell(ABSENT, None)
-
-
-def number(value: float | None, text: Callable[[float], str]) -> Cell:
-    """A number, written by `text`."""
-    return absent() if value is None else Cell(text(value), value)
-
-
-def ends(interval: Interval | None, text: Callable[[float], str] = percentage) -> Cell:
-    """An interval, sorted by its lower end."""
-    return absent() if interval is None else Cell(span(interval, text).strip(), interval.low)
-
-
-def measure(found: Estimate | None, text: Callable[[float], str] = amount) -> Cell:
-    """A measure with its interval."""
-    return absent() if found is None else Cell(estimate(found, text), found.value)
+# ---- Ways to act, by name and in order ------------------------------------------------------------------
+# A row has a `policy`; where the way it acts may be another than even Euler steps, a `solver` and a `grid_power`.
 
 
 def ordered(results: Results, names: Iterable[PolicyName]) -> list[PolicyName]:
     """Each name once: the teacher, the student, then the others as the run lists them."""
     listed = [TEACHER, STUDENT, *(policy.name for policy in results.policies)]
-    names = list(dict.fromkeys(names))
-    known = [name for name in dict.fromkeys(listed) if name in names]
-    return known + sorted(name for name in names if name not in listed)
+    names = set(names)
+    return [name for name in dict.fromkeys(listed) if name in names] + sorted(names - set(listed))
 
 
-def rank(results: Results, names: Iterable[PolicyName]) -> dict[PolicyName, int]:
-    """Place of each name in that order."""
-    return {name: place for place, name in enumerate(ordered(results, names))}
+def in_order[Row](results: Results, rows: Iterable[Row]) -> list[Row]:
+    """Rows by policy, each first by even Euler steps, then by other ways, from many steps to few."""
+    found: list[Any] = list(rows)
+    names = ordered(results, (row.policy for row in found))
+    return sorted(
+        found,
+        key=lambda row: (names.index(row.policy), _solver(row) != EVEN, _solver(row)[0], -row.num_steps),
+    )
 
 
-def way(policy: PolicyName, solver: str = "euler", grid_power: float = 1.0) -> str:
+EVEN: tuple[str, float] = ("euler", 1.0)
+
+
+def _solver(row: Any) -> tuple[str, float]:
+    return getattr(row, "solver", "euler"), getattr(row, "grid_power", 1)
+
+
+def way(row: Any) -> str:
     """A policy with its solver and grid, where these are not even Euler steps."""
-    if (solver, grid_power) == ("euler", 1):
-        return clean(policy)
-    return f"{clean(policy)}, {clean(solver)}{'' if grid_power == 1 else f' (grid {grid_power:g})'}"
+    solver, power = _solver(row)
+    if (solver, power) == EVEN:
+        return clean(row.policy)
+    return f"{clean(row.policy)}, {clean(solver)}{'' if power == 1 else f' (grid {power:g})'}"
 
 
-def at(policy: PolicyName, num_steps: int, solver: str = "euler", grid_power: float = 1.0) -> str:
+def at(row: Any) -> str:
     """A way to act with its steps, such as `teacher at two steps`."""
-    return f"{way(policy, solver, grid_power)} at {steps(num_steps)}"
+    return f"{way(row)} at {steps(row.num_steps)}"
 
 
-def brief(
-    policy: PolicyName, num_steps: int, solver: str = "euler", grid_power: float = 1.0, longest: int = 26
-) -> str:
+def brief(row: Any, longest: int = 26) -> str:
     """The same where there is little room, such as `teacher, 2 steps`: the name is cut, the steps are kept."""
-    name, rest = way(policy, solver, grid_power), f", {num_steps} step{'' if num_steps == 1 else 's'}"
+    name, rest = way(row), f", {plural(row.num_steps, 'step')}"
     room = longest - len(rest)
     return (name if len(name) <= room else name[: room - 1].rstrip() + "…") + rest
 
 
-STOCK = "Stock LeRobot runs rows without a named solver alone: its sampler takes even Euler steps."
-"""What stands below tables that have rows of other ways."""
+def is_student(results: Results, row: Any) -> bool:
+    """Whether a row is of the student as saved."""
+    return (row.policy, _solver(row)[0], row.num_steps) == (STUDENT, "euler", results.student_num_steps)
 
 
-def is_student(results: Results, policy: PolicyName, num_steps: int, solver: str = "euler") -> bool:
-    """Whether this is the student as saved."""
-    return (policy, solver, num_steps) == (STUDENT, "euler", results.student_num_steps)
+POLICY: Column[Any] = Column("policy", way)
+STEPS: Column[Any] = Column("steps", lambda row: row.num_steps)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from chordflow import console
-from chordflow.reporting.section import ABSENT, Cell, Section, absent, figure
-from chordflow.reporting.table import drawn, escape, held_out, written
+from chordflow.reporting.section import ABSENT, Cell, Column, Section, Value, Writes, table
+from chordflow.reporting.table import Drawn, escape, held_out, written
 from chordflow.results.episodes import SuccessRow
 from chordflow.results.study import STEP_COUNTS, Arm, Look, Study
 from chordflow.results.study_figures import (
     Figure,
     Measured,
+    Spread,
     curvature,
     diversity,
     gap,
@@ -31,10 +32,25 @@ from chordflow.results.study_figures import (
     untaken,
 )
 from chordflow.results.study_summary import budget, counted, headline, level
-from chordflow.results.wording import clean, p_value, percent, percentage, plural, points, span, steps
+from chordflow.results.wording import (
+    clean,
+    estimate,
+    p_value,
+    percent,
+    percentage,
+    plural,
+    points,
+    span,
+    steps,
+)
 
 SEEDS = "Success, points and p are those of the seed with the median success, since all seeds run the same episodes."
 """What is said below a table of the success of several seeds."""
+
+RANGES = "- least to largest"
+"""First cell of a row of ranges over seeds."""
+
+# ---- Columns --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -47,6 +63,7 @@ class Row:
         measured: one student for each seed.
         chain: the rounds, this one among them; empty for the teacher.
         place: of the round, from 0; -1 for the teacher at one step, lower for it at more.
+        ranges: whether it shows the least and the largest over seeds in place of the medians.
     """
 
     study: Study
@@ -54,6 +71,7 @@ class Row:
     measured: list[Measured]
     chain: Sequence[Arm] = ()
     place: int = -1
+    ranges: bool = False
 
     @property
     def arm(self) -> Arm | None:
@@ -62,8 +80,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Column:
-    """One column of the table.
+class OverSeeds:
+    """One column of the table of arms.
 
     Attributes:
         head: its heading.
@@ -75,26 +93,23 @@ class Column:
     """
 
     head: str
-    parts: Sequence[tuple[Figure, Callable[[float], str]]] = ()
-    own: Callable[[Row], Cell] | None = None
+    parts: Sequence[tuple[Figure, Writes]] = ()
+    own: Callable[[Row], Value] | None = None
     needs: str = "any"
     narrow: str = ""
     joint: str = "-"
 
-    def cell(self, row: Row) -> Cell:
-        """The medians of a row."""
-        if self.own is not None:
+    def value(self, row: Row) -> Value:
+        """What it has of a row."""
+        if self.own is not None and not row.ranges:
             return self.own(row)
         spreads = [(spread_of(map(of, row.measured)), text) for of, text in self.parts]
-        first = spreads[0][0]
+        if row.ranges:
+            texts = [f"{text(s.low)}{self.joint}{text(s.high)}" if s else ABSENT for s, text in spreads]
+            return "/".join(texts) if any(spread for spread, _ in spreads) else ""
         texts = [text(spread.middle) if spread else ABSENT for spread, text in spreads]
-        return figure("/".join(texts), first.middle) if first is not None else absent()
-
-    def range(self, row: Row) -> Cell:
-        """The least and the largest; empty where there are none."""
-        spreads = [(spread_of(map(of, row.measured)), text) for of, text in self.parts]
-        texts = [f"{text(s.low)}{self.joint}{text(s.high)}" if s else ABSENT for s, text in spreads]
-        return Cell("/".join(texts) if any(spread for spread, _ in spreads) else "")
+        first, _ = spreads[0]
+        return Cell("/".join(texts), first.middle) if first is not None else None
 
 
 def _traits(study: Study) -> set[str]:
@@ -104,7 +119,7 @@ def _traits(study: Study) -> set[str]:
     return {
         "any",
         *(found or {"neither"}),
-        *({"settings"} if study.preset not in ("methods", "rounds") else set()),
+        *(["settings"] if study.preset not in ("methods", "rounds") else []),
     }
 
 
@@ -120,55 +135,46 @@ def _pairs(name: str) -> Figure:
     return of
 
 
-def _acted(text: Callable[[SuccessRow], str]) -> Callable[[Row], Cell]:
-    def own(row: Row) -> Cell:
+def _acted(text: Callable[[SuccessRow], str]) -> Callable[[Row], Value]:
+    def own(row: Row) -> Value:
         found = middle_seed([one.look.success[0] for one in row.measured if one.look.success])
-        return figure(text(found), found.rate) if found is not None else absent()
+        return Cell(text(found), found.rate) if found is not None else None
 
     return own
 
 
-def _points(row: SuccessRow) -> str:
-    difference = row.versus_teacher.difference if row.versus_teacher is not None else None
-    return (
-        f"{points(difference.value)}{span(difference.interval, points)}" if difference is not None else ABSENT
-    )
-
-
-def _reached(row: Row) -> Cell:
+def _reached(row: Row) -> Value:
     found = [reached(row.study, row.arm, name) for name in ("rms", "median")] if row.arm is not None else []
-    return Cell("; ".join(one.text for one in found if one is not None)) if any(found) else absent()
+    return "; ".join(one.text for one in found if one is not None) or None
 
 
-def _fall(name: str) -> Callable[[Row], Cell]:
-    def own(row: Row) -> Cell:
+def _fall(name: str) -> Callable[[Row], Value]:
+    def own(row: Row) -> Value:
         found = judged(row.study, row.chain, row.place) if row.chain else None
         if found is None:
-            return absent()
+            return None
         if name == "pays":
-            return Cell(f"{'yes' if found.gain.pays else 'no'} ({found.pays}/{found.count})")
+            return f"{'yes' if found.gain.pays else 'no'} ({found.pays}/{found.count})"
         value: float = getattr(found.gain, name)
-        return figure(f"{100 * value:.0f}" if abs(value) < 100 else ABSENT, value)
+        return Cell(f"{100 * value:.0f}" if abs(value) < 100 else ABSENT, value)
 
     return own
 
 
-def _of_arm(text: Callable[[Arm], str]) -> Callable[[Row], Cell]:
-    return lambda row: Cell(text(row.arm)) if row.arm is not None else absent()
+def _of_arm(text: Callable[[Arm], str]) -> Callable[[Row], Value]:
+    return lambda row: text(row.arm) if row.arm is not None else None
 
 
-def _differs(row: Row) -> Cell:
+def _differs(row: Row) -> Value:
     """The settings of an arm that are not the same in all arms."""
     if row.arm is None:
-        return absent()
-    names = [n for n in row.arm.differs if len({str(arm.differs.get(n)) for arm in row.study.arms}) > 1]
-    values = [row.arm.differs[name] for name in names]
-    texts = [" ".join(map(str, value)) if isinstance(value, list) else value for value in values]
-    return Cell(clean(", ".join(f"{name}={text}" for name, text in zip(names, texts, strict=True))))
-
-
-def _round(row: Row) -> Cell:
-    return figure(str(row.place + 1), row.place) if row.place >= -1 else absent()
+        return None
+    values = {
+        name: " ".join(map(str, value)) if isinstance(value, list) else value
+        for name, value in row.arm.differs.items()
+        if len({str(arm.differs.get(name)) for arm in row.study.arms}) > 1
+    }
+    return clean(", ".join(f"{name}={value}" for name, value in values.items()))
 
 
 def _small(value: float) -> str:
@@ -180,9 +186,8 @@ def _floor(one: Measured) -> float | None:
     return row.ratio_to_floor.value if row is not None and row.ratio_to_floor is not None else None
 
 
-_nearer = gap(1, "nearer_than_deployed")
 GAPS = [
-    Column(
+    OverSeeds(
         f"gap at {n}, %:\nRMS/median/\nflips",
         [(gap(n, name), percentage) for name in ("rms", "median", "flip_rate")],
         narrow={1: "any", 10: "neither"}.get(n, ""),
@@ -190,46 +195,56 @@ GAPS = [
     for n in STEP_COUNTS
 ]
 COLUMNS = [
-    Column("arm", own=lambda row: Cell(row.name), narrow="any"),
-    Column("differs in", own=_differs, needs="settings"),
-    Column("round", own=_round, needs="chains", narrow="any"),
-    Column("curvature\n%", [(curvature, percentage)], narrow="any"),
+    OverSeeds("differs in", own=_differs, needs="settings"),
+    OverSeeds(
+        "round", needs="chains", narrow="any",
+        own=lambda row: Cell(str(row.place + 1), row.place) if row.place >= -1 else None,
+    ),
+    OverSeeds("curvature\n%", [(curvature, percentage)], narrow="any"),
     *GAPS,
-    Column("to the floor\nat 1: RMS/\nnearer, %", [(_floor, "{:.2f}".format), (_nearer, percentage)]),
-    Column("steps to {level}:\nRMS; median", own=_reached, needs="looks", narrow="any"),
-    Column("spread\n%", [(diversity("spread"), percentage)]),
-    Column("modes\nkept %", [(diversity("modes_kept"), percentage)]),
-    Column(
-        "success at\none step, %", [(solved, percentage)],
-        own=_acted(lambda row: f"{percentage(row.rate)}{span(row.interval, percentage)}"), narrow="any",
+    OverSeeds(
+        "to the floor\nat 1: RMS/\nnearer, %",
+        [(_floor, "{:.2f}".format), (gap(1, "nearer_than_deployed"), percentage)],
+    ),
+    OverSeeds("steps to {level}:\nRMS; median", own=_reached, needs="looks", narrow="any"),
+    OverSeeds("spread\n%", [(diversity("spread"), percentage)]),
+    OverSeeds("modes\nkept %", [(diversity("modes_kept"), percentage)]),
+    OverSeeds(
+        "success at\none step, %", [(solved, percentage)], narrow="any",
+        own=_acted(lambda row: f"{percentage(row.rate)}{span(row.interval, percentage)}"),
     ),
     # Figures with a sign are not joined by a dash.
-    Column("points to the\nteacher", [(_pairs("difference"), points)], own=_acted(_points), joint=" to "),
-    Column(
-        "p", [(_pairs("p"), p_value)], joint=" to ",
-        own=_acted(lambda row: p_value(row.versus_teacher.p_value) if row.versus_teacher is not None else ABSENT),
+    OverSeeds(
+        "points to the\nteacher", [(_pairs("difference"), points)], joint=" to ",
+        own=_acted(lambda row: estimate(row.versus_teacher.difference, points) if row.versus_teacher else ABSENT),
     ),
-    Column("curvature\nfalls by %", own=_fall("curvature"), needs="chains"),
-    Column("gap at 1\nfalls by %", own=_fall("gap"), needs="chains"),
-    Column("pays\n(seeds)", own=_fall("pays"), needs="chains", narrow="any"),
-    Column("training\ns", [(lambda one: getattr(one.trial, "training_s", None), _small)]),
-    Column("samples", [(lambda one: getattr(one.trial, "samples", None), "{:,.0f}".format)], needs="neither"),
-    Column("stock\ncheckpoint", own=_of_arm(lambda arm: "yes" if arm.stock_checkpoint else "no"), needs="neither"),
-    Column(
-        "for\nsteps", needs="neither",
-        own=_of_arm(lambda arm: "any" if arm.step_counts is None else counted(arm.step_counts)),
+    OverSeeds(
+        "p", [(_pairs("p"), p_value)], joint=" to ",
+        own=_acted(lambda row: p_value(row.versus_teacher.p_value) if row.versus_teacher else ABSENT),
+    ),
+    OverSeeds("curvature\nfalls by %", own=_fall("curvature"), needs="chains"),
+    OverSeeds("gap at 1\nfalls by %", own=_fall("gap"), needs="chains"),
+    OverSeeds("pays\n(seeds)", own=_fall("pays"), needs="chains", narrow="any"),
+    OverSeeds("training\ns", [(lambda one: getattr(one.trial, "training_s", None), _small)]),
+    OverSeeds("samples", [(lambda one: getattr(one.trial, "samples", None), "{:,.0f}".format)], needs="neither"),
+    OverSeeds("stock\ncheckpoint", own=_of_arm(lambda a: "yes" if a.stock_checkpoint else "no"), needs="neither"),
+    OverSeeds(
+        "for\nsteps", own=_of_arm(lambda a: "any" if a.step_counts is None else counted(a.step_counts)),
+        needs="neither",
     ),
 ]  # fmt: skip
-"""All columns, in their order."""
+"""All columns but the first, in their order."""
+
+# ---- Tables ---------------------------------------------------------------------------------------------
 
 
 def render(study: Study, *, verbose: bool | None = None) -> RenderableType:
     """What the table says and the table, for a terminal; all tables with `verbose`, by default as the user asks."""
     if verbose if verbose is not None else console.verbose():
-        shown: list[RenderableType] = [drawn(section) for section in sections(study)]
+        shown = sections(study)
     else:
-        shown = [drawn(table(study, ranges=False), short=True)]
-    return Group(Text(headline(study), style="bold"), Text(), *shown)
+        shown = [section.short() for section in [by_arm(study, ranges=False)] if section is not None]
+    return Group(Text(headline(study), style="bold"), Text(), *map(Drawn, shown))
 
 
 def markdown(study: Study) -> str:
@@ -241,18 +256,18 @@ def markdown(study: Study) -> str:
 
 def sections(study: Study) -> list[Section]:
     """All tables: the arms after all training, then gap, loss and success by look where there are several."""
-    found = [table(study)]
+    found = [by_arm(study)]
     if study.looks_often:
         found += [
             _by_look(study, "gap", "Gap at one step, RMS, %", gap(), percentage),
             _by_look(study, "loss", "Training loss", loss, "{:.3g}".format),
             _by_look(study, "success", "Success at one step, %", solved, percentage),
         ]
-    return [section for section in found if section.rows]
+    return [section for section in found if section is not None]
 
 
-def table(study: Study, *, ranges: bool = True) -> Section:
-    """The table: the untrained teacher, then a row for each arm and each round of a chain.
+def by_arm(study: Study, *, ranges: bool = True) -> Section | None:
+    """The untrained teacher, then a row for each arm and each round of a chain.
 
     Args:
         study: what was measured.
@@ -260,28 +275,34 @@ def table(study: Study, *, ranges: bool = True) -> Section:
     """
     traits = _traits(study)
     own = [f"{clean(arm.way)} after {budget(study, arm)}" for arm in study.arms if arm.steps is not None]
-    columns = [column for column in COLUMNS if column.needs in traits]
-    rows = [*_teacher(study), *_rows(study)]
+    students = _students(study)
+    rows = [*_teacher(study), *students]
     below = (
         "Gap: distance to the converged ODE of the study's teacher from the same noise, relative to the spread of its "
         f"endpoints, held out. Of several seeds the median{', and below it the least and the largest' * ranges}."
     )
-    below += f" {SEEDS}" * any(one.look.success for row in rows[1:] for one in row.measured)
+    below += f" {SEEDS}" * any(one.look.success for row in students for one in row.measured)
     if any(one.look.figures and one.look.figures.diversity for row in rows for one in row.measured):
         below += " Spread and modes: of the endpoints of one step over noise, compared with the deployed teacher's."
-    section = Section(
+    below += " Ranges, further columns and figures by look: study.md." * (not ranges)
+    shown = []
+    for row in rows:
+        shown.append(row)
+        if ranges and len(row.measured) > 1:
+            shown.append(replace(row, name=RANGES, ranges=True))
+    columns = [
+        Column(column.head.replace("{level}", level(study)), column.value, wide=column.narrow not in traits)
+        for column in COLUMNS
+        if column.needs in traits
+    ]
+    return table(
         "study",
         "; ".join([f"Students after {budget(study)} each", *own]),
-        [column.head.replace("{level}", level(study)) for column in columns],
+        shown,
+        [Column("arm", lambda row: row.name), *columns],
         left=1 + ("settings" in traits),
-        wide={place for place, column in enumerate(columns) if column.narrow not in traits},
-        below=below + " Ranges, further columns and figures by look: study.md." * (not ranges),
+        below=below,
     )
-    for row in rows:
-        section.add(*(column.cell(row) for column in columns))
-        if ranges and len(row.measured) > 1:
-            section.add("- least to largest", *(column.range(row) for column in columns[1:]))
-    return section
 
 
 def _teacher(study: Study) -> list[Row]:
@@ -299,7 +320,7 @@ def _teacher(study: Study) -> list[Row]:
     return found
 
 
-def _rows(study: Study) -> list[Row]:
+def _students(study: Study) -> list[Row]:
     found, seeds = [], len(study.seeds)
     for chain in study.chains:
         for place, arm in enumerate(chain):
@@ -310,19 +331,28 @@ def _rows(study: Study) -> list[Row]:
     return found
 
 
-def _by_look(study: Study, key: str, title: str, of: Figure, text: Callable[[float], str]) -> Section:
-    """A figure at every look, a row for each arm; without rows where nothing has it."""
-    unit = "optimiser steps" if study.seconds is None else "seconds"
-    section = Section(key, f"{title}, by {unit}", ["arm", *(f"{mark:,g}" for mark in study.looks)], left=1)
+def _by_look(study: Study, key: str, title: str, of: Figure, text: Writes) -> Section | None:
+    """A figure at every look, a row for each arm that has it; None where nothing has it."""
+    rows = []
     for arm in study.arms:
-        spreads = [over_seeds(study, arm, of, mark) for mark in study.looks]
-        if any(spreads):
-            medians = [figure(text(s.middle), s.middle) if s else absent() for s in spreads]
-            section.add(clean(arm.way), *medians)
-        if any(s.count > 1 for s in spreads if s):
-            texts = [f"{text(s.low)}-{text(s.high)}" if s else ABSENT for s in spreads]
-            section.add("- least to largest", *texts)
-    return section
+        spreads = {mark: over_seeds(study, arm, of, mark) for mark in study.looks}
+        counts = [spread.count for spread in spreads.values() if spread is not None]
+        rows += [(clean(arm.way), spreads)] if counts else []
+        rows += [(RANGES, spreads)] if max(counts, default=0) > 1 else []
+
+    def at(mark: float) -> Column[tuple[str, dict[float, Spread | None]]]:
+        def value(row: tuple[str, dict[float, Spread | None]]) -> Value:
+            name, spreads = row
+            if (spread := spreads[mark]) is None:
+                return None
+            if name == RANGES:
+                return f"{text(spread.low)}-{text(spread.high)}"
+            return Cell(text(spread.middle), spread.middle)
+
+        return Column(f"{mark:,g}", value)
+
+    unit = "optimiser steps" if study.seconds is None else "seconds"
+    return table(key, f"{title}, by {unit}", rows, [Column("arm", lambda row: row[0]), *map(at, study.looks)])
 
 
 def facts(study: Study) -> list[tuple[str, str]]:

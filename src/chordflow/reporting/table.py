@@ -10,19 +10,54 @@ from rich.table import Table
 from rich.text import Text
 
 from chordflow import console
-from chordflow.reporting import gap_tables, policy_tables, rollout_tables
-from chordflow.reporting.facts import facts, held_out
-from chordflow.reporting.section import ABSENT, Section
+from chordflow.reporting import flow_tables, rollout_tables
+from chordflow.reporting.section import Section
 from chordflow.results import findings as rules
+from chordflow.results.actions import HeldOut
 from chordflow.results.schema import Results
 from chordflow.results.verdict import next_command, verdict
-from chordflow.results.wording import clean
-
-__all__ = ["ABSENT", "drawn", "escape", "findings", "held_out", "markdown", "render", "sections", "written"]
-
+from chordflow.results.wording import clean, percent, plural, seconds, size, steps
 
 NAME = 16
 """Characters of a name that a terminal shows in one line, where the name has as many."""
+
+
+def sections(results: Results) -> list[Section]:
+    """Every table that there is something for, the page's own included, in the order of reading."""
+    gaps = [flow_tables.gaps(results), flow_tables.free(results)]
+    rollouts = [
+        rollout_tables.success(results),
+        rollout_tables.noninferiority(results),
+        rollout_tables.sequential(results),
+    ]
+    found = [
+        flow_tables.summary(results),
+        # What reflow is about comes first, and rollouts where they are what was asked for.
+        *([*gaps, *rollouts] if results.kind == "reflow" else [*rollouts, *gaps]),
+        rollout_tables.flip_checks(results),
+        flow_tables.curvature(results),
+        flow_tables.curvature_over_time(results),
+        flow_tables.curvature_over_dims(results),
+        flow_tables.spread_summary(results),
+        flow_tables.spread_list(results),
+        rollout_tables.latency(results),
+        rollout_tables.motion(results),
+        rollout_tables.delays(results),
+        rollout_tables.timing(results),
+        rollout_tables.policies(results),
+    ]
+    return [section for section in found if section is not None]
+
+
+def findings(results: Results) -> list[str]:
+    """What the measures say beyond the verdict, the most important first."""
+    said = verdict(results)
+    texts = [clean(found.text) for found in rules.findings(results)]
+    # In a verdict a finding may follow a yes or no, without its capital.
+    return [text for text in texts if text and text[1:] not in said]
+
+
+# ---- For a terminal -------------------------------------------------------------------------------------
 
 
 def render(results: Results, *, verbose: bool | None = None) -> RenderableType:
@@ -40,14 +75,13 @@ def render(results: Results, *, verbose: bool | None = None) -> RenderableType:
     if (command := next_command(results)) is not None:
         parts.append(Text(": ".join(command), no_wrap=True, overflow="ignore"))
     parts.append(Text())
-    shown = sections(results)
+    shown = [section for section in sections(results) if not section.page_only]
     if not verbose:
         shown = [section for section in shown if section.key == "summary"]
     elif found := findings(results):
         parts += [*(Text(f"- {finding}") for finding in found), Text()]
     for section in shown:
-        if not section.page_only:
-            parts += [drawn(section), Text()]
+        parts += [Drawn(section), Text()]
     if verbose:
         grid = Table.grid(padding=(0, 2))
         grid.add_column(style="dim", no_wrap=True)
@@ -64,8 +98,8 @@ def render(results: Results, *, verbose: bool | None = None) -> RenderableType:
 class Drawn:
     """A table for a terminal: where it is too wide, further columns follow below, each time after the words."""
 
-    def __init__(self, section: Section, *, short: bool = False) -> None:
-        self.section = section.shown(short=short)
+    def __init__(self, section: Section) -> None:
+        self.section = section
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         """Yields the table in as few blocks as the terminal's width allows."""
@@ -73,7 +107,7 @@ class Drawn:
 
         def needed(places: Collection[int]) -> int:
             # What is measured is never wider than what there is.
-            return Measurement.get(console, options.update(width=10_000), _block(section, places)).minimum
+            return Measurement.get(console, options.update(width=10_000), self._block(places)).minimum
 
         yield Text(section.title, style="bold")
         keys = list(range(section.left or 1))
@@ -84,44 +118,44 @@ class Drawn:
             taken = min(1, len(rest))
             while taken < len(rest) and needed([*keys, *rest[: taken + 1]]) <= width:
                 taken += 1
-            yield _block(section, [*keys, *rest[:taken]])
+            yield self._block([*keys, *rest[:taken]])
             if not (rest := rest[taken:]):
                 break
             yield Text()
         if section.below:
             yield Text(section.below, style="dim")
 
-
-def _block(section: Section, places: Collection[int]) -> Table:
-    """Some columns of a table."""
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True, padding=(0, 1))
-    for place in places:
-        texts = [section.heads[place], *(row[place].text for row in section.rows)]
-        longest = max(len(word) for text in texts for word in text.split() or [""])
-        words, natural = place < section.left, max(len(line) for text in texts for line in text.split("\n"))
-        made.add_column(
-            Text(section.heads[place]),
-            justify="left" if words else "right",
-            vertical="bottom",
-            overflow="fold",
-            # A name may take several lines, parted between its words; a figure that is parted is a wrong figure.
-            no_wrap=not words,
-            min_width=max(longest, min(NAME, natural)) if words else natural,
+    def _block(self, places: Collection[int]) -> Table:
+        """Some columns of the table."""
+        section = self.section
+        made = Table(
+            box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True, padding=(0, 1)
         )
-    for index, row in enumerate(section.rows):
-        style = "bold" if index in section.marked else ""
-        made.add_row(*(Text("" if row[place].repeats else row[place].text, style=style) for place in places))
-    return made
+        for place in places:
+            texts = [section.heads[place], *(row[place].text for row in section.rows)]
+            longest = max(len(word) for text in texts for word in text.split() or [""])
+            words, natural = (
+                place < section.left,
+                max(len(line) for text in texts for line in text.split("\n")),
+            )
+            made.add_column(
+                Text(section.heads[place]),
+                justify="left" if words else "right",
+                vertical="bottom",
+                overflow="fold",
+                # A name may take several lines, parted between its words; a figure that is parted is a wrong figure.
+                no_wrap=not words,
+                min_width=max(longest, min(NAME, natural)) if words else natural,
+            )
+        for index, row in enumerate(section.rows):
+            style = "bold" if index in section.marked else ""
+            made.add_row(
+                *(Text("" if row[place].repeats else row[place].text, style=style) for place in places)
+            )
+        return made
 
 
-def drawn(section: Section, *, short: bool = False) -> Drawn:
-    """A table for a terminal.
-
-    Args:
-        section: the table.
-        short: without its wide columns and the rows after the tenth.
-    """
-    return Drawn(section, short=short)
+# ---- As markdown ----------------------------------------------------------------------------------------
 
 
 def markdown(results: Results, keys: Collection[str] | None = None) -> str:
@@ -135,8 +169,8 @@ def markdown(results: Results, keys: Collection[str] | None = None) -> str:
         Markdown that ends with a line break. Names out of files are escaped.
     """
     blocks = [f"**{escape(verdict(results))}**"]
-    if findings(results) and keys is None:
-        blocks.append("\n".join(f"- {escape(text)}" for text in findings(results)))
+    if keys is None and (found := findings(results)):
+        blocks.append("\n".join(f"- {escape(text)}" for text in found))
     for section in sections(results):
         if not section.page_only and (keys is None or section.key in keys):
             blocks += written(section)
@@ -146,7 +180,6 @@ def markdown(results: Results, keys: Collection[str] | None = None) -> str:
 
 def written(section: Section) -> list[str]:
     """A table as blocks of markdown: its title, its rows and the line below."""
-    section = section.shown()
     rule = ["---"] * section.left + ["---:"] * (len(section.heads) - section.left)
     heads = [escape(head.replace("\n", " ")) for head in section.heads]
     rows = [["" if cell.repeats else escape(cell.text) for cell in row] for row in section.rows]
@@ -154,42 +187,84 @@ def written(section: Section) -> list[str]:
     return [f"{escape(section.title)}:", lines, *([escape(section.below)] if section.below else [])]
 
 
-def findings(results: Results) -> list[str]:
-    """What the measures say beyond the verdict, the most important first."""
-    said = verdict(results)
-    texts = [clean(found.text) for found in rules.findings(results)]
-    # In a verdict a finding may follow a yes or no, without its capital.
-    return [text for text in texts if text and text[1:] not in said]
-
-
-def sections(results: Results) -> list[Section]:
-    """Every table that there is something for, the page's own included, in the order of reading."""
-    gaps = [gap_tables.gaps(results), gap_tables.free(results)]
-    reflow = results.kind == "reflow"
-    found = [
-        gap_tables.summary(results),
-        # What reflow is about comes first, and rollouts where they are what was asked for.
-        *(gaps if reflow else []),
-        rollout_tables.success(results),
-        rollout_tables.noninferiority(results),
-        rollout_tables.sequential(results),
-        *([] if reflow else gaps),
-        rollout_tables.flip_checks(results),
-        policy_tables.curvature(results),
-        policy_tables.curvature_over_time(results),
-        policy_tables.curvature_over_dims(results),
-        policy_tables.spread_summary(results),
-        policy_tables.spread_list(results),
-        policy_tables.latency(results),
-        rollout_tables.motion(results),
-        rollout_tables.delays(results),
-        rollout_tables.timing(results),
-        policy_tables.policies(results),
-    ]
-    return [section for section in found if section is not None]
-
-
 def escape(text: str) -> str:
     """Plain text as markdown that reads like it."""
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|~])", r"\\\1", text)
+
+
+# ---- What was measured, on how much, and how ------------------------------------------------------------
+
+
+def facts(results: Results) -> list[tuple[str, str]]:
+    """The lines below the tables, each a name and a value; what was not measured is left out."""
+    held, timed, device = results.held_out, results.timed, clean(results.device)
+    made, ran = results.couplings, results.rollouts
+    lines = {}
+    if held is not None:
+        bootstrapped = any(row.interval or row.ratio_to_untrained for row in results.gaps)
+        bootstrapped = bootstrapped or any(row.interval for row in results.curvature)
+        lines["held out"] = held_out(held, intervals=bootstrapped)
+    if results.success:
+        lines["success"] = _episodes(results)
+    if ran is not None:
+        noise = "paired noise" if ran.noise == "paired" else "noise as lerobot-eval draws it"
+        workers = "no workers" if ran.num_workers == 0 else plural(ran.num_workers, "worker")
+        lines["rollouts"] = (
+            f"{clean(ran.env)}; {noise}; seeds from {ran.first_seed}; {ran.batch_size} side by side, {workers}"
+        )
+    if timed is not None:
+        lines["time"] = (
+            f"medians of {plural(timed.repeats, 'repetition')} on {device}, "
+            f"{plural(timed.batch_size, 'observation')} at a time"
+        )
+    if made is not None:
+        grid = "" if made.grid_power in (None, 1) else f", grid power {made.grid_power:g}"
+        lines["couplings"] = (
+            f"{made.observations} observations with {plural(made.noises_per_observation, 'noise')} each, "
+            f"by {clean(made.solver)} with {steps(made.num_steps)}{grid}; buffer {size(made.buffer_bytes)}"
+        )
+    if made is not None and (acted := made.rollouts):
+        lines["collected"] = (
+            f"{percent(acted.share)} of the observations, in {plural(acted.episodes, 'episode')} of "
+            f"{clean(acted.env)}, {plural(acted.collections, 'time')}; {seconds(acted.seconds)} of the training"
+        )
+    if results.training_s is not None:
+        lines["training"] = f"{seconds(results.training_s)} on {device}"
+    if results.latency is not None and (memory := results.latency.memory) is not None:
+        where = "the accelerator" if memory.kind == "accelerator" else "the whole process"
+        lines["memory"] = (
+            f"weights {size(memory.weights_bytes)}, most in use, {where} {size(memory.peak_bytes)}"
+        )
+    lines |= {"teacher": clean(results.teacher), "student": clean(results.student or "")}
+    return [(name, value) for name, value in lines.items() if value]
+
+
+def held_out(held: HeldOut, *, intervals: bool = False) -> str:
+    """What was measured on, and what that cannot say.
+
+    Args:
+        held: the observations.
+        intervals: whether figures have intervals over episodes.
+    """
+    episodes = plural(len(held.episodes), "episode")
+    text = f"{held.observations} observations of {episodes}, {plural(held.noises, 'noise')} each"
+    if held.whole_tasks:
+        text += (
+            f"; the tasks of {held.whole_tasks} of them have no other episode, so training has none of these"
+        )
+    if held.maybe_seen_by_teacher:
+        text += "; the teacher may have seen them in its own training"
+    if min(len(held.episodes), held.observations) < 2:
+        more = "--dataset.eval_split" if len(held.episodes) < 2 else "--measure.num_observations"
+        return f"{text}; no intervals, which need observations of two episodes or more (raise {more})"
+    return text + ("; 95 % bootstrap intervals over episodes" if intervals else "")
+
+
+def _episodes(results: Results) -> str:
+    counts = sorted({row.episodes for row in results.success if row.group == "all"}) or [0]
+    shown = plural(counts[0], "episode") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} episodes"
+    text = f"{shown} for each way to act; Wilson's 95 % intervals"
+    if not any(row.versus_teacher is not None for row in results.success):
+        return text
+    return f"{text}, paired differences with {'confidence sequences' if results.sequential else "Newcombe's"}"

@@ -8,7 +8,7 @@ from chordflow.console import doing
 from chordflow.errors import UserError
 from chordflow.reporting import study_page, study_table, table
 from chordflow.reporting.card import card
-from chordflow.reporting.page import page, write_text
+from chordflow.reporting.page import page
 from chordflow.results.files import write_whole
 from chordflow.results.schema import Results
 from chordflow.results.study import OLD_KINDS, STUDY, Study, kind_of
@@ -35,36 +35,15 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> list[P
     """
     results, folder = loaded(folder), Path(folder)
     folder = folder if folder.is_dir() else folder.parent
+    target = folder if output is None else Path(output)
     if isinstance(results, Study):
-        return write_study(results, folder if output is None else Path(output))
+        return write_study(results, target)
     contents = {
         "report.html": page(results, folder),
         "table.md": table.markdown(results),
         "model_card.md": card(results),
     }
-    return _write(contents, folder if output is None else Path(output))
-
-
-def printed(folder: str | Path) -> RenderableType:
-    """What a terminal shows of a run or a study."""
-    results = loaded(folder)
-    return study_table.render(results) if isinstance(results, Study) else table.render(results)
-
-
-def loaded(folder: str | Path) -> Results | Study:
-    """What a run or a study measured.
-
-    Args:
-        folder: of it, or the file in it.
-
-    Raises:
-        UserError: if there is nothing, or it cannot be read.
-    """
-    folder = Path(folder)
-    study = folder / STUDY if folder.is_dir() and not (folder / RESULTS).is_file() else folder
-    if study.is_file() and kind_of(study) in ("study", *OLD_KINDS):
-        return Study.load(study)
-    return Results.load(found_in(folder))
+    return _write(contents, target)
 
 
 def write_study(study: Study, folder: Path) -> list[Path]:
@@ -86,21 +65,33 @@ def _write(contents: dict[str, str], target: Path) -> list[Path]:
         raise UserError(
             f"{target} cannot be made ({error.strerror}); choose another --output_dir."
         ) from error
-    return [write_whole(target / name, write_text(text)) for name, text in contents.items()]
+    # Names that are not valid Unicode, which a command line may hold, become question marks.
+    return [write_whole(target / name, text.encode(errors="replace")) for name, text in contents.items()]
 
 
-def found_in(folder: Path) -> Path:
-    """The results of a folder.
+def printed(folder: str | Path) -> RenderableType:
+    """What a terminal shows of a run or a study."""
+    results = loaded(folder)
+    return study_table.render(results) if isinstance(results, Study) else table.render(results)
+
+
+def loaded(folder: str | Path) -> Results | Study:
+    """What a run or a study measured.
+
+    Args:
+        folder: of it, or the file in it.
 
     Raises:
-        UserError: if it is not there or holds no results.
+        UserError: if there is nothing, or it cannot be read.
     """
-    if not folder.exists():
-        raise UserError(f"{folder} does not exist; give the folder of a run, with its {RESULTS}.")
-    if not folder.is_dir():
-        return folder
-    if not (folder / RESULTS).is_file():
-        raise UserError(
-            f"{folder} holds no {RESULTS}; give the folder of a run of chordflow that came to its end."
-        )
-    return folder / RESULTS
+    file = Path(folder)
+    if not file.exists():
+        raise UserError(f"{file} does not exist; give the folder of a run, with its {RESULTS}.")
+    if file.is_dir():
+        found = [file / name for name in (RESULTS, STUDY) if (file / name).is_file()]
+        if not found:
+            raise UserError(
+                f"{file} holds no {RESULTS}; give the folder of a run of chordflow that came to its end."
+            )
+        file = found[0]
+    return Study.load(file) if kind_of(file) in ("study", *OLD_KINDS) else Results.load(file)

@@ -1,0 +1,404 @@
+"""Tables of the flow: action gaps, curvature, spreads of the endpoints."""
+
+import itertools
+import math
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+from typing import Any, NamedTuple
+
+from chordflow.reporting.rollout_tables import rate
+from chordflow.reporting.section import (
+    MOST_ROWS,
+    POLICY,
+    STEPS,
+    STOCK,
+    Cell,
+    Column,
+    Section,
+    in_order,
+    is_student,
+    table,
+    way,
+)
+from chordflow.results.actions import TEACHER, CurvatureRow, FreeWays, GapRow, PolicyName
+from chordflow.results.episodes import SuccessRow
+from chordflow.results.free import euler_beside
+from chordflow.results.schema import Results
+from chordflow.results.student_findings import candidates
+from chordflow.results.wording import (
+    UNRELIABLE,
+    amount,
+    capital,
+    clean,
+    percent,
+    percentage,
+    plural,
+    steps,
+)
+
+NO_TIMES = f"{capital(UNRELIABLE)}."
+"""What is shown in place of unreliable times."""
+
+PARTS = 10
+"""Parts of the way from noise to action that curvature is listed for."""
+
+_gap_percent = partial(percent, decimals=1)
+_whole_percent = partial(percent, decimals=0)
+_ratio = "{:.2f}".format
+
+# ---- Action gaps ----------------------------------------------------------------------------------------
+
+
+class Way(NamedTuple):
+    """A way to act with its gaps to the deployed teacher and to the converged ODE; the floor is one of its own."""
+
+    policy: PolicyName
+    solver: str
+    num_steps: int
+    near: GapRow | None
+    far: GapRow | None
+    success: SuccessRow | None = None
+    is_floor: bool = False
+    grid_power: float = 1.0
+
+    @property
+    def row(self) -> GapRow | None:
+        """The gap that details are taken from."""
+        return self.near or self.far
+
+
+def summary(results: Results) -> Section | None:
+    """The ways to act that a verdict is about, with success, gap and time; None where none of these was measured."""
+    shown = [way for way in _summarised(results) if way.row is not None or way.success is not None]
+    which = "near" if any(way.near is not None for way in shown) else "far"
+    goal = steps(results.teacher_num_steps) if which == "near" else "its converged ODE"
+    timed = results.timed
+
+    def time(way: Way) -> float | None:
+        nfe = way.row.nfe if way.row is not None else way.num_steps if way.solver == "euler" else None
+        return timed.relative(nfe) if timed is not None and nfe is not None else None
+
+    section = table(
+        "summary",
+        "At a glance",
+        shown[:MOST_ROWS],
+        [
+            POLICY,
+            STEPS,
+            Column("success %,\n95 % interval", lambda w: rate(w.success) if w.success else None, percentage),
+            Column("action\ngap", _of(which, "rms"), _gap_percent,
+                   f"Action gap: RMS distance to the actions of the teacher at {goal}, from the same noise, relative "
+                   "to their spread."),
+            Column("time of\na chunk", time, _ratio, "Time: 1 is the teacher's as deployed."),
+        ],
+        below=NO_TIMES if results.timings_unreliable else "",
+        marked=partial(is_student, results),
+    )  # fmt: skip
+    return section if section is not None and len(section.heads) > 2 else None
+
+
+def _of(which: str, name: str) -> Callable[[Way], Any]:
+    """A field of one of a way's gaps; None where that gap was not measured."""
+    return lambda way: getattr(getattr(way, which), name, None)
+
+
+def _summarised(results: Results) -> list[Way]:
+    deployed, n = results.teacher_num_steps, results.student_num_steps
+    counts = {deployed, n or 1}
+    counts |= {row.num_steps for row in results.success if row.policy == TEACHER and row.is_stock}
+    if results.student is None and not results.success:
+        counts |= {row.num_steps for row in results.gaps if (row.policy, row.solver) == (TEACHER, "euler")}
+    ways = [_way(results, TEACHER, num_steps) for num_steps in sorted(counts, reverse=True)]
+    best = results.free.best(2) if results.free is not None else None
+    if results.free is not None and best is not None and not best.is_stock:
+        solved = results.success_of(TEACHER, best.num_steps, solver=best.solver, grid_power=best.grid_power)
+        near = results.free.best(2, "deployed")
+        ways.append(Way(TEACHER, best.solver, best.num_steps, near, best, solved, grid_power=best.grid_power))
+    return ways + [_way(results, name, num_steps) for name, num_steps in candidates(results)]
+
+
+def _way(results: Results, policy: PolicyName, num_steps: int, solver: str = "euler") -> Way:
+    near, far = (results.gap(policy, num_steps, kind, solver) for kind in ("deployed", "converged"))
+    return Way(policy, solver, num_steps, near, far, results.success_of(policy, num_steps, solver=solver))
+
+
+def gaps(results: Results) -> Section | None:
+    """Every way to act against both references, and the floor."""
+    fine = next((row.reference_num_steps for row in results.gaps if row.reference == "converged"), "many")
+    flips = ", flips" * any(row.flip_rate is not None for row in results.gaps)
+    floor, timed = results.floor, results.timed
+
+    def rms(which: str, goal: object) -> list[Column[Way]]:
+        return [
+            Column(f"RMS\nto {goal}", _of(which, "rms"), _gap_percent),
+            Column("95 %\ninterval", _of(which, "interval")),
+            Column("of\nnoise", lambda way: _of_noise(results, getattr(way, which)), _whole_percent),
+        ]
+
+    def time(way: Way) -> float | None:
+        return timed.relative(way.row.nfe) if timed and way.row and not way.is_floor else None
+
+    rows = in_order(
+        results,
+        (_way(results, *found) for found in {(r.policy, r.num_steps, r.solver) for r in results.gaps}),
+    )
+    said = [_normalisation(results)]
+    if floor is not None:
+        rows.append(Way(TEACHER, "euler", floor.num_steps, None, floor, is_floor=True))
+        said.append(
+            f"Floor: the teacher at {steps(floor.num_steps)} to its own converged ODE, below which a gap means little."
+        )
+    if any(not row.is_stock for row in results.gaps):
+        said.append(STOCK)
+    return table(
+        "gap",
+        "Action gap to the teacher from the same noise, relative to its spread, held out",
+        rows,
+        [
+            Column("policy", lambda w: "floor" if w.is_floor else way(w)),
+            STEPS,
+            *([Column("nfe", _of("row", "nfe"))] if any(r.nfe != r.num_steps for r in results.gaps) else []),
+            *rms("near", results.teacher_num_steps),
+            Column("median", _of("row", "median"), _gap_percent,
+                   f"Median{flips} and differences (robot's units) are to the deployed teacher where that gap was "
+                   "measured, else to the ODE."),
+            Column("flips", _of("row", "flip_rate"), _gap_percent),
+            *rms("far", fine),
+            Column("mean\ndiff.", _of("row", "mean_abs"), amount),
+            Column("max\ndiff.", _of("row", "max_abs"), amount),
+            Column("to the\nuntrained", _of("row", "ratio_to_untrained"), _ratio,
+                   "To the untrained: RMS over that of the untrained teacher at as many evaluations."),
+            Column("to the\nfloor", _of("far", "ratio_to_floor"), _ratio,
+                   "To the floor: RMS to the converged ODE over that of the teacher as deployed."),
+            Column("time", time, _ratio, "Time of a chunk: 1 is the teacher's as deployed."),
+        ],
+        below=" ".join(text for text in said if text),
+        marked=lambda way: not way.is_floor and is_student(results, way),
+    )  # fmt: skip
+
+
+def _of_noise(results: Results, row: GapRow | None) -> float | None:
+    return results.of_noise(row.rms) if row is not None else None
+
+
+def _normalisation(results: Results) -> str:
+    """What the relative gaps are relative to, and where one of them means nothing; empty where spreads are unknown."""
+    share = results.noise_share
+    if share is None:
+        return ""
+    if results.of_noise(0.0) is None:
+        return (
+            "RMS is relative to the whole spread of the teacher's actions. Noise explains "
+            f"{percent(share)} of its variance, too little for a gap relative to it to mean anything: see the "
+            "differences in the robot's units."
+        )
+    return (
+        "RMS is relative to the spread of the teacher's actions over observations and noises. Of noise: relative to "
+        f"what noise alone explains, {percent(share)} of that variance; 100 % is as far off as the mean action of each "
+        "observation."
+    )
+
+
+def free(results: Results) -> Section | None:
+    """The best way to act without training at each number of evaluations; None where it was not looked for."""
+    found = results.free
+    if found is None or not found.ways:
+        return None
+    rows = [row for row in found.ways if row.reference == "converged"]
+
+    def beside(name: PolicyName) -> Column[GapRow]:
+        return Column(
+            clean(name), lambda row: getattr(found.beside(name, row.nfe), "rms", None), _gap_percent
+        )
+
+    return table(
+        "free",
+        "Without training: the teacher by the best solver and grid for each number of evaluations",
+        rows,
+        [
+            Column("best way", lambda row: clean(row.solver) + _grid(row.grid_power)),
+            STEPS,
+            Column("nfe", lambda row: row.nfe),
+            Column(f"RMS\nto {rows[0].reference_num_steps}", lambda row: row.rms, _gap_percent),
+            Column("95 %\ninterval", lambda row: row.interval),
+            Column("of\nnoise", partial(_of_noise, results), _whole_percent),
+            Column("even\nEuler", partial(euler_beside, results), _gap_percent),
+            *(beside(name) for name in dict.fromkeys(row.policy for row in found.others if row.policy != TEACHER)),
+        ],
+        below="Tried: Euler, midpoint, Heun and Adams-Bashforth on even grids and on grids of power 1.4 and 2 (steps "
+        f"grow smaller towards the action). {_split(found)} Stock LeRobot takes even Euler steps alone.",
+    )  # fmt: skip
+
+
+def _grid(power: float) -> str:
+    return "" if power == 1 else f", grid power {power:g}"
+
+
+def _split(found: FreeWays) -> str:
+    if found.chosen_on == found.measured_on:
+        return "Chosen and measured on the one held-out episode that there is, so the figures flatter."
+    chosen = plural(len(found.chosen_on), "held-out episode")
+    return f"Chosen on {chosen}, measured on {plural(len(found.measured_on), 'other')}."
+
+
+# ---- Curvature ------------------------------------------------------------------------------------------
+
+
+def curvature(results: Results) -> Section | None:
+    """Curvature of each policy; None where it was not measured."""
+    return table(
+        "curvature",
+        "Curvature along each policy's own paths",
+        in_order(results, results.curvature),
+        [
+            POLICY,
+            Column("curvature", lambda row: row.curvature, percent),
+            Column("95 %\ninterval", lambda row: row.interval),
+            Column("over all\ndimensions", lambda row: row.curvature_all_dims, percent),
+            Column("S", lambda row: row.s, amount),
+            Column("paths", lambda row: row.trajectories),
+            Column("Euler\nsteps", lambda row: row.num_steps),
+        ],
+        below="The velocity's relative deviation from the straight line to the endpoint: 0 % is one exact step.",
+    )
+
+
+def curvature_by_time(row: CurvatureRow) -> list[float]:
+    """Curvature at each time of the grid, a fraction: the root of the integrand over the squared chord."""
+    return [_relative(row, s) for s in row.s_by_time]
+
+
+def _relative(row: CurvatureRow, s: float) -> float:
+    """The curvature of a value of S: over the squared chord, which `row.s` gives unless all paths are straight."""
+    return math.sqrt(max(s, 0.0) / (row.s / row.curvature**2)) if row.curvature > 0 else 0.0
+
+
+class Part(NamedTuple):
+    """A stretch of the way from noise (t = 1) to action (t = 0)."""
+
+    begin: float
+    end: float
+    curvature: float
+    share: float
+
+
+def parts(row: CurvatureRow) -> list[Part]:
+    """Curvature and share of S in tenths of the way; fewer where the grid is coarser."""
+    grid, total = len(row.s_by_time), sum(row.s_by_time)
+    if not grid or len(row.times) != grid:
+        return []
+    number, times = min(PARTS, grid), [*row.times, 0.0]
+    found = []
+    for low, high in itertools.pairwise(round(i * grid / number) for i in range(number + 1)):
+        inside = sum(row.s_by_time[low:high])
+        share = inside / total if total > 0 else 0.0
+        found.append(Part(times[low], times[high], _relative(row, inside / (high - low)), share))
+    return found
+
+
+def curvature_over_time(results: Results) -> Section | None:
+    """Curvature of each policy in tenths of the way; None where it was not measured."""
+    rows = [row for row in in_order(results, results.curvature) if parts(row)]
+    if len({len(parts(row)) for row in rows}) > 1:
+        return None
+
+    def part(place: int, name: str) -> Callable[[tuple[Part, ...]], float]:
+        return lambda of: getattr(of[place], name)
+
+    columns: list[Column[tuple[Part, ...]]] = [
+        Column("t", lambda of: Cell(f"{of[0].begin:.2f} to {of[0].end:.2f}", -of[0].begin))
+    ]
+    for place, row in enumerate(rows):
+        columns.append(Column(way(row), part(place, "curvature"), percent))
+        if len(rows) <= 2:
+            columns.append(Column(f"{way(row)},\nshare of S", part(place, "share"), percent))
+    return table(
+        "curvature-time",
+        "Curvature by time, from the noise (t = 1) to the action (t = 0)",
+        zip(*map(parts, rows), strict=True),
+        columns,
+        left=0,
+        page_only=results.kind == "reflow" or len(rows) > 1,
+    )
+
+
+def real_dims(row: CurvatureRow) -> int | None:
+    """Number of real dimensions, where the row tells it."""
+    return len(row.s_by_time_and_dim[0]) if row.s_by_time_and_dim else None
+
+
+def dimension_shares(row: CurvatureRow) -> list[float]:
+    """Share of S in each dimension: the real ones where the row tells them, otherwise all padded ones."""
+    values = row.s_by_dim[: real_dims(row)]
+    total = sum(values)
+    return [value / total if total > 0 else 0.0 for value in values]
+
+
+def curvature_over_dims(results: Results) -> Section | None:
+    """Share of S by dimension; None where there is none."""
+    rows = [row for row in in_order(results, results.curvature) if row.s_by_dim]
+    if not rows or len({len(dimension_shares(row)) for row in rows}) > 1:
+        return None
+
+    def share(place: int) -> Callable[[tuple[int, tuple[float, ...]]], float]:
+        return lambda of: of[1][place]
+
+    return table(
+        "curvature-dims",
+        f"Where S comes from, by {'' if real_dims(rows[0]) is not None else 'padded '}action dimension",
+        enumerate(zip(*map(dimension_shares, rows), strict=True)),
+        [
+            Column("dimension", lambda of: of[0]),
+            *(Column(way(row), share(place), percent) for place, row in enumerate(rows)),
+        ],
+        left=0,
+        page_only=results.kind != "diagnose",
+    )
+
+
+# ---- Spreads --------------------------------------------------------------------------------------------
+
+
+def spread_summary(results: Results) -> Section | None:
+    """Observations by the number of their modes; None where they were not looked at."""
+    every = [row.spread for row in results.spreads]
+    by_modes = {
+        modes: [row.spread for row in results.spreads if row.modes == modes]
+        for modes in sorted({row.modes for row in results.spreads})
+    }
+    return table(
+        "modes",
+        "How many ways to act the teacher sees at an observation",
+        by_modes.items(),
+        [
+            Column("modes", lambda of: of[0]),
+            Column("observations", lambda of: len(of[1])),
+            Column("share", lambda of: len(of[1]) / len(every), percent),
+            Column("median\nspread", lambda of: median(of[1]), percent),
+            Column("largest\nspread", lambda of: max(of[1]), percent),
+        ],
+        left=0,
+        below="Spread: of the endpoints over noises at one observation, relative to that over all observations: 0 "
+        "where noise decides nothing, 1 where it decides as much as the observation. "
+        f"Median {percent(median(every or [0]))}.",
+    )
+
+
+def spread_list(results: Results) -> Section | None:
+    """Every observation with its spread, the widest first; None where they were not looked at."""
+    return table(
+        "spreads",
+        "Spread at every held-out observation",
+        sorted(results.spreads, key=lambda row: -row.spread),
+        [
+            Column("task", lambda row: clean(row.task)),
+            Column("observation", lambda row: row.observation),
+            Column("episode", lambda row: row.episode),
+            Column("frame", lambda row: row.frame),
+            Column("spread", lambda row: row.spread, percent),
+            Column("modes", lambda row: row.modes),
+            Column("shares", lambda row: Cell(", ".join(map(_whole_percent, row.shares)), max(row.shares, default=0))),
+        ],
+        page_only=True,
+    )  # fmt: skip
