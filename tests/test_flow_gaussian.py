@@ -152,16 +152,6 @@ def test_reflow_of_the_gaussian_coupling_is_straight_and_keeps_the_endpoints() -
     torch.testing.assert_close(one_step, flow.endpoint(noise))
 
 
-@given(st.integers(0, 1000), st.floats(0.0, 1.0))
-@settings(max_examples=30, deadline=None)
-def test_reflowed_velocity_is_the_target_of_the_coupling(seed: int, t: float) -> None:
-    flow, noise = _flow(seed), _randn(2, H, D, seed=seed)
-    times = torch.full((2,), t, dtype=torch.float64)
-    endpoint = flow.endpoint(noise)
-    v_t = flow.reflowed_velocity(interpolate(noise, endpoint, times), times)
-    torch.testing.assert_close(v_t, velocity_target(noise, endpoint), rtol=1e-6, atol=1e-6)
-
-
 def test_mixture_flow_ends_in_both_modes_with_their_law() -> None:
     flow, noise = _two_modes(), _randn(512, H, D, seed=2)
     endpoint = get_solver("midpoint").integrate(flow.velocity, noise, 100)
