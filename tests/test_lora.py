@@ -24,8 +24,9 @@ from chordflow.quiet import quiet_stdout
 from families import CASES
 from small_policies import Folders
 from small_runs import contents, edit_json, refused
-from test_couple_job import command, train_from
+from test_couple_job import command
 from test_reflow_job import SMALL, options, student_of
+from test_train_from_store import train_from
 
 WEIGHTS = "adapter_model.safetensors"
 # LeRobot names parts of its own for three families; for the others the user does.

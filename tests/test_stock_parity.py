@@ -27,7 +27,7 @@ from chordflow.couplings.observations import DatasetConfig, open_split
 from chordflow.errors import UserError
 from chordflow.policies import load_flow_policy
 from chordflow.quiet import quiet_stdout
-from chordflow.rollouts import run_episodes
+from chordflow.rollouts.runner import run_episodes
 from drift_env import DriftEnvConfig
 from families import CASES
 from family_case import euler
