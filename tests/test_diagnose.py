@@ -19,9 +19,8 @@ from builders import build_checkpoint, build_dataset
 from chordflow.cli.main import main
 from chordflow.experiments.settings import diagnose_settings
 from chordflow.policies import load_flow_policy
-from chordflow.results.findings import findings
+from chordflow.results.findings import findings, verdict
 from chordflow.results.schema import Results
-from chordflow.results.verdict import verdict
 from small_runs import Capture, refusal
 
 SMALL = ["--measure.num_observations=3", "--measure.converged_noises=1", "--measure.latency_repeats=2"]

@@ -41,7 +41,8 @@ def chunk_noise(
 ) -> Tensor:
     """Noise (H, D) of one chunk of one episode, float32 on the CPU.
 
-    The policy's weights and step count play no part. `task` is None for the first one of a run.
+    The policy's weights and step count play no part. `task` is None for the first one of a run, whose noises so depend
+    on seed and chunk alone.
     """
     return seeded_noise(policy, episode_seed, "rollout", chunk_index, *(task or ()))
 
@@ -153,8 +154,7 @@ class Actor:
     def act(self, requests: Sequence[Request], spaces: Spaces) -> tuple[NDArray[np.float32], Tensor]:
         """The actions of a batch that may be executed (B, N, A), in the robot's units, and the endpoints (B, H, D).
 
-        Raises:
-            UserError: if the environment does not fit the policy, or an action is not finite.
+        Raises UserError if the environment does not fit the policy, or an action is not finite.
         """
         policy, measure = self.policy, self.timing.measure
         with measure("processors", policy.device):

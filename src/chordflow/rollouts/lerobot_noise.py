@@ -3,7 +3,7 @@
 Paired noise (`rollouts.acting`) is the better measure of a difference between policies. This is to show that
 both agree: with the same seed, batch size and number of steps the outcomes are those of stock LeRobot.
 
-Shapes: B batch, S steps until the last episode of a batch ends, T executed actions, A action dimension.
+Shapes: B batch, S steps until the last episode of a batch ends.
 """
 
 from __future__ import annotations
@@ -70,8 +70,7 @@ def run_lerobot_episodes(
         The episodes, task by task, by rising seed.
 
     Raises:
-        UserError: for impossible arguments, an environment that cannot be made or does not fit the policy, a
-            policy that `lerobot-eval` refuses, or an action that is not finite.
+        UserError: as `Runner.run`, and for a policy that `lerobot-eval` refuses.
     """
     check_range("seed", seed, at_least=0)
     check_range("n_episodes", n_episodes, at_least=1)

@@ -64,10 +64,7 @@ def arm_settings(
     n_action_steps: int | None = None,
     execution: Execution = NO_DELAY,
 ) -> dict[str, Any]:
-    """All that an episode depends on besides its task and seed, as plain values by name.
-
-    The policy's weights stand in it by their SHA-256, taken from memory, processors' included.
-    """
+    """All that an episode depends on besides its task and seed, as plain values by name, weights by `weights_hash`."""
     return {
         "weights": weights_hash(policy),
         "num_steps": num_steps,
