@@ -60,7 +60,6 @@ MARGIN = 0.02
 """Of the non-inferiority statement."""
 BATCH_SIZE = 64
 STUDENT_FOLDER = "student"
-PICTURE = "demo.gif"
 
 
 @dataclass
@@ -156,16 +155,14 @@ def _run(config: DemoConfig, checkpoint: Path | None) -> Results:
         motion += motion_rows(episodes, name, reference, config.seed)
     free = [episode for episode in runs["teacher", steps] if episode.task == ANY_WAY]
     starts = Starts(policies["teacher"], steps, free[:CHECKED])
+    compared: tuple[tuple[PolicyName, int], ...] = (("teacher", 2), ("student", 1))
     results = dataclasses.replace(
         finished.results,
         # As it is found from the demo's own folder.
         student=os.path.relpath(finished.student, output),
         success=success,
         motion=motion,
-        flip_checks=[
-            starts.check(name, policies[name], n, runs[name, n])
-            for name, n in (("teacher", 2), ("student", 1))
-        ],
+        flip_checks=[starts.check(name, policies[name], n, runs[name, n]) for name, n in compared],
         rollouts=Rollouts("detour", "paired", 0, BATCH_SIZE, 0, MARGIN),
         timing=timing,
         clips=[_moving_picture(output, runs, steps)],
@@ -238,4 +235,4 @@ def _moving_picture(output: Path, runs: dict[tuple[PolicyName, int], list[Episod
         "student, 1 step": runs["student", 1],
     }
     filmed = {label: [(e.seed, e.success, e.frames) for e in run] for label, run in columns.items()}
-    return save_clip(filmed, output, PICTURE, MAX_BYTES)
+    return save_clip(filmed, output, "demo.gif", MAX_BYTES)

@@ -113,11 +113,7 @@ class TeacherRecipe:
 def place_teacher(output_dir: Path) -> Path:
     """Copies the shipped teacher to `teacher/` and `vlm/` of an output folder, with paths that resolve.
 
-    Returns:
-        The checkpoint's folder, `output_dir / "teacher"`.
-
-    Raises:
-        FileExistsError: if one of the two is there already.
+    Gives the checkpoint's folder. Raises FileExistsError if one of the two is there already.
     """
     shutil.copytree(ASSETS / VLM_FOLDER, output_dir / VLM_FOLDER)
     return _place(ASSETS / TEACHER_FOLDER, output_dir)
@@ -199,8 +195,7 @@ def record_demonstrations(root: Path, num_episodes: int, progress: Progress | No
     of the number of successful episodes. The folder `root` must not exist.
     """
     env = DetourEnv()
-    height, width, channels = env.observation_space["pixels"].shape
-    names = ["height", "width", "channels"]
+    image = {"shape": env.observation_space["pixels"].shape, "names": ["height", "width", "channels"]}
     # LeRobot embeds each episode's images by a `map` that draws a progress bar of its own.
     bars_were_off = are_progress_bars_disabled()
     disable_progress_bars()
@@ -208,7 +203,7 @@ def record_demonstrations(root: Path, num_episodes: int, progress: Progress | No
         DATASET_REPO_ID,
         FPS,
         {
-            OBS_IMAGE: {"dtype": "image", "shape": (height, width, channels), "names": names},
+            OBS_IMAGE: {"dtype": "image", **image},
             OBS_STATE: {"dtype": "float32", "shape": (2,), "names": ["x", "y"]},
             ACTION: {"dtype": "float32", "shape": (2,), "names": ["dx", "dy"]},
         },

@@ -26,8 +26,7 @@ from torch import Tensor
 
 from chordflow.errors import UserError
 from chordflow.policies import FlowPolicy, check_inputs
-from chordflow.policies.realtime import RealTimeSampler
-from chordflow.policies.sampling import Sampler, seeded_noise
+from chordflow.policies.sampling import RealTimeSampler, Sampler, seeded_noise
 from chordflow.rollouts.delay import NO_DELAY, Execution
 from chordflow.rollouts.environments import Spaces, TaskKey, batch_observations
 from chordflow.rollouts.episodes import Timing
@@ -42,7 +41,8 @@ def chunk_noise(
 ) -> Tensor:
     """Noise (H, D) of one chunk of one episode, float32 on the CPU.
 
-    The policy's weights and step count play no part. `task` is None for the first one of a run.
+    The policy's weights and step count play no part. `task` is None for the first one of a run, whose noises so depend
+    on seed and chunk alone.
     """
     return seeded_noise(policy, episode_seed, "rollout", chunk_index, *(task or ()))
 
@@ -154,8 +154,7 @@ class Actor:
     def act(self, requests: Sequence[Request], spaces: Spaces) -> tuple[NDArray[np.float32], Tensor]:
         """The actions of a batch that may be executed (B, N, A), in the robot's units, and the endpoints (B, H, D).
 
-        Raises:
-            UserError: if the environment does not fit the policy, or an action is not finite.
+        Raises UserError if the environment does not fit the policy, or an action is not finite.
         """
         policy, measure = self.policy, self.timing.measure
         with measure("processors", policy.device):

@@ -66,7 +66,7 @@ def collect(
         progress: told how many of them there are.
 
     Returns:
-        Which episodes of which tasks were run; seeds follow one another from task to task.
+        Which episodes of which tasks were run; seeds follow one another.
 
     Raises:
         UserError: if the environment cannot be made, fails or does not fit the policy, or an action is not finite.

@@ -10,8 +10,6 @@ they were made from: where a policy also predicts actions of the past, these are
   waited for outside the episode: c[0:K].
 - rtc: as async, with the new chunk made by real-time chunking (Black et al. 2025, arXiv 2506.07339) from what
   is left over of the old one, prev[K:].
-
-Shapes: H chunk size, A action dimension, N executed actions of a round.
 """
 
 from __future__ import annotations
@@ -88,7 +86,7 @@ def round_actions(
     previous: NDArray[np.float32] | None,
     last: NDArray[np.float32] | None,
 ) -> tuple[NDArray[np.float32], int]:
-    """The actions (N, A) of one round, and how many of them come before the new chunk's.
+    """The actions (N, A) of one round of N executed actions, and how many of them come before the new chunk's.
 
     Args:
         execution: how.

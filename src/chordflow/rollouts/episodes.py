@@ -35,20 +35,16 @@ class Episode:
         sum_reward: sum of the rewards.
         side: the environment's last `info["side"]`, for environments that tell one.
         chunks: chunks that the policy was asked for.
-        num_steps: solver steps for each of them.
-        solver: which solver.
+        num_steps, solver, grid_power: how each of them was made; see `Runner.run`.
         jerk: see `jerk`, in the robot's units per control step cubed, squared. It compares policies at one control
             rate.
         jump: see `jump`, in the robot's units.
-        seconds: this episode's share of wall-clock time: each round's time is divided evenly among the
-            episodes that took part, so that the sum over episodes is the time of the run.
+        seconds: its share of wall-clock time: that of a round is divided evenly among the episodes that took part.
         actions: the executed actions, float32 (T, A).
         frames: where recorded: uint8 (T + 1, height, width, 3), the first before any action.
         task_group: suite of the task, by LeRobot's name; empty for a single task that nobody named.
         task_id: number of the task within its suite.
-        mode: what the robot did while a chunk was made; see `rollouts.delay`.
-        delay: control steps that it took.
-        grid_power: how the solver's steps are graded; 1 for even steps.
+        mode, delay: see `rollouts.delay.Execution`.
         path_length: *Derived.* Sum over time of the Euclidean norm of `a[t+1] - a[t]`, in the robot's units.
     """
 
@@ -113,7 +109,7 @@ def paired(first: Sequence[Episode], second: Sequence[Episode]) -> list[tuple[Ep
     """The episodes of two runs side by side, by suite, task and rising seed.
 
     Raises:
-        UserError: if the runs have different seeds or tasks, or one seed gave them different instructions.
+        UserError: if their seeds, tasks or instructions differ, or a seed comes twice.
     """
     counts = [Counter((*episode.key, episode.task) for episode in run) for run in (first, second)]
     for key in sorted(counts[0] | counts[1]):
@@ -189,13 +185,13 @@ class Starts:
 
 @dataclass
 class Timing:
-    """Seconds of wall-clock time of one or several runs.
+    """Seconds of wall-clock time of one or several runs, without what a caller's `progress` took.
 
     Attributes:
         network_s: encoding observations and following the velocity.
         simulator_s: making, resetting, stepping and rendering environments, or waiting for other processes that do.
         processors_s: LeRobot's: the environment's and the checkpoint's.
-        total_s: the whole of it, without what a caller's `progress` took.
+        total_s: all of it.
     """
 
     network_s: float = 0.0

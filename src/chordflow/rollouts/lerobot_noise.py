@@ -3,7 +3,7 @@
 Paired noise (`rollouts.acting`) is the better measure of a difference between policies. This is to show that
 both agree: with the same seed, batch size and number of steps the outcomes are those of stock LeRobot.
 
-Shapes: B batch, S steps until the last episode of a batch ends, T executed actions, A action dimension.
+Shapes: B batch, S steps until the last episode of a batch ends.
 """
 
 from __future__ import annotations
@@ -70,8 +70,7 @@ def run_lerobot_episodes(
         The episodes, task by task, by rising seed.
 
     Raises:
-        UserError: for impossible arguments, an environment that cannot be made or does not fit the policy, a
-            policy that `lerobot-eval` refuses, or an action that is not finite.
+        UserError: as `Runner.run`, and for a policy that `lerobot-eval` refuses.
     """
     check_range("seed", seed, at_least=0)
     check_range("n_episodes", n_episodes, at_least=1)
@@ -116,8 +115,7 @@ def _run_batch(
 ) -> list[Episode]:
     """LeRobot's rollout of a whole batch; the first `kept` of its episodes."""
     begin = time.perf_counter()
-    stock = policy.stock()
-    stock.policy.eval()
+    policy.policy.eval()
     before, after = make_env_pre_post_processors(env_cfg, policy_cfg=policy.config)
     instructions: list[str] = []
 
@@ -128,18 +126,18 @@ def _run_batch(
 
     def preprocess(observation: dict[str, Any]) -> dict[str, Any]:
         check_observation(policy, env_cfg, observation)
-        batch: dict[str, Any] = stock.preprocessor(observation)
+        batch: dict[str, Any] = policy.preprocessor(observation)
         return batch
 
     # Its own bar is hidden; callers have `progress`.
     with _lerobot_settings(policy), redirect_stderr(io.StringIO()):
         data = rollout(
             env,
-            stock.policy,
+            policy.policy,
             env_preprocessor=before,
             env_postprocessor=after,
             preprocessor=preprocess,
-            postprocessor=stock.postprocessor,
+            postprocessor=policy.postprocessor,
             seeds=seeds,
             render_callback=note_instructions,
         )

@@ -1,7 +1,5 @@
 """Runs policies through episodes that are each a pure function of policy, task, seed, solver, steps and delay.
 
-(The first task of a run has noises of its seed and chunk alone; see `rollouts.acting`.)
-
 Work goes in rounds. In a round every running episode gets a chunk, in one batch, and executes it by itself;
 one that ends makes room for the next seed. So the network never sees an episode that is over, observations
 are processed only where a chunk is asked for, and an episode does not depend on who shares its batch (but
@@ -39,7 +37,7 @@ class Running:
         ended: whether it is over.
         seconds: its share of wall-clock time so far.
         request: what its last chunk was made from.
-        seen: its last observations, those from before the last chunk as far as the policy looks back.
+        seen: its last observations, from before the last chunk as far as the policy looks back.
     """
 
     request: Request
@@ -300,9 +298,6 @@ def open_runner(env_cfg: Any, batch_size: int = 32, num_workers: int = 0) -> Ite
         env_cfg: a LeRobot `EnvConfig`, of one task or of suites of tasks; picklable where there are workers.
         batch_size: episodes that run side by side; for speed, no result depends on it but by rounding.
         num_workers: processes that hold the environments, each its share; 0 for this one.
-
-    Raises:
-        UserError: for numbers out of range.
     """
     with open_host(env_cfg, batch_size, num_workers) as host:
         yield Runner(env_cfg, host, batch_size)

@@ -9,7 +9,6 @@ from typing import get_args
 
 from chordflow.errors import UserError
 from chordflow.results.episodes import MotionMeasure
-from chordflow.results.limits import wilson_coverage
 from chordflow.results.schema import DelayRow, MotionRow, PolicyName, SuccessRow, TimingRow
 from chordflow.results.sequential import confidence_sequence
 from chordflow.results.statistics import (
@@ -18,7 +17,7 @@ from chordflow.results.statistics import (
     compare_success,
     mean_interval,
     non_inferiority,
-    paired_difference,
+    wilson_coverage,
 )
 from chordflow.results.wording import STARTS_NOT_TRAINED_ON, STARTS_TRAINED_ON
 from chordflow.rollouts.episodes import Episode, EpisodeKey, Starts, Timing, paired
@@ -147,9 +146,9 @@ def motion_rows(
         both = [pair for pair in pairs if None not in (getattr(one, name) for one in pair)]
         difference = None
         if both:
-            own, others = zip(*both, strict=True)
-            values = ([getattr(one, name) for one in run] for run in (own, others))
-            difference = paired_difference(*values, seed=seed, clusters=starts.clusters(own))
+            differences = [getattr(own, name) - getattr(other, name) for own, other in both]
+            clusters = starts.clusters([own for own, _ in both])
+            difference = mean_interval(differences, seed=seed, clusters=clusters)
         rows.append(
             MotionRow(
                 policy=policy,
