@@ -155,7 +155,7 @@ def measured(
     noises = config.noises_per_observation
     results = replace(
         results,
-        held_out=held_out(split, found.num_observations, noises, dataset, teacher.folder),
+        held_out=held_out(split, len(found.spreads), noises, dataset, teacher.folder),
         curvature=found.curvature,
         gaps=found.gaps,
         free=found.free,

@@ -21,7 +21,7 @@ from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETR
 from chordflow.console import bar, say
 from chordflow.couplings.memory import enough_memory_at
 from chordflow.errors import UserError
-from chordflow.evaluation.yardstick import Held, Yardstick
+from chordflow.evaluation.measure import Held, Yardstick
 from chordflow.experiments.config import (
     AUTO,
     AutoRoundsConfig,

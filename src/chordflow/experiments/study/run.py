@@ -13,7 +13,7 @@ from pathlib import Path
 from chordflow import stopping
 from chordflow.console import bar, say
 from chordflow.errors import UserError
-from chordflow.evaluation.yardstick import Held, Yardstick
+from chordflow.evaluation.measure import Held, Yardstick
 from chordflow.experiments.arms import EPISODES, Count
 from chordflow.experiments.measured import held_out
 from chordflow.experiments.provenance import load_frozen, weights_sha256
