@@ -19,7 +19,7 @@ from builders import parse_reflow as parse
 from chordflow import stopping
 from chordflow.cli.main import main
 from chordflow.couplings import DatasetConfig, open_split
-from chordflow.evaluation.yardstick import Yardstick
+from chordflow.evaluation.measure import Yardstick
 from chordflow.experiments.auto_rounds import Judge
 from chordflow.experiments.config import AutoRoundsConfig
 from chordflow.experiments.provenance import weights_sha256
