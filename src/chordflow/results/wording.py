@@ -18,15 +18,7 @@ _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", 
 
 
 def percent(fraction: float, decimals: int | None = None) -> str:
-    """A fraction in percent, such as `9.1 %`.
-
-    Args:
-        fraction: 0.091 for 9.1 %.
-        decimals: digits after the point; two significant digits by default.
-
-    Returns:
-        The text; what is not zero never reads as zero.
-    """
+    """A fraction in percent, such as `9.1 %`, with two significant digits by default; only zero reads as zero."""
     value = 100 * fraction
     if value == 0:
         return "0 %"
@@ -65,20 +57,19 @@ def steps(count: int, kind: str = "") -> str:
     return " ".join(word for word in words if word)
 
 
+def counted(items: Sequence[object]) -> str:
+    """`a, b and c`; nothing of an empty list."""
+    texts = [str(item) for item in items]
+    return " and ".join([*([", ".join(texts[:-1])] if len(texts) > 1 else []), *texts[-1:]])
+
+
 def step_counts(counts: Sequence[int]) -> str:
     """`one step`, `1, 2 and 4 steps`."""
-    if len(counts) == 1:
-        return steps(counts[0])
-    return f"{', '.join(str(count) for count in counts[:-1])} and {counts[-1]} steps"
+    return steps(counts[0]) if len(counts) == 1 else f"{counted(counts)} steps"
 
 
 def span(interval: Interval | None, figure: Callable[[float], str]) -> str:
-    """An interval behind a figure, such as ` [1.2, 3.4]`, or nothing where there is none.
-
-    Args:
-        interval: the interval.
-        figure: writes each end.
-    """
+    """An interval behind a figure, such as ` [1.2, 3.4]`, or nothing; `figure` writes each end."""
     return "" if interval is None else f" [{figure(interval.low)}, {figure(interval.high)}]"
 
 
