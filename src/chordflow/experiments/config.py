@@ -14,7 +14,7 @@ from chordflow.couplings import LEAST_STEPS, TOLERANCE_S, BufferConfig, Coupling
 from chordflow.errors import UserError
 from chordflow.evaluation.paired import MeasureConfig
 from chordflow.policies import FlowPolicy, Role
-from chordflow.results.paying import LEAST_GAIN, check_least_gain
+from chordflow.results.paying import LEAST_GAIN
 from chordflow.training.methods import MethodConfig, ReflowMethodConfig
 from chordflow.training.optimizers import OptimizerConfig, SOAPConfig
 from chordflow.training.steps import EMAConfig, SchedulerConfig
@@ -113,7 +113,7 @@ class AutoRoundsConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "auto_rounds.", "most", at_least=2, note=", or --rounds=1")
-        check_least_gain("auto_rounds.least_gain", self.least_gain)
+        check_fields(self, "auto_rounds.", "least_gain", at_least=0, below=1)
 
 
 RECIPES: dict[str, dict[str, Any]] = {
