@@ -194,6 +194,7 @@ def test_the_defaults_are_those_of_a_diagnosis() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("full_measures")
 def test_the_demos_figures_are_reproduced(tmp_path: Path) -> None:
     """Same teacher, observations and noises as in docs/demo: every figure of the untrained policy agrees."""
     from chordflow.demo.record import record_demonstrations
