@@ -21,8 +21,8 @@ from chordflow.experiments.config import ReflowJobConfig
 from chordflow.options import build, nest, options_of, read_options, settle
 from chordflow.policies import Role
 from chordflow.training.methods import ReflowMethodConfig
+from chordflow.training.objective import BetaTimes, UniformTimes, UShapedTimes
 from chordflow.training.optimizers import AdamWConfig, SOAPConfig
-from chordflow.training.times import BetaTimes, UniformTimes, UShapedTimes
 from lerobot_env_detour import DetourEnvConfig
 from script_files import ROOT, load_script
 from small_runs import Capture

@@ -146,7 +146,7 @@ def test_a_store_that_does_not_fit_is_not_begun(
             2,
             "at a time; give --batch_size=4 for a new store in another --output_dir: the blocks of",
         ),
-        ("encode", 0, "while 4 observations were encoded at a time; give --buffer.block_size=2."),
+        ("encode", 0, "while 4 observations were prepared at a time; give --buffer.block_size=2."),
     ],
 )
 def test_out_of_memory_names_what_to_halve(
@@ -158,7 +158,6 @@ def test_out_of_memory_names_what_to_halve(
     def short(*_: object) -> None:
         raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
 
-    # By their names it is told what was being done.
     def endpoints(*_: object) -> None:
         short()
 

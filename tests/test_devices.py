@@ -12,14 +12,13 @@ import pytest
 import torch
 
 from chordflow.cli.main import main
-from chordflow.couplings.device_memory import free_memory
+from chordflow.couplings.memory import free_memory
 from chordflow.errors import UserError
 from chordflow.evaluation.paired import MeasureConfig
 from chordflow.policies import load_flow_policy
 from chordflow.results.schema import Results
-from chordflow.training.distributed import Processes
-from chordflow.training.metrics import read_metrics
-from chordflow.training.wrapping import Wrapped
+from chordflow.training.distributed import Processes, Wrapped
+from chordflow.training.loop import read_metrics
 from pretended_device import FREE, WrongDevice, pretended
 from test_reflow_job import options, student_of
 
@@ -143,6 +142,6 @@ def test_processes_that_share_a_gpu_by_its_number_are_told_to_leave_it_out(
 ) -> None:
     with pretended("cuda:1"):
         policy = load_flow_policy(checkpoint, device="cuda:1")
-        monkeypatch.setattr("chordflow.training.wrapping.current", lambda: Processes(0, 2))
+        monkeypatch.setattr("chordflow.training.distributed.current", lambda: Processes(0, 2))
         with pytest.raises(UserError, match=r"device=cuda:1.*--device=cuda[.]"):
             Wrapped(policy, {})

@@ -19,9 +19,8 @@ from builders import build_checkpoint, build_dataset
 from chordflow.cli.main import main
 from chordflow.experiments.settings import diagnose_settings
 from chordflow.policies import load_flow_policy
-from chordflow.results.findings import findings
+from chordflow.results.findings import findings, verdict
 from chordflow.results.schema import HeldOut, Results
-from chordflow.results.verdict import verdict
 from small_runs import Capture, refusal
 
 SMALL = ["--measure.num_observations=3", "--measure.converged_noises=1", "--measure.latency_repeats=2"]
@@ -197,8 +196,7 @@ def test_the_defaults_are_those_of_a_diagnosis() -> None:
 @pytest.mark.usefixtures("full_measures")
 def test_the_demos_figures_are_reproduced(tmp_path: Path) -> None:
     """Same teacher, observations and noises as in docs/demo: every figure of the untrained policy agrees."""
-    from chordflow.demo.record import record_demonstrations
-    from chordflow.demo.teacher import place_teacher
+    from chordflow.demo.teacher import place_teacher, record_demonstrations
 
     os.environ["HF_HUB_OFFLINE"] = "1"
     teacher = place_teacher(tmp_path)

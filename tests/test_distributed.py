@@ -20,11 +20,10 @@ from torch import Tensor
 from chordflow.cli.main import main
 from chordflow.errors import UserError
 from chordflow.training.checkpoints import check_same_size
-from chordflow.training.distributed import current
+from chordflow.training.distributed import Wrapped, current
+from chordflow.training.loop import read_metrics
 from chordflow.training.methods import ConsistencyMethodConfig
-from chordflow.training.metrics import read_metrics
 from chordflow.training.optimizers import SOAPConfig
-from chordflow.training.wrapping import Wrapped
 from distributed_worker import REFLOW, SOAP, STEPS, AsOne, copy_until, reflow, train_gaussian
 from gaussian_setup import AffineStudent, make_policy
 
@@ -316,9 +315,9 @@ def test_an_optimiser_that_needs_whole_matrices_is_refused_with_fsdp2(
         sharded = property(lambda self: True, lambda self, value: None)  # type: ignore[assignment]
 
     monkeypatch.setattr("chordflow.training.steps.Wrapped", Sharded)
-    monkeypatch.setattr("chordflow.training.wrapping._check_launch", lambda *_: None)
-    monkeypatch.setattr("chordflow.training.wrapping.fully_shard", lambda *_, **__: None)
-    monkeypatch.setattr("chordflow.training.wrapping._check_wrapped", lambda *_: None)
+    monkeypatch.setattr("chordflow.training.distributed._check_launch", lambda *_: None)
+    monkeypatch.setattr("chordflow.training.distributed.fully_shard", lambda *_, **__: None)
+    monkeypatch.setattr("chordflow.training.distributed.Wrapped._check", lambda *_: None)
     with pytest.raises(UserError, match=r"optimizer.type=soap: it needs whole matrices"):
         train_gaussian(tmp_path / "run", batch_size=4, optimizer=SOAPConfig())
 

@@ -23,7 +23,7 @@ from chordflow.policies.base import Role
 from chordflow.results.schema import Results
 from chordflow.results.sequential import confidence_sequence
 from chordflow.results.statistics import Interval, compare_success
-from chordflow.rollouts import EpisodeStore
+from chordflow.rollouts.store import EpisodeStore
 from drift_env import DriftEnv
 from forked import forked
 from small_runs import Capture, Refuse, edit_json, refusal

@@ -21,9 +21,10 @@ from chordflow.experiments.provenance import weights_sha256
 from chordflow.policies import Role, files, load_flow_policy, lora, relocate, resolve_checkpoint, save_student
 from chordflow.quiet import quiet_stdout
 from small_runs import contents, edit_json, refused
-from test_couple_job import command, train_from
+from test_couple_job import command
 from test_families import CASES
 from test_reflow_job import SMALL, options, student_of
+from test_train_from_store import train_from
 
 # LeRobot names parts of its own for three families; for the others the user does.
 TARGETS = {

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chordflow.couplings import CouplingConfig, endpoints
+from chordflow.couplings import CouplingConfig
 from chordflow.couplings.observations import check_fits
 from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
@@ -112,11 +112,11 @@ def test_noise_fills_all_padded_dimensions_and_follows_its_seed() -> None:
 def test_couplings_never_take_the_saved_step_count() -> None:
     policy = make_policy()
     context, noise = encode(policy, 3), policy.sample_noise(3, generator(0))
-    ten = endpoints(policy, context, noise, CouplingConfig(num_steps=10))
+    ten = CouplingConfig(num_steps=10).sampler(policy)(context, noise)
     policy.set_num_steps(1)
     assert policy.default_num_steps == 1
-    assert torch.equal(endpoints(policy, context, noise, CouplingConfig(num_steps=10)), ten)
-    assert not torch.allclose(endpoints(policy, context, noise, CouplingConfig(num_steps=1)), ten)
+    assert torch.equal(CouplingConfig(num_steps=10).sampler(policy)(context, noise), ten)
+    assert not torch.allclose(CouplingConfig(num_steps=1).sampler(policy)(context, noise), ten)
 
 
 def test_roles_cover_every_parameter_once() -> None:

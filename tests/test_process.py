@@ -32,8 +32,8 @@ from chordflow.reporting.table import render
 from chordflow.results.schema import Results
 from chordflow.stopping import SIGNALS
 from chordflow.training import checkpoints
+from chordflow.training.loop import read_metrics
 from chordflow.training.methods import ReflowMethod
-from chordflow.training.metrics import read_metrics
 from test_reflow_job import options, student_of
 
 CHORDFLOW = str(Path(sys.executable).with_name("chordflow"))

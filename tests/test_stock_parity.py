@@ -32,7 +32,7 @@ from chordflow.errors import UserError
 from chordflow.flow.solvers import Euler
 from chordflow.policies import load_flow_policy
 from chordflow.quiet import quiet_stdout
-from chordflow.rollouts import run_episodes
+from chordflow.rollouts.runner import run_episodes
 from drift_env import DriftEnvConfig
 from test_reflow_job import options as reflow_options
 from test_reflow_job import student_of

@@ -15,10 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import drift_env as drift_env
-from builders import SIZE, TASKS, build_checkpoint
+from builders import build_checkpoint, build_vlm
 from chordflow.cli.main import main
 from chordflow.couplings import DatasetConfig, open_split
-from chordflow.demo.tiny_vlm import build_tiny_vlm
 from chordflow.errors import UserError
 from chordflow.evaluation.measure import measure
 from chordflow.experiments.collect import EPISODES_OF_A_SEED
@@ -55,7 +54,7 @@ def with_vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("with_vlm")
     return build_checkpoint(
         folder / "pretrained_model",
-        build_tiny_vlm(folder / "vlm", TASKS, SIZE, seed=3),
+        build_vlm(folder / "vlm", seed=3),
         load_vlm_weights=False,
     )
 

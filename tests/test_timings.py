@@ -22,11 +22,10 @@ from chordflow.reporting.flow_tables import summary
 from chordflow.reporting.page import page
 from chordflow.reporting.rollout_tables import latency as latency_table
 from chordflow.reporting.table import facts, markdown, render
-from chordflow.results.findings import findings
-from chordflow.results.latency import ChunkTime, Latency
+from chordflow.results.actions import ChunkTime, Latency
+from chordflow.results.findings import findings, verdict
 from chordflow.results.schema import Finding, Results
 from chordflow.results.statistics import Percentiles
-from chordflow.results.verdict import verdict
 from chordflow.results.wording import UNRELIABLE
 from gaussian_policy import GaussianConfig, GaussianFlowPolicy
 from gaussian_setup import make_observations

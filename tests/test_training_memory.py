@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from chordflow.couplings import BufferConfig, CouplingBatch, CouplingBuffer, CouplingConfig, Share
 from chordflow.couplings.making import BlockMaker
+from chordflow.couplings.memory import enough_memory
 from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
-from chordflow.training.memory import enough_memory, enough_memory_to_make, enough_memory_to_step
 from chordflow.training.optimizers import SOAPConfig
+from chordflow.training.steps import enough_memory_to_step
 from distributed_worker import train_gaussian
 from gaussian_policy import GaussianFlowPolicy
 from gaussian_setup import AffineStudent, make_observations, make_policy
@@ -68,7 +69,7 @@ def test_one_process_draws_evenly_from_the_whole_buffer() -> None:
     """The bits of a run in one process are what they were before processes drew apart."""
     buffer = gaussian_buffer(12, num_observations=16, observations=16)
     fill(buffer, 3)
-    first, order = buffer.first_block(3), torch.randperm(64, generator=generator(3, "batch", 3))
+    first, order = buffer.window.held(3).start, torch.randperm(64, generator=generator(3, "batch", 3))
     chosen = order[:12].sort().values
     expected = torch.stack([buffer._blocks[first + n // 16].noise[n % 16] for n in chosen.tolist()])
     assert torch.equal(buffer.batch(3).noise, expected)
@@ -128,10 +129,10 @@ HALVED: dict[str, tuple[Any, str, str]] = {
         "for the state of the optimiser adamw; train less with --student.train, or use a larger device.",
     ),
     "noise": (
-        BlockMaker, "noise", "while 4 observations got their noises at a time; give --buffer.block_size=2.",
+        BlockMaker, "noise", "while 4 observations were prepared at a time; give --buffer.block_size=2.",
     ),
     "encode": (
-        GaussianFlowPolicy, "encode", "while 4 observations were encoded at a time; give --buffer.block_size=2.",
+        GaussianFlowPolicy, "encode", "while 4 observations were prepared at a time; give --buffer.block_size=2.",
     ),
 }  # fmt: skip
 
@@ -150,8 +151,7 @@ def test_out_of_memory_names_what_to_halve(
 @pytest.mark.parametrize(
     ("modes", "memory", "batch_size", "stored", "option"),
     [
-        (1, 5_000, 6, False, "--buffer.noises_per_observation=2."),
-        # Whose noises are settled, in whole blocks.
+        (1, 5_000, 6, False, "--buffer.num_observations=4."),
         (1, 5_000, 6, True, "--buffer.num_observations=4."),
         (20, 10_000, 6, False, "--buffer.num_observations=4."),
         (20, 100_000, 6, False, "--batch_size=3 "),
@@ -167,10 +167,10 @@ def test_a_buffer_that_fills_the_memory_is_what_to_halve(
     next(iter(buffer.fill(0)))
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=memory))
     if stored:
-        monkeypatch.setattr(buffer.maker, "source", object())
+        monkeypatch.setattr(buffer, "source", object())
     with (
         pytest.raises(UserError, match=r"GiB on cpu for the buffer|trained on at a time") as caught,
-        enough_memory(buffer),
+        buffer.enough_memory(),
     ):
         short()
     assert option in str(caught.value)
@@ -182,11 +182,11 @@ def test_noises_that_do_not_fit_are_what_to_halve(monkeypatch: pytest.MonkeyPatc
     words = (
         "while 40 noises of every observation were made at a time; give --buffer.noises_per_observation=20"
     )
-    with pytest.raises(UserError, match=words), enough_memory(buffer):
+    with pytest.raises(UserError, match=words), buffer.enough_memory():
         next(iter(buffer.fill(0)))
     context: Any = None
-    with pytest.raises(UserError, match=words), enough_memory_to_make(buffer.maker, lambda: 0):
-        buffer.maker.solve(0, context)
+    with pytest.raises(UserError, match=words), enough_memory(torch.device("cpu"), str), buffer.in_memory():
+        buffer.solve(0, context)
 
 
 def test_soaps_matrices_are_what_to_halve() -> None:

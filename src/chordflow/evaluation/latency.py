@@ -15,7 +15,7 @@ from torch import Tensor
 from chordflow.flow.seeds import generator
 from chordflow.policies import FlowPolicy
 from chordflow.policies.sampling import Sampler
-from chordflow.results.latency import ChunkTime, Latency, Memory
+from chordflow.results.actions import ChunkTime, Latency, Memory
 from chordflow.results.statistics import Percentiles
 
 WARM_UP = 5

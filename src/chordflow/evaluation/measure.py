@@ -29,13 +29,13 @@ from chordflow.results.actions import (
     CurvatureRow,
     FreeWays,
     GapRow,
+    Latency,
     ObservationSpread,
     PolicyName,
     Reference,
     TrajectoryRow,
     WideObservation,
 )
-from chordflow.results.latency import Latency
 
 
 @dataclass(frozen=True)

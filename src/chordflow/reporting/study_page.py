@@ -22,20 +22,22 @@ from chordflow.reporting.plots import (
 from chordflow.reporting.section import Writes
 from chordflow.reporting.study_table import facts, sections
 from chordflow.results.study import STEP_COUNTS, STUDY, Arm, Look, Study
-from chordflow.results.study_figures import (
+from chordflow.results.study_summary import (
     Figure,
     Measured,
     Spread,
+    budget,
     curvature,
     diversity,
     gap,
+    headline,
+    level,
     loss,
     measured,
     over_seeds,
     solved,
     spread_of,
 )
-from chordflow.results.study_summary import budget, headline, level
 from chordflow.results.wording import clean, percent, steps
 
 DASHES = ("solid", "dash", "dot", "dashdot")

@@ -13,14 +13,17 @@ from chordflow.reporting.section import ABSENT, Cell, Column, Section, Value, Wr
 from chordflow.reporting.table import Drawn, escape, held_out, written
 from chordflow.results.episodes import SuccessRow
 from chordflow.results.study import STEP_COUNTS, Arm, Look, Study
-from chordflow.results.study_figures import (
+from chordflow.results.study_summary import (
     Figure,
     Measured,
     Spread,
+    budget,
     curvature,
     diversity,
     gap,
+    headline,
     judged,
+    level,
     loss,
     measured,
     middle_seed,
@@ -31,9 +34,9 @@ from chordflow.results.study_figures import (
     spread_of,
     untaken,
 )
-from chordflow.results.study_summary import budget, counted, headline, level
 from chordflow.results.wording import (
     clean,
+    counted,
     estimate,
     p_value,
     percent,
