@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor, nn
 
 from chordflow.policies.base import Batch, ChunkSpec, FlowPolicy, Role
-from chordflow.policies.context import Context, TensorContext
+from chordflow.policies.context import Context
 from closed_forms import GaussianFlow, GaussianMixtureFlow
 
 
@@ -38,7 +39,7 @@ class GaussianConfig:
 
 
 @dataclass(frozen=True)
-class GaussianContext(TensorContext):
+class GaussianContext(Context):
     """The means (B, K, H, D) of the modes at each observation."""
 
     means: Tensor
@@ -64,6 +65,7 @@ class GaussianFlowPolicy(FlowPolicy):
 
     family = "gaussian"
     policy_class = GaussianModule
+    preprocessor = postprocessor = SimpleNamespace(steps=[], state_dict=dict)
 
     def __init__(self, config: GaussianConfig) -> None:
         self.config = config

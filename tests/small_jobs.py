@@ -14,9 +14,8 @@ import pytest
 import chordflow.experiments
 from chordflow import api
 from chordflow.evaluation.latency import measure_latency
-from chordflow.evaluation.measure import Measures, measure
+from chordflow.evaluation.measure import Measures, Yardstick, measure
 from chordflow.evaluation.paired import MeasureConfig
-from chordflow.evaluation.yardstick import Yardstick
 from chordflow.results.schema import Results
 
 

@@ -70,17 +70,17 @@ def test_a_run_on_another_device_is_resumed_there(
     name: str, run_on: Callable[[str], Path], tmp_path: Path
 ) -> None:
     with pretended(name):
-        cut = tmp_path / "cut"
-        shutil.copytree(run_on(name), cut, symlinks=True)
-        shutil.rmtree(cut / "checkpoints" / "000002")
-        (cut / "checkpoints" / "last").unlink()
-        (cut / "checkpoints" / "last").symlink_to("000001")
-        config = cut / "checkpoints" / "last" / "pretrained_model" / "train_config.json"
+        cut = Path(shutil.copytree(run_on(name), tmp_path / "cut", symlinks=True))
+        last = cut / "checkpoints" / "last"
+        shutil.rmtree(last.resolve())
+        last.unlink()
+        last.symlink_to("000001")
+        config = last / "pretrained_model" / "train_config.json"
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(MeasureConfig, "__post_init__", lambda self: None)
             assert main(["reflow", "--resume=true", f"--config_path={config}"]) == 0
-    last = [read_metrics(run / "metrics.jsonl")[-1] for run in (cut, run_on(name))]
-    assert last[0]["loss"] == last[1]["loss"]
+    losses = [read_metrics(run / "metrics.jsonl")[-1]["loss"] for run in (cut, run_on(name))]
+    assert losses[0] == losses[1]
 
 
 def test_the_pretended_device_refuses_what_a_real_one_does() -> None:
@@ -88,20 +88,15 @@ def test_the_pretended_device_refuses_what_a_real_one_does() -> None:
         here, there, cpu = torch.ones(2, device=device), torch.ones(2).to("cuda"), torch.ones(2)
         assert [str(x.device) for x in (here, there, cpu)] == ["cuda:1", "cuda:0", "cpu"]
         assert (here.double() + 1).sum().item() == 4
-        for refused in (
-            lambda: here + cpu,
-            lambda: here + there,
-            lambda: cpu[here.long()],
-            lambda: torch.rand(2, device=device, generator=torch.Generator()),
-        ):
+        drawn = functools.partial(torch.rand, 2, device=device, generator=torch.Generator())
+        for refused in (lambda: here + cpu, lambda: here + there, lambda: cpu[here.long()], drawn):
             with pytest.raises(WrongDevice):
                 refused()
         with pytest.raises(TypeError, match="numpy"):
             here.numpy()
-    with pretended("mps"), pytest.raises(TypeError, match="float64"):
-        torch.ones(2, device="mps").double()
-    with pretended("mps"), pytest.raises(TypeError, match="float64"):
-        torch.ones(2, device="mps").to("cpu", torch.float64)
+    for arguments in ((torch.float64,), ("cpu", torch.float64)):
+        with pretended("mps"), pytest.raises(TypeError, match="float64"):
+            torch.ones(2, device="mps").to(*arguments)
     assert not torch.cuda.is_available()
     assert not torch.backends.mps.is_available()
 

@@ -160,7 +160,7 @@ def test_an_image_that_is_not_finite_is_found_before_anything_is_solved(
         return item
 
     monkeypatch.setattr(LeRobotDataset, "__getitem__", broken)
-    monkeypatch.setattr("chordflow.evaluation.work.measure_curvature", pytest.fail)
+    monkeypatch.setattr("chordflow.evaluation.paired.measure_curvature", pytest.fail)
     given = [a for a in arguments(checkpoint, dataset_root, tmp_path / "out") if "num_observations" not in a]
     said = refusal(given, capsys)
     assert "observation.images.top is NaN or infinite in episode 4" in said

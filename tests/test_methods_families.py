@@ -20,8 +20,9 @@ from chordflow.training.methods import (
     ReflowMethodConfig,
     SnapFlowMethodConfig,
 )
+from families import CASES
 from family_case import FamilyCase
-from test_families import CASES
+from small_policies import Folders
 
 pytestmark = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
@@ -33,13 +34,12 @@ Policies = Callable[[FamilyCase], FlowPolicy]
 
 
 @pytest.fixture(scope="module")
-def policies(tmp_path_factory: pytest.TempPathFactory) -> Policies:
+def policies(family_folder: Folders) -> Policies:
     """A policy of each family, loaded once."""
 
     @functools.cache
     def policy(family: str) -> FlowPolicy:
-        folder = CASES[family].build(tmp_path_factory.mktemp(family) / "pretrained_model")
-        loaded = load_flow_policy(folder, device="cpu")
+        loaded = load_flow_policy(family_folder(family), device="cpu")
         loaded.module.requires_grad_(False)
         return loaded
 

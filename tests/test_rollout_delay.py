@@ -11,8 +11,7 @@ import torch
 
 from chordflow.errors import UserError
 from chordflow.policies import ChunkSpec
-from chordflow.policies.realtime import RealTimeSampler
-from chordflow.policies.sampling import Sampler
+from chordflow.policies.sampling import RealTimeSampler, Sampler
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
 from chordflow.rollouts.acting import chunk_noise
 from chordflow.rollouts.delay import Execution, round_actions

@@ -153,7 +153,7 @@ class TestEpisodes:
         seed, chunks = 2, 0
         stock = load_flow_policy(checkpoint, device="cpu")
         stock.config.n_action_steps, stock.config.num_integration_steps = executed, 2
-        model, preprocessor, postprocessor = stock.stock()
+        model, preprocessor, postprocessor = stock.policy, stock.preprocessor, stock.postprocessor
         noises = [chunk_noise(stock, seed, index)[None] for index in range(TIME_LIMIT)]
 
         def noise(*_: Any, **__: Any) -> Tensor:

@@ -13,7 +13,7 @@ from chordflow.experiments.entrants import Arm, Entrant
 from chordflow.experiments.evaluate_config import DelayConfig, EvaluateConfig
 from chordflow.experiments.provenance import collected_in
 from chordflow.policies import FlowPolicy, load_flow_policy
-from chordflow.policies.realtime import guidance_weight
+from chordflow.policies.sampling import guidance_weight
 from chordflow.results.episodes import DelayMode
 from chordflow.results.schema import (
     TEACHER,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from chordflow.console import bar, say
 from chordflow.couplings.memory import enough_memory_at
-from chordflow.evaluation.yardstick import Held, Yardstick
+from chordflow.evaluation.measure import Held, Yardstick
 from chordflow.experiments.measured import deployed_steps
 from chordflow.experiments.run_folder import resumable
 from chordflow.experiments.train import Job

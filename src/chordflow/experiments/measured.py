@@ -79,7 +79,7 @@ def with_measures(
         results,
         held_out=held_out(
             split,
-            measures.num_observations,
+            len(measures.spreads),
             config.noises_per_observation,
             dataset=dataset,
             teacher_dir=teacher_dir,

@@ -26,8 +26,7 @@ from torch import Tensor
 
 from chordflow.errors import UserError
 from chordflow.policies import FlowPolicy, check_inputs
-from chordflow.policies.realtime import RealTimeSampler
-from chordflow.policies.sampling import Sampler, seeded_noise
+from chordflow.policies.sampling import RealTimeSampler, Sampler, seeded_noise
 from chordflow.rollouts.delay import NO_DELAY, Execution
 from chordflow.rollouts.environments import Spaces, TaskKey, batch_observations
 from chordflow.rollouts.episodes import Timing

@@ -115,8 +115,7 @@ def _run_batch(
 ) -> list[Episode]:
     """LeRobot's rollout of a whole batch; the first `kept` of its episodes."""
     begin = time.perf_counter()
-    stock = policy.stock()
-    stock.policy.eval()
+    policy.policy.eval()
     before, after = make_env_pre_post_processors(env_cfg, policy_cfg=policy.config)
     instructions: list[str] = []
 
@@ -127,18 +126,18 @@ def _run_batch(
 
     def preprocess(observation: dict[str, Any]) -> dict[str, Any]:
         check_observation(policy, env_cfg, observation)
-        batch: dict[str, Any] = stock.preprocessor(observation)
+        batch: dict[str, Any] = policy.preprocessor(observation)
         return batch
 
     # Its own bar is hidden; callers have `progress`.
     with _lerobot_settings(policy), redirect_stderr(io.StringIO()):
         data = rollout(
             env,
-            stock.policy,
+            policy.policy,
             env_preprocessor=before,
             env_postprocessor=after,
             preprocessor=preprocess,
-            postprocessor=stock.postprocessor,
+            postprocessor=policy.postprocessor,
             seeds=seeds,
             render_callback=note_instructions,
         )

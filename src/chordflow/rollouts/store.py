@@ -6,7 +6,6 @@ together are a parquet file, a row each; `compact` joins all to one file. Files 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import time
@@ -82,12 +81,9 @@ def arm_settings(
 def weights_hash(policy: FlowPolicy) -> str:
     """SHA-256 over names, types, shapes and bytes of all tensors of a policy and of its two processors."""
     tensors = dict(policy.module.state_dict())
-    # A policy that LeRobot does not know has no processors of LeRobot's.
-    with contextlib.suppress(UserError):
-        _, *pipelines = policy.stock()
-        for which, pipeline in zip(("preprocessor", "postprocessor"), pipelines, strict=True):
-            for step, state in pipeline.state_dict().items():
-                tensors |= {f"{which}.{step}.{name}": tensor for name, tensor in state.items()}
+    for which in ("preprocessor", "postprocessor"):
+        for step, state in getattr(policy, which).state_dict().items():
+            tensors |= {f"{which}.{step}.{name}": tensor for name, tensor in state.items()}
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         data = tensor.detach().cpu().contiguous()
