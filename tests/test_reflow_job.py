@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from chordflow.training.metrics import read_metrics
 from lerobot.configs.train import TrainPipelineConfig
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from safetensors.torch import load_file, save_file
@@ -20,6 +19,7 @@ from builders import build_checkpoint, build_vlm, observations
 from chordflow.cli.main import main
 from chordflow.policies import Role, load_flow_policy
 from chordflow.results.schema import Results
+from chordflow.training.loop import read_metrics
 from chordflow.training.methods import ReflowMethod
 from small_runs import SMALL as SMALL
 from small_runs import Capture, refusal
