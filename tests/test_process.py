@@ -26,8 +26,8 @@ from builders import build_dataset
 from chordflow import api
 from chordflow.cli.main import main
 from chordflow.couplings.making import BlockMaker
+from chordflow.experiments import measured
 from chordflow.experiments import reflow as job
-from chordflow.experiments import student_results
 from chordflow.reporting.table import render
 from chordflow.results.schema import Results
 from chordflow.stopping import SIGNALS
@@ -218,7 +218,7 @@ def on(place: str) -> tuple[Any, str]:
         "filling": (BlockMaker, "_make"),
         "training": (ReflowMethod, "loss"),
         "writing": (checkpoints, "save_training_state"),
-        "measuring": (student_results, "measure"),
+        "measuring": (measured, "measure"),
         "pictures": (api, "save_figures"),
     }[place]  # type: ignore[return-value]
 
