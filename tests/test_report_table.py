@@ -9,11 +9,11 @@ import pytest
 from rich.console import Console
 
 from chordflow.reporting.flow_tables import summary
-from chordflow.reporting.table import markdown, render
+from chordflow.reporting.table import facts, markdown, render
 from chordflow.results.actions import FreeWays, HeldOut
 from chordflow.results.schema import PolicyInfo, Results
 from chordflow.results.verdict import verdict
-from report_samples import gap, sample, success
+from report_samples import MAKERS, gap, sample, success
 
 
 def printed(results: Results, width: int = 200) -> str:
@@ -45,10 +45,10 @@ def test_the_gap_table_holds_every_way_to_act_and_the_floor() -> None:
 
 
 def test_evaluations_have_a_column_only_where_they_differ_from_steps() -> None:
-    euler = sample(gaps=[r for r in sample().gaps if r.solver == "euler"])
+    euler = printed(sample(gaps=[r for r in sample().gaps if r.solver == "euler"]))
     assert "nfe" in printed(sample())
-    assert "nfe" not in printed(euler)
-    assert row(printed(euler), "student", "1")[2] == "9.1 %"
+    assert "nfe" not in euler
+    assert row(euler, "student", "1")[2] == "9.1 %"
 
 
 def test_success_comes_by_group_with_interval_and_pairing() -> None:
@@ -57,25 +57,11 @@ def test_success_comes_by_group_with_interval_and_pairing() -> None:
     assert re.search(r"student +1 +91\.0 \[88\.2, 93\.2\] +-1\.2 \[-3\.0, \+0\.6\] +0\.200", text)
     assert "go any way (250)" in text
     assert "Success in episodes" not in printed(sample(success=[]))
-
-
-def test_episodes_are_counted_by_row_where_they_differ() -> None:
+    # Episodes are counted by row where they differ.
     rows = [success("teacher", 10, 0.9, None), success("student", 1, 0.5, None, episodes=100)]
     text = printed(sample(success=rows))
     assert re.search(r"all \(500\) +teacher", text)
     assert re.search(r"all \(100\) +student", text)
-
-
-def test_the_grid_of_the_couplings_is_named_where_it_is_not_the_uniform_one() -> None:
-    made = sample().couplings
-    assert made is not None
-    for power, expected in (
-        (1.4, "ten steps, grid power 1.4; buffer"),
-        (1.0, "ten steps; buffer"),
-        (None, "ten steps; buffer"),
-    ):
-        couplings = dataclasses.replace(made, grid_power=power)
-        assert expected in " ".join(printed(sample(couplings=couplings)).split())
 
 
 def test_facts_below_the_tables() -> None:
@@ -83,10 +69,13 @@ def test_facts_below_the_tables() -> None:
     assert "200 observations of 3 episodes, 16 noises each" in text
     assert "may have seen" not in text
     assert "2048 observations with 4 noises each, by midpoint with ten steps; buffer 61 MB" in text
-    seen = sample(held_out=HeldOut([4], 10, 1, True))
-    assert "10 observations of 1 episode, 1 noise each; the teacher may have seen them" in " ".join(
-        printed(seen).split()
-    )
+    seen = dict(facts(sample(held_out=HeldOut([4], 10, 1, True))))
+    assert "10 observations of 1 episode, 1 noise each; the teacher may have seen them" in seen["held out"]
+    # The grid of the couplings is named where it is not the uniform one.
+    powers = {1.4: "ten steps, grid power 1.4; buffer", 1.0: "ten steps; buffer", None: "ten steps; buffer"}
+    for power, expected in powers.items():
+        couplings = dataclasses.replace(sample().couplings, grid_power=power)
+        assert expected in dict(facts(sample(couplings=couplings)))["couplings"]
 
 
 @pytest.mark.parametrize("width", [80, 100, 120])
@@ -168,19 +157,20 @@ def test_the_verdict_comes_first_by_todays_rules() -> None:
 
 
 def test_what_was_not_measured_is_left_out() -> None:
-    nothing = dataclasses.replace(
-        sample(),
-        gaps=[],
-        success=[],
-        curvature=[],
-        latency=None,
-        held_out=None,
-        couplings=None,
-        training_s=None,
-    )
+    absent = dict.fromkeys(("latency", "held_out", "couplings", "training_s"))
+    nothing = sample(gaps=[], success=[], curvature=[], **absent)
     assert printed(nothing).split("\n")[-3:] == ["teacher  outputs/teacher", "student  outputs/student", ""]
     only_far = sample(
         gaps=[gap("teacher", 1, "converged", 0.2), gap("student", 1, "converged", 0.1)], latency=None
     )
     assert row(printed(only_far), "student", "1")[2:] == ["8.0 %", "1.6 %", "10.0 %", "0.300", "4.10"]
     assert "Floor" not in printed(only_far)
+
+
+def test_markdown_of_every_kind_has_whole_rows() -> None:
+    for make in MAKERS.values():
+        width = None
+        for line in markdown(make()).splitlines():
+            columns = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("| ") else None
+            assert width is None or columns is None or columns == width
+            width = columns

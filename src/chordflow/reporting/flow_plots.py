@@ -59,17 +59,15 @@ def gaps(results: Results) -> list[Plot]:
     reach = (min(values) / 1.2, max(values) * 1.2) if values else (1.0, 1.0)
     of = {which: [row for row in results.gaps if row.reference == which] for which in REFERENCES}
     return [
-        _gap_panel(results, which, of[which], reach) for which in of if any(row.rms > 0 for row in of[which])
+        _gap_panel(results, which, rows, reach) for which, rows in of.items() if any(r.rms > 0 for r in rows)
     ]
 
 
 def _gap_panel(
     results: Results, which: Reference, rows: Sequence[GapRow], reach: tuple[float, float]
 ) -> Plot:
-    figure, look = (
-        canvas(400, "network evaluations for a chunk", "RMS gap, % of the teacher's spread"),
-        looks(results),
-    )
+    figure = canvas(400, "network evaluations for a chunk", "RMS gap, % of the teacher's spread")
+    look = looks(results)
     solvers = sorted({row.solver for row in rows} - {"euler"})
     crowded = len({row.policy for row in rows}) > 2
 
@@ -128,9 +126,8 @@ def _gap_caption(results: Results, reference: Reference, rows: Sequence[GapRow])
     ]
     text = f"RMS, {', '.join(few)}." if few else "RMS by network evaluations."
     if reference == "converged" and results.floor is not None:
-        text += (
-            f" The dashed line is the floor: the deployed teacher itself, {percent(results.floor.rms)} away."
-        )
+        away = percent(results.floor.rms)
+        text += f" The dashed line is the floor: the deployed teacher itself, {away} away."
     if reference == "deployed":
         text += " The deployed teacher itself lies at 0, below this axis."
     if results.free is not None:
@@ -146,18 +143,18 @@ def trajectories(results: Results) -> list[Plot]:
     """Paths as arcs with their chords, a panel for each policy on equal axes."""
     names = ordered(results, (row.policy for row in results.trajectories))
     kept = {name: [row for row in results.trajectories if row.policy == name][:MOST_PATHS] for name in names}
-    every, ranges = [row for rows in kept.values() for row in rows], {}
+    every = [row for rows in kept.values() for row in rows]
+    ranges: dict[str, Any] = {}
     for axis in ("x", "y") if every else ():
         values = [value for row in every for value in getattr(row, axis)]
         room = 0.04 * (max(values) - min(values)) or 1.0
         ranges[f"{axis}axis"] = {"range": rounded([min(values) - room, max(values) + room])}
     shares = [f", {percent(share, 0)} of variance" for share in results.trajectory_axes[:2]] + ["", ""]
+    axes = f"first component of the chunk{shares[0]}", f"second component{shares[1]}"
     panels: list[Plot] = []
     for name, rows in kept.items():
         colour = looks(results)[name].colour
-        figure = canvas(
-            430, f"first component of the chunk{shares[0]}", f"second component{shares[1]}", **ranges
-        )
+        figure = canvas(430, *axes, **ranges)
         figure.add_scatter(
             x=_joined([row.x[0], row.x[-1]] for row in rows), y=_joined([row.y[0], row.y[-1]] for row in rows),
             mode="lines", name="chord", hoverinfo="skip", line={"color": NEUTRAL, "width": 1.2, "dash": "dash"},
@@ -220,6 +217,10 @@ def curvature(results: Results) -> list[Plot]:
     return [_by_time(results, rows), _by_part(results, rows)] if rows else []
 
 
+type Shares = dict[PolicyName, dict[str, float]]
+"""Shares of S by policy, each with its name."""
+
+
 def _curved(results: Results) -> list[CurvatureRow]:
     rows = in_order(results, results.curvature)
     return [row for row in rows if row.s_by_time and len(row.times) == len(row.s_by_time)]
@@ -248,29 +249,22 @@ def _by_time(results: Results, rows: Sequence[CurvatureRow]) -> Plot:
     return Plot("curvature-time", "Curvature by time", caption, figure)
 
 
-def _shares(
-    results: Results, shares: dict[PolicyName, dict[str, float]], axis: str, height: int
-) -> go.Figure:
-    """Bars of shares of S, each with its name, in a colour for each policy."""
+def _shares(results: Results, shares: Shares, axis: str, height: int) -> go.Figure:
+    """Bars of shares of S, in a colour for each policy."""
     # No axis of shares goes beyond 100 %.
     top = min(100.0, max(1.0, *(110 * share for own in shares.values() for share in own.values())))
     figure = canvas(height, axis, "share of S, %", barmode="group", bargap=0.25, yaxis={"range": [0.0, top]})
     for policy, own in shares.items():
         name = label(policy)
         hovers = [hover(name, f"{what}: {percent(share)} of S") for what, share in own.items()]
-        add_bars(
-            figure,
-            [100 * share for share in own.values()],
-            name,
-            hovers,
-            colour=looks(results)[policy].colour,
-        )
+        lengths, colour = [100 * share for share in own.values()], looks(results)[policy].colour
+        add_bars(figure, lengths, name, hovers, colour=colour)
     return figure
 
 
 def _by_part(results: Results, rows: Sequence[CurvatureRow]) -> Plot:
-    shares = {
-        row.policy: {f"t from {p.begin:.2f} to {p.end:.2f}": p.share for p in parts(row)} for row in rows
+    shares: Shares = {
+        r.policy: {f"t from {p.begin:.2f} to {p.end:.2f}": p.share for p in parts(r)} for r in rows
     }
     figure = _shares(results, shares, "t, from noise to action", 340)
     largest = {row.policy: max(parts(row), key=lambda part: part.share) for row in rows}
@@ -290,7 +284,9 @@ def curvature_by_dimension(results: Results) -> list[Plot]:
     rows = [row for row in _curved(results) if row.s_by_dim]
     if not rows:
         return []
-    shares = {row.policy: {f"dimension {i}": s for i, s in enumerate(dimension_shares(row))} for row in rows}
+    shares: Shares = {
+        row.policy: {f"dimension {i}": s for i, s in enumerate(dimension_shares(row))} for row in rows
+    }
     figure = _shares(results, shares, "action dimension", 300)
     largest = {policy: max(own.items(), key=lambda pair: pair[1]) for policy, own in shares.items()}
     said = [f"{clean(policy)} {name}, {percent(share, 0)}" for policy, (name, share) in largest.items()]
@@ -304,9 +300,7 @@ def curvature_by_dimension(results: Results) -> list[Plot]:
 def heat_maps(results: Results) -> list[Plot]:
     """The integrand of S by time and real dimension, a panel for each policy, all of one scale."""
     rows = [
-        row
-        for row in in_order(results, results.curvature)
-        if real_dims(row) and _is_whole(row.s_by_time_and_dim)
+        r for r in in_order(results, results.curvature) if real_dims(r) and _is_whole(r.s_by_time_and_dim)
     ]
     top = max((value for row in rows for line in row.s_by_time_and_dim for value in line), default=0.0)
     panels: list[Plot] = []
@@ -320,9 +314,8 @@ def heat_maps(results: Results) -> list[Plot]:
             colorbar={"thickness": 12, "outlinewidth": 0, "title": {"text": "S at t", "side": "right"}},
             hovertemplate="dimension %{y}, t = %{x:.2f}: %{z:.3g}<extra></extra>",
         )  # fmt: skip
-        figure.update_layout(
-            xaxis=upright, yaxis={**upright, "tickformat": "d", "nticks": min(len(grid), 12)}
-        )
+        most = min(len(grid), 12)
+        figure.update_layout(xaxis=upright, yaxis={**upright, "tickformat": "d", "nticks": most})
         places = ((dim, time) for dim in range(len(grid)) for time in range(len(times)))
         dim, time = max(places, key=lambda place: grid[place[0]][place[1]])
         caption = (
@@ -345,9 +338,8 @@ def spreads(results: Results) -> list[Plot]:
     rows = results.spreads
     if not rows:
         return []
-    figure = canvas(
-        320, "spread of the endpoints over noises, %", "observations", barmode="stack", bargap=0.05
-    )
+    axes = "spread of the endpoints over noises, %", "observations"
+    figure = canvas(320, *axes, barmode="stack", bargap=0.05)
     values = sorted(100 * row.spread for row in rows)
     width = _bin_width(values[-1])
     for modes, name, hatch in ((1, "one mode", ""), (2, "two modes", "/"), (3, "three or more", "x")):

@@ -30,6 +30,7 @@ from chordflow.reporting.rollout_tables import (
     by_group,
     chunk_steps,
     delay_rows,
+    how_many,
     motion_rows,
     points_of,
 )
@@ -116,21 +117,18 @@ def success_by_group(results: Results) -> list[Plot]:
 def _margin(results: Results) -> float | None:
     if results.rollouts is not None and results.rollouts.noise == "paired":
         return results.rollouts.margin
-    return next(
-        (row.noninferiority.margin for row in results.success if row.noninferiority is not None), None
-    )
+    asked = (row.noninferiority for row in results.success)
+    return next((found.margin for found in asked if found is not None), None)
 
 
-def _rates(results: Results, group: str, found: Sequence[SuccessRow], key: str) -> Plot:
+def _rates(results: Results, group: str, found: list[SuccessRow], key: str) -> Plot:
     rows = [
         Row(row, row.rate, row.interval, _rate_text(row), f"{row.successes} of {row.episodes} episodes")
         for row in found
     ]
     figure, said = _forest(results, "success, %", rows, range=_rate_range(found))
     title = "Success over all episodes" if group == "all" else f"Success: {clean(group)}"
-    counts = sorted({row.episodes for row in found})
-    episodes = plural(counts[0], "episode") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} episodes"
-    return Plot(key, title, f"{said}. Wilson's 95 % intervals, {episodes} each.", figure)
+    return Plot(key, title, f"{said}. Wilson's 95 % intervals, {how_many(found)} each.", figure)
 
 
 def _rate_text(row: SuccessRow | DelayRow) -> str:
@@ -195,10 +193,8 @@ def delays(results: Results) -> list[Plot]:
 
 def _delay_panel(key: str, rows: Sequence[DelayRow]) -> Plot:
     delays = sorted({row.delay for row in rows})
-    figure = canvas(
-        340, "delay, control steps", "success, %", showlegend=True, yaxis={"range": _rate_range(rows)}
-    )
-    figure.update_layout(xaxis={"tickmode": "array", "tickvals": delays})
+    figure = canvas(340, "delay, control steps", "success, %", showlegend=True)
+    figure.update_layout(xaxis={"tickmode": "array", "tickvals": delays}, yaxis={"range": _rate_range(rows)})
     styles = {
         "none": (NEUTRAL, "circle-open", "solid"),
         "sync": (TEACHER_BLUE, "circle", "solid"),
@@ -228,9 +224,8 @@ def _delay_panel(key: str, rows: Sequence[DelayRow]) -> Plot:
         for row in rows
         if row.delay == delays[-1]
     ]
-    caption = (
-        f"At a delay of {plural(delays[-1], 'control step')}: {'; '.join(said)}. Wilson's 95 % intervals."
-    )
+    longest = plural(delays[-1], "control step")
+    caption = f"At a delay of {longest}: {'; '.join(said)}. Wilson's 95 % intervals."
     return Plot(key, f"Under a delay: {at(rows[0])}", caption, figure)
 
 
@@ -254,17 +249,14 @@ def latency(results: Results) -> list[Plot]:
         ("steps", TEACHER_BLUE, "/", [n * timed.step_s for n in counts]),
     ):
         hovers = [f"{name}: {what} {seconds(time)}" for name, time in zip(names, times, strict=True)]
-        add_bars(
-            figure, [1000 * time for time in times], what, hovers, colour=colour, hatch=hatch, across=True
-        )
+        lengths = [1000 * time for time in times]
+        add_bars(figure, lengths, what, hovers, colour=colour, hatch=hatch, across=True)
     measured = {chunk.num_steps: chunk.seconds for chunk in timed.chunks}
     places = [place for place, n in enumerate(counts) if n in measured]
     symbols = {"p50": "line-ns-open", "p90": "triangle-up", "p95": "diamond", "p99": "x"}
     for which, symbol in symbols.items() if places else ():
         times = [getattr(measured[counts[place]], which) for place in places]
-        hovers = [
-            f"{names[place]}: {which} {seconds(time)}" for place, time in zip(places, times, strict=True)
-        ]
+        hovers = [f"{names[at]}: {which} {seconds(time)}" for at, time in zip(places, times, strict=True)]
         add_marks(
             figure, [1000 * time for time in times], places, which, hovers, colour=STUDENT_ORANGE, symbol=symbol,
             size=9, marker={"line": {"width": 2, "color": STUDENT_ORANGE}},
@@ -292,12 +284,10 @@ def timing(results: Results) -> list[Plot]:
               "chordflow": (STUDENT_ORANGE, ".")}  # fmt: skip
     for what, (colour, hatch) in styles.items():
         shares = [getattr(row, SPENT[what]) / row.total_s if row.total_s > 0 else 0.0 for row in rows]
-        hovers = [
-            hover(label(at(row)), f"{what} {percent(share)}") for row, share in zip(rows, shares, strict=True)
-        ]
-        add_bars(
-            figure, [100 * share for share in shares], what, hovers, colour=colour, hatch=hatch, across=True
-        )
-    said = "; ".join(f"{at(row)} {percent(row.overhead)}" for row in rows)
-    caption = f"Overhead, all but network and simulator: {said}."
+        said = [f"{what} {percent(share)}" for share in shares]
+        hovers = [hover(label(at(row)), text) for row, text in zip(rows, said, strict=True)]
+        lengths = [100 * share for share in shares]
+        add_bars(figure, lengths, what, hovers, colour=colour, hatch=hatch, across=True)
+    overheads = "; ".join(f"{at(row)} {percent(row.overhead)}" for row in rows)
+    caption = f"Overhead, all but network and simulator: {overheads}."
     return [Plot("timing", "Where the time of rollouts went", caption, figure)]
