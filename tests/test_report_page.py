@@ -1,32 +1,25 @@
 """The report's files: one page that holds everything and lets nothing in, the table, the card, and bad input."""
 
 import base64
-import contextlib
 import dataclasses
 import hashlib
 import html
-import io
 import itertools
 import json
 import os
-import pty
 import re
-import subprocess
-import sys
-import termios
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from chordflow.cli.main import main
 from chordflow.errors import UserError
 from chordflow.reporting.flow_tables import curvature_by_time, parts
 from chordflow.reporting.page import IN_SIGHT, LARGEST, command_lines, embed, json_in_html, page, picture
 from chordflow.reporting.plots import label
-from chordflow.reporting.table import render, sections
+from chordflow.reporting.table import sections
 from chordflow.reporting.write import write_report
 from chordflow.results.episodes import Clip
 from chordflow.results.schema import Results
@@ -35,8 +28,6 @@ from report_samples import (
     MAKERS,
     SCRIPT,
     curved,
-    diagnosis,
-    evaluation,
     picture_of,
     sample,
     write_clip,
@@ -257,56 +248,6 @@ def test_curvature_by_time_adds_up_to_the_curvature() -> None:
     assert {part.share for part in parts(straight)} == {0.0}
     coarse = dataclasses.replace(row, times=[1.0, 0.66, 0.33], s_by_time=[0.1, 0.1, 0.2])
     assert [part.share for part in parts(coarse)] == pytest.approx([0.25, 0.25, 0.5])
-
-
-def test_every_table_is_as_wide_as_its_head() -> None:
-    for make in MAKERS.values():
-        results = make()
-        found = sections(results)
-        assert len({section.key for section in found}) == len(found)
-        for section in found:
-            assert section.rows, section.key
-            assert {len(row) for row in section.rows} == {len(section.heads)}, section.key
-
-
-def check_whole(text: str, width: int, results: Results) -> None:
-    """No line is cut, no column lost, no word broken."""
-    # Paths are not broken.
-    assert all(len(line) <= width for line in text.splitlines() if not line.startswith("Report:"))
-    assert "…" not in text
-    words = set(text.split())
-    for section in sections(results):
-        if not section.page_only:
-            shown = [*section.heads, *(cell.text for row in section.rows for cell in row if not cell.repeats)]
-            missing = {word for cell in shown for word in cell.split()} - words
-            assert not missing, (section.key, missing)
-
-
-@pytest.mark.parametrize("width", [80, 100, 120])
-def test_tables_of_every_kind_are_whole_in_a_terminal(width: int) -> None:
-    for results in (diagnosis(), evaluation()):
-        file = io.StringIO()
-        Console(width=width, force_terminal=False, file=file).print(render(results, verbose=True))
-        check_whole(file.getvalue(), width, results)
-
-
-def test_the_command_prints_whole_tables_into_a_terminal(tmp_path: Path) -> None:
-    evaluation().save(tmp_path / "results.json")
-    ours, theirs = pty.openpty()
-    termios.tcsetwinsize(ours, (50, 80))
-    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")} | {"TERM": "xterm"}
-    command = [sys.executable, "-m", "chordflow", "report", tmp_path, "--verbose"]
-    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment) as process:
-        os.close(theirs)
-        shown = bytearray()
-        # The end of a pseudo-terminal is an error where the other side has closed.
-        with contextlib.suppress(OSError):
-            while part := os.read(ours, 65536):
-                shown += part
-        os.close(ours)
-    assert process.returncode == 0
-    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode()).replace("\r", "")
-    check_whole(text, 80, evaluation())
 
 
 # ---- Clips and pictures ---------------------------------------------------------------------------------

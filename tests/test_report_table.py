@@ -1,19 +1,26 @@
 """The tables hold the numbers, fit the terminal, and never read a name as markup."""
 
+import contextlib
 import dataclasses
 import io
 import itertools
+import os
+import pty
 import re
+import subprocess
+import sys
+import termios
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from chordflow.reporting.flow_tables import summary
-from chordflow.reporting.table import facts, markdown, render
+from chordflow.reporting.table import facts, markdown, render, sections
 from chordflow.results.actions import FreeWays, HeldOut
 from chordflow.results.schema import PolicyInfo, Results
 from chordflow.results.verdict import verdict
-from report_samples import MAKERS, gap, sample, success
+from report_samples import MAKERS, diagnosis, evaluation, gap, sample, success
 
 
 def printed(results: Results, width: int = 200) -> str:
@@ -78,12 +85,52 @@ def test_facts_below_the_tables() -> None:
         assert expected in dict(facts(sample(couplings=couplings)))["couplings"]
 
 
+def test_every_table_is_as_wide_as_its_head() -> None:
+    for make in MAKERS.values():
+        results = make()
+        found = sections(results)
+        assert len({section.key for section in found}) == len(found)
+        for section in found:
+            assert section.rows, section.key
+            assert {len(row) for row in section.rows} == {len(section.heads)}, section.key
+
+
+def check_whole(text: str, width: int, results: Results) -> None:
+    """No line is cut, no column lost, no word broken."""
+    # Paths are not broken.
+    assert all(len(line) <= width for line in text.splitlines() if not line.startswith("Report:"))
+    assert "…" not in text
+    words = set(text.split())
+    for section in sections(results):
+        if not section.page_only:
+            shown = [*section.heads, *(cell.text for row in section.rows for cell in row if not cell.repeats)]
+            missing = {word for cell in shown for word in cell.split()} - words
+            assert not missing, (section.key, missing)
+
+
 @pytest.mark.parametrize("width", [80, 100, 120])
-def test_lines_fit_and_figures_are_whole(width: int) -> None:
-    text = printed(sample(), width)
-    assert max(map(len, text.splitlines())) <= width
-    assert re.search(r"student +1 .* 0\.27 *$", text, re.MULTILINE)
-    assert re.search(r"\[-25\.0, -17\.0\] +0\.200", text)
+def test_tables_of_every_kind_are_whole_in_a_terminal(width: int) -> None:
+    for results in (sample(), diagnosis(), evaluation()):
+        check_whole(printed(results, width), width, results)
+
+
+def test_the_command_prints_whole_tables_into_a_terminal(tmp_path: Path) -> None:
+    evaluation().save(tmp_path / "results.json")
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(ours, (50, 80))
+    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")} | {"TERM": "xterm"}
+    command = [sys.executable, "-m", "chordflow", "report", tmp_path, "--verbose"]
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        shown = bytearray()
+        # The end of a pseudo-terminal is an error where the other side has closed.
+        with contextlib.suppress(OSError):
+            while part := os.read(ours, 65536):
+                shown += part
+        os.close(ours)
+    assert process.returncode == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode()).replace("\r", "")
+    check_whole(text, 80, evaluation())
 
 
 def test_without_verbose_there_is_one_table_of_at_most_ten_rows() -> None:

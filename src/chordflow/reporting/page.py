@@ -46,15 +46,7 @@ KINDS = {
 def rendered(
     template: str, plots: Iterable[Plot], command: list[str], settings: dict[str, Any], **values: Any
 ) -> str:
-    """A whole page of a template; whatever comes out of the results is escaped.
-
-    Args:
-        template: its name, without the ending.
-        plots: every plot of the page.
-        command: that can be typed again.
-        settings: shown as dotted names and values.
-        values: what else the template names.
-    """
+    """A whole page of a template, with all its plots; whatever comes out of the results is escaped."""
     scripts = {name: _asset(f"{name}.js") for name in ("theme", "report")} | {"plotly": get_plotlyjs()}
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_asset), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
@@ -153,8 +145,8 @@ class Part:
         key: anchor.
         title: heading.
         plots: groups of plots; those of one group stand side by side.
-        tables: tables.
-        intro: a sentence before the plots.
+        tables: after them.
+        intro: a sentence before them.
         clips: moving pictures.
         wide: plots of single observations, with their pictures.
     """
@@ -252,11 +244,7 @@ class Embedded:
 
 
 def embed(clip: Clip, folder: Path) -> Embedded:
-    """Take a clip into the page.
-
-    Args:
-        clip: what the results say of it; its path must lead to a file inside the folder.
-        folder: where the results lie.
+    """Take a clip into the page; its path must lead to a file inside the results' folder.
 
     Returns:
         The clip, or a note why it is not shown: nothing about a clip keeps a page from being made.

@@ -28,7 +28,7 @@ class Cell:
     Attributes:
         text: as it is read.
         value: what it is sorted by; None sorts by the text.
-        repeats: it says what the cell above says; where rows cannot be sorted it may be left empty.
+        repeats: whether it says what the cell above says; where rows cannot be sorted it may be left empty.
     """
 
     text: str
@@ -43,12 +43,7 @@ type Writes = Callable[[Any], str]
 
 
 def cell(value: Value, text: Writes | None = None) -> Cell:
-    """A value as it is read.
-
-    Args:
-        value: of a row.
-        text: writes a number, or those of a measure or an interval.
-    """
+    """A value as it is read, its numbers written by `text`."""
     if value is None:
         return Cell(ABSENT)
     if isinstance(value, Cell):
@@ -135,14 +130,14 @@ def table[Row](
     marked: Callable[[Row], bool] = lambda row: False,
     page_only: bool = False,
 ) -> Section | None:
-    """A table of columns; what is not named here is as in `Section`.
+    """A table of columns; arguments as the attributes of `Section`.
 
     Args:
-        key: short name, unique on the page.
+        key: short name.
         title: what it shows.
         rows: what each row is of.
-        columns: the columns; those of figures in which nothing was measured are left out, with their notes.
-        left: columns of words, from the left.
+        columns: those of figures in which nothing was measured are left out, with their notes.
+        left: columns of words.
         below: a line of explanation; the columns' notes follow it.
         marked: whether a row is of the student as saved.
         page_only: whether the page alone shows it.

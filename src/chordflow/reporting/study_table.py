@@ -249,12 +249,7 @@ def sections(study: Study) -> list[Section]:
 
 
 def by_arm(study: Study, *, ranges: bool = True) -> Section | None:
-    """The untrained teacher, then a row for each arm and each round of a chain.
-
-    Args:
-        study: what was measured.
-        ranges: whether a second row shows the least and the largest over several seeds.
-    """
+    """The untrained teacher, then a row for each arm and each round of a chain, and one of its ranges over seeds."""
     traits = _traits(study)
     own = [f"{clean(arm.way)} after {budget(study, arm)}" for arm in study.arms if arm.steps is not None]
     students = _students(study)
