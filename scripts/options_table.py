@@ -7,28 +7,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from importlib import import_module
 from typing import Any
 
 from lerobot.envs.configs import EnvConfig
 
-from chordflow.cli.help import TABLE, VerbHelp, of_module
-from chordflow.cli.main import VERBS
+from chordflow.cli.help import TABLE, VerbHelp, of_config
+from chordflow.cli.jobs import CONFIGS
+from chordflow.demo.run import DemoConfig
 from chordflow.options import Option
 
 
 def document() -> str:
-    """The file: a line for each option."""
-    entries: dict[str, str] = {}
-    for verb in VERBS:
-        module = import_module(f"chordflow.cli.{verb}")
-        if hasattr(module, "HELP"):
-            entries[verb] = json.dumps(module.HELP)
-        if hasattr(module, "CONFIG"):
-            entries[verb] = _entry(of_module(module))
-        for name, part in getattr(module, "SUBVERBS", {}).items():
-            entries[f"{verb} {name}"] = _entry(of_module(part))
-    return "{" + ",\n".join(f"{json.dumps(verb)}: {entry}" for verb, entry in entries.items()) + "}\n"
+    """The file: a line for each option. Usages, common options and texts stay as they are in it."""
+    configs = {**CONFIGS, "demo": DemoConfig}
+    entries = {
+        key: json.dumps(entry) if isinstance(entry, str) else _entry(of_config(key, configs[key]))
+        for key, entry in json.loads(TABLE.read_text(encoding="utf-8")).items()
+    }
+    return "{" + ",\n".join(f"{json.dumps(key)}: {entry}" for key, entry in entries.items()) + "}\n"
 
 
 def _entry(known: VerbHelp) -> str:

@@ -20,8 +20,7 @@ from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from chordflow.demo.tiny_vlm import TinyVLMSize, build_tiny_vlm
 from chordflow.experiments.config import ReflowJobConfig
 from chordflow.experiments.evaluate_config import EvaluateConfig
-from chordflow.experiments.reflow_settings import reflow_settings
-from chordflow.experiments.settings import evaluate_settings
+from chordflow.experiments.settings import evaluate_settings, reflow_settings
 from chordflow.options import nest, read_options
 from chordflow.quiet import quiet_stdout
 

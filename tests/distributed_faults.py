@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from chordflow.cli import jobs
 from chordflow.cli import main as cli
 from chordflow.errors import UserError
 from chordflow.training import checkpoints
@@ -128,7 +129,7 @@ def _process(rank: int, port: int, name: str, folder: Path, inputs: list[str]) -
 def main(folder: Path, inputs: list[str]) -> None:
     """The training, then every fault, one after the other."""
     cli.VERBS["faulty"] = "fail"
-    sys.modules["chordflow.cli.faulty"] = sys.modules[__name__]
+    jobs.faulty = run
     context = multiprocessing.get_context("fork")
     ended = {}
     for name in ("work", *FAULTS, "disk", "all", "early", "none"):

@@ -17,8 +17,8 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from builders import parse_reflow as parse
 from chordflow.couplings import BufferConfig, CouplingBatch, CouplingBuffer, CouplingConfig, Share
-from chordflow.experiments import reflow as experiments
 from chordflow.experiments.reflow import Finished
+from chordflow.experiments.rounds import reflow_rounds
 from chordflow.policies import Role
 from chordflow.training.distributed import current, joined
 from chordflow.training.loop import Trained, train
@@ -144,7 +144,7 @@ def reflow(output: Path, teacher: Path, dataset: Path, *more: str) -> Finished:
     ]  # fmt: skip
     options = list({option.partition("=")[0]: option for option in given}.values())
     config, _ = parse(options)
-    return experiments.reflow(config, ["chordflow", "reflow", *options])
+    return reflow_rounds(config, ["chordflow", "reflow", *options])
 
 
 def use_fsdp2(on: bool) -> None:

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from chordflow import api
+from chordflow.cli import jobs
 from chordflow.cli import main as cli
-from chordflow.cli import reflow
 from chordflow.stopping import SIGNALS
 from chordflow.training.metrics import read_metrics
 
@@ -31,7 +31,7 @@ def _process(arguments: list[str], said: Path) -> None:
         os.dup2(os.open(said if number == 2 else os.devnull, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
     # Pictures and pages take longer than all else.
     api._illustrate = lambda *_: (Path(),)
-    begin = reflow.run
+    begin = jobs.reflow
 
     def run_unblocked(given: list[str]) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -40,7 +40,7 @@ def _process(arguments: list[str], said: Path) -> None:
         finally:
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
-    reflow.run = run_unblocked
+    jobs.reflow = run_unblocked
     code = 1
     try:
         code = cli.main(arguments)

@@ -40,7 +40,7 @@ from chordflow.rollouts.workers import open_host
 from drift_env import DriftEnvConfig
 from family_multi_task_dit import build as build_dit
 from gaussian_setup import make_observations
-from test_reflow_job import options
+from small_runs import Capture, options
 
 FIRST = 50
 ROLLOUT = ("--observations=rollout", "--env.type=drift_of_the_tests", "--collect.num_observations=8",
@@ -329,9 +329,7 @@ class TestJob:
                 assert a.keys() == b.keys()
                 assert all(torch.equal(a[key], b[key]) for key in a if key != "task")
 
-    def test_what_a_checkpoint_has_seen_must_be_there(
-        self, cut: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_what_a_checkpoint_has_seen_must_be_there(self, cut: Path, capsys: Capture) -> None:
         first = cut / "observations" / "collection_000000" / "collection.json"
         first.write_text(json.dumps(json.loads(first.read_text()) | {"observations": 7}))
         assert self.resume(cut) == 2
@@ -355,7 +353,7 @@ class TestJob:
         assert 10**9 < first["next_seed"] < 10**9 + 10**7 < second["next_seed"]
 
     def test_a_run_that_fails_leaves_nothing(
-        self, checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: Capture
     ) -> None:
         output = tmp_path / "out"
         arguments = options(checkpoint, dataset_root, output, *ROLLOUT, "--env.state_dim=5")

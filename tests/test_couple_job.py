@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
@@ -24,12 +23,14 @@ import chordflow.couplings.making as making
 from builders import build_dataset, edit_column
 from builders import parse_reflow as parse
 from chordflow.cli.main import main
+from chordflow.couplings import DatasetConfig
 from chordflow.couplings.store import finished, shard_name
 from chordflow.experiments import couple as job
 from chordflow.experiments import reflow as training
+from chordflow.experiments.config import CoupleConfig, SourceConfig
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
 from chordflow.results.wording import size
-from test_bad_input import small_disk as small_disk
+from small_runs import small_disk as small_disk
 from test_process import start
 from test_reflow_job import options, student_of
 
@@ -125,10 +126,10 @@ def test_the_manifest_says_what_it_was_made_with(stores: dict[bool, Path], check
 
 @pytest.mark.parametrize("typed", [None, "v3.0"])
 def test_a_dataset_of_the_hub_is_told_by_its_commit(typed: str | None) -> None:
-    settings = {"dataset": {"repo_id": "a/b", "revision": typed}}
-    assert job._pinned(copy.deepcopy(settings), Path("hub/datasets--a--b/elsewhere")) == settings
-    told = job._pinned(settings, Path("hub/datasets--a--b/snapshots/0c1d2e"))
-    assert told["dataset"] == {"repo_id": "a/b", "revision": "0c1d2e"}
+    config = CoupleConfig(SourceConfig("t"), DatasetConfig("a/b", revision=typed), Path("o"))
+    for folder, revision in (("elsewhere", typed), ("snapshots/0c1d2e", "0c1d2e")):
+        told = job._settings(config, Path("hub/datasets--a--b", folder))["dataset"]
+        assert (told["repo_id"], told["revision"]) == ("a/b", revision)
 
 
 @pytest.mark.parametrize("context", [False, True])

@@ -33,16 +33,14 @@ from chordflow.errors import UserError
 from chordflow.evaluation.measure import measure
 from chordflow.evaluation.paired import MeasureConfig
 from chordflow.experiments.measured import read_beforehand
-from chordflow.experiments.provenance import held_out_before, teacher_may_have_seen
+from chordflow.experiments.provenance import HELD_OUT, read_record, teacher_may_have_seen
 from chordflow.experiments.stored_couplings import fingerprint
 from chordflow.policies.sampling import Sampler
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
 from chordflow.reporting.table import held_out
 from chordflow.results.schema import HeldOut, Results
-from test_bad_input import refusal, refused
-from test_reflow_job import options, student_of
+from small_runs import Capture, options, refusal, refused, student_of
 
-Capture = pytest.CaptureFixture[str]
 CAMERA = "observation.images.top"
 TWELVE = [f"task {number}" for number in range(12)]
 
@@ -50,9 +48,7 @@ TWELVE = [f"task {number}" for number in range(12)]
 # ---- Which are held out ----------------------------------------------------------------------------------
 
 
-def as_it_was(
-    tasks: Sequence[str], episodes: Sequence[int], eval_split: float
-) -> tuple[list[int], list[int]]:
+def as_it_was(tasks: Sequence[str], episodes: Sequence[int], share: float) -> tuple[list[int], list[int]]:
     """The rule that published results were made by; it kept every task's only episode for training."""
     by_task: dict[str, list[int]] = {}
     for episode in episodes:
@@ -60,7 +56,7 @@ def as_it_was(
     train: list[int] = []
     held_out: list[int] = []
     for chosen in by_task.values():
-        count = min(math.ceil(len(chosen) * eval_split), len(chosen) - 1)
+        count = min(math.ceil(len(chosen) * share), len(chosen) - 1)
         train += chosen[: len(chosen) - count]
         held_out += chosen[len(chosen) - count :]
     if not held_out:
@@ -71,34 +67,26 @@ def as_it_was(
 SHARES = st.floats(0.001, 0.999)
 
 
-@given(
-    st.lists(st.sampled_from("abc"), min_size=1, max_size=9).flatmap(
-        lambda names: st.permutations(names * 2)
-    ),
-    SHARES,
+PAIRS = st.lists(st.sampled_from("abc"), min_size=1, max_size=9).flatmap(
+    lambda names: st.permutations(names * 2)
 )
+
+
+@given(PAIRS, SHARES)
 def test_splits_of_tasks_with_two_episodes_stay(tasks: list[str], share: float) -> None:
     episodes = list(range(len(tasks)))
     assert split_episodes(tasks, episodes, share) == as_it_was(tasks, episodes, share)
 
 
-@pytest.mark.parametrize(
-    ("tasks", "share", "held_out"),
-    [
-        (TASKS * 2, 0.1, [3, 4, 5]),
-        (TASKS * 4, 0.5, [6, 9, 7, 10, 8, 11]),
-        (["a"] * 20, 0.1, [18, 19]),
-        (["a"] * 2, 0.9, [1]),
-        # With one episode a task, whole tasks up to the share.
-        (TWELVE, 0.5, [6, 7, 8, 9, 10, 11]),
-        (TWELVE, 0.1, [10, 11]),
-        (TWELVE, 0.99, list(range(1, 12))),
-        (TWELVE[:2], 0.1, [1]),
-        (["a", "a", "a", "b", "c", "d", "e"], 0.5, [1, 2, 5, 6]),
-        # A task that has no like keeps its episode.
-        (["a", "a", "b"], 0.9, [1]),
-    ],
-)
+@pytest.mark.parametrize(("tasks", "share", "held_out"), [
+    (TASKS * 2, 0.1, [3, 4, 5]), (TASKS * 4, 0.5, [6, 9, 7, 10, 8, 11]),
+    (["a"] * 20, 0.1, [18, 19]), (["a"] * 2, 0.9, [1]),
+    # With one episode a task, whole tasks up to the share.
+    (TWELVE, 0.5, [6, 7, 8, 9, 10, 11]), (TWELVE, 0.1, [10, 11]), (TWELVE, 0.99, list(range(1, 12))),
+    (TWELVE[:2], 0.1, [1]), (["a", "a", "a", "b", "c", "d", "e"], 0.5, [1, 2, 5, 6]),
+    # A task that has no like keeps its episode.
+    (["a", "a", "b"], 0.9, [1]),
+])  # fmt: skip
 def test_what_is_held_out(tasks: Sequence[str], share: float, held_out: list[int]) -> None:
     episodes = list(range(len(tasks)))
     train, found = split_episodes(tasks, episodes, share)
@@ -131,22 +119,18 @@ def of_one_each(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_dataset(tmp_path_factory.mktemp("one") / "each", tasks=TWELVE, length=3, a_file_each=True)
 
 
-@pytest.mark.parametrize(
-    ("episodes", "observations", "whole", "seen", "said"),
-    [
-        ([3, 4], 9, 0, False, "9 observations of 2 episodes, 16 noises each"),
-        ([3, 4], 9, 0, True, "16 noises each; the teacher may have seen them in its own training"),
-        ([3, 4], 9, 2, True, "; the tasks of 2 of them have no other episode.*the teacher may have seen them"),
-        ([3], 9, 0, False, "; no intervals, .* of two episodes.*raise --dataset.eval_split"),
-        ([3, 4], 1, 0, False, "; no intervals, .* of two episodes.*raise --measure.num_obs"),
-        ([3], 9, 1, True, "; the tasks of 1 .*; the teacher may have seen .*; no intervals"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("episodes", "observations", "whole", "seen", "said"), [
+    ([3, 4], 9, 0, False, "9 observations of 2 episodes, 16 noises each"),
+    ([3, 4], 9, 0, True, "16 noises each; the teacher may have seen them in its own training"),
+    ([3, 4], 9, 2, True, "; the tasks of 2 of them have no other episode.*the teacher may have seen them"),
+    ([3], 9, 0, False, "; no intervals, .* of two episodes.*raise --dataset.eval_split"),
+    ([3, 4], 1, 0, False, "; no intervals, .* of two episodes.*raise --measure.num_obs"),
+    ([3], 9, 1, True, "; the tasks of 1 .*; the teacher may have seen .*; no intervals"),
+])  # fmt: skip
 def test_what_figures_cannot_say_is_said(
     episodes: list[int], observations: int, whole: int, seen: bool, said: str
 ) -> None:
-    held = HeldOut(episodes, observations, 16, seen, whole)
-    text = held_out(held)
+    text = held_out(HeldOut(episodes, observations, 16, seen, whole))
     assert re.search(said, text)
     assert ("no intervals" in text) == (min(len(episodes), observations) == 1)
     assert ("may have seen" in text) == seen
@@ -195,13 +179,12 @@ def read(observations: Observations) -> list[dict[str, Any]]:
 def test_some_episodes_files_are_enough(
     kind: str, missing: list[int], tiny_policy: SmolVLAFlowPolicy, of_videos: Path, tmp_path: Path
 ) -> None:
-    whole = of_videos
-    root = Path(shutil.copytree(whole, tmp_path / "part"))
+    root = Path(shutil.copytree(of_videos, tmp_path / "part"))
     for episode in missing:
         file_of(root, kind, episode).unlink()
     named = [episode for episode in (5, 3, 0, 1, 4, 2) if episode not in missing]
     part = open_tiny(tiny_policy, root, episodes=named)
-    full = open_tiny(tiny_policy, whole)
+    full = open_tiny(tiny_policy, of_videos)
     for ours in (part.train, part.held_out):
         same = Observations(full.train.dataset, ours.frames)
         for a, b in zip(read(ours), read(same), strict=True):
@@ -261,10 +244,6 @@ def test_no_more_is_fetched_than_is_needed(
 # ---- Whose videos are a little off -----------------------------------------------------------------------
 
 
-def drift(root: Path, episode: int) -> None:
-    edit_column(file_of(root, "data", episode), "timestamp", lambda times: [time + 0.02 for time in times])
-
-
 def test_the_tolerance_is_lerobots() -> None:
     assert TrainPipelineConfig.tolerance_s == TOLERANCE_S
 
@@ -289,53 +268,49 @@ def test_a_timestamp_out_of_tolerance(
     capsys: Capture,
 ) -> None:
     root = Path(shutil.copytree(of_videos, tmp_path / "data"))
-    episodes = range(3) if verb == "couple" else range(3, 6)
-    for episode in episodes:
-        drift(root, episode)
+    for episode in range(3) if verb == "couple" else range(3, 6):
+        edit_column(
+            file_of(root, "data", episode), "timestamp", lambda times: [time + 0.02 for time in times]
+        )
     name = "policy" if verb == "diagnose" else "teacher"
     arguments = [verb, f"--{name}.path={checkpoint}", "--dataset.repo_id=test/tiny", f"--dataset.root={root}",
                  f"--output_dir={tmp_path / 'out'}", "--device=cpu"]  # fmt: skip
-    if verb != "couple":
-        arguments += ["--measure.num_observations=3"]
-    if verb == "evaluate":
-        arguments += [f"--student.path={checkpoint}"]
-    if verb in ("couple", "reflow"):
-        arguments += ["--num_workers=0"]
-    if verb == "study":
-        arguments[1:1] = ["methods"]
-        arguments += ["--steps=1", "--methods=[reflow]", "--seeds=[0]"]
+    few, alone = ["--measure.num_observations=3"], ["--num_workers=0"]
+    arguments += {"couple": alone, "reflow": [*few, *alone], "evaluate": [*few, f"--student.path={checkpoint}"],
+                  "study": [*few, "--steps=1", "--methods=[reflow]", "--seeds=[0]"], "diagnose": few}[verb]  # fmt: skip
+    arguments[1:1] = ["methods"] * (verb == "study")
     said = refusal(arguments, capsys)
     assert re.search(
         r"frame \d of episode \d of test/tiny in .*: the nearest frame of its video is 0\.0\d+ s away, and "
         r"tolerance_s=0\.0001; raise --tolerance_s if that is less than half a frame \(0\.05 s\)",
         said,
     ), said
-    config = DatasetConfig("test/tiny", root=str(root))
-    split = open_split(config, tiny_policy, tolerance_s=0.03)
-    read(split.held_out)
-    read(split.train)
+    split = open_split(DatasetConfig("test/tiny", root=str(root)), tiny_policy, tolerance_s=0.03)
+    assert read(split.held_out) + read(split.train)
 
 
 # ---- That are broken -------------------------------------------------------------------------------------
 
 
-def cut_image(root: Path, episode: int, frame: int = 1, keep: float = 0.01) -> None:
-    def change(images: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        whole = images[frame]["bytes"]
-        images[frame]["bytes"] = whole[: int(keep * len(whole))]
+def edit_image(root: Path, episode: int, frame: int, change: Callable[[bytes], bytes]) -> None:
+    def edit(images: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        images[frame]["bytes"] = change(images[frame]["bytes"])
         return images
 
-    edit_column(file_of(root, "data", episode), CAMERA, change)
+    edit_column(file_of(root, "data", episode), CAMERA, edit)
+
+
+def cut_image(root: Path, episode: int, frame: int = 1, keep: float = 0.01) -> None:
+    edit_image(root, episode, frame, lambda whole: whole[: int(keep * len(whole))])
 
 
 def shrink_image(root: Path, episode: int) -> None:
-    def change(images: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def shrunk(whole: bytes) -> bytes:
         small = io.BytesIO()
-        Image.open(io.BytesIO(images[1]["bytes"])).resize((16, 16)).save(small, "PNG")
-        images[1]["bytes"] = small.getvalue()
-        return images
+        Image.open(io.BytesIO(whole)).resize((16, 16)).save(small, "PNG")
+        return small.getvalue()
 
-    edit_column(file_of(root, "data", episode), CAMERA, change)
+    edit_image(root, episode, 1, shrunk)
 
 
 def cut_file(root: Path, kind: str, share: float) -> None:
@@ -344,38 +319,25 @@ def cut_file(root: Path, kind: str, share: float) -> None:
     file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
 
 
+def no_image(root: Path) -> None:
+    edit_column(
+        file_of(root, "data", 5), CAMERA, lambda images: [{"bytes": b"", "path": None} for _ in images]
+    )
+
+
+EACH, TOGETHER = {"videos": True}, {"videos": True, "a_file_each": False}
+
 BROKEN: dict[str, tuple[dict[str, bool], Callable[[Path], object], str]] = {
     "a cut image": ({}, lambda root: cut_image(root, 5), r"frame 1 of episode 5 of .* cannot be read \("),
-    "half an image": (
-        {},
-        lambda root: cut_image(root, 5, keep=0.5),
-        r"frame 1 of episode 5 of .* cannot be read \(",
-    ),
-    "no image": (
-        {},
-        lambda root: edit_column(
-            file_of(root, "data", 5), CAMERA, lambda images: [{"bytes": b"", "path": None} for _ in images]
-        ),
-        r"frame 0 of episode 5 of .* cannot be read",
-    ),
-    "an image of another size": (
-        {},
-        lambda root: shrink_image(root, 5),
-        r"episodes \[3, 4, 5\].*another size",
-    ),
-    "a cut video": (
-        {"videos": True},
-        lambda root: cut_file(root, "videos", 0.7),
-        r"frame 0 of episode 5 of .* cannot be read \(InvalidDataError",
-    ),
-    "an empty video": ({"videos": True}, lambda root: cut_file(root, "videos", 0.0), "frame 0 of episode 5"),
+    "half an image": ({}, lambda root: cut_image(root, 5, keep=0.5), r"frame 1 of episode 5 of .* cannot be read \("),
+    "no image": ({}, no_image, "frame 0 of episode 5 of .* cannot be read"),
+    "an image of another size": ({}, lambda root: shrink_image(root, 5), r"episodes \[3, 4, 5\].*another size"),
+    "a cut video": (EACH, lambda root: cut_file(root, "videos", 0.7), r"frame 0 of episode 5 .* \(InvalidDataError"),
+    "an empty video": (EACH, lambda root: cut_file(root, "videos", 0.0), "frame 0 of episode 5"),
     # The index stands before the frames of a file with several episodes, which can be read as far as it goes.
-    "a video that ends early": (
-        {"videos": True, "a_file_each": False},
-        lambda root: cut_file(root, "videos", 0.8),
-        r"frame \d of episode [345] of .* cannot be read",
-    ),
-}
+    "a video that ends early": (TOGETHER, lambda root: cut_file(root, "videos", 0.8),
+        r"frame \d of episode [345] of .* cannot be read"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BROKEN)
@@ -487,23 +449,19 @@ def test_a_frame_that_breaks_while_training(
     assert f"frame {frame} of episode {episode} of test/tiny" in said
     resume = told(said)
     kept = [number for number in range(6) if number != episode]
-    added = refusal([*resume, "--dataset.repo_id=test/other"], capsys)
-    assert "resuming cannot change it" in added
+    assert "resuming cannot change it" in refusal([*resume, "--dataset.repo_id=test/other"], capsys)
     assert main([*resume, f"--dataset.episodes={kept}"]) == 0
     student = student_of(output)
-    assert held_out_before(student) == [3, 4, 5]
+    assert read_record(student)[HELD_OUT] == [3, 4, 5]
     assert json.loads((student / "train_config.json").read_text())["dataset"]["episodes"] == kept
     # Going on again changes nothing, and cannot bring an episode back in.
     said = refusal([*resume, "--dataset.episodes=[0,1,2,3,4,5]"], capsys)
     assert re.search(r"dataset\.episodes=\[0,1,2,3,4,5\]: .* can only leave some of them out", said)
     # As a teacher it has not seen what it held out, and may have seen all else: the episode that was dropped, too.
     record = json.loads((student / "reflow_config.json").read_text())
-    (checkpoint_copy := tmp_path / "teacher").mkdir()
-    shutil.copytree(checkpoint, checkpoint_copy, dirs_exist_ok=True)
-    (checkpoint_copy / "train_config.json").write_text(
-        json.dumps({"dataset": {"repo_id": "test/tiny", "episodes": []}})
-    )
-    record["teacher"]["path"] = str(checkpoint_copy)
+    teacher = Path(shutil.copytree(checkpoint, tmp_path / "teacher"))
+    (teacher / "train_config.json").write_text('{"dataset": {"repo_id": "test/tiny", "episodes": []}}')
+    record["teacher"]["path"] = str(teacher)
     (student / "reflow_config.json").write_text(json.dumps(record))
     for episodes, seen in (([3, 4, 5], False), ([5], False), ([episode], True), ([4, 9], True)):
         assert teacher_may_have_seen(student, DatasetConfig("test/tiny"), episodes) == seen

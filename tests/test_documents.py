@@ -18,7 +18,7 @@ import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from chordflow.cli.study import parse
+from chordflow.cli.jobs import study_settings as parse
 from chordflow.demo.teacher import ASSETS, TEACHER_FOLDER
 from chordflow.experiments.study.presets import FileStudy
 from chordflow.policies.registry import WITHOUT_ADAPTER, own_families

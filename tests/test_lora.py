@@ -20,7 +20,7 @@ from chordflow.cli.main import main
 from chordflow.experiments.provenance import weights_sha256
 from chordflow.policies import Role, files, load_flow_policy, lora, relocate, resolve_checkpoint, save_student
 from chordflow.quiet import quiet_stdout
-from test_bad_input import contents, edit_json, refused
+from small_runs import contents, edit_json, refused
 from test_couple_job import command, train_from
 from test_families import CASES
 from test_reflow_job import SMALL, options, student_of

@@ -9,7 +9,7 @@ from torch import Tensor
 from builders import parse_reflow as parse
 from chordflow.couplings import BufferConfig, CouplingBatch, CouplingBuffer, CouplingConfig, Needs
 from chordflow.errors import UserError
-from chordflow.experiments.reflow import reflow
+from chordflow.experiments.rounds import reflow_rounds
 from chordflow.flow import times as laws
 from chordflow.flow.seeds import generator
 from chordflow.policies import VelocityModule
@@ -71,7 +71,7 @@ def test_states_that_a_solver_does_not_pass_through_are_refused() -> None:
         batch_of(coupling=euler(1))
     given = ["--teacher.path=t", "--dataset.repo_id=a/b", "--output_dir=out", "--buffer.path_points=2"]
     with pytest.raises(UserError, match=r"buffer.path_points=2: with these settings method reflow does not"):
-        reflow(parse(given)[0], [])
+        reflow_rounds(parse(given)[0], [])
     with pytest.raises(UserError, match=r"buffer.path_points=0: give at least 1"):
         BufferConfig(path_points=0)
     # Where no method asks for them, nothing is kept and nothing can be wrong.

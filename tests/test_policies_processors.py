@@ -35,7 +35,7 @@ from chordflow.policies import load_flow_policy
 from chordflow.policies.processors import check_processors
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
 from chordflow.policies.trial import blank_observation, try_out
-from test_bad_input import contents, refusal
+from small_runs import contents, refusal
 from test_reflow_job import options
 
 Change = Callable[[Path], object]

@@ -21,24 +21,11 @@ from chordflow.demo.tiny_vlm import build_tiny_vlm
 from chordflow.policies import Role, load_flow_policy
 from chordflow.results.schema import Results
 from chordflow.training.methods import ReflowMethod
-
-SMALL = [
-    "--steps=6", "--save_freq=3", "--log_freq=2", "--batch_size=8", "--optimizer.lr=1e-3", "--num_workers=0",
-    "--seed=5", "--buffer.num_observations=16", "--buffer.noises_per_observation=2", "--buffer.block_size=4",
-    "--buffer.uses_per_coupling=1", "--coupling.num_steps=2", "--measure.num_observations=3",
-    "--measure.latency_repeats=2", "--measure.converged_noises=1", "--measure.num_steps=[1,2]",
-]  # fmt: skip
-QUICK = "--optimizer.type=adamw"
-"""Where the optimiser is not what is tested: the default takes seconds to import, and looks on for a step."""
-
-
-def options(teacher: Path, dataset: Path, output: Path, *more: str, optimizer: str = QUICK) -> list[str]:
-    """A command line; later options replace earlier ones of the same name, and nothing replaces those left empty."""
-    chosen = {}
-    for option in [f"--teacher.path={teacher}", "--dataset.repo_id=test/tiny", f"--dataset.root={dataset}",
-                   f"--output_dir={output}", *SMALL, *filter(None, [optimizer]), *more]:  # fmt: skip
-        chosen[option.split("=")[0]] = option
-    return ["reflow", *chosen.values()]
+from small_runs import SMALL as SMALL
+from small_runs import Capture
+from small_runs import options as options
+from small_runs import resume as resume
+from small_runs import student_of as student_of
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +35,6 @@ def run(checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.TempPathF
     more = ("--ema.enable=true", "--num_workers=2")
     assert main(options(checkpoint, dataset_root, output, *more, optimizer="")) == 0
     return output
-
-
-def student_of(output: Path) -> Path:
-    return output / "checkpoints" / "last" / "pretrained_model"
 
 
 def test_the_folders_are_lerobots(run: Path) -> None:
@@ -220,7 +203,7 @@ print("same actions")
 
 
 def test_a_moved_run_is_relocated_and_runs_from_a_third_place(
-    vlm: Path, dataset_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    vlm: Path, dataset_root: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     a, b, c = (tmp_path / name for name in ("a", "b b", "c"))
     c.mkdir()
@@ -324,11 +307,7 @@ def test_a_bfloat16_teacher_learns_as_a_float32_one(dataset_root: Path, tmp_path
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(
-    checkpoint: Path,
-    dataset_root: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    checkpoint: Path, dataset_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     calls = []
     loss = ReflowMethod.loss
@@ -362,7 +341,7 @@ def test_a_write_that_fails_leaves_the_last_good_checkpoint(
     dataset_root: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capsys: Capture,
     whole: int,
     fails_at: int,
 ) -> None:
@@ -401,10 +380,6 @@ def test_a_write_that_fails_leaves_the_last_good_checkpoint(
     SmolVLAPolicy.from_pretrained(student_of(output))
 
 
-def resume(run: Path, step: int, *more: str) -> list[str]:
-    return ["reflow", "--resume=true", f"--config_path={run}/checkpoints/{step:06d}/pretrained_model", *more]
-
-
 @pytest.fixture
 def short_run(checkpoint: Path, dataset_root: Path, tmp_path: Path) -> Path:
     """A finished run of four steps with a checkpoint at two."""
@@ -431,9 +406,7 @@ def test_a_learning_rate_given_on_resume_is_used(short_run: Path) -> None:
     "--ema.enable=true", "--output_dir=elsewhere", "--buffer.block_size=2", "--student.train=[language]",
     "--method.times.at_noise=0.1", "--optimizer.type=adamw",
 ])  # fmt: skip
-def test_what_would_make_it_another_run_is_refused(
-    run: Path, more: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_would_make_it_another_run_is_refused(run: Path, more: str, capsys: Capture) -> None:
     before = (run / "metrics.jsonl").read_text()
     given = "--ema.enable=false" if more == "--ema.enable=true" else more
     assert main(resume(run, 3, given)) == 2
@@ -457,7 +430,7 @@ def test_a_run_goes_on_from_any_directory(
 
 @pytest.mark.parametrize("steps", [1, 6])
 def test_weights_that_an_update_destroyed_are_not_kept(
-    checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], steps: int
+    checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: Capture, steps: int
 ) -> None:
     output = tmp_path / "out"
     more = ["--optimizer.lr=1e30", f"--steps={steps}", "--log_freq=1", "--scheduler.num_warmup_steps=0"]
@@ -469,9 +442,7 @@ def test_weights_that_an_update_destroyed_are_not_kept(
     assert not output.exists()
 
 
-def test_two_processes_do_not_train_in_one_folder(
-    short_run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_two_processes_do_not_train_in_one_folder(short_run: Path, capsys: Capture) -> None:
     import fcntl
 
     handle = os.open(short_run, os.O_RDONLY)

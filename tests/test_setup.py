@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
-TOOLS = (
+TOOLS = [
     "sh",
     "cat",
     "chmod",
@@ -31,7 +31,7 @@ TOOLS = (
     "sed",
     "tail",
     "awk",
-)
+]
 
 # Stands for python3.12, and for the venv's own python: records the calls that install, passes the rest on.
 FAKE_PYTHON = """#!/bin/sh
@@ -67,12 +67,9 @@ class Machine:
     """A machine with a checkout, a PATH of its own, and stand-ins that record how they are called."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.checkout = folder / "мой код" / "chordflow"
-        self.bin = folder / "bin"
-        self.kept = folder / "kept"
-        self.calls_file = folder / "calls"
-        self.fail = folder / "fail"
+        self.folder, self.checkout = folder, folder / "мой код" / "chordflow"
+        self.bin, self.kept = folder / "bin", folder / "kept"
+        self.calls_file, self.fail = folder / "calls", folder / "fail"
         for path in (self.checkout / "packages" / "env", self.bin, self.kept):
             path.mkdir(parents=True)
         for name in ("scripts", "Makefile", "pyproject.toml", "requirements.lock"):
@@ -80,45 +77,23 @@ class Machine:
             copy(ROOT / name, self.checkout / name)
         (self.checkout / "packages" / "env" / "pyproject.toml").write_text("[project]\n")
         for tool in TOOLS:
-            found = shutil.which(tool)
-            if found:
+            if found := shutil.which(tool):
                 (self.bin / tool).symlink_to(found)
-        self._write(self.kept / "python", FAKE_PYTHON)
-        self._write(self.kept / "uv", FAKE_UV)
+        script(self.kept / "python", FAKE_PYTHON)
+        script(self.kept / "uv", FAKE_UV)
 
-    @staticmethod
-    def _write(path: Path, text: str) -> None:
-        path.write_text(text, encoding="utf-8")
-        path.chmod(0o755)
-
-    def give_python(self, name: str = "python3.12") -> None:
-        self._write(self.bin / name, FAKE_PYTHON)
-
-    def give_uv(self) -> None:
-        self._write(self.bin / "uv", FAKE_UV)
-
-    def give(self, name: str, script: str) -> None:
-        self._write(self.bin / name, script)
+    def give(self, name: str, text: str) -> None:
+        script(self.bin / name, text)
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         environment = {
-            "PATH": str(self.bin),
-            "HOME": str(self.folder),
-            "CALLS": str(self.calls_file),
-            "FAIL": str(self.fail),
-            "FAKE_PYTHON": str(self.kept / "python"),
-            "FAKE_UV": str(self.kept / "uv"),
-            "REAL_PYTHON": sys.executable,
-        }
+            "PATH": str(self.bin), "HOME": str(self.folder), "CALLS": str(self.calls_file), "FAIL": str(self.fail),
+            "FAKE_PYTHON": str(self.kept / "python"), "FAKE_UV": str(self.kept / "uv"), "REAL_PYTHON": sys.executable,
+        }  # fmt: skip
         return subprocess.run(
-            command or ("sh", "scripts/setup.sh"),
-            cwd=self.checkout,
-            env=environment,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            timeout=60,
-        )
+            command or ("sh", "scripts/setup.sh"), cwd=self.checkout, env=environment, capture_output=True,
+            text=True, encoding="utf-8", timeout=60,
+        )  # fmt: skip
 
     def take_calls(self) -> list[str]:
         """What was called since the last question, without the venv's path."""
@@ -129,15 +104,30 @@ class Machine:
         return calls
 
 
+def script(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+    path.chmod(0o755)
+
+
 INSTALLS = [
     "uv pip install --python .venv/bin/python -r requirements.lock",
     "uv pip install --python .venv/bin/python --no-deps --editable . --editable packages/env",
 ]
 
 
+PYTHON_CALLS = ["python venv", "pip install uv", *INSTALLS]
+UV_CALLS = ["uv venv --quiet --python 3.12 .venv", *INSTALLS]
+
+
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
+
+
+@pytest.fixture
+def with_uv(machine: Machine) -> Machine:
+    machine.give("uv", FAKE_UV)
+    return machine
 
 
 def test_neither_python_nor_uv_is_one_sentence(machine: Machine) -> None:
@@ -159,15 +149,17 @@ def test_another_python_does_not_count(machine: Machine) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_only_python(machine: Machine) -> None:
-    machine.give_python()
-    first = machine.run()
-    assert (first.returncode, first.stderr) == (0, "")
-    assert machine.take_calls() == ["python venv", "pip install uv", *INSTALLS]
-    assert all(line.startswith("chordflow: ") for line in first.stdout.splitlines())
-
-    second = machine.run()
-    assert (second.returncode, second.stdout, second.stderr) == (0, "", "")
+@pytest.mark.parametrize(("name", "text", "calls"), [
+    ("python3.12", FAKE_PYTHON, PYTHON_CALLS), ("uv", FAKE_UV, UV_CALLS),
+])  # fmt: skip
+def test_one_of_the_two_is_enough(machine: Machine, name: str, text: str, calls: list[str]) -> None:
+    machine.give(name, text)
+    done = machine.run()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert machine.take_calls() == calls
+    assert all(line.startswith("chordflow: ") for line in done.stdout.splitlines())
+    again = machine.run()
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
     assert machine.take_calls() == []
 
 
@@ -175,22 +167,13 @@ def test_pyenvs_python_that_no_shim_leads_to(machine: Machine) -> None:
     machine.give("python3.12", "#!/bin/sh\nexit 127\n")
     versions = machine.folder / ".pyenv" / "versions" / "3.12.9" / "bin"
     versions.mkdir(parents=True)
-    machine._write(versions / "python3.12", FAKE_PYTHON)
+    script(versions / "python3.12", FAKE_PYTHON)
     assert machine.run().returncode == 0
-    assert machine.take_calls() == ["python venv", "pip install uv", *INSTALLS]
+    assert machine.take_calls() == PYTHON_CALLS
 
 
-def test_only_uv(machine: Machine) -> None:
-    machine.give_uv()
-    first = machine.run()
-    assert (first.returncode, first.stderr) == (0, "")
-    assert machine.take_calls() == ["uv venv --quiet --python 3.12 .venv", *INSTALLS]
-    assert machine.run().stdout == ""
-    assert machine.take_calls() == []
-
-
-def test_changed_requirements_are_installed_into_the_same_venv(machine: Machine) -> None:
-    machine.give_uv()
+def test_changed_requirements_are_installed_into_the_same_venv(with_uv: Machine) -> None:
+    machine = with_uv
     machine.run()
     machine.take_calls()
     with (machine.checkout / "requirements.lock").open("a") as lock:
@@ -201,7 +184,7 @@ def test_changed_requirements_are_installed_into_the_same_venv(machine: Machine)
 
 
 def test_a_failed_install_shows_why_and_is_begun_anew(machine: Machine) -> None:
-    machine.give_python()
+    machine.give("python3.12", FAKE_PYTHON)
     machine.fail.touch()
     failed = machine.run()
     assert failed.returncode == 1
@@ -216,12 +199,12 @@ def test_a_failed_install_shows_why_and_is_begun_anew(machine: Machine) -> None:
     half_done.touch()
     assert machine.run().returncode == 0
     assert not half_done.exists()
-    assert machine.take_calls() == ["python venv", "pip install uv", *INSTALLS]
+    assert machine.take_calls() == PYTHON_CALLS
     assert machine.run().stdout == ""
 
 
-def test_a_moved_checkout_is_set_up_anew(machine: Machine) -> None:
-    machine.give_uv()
+def test_a_moved_checkout_is_set_up_anew(with_uv: Machine) -> None:
+    machine = with_uv
     machine.run()
     machine.take_calls()
     moved = machine.folder / "elsewhere"
@@ -229,14 +212,14 @@ def test_a_moved_checkout_is_set_up_anew(machine: Machine) -> None:
     machine.checkout = moved
     done = machine.run()
     assert "has moved" in done.stdout
-    assert machine.take_calls() == ["uv venv --quiet --python 3.12 .venv", *INSTALLS]
+    assert machine.take_calls() == UV_CALLS
     assert machine.run().stdout == ""
 
 
-def test_a_venv_that_is_there_already_is_used(machine: Machine) -> None:
-    machine.give_uv()
+def test_a_venv_that_is_there_already_is_used(with_uv: Machine) -> None:
+    machine = with_uv
     (machine.checkout / ".venv" / "bin").mkdir(parents=True)
-    machine._write(machine.checkout / ".venv" / "bin" / "python", FAKE_PYTHON)
+    script(machine.checkout / ".venv" / "bin" / "python", FAKE_PYTHON)
     mine = machine.checkout / ".venv" / "mine"
     mine.touch()
     assert machine.run().returncode == 0
@@ -244,11 +227,11 @@ def test_a_venv_that_is_there_already_is_used(machine: Machine) -> None:
     assert mine.exists()
 
 
-def test_a_venv_of_another_python_is_left_alone(machine: Machine) -> None:
-    machine.give_uv()
+def test_a_venv_of_another_python_is_left_alone(with_uv: Machine) -> None:
+    machine = with_uv
     other = machine.checkout / ".venv" / "bin" / "python"
     other.parent.mkdir(parents=True)
-    machine._write(other, "#!/bin/sh\nexit 1\n")
+    script(other, "#!/bin/sh\nexit 1\n")
     done = machine.run()
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
@@ -256,8 +239,8 @@ def test_a_venv_of_another_python_is_left_alone(machine: Machine) -> None:
     assert other.exists()
 
 
-def test_editable_paths_hold_no_letter_of_the_checkouts_path(machine: Machine) -> None:
-    machine.give_uv()
+def test_editable_paths_hold_no_letter_of_the_checkouts_path(with_uv: Machine) -> None:
+    machine = with_uv
     machine.run()
     path_file = machine.checkout / ".venv" / "lib" / "python3.12" / "site-packages" / "_chordflow.pth"
     relative = path_file.read_text(encoding="ascii").strip()
@@ -265,8 +248,8 @@ def test_editable_paths_hold_no_letter_of_the_checkouts_path(machine: Machine) -
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make on this machine")
-def test_make_demo_can_be_run_again(machine: Machine) -> None:
-    machine.give_uv()
+def test_make_demo_can_be_run_again(with_uv: Machine) -> None:
+    machine = with_uv
     for expected in ("outputs/demo", "outputs/demo-2", "outputs/demo-3"):
         done = machine.run("make", "demo", "DEMO_ARGS=--seed=1")
         assert done.returncode == 0, done.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import signal
 import subprocess
@@ -91,14 +90,10 @@ def train(output: Path, **options: Any) -> Run:
     return run(output, **{"steps": STEPS, "save_freq": 3, **options})
 
 
-@pytest.mark.parametrize(
-    ("moments", "options"),
-    [
-        (10, {"optimizer": SOAPConfig(lr=1e-3, precondition_frequency=3), "buffer": GROWS, "ema": AVERAGED}),
-        (3, {"optimizer": AdamWConfig(lr=1e-3), "buffer": SLIDES}),
-    ],
-    ids=["soap", "adamw"],
-)
+@pytest.mark.parametrize(("moments", "options"), [
+    (10, {"optimizer": SOAPConfig(lr=1e-3, precondition_frequency=3), "buffer": GROWS, "ema": AVERAGED}),
+    (3, {"optimizer": AdamWConfig(lr=1e-3), "buffer": SLIDES}),
+], ids=["soap", "adamw"])  # fmt: skip
 def test_stopped_at_random_moments_it_resumes_to_the_same_bits(
     tmp_path: Path, moments: int, options: dict[str, Any]
 ) -> None:
@@ -120,10 +115,8 @@ def test_stopped_at_random_moments_it_resumes_to_the_same_bits(
         assert names(output) == names(whole) == ["000003", "000006", "000008", "last"]
         for step in ("000003", "000006", "000008"):
             same(whole / "checkpoints" / step, output / "checkpoints" / step)
-        lines = [
-            [(line["step"], line["loss"]) for line in read_metrics(one / "metrics.jsonl")]
-            for one in (whole, output)
-        ]
+        files = (one / "metrics.jsonl" for one in (whole, output))
+        lines = [[(line["step"], line["loss"]) for line in read_metrics(file)] for file in files]
         assert lines[0] == lines[1]
 
 
@@ -195,38 +188,33 @@ def test_weights_that_the_last_update_destroyed_are_not_saved(tmp_path: Path) ->
 # By the clock
 
 
-@pytest.mark.parametrize(
-    ("minutes", "save_freq", "expected"),
-    [
-        (
-            1e-9,
-            3,
-            [["1"], ["2"], ["3"], ["3", "4"], ["3", "5"], ["3", "6"], ["3", "6", "7"], ["3", "6", "8"]],
-        ),
-        (1e-9, 0, [[str(n)] for n in range(1, 9)]),
-        (1e6, 0, [[]] * 7 + [["8"]]),
-        (0.0, 0, [[]] * 7 + [["8"]]),
-        (0.0, 5, [[]] * 4 + [["5"]] * 3 + [["5", "8"]]),
-    ],
-)
+@pytest.mark.parametrize(("minutes", "save_freq", "expected"), [
+    (1e-9, 3, ["1", "2", "3", "3 4", "3 5", "3 6", "3 6 7", "3 6 8"]),
+    (1e-9, 0, list("12345678")),
+    (1e6, 0, [""] * 7 + ["8"]),
+    (0.0, 0, [""] * 7 + ["8"]),
+    (0.0, 5, [""] * 4 + ["5"] * 3 + ["5 8"]),
+])  # fmt: skip
 def test_timed_checkpoints_replace_one_another_and_the_others_stay(
-    tmp_path: Path, minutes: float, save_freq: int, expected: list[list[str]]
+    tmp_path: Path, minutes: float, save_freq: int, expected: list[str]
 ) -> None:
     found = []
+
+    def look() -> None:
+        found.append(" ".join(str(int(name)) for name in names(tmp_path) if name != "last"))
 
     class Looking(ReflowMethod):
         """At every step's beginning."""
 
         def loss(self, *arguments: Any) -> Tensor:
             if torch.is_grad_enabled():
-                found.append([str(int(name)) for name in names(tmp_path) if name != "last"])
+                look()
             return super().loss(*arguments)
 
-    run(
-        tmp_path, steps=STEPS, save_freq=save_freq, save_minutes=minutes, method=Looking(ReflowMethodConfig())
-    )
-    found.append([str(int(name)) for name in names(tmp_path) if name != "last"])
-    assert found == [[], *expected]
+    method = Looking(ReflowMethodConfig())
+    run(tmp_path, steps=STEPS, save_freq=save_freq, save_minutes=minutes, method=method)
+    look()
+    assert found == ["", *expected]
 
 
 def test_a_timed_checkpoint_that_becomes_the_student_stays(tmp_path: Path) -> None:
@@ -338,19 +326,14 @@ with stopping.heeded(), stopping.held("Stopping after the step."):
 """
 
 
-@pytest.mark.parametrize(
-    ("signals", "code", "said"),
-    [
-        ([(2, 0), (2, 1)], -2, ""),
-        ([(2, 0), (15, 1)], -15, ""),
-        # As timeout and launchers send it: it is one.
-        ([(15, 0), (15, 0.01)], 1, "saved\n"),
-    ],
-)
-def test_a_second_signal_ends_it_at_once(signals: list[tuple[int, float]], code: int, said: str) -> None:
-    given = [str(value) for pair in signals for value in pair]
-    done = subprocess.run(
-        [sys.executable, "-c", TWICE, *given], capture_output=True, text=True, env=os.environ, timeout=60
-    )
+@pytest.mark.parametrize(("signals", "code", "said"), [
+    ("2 0 2 1", -2, ""),
+    ("2 0 15 1", -15, ""),
+    # As timeout and launchers send it: it is one.
+    ("15 0 15 0.01", 1, "saved\n"),
+])  # fmt: skip
+def test_a_second_signal_ends_it_at_once(signals: str, code: int, said: str) -> None:
+    command = [sys.executable, "-c", TWICE, *signals.split()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (code, said), done.stderr
     assert done.stderr.startswith("Stopping after the step.\n")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from builders import parse_reflow as parse
 from chordflow.experiments.provenance import write_configs
 from chordflow.policies import Role, load_flow_policy, save_student
-from test_bad_input import edit_json
+from small_runs import edit_json
 from test_families import CASES
 from test_reflow_job import options
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 import drift_env as drift_env
+from chordflow.cli.jobs import study_settings as parse
 from chordflow.cli.main import main
-from chordflow.cli.study import QUESTIONS, parse
 from chordflow.errors import UserError
 from chordflow.experiments.config import ReflowJobConfig
 from chordflow.experiments.recipes import RECIPES
 from chordflow.experiments.study.plan import SHARED, begun, job_of, make_plan, resumed
-from chordflow.experiments.study.presets import BEGINNINGS, MethodsStudy, RoundsStudy
+from chordflow.experiments.study.presets import BEGINNINGS, STUDIES, MethodsStudy, RoundsStudy
 from chordflow.options import build, read_options
 from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.policies.base import Role
@@ -278,7 +278,7 @@ def test_what_is_no_study_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "cannot be read" in refused(capsys, "table", str(tmp_path / "study.json"))
     assert main(["study", "--help"]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert all(f"  {name:<11} {text}" in said for name, text in QUESTIONS.items())
+    assert {*STUDIES} - {"file"} <= {line.split()[0] for line in said if line.startswith("  ")}
 
 
 def test_a_file_that_cannot_be_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,8 @@
 """chordflow from Python: what the commands do, as functions.
 
 The functions take the names of the options as keywords and plain Python values; a group is a dict. They are checked by
-the reader that checks the command line, and refuse in the same sentences.
+the reader that checks the command line, and raise `UserError` with the same sentences. `command` is what the results
+name; by default it is the command line that says the same.
 
     run = chordflow.reflow(teacher="...", dataset="USER/DATASET", output_dir="outputs/student", steps=2000)
     run.verdict, run.student, run.to_pandas("gaps")
@@ -23,10 +24,14 @@ from chordflow.errors import UserError
 from chordflow.experiments import couple as couple_job
 from chordflow.experiments import diagnose as diagnose_job
 from chordflow.experiments import evaluate as evaluate_job
-from chordflow.experiments.reflow_settings import reflow_settings
 from chordflow.experiments.rounds import reflow_rounds
 from chordflow.experiments.run_folder import how_to_go_on, resume_command
-from chordflow.experiments.settings import couple_settings, diagnose_settings, evaluate_settings
+from chordflow.experiments.settings import (
+    couple_settings,
+    diagnose_settings,
+    evaluate_settings,
+    reflow_settings,
+)
 from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.reporting import study_table
 from chordflow.reporting.pictures import save_clip, save_figures
@@ -51,13 +56,15 @@ class _Shown:
         """The rows."""
         raise NotImplementedError
 
-    def _headline(self) -> str:
+    @property
+    def verdict(self) -> str:
+        """The headline."""
         raise NotImplementedError
 
     def _repr_html_(self) -> str:
         from html import escape
 
-        return f"<p><b>{escape(self._headline())}</b></p>{self.to_pandas().to_html(index=False, border=0)}"
+        return f"<p><b>{escape(self.verdict)}</b></p>{self.to_pandas().to_html(index=False, border=0)}"
 
 
 @dataclass(frozen=True)
@@ -78,11 +85,7 @@ class Run(_Shown):
 
     @property
     def measured(self) -> Results:
-        """What was measured, in the process that has measured.
-
-        Raises:
-            RuntimeError: in another one.
-        """
+        """What was measured; RuntimeError in a process that has not measured."""
         if self.results is None:
             raise RuntimeError("only the first process of a run measures")
         return self.results
@@ -108,19 +111,10 @@ class Run(_Shown):
         """The verdict and the tables, as in table.md."""
         return markdown(self.measured)
 
-    def _headline(self) -> str:
-        return self.verdict
-
 
 @dataclass(frozen=True)
 class StudyReport(_Shown):
-    """What a study came to.
-
-    Attributes:
-        folder: of the study.
-        results: all that was measured.
-        files: its page and its table.
-    """
+    """What a study came to: its folder, all that was measured, its page and its table."""
 
     folder: Path
     results: Study
@@ -143,18 +137,10 @@ class StudyReport(_Shown):
         """The tables, as in study.md."""
         return study_table.markdown(self.results)
 
-    def _headline(self) -> str:
-        return self.verdict
-
 
 @dataclass(frozen=True)
 class Couplings(_Shown):
-    """A store of couplings.
-
-    Attributes:
-        folder: of the store; `reflow(couplings=folder, ...)` trains from it.
-        manifest: what it was made with.
-    """
+    """A store of couplings, which `reflow(couplings=folder, ...)` trains from, and what it was made with."""
 
     folder: Path
     manifest: Manifest
@@ -170,13 +156,13 @@ class Couplings(_Shown):
 
     def to_markdown(self) -> str:
         """The row as a table."""
-        names, values = zip(*self.to_pandas().iloc[0].items(), strict=True)
-        return (
-            "\n".join(f"| {' | '.join(map(str, row))} |" for row in (names, ["---"] * len(names), values))
-            + "\n"
-        )
+        row = self.to_pandas().iloc[0]
+        lines = row.index, ["---"] * len(row), row
+        return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
-    def _headline(self) -> str:
+    @property
+    def verdict(self) -> str:
+        """Where they are."""
         return f"Couplings in {self.folder}"
 
 
@@ -194,9 +180,6 @@ def load_policy(
         revision: branch, tag or commit on the Hub.
         device: cuda, mps or cpu; by default the checkpoint's, or what is available.
         rename_map: observation keys of the data to keys of the policy.
-
-    Raises:
-        UserError: for a checkpoint that cannot be used.
     """
     return load_flow_policy(path, revision=revision, device=device, rename_map=rename_map, field="path")
 
@@ -204,28 +187,18 @@ def load_policy(
 def diagnose(*, command: list[str] | None = None, **options: Any) -> Run:
     """Measures a policy before any training: is a student of few steps worth it?
 
-    Args:
-        command: the command that the results name; by default the one that says the same.
-        options: those of `chordflow diagnose`, such as policy, dataset, output_dir and measure.
-
-    Raises:
-        UserError: for options that cannot be used.
+    Options are those of `chordflow diagnose`, such as policy, dataset, output_dir and measure.
     """
     config = diagnose_settings(options)
-    found = diagnose_job.diagnose(config, command or command_line("diagnose", options))
-    files = _illustrate(found.results, found.folder, "make room and diagnose again into a new folder.")
-    return Run(found.folder, found.results, files)
+    folder, results = diagnose_job.diagnose(config, command or command_line("diagnose", options))
+    files = _illustrate(results, folder, "make room and diagnose again into a new folder.")
+    return Run(folder, results, files)
 
 
 def reflow(*, command: list[str] | None = None, **options: Any) -> Run:
     """Trains a student that acts in one or two steps, and measures it.
 
-    Args:
-        command: the command that the results name; by default the one that says the same.
-        options: those of `chordflow reflow`, such as teacher, dataset, output_dir, steps, batch_size and buffer.
-
-    Raises:
-        UserError: for options that cannot be used.
+    Options are those of `chordflow reflow`, such as teacher, dataset, output_dir, steps, batch_size and buffer.
     """
     with joined():
         config, resume_from = reflow_settings(options)
@@ -241,21 +214,14 @@ def reflow(*, command: list[str] | None = None, **options: Any) -> Run:
 def evaluate(*, command: list[str] | None = None, **options: Any) -> Run:
     """Compares policies of few steps with their teacher: gaps and latency on a dataset, success in an environment.
 
-    Args:
-        command: the command that the results name; by default the one that says the same.
-        options: those of `chordflow evaluate`, such as teacher, student, dataset, env, output_dir and eval.
-
-    Raises:
-        UserError: for options that cannot be used.
+    Options are those of `chordflow evaluate`, such as teacher, student, dataset, env, output_dir and eval.
     """
     config = evaluate_settings(options)
     output = config.output_dir
     with stopping.says(lambda: evaluate_job.how_to_go_on(output)):
-        done = evaluate_job.evaluate(config, command or command_line("evaluate", options))
-        results = done.results
-        if columns := {
-            name: [(e.seed, e.success, e.frames) for e in run] for name, run in done.clip.items() if run
-        }:
+        results, clip = evaluate_job.evaluate(config, command or command_line("evaluate", options))
+        columns = {name: [(e.seed, e.success, e.frames) for e in run] for name, run in clip.items() if run}
+        if columns:
             results = replace(results, clips=[save_clip(columns, output, CLIP)])
             results.save(output / RESULTS)
         return Run(output, results, tuple(write_report(output)))
@@ -264,11 +230,7 @@ def evaluate(*, command: list[str] | None = None, **options: Any) -> Run:
 def couple(**options: Any) -> Couplings:
     """Keeps a teacher's couplings on disk, for many trainings.
 
-    Args:
-        options: those of `chordflow couple`, such as teacher, dataset, output_dir and num_observations.
-
-    Raises:
-        UserError: for options that cannot be used.
+    Options are those of `chordflow couple`, such as teacher, dataset, output_dir and num_observations.
     """
     with joined():
         folder = couple_job.couple(couple_settings(options))
@@ -281,9 +243,6 @@ def report(folder: str | Path, output_dir: str | Path | None = None) -> Run | St
     Args:
         folder: of a run, with its results.json, or of a study; or that file.
         output_dir: where to write them; made where it is missing; by default `folder`.
-
-    Raises:
-        UserError: if there are no results, or a file cannot be written.
     """
     files, results, folder = tuple(write_report(folder, output_dir)), loaded(folder), Path(folder)
     folder = folder if folder.is_dir() else folder.parent
@@ -313,26 +272,19 @@ def command_line(verb: str, options: Mapping[str, Any]) -> list[str]:
 
 
 def _illustrate(results: Results, folder: Path, remedy: str) -> tuple[Path, ...]:
-    """Draws all pictures into a folder that appears whole or not at all, and writes the report.
-
-    Returns:
-        The report's files.
+    """Draws all pictures into a folder that appears whole or not at all, and writes the report; gives its files.
 
     Raises:
         UserError: if they cannot be written; what to do for the pictures is `remedy`.
     """
+    what = "pictures"
     try:
         # A resumed run draws anew.
         with whole_folder(folder / "figures") as figures:
             save_figures(results, figures)
+        what, remedy = "report", f"make room and run: chordflow report {shlex.quote(str(folder))}"
+        return tuple(write_report(folder))
     except (OSError, UserError) as error:
         raise UserError(
-            f"output_dir={folder}: the pictures cannot be written ({error}); {RESULTS} is whole: {remedy}"
-        ) from error
-    try:
-        return tuple(write_report(folder))
-    except UserError as error:
-        raise UserError(
-            f"output_dir={folder}: the report cannot be written ({error}); {RESULTS} is whole: make room and run: "
-            f"chordflow report {shlex.quote(str(folder))}"
+            f"output_dir={folder}: the {what} cannot be written ({error}); {RESULTS} is whole: {remedy}"
         ) from error

@@ -1,4 +1,8 @@
-"""Checks of settings; each refuses in one sentence that names the field, its value and the rule."""
+"""Checks of settings; each raises a `UserError` whose sentence names the field, its value and the rule.
+
+Such as "buffer.block_size=0: give at least 1.", "seeds=[1, 1]: give at least one, each once, such as [0,1,2]." and
+"delay.hold=first: choose zeros or last."
+"""
 
 import math
 from collections.abc import Collection, Sequence
@@ -8,15 +12,10 @@ from chordflow.errors import UserError
 
 
 class Bounds(TypedDict):
-    """Where a number may lie.
+    """Where a number may lie; `above` and `below` themselves are out of bounds.
 
-    Attributes:
-        at_least: the smallest number.
-        above: all smaller numbers, and this one, are too small.
-        at_most: the largest number.
-        below: all larger numbers, and this one, are too large.
-        note: what follows the rule in the sentence, with its own comma or semicolon: how to leave the field out, or
-            why the rule holds.
+    `note` follows the rule in the sentence, with its own comma or semicolon: how to leave the field out, or why the
+    rule holds.
     """
 
     at_least: NotRequired[float]
@@ -27,15 +26,12 @@ class Bounds(TypedDict):
 
 
 def check_range(field: str, value: float | Sequence[float] | None, **bounds: Unpack[Bounds]) -> None:
-    """Refuses a number outside its bounds, as well as infinity and NaN.
+    """Refuses a number outside its bounds, as well as infinity and NaN; of a list, each number is checked.
 
     Args:
         field: the option's whole name, such as `buffer.block_size`.
-        value: a number, a list of which each number is checked, or None for an option that was left out.
+        value: None for an option that was left out.
         bounds: where the number may lie; none of them asks for a finite number.
-
-    Raises:
-        UserError: such as "buffer.block_size=0: give at least 1."
     """
     numbers = [] if value is None else value if isinstance(value, Sequence) else [value]
     if not all(math.isfinite(number) and _within(number, bounds) for number in numbers):
@@ -43,27 +39,13 @@ def check_range(field: str, value: float | Sequence[float] | None, **bounds: Unp
 
 
 def check_fields(config: Any, prefix: str, *names: str, **bounds: Unpack[Bounds]) -> None:
-    """Checks several fields of a config by the same bounds.
-
-    Args:
-        config: the config, a dataclass.
-        prefix: what its options begin with, such as `buffer.`; empty for options of a command itself.
-        names: its fields.
-        bounds: as in `check_range`.
-
-    Raises:
-        UserError: for the first field that is out of bounds.
-    """
+    """Checks several fields of a config, whose options begin with `prefix`, as `check_range` does."""
     for name in names:
         check_range(prefix + name, getattr(config, name), **bounds)
 
 
 def check_once(field: str, values: Sequence[Any], **bounds: Unpack[Bounds]) -> None:
-    """Refuses an empty list, a list that holds something twice, and numbers outside the bounds.
-
-    Raises:
-        UserError: such as "seeds=[1, 1]: give at least one, each once, such as [0,1,2]."
-    """
+    """Refuses an empty list, a list that holds something twice, and numbers outside the bounds."""
     if not values or len(set(values)) < len(values):
         raise UserError(f"{field}={_shown(values)}: give at least one, each once{bounds.get('note', '')}.")
     if len(bounds) > ("note" in bounds):
@@ -71,21 +53,13 @@ def check_once(field: str, values: Sequence[Any], **bounds: Unpack[Bounds]) -> N
 
 
 def check_filled(field: str, values: Sequence[Any], note: str = "") -> None:
-    """Refuses an empty list.
-
-    Raises:
-        UserError: such as "measure.num_steps=[]: give at least one, such as [1,2]."
-    """
+    """Refuses an empty list."""
     if not values:
         raise UserError(f"{field}={values}: give at least one{note}.")
 
 
 def check_choice(field: str, value: str | Sequence[str], known: Collection[str], note: str = "") -> None:
-    """Refuses a name that is not among the known ones; of a list, each name is checked.
-
-    Raises:
-        UserError: such as "delay.hold=first: choose zeros or last."
-    """
+    """Refuses a name that is not among the known ones; of a list, each name is checked."""
     if any(name not in known for name in ([value] if isinstance(value, str) else value)):
         *others, last = known
         listed = f"{', '.join(others)} or {last}" if others else last

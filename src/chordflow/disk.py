@@ -1,4 +1,7 @@
-"""Files and folders that appear whole or not at all: written under a temporary name beside the place, then renamed."""
+"""Files and folders that appear whole or not at all: written under a temporary name beside the place, then renamed.
+
+Where that fails, with an OSError, what was there before is left as it was.
+"""
 
 import contextlib
 import json
@@ -11,27 +14,17 @@ from typing import Any
 from chordflow.errors import UserError
 
 
-def temporary_beside(path: Path) -> Path:
-    """The name that a file or folder has until it is whole: hidden, and the same in every attempt."""
-    return path.with_name(f".{path.name}.tmp")
-
-
 @contextlib.contextmanager
 def whole_file(path: Path, *, sync: bool = True, temporary: Path | None = None) -> Iterator[Path]:
-    """A file that appears whole or not at all.
+    """Yields a temporary path to write to, renamed where the block ends well, and removed where it does not.
 
     Args:
-        path: where it appears; its folder must exist. A file that is there is replaced.
+        path: where it appears; its folder must exist. A file that is there is replaced, or left as it was.
         sync: whether it is flushed to the disk before, so that it outlives a power cut.
         temporary: another temporary name, for files that several processes may write at a time.
-
-    Yields:
-        The temporary path to write to; it is renamed where the block ends well, and removed where it does not.
-
-    Raises:
-        OSError: if the file cannot be written; an older one is left as it was.
     """
-    temporary = temporary or temporary_beside(path)
+    # Hidden, and the same in every attempt.
+    temporary = temporary or path.with_name(f".{path.name}.tmp")
     try:
         yield temporary
         if sync:
@@ -43,18 +36,7 @@ def whole_file(path: Path, *, sync: bool = True, temporary: Path | None = None) 
 
 
 def write_whole(path: str | Path, data: bytes) -> Path:
-    """Writes a file whole or not at all.
-
-    Args:
-        path: where; its folder must exist. A file that is there is replaced.
-        data: the file's contents.
-
-    Returns:
-        The path.
-
-    Raises:
-        UserError: if the file cannot be written; an older one is left as it was.
-    """
+    """Writes `data` to a file whole or not at all, in a folder that exists; gives its path, or raises UserError."""
     path = Path(path)
     try:
         with whole_file(path, temporary=path.with_name(f".{path.name}.{os.getpid()}.tmp")) as temporary:
@@ -67,30 +49,18 @@ def write_whole(path: str | Path, data: bytes) -> Path:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON whole or not at all.
-
-    Raises:
-        OSError: if the file cannot be written; an older one is left as it was.
-    """
+    """Writes JSON whole or not at all."""
     with whole_file(path, sync=False) as temporary:
         temporary.write_text(json.dumps(content, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
 def whole_folder(path: Path, *, sync: bool = False) -> Iterator[Path]:
-    """A folder that appears whole or not at all.
+    """Yields an empty temporary folder to fill, renamed where the block ends well, and removed where it does not.
 
-    Args:
-        path: where it appears; folders above it are made. A folder that is there is replaced.
-        sync: whether its files are flushed to the disk before.
-
-    Yields:
-        The temporary folder to fill, empty; it is renamed where the block ends well, and removed where it does not.
-
-    Raises:
-        OSError: if it cannot be written; an older one is left as it was.
+    Folders above it are made. A folder that is there is replaced, or left as it was.
     """
-    temporary = temporary_beside(path)
+    temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
@@ -115,11 +85,7 @@ def remove_folder(path: Path) -> None:
 
 
 def point_link(link: Path, target: str | Path) -> None:
-    """Makes a symbolic link point to `target`, at no moment to nothing.
-
-    Raises:
-        OSError: if it cannot be made; an older one is left as it was.
-    """
+    """Makes a symbolic link point to `target`, at no moment to nothing."""
     with whole_file(link, sync=False) as temporary:
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(target)

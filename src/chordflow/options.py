@@ -1,7 +1,7 @@
 """The reader of settings: options of the command line and keyword arguments of Python to config dataclasses.
 
 Values are decoded by draccus, as in LeRobot's own commands. Its argument parser is not used: it repeats every choice's
-options and cannot say in one sentence what is wrong.
+options and cannot say in one sentence what is wrong. Here that sentence is the text of a `UserError`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import re
 import types
 import typing
+from collections import deque
 from collections.abc import Container, Iterable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
@@ -54,26 +55,16 @@ class Option:
 
 
 def read_options(arguments: list[str]) -> dict[str, str]:
-    """`--a.b=c` and `--a.b c` to {"a.b": "c"}; a flag without a value is true.
-
-    Raises:
-        UserError: for anything else.
-    """
+    """`--a.b=c` and `--a.b c` to {"a.b": "c"}; a flag without a value is true."""
     found: dict[str, str] = {}
-    position = 0
-    while position < len(arguments):
-        argument = arguments[position]
-        position += 1
+    rest = deque(arguments)
+    while rest:
+        argument = rest.popleft()
         if not argument.startswith("--") or len(argument) < 3:
             raise UserError(f"{argument!r} is not an option; write --name=value.")
         name, equals, value = argument[2:].partition("=")
         if not equals:
-            follows = arguments[position] if position < len(arguments) else None
-            if follows is None or follows.startswith("--"):
-                value = "true"
-            else:
-                value = follows
-                position += 1
+            value = rest.popleft() if rest and not rest[0].startswith("--") else "true"
         if name in found:
             raise UserError(f"--{name} is given twice; give it once.")
         found[name] = value
@@ -81,11 +72,7 @@ def read_options(arguments: list[str]) -> dict[str, str]:
 
 
 def nest(values: Mapping[str, str]) -> dict[str, Any]:
-    """Options by dotted name to nested settings, their values read as YAML.
-
-    Raises:
-        UserError: for a value that cannot be read, or a group that is given a value beside its options.
-    """
+    """Options by dotted name to nested settings, their values read as YAML."""
     parsed = {}
     for name, text in values.items():
         if not text.strip():
@@ -93,9 +80,7 @@ def nest(values: Mapping[str, str]) -> dict[str, Any]:
         try:
             parsed[name] = cfgparsing.parse_string(text)
         except Exception as error:
-            raise UserError(
-                f"{name}={text}: this value cannot be read; quote it, as in --{name}='...'."
-            ) from error
+            raise UserError(f"{name}={text} cannot be read; quote it, as in --{name}='...'.") from error
     try:
         return deflatten(parsed, sep=".")
     except (TypeError, AttributeError) as error:
@@ -108,16 +93,7 @@ def build[T](config_class: type[T], values: Mapping[str, str], base: dict[str, A
 
 
 def settle[T](config_class: type[T], given: Mapping[str, Any], base: dict[str, Any] | None = None) -> T:
-    """A config from settings that a user gave, over those of a file.
-
-    Args:
-        config_class: a dataclass, nested.
-        given: nested settings of plain Python types.
-        base: nested settings that `given` overrides.
-
-    Raises:
-        UserError: for an unknown option, a missing one, or a value that does not fit.
-    """
+    """A config from settings that a user gave, nested and of plain Python types, over those of a file."""
     options = options_of(config_class, merge(base or {}, given))
     given = spelt_out(given, options)
     merged = merge(base or {}, given)
@@ -133,10 +109,10 @@ def settle[T](config_class: type[T], given: Mapping[str, Any], base: dict[str, A
         text = " ".join(str(error).split())
         # Of a group that may be left out draccus says first that no type fits, and only then why.
         text = re.sub(r"^`([\w.]+)`: Could not decode .*?: `([\w.]+)`: ", r"`\1.\2`: ", text)
-        field = re.match(r"`([\w.]+)`: (.*)", text)
-        option = active.get(field.group(1)) if field else None
-        if option is None:
+        field = re.match(r"`([\w.]+)`: ", text)
+        if field is None or field[1] not in active:
             raise UserError(f"{text}; see --help=all.") from error
+        option = active[field[1]]
         value = look_up(merged, option.name)
         raise UserError(f"{option.name}={value}: give {option.kind}; {option.text}.") from error
 
@@ -146,9 +122,6 @@ def spelt_out(given: Mapping[str, Any], options: Iterable[Option]) -> dict[str, 
 
     `teacher=PATH` is short for `teacher.path=PATH`, and `dataset=ID` for `dataset.repo_id=ID`. `policy`, as LeRobot's
     commands have it, is the `teacher` of a verb that has no policy of its own.
-
-    Raises:
-        UserError: where one thing is given by two names.
     """
     names = {option.name for option in options}
     spelt: dict[str, Any] = json.loads(json.dumps(given, default=str))
@@ -173,9 +146,6 @@ def check(
         given: what the user gave, nested.
         merged: the same over what it overrides.
         skip: a group that is not looked into.
-
-    Raises:
-        UserError: for a choice that there is not, a name that is no option, or an option that is missing.
     """
     active: dict[str, Option] = {}
     # Choices first: the members of one may be listed before it, with those of another class.
@@ -186,12 +156,13 @@ def check(
                 continue
         active[option.name] = option
         group, _, last = option.name.rpartition(".")
-        if last == "type" and group != skip:
-            known, chosen = option.kind.split(" | "), _chosen(merged, option)
-            if chosen == NONE and look_up(merged, group):
-                raise UserError(f"--{option.name} is missing: choose one of {', '.join(known)}.")
-            if chosen not in (NONE, *known):
-                raise UserError(f"{option.name}={chosen}: choose one of {', '.join(known)}.")
+        if last != "type" or group == skip:
+            continue
+        known, chosen = option.kind.split(" | "), _chosen(merged, option)
+        if chosen == NONE and look_up(merged, group):
+            raise UserError(f"--{option.name} is missing: choose one of {', '.join(known)}.")
+        if chosen not in (NONE, *known):
+            raise UserError(f"{option.name}={chosen}: choose one of {', '.join(known)}.")
     for name in dotted(given, active):
         if name not in active and name.partition(".")[0] != skip:
             raise UserError(unknown(name, active))
@@ -203,8 +174,10 @@ def check(
         and (not option.group or look_up(merged, option.group) is not None)
     ]
     if missing:
-        verb = "is" if len(missing) == 1 else "are"
-        names = " and ".join(f"--{option.name}" for option in missing)
+        names, verb = (
+            " and ".join(f"--{option.name}" for option in missing),
+            "is" if len(missing) == 1 else "are",
+        )
         raise UserError(f"{names} {verb} missing: {'; '.join(option.text for option in missing)}.")
     return active
 
@@ -240,27 +213,26 @@ def options_of(
         prefix: of the group.
         within: holds the `choice`, `choices` and `group` of the group.
     """
-    plain_ones: list[Option] = []
+    plain: list[Option] = []
     grouped: list[Option] = []
     within = within or Option("", "", "", None)
-    texts = attribute_texts(config_class)
-    hints = typing.get_type_hints(config_class)
-    for field in dataclasses.fields(config_class):
-        if not field.init:
-            continue
-        (hint, optional), name = _group(hints[field.name]), prefix + field.name
-        inner = dataclasses.replace(within, group=name) if optional else within
-        text, default = texts.get(field.name, ""), _default_of(field)
+    texts, hints = attribute_texts(config_class), typing.get_type_hints(config_class)
+    for field in (field for field in dataclasses.fields(config_class) if field.init):
+        hint, name = hints[field.name], prefix + field.name
+        text = texts.get(field.name, "")
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        inner = within
+        if len(parts := _parts(hint)) == 1 and dataclasses.is_dataclass(parts[0]):
+            # A group of options that may be left out whole.
+            hint, inner = parts[0], dataclasses.replace(within, group=name)
         if not (dataclasses.is_dataclass(hint) and isinstance(hint, type)):
             shown = None if default is dataclasses.MISSING else show_value(default)
-            plain_ones.append(
-                dataclasses.replace(within, name=name, kind=_kind(hint), text=text, default=shown)
-            )
+            plain.append(dataclasses.replace(within, name=name, kind=_kind(hint), text=text, default=shown))
         elif issubclass(hint, draccus.ChoiceRegistry):
             grouped += _choice_options(hint, merged or {}, name, default, text, inner)
         else:
             grouped += options_of(hint, merged, name + ".", inner)
-    return plain_ones + grouped
+    return plain + grouped
 
 
 def _choice_options(
@@ -270,15 +242,13 @@ def _choice_options(
     known = list(registry.get_known_choices())
     decides = f"{name}.type"
     shown = show_value(None if default is None else registry.get_choice_name(type(default)))
-    options = [dataclasses.replace(within, name=decides, kind=" | ".join(known), text=text, default=shown)]
-    listed = known
-    if default is None:
-        listed = [choice for choice in known if choice == look_up(merged, decides)]
+    listed = [choice for choice in known if default is not None or choice == look_up(merged, decides)]
     members: list[Option] = []
     for choice in listed:
         inner = dataclasses.replace(within, choice=decides, choices=(choice,))
         for option in options_of(registry.get_choice_class(choice), merged, f"{name}.", inner):
             _add(members, option)
+    options = [dataclasses.replace(within, name=decides, kind=" | ".join(known), text=text, default=shown)]
     for option in members:
         if option.choice == decides and len(option.choices) == len(listed):
             # What all of them have depends on no choice, or on that of the group around.
@@ -309,22 +279,15 @@ def attribute_texts(config_class: type) -> dict[str, str]:
     return texts
 
 
-def _group(hint: Any) -> tuple[Any, bool]:
-    """A field's type, and whether it is a group of options that may be left out whole."""
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        inner = [part for part in typing.get_args(hint) if part is not type(None)]
-        if len(inner) == 1 and dataclasses.is_dataclass(inner[0]):
-            return inner[0], True
-    return hint, False
-
-
-def _default_of(field: dataclasses.Field[Any]) -> Any:
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+def _parts(hint: Any) -> list[Any]:
+    """The types of a union but None; empty for any other type."""
+    union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+    return [part for part in typing.get_args(hint) if part is not type(None)] if union else []
 
 
 def _kind(hint: Any) -> str:
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        return " or ".join(_kind(part) for part in typing.get_args(hint) if part is not type(None))
+    if parts := _parts(hint):
+        return " or ".join(map(_kind, parts))
     origin = typing.get_origin(hint)
     if origin is typing.Literal:
         return " | ".join(str(value) for value in typing.get_args(hint))
@@ -396,10 +359,8 @@ def unknown(name: str, known: Iterable[str]) -> str:
     if not group and not close:
         close = [option for option, (*_, end) in parts.items() if end == last]
     close.sort(key=lambda option: -difflib.SequenceMatcher(None, name, option).ratio())
-    hint = (
-        f"did you mean {' or '.join('--' + option for option in close[:3])}?" if close else "see --help=all."
-    )
-    return f"--{name} is not an option; {hint}"
+    meant = " or ".join(f"--{option}" for option in close[:3])
+    return f"--{name} is not an option; {f'did you mean {meant}?' if meant else 'see --help=all.'}"
 
 
 def _alike(given: str, name: str) -> bool:

@@ -25,31 +25,22 @@ WORKER_GRACE_S = 60
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal has stopped the program.
-
-    Args:
-        number: of the signal.
-
-    Attributes:
-        code: the exit code that shells expect after that signal.
-    """
+    """The signal of this number has stopped the program; `code` is the exit code that shells expect after it."""
 
     def __init__(self, number: int) -> None:
         by = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
         super().__init__(by)
-        self.number = number
-        self.code = 128 + number
+        self.number, self.code = number, 128 + number
 
 
 class _State:
     """What has come to this process."""
 
-    def __init__(self) -> None:
-        self.installed = False
-        self.number = 0
-        self.since = 0.0
-        self.held = 0
-        self.message = ""
+    installed = False
+    number = 0
+    since = 0.0
+    held = 0
+    message = ""
 
 
 _state = _State()
@@ -98,11 +89,7 @@ def heeded() -> Iterator[None]:
 
 @contextlib.contextmanager
 def held(message: str = "") -> Iterator[None]:
-    """Within it the first signal waits; it stops the program at the end, if nobody has asked for it before.
-
-    Args:
-        message: for the user whose signal waits.
-    """
+    """Within it the first signal waits, as `message` tells the user, and stops the program at the end."""
     with heeded():
         outer, _state.message = _state.message, message or _state.message
         _state.held += 1
@@ -127,11 +114,7 @@ def at_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def says(how: Callable[[], str]) -> Iterator[None]:
-    """Around work that a signal may stop: the error then says what is kept and how to resume.
-
-    Args:
-        how: says so, once what is within has cleared up; the outermost is heard.
-    """
+    """Around work that a signal may stop: `how`, of the outermost, then says what is kept and how to resume."""
     try:
         yield
     except KeyboardInterrupt as interrupt:

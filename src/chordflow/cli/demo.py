@@ -14,23 +14,17 @@ from chordflow.reporting.pictures import save_figures
 from chordflow.reporting.table import render
 from chordflow.reporting.write import write_report
 
-CONFIG = DemoConfig
 
-USAGE = "chordflow demo --output_dir=outputs/demo"
-
-COMMON = ("output_dir", "steps", "episodes", "from_scratch", "demonstrations", "seed", "resume")
-
-
-def run(arguments: list[str]) -> None:
+def demo(arguments: list[str]) -> None:
     """Runs the demo and prints its table."""
-    config = build(CONFIG, read_options(arguments))
-    results = run_demo(config)
+    config = build(DemoConfig, read_options(arguments))
+    results, output = run_demo(config), config.output_dir
     console.print(render(results))
-    figures = config.output_dir / "figures"
+    figures = output / "figures"
     figures.mkdir(exist_ok=True)
     save_figures(results, figures)
-    report, *_ = write_report(config.output_dir)
-    say(f"Results:  {config.output_dir / 'results.json'} and {config.output_dir / 'table.md'}")
+    report, *_ = write_report(output)
+    say(f"Results:  {output / 'results.json'} and {output / 'table.md'}")
     say(f"Report:   {report}")
-    say(f"Pictures: {figures} and {config.output_dir / 'demo.gif'}")
-    say(f"Student:  {config.output_dir / 'student/checkpoints/last/pretrained_model'}")
+    say(f"Pictures: {figures} and {output / 'demo.gif'}")
+    say(f"Student:  {output / 'student/checkpoints/last/pretrained_model'}")

@@ -1,19 +1,21 @@
 """What is answered before anything heavy is imported: the help of a verb, and the refusal of a wrong option.
 
-`options.json` holds the options of every verb, as `scripts/options_table.py` writes it from the configs.
+`options.json` holds what the help of every verb says. Its titles and options are those of the configs, as
+`scripts/options_table.py` writes them; usages, common options and whole texts are edited there.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chordflow.cli.gone import OPTIONS
 from chordflow.errors import UserError
 from chordflow.options import (
     CONFIG_PATH,
@@ -40,6 +42,8 @@ ENV, ENV_TYPE = "env", "env.type"
 FILES = (".yaml", ".yml", ".json")
 """How the names of files of settings end."""
 
+HELPS = ("-h", "--help", "--help=all")
+
 JOINS = "table"
 """What stands in the place of a study's name where several are joined."""
 
@@ -48,17 +52,37 @@ SAY_WHICH = "say which study; write: chordflow study methods|beginnings|rounds|r
 BRINGS_SETTINGS = (CONFIG_PATH, "recipe", "couplings.path", "resume")
 """Options that name settings which are not known before they are read."""
 
+GONE_VERBS = {
+    "bench": "time training in a checkout with python benchmarks/training/time_training.py, and find out how often a "
+    "coupling may be used with chordflow study reuse."
+}
+GONE_OPTIONS = {
+    "optimizer.momentum": "the optimiser muon has left; choose --optimizer.type=soap or adamw.",
+    "checkpoints": "it is called --looks now.",
+    "keep_checkpoints": "it is called --keep_looks now.",
+}
+"""What there is in place of the verbs and options of earlier releases."""
+
+RENAMED = {"compare": "study methods", "study init": "study beginnings"}
+"""Commands that have another name now; the old one goes in the next release."""
+
+
+def renamed(arguments: list[str]) -> list[str]:
+    """A command line by today's names; says so where it has others."""
+    for old, new in RENAMED.items():
+        count = len(old.split())
+        if arguments[:count] == old.split():
+            print(f"chordflow {old} is now chordflow {new}; the old name goes in the next release.")
+            looks = (
+                re.sub(r"^--(keep_)?checkpoints(?==|$)", r"--\1looks", word) for word in arguments[count:]
+            )
+            return [*new.split(), *looks]
+    return arguments
+
 
 @dataclass(frozen=True)
 class VerbHelp:
-    """The help of a verb.
-
-    Attributes:
-        title: what the verb does.
-        usage: commands to copy.
-        common: names of the options that people set.
-        options: all of them.
-    """
+    """The help of a verb: what it does, commands to copy, the names of options that people set, and all options."""
 
     title: str
     usage: str
@@ -67,32 +91,26 @@ class VerbHelp:
 
     def text(self, *, everything: bool) -> str:
         """The help: the common options and those of a chosen environment, or all options by group."""
-        lines = [
-            *textwrap.wrap(self.title, WIDTH),
-            "",
-            "usage:",
-            *textwrap.indent(self.usage.strip(), "  ").splitlines(),
-        ]
-        groups: dict[str, list[str]] = {}
-        chosen = any(option.name.startswith(f"{ENV}.") and option.name != ENV_TYPE for option in self.options)
+        by_name: dict[str, list[Option]] = {}
         for option in self.options:
-            of_environment = chosen and option.name.startswith(f"{ENV}.")
-            if everything or option.name in self.common or of_environment:
-                group = option.name.rpartition(".")[0] if everything else ""
-                names = groups.setdefault(group, [])
-                names += [] if option.name in names else [option.name]
-        if not everything:
-            groups[""].sort(
-                key=lambda name: self.common.index(name) if name in self.common else len(self.common)
-            )
+            by_name.setdefault(option.name, []).append(option)
+        groups: dict[str, list[str]] = {}
+        if everything:
+            for name in by_name:
+                groups.setdefault(name.rpartition(".")[0], []).append(name)
+        else:
+            of_environment = [name for name in by_name if name.startswith(f"{ENV}.")]
+            chosen = of_environment if len(of_environment) > 1 else []
+            groups[""] = list(dict.fromkeys([*self.common, *chosen]))
+        usage = textwrap.indent(self.usage, "  ").splitlines()
+        lines = [*textwrap.wrap(self.title, WIDTH), "", "usage:", *usage]
         for group, names in groups.items():
-            lines += ["", f"{group} options:" if group else "options:"]
+            lines += ["", f"{group} options:".lstrip()]
             for name in names:
-                lines += _entry([option for option in self.options if option.name == name])
+                lines += _entry(by_name[name])
         if not everything:
-            count = len({option.name for option in self.options})
-            lines += ["", f"--help=all lists all {count} options."]
-            if any(option.name == ENV_TYPE for option in self.options):
+            lines += ["", f"--help=all lists all {len(by_name)} options."]
+            if ENV_TYPE in by_name:
                 lines += [f"--{ENV_TYPE}=NAME --help lists those of an environment too."]
         return "\n".join(lines)
 
@@ -100,66 +118,52 @@ class VerbHelp:
 def _entry(options: list[Option]) -> list[str]:
     """An option with what it does and its defaults, one for each choice that it depends on."""
     first = options[0]
-    needed = f"required with --{first.group}.*" if first.group else "required"
-    only = [
-        f"with --{option.choice}={' or '.join(option.choices)}" * bool(option.choice) for option in options
-    ]
-    default = needed if first.default is None else f"default: {first.default}" * (first.default != NONE)
-    notes = [only[0], default]
+    with_choice = [f"with --{o.choice}={' or '.join(o.choices)}" * bool(o.choice) for o in options]
     if len(options) > 1:
-        notes = [
-            "default: " + ", ".join(f"{o.default} {with_}" for o, with_ in zip(options, only, strict=True))
-        ]
+        defaults = (f"{o.default} {choice}" for o, choice in zip(options, with_choice, strict=True))
+        notes = ["default: " + ", ".join(defaults)]
+    elif first.default is None:
+        notes = [with_choice[0], f"required with --{first.group}.*" if first.group else "required"]
+    else:
+        notes = [with_choice[0], f"default: {first.default}" * (first.default != NONE)]
     note = "; ".join(filter(None, notes))
-    head = textwrap.wrap(
+    head, *more = textwrap.wrap(
         f"--{first.name}  ({first.kind})", WIDTH - 6, break_on_hyphens=False, break_long_words=False
     )
     text = textwrap.wrap(first.text + f" [{note}]" * bool(note), WIDTH - 6, break_long_words=False)
-    return [f"  {head[0]}", *(f"      {line}" for line in [*head[1:], *text])]
+    return [f"  {head}", *(f"      {line}" for line in [*more, *text])]
 
 
-def load(verb: str) -> VerbHelp | str | None:
+def load(key: str) -> VerbHelp | str | None:
     """The help of a verb, or of a verb and its subverb; its text alone where it takes no options of a config.
 
     None where the table does not have it.
     """
-    entry = json.loads(TABLE.read_text(encoding="utf-8")).get(verb)
+    entry = json.loads(TABLE.read_text(encoding="utf-8")).get(key)
     if not isinstance(entry, dict):
         return entry
     options = [Option(**{**row, "choices": tuple(row.get("choices", ()))}) for row in entry.pop("options")]
     return VerbHelp(**entry, options=options)
 
 
-def of_module(module: Any, arguments: Sequence[str] = ()) -> VerbHelp:
-    """The help of a verb from its module, with the options of the environment that the arguments name."""
-    module = getattr(module, "SUBVERBS", {}).get(arguments[0] if arguments else "", module)
+def of_config(key: str, config: type[Any], arguments: Sequence[str] = ()) -> VerbHelp:
+    """The help of a verb with the options of its config, and of the environment that the arguments name."""
     from chordflow.rollouts.plugins import register_environments
 
     with quiet_stdout():
         register_environments()
     named = read_options([argument for argument in arguments if argument.startswith(f"--{ENV_TYPE}=")])
-    options = options_of(module.CONFIG, nest(named))
-    if CONFIG_PATH in module.COMMON:
-        options.append(
-            Option(
-                CONFIG_PATH, "path", "settings to start from, JSON or YAML; other options override them", NONE
-            )
-        )
-    title = (module.CONFIG.__doc__ or "").partition("\n")[0]
-    return VerbHelp(title, module.USAGE.strip(), list(module.COMMON), options)
-
-
-def asked(arguments: Sequence[str]) -> bool:
-    """Whether arguments ask for help."""
-    return any(argument in ("-h", "--help", "--help=all") for argument in arguments)
+    known = load(key)
+    assert isinstance(known, VerbHelp)
+    options = options_of(config, nest(named))
+    if CONFIG_PATH in known.common:
+        text = "settings to start from, JSON or YAML; other options override them"
+        options.append(Option(CONFIG_PATH, "path", text, NONE))
+    return dataclasses.replace(known, title=(config.__doc__ or "").partition("\n")[0], options=options)
 
 
 def check_study(arguments: Sequence[str]) -> None:
-    """Makes sure that the first argument of `chordflow study` names one: a preset, a file, or `table`.
-
-    Raises:
-        UserError: if it does not.
-    """
+    """Makes sure that the first argument of `chordflow study` names one: a preset, a file, or `table`."""
     first = arguments[0] if arguments else "--"
     if first.startswith("-"):
         if not any(word.startswith(("--resume", f"--{CONFIG_PATH}", "--help", "-h")) for word in arguments):
@@ -174,46 +178,60 @@ def check_study(arguments: Sequence[str]) -> None:
         raise UserError(f"{first!r} is no study and no file; {hint}")
 
 
+def entry_of(verb: str, arguments: list[str]) -> tuple[str, list[str]]:
+    """What the table calls a verb with the subverb among its arguments, or a file in its place; all else of them."""
+    first = arguments[0] if arguments else "-"
+    if verb == "study" and Path(first).suffix in FILES and not first.startswith("-"):
+        return "study file", [f"--{CONFIG_PATH}={first}", *arguments[1:]]
+    key = f"{verb} {first}"
+    return (key, arguments[1:]) if load(key) is not None else (verb, arguments)
+
+
 def answer(verb: str, arguments: list[str]) -> bool:
     """Prints the help where that is asked for, and refuses options that there are not.
 
     Returns:
         Whether that was all; otherwise the verb is to be imported, also for the options of an environment.
-
-    Raises:
-        UserError: for an option that no config can have.
     """
-    known, wanted = load(verb), asked(arguments)
     if verb == "study":
         check_study(arguments)
-    if arguments and not arguments[0].startswith("-"):
-        # A subverb, or a file of settings in its place.
-        sub, *rest = arguments
-        is_file = Path(sub).suffix in FILES
-        known = load(f"{verb} {'file' if is_file else sub}") or known
-        arguments = [f"--{CONFIG_PATH}={sub}", *rest] if is_file else rest
-    if isinstance(known, VerbHelp) and not wanted:
-        refuse(known.options, arguments)
+    key, given = entry_of(verb, arguments)
+    known, wanted = load(key), asked(arguments)
+    if isinstance(known, VerbHelp):
+        refuse(known.options, [argument for argument in given if argument not in HELPS], names_alone=wanted)
     named = any(argument.startswith(f"--{ENV_TYPE}=") for argument in arguments)
     if known is None or named or not wanted:
         return False
-    print(known if isinstance(known, str) else known.text(everything="--help=all" in arguments))
+    show(known, arguments)
     return True
 
 
-def refuse(options: Sequence[Option], arguments: list[str]) -> None:
+def asked(arguments: Sequence[str]) -> bool:
+    """Whether arguments ask for help."""
+    return any(argument in HELPS for argument in arguments)
+
+
+def show(known: VerbHelp | str, arguments: Sequence[str]) -> None:
+    """Prints a help."""
+    text = known if isinstance(known, str) else known.text(everything="--help=all" in arguments)
+    print(f"{text}\n\n--verbose prints all findings and tables, not the summary alone.", flush=True)
+
+
+def refuse(options: Sequence[Option], arguments: list[str], *, names_alone: bool) -> None:
     """Refuses what is wrong whatever settings a file may bring.
 
-    Raises:
-        UserError: for an option that there is not, that is missing, or that does not go with the others.
+    Args:
+        options: of the verb.
+        arguments: what the user gave.
+        names_alone: whether values, and options that are missing, do not matter.
     """
     values = read_options(arguments)
     names = {option.name for option in options}
     for name in values:
-        if name in OPTIONS and name not in names:
-            raise UserError(f"--{name} is no option any more: {OPTIONS[name]}")
+        if name in GONE_OPTIONS and name not in names:
+            raise UserError(f"--{name} is no option any more: {GONE_OPTIONS[name]}")
     given = spelt_out(nest(values), options)
-    if not any(look_up(given, name) is not None for name in BRINGS_SETTINGS):
+    if not names_alone and not any(look_up(given, name) is not None for name in BRINGS_SETTINGS):
         check(options, given, given, skip=ENV)
         return
     for name in dotted(given, names):

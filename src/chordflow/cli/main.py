@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from chordflow import __version__, stopping
-from chordflow.cli import gone, help
+from chordflow.cli import help
 from chordflow.errors import MACHINE_ERRORS, UserError, ran_out_of_memory
 from chordflow.quiet import limit_waiting, silence_libraries
 
@@ -24,7 +24,10 @@ VERBS = {
     "relocate": "repair a checkpoint whose vision-language model folder has moved",
     "demo": "run the whole job on a small teacher that comes with chordflow",
 }
-"""What every verb does; `chordflow.cli.VERB` runs it."""
+"""What every verb does; a function of its name in `chordflow.cli.jobs` runs it."""
+
+ALONE = ("report", "demo")
+"""Verbs that have a module of their own: what needs no PyTorch, and what needs the environment of the demo."""
 
 VERBOSE = "--verbose"
 """An option of the output of every verb."""
@@ -64,41 +67,17 @@ def main(argv: list[str] | None = None) -> int:
         interrupted, 143 where SIGTERM ended it.
     """
     arguments = sys.argv[1:] if argv is None else argv
-    if not arguments or arguments[0] in ("-h", "--help", "--help=all", "help"):
-        print(usage())
-        return 0 if arguments else 2
-    if arguments[0] == "--version":
-        print(f"chordflow {__version__}")
-        return 0
-    arguments, sentence = gone.renamed(arguments)
-    if sentence is not None:
-        print(sentence)
-    verb, options = arguments[0], [word for word in arguments[1:] if word != VERBOSE]
-    if verb not in VERBS:
-        instead = gone.VERBS.get(verb, f"choose one of {', '.join(VERBS)}.")
-        print(f"chordflow: there is no verb {verb!r}; {instead}", file=sys.stderr)
-        return 2
-    # Read when torch is first imported. OpenMP's threads otherwise spin while they wait for each other, and on a
-    # machine that does something else as well a small network then runs many times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # What torch's C++ side warns of, such as of parameters that all had gradients.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    verb = arguments[0] if arguments else "help"
     try:
-        if help.answer(verb, options):
-            return 0
-        # Only now: the libraries behind a verb take seconds to import and talk while they do.
-        silence_libraries()
-        limit_waiting()
-        from chordflow.console import doing, show_all
-
-        show_all(VERBOSE in arguments)
-        with _interruptible(verb), doing("Loading PyTorch and LeRobot"):
-            module = import_module(f"chordflow.cli.{verb}")
-        if help.asked(options):
-            print(help.of_module(module, options).text(everything="--help=all" in options))
-            return 0
-        with stopping.heeded():
-            module.run(options)
+        if verb in (*help.HELPS, "help", "--version"):
+            print(f"chordflow {__version__}" if verb == "--version" else usage(), flush=True)
+            return 0 if arguments else 2
+        verb, *options = help.renamed(arguments)
+        if verb not in VERBS:
+            instead = help.GONE_VERBS.get(verb, f"choose one of {', '.join(VERBS)}.")
+            print(f"chordflow: there is no verb {verb!r}; {instead}", file=sys.stderr)
+            return 2
+        _run(verb, options)
     except UserError as error:
         return _refuse(verb, str(error))
     except KeyboardInterrupt as interrupt:
@@ -110,7 +89,6 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader of a pipe has gone, as with `chordflow reflow --help | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
         if error.errno not in MACHINE_ERRORS:
             raise
@@ -123,6 +101,31 @@ def main(argv: list[str] | None = None) -> int:
         what = f"lower {_SIZES[verb]}" if verb in _SIZES else "use a machine with more memory"
         return _refuse(verb, f"{text}; {what}.")
     return 0
+
+
+def _run(verb: str, arguments: list[str]) -> None:
+    options = [word for word in arguments if word != VERBOSE]
+    if help.answer(verb, options):
+        return
+    # Read when torch is first imported. OpenMP's threads otherwise spin while they wait for each other, and on a
+    # machine that does something else as well a small network then runs many times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # What torch's C++ side warns of, such as of parameters that all had gradients.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # Only now: the libraries behind a verb take seconds to import and talk while they do.
+    silence_libraries()
+    limit_waiting()
+    from chordflow.console import doing, show_all
+
+    show_all(VERBOSE in arguments)
+    with _interruptible(verb), doing("Loading PyTorch and LeRobot"):
+        module = import_module(f"chordflow.cli.{verb if verb in ALONE else 'jobs'}")
+    if help.asked(options):
+        key, _ = help.entry_of(verb, options)
+        help.show(help.of_config(key, module.CONFIGS[key], options), options)
+        return
+    with stopping.heeded():
+        getattr(module, verb)(options)
 
 
 @contextlib.contextmanager

@@ -33,7 +33,8 @@ from chordflow.errors import UserError
 from chordflow.experiments.config import ReflowJobConfig
 from chordflow.experiments.measured import concluded
 from chordflow.experiments.provenance import read_record
-from chordflow.experiments.reflow import RESULTS, reflow
+from chordflow.experiments.reflow import RESULTS
+from chordflow.experiments.rounds import reflow_rounds
 from chordflow.experiments.run_folder import has_checkpoint, new_folder, refuse_existing
 from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.reporting.pictures import MAX_BYTES, save_clip
@@ -141,7 +142,7 @@ def _run(config: DemoConfig, checkpoint: Path | None) -> Results:
     command = ["chordflow", "reflow", *(f"--{name}={value}" for name, value in options.items())]
     say(shlex.join(command))
     job = draccus.decode(ReflowJobConfig, deflatten(options, sep="."))
-    finished = reflow(job, command, checkpoint)
+    finished = reflow_rounds(job, command, checkpoint)
 
     teacher = load_flow_policy(teacher_dir, device="cpu")
     student = load_flow_policy(finished.student, device="cpu", field="student")

@@ -22,13 +22,12 @@ from chordflow.couplings import Observations
 from chordflow.couplings.collected import About, Collection, frames_of, known_collections, write_collection
 from chordflow.couplings.mixed import MixedObservations, as_recorded, check_finite
 from chordflow.errors import UserError
-from chordflow.experiments.collect_config import ObservationSource
-from chordflow.experiments.config import ReflowJobConfig
+from chordflow.experiments.config import ObservationSource, ReflowJobConfig
 from chordflow.experiments.measured import deployed_steps
 from chordflow.experiments.run_folder import OBSERVATIONS_DIR
 from chordflow.policies import FlowPolicy
 from chordflow.results.schema import RolloutObservations
-from chordflow.results.wording import percent, steps
+from chordflow.results.wording import percent, plural, steps
 from chordflow.rollouts.collecting import Observed, collect
 from chordflow.rollouts.hosts import Host
 from chordflow.rollouts.workers import open_host
@@ -56,11 +55,7 @@ class RunObservations:
         self.step = step
 
     def check_complete(self, blocks: int, block_size: int) -> None:
-        """Makes sure that what the first `blocks` blocks were made of is still there.
-
-        Raises:
-            UserError: if not.
-        """
+        """Makes sure that what the first `blocks` blocks were made of is still there."""
 
     def summary(self) -> RolloutObservations | None:
         """What was collected; None for a dataset alone."""
@@ -103,9 +98,10 @@ def run_observations(
 
 def collected(rollouts: RolloutObservations) -> str:
     """What a run has collected, for the user."""
+    times = plural(rollouts.collections, "time")
     return (
-        f"{rollouts.observations:,} observations of {rollouts.episodes:,} episodes, collected {rollouts.collections} "
-        f"time{'s' * (rollouts.collections != 1)} in {rollouts.seconds:.0f} s"
+        f"{rollouts.observations:,} observations of {rollouts.episodes:,} episodes, collected {times} in "
+        f"{rollouts.seconds:.0f} s"
     )
 
 
@@ -171,18 +167,16 @@ class _Collecting(RunObservations):
         return [run for collection in self.mixed.collections for run in collection.about.ranges]
 
     def _collect(self, number: int) -> Collection:
-        began, config = time.perf_counter(), self.config
-        student = self.step > 0
-        policy, num_steps = (
-            (self.student, self.student_steps) if student else (self.teacher, self.teacher_steps)
-        )
+        began, config, student = time.perf_counter(), self.config, self.step > 0
+        policy = self.student if student else self.teacher
+        num_steps = self.student_steps if student else self.teacher_steps
         if self._host is None:
             self._host = self._stack.enter_context(open_host(self.env, config.batch_size, config.num_workers))
         before = self.mixed.collections
         indices = self.teacher.observation_delta_indices
         history = len(indices) if indices is not None else None
         frames: list[dict[str, Any]] = []
-        taken = _Taking(self.recorded, policy, f"env.type={self.env.type}")
+        item, name = self.recorded[0], f"env.type={self.env.type}"
         with bar("episodes") as progress:
             walked = collect(
                 self._host,
@@ -193,7 +187,9 @@ class _Collecting(RunObservations):
                 first_seed=before[-1].about.next_seed if before else self.first_seed,
                 batch_size=config.batch_size,
                 between_share=config.between_share,
-                take=lambda observed: frames.extend(frames_of(*taken(observed), history)),
+                take=lambda observed: frames.extend(
+                    frames_of(*_taken(observed, item, policy, name), history)
+                ),
                 progress=lambda done, total: progress.update(done, total, "observations"),
             )
         about = About(
@@ -210,17 +206,13 @@ class _Collecting(RunObservations):
         return write_collection(self.folder, number, frames, self.recorded.dataset.meta.fps, about)
 
 
-class _Taking:
-    """From observations of episodes to those of a dataset."""
-
-    def __init__(self, recorded: Observations, policy: FlowPolicy, name: str) -> None:
-        self._item, self._policy, self._name = recorded[0], policy, name
-
-    def __call__(self, observed: Observed) -> tuple[dict[str, Tensor], list[str]]:
-        observation = observed.observation
-        values = {key: value for key, value in observation.items() if isinstance(value, Tensor)}
-        found = as_recorded(values, self._item, self._policy, self._name)
-        check_finite(found, observed.seeds, self._name)
-        found["episode_index"] = torch.tensor(observed.seeds)
-        found["frame_index"] = torch.tensor(observed.steps)
-        return found, list(observation["task"])
+def _taken(
+    observed: Observed, item: dict[str, Any], policy: FlowPolicy, name: str
+) -> tuple[dict[str, Tensor], list[str]]:
+    """From observations of episodes to those of a dataset, which are like `item`."""
+    values = {key: value for key, value in observed.observation.items() if isinstance(value, Tensor)}
+    found = as_recorded(values, item, policy, name)
+    check_finite(found, observed.seeds, name)
+    found["episode_index"] = torch.tensor(observed.seeds)
+    found["frame_index"] = torch.tensor(observed.steps)
+    return found, list(observed.observation["task"])

@@ -1,25 +1,19 @@
-"""All settings of the main job; the command line is made from them."""
+"""All settings of reflow and couple; their options are made from them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
 from lerobot.envs.configs import EnvConfig
 
-from chordflow.checks import check_fields
+from chordflow.checks import check_fields, check_range
 from chordflow.couplings import TOLERANCE_S, BufferConfig, CouplingConfig, DatasetConfig
 from chordflow.errors import UserError
 from chordflow.evaluation.paired import MeasureConfig
-from chordflow.experiments.collect_config import (
-    CollectConfig,
-    ObservationSource,
-    check_no_demonstrations,
-    check_source,
-)
 from chordflow.experiments.recipes import recipe
-from chordflow.experiments.stored_couplings import CouplingsConfig
 from chordflow.policies import Role
 from chordflow.results.paying import LEAST_GAIN, check_least_gain
 from chordflow.training.methods import MethodConfig, ReflowMethodConfig
@@ -29,18 +23,27 @@ from chordflow.training.student import StudentInit
 
 
 @dataclass
-class CheckpointConfig:
-    """A checkpoint.
+class SourceConfig:
+    """Where a checkpoint is.
 
     Attributes:
         path: `pretrained_model` folder of a LeRobot checkpoint, a run's folder, or a Hub id.
         revision: branch, tag or commit on the Hub.
-        num_inference_steps: Euler steps of the policy as deployed; by default what the checkpoint is saved with. A
-            teacher of `reflow` that is saved with 1 is taken at ten.
     """
 
     path: str
     revision: str | None = None
+
+
+@dataclass
+class CheckpointConfig(SourceConfig):
+    """A checkpoint, and how it is deployed.
+
+    Attributes:
+        num_inference_steps: Euler steps of the policy as deployed; by default what the checkpoint is saved with. A
+            teacher of `reflow` that is saved with 1 is taken at ten.
+    """
+
     num_inference_steps: int | None = None
 
     def check(self, option: str) -> None:
@@ -103,6 +106,69 @@ class AutoRoundsConfig:
     def __post_init__(self) -> None:
         check_fields(self, "auto_rounds.", "most", at_least=2, note=", or --rounds=1")
         check_least_gain("auto_rounds.least_gain", self.least_gain)
+
+
+class ObservationSource(StrEnum):
+    """Whose observations couplings are made for."""
+
+    DATASET = "dataset"
+    ROLLOUT = "rollout"
+
+
+@dataclass
+class CollectConfig:
+    """Observations from episodes in an environment, with observations=rollout.
+
+    Attributes:
+        share: share of the observations that come from episodes, above 0 and at most 1; the rest is the dataset's.
+        num_observations: observations that are collected at a time; the teacher acts before the first training step,
+            the student as it then is from there on.
+        passes: how often they are gone through before others are collected.
+        between_share: share of the observations between two chunks that is kept, at random, beside those at which a
+            chunk was asked for.
+        batch_size: episodes side by side.
+        num_workers: processes that hold the environments; 0 holds them in this one.
+        seed: of the first episode, before a hundred thousand times the last two digits of the run's seed are added; the
+            others follow. By default far from those of chordflow evaluate.
+    """
+
+    share: float = 0.5
+    num_observations: int = 512
+    passes: int = 1
+    between_share: float = 0.1
+    batch_size: int = 16
+    num_workers: int = 0
+    seed: int = 1_000_000_000
+
+    def __post_init__(self) -> None:
+        check_range(
+            "collect.share", self.share, above=0, at_most=1, note=", or leave --observations=rollout out"
+        )
+        check_range("collect.between_share", self.between_share, at_least=0, at_most=1)
+        check_fields(self, "collect.", "num_observations", "passes", "batch_size", at_least=1)
+        check_fields(self, "collect.", "num_workers", "seed", at_least=0)
+
+
+@dataclass
+class CouplingsConfig:
+    """A store of couplings to train from, in place of asking the teacher.
+
+    Attributes:
+        path: folder that `chordflow couple` has made; teacher, dataset and how couplings are made are then its
+            own, and need not be given again.
+        num_observations: how many of its observations are used, whole blocks of them; by default all.
+    """
+
+    path: str | None = None
+    num_observations: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_observations is not None and self.path is None:
+            raise UserError(
+                f"couplings.num_observations={self.num_observations}: it says how much of a store is used; give "
+                "--couplings.path as well, or --buffer.num_observations instead."
+            )
+        check_fields(self, "couplings.", "num_observations", at_least=1)
 
 
 @dataclass
@@ -197,22 +263,114 @@ class ReflowJobConfig:
                 "leave them out."
             )
         method = self.method.build()
-        check_source(self.observations, self.env, self.collect)
         if self.observations == ObservationSource.ROLLOUT:
-            check_no_demonstrations(
-                self.method.get_choice_name(type(self.method)),
-                needs_actions=method.needs_actions,
-                store=self.couplings.path,
-            )
-            if self.buffer.uses_per_coupling is None:
-                raise UserError(
-                    "observations=rollout: with buffer.uses_per_coupling=null every coupling is made before the first "
-                    "step, so that the student would never act; give a number, or leave --observations out."
-                )
-        trained_for = method.step_counts
-        if trained_for is not None and self.num_inference_steps not in trained_for:
+            self._check_rollout(needs_actions=method.needs_actions)
+        elif self.env is not None:
             raise UserError(
-                f"num_inference_steps={self.num_inference_steps}: with these settings method "
-                f"{self.method.get_choice_name(type(self.method))} trains for one step alone; leave the option out, or "
-                "choose another method."
+                f"env.type={self.env.type}: it is used with --observations=rollout alone; give both, or neither."
             )
+        elif self.collect != CollectConfig():
+            raise UserError(
+                "collect: these options are about --observations=rollout; give it and --env.type, or leave them out."
+            )
+        if method.step_counts is not None and self.num_inference_steps not in method.step_counts:
+            raise UserError(
+                f"num_inference_steps={self.num_inference_steps}: with these settings method {self.method_name} trains "
+                "for one step alone; leave the option out, or choose another method."
+            )
+
+    @property
+    def method_name(self) -> str:
+        """The method's `type`."""
+        return self.method.get_choice_name(type(self.method))
+
+    def _check_rollout(self, *, needs_actions: bool) -> None:
+        """Makes sure that observations from episodes can be had, and lack nothing that the training needs."""
+        if self.env is None:
+            raise UserError(
+                "observations=rollout needs an environment to run episodes in; name one with --env.type, or leave the "
+                "option out."
+            )
+        if needs_actions:
+            raise UserError(
+                f"observations=rollout: method.type={self.method_name} with these settings trains on demonstrated "
+                "actions, which episodes of a policy do not have; choose --method.type=reflow without real_data_share."
+            )
+        if self.couplings.path is not None:
+            raise UserError(
+                f"observations=rollout: the couplings in couplings.path={self.couplings.path} were made on a dataset's "
+                "observations; leave one of the two out."
+            )
+        if self.buffer.uses_per_coupling is None:
+            raise UserError(
+                "observations=rollout: with buffer.uses_per_coupling=null every coupling is made before the first "
+                "step, so that the student would never act; give a number."
+            )
+
+
+@dataclass
+class BlocksConfig:
+    """How observations are put together; the same as in training.
+
+    Attributes:
+        noises_per_observation: noises that share one encoded observation, on average.
+        block_size: observations that are encoded together, and make one file.
+        adaptive_share: share of the noises that goes to the observations in proportion to how far their
+            endpoints spread; the rest, at least two each, goes to all alike, so that of 1 or 2
+            noises_per_observation none is left for it.
+    """
+
+    noises_per_observation: int = 4
+    block_size: int = 64
+    adaptive_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        self.of(1)
+
+    def of(self, num_observations: int) -> BufferConfig:
+        """A buffer of that many observations that is never refreshed."""
+        return BufferConfig(num_observations, uses_per_coupling=None, **asdict(self))
+
+
+@dataclass
+class CoupleConfig:
+    """Make a store of couplings: a teacher's noises and endpoints on disk, for many trainings.
+
+    Attributes:
+        teacher: the checkpoint whose couplings are made.
+        dataset: LeRobot dataset whose observations are used (its actions are not).
+        output_dir: folder of the store.
+        num_observations: observations in the store, rounded up to whole blocks; by default every training
+            observation of the dataset once. Beyond that number they are gone through again with new noises.
+        store_context: store the encoded observations too, so that training reads no images and encodes nothing;
+            how much room they take is said before the first is written.
+        batch_size: couplings that are solved at once; the same as in training gives the same bits.
+        seed: of the order of observations and of the noises.
+        num_workers: processes that read observations ahead.
+        device: cuda, mps or cpu; by default the checkpoint's, or what is available.
+        tolerance_s: seconds by which a video's frame may miss its timestamp, as in LeRobot.
+        rename_map: observation keys of the dataset to keys of the policy, as JSON; replaces the checkpoint's own.
+        resume: resume the store in output_dir: blocks that are missing or damaged are made, all others stay.
+            Settings can be given by --config_path=STORE/manifest.json.
+        coupling: how the teacher's ODE is solved.
+        buffer: how observations are put together; the same as in training.
+    """
+
+    teacher: SourceConfig
+    dataset: DatasetConfig
+    output_dir: Path
+    num_observations: int | None = None
+    store_context: bool = False
+    batch_size: int = 64
+    seed: int = 1000
+    num_workers: int = 4
+    device: str | None = None
+    tolerance_s: float = TOLERANCE_S
+    rename_map: dict[str, str] = field(default_factory=dict)
+    resume: bool = False
+    coupling: CouplingConfig = field(default_factory=CouplingConfig)
+    buffer: BlocksConfig = field(default_factory=BlocksConfig)
+
+    def __post_init__(self) -> None:
+        check_fields(self, "", "num_observations", "batch_size", at_least=1)
+        check_fields(self, "", "num_workers", at_least=0)

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from chordflow import stopping
-from chordflow.checks import check_fields
 from chordflow.console import Bar, bar, say
-from chordflow.couplings import TOLERANCE_S, BufferConfig, CouplingConfig, DatasetConfig, open_split
+from chordflow.couplings import open_split
 from chordflow.couplings.device_memory import stage
 from chordflow.couplings.making import BlockMaker
 from chordflow.couplings.store import (
@@ -33,126 +32,35 @@ from chordflow.couplings.store import (
 )
 from chordflow.couplings.store_writer import begin, how_to_go_on, one_job, write_block
 from chordflow.errors import UserError
-from chordflow.experiments.provenance import device_name, refuse_student_of_few_steps, weights_sha256
+from chordflow.experiments.config import CoupleConfig
+from chordflow.experiments.provenance import absolute, device_name, load_teacher, weights_sha256
+from chordflow.experiments.run_folder import made_folder
 from chordflow.experiments.stored_couplings import made_with
-from chordflow.policies import Context, FlowPolicy, load_flow_policy, resolve_checkpoint
+from chordflow.policies import Context, FlowPolicy
 from chordflow.results.schema import installed_versions
 from chordflow.results.wording import size
 from chordflow.training.distributed import Processes, current
 from chordflow.training.memory import enough_memory_to_make
 
 
-@dataclass
-class CheckpointConfig:
-    """The checkpoint whose couplings are made.
-
-    Attributes:
-        path: `pretrained_model` folder of a LeRobot checkpoint, a run's folder, or a Hub id.
-        revision: branch, tag or commit on the Hub.
-    """
-
-    path: str
-    revision: str | None = None
-
-
-@dataclass
-class BlocksConfig:
-    """How observations are put together; the same as in training.
-
-    Attributes:
-        noises_per_observation: noises that share one encoded observation, on average.
-        block_size: observations that are encoded together, and make one file.
-        adaptive_share: share of the noises that goes to the observations in proportion to how far their
-            endpoints spread; the rest, at least two each, goes to all alike, so that of 1 or 2
-            noises_per_observation none is left for it.
-    """
-
-    noises_per_observation: int = 4
-    block_size: int = 64
-    adaptive_share: float = 0.5
-
-    def __post_init__(self) -> None:
-        self.of(1)
-
-    def of(self, num_observations: int) -> BufferConfig:
-        """A buffer of that many observations that is never refreshed."""
-        return BufferConfig(num_observations, uses_per_coupling=None, **asdict(self))
-
-
-@dataclass
-class CoupleConfig:
-    """Make a store of couplings: a teacher's noises and endpoints on disk, for many trainings.
-
-    Attributes:
-        teacher: the checkpoint whose couplings are made.
-        dataset: LeRobot dataset whose observations are used (its actions are not).
-        output_dir: folder of the store.
-        num_observations: observations in the store, rounded up to whole blocks; by default every training
-            observation of the dataset once. Beyond that number they are gone through again with new noises.
-        store_context: store the encoded observations too, so that training reads no images and encodes nothing;
-            how much room they take is said before the first is written.
-        batch_size: couplings that are solved at once; the same as in training gives the same bits.
-        seed: of the order of observations and of the noises.
-        num_workers: processes that read observations ahead.
-        device: cuda, mps or cpu; by default the checkpoint's, or what is available.
-        tolerance_s: seconds by which a video's frame may miss its timestamp, as in LeRobot.
-        rename_map: observation keys of the dataset to keys of the policy, as JSON; replaces the checkpoint's own.
-        resume: resume the store in output_dir: blocks that are missing or damaged are made, all others stay.
-            Settings can be given by --config_path=STORE/manifest.json.
-        coupling: how the teacher's ODE is solved.
-        buffer: how observations are put together; the same as in training.
-    """
-
-    teacher: CheckpointConfig
-    dataset: DatasetConfig
-    output_dir: Path
-    num_observations: int | None = None
-    store_context: bool = False
-    batch_size: int = 64
-    seed: int = 1000
-    num_workers: int = 4
-    device: str | None = None
-    tolerance_s: float = TOLERANCE_S
-    rename_map: dict[str, str] = field(default_factory=dict)
-    resume: bool = False
-    coupling: CouplingConfig = field(default_factory=CouplingConfig)
-    buffer: BlocksConfig = field(default_factory=BlocksConfig)
-
-    def __post_init__(self) -> None:
-        check_fields(self, "", "num_observations", "batch_size", at_least=1)
-        check_fields(self, "", "num_workers", at_least=0)
-
-
 def couple(config: CoupleConfig) -> Path:
-    """Makes a store, or what it lacks.
-
-    Args:
-        config: all settings.
-
-    Returns:
-        The store's folder.
+    """Makes a store, or what it lacks; gives its folder.
 
     Raises:
         UserError: for input that cannot be used, or a disk without room; no half-written block is left.
     """
-    started = time.perf_counter()
-    processes = current()
-    there = (config.output_dir / MANIFEST).is_file()
+    started, processes, folder = time.perf_counter(), current(), config.output_dir
+    there = (folder / MANIFEST).is_file()
     if processes.first and there and not config.resume:
         raise UserError(
-            f"output_dir={config.output_dir} holds a store already; name a new folder, or resume with: "
-            f"{remake_command(config.output_dir)}"
+            f"output_dir={folder} holds a store already; name a new folder, or resume with: {remake_command(folder)}"
         )
-    teacher_dir = resolve_checkpoint(config.teacher.path, config.teacher.revision)
-    refuse_student_of_few_steps(teacher_dir, config.teacher.path)
-    teacher = load_flow_policy(teacher_dir, device=config.device, rename_map=config.rename_map)
+    teacher_dir, teacher = load_teacher(config.teacher, config.device, config.rename_map)
     config.coupling.settle(teacher.default_num_steps)
-    teacher.module.requires_grad_(False)
     split = open_split(config.dataset, teacher, tolerance_s=config.tolerance_s)
-    block_size = config.buffer.block_size
-    wanted = config.num_observations
+    block_size, wanted = config.buffer.block_size, config.num_observations
     if wanted is None and there:
-        wanted = read_manifest(config.output_dir, "output_dir").num_observations
+        wanted = read_manifest(folder, "output_dir").num_observations
     num_blocks = -(-(wanted or len(split.train)) // block_size)
     blocks = config.buffer.of(num_blocks * block_size)
     maker = BlockMaker(
@@ -160,18 +68,9 @@ def couple(config: CoupleConfig) -> Path:
     )
     say(f"Teacher: {config.teacher.path} ({teacher.family}, on {device_name(teacher.device)})")
     say(f"Data:    {config.dataset.repo_id}, {len(split.train):,} observations to train on")
-    settings = made_with(
-        teacher,
-        split,
-        config.rename_map,
-        config.coupling,
-        blocks,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        store_context=config.store_context,
-    )
+    made = made_with(config, teacher, split, store_context=config.store_context)
     about = {
-        "settings": _pinned(_absolute(draccus.encode(config)), Path(split.metadata.root)),
+        "settings": _settings(config, Path(split.metadata.root)),
         "teacher_sha256": weights_sha256(teacher_dir),
         "dataset": {
             "total_episodes": split.metadata.total_episodes,
@@ -182,21 +81,35 @@ def couple(config: CoupleConfig) -> Path:
         "device": device_name(teacher.device),
         "versions": installed_versions(),
     }
-    job = _Job(config, teacher, maker, Manifest(settings, about, num_blocks), processes)
+    job = _Job(config, teacher, maker, Manifest(made, about, num_blocks), processes)
     job.check_room()
     with contextlib.ExitStack() as stack:
         if processes.first:
-            stack.enter_context(_folder(config.output_dir))
-            stack.enter_context(one_job(config.output_dir, alone=processes.count == 1))
-            begin(config.output_dir, job.manifest)
+            stack.enter_context(made_folder(folder, new=False))
+            stack.enter_context(one_job(folder, alone=processes.count == 1))
+            begin(folder, job.manifest)
         # Before the first process has begun the store, or has refused to, no other looks at it.
         processes.wait()
-        stack.enter_context(stopping.says(lambda: how_to_go_on(config.output_dir)))
-        stack.enter_context(enough_memory_to_make(maker, lambda: finished(config.output_dir)))
-        job.run(read_manifest(config.output_dir, "output_dir"))
+        stack.enter_context(stopping.says(lambda: how_to_go_on(folder)))
+        stack.enter_context(enough_memory_to_make(maker, lambda: finished(folder)))
+        job.run(read_manifest(folder, "output_dir"))
         processes.wait()
     say(f"Done in {time.perf_counter() - started:.0f} s.")
-    return config.output_dir
+    return folder
+
+
+def _settings(config: CoupleConfig, dataset: Path) -> dict[str, Any]:
+    """Settings that mean the same from wherever the user happens to be, and whenever.
+
+    The folder of a dataset from the Hub, whose branches and tags may move on, is named by a commit.
+    """
+    settings: dict[str, Any] = draccus.encode(config)
+    for group, name in (("teacher", "path"), ("dataset", "root")):
+        if settings[group][name] is not None:
+            settings[group][name] = absolute(settings[group][name])
+    if dataset.parent.name == "snapshots":
+        settings["dataset"]["revision"] = dataset.name
+    return settings
 
 
 @dataclass
@@ -217,11 +130,7 @@ class _Job:
         return self.config.output_dir
 
     def run(self, manifest: Manifest) -> None:
-        """Makes what is missing or damaged.
-
-        Args:
-            manifest: as it is on disk, with the checksums that blocks of an older layout do not carry.
-        """
+        """Makes what is missing or damaged, by the manifest on disk, with checksums of older blocks."""
         self.manifest = manifest
         numbers: deque[int] = deque()
         with bar("couplings") as progress:
@@ -250,8 +159,8 @@ class _Job:
             context = self.teacher.encode(self.teacher.preprocess(items)).detach()
         kept = context if self.config.store_context else None
         if not self.announced:
-            self._announce(kept)
             self.announced = True
+            self._announce(kept)
         solved = self.maker.solve(number, context)
         with stopping.held():
             write_block(self.folder, number, self.maker.observation_indices(number), solved, kept)
@@ -282,16 +191,10 @@ class _Job:
 
         Args:
             context_bytes: of a block, where contexts are stored and their size is known.
-
-        Raises:
-            UserError: if it has not.
         """
-        done = finished(self.folder)
+        done, folder = finished(self.folder), self.folder.absolute()
         missing = self.manifest.num_blocks - done
-        place = next(
-            path for path in (self.folder.absolute(), *self.folder.absolute().parents) if path.exists()
-        )
-        free = shutil.disk_usage(place).free
+        free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
         each = self.endpoint_bytes + context_bytes
         if each * missing <= free:
             return
@@ -308,39 +211,3 @@ class _Job:
         self.done += 1
         total = self.manifest.num_blocks
         progress.update(min(self.done * self.processes.count, total), total)
-
-
-@contextlib.contextmanager
-def _folder(output_dir: Path) -> Iterator[None]:
-    """Makes a store's folder, and takes it away again where nothing is in it in the end."""
-    made = [folder for folder in (output_dir, *output_dir.parents) if not folder.exists()]
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"output_dir={output_dir} cannot be made ({error.strerror}); name a folder in a place that can be written "
-            "to."
-        ) from error
-    try:
-        yield
-    finally:
-        for folder in made:
-            # The system refuses where something is inside.
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-
-
-def _absolute(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings that mean the same from wherever the user happens to be."""
-    for group, name in (("teacher", "path"), ("dataset", "root")):
-        path = settings[group][name]
-        if path is not None and Path(path).is_dir():
-            settings[group][name] = str(Path(path).resolve())
-    return settings
-
-
-def _pinned(settings: dict[str, Any], dataset: Path) -> dict[str, Any]:
-    """Settings with the commit of a dataset that came from the Hub, whose branches and tags may move on."""
-    if dataset.parent.name == "snapshots":
-        settings["dataset"]["revision"] = dataset.name
-    return settings

@@ -66,38 +66,23 @@ class DiagnoseConfig:
         self.policy.check("policy")
 
 
-@dataclass(frozen=True)
-class Diagnosis:
-    """What a diagnosis leaves behind.
-
-    Attributes:
-        folder: where results.json is.
-        results: what was measured.
-    """
-
-    folder: Path
-    results: Results
-
-
-def diagnose(config: DiagnoseConfig, command: list[str]) -> Diagnosis:
-    """Measures a policy as it is.
+def diagnose(config: DiagnoseConfig, command: list[str]) -> tuple[Path, Results]:
+    """Measures a policy as it is; gives the folder, and what was measured.
 
     The observations are those that LeRobot's rule holds out (`dataset.eval_split`), as in `chordflow reflow`, so that
     the figures before and after training are about the same ones. No training of chordflow's has seen any; the
-    results say whether the policy's own may have.
-
-    Args:
-        config: all settings.
-        command: the command line, for the results.
+    results say whether the policy's own may have. `command` is the command line, for the results.
 
     Raises:
         UserError: for input that cannot be used.
     """
-    started = time.perf_counter()
-    folder = config.output_dir or _default_folder()
+    started, now = time.perf_counter(), datetime.now()
+    # Dated as LeRobot's own commands date theirs.
+    folder = config.output_dir or Path("outputs/diagnose", f"{now:%Y-%m-%d}", f"{now:%H-%M-%S}")
     if folder.exists():
         raise UserError(f"output_dir={folder} exists already; name a new folder, or leave the option out.")
-    checkpoint = resolve_checkpoint(config.policy.path, config.policy.revision, "policy.path")
+    path = config.policy.path
+    checkpoint = resolve_checkpoint(path, config.policy.revision, "policy.path")
     policy = load_flow_policy(
         checkpoint, device=config.device, rename_map=config.rename_map, field="policy.path"
     )
@@ -105,11 +90,11 @@ def diagnose(config: DiagnoseConfig, command: list[str]) -> Diagnosis:
     num_steps = config.policy.num_inference_steps or policy.default_num_steps
     split = open_split(config.dataset, policy, tolerance_s=config.tolerance_s)
     read_beforehand(split, config.measure)
-    info = policy_info(TEACHER, policy, config.policy.path, checkpoint, num_steps)
+    info = policy_info(TEACHER, policy, path, checkpoint, num_steps)
     with new_folder(folder):
         say(
-            f"Policy: {info.path} ({info.family}, {info.parameters / 1e6:.2f} M parameters, on "
-            f"{device_name(policy.device)}), deployed at {num_steps} step{'s' * (num_steps != 1)}"
+            f"Policy: {path} ({info.family}, {info.parameters / 1e6:.2f} M parameters, on "
+            f"{device_name(policy.device)}), deployed at {plural(num_steps, 'step')}"
         )
         say(
             f"Data:   {config.dataset.repo_id}, {min(config.measure.num_observations, len(split.held_out)):,} of "
@@ -117,18 +102,14 @@ def diagnose(config: DiagnoseConfig, command: list[str]) -> Diagnosis:
             f"{split.caveats}"
         )
         if info.step_counts is not None:
-            trained = " or ".join(steps(count) for count in info.step_counts)
+            trained = " or ".join(map(steps, info.step_counts))
             say(
-                f"Warning: policy.path={config.policy.path} is a student that was trained for {trained} only; its "
-                "curvature and converged ODE say nothing, and no student can be made of it."
+                f"Warning: policy.path={path} is a student that was trained for {trained} only; its curvature and "
+                "converged ODE say nothing, and no student can be made of it."
             )
         with bar("measuring") as progress:
-            measures = measure(
-                {TEACHER: Sampler(policy, num_steps)},
-                split.held_out,
-                config.measure,
-                on_progress=progress.update,
-            )
+            samplers = {TEACHER: Sampler(policy, num_steps)}
+            measures = measure(samplers, split.held_out, config.measure, on_progress=progress.update)
         results = Results(
             kind="diagnose",
             command=command,
@@ -136,21 +117,21 @@ def diagnose(config: DiagnoseConfig, command: list[str]) -> Diagnosis:
             versions=installed_versions(),
             device=device_name(policy.device),
             seeds={"measuring": config.measure.seed},
-            teacher=config.policy.path,
+            teacher=path,
             student=None,
             teacher_num_steps=num_steps,
             policies=[info],
         )
-        results = with_measures(
-            results, measures, split, dataset=config.dataset, config=config.measure, teacher_dir=checkpoint
+        results = concluded(
+            with_measures(
+                results,
+                measures,
+                split,
+                dataset=config.dataset,
+                config=config.measure,
+                teacher_dir=checkpoint,
+            )
         )
-        results = concluded(results)
         results.save(folder / RESULTS)
     say(f"Done in {time.perf_counter() - started:.0f} s.")
-    return Diagnosis(folder, results)
-
-
-def _default_folder() -> Path:
-    """Dated as LeRobot's own commands date theirs."""
-    now = datetime.now()
-    return Path("outputs") / "diagnose" / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}"
+    return folder, results

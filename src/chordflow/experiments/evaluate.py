@@ -26,43 +26,22 @@ from chordflow.experiments.reflow import RESULTS
 from chordflow.experiments.run_folder import command_to_resume, new_folder, only_run, refuse_existing
 from chordflow.policies import say_replaced_names
 from chordflow.policies.sampling import Sampler
-from chordflow.results.schema import (
-    STUDENT,
-    TEACHER,
-    FreeWays,
-    PolicyName,
-    Results,
-    Rollouts,
-    installed_versions,
-)
+from chordflow.results.schema import STUDENT, TEACHER, PolicyName, Results, Rollouts, installed_versions
 from chordflow.results.wording import step_counts
 from chordflow.rollouts import Episode
 
 EVALUATE_CONFIG = "evaluate_config.json"
 
 
-@dataclasses.dataclass(frozen=True)
-class Evaluated:
-    """What an evaluation leaves.
-
-    Attributes:
-        results: what was measured.
-        clip: episodes with frames by label, the same seeds under each; empty without an environment.
-    """
-
-    results: Results
-    clip: dict[str, list[Episode]]
-
-
-def evaluate(config: EvaluateConfig, command: list[str]) -> Evaluated:
+def evaluate(config: EvaluateConfig, command: list[str]) -> tuple[Results, dict[str, list[Episode]]]:
     """Measures every policy on the dataset and runs it in the environment, as far as either is given.
 
     What is measured on the dataset is saved before the first episode, each episode as it ends, and all results at the
-    end; a run that was stopped goes on from there.
+    end; a run that was stopped goes on from there. `command` is the command line, for the results.
 
-    Args:
-        config: all settings.
-        command: the command line, for the results.
+    Returns:
+        What was measured, and episodes with frames by label, of the same seeds under each; empty without an
+        environment.
 
     Raises:
         UserError: for input that cannot be used.
@@ -81,18 +60,21 @@ def evaluate(config: EvaluateConfig, command: list[str]) -> Evaluated:
         say_replaced_names(teacher)
     if config.env is not None:
         check_environment(config, entrants)
-    folder = contextlib.nullcontext() if config.resume else _new_folder(output)
-    with folder, only_run(output):
+    rollouts = None
+    with contextlib.nullcontext() if config.resume else _new_folder(output), only_run(output):
         _refuse_another_margin(config)
         write_json(output / EVALUATE_CONFIG, plain(config))
         results = _on_the_dataset(config, command, entrants, split)
-        rollouts = _in_the_environment(config, entrants, results.free)
-        if rollouts is not None:
+        if config.env is not None:
+            lerobots = config.noise == "lerobot"
+            rollouts = (
+                run_like_lerobot(config, entrants) if lerobots else run_arms(config, entrants, results.free)
+            )
             results = _with_rollouts(config, results, rollouts)
         results = concluded(results)
         results.save(output / RESULTS)
     say(f"Done in {time.perf_counter() - started:.0f} s.")
-    return Evaluated(results, rollouts.clip if rollouts is not None else {})
+    return results, rollouts.clip if rollouts is not None else {}
 
 
 def _on_the_dataset(
@@ -119,22 +101,13 @@ def _on_the_dataset(
         say("Measures on the dataset are those of the run that is resumed.")
         return dataclasses.replace(before, command=command, settings=results.settings)
     read_beforehand(split, config.measure)
+    samplers = {name: Sampler(entrant.policy, entrant.num_steps) for name, entrant in entrants.items()}
     with bar("measuring") as progress:
-        measures = measure(
-            {name: Sampler(entrant.policy, entrant.num_steps) for name, entrant in entrants.items()},
-            split.held_out,
-            config.measure,
-            on_progress=progress.update,
-        )
-    results = with_measures(
-        results,
-        measures,
-        split,
-        dataset=config.dataset,
-        config=config.measure,
-        teacher_dir=entrants[TEACHER].folder,
+        measures = measure(samplers, split.held_out, config.measure, on_progress=progress.update)
+    of, teacher_dir = config.dataset, entrants[TEACHER].folder
+    results = concluded(
+        with_measures(results, measures, split, dataset=of, config=config.measure, teacher_dir=teacher_dir)
     )
-    results = concluded(results)
     results.save(config.output_dir / RESULTS)
     return results
 
@@ -157,16 +130,12 @@ def _warn_of_other_steps(config: EvaluateConfig, entrants: dict[PolicyName, Entr
 
 
 def _refuse_another_margin(config: EvaluateConfig) -> None:
-    """A margin is chosen before one looks at outcomes.
-
-    Raises:
-        UserError: if episodes of this folder were judged at another one.
-    """
+    """A margin is chosen before one looks at outcomes: that of episodes in this folder stays."""
     path = config.output_dir / EVALUATE_CONFIG
     if not config.resume or not path.is_file():
         return
     before = json.loads(path.read_text(encoding="utf-8")).get("margin")
-    if before is not None and before != config.margin:
+    if before not in (None, config.margin):
         raise UserError(
             f"margin={config.margin:g}: the run began with {before:g}, and a margin is chosen before one looks; "
             "leave it out, or start a new run."
@@ -179,21 +148,10 @@ def _measured_before(config: EvaluateConfig, now: Results) -> Results | None:
     if not config.resume or not path.is_file():
         return None
     before = Results.load(path)
-    same_settings = all(
-        before.settings.get(name) == now.settings[name] for name in ("dataset", "measure", "rename_map")
-    )
-    same = same_settings and before.policies == now.policies and before.held_out is not None
-    return before if same and before.device == now.device else None
-
-
-def _in_the_environment(
-    config: EvaluateConfig, entrants: dict[PolicyName, Entrant], free: FreeWays | None
-) -> RolloutResults | None:
-    if config.env is None:
-        return None
-    if config.noise == "lerobot":
-        return run_like_lerobot(config, entrants)
-    return run_arms(config, entrants, free)
+    settings = ("dataset", "measure", "rename_map")
+    same = all(before.settings.get(name) == now.settings[name] for name in settings)
+    same &= before.policies == now.policies and before.device == now.device
+    return before if same and before.held_out is not None else None
 
 
 def _with_rollouts(config: EvaluateConfig, results: Results, rollouts: RolloutResults) -> Results:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from lerobot.envs.configs import EnvConfig
 
@@ -15,10 +14,6 @@ from chordflow.errors import UserError
 from chordflow.experiments.config import CheckpointConfig
 from chordflow.experiments.diagnose import DiagnoseMeasureConfig
 from chordflow.results.schema import STUDENT, TEACHER
-
-NOISES = ("paired", "lerobot")
-DELAY_MODES = ("sync", "async", "rtc")
-HOLDS = ("zeros", "last")
 
 
 @dataclass
@@ -93,9 +88,9 @@ class DelayConfig:
         check_fields(self, "delay.", "control_steps", "num_steps", "n_episodes", at_least=1)
         check_fields(self, "delay.", "reference_weight", above=0)
         check_filled("delay.modes", self.modes)
-        check_choice("delay.modes", self.modes, DELAY_MODES)
+        check_choice("delay.modes", self.modes, ("sync", "async", "rtc"))
         check_filled("delay.num_steps", self.num_steps, note=", such as [1,2,10]")
-        check_choice("delay.hold", self.hold, HOLDS)
+        check_choice("delay.hold", self.hold, ("zeros", "last"))
 
 
 @dataclass
@@ -143,7 +138,7 @@ class EvaluateConfig:
     measure: DiagnoseMeasureConfig = field(default_factory=DiagnoseMeasureConfig)
 
     def __post_init__(self) -> None:
-        check_choice("noise", self.noise, NOISES)
+        check_choice("noise", self.noise, ("paired", "lerobot"))
         check_range("margin", self.margin, above=0, below=100, note=" (percentage points), such as 2")
         check_range("seed", self.seed, at_least=0)
         self.teacher.check("teacher")
@@ -158,13 +153,16 @@ class EvaluateConfig:
                 "neither a dataset nor an environment is given; give --dataset.repo_id to measure gaps and latency, "
                 "--env.type to run episodes, or both."
             )
-        if self.noise == "lerobot" and (self.sequential.enable or self.delay.control_steps):
-            raise UserError(
-                "noise=lerobot does not pair episodes, so sequential.enable and delay.control_steps cannot be used "
-                "with it; leave them out, or noise=paired."
-            )
-        if self.env is None and (self.sequential.enable or self.delay.control_steps):
-            raise UserError("sequential and delay are about episodes; name an environment with --env.type.")
+        if self.sequential.enable or self.delay.control_steps:
+            if self.noise == "lerobot":
+                raise UserError(
+                    "noise=lerobot does not pair episodes, so sequential.enable and delay.control_steps cannot be used "
+                    "with it; leave them out, or noise=paired."
+                )
+            if self.env is None:
+                raise UserError(
+                    "sequential and delay are about episodes; name an environment with --env.type."
+                )
         self.candidates()
 
     @property
@@ -182,23 +180,17 @@ class EvaluateConfig:
         if self.student is not None:
             found[STUDENT] = self.student
         for text in self.policies:
-            name, candidate = _parse_policy(text)
+            name, equals, path = text.partition("=")
+            if not equals or not re.fullmatch(r"[\w.+-]+", name) or not path:
+                raise UserError(
+                    f"policies={text}: write NAME=PATH or NAME=PATH@STEPS, a name of letters, digits, '.', '+', '-' or "
+                    "'_'."
+                )
             if name in (TEACHER, *found):
                 raise UserError(f"policies={text}: the name {name!r} is taken; give another.")
-            found[name] = candidate
+            at = re.fullmatch(r"(.+)@(\d+)", path)
+            found[name] = (
+                CheckpointConfig(at[1], num_inference_steps=int(at[2])) if at else CheckpointConfig(path)
+            )
+            found[name].check(f"policies={name}")
         return found
-
-
-def _parse_policy(text: str) -> tuple[str, CheckpointConfig]:
-    name, equals, path = text.partition("=")
-    if not equals or not re.fullmatch(r"[\w.+-]+", name) or not path:
-        raise UserError(
-            f"policies={text}: write NAME=PATH or NAME=PATH@STEPS, a name of letters, digits, '.', '+', '-' or '_'."
-        )
-    steps: Any = None
-    match = re.fullmatch(r"(.+)@(\d+)", path)
-    if match:
-        path, steps = match.group(1), int(match.group(2))
-    candidate = CheckpointConfig(path, num_inference_steps=steps)
-    candidate.check(f"policies={name}")
-    return name, candidate

@@ -11,32 +11,16 @@ from pathlib import Path
 from lerobot.utils.constants import PRETRAINED_MODEL_DIR
 
 from chordflow.console import bar, say
-from chordflow.couplings import (
-    open_split,
-)
+from chordflow.couplings import open_split
 from chordflow.errors import UserError
 from chordflow.experiments.collect import collected
 from chordflow.experiments.config import AUTO, ReflowJobConfig
 from chordflow.experiments.measured import deployed_steps, read_beforehand
-from chordflow.experiments.provenance import (
-    HELD_OUT,
-    JUDGED,
-    Round,
-    device_name,
-    read_record,
-    refuse_student_of_few_steps,
-)
-from chordflow.experiments.run_folder import (
-    new_folder,
-    only_run,
-    refuse_existing,
-    resumable,
-    resume_command,
-)
+from chordflow.experiments.provenance import HELD_OUT, JUDGED, Round, device_name, load_teacher, read_record
+from chordflow.experiments.run_folder import new_folder, only_run, refuse_existing, resumable, resume_command
 from chordflow.experiments.stored_couplings import described
 from chordflow.experiments.student_results import History, measured_students
 from chordflow.experiments.train import Job, own_prefix, ready
-from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint
 from chordflow.results.schema import STUDENT, CouplingSummary, LossCurve, Results
 from chordflow.results.wording import plural
 from chordflow.training.checkpoints import check_same_size
@@ -65,79 +49,54 @@ class Finished:
 
     @property
     def results(self) -> Results:
-        """What was measured, in the process that has measured.
-
-        Raises:
-            ValueError: in the others.
-        """
+        """What was measured, in the process that has measured; ValueError in the others."""
         if self.measured is None:
             raise ValueError("this process has trained, and another one measures")
         return self.measured
 
 
-def reflow(config: ReflowJobConfig, command: list[str], resume_from: Path | None = None) -> Finished:
-    """Trains and measures a student in one round; `experiments.rounds` has as many as are asked for.
-
-    In several processes (see `training.distributed.joined`) all train, and the first alone writes and measures.
-
-    Args:
-        config: all settings.
-        command: the command line, for the results.
-        resume_from: a checkpoint folder of this run.
-
-    Raises:
-        UserError: for input that cannot be used.
-    """
-    if config.rounds != 1:
-        raise ValueError(f"rounds={config.rounds}: these are for experiments.rounds")
-    with begun(config, command, resume_from) as job:
-        return run_round(job, resume_from)
-
-
 @contextlib.contextmanager
 def begun(config: ReflowJobConfig, command: list[str], resume_from: Path | None) -> Iterator[Job]:
-    """Loads the teacher, opens the dataset and holds the run's folder, which is made where the run is new.
-
-    Raises:
-        UserError: for input that cannot be used.
-    """
+    """Loads the teacher, opens the dataset and holds the run's folder, which is made where the run is new."""
     started = time.perf_counter()
     first = current().first
     check_sharding(config.optimizer, fsdp_is_asked_for())
     if resume_from is None:
-        _refuse_unused_points(config)
+        points = config.buffer.path_points
+        # Not among the settings' own checks: several methods that are compared share them.
+        if points is not None and not config.method.build().needs_paths:
+            raise UserError(
+                f"buffer.path_points={points}: with these settings method {config.method_name} does not train on "
+                "states of the trajectory; leave it out, or give --method.path_share with reflow or endpoint."
+            )
         if first:
             refuse_existing(config.output_dir)
-    teacher_dir = resolve_checkpoint(config.teacher.path, config.teacher.revision)
-    refuse_student_of_few_steps(teacher_dir, config.teacher.path)
-    teacher = load_flow_policy(teacher_dir, device=config.device, rename_map=config.rename_map)
-    teacher.module.requires_grad_(False)
+    teacher_dir, teacher = load_teacher(config.teacher, config.device, config.rename_map)
     config.coupling.settle(config.teacher.num_inference_steps or teacher.default_num_steps)
     record = read_record(resume_from / PRETRAINED_MODEL_DIR) if resume_from is not None else {}
     held_out = record.get(HELD_OUT)
     # A run leaves out what it began with leaving out.
     judged = config.rounds == AUTO if resume_from is None else record.get(JUDGED, False)
+    needs_actions = config.method.build().needs_actions
     split = open_split(
         config.dataset,
         teacher,
         tolerance_s=config.tolerance_s,
-        actions=config.method.build().needs_actions,
+        actions=needs_actions,
         held_out=held_out,
         judged=judged,
     )
     if resume_from is not None and held_out is None and split.whole_tasks:
         raise UserError(
             f"dataset.repo_id={config.dataset.repo_id} has tasks with a single episode, and the run began with an "
-            "older chordflow, which held out others of these: it has trained on what would be measured now. Start a "
-            "new run."
+            "older chordflow, which has trained on what would be measured now; start a new run."
         )
     if first:
         read_beforehand(split, config.measure)
         if split.judged is not None:
             read_beforehand(replace(split, held_out=split.judged), config.measure)
-            say(
-                f"Rounds:  decided on {plural(len(split.judged_episodes), 'episode')} held out for this alone"
-            )
+            judging = plural(len(split.judged_episodes), "episode")
+            say(f"Rounds:  decided on {judging} held out for this alone")
     nothing = contextlib.nullcontext()
     folder = new_folder(config.output_dir) if resume_from is None and first else nothing
     with folder, only_run(config.output_dir) if first else nothing:
@@ -146,11 +105,7 @@ def begun(config: ReflowJobConfig, command: list[str], resume_from: Path | None)
 
 
 def run_round(
-    job: Job,
-    resume_from: Path | None,
-    *,
-    of: Round | None = None,
-    on_step: Callable[[], None] = lambda: None,
+    job: Job, resume_from: Path | None, *, of: Round | None = None, on_step: Callable[[], None] = lambda: None
 ) -> Finished:
     """Trains a student, measures it and saves the results.
 
@@ -164,8 +119,9 @@ def run_round(
         UserError: for input that cannot be used, or a file that cannot be written.
     """
     config, teacher = job.config, job.teacher
+    millions = sum(p.numel() for p in teacher.module.parameters()) / 1e6
     say(
-        f"Teacher: {config.teacher.path} ({teacher.family}, {_millions(teacher)} parameters, "
+        f"Teacher: {config.teacher.path} ({teacher.family}, {millions:.2f} M parameters, "
         f"on {device_name(teacher.device)}), deployed at {deployed_steps(config.teacher, teacher)} steps"
     )
     say(
@@ -191,11 +147,7 @@ def run_round(
 
 
 def save_results(results: Results, output_dir: Path) -> None:
-    """Writes `results.json` into a run's folder.
-
-    Raises:
-        UserError: if it cannot be written.
-    """
+    """Writes `results.json` into a run's folder; says how to resume where that fails."""
     try:
         results.save(output_dir / RESULTS)
     except UserError as error:
@@ -219,12 +171,13 @@ def _train(
     buffer, method, store, start = begun.buffer, begun.method, begun.store, begun.start
     observations = begun.observations
     trained_millions = sum(p.numel() for p in begun.student.trainable.values()) / 1e6
+    optimizer = config.optimizer.get_choice_name(type(config.optimizer))
+    prefix = "one prefix for teacher and student" if begun.shared else own_prefix(begun.prefix_trains)
     say(
-        f"Method:  {config.method.get_choice_name(type(config.method))}, {config.steps:,} steps of "
-        f"{_step_size(config, processes)}, {config.optimizer.get_choice_name(type(config.optimizer))}, "
-        f"lr {config.optimizer.lr:g}, {trained_millions:.2f} M trained parameters; "
-        + ("one prefix for teacher and student" if begun.shared else own_prefix(begun.prefix_trains))
-        + ("; for one step only" if method.step_counts == (1,) else "")
+        f"Method:  {config.method_name}, {config.steps:,} steps of {_step_size(config, processes)}, {optimizer}, "
+        f"lr {config.optimizer.lr:g}, {trained_millions:.2f} M trained parameters; {prefix}"
+        + "; for one step only"
+        * (method.step_counts == (1,))
     )
     if store is not None:
         say(f"Store:   {described(store, buffer, config.steps)}")
@@ -244,8 +197,8 @@ def _train(
     held = len(buffer.window.held(begin))
     say(
         f"Buffer:  {held * buffer.block_size:,} observations {_with_what(config, method)}, {_megabytes(buffer_bytes)}"
-        + (f", growing to {buffer.num_blocks * buffer.block_size:,}" if held < buffer.num_blocks else "")
-        + (", never replaced" if config.buffer.uses_per_coupling is None else "")
+        + f", growing to {buffer.num_blocks * buffer.block_size:,}" * (held < buffer.num_blocks)
+        + ", never replaced" * (config.buffer.uses_per_coupling is None)
     )
     with bar("training") as progress:
 
@@ -285,28 +238,12 @@ def _train(
     )
 
 
-def _millions(policy: FlowPolicy) -> str:
-    return f"{sum(p.numel() for p in policy.module.parameters()) / 1e6:.2f} M"
-
-
 def _step_size(config: ReflowJobConfig, processes: Processes) -> str:
     """What makes up the couplings of a step."""
     times = config.gradient_accumulation_steps
-    parts = f" x {times} at a time" if times > 1 else ""
-    shared = f" in each of {processes.count} processes" if processes.count > 1 else ""
-    shared += " with FSDP2" if fsdp_is_asked_for() else ""
-    return f"{config.batch_size}{parts}{shared}"
-
-
-def _refuse_unused_points(config: ReflowJobConfig) -> None:
-    """Not among the settings' own checks: several methods that are compared share them."""
-    points = config.buffer.path_points
-    if points is not None and not config.method.build().needs_paths:
-        raise UserError(
-            f"buffer.path_points={points}: with these settings method "
-            f"{config.method.get_choice_name(type(config.method))} does not train on states of the trajectory; leave "
-            "it out, or give --method.path_share with reflow or endpoint."
-        )
+    parts = f" x {times} at a time" * (times > 1)
+    shared = f" in each of {processes.count} processes" * (processes.count > 1)
+    return f"{config.batch_size}{parts}{shared}{' with FSDP2' * fsdp_is_asked_for()}"
 
 
 def _with_what(config: ReflowJobConfig, method: Method) -> str:
@@ -316,7 +253,7 @@ def _with_what(config: ReflowJobConfig, method: Method) -> str:
             "with their demonstrations, no couplings (--coupling.* and --buffer.adaptive_share are not used)"
         )
     made = f"by {config.coupling.steps} {config.coupling.solver} steps"
-    shown = " and their demonstrations" if method.needs_actions else ""
+    shown = " and their demonstrations" * method.needs_actions
     noises = config.buffer.noises_per_observation
     return f"x {noises} noises on average{config.buffer.sharing}, {made}{shown}"
 

@@ -6,9 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from chordflow.errors import UserError
-from chordflow.experiments.collect_config import CollectConfig
-from chordflow.experiments.config import AutoRoundsConfig, CheckpointConfig, ReflowJobConfig, StudentConfig
-from chordflow.experiments.stored_couplings import CouplingsConfig
+from chordflow.experiments.config import (
+    AutoRoundsConfig,
+    CheckpointConfig,
+    CollectConfig,
+    CouplingsConfig,
+    ReflowJobConfig,
+    StudentConfig,
+)
 from chordflow.flow.seeds import derive_seed
 from chordflow.results.wording import steps
 from chordflow.training.methods import MethodConfig

@@ -24,7 +24,7 @@ from chordflow.errors import UserError
 from chordflow.experiments.auto_rounds import Judge, Stopped
 from chordflow.experiments.config import AUTO, ReflowJobConfig
 from chordflow.experiments.provenance import Round, read_record, weights_sha256
-from chordflow.experiments.reflow import RESULTS, Finished, begun, reflow, run_round, save_results
+from chordflow.experiments.reflow import RESULTS, Finished, begun, run_round, save_results
 from chordflow.experiments.round_settings import check_teaches, round_seed, settings_of_round
 from chordflow.experiments.run_folder import has_checkpoint, new_folder, round_folder, show_round
 from chordflow.experiments.student_results import History, measured_students
@@ -40,7 +40,8 @@ def reflow_rounds(config: ReflowJobConfig, command: list[str], resume_from: Path
     """Trains and measures as many rounds as are asked for, or as pay.
 
     Every round has the same settings but for its seed. How the student begins and a store of couplings are for the
-    first round: the others begin as their teachers, and ask them.
+    first round: the others begin as their teachers, and ask them. In several processes (see
+    `training.distributed.joined`) all train, and the first alone writes and measures.
 
     Args:
         config: all settings.
@@ -54,11 +55,10 @@ def reflow_rounds(config: ReflowJobConfig, command: list[str], resume_from: Path
     Raises:
         UserError: for input that cannot be used.
     """
-    if config.rounds == 1:
-        return reflow(config, command, resume_from)
-    check_teaches(config.method, f"rounds={config.rounds}: ")
+    if config.rounds != 1:
+        check_teaches(config.method, f"rounds={config.rounds}: ")
     with begun(config, command, resume_from) as job:
-        return _Rounds(job).run(resume_from)
+        return run_round(job, resume_from) if config.rounds == 1 else _Rounds(job).run(resume_from)
 
 
 class _Rounds:

@@ -1,4 +1,4 @@
-"""The folder of a run: made new, found again, and not left behind empty."""
+"""The folder of a run: made new, found again, and not left behind empty; a `UserError` where that cannot be."""
 
 from __future__ import annotations
 
@@ -27,12 +27,7 @@ OBSERVATIONS_DIR = "observations"
 def refuse_existing(output_dir: Path, go_on: str | None = None) -> None:
     """Makes sure that a new run would not write into a folder that is there.
 
-    Args:
-        output_dir: the folder.
-        go_on: how to go on with what is there, empty where that cannot be; by default as with a run of reflow.
-
-    Raises:
-        UserError: if there is anything of that name.
+    `go_on` says how to resume what is there, and is empty where that cannot be; by default as a run of reflow.
     """
     if go_on is None:
         go_on = how_to_go_on(output_dir) if has_checkpoint(output_dir) else ""
@@ -42,43 +37,46 @@ def refuse_existing(output_dir: Path, go_on: str | None = None) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(output_dir: Path) -> Iterator[None]:
-    """Makes the folder of a run, and takes it away again if the run fails before anything is in it.
-
-    Raises:
-        UserError: if it cannot be made.
-    """
-    made = [folder for folder in (output_dir, *output_dir.parents) if not folder.exists()]
-    try:
-        output_dir.mkdir(parents=True)
-    except OSError as error:
-        _remove_empty(made)
-        raise UserError(
-            f"output_dir={output_dir} cannot be made ({error.strerror}); name a new folder in a place that can be "
-            "written to."
-        ) from error
-    try:
+def made_folder(folder: Path, *, new: bool = True) -> Iterator[None]:
+    """Makes a folder, `new` or not, and takes away what it made of it and of those above if it is empty in the end."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    with contextlib.ExitStack() as stack:
+        stack.callback(_remove_empty, made)
+        try:
+            folder.mkdir(parents=True, exist_ok=not new)
+        except OSError as error:
+            raise UserError(
+                f"output_dir={folder} cannot be made ({error.strerror}); name a folder in a place that can be written "
+                "to."
+            ) from error
         yield
-    except BaseException:
-        if not has_checkpoint(output_dir):
-            # Without a checkpoint a run cannot be resumed from here, and the same command must work again.
-            (output_dir / METRICS).unlink(missing_ok=True)
-            shutil.rmtree(output_dir / OBSERVATIONS_DIR, ignore_errors=True)
-        _remove_empty([output_dir / CHECKPOINTS_DIR, *made])
-        raise
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        # The system refuses where something is inside.
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+@contextlib.contextmanager
+def new_folder(output_dir: Path) -> Iterator[None]:
+    """Makes the folder of a run, and takes it away again if the run fails before anything is in it."""
+    with made_folder(output_dir):
+        try:
+            yield
+        except BaseException:
+            if not has_checkpoint(output_dir):
+                # Without a checkpoint a run cannot be resumed from here, and the same command must work again.
+                (output_dir / METRICS).unlink(missing_ok=True)
+                shutil.rmtree(output_dir / OBSERVATIONS_DIR, ignore_errors=True)
+            _remove_empty([output_dir / CHECKPOINTS_DIR])
+            raise
 
 
 @contextlib.contextmanager
 def only_run(output_dir: Path, option: str = "output_dir") -> Iterator[None]:
-    """Holds a run's folder for one process at a time, by a lock that ends with the process.
-
-    Args:
-        output_dir: the folder.
-        option: what the user gives it by.
-
-    Raises:
-        UserError: if another process works in it.
-    """
+    """Holds a run's folder, which the user gives by `option`, for one process at a time; the lock ends with it."""
     if sys.platform == "win32":
         # Windows has no such locks.
         yield
@@ -110,12 +108,7 @@ def resume_command(output_dir: Path) -> str:
 
 
 def command_to_resume(verb: str, config_path: Path) -> str:
-    """The command line that resumes a run, by as many processes as work on it now.
-
-    Args:
-        verb: of the run.
-        config_path: the file to resume by.
-    """
+    """The command line that resumes a run by a file, with as many processes as work on it now."""
     count = current().count
     start = f"torchrun --nproc-per-node={count} -m chordflow" if count > 1 else "chordflow"
     return f"{start} {verb} --resume=true --config_path={shlex.quote(str(config_path))}"
@@ -130,11 +123,7 @@ def how_to_go_on(output_dir: Path) -> str:
 
 @contextlib.contextmanager
 def resumable(output_dir: Path) -> Iterator[None]:
-    """Says how to go on, where a run that has a checkpoint fails.
-
-    Raises:
-        UserError: what failed, with that command.
-    """
+    """Says how to resume, where a run that has a checkpoint fails."""
     try:
         yield
     except UserError as error:
@@ -154,16 +143,7 @@ def round_folder(output_dir: Path, number: int) -> Path:
 
 
 def folder_of_run(checkpoint_dir: Path, number: int, rounds: int | str) -> Path:
-    """The folder of the run that a checkpoint is of.
-
-    Args:
-        checkpoint_dir: the checkpoint's folder.
-        number: of its round.
-        rounds: of the run when the checkpoint was written, or auto.
-
-    Raises:
-        UserError: if the round does not lie where the rounds of a run do.
-    """
+    """The folder of the run, of so many rounds or auto, that the checkpoint of a round is of."""
     folder = checkpoint_dir.parent.parent
     if rounds == 1:
         return folder
@@ -181,11 +161,7 @@ def show_round(output_dir: Path, number: int) -> None:
 
 
 def resume_folder(config_path: str | Path) -> Path:
-    """The checkpoint folder of a `train_config.json`, or of the folder that holds it.
-
-    Raises:
-        UserError: if it is not one of a chordflow run.
-    """
+    """The checkpoint folder of a `train_config.json` of a chordflow run, or of the folder that holds it."""
     path = Path(config_path)
     if not path.exists():
         raise UserError(f"config_path={config_path}: there is no such file; {_WHERE}")
@@ -196,10 +172,3 @@ def resume_folder(config_path: str | Path) -> Path:
 
 
 _WHERE = "give OUTPUT_DIR/checkpoints/last/pretrained_model/train_config.json of a chordflow run."
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    for folder in folders:
-        # The system refuses where something is inside.
-        with contextlib.suppress(OSError):
-            folder.rmdir()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,74 +11,42 @@ import draccus
 import numpy as np
 from lerobot.utils.constants import OBS_PREFIX
 
-from chordflow.checks import check_fields, check_range
-from chordflow.couplings import BufferConfig, CouplingBuffer, CouplingConfig, Split
+from chordflow.checks import check_range
+from chordflow.couplings import BufferConfig, CouplingBuffer, Split
 from chordflow.couplings.store import FOR_TRAINING, CouplingStore, Manifest, difference, read_manifest
 from chordflow.errors import UserError
+from chordflow.experiments.config import CoupleConfig, ReflowJobConfig
 from chordflow.options import look_up
 from chordflow.policies import FlowPolicy
 from chordflow.rollouts.store import weights_hash
 
 
-@dataclass
-class CouplingsConfig:
-    """A store of couplings to train from, in place of asking the teacher.
-
-    Attributes:
-        path: folder that `chordflow couple` has made; teacher, dataset and how couplings are made are then its
-            own, and need not be given again.
-        num_observations: how many of its observations are used, whole blocks of them; by default all.
-    """
-
-    path: str | None = None
-    num_observations: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.num_observations is not None and self.path is None:
-            raise UserError(
-                f"couplings.num_observations={self.num_observations}: it says how much of a store is used; give "
-                "--couplings.path as well, or --buffer.num_observations instead."
-            )
-        check_fields(self, "couplings.", "num_observations", at_least=1)
-
-
 def made_with(
-    teacher: FlowPolicy,
-    split: Split,
-    rename_map: dict[str, str],
-    coupling: CouplingConfig,
-    buffer: BufferConfig,
-    *,
-    seed: int,
-    batch_size: int,
-    store_context: bool,
+    config: CoupleConfig | ReflowJobConfig, teacher: FlowPolicy, split: Split, *, store_context: bool
 ) -> dict[str, Any]:
     """All that the blocks of a store depend on, as nested plain values.
 
     Args:
+        config: of the store, or of a training that may use it.
         teacher: whose endpoints they hold.
         split: whose training observations they were made on.
-        rename_map: of observations.
-        coupling: how the teacher's ODE is solved.
-        buffer: how observations are put together.
-        seed: of order and noise.
-        batch_size: couplings that are solved at once; endpoints depend on it in their last bits.
         store_context: whether contexts are stored.
     """
-    chunk = teacher.chunk
+    chunk, buffer = teacher.chunk, config.buffer
     found = {
         "chunk": {"horizon": chunk.horizon, "padded_dim": chunk.padded_dim, "action_dim": chunk.action_dim},
         "teacher": {"family": teacher.family, "weights_and_processors": weights_hash(teacher)},
         "dataset": {"train_observations": len(split.train), "fingerprint": fingerprint(split)},
-        "rename_map": rename_map,
-        "coupling": draccus.encode(coupling),
+        "rename_map": config.rename_map,
+        "coupling": draccus.encode(config.coupling),
         "buffer": {
             "noises_per_observation": buffer.noises_per_observation,
             "block_size": buffer.block_size,
             "adaptive_share": buffer.adaptive_share,
         },
-        "seed": seed,
-        "batch_size": batch_size,
+        "seed": config.seed,
+        # Endpoints depend on it in their last bits.
+        "batch_size": config.batch_size,
         "store_context": store_context,
     }
     # As it will be read: tuples become lists.
@@ -112,15 +79,7 @@ def fingerprint(split: Split) -> str:
 
 
 def training_settings(folder: Path, num_observations: int | None = None) -> dict[str, Any]:
-    """The settings that a training takes from a store unless it is told otherwise, as nested plain values.
-
-    Args:
-        folder: the store's.
-        num_observations: how many of its observations are used; by default all.
-
-    Raises:
-        UserError: if there is no store in `folder`.
-    """
+    """The settings that a training with so many observations of a store takes from it, unless told otherwise."""
     manifest = read_manifest(folder)
     settings = manifest.about["settings"]
     used = min(manifest.num_observations, num_observations or manifest.num_observations)
@@ -131,45 +90,40 @@ def training_settings(folder: Path, num_observations: int | None = None) -> dict
 
 
 def open_couplings(
-    config: CouplingsConfig,
-    wanted: dict[str, Any],
-    teacher: FlowPolicy,
-    split: Split,
-    *,
-    teacher_path: str,
-    repo_id: str,
-    with_context: bool,
-) -> CouplingStore:
-    """The store that a training is to use.
+    config: ReflowJobConfig, teacher: FlowPolicy, split: Split, *, with_context: bool
+) -> CouplingStore | None:
+    """The store that a training takes its couplings from; None where it asks the teacher.
 
     Args:
-        config: which, and how much of it.
-        wanted: `made_with` of the training; its seed, batch size and whether contexts are stored do not matter.
+        config: of the training. How much of the store is used is written into it: the store of a resumed run may have
+            been made anew, larger.
         teacher: the training's.
         split: the training's data.
-        teacher_path: for messages.
-        repo_id: for messages.
         with_context: whether the student can use the teacher's contexts.
 
     Raises:
         UserError: if it was made with anything else, is unfinished, or is damaged.
     """
-    assert config.path is not None
-    folder = Path(config.path)
+    if config.couplings.path is None:
+        return None
+    folder = Path(config.couplings.path)
     manifest = read_manifest(folder)
+    # What may differ.
     free = {name: manifest.made_with.get(name) for name in ("seed", "batch_size", "store_context")}
-    name = difference({**wanted, **free}, manifest.made_with)
+    wanted = {**made_with(config, teacher, split, store_context=with_context), **free}
+    name = difference(wanted, manifest.made_with)
     if name is not None:
-        raise UserError(_other(name, wanted, manifest, folder, teacher_path, repo_id))
+        raise UserError(_other(name, wanted, manifest, config))
     num_blocks = manifest.num_blocks
-    if config.num_observations is not None:
-        num_blocks = -(-config.num_observations // manifest.block_size)
+    if config.couplings.num_observations is not None:
+        num_blocks = -(-config.couplings.num_observations // manifest.block_size)
         check_range(
             "couplings.num_observations",
-            config.num_observations,
+            config.couplings.num_observations,
             at_most=manifest.num_observations,
             note=f", which the store in {folder} holds, or make a larger one in another folder",
         )
+    config.couplings.num_observations = num_blocks * manifest.block_size
     store = CouplingStore(folder, manifest, num_blocks)
     store.check()
     if not (with_context and manifest.made_with["store_context"]):
@@ -196,29 +150,29 @@ def described(store: CouplingStore, buffer: CouplingBuffer, steps: int) -> str:
     return text
 
 
-def _other(
-    name: str, wanted: dict[str, Any], manifest: Manifest, folder: Path, teacher_path: str, repo_id: str
-) -> str:
+def _other(name: str, wanted: dict[str, Any], manifest: Manifest, config: ReflowJobConfig) -> str:
     """The sentence for a training that is not the store's."""
-    ours, theirs = look_up(wanted, name), look_up(manifest.made_with, name)
+    folder, teacher = config.couplings.path, config.teacher.path
     if name.startswith("chunk."):
-        a, b = wanted["chunk"], manifest.made_with["chunk"]
+        theirs, ours = (
+            "{horizon} actions of {padded_dim} dimensions ({action_dim} real)".format(**one["chunk"])
+            for one in (manifest.made_with, wanted)
+        )
         return (
-            f"couplings.path={folder}: its chunks have {b['horizon']} actions of {b['padded_dim']} dimensions "
-            f"({b['action_dim']} real), but those of {teacher_path} have {a['horizon']} of {a['padded_dim']} "
-            f"({a['action_dim']} real); give the teacher that it was made by, or make a new store."
+            f"couplings.path={folder}: its chunks have {theirs}, but those of {teacher} have {ours}; give the teacher "
+            "that it was made by, or make a new store."
         )
     if name.startswith("teacher."):
         return (
-            f"teacher.path={teacher_path}: its weights or its processors' statistics are not those that the couplings "
-            f"in {folder} were made with; give that teacher, or make a new store."
+            f"teacher.path={teacher}: its weights or its processors' statistics are not those that the couplings in "
+            f"{folder} were made with; give that teacher, or make a new store."
         )
     if name.startswith("dataset."):
         return (
-            f"dataset.repo_id={repo_id}: its training observations are not those that the couplings in {folder} were "
-            "made on; give that dataset with the same --dataset.episodes and --dataset.eval_split, or make a new store."
+            f"dataset.repo_id={config.dataset.repo_id}: its training observations are not those that the couplings in "
+            f"{folder} were made on; give the same --dataset.episodes and --dataset.eval_split, or make a new store."
         )
     return (
-        f"{name}={ours}: the couplings in {folder} were made with {theirs}; leave the option out, or make a new "
-        "store."
+        f"{name}={look_up(wanted, name)}: the couplings in {folder} were made with "
+        f"{look_up(manifest.made_with, name)}; leave the option out, or make a new store."
     )

@@ -21,8 +21,16 @@ from chordflow.couplings.store import CouplingStore
 from chordflow.errors import UserError
 from chordflow.experiments.collect import RunObservations, run_observations
 from chordflow.experiments.config import ReflowJobConfig
-from chordflow.experiments.provenance import Round, weights_sha256, write_configs
-from chordflow.experiments.stored_couplings import made_with, open_couplings
+from chordflow.experiments.provenance import (
+    COLLECTED,
+    HELD_OUT,
+    JUDGED,
+    STORE,
+    Round,
+    weights_sha256,
+    write_configs,
+)
+from chordflow.experiments.stored_couplings import open_couplings
 from chordflow.policies import FlowPolicy, resolve_checkpoint, save_student
 from chordflow.policies.base import PREFIX_ROLES
 from chordflow.results.schema import LossCurve
@@ -113,11 +121,14 @@ class Ready:
         save_student(
             student.policy, teacher_dir, folder, {**student.fresh, **weights}, config.num_inference_steps
         )
-        stored = self.store.manifest.made_with_sha256 if self.store is not None else None
-        split, collected = self.job.split, self.observations.ranges()
-        write_configs(
-            config, teacher_dir, folder, of, stored, split.held_out_episodes, collected, split.judged_episodes
-        )
+        split = self.job.split
+        trained_on = {
+            STORE: self.store.manifest.made_with_sha256 if self.store is not None else None,
+            HELD_OUT: split.held_out_episodes,
+            JUDGED: split.judged_episodes,
+            COLLECTED: self.observations.ranges(),
+        }
+        write_configs(config, teacher_dir, folder, of, trained_on)
 
 
 @contextlib.contextmanager
@@ -146,7 +157,7 @@ def ready(job: Job, resume_from: Path | None = None) -> Iterator[Ready]:
     method = config.method.build()
     shared = shares_prefix(teacher, student.policy, roles)
     prefix_trains = bool(set(roles) & set(PREFIX_ROLES))
-    store = _store(job, with_context=shared)
+    store = open_couplings(config, teacher, job.split, with_context=shared)
     start = training_step(resume_from) if resume_from is not None else 0
     if start > config.steps:
         raise UserError(f"steps={config.steps}: the run has done {start} already; give at least that many.")
@@ -189,34 +200,6 @@ def check(job: Job) -> None:
         parts=config.gradient_accumulation_steps,
         needs=config.method.build().needs,
     )
-
-
-def _store(job: Job, *, with_context: bool) -> CouplingStore | None:
-    """The store that couplings come from, if it is not the teacher."""
-    config, teacher, split = job.config, job.teacher, job.split
-    if config.couplings.path is None:
-        return None
-    store = open_couplings(
-        config.couplings,
-        made_with(
-            teacher,
-            split,
-            config.rename_map,
-            config.coupling,
-            config.buffer,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            store_context=with_context,
-        ),
-        teacher,
-        split,
-        teacher_path=config.teacher.path,
-        repo_id=config.dataset.repo_id,
-        with_context=with_context,
-    )
-    # Written out: the store of a resumed run may have been made anew, larger.
-    config.couplings.num_observations = store.num_blocks * config.buffer.block_size
-    return store
 
 
 def train_student(

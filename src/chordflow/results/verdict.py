@@ -71,7 +71,7 @@ def _continued(text: str) -> str:
 def next_command(results: Results) -> tuple[str, str] | None:
     """What to type next, an option a line, with the user's own paths, and what for; None where there is nothing to do.
 
-    After a diagnosis it is the training; after a reflow without episodes, the evaluation.
+    After a diagnosis it is the training; after a reflow or an evaluation without episodes, the evaluation with them.
     """
     given = [
         word for word in results.command if word.startswith(("--dataset.", "--rename_map=", "--device="))
@@ -92,9 +92,10 @@ def next_command(results: Results) -> tuple[str, str] | None:
             "--output_dir=outputs/student",
         ]  # fmt: skip
         what = "Next" if worth else "To train all the same"
-    elif results.kind == "reflow" and results.student is not None and not results.success:
-        # The run's folder stands for its last checkpoint, which the results name from there.
-        student = f"--student.path={results.settings.get('output_dir', results.student)}"
+    elif results.kind in ("reflow", "evaluate") and results.student is not None and not results.success:
+        # A run's folder stands for its last checkpoint, which its results name from there.
+        run = results.settings.get("output_dir") if results.kind == "reflow" else None
+        student = f"--student.path={run or results.student}"
         words = ["evaluate", teacher, student, *given, "--env.type=YOURS", "--output_dir=outputs/evaluation"]
         what = "Next"
     else:

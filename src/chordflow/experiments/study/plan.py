@@ -13,17 +13,16 @@ from lerobot.envs.configs import EnvConfig
 
 from chordflow.couplings import Split, open_split
 from chordflow.errors import UserError
-from chordflow.experiments.collect_config import ObservationSource
-from chordflow.experiments.config import ReflowJobConfig
+from chordflow.experiments.config import ObservationSource, ReflowJobConfig
 from chordflow.experiments.measured import deployed_steps
 from chordflow.experiments.plain import plain
-from chordflow.experiments.provenance import device_name, refuse_student_of_few_steps, weights_sha256
+from chordflow.experiments.provenance import device_name, load_teacher, weights_sha256
 from chordflow.experiments.round_settings import check_teaches, settings_of_round
 from chordflow.experiments.study.config import ArmSettings, StudyConfig
 from chordflow.experiments.study.presets import OWN
 from chordflow.experiments.train import Job, check
 from chordflow.options import build
-from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint
+from chordflow.policies import FlowPolicy
 from chordflow.results.schema import installed_versions
 from chordflow.results.study import Arm, LeftOut, Study
 from chordflow.training.wrapping import fsdp_is_asked_for
@@ -126,10 +125,7 @@ def make_plan(config: StudyConfig) -> Plan:
             f"{given}: a study trains in one process; start it without torchrun or accelerate launch, or train each "
             "arm by chordflow reflow."
         )
-    teacher_dir = resolve_checkpoint(config.teacher.path, config.teacher.revision)
-    refuse_student_of_few_steps(teacher_dir, config.teacher.path)
-    teacher = load_flow_policy(teacher_dir, device=config.device, rename_map=config.rename_map)
-    teacher.module.requires_grad_(False)
+    teacher_dir, teacher = load_teacher(config.teacher, config.device, config.rename_map)
     teacher_steps = deployed_steps(config.teacher, teacher)
     wanted, left_out = config.arms_for(teacher, teacher_dir)
     planned: dict[str, Planned] = {}

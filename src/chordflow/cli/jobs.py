@@ -1,0 +1,157 @@
+"""The verbs that need PyTorch and LeRobot, one function each."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from chordflow import api
+from chordflow.cli.help import JOINS, SAY_WHICH
+from chordflow.console import console, say
+from chordflow.errors import UserError
+from chordflow.experiments.config import ReflowJobConfig
+from chordflow.experiments.couple import CoupleConfig
+from chordflow.experiments.diagnose import DiagnoseConfig
+from chordflow.experiments.evaluate_config import EvaluateConfig
+from chordflow.experiments.settings import read_settings, wants_resume
+from chordflow.experiments.study.config import StudyConfig
+from chordflow.experiments.study.presets import PAGE, STUDIES, TABLE, FileStudy
+from chordflow.experiments.study.run import run_study
+from chordflow.options import CONFIG_PATH, build, nest, read_options
+from chordflow.policies import relocate as relocate_checkpoints
+from chordflow.quiet import quiet_stdout
+from chordflow.reporting.study_table import render as render_study
+from chordflow.reporting.table import render
+from chordflow.reporting.write import write_study
+from chordflow.results.study import STUDY, Study, joined
+from chordflow.rollouts.plugins import register_environments
+from chordflow.training import distributed
+
+CONFIGS: dict[str, type[Any]] = {
+    "diagnose": DiagnoseConfig,
+    "reflow": ReflowJobConfig,
+    "evaluate": EvaluateConfig,
+    "couple": CoupleConfig,
+    **{f"study {preset}": config for preset, config in STUDIES.items()},
+}
+"""What the options of a verb, with its subverb, are made from."""
+
+
+def couple(arguments: list[str]) -> None:
+    """Makes a store of couplings, and says how to train from it."""
+    # Only the first of several processes talks, here too.
+    with distributed.joined():
+        folder = api.couple(**nest(read_options(arguments))).folder
+        train = f"chordflow reflow --couplings.path={shlex.quote(str(folder))} --output_dir=outputs/student"
+        say(f"Couplings: {folder}")
+        say(f"Train:     {train}")
+
+
+def diagnose(arguments: list[str]) -> None:
+    """Measures a policy before any training."""
+    done = api.diagnose(command=["chordflow", "diagnose", *arguments], **nest(read_options(arguments)))
+    console.print(render(done.measured))
+    figures = done.folder / "figures"
+    say(f"Report:  {done.files[0]}")
+    say(f"Results: {done.folder / 'results.json'}, {len(list(figures.iterdir()))} pictures in {figures}")
+
+
+def evaluate(arguments: list[str]) -> None:
+    """Compares policies with their teacher."""
+    done = api.evaluate(command=["chordflow", "evaluate", *arguments], **nest(read_options(arguments)))
+    console.print(render(done.measured))
+    say(f"Results: {done.folder / 'results.json'}")
+    for path in done.files:
+        say(f"Report:  {path}")
+
+
+def reflow(arguments: list[str]) -> None:
+    """Trains a student and measures it."""
+    done = api.reflow(command=["chordflow", "reflow", *arguments], **nest(read_options(arguments)))
+    if done.results is None:
+        return
+    console.print(render(done.results))
+    figures = done.folder / "figures"
+    say(f"Results: {done.folder / 'results.json'}, {len(list(figures.glob('*')))} pictures in {figures}")
+    say(f"Report:  {done.files[0]}")
+    say(f"Student: {done.student}")
+
+
+def relocate(arguments: list[str]) -> None:
+    """Repairs every checkpoint below a folder whose vision-language model has moved."""
+    if not arguments or arguments[0].startswith("--"):
+        raise UserError("the checkpoint's folder is missing; write chordflow relocate DIR.")
+    options = read_options(arguments[1:])
+    vlm = options.pop("vlm.path", None)
+    if options:
+        raise UserError(f"--{next(iter(options))} is not an option; there is only --vlm.path.")
+    changed = relocate_checkpoints(arguments[0], vlm)
+    for file in changed:
+        say(f"rewrote {file}")
+    if not changed:
+        say("Nothing to do: the paths are right already.")
+
+
+def study(arguments: list[str]) -> None:
+    """Runs the study that the first argument names, or joins the tables of several."""
+    first, *options = arguments
+    if first == JOINS:
+        if not options:
+            raise UserError("say whose tables; write: chordflow study table A/study.json B/study.json")
+        console.print(render_study(joined([Study.load(Path(file)) for file in options])))
+        return
+    with quiet_stdout():
+        register_environments()
+    if first.startswith("--"):
+        config = study_settings(None, arguments)
+    elif first in STUDIES:
+        config = study_settings(first, options)
+    else:
+        config = study_settings(FileStudy.PRESET, [f"--{CONFIG_PATH}={first}", *options])
+    output = config.output_dir
+
+    def write(study: Study) -> None:
+        write_study(study, output)
+
+    done = run_study(config, ["chordflow", "study", *arguments], write)
+    # Also of a study of which nothing was missing.
+    write(done)
+    console.print(render_study(done))
+    say(f"Results: {output / STUDY}, all columns in {output / TABLE}, curves in {output / PAGE}")
+
+
+def study_settings(preset: str | None, arguments: list[str]) -> StudyConfig:
+    """The settings of a study, over those of a file or of the study that is resumed.
+
+    Args:
+        preset: that the user names; None where the study that is resumed says so.
+        arguments: the options.
+    """
+    values = read_options(arguments)
+    path = values.pop(CONFIG_PATH, None)
+    base: dict[str, Any] = read_settings(path) if path is not None else {}
+    before = path if "kind" in base else None
+    if before is not None:
+        # Refuses whatever is no study, and studies of an older layout with their converter.
+        saved = Study.load(Path(before)).preset
+        if preset not in (None, saved):
+            raise UserError(f"config_path={path} is a study of {saved}; write: chordflow study {saved}")
+        preset = saved
+    resume = wants_resume(nest(values))
+    if resume and before is None:
+        raise UserError(f"resume=true needs --config_path=OUTPUT_DIR/{STUDY}.")
+    if preset is None:
+        raise UserError(SAY_WHICH)
+    settings = {**base.get("settings", base), "resume": False}
+    if resume and before is not None:
+        # The folder may have been moved since: it is where its file is.
+        settings["output_dir"] = str(Path(before).resolve().parent)
+        try:
+            build(STUDIES[preset], {}, settings)
+        except UserError as error:
+            raise UserError(
+                f"config_path={path} holds settings that cannot be used ({error}); restore the file, or start a new "
+                "study."
+            ) from error
+    return build(STUDIES[preset], values, settings)
