@@ -29,7 +29,7 @@ figures: setup ## make every published figure of the demo anew (with Chromium), 
 	@$(PYTHON) scripts/figures.py
 
 test: setup ## run the tests in two processes, but for the slow ones, those of documents and those that need a browser
-	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile -m "not slow and not browser and not docs" $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not browser and not docs" $(PYTEST_ARGS)
 
 test-slow: setup ## run the slow tests
 	@$(PYTHON) -m pytest -m slow $(PYTEST_ARGS)

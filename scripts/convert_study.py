@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from chordflow.results.codec import decode
+from chordflow.results.files import decode
 from chordflow.results.study import Study
 
 Data = dict[str, Any]

@@ -17,9 +17,15 @@ from numpy.typing import ArrayLike
 from scipy import fft, stats
 from scipy.special import gammaln, xlogy
 
-from chordflow.results.limits import CONFIDENCE, ROUNDING, FloatArray, newcombe_limits, wilson_coverage
-from chordflow.results.power import check_margin, check_rates, episodes_needed
 from chordflow.results.sequential import SequentialTest, decided_at
+from chordflow.results.statistics import (
+    CONFIDENCE,
+    ROUNDING,
+    FloatArray,
+    episodes_needed,
+    newcombe_limits,
+    wilson_coverage,
+)
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -61,9 +67,6 @@ def paired_coverage(episodes: int, only_first: float, only_second: float, both: 
         only_first: Rate of pairs that only the first policy solves.
         only_second: Rate of pairs that only the second solves.
         both: Rate of pairs that both solve.
-
-    Raises:
-        ValueError: If one is out of range.
     """
     truth = only_first - only_second
     covered = 0.0
@@ -110,9 +113,6 @@ def bootstrap_coverage(episodes: int, only_first: float, only_second: float) -> 
         episodes: Paired episodes, at least 1.
         only_first: Rate of pairs that only the first policy solves.
         only_second: Rate of pairs that only the second solves.
-
-    Raises:
-        ValueError: If one is out of range.
     """
     truth = only_first - only_second
     covered = 0.0
@@ -134,11 +134,7 @@ def non_inferiority_power(
         only_second: Rate of pairs that only the second solves.
         both: Rate of pairs that both solve.
         margin: Between 0 and 1.
-
-    Raises:
-        ValueError: If one is out of range.
     """
-    check_margin(margin)
     better = worse = 0.0
     for n11, n10, n01, n00, weight in _tables(episodes, both, only_first, only_second):
         low, high = newcombe_limits(n11, n10, n01, n00)
@@ -171,9 +167,8 @@ def sequential_power(test: SequentialTest, only_first: float, only_second: float
         only_second: Rate of pairs that only the second solves.
 
     Raises:
-        ValueError: If the test has no largest number of episodes, or rates are impossible.
+        ValueError: If the test has no largest number of episodes.
     """
-    check_rates(only_first, only_second)
     if test.max_episodes is None:
         raise ValueError("max_episodes is None; without an end the test's figures have none.")
     last = test.max_episodes
@@ -203,7 +198,6 @@ def sequential_power(test: SequentialTest, only_first: float, only_second: float
 
 def _tables(episodes: int, both: float, only_first: float, only_second: float) -> Iterator[list[FloatArray]]:
     """All tables of paired outcomes, a list of counts and their probability for each count of one cell."""
-    check_rates(both, only_first, only_second)
     neither = max(1 - both - only_first - only_second, 0.0)
     n10_all, n01_all, n11_all = (_range(episodes, rate) for rate in (only_first, only_second, both))
     for n10 in n10_all:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from chordflow.demo.record import FIRST_SEED
 from chordflow.demo.teacher import (
     ASSETS,
+    FIRST_SEED,
     TEACHER_FOLDER,
     TRAINING_FOLDER,
     VLM_FOLDER,
@@ -27,7 +27,8 @@ from chordflow.demo.teacher import (
 from chordflow.policies.checkpoint import load_flow_policy
 from chordflow.quiet import silence_libraries
 from chordflow.results.statistics import wilson_interval
-from chordflow.rollouts import Episode, run_episodes
+from chordflow.rollouts.episodes import Episode
+from chordflow.rollouts.runner import run_episodes
 from lerobot_env_detour import INSTRUCTIONS, DetourEnvConfig
 
 NUM_STEPS = (10, 5, 4, 2, 1)

@@ -13,7 +13,6 @@ from pathlib import Path
 from lerobot.policies.pretrained import PreTrainedPolicy
 
 from chordflow.policies import FlowPolicy
-from chordflow.policies.lerobot_policy import LeRobotFlowPolicy
 from chordflow.policies.registry import adapter_for, own_families
 from chordflow.results.files import write_whole
 
@@ -38,7 +37,6 @@ def supported() -> str:
     ]
     for family, extra in own_families().items():
         adapter = adapter_for(family)
-        assert issubclass(adapter, LeRobotFlowPolicy)
         rows.append(
             (
                 f"`{family}`",
@@ -54,12 +52,11 @@ def supported() -> str:
 
 
 def _default_steps(adapter: type[FlowPolicy]) -> str:
-    assert issubclass(adapter, LeRobotFlowPolicy)
     default = adapter.policy_class.config_class.__dataclass_fields__[adapter.steps_field].default
     return "" if default is None else str(default)
 
 
-def _real_time_chunking(adapter: type[LeRobotFlowPolicy]) -> str:
+def _real_time_chunking(adapter: type[FlowPolicy]) -> str:
     if adapter.supports_real_time_chunking:
         return "LeRobot's"
     has_its_own = adapter.policy_class.supports_rtc is not PreTrainedPolicy.supports_rtc

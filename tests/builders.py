@@ -16,6 +16,7 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.factory import make_pre_post_processors
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
 
 from chordflow.demo.tiny_vlm import TinyVLMSize, build_tiny_vlm
 from chordflow.experiments.config import ReflowJobConfig
@@ -42,9 +43,13 @@ def parse_evaluate(arguments: list[str]) -> EvaluateConfig:
     return evaluate_settings(nest(read_options(arguments)))
 
 
-def build_vlm(folder: Path) -> Path:
-    """A SmolVLM of a few thousand parameters."""
-    return build_tiny_vlm(folder, TASKS, SIZE, weights=False)
+def build_vlm(folder: Path, seed: int | None = None) -> Path:
+    """A SmolVLM of a few thousand parameters, with random weights of its own where a seed is given."""
+    build_tiny_vlm(folder, TASKS, SIZE)
+    if seed is not None:
+        torch.manual_seed(seed)
+        SmolVLMForConditionalGeneration(SmolVLMConfig.from_pretrained(folder)).save_pretrained(folder)
+    return folder
 
 
 def make_config(

@@ -15,14 +15,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class GaussianFlow:
-    """Flow from standard normal noise to an action with independent normal entries.
+    """Flow from standard normal noise to an action of independent normal entries, `mean` ((B,) H, D) and `std` (H, D).
 
     With `g(t) = sqrt(t^2 + (1 - t)^2 s^2)` the point of the trajectory that starts at noise `x_1` is
     `x_t = (1 - t) m + g(t) x_1`; everything below follows from it by differentiation and integration.
-
-    Attributes:
-        mean: `m`, shape (H, D); for velocities and endpoints also (B, H, D), one mean per sample.
-        std: `s`, positive, shape (H, D).
     """
 
     mean: Tensor
@@ -61,14 +57,9 @@ class GaussianFlow:
 
 @dataclass(frozen=True)
 class GaussianMixtureFlow:
-    """Flow from standard normal noise to a mixture of Gaussians: curved, with a choice between modes.
+    """Flow to a mixture of Gaussians: `weights` (K,), `means` ((B,) K, H, D), `stds` (K, H, D).
 
     A mode is a whole chunk: its entries are independent given the mode.
-
-    Attributes:
-        weights: Probability of each mode, shape (K,), summing to 1.
-        means: Shape (K, H, D); for velocities and modes also (B, K, H, D), means for each sample.
-        stds: Positive, shape (K, H, D).
     """
 
     weights: Tensor

@@ -13,6 +13,7 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis
+import pytest
 import torch
 
 # The tests' tensors are small: a second thread costs more than it gives.
@@ -31,4 +32,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(os, "sched_setscheduler"):
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
-pytest_plugins = ["small_policies"]
+pytest_plugins = ["small_policies", "small_jobs"]
+
+LONGEST = [
+    "test_families", "test_distributed", "test_demo", "test_evaluate", "test_process", "test_rounds", "test_reflow_job",
+    "test_bad_input", "test_study", "test_couple_job", "test_train_from_store", "test_methods_job", "test_collect",
+]  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long begins first, so that two processes end at about the same time."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))

@@ -27,8 +27,7 @@ from chordflow.cli import main as cli
 from chordflow.errors import UserError
 from chordflow.training import checkpoints
 from chordflow.training.distributed import current, joined
-from chordflow.training.methods import ReflowMethodConfig
-from chordflow.training.methods.reflow import ReflowMethod
+from chordflow.training.methods import ReflowMethod, ReflowMethodConfig
 from distributed_worker import train_gaussian, work
 
 

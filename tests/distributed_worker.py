@@ -20,15 +20,13 @@ from chordflow.couplings import BufferConfig, CouplingBatch, CouplingBuffer, Cou
 from chordflow.experiments.reflow import Finished
 from chordflow.experiments.rounds import reflow_rounds
 from chordflow.policies import Role
-from chordflow.training.distributed import current, joined
+from chordflow.training.distributed import current, joined, whole
 from chordflow.training.loop import Trained, train
-from chordflow.training.methods import ConsistencyMethodConfig, ReflowMethodConfig
+from chordflow.training.methods import ConsistencyMethodConfig, ReflowMethod, ReflowMethodConfig
 from chordflow.training.methods.base import Method, VelocityFunction
-from chordflow.training.methods.reflow import ReflowMethod
+from chordflow.training.objective import UniformTimes
 from chordflow.training.optimizers import AdamWConfig, OptimizerConfig, SOAPConfig
 from chordflow.training.steps import EMAConfig, LoopConfig
-from chordflow.training.times import UniformTimes
-from chordflow.training.wrapping import whole
 from gaussian_setup import AffineStudent, make_observations, make_policy
 
 STEPS = 5
@@ -107,12 +105,12 @@ def train_gaussian(
     buffer = (AsOne if as_two else CouplingBuffer)(
         teacher, make_observations(24), CouplingConfig(num_steps=2),
         BufferConfig(num_observations=16, noises_per_observation=4, uses_per_coupling=2, block_size=4),
-        seed=3, batch_size=batch_size, parts=parts, share=processes.share,
+        seed=3, batch_size=batch_size, parts=parts, share=processes,
         needs=method.needs,
     )  # fmt: skip
     config = LoopConfig(
-        steps=STEPS, batch_size=batch_size, seed=3, log_freq=1, save_freq=3,
-        gradient_accumulation_steps=parts, optimizer=optimizer or AdamWConfig(lr=1e-2),
+        steps=STEPS, seed=3, log_freq=1, save_freq=3,
+        optimizer=optimizer or AdamWConfig(lr=1e-2),
         ema=EMAConfig(enable=True, decay=0.8),
     )  # fmt: skip
     hook = register_optimizer_step_pre_hook(keep)

@@ -1,34 +1,22 @@
-"""What the tests of all families ask of each: a small real checkpoint, and the stock sampler's answer."""
+"""What the small checkpoints of all families have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+import torch
+from lerobot.configs import FeatureType, PolicyFeature
+from lerobot.policies.factory import make_pre_post_processors
+from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor
+from transformers import Qwen2Tokenizer
 
+from builders import ACTION_DIM, STATE_DIM
+from chordflow.flow.solvers import Euler
 from chordflow.policies import FlowPolicy
-
-
-class Build(Protocol):
-    """Writes a checkpoint with random weights."""
-
-    def __call__(
-        self, folder: Path, *, num_steps: int | None = None, dtype: str = "float32", seed: int = 0
-    ) -> Path:
-        """Saves a stock policy of the tests' state, action and camera sizes with its processors.
-
-        Args:
-            folder: an absent folder; what the checkpoint needs besides (tokenizers and the like) goes beside it.
-            num_steps: what the config is saved with; the family's default where None.
-            dtype: float32, or bfloat16 for the family's own half precision where it has one.
-            seed: of the weights.
-
-        Returns:
-            The `pretrained_model` folder.
-        """
 
 
 @dataclass(frozen=True)
@@ -36,19 +24,70 @@ class FamilyCase:
     """A family under test.
 
     Attributes:
-        family: LeRobot's policy type.
-        build: see `Build`.
-        default_steps: the family's default number of steps.
-        stock_endpoint: the whole chunk (B, H, D) that the stock policy's own sampler makes of a preprocessed
-            batch and given noise at the number of steps that the config is saved with.
-        has_bfloat16: whether `build` knows bfloat16.
-        small_module: a module in this folder whose import makes the class small where its config cannot; it
-            imports nothing of chordflow. None where the config suffices.
+        build: writes a checkpoint with random weights to an absent folder, what it needs beside it, by `num_steps`,
+            `dtype` (bfloat16 where the family has it), `seed` and fields of the config; returns the folder.
+        stock_endpoint: the chunk (B, H, D) that the stock sampler makes of a preprocessed batch and given noise.
+        small_module: a module without chordflow whose import makes the class small where its config cannot.
     """
 
     family: str
-    build: Build
+    build: Callable[..., Path]
     default_steps: int
     stock_endpoint: Callable[[FlowPolicy, dict[str, Any], Tensor], Tensor]
     has_bfloat16: bool = False
     small_module: str | None = None
+
+
+def features(cameras: Iterable[str] = ("top",)) -> dict[str, Any]:
+    """The fields of a config that list a state, cameras and an action of the tests' sizes."""
+    images = {
+        f"observation.images.{name}": PolicyFeature(FeatureType.VISUAL, (3, 32, 32)) for name in cameras
+    }
+    return {
+        "input_features": {"observation.state": PolicyFeature(FeatureType.STATE, (STATE_DIM,)), **images},
+        "output_features": {"action": PolicyFeature(FeatureType.ACTION, (ACTION_DIM,))},
+    }
+
+
+def save(policy: Any, folder: Path, stats: dict[str, Any]) -> Path:
+    """Saves a stock policy with its processors."""
+    policy.save_pretrained(folder)
+    for pipeline in make_pre_post_processors(policy.config, dataset_stats=stats):
+        pipeline.save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def euler(policy: FlowPolicy, batch: dict[str, Any], noise: Tensor, num_steps: int) -> Tensor:
+    """Euler over the adapter's velocity."""
+    context = policy.encode(batch)
+    return Euler().integrate(lambda x, t: policy.velocity(x, t, context), noise, num_steps)
+
+
+def on_path(noise: Tensor, target: Tensor, t: Tensor) -> Tensor:
+    """The points of the straight paths at times t (B,)."""
+    return t[:, None, None] * noise + (1 - t[:, None, None]) * target
+
+
+PAD, IMAGE, VIDEO = "<|endoftext|>", "<|image_pad|>", "<|video_pad|>"
+TOKENS = (PAD, "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", IMAGE, VIDEO)
+# Each message between its marks, each image as one placeholder, as Qwen's own template writes them.
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}"
+)
+
+
+def qwen_tokenizer(folder: Path, texts: Iterable[str]) -> tuple[Qwen2Tokenizer, dict[str, int]]:
+    """A tokenizer that knows `texts`, in a new folder, and the ids of its special tokens."""
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(
+        texts, vocab_size=512, min_frequency=1, special_tokens=list(TOKENS), show_progress=False
+    )
+    folder.mkdir(parents=True)
+    bpe.save_model(str(folder))
+    files = str(folder / "vocab.json"), str(folder / "merges.txt")
+    tokenizer = Qwen2Tokenizer(*files, pad_token=PAD, extra_special_tokens=list(TOKENS[1:]))
+    return tokenizer, {token: tokenizer.convert_tokens_to_ids(token) for token in TOKENS}

@@ -8,32 +8,21 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.policies.factory import make_pre_post_processors
 from lerobot.policies.groot.configuration_groot import GrootConfig
 from lerobot.policies.groot.groot_n1_7 import GR00TN17, GR00TN17Config
 from lerobot.policies.groot.modeling_groot import GrootPolicy
 from lerobot.policies.groot.processor_groot import GrootN17VLMEncodeStep
 from lerobot.utils.constants import OBS_STATE
-from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor
-from transformers import Qwen2Tokenizer, Qwen2VLImageProcessor, Qwen3VLConfig, Qwen3VLVideoProcessor
+from transformers import Qwen2VLImageProcessor, Qwen3VLConfig, Qwen3VLVideoProcessor
 
-from builders import ACTION_DIM, STATE_DIM, TASKS
+from builders import TASKS
 from chordflow.policies import FlowPolicy
 from chordflow.quiet import quiet_stdout
-from family_case import FamilyCase
+from family_case import IMAGE, TEMPLATE, VIDEO, FamilyCase, features, qwen_tokenizer
 
 HORIZON, PADDED_DIM, PATCH, WIDTH = 8, 6, 8, 32
-PAD, IMAGE, VIDEO = "<|endoftext|>", "<|image_pad|>", "<|video_pad|>"
-TOKENS = (PAD, "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", IMAGE, VIDEO)
-# Each message between its marks, each image as one placeholder, as Qwen3-VL's own template writes them.
-TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}<|im_end|>\n{% endfor %}"
-)
 ACTION_MIN, ACTION_MAX = (2.0, -3.0), (14.0, -1.0)
 
 
@@ -47,24 +36,12 @@ def stats() -> dict[str, dict[str, Tensor]]:
 
 def build_backbone(folder: Path) -> Path:
     """A folder as `model_name` names it: config, tokenizer and image processor, no weights."""
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(
-        (*TASKS, "user\n"), vocab_size=512, min_frequency=1, special_tokens=list(TOKENS), show_progress=False
-    )
-    folder.mkdir(parents=True)
-    bpe.save_model(str(folder))
-    tokenizer = Qwen2Tokenizer(
-        str(folder / "vocab.json"),
-        str(folder / "merges.txt"),
-        pad_token=PAD,
-        extra_special_tokens=list(TOKENS[1:]),
-    )
+    tokenizer, ids = qwen_tokenizer(folder, (*TASKS, "user\n"))
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
     sizes = {"size": {"shortest_edge": PATCH**2, "longest_edge": 64**2}, "patch_size": PATCH}
     Qwen2VLImageProcessor(**sizes).save_pretrained(folder)
     Qwen3VLVideoProcessor(**sizes).save_pretrained(folder)
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in TOKENS}
     # A network as transformers initialises it (0.02) hardly heeds what it sees.
     spread = {"initializer_range": 0.3}
     Qwen3VLConfig(
@@ -87,14 +64,7 @@ def build_backbone(folder: Path) -> Path:
 
 
 def build_base(folder: Path, backbone: Path, processor: dict[str, Any] | None = None, **options: Any) -> Path:
-    """A folder as `base_model_path` names it: config, weights and processor settings.
-
-    Args:
-        folder: an absent folder.
-        backbone: the Qwen3-VL's.
-        processor: further `processor_kwargs` of processor_config.json.
-        options: fields of the base model's config.
-    """
+    """A folder as `base_model_path` names it: config, weights and, with further `processor`, processor settings."""
     attention = {"num_attention_heads": 4, "attention_head_dim": 8, "positional_embeddings": None}
     fields: dict[str, Any] = {
         "model_name": str(backbone), "backbone_model_type": "qwen", "backbone_embedding_dim": WIDTH,
@@ -121,27 +91,14 @@ def build_base(folder: Path, backbone: Path, processor: dict[str, Any] | None = 
 
 
 def build(
-    folder: Path,
-    *,
-    num_steps: int | None = None,
-    dtype: str = "float32",
-    seed: int = 0,
-    cameras: tuple[str, ...] = ("top",),
-    base: dict[str, Any] | None = None,
-    statistics: dict[str, Any] | None = None,
+    folder: Path, *, num_steps: int | None = None, dtype: str = "float32", seed: int = 0,
+    cameras: tuple[str, ...] = ("top",), base: dict[str, Any] | None = None, statistics: dict[str, Any] | None = None,
     **options: Any,
-) -> Path:
-    """See `family_case.Build`; the base model and its backbone go beside the checkpoint.
+) -> Path:  # fmt: skip
+    """See `FamilyCase`; the base model, by options of `build_base`, and its backbone go beside the checkpoint.
 
-    Args:
-        folder: an absent folder.
-        num_steps: solver steps that the config is saved with.
-        dtype: bfloat16 computes in it over float32 weights, as GR00T does unless told otherwise.
-        seed: of the weights.
-        cameras: names of the images.
-        base: options of `build_base`.
-        statistics: of the base model's embodiments, for its statistics.json; the processors then use these.
-        options: fields of the config.
+    Computes in bfloat16 over float32 weights. `statistics` are of the base model's embodiments, for its
+    statistics.json; the processors then use these.
     """
     torch.manual_seed(seed)
     with quiet_stdout():
@@ -149,20 +106,12 @@ def build(
         base_model = build_base(folder.parent / f"{folder.name}-base", backbone, **(base or {}))
     if statistics is not None:
         (base_model / "statistics.json").write_text(json.dumps(statistics))
-    inputs = {OBS_STATE: PolicyFeature(FeatureType.STATE, (STATE_DIM,))}
-    for camera in cameras:
-        inputs[f"observation.images.{camera}"] = PolicyFeature(FeatureType.VISUAL, (3, 32, 32))
     fields: dict[str, Any] = {
         "chunk_size": HORIZON, "n_action_steps": 4, "max_action_dim": PADDED_DIM, "max_state_dim": 8,
-        "device": "cpu", "push_to_hub": False, "use_bf16": dtype == "bfloat16",
-        "num_inference_timesteps": num_steps,
+        "device": "cpu", "push_to_hub": False, "use_bf16": dtype == "bfloat16", "num_inference_timesteps": num_steps,
+        "base_model_path": str(base_model),
     }  # fmt: skip
-    config = GrootConfig(
-        input_features=inputs,
-        output_features={"action": PolicyFeature(FeatureType.ACTION, (ACTION_DIM,))},
-        base_model_path=str(base_model),
-        **{**fields, **options},
-    )
+    config = GrootConfig(**features(cameras), **{**fields, **options})
     with quiet_stdout():
         GrootPolicy(config).save_pretrained(folder)
     for pipeline in make_pre_post_processors(config, dataset_stats=stats()):
@@ -175,21 +124,15 @@ def build(
 
 
 def stock_endpoint(policy: FlowPolicy, batch: dict[str, Any], noise: Tensor) -> Tensor:
-    """The whole chunk (B, H, D) of GR00T's own sampler, which draws its noise from torch's generator.
+    """The chunk (B, H, D) of GR00T's own sampler, each observation by itself, as on a robot.
 
-    Each observation runs by itself, as on a robot: GR00T's answer for a prompt depends on the padding that
-    longer prompts in its batch bring along.
+    GR00T's answer for a prompt depends on the padding that longer prompts in its batch bring along.
     """
-    rows = [_stock_chunk(policy, row, noise[i : i + 1]) for i, row in enumerate(split(batch))]
-    return torch.cat(rows)
+    return torch.cat([stock_batch(policy, row, noise[i : i + 1]) for i, row in enumerate(_split(batch))])
 
 
 def stock_batch(policy: FlowPolicy, batch: dict[str, Any], noise: Tensor) -> Tensor:
-    """What GR00T's own sampler makes of a whole batch at once."""
-    return _stock_chunk(policy, batch, noise)
-
-
-def _stock_chunk(policy: FlowPolicy, batch: dict[str, Any], noise: Tensor) -> Tensor:
+    """What GR00T's own sampler, which draws its noise from torch's generator, makes of a whole batch at once."""
     stock: Any = policy.module
     stock.eval()
     inputs = stock._filter_groot_inputs(batch, include_action=False)
@@ -205,7 +148,7 @@ def _stock_chunk(policy: FlowPolicy, batch: dict[str, Any], noise: Tensor) -> Te
         return stock._groot_model.get_action(inputs)["action_pred"].float()
 
 
-def split(batch: dict[str, Any]) -> list[dict[str, Any]]:
+def _split(batch: dict[str, Any]) -> list[dict[str, Any]]:
     """The observations of a preprocessed batch one by one, as if each had been preprocessed by itself."""
     rows = []
     count = len(batch["input_ids"])

@@ -7,8 +7,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature
-from lerobot.policies.factory import make_pre_post_processors
 from lerobot.policies.multi_task_dit.configuration_multi_task_dit import MultiTaskDiTConfig
 from lerobot.policies.multi_task_dit.modeling_multi_task_dit import MultiTaskDiTPolicy
 from tokenizers import ByteLevelBPETokenizer
@@ -16,10 +14,10 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, PreTrainedTokenizerFast
 
-from builders import ACTION_DIM, STATE_DIM, TASKS
+from builders import TASKS
 from chordflow.policies import FlowPolicy
 from chordflow.quiet import quiet_stdout
-from family_case import FamilyCase
+from family_case import FamilyCase, features, save
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 
@@ -55,19 +53,19 @@ def build_clip(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def build(
-    folder: Path, *, num_steps: int | None = None, dtype: str = "float32", seed: int = 0, **options: Any
-) -> Path:
-    """Saves a stock checkpoint with random weights and its processors; CLIP's folder goes beside it."""
-    if dtype != "float32":
-        raise ValueError(f"dtype is {dtype}; this family has no precision of its own to choose")
+def build(folder: Path, *, num_steps: int = 100, seed: int = 0, **options: Any) -> Path:
+    """See `FamilyCase`: two observed steps, images resized and cropped."""
     clip = folder.parent / f"{folder.name}-tiny-clip"
+    fields: dict[str, Any] = {
+        "objective": "flow_matching", "horizon": 8, "n_action_steps": 4, "hidden_dim": 16, "num_layers": 2,
+        "num_heads": 2, "timestep_embed_dim": 8, "image_resize_shape": (28, 28), "image_crop_shape": (24, 24),
+        "vision_encoder_name": str(clip), "text_encoder_name": str(clip), "device": "cpu", "push_to_hub": False,
+        "num_integration_steps": num_steps,
+    }  # fmt: skip
     with quiet_stdout():
         if not clip.exists():
             build_clip(clip)
-        config = make_config(
-            clip, **({} if num_steps is None else {"num_integration_steps": num_steps}), **options
-        )
+        config = MultiTaskDiTConfig(**features(options.pop("cameras", ("top",))), **{**fields, **options})
         torch.manual_seed(seed)
         policy = MultiTaskDiTPolicy(config)
     with torch.no_grad():
@@ -77,36 +75,11 @@ def build(
                 parameter.normal_(std=0.2)
             else:
                 parameter.mul_(2.0)
-    policy.save_pretrained(folder)
-    for pipeline in make_pre_post_processors(config, dataset_stats=stats(config)):
-        pipeline.save_pretrained(folder)
-    return folder
-
-
-def make_config(clip: Path, **options: Any) -> MultiTaskDiTConfig:
-    """A stock config: two observed steps, images resized and cropped."""
-    defaults: dict[str, Any] = {
-        "objective": "flow_matching", "horizon": 8, "n_action_steps": 4, "hidden_dim": 16, "num_layers": 2,
-        "num_heads": 2, "timestep_embed_dim": 8, "image_resize_shape": (28, 28), "image_crop_shape": (24, 24),
-        "vision_encoder_name": str(clip), "text_encoder_name": str(clip), "device": "cpu", "push_to_hub": False,
-    }  # fmt: skip
-    cameras = options.pop("cameras", ("top",))
-    return MultiTaskDiTConfig(
-        input_features={
-            "observation.state": PolicyFeature(FeatureType.STATE, (STATE_DIM,)),
-            **{
-                f"observation.images.{name}": PolicyFeature(FeatureType.VISUAL, (3, 32, 32))
-                for name in cameras
-            },
-        },
-        output_features={"action": PolicyFeature(FeatureType.ACTION, (ACTION_DIM,))},
-        **{**defaults, **options},
-    )
+    return save(policy, folder, stats(config))
 
 
 def stats(config: MultiTaskDiTConfig) -> dict[str, dict[str, Tensor]]:
     """Statistics for the family's own normalisation: images by mean and deviation, the rest by range."""
-    assert config.normalization_mapping["VISUAL"] == NormalizationMode.MEAN_STD
     image = {
         "mean": torch.tensor([0.5, 0.4, 0.3])[:, None, None],
         "std": torch.tensor([0.2, 0.3, 0.25])[:, None, None],

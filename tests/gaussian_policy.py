@@ -1,8 +1,4 @@
-"""A policy whose flow is known in closed form: what the maths of couplings, training and measures is held to.
-
-It is no LeRobot policy and needs no checkpoint. An observation is a state; the action is a mixture of
-Gaussians around a mean that depends linearly on the state, and the velocity is the exact optimum of the
-flow-matching loss for it. With one mode endpoints, gap and curvature are formulas; with two, noises choose.
+"""A policy whose flow is known in closed form: a mixture of Gaussians around a mean that is linear in the state.
 
 Shapes: B batch, H chunk size, D padded action dimension, A real action dimension, K modes, S state size.
 """
@@ -12,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,17 +16,13 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor, nn
 
 from chordflow.policies.base import Batch, ChunkSpec, FlowPolicy, Role
-from chordflow.policies.context import Context, TensorContext
+from chordflow.policies.context import Context
 from closed_forms import GaussianFlow, GaussianMixtureFlow
 
 
 @dataclass
 class GaussianConfig:
-    """The flow and its shapes.
-
-    `separation` lies between neighbouring modes in each real entry, `std` is each mode's width, `num_steps` what the
-    policy is saved with, `action_scale` the robot's units per unit of an endpoint.
-    """
+    """`separation` lies between neighbouring modes, `action_scale` is the robot's units per unit of an endpoint."""
 
     horizon: int = 4
     padded_dim: int = 4
@@ -46,7 +39,7 @@ class GaussianConfig:
 
 
 @dataclass(frozen=True)
-class GaussianContext(TensorContext):
+class GaussianContext(Context):
     """The means (B, K, H, D) of the modes at each observation."""
 
     means: Tensor
@@ -68,14 +61,11 @@ class GaussianModule(nn.Module):
 
 
 class GaussianFlowPolicy(FlowPolicy):
-    """A Gaussian or mixture flow as a policy.
-
-    The context, and so the prefix, is `state_proj`; the action head is `log_std`. The modes differ in the
-    real dimensions only, the padded ones carry noise of the same width around a mean of their own.
-    """
+    """Its prefix is `state_proj`, its action head `log_std`; modes differ in the real dimensions only."""
 
     family = "gaussian"
     policy_class = GaussianModule
+    preprocessor = postprocessor = SimpleNamespace(steps=[], state_dict=dict)
 
     def __init__(self, config: GaussianConfig) -> None:
         self.config = config

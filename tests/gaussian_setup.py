@@ -58,10 +58,7 @@ class AffineModule(nn.Module):
 
 
 class AffineStudent(GaussianFlowPolicy):
-    """A student that learns `v = a(t) x + b(t) m`, the form of every velocity between Gaussians.
-
-    With the teacher's config it begins with the teacher's own prefix.
-    """
+    """Learns `v = a(t) x + b(t) m`, the form of every velocity between Gaussians, from the teacher's own prefix."""
 
     def make_module(self) -> nn.Module:
         return AffineModule(self.config)
@@ -78,11 +75,7 @@ def euler(num_steps: int) -> CouplingConfig:
 
 
 def euler_factor(std: Tensor, num_steps: int) -> Tensor:
-    """c in `endpoint = m + c * noise` after `num_steps` Euler steps of a Gaussian flow of this width.
-
-    `y = x - (1 - t) m` obeys `dy/dt = slope(t) y` with the slope of the linear regression of noise - action
-    on x_t, so that every Euler step multiplies y by `1 - dt * slope(t)`.
-    """
+    """c in `endpoint = m + c * noise` after Euler steps: each multiplies x - (1 - t) m by `1 - dt * slope(t)`."""
     factor = torch.ones_like(std)
     for step in range(num_steps):
         t = 1 - step / num_steps

@@ -23,7 +23,7 @@ from chordflow import api
 from chordflow.cli import jobs
 from chordflow.cli import main as cli
 from chordflow.stopping import SIGNALS
-from chordflow.training.metrics import read_metrics
+from chordflow.training.loop import read_metrics
 
 
 def _process(arguments: list[str], said: Path) -> None:

@@ -230,51 +230,35 @@ class _Names(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def _always(answer: Any) -> Callable[..., Any]:
+    return lambda *_, **__: answer
+
+
 @contextlib.contextmanager
 def pretended(name: str) -> Iterator[torch.device]:
-    """Pretends that this machine has a device, and, of CUDA, two.
-
-    Args:
-        name: `mps`, or `cuda` with or without an index.
-
-    Yields:
-        The device as tensors bear it.
-    """
+    """Pretends that this machine has a device, `mps` or `cuda` (two of them), and yields it as tensors bear it."""
     here = _concrete(name)
     assert here is not None
     cuda = here.type == "cuda"
-    nothing = lambda *_, **__: None  # noqa: E731
     answers: dict[str, Any] = {
-        "cuda.is_available": lambda: cuda,
-        "cuda.device_count": lambda: 2 if cuda else 0,
-        "cuda._lazy_init": nothing,
-        "cuda.current_device": lambda: 0,
-        "cuda.is_current_stream_capturing": lambda: False,
-        "cuda.synchronize": nothing,
-        "cuda.get_device_name": lambda device=None: f"a pretended GPU, {device}",
-        "cuda.get_device_properties": lambda device=None: mock.Mock(total_memory=TOTAL, major=9, minor=0),
-        "cuda.get_device_capability": lambda device=None: (9, 0),
-        "cuda.mem_get_info": lambda device=None: (FREE, TOTAL),
-        "cuda.memory_allocated": lambda device=None: 0,
-        "cuda.memory_reserved": lambda device=None: 0,
-        "cuda.max_memory_allocated": lambda device=None: 0,
-        "cuda.reset_peak_memory_stats": nothing,
-        "cuda.get_rng_state": lambda device=None: torch.zeros(16, dtype=torch.uint8),
-        "cuda.set_rng_state": nothing,
-        "cuda.manual_seed_all": nothing,
-        "cuda.manual_seed": nothing,
-        "cuda.random.get_rng_state": lambda device=None: torch.zeros(16, dtype=torch.uint8),
-        "cuda.random.set_rng_state": nothing,
-        "backends.mps.is_available": lambda: not cuda,
-        "backends.mps.is_built": lambda: not cuda,
-        "mps.synchronize": nothing,
-        "mps.manual_seed": nothing,
-        "mps._get_default_mps_generator": torch.Generator,
-        "nn.Module.to": _module_to(nn.Module.to),
-    }
+        "cuda.is_available": cuda, "cuda.device_count": 2 if cuda else 0, "cuda.current_device": 0,
+        "cuda.is_current_stream_capturing": False, "cuda.get_device_name": "a pretended GPU",
+        "cuda.get_device_properties": mock.Mock(total_memory=TOTAL, major=9, minor=0),
+        "cuda.get_device_capability": (9, 0), "cuda.mem_get_info": (FREE, TOTAL), "cuda.memory_allocated": 0,
+        "cuda.memory_reserved": 0, "cuda.max_memory_allocated": 0, "backends.mps.is_available": not cuda,
+        "backends.mps.is_built": not cuda, "cuda.get_rng_state": torch.zeros(16, dtype=torch.uint8),
+        "cuda.random.get_rng_state": torch.zeros(16, dtype=torch.uint8),
+        **dict.fromkeys(
+            ("cuda._lazy_init", "cuda.synchronize", "cuda.reset_peak_memory_stats", "cuda.set_rng_state",
+             "cuda.manual_seed_all", "cuda.manual_seed", "cuda.random.set_rng_state", "mps.synchronize",
+             "mps.manual_seed"), None,
+        ),
+    }  # fmt: skip
+    functions = {where: _always(answer) for where, answer in answers.items()}
+    functions |= {"mps._get_default_mps_generator": torch.Generator, "nn.Module.to": _module_to(nn.Module.to)}
     torch._C._ensureCUDADeviceGuardSet()
     with contextlib.ExitStack() as stack:
-        for where, answer in answers.items():
+        for where, answer in functions.items():
             stack.enter_context(mock.patch(f"torch.{where}", answer))
         # Accelerate remembers the device of the process that it first met.
         AcceleratorState._reset_state(reset_partial_state=True)

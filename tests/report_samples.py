@@ -10,9 +10,12 @@ import numpy as np
 from PIL import Image
 
 from chordflow.results.actions import (
+    ChunkTime,
     CurvatureRow,
     GapRow,
     HeldOut,
+    Latency,
+    Memory,
     ObservationSpread,
     PolicyName,
     Reference,
@@ -28,7 +31,6 @@ from chordflow.results.episodes import (
     SuccessRow,
     TimingRow,
 )
-from chordflow.results.latency import ChunkTime, Latency, Memory
 from chordflow.results.schema import CouplingSummary, Finding, LossCurve, PolicyInfo, Results
 from chordflow.results.sequential import SequentialDecision
 from chordflow.results.statistics import Estimate, Interval, NonInferiority, PairedSuccess, Percentiles

@@ -34,11 +34,8 @@ def small_paligemma(config: Any) -> PaliGemmaForConditionalGenerationWithPiGemma
     """PaliGemma with a vision tower of one layer and a vocabulary of a byte-level tokenizer."""
     config.text_config.vocab_size = VOCABULARY
     vision = config.vision_config
-    vision.hidden_size, vision.intermediate_size, vision.projection_dim = (
-        16,
-        32,
-        config.text_config.hidden_size,
-    )
+    vision.hidden_size, vision.intermediate_size = 16, 32
+    vision.projection_dim = config.text_config.hidden_size
     vision.num_hidden_layers, vision.num_attention_heads, vision.patch_size = 1, 2, 8
     return PaliGemmaForConditionalGenerationWithPiGemma(config)
 

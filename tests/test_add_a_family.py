@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from broken_statistics import edit_config
 from builders import build_checkpoint, build_dataset
 from chordflow.cli.main import main
 from chordflow.errors import UserError
@@ -118,25 +119,16 @@ def install(source: Path, target: Path) -> None:
     uv = shutil.which("uv") or shutil.which("uv", path=Path(sys.executable).parent)
     pip = [uv, "pip", "install", "--offline", "--python", sys.executable] if uv else [
         sys.executable, "-m", "pip", "install", "--no-index", "--disable-pip-version-check"]  # fmt: skip
-    done = subprocess.run(
-        [*pip, "--no-deps", "--no-build-isolation", "--target", str(target), str(source)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    options = ["--no-deps", "--no-build-isolation", "--target", str(target), str(source)]
+    done = subprocess.run([*pip, *options], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
 
 def shell(work: Path, site: Path, lines: list[list[str]]) -> subprocess.CompletedProcess[str]:
     """Runs command lines in `work`, where what is in `site` is installed."""
-    return subprocess.run(
-        [sys.executable, "-c", SHELL, json.dumps(lines)],
-        cwd=work,
-        env={**os.environ, "PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    env = {**os.environ, "PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", SHELL, json.dumps(lines)]
+    return subprocess.run(command, cwd=work, env=env, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -178,19 +170,15 @@ pathlib.Path("refusal.txt").write_text(f"{{code}} {{said.getvalue()}}")
 def test_the_document_names_what_it_shows() -> None:
     paths = [path for path, _, _ in blocks() if path is not None]
     assert len(paths) == len(set(paths)) == 7
-    assert [line[0] if line[0] != "chordflow" else line[1] for line in commands()] == [
-        "pip", "pytest", "lerobot-train", "diagnose", "reflow",
-    ]  # fmt: skip
+    programs = [line[0] if line[0] != "chordflow" else line[1] for line in commands()]
+    assert programs == ["pip", "pytest", "lerobot-train", "diagnose", "reflow"]
 
 
 @pytest.mark.slow
 def test_diagnose_measured_the_family(walked: Path) -> None:
     results = Results.load(walked / "diagnosis" / "results.json")
-    assert (results.kind, results.policies[0].family, results.teacher_num_steps) == (
-        "diagnose",
-        "tinyflow",
-        10,
-    )
+    found = results.kind, results.policies[0].family, results.teacher_num_steps
+    assert found == ("diagnose", "tinyflow", 10)
     assert results.curvature[0].s > 0
     assert results.floor is not None
     assert results.floor.rms > 0
@@ -204,14 +192,11 @@ def test_the_student_is_the_teachers_checkpoint_in_one_step(walked: Path) -> Non
     before, after = (json.loads((folder / "config.json").read_text()) for folder in (teacher, student))
     assert (before.pop("integration_steps"), after.pop("integration_steps")) == (10, 1)
     # The processors are copied, and the config is but for what its folder says of itself.
-    assert {k: v for k, v in before.items() if k != "pretrained_path"} == {
-        k: v for k, v in after.items() if k != "pretrained_path"
-    }
+    assert before | {"pretrained_path": None} == after | {"pretrained_path": None}
     old, new = (load_file(folder / "model.safetensors") for folder in (teacher, student))
     assert old.keys() == new.keys()
-    assert {name for name in old if not torch.equal(old[name], new[name])} == {
-        name for name in old if name.startswith("head.")
-    }
+    trained = {name for name in old if not torch.equal(old[name], new[name])}
+    assert trained == {name for name in old if name.startswith("head.")}
 
 
 @pytest.mark.slow
@@ -224,10 +209,10 @@ def test_a_refusal_of_the_adapter_is_one_sentence(walked: Path) -> None:
 # What a distribution can get wrong
 
 NEARLY = """
-from chordflow.policies.lerobot_policy import LeRobotFlowPolicy
+from chordflow.policies import FlowPolicy
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
 
-class Unfinished(LeRobotFlowPolicy):
+class Unfinished(FlowPolicy):
     family = "elsewhere"
     def encode(self, batch): ...
 
@@ -304,8 +289,7 @@ def test_the_command_says_it_with_exit_code_two(
     site: Path, vlm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = build_checkpoint(tmp_path / "checkpoint", vlm)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "type": "elsewhere"}))
+    edit_config(folder, lambda c: c.update(type="elsewhere"))
     given = ["diagnose", f"--policy.path={folder}", "--dataset.repo_id=a/b"]
     for value, said in ((None, "docs/add-a-family.md"), ("not_there_at_all:Adapter", "repair or uninstall")):
         if value is not None:

@@ -105,6 +105,7 @@ def fail_writing(monkeypatch: pytest.MonkeyPatch, target: str) -> None:
     monkeypatch.setattr(Path, "open", full)
 
 
+@pytest.mark.pictures
 def test_a_disk_that_is_full_when_results_are_saved_can_be_resumed(
     checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: Capture
 ) -> None:

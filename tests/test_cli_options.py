@@ -21,8 +21,8 @@ from chordflow.experiments.config import ReflowJobConfig
 from chordflow.options import build, nest, options_of, read_options, settle
 from chordflow.policies import Role
 from chordflow.training.methods import ReflowMethodConfig
+from chordflow.training.objective import BetaTimes, UniformTimes, UShapedTimes
 from chordflow.training.optimizers import AdamWConfig, SOAPConfig
-from chordflow.training.times import BetaTimes, UniformTimes, UShapedTimes
 from lerobot_env_detour import DetourEnvConfig
 from script_files import ROOT, load_script
 from small_runs import Capture
@@ -109,9 +109,9 @@ def test_options_override_the_settings_of_a_file() -> None:
     ("--method.times.a=3", "--method.times.a is not an option"),
     ("--method.times.type=nonsense", "method.times.type=nonsense: choose one of uniform"),
     ("--method.times.at_noise=2", "method.times.at_noise=2.0: give"),
-    ("--method.times.type=beta --method.times.alpha=-1", "method.times.alpha=-1.0: give a finite number above 0."),
+    ("--method.times.type=beta --method.times.alpha=-1", "method.times.alpha=-1.0: give a number above 0."),
     ("--method.times.type=u_shaped --method.times.a=nan", "method.times.a=nan: give"),
-    ("--method.times.type=u_shaped --method.times.a=501", "method.times.a=501.0: give at most 500"),
+    ("--method.times.type=u_shaped --method.times.a=501", "a=501.0: give a number above 0 and at most 500"),
     ("--method.times.type=exponential --method.times.ratio=1", "method.times.ratio=1.0: give another"),
     ("--coupling.solver=rk9", "coupling.solver=rk9: choose euler"),
     ("--student.init=nobody", "student.init=nobody: give teacher | teacher_vlm | pretrained_vlm | random"),

@@ -20,12 +20,14 @@ from chordflow.couplings import DatasetConfig, open_split
 from chordflow.couplings.collected import (
     About,
     Collection,
+    MixedObservations,
+    as_recorded,
+    check_finite,
     collection_path,
     frames_of,
     known_collections,
     write_collection,
 )
-from chordflow.couplings.mixed import MixedObservations, as_recorded, check_finite
 from chordflow.errors import UserError
 from chordflow.experiments import collect as collect_module
 from chordflow.experiments.collect import run_observations
@@ -33,9 +35,10 @@ from chordflow.experiments.config import ReflowJobConfig
 from chordflow.options import build
 from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.results.schema import Results
-from chordflow.rollouts import run_episodes
 from chordflow.rollouts.acting import Actor, Request
-from chordflow.rollouts.collecting import Observed, Walked, collect
+from chordflow.rollouts.collecting import Observed, collect
+from chordflow.rollouts.episodes import SeedRange
+from chordflow.rollouts.runner import run_episodes
 from chordflow.rollouts.workers import open_host
 from drift_env import DriftEnvConfig
 from family_multi_task_dit import build as build_dit
@@ -49,10 +52,10 @@ ROLLOUT = ("--observations=rollout", "--env.type=drift_of_the_tests", "--collect
 
 def collected(
     policy: FlowPolicy, count: int, *, between_share: float = 0.0, batch_size: int = 3, num_workers: int = 0
-) -> tuple[list[Observed], Walked]:
+) -> tuple[list[Observed], list[SeedRange]]:
     found: list[Observed] = []
     with open_host(DriftEnvConfig(), batch_size, num_workers) as host:
-        walked = collect(
+        ranges = collect(
             host,
             policy,
             DriftEnvConfig(),
@@ -63,7 +66,7 @@ def collected(
             between_share=between_share,
             take=found.append,
         )
-    return found, walked
+    return found, ranges
 
 
 def places(found: list[Observed]) -> list[tuple[int, int]]:
@@ -92,7 +95,7 @@ class TestCollecting:
 
         monkeypatch.setattr(policy, "encode", spied_encode)
         monkeypatch.setattr(Actor, "act", spied_act)
-        found, walked = collected(policy, 12)
+        found, (run,) = collected(policy, 12)
         split = open_split(DatasetConfig("test/tiny", root=str(dataset_root)), policy)
         recorded = split.train[0]
         frames: list[dict[str, Any]] = []
@@ -104,7 +107,7 @@ class TestCollecting:
             }
             frames += frames_of(values, one.observation["task"], None)
         collection = write_collection(tmp_path, 0, frames, 10, about(12))
-        assert walked.next_seed == FIRST + walked.episodes
+        assert run.first == FIRST < run.stop
         assert (collection.item(0)["episode_index"], collection.item(0)["frame_index"]) == places(found)[0]
         for row, place in enumerate(places(found)):
             item = collection.item(row)
@@ -125,8 +128,8 @@ class TestCollecting:
     def test_every_frame_may_be_kept(self, tiny_policy: FlowPolicy) -> None:
         """Those of an episode's last chunk too, and nothing beyond its end."""
         (episode,) = run_episodes(tiny_policy, DriftEnvConfig(), [FIRST], num_steps=2)
-        found, walked = collected(tiny_policy, episode.length, between_share=1.0, batch_size=1)
-        assert walked.episodes == 1
+        found, (run,) = collected(tiny_policy, episode.length, between_share=1.0, batch_size=1)
+        assert run.stop - run.first == 1
         assert sorted(places(found)) == [(FIRST, step) for step in range(episode.length)]
         states = torch.cat([one.observation["observation.state"] for one in found])
         assert len(states.unique(dim=0)) == episode.length

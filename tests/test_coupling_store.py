@@ -7,7 +7,7 @@ import errno
 import hashlib
 import json
 import os
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +21,22 @@ from chordflow.couplings import BufferConfig, CouplingBuffer, CouplingConfig, Ob
 from chordflow.couplings.blocks import Solved
 from chordflow.couplings.store import (
     FOR_TRAINING,
+    LOCK,
     CouplingStore,
     Manifest,
+    begin,
     finished,
+    one_job,
     read_block,
     read_manifest,
     shard_name,
+    write_block,
 )
-from chordflow.couplings.store_writer import LOCK, begin, one_job, write_block
 from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
-from chordflow.policies import FlowPolicy, Role, VelocityModule
+from chordflow.policies import Role, VelocityModule
 from chordflow.training.methods import ReflowMethodConfig
-from chordflow.training.times import UShapedTimes
+from chordflow.training.objective import UShapedTimes
 from gaussian_policy import GaussianFlowPolicy
 from gaussian_setup import AffineStudent, make_observations, make_policy
 
@@ -42,61 +45,61 @@ SEED = 7
 ABOUT: dict[str, Any] = {"settings": {name: SEED if name == "seed" else {} for name in FOR_TRAINING}}
 
 
-def buffer(teacher: FlowPolicy, observations: Observations, **options: Any) -> CouplingBuffer:
-    given = {"seed": SEED, "batch_size": 16, "config": CONFIG, **options}
-    return CouplingBuffer(teacher, observations, CouplingConfig(num_steps=3), given.pop("config"), **given)
-
-
 def settings(**changes: Any) -> dict[str, Any]:
     own = {"buffer": {"block_size": 4}, "seed": SEED, "store_context": False}
     return {"teacher": {"hash": "a"}, **own, **changes}
 
 
-def make(
-    folder: Path,
-    teacher: FlowPolicy,
-    observations: Observations,
-    num_blocks: int = 6,
-    *,
-    context: bool = False,
-) -> Path:
-    """A store of a Gaussian teacher's couplings."""
-    folder.mkdir(exist_ok=True)
-    begin(folder, Manifest(settings(store_context=context), ABOUT, num_blocks))
-    makes = buffer(teacher, observations).maker
-    for number in range(num_blocks):
-        if (folder / shard_name(number)).exists():
-            continue
-        indices = makes.observation_indices(number)
-        items = next(observations.batches(indices, len(indices)))
-        encoded = teacher.encode(teacher.preprocess(items))
-        write_block(folder, number, indices, makes.solve(number, encoded), encoded if context else None)
-    return folder
+@dataclass
+class Bed:
+    """A Gaussian teacher with observations, and a folder for stores of its couplings."""
 
+    folder: Path
+    teacher: GaussianFlowPolicy = field(default_factory=lambda: make_policy(num_modes=2))
+    observations: Observations = field(default_factory=lambda: make_observations(9))
 
-def opened(folder: Path, teacher: FlowPolicy | None = None) -> CouplingStore:
-    """A store to train from; with contexts where a teacher is given."""
-    manifest = read_manifest(folder)
-    template = None
-    if teacher is not None:
-        template = teacher.encode({"observation.state": torch.zeros(1, 2)})
-    return CouplingStore(folder, manifest, manifest.num_blocks, template)
+    def buffer(self, **options: Any) -> CouplingBuffer:
+        given = {"seed": SEED, "batch_size": 16, "config": CONFIG, **options}
+        coupling, config = CouplingConfig(num_steps=3), given.pop("config")
+        return CouplingBuffer(
+            self.teacher, given.pop("observations", self.observations), coupling, config, **given
+        )
+
+    def filled(self, step: int = 0, **options: Any) -> CouplingBuffer:
+        buffer = self.buffer(**options)
+        list(buffer.fill(step))
+        return buffer
+
+    def make(self, num_blocks: int = 6, *, context: bool = False) -> Path:
+        """A store, or what it lacks."""
+        self.folder.mkdir(exist_ok=True)
+        begin(self.folder, Manifest(settings(store_context=context), ABOUT, num_blocks))
+        maker = self.buffer()
+        for number in range(num_blocks):
+            if not (self.folder / shard_name(number)).exists():
+                indices = maker.observation_indices(number)
+                items = next(self.observations.batches(indices, len(indices)))
+                encoded = self.teacher.encode(self.teacher.preprocess(items))
+                solved, _ = maker.solve(number, encoded)
+                write_block(self.folder, number, indices, solved, encoded if context else None)
+        return self.folder
+
+    def opened(self, *, context: bool = False) -> CouplingStore:
+        """The store to train from, with its contexts or without."""
+        manifest = read_manifest(self.folder)
+        template = self.teacher.encode({"observation.state": torch.zeros(1, 2)}) if context else None
+        return CouplingStore(self.folder, manifest, manifest.num_blocks, template)
 
 
 @pytest.fixture
-def teacher() -> GaussianFlowPolicy:
-    return make_policy(num_modes=2)
+def bed(tmp_path: Path) -> Bed:
+    return Bed(tmp_path / "store")
 
 
-@pytest.fixture
-def observations() -> Observations:
-    return make_observations(9)
-
-
-def losses(couplings: CouplingBuffer, teacher: GaussianFlowPolicy, steps: int) -> list[float]:
+def losses(couplings: CouplingBuffer, steps: int) -> list[float]:
     """Of a student that learns meanwhile, so that every step's gradients matter to the next."""
     torch.manual_seed(0)
-    student = AffineStudent(copy.deepcopy(teacher.config))
+    student = AffineStudent(copy.deepcopy(couplings.teacher.config))
     optimizer = torch.optim.AdamW(student.train_roles([Role.ACTION_HEAD]).values(), lr=1e-2)
     method = ReflowMethodConfig(times=UShapedTimes(0.3)).build()
     seen = []
@@ -121,46 +124,33 @@ def losses(couplings: CouplingBuffer, teacher: GaussianFlowPolicy, steps: int) -
     ],
 )
 def test_training_from_a_store_is_training_on_the_fly(
-    tmp_path: Path,
-    teacher: GaussianFlowPolicy,
-    observations: Observations,
-    monkeypatch: pytest.MonkeyPatch,
-    config: BufferConfig,
-    context: bool,
-    last: range,
+    bed: Bed, monkeypatch: pytest.MonkeyPatch, config: BufferConfig, context: bool, last: range
 ) -> None:
-    folder = make(tmp_path / "store", teacher, observations, context=context)
-    steps = 7
-    expected = losses(buffer(teacher, observations, config=config), teacher, steps)
+    bed.make(context=context)
+    expected, source = losses(bed.buffer(config=config), 7), bed.opened(context=context)
 
     def refuse(*arguments: object) -> None:
         raise AssertionError("the teacher was asked for endpoints")
 
-    monkeypatch.setattr(teacher, "velocity", refuse)
-    template = teacher if context else None
+    monkeypatch.setattr(bed.teacher, "velocity", refuse)
     if context:
-        source = opened(folder, template)
-        monkeypatch.setattr(teacher, "encode", refuse)
-        monkeypatch.setattr(observations, "batches", refuse)
-    else:
-        source = opened(folder)
-    stored = buffer(teacher, observations, source=source, config=config)
-    assert losses(stored, teacher, steps) == expected
-    assert stored.held_blocks(steps - 1) == list(last)
-    assert len(set(expected)) == steps
+        monkeypatch.setattr(bed.teacher, "encode", refuse)
+        monkeypatch.setattr(bed.observations, "batches", refuse)
+    stored = bed.buffer(source=source, config=config)
+    assert losses(stored, 7) == expected
+    assert stored.held_blocks(6) == list(last)
+    assert len(set(expected)) == 7
 
 
-def test_each_of_several_processes_reads_its_own_blocks(
-    tmp_path: Path, teacher: GaussianFlowPolicy, observations: Observations
-) -> None:
+def test_each_of_several_processes_reads_its_own_blocks(bed: Bed, tmp_path: Path) -> None:
     # Five blocks, so that past the end of the store a process holds what was another's.
-    folder = make(tmp_path / "store", teacher, observations, num_blocks=5)
-    whole = make(tmp_path / "whole", teacher, observations, num_blocks=8)
+    bed.make(num_blocks=5)
+    whole = Bed(tmp_path / "whole")
+    whole.make(num_blocks=8)
     for index in range(2):
-        share = Share(index, 2)
         stored, fresh, longer = (
-            buffer(teacher, observations, source=source, share=share, batch_size=8)
-            for source in (opened(folder), None, opened(whole))
+            bed.buffer(source=source, share=Share(index, 2), batch_size=8)
+            for source in (bed.opened(), None, whole.opened())
         )
         for step in range(9):
             for couplings in (stored, fresh, longer):
@@ -173,80 +163,51 @@ def test_each_of_several_processes_reads_its_own_blocks(
         assert past
 
 
-def test_another_seed_draws_other_batches_of_the_same_couplings(
-    tmp_path: Path, teacher: GaussianFlowPolicy, observations: Observations
-) -> None:
-    folder = make(tmp_path / "store", teacher, observations)
+def test_another_seed_draws_other_batches_of_the_same_couplings(bed: Bed) -> None:
+    bed.make()
     once = replace(CONFIG, uses_per_coupling=None)
-    batches = []
-    for seed in (SEED, 8):
-        stored = buffer(teacher, observations, source=opened(folder), seed=seed, config=once)
-        list(stored.fill(0))
-        assert stored.num_couplings == 48
-        batches.append((stored.batch(0), torch.cat([block.noise for block in stored._blocks.values()])))
-    (first, noises), (second, others) = batches
-    assert torch.equal(noises, others)
-    assert not torch.equal(first.noise, second.noise)
+    first, other = (bed.filled(source=bed.opened(), seed=seed, config=once) for seed in (SEED, 8))
+    assert first.num_blocks * first.per_block == 48
+    for number in range(2):
+        assert torch.equal(first._blocks[number].noise, other._blocks[number].noise)
+    assert not torch.equal(first.batch(0).noise, other.batch(0).noise)
 
 
-def test_past_its_end_a_store_begins_again(
-    tmp_path: Path, teacher: GaussianFlowPolicy, observations: Observations
-) -> None:
-    folder = make(tmp_path / "store", teacher, observations, num_blocks=3)
-    stored = buffer(teacher, observations, source=opened(folder))
-    fresh = buffer(teacher, observations)
-    list(fresh.fill(0))
-    for step in range(12):
+def test_past_its_end_a_store_begins_again(bed: Bed) -> None:
+    bed.make(num_blocks=3)
+    stored, fresh = bed.buffer(source=bed.opened()), bed.filled()
+    for step in (*range(12), 4):
         list(stored.fill(step))
-    assert stored.first_block(4) == 2
-    list(stored.fill(4))
     # Places 2 and 3 of the sequence: the third block, and then the first.
+    assert stored.window.held(4).start == 2
     assert torch.equal(stored._blocks[3].noise, fresh._blocks[0].noise)
     assert torch.equal(stored._blocks[3].endpoint, fresh._blocks[0].endpoint)
 
 
-def test_a_buffer_larger_than_its_store_is_refused(
-    tmp_path: Path, teacher: GaussianFlowPolicy, observations: Observations
-) -> None:
-    folder = make(tmp_path / "store", teacher, observations, num_blocks=1)
+def test_of_a_store_whole_blocks_are_taken_and_no_more_than_it_has(bed: Bed) -> None:
+    bed.make(num_blocks=1)
     with pytest.raises(UserError, match=r"^buffer.num_observations=8: the store holds 4; give at most"):
-        buffer(teacher, observations, source=opened(folder))
-
-
-def test_of_a_store_whole_blocks_are_taken(
-    tmp_path: Path, teacher: GaussianFlowPolicy, observations: Observations
-) -> None:
-    folder = make(tmp_path / "store", teacher, observations, num_blocks=2)
-    stored = buffer(teacher, observations, source=opened(folder), config=replace(CONFIG, num_observations=3))
-    fresh = buffer(teacher, observations)
-    list(stored.fill(0))
-    list(fresh.fill(0))
+        bed.buffer(source=bed.opened())
+    stored = bed.filled(source=bed.opened(), config=replace(CONFIG, num_observations=3), batch_size=8)
     assert (stored.block_size, stored.num_blocks) == (4, 1)
-    assert torch.equal(stored._blocks[0].endpoint, fresh._blocks[0].endpoint)
+    assert torch.equal(stored._blocks[0].endpoint, bed.filled()._blocks[0].endpoint)
 
 
-def test_a_student_with_an_encoder_of_its_own_reads_the_observations(
-    tmp_path: Path, teacher: GaussianFlowPolicy, observations: Observations
-) -> None:
-    folder = make(tmp_path / "store", teacher, observations, context=True)
+def test_a_student_with_an_encoder_of_its_own_reads_the_observations(bed: Bed) -> None:
+    bed.make(context=True)
 
     def encode(prepared: dict[str, Any]) -> Any:
-        return teacher.encode(prepared).map(lambda tensor: tensor * 2)
+        return bed.teacher.encode(prepared).map(lambda tensor: tensor * 2)
 
-    batches = []
-    for source in (None, opened(folder, teacher)):
-        couplings = buffer(teacher, observations, source=source, student_encode=encode)
-        list(couplings.fill(0))
-        batches.append(couplings.batch(0))
-    for batch in batches:
-        assert batch.context is not None
-    assert torch.equal(batches[0].context.tensors()[0], batches[1].context.tensors()[0])
-    trains = buffer(
-        teacher, observations, source=opened(folder, teacher), student_encode=encode, student_context=False
-    )
-    list(trains.fill(0))
-    assert trains.batch(0).context is None
-    assert trains.batch(0).batch is not None
+    store = bed.opened(context=True)
+    found = [
+        bed.filled(source=source, student_encode=encode).batch(0).context.tensors()[0]
+        for source in (None, store)
+    ]
+    assert torch.equal(*found)
+    trains = bed.filled(source=store, student_encode=encode, student_context=False).batch(0)
+    assert trains.context is None
+    assert trains.batch is not None
 
 
 # ---- Damage ----------------------------------------------------------------------------------------------
@@ -271,83 +232,62 @@ DAMAGES = [
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGES)
 @pytest.mark.parametrize("early", [True, False])
-def test_a_damaged_block_is_named(
-    tmp_path: Path,
-    teacher: GaussianFlowPolicy,
-    observations: Observations,
-    damage: Any,
-    message: str,
-    early: bool,
-) -> None:
-    folder = make(tmp_path / "store", teacher, observations)
+def test_a_damaged_block_is_named(bed: Bed, damage: Any, message: str, early: bool) -> None:
+    folder = bed.make()
     damage(folder / shard_name(2))
-    resident = buffer(teacher, observations, source=opened(folder))
-    if not early:
-        message = message.partition(":")[0]
-    with pytest.raises(UserError, match=message) as caught:
-        opened(folder).check() if early else list(resident.fill(4))
+    resident = bed.buffer(source=bed.opened())
+    with pytest.raises(UserError, match=message if early else message.partition(":")[0]) as caught:
+        bed.opened().check() if early else list(resident.fill(4))
     assert str(caught.value).startswith(f"couplings.path={folder}: ")
     assert str(caught.value).endswith(f"--config_path={folder / 'manifest.json'}")
     # Of which the whole ones may be used.
-    replace(opened(folder), num_blocks=2).check()
+    replace(bed.opened(), num_blocks=2).check()
 
 
-def test_of_a_large_store_sizes_alone_are_looked_at_before_training(
-    tmp_path: Path, teacher: GaussianFlowPolicy, observations: Observations
-) -> None:
-    folder = make(tmp_path / "store", teacher, observations)
-    flip(folder / shard_name(3))
-    opened(folder).check(max_bytes=10)
+def test_of_a_large_store_sizes_alone_are_looked_at_before_training(bed: Bed) -> None:
+    third = bed.make() / shard_name(3)
+    flip(third)
+    bed.opened().check(max_bytes=10)
     with pytest.raises(UserError, match="block-000003"):
-        opened(folder).check()
-    cut(folder / shard_name(3))
+        bed.opened().check()
+    cut(third)
     with pytest.raises(UserError, match="is cut or damaged"):
-        opened(folder).check(max_bytes=10)
+        bed.opened().check(max_bytes=10)
 
 
-def test_a_block_of_other_observations_is_refused(
-    tmp_path: Path, teacher: GaussianFlowPolicy, observations: Observations
-) -> None:
-    folder = make(tmp_path / "store", teacher, observations)
+def test_a_block_of_other_observations_or_contexts_of_another_form_is_refused(bed: Bed) -> None:
+    bed.make(context=True)
     with pytest.raises(UserError, match=r"block-000000.safetensors was made on other observations"):
-        list(buffer(teacher, make_observations(10), source=opened(folder)).fill(0))
-
-
-def test_contexts_of_another_form_are_refused(
-    tmp_path: Path, teacher: GaussianFlowPolicy, observations: Observations
-) -> None:
-    folder = make(tmp_path / "store", teacher, observations, context=True)
-    store = opened(folder, teacher)
+        bed.filled(observations=make_observations(10), source=bed.opened())
+    store = bed.opened(context=True)
     assert store.template is not None
     half = replace(store, template=store.template.map(lambda tensor: tensor.half()))
     with pytest.raises(UserError, match="holds contexts of another form"):
-        half.read(0, buffer(teacher, observations).maker.observation_indices(0))
+        half.read(0, bed.buffer().observation_indices(0))
 
 
-def test_a_store_of_the_first_layout_is_read(
-    tmp_path: Path, teacher: GaussianFlowPolicy, observations: Observations
-) -> None:
+def test_a_store_of_the_first_layout_is_read(bed: Bed) -> None:
     """Its blocks carry no checksum: the manifest holds those of the files."""
-    folder = make(tmp_path / "store", teacher, observations)
+    folder = bed.make()
+    manifest = folder / "manifest.json"
     expected = [read_block(folder, number, read_manifest(folder)) for number in range(6)]
     shards = {}
     for number, tensors in enumerate(expected):
         data = save(tensors)
         (folder / shard_name(number)).write_bytes(data)
         shards[shard_name(number)] = {"sha256": hashlib.sha256(data).hexdigest(), "num_bytes": len(data)}
-    told = json.loads((folder / "manifest.json").read_text()) | {"layout": 1, "shards": shards}
-    (folder / "manifest.json").write_text(json.dumps(told))
-    opened(folder).check()
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"layout": 1, "shards": shards}))
+    bed.opened().check()
     for number, tensors in enumerate(expected):
         read = read_block(folder, number, read_manifest(folder))
         assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
     flip(folder / shard_name(2))
     with pytest.raises(UserError, match=r"block-000002.safetensors is damaged"):
-        opened(folder).check()
+        bed.opened().check()
     # Made anew, it carries its own, as all others would.
     (folder / shard_name(2)).unlink()
-    make(folder, teacher, observations)
-    opened(folder).check()
+    bed.make()
+    bed.opened().check()
 
 
 @pytest.mark.parametrize(
@@ -376,24 +316,24 @@ def test_a_manifest_reads_what_it_wrote(text: str, num_blocks: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "broken",
+    ("broken", "what"),
     [
-        Manifest(settings(), {"versions": {}}, 1),
-        Manifest(settings(), {"settings": {"teacher": {}}}, 1),
-        Manifest({"seed": 1, "store_context": False}, ABOUT, 1),
-        Manifest(settings(buffer=3), ABOUT, 1),
-        Manifest(settings(), ABOUT, 0),
+        (Manifest(settings(), {"versions": {}}, 1), ""),
+        (Manifest(settings(), {"settings": {"teacher": {}}}, 1), ""),
+        (Manifest({"seed": 1, "store_context": False}, ABOUT, 1), ""),
+        (Manifest(settings(buffer=3), ABOUT, 1), ""),
+        (Manifest(settings(), ABOUT, 0), ""),
+        *(
+            (
+                Manifest(settings(), {"settings": {**ABOUT["settings"], name: value}}, 1),
+                f"about.settings.{name} is ",
+            )
+            for name, value in (("coupling", 5), ("rename_map", None), ("seed", "one"))
+        ),
     ],
 )
-def test_a_manifest_that_lacks_what_is_read_of_it_is_refused(broken: Manifest) -> None:
-    with pytest.raises(UserError, match=r"is cut or no manifest of couplings.*; restore it"):
-        Manifest.from_json(broken.to_json(), Path("m"))
-
-
-@pytest.mark.parametrize(("name", "value"), [("coupling", 5), ("rename_map", None), ("seed", "one")])
-def test_the_part_of_a_manifest_that_is_broken_is_named(name: str, value: object) -> None:
-    broken = Manifest(settings(), {"settings": {**ABOUT["settings"], name: value}}, 1)
-    with pytest.raises(UserError, match=f"no manifest of couplings .*about.settings.{name} is "):
+def test_a_manifest_that_lacks_what_is_read_of_it_is_refused(broken: Manifest, what: str) -> None:
+    with pytest.raises(UserError, match=rf"is cut or no manifest of couplings.*{what}.*; restore it"):
         Manifest.from_json(broken.to_json(), Path("m"))
 
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chordflow.couplings.order import Window
+from chordflow.couplings import BufferConfig, CouplingBuffer, CouplingConfig
+from chordflow.couplings.buffer import Window
+from gaussian_setup import make_observations, make_policy
 
 
 def draws(window: Window, steps: int) -> dict[int, float]:
@@ -19,26 +25,24 @@ def draws(window: Window, steps: int) -> dict[int, float]:
     return found
 
 
-def test_a_window_grows_by_what_a_resident_coupling_was_drawn_and_then_slides() -> None:
-    # 4 blocks of 8 couplings, 4 uses: one more after every use of those that are there, at 8 draws a step.
-    window = Window(num_blocks=4, start_blocks=1, per_block=8, step_size=8, uses=4)
-    held = [window.held(step) for step in range(15)]
-    # One block is used once in a step, two in two steps, three in three; four in four, and the oldest leaves.
-    assert [(blocks.start, blocks.stop) for blocks in held] == [
-        (0, 1), (0, 2), (0, 2), (0, 3), (0, 3), (0, 3), (0, 4), (0, 4), (0, 4), (0, 4), (1, 5), (1, 5), (1, 5),
-        (1, 5), (2, 6),
-    ]  # fmt: skip
-
-
-def test_a_window_that_begins_whole_slides_from_the_first_step() -> None:
-    window = Window(num_blocks=3, start_blocks=3, per_block=8, step_size=8, uses=3)
-    assert [window.held(step).start for step in range(7)] == [0, 0, 0, 1, 1, 1, 2]
-    assert all(len(window.held(step)) == 3 for step in range(7))
-
-
-def test_without_replacement_all_blocks_are_there_from_the_beginning() -> None:
-    window = Window(num_blocks=5, start_blocks=2, per_block=8, step_size=8, uses=None)
-    assert {window.held(step) for step in (0, 1, 10**6)} == {range(5)}
+@pytest.mark.parametrize(
+    ("num_blocks", "start", "uses", "held"),
+    [
+        # One more after every use of those that are there: one block is used once in a step, two in two steps, three
+        # in three; four in four, and the oldest leaves.
+        (4, 1, 4, [(0, 1), *[(0, 2)] * 2, *[(0, 3)] * 3, *[(0, 4)] * 4, *[(1, 5)] * 4, (2, 6)]),
+        # Whole from the beginning, it slides.
+        (3, 3, 3, [*[(0, 3)] * 3, *[(1, 4)] * 3, (2, 5)]),
+        # Nothing is ever replaced.
+        (5, 2, None, [(0, 5)] * 7),
+    ],
+)
+def test_a_window_grows_by_what_a_resident_coupling_was_drawn_and_then_slides(
+    num_blocks: int, start: int, uses: int | None, held: list[tuple[int, int]]
+) -> None:
+    window = Window(num_blocks, start, per_block=8, step_size=8, uses=uses)
+    assert [window.held(step) for step in range(len(held))] == [range(*bounds) for bounds in held]
+    assert uses is not None or window.held(10**6) == range(num_blocks)
 
 
 @given(
@@ -76,3 +80,27 @@ def test_a_coupling_is_drawn_as_often_as_asked_while_the_window_grows(
     # Those of the beginning leave one after the other, so that all but the last one of them go early.
     early = [uses * (1 - (start - 1 - block) / num_blocks) for block in range(start)]
     assert [found[block] for block in range(start)] == pytest.approx(early, rel=0.03)
+
+
+@pytest.mark.parametrize("uses", [1, 3, 8])
+def test_a_coupling_is_used_about_as_often_as_asked(uses: int) -> None:
+    policy = make_policy(horizon=1, padded_dim=1, action_dim=1, state_dim=1)
+    buffer = CouplingBuffer(
+        policy, make_observations(50, 1), CouplingConfig(num_steps=1), BufferConfig(40, 2, uses, 10), seed=0,
+        batch_size=16,
+    )  # fmt: skip
+    drawn: Counter[float] = Counter()
+    blocks: dict[int, list[float]] = {}
+    last = 120 * uses
+    for step in range(last):
+        list(buffer.fill(step))
+        blocks |= {number: block.noise.flatten().tolist() for number, block in buffer._blocks.items()}
+        drawn.update(buffer.batch(step).noise.flatten().tolist())
+    # Blocks of the first filling leave early, and those still resident have not had their time.
+    whole = range(buffer.num_blocks, buffer.window.held(last - 1).start)
+    counts = torch.tensor([[drawn[noise] for noise in blocks[number]] for number in whole]).double()
+    assert len(counts) > 40
+    assert float(counts.mean()) == pytest.approx(uses, rel=0.05)
+    # A draw without replacement at every step: close to binomial, no coupling is favoured.
+    assert float(counts.var()) < 1.2 * uses
+    assert float((counts.mean(dim=1) - uses).abs().max()) < 5 * math.sqrt(uses / 20)

@@ -28,7 +28,7 @@ import chordflow.experiments.reflow as job
 from builders import TASKS, build_dataset, edit_column
 from chordflow.cli.main import main
 from chordflow.couplings import TOLERANCE_S, DatasetConfig, Observations, Split, open_split
-from chordflow.couplings.order import split_episodes
+from chordflow.couplings.observations import split_episodes
 from chordflow.errors import UserError
 from chordflow.evaluation.measure import measure
 from chordflow.evaluation.paired import MeasureConfig

@@ -19,16 +19,15 @@ from PIL import Image
 import chordflow.demo.run as demo
 from chordflow import stopping
 from chordflow.cli.main import main
-from chordflow.results.schema import Results
-from chordflow.rollouts import Timing
+from chordflow.policies import load_flow_policy
+from chordflow.results.schema import Results, SuccessRow
+from chordflow.rollouts.episodes import Timing
 from chordflow.training.methods import ReflowMethod
 
 ROOT = Path(__file__).parent.parent
 MEASURED = ROOT / "docs" / "demo" / "results.json"
 ANY_WAY = "go any way"
-
-
-OPTIONS = ("--demonstrations=12", "--steps=3", "--episodes=6")
+OPTIONS = ("--demonstrations=10", "--steps=3", "--episodes=4")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,7 +36,8 @@ def shrunken() -> Iterator[None]:
     options = demo.reflow_options
 
     def small(*arguments: Any) -> dict[str, Any]:
-        small = {"buffer.num_observations": 64, "batch_size": 16, "measure.num_observations": 2,
+        small = {"buffer.num_observations": 16, "buffer.start_observations": 16, "buffer.block_size": 16,
+                 "buffer.noises_per_observation": 1, "batch_size": 8, "measure.num_observations": 2,
                  "measure.converged_noises": 1, "measure.num_steps": [1, 2], "measure.latency_repeats": 2}  # fmt: skip
         return {**options(*arguments), **small}
 
@@ -90,7 +90,7 @@ def test_a_demo_that_is_stopped_resumes_to_the_same_student(
             stopped(where, name, patch)
             assert main(arguments) == 130
         *_, said = capsys.readouterr().err.splitlines()
-        command = f"chordflow demo --resume=true '--output_dir={folder}' --steps=3 --episodes=6"
+        command = f"chordflow demo --resume=true '--output_dir={folder}' --steps=3 --episodes=4"
         assert said == f"chordflow demo: interrupted; resume with: {command}"
         arguments = shlex.split(command)[1:]
     assert main([*arguments, "--seed=1"]) == 2
@@ -104,25 +104,23 @@ def test_a_demo_that_is_stopped_resumes_to_the_same_student(
     assert [row.successes for row in first.success] == [row.successes for row in second.success]
 
 
+def success(results: Results, policy: Any, num_steps: int, group: str = "all") -> SuccessRow:
+    row = results.success_of(policy, num_steps, group)
+    assert row is not None
+    return row
+
+
 def test_the_demo_leaves_what_it_promises(output: Path) -> None:
     results = Results.load(output / "results.json")
     for policy, num_steps in (("teacher", 10), ("teacher", 2), ("teacher", 1), ("student", 1)):
-        row = results.success_of(policy, num_steps, ANY_WAY)  # type: ignore[arg-type]
-        assert row is not None
-        assert row.episodes == 6
-    everything = results.success_of("student", 1)
-    assert everything is not None
-    assert everything.episodes == 12
+        assert success(results, policy, num_steps, ANY_WAY).episodes == 4
+    everything = success(results, "student", 1)
+    assert everything.episodes == 8
     assert everything.versus_teacher is not None
-    assert {(check.policy, check.num_steps) for check in results.flip_checks} == {
-        ("student", 1),
-        ("teacher", 2),
-    }
-    assert sorted(p.name for p in (output / "figures").iterdir()) == [
-        "gap.png",
-        "loss.png",
-        "trajectories.png",
-    ]
+    checked = {(check.policy, check.num_steps) for check in results.flip_checks}
+    assert checked == {("student", 1), ("teacher", 2)}
+    figures = sorted(path.name for path in (output / "figures").iterdir())
+    assert figures == ["gap.png", "loss.png", "trajectories.png"]
     with Image.open(output / "demo.gif") as picture:
         assert picture.n_frames > 5  # type: ignore[attr-defined]
         assert picture.width > picture.height * 0.8
@@ -131,12 +129,9 @@ def test_the_demo_leaves_what_it_promises(output: Path) -> None:
 
 def test_the_same_episodes_again(output: Path) -> None:
     """The teacher's episodes depend on seed and weights alone, so a second run has the same ones."""
-    from chordflow.policies import load_flow_policy
-
     teacher = load_flow_policy(output / "teacher", device="cpu")
-    again = demo._episodes(teacher, 1, 6, "teacher, 1 step", Timing())
-    row = Results.load(output / "results.json").success_of("teacher", 1)
-    assert row is not None
+    again = demo._episodes(teacher, 1, 4, "teacher, 1 step", Timing())
+    row = success(Results.load(output / "results.json"), "teacher", 1)
     assert sum(episode.success for episode in again) == row.successes
 
 
@@ -179,17 +174,10 @@ def test_the_help_offers_only_what_the_demo_takes(capsys: pytest.CaptureFixture[
 def check_bars(results: Results) -> None:
     """What the demo has to show for one saved student, all of it together."""
     deployed = results.teacher_num_steps
-    teacher, untrained, student = (
-        results.success_of(policy, num_steps, ANY_WAY)
-        for policy, num_steps in (("teacher", deployed), ("teacher", 1), ("student", 1))  # type: ignore[arg-type]
-    )
-    everything = results.success_of("teacher", deployed)
-    assert teacher is not None
-    assert untrained is not None
-    assert student is not None
-    assert everything is not None
+    teacher = success(results, "teacher", deployed, ANY_WAY)
+    untrained, student = success(results, "teacher", 1, ANY_WAY), success(results, "student", 1, ANY_WAY)
     assert teacher.episodes == student.episodes == untrained.episodes >= 500
-    assert everything.rate >= 0.90
+    assert success(results, "teacher", deployed).rate >= 0.90
     assert teacher.rate >= 0.85
     assert teacher.rate - untrained.rate >= 0.20
     assert student.rate - untrained.rate >= 0.20

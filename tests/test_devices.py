@@ -12,14 +12,13 @@ import pytest
 import torch
 
 from chordflow.cli.main import main
-from chordflow.couplings.device_memory import free_memory
+from chordflow.couplings.memory import free_memory
 from chordflow.errors import UserError
 from chordflow.evaluation.paired import MeasureConfig
 from chordflow.policies import load_flow_policy
 from chordflow.results.schema import Results
-from chordflow.training.distributed import Processes
-from chordflow.training.metrics import read_metrics
-from chordflow.training.wrapping import Wrapped
+from chordflow.training.distributed import Processes, Wrapped
+from chordflow.training.loop import read_metrics
 from pretended_device import FREE, WrongDevice, pretended
 from test_reflow_job import options, student_of
 
@@ -71,17 +70,17 @@ def test_a_run_on_another_device_is_resumed_there(
     name: str, run_on: Callable[[str], Path], tmp_path: Path
 ) -> None:
     with pretended(name):
-        cut = tmp_path / "cut"
-        shutil.copytree(run_on(name), cut, symlinks=True)
-        shutil.rmtree(cut / "checkpoints" / "000002")
-        (cut / "checkpoints" / "last").unlink()
-        (cut / "checkpoints" / "last").symlink_to("000001")
-        config = cut / "checkpoints" / "last" / "pretrained_model" / "train_config.json"
+        cut = Path(shutil.copytree(run_on(name), tmp_path / "cut", symlinks=True))
+        last = cut / "checkpoints" / "last"
+        shutil.rmtree(last.resolve())
+        last.unlink()
+        last.symlink_to("000001")
+        config = last / "pretrained_model" / "train_config.json"
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(MeasureConfig, "__post_init__", lambda self: None)
             assert main(["reflow", "--resume=true", f"--config_path={config}"]) == 0
-    last = [read_metrics(run / "metrics.jsonl")[-1] for run in (cut, run_on(name))]
-    assert last[0]["loss"] == last[1]["loss"]
+    losses = [read_metrics(run / "metrics.jsonl")[-1]["loss"] for run in (cut, run_on(name))]
+    assert losses[0] == losses[1]
 
 
 def test_the_pretended_device_refuses_what_a_real_one_does() -> None:
@@ -89,20 +88,15 @@ def test_the_pretended_device_refuses_what_a_real_one_does() -> None:
         here, there, cpu = torch.ones(2, device=device), torch.ones(2).to("cuda"), torch.ones(2)
         assert [str(x.device) for x in (here, there, cpu)] == ["cuda:1", "cuda:0", "cpu"]
         assert (here.double() + 1).sum().item() == 4
-        for refused in (
-            lambda: here + cpu,
-            lambda: here + there,
-            lambda: cpu[here.long()],
-            lambda: torch.rand(2, device=device, generator=torch.Generator()),
-        ):
+        drawn = functools.partial(torch.rand, 2, device=device, generator=torch.Generator())
+        for refused in (lambda: here + cpu, lambda: here + there, lambda: cpu[here.long()], drawn):
             with pytest.raises(WrongDevice):
                 refused()
         with pytest.raises(TypeError, match="numpy"):
             here.numpy()
-    with pretended("mps"), pytest.raises(TypeError, match="float64"):
-        torch.ones(2, device="mps").double()
-    with pretended("mps"), pytest.raises(TypeError, match="float64"):
-        torch.ones(2, device="mps").to("cpu", torch.float64)
+    for arguments in ((torch.float64,), ("cpu", torch.float64)):
+        with pretended("mps"), pytest.raises(TypeError, match="float64"):
+            torch.ones(2, device="mps").to(*arguments)
     assert not torch.cuda.is_available()
     assert not torch.backends.mps.is_available()
 
@@ -143,6 +137,6 @@ def test_processes_that_share_a_gpu_by_its_number_are_told_to_leave_it_out(
 ) -> None:
     with pretended("cuda:1"):
         policy = load_flow_policy(checkpoint, device="cuda:1")
-        monkeypatch.setattr("chordflow.training.wrapping.current", lambda: Processes(0, 2))
+        monkeypatch.setattr("chordflow.training.distributed.current", lambda: Processes(0, 2))
         with pytest.raises(UserError, match=r"device=cuda:1.*--device=cuda[.]"):
             Wrapped(policy, {})

@@ -19,9 +19,8 @@ from builders import build_checkpoint, build_dataset
 from chordflow.cli.main import main
 from chordflow.experiments.settings import diagnose_settings
 from chordflow.policies import load_flow_policy
-from chordflow.results.findings import findings
+from chordflow.results.findings import findings, verdict
 from chordflow.results.schema import Results
-from chordflow.results.verdict import verdict
 from small_runs import Capture, refusal
 
 SMALL = ["--measure.num_observations=3", "--measure.converged_noises=1", "--measure.latency_repeats=2"]
@@ -161,7 +160,7 @@ def test_an_image_that_is_not_finite_is_found_before_anything_is_solved(
         return item
 
     monkeypatch.setattr(LeRobotDataset, "__getitem__", broken)
-    monkeypatch.setattr("chordflow.evaluation.work.measure_curvature", pytest.fail)
+    monkeypatch.setattr("chordflow.evaluation.paired.measure_curvature", pytest.fail)
     given = [a for a in arguments(checkpoint, dataset_root, tmp_path / "out") if "num_observations" not in a]
     said = refusal(given, capsys)
     assert "observation.images.top is NaN or infinite in episode 4" in said
@@ -194,10 +193,10 @@ def test_the_defaults_are_those_of_a_diagnosis() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("full_measures")
 def test_the_demos_figures_are_reproduced(tmp_path: Path) -> None:
     """Same teacher, observations and noises as in docs/demo: every figure of the untrained policy agrees."""
-    from chordflow.demo.record import record_demonstrations
-    from chordflow.demo.teacher import place_teacher
+    from chordflow.demo.teacher import place_teacher, record_demonstrations
 
     os.environ["HF_HUB_OFFLINE"] = "1"
     teacher = place_teacher(tmp_path)

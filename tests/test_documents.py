@@ -24,8 +24,8 @@ from chordflow.experiments.study.presets import FileStudy
 from chordflow.policies.registry import WITHOUT_ADAPTER, own_families
 from chordflow.results.schema import Results
 from chordflow.results.study import Study
-from chordflow.results.study_figures import curvature, gap, over_seeds, solved
-from chordflow.results.study_figures import success as success_of
+from chordflow.results.study_summary import curvature, gap, over_seeds, solved
+from chordflow.results.study_summary import success as success_of
 from script_files import ROOT, load_script
 
 pytestmark = pytest.mark.docs

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -26,8 +23,9 @@ from chordflow.policies.base import Role
 from chordflow.results.schema import Results
 from chordflow.results.sequential import confidence_sequence
 from chordflow.results.statistics import Interval, compare_success
-from chordflow.rollouts import EpisodeStore
+from chordflow.rollouts.store import EpisodeStore
 from drift_env import DriftEnv
+from forked import forked
 from small_runs import Capture, Refuse, edit_json, refusal
 
 EPISODES = 12
@@ -302,36 +300,29 @@ def test_lerobots_noise_gives_lerobots_rates(checkpoint: Path, student: Path, tm
     assert all(row.difference is None for row in results.motion)
 
 
-SLOW = """
-import sys, time
-import drift_env
-from chordflow.cli.main import main
-step = drift_env.DriftEnv.step
-def slow(self, action):
-    time.sleep(0.004)
-    return step(self, action)
-drift_env.DriftEnv.step = slow
-sys.exit(main(sys.argv[1:]))
-"""
+def slow_down() -> None:
+    step = DriftEnv.step
+
+    def slow(self: DriftEnv, action: Any) -> Any:
+        time.sleep(0.004)
+        return step(self, action)
+
+    DriftEnv.step = slow  # type: ignore[method-assign]
 
 
 def test_killed_at_any_moment_it_goes_on_to_the_same_episodes(
     checkpoint: Path, student: Path, tmp_path: Path
 ) -> None:
     """SIGKILL while episodes run; what was stored is not run again."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     output = tmp_path / "killed"
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, *options(checkpoint, student, output)],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while not any((output / "episodes").rglob("*.parquet")) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    with forked(options(checkpoint, student, output), slow_down) as process:
+        deadline = time.monotonic() + 120
+        while not any((output / "episodes").rglob("*.parquet")) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(0.05)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
     done = {path: path.read_bytes() for path in (output / "episodes").rglob("*.parquet")}
     assert done
     assert main(resume(output)) == 0

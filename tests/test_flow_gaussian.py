@@ -1,6 +1,4 @@
-"""Solvers and curvature against flows known in closed form."""
-
-import math
+"""Solvers, curvature and the straight path against flows known in closed form."""
 
 import pytest
 import scipy.stats
@@ -9,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
-from chordflow.errors import UserError
-from chordflow.flow.curvature import Curvature, measure_curvature
+from chordflow.flow.curvature import measure_curvature
 from chordflow.flow.path import interpolate, velocity_target
 from chordflow.flow.solvers import get_solver
 from closed_forms import GaussianFlow, GaussianMixtureFlow
@@ -132,8 +129,8 @@ def test_curvature_counts_the_rows_that_it_is_told() -> None:
 def test_a_straight_field_has_no_curvature_and_a_bent_one_has() -> None:
     noise = _randn(16, H, D)
     shift = torch.arange(D, dtype=torch.float64)
-    assert measure_curvature(lambda x, t: shift.expand_as(x), noise, real_dims=D)[0].curvature < 1e-12
-    assert measure_curvature(_two_modes().velocity, noise, real_dims=D)[0].curvature > 0.1
+    assert measure_curvature(lambda x, t: shift.expand_as(x), noise, 100, real_dims=D)[0].curvature < 1e-12
+    assert measure_curvature(_two_modes().velocity, noise, 100, real_dims=D)[0].curvature > 0.1
 
 
 def test_curvature_counts_only_the_real_dimensions() -> None:
@@ -142,7 +139,7 @@ def test_curvature_counts_only_the_real_dimensions() -> None:
         v[..., -1] = torch.sin(6 * t).view(-1, 1)
         return v
 
-    measured, _ = measure_curvature(bent_in_the_last, _randn(4, H, D), real_dims=D - 1)
+    measured, _ = measure_curvature(bent_in_the_last, _randn(4, H, D), 100, real_dims=D - 1)
     assert measured.curvature < 1e-12
     assert measured.curvature_all_dims > 0.1
 
@@ -153,16 +150,6 @@ def test_reflow_of_the_gaussian_coupling_is_straight_and_keeps_the_endpoints() -
     assert measured.curvature < 1e-6
     one_step = get_solver("euler").integrate(flow.reflowed_velocity, noise, 1)
     torch.testing.assert_close(one_step, flow.endpoint(noise))
-
-
-@given(st.integers(0, 1000), st.floats(0.0, 1.0))
-@settings(max_examples=30, deadline=None)
-def test_reflowed_velocity_is_the_target_of_the_coupling(seed: int, t: float) -> None:
-    flow, noise = _flow(seed), _randn(2, H, D, seed=seed)
-    times = torch.full((2,), t, dtype=torch.float64)
-    endpoint = flow.endpoint(noise)
-    v_t = flow.reflowed_velocity(interpolate(noise, endpoint, times), times)
-    torch.testing.assert_close(v_t, velocity_target(noise, endpoint), rtol=1e-6, atol=1e-6)
 
 
 def test_mixture_flow_ends_in_both_modes_with_their_law() -> None:
@@ -182,21 +169,36 @@ def test_one_step_of_a_two_sided_flow_averages_the_modes() -> None:
     assert float(one.abs().max()) < 1e-6
 
 
-@pytest.mark.parametrize(
-    ("kwargs", "field"), [({"num_steps": 1}, "num_steps"), ({"real_dims": D + 1}, "real_dims")]
-)
-def test_bad_grids_are_refused(kwargs: dict[str, int], field: str) -> None:
-    arguments = {"num_steps": 10, "real_dims": D} | kwargs
-    with pytest.raises(UserError, match=field):
-        measure_curvature(
-            _flow().velocity, _randn(2, H, D), arguments["num_steps"], real_dims=arguments["real_dims"]
-        )
+# The straight path
 
 
-def test_measures_of_different_grids_do_not_merge() -> None:
-    def on(grid: int) -> Curvature:
-        return measure_curvature(_flow().velocity, _randn(2, H, D), grid, real_dims=1)[0]
+def test_path_runs_from_action_at_zero_to_noise_at_one() -> None:
+    noise, endpoint = (_randn(3, 4, 5, seed=s) for s in (0, 1))
+    assert torch.equal(interpolate(noise, endpoint, torch.ones(3)), noise)
+    assert torch.equal(interpolate(noise, endpoint, torch.zeros(3)), endpoint)
 
-    with pytest.raises(ValueError, match="cannot be merged"):
-        on(10).merge(on(11))
-    assert math.isfinite(on(10).merge(on(10)).s)
+
+@given(st.integers(0, 1000), st.floats(0.0, 0.9), st.floats(0.001, 0.1))
+def test_velocity_is_the_derivative_of_the_path(seed: int, t: float, dt: float) -> None:
+    noise, endpoint = (_randn(3, 4, 5, seed=s) for s in (seed, seed + 1))
+    early, late = (torch.full((3,), s, dtype=torch.float64) for s in (t, t + dt))
+    slope = (interpolate(noise, endpoint, late) - interpolate(noise, endpoint, early)) / dt
+    torch.testing.assert_close(slope, velocity_target(noise, endpoint), rtol=1e-6, atol=1e-9)
+
+
+def test_each_sample_has_its_own_time() -> None:
+    noise, endpoint = (_randn(3, 4, 5, seed=s) for s in (2, 3))
+    mixed = interpolate(noise, endpoint, torch.tensor([0.0, 1.0, 0.5], dtype=torch.float64))
+    assert torch.equal(mixed[0], endpoint[0])
+    assert torch.equal(mixed[1], noise[1])
+    torch.testing.assert_close(mixed[2], (noise[2] + endpoint[2]) / 2)
+
+
+def test_a_chunk_cut_to_the_real_dimensions_is_refused() -> None:
+    noise, endpoint = (_randn(3, 4, 5, seed=s) for s in (4, 5))
+    with pytest.raises(ValueError, match="must be equal"):
+        interpolate(noise, endpoint[..., :1], torch.ones(3))
+    with pytest.raises(ValueError, match="must be equal"):
+        velocity_target(noise, endpoint[..., :1])
+    with pytest.raises(ValueError, match="one time per sample"):
+        interpolate(noise, endpoint, torch.ones(1))

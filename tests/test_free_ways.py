@@ -20,7 +20,7 @@ from chordflow.experiments.entrants import Arm
 from chordflow.flow.solvers import get_solver
 from chordflow.reporting.card import card
 from chordflow.reporting.table import markdown, render
-from chordflow.results.findings import findings
+from chordflow.results.findings import findings, verdict
 from chordflow.results.schema import (
     LEAST_NOISE_SHARE,
     FreeWays,
@@ -30,7 +30,6 @@ from chordflow.results.schema import (
     Results,
 )
 from chordflow.results.statistics import Estimate
-from chordflow.results.verdict import verdict
 from closed_forms import GaussianFlow
 from report_samples import gap, ratio, sample, success
 

@@ -48,12 +48,9 @@ def names(**cameras: str) -> dict[str, str]:
 
 
 def set_up(
-    policy: Any,
-    cameras: tuple[str, ...],
-    needs_every_camera: bool = False,
-    own: dict[str, str] | None = None,
+    policy: Any, cameras: tuple[str, ...], needs_every_camera: bool = False, own: dict[str, str] | None = None,
     given: dict[str, str] | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Makes a policy one whose config lists `cameras`."""
     policy.config.input_features = {STATE: PolicyFeature(FeatureType.STATE, (STATE_DIM,))} | {
         camera(name): PolicyFeature(FeatureType.VISUAL, (3, 32, 32)) for name in cameras
@@ -66,9 +63,8 @@ def set_up(
 
 def shapes(cameras: tuple[str, ...], **others: tuple[int, ...]) -> Shapes:
     """Shapes of observations, a state among them unless `others` gives it."""
-    seen = {
-        f"observation.{name}": shape for name, shape in ({"state": (STATE_DIM,)} | others).items() if shape
-    }
+    vectors = {"state": (STATE_DIM,)} | others
+    seen = {f"observation.{name}": shape for name, shape in vectors.items() if shape}
     return {"action": (2,)} | seen | {camera(name): (32, 32, 3) for name in cameras}
 
 
@@ -187,11 +183,10 @@ def test_a_camera_that_the_policy_was_trained_with_is_returned(policy: Any) -> N
 
 
 def test_a_preprocessor_that_renames_nothing_cannot_be_told_to(checkpoint: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(checkpoint, tmp_path / "c")
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "c"))
     file = folder / "policy_preprocessor.json"
     saved = json.loads(file.read_text())
     saved["steps"] = [step for step in saved["steps"] if "rename" not in step["registry_name"]]
-    # Files of statistics are named by the place of their step.
     file.write_text(json.dumps(saved))
     assert load_flow_policy(folder, device="cpu").replaced_rename_map == {}
     with pytest.raises(UserError, match=r"policy_preprocessor.json has no step that renames.*--rename_map"):

@@ -112,11 +112,8 @@ def test_the_full_configs_describe_the_full_policies(
 def test_the_full_observations_are_the_real_ones(policies: ModuleType) -> None:
     smolvla = policies.load_config("smolvla", "full")
     assert [feature.shape for feature in smolvla.image_features.values()] == [(3, 480, 640)] * 2
-    assert (smolvla.resize_imgs_with_padding, smolvla.chunk_size, smolvla.num_vlm_layers) == (
-        (512, 512),
-        50,
-        16,
-    )
+    sizes = smolvla.resize_imgs_with_padding, smolvla.chunk_size, smolvla.num_vlm_layers
+    assert sizes == ((512, 512), 50, 16)
     pi05 = policies.load_config("pi05", "full")
     assert [feature.shape for feature in pi05.image_features.values()] == [(3, 224, 224)] * 3
     assert (pi05.chunk_size, pi05.tokenizer_max_length, pi05.max_action_dim) == (50, 200, 32)

@@ -26,21 +26,28 @@ from chordflow.demo.teacher import place_teacher
 from chordflow.errors import UserError
 from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.quiet import quiet_stdout
-from chordflow.rollouts import run_episodes
+from chordflow.rollouts.episodes import Episode
 from chordflow.rollouts.lerobot_noise import run_lerobot_episodes
+from chordflow.rollouts.runner import run_episodes
 from drift_env import TIME_LIMIT, DriftEnv, DriftEnvConfig
-from gaussian_setup import make_policy
 from lerobot_env_detour import DetourEnvConfig
 
 SEED = 7
 
 
-def loader(folder: Path) -> Callable[[], FlowPolicy]:
-    return lambda: load_flow_policy(folder, device="cpu")
-
-
 def drift() -> DriftEnvConfig:
     return DriftEnvConfig(features_map={"action": "action"}, render_mode="rgb_array")
+
+
+def episodes_of(
+    load: Path | Callable[[], FlowPolicy], env: Any = None, n_episodes: int = 7, batch_size: int = 3, seed: int = SEED,
+    **options: Any,
+) -> list[Episode]:  # fmt: skip
+    """Episodes of a checkpoint, or of what `load` gives."""
+    loader = load if callable(load) else lambda: load_flow_policy(load, device="cpu")
+    return run_lerobot_episodes(
+        loader, env or drift(), seed=seed, n_episodes=n_episodes, batch_size=batch_size, **options
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -96,18 +103,12 @@ class Stock:
     ],
 )
 def test_equals_lerobot_eval_episode_by_episode(
-    checkpoint: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    episodes: int,
-    batch_size: int,
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, episodes: int, batch_size: int,
     options: dict[str, int],
-) -> None:
+) -> None:  # fmt: skip
     stock = Stock(monkeypatch, tmp_path)
     expected = stock.run(checkpoint, drift(), episodes, batch_size, **options)
-    ours = run_lerobot_episodes(
-        loader(checkpoint), drift(), seed=SEED, n_episodes=episodes, batch_size=batch_size, **options
-    )
+    ours = episodes_of(checkpoint, n_episodes=episodes, batch_size=batch_size, **options)
     assert [episode.success for episode in ours] == expected["successes"]
     assert [episode.sum_reward for episode in ours] == expected["sum_rewards"]
     rows = {
@@ -131,29 +132,24 @@ def test_equals_lerobot_eval_episode_by_episode(
 
 def test_the_episodes_tell_batches_and_steps_apart(checkpoint: Path) -> None:
     """Otherwise the comparison above would say nothing; and what a batch consists of does change an episode."""
-    run: Callable[..., Any] = lambda **options: run_lerobot_episodes(  # noqa: E731
-        loader(checkpoint), drift(), seed=SEED, n_episodes=7, **options
-    )
     torch.manual_seed(123)
     before = torch.get_rng_state()
-    one = run(batch_size=1)
+    one = episodes_of(checkpoint, batch_size=1)
     assert torch.equal(torch.get_rng_state(), before)
     assert {episode.success for episode in one} == {True, False}
     assert len({episode.length for episode in one}) > 2
     assert max(episode.length for episode in one) <= TIME_LIMIT
     assert len({episode.task for episode in one}) > 1
     ended: list[int] = []
-    three = run(batch_size=3, progress=lambda episode: ended.append(episode.seed))
+    three = episodes_of(checkpoint, progress=lambda episode: ended.append(episode.seed))
     assert ended == [episode.seed for episode in three]
-    two_steps = run(batch_size=3, num_steps=2)
+    two_steps = episodes_of(checkpoint, num_steps=2)
     for other in (three, two_steps):
         assert [episode.task for episode in other] == [episode.task for episode in one]
     assert not np.array_equal(one[1].actions[:1], three[1].actions[:1])
     assert not np.array_equal(three[1].actions[:1], two_steps[1].actions[:1])
     # The environment's episodes are those of paired noise: instruction and first observation by the seed.
-    paired = run_episodes(
-        load_flow_policy(checkpoint, device="cpu"), drift(), [SEED], num_steps=10, batch_size=1
-    )
+    paired = run_episodes(load_flow_policy(checkpoint, device="cpu"), drift(), [SEED], num_steps=10)
     assert paired[0].task == one[0].task
 
 
@@ -173,7 +169,7 @@ def test_several_tasks_follow_one_another_on_one_generator(
     env_cfg = TwoTasks(features_map={"action": "action"}, render_mode="rgb_array")
     Stock(monkeypatch, tmp_path).run(checkpoint, env_cfg, 4, 3)
     expected = json.loads((tmp_path / "eval_info.json").read_text())["per_task"]
-    ours = run_lerobot_episodes(loader(checkpoint), env_cfg, seed=SEED, n_episodes=4, batch_size=3)
+    ours = episodes_of(checkpoint, env_cfg, 4)
     assert [episode.task_id for episode in ours] == [0] * 4 + [1] * 4
     for task in expected:
         chosen = [e for e in ours if (e.task_group, e.task_id) == (task["task_group"], task["task_id"])]
@@ -196,60 +192,41 @@ def test_equals_the_command_with_its_environments_in_other_processes(tmp_path: P
     (task,) = json.loads((tmp_path / "stock" / "eval_info.json").read_text())["per_task"]
     assert set(task["metrics"]["successes"]) == {True, False}
     for use_async_envs in (False, True):
-        ours = run_lerobot_episodes(
-            loader(teacher),
-            DetourEnvConfig(),
-            seed=SEED,
-            n_episodes=8,
-            batch_size=3,
-            num_steps=1,
-            use_async_envs=use_async_envs,
-        )
+        ours = episodes_of(teacher, DetourEnvConfig(), 8, num_steps=1, use_async_envs=use_async_envs)
         assert [episode.success for episode in ours] == task["metrics"]["successes"]
         assert [episode.sum_reward for episode in ours] == task["metrics"]["sum_rewards"]
 
 
-class TestBadInput:
-    def run(self, load: Callable[[], FlowPolicy], env_cfg: Any = None, **options: Any) -> Any:
-        defaults = {"seed": 0, "n_episodes": 1, "batch_size": 1}
-        return run_lerobot_episodes(load, env_cfg or drift(), **{**defaults, **options})
+@pytest.mark.parametrize(
+    ("env", "options", "message"),
+    [
+        ({}, {"n_episodes": 0}, "n_episodes=0: give at least 1"),
+        ({}, {"batch_size": 0}, "batch_size=0: give at least 1"),
+        ({}, {"seed": -1}, "seed=-1: give 0 or more"),
+        ({}, {"num_steps": 0}, "num_steps is 0"),
+        ({}, {"n_action_steps": 9}, "n_action_steps is 9; a chunk has 8 actions"),
+        ({"action_dim": 3}, {}, r"takes actions of shape \(3,\)"),
+        ({"cameras": ("side",)}, {}, r"observation\.images\.top"),
+        ({"state_dim": 5}, {}, r"observation\.state has shape \(5,\)"),
+    ],
+)
+def test_what_cannot_be_run(
+    checkpoint: Path, env: dict[str, Any], options: dict[str, Any], message: str
+) -> None:
+    env_cfg = DriftEnvConfig(**env) if env else drift()
+    with pytest.raises(UserError, match=message):
+        episodes_of(checkpoint, env_cfg, **{"n_episodes": 1, **options})
 
-    def test_impossible_numbers(self, checkpoint: Path) -> None:
-        for option, value, message in (
-            ("n_episodes", 0, "n_episodes=0: give at least 1"),
-            ("batch_size", 0, "batch_size=0: give at least 1"),
-            ("seed", -1, "seed=-1: give 0 or more"),
-            ("num_steps", 0, "num_steps is 0"),
-            ("n_action_steps", 9, "n_action_steps is 9; a chunk has 8 actions"),
-        ):
-            with pytest.raises(UserError, match=message):
-                self.run(loader(checkpoint), **{option: value})
 
-    def test_real_time_chunking_is_refused_as_by_lerobot_eval(self, vlm: Path, tmp_path: Path) -> None:
-        folder = build_checkpoint(tmp_path / "checkpoint", vlm, rtc_config=RTCConfig())
-        with pytest.raises(UserError, match=r"rtc_config\.enabled=true"):
-            self.run(loader(folder))
+def test_policies_that_cannot_be_run(checkpoint: Path, vlm: Path, tmp_path: Path) -> None:
+    def broken() -> FlowPolicy:
+        policy = load_flow_policy(checkpoint, device="cpu")
+        with torch.no_grad():
+            policy.module.get_parameter("model.action_out_proj.bias").fill_(math.nan)
+        return policy
 
-    def test_another_action_space(self, checkpoint: Path) -> None:
-        with pytest.raises(UserError, match=r"takes actions of shape \(3,\)"):
-            self.run(loader(checkpoint), DriftEnvConfig(action_dim=3))
-
-    def test_an_environment_that_lacks_what_the_policy_looks_at(self, checkpoint: Path) -> None:
-        with pytest.raises(UserError, match=r"observation\.images\.top"):
-            self.run(loader(checkpoint), DriftEnvConfig(cameras=("side",)))
-        with pytest.raises(UserError, match=r"observation\.state has shape \(5,\)"):
-            self.run(loader(checkpoint), DriftEnvConfig(state_dim=5))
-
-    def test_actions_that_are_not_finite(self, checkpoint: Path) -> None:
-        def broken() -> FlowPolicy:
-            policy = load_flow_policy(checkpoint, device="cpu")
-            with torch.no_grad():
-                policy.module.get_parameter("model.action_out_proj.bias").fill_(math.nan)
-            return policy
-
-        with pytest.raises(UserError, match="NaN or infinite in episode 0, step 0"):
-            self.run(broken)
-
-    def test_a_policy_that_lerobot_does_not_know(self) -> None:
-        with pytest.raises(UserError, match="gaussian"):
-            self.run(make_policy)
+    guided = build_checkpoint(tmp_path / "checkpoint", vlm, rtc_config=RTCConfig())
+    refused = {"NaN or infinite in episode 7, step 0": broken, r"rtc_config\.enabled=true": guided}
+    for message, load in refused.items():
+        with pytest.raises(UserError, match=message):
+            episodes_of(load, n_episodes=1)

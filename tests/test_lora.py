@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,14 @@ from chordflow.cli.main import main
 from chordflow.experiments.provenance import weights_sha256
 from chordflow.policies import Role, files, load_flow_policy, lora, relocate, resolve_checkpoint, save_student
 from chordflow.quiet import quiet_stdout
+from families import CASES
+from small_policies import Folders
 from small_runs import contents, edit_json, refused
-from test_couple_job import command, train_from
-from test_families import CASES
+from test_couple_job import command
 from test_reflow_job import SMALL, options, student_of
+from test_train_from_store import train_from
 
+WEIGHTS = "adapter_model.safetensors"
 # LeRobot names parts of its own for three families; for the others the user does.
 TARGETS = {
     "multi_task_dit": ["qkv_proj", "output_proj"],
@@ -41,14 +45,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def build_adapter(base: Path, folder: Path, *, merged: bool = False, **peft: Any) -> Path:
-    """An adapter with random weights on the policy in `base`, saved as `lerobot-train` saves it.
-
-    Args:
-        base: a whole checkpoint.
-        folder: where to.
-        merged: whether the adapter is merged before it is saved, as PEFT's `merge_and_unload` does.
-        peft: LeRobot's options, as `--peft.r`, and further fields of PEFT's config.
-    """
+    """An adapter with random weights on the policy in `base`, saved as `lerobot-train` saves it, or merged before."""
     config = PreTrainedConfig.from_pretrained(base)
     config.pretrained_path = base
     torch.manual_seed(1)
@@ -105,13 +102,13 @@ def adapter(checkpoint: Path, tmp_path: Path) -> Path:
     ],
 )  # fmt: skip
 def test_a_merged_adapter_has_the_stock_actions(
-    family: str, peft: dict[str, Any], dataset_root: Path, tmp_path: Path
+    family: str, peft: dict[str, Any], family_folder: Folders, dataset_root: Path, tmp_path: Path
 ) -> None:
-    base = CASES[family].build(tmp_path / "base" / "pretrained_model")
+    base = family_folder(family)
     folder = build_adapter(base, tmp_path / "adapter", **peft)
-    before = contents(tmp_path / "adapter"), contents(tmp_path / "base")
+    before = contents(folder), contents(base)
     policy = load_flow_policy(folder, device="cpu")
-    assert (contents(tmp_path / "adapter"), contents(tmp_path / "base")) == before
+    assert (contents(folder), contents(base)) == before
     stock = load_stock(folder, dataset_root)
     assert type(stock).__name__ == "PeftModel"
     batch = policy.preprocess(observations(2))
@@ -158,11 +155,10 @@ def test_a_run_on_an_adapter_goes_on_and_is_evaluated(
 
 @pytest.mark.parametrize(("family", "merged"), [*((family, True) for family in CASES), ("smolvla", False)])
 def test_a_student_of_an_adapter_is_plain(
-    family: str, merged: bool, dataset_root: Path, cache: Path, tmp_path: Path
+    family: str, merged: bool, family_folder: Folders, dataset_root: Path, cache: Path, tmp_path: Path
 ) -> None:
     """Also of one merged beforehand, whose config still says `use_peft`: LeRobot would look for an adapter."""
-    base = CASES[family].build(tmp_path / "base" / "pretrained_model")
-    teacher = build_adapter(base, tmp_path / "teacher", merged=merged)
+    teacher = build_adapter(family_folder(family), tmp_path / "teacher", merged=merged)
     assert json.loads((teacher / "config.json").read_text())["use_peft"]
     teacher = resolve_checkpoint(teacher)
     assert cache.exists() != merged
@@ -184,13 +180,13 @@ def test_merged_weights_are_made_once_and_anew_where_a_file_has_changed(
     assert config == {**json.loads((adapter / "config.json").read_text()), "use_peft": False}
     for file in adapter.glob("policy_p*"):
         assert file.read_bytes() == (merged / file.name).read_bytes()
-    tensors = load_file(adapter / "adapter_model.safetensors")
-    save_file({name: 2 * tensor for name, tensor in tensors.items()}, adapter / "adapter_model.safetensors")
+    tensors = load_file(adapter / WEIGHTS)
+    save_file({name: 2 * tensor for name, tensor in tensors.items()}, adapter / WEIGHTS)
     changed = resolve_checkpoint(adapter)
     assert changed != merged
     assert weights_sha256(changed) != weights_sha256(merged)
     # Killed while merging: nothing half-made is taken for whole.
-    save_file(tensors, adapter / "adapter_model.safetensors")
+    save_file(tensors, adapter / WEIGHTS)
     with monkeypatch.context() as patch:
         patch.setattr(lora, "save_model", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -226,69 +222,50 @@ def test_relocating_an_adapter(
     assert load_flow_policy(adapter, device="cpu").family == "smolvla"
 
 
-BROKEN = {
-    "no adapter weights": (
-        lambda p: (p / "adapter_model.safetensors").unlink(), "the file adapter_model.safetensors is missing"
-    ),
+def tensors_of(
+    folder: Path, change: Callable[[dict[str, torch.Tensor]], object], name: str = WEIGHTS
+) -> None:
+    tensors = load_file(folder / name)
+    change(tensors)
+    save_file(tensors, folder / name)
+
+
+def adapted(**fields: Any) -> Callable[[Path], None]:
+    """Changes fields of the adapter's config."""
+    return lambda p: edit_json(p / "adapter_config.json", lambda c: c.update(fields))
+
+
+UNFIT = "PEFT cannot put this adapter on"
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no adapter weights": (lambda p: (p / WEIGHTS).unlink(), f"the file {WEIGHTS} is missing"),
     "base moved": (lambda p: (p.parent / "base").rename(p.parent / "gone"), "base_model_name_or_path="),
     "base not on the Hub": (
-        lambda p: edit_json(p / "adapter_config.json", lambda c: c.update(base_model_name_or_path="some/where")),
+        adapted(base_model_name_or_path="some/where"),
         "base_model_name_or_path=some/where in adapter_config.json: there is no such folder, and the Hub",
     ),
-    "no base named": (
-        lambda p: edit_json(p / "adapter_config.json", lambda c: c.update(base_model_name_or_path=None)),
-        "names no base_model_name_or_path",
-    ),
+    "no base named": (adapted(base_model_name_or_path=None), "names no base_model_name_or_path"),
     "base without weights": (
         lambda p: (p.parent / "base" / "model.safetensors").unlink(), "no model.safetensors is there"
     ),
-    "cut adapter": (
-        lambda p: (p / "adapter_model.safetensors").write_bytes(b"short"), "PEFT cannot put this adapter on"
-    ),
+    "cut adapter": (lambda p: (p / WEIGHTS).write_bytes(b"short"), UNFIT),
     "cut config": (lambda p: (p / "adapter_config.json").write_text("{"), "adapter_config.json is not valid JSON"),
-    "unknown kind": (
-        lambda p: edit_json(p / "adapter_config.json", lambda c: c.update(peft_type="NOVEL")),
-        "PEFT cannot put this adapter on",
+    "unknown kind": (adapted(peft_type="NOVEL"), UNFIT),
+    "other parts": (adapted(target_modules=["nowhere"]), UNFIT),
+    "other rank": (adapted(r=3), UNFIT),
+    "a part too few": (lambda p: tensors_of(p, lambda t: t.pop(min(t))), f"{WEIGHTS} lacks"),
+    "a part too many": (adapted(target_modules=["action_in_proj"]), f"{WEIGHTS} holds"),
+    "not finite": (lambda p: tensors_of(p, lambda t: t[min(t)].fill_(torch.nan)), "peft_type=LORA cannot be merged"),
+    "another base": (
+        lambda p: tensors_of(p.parent / "base", lambda t: t.pop("model.action_out_proj.weight"), "model.safetensors"),
+        "base: model.safetensors does not fit config.json",
     ),
-    "other parts": (
-        lambda p: edit_json(p / "adapter_config.json", lambda c: c.update(target_modules=["nowhere"])),
-        "PEFT cannot put this adapter on",
-    ),
-    "other rank": (
-        lambda p: edit_json(p / "adapter_config.json", lambda c: c.update(r=3)), "PEFT cannot put this adapter on"
-    ),
-    "a part too few": (lambda p: drop_a_part(p), "adapter_model.safetensors lacks"),
-    "a part too many": (
-        lambda p: edit_json(p / "adapter_config.json", lambda c: c.update(target_modules=["action_in_proj"])),
-        "adapter_model.safetensors holds",
-    ),
-    "not finite": (lambda p: fill_a_part(p, float("nan")), "peft_type=LORA cannot be merged"),
-    "another base": (lambda p: cut_the_base(p.parent / "base"), "base: model.safetensors does not fit config.json"),
     "an unmergeable kind": (
         lambda p: (p / "adapter_config.json").write_text(
             json.dumps({"peft_type": "BONE_OF_CONTENTION", "base_model_name_or_path": str(p.parent / "base")})
         ),
-        "PEFT cannot put this adapter on",
+        UNFIT,
     ),
 }  # fmt: skip
-
-
-def drop_a_part(adapter: Path) -> None:
-    tensors = load_file(adapter / "adapter_model.safetensors")
-    tensors.pop(min(tensors))
-    save_file(tensors, adapter / "adapter_model.safetensors")
-
-
-def fill_a_part(adapter: Path, value: float) -> None:
-    tensors = load_file(adapter / "adapter_model.safetensors")
-    tensors[min(tensors)].fill_(value)
-    save_file(tensors, adapter / "adapter_model.safetensors")
-
-
-def cut_the_base(base: Path) -> None:
-    tensors = load_file(base / "model.safetensors")
-    tensors.pop("model.action_out_proj.weight")
-    save_file(tensors, base / "model.safetensors")
 
 
 @pytest.mark.parametrize("case", BROKEN)
@@ -301,7 +278,6 @@ def test_a_broken_adapter(
     capsys.readouterr()
     assert main(options(adapter, dataset_root, tmp_path / "out")) == 2
     said = capsys.readouterr().err
-    print(said)
     assert said.count("\n") == 1
     assert "teacher.path=" in said
     assert message in said

@@ -22,18 +22,12 @@ from hypothesis import strategies as st
 from chordflow.couplings.observations import split_episodes
 from chordflow.errors import UserError
 from chordflow.experiments.run_folder import only_run
-from lerobot_env_metaworld_light import LightMetaworldConfig, machine
+from lerobot_env_metaworld_light import LightMetaworldConfig
+from metaworld_cases import drawn
 from script_files import scripts_of
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks" / "metaworld"
-
-try:
-    machine.check_machine()
-    nothing_to_render_with = ""
-except RuntimeError as error:
-    nothing_to_render_with = str(error)
-drawn = pytest.mark.skipif(bool(nothing_to_render_with), reason=nothing_to_render_with or "never")
 
 
 @pytest.fixture
@@ -61,11 +55,12 @@ def test_an_interrupted_recording_leaves_no_dataset_and_goes_on(load, tmp_path, 
     lost.write_bytes(lost.read_bytes()[:-100])
     made = []
     demonstrate = recorder.demonstrate
-    monkeypatch.setattr(
-        recorder,
-        "demonstrate",
-        lambda env, task, seed, pushed: made.append((task, seed)) or demonstrate(env, task, seed, pushed),
-    )
+
+    def watched(env: Any, task: str, seed: int, pushed: bool) -> dict[str, np.ndarray]:
+        made.append((task, seed))
+        return demonstrate(env, task, seed, pushed)
+
+    monkeypatch.setattr(recorder, "demonstrate", watched)
     dataset = recorder.record(config, root, 3, 0.3, disturbed=disturbed)
     seeds = (1_000_001, 3_000_000, 2_000_000, 4_000_000)
     assert made == [("reach-v3", 1_000_001), *(("handle-press-v3", seed) for seed in seeds)]
@@ -79,10 +74,8 @@ def test_an_interrupted_recording_leaves_no_dataset_and_goes_on(load, tmp_path, 
     item = dataset[0]
     assert item["observation.state"].shape == (13,)
     assert abs(item["action"]).max() <= 1
-    assert {dataset[int(start)]["task"] for start in dataset.meta.episodes["dataset_from_index"]} == {
-        "Reach a goal position",
-        "Press a handle down",
-    }
+    instructions = {dataset[int(start)]["task"] for start in dataset.meta.episodes["dataset_from_index"]}
+    assert instructions == {"Reach a goal position", "Press a handle down"}
     with pytest.raises(ValueError, match="exists already"):
         recorder.record(config, root, 3, 0.3)
 
@@ -159,9 +152,8 @@ def test_disturbed_episodes_show_more_of_how_a_wrong_height_is_mended(load):
 @drawn
 def test_only_tasks_that_are_recorded_can_be_disturbed(load, tmp_path):
     config = LightMetaworldConfig(task="reach-v3")
-    with pytest.raises(
-        ValueError, match="disturbed names push-v3, which is not recorded; it may name reach-v3"
-    ):
+    words = "disturbed names push-v3, which is not recorded; it may name reach-v3"
+    with pytest.raises(ValueError, match=words):
         load("record").record(config, tmp_path / "new", 10, 0.1, disturbed={"push-v3": 1})
     assert not any(tmp_path.iterdir())
 
@@ -192,33 +184,26 @@ def test_held_out_episodes_are_as_many_as_lerobot_holds_out(episodes, disturbed,
 
 
 def test_differences_to_lerobot_eval_are_named(load, tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     results = load("results")
+    episodes = tmp_path / "chordflow" / "episodes" / "student-1-euler-lerobot"
+    episodes.mkdir(parents=True)
     (tmp_path / "stock").mkdir()
-    (tmp_path / "chordflow" / "episodes" / "student-1-euler-lerobot").mkdir(parents=True)
     metrics = {"successes": [True, False], "sum_rewards": [5.0, 2.0]}
     (tmp_path / "stock" / "eval_info.json").write_text(
         json.dumps({"per_task": [{"task_group": "reach-v3", "task_id": 0, "metrics": metrics}]})
     )
 
-    def store(successes: list[bool], rewards: list[float]) -> None:
+    def agreement(successes: list[bool], rewards: list[float]) -> list[str]:
         count = len(successes)
         columns = {"task_group": ["reach-v3"] * count, "task_id": [0] * count, "seed": list(range(count))}
         table = pa.table({**columns, "success": successes, "sum_reward": rewards})
-        pq.write_table(
-            table, tmp_path / "chordflow" / "episodes" / "student-1-euler-lerobot" / "episodes.parquet"
-        )
+        pq.write_table(table, episodes / "episodes.parquet")
+        return results.agreement(tmp_path)
 
-    store([True, False], [5.0, 2.0])
-    assert results.agreement(tmp_path) == []
-    store([True, True], [5.0, 2.0])
-    assert "reach-v3, episode 1" in results.agreement(tmp_path)[0]
-    store([True, False], [5.0, 2.1])
-    assert "2.1 by chordflow" in results.agreement(tmp_path)[0]
-    store([True], [5.0])
-    assert results.agreement(tmp_path) == ["2 episodes by lerobot-eval, 1 by chordflow"]
+    assert agreement([True, False], [5.0, 2.0]) == []
+    assert "reach-v3, episode 1" in agreement([True, True], [5.0, 2.0])[0]
+    assert "2.1 by chordflow" in agreement([True, False], [5.0, 2.1])[0]
+    assert agreement([True], [5.0]) == ["2 episodes by lerobot-eval, 1 by chordflow"]
 
 
 def test_what_cannot_be_run_is_said_at_the_start(load, monkeypatch, tmp_path):
@@ -233,10 +218,9 @@ def test_what_cannot_be_run_is_said_at_the_start(load, monkeypatch, tmp_path):
     with pytest.raises(ValueError, match=r"seconds\.json is broken .*remove it to go on"):
         made._spent()
     record = load("record")
-    with pytest.raises(ValueError, match="disturbed=-1: give a number of episodes, 0 or more"):
-        record.record(None, tmp_path / "new", 10, 0.1, disturbed={"reach-v3": -1})
-    with pytest.raises(ValueError, match="disturbed=-1: give"):
-        record.record(None, tmp_path / "new", 10, 0.1, disturbed=-1)
+    for disturbed in ({"reach-v3": -1}, -1):
+        with pytest.raises(ValueError, match="disturbed=-1: give a number of episodes, 0 or more"):
+            record.record(None, tmp_path / "new", 10, 0.1, disturbed=disturbed)
     for share in (math.nan, math.inf, 0.0, 1.0):
         with pytest.raises(ValueError, match=rf"eval_split={share}: give a share between 0 and 1"):
             record.record(None, tmp_path / "new", 10, share)
@@ -301,10 +285,9 @@ def test_success_is_told_by_the_height_of_goals(load, tmp_path, capsys, monkeypa
             for seed, height in by_seed.items()
         ]
         rows.append({"task_group": "reach-v3", "seed": 3, "success": True})
-        (tmp_path / "evaluate" / "episodes" / folder).mkdir(parents=True)
-        pq.write_table(
-            pa.Table.from_pylist(rows), tmp_path / "evaluate" / "episodes" / folder / "part-000000.parquet"
-        )
+        episodes = tmp_path / "evaluate" / "episodes" / folder
+        episodes.mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(rows), episodes / "part-000000.parquet")
     result = script.measure(size, tmp_path)
     first, second, _ = result["success"].values()
     assert result["episodes"] == 8
@@ -364,11 +347,8 @@ def test_the_smallest_size_runs_from_nothing(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     subprocess.run(command, check=True, cwd=ROOT, env=environment, timeout=3600)
     result = json.loads((tmp_path / "run" / "smoke.json").read_text(encoding="utf-8"))
-    rate = {
-        (row["policy"], row["solver"], row["num_steps"]): row["rate"]
-        for row in result["success"]
-        if row["group"] == "all"
-    }
+    everything = [row for row in result["success"] if row["group"] == "all"]
+    rate = {(row["policy"], row["solver"], row["num_steps"]): row["rate"] for row in everything}
     assert rate["teacher", "euler", 10] >= 0.6
     assert rate["student", "euler", 1] >= 0.6
     assert result["lerobot"]["differences"] == []

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from chordflow.couplings import (
-    BufferConfig,
-    CouplingBatch,
-    CouplingBuffer,
-    Demonstrations,
-    Needs,
-    Share,
-)
+from chordflow.couplings import BufferConfig, CouplingBatch, CouplingBuffer, Demonstrations, Needs, Share
 from chordflow.couplings.blocks import join_paths
 from chordflow.errors import UserError
 from chordflow.flow import times as laws
@@ -27,38 +20,29 @@ from chordflow.flow.seeds import generator
 from chordflow.policies import Context, Role, VelocityModule
 from chordflow.policies.sampling import Sampler
 from chordflow.training.loop import train
-from chordflow.training.losses import LossConfig, MeanSquaredError, PseudoHuber
 from chordflow.training.methods import (
     ConsistencyMethodConfig,
     EndpointMethodConfig,
-    Method,
     MethodConfig,
     NoiseBiasedMethodConfig,
     ReflowMethodConfig,
     SnapFlowMethodConfig,
 )
 from chordflow.training.methods.base import chosen_rows
+from chordflow.training.objective import BetaTimes, LossConfig, MeanSquaredError, PseudoHuber, UniformTimes
 from chordflow.training.optimizers import AdamWConfig
 from chordflow.training.steps import LoopConfig
-from chordflow.training.times import BetaTimes, UniformTimes
 from demonstrations import make_demonstrations
 from gaussian_policy import GaussianConfig, GaussianContext, GaussianFlowPolicy
 from gaussian_setup import AffineStudent, euler, euler_factor, make_policy
 
-CONFIGS: list[MethodConfig] = [
-    ReflowMethodConfig(), ReflowMethodConfig(real_data_share=0.3), EndpointMethodConfig(),
-    EndpointMethodConfig(path_share=0.5), NoiseBiasedMethodConfig(), SnapFlowMethodConfig(),
-    ConsistencyMethodConfig(),
-]  # fmt: skip
-NAMES = [
-    "reflow",
-    "reflow, real data",
-    "endpoint",
-    "endpoint, paths",
-    "noise_biased",
-    "snapflow",
-    "consistency",
-]
+CONFIGS: dict[str, MethodConfig] = {
+    "reflow": ReflowMethodConfig(), "reflow, real data": ReflowMethodConfig(real_data_share=0.3),
+    "endpoint": EndpointMethodConfig(), "endpoint, paths": EndpointMethodConfig(path_share=0.5),
+    "noise_biased": NoiseBiasedMethodConfig(), "snapflow": SnapFlowMethodConfig(),
+    "consistency": ConsistencyMethodConfig(),
+}  # fmt: skip
+EVERY = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 SMALL = BufferConfig(num_observations=8, noises_per_observation=4, uses_per_coupling=None, block_size=4)
 
 
@@ -79,163 +63,95 @@ def filled_batch(policy: GaussianFlowPolicy, needs: Needs, step: int = 0, **opti
 
 def joined(parts: Sequence[CouplingBatch]) -> CouplingBatch:
     """What several processes draw for a step, as one process would look at it."""
-    shown = [part.demonstrations for part in parts if part.demonstrations is not None]
-    contexts = [part.context for part in parts if part.context is not None]
-    assert len(contexts) == len(parts)
+
+    def cat(of: Any, *names: str) -> list[Tensor]:
+        return [torch.cat([getattr(of(part), name) for part in parts]) for name in names]
+
+    first = parts[0]
+    noise, endpoint = cat(lambda part: part, "noise", "endpoint")
+    shown = (
+        cat(lambda part: part.demonstrations, "noise", "actions", "valid") if first.demonstrations else None
+    )
+    assert first.context is not None
     return replace(
-        parts[0],
-        noise=torch.cat([part.noise for part in parts]),
-        endpoint=torch.cat([part.endpoint for part in parts]),
-        context=type(contexts[0]).concatenate(contexts),
-        rows=None,
-        total=None,
-        weight=1.0,
-        demonstrations=Demonstrations(
-            *(torch.cat([getattr(one, name) for one in shown]) for name in ("noise", "actions", "valid"))
-        )
-        if shown
-        else None,
-        path=join_paths([part.path for part in parts if part.path is not None]),
-    )
-
-
-# Losses
-
-
-def errors() -> tuple[Tensor, Tensor, Tensor]:
-    prediction, target = torch.randn(2, 5, 4, 3, generator=generator(0)).unbind()
-    valid = torch.rand(5, 4, 3, generator=generator(1)) < 0.6
-    return prediction.requires_grad_(), target, valid
-
-
-def test_squares_are_a_mean_over_samples_of_what_counts_of_each() -> None:
-    prediction, target, valid = errors()
-    by_hand = [(p - t)[v].square().mean() for p, t, v in zip(prediction, target, valid, strict=True)]
-    loss = MeanSquaredError()
-    torch.testing.assert_close(loss(prediction, target, valid), torch.stack(by_hand).mean())
-    torch.testing.assert_close(loss(prediction, target), (prediction - target).square().mean())
-    # A mask of the chunk alone serves every sample.
-    torch.testing.assert_close(
-        loss(prediction, target, valid[0]), loss(prediction, target, valid[:1].expand(5, -1, -1))
-    )
-
-
-def test_a_sample_of_which_nothing_counts_adds_nothing() -> None:
-    prediction, target, valid = errors()
-    valid[2] = False
-    for loss in (MeanSquaredError(), PseudoHuber()):
-        (gradient,) = torch.autograd.grad(loss(prediction, target, valid), prediction)
-        assert (gradient[2] == 0).all()
-        assert (gradient[1] != 0).any()
-
-
-@pytest.mark.parametrize("c", [0.00054, 0.5])
-def test_pseudo_huber_is_the_distance_of_a_sample_as_a_vector(c: float) -> None:
-    prediction, target, valid = errors()
-    by_hand = []
-    for p, t, v in zip(prediction, target, valid, strict=True):
-        size = int(v.sum())
-        bend = c * size
-        by_hand.append((((p - t)[v].square().sum() + bend**2).sqrt() - bend) / size)
-    torch.testing.assert_close(PseudoHuber(c=c)(prediction, target, valid), torch.stack(by_hand).mean())
-
-
-def test_equal_weights_change_gradients_and_not_what_is_logged() -> None:
-    prediction, target, valid = errors()
-    prediction.data[0] *= 30  # one sample that would drown the others
-    plain, equal = MeanSquaredError(), MeanSquaredError(equal_weights=True)
-    torch.testing.assert_close(equal(prediction, target, valid), plain(prediction, target, valid))
-    (gradient,) = torch.autograd.grad(equal(prediction, target, valid), prediction)
-    error = (prediction - target).detach() * valid
-    size = valid.sum(dim=(1, 2))[:, None, None]
-    own_loss = error.square().sum(dim=(1, 2), keepdim=True) / size
-    torch.testing.assert_close(gradient, 2 * error / size / own_loss / 5)
-
-
-@pytest.mark.parametrize("c", [0.0, -1.0, float("nan")])
-def test_a_bend_that_is_none_is_refused(c: float) -> None:
-    with pytest.raises(UserError, match=r"loss\.c="):
-        PseudoHuber(c=c)
+        first, noise=noise, endpoint=endpoint, rows=None, total=None, weight=1.0,
+        context=type(first.context).concatenate([part.context for part in parts]),
+        demonstrations=Demonstrations(*shown) if shown else None, path=join_paths([part.path for part in parts]),
+    )  # fmt: skip
 
 
 # What a batch holds
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=NAMES)
+@EVERY
 def test_the_teacher_is_asked_only_for_what_a_method_needs(
     config: MethodConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    policy, method = make_policy(), config.build()
-    calls: list[int] = []
+    policy, needs, calls = make_policy(), config.build().needs, []
     velocity = policy.velocity
     monkeypatch.setattr(policy, "velocity", lambda x, t, c: calls.append(len(x)) or velocity(x, t, c))
-    batch = filled_batch(policy, method.needs)
+    batch = filled_batch(policy, needs)
     # 32 couplings by four Euler steps.
-    assert sum(calls) == (128 if method.needs_couplings else 0)
-    assert (batch.demonstrations is not None) == method.needs_actions
-    assert (batch.path is not None) == method.needs_paths
-    assert len(batch.endpoint) == (8 if method.needs_couplings else 0)
+    assert sum(calls) == (128 if needs.couplings else 0)
+    assert (batch.demonstrations is not None) == needs.actions
+    assert (batch.path is not None) == needs.paths
+    assert len(batch.endpoint) == (8 if needs.couplings else 0)
     assert len(batch.noise) == 8
 
 
-def test_actions_belong_to_the_observations_that_they_were_shown_at() -> None:
+@pytest.mark.parametrize("couplings", [True, False])
+def test_actions_belong_to_the_observations_that_they_were_shown_at(couplings: bool) -> None:
     policy = make_policy()
-    for needs in (Needs(actions=True), Needs(couplings=False, actions=True)):
-        observations = make_demonstrations(policy, 8, exact=True)
-        batch = filled_batch(policy, needs, observations=observations)
-        shown = batch.demonstrated()
-        assert isinstance(batch.context, GaussianContext)
-        mean = batch.context.means[:, 0]
-        torch.testing.assert_close(shown.actions[shown.valid], mean[shown.valid])
-        # Zero-padded, and what lies behind an episode's end does not count.
-        assert (shown.actions[..., 2:] == 0).all()
-        assert not shown.valid[..., 2:].any()
-        behind = shown.actions[..., 0] == 1e3
-        assert behind.any()
-        assert torch.equal(shown.valid[..., 0], ~behind)
+    observations = make_demonstrations(policy, 8, exact=True)
+    batch = filled_batch(policy, Needs(couplings, actions=True), observations=observations)
+    shown = batch.demonstrated()
+    assert shown.noise.shape == shown.actions.shape == shown.valid.shape == (8, 4, 4)
+    assert isinstance(batch.context, GaussianContext)
+    torch.testing.assert_close(shown.actions[shown.valid], batch.context.means[:, 0][shown.valid])
+    # Zero-padded, and what lies behind an episode's end does not count.
+    assert (shown.actions[..., 2:] == 0).all()
+    assert not shown.valid[..., 2:].any()
+    behind = shown.actions[..., 0] == 1e3
+    assert behind.any()
+    assert torch.equal(shown.valid[..., 0], ~behind)
 
 
 def test_noise_of_demonstrations_is_of_its_step_alone() -> None:
-    policy = make_policy()
-    buffer = make_buffer(policy, Needs(actions=True))
+    buffer = make_buffer(make_policy(), Needs(actions=True))
     list(buffer.fill(0))
     torch.manual_seed(1)
     first = buffer.batch(0)
     torch.manual_seed(2)
     again, other = buffer.batch(0).demonstrated(), buffer.batch(1).demonstrated()
     assert torch.equal(first.demonstrated().noise, again.noise)
-    assert not torch.isin(other.noise, again.noise).any()
-    assert not torch.isin(first.noise, again.noise).any()
+    assert not torch.isin(torch.cat([other.noise, first.noise]), again.noise).any()
 
 
 def test_paths_are_the_teachers_own_steps() -> None:
     policy = make_policy(std=0.3)
     batch = filled_batch(policy, Needs(paths=True))
     path, context = batch.travelled(), batch.context
+    assert context is not None
     assert path.times.tolist() == [1.0, 0.75, 0.5, 0.25]
     assert torch.equal(path.states[:, 0], batch.noise)
     states = [*path.states.unbind(1), batch.endpoint]
     for t, now, after in zip(path.times, states[:-1], states[1:], strict=True):
-        assert context is not None
-        step = now - 0.25 * policy.velocity(now, t.expand(8), context)
-        torch.testing.assert_close(step, after)
+        torch.testing.assert_close(now - 0.25 * policy.velocity(now, t.expand(8), context), after)
     torch.testing.assert_close(Sampler(policy, 4)(context, batch.noise), batch.endpoint)
 
 
-def test_a_batch_without_what_is_needed_says_so() -> None:
+@pytest.mark.parametrize(
+    ("config", "what"), [(NoiseBiasedMethodConfig(), "demonstrations"), (ConsistencyMethodConfig(), "paths")]
+)
+def test_a_batch_without_what_is_needed_says_so(config: MethodConfig, what: str) -> None:
     policy = make_policy()
-    batch = filled_batch(policy, Needs())
-    with pytest.raises(ValueError, match="no demonstrations"):
-        NoiseBiasedMethodConfig().build().loss(VelocityModule(policy), batch, generator(0))
-    with pytest.raises(ValueError, match="no paths"):
-        ConsistencyMethodConfig().build().loss(VelocityModule(policy), batch, generator(0))
+    with pytest.raises(ValueError, match=f"no {what}"):
+        config.build().loss(VelocityModule(policy), filled_batch(policy, Needs()), generator(0))
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=NAMES)
+@EVERY
 def test_a_step_that_two_processes_share_is_the_same_step(config: MethodConfig) -> None:
-    policy, method = make_policy(), config.build()
-    student = AffineStudent(GaussianConfig())
-    module = VelocityModule(student)
+    policy, method, module = make_policy(), config.build(), VelocityModule(AffineStudent(GaussianConfig()))
 
     def loss(batch: CouplingBatch) -> Tensor:
         return batch.weight * method.loss(module, batch, generator(5))
@@ -245,17 +161,16 @@ def test_a_step_that_two_processes_share_is_the_same_step(config: MethodConfig) 
     torch.testing.assert_close(sum(loss(part) for part in parts), loss(joined(parts)), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=NAMES)
+@EVERY
 def test_a_prefix_that_trains_is_encoded_anew_and_without_the_actions(config: MethodConfig) -> None:
-    policy, method = make_policy(), config.build()
-    student = AffineStudent(GaussianConfig())
+    policy, method, student = make_policy(), config.build(), AffineStudent(GaussianConfig())
     kept = filled_batch(policy, method.needs)
     anew = filled_batch(policy, method.needs, student_encode=student.encode, student_context=False)
     assert anew.context is None
     assert anew.batch is not None
     assert set(anew.batch) == {"observation.state"}
     losses = [method.loss(VelocityModule(student), batch, generator(5)) for batch in (kept, anew)]
-    torch.testing.assert_close(losses[0], losses[1])
+    torch.testing.assert_close(*losses)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
@@ -273,28 +188,6 @@ def by_rows(student: AffineStudent, batch: CouplingBatch, row: int, x: Tensor, t
     assert batch.context is not None
     context = batch.context.index(torch.tensor([row]))
     return student.velocity(x[None], torch.as_tensor(t).reshape(1), context)[0]
-
-
-@torch.no_grad()
-def test_real_data_in_reflow_is_lerobots_loss_on_that_share() -> None:
-    policy, student = make_policy(), AffineStudent(GaussianConfig())
-    method = ReflowMethodConfig(real_data_share=0.5, times=UniformTimes(at_noise=0.4)).build()
-    batch = filled_batch(policy, method.needs)
-    loss = method.loss(VelocityModule(student), batch, generator(7))
-    drawn, shown = generator(7), batch.demonstrated()
-    t = laws.PointMassMixture(weight=0.4).sample(8, drawn)
-    real = chosen_rows(batch, 0.5, drawn)
-    theirs = laws.Beta().sample(8, drawn)
-    assert int(real.sum()) == 4
-    values = []
-    for row in range(8):
-        if real[row]:
-            noise, end, time, valid = shown.noise[row], shown.actions[row], theirs[row], shown.valid[row]
-        else:
-            noise, end, time, valid = batch.noise[row], batch.endpoint[row], t[row], torch.ones(4, 4).bool()
-        v_t = by_rows(student, batch, row, time * noise + (1 - time) * end, time)
-        values.append((v_t - (noise - end))[valid].square().mean())
-    torch.testing.assert_close(loss, torch.stack(values).mean())
 
 
 @torch.no_grad()
@@ -320,61 +213,56 @@ def test_a_shortcut_is_the_mean_of_two_steps_of_the_student() -> None:
     torch.testing.assert_close(loss, torch.stack(values).mean())
 
 
-def test_a_target_sends_no_gradients_into_the_student() -> None:
-    policy = make_policy()
-    for config in (SnapFlowMethodConfig(), ConsistencyMethodConfig()):
-        method = config.build()
-        batch = filled_batch(policy, method.needs)
-        asked: list[bool] = []
+@pytest.mark.parametrize("config", [SnapFlowMethodConfig(), ConsistencyMethodConfig()])
+def test_a_target_sends_no_gradients_into_the_student(config: MethodConfig) -> None:
+    method, asked = config.build(), []
 
-        def velocity(x_t: Tensor, t: Tensor, asked: list[bool] = asked, **_: object) -> Tensor:
-            asked.append(torch.is_grad_enabled())
-            return x_t
+    def velocity(x_t: Tensor, t: Tensor, **_: object) -> Tensor:
+        asked.append(torch.is_grad_enabled())
+        return x_t
 
-        method.loss(velocity, batch, generator(0))
-        assert sorted(asked) == [False, True]
+    method.loss(velocity, filled_batch(make_policy(), method.needs), generator(0))
+    assert sorted(asked) == [False, True]
 
 
-def test_what_an_endpoint_does_in_padded_dimensions_counts_only_for_more_steps() -> None:
-    batch = replace(filled_batch(make_policy(), Needs(paths=True)), demonstrations=None)
-    for share, counts in ((0.0, False), (0.5, True)):
+@pytest.mark.parametrize(("share", "counts"), [(0.0, False), (0.5, True)])
+def test_what_an_endpoint_does_in_padded_dimensions_counts_only_for_more_steps(
+    share: float, counts: bool
+) -> None:
+    batch = filled_batch(make_policy(), Needs(paths=True))
 
-        def off_in(dim: int) -> Callable[..., Tensor]:
-            def velocity(x_t: Tensor, t: Tensor, **_: object) -> Tensor:
-                v_t = (x_t - batch.endpoint) / t[:, None, None]
-                v_t[..., dim] += 1.0
-                return v_t
+    def loss(off_in: int) -> float:
+        def velocity(x_t: Tensor, t: Tensor, **_: object) -> Tensor:
+            v_t = (x_t - batch.endpoint) / t[:, None, None]
+            v_t[..., off_in] += 1.0
+            return v_t
 
-            return velocity
+        return float(EndpointMethodConfig(path_share=share).build().loss(velocity, batch, generator(0)))
 
-        method = EndpointMethodConfig(path_share=share).build()
-        assert float(method.loss(off_in(0), batch, generator(0))) > 0.1
-        assert (float(method.loss(off_in(3), batch, generator(0))) > 0.1) == counts
+    assert loss(0) > 0.1
+    assert (loss(3) > 0.1) == counts
 
 
 # Optima in closed form
 
 
 def trained(
-    output: Path,
-    config: MethodConfig,
-    student: AffineStudent,
-    *,
-    std: float = 0.4,
-    steps: int = 900,
-    observations: int = 512,
-) -> tuple[GaussianFlowPolicy, AffineStudent, Tensor, GaussianContext]:
+    output: Path, config: MethodConfig, student: type[AffineStudent] | None = None, *, std: float = 0.4,
+    steps: int = 900, observations: int = 512,
+) -> tuple[GaussianFlowPolicy, AffineStudent, Tensor, GaussianContext]:  # fmt: skip
     """A student after training, with noise and contexts of other observations."""
-    teacher, method = make_policy(std=std), config.build()
-    trainable = student.train_roles([Role.ACTION_HEAD])
+    teacher, method, student = (
+        make_policy(std=std),
+        config.build(),
+        (student or AffineStudent)(GaussianConfig()),
+    )
     buffer = make_buffer(
         teacher, method.needs, BufferConfig(observations, 4, None, 256), observations, batch_size=256,
         coupling=euler(5),
     )  # fmt: skip
-    config_ = LoopConfig(
-        steps=steps, batch_size=256, seed=3, log_freq=100, save_freq=0, optimizer=AdamWConfig(lr=1e-2)
-    )
-    train(config_, student, trainable, buffer, method, output, lambda folder, _: folder.mkdir(parents=True))
+    loop = LoopConfig(steps, seed=3, log_freq=100, optimizer=AdamWConfig(lr=1e-2))
+    trainable = student.train_roles([Role.ACTION_HEAD])
+    train(loop, student, trainable, buffer, method, output, lambda folder, _: folder.mkdir(parents=True))
     student.module.requires_grad_(False)
     context = student.encode({"observation.state": torch.randn(64, 2, generator=generator("new"))})
     return teacher, student, student.sample_noise(64, generator("new noise")), context
@@ -387,9 +275,7 @@ def distance(found: Tensor, exact: Tensor) -> float:
 
 
 def test_the_optimum_of_endpoint_is_the_coupling_at_one_step(tmp_path: Path) -> None:
-    teacher, student, noise, context = trained(
-        tmp_path, EndpointMethodConfig(), AffineStudent(GaussianConfig()), steps=400
-    )
+    teacher, student, noise, context = trained(tmp_path, EndpointMethodConfig(), steps=400)
     exact = context.means[:, 0] + euler_factor(teacher.std, 5) * noise
     assert distance(Sampler(student, 1)(context, noise), exact) < 0.01
     assert distance(Sampler(teacher, 1)(context, noise), exact) > 0.2
@@ -398,9 +284,7 @@ def test_the_optimum_of_endpoint_is_the_coupling_at_one_step(tmp_path: Path) -> 
 
 
 def test_points_of_the_path_keep_more_steps_usable(tmp_path: Path) -> None:
-    teacher, student, noise, context = trained(
-        tmp_path, EndpointMethodConfig(path_share=0.5), AffineStudent(GaussianConfig())
-    )
+    teacher, student, noise, context = trained(tmp_path, EndpointMethodConfig(path_share=0.5))
     exact = context.means[:, 0] + euler_factor(teacher.std, 5) * noise
     assert distance(Sampler(student, 1)(context, noise), exact) < 0.02
     assert ends_from_path(student, teacher, context, noise) < 0.02
@@ -408,9 +292,7 @@ def test_points_of_the_path_keep_more_steps_usable(tmp_path: Path) -> None:
 
 def test_the_optimum_of_noise_biased_is_the_teachers_own_field(tmp_path: Path) -> None:
     config = NoiseBiasedMethodConfig(times=BetaTimes(at_noise=0.3))
-    teacher, student, noise, context = trained(
-        tmp_path, config, AffineStudent(GaussianConfig()), observations=4096
-    )
+    teacher, student, noise, context = trained(tmp_path, config, observations=4096)
     for t in (1.0, 0.8, 0.6, 0.4):
         x_t = t * noise + (1 - t) * context.means[:, 0]
         time = torch.full((64,), t)
@@ -438,7 +320,7 @@ def test_a_shortcut_rests_at_the_implicit_midpoint_rule(tmp_path: Path) -> None:
     """v_1 = v(x_1 - v_1 / 2, 1/2) with the field of a Gaussian gives v_1 = (1 - s^2) x_1 - m."""
     std = 0.5
     teacher, student, noise, context = trained(
-        tmp_path, SnapFlowMethodConfig(), SplitStudent(GaussianConfig()), std=std, observations=4096
+        tmp_path, SnapFlowMethodConfig(), SplitStudent, std=std, observations=4096
     )
     mean = context.means[:, 0]
     half = torch.full((64,), 0.5)
@@ -464,20 +346,17 @@ def ends_from_path(
 
 
 def test_the_fixed_point_of_consistency_is_the_teachers_map(tmp_path: Path) -> None:
-    teacher, student, noise, context = trained(
-        tmp_path, ConsistencyMethodConfig(), AffineStudent(GaussianConfig()), steps=1500
-    )
+    teacher, student, noise, context = trained(tmp_path, ConsistencyMethodConfig(), steps=1500)
     assert ends_from_path(student, teacher, context, noise) < 0.03
     # So one step is five of the teacher.
     assert distance(Sampler(student, 1)(context, noise), Sampler(teacher, 5)(context, noise)) < 0.03
 
 
-def test_a_share_of_real_data_pulls_towards_demonstrations(tmp_path: Path) -> None:
-    """At t = 1 the optimum is the mixture of both targets: the chord for a coupling, x_1 - m for real data."""
+def test_real_data_keeps_its_own_law_of_times_where_couplings_are_all_at_noise() -> None:
     batch = filled_batch(make_policy(), Needs(actions=True))
     one = ReflowMethodConfig(real_data_share=0.9, times=UniformTimes(at_noise=1.0)).build()
     assert one.step_counts is None
-    assert one.needs_actions
+    assert one.needs.actions
     seen: list[Tensor] = []
 
     def velocity(x_t: Tensor, t: Tensor, **_: object) -> Tensor:
@@ -507,39 +386,30 @@ def test_who_sees_one_time_alone_is_for_one_step_alone(
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("config", "name", "value"),
     [
-        (lambda: ReflowMethodConfig(real_data_share=1.0), "method.real_data_share=1.0"),
-        (lambda: ReflowMethodConfig(real_data_share=-0.1), "method.real_data_share=-0.1"),
-        (lambda: EndpointMethodConfig(path_share=1.0), "method.path_share=1.0"),
-        (lambda: SnapFlowMethodConfig(shortcut_share=0.0), "method.shortcut_share=0.0"),
-        (lambda: SnapFlowMethodConfig(shortcut_share=1.0), "method.shortcut_share=1.0"),
+        (ReflowMethodConfig, "method.real_data_share", 1.0), (ReflowMethodConfig, "method.real_data_share", -0.1),
+        (EndpointMethodConfig, "method.path_share", 1.0), (SnapFlowMethodConfig, "method.shortcut_share", 0.0),
+        (SnapFlowMethodConfig, "method.shortcut_share", 1.0), (PseudoHuber, "loss.c", 0.0),
+        (PseudoHuber, "loss.c", -1.0), (PseudoHuber, "loss.c", math.nan),
     ],
-)
-def test_shares_out_of_range_are_refused(make: Callable[[], MethodConfig], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        make()
+)  # fmt: skip
+def test_numbers_out_of_range_are_refused(config: type, name: str, value: float) -> None:
+    with pytest.raises(UserError, match=f"{name}={value}"):
+        config(**{name.partition(".")[2]: value})
 
 
-def test_every_method_takes_every_loss() -> None:
-    policy = make_policy()
+@EVERY
+def test_every_method_takes_every_loss(config: MethodConfig) -> None:
+    policy, values = make_policy(), []
     losses: list[LossConfig] = [MeanSquaredError(), PseudoHuber(), MeanSquaredError(equal_weights=True)]
-    for config in CONFIGS:
-        values = []
-        for loss in losses:
-            method: Method = replace(config, loss=loss).build()
-            batch = filled_batch(policy, method.needs)
-            student = copy.deepcopy(AffineStudent(GaussianConfig()))
-            value = method.loss(VelocityModule(student), batch, generator(1))
-            value.backward()  # type: ignore[no-untyped-call]
-            slope = student.module.get_submodule("net")[0].weight.grad  # type: ignore[index]
-            values.append((float(value.detach()), slope))
-        assert values[0][0] == pytest.approx(values[2][0])
-        assert values[0][0] != pytest.approx(values[1][0])
-        assert not torch.allclose(values[0][1], values[2][1])
-
-
-def test_a_demonstration_is_three_tensors_of_one_shape() -> None:
-    shown = filled_batch(make_policy(), Needs(actions=True)).demonstrated()
-    assert isinstance(shown, Demonstrations)
-    assert shown.noise.shape == shown.actions.shape == shown.valid.shape == (8, 4, 4)
+    batch = filled_batch(policy, config.build().needs)
+    for loss in losses:
+        student = AffineStudent(GaussianConfig())
+        value = replace(config, loss=loss).build().loss(VelocityModule(student), batch, generator(1))
+        value.backward()  # type: ignore[no-untyped-call]
+        slope = student.module.get_submodule("net")[0].weight.grad  # type: ignore[index]
+        values.append((float(value.detach()), slope))
+    assert values[0][0] == pytest.approx(values[2][0])
+    assert values[0][0] != pytest.approx(values[1][0])
+    assert not torch.allclose(values[0][1], values[2][1])

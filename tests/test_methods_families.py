@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,43 +20,39 @@ from chordflow.training.methods import (
     ReflowMethodConfig,
     SnapFlowMethodConfig,
 )
+from families import CASES
 from family_case import FamilyCase
-from test_families import CASES
+from small_policies import Folders
 
 pytestmark = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 CONFIGS: list[MethodConfig] = [
-    NoiseBiasedMethodConfig(),
-    SnapFlowMethodConfig(),
-    ReflowMethodConfig(real_data_share=0.5),
-    EndpointMethodConfig(),
-    ConsistencyMethodConfig(),
-]
+    NoiseBiasedMethodConfig(), SnapFlowMethodConfig(), ReflowMethodConfig(real_data_share=0.5),
+    EndpointMethodConfig(), ConsistencyMethodConfig(),
+]  # fmt: skip
+Policies = Callable[[FamilyCase], FlowPolicy]
 
 
 @pytest.fixture(scope="module")
-def policies(tmp_path_factory: pytest.TempPathFactory) -> Callable[[FamilyCase], FlowPolicy]:
+def policies(family_folder: Folders) -> Policies:
     """A policy of each family, loaded once."""
-    loaded: dict[str, FlowPolicy] = {}
 
-    def policy(case: FamilyCase) -> FlowPolicy:
-        if case.family not in loaded:
-            folder = case.build(tmp_path_factory.mktemp(case.family) / "pretrained_model")
-            loaded[case.family] = load_flow_policy(folder, device="cpu")
-            loaded[case.family].module.requires_grad_(False)
-        return loaded[case.family]
+    @functools.cache
+    def policy(family: str) -> FlowPolicy:
+        loaded = load_flow_policy(family_folder(family), device="cpu")
+        loaded.module.requires_grad_(False)
+        return loaded
 
-    return policy
+    return lambda case: policy(case.family)
 
 
 def test_what_is_encoded_does_not_depend_on_the_actions_beside_it(
-    case: FamilyCase, policies: Callable[[FamilyCase], FlowPolicy], dataset_root: Path
+    case: FamilyCase, policies: Policies, dataset_root: Path
 ) -> None:
     policy, config = policies(case), DatasetConfig("test/tiny", root=str(dataset_root))
     contexts = []
     for actions in (False, True):
-        split = open_split(config, policy, actions=actions)
-        items = next(split.train.batches([0, 4, 9], 3))
+        items = next(open_split(config, policy, actions=actions).train.batches([0, 4, 9], 3))
         assert ("action" in items) == actions
         with torch.no_grad():
             contexts.append(policy.encode(policy.preprocess(items)))
@@ -64,7 +61,7 @@ def test_what_is_encoded_does_not_depend_on_the_actions_beside_it(
 
 
 def test_every_method_has_a_loss_and_a_gradient(
-    case: FamilyCase, policies: Callable[[FamilyCase], FlowPolicy], dataset_root: Path
+    case: FamilyCase, policies: Policies, dataset_root: Path
 ) -> None:
     policy = policies(case)
     split = open_split(DatasetConfig("test/tiny", root=str(dataset_root)), policy, actions=True)

@@ -27,7 +27,7 @@ from chordflow.policies import VelocityModule
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
 from chordflow.results.schema import Results
 from chordflow.training.methods import MethodConfig, NoiseBiasedMethodConfig
-from chordflow.training.times import BetaTimes
+from chordflow.training.objective import BetaTimes
 from test_reflow_job import options, resume, student_of
 
 # Measures are not what is tested here.
@@ -84,7 +84,7 @@ def test_a_run_and_what_it_leaves(
     assert record["step_counts"] == trained_for == trained_step_counts(student_of(output))
     assert [info.step_counts for info in results.policies] == [None, trained_for]
     assert [(info.method, info.saved_num_steps) for info in results.policies] == [(None, 10), (kind, 1)]
-    without = MethodConfig.get_choice_class(kind)().build().needs_couplings
+    without = MethodConfig.get_choice_class(kind)().build().needs.couplings
     assert (results.couplings is not None) == without
     told = [finding.rule for finding in results.findings]
     assert ("trained_for_other_steps" in told) == (name == "endpoint")
@@ -226,9 +226,7 @@ def test_the_loss_on_demonstrations_is_lerobots_own(
         method = NoiseBiasedMethodConfig(times=BetaTimes(at_noise=0.0)).build()
         loss = method.loss(VelocityModule(tiny_policy), batch, generator(2))
         order = torch.randperm(8, generator=generator(0, "batch", 0)).sort().values
-        items = next(
-            split.train.batches([buffer.maker.observation_indices(0)[row] for row in order.tolist()], 8)
-        )
+        items = next(split.train.batches([buffer.observation_indices(0)[row] for row in order.tolist()], 8))
         theirs, _ = tiny_policy.policy.forward(
             tiny_policy.preprocess(items),
             noise=batch.demonstrated().noise,

@@ -15,7 +15,7 @@ from chordflow.flow.seeds import generator
 from chordflow.policies import VelocityModule
 from chordflow.training.methods import ReflowMethodConfig
 from chordflow.training.methods.base import chosen_rows
-from chordflow.training.times import UniformTimes
+from chordflow.training.objective import UniformTimes
 from demonstrations import make_demonstrations
 from gaussian_policy import GaussianConfig
 from gaussian_setup import AffineStudent, euler, make_policy
@@ -23,16 +23,20 @@ from gaussian_setup import AffineStudent, euler, make_policy
 PATHS = Needs(paths=True)
 
 
+def buffer_of(needs: Needs, coupling: CouplingConfig, points: int | None) -> CouplingBuffer:
+    policy = make_policy(std=0.3)
+    buffer = CouplingBuffer(
+        policy, make_demonstrations(policy, 8), coupling, BufferConfig(8, 4, None, 4, path_points=points), seed=3,
+        batch_size=8, needs=needs,
+    )  # fmt: skip
+    list(buffer.fill(0))
+    return buffer
+
+
 def batch_of(
     needs: Needs = PATHS, coupling: CouplingConfig | None = None, points: int | None = None
 ) -> CouplingBatch:
-    policy = make_policy(std=0.3)
-    buffer = CouplingBuffer(
-        policy, make_demonstrations(policy, 8), coupling or euler(8),
-        BufferConfig(8, 4, None, 4, path_points=points), seed=3, batch_size=8, needs=needs,
-    )  # fmt: skip
-    list(buffer.fill(0))
-    return buffer.batch(0)
+    return buffer_of(needs, coupling or euler(8), points).batch(0)
 
 
 @pytest.mark.parametrize(
@@ -50,15 +54,7 @@ def test_states_lie_on_the_grid_of_the_solver() -> None:
 
 
 def test_fewer_states_take_less_memory() -> None:
-    policy = make_policy()
-    sizes = []
-    for needs, points in ((PATHS, None), (PATHS, 1), (Needs(), 1)):
-        buffer = CouplingBuffer(
-            policy, make_demonstrations(policy, 8), euler(8),
-            BufferConfig(8, 4, None, 4, path_points=points), seed=3, batch_size=8, needs=needs,
-        )  # fmt: skip
-        list(buffer.fill(0))
-        sizes.append(buffer.num_bytes)
+    sizes = [buffer_of(n, euler(8), p).num_bytes for n, p in ((PATHS, None), (PATHS, 1), (Needs(), 1))]
     states = 32 * 4 * 4 * 4
     assert sizes[0] - sizes[1] == 6 * states
     assert sizes[1] - sizes[2] == 2 * states
@@ -81,52 +77,50 @@ def test_states_that_a_solver_does_not_pass_through_are_refused() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("real_share", [0.0, 0.3])
-def test_a_share_of_reflow_starts_on_the_trajectory(real_share: float) -> None:
+@pytest.mark.parametrize(("path_share", "real_share"), [(0.0, 0.0), (0.0, 0.5), (0.5, 0.0), (0.5, 0.3)])
+def test_the_loss_of_reflow_is_that_of_chords_of_entered_paths_and_of_real_data(
+    path_share: float, real_share: float
+) -> None:
     student = AffineStudent(GaussianConfig())
     method = ReflowMethodConfig(
-        times=UniformTimes(at_noise=0.4), path_share=0.5, real_data_share=real_share
+        times=UniformTimes(at_noise=0.4), path_share=path_share, real_data_share=real_share
     ).build()
-    assert method.needs == Needs(paths=True, actions=real_share > 0)
+    assert method.needs == Needs(paths=path_share > 0, actions=real_share > 0)
     batch = batch_of(method.needs)
-    assert batch.context is not None
     loss = method.loss(VelocityModule(student), batch, generator(7))
-    drawn, path = generator(7), batch.travelled()
-    t = laws.PointMassMixture(weight=0.4).sample(8, drawn)
-    real = torch.zeros(8, dtype=torch.bool)
+    drawn, none = generator(7), torch.zeros(8, dtype=torch.bool)
+    t, real, entered = laws.PointMassMixture(weight=0.4).sample(8, drawn), none, none
     if real_share:
-        real = chosen_rows(batch, real_share, drawn)
-        theirs = laws.Beta().sample(8, drawn)
-    entered = chosen_rows(batch, 0.5, drawn)
-    point = torch.randint(1, 8, (8,), generator=drawn)
+        real, theirs = chosen_rows(batch, real_share, drawn), laws.Beta().sample(8, drawn)
+    if path_share:
+        entered, point = chosen_rows(batch, path_share, drawn), torch.randint(1, 8, (8,), generator=drawn)
     values, kinds = [], set()
     for row in range(8):
-        noise, end, valid = batch.noise[row], batch.endpoint[row], torch.ones(4, 4).bool()
-        time = t[row]
-        x_t, target = time * noise + (1 - time) * end, noise - end
+        noise, end, time, valid = batch.noise[row], batch.endpoint[row], t[row], torch.ones(4, 4).bool()
         if real[row]:
             shown, time = batch.demonstrated(), theirs[row]
             noise, end, valid = shown.noise[row], shown.actions[row], shown.valid[row]
-            x_t, target = time * noise + (1 - time) * end, noise - end
-        elif entered[row]:
-            time = path.times[point[row]]
-            x_t = path.states[row, point[row]]
+        x_t, target = time * noise + (1 - time) * end, noise - end
+        if entered[row] and not real[row]:
+            path = batch.travelled()
+            time, x_t = path.times[point[row]], path.states[row, point[row]]
             target = (x_t - end) / time
         kinds.add("real" if real[row] else "path" if entered[row] else "chord")
         v_t = student.velocity(x_t[None], time.reshape(1), batch.context.index(torch.tensor([row])))[0]
         values.append((v_t - target)[valid].square().mean())
-    assert {"path", "chord"} <= kinds
+    shares = {"chord": 1.0, "path": path_share, "real": real_share}
+    assert {kind for kind, share in shares.items() if share > 0} == kinds
+    assert len(set(t.tolist())) > 2
     torch.testing.assert_close(loss, torch.stack(values).mean())
 
 
 def test_no_share_is_reflow_as_it_was() -> None:
     """The same draws from the same generator, whether or not a path is at hand."""
-    student, batch = AffineStudent(GaussianConfig()), batch_of()
-    asked: list[Tensor] = []
+    batch, asked = batch_of(), []
 
     def velocity(x_t: Tensor, t: Tensor, **_: object) -> Tensor:
         asked.extend([x_t, t])
-        return VelocityModule(student)(x_t, t, context=batch.context, batch=None)
+        return x_t
 
     ReflowMethodConfig().build().loss(velocity, batch, generator(7))
     t = laws.PointMassMixture(weight=0.5).sample(8, generator(7))

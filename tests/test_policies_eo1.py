@@ -1,8 +1,8 @@
-"""The EO1 adapter against the stock policy: parity, prompts, roles, dtypes, its loss, tied weights."""
+"""What is particular to EO1: prompts, roles, dtypes, its loss, tied weights."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,22 +13,24 @@ from lerobot.policies.eo1.modeling_eo1 import EO1Policy
 from lerobot.utils.constants import ACTION
 from safetensors import safe_open
 
+from broken_statistics import BEFORE, edit_steps
 from builders import TASKS, observations
 from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
-from chordflow.flow.solvers import Euler
-from chordflow.policies import Role, VelocityModule, load_flow_policy
+from chordflow.policies import FlowPolicy, Role, VelocityModule, load_flow_policy
 from chordflow.policies.checkpoint import save_student
 from chordflow.policies.eo1 import EO1Context, EO1FlowPolicy
-from family_eo1 import CHUNK, PADDED_DIM, build, stock_endpoint
+from family_case import on_path
+from family_eo1 import CHUNK, PADDED_DIM, build
+from small_policies import Folders
 
 EMBEDDING = "model.vlm_backbone.model.language_model.embed_tokens.weight"
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def checkpoint(family_folder: Folders) -> Path:
     """A checkpoint; not to be written to."""
-    return build(tmp_path_factory.mktemp("eo1") / "pretrained_model")
+    return family_folder("eo1")
 
 
 @pytest.fixture
@@ -37,55 +39,30 @@ def policy(checkpoint: Path) -> EO1FlowPolicy:
     return load(checkpoint)
 
 
-def load(folder: Path) -> EO1FlowPolicy:
-    policy = load_flow_policy(folder, device="cpu")
-    assert isinstance(policy, EO1FlowPolicy)
-    return policy
+@pytest.fixture
+def shared(family_policy: Callable[[str], FlowPolicy]) -> Any:
+    """The checkpoint, loaded once; not to be changed."""
+    return family_policy("eo1")
+
+
+def load(folder: Path) -> Any:
+    return load_flow_policy(folder, device="cpu")
 
 
 def demonstrations(batch: int) -> dict[str, Any]:
     """Observations with actions, some of them behind their episode's end."""
-    items = observations(batch)
-    items["action"] = torch.randn(batch, CHUNK, 2, generator=torch.Generator().manual_seed(5))
-    items["action_is_pad"] = (
-        torch.arange(CHUNK).expand(batch, -1) >= torch.arange(CHUNK, CHUNK - batch, -1)[:, None]
-    )
-    return items
+    action = torch.randn(batch, CHUNK, 2, generator=torch.Generator().manual_seed(5))
+    ends = torch.arange(CHUNK, CHUNK - batch, -1)[:, None]
+    return {**observations(batch), "action": action, "action_is_pad": torch.arange(CHUNK) >= ends}
 
 
-CASES: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "two cameras": {"cameras": ("top", "wrist")},
-    "eager attention": {"attn_implementation": "eager"},
-    "deeper head, language head of its own": {"num_action_layers": 3, "backbone": {"tied": False}},
-    "bfloat16": {"dtype": "bfloat16"},
-    "the backbone's own dtype": {"dtype": "auto", "force_fp32_autocast": False},
-}
-
-
-@pytest.mark.parametrize("batch_size", [1, 5])
-@pytest.mark.parametrize("case", CASES)
-def test_euler_over_velocity_equals_the_stock_sampler(tmp_path: Path, case: str, batch_size: int) -> None:
-    policy = load(build(tmp_path / "checkpoint", **CASES[case]))
-    batch = policy.preprocess(observations(batch_size, CASES[case].get("cameras", ("top",))))
-    noise = policy.sample_noise(batch_size, generator(0, "test"))
-    with torch.no_grad():
-        context = policy.encode(batch)
-    assert context.keys_values.dtype == (torch.bfloat16 if case == "bfloat16" else torch.float32)
-    for num_steps in (1, 2, 10):
-        policy.set_num_steps(num_steps)
-        with torch.no_grad():
-            endpoint = Euler().integrate(lambda x, t: policy.velocity(x, t, context), noise, num_steps)
-        torch.testing.assert_close(endpoint, stock_endpoint(policy, batch, noise), rtol=1e-5, atol=1e-5)
-
-
-def test_the_velocity_depends_on_every_part_of_the_observation(policy: EO1FlowPolicy) -> None:
+def test_the_velocity_depends_on_every_part_of_the_observation(shared: Any) -> None:
     items = observations(1)
-    noise, t = policy.sample_noise(1, generator(0, "parts")), torch.tensor([0.6])
+    noise, t = shared.sample_noise(1, generator(0, "parts")), torch.tensor([0.6])
 
     def velocity(changed: dict[str, Any]) -> torch.Tensor:
         with torch.no_grad():
-            return policy.velocity(noise, t, policy.encode(policy.preprocess({**items, **changed})))
+            return shared.velocity(noise, t, shared.encode(shared.preprocess({**items, **changed})))
 
     first = velocity({})
     changes = {
@@ -97,48 +74,29 @@ def test_the_velocity_depends_on_every_part_of_the_observation(policy: EO1FlowPo
         assert (velocity({key: value}) - first).abs().max() > 1e-2, key
 
 
-def test_contexts_of_unequal_prompts_join_and_answer_the_same(policy: EO1FlowPolicy) -> None:
+def test_joined_contexts_are_padded_in_front_and_the_same_as_encoded_together(shared: Any) -> None:
     items = observations(4)
-    noise, t = policy.sample_noise(4, generator(1, "test")), torch.tensor([1.0, 0.7, 0.3, 0.0])
     with torch.no_grad():
-        context = policy.encode(policy.preprocess(items))
-        before = [tensor.clone() for tensor in context.tensors()]
-        first = policy.velocity(noise, t, context)
-        assert torch.equal(first, policy.velocity(noise, t, context))
-        assert all(torch.equal(a, b) for a, b in zip(before, context.tensors(), strict=True))
-
-        singles = []
-        for row in range(4):
-            item = {key: value[row : row + 1] for key, value in items.items()}
-            singles.append(policy.encode(policy.preprocess(item)))
-        lengths = [single.mask.shape[1] for single in singles]
-        assert len(set(lengths)) > 1
-        joined = EO1Context.concatenate(singles)
-        assert not joined.mask[:, 0].all()
-        assert joined.mask[:, -1].all()
-        # What is encoded alone is what is encoded beside longer prompts.
-        assert torch.equal(joined.mask, context.mask)
-        assert torch.equal(joined.positions, context.positions)
-        real = context.mask[:, None, None, None, :, None]
-        torch.testing.assert_close(
-            joined.keys_values * real, context.keys_values * real, rtol=1e-5, atol=1e-5
-        )
-
-        order = torch.tensor([3, 0, 2, 0, 1])
-        picked = policy.velocity(noise[order], t[order], joined.index(order))
-        torch.testing.assert_close(picked, first[order], rtol=1e-5, atol=1e-5)
-    assert joined.index(torch.tensor([0])).mask.shape[1] == lengths[0]
+        context = shared.encode(shared.preprocess(items))
+        alone = ({key: value[row : row + 1] for key, value in items.items()} for row in range(4))
+        joined = EO1Context.concatenate([shared.encode(shared.preprocess(item)) for item in alone])
+    assert not joined.mask[:, 0].all()
+    assert joined.mask[:, -1].all()
+    assert torch.equal(joined.mask, context.mask)
+    assert torch.equal(joined.positions, context.positions)
+    real = context.mask[:, None, None, None, :, None]
+    torch.testing.assert_close(joined.keys_values * real, context.keys_values * real, rtol=1e-5, atol=1e-5)
 
 
-def test_demonstrations_in_a_batch_do_not_change_its_contexts(policy: EO1FlowPolicy) -> None:
+def test_demonstrations_in_a_batch_do_not_change_its_contexts(shared: Any) -> None:
     items = demonstrations(4)
-    batch = policy.preprocess(items)
-    bare = policy.preprocess({key: value for key, value in items.items() if not key.startswith("action")})
+    batch = shared.preprocess(items)
+    bare = shared.preprocess({key: value for key, value in items.items() if not key.startswith("action")})
     # EO1's preprocessor pads behind where there are actions, else in front.
     assert not batch["attention_mask"][0, -1]
     assert not bare["attention_mask"][0, 0]
     before = {key: value.clone() for key, value in batch.items() if isinstance(value, torch.Tensor)}
-    for own, expected in zip(policy.encode(batch).tensors(), policy.encode(bare).tensors(), strict=True):
+    for own, expected in zip(shared.encode(batch).tensors(), shared.encode(bare).tensors(), strict=True):
         assert torch.equal(own, expected)
     assert all(torch.equal(value, batch[key]) for key, value in before.items())
 
@@ -146,9 +104,8 @@ def test_demonstrations_in_a_batch_do_not_change_its_contexts(policy: EO1FlowPol
 @pytest.mark.parametrize("dims", [True, False])
 @pytest.mark.parametrize("actions", [True, False])
 def test_action_target_is_what_the_stock_loss_sees(tmp_path: Path, dims: bool, actions: bool) -> None:
-    policy = load(
-        build(tmp_path / "c", supervise_padding_action_dims=dims, supervise_padding_actions=actions)
-    )
+    counted = {"supervise_padding_action_dims": dims, "supervise_padding_actions": actions}
+    policy = load(build(tmp_path / "c", **counted))
     batch = policy.preprocess(demonstrations(3))
     target, valid = policy.action_target(batch)
     assert target.shape == valid.shape == (3, CHUNK, PADDED_DIM)
@@ -159,9 +116,8 @@ def test_action_target_is_what_the_stock_loss_sees(tmp_path: Path, dims: bool, a
     noise, t = policy.sample_noise(3, generator(0, "loss")), torch.tensor([0.4, 0.9, 0.1])
     policy.module.model.sample_noise = lambda shape, device: noise
     policy.module.model.sample_time = lambda size, device: t
-    x_t = t[:, None, None] * noise + (1 - t[:, None, None]) * target
     with torch.no_grad():
-        v_t = policy.velocity(x_t, t, policy.encode(batch))
+        v_t = policy.velocity(on_path(noise, target, t), t, policy.encode(batch))
         loss, _ = policy.module.forward(dict(batch))
     torch.testing.assert_close((v_t - (noise - target)).square()[valid].mean(), loss, rtol=1e-5, atol=1e-6)
 
@@ -175,9 +131,6 @@ def test_roles_follow_the_parts_and_a_student_trains_backbone_and_head(policy: E
         "action_in_proj", "action_out_proj", "action_time_mlp_in", "action_time_mlp_out",
     }  # fmt: skip
     assert policy.default_train_roles == (Role.LANGUAGE, Role.ACTION_HEAD)
-    before = policy.prefix_hash()
-    policy.fresh([Role.ACTION_HEAD], seed=1)
-    assert policy.prefix_hash() == before
     with pytest.raises(ValueError, match="no known role"):
         policy.role_of("model.vlm_backbone.model.audio.weight")
 
@@ -199,7 +152,9 @@ def test_a_bfloat16_backbone_runs_with_float32_masters(tmp_path: Path, roles: li
     batch = policy.preprocess(observations(2))
     noise, t = policy.sample_noise(2, generator(0, "b")), torch.tensor([1.0, 0.5])
     with torch.no_grad():
-        low = policy.velocity(noise, t, policy.encode(batch))
+        context = policy.encode(batch)
+        assert context.keys_values.dtype == torch.bfloat16
+        low = policy.velocity(noise, t, context)
         trainable = policy.train_roles(roles)
         assert all(parameter.dtype == torch.float32 for parameter in trainable.values())
         high = policy.velocity(noise, t, policy.encode(batch))
@@ -247,16 +202,14 @@ def test_a_sliding_window_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("chunk_size", [CHUNK - 1, CHUNK + 1])
 def test_a_preprocessor_for_another_chunk_is_refused(tmp_path: Path, chunk_size: int) -> None:
     folder = build(tmp_path / "c")
-    file = folder / "policy_preprocessor.json"
-    content = json.loads(file.read_text())
-    step = next(step for step in content["steps"] if "chunk_size" in step["config"])
-    step["config"]["chunk_size"] = chunk_size
-    file.write_text(json.dumps(content))
+    edit_steps(
+        folder, BEFORE, lambda s: "chunk_size" in s["config"] and s["config"].update(chunk_size=chunk_size)
+    )
     with pytest.raises(UserError, match=f"chunk_size={CHUNK}"):
         load(folder)
 
 
-def test_special_tokens_in_a_task_are_refused(policy: EO1FlowPolicy) -> None:
+def test_special_tokens_in_a_task_are_refused(shared: Any) -> None:
     items = {**observations(2), "task": ["go left", "go <|action_pad|>"]}
     with pytest.raises(UserError, match=r"\[8, 9\] action tokens"):
-        policy.encode(policy.preprocess(items))
+        shared.encode(shared.preprocess(items))

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chordflow.couplings import CouplingConfig, endpoints
+from chordflow.couplings import CouplingConfig
 from chordflow.couplings.observations import check_fits
 from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
@@ -24,21 +24,15 @@ def encode(policy: GaussianFlowPolicy, count: int, seed: int = 0) -> GaussianCon
     return policy.encode(policy.preprocess(items))
 
 
-@given(
-    st.integers(1, 12),
-    st.floats(0.1, 2.0),
-    st.integers(1, 3),
-    st.sampled_from(["closed form", "two Euler steps"]),
-)
-def test_endpoints_of_one_mode_are_known(num_steps: int, std: float, seed: int, how: str) -> None:
+@given(st.integers(1, 12), st.floats(0.1, 2.0), st.integers(1, 3))
+def test_endpoints_of_one_mode_are_known(num_steps: int, std: float, seed: int) -> None:
     policy = make_policy(std=std, seed=seed)
     context, noise = encode(policy, 5), policy.sample_noise(5, generator(seed))
-    if how == "closed form":
-        expected = policy.flow(context).mean + euler_factor(policy.std, num_steps) * noise
-    else:
-        num_steps, square = 2, policy.std**2
-        expected = policy.flow(context).mean + square / (1 + square) * noise
-    torch.testing.assert_close(Sampler(policy, num_steps)(context, noise), expected, rtol=1e-4, atol=1e-5)
+    mean, square = policy.flow(context).mean, policy.std**2
+    # Two Euler steps by hand.
+    for steps, factor in ((num_steps, euler_factor(policy.std, num_steps)), (2, square / (1 + square))):
+        found = Sampler(policy, steps)(context, noise)
+        torch.testing.assert_close(found, mean + factor * noise, rtol=1e-4, atol=1e-5)
 
 
 def test_many_steps_reach_the_exact_endpoint_and_one_step_the_mean() -> None:
@@ -50,18 +44,6 @@ def test_many_steps_reach_the_exact_endpoint_and_one_step_the_mean() -> None:
     torch.testing.assert_close(fine, exact, rtol=1e-3, atol=1e-3)
     one = Sampler(policy, 1)(context, noise)
     torch.testing.assert_close(one, policy.flow(context).mean, rtol=1e-5, atol=1e-5)
-
-
-def test_every_observation_has_means_of_its_own() -> None:
-    policy = make_policy(num_modes=2)
-    context, noise = encode(policy, 4), policy.sample_noise(4, generator(0))
-    t = torch.tensor([1.0, 0.6, 0.3, 0.0])
-    together = policy.velocity(noise, t, context)
-    for row in range(4):
-        alone = context.index(torch.tensor([row]))
-        expected = policy.velocity(noise[row : row + 1], t[row : row + 1], alone)
-        torch.testing.assert_close(together[row : row + 1], expected)
-    assert not torch.allclose(context.means[0], context.means[1])
 
 
 def test_two_modes_are_apart_in_the_real_dimensions_only_and_noise_chooses() -> None:
@@ -85,26 +67,23 @@ def test_two_modes_are_apart_in_the_real_dimensions_only_and_noise_chooses() -> 
 
 def test_contexts_repeat_join_and_stay_as_they_are() -> None:
     policy = make_policy(num_modes=2)
-    context, noise = encode(policy, 3), policy.sample_noise(3, generator(0))
-    t = torch.full((3,), 0.4)
+    context, noise, t = encode(policy, 3), policy.sample_noise(3, generator(0)), torch.full((3,), 0.4)
     first = policy.velocity(noise, t, context)
     assert torch.equal(first, policy.velocity(noise, t, context))
     joined = GaussianContext.concatenate([context.index(torch.tensor([2])), context])
-    assert joined.batch_size == 4
     assert torch.equal(policy.velocity(noise, t, joined.index(torch.arange(1, 4))), first)
     twice = policy.velocity(noise.repeat_interleave(2, 0), t.repeat_interleave(2), context.repeat(2))
     assert torch.equal(twice, first.repeat_interleave(2, 0))
-    assert context.num_bytes == context.means.nbytes
-    assert context.detach().to("cpu").batch_size == 3
+    alone = policy.velocity(noise[1:2], t[1:2], context.index(torch.tensor([1])))
+    torch.testing.assert_close(first[1:2], alone)
+    assert not torch.allclose(context.means[0], context.means[1])
 
 
 def test_noise_fills_all_padded_dimensions_and_follows_its_seed() -> None:
     policy = make_policy(padded_dim=8, action_dim=2)
     noise = policy.sample_noise(500, generator(0))
     assert noise.shape == (500, *policy.chunk.shape) == (500, 4, 8)
-    assert noise.dtype == torch.float32
     assert (noise.std(dim=(0, 1)) - 1).abs().max() < 0.1
-    assert torch.equal(noise, policy.sample_noise(500, generator(0)))
     assert not torch.equal(noise, policy.sample_noise(500, generator(1)))
     assert torch.equal(seeded_noise(policy, 1, "a"), seeded_noise(policy, 1, "a"))
 
@@ -112,41 +91,26 @@ def test_noise_fills_all_padded_dimensions_and_follows_its_seed() -> None:
 def test_couplings_never_take_the_saved_step_count() -> None:
     policy = make_policy()
     context, noise = encode(policy, 3), policy.sample_noise(3, generator(0))
-    ten = endpoints(policy, context, noise, CouplingConfig(num_steps=10))
+    ten = CouplingConfig(num_steps=10).sampler(policy)(context, noise)
     policy.set_num_steps(1)
     assert policy.default_num_steps == 1
-    assert torch.equal(endpoints(policy, context, noise, CouplingConfig(num_steps=10)), ten)
-    assert not torch.allclose(endpoints(policy, context, noise, CouplingConfig(num_steps=1)), ten)
+    assert torch.equal(CouplingConfig(num_steps=10).sampler(policy)(context, noise), ten)
+    assert not torch.allclose(CouplingConfig(num_steps=1).sampler(policy)(context, noise), ten)
 
 
-def test_roles_cover_every_parameter_once() -> None:
-    policy = make_policy()
-    by_role = policy.parameters_by_role()
-    names = [name for named in by_role.values() for name in named]
-    assert sorted(names) == sorted(name for name, _ in policy.module.named_parameters())
-    assert set(by_role[Role.PREFIX_PROJECTIONS]) == {"state_proj.weight", "state_proj.bias"}
-    trainable = policy.train_roles([Role.ACTION_HEAD])
-    assert set(trainable) == {"log_std"}
-    assert {name for name, p in policy.module.named_parameters() if p.requires_grad} == {"log_std"}
-
-
-def test_fresh_changes_only_its_roles_and_repeats() -> None:
+def test_roles_and_fresh_weights() -> None:
     policy = make_policy(std=0.5)
+    by_role = policy.parameters_by_role()
+    assert set(by_role[Role.PREFIX_PROJECTIONS]) == {"state_proj.weight", "state_proj.bias"}
+    assert set(policy.train_roles([Role.ACTION_HEAD])) == set(by_role[Role.ACTION_HEAD]) == {"log_std"}
     with torch.no_grad():
         policy.module.get_parameter("log_std").fill_(1.0)
-    weight = policy.module.get_parameter("state_proj.weight")
-    before, prefix = weight.clone(), policy.prefix_hash()
-    state = torch.random.get_rng_state()
+    prefix = policy.prefix_hash()
     policy.fresh([Role.ACTION_HEAD], seed=3)
-    assert torch.equal(state, torch.random.get_rng_state())
     torch.testing.assert_close(policy.std, torch.full((4, 4), 0.5))
     assert policy.prefix_hash() == prefix
     policy.fresh([Role.PREFIX_PROJECTIONS], seed=3)
-    after = weight.clone()
     assert policy.prefix_hash() != prefix
-    assert not torch.equal(before, after)
-    policy.fresh([Role.PREFIX_PROJECTIONS], seed=3)
-    assert torch.equal(weight, after)
 
 
 def test_gradients_reach_head_and_prefix() -> None:
@@ -176,12 +140,14 @@ def test_actions_are_scaled_and_targets_padded() -> None:
 
 
 def test_a_policy_without_cameras_fits_a_dataset_without_cameras() -> None:
-    shape = SimpleNamespace(shape=(2,))
-    policy = make_policy()
-    config = SimpleNamespace(
-        action_feature=shape, robot_state_feature=shape, image_features={}, input_features={}
-    )
-    policy.config = config  # type: ignore[assignment]
+    shape, policy = SimpleNamespace(shape=(2,)), make_policy()
+    of_config = {
+        "action_feature": shape,
+        "robot_state_feature": shape,
+        "image_features": {},
+        "input_features": {},
+    }
+    policy.config = SimpleNamespace(**of_config)  # type: ignore[assignment]
     features = {"observation.state": {"shape": (2,)}, "action": {"shape": (2,)}}
     metadata = SimpleNamespace(repo_id="test/states", features=features, camera_keys=[])
     check_fits(metadata, policy)  # type: ignore[arg-type]

@@ -3,70 +3,64 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from lerobot.configs import RTCAttentionSchedule
-from lerobot.policies.pi0.modeling_pi0 import PI0Policy
-from lerobot.policies.pi05.modeling_pi05 import PI05Policy
-from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import family_pi0
-import family_pi05
+import family_pi
 from builders import observations
 from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
-from chordflow.flow.solvers import Euler
 from chordflow.policies import FlowPolicy, Role, VelocityModule, load_flow_policy, save_student
-from chordflow.policies.pi0 import PI0Context, PI0FlowPolicy
-from chordflow.policies.realtime import RealTimeSampler
+from chordflow.policies.pi0 import PI0Context
 from chordflow.quiet import quiet_stdout
+from family_case import euler, on_path
+from small_policies import Folders
 
-FAMILIES = {"pi0": family_pi0, "pi05": family_pi05}
-STOCK = {"pi0": PI0Policy, "pi05": PI05Policy}
 LM_HEAD = "model.paligemma_with_expert.paligemma.lm_head.weight"
 EMBEDDING = "model.paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight"
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> ModuleType:
-    """pi0's module of tests, then pi0.5's."""
-    return FAMILIES[request.param]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(family: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A stock checkpoint; not to be written to."""
-    return family.build(tmp_path_factory.mktemp(family.CASE.family) / "pretrained_model")
-
-
-def load(folder: Path) -> PI0FlowPolicy:
-    """The adapter of either family."""
-    policy = load_flow_policy(folder, device="cpu")
-    assert isinstance(policy, PI0FlowPolicy)
-    return policy
+@pytest.fixture(params=family_pi.CASES)
+def family(request: pytest.FixtureRequest) -> str:
+    """pi0, then pi0.5."""
+    return request.param
 
 
 @pytest.fixture
-def policy(checkpoint: Path) -> PI0FlowPolicy:
+def build(family: str, tmp_path: Path) -> Callable[..., Any]:
+    """Builds and loads a checkpoint of the family."""
+    return lambda **options: load(family_pi.build(family, tmp_path / "c", **options))
+
+
+@pytest.fixture
+def checkpoint(family: str, family_folder: Folders) -> Path:
+    """A stock checkpoint; not to be written to."""
+    return family_folder(family)
+
+
+def load(folder: Path) -> Any:
+    return load_flow_policy(folder, device="cpu")
+
+
+@pytest.fixture
+def policy(checkpoint: Path) -> Any:
     """The checkpoint, loaded afresh."""
     return load(checkpoint)
 
 
-def euler(policy: FlowPolicy, batch: dict[str, Any], noise: Tensor, num_steps: int) -> Tensor:
-    """Euler over the adapter's velocity."""
-    with torch.no_grad():
-        context = policy.encode(batch)
-        return Euler().integrate(lambda x, t: policy.velocity(x, t, context), noise, num_steps)
+@pytest.fixture
+def shared(family: str, family_policy: Callable[[str], FlowPolicy]) -> Any:
+    """The checkpoint, loaded once; not to be changed."""
+    return family_policy(family)
 
 
-def stock_loss(policy: PI0FlowPolicy, batch: dict[str, Any], noise: Tensor, t: Tensor) -> Tensor:
+def stock_loss(policy: Any, batch: dict[str, Any], noise: Tensor, t: Tensor) -> Tensor:
     """What the stock policy's `forward` averages, at a noise and time of ours; it draws its own."""
     stock = policy.policy
     images, masks = stock._preprocess_images(batch)
@@ -76,34 +70,8 @@ def stock_loss(policy: PI0FlowPolicy, batch: dict[str, Any], noise: Tensor, t: T
     return losses[..., : policy.chunk.action_dim].mean()
 
 
-CASES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
-    "two cameras": ({"cameras": ("top", "wrist")}, ("top", "wrist")),
-    "the second camera missing": ({"cameras": ("top", "wrist")}, ("top",)),
-    "the first camera missing": ({"cameras": ("top", "wrist")}, ("wrist",)),
-    "empty cameras": ({"empty_cameras": 2}, ("top",)),
-    "resized images": ({"image_resolution": (48, 48)}, ("top",)),
-    "prompts cut short": ({"tokenizer_max_length": 4}, ("top",)),
-}
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_euler_over_velocity_equals_predict_action_chunk(
-    tmp_path: Path, family: ModuleType, case: str
-) -> None:
-    options, cameras = CASES[case]
-    policy = load(family.build(tmp_path / "c", num_steps=3, **options))
-    batch = policy.preprocess(observations(2, cameras))
-    noise = policy.sample_noise(2, generator(0, "test"))
-    endpoint = euler(policy, batch, noise, 3)
-    actions = policy.policy.predict_action_chunk(dict(batch), noise=noise)
-    torch.testing.assert_close(endpoint[..., :2], actions, rtol=1e-5, atol=1e-5)
-    whole = family.CASE.stock_endpoint(policy, batch, noise)
-    torch.testing.assert_close(endpoint, whole, rtol=1e-5, atol=1e-5)
-    assert (whole[..., 2:] - noise[..., 2:]).abs().mean() > 0.1  # padded dimensions move too
-
-
-def test_cameras_without_the_blank_ones(tmp_path: Path, family: ModuleType) -> None:
-    policy = load(family.build(tmp_path / "c", cameras=("top", "left", "right"), empty_cameras=1))
+def test_cameras_without_the_blank_ones(build: Callable[..., Any]) -> None:
+    policy = build(cameras=("top", "left", "right"), empty_cameras=1)
     assert policy.image_keys == [f"observation.images.{name}" for name in ("top", "left", "right")]
     assert len(policy.config.image_features) == 4
     assert not policy.needs_every_camera
@@ -112,45 +80,21 @@ def test_cameras_without_the_blank_ones(tmp_path: Path, family: ModuleType) -> N
         policy.encode(policy.preprocess(observations(1, ())))
 
 
-def test_preprocessing_and_encoding_leave_what_they_are_given_whole(policy: PI0FlowPolicy) -> None:
-    items = observations(2)
-    given: dict[str, Any] = {
-        key: value.clone() if isinstance(value, Tensor) else list(value) for key, value in items.items()
-    }
-    batch = policy.preprocess(items)
-    kept = {key: value.clone() for key, value in batch.items() if isinstance(value, Tensor)}
-    policy.encode(batch)
-    assert items["task"] == given["task"]
-    assert all(torch.equal(given[key], items[key]) for key in given if key != "task")
-    assert all(torch.equal(value, batch[key]) for key, value in kept.items())
+def test_contexts_are_cut_to_the_prompt(shared: Any) -> None:
+    context = shared.encode(shared.preprocess(observations(3)))
+    singles = [context.index(torch.tensor([row])) for row in range(3)]
+    assert max(single.mask.shape[1] for single in singles) < context.mask.shape[1]
 
 
-def test_contexts_are_cut_to_the_prompt_and_join_again(policy: PI0FlowPolicy) -> None:
-    batch = policy.preprocess(observations(3))
-    noise, t = policy.sample_noise(3, generator(0, "test")), torch.tensor([1.0, 0.5, 0.1])
-    with torch.no_grad():
-        context = policy.encode(batch)
-        before = [tensor.clone() for tensor in context.tensors()]
-        v = policy.velocity(noise, t, context)
-        assert torch.equal(v, policy.velocity(noise, t, context))
-        assert all(torch.equal(a, b) for a, b in zip(before, context.tensors(), strict=True))
-        singles = [context.index(torch.tensor([row])) for row in range(3)]
-        assert len({single.mask.shape[1] for single in singles}) > 1
-        assert max(single.mask.shape[1] for single in singles) < context.mask.shape[1]
-        joined = type(context).concatenate([singles[2], singles[0], singles[1]])
-        back = policy.velocity(noise, t, joined.index(torch.tensor([1, 2, 0])))
-    torch.testing.assert_close(back, v, rtol=1e-5, atol=1e-5)
-
-
-def test_the_state_is_in_the_context(policy: PI0FlowPolicy) -> None:
+def test_the_state_is_in_the_context(shared: Any) -> None:
     items = observations(2)
     other = {**items, "observation.state": items["observation.state"] + 0.5}
-    noise, t = policy.sample_noise(2, generator(0, "test")), torch.ones(2)
+    noise, t = shared.sample_noise(2, generator(0, "test")), torch.ones(2)
     with torch.no_grad():
-        context, moved = (policy.encode(policy.preprocess(given)) for given in (items, other))
-        difference = policy.velocity(noise, t, context) - policy.velocity(noise, t, moved)
+        context, moved = (shared.encode(shared.preprocess(given)) for given in (items, other))
+        difference = shared.velocity(noise, t, context) - shared.velocity(noise, t, moved)
     assert difference.abs().mean() > 1e-2
-    if policy.family == "pi0":
+    if shared.family == "pi0":
         assert isinstance(context, PI0Context)
         assert context.state.shape == (2, 8)
         assert torch.equal(context.keys_values, moved.keys_values)
@@ -158,21 +102,21 @@ def test_the_state_is_in_the_context(policy: PI0FlowPolicy) -> None:
         assert not torch.equal(context.keys_values, moved.keys_values)
 
 
-def test_roles(policy: PI0FlowPolicy) -> None:
-    roles = policy.parameters_by_role()
+def test_roles(shared: Any) -> None:
+    roles = shared.parameters_by_role()
     assert not roles[Role.PREFIX_PROJECTIONS]
     assert any("multi_modal_projector" in name for name in roles[Role.VISION])
-    assert ("model.state_proj.weight" in roles[Role.ACTION_HEAD]) == (policy.family == "pi0")
+    assert ("model.state_proj.weight" in roles[Role.ACTION_HEAD]) == (shared.family == "pi0")
     # Read by nothing that acts.
     assert {name for name in roles[Role.LANGUAGE] if "lm_head" in name} == {
         LM_HEAD,
         "model.paligemma_with_expert.gemma_expert.lm_head.weight",
     }
     with pytest.raises(ValueError, match="no known role"):
-        policy.role_of("model.paligemma_with_expert.gemma_expert.extra.weight")
+        shared.role_of("model.paligemma_with_expert.gemma_expert.extra.weight")
 
 
-def test_gradients_reach_all_that_acts(policy: PI0FlowPolicy) -> None:
+def test_gradients_reach_all_that_acts(policy: Any) -> None:
     trainable = policy.train_roles(list(Role))
     batch = policy.preprocess(observations(2))
     noise = policy.sample_noise(2, generator(0, "test"))
@@ -187,45 +131,42 @@ def test_gradients_reach_all_that_acts(policy: PI0FlowPolicy) -> None:
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in head.values())
 
 
-def test_action_target_is_that_of_the_stock_loss_which_counts_padding(policy: PI0FlowPolicy) -> None:
-    items = observations(2)
-    items["action"] = torch.randn(2, 8, 2, generator=generator(0, "action"))
-    items["action_is_pad"] = torch.zeros(2, 8, dtype=torch.bool)
-    items["action_is_pad"][1, 5:] = True
-    batch = policy.preprocess(items)
+def test_action_target_is_that_of_the_stock_loss_which_counts_padding(shared: Any) -> None:
+    items = {**observations(2), "action": torch.randn(2, 8, 2, generator=generator(0, "action"))}
+    items["action_is_pad"] = torch.arange(8).expand(2, 8) >= torch.tensor([[8], [5]])
+    batch = shared.preprocess(items)
     assert batch["action_is_pad"].any()
-    target, valid = policy.action_target(batch)
+    target, valid = shared.action_target(batch)
     assert (target[..., 2:] == 0).all()
     assert valid[..., :2].all()
     assert not valid[..., 2:].any()
-    noise, t = policy.sample_noise(2, generator(1, "noise")), torch.tensor([0.4, 0.9])
-    x_t = t[:, None, None] * noise + (1 - t[:, None, None]) * target
+    noise, t = shared.sample_noise(2, generator(1, "noise")), torch.tensor([0.4, 0.9])
     with torch.no_grad():
-        v_t = policy.velocity(x_t, t, policy.encode(batch))
-        expected = stock_loss(policy, batch, noise, t)
+        v_t = shared.velocity(on_path(noise, target, t), t, shared.encode(batch))
+        expected = stock_loss(shared, batch, noise, t)
     torch.testing.assert_close(
         (v_t - (noise - target)).square()[valid].mean(), expected, rtol=1e-4, atol=1e-5
     )
 
 
-def test_actions_come_back_in_the_robots_units(policy: PI0FlowPolicy) -> None:
-    endpoint = policy.sample_noise(2, generator(0, "test"))
-    stats = family_pi0.stats()["action"]
-    if policy.family == "pi0":
+def test_actions_come_back_in_the_robots_units(shared: Any) -> None:
+    endpoint = shared.sample_noise(2, generator(0, "test"))
+    stats = family_pi.stats()["action"]
+    if shared.family == "pi0":
         expected = endpoint[..., :2] * stats["std"] + stats["mean"]
     else:
         expected = (endpoint[..., :2] + 1) / 2 * (stats["q99"] - stats["q01"]) + stats["q01"]
-    torch.testing.assert_close(policy.to_action(endpoint), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(shared.to_action(endpoint), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("num_steps", [1, 10])
-def test_bfloat16_trunk_with_a_float32_head(tmp_path: Path, family: ModuleType, num_steps: int) -> None:
-    policy = load(family.build(tmp_path / "c", dtype="bfloat16", num_steps=num_steps))
+def test_bfloat16_trunk_with_a_float32_head(build: Callable[..., Any], family: str, num_steps: int) -> None:
+    policy = build(dtype="bfloat16", num_steps=num_steps)
     dtypes = {parameter.dtype for parameter in policy.module.parameters()}
     assert dtypes == {torch.bfloat16, torch.float32}
     batch = policy.preprocess(observations(2))
     noise = policy.sample_noise(2, generator(0, "test"))
-    expected = family.CASE.stock_endpoint(policy, batch, noise)
+    expected = family_pi.stock_endpoint(policy, batch, noise)
     endpoint = euler(policy, batch, noise, num_steps)
     assert (endpoint - expected).norm() <= 1e-2 * expected.norm()
 
@@ -244,7 +185,7 @@ def test_bfloat16_trunk_with_a_float32_head(tmp_path: Path, family: ModuleType, 
         assert parameter.grad.any(), name
 
 
-def older_names(policy: PI0FlowPolicy, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def older_names(policy: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors under openpi's keys, the time layers named as in the other family."""
     renamed = {}
     for name, tensor in tensors.items():
@@ -256,7 +197,7 @@ def older_names(policy: PI0FlowPolicy, tensors: dict[str, Tensor]) -> dict[str, 
 
 
 def test_files_with_openpis_keys_load_and_students_keep_them(
-    tmp_path: Path, family: ModuleType, checkpoint: Path
+    tmp_path: Path, family: str, checkpoint: Path
 ) -> None:
     folder = tmp_path / "older"
     shutil.copytree(checkpoint, folder)
@@ -279,7 +220,7 @@ def test_files_with_openpis_keys_load_and_students_keep_them(
     saved = load_file(tmp_path / "student" / "model.safetensors")
     assert set(saved) == set(tensors)
     with quiet_stdout():
-        student: Any = STOCK[family.CASE.family].from_pretrained(tmp_path / "student")
+        student: Any = family_pi.STOCK[family][1].from_pretrained(tmp_path / "student")
     assert student.config.num_inference_steps == 1
     for name, parameter in student.named_parameters():
         if name != LM_HEAD:
@@ -287,7 +228,7 @@ def test_files_with_openpis_keys_load_and_students_keep_them(
 
 
 def test_a_missing_embedding_is_not_filled_from_a_missing_layer(
-    tmp_path: Path, family: ModuleType, checkpoint: Path
+    tmp_path: Path, family: str, checkpoint: Path
 ) -> None:
     folder = tmp_path / "cut"
     shutil.copytree(checkpoint, folder)
@@ -298,10 +239,8 @@ def test_a_missing_embedding_is_not_filled_from_a_missing_layer(
         load(folder)
 
 
-def test_gradient_checkpointing_changes_nothing(
-    tmp_path: Path, family: ModuleType, policy: PI0FlowPolicy
-) -> None:
-    other = load(family.build(tmp_path / "c", gradient_checkpointing=True))
+def test_gradient_checkpointing_changes_nothing(build: Callable[..., Any], policy: Any) -> None:
+    other = build(gradient_checkpointing=True)
     assert not other.module.training
     other.module.train()
     batch = policy.preprocess(observations(2))
@@ -328,36 +267,12 @@ def matmul_precision() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("matmul_precision")
-def test_a_compiled_policys_field_is_the_uncompiled_one(
-    tmp_path: Path, family: ModuleType, policy: PI0FlowPolicy
-) -> None:
+def test_a_compiled_policys_field_is_the_uncompiled_one(build: Callable[..., Any], policy: Any) -> None:
     """LeRobot compiles its sampler and its loss, which the adapter does not call."""
-    other = load(family.build(tmp_path / "c", compile_model=True))
+    other = build(compile_model=True)
     assert hasattr(other.policy.model.sample_actions, "get_compiler_config")
     batch = policy.preprocess(observations(2))
     noise = policy.sample_noise(2, generator(0, "test"))
     assert torch.equal(euler(other, batch, noise, 2), euler(policy, batch, noise, 2))
     other.fresh([Role.ACTION_HEAD], seed=1)
     assert not torch.equal(euler(other, batch, noise, 2), euler(policy, batch, noise, 2))
-
-
-@pytest.mark.parametrize("num_steps", [1, 2, 10])
-def test_real_time_chunks_equal_the_stock_policys_bit_for_bit(
-    tmp_path: Path, family: ModuleType, num_steps: int
-) -> None:
-    rtc = RTCConfig(prefix_attention_schedule=RTCAttentionSchedule.EXP, execution_horizon=6)
-    policy = load(family.build(tmp_path / "c", num_steps=num_steps, rtc_config=rtc))
-    assert policy.supports_real_time_chunking
-    assert policy.rtc_config == rtc
-    batch = policy.preprocess(observations(2))
-    noise = policy.sample_noise(2, generator(0, "test"))
-    left_over = torch.randn(2, 5, 2, generator=generator(0, "left over"))
-    sampler = RealTimeSampler(policy, num_steps, 10.0, 6, RTCAttentionSchedule.EXP)
-    with torch.no_grad():
-        context = policy.encode(batch)
-    for chunk, delay in ((left_over, 2), (None, 0)):
-        expected = policy.policy.predict_action_chunk(
-            dict(batch), noise=noise, inference_delay=delay, prev_chunk_left_over=chunk
-        )
-        assert torch.equal(sampler(context, noise, chunk, delay)[..., :2], expected)
-    assert not torch.equal(sampler(context, noise, left_over, 2), sampler(context, noise))

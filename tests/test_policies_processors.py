@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.policies.factory import make_pre_post_processors
 from lerobot.processor import NormalizerProcessorStep, PolicyProcessorPipeline, UnnormalizerProcessorStep
+from torch import Tensor
 
 import drift_env  # noqa: F401 (registers the environment)
 from broken_statistics import (
@@ -32,15 +35,14 @@ from broken_statistics import (
 from builders import ACTION_DIM, STATE_DIM, make_config, observations
 from chordflow.errors import UserError
 from chordflow.policies import load_flow_policy
-from chordflow.policies.processors import check_processors
+from chordflow.policies.processors import blank_observation, check_processors, try_out
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
-from chordflow.policies.trial import blank_observation, try_out
 from small_runs import contents, refusal
 from test_reflow_job import options
 
 Change = Callable[[Path], object]
 
-STATE, ACTION = "observation.state", "action"
+STATE, ACTION, CAMERA = "observation.state", "action", "observation.images."
 
 
 @pytest.fixture
@@ -51,14 +53,15 @@ def teacher(checkpoint: Path, tmp_path: Path) -> Path:
 
 def rename_statistics(folder: Path, pipeline: str) -> None:
     """As LeRobot's migration leaves those of the public base of SmolVLA."""
-    edit_statistics(
-        folder,
-        pipeline,
-        lambda held: [held.update({f"so100.buffer.{key}": held.pop(key)}) for key in list(held)],
-    )
+
+    def rename(held: dict[str, Tensor]) -> None:
+        for key in list(held):
+            held[f"so100.buffer.{key}"] = held.pop(key)
+
+    edit_statistics(folder, pipeline, rename)
 
 
-def fill(name: str, value: float) -> Callable[[dict[str, torch.Tensor]], object]:
+def fill(name: str, value: float) -> Callable[[dict[str, Tensor]], object]:
     """Puts a value into a statistic's last entry."""
     return lambda held: held[name].view(-1)[-1:].fill_(value)
 
@@ -67,21 +70,20 @@ def forget_step(folder: Path, pipeline: str) -> None:
     """Puts a step that renames nothing in the place of the one that normalises."""
 
     def change(step: dict[str, Any]) -> None:
-        if "state_file" in step:
-            step.clear()
+        if step.pop("state_file", None):
             step.update(registry_name="rename_observations_processor", config={})
 
     edit_steps(folder, pipeline, change)
 
 
+def resized(key: str, size: int) -> Callable[[dict[str, Tensor]], object]:
+    return lambda held: held.update({f"{key}.mean": torch.zeros(size), f"{key}.std": torch.ones(size)})
+
+
 def widen(folder: Path, key: str, size: int) -> None:
     """Makes config and statistics agree on a size that is beyond the network's."""
     for pipeline in (BEFORE, AFTER):
-        edit_statistics(
-            folder,
-            pipeline,
-            lambda held: held.update({f"{key}.mean": torch.zeros(size), f"{key}.std": torch.ones(size)}),
-        )
+        edit_statistics(folder, pipeline, resized(key, size))
     features = "output_features" if key == ACTION else "input_features"
     edit_config(folder, lambda c: c[features][key].update(shape=[size]))
 
@@ -101,111 +103,87 @@ def set_rename_map(folder: Path, **names: str) -> None:
     )
 
 
+def held(pipeline: str, change: Callable[[dict[str, Tensor]], object]) -> Change:
+    return lambda p: edit_statistics(p, pipeline, change)
+
+
+def normaliser(pipeline: str, change: Callable[[dict[str, Any]], object]) -> Change:
+    return lambda p: edit_normaliser(p, pipeline, change)
+
+
+def mode(pipeline: str, **modes: str) -> Change:
+    return normaliser(pipeline, lambda c: c["norm_map"].update(modes))
+
+
+def lacks(pipeline: str, beginning: str) -> Change:
+    return lambda p: drop(p, pipeline, beginning)
+
+
+NO_STATE, NO_ACTION = f"no mean and std of {STATE}", f"no mean and std of {ACTION}"
+PRE, POST = f"{BEFORE}.json", f"{AFTER}.json"
 BROKEN: dict[str, tuple[Change, list[str]]] = {
     "under other names": (
-        lambda p: rename_statistics(p, BEFORE),
-        ["policy_preprocessor.json", "no mean and std of observation.state", "so100.buffer.action (mean, std)"],
+        lambda p: rename_statistics(p, BEFORE), [PRE, NO_STATE, "so100.buffer.action (mean, std)"]
     ),
     "of actions under other names": (
-        lambda p: rename_statistics(p, AFTER),
-        ["policy_postprocessor.json", "no mean and std of action", "so100.buffer.observation.state (mean, std)"],
+        lambda p: rename_statistics(p, AFTER), [POST, NO_ACTION, "so100.buffer.observation.state (mean, std)"]
     ),
-    "an empty file": (
-        lambda p: edit_statistics(p, BEFORE, lambda held: held.clear()),
-        ["no mean and std of observation.state", "no statistics at all"],
-    ),
+    "an empty file": (held(BEFORE, dict.clear), [NO_STATE, "no statistics at all"]),
     "no file": (
         lambda p: edit_steps(p, AFTER, lambda step: step.pop("state_file", None)),
-        ["policy_postprocessor.json", "no mean and std of action", "no statistics at all"],
+        [POST, NO_ACTION, "no statistics at all"],
     ),
-    "none of the state": (
-        lambda p: drop(p, BEFORE, STATE),
-        ["policy_preprocessor.json", "no mean and std of observation.state", "it holds action (mean, std)"],
-    ),
-    "none of the action before the policy": (
-        lambda p: drop(p, BEFORE, ACTION),
-        ["policy_preprocessor.json", "no mean and std of action"],
-    ),
-    "none of the action behind the policy": (
-        lambda p: drop(p, AFTER, ACTION),
-        ["policy_postprocessor.json", "no mean and std of action"],
-    ),
-    "a mean alone": (
-        lambda p: drop(p, BEFORE, f"{STATE}.std"),
-        ["no mean and std of observation.state", "observation.state (mean)"],
-    ),
+    "none of the state": (lacks(BEFORE, STATE), [PRE, NO_STATE, "it holds action (mean, std)"]),
+    "none of the action before the policy": (lacks(BEFORE, ACTION), [PRE, NO_ACTION]),
+    "none of the action behind the policy": (lacks(AFTER, ACTION), [POST, NO_ACTION]),
+    "a mean alone": (lacks(BEFORE, f"{STATE}.std"), [NO_STATE, "observation.state (mean)"]),
     "a state that is not listed": (
-        lambda p: edit_normaliser(p, BEFORE, lambda c: c["features"].pop(STATE)),
+        normaliser(BEFORE, lambda c: c["features"].pop(STATE)),
         ["does not normalise observation.state", "lists observation.images.top, action"],
     ),
     "a state that is not chosen": (
-        lambda p: edit_normaliser(p, BEFORE, lambda c: c.update(normalize_observation_keys=[])),
-        ["does not normalise observation.state"],
+        normaliser(BEFORE, lambda c: c.update(normalize_observation_keys=[])), ["does not normalise observation.state"]
     ),
     "no mode for the action": (
-        lambda p: edit_normaliser(p, AFTER, lambda c: c["norm_map"].pop("ACTION")),
-        ["policy_postprocessor.json", "does not normalise action", "STATE=MEAN_STD", "ACTION=MEAN_STD"],
+        normaliser(AFTER, lambda c: c["norm_map"].pop("ACTION")),
+        [POST, "does not normalise action", "STATE=MEAN_STD", "ACTION=MEAN_STD"],
     ),
     "no mode for the action before the policy": (
-        lambda p: edit_normaliser(p, BEFORE, lambda c: c["norm_map"].pop("ACTION")),
-        ["policy_preprocessor.json", "does not normalise action"],
+        normaliser(BEFORE, lambda c: c["norm_map"].pop("ACTION")), [PRE, "does not normalise action"]
     ),
     "the identity for the state": (
-        lambda p: edit_normaliser(p, BEFORE, lambda c: c["norm_map"].update(STATE="IDENTITY")),
+        mode(BEFORE, STATE="IDENTITY"),
         ["does not normalise observation.state", "STATE=IDENTITY", "asks for STATE=MEAN_STD"],
     ),
-    "no step": (
-        lambda p: forget_step(p, AFTER),
-        ["policy_postprocessor.json", "no step that normalises action"],
-    ),
+    "no step": (lambda p: forget_step(p, AFTER), [POST, "does not normalise action", "no step that normalises"]),
     "quantiles that are not there": (
-        lambda p: edit_normaliser(p, AFTER, lambda c: c["norm_map"].update(ACTION="QUANTILES")),
-        ["no q01 and q99 of action", "ACTION=QUANTILES", "action (mean, std)"],
+        mode(AFTER, ACTION="QUANTILES"), ["no q01 and q99 of action", "ACTION=QUANTILES", "action (mean, std)"]
     ),
-    "deciles that are not there": (
-        lambda p: edit_normaliser(p, BEFORE, lambda c: c["norm_map"].update(STATE="QUANTILE10")),
-        ["no q10 and q90 of observation.state"],
-    ),
-    "a range that is not there": (
-        lambda p: edit_normaliser(p, BEFORE, lambda c: c["norm_map"].update(STATE="MIN_MAX")),
-        ["no min and max of observation.state"],
-    ),
+    "deciles that are not there": (mode(BEFORE, STATE="QUANTILE10"), ["no q10 and q90 of observation.state"]),
+    "a range that is not there": (mode(BEFORE, STATE="MIN_MAX"), ["no min and max of observation.state"]),
     "NaN": (
-        lambda p: edit_statistics(p, BEFORE, fill(f"{STATE}.mean", math.nan)),
-        ["policy_preprocessor.json", "mean of observation.state", "NaN or infinite"],
+        held(BEFORE, fill(f"{STATE}.mean", math.nan)), [PRE, "mean of observation.state", "NaN or infinite"]
     ),
-    "infinite": (
-        lambda p: edit_statistics(p, AFTER, fill(f"{ACTION}.std", math.inf)),
-        ["policy_postprocessor.json", "std of action", "NaN or infinite"],
-    ),
+    "infinite": (held(AFTER, fill(f"{ACTION}.std", math.inf)), [POST, "std of action", "NaN or infinite"]),
     "actions of another robot": (
-        lambda p: edit_statistics(
-            p, AFTER, lambda held: held.update({"action.mean": torch.zeros(7), "action.std": torch.ones(7)})
-        ),
-        ["policy_postprocessor.json", "mean of action of size 7", "config.json has action of size 2"],
+        held(AFTER, resized(ACTION, 7)), [POST, "mean of action of size 7", "config.json has action of size 2"]
     ),
     # PyTorch would spread one number over all dimensions.
-    "one number for all actions": (
-        lambda p: edit_statistics(
-            p, BEFORE, lambda held: held.update({"action.mean": torch.zeros(1), "action.std": torch.ones(1)})
-        ),
-        ["policy_preprocessor.json", "mean of action of size 1"],
-    ),
+    "one number for all actions": (held(BEFORE, resized(ACTION, 1)), [PRE, "mean of action of size 1"]),
     "sizes that disagree": (
-        lambda p: edit_statistics(p, BEFORE, lambda held: held.update({f"{STATE}.std": torch.ones(1)})),
+        held(BEFORE, lambda h: h.update({f"{STATE}.std": torch.ones(1)})),
         ["std of observation.state of size 1", "mean has size 3"],
     ),
     "relative actions": (
         lambda p: add_step(p, BEFORE, "relative_actions_processor", enabled=True),
-        ["policy_preprocessor.json", "relative_actions_processor with enabled=true", "absolute actions"],
+        [PRE, "relative_actions_processor with enabled=true", "absolute actions"],
     ),
     "absolute actions": (
         lambda p: add_step(p, AFTER, "absolute_actions_processor", enabled=True),
-        ["policy_postprocessor.json", "absolute_actions_processor with enabled=true"],
+        [POST, "absolute_actions_processor with enabled=true"],
     ),
     "an action wider than the network's": (
-        lambda p: widen(p, ACTION, 9),
-        ["config.json has actions of size 9", "max_action_dim is 6"],
+        lambda p: widen(p, ACTION, 9), ["config.json has actions of size 9", "max_action_dim is 6"]
     ),
     "a state wider than the network's": (lambda p: widen(p, STATE, 9), ["the network (config.json)"]),
     "a step that fails": (
@@ -242,17 +220,18 @@ def test_every_verb_refuses_before_it_makes_a_folder(
     change(teacher)
     out = tmp_path / "out"
     data = ["--dataset.repo_id=test/tiny", f"--dataset.root={dataset_root}", f"--output_dir={out}"]
+    # Of two policies the second: what only it has wrong is seen as early.
+    both = [
+        f"--teacher.path={checkpoint}",
+        f"--student.path={teacher}",
+        "--env.type=drift_of_the_tests",
+        *data,
+    ]
     given = {
         "reflow": options(teacher, dataset_root, out)[1:],
         "couple": [f"--teacher.path={teacher}", *data],
         "diagnose": [f"--policy.path={teacher}", *data],
-        # The second of two policies: what only it has wrong is seen as early.
-        "evaluate": [
-            f"--teacher.path={checkpoint}",
-            f"--student.path={teacher}",
-            "--env.type=drift_of_the_tests",
-            *data,
-        ],
+        "evaluate": both,
     }[verb]
     before = contents(tmp_path)
     said = refusal([verb, *given], capsys)
@@ -263,38 +242,33 @@ def test_every_verb_refuses_before_it_makes_a_folder(
 
 SOUND: dict[str, Change] = {
     "a constant joint": lambda p: [
-        edit_statistics(p, pipeline, fill(name, 0.0))
-        for pipeline in (BEFORE, AFTER)
-        for name in (f"{STATE}.std", "action.std")
+        edit_statistics(p, side, fill(name, 0.0)) for side in (BEFORE, AFTER) for name in (f"{STATE}.std", "action.std")
     ],
     "a range of nothing": lambda p: (
         edit_statistics(p, BEFORE, lambda h: h.update({f"{STATE}.{name}": torch.ones(3) for name in ("min", "max")})),
-        edit_normaliser(p, BEFORE, lambda c: c["norm_map"].update(STATE="MIN_MAX")),
+        mode(BEFORE, STATE="MIN_MAX")(p),
     ),
     # Quantiles that are not used, and what counts frames.
-    "further statistics": lambda p: edit_statistics(
-        p, BEFORE, lambda h: h.update({f"{STATE}.q01": torch.full((3,), math.nan), f"{STATE}.count": torch.ones(1)})
+    "further statistics": held(
+        BEFORE, lambda h: h.update({f"{STATE}.q01": torch.full((3,), math.nan), f"{STATE}.count": torch.ones(1)})
     ),
     # LeRobot normalises the action whether the step lists it or not.
     "an action that is not listed": lambda p: [
-        edit_normaliser(p, pipeline, lambda c: c["features"].pop(ACTION)) for pipeline in (BEFORE, AFTER)
+        edit_normaliser(p, side, lambda c: c["features"].pop(ACTION)) for side in (BEFORE, AFTER)
     ],
     "another mode than the config's, with its statistics": lambda p: edit_config(
         p, lambda c: c["normalization_mapping"].update(ACTION="QUANTILES")
     ),
     "no normalisation by the config": lambda p: (
         edit_config(p, lambda c: c.update(normalization_mapping=dict.fromkeys(("STATE", "ACTION"), "IDENTITY"))),
-        edit_statistics(p, BEFORE, lambda held: held.clear()),
-        edit_statistics(p, AFTER, lambda held: held.clear()),
+        *(edit_statistics(p, side, dict.clear) for side in (BEFORE, AFTER)),
     ),
     # As a fine-tuned checkpoint keeps the input features of the model that it began with.
     "the size of a base model's state": lambda p: edit_config(
         p, lambda c: c["input_features"][STATE].update(shape=[6])
     ),
-    "a base model's cameras": lambda p: [
-        add_input(p, f"observation.images.camera{i}", "VISUAL", 3, 32, 32) for i in (1, 2)
-    ],
-    "an image with channels last": lambda p: add_input(p, "observation.images.top", "VISUAL", 32, 32, 3),
+    "a base model's cameras": lambda p: [add_input(p, f"{CAMERA}camera{i}", "VISUAL", 3, 32, 32) for i in (1, 2)],
+    "an image with channels last": lambda p: add_input(p, f"{CAMERA}top", "VISUAL", 32, 32, 3),
     "a base model's further vectors": lambda p: add_input(p, "observation.velocity", "STATE", 3),
     "blank cameras": lambda p: edit_config(p, lambda c: c.update(empty_cameras=2)),
     "a rename map": lambda p: set_rename_map(p, image="images.top"),
@@ -332,18 +306,14 @@ def test_what_lerobot_train_saves_is_not_refused(
     rename_statistics(base, AFTER)
     config = SmolVLAFlowPolicy.policy_class.config_class.from_pretrained(checkpoint)
     shared = {"stats": statistics, "norm_map": config.normalization_mapping}
-    features = config.input_features | config.output_features
-    saved = {
-        "scratch": make_pre_post_processors(config, dataset_stats=statistics),
-        "tuned": make_pre_post_processors(
-            config,
-            pretrained_path=str(base),
-            preprocessor_overrides={"normalizer_processor": {**shared, "features": features}},
-            postprocessor_overrides={
-                "unnormalizer_processor": {**shared, "features": config.output_features}
-            },
-        ),
-    }
+    before = {**shared, "features": config.input_features | config.output_features}
+    tuned = make_pre_post_processors(
+        config,
+        pretrained_path=str(base),
+        preprocessor_overrides={"normalizer_processor": before},
+        postprocessor_overrides={"unnormalizer_processor": {**shared, "features": config.output_features}},
+    )
+    saved = {"scratch": make_pre_post_processors(config, dataset_stats=statistics), "tuned": tuned}
     for name, pipelines in saved.items():
         folder = Path(shutil.copytree(checkpoint, tmp_path / name))
         for file in folder.glob("policy_p*"):
@@ -356,23 +326,27 @@ def test_what_lerobot_train_saves_is_not_refused(
         torch.testing.assert_close(state, (observations(1)[STATE] - mean) / std)
 
 
-class Cameras:
-    """What `check_processors` asks of a policy, with as many cameras as a test wants."""
-
-    normalises_elsewhere = False
-
-    def __init__(self, config: object, cameras: list[str], needs_every: bool) -> None:
-        self.config, self.image_keys, self.needs_every_camera = config, cameras, needs_every
+def check(config: Any, before: Any, after: Any, needs_every: bool, cameras: list[str] | None = None) -> None:
+    """`check_processors` of what it asks of a policy, by the statistics of either pipeline."""
+    policy: Any = SimpleNamespace(
+        normalises_elsewhere=False, config=config, image_keys=cameras or [], needs_every_camera=needs_every
+    )
+    modes = config.normalization_mapping
+    steps = (
+        NormalizerProcessorStep(config.input_features | config.output_features, modes, before),
+        UnnormalizerProcessorStep(config.output_features, modes, after),
+    )
+    check_processors(policy, *(PolicyProcessorPipeline(steps=[step]) for step in steps), "policy.path=x")
 
 
 @given(
     mode=st.sampled_from([mode for mode in NormalizationMode if mode is not NormalizationMode.IDENTITY]),
-    kind=st.sampled_from(["STATE", "ACTION"]),
+    key=st.sampled_from([STATE, ACTION]),
     side=st.sampled_from([BEFORE, AFTER]),
     fault=st.sampled_from(["none", "lower", "upper", "nan", "size", "elsewhere"]),
 )
 def test_any_mode_needs_its_own_two_statistics(
-    mode: NormalizationMode, kind: str, side: str, fault: str
+    mode: NormalizationMode, key: str, side: str, fault: str
 ) -> None:
     pair = {
         "MEAN_STD": ("mean", "std"), "MIN_MAX": ("min", "max"),
@@ -381,8 +355,7 @@ def test_any_mode_needs_its_own_two_statistics(
     config = make_config(Path("vlm"))
     config.normalization_mapping = {"STATE": mode, "ACTION": mode, "VISUAL": NormalizationMode.IDENTITY}
     sizes = {STATE: STATE_DIM, ACTION: ACTION_DIM}
-    held = {key: {name: torch.ones(size) for name in pair} for key, size in sizes.items()}
-    key = STATE if kind == "STATE" else ACTION
+    held = {name: {kind: torch.ones(size) for kind in pair} for name, size in sizes.items()}
     broken = copy.deepcopy(held)
     if fault == "elsewhere":
         broken[f"so100.{key}"] = broken.pop(key)
@@ -392,21 +365,13 @@ def test_any_mode_needs_its_own_two_statistics(
         broken[key][pair[1]][0] = math.nan
     elif fault == "size":
         broken[key][pair[1]] = torch.ones(5)
-    features = config.input_features | config.output_features
-    before = NormalizerProcessorStep(
-        features, config.normalization_mapping, broken if side == BEFORE else held
-    )
-    after = UnnormalizerProcessorStep(
-        config.output_features, config.normalization_mapping, broken if side == AFTER else held
-    )
-    pipelines = PolicyProcessorPipeline(steps=[before]), PolicyProcessorPipeline(steps=[after])
-    policy = Cameras(config, [], needs_every=True)
+    of = (broken, held) if side == BEFORE else (held, broken)
     # The state is of no concern behind the policy.
-    if fault == "none" or (kind == "STATE" and side == AFTER):
-        check_processors(policy, *pipelines, "policy.path=x")  # type: ignore[arg-type]
+    if fault == "none" or (key == STATE and side == AFTER):
+        check(config, *of, needs_every=True)
         return
     with pytest.raises(UserError, match=rf"policy.path=x: {side}.json has .*{key}") as refused:
-        check_processors(policy, *pipelines, "policy.path=x")  # type: ignore[arg-type]
+        check(config, *of, needs_every=True)
     assert any(name in str(refused.value) for name in pair)
 
 
@@ -421,86 +386,65 @@ def test_cameras_that_are_normalised_need_statistics_unless_they_are_absent(
     config = make_config(Path("vlm"), cameras=("top", "wrist"))
     config.normalization_mapping = {**config.normalization_mapping, "VISUAL": NormalizationMode.MEAN_STD}
     cameras = list(config.image_features)
-    pair = {"mean": torch.zeros(3, 1, 1), "std": torch.ones(3, 1, 1)}
-    statistics = {
-        STATE: {"mean": torch.zeros(STATE_DIM), "std": torch.ones(STATE_DIM)},
-        ACTION: {"mean": torch.zeros(ACTION_DIM), "std": torch.ones(ACTION_DIM)},
-        **dict.fromkeys(cameras[:known], pair),
-    }
-    features = config.input_features | config.output_features
-    before = NormalizerProcessorStep(features, config.normalization_mapping, statistics)
-    after = UnnormalizerProcessorStep(config.output_features, config.normalization_mapping, statistics)
-    pipelines = PolicyProcessorPipeline(steps=[before]), PolicyProcessorPipeline(steps=[after])
-    policy = Cameras(config, cameras, needs_every=not may_lack)
-    if sound:
-        check_processors(policy, *pipelines, "policy.path=x")  # type: ignore[arg-type]
-        return
-    with pytest.raises(UserError, match=rf"no mean and std of {cameras[known]}.*VISUAL=MEAN_STD"):
-        check_processors(policy, *pipelines, "policy.path=x")  # type: ignore[arg-type]
+    shapes = {STATE: (STATE_DIM,), ACTION: (ACTION_DIM,), **dict.fromkeys(cameras[:known], (3, 1, 1))}
+    held = {key: {"mean": torch.zeros(shape), "std": torch.ones(shape)} for key, shape in shapes.items()}
+    lacking = rf"no mean and std of {cameras[known % 2]}.*VISUAL=MEAN_STD"
+    with contextlib.nullcontext() if sound else pytest.raises(UserError, match=lacking):
+        check(config, held, held, not may_lack, cameras)
 
 
-class TestTrial:
-    """What only shows when an observation goes through."""
+FULL = "one observation does not fit .* of cpu .*--device"
 
-    @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("Tried to allocate 2.00 GiB")])
-    def test_one_observation_that_does_not_fit_needs_another_device(
-        self, error: BaseException, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def encode(*_: object) -> None:
-            raise error
 
-        monkeypatch.setattr(SmolVLAFlowPolicy, "encode", encode)
-        with pytest.raises(UserError, match=r"one observation does not fit .* of cpu .*--device"):
-            load_flow_policy(checkpoint, device="cpu")
+@pytest.mark.parametrize(
+    ("method", "outcome", "said"),
+    [
+        ("encode", MemoryError(), FULL),
+        ("encode", torch.OutOfMemoryError("Tried to allocate 2.00 GiB"), FULL),
+        # What is not the checkpoint's fault is not blamed on it.
+        ("encode", OSError(28, "No space left on device"), None),
+        ("encode", UserError("mine"), None),
+        ("to_action", torch.full((1, 8, 2), math.nan), "end in NaN or infinite actions"),
+        ("to_action", torch.zeros(1, 8, 3), rf"{POST} makes actions of shape \(1, 8, 3\)"),
+        (
+            "to_action",
+            RuntimeError("The size"),
+            rf"the postprocessor \({POST}\) fails on a blank observation",
+        ),
+    ],
+)
+def test_what_only_shows_when_an_observation_goes_through(
+    method: str,
+    outcome: Any,
+    said: str | None,
+    tiny_policy: SmolVLAFlowPolicy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def answer(*_: object) -> Tensor:
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
-    def test_renamed_cameras_come_under_the_name_that_data_have(self, checkpoint: Path) -> None:
-        rename = {
-            "observation.images.top": "observation.images.wrist",
-            "observation.image": "observation.images.top",
-        }
-        policy = load_flow_policy(checkpoint, device="cpu", rename_map=rename)
-        assert set(blank_observation(policy, policy.preprocessor)) == {"task", STATE, "observation.image"}
-
-    @pytest.mark.parametrize("answer", ["NaN", "shape", "error"])
-    def test_actions_that_are_no_actions(
-        self, answer: str, tiny_policy: SmolVLAFlowPolicy, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def to_action(endpoint: torch.Tensor) -> torch.Tensor:
-            if answer == "error":
-                raise RuntimeError("The size of tensor a must match")
-            return torch.full((1, 8, 2), math.nan) if answer == "NaN" else torch.zeros(1, 8, 3)
-
-        monkeypatch.setattr(tiny_policy, "to_action", to_action)
-        with pytest.raises(UserError) as refused:
-            try_out(tiny_policy, tiny_policy.preprocessor, "policy.path=x")
-        told = {
-            "NaN": "end in NaN or infinite actions",
-            "shape": "policy_postprocessor.json makes actions of shape (1, 8, 3)",
-            "error": "the postprocessor (policy_postprocessor.json) fails on a blank observation",
-        }[answer]
-        assert told in str(refused.value)
-
-    @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), UserError("mine")])
-    def test_what_is_not_the_checkpoints_fault_is_not_blamed_on_it(
-        self, error: Exception, tiny_policy: SmolVLAFlowPolicy, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def encode(batch: object) -> None:
-            raise error
-
-        monkeypatch.setattr(tiny_policy, "encode", encode)
-        with pytest.raises(type(error)) as raised:
-            try_out(tiny_policy, tiny_policy.preprocessor, "policy.path=x")
-        assert raised.value is error
-
-    def test_the_callers_random_numbers_are_left_alone(self, tiny_policy: SmolVLAFlowPolicy) -> None:
-        before = torch.get_rng_state()
+    monkeypatch.setattr(tiny_policy, method, answer)
+    with pytest.raises(UserError if said else type(outcome), match=said) as raised:
         try_out(tiny_policy, tiny_policy.preprocessor, "policy.path=x")
-        assert torch.equal(torch.get_rng_state(), before)
+    assert (raised.value is outcome) == (said is None)
 
-    def test_a_state_under_the_identity_has_the_size_of_its_statistics(
-        self, tiny_policy: SmolVLAFlowPolicy
-    ) -> None:
-        tiny_policy.config.input_features[STATE] = PolicyFeature(FeatureType.STATE, (6,))
-        step = tiny_policy.preprocessor.steps[-1]
-        step.norm_map = {**step.norm_map, FeatureType.STATE: NormalizationMode.IDENTITY}
-        assert blank_observation(tiny_policy, tiny_policy.preprocessor)[STATE].shape == (1, 3)
+
+def test_renamed_cameras_come_under_the_name_that_data_have(checkpoint: Path) -> None:
+    top, wrist, image = f"{CAMERA}top", f"{CAMERA}wrist", "observation.image"
+    policy = load_flow_policy(checkpoint, device="cpu", rename_map={top: wrist, image: top})
+    assert set(blank_observation(policy, policy.preprocessor)) == {"task", STATE, image}
+
+
+def test_a_trial_leaves_the_callers_random_numbers_alone(tiny_policy: SmolVLAFlowPolicy) -> None:
+    before = torch.get_rng_state()
+    try_out(tiny_policy, tiny_policy.preprocessor, "policy.path=x")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_state_under_the_identity_has_the_size_of_its_statistics(tiny_policy: SmolVLAFlowPolicy) -> None:
+    tiny_policy.config.input_features[STATE] = PolicyFeature(FeatureType.STATE, (6,))
+    step = tiny_policy.preprocessor.steps[-1]
+    step.norm_map = {**step.norm_map, FeatureType.STATE: NormalizationMode.IDENTITY}
+    assert blank_observation(tiny_policy, tiny_policy.preprocessor)[STATE].shape == (1, 3)

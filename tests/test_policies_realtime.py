@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -21,10 +22,10 @@ from builders import build_checkpoint, observations
 from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
 from chordflow.policies import Context, load_flow_policy, save_student
-from chordflow.policies.realtime import RealTimeSampler, guidance_weight
-from chordflow.policies.sampling import Sampler
+from chordflow.policies.sampling import RealTimeSampler, Sampler, guidance_weight
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
 from chordflow.quiet import quiet_stdout
+from families import CASES
 from gaussian_policy import GaussianConfig, GaussianFlowPolicy
 from gaussian_setup import make_policy
 
@@ -38,11 +39,6 @@ class ConstantField(GaussianFlowPolicy):
 
     def velocity(self, x_t: Tensor, t: Tensor, context: Context) -> Tensor:
         return self.noise - self.mixture(context).means[:, 0]
-
-
-def stock_chunk(policy: SmolVLAPolicy, batch: dict[str, Any], noise: Tensor, **rtc: Any) -> Tensor:
-    """What the stock policy predicts."""
-    return policy.predict_action_chunk(dict(batch), noise=noise, **rtc)
 
 
 class TestWeight:
@@ -72,55 +68,47 @@ class TestWeight:
 
 
 class TestSampler:
-    @pytest.mark.parametrize("batch_size", [1, 3])
-    @pytest.mark.parametrize("num_steps", [1, 2, 10])
-    def test_equals_the_stock_policy_bit_for_bit(
-        self, vlm: Path, tmp_path: Path, num_steps: int, batch_size: int
-    ) -> None:
+    @pytest.mark.parametrize("family", ["smolvla", "pi0", "pi05"])
+    def test_equals_the_stock_policy_bit_for_bit(self, family: str, tmp_path: Path) -> None:
         # The weight is LeRobot's own default here: the sampler is the same at any.
-        rtc = RTCConfig(prefix_attention_schedule=RTCAttentionSchedule.EXP, execution_horizon=6)
-        folder = build_checkpoint(tmp_path / "checkpoint", vlm, num_steps=num_steps, rtc_config=rtc)
-        policy = load_flow_policy(folder, device="cpu")
+        own = RTCConfig(prefix_attention_schedule=RTCAttentionSchedule.EXP, execution_horizon=6)
+        folder = CASES[family].build(tmp_path / "checkpoint", rtc_config=own)
+        policy: Any = load_flow_policy(folder, device="cpu")
         assert policy.supports_real_time_chunking
-        batch = policy.preprocess(observations(batch_size))
-        noise = policy.sample_noise(batch_size, generator(0, "test"))
-        left_over = torch.randn(batch_size, 5, 2, generator=generator(0, "left over"))
-        sampler = RealTimeSampler(policy, num_steps, 10.0, 6, RTCAttentionSchedule.EXP)
-        with torch.no_grad():
-            context = policy.encode(batch)
-        for chunk, delay in ((left_over, 2), (left_over, 0), (None, 0)):
-            expected = stock_chunk(
-                policy.module, batch, noise, inference_delay=delay, prev_chunk_left_over=chunk
-            )
-            endpoint = sampler(context, noise, chunk, delay)
-            assert endpoint.shape == noise.shape
-            assert torch.equal(endpoint[..., :2], expected)
-        guided, free = sampler(context, noise, left_over, 2), sampler(context, noise)
-        # Beyond the horizon only what flows back through the network can differ, and at one step nothing does.
-        assert not torch.equal(guided[:, :5], free[:, :5])
-        assert torch.equal(guided[:, 5:], free[:, 5:]) == (num_steps == 1)
-        # And an argument of the call wins over the config, in LeRobot as here.
-        narrow = RealTimeSampler(policy, num_steps, 10.0, 3, RTCAttentionSchedule.EXP)(
-            context, noise, left_over, 1
-        )
-        expected = stock_chunk(
-            policy.module,
-            batch,
-            noise,
-            inference_delay=1,
-            prev_chunk_left_over=left_over,
-            execution_horizon=3,
-        )
-        assert torch.equal(narrow[..., :2], expected)
+        assert policy.rtc_config == own
+        for batch_size, num_steps in itertools.product((1, 3), (1, 2, 10)):
+            policy.set_num_steps(num_steps)
+            batch = policy.preprocess(observations(batch_size))
+            noise = policy.sample_noise(batch_size, generator(0, "test"))
+            left_over = torch.randn(batch_size, 5, 2, generator=generator(0, "left over"))
+            with torch.no_grad():
+                context = policy.encode(batch)
+            # An argument of the call wins over the config, in LeRobot as here.
+            for chunk, delay, horizon in (
+                (left_over, 2, 6),
+                (left_over, 0, 6),
+                (None, 0, 6),
+                (left_over, 1, 3),
+            ):
+                sampler = RealTimeSampler(policy, num_steps, 10.0, horizon, RTCAttentionSchedule.EXP)
+                rtc = {"inference_delay": delay, "prev_chunk_left_over": chunk, "execution_horizon": horizon}
+                expected = policy.module.predict_action_chunk(dict(batch), noise=noise, **rtc)
+                endpoint = sampler(context, noise, chunk, delay)
+                assert endpoint.shape == noise.shape
+                assert torch.equal(endpoint[..., :2], expected)
+            sampler = RealTimeSampler(policy, num_steps, 10.0, 6, RTCAttentionSchedule.EXP)
+            guided, free = sampler(context, noise, left_over, 2), sampler(context, noise)
+            # Beyond the horizon only what flows back through the network can differ, and at one step nothing does.
+            assert not torch.equal(guided[:, :5], free[:, :5])
+            assert torch.equal(guided[:, 5:], free[:, 5:]) == (num_steps == 1)
 
     def test_without_a_previous_chunk_it_is_the_plain_sampler(self, tiny_policy: SmolVLAFlowPolicy) -> None:
         batch = tiny_policy.preprocess(observations(2))
         noise = tiny_policy.sample_noise(2, generator(0, "test"))
         with torch.no_grad():
             context = tiny_policy.encode(batch)
-        assert torch.equal(
-            RealTimeSampler(tiny_policy, 3)(context, noise), Sampler(tiny_policy, 3)(context, noise)
-        )
+        guided, plain = RealTimeSampler(tiny_policy, 3), Sampler(tiny_policy, 3)
+        assert torch.equal(guided(context, noise), plain(context, noise))
 
     @pytest.mark.parametrize("num_steps", [1, 2, 10])
     def test_lands_on_what_is_left_over_and_lerobots_weight_overshoots(self, num_steps: int) -> None:
@@ -153,21 +141,10 @@ class TestSampler:
 
     def test_says_what_does_not_fit(self) -> None:
         policy = make_policy()
-        for option, value in (
-            ("num_steps", 0),
-            ("max_guidance_weight", 0.0),
-            ("max_guidance_weight", math.nan),
-            ("execution_horizon", 0),
-        ):
+        weight = "max_guidance_weight"
+        for option, value in (("num_steps", 0), (weight, 0.0), (weight, math.nan), ("execution_horizon", 0)):
             with pytest.raises(UserError, match=f"{option} is {value}"):
                 RealTimeSampler(policy, **{"num_steps": 1, option: value})
-        context = policy.encode({"observation.state": torch.ones(2, 2)})
-        noise = policy.sample_noise(2, generator(0, "test"))
-        for shape in ((3, 2), (1, 3, 2), (2, 5, 2), (2, 3, 5)):
-            with pytest.raises(ValueError, match="left_over has shape"):
-                RealTimeSampler(policy, 1)(context, noise, torch.zeros(shape))
-        with pytest.raises(ValueError, match="inference_delay is -1"):
-            RealTimeSampler(policy, 1)(context, noise, None, -1)
 
 
 class TestSavedStudent:
@@ -224,8 +201,9 @@ class TestSavedStudent:
                 policy = SmolVLAPolicy.from_pretrained(tmp_path / name)
             # What a student would be with the teacher's weight.
             policy.config.num_steps = 1
-            ends[name] = stock_chunk(policy, batch, noise, inference_delay=4, prev_chunk_left_over=left_over)
-            free = stock_chunk(policy, batch, noise, inference_delay=0, prev_chunk_left_over=None)
+            rtc = {"inference_delay": 4, "prev_chunk_left_over": left_over}
+            ends[name] = policy.predict_action_chunk(dict(batch), noise=noise, **rtc)
+            free = policy.predict_action_chunk(dict(batch), noise=noise, inference_delay=0)
         torch.testing.assert_close(ends["student"][:, :4], left_over, rtol=0, atol=1e-5)
         needed = (left_over - free[:, :4]).abs().mean()
         missed = (ends["teacher"][:, :4] - left_over).abs().mean()

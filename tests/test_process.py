@@ -32,8 +32,8 @@ from chordflow.reporting.table import render
 from chordflow.results.schema import Results
 from chordflow.stopping import SIGNALS
 from chordflow.training import checkpoints
+from chordflow.training.loop import read_metrics
 from chordflow.training.methods import ReflowMethod
-from chordflow.training.metrics import read_metrics
 from test_reflow_job import options, student_of
 
 CHORDFLOW = str(Path(sys.executable).with_name("chordflow"))
@@ -56,29 +56,21 @@ PROGRESS = [
 
 def start(arguments: list[str]) -> subprocess.Popen[str]:
     """A process of its own group, in which libraries would talk if they could."""
-    talkative = (
+    silenced = (
         "TOKENIZERS_PARALLELISM",
         "HF_HUB_DISABLE_PROGRESS_BARS",
         "TRANSFORMERS_VERBOSITY",
         "MPLBACKEND",
     )
-    environment = {name: value for name, value in os.environ.items() if name not in talkative}
+    environment = {name: value for name, value in os.environ.items() if name not in silenced}
     environment |= {
-        "PYTHONWARNINGS": "default",
-        "PYTHONFAULTHANDLER": "1",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
+        "PYTHONWARNINGS": "default", "PYTHONFAULTHANDLER": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
         "COLUMNS": "100",
-    }
+    }  # fmt: skip
     return subprocess.Popen(
-        [CHORDFLOW, *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    )
+        [CHORDFLOW, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=environment, start_new_session=True,
+    )  # fmt: skip
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
@@ -114,13 +106,14 @@ def check_quiet(process: subprocess.Popen[str], output: Path) -> None:
     )
 
 
+Started = tuple[subprocess.Popen[str], Path]
 LONG = ["--steps=100000", "--save_freq=100000", "--num_workers=2"]
 
 
 @pytest.fixture(scope="module")
 def together(
     checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, tuple[subprocess.Popen[str], Path]]]:
+) -> Iterator[dict[str, Started]]:
     """Processes that start at once, since most of their time goes into imports."""
     place = tmp_path_factory.mktemp("processes") / "ein Ordner 你好"
     started = {
@@ -135,9 +128,7 @@ def together(
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(
-    together: dict[str, tuple[subprocess.Popen[str], Path]], number: int
-) -> None:
+def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(together: dict[str, Started], number: int) -> None:
     process, output = together[signal.Signals(number).name]
     wait_for(output / "metrics.jsonl", process)
     # As a terminal and a cluster do: to every process of the group, the workers included.
@@ -145,10 +136,8 @@ def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number, (out, err)
     *waits, last = err.splitlines()
-    assert waits in (
-        [],
-        ["Stopping as soon as the step is done and saved; once more stops at once and saves nothing."],
-    )
+    waiting = "Stopping as soon as the step is done and saved; once more stops at once and saves nothing."
+    assert waits in ([], [waiting])
     said = re.fullmatch(
         r"chordflow reflow: (interrupted|ended by SIGTERM); resume with: chordflow (.*)", last
     )
@@ -162,9 +151,7 @@ def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(
     assert Results.load(output / "results.json").loss is not None
 
 
-def test_a_good_run_prints_its_own_words_alone(
-    together: dict[str, tuple[subprocess.Popen[str], Path]],
-) -> None:
+def test_a_good_run_prints_its_own_words_alone(together: dict[str, Started]) -> None:
     check_quiet(*together["quiet"])
 
 
@@ -180,6 +167,12 @@ def test_a_run_on_videos_is_as_quiet(checkpoint: Path, tmp_path: Path) -> None:
     root, output = tmp_path / "videos", tmp_path / "out"
     build_dataset(root, videos=True)
     check_quiet(start(options(checkpoint, root, output, "--num_workers=2")), output)
+
+
+def assert_same(*files: Path) -> None:
+    a, b = map(load_file, files)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.slow
@@ -213,9 +206,7 @@ def test_killed_at_any_moment_the_last_good_checkpoint_stands(
     names = [sorted(path.name for path in (run / "checkpoints").iterdir()) for run in (whole, output)]
     assert names[0] == names[1]
     for file in ("pretrained_model/model.safetensors", "training_state/ema_weights.safetensors"):
-        a, b = (load_file(run / "checkpoints" / "last" / file) for run in (whole, output))
-        assert a.keys() == b.keys()
-        assert all(torch.equal(a[name], b[name]) for name in a)
+        assert_same(*(run / "checkpoints" / "last" / file for run in (whole, output)))
     lines = [[json.loads(line) for line in (run / "metrics.jsonl").open()] for run in (whole, output)]
     assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]]
 
@@ -251,21 +242,19 @@ def whole(checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.TempPat
         pytest.param("training", 1, signal.SIGINT, ["000001"], marks=pytest.mark.slow),
         pytest.param("writing", 1, signal.SIGINT, ["000003"], marks=pytest.mark.slow),
         pytest.param("writing", 2, signal.SIGTERM, ["000003", "000006"], marks=pytest.mark.slow),
-        pytest.param("pictures", 1, signal.SIGTERM, ["000003", "000006"], marks=pytest.mark.slow),
+        pytest.param(
+            "pictures",
+            1,
+            signal.SIGTERM,
+            ["000003", "000006"],
+            marks=[pytest.mark.slow, pytest.mark.pictures],
+        ),
     ],
 )
 def test_stopped_in_any_stage_what_is_whole_stands(
-    whole: Path,
-    checkpoint: Path,
-    dataset_root: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    place: str,
-    call: int,
-    number: int,
-    left: list[str],
-) -> None:
+    whole: Path, checkpoint: Path, dataset_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], place: str, call: int, number: int, left: list[str],
+) -> None:  # fmt: skip
     """And the command that is printed ends in the bits of a run that was not stopped."""
     where, name = on(place)
     function, calls = getattr(where, name), []
@@ -292,28 +281,23 @@ def test_stopped_in_any_stage_what_is_whole_stands(
     assert sorted(path.name for path in (output / "checkpoints").iterdir()) == [*left, "last"]
     before = student_of(output).resolve()
     weights = (before / "model.safetensors").stat().st_mtime_ns
-    if place != "pictures":
-        # Which take longer than all else.
-        monkeypatch.setattr(api, "_illustrate", lambda *_: (output,))
     assert main(shlex.split(found[1].removeprefix("resume with: chordflow "))) == 0
     assert sorted(path.name for path in (output / "checkpoints").iterdir()) == ["000003", "000006", "last"]
     if before.parent.name == "000006":
         # It was measured, and not trained again.
         assert (before / "model.safetensors").stat().st_mtime_ns == weights
     for file in ("pretrained_model/model.safetensors", "training_state/optimizer_state.safetensors"):
-        a, b = (load_file(run / "checkpoints" / "000006" / file) for run in (whole, output))
-        assert a.keys() == b.keys()
-        assert all(torch.equal(a[key], b[key]) for key in a)
+        assert_same(*(run / "checkpoints" / "000006" / file for run in (whole, output)))
     results = [Results.load(run / "results.json") for run in (whole, output)]
     assert results[0].loss == results[1].loss
     assert [row.rms for row in results[0].gaps] == [row.rms for row in results[1].gaps]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [100])
 def test_real_signals_at_random_moments_lose_nothing(
-    checkpoint: Path, dataset_root: Path, tmp_path: Path, count: int
+    checkpoint: Path, dataset_root: Path, tmp_path: Path
 ) -> None:
+    count = 100
     more = ["--steps=60", "--save_freq=25", "--log_freq=1", "--ema.enable=true", "--save_minutes=0.001"]
     given = [one for one in options(checkpoint, dataset_root, tmp_path, *more) if "output_dir" not in one]
     tests = Path(__file__).parent
@@ -337,13 +321,7 @@ def test_real_signals_at_random_moments_lose_nothing(
         assert not one["there"] or "no checkpoint was written yet" not in last, one
     runs = [path for path in tmp_path.iterdir() if path.is_dir()]
     assert len(runs) >= 2
-    whole = load_file(student_of(tmp_path / "whole") / "model.safetensors")
     for run in runs:
-        weights = load_file(student_of(run) / "model.safetensors")
-        assert all(torch.equal(whole[name], weights[name]) for name in whole), run
-        assert {path.name for path in (run / "checkpoints").iterdir()} == {
-            "000025",
-            "000050",
-            "000060",
-            "last",
-        }
+        assert_same(*(student_of(one) / "model.safetensors" for one in (tmp_path / "whole", run)))
+        saved = {path.name for path in (run / "checkpoints").iterdir()}
+        assert saved == {"000025", "000050", "000060", "last"}

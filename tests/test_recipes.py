@@ -12,8 +12,7 @@ from chordflow.errors import UserError
 from chordflow.experiments.config import ReflowJobConfig
 from chordflow.experiments.provenance import BESIDE_SETTINGS
 from chordflow.experiments.recipes import RECIPES
-from chordflow.training.methods import ReflowMethodConfig
-from chordflow.training.methods.endpoint import EndpointMethodConfig
+from chordflow.training.methods import EndpointMethodConfig, ReflowMethodConfig
 
 REQUIRED = ["--teacher.path=t", "--dataset.repo_id=a/b", "--output_dir=out"]
 

@@ -15,9 +15,8 @@ from lerobot.configs.train import TrainPipelineConfig
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from safetensors.torch import load_file, save_file
 
-from builders import SIZE, TASKS, build_checkpoint, observations
+from builders import build_checkpoint, build_vlm, observations
 from chordflow.cli.main import main
-from chordflow.demo.tiny_vlm import build_tiny_vlm
 from chordflow.policies import Role, load_flow_policy
 from chordflow.results.schema import Results
 from chordflow.training.methods import ReflowMethod
@@ -278,7 +277,7 @@ def test_every_way_to_begin_trains_what_it_says(
 def test_a_bfloat16_teacher_learns_as_a_float32_one(dataset_root: Path, tmp_path: Path) -> None:
     """With bf16 weights most AdamW updates at this rate would round away."""
     # Only with weights in the VLM's folder does LeRobot make the VLM bf16, and the expert with it.
-    low_vlm = build_tiny_vlm(tmp_path / "vlm", TASKS, SIZE, weights=True)
+    low_vlm = build_vlm(tmp_path / "vlm", seed=0)
     low = build_checkpoint(tmp_path / "low", low_vlm, load_vlm_weights=True)
     tensors = load_file(low / "model.safetensors")
     assert any(tensor.dtype == torch.bfloat16 for name, tensor in tensors.items() if "lm_expert" in name)

@@ -15,12 +15,11 @@ from rich.console import Console
 
 from chordflow.reporting.section import ABSENT, Section
 from chordflow.reporting.table import Drawn, facts, sections, written
+from chordflow.results.actions import ChunkTime
 from chordflow.results.episodes import SuccessRow
-from chordflow.results.findings import findings
-from chordflow.results.latency import ChunkTime
+from chordflow.results.findings import findings, verdict
 from chordflow.results.schema import Results
 from chordflow.results.statistics import Percentiles
-from chordflow.results.verdict import verdict
 from report_samples import diagnosis, evaluation, gap, sample, success
 
 BASES = {"reflow": sample(), "diagnose": diagnosis(), "evaluate": evaluation()}

@@ -18,8 +18,8 @@ from rich.console import Console
 from chordflow.reporting.flow_tables import summary
 from chordflow.reporting.table import facts, markdown, render, sections
 from chordflow.results.actions import FreeWays, HeldOut
+from chordflow.results.findings import verdict
 from chordflow.results.schema import PolicyInfo, Results
-from chordflow.results.verdict import verdict
 from report_samples import MAKERS, diagnosis, evaluation, gap, sample, success
 
 

@@ -1,5 +1,6 @@
 """Stated coverages, held against enumerations of their own by scipy and statsmodels, and the page that states them."""
 
+import itertools
 import json
 import math
 from functools import cache
@@ -11,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.proportion import proportion_confint
 
-from chordflow.results.limits import wilson_coverage
 from chordflow.results.sequential import SequentialTest
+from chordflow.results.statistics import wilson_coverage
 from script_files import ROOT, load_script
 
 SCRIPT = load_script(ROOT / "scripts" / "coverage_table.py")
@@ -48,14 +49,7 @@ def _newcombe(n11: int, n10: int, n01: int, n00: int) -> tuple[float, float]:
 
 
 def _all_tables(n: int) -> np.ndarray:
-    return np.array(
-        [
-            (a, b, c, n - a - b - c)
-            for a in range(n + 1)
-            for b in range(n + 1 - a)
-            for c in range(n + 1 - a - b)
-        ]
-    )
+    return np.array([t for t in itertools.product(range(n + 1), repeat=4) if sum(t) == n])
 
 
 @pytest.mark.parametrize("n", [1, 5, 24])
@@ -116,21 +110,6 @@ def test_sequential_figures_are_those_of_all_sequences() -> None:
     )
     assert better > 0.1
     assert (exact.non_inferior, exact.inferior, exact.mean_episodes) == pytest.approx((better, worse, mean))
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: wilson_coverage(0, 0.5), "episodes"),
-        (lambda: wilson_coverage(10, 1.5), "impossible"),
-        (lambda: SCRIPT.paired_coverage(10, 0.5, 0.5, 0.5), "impossible"),
-        (lambda: SCRIPT.bootstrap_coverage(10, -0.1, 0.5), "impossible"),
-        (lambda: SCRIPT.non_inferiority_power(10, 0.1, 0.1, 0.5, 0.0), "margin"),
-    ],
-)
-def test_impossible_truths_are_refused(call: object, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        call()  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,18 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from chordflow.results.actions import CurvatureRow, GapRow, HeldOut, ObservationSpread, Reference
+from chordflow.results.actions import (
+    ChunkTime,
+    CurvatureRow,
+    GapRow,
+    HeldOut,
+    Latency,
+    Memory,
+    ObservationSpread,
+    Reference,
+)
 from chordflow.results.episodes import DelayRow, SequentialRow, SuccessRow
-from chordflow.results.findings import RULES, findings, unseen_share
-from chordflow.results.latency import ChunkTime, Latency, Memory
+from chordflow.results.findings import RULES, findings, unseen_share, verdict
 from chordflow.results.schema import PolicyInfo, Results
 from chordflow.results.sequential import SequentialTest
 from chordflow.results.statistics import (
@@ -24,7 +32,6 @@ from chordflow.results.statistics import (
     compare_success,
     non_inferiority,
 )
-from chordflow.results.verdict import verdict
 
 
 def gap(rms: float, steps: int, reference: Reference = "converged", solver: str = "euler") -> GapRow:

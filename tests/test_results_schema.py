@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chordflow.errors import UserError
-from chordflow.results.latency import ChunkTime
+from chordflow.results.actions import ChunkTime
 from chordflow.results.schema import (
     SCHEMA_VERSION,
     CouplingSummary,

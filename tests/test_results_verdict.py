@@ -6,12 +6,10 @@ from typing import Any
 
 import pytest
 
-from chordflow.results.actions import CurvatureRow, GapRow
-from chordflow.results.findings import findings
-from chordflow.results.latency import Latency
+from chordflow.results.actions import CurvatureRow, GapRow, Latency
+from chordflow.results.findings import findings, next_command, verdict
 from chordflow.results.schema import PolicyInfo, Results
 from chordflow.results.statistics import Estimate, Interval, NonInferiority
-from chordflow.results.verdict import next_command, verdict
 from chordflow.results.wording import amount, number, percent, points, steps
 from report_samples import curvature, gap, ratio, sample, success
 

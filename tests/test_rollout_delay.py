@@ -11,180 +11,162 @@ import torch
 
 from chordflow.errors import UserError
 from chordflow.policies import ChunkSpec
-from chordflow.policies.realtime import RealTimeSampler
-from chordflow.policies.sampling import Sampler
+from chordflow.policies.sampling import RealTimeSampler, Sampler
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
-from chordflow.rollouts import Episode, Execution, chunk_noise, run_episodes
-from chordflow.rollouts.acting import Actor
-from chordflow.rollouts.delay import round_actions
-from chordflow.rollouts.episodes import jump
-from drift_env import DriftEnvConfig
+from chordflow.rollouts.acting import chunk_noise
+from chordflow.rollouts.delay import Execution, round_actions
+from chordflow.rollouts.episodes import Episode, jump
+from rollout_checks import Chunks, assert_same
+from rollout_checks import run as run_drift
 
-SEEDS = list(range(12))
 K, H = 4, 8
 
 
-class Chunks:
-    """What an actor made, in order: requests, actions and endpoints."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.calls: list[tuple[Any, np.ndarray, torch.Tensor]] = []
-        act = Actor.act
-
-        def spied(actor: Actor, requests: Any, *spaces: Any) -> Any:
-            actions, endpoints = act(actor, requests, *spaces)
-            self.calls += zip(requests, actions, endpoints, strict=True)
-            return actions, endpoints
-
-        monkeypatch.setattr(Actor, "act", spied)
-
-    def of(self, seed: int) -> list[np.ndarray]:
-        """The chunks' actions of one episode."""
-        return [actions for request, actions, _ in self.calls if request.seed == seed]
-
-
 def run(policy: SmolVLAFlowPolicy, execution: Execution, **options: Any) -> list[Episode]:
-    return run_episodes(
-        policy, DriftEnvConfig(), SEEDS, num_steps=2, execution=execution, **{"batch_size": 5, **options}
-    )
+    return run_drift(policy, range(12), 2, execution=execution, **{"batch_size": 5, **options})
 
 
-class TestRound:
+@pytest.mark.parametrize(
+    ("mode", "delay", "first", "hold", "expected"),
+    [
+        ("none", 0, False, "zeros", [200, 201, 202, 203]),
+        ("sync", 2, False, "zeros", [0, 0, 200, 201, 202, 203]),
+        ("sync", 2, False, "last", [103, 103, 200, 201, 202, 203]),
+        ("sync", 1, True, "last", [0, 200, 201, 202, 203]),
+        ("sync", 0, False, "zeros", [200, 201, 202, 203]),
+        *(
+            (mode, *case)
+            for mode in ("async", "rtc")
+            for case in (
+                (1, False, "zeros", [104, 201, 202, 203]),
+                (3, False, "zeros", [104, 105, 106, 203]),
+                (4, False, "zeros", [104, 105, 106, 107]),
+                (0, False, "zeros", [200, 201, 202, 203]),
+                (3, True, "zeros", [200, 201, 202, 203]),
+            )
+        ),
+    ],
+)
+def test_a_round(mode: Any, delay: int, first: bool, hold: Any, expected: list[float]) -> None:
     """A chunk's action j at round i is numbered 100 i + j."""
-
     chunk, previous = (np.arange(H, dtype=np.float32)[:, None] + offset for offset in (200, 100))
-
-    def actions(self, mode: Any, delay: int, first: bool = False, **options: Any) -> list[float]:
-        execution = Execution(mode, delay, **options)
-        last = None if first else np.array([103.0], np.float32)
-        got, old = round_actions(execution, K, self.chunk, None if first else self.previous, last)
-        assert old == (0 if first and execution.overlaps else delay)
-        return got[:, 0].tolist()
-
-    def test_none(self) -> None:
-        assert self.actions("none", 0) == [200, 201, 202, 203]
-
-    def test_sync_waits(self) -> None:
-        assert self.actions("sync", 2) == [0, 0, 200, 201, 202, 203]
-        assert self.actions("sync", 2, hold="last") == [103, 103, 200, 201, 202, 203]
-        assert self.actions("sync", 1, first=True, hold="last") == [0, 200, 201, 202, 203]
-        assert self.actions("sync", 0) == [200, 201, 202, 203]
-
-    @pytest.mark.parametrize("mode", ["async", "rtc"])
-    def test_the_robot_goes_on(self, mode: str) -> None:
-        assert self.actions(mode, 1) == [104, 201, 202, 203]
-        assert self.actions(mode, 3) == [104, 105, 106, 203]
-        assert self.actions(mode, 4) == [104, 105, 106, 107]
-        assert self.actions(mode, 0) == [200, 201, 202, 203]
-        assert self.actions(mode, 3, first=True) == [200, 201, 202, 203]
+    execution = Execution(mode, delay, hold)
+    last = None if first else np.array([103.0], np.float32)
+    got, old = round_actions(execution, K, chunk, None if first else previous, last)
+    assert old == (0 if first and execution.overlaps else delay)
+    assert got[:, 0].tolist() == expected
 
 
-class TestEpisodes:
-    def test_no_delay_is_the_plain_run(self, tiny_policy: SmolVLAFlowPolicy) -> None:
-        plain = run(tiny_policy, Execution())
-        for mode in ("sync", "async"):
-            delayed = run(tiny_policy, Execution(mode, 0))
-            assert [e.actions.tobytes() for e in delayed] == [e.actions.tobytes() for e in plain]
-            assert {e.mode for e in delayed} == {mode}
-
-    @pytest.mark.parametrize("delay", [1, 3, 4])
-    def test_async(self, tiny_policy: SmolVLAFlowPolicy, monkeypatch: pytest.MonkeyPatch, delay: int) -> None:
-        chunks = Chunks(monkeypatch)
-        episodes = run(tiny_policy, Execution("async", delay))
-        assert max(episode.length for episode in episodes) > 2 * K
-        for episode in episodes:
-            own = chunks.of(episode.seed)
-            expected = [own[0][:K]]
-            for old, new in itertools.pairwise(own):
-                expected += [old[K : K + delay], new[delay:K]]
-            joined = np.concatenate(expected)[: episode.length]
-            np.testing.assert_array_equal(episode.actions, joined)
-            assert episode.chunks == -(-episode.length // K)
-            # The switch is where the new chunk's first action is executed.
-            switches = range(K + delay, episode.length, K)
-            assert episode.jump == jump(joined, [0, *switches])
-
-    @pytest.mark.parametrize("hold", ["zeros", "last"])
-    def test_sync(self, tiny_policy: SmolVLAFlowPolicy, monkeypatch: pytest.MonkeyPatch, hold: Any) -> None:
-        chunks = Chunks(monkeypatch)
-        for episode in run(tiny_policy, Execution("sync", 2, hold)):
-            expected: list[np.ndarray] = []
-            for chunk in chunks.of(episode.seed):
-                held = expected[-1] if expected and hold == "last" else np.zeros(2, np.float32)
-                expected += [held, held, *chunk[:K]]
-            joined = np.stack(expected)[: episode.length]
-            np.testing.assert_array_equal(episode.actions, joined)
-            switches = range(2 + K + 2, episode.length, K + 2)
-            assert episode.jump == jump(joined, [0, *switches])
-
-    def test_real_time_chunks_continue_what_is_left_over(
-        self, tiny_policy: SmolVLAFlowPolicy, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        chunks, delay, weight = Chunks(monkeypatch), 2, 1.5
-        execution = Execution("rtc", delay, max_guidance_weight=weight)
-        episodes = run(tiny_policy, execution)
-        # By hand, one chunk at a time.
-        guided, plain = RealTimeSampler(tiny_policy, 2, weight), Sampler(tiny_policy, 2)
-        assert any(request.chunk_index > 1 for request, _, _ in chunks.calls)
-        moved = 0.0
-        for request, _, endpoint in chunks.calls:
-            pixels = torch.from_numpy(request.observations[-1]["pixels"]["top"]).permute(2, 0, 1)[None] / 255
-            state = torch.from_numpy(request.observations[-1]["agent_pos"])[None]
-            items = {"observation.images.top": pixels, "observation.state": state, "task": [request.task]}
-            with torch.no_grad():
-                context = tiny_policy.encode(tiny_policy.preprocess(items))
-                noise = chunk_noise(tiny_policy, request.seed, request.chunk_index)[None]
-                left_over = request.previous[None, K:, :2] if request.chunk_index else None
-                expected = guided(context, noise, left_over, delay)
-                unguided = plain(context, noise)
-            np.testing.assert_allclose(endpoint, expected[0], rtol=0, atol=1e-4)
-            if left_over is None:
-                np.testing.assert_allclose(expected, unguided, rtol=0, atol=1e-5)
-            else:
-                moved = max(moved, float((expected - unguided).abs().max()))
-        assert moved > 0.01
-        assert run(tiny_policy, execution, batch_size=1)[0].chunks == episodes[0].chunks
-
-    def test_previous_chunk_is_that_of_the_same_episode(
-        self, tiny_policy: SmolVLAFlowPolicy, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        chunks = Chunks(monkeypatch)
-        run(tiny_policy, Execution("rtc", 1))
-        made = {(request.seed, request.chunk_index): endpoint for request, _, endpoint in chunks.calls}
-        for request, _, _ in chunks.calls:
-            if request.chunk_index:
-                assert torch.equal(request.previous, made[request.seed, request.chunk_index - 1])
-            else:
-                assert request.previous is None
-
-    @pytest.mark.parametrize("mode", ["sync", "async", "rtc"])
-    def test_batch_size_changes_nothing(self, tiny_policy: SmolVLAFlowPolicy, mode: Any) -> None:
-        one, many = (run(tiny_policy, Execution(mode, 1), batch_size=size) for size in (1, 16))
-        for a, b in zip(one, many, strict=True):
-            assert (a.key, a.length, a.success, a.chunks) == (b.key, b.length, b.success, b.chunks)
-            np.testing.assert_allclose(a.actions, b.actions, rtol=0, atol=1e-4)
+def test_no_delay_is_the_plain_run(tiny_policy: SmolVLAFlowPolicy) -> None:
+    plain = run(tiny_policy, Execution())
+    for mode in ("sync", "async"):
+        delayed = run(tiny_policy, Execution(mode, 0))
+        assert [e.actions.tobytes() for e in delayed] == [e.actions.tobytes() for e in plain]
+        assert {e.mode for e in delayed} == {mode}
 
 
-class TestBadInput:
-    @pytest.mark.parametrize(
-        ("execution", "executed", "words"),
-        [
-            (Execution("later"), 4, "mode=later: choose none, sync, async or rtc"),  # type: ignore[arg-type]
-            (Execution("sync", 1, "ones"), 4, "hold=ones: choose zeros or last"),  # type: ignore[arg-type]
-            (Execution("sync", -1), 4, "delay=-1: give 0 or more"),
-            (Execution("none", 1), 4, "delay is 1 with mode none"),
-            (Execution("async", 5), 4, "delay is 5, .* every 4 actions"),
-            (Execution("rtc", 3), 6, "n_action_steps is 6 and delay 3, but a chunk has 8"),
-            (Execution("async", 1, max_guidance_weight=2.0), 4, "max_guidance_weight is 2.0 with mode async"),
-        ],
-    )
-    def test_delays_that_cannot_be(self, execution: Execution, executed: int, words: str) -> None:
-        with pytest.raises(UserError, match=words):
-            execution.check(ChunkSpec(horizon=8, padded_dim=6, action_dim=2, num_executed=4), executed)
+@pytest.mark.parametrize("delay", [1, 3, 4])
+def test_async(tiny_policy: SmolVLAFlowPolicy, monkeypatch: pytest.MonkeyPatch, delay: int) -> None:
+    chunks = Chunks(monkeypatch)
+    episodes = run(tiny_policy, Execution("async", delay))
+    assert max(episode.length for episode in episodes) > 2 * K
+    for episode in episodes:
+        own = [actions for _, actions, _ in chunks.of(episode.seed)]
+        expected = [own[0][:K]]
+        for old, new in itertools.pairwise(own):
+            expected += [old[K : K + delay], new[delay:K]]
+        joined = np.concatenate(expected)[: episode.length]
+        np.testing.assert_array_equal(episode.actions, joined)
+        assert episode.chunks == -(-episode.length // K)
+        # The switch is where the new chunk's first action is executed.
+        assert episode.jump == jump(joined, [0, *range(K + delay, episode.length, K)])
 
-    def test_a_waiting_robot_may_wait_longer_than_a_round(self) -> None:
-        Execution("sync", 9).check(ChunkSpec(8, 6, 2, 4), 4)
 
-    def test_real_time_chunking_is_euler(self, tiny_policy: SmolVLAFlowPolicy) -> None:
-        with pytest.raises(UserError, match="solver is 'heun'"):
-            run(tiny_policy, Execution("rtc", 1), solver="heun")
+@pytest.mark.parametrize("hold", ["zeros", "last"])
+def test_sync(tiny_policy: SmolVLAFlowPolicy, monkeypatch: pytest.MonkeyPatch, hold: Any) -> None:
+    chunks = Chunks(monkeypatch)
+    for episode in run(tiny_policy, Execution("sync", 2, hold)):
+        expected: list[np.ndarray] = []
+        for _, chunk, _ in chunks.of(episode.seed):
+            held = expected[-1] if expected and hold == "last" else np.zeros(2, np.float32)
+            expected += [held, held, *chunk[:K]]
+        joined = np.stack(expected)[: episode.length]
+        np.testing.assert_array_equal(episode.actions, joined)
+        assert episode.jump == jump(joined, [0, *range(2 + K + 2, episode.length, K + 2)])
+
+
+def test_real_time_chunks_continue_what_is_left_over(
+    tiny_policy: SmolVLAFlowPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunks, delay, weight = Chunks(monkeypatch), 2, 1.5
+    execution = Execution("rtc", delay, max_guidance_weight=weight)
+    episodes = run(tiny_policy, execution)
+    # By hand, one chunk at a time.
+    guided, plain = RealTimeSampler(tiny_policy, 2, weight), Sampler(tiny_policy, 2)
+    calls, made, moved = list(chunks.calls), {}, 0.0
+    assert any(request.chunk_index > 1 for request, _, _ in calls)
+    for request, _, endpoint in calls:
+        made[request.seed, request.chunk_index] = endpoint
+        pixels = torch.from_numpy(request.observations[-1]["pixels"]["top"]).permute(2, 0, 1)[None] / 255
+        state = torch.from_numpy(request.observations[-1]["agent_pos"])[None]
+        items = {"observation.images.top": pixels, "observation.state": state, "task": [request.task]}
+        if request.chunk_index:
+            assert torch.equal(request.previous, made[request.seed, request.chunk_index - 1])
+        else:
+            assert request.previous is None
+        with torch.no_grad():
+            context = tiny_policy.encode(tiny_policy.preprocess(items))
+            noise = chunk_noise(tiny_policy, request.seed, request.chunk_index)[None]
+            left_over = request.previous[None, K:, :2] if request.chunk_index else None
+            expected, unguided = guided(context, noise, left_over, delay), plain(context, noise)
+        np.testing.assert_allclose(endpoint, expected[0], rtol=0, atol=1e-4)
+        if left_over is None:
+            np.testing.assert_allclose(expected, unguided, rtol=0, atol=1e-5)
+        else:
+            moved = max(moved, float((expected - unguided).abs().max()))
+    assert moved > 0.01
+    assert run(tiny_policy, execution, batch_size=1)[0].chunks == episodes[0].chunks
+
+
+@pytest.mark.parametrize("mode", ["sync", "async", "rtc"])
+def test_batch_size_changes_nothing(tiny_policy: SmolVLAFlowPolicy, mode: Any) -> None:
+    one, many = (run(tiny_policy, Execution(mode, 1), batch_size=size) for size in (1, 16))
+    assert_same(one, many, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("execution", "executed", "words"),
+    [
+        (Execution("later"), 4, "mode=later: choose none, sync, async or rtc"),  # type: ignore[arg-type]
+        (Execution("sync", 1, "ones"), 4, "hold=ones: choose zeros or last"),  # type: ignore[arg-type]
+        (Execution("sync", -1), 4, "delay=-1: give 0 or more"),
+        (Execution("none", 1), 4, "delay is 1 with mode none"),
+        (Execution("async", 5), 4, "delay is 5, .* every 4 actions"),
+        (Execution("rtc", 3), 6, "n_action_steps is 6 and delay 3, but a chunk has 8"),
+        (Execution("async", 1, max_guidance_weight=2.0), 4, "max_guidance_weight is 2.0 with mode async"),
+    ],
+)
+def test_delays_that_cannot_be(execution: Execution, executed: int, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        execution.check(ChunkSpec(horizon=8, padded_dim=6, action_dim=2, num_executed=4), executed)
+
+
+def test_a_waiting_robot_may_wait_longer_than_a_round() -> None:
+    Execution("sync", 9).check(ChunkSpec(8, 6, 2, 4), 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"solver": "heun"}, "solver is 'heun'"),
+        (
+            {"grid_power": 1.4, "n_action_steps": 2},
+            r"grid_power 1\.4; real-time chunking has even Euler steps",
+        ),
+    ],
+)
+def test_real_time_chunking_is_euler(
+    tiny_policy: SmolVLAFlowPolicy, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        run(tiny_policy, Execution("rtc", 1), **options)

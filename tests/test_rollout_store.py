@@ -20,22 +20,31 @@ import torch
 
 from chordflow.errors import UserError
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
-from chordflow.rollouts import Episode, EpisodeStore, Execution, Timing, arm_settings, run_episodes
-from chordflow.rollouts.store import JOINED, SCHEMA, STORE_VERSION, weights_hash
+from chordflow.rollouts.delay import Execution
+from chordflow.rollouts.episodes import Episode, Timing
+from chordflow.rollouts.store import JOINED, SCHEMA, STORE_VERSION, EpisodeStore, arm_settings, weights_hash
 from drift_env import DriftEnv, DriftEnvConfig
+from rollout_checks import assert_same, run
+from rollout_checks import episode as make_episode
 
 SETTINGS = {"weights": "abc", "num_steps": 2, "env": {"type": "drift", "cameras": ("top",)}}
 
 
 def episode(seed: int, length: int = 5, **options: Any) -> Episode:
-    rng = np.random.default_rng(seed)
     given = {
-        "task": "go <left> é", "success": seed % 2 == 0, "length": length, "sum_reward": 0.1 * seed, "side": None,
-        "chunks": 2, "num_steps": 2, "solver": "euler", "jerk": 1 / 3, "jump": None, "seconds": 0.25,
-        "task_group": "a/b", "task_id": 3, "mode": "rtc", "delay": 1,
+        "sum_reward": 0.1 * seed, "chunks": 2, "num_steps": 2, "jerk": 1 / 3, "seconds": 0.25, "task_group": "a/b",
+        "task_id": 3, "mode": "rtc", "delay": 1,
+        "actions": np.random.default_rng(seed).normal(size=(length, 2)).astype(np.float32),
     }  # fmt: skip
-    actions = rng.normal(size=(length, 2)).astype(np.float32)
-    return Episode(seed=seed, actions=actions, **{**given, **options})
+    return make_episode(seed, seed % 2 == 0, "go <left> é", length=length, **{**given, **options})
+
+
+def stored(folder: Path, *episodes: Episode) -> EpisodeStore:
+    """A store to which these were added."""
+    store = EpisodeStore(folder, SETTINGS)
+    store.save(episodes)
+    store.flush()
+    return store
 
 
 def assert_whole(got: list[Episode], expected: list[Episode]) -> None:
@@ -55,13 +64,11 @@ class TestFiles:
         frames = np.random.default_rng(0).integers(0, 256, (6, 4, 8, 3), dtype=np.uint8)
         episodes = [episode(4, frames=frames), episode(9, length=1, side="left", jerk=None)]
         episodes.append(episode(2, grid_power=1.4))
-        store = EpisodeStore(tmp_path, SETTINGS)
-        store.save(episodes[:1])
-        store.save(episodes[1:])
-        store.flush()
+        stored(tmp_path, episodes[0])
+        stored(tmp_path, *episodes[1:])
         for _ in range(2):
             store = EpisodeStore(tmp_path, SETTINGS)
-            assert len(store) == 3
+            assert len(store.load()) == 3
             assert_whole(store.load(), sorted(episodes, key=lambda e: e.key))
             assert store.get(("a/b", 3, 9)) is not None
             assert store.get(("a/b", 2, 9)) is None
@@ -75,58 +82,45 @@ class TestFiles:
         with monkeypatch.context() as before:
             names = [field for field in SCHEMA if field.name != "grid_power"]
             before.setattr("chordflow.rollouts.store.SCHEMA", pa.schema(names))
-            EpisodeStore(tmp_path, SETTINGS).save([episode(0)])
+            stored(tmp_path, episode(0))
         (old,) = EpisodeStore(tmp_path, SETTINGS).load()
         assert old.grid_power == 1
-        store = EpisodeStore(tmp_path, SETTINGS)
-        store.save([episode(1)])
-        store.compact()
+        stored(tmp_path, episode(1)).compact()
         assert_whole(EpisodeStore(tmp_path, SETTINGS).load(), [episode(0), episode(1)])
 
     def test_others_can_read_the_file(self, tmp_path: Path) -> None:
-        store = EpisodeStore(tmp_path, SETTINGS)
-        store.save([episode(1), episode(0)])
-        frame = pq.read_table(store.compact()).to_pandas()
+        frame = pq.read_table(stored(tmp_path, episode(1), episode(0)).compact()).to_pandas()
         assert frame["seed"].tolist() == [0, 1]
         assert frame["success"].mean() == 0.5
         assert np.stack(frame["actions"][1]).shape == (5, 2)
 
     def test_what_was_saved_last_stands(self, tmp_path: Path) -> None:
-        store = EpisodeStore(tmp_path, SETTINGS)
-        store.save([episode(0), episode(1)])
-        store.compact()
-        store.save([episode(0, sum_reward=7.0)])
-        store.flush()
-        store = EpisodeStore(tmp_path, SETTINGS)
-        assert [e.sum_reward for e in store.load()] == [7.0, 0.1]
-        store.compact()
-        assert [e.sum_reward for e in EpisodeStore(tmp_path, SETTINGS).load()] == [7.0, 0.1]
+        stored(tmp_path, episode(0), episode(1)).compact()
+        stored(tmp_path, episode(0, sum_reward=7.0))
+        for _ in range(2):
+            store = EpisodeStore(tmp_path, SETTINGS)
+            assert [e.sum_reward for e in store.load()] == [7.0, 0.1]
+            store.compact()
 
     def test_a_crash_while_joining_loses_nothing(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        store = EpisodeStore(tmp_path, SETTINGS)
-        store.save([episode(0)])
-        store.flush()
-        replace = os.replace
+        store = stored(tmp_path, episode(0))
 
-        def crash(*paths: Any) -> None:
+        def crash(*_paths: Any, **_options: Any) -> None:
             raise KeyboardInterrupt
 
         monkeypatch.setattr(os, "replace", crash)
         with pytest.raises(KeyboardInterrupt):
             store.compact()
-        monkeypatch.setattr(os, "replace", replace)
+        monkeypatch.undo()
         # What a process leaves that is killed at this moment.
         (tmp_path / f".{JOINED}.tmp").write_bytes(b"half")
         assert_whole(EpisodeStore(tmp_path, SETTINGS).load(), [episode(0)])
         assert not any(file.name.endswith(".tmp") for file in tmp_path.iterdir())
 
         # The joined file stands, the parts are still there.
-        def keep(_path: Path, missing_ok: bool = False) -> None:
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(Path, "unlink", keep)
+        monkeypatch.setattr(Path, "unlink", crash)
         with pytest.raises(KeyboardInterrupt):
             store.compact()
         monkeypatch.undo()
@@ -141,7 +135,7 @@ class TestFiles:
         seconds = time.perf_counter() - begin
         store.flush()
         assert len(list(tmp_path.glob("*.parquet"))) <= 2 + 4 * seconds
-        assert len(EpisodeStore(tmp_path, SETTINGS)) == 200
+        assert len(EpisodeStore(tmp_path, SETTINGS).load()) == 200
 
     def test_timing_adds_up(self, tmp_path: Path) -> None:
         for _ in range(3):
@@ -152,10 +146,8 @@ class TestFiles:
 class TestRefusals:
     @pytest.fixture
     def folder(self, tmp_path: Path) -> Path:
-        store = EpisodeStore(tmp_path, SETTINGS)
         for seed in (0, 1):
-            store.save([episode(seed)])
-            store.flush()
+            stored(tmp_path, episode(seed))
         return tmp_path
 
     @pytest.mark.parametrize(
@@ -199,8 +191,6 @@ class TestRefusals:
         assert [e.seed for e in EpisodeStore(folder, SETTINGS).load()] == [1]
 
     def test_another_table(self, folder: Path) -> None:
-        import pyarrow as pa
-
         pq.write_table(pa.table({"seed": [1]}), folder / "part-000000.parquet")
         with pytest.raises(UserError, match=r"part-000000.parquet is cut or no file of episodes"):
             EpisodeStore(folder, SETTINGS)
@@ -245,29 +235,25 @@ class TestSettings:
 
 class TestRuns:
     def test_nothing_stored_is_run_again(self, tiny_policy: SmolVLAFlowPolicy, tmp_path: Path) -> None:
-        def run(seeds: list[int], **options: Any) -> list[Episode]:
+        def again(seeds: list[int], **options: Any) -> list[Episode]:
             store = EpisodeStore(tmp_path, SETTINGS)
-            return run_episodes(
-                tiny_policy, DriftEnvConfig(), seeds, num_steps=2, batch_size=3, store=store, **options
-            )
+            return run(tiny_policy, seeds, 2, batch_size=3, store=store, **options)
 
         seeds = [5, 1, 8, 2, 7]
-        fresh = run_episodes(tiny_policy, DriftEnvConfig(), seeds, num_steps=2, batch_size=3)
-        first = run(seeds[:3])
+        fresh = run(tiny_policy, seeds, 2, batch_size=3)
+        first = again(seeds[:3])
         before, told = DriftEnv.steps, []
-        episodes = run(seeds, progress=told.append)
+        episodes = again(seeds, progress=told.append)
         assert DriftEnv.steps - before == sum(e.length for e in episodes[3:])
         assert_whole(episodes[:3], first)
         assert [e.seed for e in told][:3] == seeds[:3]
         assert sorted(e.seed for e in told) == sorted(seeds)
-        assert [e.key for e in episodes] == [e.key for e in fresh]
-        for a, b in zip(episodes, fresh, strict=True):
-            np.testing.assert_allclose(a.actions, b.actions, rtol=0, atol=1e-4)
+        assert_same(episodes, fresh, atol=1e-4)
         # Pictures that were not kept are the one reason to run an episode again.
         before = DriftEnv.steps
-        again = run(seeds, record_frames=[8])
-        assert DriftEnv.steps - before == again[2].length
-        assert_whole(run(seeds, record_frames=[8]), again)
+        filmed = again(seeds, record_frames=[8])
+        assert DriftEnv.steps - before == filmed[2].length
+        assert_whole(again(seeds, record_frames=[8]), filmed)
 
     def test_what_ended_before_a_fault_is_kept(
         self, tiny_policy: SmolVLAFlowPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -283,10 +269,7 @@ class TestRuns:
         monkeypatch.setattr(DriftEnv, "step", fail)
         store, told = EpisodeStore(tmp_path, SETTINGS), []
         with pytest.raises(UserError, match=r"seed .*RuntimeError: the simulator is upset"):
-            run_episodes(
-                tiny_policy, DriftEnvConfig(), range(20), num_steps=1, batch_size=2, store=store,
-                progress=told.append,
-            )  # fmt: skip
+            run(tiny_policy, batch_size=2, store=store, progress=told.append)
         assert len(told) > 1
         assert_whole(EpisodeStore(tmp_path, SETTINGS).load(), sorted(told, key=lambda e: e.key))
 
@@ -301,23 +284,22 @@ class TestRuns:
             from chordflow.quiet import silence_libraries
             silence_libraries()
             from chordflow.policies import load_flow_policy
-            from chordflow.rollouts import EpisodeStore, arm_settings, run_episodes
+            from chordflow.rollouts.runner import run_episodes
+            from chordflow.rollouts.store import EpisodeStore, arm_settings
             from drift_env import DriftEnvConfig
             policy, env = load_flow_policy(sys.argv[1], device="cpu"), DriftEnvConfig()
             store = EpisodeStore(sys.argv[2], arm_settings(policy, env, num_steps=2))
-            print("begin", len(store), flush=True)
+            print("begin", len(store.load()), flush=True)
             run_episodes(policy, env, range(int(sys.argv[3])), num_steps=2, batch_size=4, store=store)
             store.compact()
             """)
         )
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "HF_HUB_OFFLINE": "1"}
         count = 400
-        command = [sys.executable, str(script), str(checkpoint)]
 
         def start(folder: Path) -> subprocess.Popen[str]:
-            return subprocess.Popen(
-                [*command, str(folder), str(count)], stdout=subprocess.PIPE, text=True, env=environment
-            )
+            command = [sys.executable, str(script), str(checkpoint), str(folder), str(count)]
+            return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
         held = [0]
         for wait in (0.4, 0.7):

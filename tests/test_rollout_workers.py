@@ -21,12 +21,14 @@ import torch
 from lerobot.envs.configs import EnvConfig
 
 from chordflow.errors import UserError
-from chordflow.policies import load_flow_policy
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
-from chordflow.rollouts import Episode, Execution, Runner, Timing, open_runner, run_episodes
-from chordflow.rollouts.hosts import StartOrder
+from chordflow.rollouts.delay import Execution
+from chordflow.rollouts.environments import StartOrder
+from chordflow.rollouts.episodes import Timing
+from chordflow.rollouts.runner import Runner, open_runner
 from chordflow.rollouts.workers import WorkerPool
-from drift_env import DriftEnv, DriftEnvConfig
+from drift_env import TIME_LIMIT, DriftEnv, DriftEnvConfig
+from rollout_checks import assert_same, load, run
 
 SEEDS = list(range(20))
 FAULTS = {101: "raises", 102: "dies", 103: "cannot reset"}
@@ -55,7 +57,7 @@ class FaultyDriftEnv(DriftEnv):
 
 
 if "chordflow_tests/FaultyDrift-v0" not in gym.registry:
-    gym.register("chordflow_tests/FaultyDrift-v0", FaultyDriftEnv, max_episode_steps=13)
+    gym.register("chordflow_tests/FaultyDrift-v0", FaultyDriftEnv, max_episode_steps=TIME_LIMIT)
 
 
 @EnvConfig.register_subclass("faulty_drift_of_the_tests")
@@ -85,33 +87,28 @@ def runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
         yield opened
 
 
-def perturbed(checkpoint: Path) -> SmolVLAFlowPolicy:
-    """A student: the teacher with other weights in its action head."""
-    policy = load_flow_policy(checkpoint, device="cpu")
-    assert isinstance(policy, SmolVLAFlowPolicy)
+@pytest.fixture(scope="module")
+def policies(checkpoint: Path) -> dict[str, SmolVLAFlowPolicy]:
+    """A teacher, and a student: the teacher with other weights in its action head."""
+    teacher, student = load(checkpoint), load(checkpoint)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for name, parameter in policy.policy.named_parameters():
+        for name, parameter in student.policy.named_parameters():
             if "lm_expert" in name or "action_" in name:
                 parameter.mul_(1 + 0.2 * torch.randn(parameter.shape, generator=generator))
-    return policy
-
-
-def assert_same(first: list[Episode], second: list[Episode], atol: float) -> None:
-    for a, b in zip(first, second, strict=True):
-        for name in ("key", "task", "success", "length", "side", "chunks"):
-            assert getattr(a, name) == getattr(b, name), (a.key, name)
-        np.testing.assert_allclose(a.actions, b.actions, rtol=0, atol=atol)
+    both = [run(policy) for policy in (teacher, student)]
+    assert all(np.abs(a.actions[0] - b.actions[0]).max() > 1e-3 for a, b in zip(*both, strict=True))
+    return {"teacher": teacher, "student": student}
 
 
 class TestSameEpisodes:
     @pytest.mark.parametrize("who", ["teacher", "student"])
     @pytest.mark.parametrize("batch_size", [1, 4, 16])
     def test_workers_and_batch_sizes(
-        self, checkpoint: Path, tiny_policy: SmolVLAFlowPolicy, runner: Runner, who: str, batch_size: int
+        self, policies: dict[str, SmolVLAFlowPolicy], runner: Runner, who: str, batch_size: int
     ) -> None:
-        policy, num_steps = (tiny_policy, 3) if who == "teacher" else (perturbed(checkpoint), 1)
-        here = run_episodes(policy, DriftEnvConfig(), SEEDS, num_steps=num_steps, batch_size=batch_size)
+        policy, num_steps = policies[who], 3 if who == "teacher" else 1
+        here = run(policy, SEEDS, num_steps, batch_size=batch_size)
         assert {e.success for e in here} == {True, False}
         runner.batch_size = batch_size
         there = runner.run(policy, SEEDS, num_steps=num_steps)
@@ -119,20 +116,11 @@ class TestSameEpisodes:
         assert here == there
         assert [e.actions.tobytes() for e in here] == [e.actions.tobytes() for e in there]
         # Other batches: but for the rounding of matrix products, whose order of sums depends on their size.
-        one = run_episodes(policy, DriftEnvConfig(), SEEDS, num_steps=num_steps, batch_size=1)
-        assert_same(one, there, atol=1e-4)
-
-    def test_the_two_policies_differ(self, checkpoint: Path, tiny_policy: SmolVLAFlowPolicy) -> None:
-        both = [
-            run_episodes(policy, DriftEnvConfig(), SEEDS, num_steps=1)
-            for policy in (tiny_policy, perturbed(checkpoint))
-        ]
-        assert all(np.abs(a.actions[0] - b.actions[0]).max() > 1e-3 for a, b in zip(*both, strict=True))
+        assert_same(run(policy, SEEDS, num_steps, batch_size=1), there, atol=1e-4)
 
     def test_pictures_and_delay(self, tiny_policy: SmolVLAFlowPolicy, runner: Runner) -> None:
         options: dict[str, Any] = {"num_steps": 1, "execution": Execution("rtc", 2), "record_frames": [1, 4]}
-        with open_runner(DriftEnvConfig(), 16) as here:
-            expected = here.run(tiny_policy, SEEDS[:6], **options)
+        expected = run(tiny_policy, SEEDS[:6], batch_size=16, **options)
         runner.batch_size = 16
         for a, b in zip(runner.run(tiny_policy, SEEDS[:6], **options), expected, strict=True):
             assert a == b
@@ -157,41 +145,33 @@ class TestFaults:
     ) -> None:
         before = set(children())
         with open_runner(FaultyDriftEnvConfig(), 4, num_workers) as runner:
-            with pytest.raises(
-                UserError, match=r"environment failed in the episode of seed 101, step 0 .*fell off"
+            for seed, words in (
+                (101, r"environment failed in the episode of seed 101, step 0 .*fell off"),
+                (103, r"cannot be reset in the episode of seed 103, .*no such\); check"),
             ):
-                runner.run(tiny_policy, [1, 101, 2], num_steps=1)
-            with pytest.raises(
-                UserError, match=r"cannot be reset in the episode of seed 103, .*no such\); check"
-            ):
-                runner.run(tiny_policy, [1, 103, 2], num_steps=1)
+                with pytest.raises(UserError, match=words):
+                    runner.run(tiny_policy, [1, seed, 2], num_steps=1)
             # It can still be used.
             assert len(runner.run(tiny_policy, [1, 2], num_steps=1)) == 2
             if num_workers:
-                with pytest.raises(
-                    UserError, match=r"ended by itself \(killed by SIGKILL\).*--num_workers=0"
-                ):
+                words = r"ended by itself \(killed by SIGKILL\).*--num_workers=0"
+                with pytest.raises(UserError, match=words):
                     runner.run(tiny_policy, [1, 102, 2], num_steps=1)
         assert set(children()) == before
 
     @pytest.mark.slow
     def test_an_environment_that_cannot_be_made(self, tiny_policy: SmolVLAFlowPolicy) -> None:
-        config = FaultyDriftEnvConfig(task="Flying-v0")
-        with (
-            pytest.raises(
-                UserError, match=r"drift_of_the_tests: the environment cannot be made \(.*chordflow_tests"
-            ),
-            open_runner(config, 2, 1) as runner,
-        ):
-            runner.run(tiny_policy, [0], num_steps=1)
+        config = DriftEnvConfig(task="Flying-v0")
+        words = r"drift_of_the_tests: the environment cannot be made \(.*chordflow_tests"
+        with pytest.raises(UserError, match=words):
+            run(tiny_policy, [0], env=config, batch_size=2, num_workers=1)
 
     def test_numbers(self) -> None:
-        for options, words in (
-            ({"num_workers": -1}, "num_workers=-1: give 0 or more"),
-            ({"batch_size": 0}, "batch_size=0: give at least 1"),
+        with (
+            pytest.raises(UserError, match="num_workers=-1: give 0 or more"),
+            open_runner(DriftEnvConfig(), 1, -1),
         ):
-            with pytest.raises(UserError, match=words), open_runner(DriftEnvConfig(), **options):
-                pass
+            pass
 
     @pytest.mark.slow
     def test_a_busy_worker_is_ended(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,8 +179,8 @@ class TestFaults:
         pool = WorkerPool(DriftEnvConfig(), 1)
         pool.make(1)
         pool.select(("drift_of_the_tests", 0))
-        pool.start([StartOrder(0, 1, False)])
-        pid = pool.pids[0]
+        pool.start([StartOrder(0, 1)])
+        pid = pool._workers[0].process.pid
         os.kill(pid, signal.SIGSTOP)
         pool.close()
         assert not psutil.pid_exists(pid)
@@ -217,7 +197,7 @@ class TestFaults:
             def main():
                 silence_libraries()
                 from chordflow.policies import load_flow_policy
-                from chordflow.rollouts import open_runner
+                from chordflow.rollouts.runner import open_runner
                 from drift_env import DriftEnvConfig
                 policy = load_flow_policy(sys.argv[1], device="cpu")
                 with open_runner(DriftEnvConfig(), 4, 2) as runner:

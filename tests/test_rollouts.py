@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from lerobot.configs import FeatureType, PolicyFeature
-from lerobot.envs import make_env, preprocess_observation
 from lerobot.envs.configs import EnvConfig
 from lerobot.policies.factory import make_pre_post_processors
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
@@ -25,32 +23,28 @@ from chordflow.errors import UserError
 from chordflow.policies import load_flow_policy
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
 from chordflow.quiet import quiet_stdout
-from chordflow.rollouts import (
-    Episode,
-    EpisodeStore,
-    Execution,
-    Timing,
-    arm_settings,
-    chunk_noise,
-    chunk_noises,
-    open_runner,
-    paired,
-    run_episodes,
-    success_rows,
-)
-from chordflow.rollouts.environment import reset as reset_env
-from chordflow.rollouts.episodes import jerk, jump
-from chordflow.rollouts.summaries import motion_rows
+from chordflow.rollouts.acting import chunk_noise, chunk_noises
+from chordflow.rollouts.episodes import Episode, Timing, jerk, jump
+from chordflow.rollouts.runner import open_runner
+from chordflow.rollouts.store import EpisodeStore, arm_settings
+from chordflow.rollouts.summaries import motion_rows, success_rows
 from drift_env import TIME_LIMIT, DriftEnv, DriftEnvConfig
 from lerobot_env_detour import DetourEnvConfig
+from rollout_checks import assert_same, load, run, stock_episode
 
 SEEDS = list(range(20))
 
 
-def load(folder: Path) -> SmolVLAFlowPolicy:
-    policy = load_flow_policy(folder, device="cpu")
-    assert isinstance(policy, SmolVLAFlowPolicy)
-    return policy
+@pytest.fixture(scope="module")
+def policy(checkpoint: Path) -> SmolVLAFlowPolicy:
+    """For tests that leave its weights alone."""
+    return load(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def reference(policy: SmolVLAFlowPolicy) -> list[Episode]:
+    """One at a time."""
+    return run(policy, num_steps=3, batch_size=1)
 
 
 def spy(policy: SmolVLAFlowPolicy, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
@@ -72,16 +66,6 @@ def spy(policy: SmolVLAFlowPolicy, monkeypatch: pytest.MonkeyPatch) -> dict[str,
     return calls
 
 
-def assert_same(first: list[Episode], second: list[Episode], atol: float = 0.0) -> None:
-    """The same episodes step by step: outcomes exactly, actions to `atol`."""
-    assert len(first) == len(second)
-    for a, b in zip(first, second, strict=True):
-        for name in ("seed", "task", "success", "length", "side", "chunks", "num_steps", "solver"):
-            assert getattr(a, name) == getattr(b, name), (a.seed, name)
-        np.testing.assert_allclose(a.actions, b.actions, rtol=0, atol=atol)
-        assert a.sum_reward == pytest.approx(b.sum_reward, abs=100 * atol)
-
-
 class TestNoise:
     def test_is_a_function_of_seed_and_chunk_alone(self, tiny_policy: SmolVLAFlowPolicy) -> None:
         torch.manual_seed(0)
@@ -92,12 +76,12 @@ class TestNoise:
             for parameter in tiny_policy.module.parameters():
                 parameter.add_(1.0)
         assert torch.equal(chunk_noise(tiny_policy, 3, 1), first)
-        assert first.shape == tiny_policy.chunk.shape
-        assert first.dtype == torch.float32
+        assert (first.shape, first.dtype) == (tiny_policy.chunk.shape, torch.float32)
 
-    def test_differs_between_seeds_and_chunks(self, tiny_policy: SmolVLAFlowPolicy) -> None:
+    def test_differs_between_seeds_and_chunks(self, policy: SmolVLAFlowPolicy) -> None:
         keys = [(seed, chunk) for seed in range(12) for chunk in range(12)]
-        noises = chunk_noises(tiny_policy, keys)
+        noises = chunk_noises(policy, keys)
+        assert torch.equal(noises[[5, 2]], torch.stack([chunk_noise(policy, *keys[i]) for i in (5, 2)]))
         assert len({noise.numpy().tobytes() for noise in noises}) == len(keys)
         # Unrelated, too: the mean product of two rows of 48 normal numbers has a deviation of 0.14.
         flat = noises.flatten(1)
@@ -106,17 +90,8 @@ class TestNoise:
         assert float(products.std()) == pytest.approx(0.144, rel=0.1)
         assert float(flat.std()) == pytest.approx(1.0, rel=0.05)
 
-    def test_batch_equals_one_by_one(self, tiny_policy: SmolVLAFlowPolicy) -> None:
-        keys = [(5, 0), (2, 7), (5, 1)]
-        expected = torch.stack([chunk_noise(tiny_policy, *key) for key in keys])
-        assert torch.equal(chunk_noises(tiny_policy, keys), expected)
-
 
 class TestEpisodes:
-    @pytest.fixture(scope="class")
-    def reference(self, checkpoint: Path) -> list[Episode]:
-        return run_episodes(load(checkpoint), DriftEnvConfig(), SEEDS, num_steps=3, batch_size=1)
-
     def test_the_environment_tells_episodes_apart(self, reference: list[Episode]) -> None:
         # Otherwise the comparisons below would say nothing.
         assert len({episode.length for episode in reference}) > 3
@@ -126,256 +101,148 @@ class TestEpisodes:
         assert len({episode.task for episode in reference}) == 3
         assert max(episode.chunks for episode in reference) == 4
 
-    @pytest.mark.parametrize("batch_size", [4, 16, 64])
-    def test_batch_size_changes_nothing(
-        self, tiny_policy: SmolVLAFlowPolicy, reference: list[Episode], batch_size: int
+    @pytest.mark.parametrize(
+        ("seeds", "batch_size"), [(SEEDS, 4), (SEEDS, 16), (SEEDS, 64), ([17, 3, 11, 4], 3)]
+    )
+    def test_batch_size_company_and_order_change_nothing(
+        self, policy: SmolVLAFlowPolicy, reference: list[Episode], seeds: list[int], batch_size: int
     ) -> None:
-        episodes = run_episodes(tiny_policy, DriftEnvConfig(), SEEDS, num_steps=3, batch_size=batch_size)
-        assert_same(episodes, reference, atol=1e-4)
+        episodes = run(policy, seeds, 3, batch_size=batch_size)
+        assert_same(episodes, [reference[seed] for seed in seeds], atol=1e-4)
 
-    def test_company_and_order_change_nothing(
-        self, tiny_policy: SmolVLAFlowPolicy, reference: list[Episode]
-    ) -> None:
-        chosen = [17, 3, 11, 4]
-        episodes = run_episodes(tiny_policy, DriftEnvConfig(), chosen, num_steps=3, batch_size=3)
-        assert_same(episodes, [reference[seed] for seed in chosen], atol=1e-4)
-
-    def test_repeats_to_the_bit(self, tiny_policy: SmolVLAFlowPolicy) -> None:
+    def test_repeats_to_the_bit(self, policy: SmolVLAFlowPolicy) -> None:
         runs = []
         for global_seed in (0, 1):
             torch.manual_seed(global_seed)
             np.random.seed(global_seed)  # noqa: NPY002 - what must not matter
-            runs.append(run_episodes(tiny_policy, DriftEnvConfig(), SEEDS, num_steps=2, batch_size=8))
+            runs.append(run(policy, num_steps=2, batch_size=8))
         assert_same(*runs)
         assert runs[0] == runs[1]
 
     def test_equals_a_hand_loop_over_the_stock_policy(
-        self, checkpoint: Path, tiny_policy: SmolVLAFlowPolicy, monkeypatch: pytest.MonkeyPatch
+        self, checkpoint: Path, policy: SmolVLAFlowPolicy, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """LeRobot's vector environment, processors and `predict_action_chunk`, with the same noise."""
         seed, stock = 7, load(checkpoint)
         stock.config.num_steps = 5
-        with quiet_stdout():
-            (env,) = make_env(DriftEnvConfig(), n_envs=1)["drift_of_the_tests"].values()
-        # A vector environment resets what ended, without a seed.
-        monkeypatch.setattr(DriftEnv, "lenient", True)
         stock.policy.reset()
-        observation, _ = env.reset(seed=[seed])
-        actions, chunk, done, success = [], 0, False, False
-        while not done:
-            batch = preprocess_observation(observation)
-            batch["task"] = list(env.call("task_description"))
-            noise = chunk_noise(stock, seed, chunk)[None]
-            predicted = stock.policy.predict_action_chunk(stock.preprocessor(batch), noise=noise)
-            chunk += 1
-            for step in range(stock.config.n_action_steps):
-                action = stock.postprocessor(predicted[:, step]).numpy()
-                actions.append(action[0])
-                observation, _, terminated, truncated, info = env.step(action)
-                done = bool(terminated[0] or truncated[0])
-                if done:
-                    success = bool(info["final_info"]["is_success"][0])
-                    break
-        monkeypatch.setattr(DriftEnv, "lenient", False)
-        (episode,) = run_episodes(tiny_policy, DriftEnvConfig(), [seed], num_steps=5)
-        np.testing.assert_allclose(episode.actions, np.stack(actions), rtol=0, atol=1e-5)
+        left: list[torch.Tensor] = []
+        chunk = 0
+
+        def act(batch: Any) -> torch.Tensor:
+            nonlocal chunk
+            if not left:
+                noise = chunk_noise(stock, seed, chunk)[None]
+                predicted = stock.policy.predict_action_chunk(stock.preprocessor(batch), noise=noise)
+                left.extend(predicted.unbind(1)[: stock.config.n_action_steps])
+                chunk += 1
+            return stock.postprocessor(left.pop(0))
+
+        actions, success = stock_episode(seed, act, monkeypatch)
+        (episode,) = run(policy, [seed], 5)
+        np.testing.assert_allclose(episode.actions, actions, rtol=0, atol=1e-5)
         assert (episode.success, episode.length, episode.chunks) == (success, len(actions), chunk)
         assert chunk > 1
 
     def test_no_step_and_no_pass_is_wasted(
-        self, tiny_policy: SmolVLAFlowPolicy, monkeypatch: pytest.MonkeyPatch
+        self, policy: SmolVLAFlowPolicy, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        calls, before = spy(tiny_policy, monkeypatch), DriftEnv.steps
-        episodes = run_episodes(tiny_policy, DriftEnvConfig(), SEEDS, num_steps=1, batch_size=6)
+        calls, before = spy(policy, monkeypatch), DriftEnv.steps
+        told: list[Episode] = []
+        begin = time.perf_counter()
+        episodes = run(policy, batch_size=6, progress=told.append)
         assert DriftEnv.steps - before == sum(episode.length for episode in episodes)
         assert sum(calls["encode"]) == sum(episode.chunks for episode in episodes)
         # Full batches while seeds last: a finished episode makes room at once.
         assert calls["encode"][0] == 6
         assert calls["encode"] == sorted(calls["encode"], reverse=True)
-
-    def test_executed_actions_can_be_chosen(self, tiny_policy: SmolVLAFlowPolicy) -> None:
-        own = run_episodes(tiny_policy, DriftEnvConfig(), SEEDS[:4], num_steps=1)
-        same = run_episodes(tiny_policy, DriftEnvConfig(), SEEDS[:4], num_steps=1, n_action_steps=4)
-        other = run_episodes(tiny_policy, DriftEnvConfig(), SEEDS[:4], num_steps=1, n_action_steps=1)
-        assert own == same
-        assert [episode.chunks for episode in other] == [episode.length for episode in other]
-
-    def test_progress_and_time(self, tiny_policy: SmolVLAFlowPolicy) -> None:
-        told: list[Episode] = []
-        begin = time.perf_counter()
-        episodes = run_episodes(
-            tiny_policy, DriftEnvConfig(), SEEDS, num_steps=1, batch_size=5, progress=told.append
-        )
         assert sorted(told, key=lambda episode: episode.seed) == episodes
         assert all(episode.seconds > 0 for episode in episodes)
         assert sum(episode.seconds for episode in episodes) < time.perf_counter() - begin
 
+    def test_executed_actions_can_be_chosen(self, policy: SmolVLAFlowPolicy) -> None:
+        own, same, other = (run(policy, SEEDS[:4], n_action_steps=n) for n in (None, 4, 1))
+        assert own == same
+        assert [episode.chunks for episode in other] == [episode.length for episode in other]
+
     def test_training_mode_comes_back(self, tiny_policy: SmolVLAFlowPolicy) -> None:
         tiny_policy.module.train()
-        run_episodes(tiny_policy, DriftEnvConfig(), [0], num_steps=1)
+        run(tiny_policy, [0])
         assert tiny_policy.module.training
 
-    def test_frames_of_chosen_seeds(self, tiny_policy: SmolVLAFlowPolicy) -> None:
-        for render_mode, size in ((None, 32), ("rgb_array", 64)):
-            config = DriftEnvConfig(render_mode=render_mode)
-            episodes = run_episodes(tiny_policy, config, [0, 1, 2], num_steps=1, record_frames={1})
-            assert episodes[0].frames is None
-            assert episodes[2].frames is None
-            frames = episodes[1].frames
-            assert frames is not None
-            assert frames.shape == (episodes[1].length + 1, size, size, 3)
-            assert frames.dtype == np.uint8
-            assert len({frame.tobytes() for frame in frames}) == len(frames)
-
-
-class TestPairing:
-    def test_two_policies_get_the_same_noise(
-        self, vlm: Path, tiny_policy: SmolVLAFlowPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize(("render_mode", "size"), [(None, 32), ("rgb_array", 64)])
+    def test_frames_of_chosen_seeds(
+        self, policy: SmolVLAFlowPolicy, render_mode: str | None, size: int
     ) -> None:
-        other = load(build_checkpoint(tmp_path / "other", vlm, seed=1, num_steps=4))
-        seen: list[dict[tuple[int, int], bytes]] = []
-        for policy, num_steps in ((tiny_policy, 1), (other, 3)):
-            calls = spy(policy, monkeypatch)
-            # One at a time, so that what the network saw can be told by episode.
-            episodes = run_episodes(policy, DriftEnvConfig(), SEEDS[:8], num_steps=num_steps, batch_size=1)
-            starts = [x_t[0].numpy().tobytes() for x_t, t in calls["velocity"] if t == 1.0]
-            keys = [(episode.seed, chunk) for episode in episodes for chunk in range(episode.chunks)]
-            seen.append(dict(zip(keys, starts, strict=True)))
-        common = seen[0].keys() & seen[1].keys()
-        assert len(common) > 8
-        assert all(seen[0][key] == seen[1][key] for key in common)
-        assert all(chunk_noise(other, *key).numpy().tobytes() == noise for key, noise in seen[1].items())
-
-    def test_saved_step_count_is_not_used(
-        self, vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        policy = load(build_checkpoint(tmp_path / "one", vlm, num_steps=1))
-        calls = spy(policy, monkeypatch)
-        episodes = run_episodes(policy, DriftEnvConfig(), SEEDS[:3], num_steps=10)
-        assert len(calls["velocity"]) == 10 * len(calls["encode"])
-        assert sorted({round(t, 6) for _, t in calls["velocity"]}) == [i / 10 for i in range(1, 11)]
-        assert policy.default_num_steps == 1
-        assert {episode.num_steps for episode in episodes} == {10}
-
-    def test_solver(self, tiny_policy: SmolVLAFlowPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
-        calls = spy(tiny_policy, monkeypatch)
-        (episode,) = run_episodes(tiny_policy, DriftEnvConfig(), [0], num_steps=2, solver="midpoint")
-        assert len(calls["velocity"]) == 4 * episode.chunks
-        assert episode.solver == "midpoint"
-
-    @pytest.mark.parametrize(
-        ("solver", "grid_power", "times"),
-        [
-            ("euler", 1.0, [0.5, 1.0]),
-            ("euler", 2.0, [0.25, 1.0]),
-            ("midpoint", 2.0, [0.125, 0.25, 0.625, 1.0]),
-        ],
-    )
-    def test_graded_grid(
-        self,
-        tiny_policy: SmolVLAFlowPolicy,
-        monkeypatch: pytest.MonkeyPatch,
-        solver: str,
-        grid_power: float,
-        times: list[float],
-    ) -> None:
-        calls = spy(tiny_policy, monkeypatch)
-        (episode,) = run_episodes(
-            tiny_policy, DriftEnvConfig(), [0], num_steps=2, solver=solver, grid_power=grid_power
+        first, second, third = run(
+            policy, [0, 1, 2], env=DriftEnvConfig(render_mode=render_mode), record_frames={1}
         )
-        assert sorted({round(t, 6) for _, t in calls["velocity"]}) == times
-        assert (episode.solver, episode.grid_power) == (solver, grid_power)
-        (row,) = success_rows([episode], "teacher")
-        assert (row.solver, row.num_steps, row.grid_power) == (solver, 2, grid_power)
-        assert {row.grid_power for row in motion_rows([episode], "teacher", None, 0)} == {grid_power}
+        assert first.frames is third.frames is None
+        assert second.frames is not None
+        assert second.frames.shape == (second.length + 1, size, size, 3)
+        assert second.frames.dtype == np.uint8
+        assert len({frame.tobytes() for frame in second.frames}) == len(second.frames)
 
-    def test_real_time_chunking_has_even_steps(self, tiny_policy: SmolVLAFlowPolicy) -> None:
-        with pytest.raises(UserError, match=r"grid_power 1\.4; real-time chunking has even Euler steps"):
-            run_episodes(
-                tiny_policy, DriftEnvConfig(), [0], num_steps=2, grid_power=1.4, n_action_steps=2,
-                execution=Execution("rtc", 1),
-            )  # fmt: skip
-
-
-def episode(seed: int, success: bool, task: str = "go", num_steps: int = 1) -> Episode:
-    actions = np.zeros((3, 2), np.float32)
-    return Episode(seed, task, success, 3, 0.0, None, 1, num_steps, "euler", None, None, 0.1, actions)
-
-
-class TestMeasures:
-    def test_jerk_of_polynomials(self) -> None:
-        t = np.arange(8.0)[:, None]
-        assert jerk(np.hstack([t**2, 3 * t])) == pytest.approx(0.0, abs=1e-12)
-        assert jerk(t**3) == pytest.approx(36.0)
-        assert jerk(np.hstack([t**3, t])) == pytest.approx(18.0)
-        assert jerk(t[:3]) is None
-
-    def test_jump_is_at_boundaries_only(self) -> None:
-        actions = np.array([[0.0], [9.0], [10.0], [4.0], [5.0], [7.0]])
-        assert jump(actions, [0, 2, 5]) == pytest.approx((1.0 + 2.0) / 2)
-        assert jump(actions, [0]) is None
-
-    def test_measures_belong_to_the_actions(self, tiny_policy: SmolVLAFlowPolicy) -> None:
-        episodes = run_episodes(tiny_policy, DriftEnvConfig(), SEEDS, num_steps=1)
-        for one in episodes:
+    def test_measures_belong_to_the_actions(self, reference: list[Episode]) -> None:
+        for one in reference:
             assert one.actions.shape == (one.length, 2)
             assert one.jerk == jerk(one.actions)
             steps = np.diff(one.actions.astype(np.float64), axis=0)
             assert one.path_length == pytest.approx(float(np.sqrt((steps**2).sum(axis=1)).sum()))
             assert one.jump == jump(one.actions, range(0, one.length, 4))
             assert one.chunks == -(-one.length // 4)
+            row = one.row()
+            assert json.loads(json.dumps(row)) == row
+            named = {"seed", "success", "length", "jerk", "jump", "path_length", "seconds", "task_group"}
+            assert named <= row.keys()
+            assert not {"actions", "frames"} & row.keys()
 
-    def test_rows_are_plain(self, tiny_policy: SmolVLAFlowPolicy) -> None:
-        (one,) = run_episodes(tiny_policy, DriftEnvConfig(), [5], num_steps=1, record_frames=[5])
-        row = one.row()
-        assert json.loads(json.dumps(row)) == row
-        assert {
-            "seed",
-            "success",
-            "length",
-            "jerk",
-            "jump",
-            "path_length",
-            "seconds",
-            "task_group",
-        } <= row.keys()
-        assert not {"actions", "frames"} & row.keys()
 
-    def test_success_by_instruction(self) -> None:
-        student = [episode(0, True, "left"), episode(1, False, "right"), episode(2, True, "left")]
-        teacher = [episode(2, True, "left"), episode(0, False, "left"), episode(1, False, "right")]
-        rows = success_rows(student, "student", teacher)
-        counts = [(row.group, row.successes, row.episodes) for row in rows]
-        assert counts == [("all", 2, 3), ("left", 2, 2), ("right", 0, 1)]
-        assert rows[0].versus_teacher is not None
-        assert (rows[0].versus_teacher.only_first, rows[0].versus_teacher.only_second) == (1, 0)
-        assert rows[2].versus_teacher is not None
-        assert rows[2].versus_teacher.episodes == 1
-        assert [row.group for row in success_rows([episode(0, True)], "teacher")] == ["all"]
-
-    def test_pairs_are_by_seed(self) -> None:
-        first, second = [episode(3, True), episode(1, False)], [episode(1, True), episode(3, False)]
-        assert [(a.seed, a.success, b.success) for a, b in paired(first, second)] == [
-            (1, False, True),
-            (3, True, False),
-        ]
+class TestPairing:
+    def test_two_policies_get_the_same_noise(
+        self, vlm: Path, policy: SmolVLAFlowPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        other = load(build_checkpoint(tmp_path / "other", vlm, seed=1, num_steps=4))
+        seen: list[dict[tuple[int, int], bytes]] = []
+        for one, num_steps in ((policy, 1), (other, 3)):
+            calls = spy(one, monkeypatch)
+            # One at a time, so that what the network saw can be told by episode.
+            episodes = run(one, SEEDS[:8], num_steps, batch_size=1)
+            # The saved step count is not used.
+            assert len(calls["velocity"]) == num_steps * len(calls["encode"])
+            times = sorted({round(t, 6) for _, t in calls["velocity"]})
+            assert times == [round(i / num_steps, 6) for i in range(1, num_steps + 1)]
+            assert {episode.num_steps for episode in episodes} == {num_steps}
+            starts = [x_t[0].numpy().tobytes() for x_t, t in calls["velocity"] if t == 1.0]
+            keys = [(episode.seed, chunk) for episode in episodes for chunk in range(episode.chunks)]
+            seen.append(dict(zip(keys, starts, strict=True)))
+        assert other.default_num_steps == 4
+        common = seen[0].keys() & seen[1].keys()
+        assert len(common) > 8
+        assert all(seen[0][key] == seen[1][key] for key in common)
+        assert all(chunk_noise(other, *key).numpy().tobytes() == noise for key, noise in seen[1].items())
 
     @pytest.mark.parametrize(
-        ("first", "second", "words"),
+        ("solver", "grid_power", "times"),
         [
-            ([episode(0, True)], [episode(1, True)], "seed 0 in the first"),
-            ([episode(0, True)], [episode(0, True), episode(4, True)], "seed 4 in the second"),
-            ([episode(0, True), episode(0, True)], [episode(0, True)], "give each seed once"),
-            ([episode(0, True, "left")], [episode(0, True, "right")], "the instruction 'left'"),
+            ("euler", 1.0, [0.5, 1.0]),
+            ("midpoint", 1.0, [0.25, 0.5, 0.75, 1.0]),
+            ("euler", 2.0, [0.25, 1.0]),
+            ("midpoint", 2.0, [0.125, 0.25, 0.625, 1.0]),
         ],
     )
-    def test_what_cannot_be_paired(self, first: list[Episode], second: list[Episode], words: str) -> None:
-        with pytest.raises(UserError, match=words):
-            paired(first, second)
-
-    def test_runs_are_not_mixed(self) -> None:
-        with pytest.raises(UserError, match="2 different solver settings"):
-            success_rows([episode(0, True), episode(1, True, num_steps=2)], "teacher")
+    def test_solver_and_grid(
+        self, policy: SmolVLAFlowPolicy, monkeypatch: pytest.MonkeyPatch, solver: Any, grid_power: float,
+        times: list[float],
+    ) -> None:  # fmt: skip
+        calls = spy(policy, monkeypatch)
+        (episode,) = run(policy, [0], 2, solver=solver, grid_power=grid_power)
+        assert sorted({round(t, 6) for _, t in calls["velocity"]}) == times
+        assert len(calls["velocity"]) == len(times) * episode.chunks
+        assert (episode.solver, episode.grid_power) == (solver, grid_power)
+        (row,) = success_rows([episode], "teacher")
+        assert (row.solver, row.num_steps, row.grid_power) == (solver, 2, grid_power)
+        assert {row.grid_power for row in motion_rows([episode], "teacher", None, 0)} == {grid_power}
 
 
 @EnvConfig.register_subclass("drift_suites_of_the_tests")
@@ -398,22 +265,12 @@ class DriftSuitesConfig(DriftEnvConfig):
         return {"spatial": {0: vector(), 3: vector()}, "goal": {0: vector()}}
 
 
-class TestSuites:
-    def test_goes_through_all_tasks(self, tiny_policy: SmolVLAFlowPolicy) -> None:
-        seeds = [4, 1, 9]
-        (single,) = [run_episodes(tiny_policy, DriftEnvConfig(), seeds, num_steps=1, batch_size=2)]
-        episodes = run_episodes(tiny_policy, DriftSuitesConfig(), seeds, num_steps=1, batch_size=2)
-        tasks = [("spatial", 0), ("spatial", 3), ("goal", 0)]
-        assert [e.key for e in episodes] == [(*task, seed) for task in tasks for seed in seeds]
-        assert_same(episodes[:3], single)
-        # The others have noises of their own.
-        for later in (episodes[3:6], episodes[6:]):
-            assert not any(np.array_equal(a.actions, b.actions) for a, b in zip(later, single, strict=True))
-        assert {e.task_group for e in single} == {"drift_of_the_tests"}
-
-    def test_one_task_is_open_at_a_time(
-        self, tiny_policy: SmolVLAFlowPolicy, monkeypatch: pytest.MonkeyPatch
+class TestRunner:
+    def test_goes_through_all_tasks_of_which_one_is_open(
+        self, policy: SmolVLAFlowPolicy, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        seeds = [4, 1, 9]
+        single = run(policy, seeds, batch_size=2)
         monkeypatch.setattr(DriftSuitesConfig, "made", made := [])
         used: list[DriftEnv] = []
         reset = DriftEnv.reset
@@ -427,53 +284,21 @@ class TestSuites:
 
         monkeypatch.setattr(DriftEnv, "reset", spied)
         with open_runner(DriftSuitesConfig(), 2) as runner:
-            first = runner.run(tiny_policy, [0, 1, 2], num_steps=1)
-            again = runner.run(tiny_policy, [0, 1, 2], num_steps=1)
-        assert first == again
+            episodes = runner.run(policy, seeds, num_steps=1)
+            assert runner.run(policy, seeds, num_steps=1) == episodes
         assert all(vector.closed for vector in made)
+        tasks = [("spatial", 0), ("spatial", 3), ("goal", 0)]
+        assert [e.key for e in episodes] == [(*task, seed) for task in tasks for seed in seeds]
+        assert {e.task_group for e in single} == {"drift_of_the_tests"}
+        np.testing.assert_array_equal(
+            *(np.concatenate([e.actions for e in r]) for r in (episodes[:3], single))
+        )
+        # The others have noises of their own.
+        for later in (episodes[3:6], episodes[6:]):
+            assert not any(np.array_equal(a.actions, b.actions) for a, b in zip(later, single, strict=True))
 
-    def test_success_by_suite_and_task(self) -> None:
-        def one(group: str, number: int, seed: int, success: bool, task: str) -> Episode:
-            return dataclasses.replace(episode(seed, success, task), task_group=group, task_id=number)
-
-        student = [
-            one("spatial", 0, 0, True, "lift"), one("spatial", 0, 1, False, "lift"), one("spatial", 10, 0, True, "put"),
-            one("spatial", 2, 0, True, "turn"), one("goal", 0, 0, False, "lift"), one("goal", 0, 1, True, "drop"),
-        ]  # fmt: skip
-        teacher = [dataclasses.replace(e, success=True) for e in reversed(student)]
-        rows = success_rows(student, "student", teacher)
-        assert [(row.group, row.successes, row.episodes) for row in rows] == [
-            ("all", 4, 6), ("goal", 1, 2), ("spatial", 3, 4), ("goal/0", 1, 2), ("spatial/0: lift", 1, 2),
-            ("spatial/2: turn", 1, 1), ("spatial/10: put", 1, 1),
-        ]  # fmt: skip
-        assert [row.versus_teacher.only_second for row in rows if row.versus_teacher] == [2, 1, 1, 1, 1, 0, 0]
-        # One suite of several tasks: its row would repeat the first.
-        assert [row.group for row in success_rows(student[:3], "student")] == [
-            "all", "spatial/0: lift", "spatial/10: put",
-        ]  # fmt: skip
-
-    def test_pairs_are_by_task_too(self) -> None:
-        first = [dataclasses.replace(episode(0, True), task_group="a", task_id=i) for i in (1, 0)]
-        second = [dataclasses.replace(episode(0, False), task_group="a", task_id=i) for i in (0, 1)]
-        assert [(a.task_id, b.task_id) for a, b in paired(first, second)] == [(0, 0), (1, 1)]
-        with pytest.raises(UserError, match="seed 0 of a/1 in the second"):
-            paired(first[1:], second)
-
-    def test_the_start_of_a_benchmark_follows_the_seed(self) -> None:
-        """LIBERO counts through its stored starts; the number is set before each reset."""
-
-        class Stored(DriftEnv):
-            init_state_id = 0
-
-        env = Stored(("top",), 2, 3, None)
-        for seed in (5, 2, 5):
-            reset_env(env, seed)
-            assert env.init_state_id == seed
-
-
-class TestRunner:
     def test_calls_share_environments(
-        self, tiny_policy: SmolVLAFlowPolicy, monkeypatch: pytest.MonkeyPatch
+        self, policy: SmolVLAFlowPolicy, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         made: list[int] = []
         init = DriftEnv.__init__
@@ -483,35 +308,29 @@ class TestRunner:
             init(env, *args, **options)
 
         monkeypatch.setattr(DriftEnv, "__init__", counted)
-        whole = run_episodes(tiny_policy, DriftEnvConfig(), SEEDS, num_steps=1, batch_size=4)
+        whole = run(policy, batch_size=4)
         made.clear()
         with open_runner(DriftEnvConfig(), batch_size=4) as runner:
-            blocks = [runner.run(tiny_policy, SEEDS[i : i + 5], num_steps=1) for i in range(0, 20, 5)]
+            blocks = [runner.run(policy, SEEDS[i : i + 5], num_steps=1) for i in range(0, 20, 5)]
             assert list(runner.tasks()) == [("drift_of_the_tests", 0)]
-        assert len(made) == 4
-        assert_same([e for block in blocks for e in block], whole, atol=1e-4)
+            assert len(made) == 4
+            assert_same([e for block in blocks for e in block], whole, atol=1e-4)
+            # More side by side than before.
+            runner.batch_size = 8
+            assert [e.seed for e in runner.run(policy, SEEDS, num_steps=1)] == SEEDS
 
-    def test_more_seeds_than_before(self, tiny_policy: SmolVLAFlowPolicy) -> None:
-        with open_runner(DriftEnvConfig(), batch_size=8) as runner:
-            runner.run(tiny_policy, [0], num_steps=1)
-            assert [e.seed for e in runner.run(tiny_policy, SEEDS, num_steps=1)] == SEEDS
-
-    def test_time_is_split(self, tiny_policy: SmolVLAFlowPolicy) -> None:
+    def test_time_is_split(self, policy: SmolVLAFlowPolicy) -> None:
         first, second = Timing(), Timing()
         with open_runner(DriftEnvConfig(), batch_size=4) as runner:
-            runner.run(tiny_policy, SEEDS, num_steps=1, timing=first, progress=lambda _: time.sleep(0.02))
+            runner.run(policy, SEEDS, num_steps=1, timing=first, progress=lambda _: time.sleep(0.02))
             begin = time.perf_counter()
-            episodes = runner.run(tiny_policy, SEEDS, num_steps=8, timing=second)
+            episodes = runner.run(policy, SEEDS, num_steps=8, timing=second)
             wall = time.perf_counter() - begin
-            total = runner.timing.total_s
         # What the caller does as episodes end is no time of the run.
         assert first.total_s < 20 * 0.02 + second.total_s
         assert sum(e.seconds for e in episodes) <= second.total_s <= wall
-        assert total == pytest.approx(first.total_s + second.total_s)
         assert second.network_s > first.network_s
-        assert 0 < second.overhead < 1
-        spent = second.total_s - second.network_s - second.simulator_s
-        assert second.overhead == pytest.approx(spent / second.total_s)
+        assert 0 < second.processors_s + second.other_s < second.total_s
 
 
 class TestBadInput:
@@ -525,11 +344,17 @@ class TestBadInput:
             ({"solver": "rk45"}, "solver is 'rk45'"),
             ({"batch_size": 0}, "batch_size=0: give at least 1"),
             ({"n_action_steps": 9}, "n_action_steps is 9; a chunk has 8"),
+            ({"env": DriftEnvConfig(action_dim=3)}, r"takes actions of shape \(3,\).*have shape \(2,\)"),
+            ({"env": DriftEnvConfig(state_dim=5)}, r"observation.state has shape \(5,\).*\(3,\)"),
+            (
+                {"env": DetourEnvConfig(instruction="go up")},
+                r"env.type=detour: the environment cannot be made \(.*'go up'",
+            ),
         ],
     )
-    def test_arguments(self, tiny_policy: SmolVLAFlowPolicy, arguments: dict[str, Any], words: str) -> None:
+    def test_arguments(self, policy: SmolVLAFlowPolicy, arguments: dict[str, Any], words: str) -> None:
         with pytest.raises(UserError, match=words):
-            run_episodes(tiny_policy, DriftEnvConfig(), **{"seeds": [0], "num_steps": 1, **arguments})
+            run(policy, **{"seeds": [0], **arguments})
 
     def test_missing_camera(self, vlm: Path, tmp_path: Path) -> None:
         policy = load(build_checkpoint(tmp_path / "two", vlm, cameras=("top", "wrist")))
@@ -537,38 +362,28 @@ class TestBadInput:
             r"env.type=drift_of_the_tests lacks .*camera\(s\) observation.images.wrist; it has .*images.top"
         )
         with pytest.raises(UserError, match=missing):
-            run_episodes(policy, DriftEnvConfig(cameras=("top", "hand")), [0], num_steps=1)
+            run(policy, [0], env=DriftEnvConfig(cameras=("top", "hand")))
         # SmolVLA's own code leaves out what is absent.
-        run_episodes(policy, DriftEnvConfig(), [0], num_steps=1)
-        run_episodes(policy, DriftEnvConfig(cameras=("top", "wrist", "extra")), [0], num_steps=1)
+        run(policy, [0])
+        run(policy, [0], env=DriftEnvConfig(cameras=("top", "wrist", "extra")))
 
     def test_empty_cameras_may_be_missing(self, vlm: Path, tmp_path: Path) -> None:
-        folder = build_checkpoint(tmp_path / "empty", vlm, cameras=("top",), empty_cameras=1)
-        assert load(folder).image_keys == ["observation.images.top"]
-        run_episodes(load(folder), DriftEnvConfig(), [0], num_steps=1)
+        policy = load(build_checkpoint(tmp_path / "empty", vlm, cameras=("top",), empty_cameras=1))
+        assert policy.image_keys == ["observation.images.top"]
+        run(policy, [0])
         with pytest.raises(UserError, match="lacks the checkpoint's camera"):
-            run_episodes(load(folder), DriftEnvConfig(cameras=("front",)), [0], num_steps=1)
+            run(policy, [0], env=DriftEnvConfig(cameras=("front",)))
 
     def test_renamed_camera(self, checkpoint: Path) -> None:
         rename = {"observation.images.front": "observation.images.top"}
         policy = load_flow_policy(checkpoint, device="cpu", rename_map=rename)
-        run_episodes(policy, DriftEnvConfig(cameras=("front",)), [0], num_steps=1)
-
-    def test_other_sizes(self, tiny_policy: SmolVLAFlowPolicy) -> None:
-        with pytest.raises(UserError, match=r"takes actions of shape \(3,\).*have shape \(2,\)"):
-            run_episodes(tiny_policy, DriftEnvConfig(action_dim=3), [0], num_steps=1)
-        with pytest.raises(UserError, match=r"observation.state has shape \(5,\).*\(3,\)"):
-            run_episodes(tiny_policy, DriftEnvConfig(state_dim=5), [0], num_steps=1)
+        run(policy, [0], env=DriftEnvConfig(cameras=("front",)))
 
     def test_action_that_is_not_finite(self, tiny_policy: SmolVLAFlowPolicy) -> None:
         with torch.no_grad():
             tiny_policy.policy.model.action_out_proj.bias[0] = torch.nan
         with pytest.raises(UserError, match="NaN or infinite in episode 3, step 0"):
-            run_episodes(tiny_policy, DriftEnvConfig(), [3], num_steps=1)
-
-    def test_environment_that_cannot_be_made(self, tiny_policy: SmolVLAFlowPolicy) -> None:
-        with pytest.raises(UserError, match=r"env.type=detour: the environment cannot be made \(.*'go up'"):
-            run_episodes(tiny_policy, DetourEnvConfig(instruction="go up"), [0], num_steps=1)
+            run(tiny_policy, [3])
 
 
 def test_detour(vlm: Path, tmp_path: Path) -> None:
@@ -588,16 +403,16 @@ def test_detour(vlm: Path, tmp_path: Path) -> None:
     }
     for pipeline in make_pre_post_processors(config, dataset_stats=statistics):
         pipeline.save_pretrained(tmp_path)
-    policy, env_cfg = load(tmp_path), DetourEnvConfig()
-    together = run_episodes(policy, env_cfg, SEEDS, num_steps=2, batch_size=16, record_frames=[2])
-    assert_same(run_episodes(policy, env_cfg, SEEDS, num_steps=2, batch_size=1), together, atol=1e-4)
+    policy, env = load(tmp_path), DetourEnvConfig()
+    together = run(policy, SEEDS, 2, env=env, batch_size=16, record_frames=[2])
+    assert_same(run(policy, SEEDS, 2, env=env, batch_size=1), together, atol=1e-4)
     assert {episode.task for episode in together} == {"go left", "go right", "go any way"}
     assert {episode.side for episode in together} == {"left", "right", "none"}
     assert {episode.success for episode in together} == {True, False}
     assert all(episode.success == (episode.sum_reward == 1.0) for episode in together)
     frames = together[2].frames
     assert frames is not None
-    assert frames.shape == (together[2].length + 1, env_cfg.render_size, env_cfg.render_size, 3)
+    assert frames.shape == (together[2].length + 1, env.render_size, env.render_size, 3)
 
 
 @pytest.mark.slow
@@ -610,4 +425,4 @@ def test_the_toolkit_takes_at_most_a_tenth_of_the_time(tmp_path: Path) -> None:
         timing = Timing()
         store = EpisodeStore(tmp_path / "episodes", arm_settings(policy, config, num_steps=10))
         runner.run(policy, seeds, num_steps=10, store=store, timing=timing)
-    assert 0 < timing.overhead <= 0.1
+    assert 0 < timing.processors_s + timing.other_s <= 0.1 * timing.total_s

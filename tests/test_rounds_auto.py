@@ -19,7 +19,7 @@ from builders import parse_reflow as parse
 from chordflow import stopping
 from chordflow.cli.main import main
 from chordflow.couplings import DatasetConfig, open_split
-from chordflow.evaluation.yardstick import Yardstick
+from chordflow.evaluation.measure import Yardstick
 from chordflow.experiments.auto_rounds import Judge
 from chordflow.experiments.config import AutoRoundsConfig
 from chordflow.experiments.provenance import weights_sha256
@@ -28,6 +28,7 @@ from chordflow.policies import load_flow_policy
 from chordflow.results.paying import Gain, Standing, gain, paying_rounds
 from chordflow.results.schema import STUDENT, TEACHER, Results
 from chordflow.training.methods import ReflowMethod
+from small_jobs import FewSteps
 from test_reflow_job import options, student_of
 from test_rounds import copied, record, resume, same_bits
 
@@ -163,7 +164,7 @@ def test_it_stops_by_the_rule_on_episodes_that_are_neither_trained_nor_reported_
     assert len(set.union(*apart)) == sum(map(len, apart))
     assert split.judged is not None
     measure = replace(parse(resume(auto, place="round_1/checkpoints/last")[1:])[0].measure, num_steps=[1])
-    yardstick = Yardstick(teacher, split.judged, measure, 10)
+    yardstick = Yardstick(teacher, split.judged, FewSteps(**vars(measure)), 10)
     students = [load_flow_policy(last_of(auto, n) / "pretrained_model") for n in range(1, taken + 1)]
     held = [yardstick.teacher, *(yardstick.of(STUDENT, student) for student in students)]
     standings = [

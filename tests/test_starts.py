@@ -22,21 +22,28 @@ from chordflow.policies.smolvla import SmolVLAFlowPolicy
 from chordflow.results.schema import Results
 from chordflow.results.statistics import compare_success, wilson_interval
 from chordflow.results.wording import REPEATED_STARTS, STARTS_NOT_TRAINED_ON, STARTS_TRAINED_ON
-from chordflow.rollouts import Episode, EpisodeStore, arm_settings, chunk_noise, open_runner, run_episodes
-from chordflow.rollouts.episodes import SeedRange, Starts
-from chordflow.rollouts.noise import NOISE_KEY
+from chordflow.rollouts.acting import NOISE_KEY, chunk_noise
+from chordflow.rollouts.episodes import Episode, SeedRange, Starts
+from chordflow.rollouts.runner import open_runner
+from chordflow.rollouts.store import EpisodeStore, arm_settings
 from chordflow.rollouts.summaries import delay_row, motion_rows, success_rows
 from drift_env import DriftEnvConfig
 from gaussian_setup import make_policy
+from rollout_checks import episode as make_episode
+from rollout_checks import run
 from stored_starts_env import StoredStartsConfig, StoredStartsEnv
 from test_reflow_job import options, student_of
 
 
-def episode(seed: int, success: bool, task: int = 0, jump: float = 0.0) -> Episode:
-    actions = np.zeros((5, 2), dtype=np.float32)
-    return Episode(
-        seed, "", success, 5, 0.0, None, 1, 1, "euler", jump, jump, 0.1, actions, task_group="stored", task_id=task
-    )  # fmt: skip
+def episode(seed: int, success: bool = True, task: int = 0, jump: float = 0.0) -> Episode:
+    actions = np.zeros((5, 2), np.float32)
+    return make_episode(
+        seed, success, "", length=5, jerk=jump, jump=jump, actions=actions, task_group="stored", task_id=task
+    )
+
+
+def ends(estimate: Any) -> list[float]:
+    return [estimate.interval.low, estimate.interval.high]
 
 
 # What a start and a noise depend on
@@ -63,7 +70,7 @@ def test_a_start_depends_neither_on_the_policy_nor_on_when_it_succeeds(
     for num_steps, batch_size in ((1, 1), (1, 3), (4, 2)):
         monkeypatch.setattr(StoredStartsEnv, "begun", begun := [])
         config = StoredStartsConfig(starts=starts, tasks=1)
-        found = run_episodes(tiny_policy, config, seeds, num_steps=num_steps, batch_size=batch_size)
+        found = run(tiny_policy, seeds, num_steps, env=config, batch_size=batch_size)
         assert sorted(begun) == sorted((0, seed, 1000 + seed % starts) for seed in seeds)
         lengths.add(tuple(one.length for one in found))
     # Episodes do end at other times.
@@ -71,11 +78,8 @@ def test_a_start_depends_neither_on_the_policy_nor_on_when_it_succeeds(
 
 
 def test_only_the_first_task_has_noises_of_seed_and_chunk_alone(tiny_policy: SmolVLAFlowPolicy) -> None:
-    config = StoredStartsConfig(starts=3)
-    episodes = run_episodes(tiny_policy, config, [0, 1], num_steps=1, batch_size=2)
-    alone = run_episodes(
-        tiny_policy, StoredStartsConfig(starts=3, tasks=1), [0, 1], num_steps=1, batch_size=1
-    )
+    episodes = run(tiny_policy, [0, 1], env=StoredStartsConfig(starts=3), batch_size=2)
+    alone = run(tiny_policy, [0, 1], env=StoredStartsConfig(starts=3, tasks=1), batch_size=1)
     for one, other in zip(episodes[:2], alone, strict=True):
         np.testing.assert_allclose(one.actions, other.actions, atol=1e-5)
     # The second task begins like the first, and only its noises differ.
@@ -121,11 +125,7 @@ def test_pairs_that_repeat_say_no_more_than_once(pairs: list[tuple[bool, bool]],
     assert counted.episodes == many.episodes
     assert counted.difference.value == once.difference.value == many.difference.value
     assert counted.p_value == pytest.approx(once.p_value)
-    assert counted.difference.interval is not None
-    assert once.difference.interval is not None
-    for end in ("low", "high"):
-        own, expected = (getattr(c.difference.interval, end) for c in (counted, once))
-        assert own == pytest.approx(expected, abs=1e-12)
+    assert ends(counted.difference) == pytest.approx(ends(once.difference), abs=1e-12)
 
 
 @given(
@@ -149,34 +149,22 @@ def test_distinct_starts_are_counted_task_by_task(number: int | None, seeds: lis
 def test_rows_of_repeated_episodes_have_the_intervals_of_these_once() -> None:
     outcomes = [True, True, False, True, False, True, True]
     single = [episode(seed, won, jump=0.1 * seed) for seed, won in enumerate(outcomes)]
-    teacher = [episode(seed, True, jump=0.2) for seed in range(7)]
-    again = [
-        episode(seed + 7 * i, one.success, jump=one.jump or 0.0)
-        for i in range(3)
-        for seed, one in enumerate(single)
-    ]
-    taught = [episode(seed, True, jump=0.2) for seed in range(21)]
+    teacher = [episode(seed, jump=0.2) for seed in range(7)]
+    again = [episode(one.seed + 7 * i, one.success, jump=one.jump or 0.0) for i in range(3) for one in single]
+    taught = [episode(seed, jump=0.2) for seed in range(21)]
     starts = Starts({("stored", 0): 7})
     one = success_rows(single, "student", teacher, Starts())[0]
     many = success_rows(again, "student", taught, starts)[0]
     assert (many.episodes, many.starts, one.starts) == (21, 7, None)
-    assert many.interval.low == pytest.approx(one.interval.low)
-    assert many.interval.high == pytest.approx(one.interval.high)
-    plain, repeated = (
-        motion_rows(single, "student", teacher, 0),
-        motion_rows(again, "student", taught, 0, starts),
-    )
+    assert ends(many) == pytest.approx(ends(one))
+    plain = motion_rows(single, "student", teacher, 0)
+    repeated = motion_rows(again, "student", taught, 0, starts)
     for a, b in zip(plain, repeated, strict=True):
-        for own, expected in ((b.mean, a.mean), (b.difference, a.difference)):
-            assert own is not None
-            assert expected is not None
-            assert own.interval is not None
-            assert expected.interval is not None
-            # Sums round in another order; of three times as many starts an interval would be .06 shorter a side.
-            ends, wanted = ((e.interval.low, e.interval.high) for e in (own, expected))
-            assert ends == pytest.approx(wanted, abs=0.03)
+        # Sums round in another order; of three times as many starts an interval would be .06 shorter a side.
+        assert ends(b.mean) == pytest.approx(ends(a.mean), abs=0.03)
+        assert ends(b.difference) == pytest.approx(ends(a.difference), abs=0.03)
     delays = [
-        delay_row(episodes, "student", None, mode="sync", delay=1, guidance_weight=None, seed=0, starts=of)
+        delay_row(episodes, "student", None, guidance_weight=None, seed=0, starts=of)
         for episodes, of in ((single, Starts()), (again, starts))
     ]
     assert [row.starts for row in delays] == [None, 7]
@@ -251,9 +239,8 @@ def with_record(student: Path, folder: Path, ranges: list[dict[str, Any]]) -> Pa
 def test_an_evaluation_counts_starts_once_and_marks_those_trained_on(
     checkpoint: Path, student: Path, tmp_path: Path
 ) -> None:
-    run = {"env": "stored_starts_of_the_tests", "group": "stored", "number": 1, "first": 10, "stop": 12}
-    elsewhere = {**run, "env": "another", "number": 0}
-    known = with_record(student, tmp_path / "known", [run, elsewhere])
+    here = {"env": "stored_starts_of_the_tests", "group": "stored", "number": 1, "first": 10, "stop": 12}
+    known = with_record(student, tmp_path / "known", [here, {**here, "env": "another", "number": 0}])
     results = evaluated(checkpoint, known, tmp_path / "run")
     rows = {row.group: row for row in results.success if (row.policy, row.num_steps) == ("student", 1)}
     # Nine seeds go through six starts of two tasks.

@@ -19,21 +19,18 @@ from lerobot.policies.factory import get_policy_class, make_policy, make_pre_pos
 from torch import Tensor
 from torch.utils.data import default_collate
 
-import family_eo1
-import family_groot
 import family_multi_task_dit
-import family_pi0
-import family_pi05
-from broken_statistics import AFTER, BEFORE, edit_normaliser, edit_statistics
-from builders import build_checkpoint, build_dataset, build_vlm
+from broken_statistics import AFTER, BEFORE, edit_config, edit_normaliser, edit_statistics
+from builders import build_dataset
 from chordflow.cli.main import main
 from chordflow.couplings.observations import DatasetConfig, open_split
 from chordflow.errors import UserError
-from chordflow.flow.solvers import Euler
 from chordflow.policies import load_flow_policy
 from chordflow.quiet import quiet_stdout
-from chordflow.rollouts import run_episodes
+from chordflow.rollouts.runner import run_episodes
 from drift_env import DriftEnvConfig
+from families import CASES
+from family_case import euler
 from test_reflow_job import options as reflow_options
 from test_reflow_job import student_of
 
@@ -42,29 +39,9 @@ BASE_STATE = 6
 SEED = 7
 
 
-def _build_smolvla(folder: Path, **options: Any) -> Path:
-    return build_checkpoint(folder, build_vlm(folder.parent / "vlm"), **options)
-
-
-BUILD: dict[str, Callable[..., Path]] = {
-    "smolvla": _build_smolvla,
-    "pi0": family_pi0.build,
-    "pi05": family_pi05.build,
-    "multi_task_dit": family_multi_task_dit.build,
-    "eo1": family_eo1.build,
-    "groot": family_groot.build,
-}
-
-
 @dataclass(frozen=True)
 class Situation:
-    """A checkpoint and a dataset that stock LeRobot runs together.
-
-    Attributes:
-        build: writes both into a folder: the checkpoint's `pretrained_model` and the dataset's root.
-        rename_map: `--rename_map` of the run.
-        refused: what chordflow says, a regular expression, where it does not run it all the same.
-    """
+    """A checkpoint and a dataset that stock LeRobot runs, by `build`; chordflow, if it does not, says `refused`."""
 
     build: Callable[[Path], tuple[Path, Path]]
     rename_map: dict[str, str] = field(default_factory=dict)
@@ -84,22 +61,11 @@ def other_robot(
     of: tuple[str, ...] = BASE_CAMERAS,
     **options: Any,
 ) -> Callable[[Path], tuple[Path, Path]]:
-    """A base checkpoint of three cameras and a state of 6, fine-tuned on another robot's dataset.
-
-    Args:
-        family: of the checkpoint.
-        cameras: of the other robot.
-        state_dim: of the other robot.
-        own: the rename map that it is fine-tuned with, which the preprocessor keeps.
-        of: cameras of the base checkpoint.
-        options: of the base checkpoint.
-    """
+    """A base of cameras `of` and a state of 6, fine-tuned on another robot with a rename map of its `own`."""
 
     def build(folder: Path) -> tuple[Path, Path]:
-        base = BUILD[family](folder / "base", cameras=of, **options)
-        config = json.loads((base / "config.json").read_text())
-        config["input_features"]["observation.state"]["shape"] = [BASE_STATE]
-        (base / "config.json").write_text(json.dumps(config))
+        base = CASES[family].build(folder / "base", cameras=of, **options)
+        edit_config(base, lambda c: c["input_features"]["observation.state"].update(shape=[BASE_STATE]))
         dataset = build_dataset(folder / "data", 2, 2, cameras=tuple(cameras), state_dim=state_dim)
         return fine_tuned(base, dataset, folder / "pretrained_model", own), dataset
 
@@ -134,6 +100,10 @@ def another_name(held: dict[str, Tensor]) -> None:
     """Moves statistics to names that no feature has, as a migration of old checkpoints leaves them."""
     for key in list(held):
         held[f"so100.buffer.{key}"] = held.pop(key)
+
+
+def one_number(held: dict[str, Tensor]) -> None:
+    held.update({"action.mean": torch.zeros(1), "action.std": torch.ones(1)})
 
 
 SITUATIONS = {
@@ -180,13 +150,7 @@ SITUATIONS = {
         refused="does not normalise action",
     ),
     "one number for all actions": Situation(
-        changed(
-            lambda p: edit_statistics(
-                p,
-                AFTER,
-                lambda held: held.update({"action.mean": torch.zeros(1), "action.std": torch.ones(1)}),
-            )
-        ),
+        changed(lambda p: edit_statistics(p, AFTER, one_number)),
         refused="mean of action of size 1",
     ),
     "NaN in the statistics": Situation(
@@ -228,9 +192,8 @@ def test_every_job_runs_on_a_checkpoint_of_another_robot(
         "--measure.num_observations=2", "--measure.latency_repeats=1", "--measure.converged_noises=1",
         "--measure.num_steps=[1]",
     ]  # fmt: skip
-    assert (
-        main(["diagnose", f"--policy.path={teacher}", *data, *measure, f"--output_dir={tmp_path / 'd'}"]) == 0
-    )
+    diagnose = ["diagnose", f"--policy.path={teacher}", *data, *measure, f"--output_dir={tmp_path / 'd'}"]
+    assert main(diagnose) == 0
     assert main(reflow_options(teacher, dataset, tmp_path / "r", "--steps=1", *measure)) == 0
     assert "rename_map" not in capsys.readouterr().out
     student = student_of(tmp_path / "r")
@@ -241,10 +204,8 @@ def test_every_job_runs_on_a_checkpoint_of_another_robot(
         "--eval.num_clips=0", "--device=cpu", f"--output_dir={tmp_path / 'e'}",
     ]  # fmt: skip
     assert main(evaluate) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert (
-        f"--rename_map replaces the checkpoint's own rename_map, {json.dumps(names(front='camera2'))}" in said
-    )
+    said, own = " ".join(capsys.readouterr().out.split()), json.dumps(names(front="camera2"))
+    assert f"--rename_map replaces the checkpoint's own rename_map, {own}" in said
 
 
 def stock_actions(checkpoint: Path, dataset: Path, rename_map: dict[str, str]) -> tuple[list[int], Tensor]:
@@ -281,11 +242,7 @@ def our_actions(checkpoint: Path, dataset: Path, rename_map: dict[str, str]) -> 
     items = next(train.batches(range(len(train)), len(train)))
     torch.manual_seed(SEED)
     noise = torch.randn(len(train), *policy.chunk.shape)
-    with torch.no_grad():
-        context = policy.encode(policy.preprocess(items))
-        endpoint = Euler().integrate(
-            lambda x, t: policy.velocity(x, t, context), noise, policy.default_num_steps
-        )
+    endpoint = euler(policy, policy.preprocess(items), noise, policy.default_num_steps)
     return train.frames, policy.to_action(endpoint)[:, policy.chunk.first_executed :]
 
 
@@ -297,6 +254,7 @@ def fine_tuned(base: Path, dataset: Path, folder: Path, rename_map: dict[str, st
     with quiet_stdout():
         policy = make_policy(config, ds_meta=metadata, rename_map=rename_map)
     shared = {"norm_map": config.normalization_mapping, "stats": metadata.stats}
+    before = {**shared, "features": {**config.input_features, **config.output_features}}
     processors = make_pre_post_processors(
         config,
         pretrained_path=str(base),
@@ -304,13 +262,10 @@ def fine_tuned(base: Path, dataset: Path, folder: Path, rename_map: dict[str, st
         dataset_meta=metadata,
         preprocessor_overrides={
             "device_processor": {"device": "cpu"},
-            "normalizer_processor": {
-                "features": {**config.input_features, **config.output_features},
-                **shared,
-            },
+            "normalizer_processor": before,
             "rename_observations_processor": {"rename_map": rename_map or {}},
         },
-        postprocessor_overrides={"unnormalizer_processor": {"features": config.output_features, **shared}},
+        postprocessor_overrides={"unnormalizer_processor": {**shared, "features": config.output_features}},
     )
     policy.save_pretrained(folder)
     for pipeline in processors:

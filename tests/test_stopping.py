@@ -23,9 +23,8 @@ from chordflow.console import bar
 from chordflow.couplings.making import BlockMaker
 from chordflow.errors import UserError
 from chordflow.stopping import SIGNALS, Stopped
-from chordflow.training.methods import ReflowMethodConfig
-from chordflow.training.methods.reflow import ReflowMethod
-from chordflow.training.metrics import read_metrics
+from chordflow.training.loop import read_metrics
+from chordflow.training.methods import ReflowMethod, ReflowMethodConfig
 from chordflow.training.optimizers import AdamWConfig, SOAPConfig
 from chordflow.training.steps import EMAConfig
 from test_training import GROWS, SLIDES, Run, run

@@ -12,11 +12,13 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.configs.train import TrainPipelineConfig
 from safetensors.torch import load_file
 
+from broken_statistics import BEFORE, edit_steps
 from builders import parse_reflow as parse
 from chordflow.experiments.provenance import write_configs
 from chordflow.policies import Role, load_flow_policy, save_student
+from families import CASES
+from small_policies import Folders
 from small_runs import edit_json
-from test_families import CASES
 from test_reflow_job import options
 
 # What a machine without the teacher's, or LeRobot's parser, would put other values for.
@@ -30,6 +32,10 @@ def student_of(teacher: Path, folder: Path, num_steps: int = 1) -> Path:
     policy = load_flow_policy(teacher, device="cpu")
     save_student(policy, teacher, folder, policy.train_roles([Role.ACTION_HEAD]), num_steps)
     return folder
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text())
 
 
 def changed(before: dict[str, Any], after: dict[str, Any], path: str = "") -> dict[str, Any]:
@@ -46,17 +52,15 @@ def changed(before: dict[str, Any], after: dict[str, Any], path: str = "") -> di
 
 @pytest.mark.parametrize("family", CASES)
 @pytest.mark.parametrize("fields", [ELSEWHERE, {"device": "mps"}, {}], ids=["full", "mps", "as built"])
-def test_the_config_is_the_teachers(family: str, fields: dict[str, Any], tmp_path: Path) -> None:
-    teacher = CASES[family].build(tmp_path / "built" / "pretrained_model")
+def test_the_config_is_the_teachers(
+    family: str, fields: dict[str, Any], family_folder: Folders, tmp_path: Path
+) -> None:
+    teacher = Path(shutil.copytree(family_folder(family), tmp_path / "teacher"))
     edit_json(teacher / "config.json", lambda c: c.update(fields))
-    edit_json(
-        teacher / "policy_preprocessor.json",
-        lambda c: [
-            s["config"].update(device=fields.get("device", "cpu")) for s in c["steps"] if "device" in str(s)
-        ],
-    )
+    device = fields.get("device", "cpu")
+    edit_steps(teacher, BEFORE, lambda step: "device" in str(step) and step["config"].update(device=device))
     student = student_of(teacher, tmp_path / "student")
-    before, after = (json.loads((folder / "config.json").read_text()) for folder in (teacher, student))
+    before, after = config_of(teacher), config_of(student)
     steps_field = load_flow_policy(teacher, device="cpu").steps_field  # type: ignore[attr-defined]
     cleared = {"repo_id": None, "push_to_hub": False, "use_peft": False} if fields is ELSEWHERE else {}
     assert changed(before, after) == {steps_field: 1, **cleared}
@@ -84,19 +88,17 @@ def test_fields_that_are_not_there_and_nested_ones(
     old: list[str], fields: dict[str, Any], checkpoint: Path, tmp_path: Path
 ) -> None:
     teacher = Path(shutil.copytree(checkpoint, tmp_path / "teacher"))
-    config = json.loads((teacher / "config.json").read_text())
-    config = {key: value for key, value in config.items() if key not in old} | fields
+    config = {key: value for key, value in config_of(teacher).items() if key not in old} | fields
     (teacher / "config.json").write_text(json.dumps(config))
     student = student_of(teacher, tmp_path / "student", num_steps=2)
-    before, after = (json.loads((folder / "config.json").read_text()) for folder in (teacher, student))
+    before, after = config_of(teacher), config_of(student)
     weight = {"rtc_config.max_guidance_weight": after["rtc_config"]["max_guidance_weight"]} if fields else {}
     use_peft = {"use_peft": False} if old else {}
     assert changed(before, after) == {"num_steps": 2, **weight, **use_peft}
     if fields:
         # The teacher's ten steps to two; 10 is LeRobot's default.
-        assert after["rtc_config"]["max_guidance_weight"] <= fields["rtc_config"].get(
-            "max_guidance_weight", 10.0
-        )
+        most = fields["rtc_config"].get("max_guidance_weight", 10.0)
+        assert after["rtc_config"]["max_guidance_weight"] <= most
 
 
 def test_what_is_written_beside_it(checkpoint: Path, dataset_root: Path, tmp_path: Path) -> None:
@@ -106,9 +108,7 @@ def test_what_is_written_beside_it(checkpoint: Path, dataset_root: Path, tmp_pat
     config, _ = parse(options(teacher, dataset_root, tmp_path / "out")[1:])
     write_configs(config, teacher, student)
     policy = json.loads((student / "train_config.json").read_text())["policy"]
-    assert changed(json.loads((student / "config.json").read_text()), policy) == {
-        "pretrained_path": str(teacher)
-    }
+    assert changed(config_of(student), policy) == {"pretrained_path": str(teacher)}
     stock = TrainPipelineConfig.from_pretrained(student)
     assert stock.policy is not None
     assert stock.policy.num_steps == 1  # type: ignore[attr-defined]

@@ -15,13 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import drift_env as drift_env
-from builders import SIZE, TASKS, build_checkpoint
+from builders import build_checkpoint, build_vlm
 from chordflow.cli.main import main
 from chordflow.couplings import DatasetConfig, open_split
-from chordflow.demo.tiny_vlm import build_tiny_vlm
 from chordflow.errors import UserError
 from chordflow.evaluation.measure import measure
-from chordflow.evaluation.paired import MeasureConfig
 from chordflow.experiments.collect import EPISODES_OF_A_SEED
 from chordflow.experiments.provenance import lineage
 from chordflow.experiments.round_settings import round_seed
@@ -33,6 +31,7 @@ from chordflow.policies.sampling import Sampler
 from chordflow.results.study import Study
 from chordflow.training.steps import Training
 from chordflow.training.student import StudentInit, make_student
+from small_jobs import FewSteps
 
 SMALL = [
     "--batch_size=4", "--buffer.num_observations=8", "--buffer.noises_per_observation=2", "--buffer.block_size=4",
@@ -55,7 +54,7 @@ def with_vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("with_vlm")
     return build_checkpoint(
         folder / "pretrained_model",
-        build_tiny_vlm(folder / "vlm", TASKS, SIZE, seed=3),
+        build_vlm(folder / "vlm", seed=3),
         load_vlm_weights=False,
     )
 
@@ -156,7 +155,7 @@ def test_figures_are_those_of_the_checkpoint_on_disk(
         load_flow_policy(folder, device="cpu") for folder in (checkpoint, methods / look.student)
     )
     split = open_split(DatasetConfig("test/tiny", root=str(dataset_root), eval_split=0.4), teacher)
-    config = MeasureConfig(num_observations=4, num_steps=[1, 2, 10], solvers=["euler"], latency_repeats=1)
+    config = FewSteps(num_observations=4, num_steps=[1, 2, 10], solvers=["euler"], latency_repeats=1)
     measures = measure(
         {"teacher": Sampler(teacher, 10), "student": Sampler(student, 1)}, split.held_out, config
     )

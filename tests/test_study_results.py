@@ -32,10 +32,11 @@ from chordflow.results.study import (
     Untrained,
     joined,
 )
-from chordflow.results.study_figures import (
+from chordflow.results.study_summary import (
     Measured,
     Spread,
     gap,
+    headline,
     judged,
     loss,
     measured,
@@ -47,7 +48,6 @@ from chordflow.results.study_figures import (
     success,
     whole_seeds,
 )
-from chordflow.results.study_summary import headline
 
 ROOT = Path(__file__).resolve().parent.parent
 TEACHER_SOLVES = [True] * 36 + [False] * 4
@@ -413,7 +413,7 @@ def test_seeds_are_judged_whole_or_not_at_all() -> None:
     found = of_two_seeds()
     missing = replace(found, trials=[one for one in found.trials if (one.arm, one.seed) != ("last_3", 1)])
     (last, _) = missing.chains
-    assert whole_seeds(missing, last) == [0]
+    assert list(whole_seeds(missing, last)) == [0]
     assert [one.gap for one in standings(missing, last)] == [0.3, 0.1, 0.09, 0.11]
     assert "with 1 of 2 seeds so far" in headline(missing)
     assert "| last (1 of 2 seeds) | 3 |" in markdown(missing)

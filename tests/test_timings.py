@@ -6,6 +6,7 @@ import dataclasses
 import io
 import itertools
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,11 +23,10 @@ from chordflow.reporting.flow_tables import summary
 from chordflow.reporting.page import page
 from chordflow.reporting.rollout_tables import latency as latency_table
 from chordflow.reporting.table import facts, markdown, render
-from chordflow.results.findings import findings
-from chordflow.results.latency import ChunkTime, Latency
+from chordflow.results.actions import ChunkTime, Latency
+from chordflow.results.findings import findings, verdict
 from chordflow.results.schema import Finding, Results
 from chordflow.results.statistics import Percentiles
-from chordflow.results.verdict import verdict
 from chordflow.results.wording import UNRELIABLE
 from gaussian_policy import GaussianConfig, GaussianFlowPolicy
 from gaussian_setup import make_observations
@@ -95,6 +95,56 @@ def test_what_disturbs_long_work_alone_is_found() -> None:
 
     latency = timed(Shared(0.001, 0.005, lambda now: 1.0), 10, 1)
     assert not latency.reliable
+
+
+def test_latency_is_split_and_bounded() -> None:
+    policy, counts = GaussianFlowPolicy(GaussianConfig()), {"teacher_num_steps": 10, "student_num_steps": 1}
+    latency = measure_latency(
+        policy, next(make_observations(1).batches([0], 1)), 3, chunk_num_steps=[1, 10], **counts
+    )
+    assert latency.encode_s > 0
+    assert latency.step_s > 0
+    assert latency.speedup > 1
+    assert latency.ceiling == pytest.approx(latency.chunk_s(10) / latency.chunk_s(1))
+    assert (latency.teacher_num_steps, latency.student_num_steps, latency.repeats) == (10, 1, 3)
+    items = next(make_observations(4).batches(range(4), 4))
+    slower = measure_latency(policy, items, 2, teacher_num_steps=10, student_num_steps=4)
+    assert slower.speedup < slower.ceiling
+    assert slower.batch_size == 4
+
+
+def test_latency_of_a_policy_of_known_times() -> None:
+    class Slow(Machine):
+        """Takes 6 ms to encode and 2 ms a step."""
+
+        def work(self, seconds: float) -> None:
+            time.sleep(seconds)
+
+    items, counts = (
+        next(make_observations(1).batches([0], 1)),
+        {"teacher_num_steps": 5, "student_num_steps": 1},
+    )
+    slow = Slow(0.006, 0.002, lambda now: 1.0)
+    latency = measure_latency(slow, items, 12, chunk_num_steps=[5, 1, 5], **counts)
+    assert latency.encode is not None
+    assert latency.step is not None
+    assert [chunk.num_steps for chunk in latency.chunks] == [1, 5]
+    for times in (latency.encode, latency.step, *(chunk.seconds for chunk in latency.chunks)):
+        assert 0 < times.p50 <= times.p90 <= times.p95 <= times.p99
+    assert (latency.encode.p50, latency.step.p50) == (latency.encode_s, latency.step_s)
+    assert latency.encode_s >= 0.006
+    assert latency.step_s >= 0.002
+    for chunk in latency.chunks:
+        assert chunk.seconds.p50 >= 0.006 + 0.002 * chunk.num_steps
+        # Measured for itself, it is what its parts take, up to what a busy machine adds to either.
+        assert chunk.seconds.p50 == pytest.approx(latency.chunk_s(chunk.num_steps), rel=0.35)
+    assert latency.processors_s is not None
+    assert 0 < latency.processors_s < 0.006
+    weights = 2 * 16 + 16 + 16 + 16  # state_proj's weight and bias, log_std, offsets
+    assert latency.memory is not None
+    assert latency.memory.weights_bytes == 4 * weights
+    assert latency.memory.kind == "process"
+    assert latency.memory.peak_bytes > 50_000_000
 
 
 # What is made of timings

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 
 from chordflow.cli.main import main
 from chordflow.couplings import BufferConfig, DatasetConfig, open_split
-from chordflow.policies import FlowPolicy, Role, VelocityModule, load_flow_policy
+from chordflow.policies import Role, VelocityModule, load_flow_policy
 from chordflow.training.methods import ReflowMethodConfig
 from chordflow.training.optimizers import AdamWConfig
 from chordflow.training.steps import LoopConfig, SchedulerConfig, Training
@@ -136,20 +137,22 @@ def test_the_naive_loop_uses_nothing_twice(
     """A sample costs an encoding by the teacher, ten passes of it, and an encoding by the student."""
     teacher, student = (load_flow_policy(checkpoint, device="cpu") for _ in range(2))
     student.train_roles([Role.ACTION_HEAD])
-    counts = dict.fromkeys(["teacher encodes", "teacher passes", "student encodes", "student passes"], 0)
+    counts: Counter[tuple[str, str]] = Counter()
 
-    def counted(policy: FlowPolicy, method: str, key: str) -> None:
+    def count(name: str, method: str) -> None:
+        policy = {"teacher": teacher, "student": student}[name]
         original = getattr(policy, method)
 
         def call(first: Any, *others: Any) -> Any:
-            counts[key] += len(first if method == "velocity" else first["observation.state"])
+            counts[name, method] += len(first if method == "velocity" else first["observation.state"])
             return original(first, *others)
 
         monkeypatch.setattr(policy, method, call)
 
-    for policy, name in ((teacher, "teacher"), (student, "student")):
-        counted(policy, "encode", f"{name} encodes")
-        counted(policy, "velocity", f"{name} passes")
+    expected = {("teacher", "encode"): 12, ("teacher", "velocity"): 120, ("student", "encode"): 12,
+                ("student", "velocity"): 12}  # fmt: skip
+    for name, method in expected:
+        count(name, method)
     split = open_split(DatasetConfig("test/tiny", root=str(dataset_root)), teacher)
     source = scripts["loops"].naive_couplings(teacher, split.train, euler(10), 3, 4)
     noises = []
@@ -157,9 +160,8 @@ def test_the_naive_loop_uses_nothing_twice(
         list(source.fill(step))
         batch = source.batch(step)
         noises.append(batch.noise)
-        loss = ReflowMethodConfig().build().loss(VelocityModule(student), batch, torch.Generator())
-        loss.backward()
-    assert list(counts.values()) == [12, 120, 12, 12]
+        ReflowMethodConfig().build().loss(VelocityModule(student), batch, torch.Generator()).backward()
+    assert counts == expected
     assert len(torch.cat(noises).flatten(1).unique(dim=0)) == 12
 
 
@@ -174,16 +176,13 @@ def test_a_step_is_the_training_loops_own(scripts: dict[str, ModuleType]) -> Non
     def source() -> Any:
         return loops.naive_couplings(make_policy(), make_observations(8), euler(2), 3, 8)
 
-    (mine, own), (_, fresh) = student(), student()
-    step, couplings = loops.TrainingStep(mine, own, AdamWConfig(lr=1e-3), seed=3), source()
-    looped, expected = student()
-    config = LoopConfig(
-        steps=20, batch_size=8, seed=3, optimizer=AdamWConfig(lr=1e-3), scheduler=SchedulerConfig(1)
-    )
+    (mine, own), (looped, expected), (_, fresh) = student(), student(), student()
+    adamw, couplings = AdamWConfig(lr=1e-3), source()
+    step = loops.TrainingStep(mine, own, adamw, seed=3)
+    config = LoopConfig(20, seed=3, optimizer=adamw, scheduler=SchedulerConfig(1))
     for passed in Training(config, looped, expected, source(), ReflowMethodConfig().build()).run():
         list(couplings.fill(passed.step - 1))
-        loss = step(couplings, passed.step - 1, passed.lr / 1e-3)
-        assert loss == pytest.approx(passed.loss, rel=1e-5)
+        assert step(couplings, passed.step - 1, passed.lr / 1e-3) == pytest.approx(passed.loss, rel=1e-5)
     for name, parameter in own.items():
         torch.testing.assert_close(parameter, expected[name], rtol=1e-6, atol=1e-8)
     assert any(not torch.equal(own[name], fresh[name]) for name in own)

@@ -13,9 +13,8 @@ from chordflow.couplings import BufferConfig, CouplingBuffer, CouplingConfig
 from chordflow.errors import UserError
 from chordflow.experiments.train import _LossLog
 from chordflow.policies import Role
-from chordflow.training.loop import train
+from chordflow.training.loop import read_metrics, train
 from chordflow.training.methods import ReflowMethodConfig
-from chordflow.training.metrics import read_metrics
 from chordflow.training.optimizers import AdamWConfig
 from chordflow.training.steps import LoopConfig, Passed, SchedulerConfig, Stopwatch, Training, rate_at
 from gaussian_setup import AffineStudent, make_observations, make_policy
@@ -51,9 +50,7 @@ def timed(
     """A training whose steps take one second each, and a piece of whose couplings takes `filling`."""
     trained = student()
     trainable = trained.train_roles([Role.ACTION_HEAD])
-    config = LoopConfig(
-        None, 8, seed=3, seconds=seconds, gradient_accumulation_steps=parts, optimizer=AdamWConfig(lr=lr)
-    )
+    config = LoopConfig(None, seed=3, seconds=seconds, optimizer=AdamWConfig(lr=lr))
     source = buffer(parts)
     fill = source.fill
 
@@ -81,7 +78,7 @@ def test_seconds_train_as_steps_do(tmp_path: Path, parts: int) -> None:
     ]  # fmt: skip
     looped = student()
     config = LoopConfig(
-        20, 8, seed=3, log_freq=1, gradient_accumulation_steps=parts, optimizer=AdamWConfig(lr=1e-3),
+        20, seed=3, log_freq=1, optimizer=AdamWConfig(lr=1e-3),
         scheduler=SchedulerConfig(num_warmup_steps=1),
     )  # fmt: skip
     (tmp_path / "run").mkdir()

@@ -30,7 +30,7 @@ load_plugin("lerobot_env_detour")
 assert "detour" in EnvConfig.get_known_choices()
 """
 CHORDFLOW_FINDS_IT = """
-from chordflow.rollouts.plugins import register_environments
+from chordflow.rollouts.environments import register_environments
 from lerobot.envs import EnvConfig
 register_environments()
 assert "detour" in EnvConfig.get_known_choices()

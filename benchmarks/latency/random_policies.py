@@ -114,7 +114,7 @@ def _assets(family: Family, size: Size) -> Iterator[Path]:
     """What the constructors look for outside the config: SmolVLM's config and processor, pi0.5's sizes."""
     source = CONFIGS / f"{family}-{size}"
     with TemporaryDirectory() as name:
-        folder = build_tiny_vlm(Path(name) / "vlm", [PROMPT], weights=False)
+        folder = build_tiny_vlm(Path(name) / "vlm", [PROMPT])
         if (source / "vlm").is_dir():
             shutil.copy(source / "vlm" / "config.json", folder / "config.json")
         sizes = source / "sizes.json"

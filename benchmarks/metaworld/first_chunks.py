@@ -31,8 +31,6 @@ from chordflow.policies import Context, FlowPolicy, load_flow_policy
 from chordflow.policies.sampling import Sampler, seeded_noise
 from chordflow.results.files import write_whole
 from chordflow.rollouts.acting import Actor, Request
-from chordflow.rollouts.delay import Execution
-from chordflow.rollouts.timing import Timing
 from lerobot_env_metaworld_light import LightMetaworldConfig
 
 if TYPE_CHECKING:
@@ -125,12 +123,12 @@ def _task(task: str, size: Size, policies: dict[str, FlowPolicy]) -> dict[str, A
     from lerobot_env_metaworld_light.env import LightMetaworldEnv
 
     env = LightMetaworldEnv(task, **config.gym_kwargs)
-    actors = {name: _actor(policy, config) for name, policy in policies.items()}
+    actors = {name: Actor(policy, config, 1) for name, policy in policies.items()}
     found: dict[Acting, list[tuple[float, float]]] = {acting: [] for acting in ACTING}
     starts = min(STARTS, size.episodes)
     for seed in range(FIRST_SEED, FIRST_SEED + starts):
         observation, _ = env.reset(seed=seed)
-        request = Request(seed, 0, 0, (observation,), env.task_description, None)
+        request = Request(seed, 0, 0, (observation,), env.task_description)
         contexts = {name: _context(actor, request, env) for name, actor in actors.items()}
         noise = torch.stack(
             [seeded_noise(policies["teacher"], seed, "first_chunks", number) for number in range(NOISES)]
@@ -150,10 +148,6 @@ def _task(task: str, size: Size, policies: dict[str, FlowPolicy]) -> dict[str, A
         between, kept = np.mean(shares, axis=0).tolist() if several else (None, None)
         rows.append(dataclasses.asdict(acting) | {"undecided": between, "all_modes": kept})
     return {"starts": starts, "several_modes": several, "rows": rows}
-
-
-def _actor(policy: FlowPolicy, config: LightMetaworldConfig) -> Actor:
-    return Actor(policy, config, 1, "euler", policy.chunk.num_executed, Execution(), Timing())
 
 
 @torch.no_grad()

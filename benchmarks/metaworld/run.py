@@ -150,7 +150,7 @@ class Run:
             description(task) for group in tasks_of(self.env.task or "").values() for task in group
         ]
         _remove(self.output / "vlm")
-        build_tiny_vlm(self.output / "vlm", sorted(set(instructions)), self.size.vlm, weights=False)
+        build_tiny_vlm(self.output / "vlm", sorted(set(instructions)), self.size.vlm)
 
     def record(self) -> None:
         """The experts' demonstrations."""

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import chordflow
-from chordflow.couplings import CouplingConfig, DatasetConfig, endpoints, open_split
+from chordflow.couplings import CouplingConfig, DatasetConfig, open_split
 from chordflow.flow.seeds import generator
 from chordflow.policies import Context, FlowPolicy, load_flow_policy
 from chordflow.quiet import silence_libraries
@@ -113,7 +113,7 @@ def _solve(policy: FlowPolicy, context: Context, noise: Tensor, way: CouplingCon
     """Endpoints (N * K, H, D) of noises (N * K, H, D), K for each of the context's N observations."""
     which = torch.arange(len(noise)) // (len(noise) // context.batch_size)
     parts = zip(which.split(BATCH), noise.split(BATCH), strict=True)
-    return torch.cat([endpoints(policy, context.index(rows), x, way) for rows, x in parts])
+    return torch.cat([way.sampler(policy)(context.index(rows), x) for rows, x in parts])
 
 
 def _distance(policy: FlowPolicy, chunks: Tensor, others: Tensor) -> Tensor:

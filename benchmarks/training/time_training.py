@@ -127,10 +127,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         if budget not in (loop["budgets"] or options.budgets):
             continue
         name, student, source = loop["name"], student_of(seed), sources[loop["name"]](seed)
-        config = LoopConfig(
-            steps=None, seconds=budget, batch_size=source.batch_size, seed=seed,
-            gradient_accumulation_steps=source.parts, optimizer=SOAPConfig(lr=options.lr),
-        )  # fmt: skip
+        config = LoopConfig(steps=None, seconds=budget, seed=seed, optimizer=SOAPConfig(lr=options.lr))
         with bar(f"{name}, seed {seed}, {budget:g} s") as progress:
             cpu, watch = time.process_time(), Stopwatch(device, clock)
             training = Training(

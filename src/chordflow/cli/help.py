@@ -148,7 +148,7 @@ def load(key: str) -> VerbHelp | str | None:
 
 def of_config(key: str, config: type[Any], arguments: Sequence[str] = ()) -> VerbHelp:
     """The help of a verb with the options of its config, and of the environment that the arguments name."""
-    from chordflow.rollouts.plugins import register_environments
+    from chordflow.rollouts.environments import register_environments
 
     with quiet_stdout():
         register_environments()

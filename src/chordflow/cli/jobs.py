@@ -25,7 +25,7 @@ from chordflow.reporting.study_table import render as render_study
 from chordflow.reporting.table import render
 from chordflow.reporting.write import write_study
 from chordflow.results.study import STUDY, Study, joined
-from chordflow.rollouts.plugins import register_environments
+from chordflow.rollouts.environments import register_environments
 from chordflow.training import distributed
 
 CONFIGS: dict[str, type[Any]] = {

@@ -1,9 +1,8 @@
 """From a teacher to couplings of noise and endpoint, and the buffer that keeps them in memory."""
 
-from chordflow.couplings.blocks import CouplingBatch, Demonstrations, Needs, Share
+from chordflow.couplings.blocks import CouplingBatch, Demonstrations, Needs, Path, Share
 from chordflow.couplings.buffer import CouplingBuffer
-from chordflow.couplings.buffer_config import BufferConfig
-from chordflow.couplings.generate import LEAST_STEPS, CouplingConfig, Path, endpoints
+from chordflow.couplings.config import LEAST_STEPS, BufferConfig, CouplingConfig
 from chordflow.couplings.observations import TOLERANCE_S, DatasetConfig, Observations, Split, open_split
 
 __all__ = [
@@ -20,6 +19,5 @@ __all__ = [
     "Path",
     "Share",
     "Split",
-    "endpoints",
     "open_split",
 ]

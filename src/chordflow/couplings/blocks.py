@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lerobot.utils.constants import ACTION
 from torch import Tensor
 
-from chordflow.couplings.generate import Path
 from chordflow.policies import Context
 
 
@@ -29,10 +28,6 @@ class Share:
     index: int = 0
     count: int = 1
 
-    def holds(self, block: int) -> bool:
-        """Whether a block is this process's."""
-        return block % self.count == self.index
-
 
 @dataclass(frozen=True)
 class Needs:
@@ -47,6 +42,19 @@ class Needs:
     couplings: bool = True
     actions: bool = False
     paths: bool = False
+
+
+@dataclass(frozen=True)
+class Path:
+    """The states that a solver goes through on its way from noise to endpoint.
+
+    Attributes:
+        states: before K of the steps, the noise first; (B, K, H, D). The endpoint is not among them.
+        times: of those states, falling from 1; float32 (K,) on the CPU.
+    """
+
+    states: Tensor
+    times: Tensor
 
 
 @dataclass(frozen=True)
@@ -104,21 +112,13 @@ class CouplingBatch:
         return drawn[self.rows.to(drawn.device)]
 
     def demonstrated(self) -> Demonstrations:
-        """The demonstrations, for a method that has asked for them (see `Needs`).
-
-        Raises:
-            ValueError: if it has not.
-        """
+        """The demonstrations; ValueError for a method that has not asked for them (see `Needs`)."""
         if self.demonstrations is None:
             raise ValueError("the batch holds no demonstrations: the method's `needs` do not ask for them")
         return self.demonstrations
 
     def travelled(self) -> Path:
-        """The path, for a method that has asked for it (see `Needs`).
-
-        Raises:
-            ValueError: if it has not.
-        """
+        """The path; ValueError for a method that has not asked for it (see `Needs`)."""
         if self.path is None:
             raise ValueError("the batch holds no paths: the method's `needs` do not ask for them")
         return self.path
@@ -135,33 +135,6 @@ class Solved:
 
     observation: Tensor
     endpoint: Tensor
-
-
-class BlockSource(Protocol):
-    """Blocks that were made earlier, as a store holds them."""
-
-    @property
-    def seed(self) -> int:
-        """From which their observations and noises were drawn."""
-
-    @property
-    def num_blocks(self) -> int:
-        """How many there are; the numbers begin at 0."""
-
-    @property
-    def holds_context(self) -> bool:
-        """Whether the encoded observations are among them."""
-
-    def read(self, number: int, observations: list[int]) -> tuple[Solved, Context | None]:
-        """A block, on the CPU.
-
-        Args:
-            number: of the block.
-            observations: indices of those that the block should have been made on.
-
-        Raises:
-            UserError: where it is missing, damaged, or of other observations.
-        """
 
 
 @dataclass(frozen=True)
@@ -190,9 +163,8 @@ class Block:
     def num_bytes(self) -> int:
         """Memory that it takes, in bytes."""
         tensors = [*(self.actions or ()), *(self.items or {}).values()]
-        total = self.context.num_bytes if self.context is not None else 0
-        total += sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
-        return total + self.coupling_bytes
+        tensors += self.context.tensors() if self.context is not None else ()
+        return self.coupling_bytes + sum(item.nbytes for item in tensors if isinstance(item, Tensor))
 
     @property
     def coupling_bytes(self) -> int:
@@ -211,13 +183,12 @@ def pick(items: dict[str, Any], rows: Tensor) -> dict[str, Any]:
 
 def join(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """Joins collated batches of observations."""
-    joined = {}
-    for key in parts[0]:
-        values = [part[key] for part in parts]
-        joined[key] = (
-            torch.cat(values) if isinstance(values[0], Tensor) else [row for value in values for row in value]
-        )
-    return joined
+    return {
+        key: torch.cat([part[key] for part in parts])
+        if isinstance(first, Tensor)
+        else [row for part in parts for row in part[key]]
+        for key, first in parts[0].items()
+    }
 
 
 def join_paths(paths: Sequence[Path | None]) -> Path | None:

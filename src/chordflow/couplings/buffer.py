@@ -9,121 +9,115 @@ Shapes: B couplings in a batch, H chunk size, D padded action dimension.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+import contextlib
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass, field
+from math import isqrt
 
 import torch
 from torch import Tensor
 
 from chordflow.couplings.blocks import (
     Block,
-    BlockSource,
     CouplingBatch,
     Demonstrations,
-    Needs,
+    Path,
     Share,
     join,
     join_paths,
     pick,
 )
-from chordflow.couplings.buffer_config import BufferConfig
-from chordflow.couplings.device_memory import free_memory
-from chordflow.couplings.generate import CouplingConfig, Path
 from chordflow.couplings.making import BlockMaker
-from chordflow.couplings.observations import Observations
-from chordflow.couplings.order import Window
+from chordflow.couplings.memory import ShortOfMemoryError, enough_memory, free_memory, total_memory
 from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
-from chordflow.policies import Context, FlowPolicy
 
 
-class CouplingBuffer:
-    """Couplings of one teacher on one set of observations.
+@dataclass(frozen=True)
+class Window:
+    """The resident blocks as a function of the training step alone, so that a run can resume at any step.
 
-    Args:
-        teacher: the frozen teacher.
-        observations: what it looks at.
-        coupling: how its ODE is solved.
-        config: how much is kept.
-        seed: of the run.
-        batch_size: couplings that this process looks at in one go.
-        parts: how often it does so in a training step.
+    Every step draws its couplings evenly from those that are resident. Each time that a resident coupling has been
+    drawn `uses / num_blocks` times on average, a block is added; once there are `num_blocks`, the oldest one leaves
+    for it. So every coupling of a block that was added is drawn `uses` times on average before it leaves, and the
+    first ones, which are all there from the beginning, at most so often. While the window is small a draw weighs
+    more, so that it grows fast at first: with w blocks, one is added every `per_block * uses * w / num_blocks` draws.
+
+    Attributes:
+        num_blocks: of the whole window.
+        start_blocks: at the first step; at most `num_blocks`.
+        per_block: couplings of a block.
+        step_size: couplings that a step draws.
+        uses: of a coupling, on average; None keeps the first blocks, which are then all there from the beginning.
+    """
+
+    num_blocks: int
+    start_blocks: int
+    per_block: int
+    step_size: int
+    uses: int | None
+
+    def held(self, step: int) -> range:
+        """Numbers of the blocks that are resident at a training step (0, 1, ...), oldest first."""
+        if self.uses is None:
+            return range(self.num_blocks)
+        # In whole numbers, so that no rounding depends on the machine: in units of 2 * num_blocks draws, growth
+        # from a to b blocks takes `unit` times the sum of 2 w for w from a to b - 1, which is b (b - 1) - a (a - 1).
+        unit = self.per_block * self.uses
+        drawn = 2 * self.num_blocks * step * self.step_size
+        begun = self.start_blocks * (self.start_blocks - 1)
+        whole = self.num_blocks * (self.num_blocks - 1)
+        if drawn < unit * (whole - begun):
+            return range((1 + isqrt(1 + 4 * (drawn // unit + begun))) // 2)
+        first = (drawn - unit * (whole - begun)) // (2 * self.num_blocks * unit)
+        return range(first, first + self.num_blocks)
+
+
+@dataclass(eq=False)
+class CouplingBuffer(BlockMaker):
+    """Makes the blocks that a training step draws from, and keeps them as long as they are needed.
+
+    Attributes:
+        parts: how often this process looks at `batch_size` couplings in a training step.
         share: which of the blocks are this process's. Each process draws as many couplings as the others, from its
             own blocks.
-        num_workers: processes that read observations ahead.
-        student_encode: how the student encodes where it does not share the teacher's prefix; None where it
-            does. It is called once per observation.
-        student_context: whether the student's context can be kept at all; false where its prefix trains, so
-            that it must encode at every step.
-        source: blocks that were made earlier; the teacher's ODE is then not solved. Past its last block the
-            buffer begins again with the first.
-        needs: what the batches have to hold; by default couplings alone.
 
     Raises:
         UserError: for a step or processes that the buffer is too small for, for couplings that do not fit into memory,
             or a store that lacks what is needed.
     """
 
-    def __init__(
-        self,
-        teacher: FlowPolicy,
-        observations: Observations,
-        coupling: CouplingConfig,
-        config: BufferConfig,
-        *,
-        seed: int,
-        batch_size: int,
-        parts: int = 1,
-        share: Share | None = None,
-        num_workers: int = 0,
-        student_encode: Callable[[dict[str, Any]], Context] | None = None,
-        student_context: bool = True,
-        source: BlockSource | None = None,
-        needs: Needs | None = None,
-    ) -> None:
-        self.config = config
-        self.seed = seed
-        self.batch_size = batch_size
-        self.parts = parts
-        self.share = share or Share()
-        self.maker = BlockMaker(
-            teacher,
-            observations,
-            coupling,
-            config,
-            seed=seed,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            student_encode=student_encode,
-            student_context=student_context,
-            source=source,
-            needs=needs,
-        )
-        self.teacher = teacher
-        self.needs = self.maker.needs
-        self.block_size = self.maker.block_size
-        self.per_block = self.maker.per_block
+    _: KW_ONLY
+    parts: int = 1
+    share: Share = field(default_factory=Share)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        config, processes = self.config, self.share.count
+        self._blocks: dict[int, Block] = {}
         self.num_blocks = -(-config.num_observations // self.block_size)
-        if self.share.count > self.num_blocks:
+        if processes > self.num_blocks:
             raise UserError(
                 f"buffer.num_observations={config.num_observations} makes {self.num_blocks} blocks of "
-                f"{self.block_size}, fewer than the {self.share.count} processes; raise it, or lower "
-                "buffer.block_size."
+                f"{self.block_size}, fewer than the {processes} processes; raise it, or lower buffer.block_size."
             )
-        if not self.has_a_step(self.num_blocks, self.per_block):
-            each = "" if self.share.count == 1 else " of each process"
-            whole = "" if parts == 1 else f" makes a step of {batch_size * parts} couplings{each}, which"
+        if not self._has_a_step(self.num_blocks):
+            each = "" if processes == 1 else " of each process"
+            drawn = self.batch_size * self.parts
+            whole = "" if self.parts == 1 else f" makes a step of {drawn} couplings{each}, which"
             raise UserError(
-                f"batch_size={batch_size}{whole} is larger than the buffer's "
-                f"{self.num_blocks // self.share.count * self.per_block} couplings{each}; raise "
+                f"batch_size={self.batch_size}{whole} is larger than the buffer's "
+                f"{self.num_blocks // processes * self.per_block} couplings{each}; raise "
                 "buffer.num_observations or buffer.noises_per_observation."
             )
-        if source is not None and self.num_blocks > source.num_blocks:
+        if self.source is not None and self.num_blocks > self.source.num_blocks:
             raise UserError(
                 f"buffer.num_observations={config.num_observations}: the store holds "
-                f"{source.num_blocks * self.block_size}; give at most that many, or make a larger store."
+                f"{self.source.num_blocks * self.block_size}; give at most that many, or make a larger store."
             )
-        start = max(-(-config.start_observations // self.block_size), self.least_blocks)
+        # Without fewer blocks than these there is no step: in each process those of the couplings that it draws.
+        self._least_blocks = -(-self.batch_size * self.parts // self.per_block) * processes
+        start = max(-(-config.start_observations // self.block_size), self._least_blocks)
         self.window = Window(
             num_blocks=self.num_blocks,
             start_blocks=min(start, self.num_blocks),
@@ -131,15 +125,8 @@ class CouplingBuffer:
             step_size=self.step_size,
             uses=config.uses_per_coupling,
         )
-        self._blocks: dict[int, Block] = {}
         # Before any of it is listed, let alone made. What is encoded comes on top.
-        size = self.maker.coupling_bytes
-        self._check_memory(size, size, there=0)
-
-    @property
-    def num_couplings(self) -> int:
-        """Couplings in a full buffer, those of all processes together."""
-        return self.num_blocks * self.per_block
+        self._check_fits(self.least_bytes, self.least_bytes, there=0)
 
     @property
     def step_size(self) -> int:
@@ -147,32 +134,9 @@ class CouplingBuffer:
         return self.batch_size * self.parts * self.share.count
 
     @property
-    def least_blocks(self) -> int:
-        """Blocks without which there is no step: in each process those of the couplings that it draws."""
-        return -(-self.batch_size * self.parts // self.per_block) * self.share.count
-
-    def has_a_step(self, blocks: int, per_block: int) -> bool:
-        """Whether every process has the couplings of a step in a buffer of so many blocks of that size."""
-        return self.batch_size * self.parts <= blocks // self.share.count * per_block
-
-    @property
-    def num_resident(self) -> int:
-        """Blocks that this process has in memory."""
-        return len(self._blocks)
-
-    @property
     def num_bytes(self) -> int:
         """Memory of this process's resident couplings and contexts, in bytes."""
         return sum(block.num_bytes for block in self._blocks.values())
-
-    @property
-    def coupling_bytes(self) -> int:
-        """What noises and endpoints take of it; the rest are observations."""
-        return sum(block.coupling_bytes for block in self._blocks.values())
-
-    def first_block(self, step: int) -> int:
-        """Number of the oldest block that is resident at a training step (0, 1, ...)."""
-        return self.window.held(step).start
 
     def made_blocks(self, step: int) -> int:
         """Blocks that all processes together have made for the steps up to `step`."""
@@ -180,13 +144,10 @@ class CouplingBuffer:
 
     def held_blocks(self, step: int) -> list[int]:
         """The blocks that this process holds at a training step, oldest first."""
-        return [block for block in self.window.held(step) if self.share.holds(block)]
+        return [block for block in self.window.held(step) if block % self.share.count == self.share.index]
 
     def fill(self, step: int) -> Iterator[int]:
-        """Makes this process's blocks for `step` that are not in memory; yields after each one.
-
-        Yields:
-            The number of blocks that are in memory.
+        """Makes this process's blocks for `step` that are not in memory; yields after each one how many are.
 
         Raises:
             UserError: if the buffer would not fit into memory.
@@ -197,10 +158,10 @@ class CouplingBuffer:
             return
         for block in [block for block in self._blocks if block not in wanted]:
             del self._blocks[block]
-        for number, made in zip(missing, self.maker.make(missing), strict=True):
+        for number, made in zip(missing, self.make(missing), strict=True):
             self._blocks[number] = made
             if len(self._blocks) == 1:
-                self._check_memory(made.num_bytes, made.coupling_bytes, there=made.num_bytes)
+                self._check_fits(made.num_bytes, made.coupling_bytes, there=made.num_bytes)
             yield len(self._blocks)
 
     def batch(self, step: int, part: int = 0) -> CouplingBatch:
@@ -222,6 +183,8 @@ class CouplingBuffer:
         if shown is not None and not noise:
             noise, endpoint = [shown.noise], [shown.noise[:0]]
         device = self.teacher.device
+        real = torch.zeros(self.teacher.chunk.shape, dtype=torch.bool, device=device)
+        self.teacher.chunk.real(real)[:] = True
         return CouplingBatch(
             noise=torch.cat(noise).to(device),
             endpoint=torch.cat(endpoint).to(device),
@@ -233,7 +196,7 @@ class CouplingBuffer:
             weight=len(of_step) / self.step_size,
             demonstrations=shown,
             path=join_paths([Path(b.path.states[r], b.path.times) for b, r in parts if b.path is not None]),
-            real=self._real(),
+            real=real,
         )
 
     def _demonstrations(
@@ -245,49 +208,62 @@ class CouplingBuffer:
         noise = self.teacher.sample_noise(self.step_size, generator(self.seed, "independent noise", step))
         return Demonstrations(noise[of_step].to(actions.device), actions, valid)
 
-    def _real(self) -> Tensor:
-        real = torch.zeros(self.teacher.chunk.shape, dtype=torch.bool, device=self.teacher.device)
-        self.teacher.chunk.real(real)[:] = True
-        return real
+    def _has_a_step(self, blocks: int) -> bool:
+        """Whether every process has the couplings of a step in a buffer of so many blocks."""
+        return self.batch_size * self.parts <= blocks // self.share.count * self.per_block
 
-    def _check_memory(self, block: int, couplings: int, *, there: int) -> None:
-        """Looks ahead to the whole window.
+    def _check_fits(self, block: int, couplings: int, *, there: int) -> None:
+        """Raises UserError if the whole window would not fit into memory, of which blocks `there` take some already.
 
-        Args:
-            block: bytes that a block takes.
-            couplings: bytes of it that noises and endpoints take.
-            there: bytes that blocks take already.
-
-        Raises:
-            UserError: if the window would not fit into memory.
+        A block takes `block` bytes, of which `couplings` for noises and endpoints.
         """
         count = -(-self.num_blocks // self.share.count)
-        device = self.teacher.device
-        free = free_memory(device)
+        free = free_memory(self.teacher.device)
         # What is there already takes none of what is free.
         room = 0.9 * free + there
         if block * count <= room:
             return
-        config = self.config
         fit = int(room // block) * self.share.count
-        advice = []
-        if fit >= self.least_blocks:
-            advice.append(f"--buffer.num_observations={fit * self.block_size}")
-        left = room / count - (block - couplings)
-        noises = int(config.noises_per_observation * left // max(couplings, 1))
-        # How many noises a stored observation has, its store has settled.
-        free_to_choose = self.maker.source is None
-        if free_to_choose and noises >= 1 and self.has_a_step(self.num_blocks, self.block_size * noises):
-            advice.append(f"--buffer.noises_per_observation={noises}")
-        each = block / self.block_size
+        if fit >= self._least_blocks:
+            advice = f"--buffer.num_observations={fit * self.block_size}"
+        else:
+            advice = f"a lower --batch_size (a step draws {self.step_size} couplings) or use a larger device"
         raise UserError(
-            f"buffer.num_observations={config.num_observations} takes {block * count / 2**30:.1f} GiB "
-            f"({each / 2**20:.2f} MB an observation, {couplings / block:.0%} of it "
-            f"{config.noises_per_observation} noises with their endpoints), but {free / 2**30:.1f} GiB are free on "
-            f"{device}; give "
-            + (
-                " or ".join(advice)
-                or f"a lower --batch_size (a step draws {self.step_size} couplings) or use a larger device"
-            )
-            + "."
+            f"buffer.num_observations={self.config.num_observations} takes {block * count / 2**30:.1f} GiB "
+            f"({block / self.block_size / 2**20:.2f} MB an observation, {couplings / block:.0%} of it "
+            f"{self.config.noises_per_observation} noises with their endpoints), but {free / 2**30:.1f} GiB are free "
+            f"on {self.teacher.device}; give {advice}."
         )
+
+    def enough_memory(self) -> contextlib.AbstractContextManager[None]:
+        """Around the making of couplings and the training on them: a UserError names what to lower, and to what."""
+        return enough_memory(self.teacher.device, self._advice)
+
+    def _advice(self, short: ShortOfMemoryError | None) -> str:
+        """What was being done when memory ran out, and what to do."""
+        total = total_memory(self.teacher.device)
+        # What the buffer holds once it is full.
+        held = self.num_bytes * self.num_blocks / self.share.count / max(len(self._blocks), 1)
+        if held > total / 2:
+            share = f"{held / 2**30:.1f} of {total / 2**30:.1f} GiB on {self.teacher.device}"
+            return f"with {share} for the buffer; {self._less_held()}"
+        if short is not None and short.option != "batch_size" and short.size > 1:
+            if self.source is None:
+                return str(short)
+            # A store cannot be read in other blocks than it was made in.
+            half = f"--{short.option}={short.size // 2}"
+            return f"in a block of a store; train from a store made with {half}, or use a larger device"
+        if self.batch_size == 1:
+            return f"with a single coupling at a time; {self._less_held()}, or use a larger device"
+        doing = "couplings were trained on"
+        if short is not None and short.option == "batch_size":
+            doing = short.doing
+        half = f"--batch_size={self.batch_size // 2} --gradient_accumulation_steps={self.parts * 2}"
+        return f"while {self.batch_size} {doing} at a time; give {half}, which trains the same"
+
+    def _less_held(self) -> str:
+        """What makes the buffer smaller and leaves it large enough for a step."""
+        fewer = self.num_blocks // 2
+        if self._has_a_step(fewer):
+            return f"give --buffer.num_observations={fewer * self.block_size}"
+        return f"make a step smaller, which draws {self.step_size} couplings"

@@ -1,4 +1,4 @@
-"""Collections: observations from episodes, each a LeRobotDataset on disk whose frames are read as a dataset's are.
+"""Observations collected in episodes: each collection a LeRobotDataset on disk, mixed with the frames of a dataset.
 
     collection_000000/                   a LeRobotDataset of one episode, with `seed` and `step` of each frame
     collection_000000/collection.json    how the observations were collected
@@ -14,7 +14,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ from lerobot.utils.constants import OBS_PREFIX
 from numpy.typing import NDArray
 from torch import Tensor
 
+from chordflow.couplings.observations import Observations, walk
 from chordflow.disk import whole_folder
 from chordflow.errors import UserError, machine_refuses, ran_out_of_memory, reason
+from chordflow.policies import FlowPolicy
 
 ABOUT = "collection.json"
 
@@ -49,7 +52,7 @@ class About:
         seconds: that it took.
         observations: N.
         history: frames of an observation, T, for a policy with a history; None where values have no such axis.
-        ranges: which episodes of which tasks were run: fields of `rollouts.starts.SeedRange`.
+        ranges: which episodes of which tasks were run: fields of `rollouts.episodes.SeedRange`.
     """
 
     step: int
@@ -64,13 +67,7 @@ class About:
 
 
 def frames_of(values: dict[str, Tensor], tasks: list[str], history: int | None) -> Iterator[dict[str, Any]]:
-    """Observations as LeRobot stores them: T frames for each, images as bytes.
-
-    Args:
-        values: by key, (B, ...) or (B, T, ...); of the two indices, (B,).
-        tasks: their instructions.
-        history: see `About`.
-    """
+    """Observations, (B, ...) or (B, T, ...) by key, as LeRobot stores them: T frames for each, images as bytes."""
     for row, task in enumerate(tasks):
         for step in range(history or 1):
             frame: dict[str, Any] = {"task": task}
@@ -83,14 +80,7 @@ def frames_of(values: dict[str, Tensor], tasks: list[str], history: int | None) 
 def write_collection(
     folder: Path, number: int, frames: Sequence[dict[str, Any]], fps: int, about: About
 ) -> Collection:
-    """Writes a collection whole or not at all.
-
-    Args:
-        folder: of all collections of the run.
-        number: of this one.
-        frames: see `frames_of`.
-        fps: of the dataset that they will be mixed with.
-        about: how they were collected.
+    """Writes collection `number` of a run whole or not at all, to be mixed with a dataset of `fps` frames a second.
 
     Raises:
         UserError: if it cannot be written.
@@ -115,14 +105,7 @@ def write_collection(
 
 
 class Collection:
-    """A collection on disk.
-
-    Args:
-        folder: of all collections of the run.
-        number: of this one.
-
-    Attributes:
-        about: how it came about.
+    """Collection `number` on disk, in the folder of all collections of a run; `about` says how it came about.
 
     Raises:
         UserError: if it is not there, or not all of it.
@@ -154,12 +137,9 @@ def collection_path(folder: Path, number: int) -> Path:
 
 
 def known_collections(folder: Path, before_step: int) -> list[Collection]:
-    """The collections that a run had made before an optimiser step.
+    """The collections that a run had made before an optimiser step; UserError if one cannot be read.
 
     Those that it made later, at that very step too, are made anew and replaced as it comes to them again.
-
-    Raises:
-        UserError: if one cannot be read.
     """
     if any(folder.glob("collection_*.safetensors")):
         raise UserError(
@@ -173,6 +153,133 @@ def known_collections(folder: Path, before_step: int) -> list[Collection]:
                 break
         found.append(Collection(folder, number))
     return found
+
+
+class MixedObservations(Observations):
+    """The frames of a dataset, then those of one collection after the other.
+
+    A block takes a fixed share of its observations from the collections. Each collection is gone through a number of
+    times and is then followed by the next, which is asked for as the first block needs it. Only keys that both have
+    are shown, so that observations of both can be joined.
+
+    Args:
+        recorded: the dataset's.
+        share: of each block that comes from collections, above 0 and at most 1.
+        size: observations of each collection.
+        passes: how often a collection is gone through.
+        collect: makes the collection of a number; each is asked for once, in the order of the numbers.
+        collections: those that are there already.
+    """
+
+    def __init__(
+        self,
+        recorded: Observations,
+        share: float,
+        size: int,
+        passes: int,
+        collect: Callable[[int], Collection],
+        collections: list[Collection],
+    ) -> None:
+        super().__init__(recorded.dataset, recorded.frames)
+        self.share, self.size, self.passes = share, size, passes
+        self.collections = collections
+        self._collect: Callable[[int], Collection] | None = collect
+        self._keys = frozenset(collections[0].item(0)) if collections else frozenset[str]()
+
+    def __len__(self) -> int:
+        return len(self.frames) + self.size * len(self.collections)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index < len(self.frames):
+            return {key: value for key, value in super().__getitem__(index).items() if key in self._keys}
+        number, row = divmod(index - len(self.frames), self.size)
+        return self.collections[number].item(row)
+
+    def of_block(self, number: int, size: int, seed: int) -> list[int]:
+        """Which observations a block holds; makes the collections that it takes some from.
+
+        What it answers depends on the arguments alone, and what a collection holds on when it is first needed.
+        """
+        begin, end = self._collected_of(number * size), self._collected_of((number + 1) * size)
+        while len(self.collections) < self._collections_of(end):
+            assert self._collect is not None
+            self.collections.append(self._collect(len(self.collections)))
+            self._keys = frozenset(self.collections[0].item(0))
+        recorded = range(number * size - begin, (number + 1) * size - end)
+        rows = zip(
+            range(begin, end), walk(range(begin, end), self.size, seed, "collected order"), strict=True
+        )
+        per_collection = self.size * self.passes
+        return walk(recorded, len(self.frames), seed, "order") + [
+            len(self.frames) + position // per_collection * self.size + row for position, row in rows
+        ]
+
+    def num_collections(self, blocks: int, size: int) -> int:
+        """How many collections the first `blocks` blocks of `size` observations take some from."""
+        return self._collections_of(self._collected_of(blocks * size))
+
+    def _collected_of(self, count: int) -> int:
+        """How many of the first `count` observations of all blocks come from collections."""
+        # Past the rounding of a product that is a whole number.
+        return math.floor(count * self.share + 1e-6)
+
+    def _collections_of(self, collected: int) -> int:
+        return -(-collected // (self.size * self.passes))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Processes that read ahead make no collections.
+        return {**self.__dict__, "_collect": None}
+
+
+def as_recorded(
+    observed: Mapping[str, Tensor], item: Mapping[str, Any], policy: FlowPolicy, name: str
+) -> dict[str, Tensor]:
+    """The observations of an environment, (B, ...), as a dataset has them: all that both have, by its names.
+
+    Args:
+        observed: of the environment.
+        item: one of the dataset.
+        policy: who looks at both; its names tell which are the same.
+        name: of the environment, for messages.
+
+    Raises:
+        UserError: if only one of them has something that the policy looks at, or sizes differ.
+    """
+    own = {policy.own_name(key): key for key in item if key.startswith(OBS_PREFIX)}
+    shown = {policy.own_name(key): key for key in observed}
+    for key in policy.config.input_features or {}:
+        if (key in own) != (key in shown):
+            has, lacks = ("the dataset", name) if key in own else (name, "the dataset")
+            raise UserError(
+                f"{name}: the policy looks at {key}, which {has} has and {lacks} has not, so that their observations "
+                "cannot be mixed; give both the same names, by the env options or --rename_map."
+            )
+    values = {}
+    for key, theirs in shown.items():
+        if key not in own:
+            continue
+        ours = own[key]
+        shape, expected = tuple(observed[theirs].shape[1:]), tuple(item[ours].shape)
+        # A dataset that is asked for the present alone as a history shows it with an axis of one step.
+        if expected not in (shape, (1, *shape)):
+            raise UserError(
+                f"{name}: {theirs} has shape {shape}, but {ours} of the dataset has {expected}, so that they cannot be "
+                "mixed; set the environment's size by its options."
+            )
+        values[ours] = observed[theirs].reshape(-1, *expected)
+    return values
+
+
+def check_finite(values: Mapping[str, Tensor], seeds: list[int], name: str) -> None:
+    """Raises UserError for the first of `values` (B, ...) that is NaN or infinite, naming the seed of its episode."""
+    for key, value in values.items():
+        finite = value.isfinite().reshape(len(value), -1).all(dim=1)
+        if not finite.all():
+            row = int(torch.nonzero(~finite)[0])
+            raise UserError(
+                f"{name}: {key} is NaN or infinite in the episode of seed {seeds[row]}; mend the environment, or begin "
+                "with another --collect.seed."
+            )
 
 
 def _about(path: Path) -> About:

@@ -6,8 +6,13 @@ methods that declare that they need them.
 
 from __future__ import annotations
 
+import functools
+import math
+import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -20,10 +25,9 @@ from torch.utils.data import DataLoader, Dataset
 from chordflow import stopping
 from chordflow.checks import check_choice, check_once, check_range
 from chordflow.console import doing, say
-from chordflow.couplings.device_memory import stage
-from chordflow.couplings.order import Walk, split_episodes
 from chordflow.couplings.unreadable import check_decoder, collated, not_read, open_metadata, without_missing
 from chordflow.errors import UserError, machine_refuses, ran_out_of_memory, reason
+from chordflow.flow.seeds import generator
 from chordflow.policies import FlowPolicy, check_inputs, say_replaced_names
 
 TOLERANCE_S = 1e-4
@@ -57,13 +61,25 @@ class DatasetConfig:
         check_range("dataset.eval_split", self.eval_split, above=0, below=1)
 
 
-class Observations(Dataset[dict[str, Any]]):
-    """The frames of some episodes.
+def walk(positions: Iterable[int], count: int, *names: int | str) -> list[int]:
+    """What lies at some positions of an endless walk through reshuffled passes over `count` things.
 
-    Args:
-        dataset: a LeRobotDataset, of all episodes or of some.
-        frames: their indices among the frames of all episodes.
-        actions: whether the demonstrated actions come along, as the dataset was opened to give them.
+    The order is drawn from `names` (see `flow.seeds`).
+    """
+    places = (divmod(position, count) for position in positions)
+    return [_pass(epoch, count, *names)[place] for epoch, place in places]
+
+
+@functools.lru_cache(maxsize=4)
+def _pass(epoch: int, count: int, *names: int | str) -> list[int]:
+    order: list[int] = torch.randperm(count, generator=generator(*names, epoch)).tolist()
+    return order
+
+
+class Observations(Dataset[dict[str, Any]]):
+    """Frames of a LeRobotDataset of all episodes or of some, by their indices among the frames of all.
+
+    With `actions` the demonstrated ones come along, as the dataset was opened to give them.
     """
 
     def __init__(self, dataset: LeRobotDataset, frames: Sequence[int], *, actions: bool = False) -> None:
@@ -72,7 +88,6 @@ class Observations(Dataset[dict[str, Any]]):
         rows = dataset.absolute_to_relative_idx
         self.rows = self.frames if rows is None else [rows[frame] for frame in self.frames]
         self.actions = (ACTION, f"{ACTION}_is_pad") if actions else ()
-        self._walk: Walk | None = None
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -96,24 +111,14 @@ class Observations(Dataset[dict[str, Any]]):
         return kept
 
     def of_block(self, number: int, size: int, seed: int) -> list[int]:
-        """Which observations a block of couplings holds: a walk through reshuffled passes over all of them.
-
-        Args:
-            number: of the block, from 0.
-            size: observations of each block.
-            seed: of the order.
-        """
-        if self._walk is None or self._walk.names != (seed, "order"):
-            self._walk = Walk(len(self), seed, "order")
-        return [self._walk[position] for position in range(number * size, (number + 1) * size)]
+        """The observations of block `number` of blocks of `size`: a walk through reshuffled passes over all of them."""
+        return walk(range(number * size, (number + 1) * size), len(self), seed, "order")
 
     def check_states(self) -> None:
         """Looks through every frame's vectors at once, so that a run does not fail on its last frame.
 
-        Images are looked at as they are read.
-
         Raises:
-            UserError: naming the first value that is not finite.
+            UserError: naming the first value that is not finite; images are looked at as they are read.
         """
         table = self.dataset.hf_dataset.with_format("numpy")
         rows = np.asarray(self.rows)
@@ -132,29 +137,14 @@ class Observations(Dataset[dict[str, Any]]):
     def batches(
         self, order: Sequence[int], batch_size: int, num_workers: int = 0
     ) -> Iterator[dict[str, Any]]:
-        """Collated batches in the given order.
-
-        The workers only read: what they return, and in which order, does not depend on their number.
-
-        Args:
-            order: indices into these observations.
-            batch_size: observations a batch; the last may be smaller.
-            num_workers: processes that read ahead.
-
-        Raises:
-            UserError: where an observation cannot be read or is not finite, or a worker dies.
-        """
-        order = list(order)
-        return self.stream(
-            (order[start : start + batch_size] for start in range(0, len(order), batch_size)), num_workers
-        )
+        """Collated batches in the given order, the last of which may be smaller; see `stream`."""
+        chunks = (order[start : start + batch_size] for start in range(0, len(order), batch_size))
+        return self.stream(chunks, num_workers)
 
     def stream(self, batches: Iterable[Sequence[int]], num_workers: int = 0) -> Iterator[dict[str, Any]]:
         """Collated batches of the given observations; which, may be decided as they are read.
 
-        Args:
-            batches: indices into these observations, a sequence a batch. Workers ask for two each ahead.
-            num_workers: processes that read ahead.
+        What is returned, and in which order, does not depend on the number of workers; each asks for two batches ahead.
 
         Raises:
             UserError: where an observation cannot be read or is not finite, or a worker dies.
@@ -171,13 +161,11 @@ class Observations(Dataset[dict[str, Any]]):
         with stopping.starting_worker():
             iterator = iter(loader)
         try:
-            with stage("read"):
-                yield from iterator
+            yield from iterator
         except UserError as error:
             # A worker's exception arrives with its traceback in the message.
-            lines = [line for line in str(error).splitlines() if "dataset: " in line]
-            text = lines[-1] if lines else str(error)
-            raise UserError(text[text.index("dataset: ") :] if "dataset: " in text else text) from None
+            sentences = re.findall("dataset: .*", str(error))
+            raise UserError(sentences[-1] if sentences else str(error)) from None
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
@@ -221,6 +209,38 @@ class Split:
         if len(self.held_out_episodes) < 2:
             found += "; too few for intervals, which are over episodes (raise --dataset.eval_split)"
         return found
+
+
+def split_episodes(
+    tasks: Sequence[str], episodes: Sequence[int], eval_split: float, held_out: Collection[int] | None = None
+) -> tuple[list[int], list[int]]:
+    """LeRobot's rule: of every task the last ceil(n * eval_split) episodes are held out.
+
+    Where every task has two episodes or more, one of each is left to train on. The tasks with a single episode are
+    taken together as if they were one: of these, whole tasks are held out.
+
+    Args:
+        tasks: the task of every episode of the dataset.
+        episodes: that are used, two or more.
+        eval_split: share that is held out.
+        held_out: episodes that are held out in place of those that the rule chooses.
+
+    Returns:
+        Episodes to train on and episodes held out.
+    """
+    counts = Counter(tasks[episode] for episode in episodes)
+    groups: dict[str | None, list[int]] = {}
+    for episode in episodes:
+        task = tasks[episode]
+        groups.setdefault(task if counts[task] > 1 else None, []).append(episode)
+    train: list[int] = []
+    measured: list[int] = []
+    for chosen in groups.values():
+        count = min(math.ceil(len(chosen) * eval_split), len(chosen) - 1)
+        out = set(chosen[len(chosen) - count :] if held_out is None else held_out)
+        train += [episode for episode in chosen if episode not in out]
+        measured += [episode for episode in chosen if episode in out]
+    return train, measured
 
 
 @doing("Reading the dataset")
@@ -268,15 +288,14 @@ def open_split(
             f"holds out {sorted(held_out or ())}; name one more of the episodes that it began with."
         )
     judged_on: list[int] = []
-    if judged is True:
-        train, judged_on = split_episodes(tasks, train, config.eval_split)
-    elif judged:
-        train, judged_on = split_episodes(tasks, train, config.eval_split, judged)
-    if judged and not (train and judged_on):
-        raise UserError(
-            f"dataset.episodes={episodes}: rounds=auto decides on episodes that are neither trained nor reported on, "
-            "and of these none is left; name more, or give a number of rounds."
-        )
+    if judged:
+        chosen = None if isinstance(judged, bool) else judged
+        train, judged_on = split_episodes(tasks, train, config.eval_split, chosen)
+        if not (train and judged_on):
+            raise UserError(
+                f"dataset.episodes={episodes}: rounds=auto decides on episodes that are neither trained nor reported "
+                "on, and of these none is left; name more, or give a number of rounds."
+            )
     try:
         dataset = LeRobotDataset(
             config.repo_id,
@@ -297,11 +316,10 @@ def open_split(
     starts = {int(row["episode_index"]): row for row in metadata.episodes}
 
     def frames(chosen: list[int]) -> list[int]:
-        return [
-            frame
-            for episode in chosen
-            for frame in range(starts[episode]["dataset_from_index"], starts[episode]["dataset_to_index"])
-        ]
+        of_episodes = (
+            range(starts[one]["dataset_from_index"], starts[one]["dataset_to_index"]) for one in chosen
+        )
+        return list(chain.from_iterable(of_episodes))
 
     known, told, found = dataset.absolute_to_relative_idx, metadata.total_frames, len(dataset.hf_dataset)
     if known is not None:
@@ -329,11 +347,7 @@ def open_split(
 
 
 def check_fits(metadata: LeRobotDatasetMetadata, policy: FlowPolicy) -> None:
-    """Makes sure that a dataset has what a checkpoint looks at.
-
-    Raises:
-        UserError: for missing cameras or another size of state or action.
-    """
+    """Refuses a dataset without the cameras that a checkpoint looks at, or with another size of state or action."""
     where, features = f"dataset.repo_id={metadata.repo_id}", metadata.features
     absent = check_inputs(policy, {key: feature["shape"] for key, feature in features.items()}, where)
     if absent:
@@ -353,7 +367,7 @@ def check_fits(metadata: LeRobotDatasetMetadata, policy: FlowPolicy) -> None:
 def _timestamps(
     policy: FlowPolicy, metadata: LeRobotDatasetMetadata, *, actions: bool
 ) -> dict[str, list[float]] | None:
-    """Seconds from now, as LeRobot's own training asks for them, of what is looked at."""
+    """Seconds from now of what is looked at, as LeRobot's own training asks for them."""
     looked_at = {
         key: policy.observation_delta_indices for key in metadata.features if key.startswith(OBS_PREFIX)
     }

@@ -11,20 +11,23 @@ Shapes: N couplings of a block, O observations of a block, H chunk size, D padde
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
 from chordflow.couplings.blocks import Solved
+from chordflow.disk import whole_file
 from chordflow.errors import UserError, machine_refuses, reason
 from chordflow.options import look_up
 from chordflow.policies import Context
@@ -32,7 +35,7 @@ from chordflow.policies import Context
 LAYOUT = 2
 """Version of the files' layout. In the first one the manifest held the checksums, of whole files."""
 
-MANIFEST = "manifest.json"
+MANIFEST, LOCK = "manifest.json", ".lock"
 
 FOR_TRAINING = ("teacher", "dataset", "rename_map", "seed", "coupling", "buffer")
 """Settings of the command that began a store, which a training takes from it."""
@@ -78,54 +81,44 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """The manifest's file."""
-        content = {
-            "layout": LAYOUT,
-            "made_with": self.made_with,
-            "about": self.about,
-            "num_blocks": self.num_blocks,
-        }
+        content = {"layout": LAYOUT, **asdict(self)}
+        del content["sums"]
         return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
     @classmethod
     def from_json(cls, data: bytes, path: Path) -> Manifest:
-        """The manifest in a file's bytes.
-
-        Raises:
-            UserError: if they are none, or of a newer layout.
-        """
+        """The manifest in a file's bytes; UserError if they are none, or of a newer layout."""
         try:
             content = json.loads(data)
-            layout = int(content["layout"])
-            if layout > LAYOUT:
-                raise UserError(
-                    f"{path} was written by a newer chordflow (layout {layout}, this one reads {LAYOUT}); update "
-                    "chordflow, or make a new store."
+            if (layout := int(content["layout"])) <= LAYOUT:
+                sums = {
+                    int(name.removeprefix("block-").removesuffix(".safetensors")): str(told["sha256"])
+                    for name, told in content.get("shards", {}).items()
+                }
+                made = cls(
+                    dict(content["made_with"]), dict(content["about"]), int(content["num_blocks"]), sums
                 )
-            sums = {
-                int(name.removeprefix("block-").removesuffix(".safetensors")): str(told["sha256"])
-                for name, told in content.get("shards", {}).items()
-            }
-            made = cls(dict(content["made_with"]), dict(content["about"]), int(content["num_blocks"]), sums)
-            _check_content(made)
-            return made
-        except UserError:
-            raise
+                made._check()
+                return made
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path} is cut or no manifest of couplings ({reason(error)}); restore it from a copy, or make the "
                 "store anew in another folder."
             ) from error
+        raise UserError(
+            f"{path} was written by a newer chordflow (layout {layout}, this one reads {LAYOUT}); update chordflow, or "
+            "make a new store."
+        )
 
-
-def _check_content(made: Manifest) -> None:
-    """Looks for what readers of a manifest rely on; KeyError, TypeError or ValueError where it is not there."""
-    for name in FOR_TRAINING:
-        value = look_up(made.about, f"settings.{name}")
-        if not isinstance(value, int if name == "seed" else dict):
-            raise ValueError(f"about.settings.{name} is {json.dumps(value)[:40]}")
-    int(made.made_with["seed"]), bool(made.made_with["store_context"])
-    if made.num_blocks < 1 or made.block_size < 1:
-        raise ValueError("a store holds at least one block of one observation")
+    def _check(self) -> None:
+        """Looks for what readers rely on; KeyError, TypeError or ValueError where it is not there."""
+        for name in FOR_TRAINING:
+            value = look_up(self.about, f"settings.{name}")
+            if not isinstance(value, int if name == "seed" else dict):
+                raise ValueError(f"about.settings.{name} is {json.dumps(value)[:40]}")
+        int(self.made_with["seed"]), bool(self.made_with["store_context"])
+        if self.num_blocks < 1 or self.block_size < 1:
+            raise ValueError("a store holds at least one block of one observation")
 
 
 def shard_name(number: int) -> str:
@@ -139,11 +132,7 @@ def finished(folder: Path) -> int:
 
 
 def read_manifest(folder: Path, option: str = "couplings.path") -> Manifest:
-    """A store's manifest.
-
-    Args:
-        folder: the store's.
-        option: the one that the folder came from, for messages.
+    """The manifest of a store whose folder came from `option`.
 
     Raises:
         UserError: if there is none, or it cannot be used.
@@ -181,32 +170,8 @@ def difference(wanted: Mapping[str, Any], found: Mapping[str, Any], prefix: str 
     return None
 
 
-def encode_block(observations: list[int], solved: Solved, context: Context | None) -> bytes:
-    """A block's file.
-
-    Args:
-        observations: indices of the O observations that it was made on.
-        solved: what the teacher was asked for.
-        context: of the O observations, where it is stored.
-    """
-    tensors = {
-        "observation": solved.observation,
-        "endpoint": solved.endpoint,
-        _OBSERVATIONS: torch.tensor(observations, dtype=torch.int64),
-    }
-    for index, tensor in enumerate(context.tensors() if context is not None else ()):
-        tensors[f"{_CONTEXT}{index}"] = tensor
-    # Copies: two fields of a context may share memory, which the format does not allow.
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    return save(tensors, {_SHA256: _digest(tensors)})
-
-
 def read_block(folder: Path, number: int, manifest: Manifest) -> dict[str, Tensor]:
-    """A block's tensors, on the CPU.
-
-    Raises:
-        BrokenBlockError: if it is missing, or not as it was written.
-    """
+    """A block's tensors, on the CPU; BrokenBlockError if it is missing, or not as it was written."""
     try:
         data = (folder / shard_name(number)).read_bytes()
     except FileNotFoundError as error:
@@ -230,6 +195,110 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+# Writing: whole blocks or none, by one job at a time, whose processes make blocks of their own.
+
+
+@contextlib.contextmanager
+def one_job(folder: Path, *, alone: bool = True) -> Iterator[None]:
+    """Holds a store's folder against other jobs; takes the store's files away in the end where no block was made.
+
+    Args:
+        folder: the store's; it must exist.
+        alone: whether no other process of this job may still write a block in the end.
+
+    Raises:
+        UserError: if another job holds it, or it cannot be written to.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(
+            f"output_dir={folder}: another process is making this store; wait until it has ended, or name a new folder."
+        ) from error
+    except OSError as error:
+        raise _cannot_write(folder, LOCK, error) from error
+    try:
+        yield
+    finally:
+        if alone and not finished(folder):
+            for path in (folder / MANIFEST, folder / LOCK, *folder.glob(".*.tmp")):
+                path.unlink(missing_ok=True)
+        lock.release()
+
+
+def begin(folder: Path, wanted: Manifest) -> None:
+    """Begins a store, or makes sure that the one that is there is the one that is wanted.
+
+    Raises:
+        UserError: if the folder holds a store of other settings or of another size, or other files.
+    """
+    if not (folder / MANIFEST).exists():
+        others = [path.name for path in folder.iterdir() if MANIFEST not in path.name and path.name != LOCK]
+        if others:
+            raise UserError(
+                f"output_dir={folder} holds other files ({others[0]}) and no coupling store; name a new folder."
+            )
+        _write(folder, MANIFEST, wanted.to_json())
+        return
+    found = read_manifest(folder, "output_dir")
+    name = difference(wanted.made_with, found.made_with)
+    if name is not None:
+        raise UserError(
+            f"output_dir={folder}: this store was made with {name}={look_up(found.made_with, name)}, but now it is "
+            f"{look_up(wanted.made_with, name)}; give the settings that it was made with, or name a new folder."
+        )
+    if wanted.num_blocks != found.num_blocks:
+        raise UserError(
+            f"num_observations={wanted.num_observations}: the store in {folder} is made for {found.num_observations}; "
+            "leave the option out, or name a new folder."
+        )
+
+
+def write_block(
+    folder: Path, number: int, observations: list[int], solved: Solved, context: Context | None
+) -> None:
+    """Writes a block that no other process makes, with the indices of its O observations, and their context if stored.
+
+    Raises:
+        UserError: if it cannot be written; all blocks before it stand.
+    """
+    tensors = {
+        "observation": solved.observation,
+        "endpoint": solved.endpoint,
+        _OBSERVATIONS: torch.tensor(observations, dtype=torch.int64),
+    }
+    for index, tensor in enumerate(context.tensors() if context is not None else ()):
+        tensors[f"{_CONTEXT}{index}"] = tensor
+    # Copies: two fields of a context may share memory, which the format does not allow.
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    _write(folder, shard_name(number), save(tensors, {_SHA256: _digest(tensors)}))
+
+
+def how_to_go_on(folder: Path) -> str:
+    """What of a store is made, and the command that makes the rest."""
+    done = finished(folder)
+    if not done:
+        return "no block was made yet, so start again."
+    blocks = read_manifest(folder, "output_dir").num_blocks
+    return f"{done} of {blocks} blocks are made; resume with: {remake_command(folder)}"
+
+
+def _write(folder: Path, name: str, data: bytes) -> None:
+    try:
+        with whole_file(folder / name) as temporary:
+            temporary.write_bytes(data)
+    except OSError as error:
+        raise _cannot_write(folder, name, error) from error
+
+
+def _cannot_write(folder: Path, name: str, error: OSError) -> UserError:
+    what = (
+        how_to_go_on(folder) if finished(folder) else "choose a folder that can be written to and has room."
+    )
+    return UserError(f"output_dir={folder}: {name} cannot be written ({error.strerror}); {what}")
 
 
 @dataclass(frozen=True)
@@ -261,9 +330,7 @@ class CouplingStore:
     def check(self, max_bytes: int = 4 << 30) -> None:
         """Makes sure before a training that its blocks are there.
 
-        Args:
-            max_bytes: up to which size of the whole every file is read and its checksum taken; beyond it the
-                files' sizes have to do, and each is checked when it is read.
+        Up to `max_bytes` in all every file is read and its checksum taken; beyond, files are checked as they are read.
 
         Raises:
             UserError: naming the first block that is not as it was written.
@@ -287,14 +354,10 @@ class CouplingStore:
                 raise self._damaged(number, error) from error
 
     def read(self, number: int, observations: list[int]) -> tuple[Solved, Context | None]:
-        """A block, on the CPU.
-
-        Args:
-            number: of the block, below `num_blocks`.
-            observations: indices of those that it should have been made on.
+        """A block, on the CPU, and its context where it is stored.
 
         Raises:
-            UserError: where it is missing, damaged, or of other observations.
+            UserError: where it is missing, damaged, or not of these observations.
         """
         try:
             tensors = read_block(self.folder, number, self.manifest)

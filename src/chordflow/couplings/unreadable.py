@@ -19,24 +19,21 @@ from torch.utils.data import default_collate
 
 from chordflow.errors import UserError, machine_refuses, ran_out_of_memory, reason
 
+_DROP = "drop the episode (--dataset.episodes)"
+
 
 def without_missing(metadata: LeRobotDatasetMetadata, episodes: Sequence[int]) -> str:
     """The advice to do without the episodes whose files are missing, where there are others."""
-    keys = metadata.video_keys
-    missing = [
-        episode
-        for episode in episodes
-        if not all(
-            (Path(metadata.root) / path).is_file()
-            for path in (
-                metadata.get_data_file_path(episode),
-                *(metadata.get_video_file_path(episode, key) for key in keys),
-            )
-        )
-    ]
+
+    def is_there(episode: int) -> bool:
+        files = [metadata.get_data_file_path(episode)]
+        files += [metadata.get_video_file_path(episode, key) for key in metadata.video_keys]
+        return all((Path(metadata.root) / file).is_file() for file in files)
+
+    missing = [str(episode) for episode in episodes if not is_there(episode)]
     if not missing or len(missing) > len(episodes) - 2:
         return ""
-    listed = ", ".join(str(episode) for episode in missing[:8]) + (", ..." if len(missing) > 8 else "")
+    listed = ", ".join([*missing[:8], *["..."] * (len(missing) > 8)])
     return f", or name the others without episode(s) {listed}, whose files are missing (--dataset.episodes)"
 
 
@@ -49,21 +46,16 @@ def not_read(dataset: LeRobotDataset, row: int, error: Exception) -> UserError:
     )
     if isinstance(error, FrameTimestampError) and "tolerance" in str(error):
         off = re.search(r"tensor\(\[([^],]+)", str(error))
-        nearest = f"{off[1]} s away" if off else "further away"
         return UserError(
-            f"{frame}: the nearest frame of its video is {nearest}, and tolerance_s={dataset.tolerance_s:g}; raise "
-            f"--tolerance_s if that is less than half a frame ({0.5 / dataset.fps:g} s), otherwise fetch the video "
-            "again or drop the episode (--dataset.episodes)."
+            f"{frame}: the nearest frame of its video is {f'{off[1]} s' if off else 'further'} away, and "
+            f"tolerance_s={dataset.tolerance_s:g}; raise --tolerance_s if that is less than half a frame "
+            f"({0.5 / dataset.fps:g} s), otherwise fetch the video again or {_DROP}."
         )
-    return UserError(f"{frame} ({reason(error)}); repair the file or drop its episode (--dataset.episodes).")
+    return UserError(f"{frame} ({reason(error)}); repair the file or {_DROP}.")
 
 
 def collated(items: list[dict[str, Any]]) -> Any:
-    """Observations as a batch.
-
-    Raises:
-        UserError: where their shapes differ.
-    """
+    """Observations as a batch; UserError where their shapes differ."""
     try:
         return default_collate(items)
     except RuntimeError as error:
@@ -72,11 +64,8 @@ def collated(items: list[dict[str, Any]]) -> Any:
         episodes = sorted({int(item["episode_index"]) for item in items if "episode_index" in item})
         raise UserError(
             f"dataset: frames of the episodes {episodes} cannot be put together ({reason(error)}); repair those of "
-            "another size or drop their episode (--dataset.episodes)."
+            f"another size or {_DROP}."
         ) from error
-
-
-_CONVERTER = "lerobot.scripts.convert_dataset_v21_to_v30"
 
 
 def open_metadata(repo_id: str, root: str | None, revision: str | None) -> LeRobotDatasetMetadata:
@@ -85,19 +74,20 @@ def open_metadata(repo_id: str, root: str | None, revision: str | None) -> LeRob
     Raises:
         UserError: if there is no such dataset, it is empty, or in a format that LeRobot does not read.
     """
-    if root is not None and not Path(root).is_dir():
-        raise UserError(f"dataset.root={root}: there is no such folder; give a LeRobot dataset's.")
-    if root is not None and not (Path(root) / "meta" / "info.json").is_file():
-        raise UserError(
-            f"dataset.root={root}: this folder is not a LeRobot dataset (meta/info.json is missing); give the "
-            "folder that holds meta, data and videos."
+    if root is not None and not (Path(root) / INFO_PATH).is_file():
+        what = (
+            f"this folder is not a LeRobot dataset ({INFO_PATH} is missing); give the folder that holds meta, data "
+            "and videos"
+            if Path(root).is_dir()
+            else "there is no such folder; give a LeRobot dataset's"
         )
+        raise UserError(f"dataset.root={root}: {what}.")
     try:
         metadata = LeRobotDatasetMetadata(repo_id, root=root, revision=revision)
     except Exception as error:
         if machine_refuses(error):
             raise
-        check_format(repo_id, root, error)
+        _check_format(repo_id, root, error)
         if root is not None:
             raise UserError(
                 f"dataset.root={root}: its meta folder is incomplete or broken ({reason(error)}); copy or "
@@ -107,22 +97,31 @@ def open_metadata(repo_id: str, root: str | None, revision: str | None) -> LeRob
             f"dataset.repo_id={repo_id}: no local dataset of that name, and the Hub has none within reach "
             f"({type(error).__name__}); check the name, the network, or give --dataset.root."
         ) from error
-    check_format(repo_id, str(metadata.root))
+    _check_format(repo_id, str(metadata.root))
     if metadata.total_episodes == 0 or metadata.total_frames == 0:
         raise UserError(f"dataset.repo_id={repo_id}: the dataset is empty; record episodes first.")
     return metadata
 
 
-def check_format(repo_id: str, root: str | None, error: Exception | None = None) -> None:
-    """Makes sure that a dataset is in a format that LeRobot reads.
+def check_decoder(backend: str | None) -> None:
+    """Raises UserError where torchcodec was asked for and is not installed, or finds no ffmpeg."""
+    if backend != "torchcodec":
+        return
+    try:
+        import_module("torchcodec.decoders")
+    except (ImportError, OSError, RuntimeError) as error:
+        what, remedy = "it cannot be loaded, as where ffmpeg is missing", "install ffmpeg"
+        if isinstance(error, ModuleNotFoundError):
+            what, remedy = f"it is not installed ({reason(error)})", "install it"
+        raise UserError(
+            f"dataset.video_backend=torchcodec: {what}; {remedy}, or leave the option out."
+        ) from error
 
-    Args:
-        repo_id: the dataset's.
-        root: its folder; by default LeRobot's own for it.
-        error: what LeRobot raised; None where it raised nothing, as of a later format, which it takes for its own.
 
-    Raises:
-        UserError: for another major version, naming the converter where there is one.
+def _check_format(repo_id: str, root: str | None, error: Exception | None = None) -> None:
+    """Raises UserError for a dataset of another major version, naming the converter where there is one.
+
+    `error` is what LeRobot raised: nothing of a later format, which it takes for its own.
     """
     own, found = _version(CODEBASE_VERSION), _version_in(Path(root) if root else HF_LEROBOT_HOME / repo_id)
     assert own is not None
@@ -139,35 +138,14 @@ def check_format(repo_id: str, root: str | None, error: Exception | None = None)
     if found > own:
         remedy = "a newer LeRobot has made it: give a copy in this format."
     elif found >= (2, 1):
-        remedy = f"convert it with: python -m {_CONVERTER} --repo-id={repo_id}{place} --push-to-hub=false"
+        converter = "python -m lerobot.scripts.convert_dataset_v21_to_v30"
+        remedy = f"convert it with: {converter} --repo-id={repo_id}{place} --push-to-hub=false"
     else:
         remedy = "its converter begins at v2.1: bring the dataset there with an older LeRobot first."
     raise UserError(
         f"{where}: the dataset is in format v{found[0]}.{found[1]}, and LeRobot {lerobot.__version__} reads "
         f"{CODEBASE_VERSION}; {remedy}"
     )
-
-
-def check_decoder(backend: str | None) -> None:
-    """Makes sure that the decoder that was asked for can be loaded; without one asked for, it is PyAV.
-
-    Raises:
-        UserError: for torchcodec where it is not installed, or finds no ffmpeg.
-    """
-    if backend != "torchcodec":
-        return
-    try:
-        import_module("torchcodec.decoders")
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"dataset.video_backend=torchcodec: it is not installed ({reason(error)}); install it, or leave the option "
-            "out."
-        ) from error
-    except (ImportError, OSError, RuntimeError) as error:
-        raise UserError(
-            "dataset.video_backend=torchcodec: it cannot be loaded, as where ffmpeg is missing; install ffmpeg, or "
-            "leave the option out."
-        ) from error
 
 
 def _version_in(root: Path) -> tuple[int, int] | None:

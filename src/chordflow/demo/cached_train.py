@@ -6,44 +6,39 @@ three times the cost of the training step. So the table is decoded once, LeRobot
 from the decoded one, and what it makes of a frame is kept; what that is stays the reader's business.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.scripts.lerobot_train import main
 
 
-class DecodedTable:
-    """A table of decoded columns, indexed as LeRobot's reader does: by row, or by name and then by rows."""
-
-    def __init__(self, columns: dict[str, list[Any]]) -> None:
-        """Keep the columns.
-
-        Args:
-            columns: name to values, one value a row.
-        """
-        self._columns = columns
-
-    def __len__(self) -> int:
-        """Number of rows."""
-        return len(next(iter(self._columns.values())))
-
-    def __getitem__(self, key: int | str) -> "dict[str, Any] | DecodedColumn":
-        """One row as a dictionary, or one column."""
-        if isinstance(key, str):
-            return DecodedColumn(self._columns[key])
-        return {name: column[key] for name, column in self._columns.items()}
-
-
+@dataclass
 class DecodedColumn:
     """One column, indexed by a list of rows."""
 
-    def __init__(self, values: list[Any]) -> None:
-        """Keep the values."""
-        self._values = values
+    values: list[Any]
 
     def __getitem__(self, rows: list[int]) -> list[Any]:
         """The values at these rows."""
-        return [self._values[row] for row in rows]
+        return [self.values[row] for row in rows]
+
+
+@dataclass
+class DecodedTable:
+    """A table of decoded columns by name, indexed as LeRobot's reader does: by row, or by name and then by rows."""
+
+    columns: dict[str, list[Any]]
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(next(iter(self.columns.values())))
+
+    def __getitem__(self, key: int | str) -> dict[str, Any] | DecodedColumn:
+        """One row as a dictionary, or one column."""
+        if isinstance(key, str):
+            return DecodedColumn(self.columns[key])
+        return {name: column[key] for name, column in self.columns.items()}
 
 
 def keep_frames() -> None:

@@ -12,7 +12,8 @@ from chordflow.evaluation.gap import Modes
 from chordflow.policies import FlowPolicy
 from chordflow.policies.sampling import Sampler, seeded_noise
 from chordflow.results.schema import FlipCheck, PolicyName
-from chordflow.rollouts import Episode, chunk_noise
+from chordflow.rollouts.acting import chunk_noise
+from chordflow.rollouts.episodes import Episode
 from lerobot_env_detour import DetourEnv
 
 NOISES = 32
@@ -20,16 +21,12 @@ NOISES = 32
 
 
 class Starts:
-    """The starts of some episodes with the modes that the teacher has there.
+    """The starts of the teacher's episodes, all under one instruction, with the modes that it has there.
 
-    Args:
-        teacher: the teacher.
-        num_steps: its steps as deployed.
-        episodes: its episodes, all under one instruction.
+    `num_steps` are its steps as deployed.
     """
 
     def __init__(self, teacher: FlowPolicy, num_steps: int, episodes: Sequence[Episode]) -> None:
-        self.teacher = teacher
         self.episodes = episodes
         self.modes: list[Modes] = []
         self.labels: list[int] = []
@@ -43,13 +40,9 @@ class Starts:
     def check(
         self, name: PolicyName, policy: FlowPolicy, num_steps: int, episodes: Sequence[Episode]
     ) -> FlipCheck:
-        """Compares flips of the first chunk with sides, in the episodes in which both pass the obstacle.
+        """Compares flips of another policy's first chunk with sides, in the episodes in which both pass the obstacle.
 
-        Args:
-            name: of the other policy.
-            policy: the other policy.
-            num_steps: its steps.
-            episodes: its episodes; those of the same seeds are looked at.
+        Of its `episodes` those of the same seeds are looked at.
         """
         by_seed = {episode.seed: episode for episode in episodes}
         count = flips = other = agree = 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import shlex
 import shutil
@@ -27,8 +28,14 @@ from chordflow import stopping
 from chordflow.checks import check_fields
 from chordflow.console import bar, say
 from chordflow.demo.flips import Starts
-from chordflow.demo.record import DATASET_REPO_ID, record_demonstrations
-from chordflow.demo.teacher import DATASET_FOLDER, TEACHER_FOLDER, make_teacher, place_teacher
+from chordflow.demo.teacher import (
+    DATASET_FOLDER,
+    DATASET_REPO_ID,
+    TEACHER_FOLDER,
+    make_teacher,
+    place_teacher,
+    record_demonstrations,
+)
 from chordflow.errors import UserError
 from chordflow.experiments.config import ReflowJobConfig
 from chordflow.experiments.measured import concluded
@@ -39,23 +46,20 @@ from chordflow.experiments.run_folder import has_checkpoint, new_folder, refuse_
 from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.reporting.pictures import MAX_BYTES, save_clip
 from chordflow.results.schema import Clip, PolicyName, Results, Rollouts
-from chordflow.rollouts import Episode, Timing, run_episodes
-from chordflow.rollouts.summaries import motion_rows, success_at_margin, timing_row
+from chordflow.rollouts.episodes import Episode, Timing
+from chordflow.rollouts.runner import run_episodes
+from chordflow.rollouts.summaries import motion_rows, success_rows, timing_row
 from lerobot_env_detour import DetourEnvConfig
 
 ANY_WAY = "go any way"
 CHECKED = 100
 """Episodes for which flips are compared with sides."""
-
-MARGIN = 0.02
-"""Of the non-inferiority statement."""
-
-BATCH_SIZE = 64
-STUDENT_FOLDER = "student"
-PICTURE = "demo.gif"
-
 SHOWN = 3
 """Episodes in the moving picture."""
+MARGIN = 0.02
+"""Of the non-inferiority statement."""
+BATCH_SIZE = 64
+STUDENT_FOLDER = "student"
 
 
 @dataclass
@@ -86,18 +90,14 @@ class DemoConfig:
 
 
 def run_demo(config: DemoConfig) -> Results:
-    """Runs the demo and leaves its pictures and results.
-
-    Raises:
-        UserError: if the output folder exists, or there is nothing in it to resume.
-    """
+    """Runs the demo; raises UserError if the output folder exists, or there is nothing in it to resume."""
     with stopping.says(lambda: _how_to_go_on(config)), _folder(config) as checkpoint:
         return _run(config, checkpoint)
 
 
 @contextlib.contextmanager
 def _folder(config: DemoConfig) -> Iterator[Path | None]:
-    """The demo's folder, which a demo that is stopped before it trains takes away again; yields what to resume from."""
+    """The demo's folder, which a demo that is stopped before it trains removes; yields what to resume from."""
     output, student = config.output_dir, config.output_dir / STUDENT_FOLDER
     if config.resume:
         if not has_checkpoint(student):
@@ -124,14 +124,10 @@ def _how_to_go_on(config: DemoConfig) -> str:
     output = config.output_dir
     if not has_checkpoint(output / STUDENT_FOLDER):
         return "the student has no checkpoint yet, so start again, in a new folder if this one is there."
-    given = [
-        f"--{option.name}={getattr(config, option.name)}"
-        for option in dataclasses.fields(config)
-        if option.name in ("steps", "episodes", "seed") and getattr(config, option.name) != option.default
-    ]
-    return (
-        f"resume with: {shlex.join(['chordflow', 'demo', '--resume=true', f'--output_dir={output}', *given])}"
-    )
+    given = {name: getattr(config, name) for name in ("steps", "episodes", "seed")}
+    options = [f"--{name}={value}" for name, value in given.items() if value != getattr(DemoConfig, name)]
+    command = ["chordflow", "demo", "--resume=true", f"--output_dir={output}", *options]
+    return f"resume with: {shlex.join(command)}"
 
 
 def _run(config: DemoConfig, checkpoint: Path | None) -> Results:
@@ -143,42 +139,32 @@ def _run(config: DemoConfig, checkpoint: Path | None) -> Results:
     say(shlex.join(command))
     job = draccus.decode(ReflowJobConfig, deflatten(options, sep="."))
     finished = reflow_rounds(job, command, checkpoint)
-
-    teacher = load_flow_policy(teacher_dir, device="cpu")
-    student = load_flow_policy(finished.student, device="cpu", field="student")
-    steps = finished.results.teacher_num_steps
-    arms: list[tuple[PolicyName, FlowPolicy, int]] = [
-        ("teacher", teacher, steps),
-        ("teacher", teacher, 2),
-        ("teacher", teacher, 1),
-        ("student", student, 1),
-    ]
-    timing = {(name, n): Timing() for name, _, n in arms}
-    runs = {
-        (name, n): _episodes(policy, n, config.episodes, f"{name}, {n} step{'s' * (n > 1)}", timing[name, n])
-        for name, policy, n in arms
+    policies: dict[PolicyName, FlowPolicy] = {
+        "teacher": load_flow_policy(teacher_dir, device="cpu"),
+        "student": load_flow_policy(finished.student, device="cpu", field="student"),
     }
-    deployed = runs["teacher", steps]
-    success, motion = [], []
-    for (name, _), episodes in runs.items():
-        reference = None if episodes is deployed else deployed
-        success += success_at_margin(episodes, name, reference, MARGIN)
+    steps = finished.results.teacher_num_steps
+    runs: dict[tuple[PolicyName, int], list[Episode]] = {}
+    success, motion, timing = [], [], []
+    for name, n in (("teacher", steps), ("teacher", 2), ("teacher", 1), ("student", 1)):
+        reference, spent = runs.get(("teacher", steps)), Timing()
+        episodes = _episodes(policies[name], n, config.episodes, f"{name}, {n} step{'s' * (n > 1)}", spent)
+        runs[name, n] = episodes
+        timing.append(timing_row(name, n, spent))
+        success += success_rows(episodes, name, reference, margin=MARGIN)
         motion += motion_rows(episodes, name, reference, config.seed)
-    starts = Starts(teacher, steps, [episode for episode in deployed if episode.task == ANY_WAY][:CHECKED])
-    checks = [
-        starts.check(name, policy, n, runs[name, n])
-        for name, policy, n in arms
-        if (name, n) in (("student", 1), ("teacher", 2))
-    ]
+    free = [episode for episode in runs["teacher", steps] if episode.task == ANY_WAY]
+    starts = Starts(policies["teacher"], steps, free[:CHECKED])
+    compared: tuple[tuple[PolicyName, int], ...] = (("teacher", 2), ("student", 1))
     results = dataclasses.replace(
         finished.results,
         # As it is found from the demo's own folder.
         student=os.path.relpath(finished.student, output),
         success=success,
         motion=motion,
-        flip_checks=checks,
+        flip_checks=[starts.check(name, policies[name], n, runs[name, n]) for name, n in compared],
         rollouts=Rollouts("detour", "paired", 0, BATCH_SIZE, 0, MARGIN),
-        timing=[timing_row(name, n, spent) for (name, n), spent in timing.items()],
+        timing=timing,
         clips=[_moving_picture(output, runs, steps)],
     )
     results = concluded(results)
@@ -218,28 +204,25 @@ def _teacher_and_data(config: DemoConfig) -> Path:
 
 def _episodes(policy: FlowPolicy, num_steps: int, count: int, name: str, timing: Timing) -> list[Episode]:
     """`count` episodes of "go any way" and half as many of each side, the same seeds for every policy."""
-    plan = [(ANY_WAY, range(count)), ("go left", range(10**4, 10**4 + count // 2)),
-            ("go right", range(2 * 10**4, 2 * 10**4 + count // 2))]  # fmt: skip
-    total = sum(len(seeds) for _, seeds in plan)
+    half, left, right = count // 2, 10**4, 2 * 10**4
+    plan = {
+        ANY_WAY: range(count),
+        "go left": range(left, left + half),
+        "go right": range(right, right + half),
+    }
     episodes: list[Episode] = []
-    done = 0
+    done = itertools.count(1)
     with bar(f"episodes of the {name}") as progress:
-
-        def count_up(_episode: Episode) -> None:
-            nonlocal done
-            done += 1
-            progress.update(done, total)
-
-        for instruction, seeds in plan:
+        for instruction, seeds in plan.items():
             episodes += run_episodes(
                 policy,
                 DetourEnvConfig(instruction=instruction),
-                list(seeds),
+                seeds,
                 num_steps=num_steps,
                 batch_size=BATCH_SIZE,
                 timing=timing,
-                record_frames=list(seeds)[:SHOWN] if instruction == ANY_WAY else (),
-                progress=count_up,
+                record_frames=seeds[:SHOWN] if instruction == ANY_WAY else (),
+                progress=lambda _: progress.update(next(done), count + 2 * half),
             )
     return episodes
 
@@ -252,4 +235,4 @@ def _moving_picture(output: Path, runs: dict[tuple[PolicyName, int], list[Episod
         "student, 1 step": runs["student", 1],
     }
     filmed = {label: [(e.seed, e.success, e.frames) for e in run] for label, run in columns.items()}
-    return save_clip(filmed, output, PICTURE, MAX_BYTES)
+    return save_clip(filmed, output, "demo.gif", MAX_BYTES)

@@ -1,9 +1,11 @@
-"""The demo's teacher: how it is made, and how the shipped one is placed in an output folder.
+"""The demo's teacher: its demonstrations, how it is made, and how the shipped one is placed in an output folder.
 
-The teacher is a stock SmolVLA policy, shrunk, trained by LeRobot's own flow-matching loss in LeRobot's own
-training loop. Everything happens with paths relative to one folder, so that no file of the checkpoint names
-a machine's folders; placing a teacher makes them absolute.
+The teacher is a stock SmolVLA policy, shrunk, trained by LeRobot's own loss in LeRobot's own training loop on what a
+scripted expert demonstrates. Everything happens with paths relative to one folder, so that no file of the checkpoint
+names a machine's folders; placing a teacher makes them absolute.
 """
+
+from __future__ import annotations
 
 import os
 import re
@@ -15,12 +17,17 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from chordflow.demo.record import DATASET_REPO_ID, NUM_EPISODES, record_demonstrations
+import numpy as np
+from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.utils.constants import ACTION, OBS_IMAGE, OBS_STATE
+
 from chordflow.demo.tiny_vlm import TinyVLMSize, build_tiny_vlm
-from chordflow.errors import UserError
 from chordflow.policies import relocate
-from lerobot_env_detour import INSTRUCTIONS
+from lerobot_env_detour import INSTRUCTIONS, DetourEnv, DetourExpert
+from lerobot_env_detour.env import FPS
 
 ASSETS = Path(__file__).parent / "assets"
 TEACHER_FOLDER = "teacher"
@@ -28,7 +35,15 @@ VLM_FOLDER = "vlm"
 DATASET_FOLDER = "dataset"
 TRAINING_FOLDER = "teacher_training"
 
-Progress = Callable[[int, int], None]
+DATASET_REPO_ID = "chordflow/detour"
+NUM_EPISODES = 800
+FIRST_SEED = 1_000_000
+"""Seeds of demonstrations count up from here; evaluation counts up from 0, so the two never meet."""
+
+MAX_FRAMES = 60
+"""An episode in which the expert needs more is given up."""
+
+Progress = Callable[[int, int], object]
 
 
 @dataclass(frozen=True)
@@ -96,18 +111,12 @@ class TeacherRecipe:
 
 
 def place_teacher(output_dir: Path) -> Path:
-    """Copy the shipped teacher and its VLM folder to an output folder, with paths that resolve.
+    """Copies the shipped teacher to `teacher/` and `vlm/` of an output folder, with paths that resolve.
 
-    Args:
-        output_dir: folder that gets `teacher/` and `vlm/`; made if it is not there.
-
-    Returns:
-        The checkpoint's folder, `output_dir / "teacher"`.
-
-    Raises:
-        UserError: if one of the two is there already.
+    Gives the checkpoint's folder. Raises FileExistsError if one of the two is there already.
     """
-    return _place(ASSETS / TEACHER_FOLDER, ASSETS / VLM_FOLDER, output_dir)
+    shutil.copytree(ASSETS / VLM_FOLDER, output_dir / VLM_FOLDER)
+    return _place(ASSETS / TEACHER_FOLDER, output_dir)
 
 
 def make_teacher(
@@ -117,55 +126,41 @@ def make_teacher(
     record_progress: Progress | None = None,
     train_progress: Progress | None = None,
 ) -> Path:
-    """Make a teacher from nothing: VLM folder, demonstrations, training.
-
-    Leaves `vlm/`, `dataset/`, `teacher_training/` and `teacher/` in the output folder.
+    """Makes a teacher from nothing: `vlm/`, `dataset/`, `teacher_training/` and `teacher/` in the output folder.
 
     Args:
-        output_dir: folder for all of it; made if it is not there.
+        output_dir: made if it is not there.
         recipe: what to make; the shipped teacher's recipe by default.
-        record_progress: called with (episodes done, in all).
-        train_progress: called with (steps done, in all).
+        record_progress: told of episodes, done and in all.
+        train_progress: told of training steps.
 
     Returns:
         The checkpoint's folder, `output_dir / "teacher"`.
 
     Raises:
-        UserError: if one of these folders is there already.
-        RuntimeError: if LeRobot's training fails.
+        FileExistsError: if `dataset/` or `teacher/` is there already.
+        RuntimeError: if LeRobot's training fails; the message holds the end of its log.
     """
     recipe = recipe or TeacherRecipe()
-    build_tiny_vlm(_new(output_dir / VLM_FOLDER), INSTRUCTIONS, recipe.vlm, weights=False)
-    record_demonstrations(output_dir / DATASET_FOLDER, recipe.num_episodes, progress=record_progress)
-    checkpoint = train_teacher(output_dir, recipe, progress=train_progress)
-    teacher = _new(output_dir / TEACHER_FOLDER)
+    build_tiny_vlm(output_dir / VLM_FOLDER, INSTRUCTIONS, recipe.vlm)
+    record_demonstrations(output_dir / DATASET_FOLDER, recipe.num_episodes, record_progress)
+    return _place(_train(output_dir, recipe, train_progress), output_dir)
+
+
+def _place(checkpoint: Path, output_dir: Path) -> Path:
+    teacher = output_dir / TEACHER_FOLDER
     shutil.copytree(checkpoint, teacher)
     relocate(teacher, (output_dir / VLM_FOLDER).resolve())
     return teacher
 
 
-def train_teacher(folder: Path, recipe: TeacherRecipe, *, progress: Progress | None = None) -> Path:
-    """Train a teacher by LeRobot's training command, in a process of its own.
-
-    Args:
-        folder: folder that holds `vlm/` and `dataset/`; gets `teacher_training/`.
-        recipe: what to train.
-        progress: called with (steps done, steps in all).
-
-    Returns:
-        The checkpoint as LeRobot wrote it, whose paths are relative to `folder`.
-
-    Raises:
-        RuntimeError: if the command fails; the message holds the end of its log.
-    """
-    _new(folder / TRAINING_FOLDER)
+def _train(folder: Path, recipe: TeacherRecipe, progress: Progress | None) -> Path:
+    """Trains by LeRobot's command in a process of its own; the checkpoint's paths are relative to `folder`."""
     log = folder / f"{TRAINING_FOLDER}.log"
     command = [sys.executable, "-m", "chordflow.demo.cached_train", *recipe.train_arguments()]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with log.open("wb") as sink:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=sink, stderr=subprocess.STDOUT
-        )
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=sink, stderr=sink)
         try:
             while process.poll() is None:
                 time.sleep(0.5)
@@ -186,23 +181,65 @@ def train_teacher(folder: Path, recipe: TeacherRecipe, *, progress: Progress | N
 
 
 def _steps_done(log: Path) -> int:
-    """Read the number of steps from the end of LeRobot's progress bar."""
+    """Reads the number of steps from the end of LeRobot's progress bar."""
     with log.open("rb") as file:
         file.seek(max(log.stat().st_size - 4096, 0))
         counts = re.findall(rb"\| (\d+)/\d+ \[", file.read())
     return int(counts[-1]) if counts else 0
 
 
-def _place(checkpoint: Path, vlm: Path, output_dir: Path) -> Path:
-    teacher, vlm_copy = _new(output_dir / TEACHER_FOLDER), _new(output_dir / VLM_FOLDER)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(vlm, vlm_copy)
-    shutil.copytree(checkpoint, teacher)
-    relocate(teacher, vlm_copy.resolve())
-    return teacher
+def record_demonstrations(root: Path, num_episodes: int, progress: Progress | None = None) -> None:
+    """Lets the expert solve episodes and writes the successful ones as a LeRobotDataset of images.
+
+    Episode `i` uses the seed `FIRST_SEED + i` for layout, instruction, side and noise, so the dataset is a function
+    of the number of successful episodes. The folder `root` must not exist.
+    """
+    env = DetourEnv()
+    image = {"shape": env.observation_space["pixels"].shape, "names": ["height", "width", "channels"]}
+    # LeRobot embeds each episode's images by a `map` that draws a progress bar of its own.
+    bars_were_off = are_progress_bars_disabled()
+    disable_progress_bars()
+    dataset = LeRobotDataset.create(
+        DATASET_REPO_ID,
+        FPS,
+        {
+            OBS_IMAGE: {"dtype": "image", **image},
+            OBS_STATE: {"dtype": "float32", "shape": (2,), "names": ["x", "y"]},
+            ACTION: {"dtype": "float32", "shape": (2,), "names": ["dx", "dy"]},
+        },
+        root=root,
+        robot_type="detour",
+        use_videos=False,
+        metadata_buffer_size=num_episodes,
+    )
+    seed = FIRST_SEED
+    try:
+        while dataset.num_episodes < num_episodes:
+            frames = _demonstrate(env, seed)
+            seed += 1
+            for frame in frames:
+                dataset.add_frame(frame)
+            if frames:
+                dataset.save_episode()
+                if progress is not None:
+                    progress(dataset.num_episodes, num_episodes)
+    finally:
+        dataset.finalize()
+        env.close()
+        if not bars_were_off:
+            enable_progress_bars()
 
 
-def _new(folder: Path) -> Path:
-    if folder.exists():
-        raise UserError(f"{folder} exists already; name an output folder without {folder.name!r}.")
-    return folder
+def _demonstrate(env: DetourEnv, seed: int) -> list[dict[str, Any]]:
+    """The frames of one episode; none if the expert failed."""
+    observation, info = env.reset(seed=seed)
+    # The layout's generator and the expert's must not be one stream: [seed, 1] is another than seed.
+    expert = DetourExpert(env.scene, seed=int(np.random.SeedSequence([seed, 1]).generate_state(1)[0]))
+    frames: list[dict[str, Any]] = []
+    ended = False
+    while not ended and len(frames) < MAX_FRAMES:
+        action = expert.act(env.position)
+        frame = {OBS_IMAGE: observation["pixels"], OBS_STATE: observation["agent_pos"], ACTION: action}
+        frames.append({**frame, "task": env.task_description})
+        observation, _, ended, _, info = env.step(action)
+    return frames if info["is_success"] else []

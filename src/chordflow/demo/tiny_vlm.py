@@ -1,15 +1,15 @@
 """A tiny but real SmolVLM: the folder that a SmolVLA checkpoint's `vlm_model_name` points at.
 
 Everything in it is of the stock classes, shrunk: a SigLIP-like vision tower, a pixel-shuffle connector, a
-Llama-like text model, a byte-level tokenizer and the SmolVLM processor. Its weights are random: a tiny
-policy trains them together with its action head.
+Llama-like text model, a byte-level tokenizer and the SmolVLM processor. It has no weights: a policy with
+`load_vlm_weights=False` takes them from its own checkpoint, and a tiny one trains them with its action head.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import (
     LlamaConfig,
@@ -64,52 +64,25 @@ class TinyVLMSize:
         return (self.image_size // self.patch_size) ** 2 // self.scale_factor**2
 
 
-def build_tiny_vlm(
-    folder: Path,
-    instructions: Sequence[str],
-    size: TinyVLMSize | None = None,
-    *,
-    seed: int = 0,
-    weights: bool = True,
-) -> Path:
-    """Write a tiny SmolVLM with tokenizer and processor, by the classes' own `save_pretrained`.
+def build_tiny_vlm(folder: Path, instructions: Sequence[str], size: TinyVLMSize | None = None) -> Path:
+    """Writes a tiny SmolVLM with tokenizer and processor to a folder, by the classes' own `save_pretrained`.
 
-    Args:
-        folder: where to write; made if it is not there.
-        instructions: sentences whose words become single tokens. Any other text is spelled in bytes.
-        size: how large the VLM is; the demo's own size by default.
-        seed: decides the random weights. The global generator is left as it was.
-        weights: whether to write weights. A policy with `load_vlm_weights=False` needs none: it takes
-            them from its own checkpoint.
-
-    Returns:
-        The folder.
+    Words of the instructions become single tokens; any other text is spelled in bytes. The size is the demo's own by
+    default.
     """
     size = size or TinyVLMSize()
-    folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer(instructions)
-    config = _config(size, tokenizer)
+    side = {"longest_edge": size.image_size}
+    pictures: dict[str, Any] = {"size": side, "max_image_size": side, "do_image_splitting": False}
     SmolVLMProcessor(
-        image_processor=SmolVLMImageProcessor(
-            size={"longest_edge": size.image_size},
-            max_image_size={"longest_edge": size.image_size},
-            do_image_splitting=False,
-        ),
+        image_processor=SmolVLMImageProcessor(**pictures),
         tokenizer=tokenizer,
-        video_processor=SmolVLMVideoProcessor(
-            size={"longest_edge": size.image_size},
-            max_image_size={"longest_edge": size.image_size},
-            do_image_splitting=False,
-        ),
+        video_processor=SmolVLMVideoProcessor(**pictures),
         image_seq_len=size.image_tokens,
     ).save_pretrained(folder)
-    if weights:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            SmolVLMForConditionalGeneration(config).save_pretrained(folder)
-    else:
-        config.architectures = [SmolVLMForConditionalGeneration.__name__]
-        config.save_pretrained(folder)
+    config = _config(size, tokenizer)
+    config.architectures = [SmolVLMForConditionalGeneration.__name__]
+    config.save_pretrained(folder)
     return folder
 
 
@@ -124,14 +97,11 @@ def _tokenizer(instructions: Sequence[str]) -> PreTrainedTokenizerFast:
         special_tokens=list(SPECIAL_TOKENS.values()),
         show_progress=False,
     )
-    names = {name: token for name, token in SPECIAL_TOKENS.items() if name.split("_")[0] in _STANDARD}
-    extra = {name: token for name, token in SPECIAL_TOKENS.items() if name not in names}
+    standard = {name: SPECIAL_TOKENS[name] for name in ("pad_token", "bos_token", "eos_token", "unk_token")}
+    extra = {name: token for name, token in SPECIAL_TOKENS.items() if name not in standard}
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer, extra_special_tokens=extra, padding_side="right", **names
+        tokenizer_object=bpe._tokenizer, extra_special_tokens=extra, padding_side="right", **standard
     )
-
-
-_STANDARD = {"pad", "bos", "eos", "unk"}
 
 
 def _config(size: TinyVLMSize, tokenizer: PreTrainedTokenizerFast) -> SmolVLMConfig:

@@ -17,16 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chordflow.evaluation.gap import Modes, Targets, flatten
-from chordflow.evaluation.paired import Way, solve
-from chordflow.evaluation.work import Work
+from chordflow.evaluation.gap import Targets, flatten
+from chordflow.evaluation.paired import Way, Work
 from chordflow.flow.seeds import generator
 from chordflow.flow.solvers import SOLVERS, AdamsBashforth, get_solver
 from chordflow.policies import FlowPolicy
 from chordflow.results.actions import REFERENCES, TEACHER, FreeWays, PolicyName
 
 GRID_POWERS = (1.0, 1.4, 2.0)
-"""Even steps, and two grids whose steps grow smaller towards the action (see `flow.grids`)."""
+"""Even steps, and two grids whose steps grow smaller towards the action (see `flow.solvers`)."""
 
 CHOICE_NOISES = 2
 """Noises of each observation that ways are chosen on; fewer than are measured on, for a dozen ways are solved."""
@@ -36,9 +35,6 @@ def candidates(nfe: int) -> list[Way]:
     """Every way that takes exactly so many evaluations, LeRobot's even Euler steps first.
 
     A single step has no grid, and a single one of Adams-Bashforth's is midpoint's: neither is listed twice.
-
-    Args:
-        nfe: network evaluations.
     """
     found = []
     for name in SOLVERS:
@@ -50,11 +46,9 @@ def candidates(nfe: int) -> list[Way]:
 
 
 def halves(episodes: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """The observations to choose on and those to measure on, rows of `episodes` (N,): an episode is in one of the two.
+    """The rows of `episodes` (N,) to choose on and those to measure on: an episode is in one of the two.
 
-    Args:
-        episodes: of each observation, (N,); where it is one episode alone, both are all rows.
-        seed: which half of the episodes is which.
+    Where there is one episode alone, both are all rows.
     """
     known = episodes.unique()
     if len(known) == 1:
@@ -83,40 +77,24 @@ class Search:
         self._work, self._teacher, self._known = work, teacher, set(known)
         self._candidates = {nfe: candidates(nfe) for nfe in sorted(counts) if nfe > 1}
         self._chosen_on, self._measured_on = halves(work.held_out.episodes, work.config.seed)
-        config = work.config
-        most = config.gap_noises or config.noises_per_observation
-        self._noises = min(most, config.converged_noises)
+        self._noises = min(work.config.compared_noises, work.config.converged_noises)
         self._choice = min(self._noises, CHOICE_NOISES)
         self._unknown = [w for ways in self._candidates.values() for w in ways if w not in self._known]
         self.cost = work.cost(sum(way.nfe for way in self._unknown), self._choice, self._chosen_on)
         self.cost += work.cost(sum(self._candidates), self._noises, self._measured_on)
         self.found: FreeWays | None = None
 
-    def run(self, solved: Mapping[Way, Tensor], deployed: Way, converged: Tensor, modes: Modes) -> None:
-        """Chooses and measures.
+    def run(self, solved: Mapping[Way, Tensor], targets: Targets) -> None:
+        """Chooses and measures on the teacher's endpoints (N, K, H, D) by the known ways.
 
-        Args:
-            solved: the teacher's endpoints (N, K, H, D) by the known ways, at least the even Euler steps of every
-                number of evaluations and those as deployed.
-            deployed: the way that is deployed.
-            converged: endpoints (N, K, H, D) of the converged ODE.
-            modes: the teacher's.
+        These are at least the even Euler steps of every number of evaluations and those as deployed.
         """
-        rows, noises = self._measured_on, self._noises
-        targets = Targets(
-            self._teacher,
-            deployed=solved[deployed][rows, :noises],
-            deployed_steps=deployed.num_steps,
-            converged=converged[rows, :noises],
-            converged_steps=self._work.config.converged_num_steps,
-            modes=modes.of(rows),
-            episodes=self._work.held_out.episodes[rows],
-            seed=self._work.config.seed,
-        )
-        if not self._candidates or not (_differ(targets.deployed) and _differ(targets.converged)):
-            self._work.tick(self.cost)
+        rows, noises, work = self._measured_on, self._noises, self._work
+        self._targets = here = targets.at(rows, noises)
+        if not self._candidates or not (_differ(here.deployed) and _differ(here.converged)):
+            work.tick(self.cost)
             return
-        best = self._choose(solved, converged)
+        best = self._choose(solved, targets.converged)
         new = [way for way in best if way not in self._known]
         ends = {way: solved[way][rows, :noises] for way in best if way in self._known}
         ends |= self._solve(new, rows, noises)
@@ -124,44 +102,37 @@ class Search:
         best = [way if ends[way].isfinite().all() else Way("euler", way.nfe) for way in best]
         ends |= {way: solved[way][rows, :noises] for way in best if way in self._known}
         # What was known already counts as done.
-        self._work.tick(self._work.cost(sum(self._candidates) - sum(way.nfe for way in new), noises, rows))
-        ways = []
+        work.tick(work.cost(sum(self._candidates) - sum(way.nfe for way in new), noises, rows))
+        self.found = FreeWays(
+            chosen_on=work.held_out.episodes[self._chosen_on].unique().tolist(),
+            measured_on=here.episodes.unique().tolist(),
+            ways=[],
+            others=[here.row(TEACHER, here.way, "converged", here.floor)],
+        )
+        self._best = {}
         for way, reference in product(best, REFERENCES):
             gap, even = (
-                targets.gap(e, reference) for e in (ends[way], solved[Way("euler", way.nfe)][rows, :noises])
+                here.gap(e, reference) for e in (ends[way], solved[Way("euler", way.nfe)][rows, :noises])
             )
-            row = targets.row(TEACHER, way, reference, gap)
-            ways.append(replace(row, ratio_to_untrained=targets.ratio(gap, even)))
-        self._targets = targets
-        self._best = {way.nfe: targets.gap(ends[way], "converged") for way in best}
-        self.found = FreeWays(
-            chosen_on=self._work.held_out.episodes[self._chosen_on].unique().tolist(),
-            measured_on=targets.episodes.unique().tolist(),
-            ways=ways,
-            others=[targets.row(TEACHER, deployed, "converged", targets.floor)],
-        )
+            row = here.row(TEACHER, way, reference, gap)
+            self.found.ways.append(replace(row, ratio_to_untrained=here.ratio(gap, even)))
+            if reference == "converged":
+                self._best[way.nfe] = gap
 
     def put_beside(self, name: PolicyName, solved: Mapping[Way, Tensor]) -> None:
-        """Adds another policy on the same pairs.
-
-        Args:
-            name: of the policy.
-            solved: its endpoints (N, K, H, D) by even Euler steps.
-        """
+        """Adds another policy on the same pairs, by its endpoints (N, K, H, D) of even Euler steps."""
         if self.found is None:
             return
         for way, ends in solved.items():
             gap = self._targets.gap(ends[self._measured_on, : self._noises], "converged")
             row = self._targets.row(name, way, "converged", gap)
-            self.found.others.append(
-                replace(row, ratio_to_free=self._targets.ratio(gap, self._best.get(way.nfe)))
-            )
+            free = self._targets.ratio(gap, self._best.get(way.nfe))
+            self.found.others.append(replace(row, ratio_to_free=free))
 
     def _choose(self, solved: Mapping[Way, Tensor], converged: Tensor) -> list[Way]:
         """The way of each number of evaluations that ends nearest to the converged ODE."""
-        rows, noises = self._chosen_on, self._choice
+        rows, noises, chunk = self._chosen_on, self._choice, self._teacher.chunk
         ends = self._solve(self._unknown, rows, noises)
-        chunk = self._teacher.chunk
         target = flatten(converged[rows, :noises], chunk)
 
         def squared(way: Way) -> float:
@@ -172,18 +143,7 @@ class Search:
         return [min(ways, key=squared) for ways in self._candidates.values()]
 
     def _solve(self, ways: list[Way], rows: Tensor, noises: int) -> dict[Way, Tensor]:
-        if not ways:
-            return {}
-        held_out, config = self._work.held_out, self._work.config
-        return solve(
-            self._teacher,
-            held_out.contexts[TEACHER],
-            held_out.noise[rows, :noises],
-            ways,
-            batch_size=config.batch_size,
-            on_batch=self._work.tick,
-            rows=rows,
-        )
+        return self._work.solve(TEACHER, self._teacher, ways, noises, rows) if ways else {}
 
 
 def _differ(endpoints: Tensor) -> bool:

@@ -5,9 +5,11 @@ Shapes: N observations, K noises for each, H chunk size, D padded action dimensi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from chordflow.errors import UserError
 from chordflow.evaluation.modes import mode_centres, nearest_mode
 from chordflow.evaluation.paired import Way
 from chordflow.policies import ChunkSpec, FlowPolicy
-from chordflow.results.actions import GapRow, PolicyName, Reference
+from chordflow.results.actions import REFERENCES, TEACHER, GapRow, PolicyName, Reference
 from chordflow.results.statistics import Estimate, Interval, ratio_of_rms
 
 
@@ -31,8 +33,7 @@ class Gap:
             root-mean-square spread.
         spread: distance of every reference from their mean, divided by the same, (N, K).
         flips: (N, K), true where a pair lies at different modes.
-        max_abs: largest absolute difference in the robot's units.
-        mean_abs: mean absolute difference in the robot's units.
+        max_abs: largest absolute difference in the robot's units; `mean_abs` is their mean.
     """
 
     distance: NDArray[np.float64]
@@ -57,17 +58,10 @@ class Gap:
         return float(self.flips.mean())
 
     def interval(self, episodes: NDArray[np.int_], seed: int) -> Interval | None:
-        """Interval of `rms` over episodes, whose frames and noises are not independent.
+        """Interval of `rms` over the episodes (N,), whose frames and noises are not independent; None for one episode.
 
         The RMS is a ratio of two sums over pairs, distances and spread; a resampled episode brings its part of
         both. The mean that the spread is taken from stays that of all pairs.
-
-        Args:
-            episodes: of each observation, (N,).
-            seed: of the bootstrap.
-
-        Returns:
-            None with fewer than two episodes.
         """
         if not self.distance.any():
             # The same endpoints are at no distance in any episode.
@@ -77,12 +71,7 @@ class Gap:
 
 
 class Modes:
-    """The modes of a policy at each of N observations, from its endpoints (N, K, H, D).
-
-    Args:
-        endpoints: of the teacher as deployed.
-        chunk: of the teacher, for what of an endpoint is real.
-    """
+    """The modes of a policy at each of N observations, from the real part of its endpoints (N, K, H, D)."""
 
     def __init__(self, endpoints: Tensor, chunk: ChunkSpec) -> None:
         self.chunk = chunk
@@ -108,13 +97,9 @@ class Modes:
 
 
 def action_gap(actual: Tensor, reference: Tensor, modes: Modes, policy: FlowPolicy) -> Gap:
-    """The gap of `actual` to `reference`, both (N, K, H, D), over the real dimensions.
+    """The gap of endpoints to the teacher's from the same noises, both (N, K, H, D), over the real dimensions.
 
-    Args:
-        actual: endpoints of the policy in question.
-        reference: endpoints of the teacher from the same noises.
-        modes: the teacher's.
-        policy: for the way from endpoints to the robot's units.
+    `modes` are the teacher's; `policy` has the way from endpoints to the robot's units.
 
     Raises:
         UserError: if the reference's endpoints do not differ, so that a relative gap is not defined.
@@ -146,7 +131,7 @@ class Targets:
     Attributes:
         teacher: whose.
         deployed: its endpoints as deployed, (N, K, H, D).
-        deployed_steps: its Euler steps as deployed.
+        way: how it is deployed.
         converged: endpoints of its converged ODE, (N, K, H, D); the noises may be fewer.
         converged_steps: Euler steps of that.
         modes: found among its endpoints as deployed.
@@ -157,7 +142,7 @@ class Targets:
 
     teacher: FlowPolicy
     deployed: Tensor
-    deployed_steps: int
+    way: Way
     converged: Tensor
     converged_steps: int
     modes: Modes
@@ -170,21 +155,33 @@ class Targets:
         """Of the teacher as deployed to its converged ODE."""
         return self.gap(self.deployed, "converged")
 
+    def at(self, rows: Tensor, noises: int) -> Targets:
+        """Those of some of the observations, whose places are `rows`, on the first noises."""
+        return replace(
+            self,
+            deployed=self.deployed[rows, :noises],
+            converged=self.converged[rows, :noises],
+            modes=self.modes.of(rows),
+            episodes=self.episodes[rows],
+            noises=None,
+        )
+
     def gap(self, ends: Tensor, reference: Reference) -> Gap:
         """The distances of endpoints (N, K, H, D), on the noises that both have."""
         target = self.deployed if reference == "deployed" else self.converged
         noises = min(ends.shape[1], target.shape[1], self.noises or ends.shape[1])
         return action_gap(ends[:, :noises], target[:, :noises], self.modes, self.teacher)
 
-    def row(self, policy: PolicyName, way: Way, reference: Reference, gap: Gap) -> GapRow:
-        """A gap as results hold it: with its interval and, to the converged ODE, beside the floor.
+    def gaps(self, policy: PolicyName, solved: Mapping[Way, Tensor]) -> dict[tuple[Way, Reference], Gap]:
+        """Those of a policy's endpoints (N, K, H, D) by several ways; the teacher's own as deployed is `floor`."""
+        found = {}
+        for (way, ends), reference in product(solved.items(), REFERENCES):
+            itself = (policy, way, reference) == (TEACHER, self.way, "converged")
+            found[way, reference] = self.floor if itself else self.gap(ends, reference)
+        return found
 
-        Args:
-            policy: whose actions.
-            way: how they were made.
-            reference: what they are compared with.
-            gap: the distances; `floor` itself is not compared with itself.
-        """
+    def row(self, policy: PolicyName, way: Way, reference: Reference, gap: Gap) -> GapRow:
+        """A gap as results hold it: with its interval and, to the converged ODE, beside the floor unless it is that."""
         converged = reference == "converged"
         beside = converged and gap is not self.floor and self.floor.rms > 0
         return GapRow(
@@ -194,7 +191,7 @@ class Targets:
             grid_power=way.grid_power,
             nfe=way.nfe,
             reference=reference,
-            reference_num_steps=self.converged_steps if converged else self.deployed_steps,
+            reference_num_steps=self.converged_steps if converged else self.way.num_steps,
             rms=gap.rms,
             median=gap.median,
             flip_rate=gap.flip_rate,
@@ -208,11 +205,7 @@ class Targets:
         )
 
     def ratio(self, gap: Gap, other: Gap | None) -> Estimate | None:
-        """One gap's RMS over another's of the same pairs, with its interval over episodes: their frames depend.
-
-        Returns:
-            None where there is no other one, or it is zero.
-        """
+        """One gap's RMS over another's of the same pairs, with its interval over episodes; None over none or zero."""
         if other is None or other.rms == 0:
             return None
         clusters = np.repeat(self.episodes.numpy(), gap.distance.shape[1])

@@ -15,7 +15,7 @@ from torch import Tensor
 from chordflow.flow.seeds import generator
 from chordflow.policies import FlowPolicy
 from chordflow.policies.sampling import Sampler
-from chordflow.results.latency import ChunkTime, Latency, Memory
+from chordflow.results.actions import ChunkTime, Latency, Memory
 from chordflow.results.statistics import Percentiles
 
 WARM_UP = 5
@@ -43,8 +43,7 @@ def measure_latency(
         student_num_steps: of the student.
         chunk_num_steps: step counts at which whole chunks are timed.
         warm_up: untimed rounds before them.
-        clock: seconds; wall time unless a caller knows better. On a CPU that others use, one thread's own
-            `time.process_time` leaves out what they take.
+        clock: seconds; wall time unless a caller knows better.
     """
     batch = policy.preprocess(items)
     context = policy.encode(batch)
@@ -53,10 +52,13 @@ def measure_latency(
     t = torch.ones(size, device=policy.device)
     memory = _MemoryMeter(policy)
 
+    def chunk(sampler: Sampler) -> Tensor:
+        return sampler(policy.encode(batch), noise)
+
     work: dict[str | int, Callable[[], object]] = {
         "encode": lambda: policy.encode(batch),
         "step": lambda: policy.velocity(noise, t, context),
-        **{n: partial(_chunk, Sampler(policy, n), batch, noise) for n in sorted(set(chunk_num_steps))},
+        **{n: partial(chunk, Sampler(policy, n)) for n in sorted(set(chunk_num_steps))},
         # A chunk of the robot's pays for the processors as well, whatever its number of steps.
         "processors": lambda: policy.to_action(noise) if policy.preprocess(items) else None,
     }
@@ -68,44 +70,34 @@ def measure_latency(
             if number >= warm_up:
                 seconds[name].append(took)
                 memory.look()
+    found = {name: _percentiles(times) for name, times in seconds.items()}
     return Latency(
-        encode_s=float(np.median(seconds["encode"])),
-        step_s=float(np.median(seconds["step"])),
+        encode_s=found["encode"].p50,
+        step_s=found["step"].p50,
         batch_size=size,
         repeats=repeats,
         teacher_num_steps=teacher_num_steps,
         student_num_steps=student_num_steps,
-        encode=_percentiles(seconds["encode"]),
-        step=_percentiles(seconds["step"]),
-        chunks=[ChunkTime(n, _percentiles(times)) for n, times in seconds.items() if isinstance(n, int)],
-        processors_s=float(np.median(seconds["processors"])),
+        encode=found["encode"],
+        step=found["step"],
+        chunks=[ChunkTime(n, times) for n, times in found.items() if isinstance(n, int)],
+        processors_s=found["processors"].p50,
         memory=memory.read(),
     )
-
-
-def _chunk(sampler: Sampler, batch: dict[str, Any], noise: Tensor) -> Tensor:
-    return sampler(sampler.policy.encode(batch), noise)
 
 
 class _MemoryMeter:
     """Memory of a policy while it acts.
 
-    On CUDA what counts is the weights and the most that is allocated above what was there before, so that other
-    policies and data that happen to be loaded do not count. On a CPU allocations cannot be told apart: the resident
-    memory of the whole process is read after every chunk and the largest kept, libraries and all. Other
-    devices give no comparable figure.
+    On CUDA the weights and the most that is allocated above what was there before: what else is loaded does not count.
+    On a CPU, where allocations cannot be told apart, the largest resident memory of the whole process after any chunk,
+    libraries and all. Other devices give no comparable figure.
     """
 
     def __init__(self, policy: FlowPolicy) -> None:
-        tensors = {
-            t.data_ptr(): t.numel() * t.element_size()
-            for t in [*policy.module.parameters(), *policy.module.buffers()]
-        }
-        self.weights = sum(tensors.values())
-        self.device = policy.device
-        self.process = psutil.Process()
-        self.resident = 0
-        self.before = 0
+        held = [*policy.module.parameters(), *policy.module.buffers()]
+        self.weights = sum({t.data_ptr(): t.numel() * t.element_size() for t in held}.values())
+        self.device, self.process, self.resident, self.before = policy.device, psutil.Process(), 0, 0
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -121,9 +113,7 @@ class _MemoryMeter:
         if self.device.type == "cuda":
             above = torch.cuda.max_memory_allocated(self.device) - self.before
             return Memory(self.weights, self.weights + above, "accelerator")
-        if self.device.type == "cpu":
-            return Memory(self.weights, self.resident, "process")
-        return None
+        return Memory(self.weights, self.resident, "process") if self.device.type == "cpu" else None
 
 
 def _percentiles(seconds: Sequence[float]) -> Percentiles:

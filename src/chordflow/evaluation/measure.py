@@ -1,41 +1,42 @@
-"""What can be measured of policies without an environment: curvature, action gap, spread, latency, trajectories."""
+"""What can be measured of policies without an environment: curvature, action gap, spread, latency, trajectories.
+
+`measure` holds teacher and students together; a `Yardstick` is a teacher solved once, with which any number of students
+are compared one at a time. Both give the same figures for the same settings.
+
+Shapes: N observations, K noises for each, H chunk size, D padded action dimension.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 
 import torch
+from torch import Tensor
 
 from chordflow.couplings import Observations
 from chordflow.evaluation.free import Search
 from chordflow.evaluation.gap import Gap, Modes, Targets
 from chordflow.evaluation.latency import measure_latency
-from chordflow.evaluation.paired import (
-    MeasureConfig,
-    Way,
-    encode_held_out,
-)
-from chordflow.evaluation.spread import observation_spreads, widest_observations
-from chordflow.evaluation.trajectories import trajectories
-from chordflow.evaluation.work import Tick, Work, curvature_row
+from chordflow.evaluation.paired import HeldOutSet, MeasureConfig, Progress, Way, Work, encode_held_out
+from chordflow.evaluation.spread import diversity, observation_spreads, trajectories, widest_observations
 from chordflow.flow.solvers import get_solver
+from chordflow.policies import FlowPolicy
 from chordflow.policies.sampling import Sampler
 from chordflow.results.actions import (
-    REFERENCES,
     STUDENT,
     TEACHER,
     CurvatureRow,
     FreeWays,
     GapRow,
+    Latency,
     ObservationSpread,
     PolicyName,
     Reference,
     TrajectoryRow,
     WideObservation,
 )
-from chordflow.results.latency import Latency
+from chordflow.results.study import Diversity
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,8 @@ class Measures:
         latency: encode, step and whole chunks.
         trajectories: a few paths of each policy, on one plane.
         trajectory_axes: share of their variance along its two axes.
-        spreads: how two-sided the teacher is at each observation.
+        spreads: how two-sided the teacher is at each held-out observation that was used.
         widest: the observations at which its endpoints spread most.
-        num_observations: held-out observations used.
-        multimodal: share of them at which the teacher has several modes.
     """
 
     curvature: list[CurvatureRow]
@@ -63,8 +62,6 @@ class Measures:
     trajectory_axes: list[float]
     spreads: list[ObservationSpread]
     widest: list[WideObservation]
-    num_observations: int
-    multimodal: float
 
 
 @torch.no_grad()
@@ -73,7 +70,7 @@ def measure(
     observations: Observations,
     config: MeasureConfig,
     *,
-    on_progress: Tick = lambda done, total: None,
+    on_progress: Progress = lambda done, total: None,
 ) -> Measures:
     """Measures a teacher, and students as reloaded from their checkpoints against it.
 
@@ -87,7 +84,7 @@ def measure(
             an observation is encoded once for all.
         observations: held out by episode.
         config: how much.
-        on_progress: told the network evaluations done, of how many.
+        on_progress: see `Progress`.
 
     Raises:
         UserError: for observations that cannot be read, or actions that are not finite.
@@ -103,64 +100,42 @@ def measure(
     held_out = encode_held_out(networks, observations, config)
     ways = _ways(policies, config)
     work = Work(held_out, config, on_progress)
-    compared = config.gap_noises or config.noises_per_observation
+    compared, every = config.compared_noises, config.noises_per_observation
     as_deployed = Way("euler", teacher_steps)
     work.total = work.cost(sum(way.nfe for of_one in ways.values() for way in of_one), compared)
-    if compared < config.noises_per_observation:
+    if compared < every:
         work.total += work.cost(teacher_steps)
     work.total += len(networks) * work.cost(config.converged_num_steps, config.converged_noises)
     search = Search(work, teacher, {way.nfe for way in ways[TEACHER]}, known=ways[TEACHER])
     work.total += search.cost
 
-    curvature, converged = [], {}
-    for name, network in networks.items():
-        sums, ends = work.converge(name, network)
-        curvature.append(curvature_row(name, sums, held_out, config.seed))
-        converged[name] = ends
+    converged = {name: work.converge(name, network) for name, network in networks.items()}
     gaps: list[GapRow] = []
     untrained: dict[tuple[Way, Reference], Gap] = {}
     for name, network in networks.items():
         solved = work.solve(name, network, ways[name], compared)
         if name == TEACHER:
             # Modes and spread are seen from all noises.
-            if compared == config.noises_per_observation:
-                deployed = solved[as_deployed]
-            else:
-                deployed = work.solve(name, network, [as_deployed], config.noises_per_observation)[
-                    as_deployed
-                ]
+            deployed = solved[as_deployed]
+            if compared < every:
+                deployed = work.solve(name, network, [as_deployed], every)[as_deployed]
                 # The same to the bit, so that the teacher's gap to itself is zero.
                 solved[as_deployed] = deployed[:, :compared]
-            modes = Modes(deployed, teacher.chunk)
-            targets = Targets(
-                teacher,
-                deployed=deployed,
-                deployed_steps=teacher_steps,
-                converged=converged[TEACHER],
-                converged_steps=config.converged_num_steps,
-                modes=modes,
-                episodes=held_out.episodes,
-                seed=config.seed,
-                noises=compared,
-            )
-            search.run(solved, as_deployed, converged[TEACHER], modes)
+            targets = _targets(work, teacher, deployed, teacher_steps, converged[TEACHER][1], compared)
+            search.run(solved, targets)
         else:
             search.put_beside(name, solved)
-        for (way, ends), reference in product(solved.items(), REFERENCES):
-            if (name, way, reference) == (TEACHER, as_deployed, "converged"):
-                gap = targets.floor
-            else:
-                gap = targets.gap(ends, reference)
-            ratio = None
-            if name == TEACHER:
-                untrained[way, reference] = gap
-            else:
-                ratio = targets.ratio(gap, untrained[way, reference])
+        found = targets.gaps(name, solved)
+        if name == TEACHER:
+            untrained = found
+        for (way, reference), gap in found.items():
+            ratio = targets.ratio(gap, untrained[way, reference]) if name != TEACHER else None
             gaps.append(replace(targets.row(name, way, reference, gap), ratio_to_untrained=ratio))
     paths, axes = trajectories(networks, held_out, deployed, config.converged_num_steps)
+    modes = targets.modes
     spreads = observation_spreads(deployed, modes, held_out)
     return Measures(
-        curvature=curvature,
+        curvature=[row for row, _ in converged.values()],
         gaps=gaps,
         free=search.found,
         latency=latency,
@@ -168,8 +143,23 @@ def measure(
         trajectory_axes=axes,
         spreads=spreads,
         widest=widest_observations(spreads, deployed, modes, held_out, observations),
-        num_observations=held_out.num_observations,
-        multimodal=float((modes.counts > 1).mean()),
+    )
+
+
+def _targets(
+    work: Work, teacher: FlowPolicy, deployed: Tensor, num_steps: int, converged: Tensor, noises: int | None
+) -> Targets:
+    """What the endpoints of a teacher deployed at so many steps, and those of its converged ODE, are to others."""
+    return Targets(
+        teacher,
+        deployed=deployed,
+        way=Way("euler", num_steps),
+        converged=converged,
+        converged_steps=work.config.converged_num_steps,
+        modes=Modes(deployed, teacher.chunk),
+        episodes=work.held_out.episodes,
+        seed=work.config.seed,
+        noises=noises,
     )
 
 
@@ -192,10 +182,7 @@ def _ways(policies: Mapping[PolicyName, Sampler], config: MeasureConfig) -> dict
 def _latency(
     policies: Mapping[PolicyName, Sampler], observations: Observations, config: MeasureConfig
 ) -> Latency:
-    """The teacher's network stands for all: they are of one family and size.
-
-    Without a student the student's steps are one, so that speed-up and ceiling are the same figure.
-    """
+    """Of the teacher's network, which stands for all; without a student one step's, so that speed-up is the ceiling."""
     teacher = policies[TEACHER]
     student_steps = policies[STUDENT].num_steps if STUDENT in policies else 1
     return measure_latency(
@@ -206,3 +193,105 @@ def _latency(
         student_num_steps=student_steps,
         chunk_num_steps=[1, 2, student_steps, teacher.num_steps],
     )
+
+
+@dataclass(frozen=True)
+class Held:
+    """What was found of one policy.
+
+    Attributes:
+        curvature: on its own trajectories.
+        gaps: a row for each number of Euler steps and reference.
+        endpoints: (N, K, H, D) by number of Euler steps, on the CPU.
+    """
+
+    curvature: CurvatureRow
+    gaps: list[GapRow]
+    endpoints: dict[int, Tensor]
+
+
+class Yardstick:
+    """The teacher's endpoints on held-out observations, as deployed and as its ODE converges.
+
+    Args:
+        teacher: frozen.
+        observations: held out by episode.
+        config: how much; of its steps and solvers Euler at `num_steps` is used.
+        teacher_steps: Euler steps of the teacher as deployed.
+        on_progress: told the network evaluations done, of how many.
+
+    Attributes:
+        teacher: its own figures at `config.num_steps` and as deployed; the latter to the converged ODE is the floor.
+
+    Raises:
+        UserError: for observations that cannot be read, or actions that are not finite.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        teacher: FlowPolicy,
+        observations: Observations,
+        config: MeasureConfig,
+        teacher_steps: int,
+        on_progress: Progress = lambda done, total: None,
+    ) -> None:
+        self._config = replace(config, converged_num_steps=config.fine_num_steps(teacher_steps))
+        self._policy, self._observations = teacher, observations
+        self._held_out = encode_held_out({TEACHER: teacher}, observations, self._config)
+        self._prefix = teacher.prefix_hash()
+        deployed, every = Way("euler", teacher_steps), self._config.noises_per_observation
+        ways = list(dict.fromkeys([*self._ways, deployed]))
+        work = self._work(self._held_out, ways, every, on_progress)
+        curvature, converged = work.converge(TEACHER, teacher)
+        solved = work.solve(TEACHER, teacher, ways, every)
+        noises = self._config.gap_noises
+        self._targets = _targets(work, teacher, solved[deployed], teacher_steps, converged, noises)
+        self.teacher = self._held(TEACHER, curvature, solved)
+
+    @property
+    def num_observations(self) -> int:
+        """N."""
+        return len(self._held_out.noise)
+
+    @torch.no_grad()
+    def of(
+        self, name: PolicyName, student: FlowPolicy, on_progress: Progress = lambda done, total: None
+    ) -> Held:
+        """Measures a student of the teacher's family and chunk, as reloaded from its checkpoint.
+
+        Raises:
+            UserError: if its actions are not finite.
+        """
+        held_out = self._held_out
+        context = held_out.contexts[TEACHER]
+        if student.prefix_hash() != self._prefix:
+            context = encode_held_out({name: student}, self._observations, self._config).contexts[name]
+        own = replace(held_out, contexts={name: context})
+        noises = self._config.compared_noises
+        work = self._work(own, self._ways, noises, on_progress)
+        curvature, _ = work.converge(name, student)
+        return self._held(name, curvature, work.solve(name, student, self._ways, noises))
+
+    def diversity(self, held: Held) -> list[Diversity]:
+        """How far a policy's endpoints spread over noise beside the teacher's as deployed, at each number of steps."""
+        reference = self._targets.deployed
+        return [
+            diversity(ends, reference[:, : ends.shape[1]], self._targets.modes, num_steps)
+            for num_steps, ends in sorted(held.endpoints.items())
+        ]
+
+    @property
+    def _ways(self) -> list[Way]:
+        return [Way("euler", n) for n in sorted(set(self._config.num_steps))]
+
+    def _work(self, held_out: HeldOutSet, ways: Sequence[Way], noises: int, on_progress: Progress) -> Work:
+        work = Work(held_out, self._config, on_progress)
+        work.total = work.cost(sum(way.nfe for way in ways), noises)
+        work.total += work.cost(self._config.converged_num_steps, self._config.converged_noises)
+        return work
+
+    def _held(self, name: PolicyName, curvature: CurvatureRow, solved: dict[Way, Tensor]) -> Held:
+        found = self._targets.gaps(name, solved).items()
+        gaps = [self._targets.row(name, way, reference, gap) for (way, reference), gap in found]
+        return Held(curvature, gaps, {way.num_steps: ends for way, ends in solved.items()})

@@ -30,7 +30,7 @@ LEAST_SHARE = 0.05
 
 
 def mode_centres(endpoints: Array) -> Array:
-    """Centres of the clusters of one observation's endpoints.
+    """Centres (M, F), M from 1 to `MAX_MODES`, of the clusters of one observation's endpoints (K, F).
 
     Ward's hierarchical clustering is cut into two to `MAX_MODES` clusters; the cut of the highest mean
     silhouette (Rousseeuw 1987) is taken if that exceeds `least_silhouette` and no cluster is an outlier.
@@ -38,14 +38,8 @@ def mode_centres(endpoints: Array) -> Array:
     inside the modes, summed over all of them, hides the gap between them. If that fails too, there is one
     mode.
 
-    Args:
-        endpoints: (K, F), K at least `MIN_ENDPOINTS`.
-
-    Returns:
-        (M, F), M from 1 to `MAX_MODES`.
-
     Raises:
-        ValueError: if there are too few endpoints.
+        ValueError: if there are fewer than `MIN_ENDPOINTS`.
     """
     if len(endpoints) < MIN_ENDPOINTS:
         raise ValueError(
@@ -66,8 +60,8 @@ def least_silhouette(count: int) -> float:
 
     Few points of one normal law often look parted: on a line the best cut of 16 exceeds `STRONG_STRUCTURE`
     in one case of six. The second term is a fit to the 99.8 % quantile of that law for 16 to 64 points (0.81
-    at 16, 0.74 at 32). The scores of many-dimensional round clouds along their first principal component
-    follow the same law, and a line is the worst case without projection.
+    at 16, 0.74 at 32). Round clouds along their first principal component follow the same law, and a line is the
+    worst case without projection.
     """
     return max(STRONG_STRUCTURE, 0.55 + 1.05 / math.sqrt(count))
 

@@ -1,4 +1,4 @@
-"""Held-out observations and noises on which policies are compared.
+"""Held-out observations and noises on which policies are solved, with a count of the work.
 
 Shapes: N observations, K noises for each, H chunk size, D padded action dimension.
 """
@@ -9,22 +9,24 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from chordflow.checks import check_choice, check_fields, check_filled
 from chordflow.couplings import Observations
+from chordflow.errors import UserError
 from chordflow.evaluation.modes import MIN_ENDPOINTS
+from chordflow.flow.curvature import Curvature, measure_curvature
 from chordflow.flow.seeds import generator
 from chordflow.flow.solvers import SOLVERS, Velocity, get_solver
 from chordflow.policies import Context, FlowPolicy
-from chordflow.results.actions import PolicyName
+from chordflow.results.actions import CurvatureRow, PolicyName
+from chordflow.results.statistics import ratio_of_rms
 
-Tick = Callable[[int], None]
-
-_ALL = " (measure.noises_per_observation)"
+Progress = Callable[[int, int], None]
+"""Told the network evaluations done, of how many."""
 
 MAX_WORKERS = 4
 """Batches that run side by side on a CPU; each holds its contexts and activations in memory."""
@@ -80,22 +82,19 @@ class MeasureConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = (
-            "num_observations",
-            "converged_noises",
-            "gap_noises",
-            "batch_size",
-            "latency_repeats",
-            "num_steps",
-        )
-        check_fields(self, "measure.", *counts, at_least=1)
+        check_fields(self, "measure.", "num_observations", "converged_noises", "gap_noises", at_least=1)
+        check_fields(self, "measure.", "batch_size", "latency_repeats", "num_steps", at_least=1)
         check_fields(self, "measure.", "noises_per_observation", at_least=MIN_ENDPOINTS)
         check_fields(self, "measure.", "converged_num_steps", at_least=100)
-        check_fields(
-            self, "measure.", "converged_noises", "gap_noises", at_most=self.noises_per_observation, note=_ALL
-        )
+        most, note = self.noises_per_observation, " (measure.noises_per_observation)"
+        check_fields(self, "measure.", "converged_noises", "gap_noises", at_most=most, note=note)
         check_filled("measure.num_steps", self.num_steps, note=", such as [1,2,4,10]")
         check_choice("measure.solvers", self.solvers, SOLVERS)
+
+    @property
+    def compared_noises(self) -> int:
+        """`gap_noises`, or all."""
+        return self.gap_noises or self.noises_per_observation
 
     def fine_num_steps(self, deployed: int) -> int:
         """`converged_num_steps` for a teacher deployed at so many, against which its floor would be zero."""
@@ -122,19 +121,9 @@ class HeldOutSet:
     tasks: list[str]
     rows: list[int]
 
-    @property
-    def num_observations(self) -> int:
-        """N."""
-        return self.noise.shape[0]
-
 
 def chosen_rows(observations: Observations, config: MeasureConfig) -> list[int]:
-    """Which held-out frames are measured on, in ascending order.
-
-    Args:
-        observations: the held-out ones.
-        config: how many.
-    """
+    """Which held-out frames are measured on, in ascending order."""
     count = min(config.num_observations, len(observations))
     chosen = torch.randperm(len(observations), generator=generator(config.seed, "held-out"))[:count]
     return [int(row) for row in chosen.sort().values]
@@ -142,47 +131,34 @@ def chosen_rows(observations: Observations, config: MeasureConfig) -> list[int]:
 
 @torch.no_grad()
 def encode_held_out(
-    policies: Mapping[PolicyName, FlowPolicy],
-    observations: Observations,
-    config: MeasureConfig,
-    on_batch: Tick = lambda n: None,
+    policies: Mapping[PolicyName, FlowPolicy], observations: Observations, config: MeasureConfig
 ) -> HeldOutSet:
-    """Chooses held-out frames, encodes them for every policy, and draws their noises.
+    """Chooses held-out frames, encodes them for every policy, and draws their noises by the first one's law.
 
-    Args:
-        policies: by name; the first one's noise law is used, and a policy whose prefix has the same weights
-            as the first one's shares its contexts.
-        observations: the held-out ones.
-        config: how many.
-        on_batch: told how many observations a batch had.
+    A policy whose prefix has the same weights as the first one's shares its contexts.
     """
     order = chosen_rows(observations, config)
     first = next(iter(policies.values()))
     reference = first.prefix_hash()
-    own = {name: policy for name, policy in policies.items() if policy.prefix_hash() != reference}
-    episodes: list[Tensor] = []
-    frames: list[Tensor] = []
-    tasks: list[str] = []
-    parts: dict[str, list[Context]] = {name: [] for name in ["", *own]}
+    encoders = {"": first} | {name: own for name, own in policies.items() if own.prefix_hash() != reference}
+    parts: dict[str, list[Context]] = {name: [] for name in encoders}
+    about: dict[str, list[Any]] = {"episode_index": [], "frame_index": [], "task": []}
     for items in observations.batches(order, min(config.batch_size, 64)):
-        parts[""].append(first.encode(first.preprocess(items)))
-        for name, policy in own.items():
+        for name, policy in encoders.items():
             parts[name].append(policy.encode(policy.preprocess(items)))
-        episodes.append(items["episode_index"].flatten())
-        frames.append(items["frame_index"].flatten())
-        tasks += items["task"]
-        on_batch(len(episodes[-1]))
+        for key, values in about.items():
+            values.extend(items[key])
     joined = {name: type(contexts[0]).concatenate(contexts) for name, contexts in parts.items()}
     noises = [
         first.sample_noise(config.noises_per_observation, generator(config.seed, "held-out noise", index))
         for index in order
     ]
     return HeldOutSet(
-        contexts={name: joined[name if name in own else ""] for name in policies},
+        contexts={name: joined[name if name in joined else ""] for name in policies},
         noise=torch.stack(noises).to(first.device),
-        episodes=torch.cat(episodes),
-        frames=torch.cat(frames),
-        tasks=tasks,
+        episodes=torch.stack(about["episode_index"]).flatten(),
+        frames=torch.stack(about["frame_index"]).flatten(),
+        tasks=about["task"],
         rows=order,
     )
 
@@ -195,18 +171,18 @@ def over_batches[T](
     function: Callable[[Velocity, Tensor], T],
     rows: Tensor | None = None,
 ) -> Iterator[tuple[slice, T]]:
-    """Cuts N observations with K noises each into network batches and calls a function for each.
+    """Cuts N observations with noises (N, K, H, D) into network batches and calls a function for each.
 
     On a CPU several batches run at a time, each with its share of the threads: operations of a small network are too
     short to be divided among threads. What comes out, and in which order, does not depend on that.
 
     Args:
         policy: the velocity.
-        context: of the N observations, or of more where `rows` chooses among them.
-        noise: (N, K, H, D).
+        context: of the N observations, or of more where `rows` (N,) chooses among them.
+        noise: of the N observations.
         batch_size: noises that go through the network together.
         function: of a velocity at fixed observations and their noises (n * K, H, D).
-        rows: where the N observations are in the context, (N,); by default it holds just them.
+        rows: places in the context.
 
     Yields:
         The observations' slice, and what the function returned.
@@ -251,19 +227,13 @@ def solve(
     ways: Sequence[Way],
     *,
     batch_size: int = 64,
-    on_batch: Tick = lambda nfe: None,
+    on_batch: Callable[[int], None] = lambda nfe: None,
     rows: Tensor | None = None,
 ) -> dict[Way, Tensor]:
     """Endpoints (N, K, H, D) of noises (N, K, H, D) by several ways, on the CPU.
 
-    Args:
-        policy: the velocity.
-        context: of the N observations, or of more where `rows` chooses among them.
-        noise: (N, K, H, D).
-        ways: solvers, steps and grids; never the policy's saved number.
-        batch_size: noises that go through the network together.
-        on_batch: told the network evaluations that a batch's solution takes, also where some are shared.
-        rows: where the N observations are in the context, (N,); by default it holds just them.
+    `on_batch` is told the network evaluations that a batch's solution takes, also where some are shared; the others are
+    as in `over_batches`.
     """
     ends = {way: torch.empty(noise.shape, dtype=torch.float32) for way in ways}
 
@@ -287,9 +257,6 @@ class Remembered:
     Every solution of a batch starts from the same noises at t = 1, and the first states of several solvers
     coincide as well (midpoint's first middle is Euler's second state at twice the steps). They are compared
     bit by bit, so that no figure changes.
-
-    Args:
-        velocity: at fixed observations, a pure function.
     """
 
     def __init__(self, velocity: Velocity) -> None:
@@ -307,6 +274,107 @@ class Remembered:
         return v_t
 
 
-def velocity_of(policy: FlowPolicy, context: Context) -> Velocity:
-    """The policy's velocity at fixed observations, as solvers ask for it."""
-    return lambda x, t: policy.velocity(x, t, context)
+class Work:
+    """Solves on the held-out set and counts what is done.
+
+    Args:
+        held_out: observations, encoded for every policy that is solved, and noises.
+        config: how much.
+        on_progress: told the network evaluations done, of `total`.
+
+    Attributes:
+        total: network evaluations of all that is to be done, for the caller to set.
+        done: of them.
+    """
+
+    def __init__(self, held_out: HeldOutSet, config: MeasureConfig, on_progress: Progress) -> None:
+        self.held_out, self.config, self.on_progress = held_out, config, on_progress
+        self.total, self.done = 0, 0
+
+    def cost(self, nfe: int, noises: int | None = None, rows: Tensor | None = None) -> int:
+        """Network evaluations of one pass over all batches, of some observations where `rows` names them."""
+        count = len(self.held_out.noise if rows is None else rows)
+        size = max(1, self.config.batch_size // (noises or self.config.noises_per_observation))
+        return nfe * -(-count // size)
+
+    def tick(self, nfe: int) -> None:
+        """Counts evaluations that were done."""
+        self.done += nfe
+        self.on_progress(self.done, self.total)
+
+    def solve(
+        self,
+        name: PolicyName,
+        policy: FlowPolicy,
+        ways: Sequence[Way],
+        noises: int,
+        rows: Tensor | None = None,
+    ) -> dict[Way, Tensor]:
+        """Endpoints (N, noises, H, D) by several ways.
+
+        Raises:
+            UserError: if one is not finite, unless just some observations are solved, whose places are `rows`.
+        """
+        context, noise = self.held_out.contexts[name], self.held_out.noise[:, :noises]
+        noise = noise if rows is None else noise[rows]
+        size = self.config.batch_size
+        ends = solve(policy, context, noise, ways, batch_size=size, on_batch=self.tick, rows=rows)
+        for way, found in ends.items() if rows is None else ():
+            _require_finite(found, name, way)
+        return ends
+
+    def converge(self, name: PolicyName, policy: FlowPolicy) -> tuple[CurvatureRow, Tensor]:
+        """Curvature on the fine grid, and the endpoints (N, converged_noises, H, D) that come with it.
+
+        Raises:
+            UserError: if one is not finite.
+        """
+        noise = self.held_out.noise[:, : self.config.converged_noises]
+        steps, ends = self.config.converged_num_steps, torch.empty(noise.shape, dtype=torch.float32)
+        total: Curvature | None = None
+
+        def follow(velocity: Velocity, flat: Tensor) -> tuple[Curvature, Tensor]:
+            chunk = policy.chunk
+            return measure_curvature(
+                velocity, flat, steps, real_dims=chunk.action_dim, real_rows=chunk.real_rows
+            )
+
+        context, size = self.held_out.contexts[name], self.config.batch_size
+        for part, (sums, end) in over_batches(policy, context, noise, size, follow):
+            ends[part] = end.unflatten(0, (-1, noise.shape[1])).float().cpu()
+            total = sums if total is None else total.merge(sums)
+            self.tick(steps)
+        assert total is not None
+        _require_finite(ends, name, Way("euler", steps))
+        return _curvature_row(name, total, self.held_out, self.config.seed), ends
+
+
+def _require_finite(ends: Tensor, name: PolicyName, way: Way) -> None:
+    if not ends.isfinite().all():
+        raise UserError(
+            f"{name}: {way.num_steps} {way.solver} steps end in NaN or infinite actions; train again with a lower "
+            "--optimizer.lr, or check the teacher's weights."
+        )
+
+
+def _curvature_row(policy: PolicyName, sums: Curvature, held_out: HeldOutSet, seed: int) -> CurvatureRow:
+    """Curvature along the trajectories of all observations and their noises, with its interval over episodes."""
+    interval = None
+    if sums.chord_of_each.sum() > 0 and sums.deviation_of_each.sum() > 0:
+        clusters = held_out.episodes.repeat_interleave(sums.count // len(held_out.noise))
+        roots = (sums.deviation_of_each.sqrt().numpy(), sums.chord_of_each.sqrt().numpy())
+        interval = ratio_of_rms(*roots, seed=seed, clusters=clusters.numpy()).interval
+    return CurvatureRow(
+        policy=policy,
+        num_steps=sums.num_steps,
+        trajectories=sums.count,
+        s=sums.s,
+        curvature=sums.curvature,
+        s_all_dims=sums.s_all_dims,
+        curvature_all_dims=sums.curvature_all_dims,
+        times=sums.times.tolist(),
+        s_by_time=sums.s_by_time.tolist(),
+        s_by_dim=sums.s_by_dim.tolist(),
+        s_by_time_and_dim=sums.s_by_time_and_dim[:, : sums.real_dims].tolist(),
+        interval=interval,
+    )

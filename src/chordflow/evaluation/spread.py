@@ -1,4 +1,4 @@
-"""How two-sided a policy is: the spread of its endpoints over noises, observation by observation.
+"""How two-sided a policy is: the spread of its endpoints over noises, and a few paths to them.
 
 Shapes: N observations, K noises for each, H chunk size, D padded action dimension, A real dimensions.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,9 @@ from chordflow.couplings import Observations
 from chordflow.evaluation.gap import Modes, flatten
 from chordflow.evaluation.modes import mode_centres, nearest_mode
 from chordflow.evaluation.paired import HeldOutSet
-from chordflow.results.actions import ObservationSpread, WideObservation
+from chordflow.flow.solvers import Euler
+from chordflow.policies import FlowPolicy
+from chordflow.results.actions import TEACHER, ObservationSpread, PolicyName, TrajectoryRow, WideObservation
 from chordflow.results.study import Diversity
 
 NUM_WIDEST = 6
@@ -30,14 +33,15 @@ NUM_WIDEST = 6
 PICTURE_SIDE = 160
 """Longest side of a kept picture, in pixels."""
 
+NUM_PICTURED = 24
+"""Trajectories of one observation that are kept."""
+
+NUM_STATES = 50
+"""States of each that are kept, about, besides the endpoint."""
+
 
 def observation_spreads(endpoints: Tensor, modes: Modes, held_out: HeldOutSet) -> list[ObservationSpread]:
-    """The spread of the endpoints (N, K, H, D) of each observation, and the modes among them.
-
-    Args:
-        endpoints: of the teacher as deployed.
-        modes: found among them.
-        held_out: for episode, frame and instruction.
+    """The spread of the endpoints (N, K, H, D) of each observation, and the modes that were found among them.
 
     Returns:
         One row per observation. Where no endpoints differ at all, every spread is 0.
@@ -70,30 +74,24 @@ def widest_observations(
     held_out: HeldOutSet,
     observations: Observations,
 ) -> list[WideObservation]:
-    """The observations of the widest spread, with their endpoints and what the cameras show.
+    """The observations of the widest spread, `NUM_WIDEST` at most, with their endpoints and what the cameras show.
 
     Neighbouring frames look alike, so the widest of every episode come first, and others only where there are
-    too few episodes.
-
-    Args:
-        spreads: of all N observations.
-        endpoints: (N, K, H, D), of the teacher as deployed.
-        modes: found among them.
-        held_out: which observations these are.
-        observations: to read the pictures from.
-
-    Returns:
-        At most `NUM_WIDEST`, the widest first.
+    too few episodes. The endpoints (N, K, H, D) are the teacher's as deployed, with the modes found among them.
     """
     ordered = sorted(spreads, key=lambda row: -row.spread)
-    seen: set[int] = set()
-    first = [row for row in ordered if not (row.episode in seen or seen.add(row.episode))]  # type: ignore[func-returns-value]
+    widest: dict[int, ObservationSpread] = {}
+    for row in ordered:
+        widest.setdefault(row.episode, row)
+    first = list(widest.values())
     rest = [row for row in ordered if row not in first]
     chosen = sorted([*first, *rest][:NUM_WIDEST], key=lambda row: -row.spread)
     labels = modes.labels(endpoints)
     rows = []
     for row in chosen:
-        plane, axes = main_plane(flatten(endpoints[row.observation][None], modes.chunk)[0])
+        points = flatten(endpoints[row.observation][None], modes.chunk)[0]
+        centre, components, axes = _main_plane(points)
+        plane = (points - centre) @ components.T
         rows.append(
             WideObservation(
                 observation=row.observation,
@@ -107,15 +105,18 @@ def widest_observations(
     return rows
 
 
-def main_plane(points: NDArray[np.float64]) -> tuple[NDArray[np.float64], list[float]]:
-    """Points (K, F) on their two main components, (K, 2), and the share of variance along each."""
-    _, scales, components = np.linalg.svd(points - points.mean(axis=0), full_matrices=False)
+def _main_plane(
+    points: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], list[float]]:
+    """The mean (F,) of points (K, F), their two main components (2, F), and the share of variance along each."""
+    centre = points.mean(axis=0)
+    _, scales, components = np.linalg.svd(points - centre, full_matrices=False)
     if len(components) < 2:
         # A single number has no second component: it is drawn against zero.
         components, scales = np.pad(components, ((0, 1), (0, 0))), np.pad(scales, (0, 1))
     total = (scales**2).sum()
     axes = (scales[:2] ** 2 / total).tolist() if total > 0 else [0.0, 0.0]
-    return (points - points.mean(axis=0)) @ components[:2].T, axes
+    return centre, components[:2], axes
 
 
 def pictures(item: Mapping[str, Any]) -> dict[str, str]:
@@ -139,13 +140,9 @@ def pictures(item: Mapping[str, Any]) -> dict[str, str]:
 
 
 def diversity(endpoints: Tensor, reference: Tensor, modes: Modes, num_steps: int) -> Diversity:
-    """How far endpoints (N, K, H, D) spread over noise beside those of the first teacher (N, K, H, D).
+    """How far endpoints (N, K, H, D) by so many Euler steps spread over noise beside a teacher's from the same noises.
 
-    Args:
-        endpoints: of the policy in question.
-        reference: of the teacher, from the same noises.
-        modes: found among the reference.
-        num_steps: Euler steps of the policy.
+    `modes` are those found among the `reference`.
     """
     own, theirs = flatten(endpoints, modes.chunk), flatten(reference, modes.chunk)
     within = [float(np.mean((flat - flat.mean(axis=1, keepdims=True)) ** 2)) for flat in (own, theirs)]
@@ -161,3 +158,37 @@ def diversity(endpoints: Tensor, reference: Tensor, modes: Modes, num_steps: int
         modes_kept=float(np.mean(kept)) if kept else None,
         several=len(several),
     )
+
+
+@torch.no_grad()
+def trajectories(
+    policies: Mapping[PolicyName, FlowPolicy], held_out: HeldOutSet, endpoints: Tensor, num_steps: int
+) -> tuple[list[TrajectoryRow], list[float]]:
+    """Paths of all policies from the same noises at the observation where the teacher's endpoints spread most.
+
+    The plane is that of the two main components of the teacher's states over the real dimensions; there an
+    arc is seen as an arc.
+
+    Returns:
+        The rows, and the share of the teacher's variance along each axis.
+    """
+    chunk = policies[TEACHER].chunk
+    flat = chunk.real(endpoints).flatten(2)
+    observation = int(flat.var(dim=1).sum(dim=-1).argmax())
+    noise = held_out.noise[observation, : min(NUM_PICTURED, held_out.noise.shape[1])]
+    paths: dict[PolicyName, NDArray[np.float64]] = {}
+    for name, policy in policies.items():
+        context = held_out.contexts[name].index(torch.tensor([observation])).repeat(len(noise))
+        states = Euler().path(partial(policy.velocity, context=context), noise, num_steps)
+        paths[name] = chunk.real(states).flatten(2).cpu().double().numpy()
+    cloud = paths[TEACHER].reshape(-1, paths[TEACHER].shape[-1])
+    centre, components, axes = _main_plane(cloud)
+    every = max(1, num_steps // NUM_STATES)
+    rows = []
+    for name, path in paths.items():
+        kept = (np.concatenate([path[:-1:every], path[-1:]]) - centre) @ components.T
+        rows += [
+            TrajectoryRow(name, observation, x=path[:, 0].tolist(), y=path[:, 1].tolist())
+            for path in kept.swapaxes(0, 1)
+        ]
+    return rows, axes

@@ -13,7 +13,7 @@ from chordflow.experiments.entrants import Arm, Entrant
 from chordflow.experiments.evaluate_config import DelayConfig, EvaluateConfig
 from chordflow.experiments.provenance import collected_in
 from chordflow.policies import FlowPolicy, load_flow_policy
-from chordflow.policies.realtime import guidance_weight
+from chordflow.policies.sampling import guidance_weight
 from chordflow.results.episodes import DelayMode
 from chordflow.results.schema import (
     TEACHER,
@@ -26,23 +26,15 @@ from chordflow.results.schema import (
     TimingRow,
 )
 from chordflow.results.sequential import SequentialTest
-from chordflow.rollouts import (
-    Episode,
-    EpisodeStore,
-    Execution,
-    Runner,
-    arm_settings,
-    open_runner,
-    paired,
-)
-from chordflow.rollouts.delay import Hold
-from chordflow.rollouts.episodes import SeedRange, Starts
+from chordflow.rollouts.delay import Execution, Hold
+from chordflow.rollouts.episodes import Episode, SeedRange, Starts, paired
 from chordflow.rollouts.lerobot_noise import run_lerobot_episodes
-from chordflow.rollouts.store import JOINED
+from chordflow.rollouts.runner import Runner, open_runner
+from chordflow.rollouts.store import JOINED, EpisodeStore, arm_settings
 from chordflow.rollouts.summaries import (
     delay_row,
     motion_rows,
-    success_at_margin,
+    success_rows,
     timing_row,
     valid_under_looking,
 )
@@ -198,7 +190,7 @@ class _Rollouts:
         success, motion = [], []
         for arm in plain:
             reference = None if arm == self.teacher else self.runs[self.teacher]
-            rows = success_at_margin(self.runs[arm], arm.name, reference, config.margin_fraction, self.starts)
+            rows = success_rows(self.runs[arm], arm.name, reference, self.starts, config.margin_fraction)
             success += [valid_under_looking(row) for row in rows] if sequential else rows
             motion += motion_rows(self.runs[arm], arm.name, reference, config.seed, self.starts)
         return RolloutResults(
@@ -282,14 +274,11 @@ class _Rollouts:
         return rows
 
     def _delay_row(self, arm: Arm, episodes: list[Episode], undelayed: list[Episode] | None) -> DelayRow:
-        execution = arm.execution
         return delay_row(
             episodes,
             arm.name,
             undelayed,
-            mode=execution.mode,
-            delay=execution.delay,
-            guidance_weight=execution.max_guidance_weight,
+            guidance_weight=arm.execution.max_guidance_weight,
             seed=self.config.seed,
             starts=self.starts,
         )
@@ -414,7 +403,7 @@ def run_like_lerobot(config: EvaluateConfig, entrants: dict[PolicyName, Entrant]
             )
         store.save(episodes)
         store.compact()
-        success += success_at_margin(episodes, entrant.name, None, config.margin_fraction, starts)
+        success += success_rows(episodes, entrant.name, None, starts, config.margin_fraction)
         motion += motion_rows(episodes, entrant.name, None, config.seed, starts)
     return RolloutResults(success, motion, [], [], [], {})
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from chordflow.console import bar, say
-from chordflow.evaluation.yardstick import Held, Yardstick
+from chordflow.couplings.memory import enough_memory_at
+from chordflow.evaluation.measure import Held, Yardstick
 from chordflow.experiments.measured import deployed_steps
 from chordflow.experiments.run_folder import resumable
 from chordflow.experiments.train import Job
@@ -16,7 +17,6 @@ from chordflow.results.paying import Gain, Standing, gain
 from chordflow.results.schema import STUDENT, Finding
 from chordflow.results.wording import number as in_words
 from chordflow.training.distributed import current
-from chordflow.training.memory import enough_memory_at
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,16 @@ from torch import Tensor
 
 from chordflow.console import bar
 from chordflow.couplings import Observations
-from chordflow.couplings.collected import About, Collection, frames_of, known_collections, write_collection
-from chordflow.couplings.mixed import MixedObservations, as_recorded, check_finite
+from chordflow.couplings.collected import (
+    About,
+    Collection,
+    MixedObservations,
+    as_recorded,
+    check_finite,
+    frames_of,
+    known_collections,
+    write_collection,
+)
 from chordflow.errors import UserError
 from chordflow.experiments.config import ObservationSource, ReflowJobConfig
 from chordflow.experiments.measured import deployed_steps
@@ -29,8 +37,7 @@ from chordflow.policies import FlowPolicy
 from chordflow.results.schema import RolloutObservations
 from chordflow.results.wording import percent, plural, steps
 from chordflow.rollouts.collecting import Observed, collect
-from chordflow.rollouts.hosts import Host
-from chordflow.rollouts.workers import open_host
+from chordflow.rollouts.workers import Host, open_host
 from chordflow.training.distributed import current
 
 EPISODES_OF_A_SEED = 100_000
@@ -178,7 +185,7 @@ class _Collecting(RunObservations):
         frames: list[dict[str, Any]] = []
         item, name = self.recorded[0], f"env.type={self.env.type}"
         with bar("episodes") as progress:
-            walked = collect(
+            ranges = collect(
                 self._host,
                 policy,
                 self.env,
@@ -196,12 +203,12 @@ class _Collecting(RunObservations):
             step=self.step,
             acted_by="student" if student else "teacher",
             num_steps=num_steps,
-            episodes=walked.episodes,
-            next_seed=walked.next_seed,
+            episodes=sum(run.stop - run.first for run in ranges),
+            next_seed=ranges[-1].stop,
             seconds=time.perf_counter() - began,
             observations=config.num_observations,
             history=history,
-            ranges=[dataclasses.asdict(run) for run in walked.ranges],
+            ranges=[dataclasses.asdict(run) for run in ranges],
         )
         return write_collection(self.folder, number, frames, self.recorded.dataset.meta.fps, about)
 

@@ -264,7 +264,7 @@ class ReflowJobConfig:
             )
         method = self.method.build()
         if self.observations == ObservationSource.ROLLOUT:
-            self._check_rollout(needs_actions=method.needs_actions)
+            self._check_rollout(needs_actions=method.needs.actions)
         elif self.env is not None:
             raise UserError(
                 f"env.type={self.env.type}: it is used with --observations=rollout alone; give both, or neither."

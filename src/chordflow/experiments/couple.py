@@ -18,19 +18,22 @@ from torch import Tensor
 from chordflow import stopping
 from chordflow.console import Bar, bar, say
 from chordflow.couplings import open_split
-from chordflow.couplings.device_memory import stage
 from chordflow.couplings.making import BlockMaker
+from chordflow.couplings.memory import ShortOfMemoryError, enough_memory
 from chordflow.couplings.store import (
     MANIFEST,
     BrokenBlockError,
     Manifest,
+    begin,
     finished,
+    how_to_go_on,
+    one_job,
     read_block,
     read_manifest,
     remake_command,
     shard_name,
+    write_block,
 )
-from chordflow.couplings.store_writer import begin, how_to_go_on, one_job, write_block
 from chordflow.errors import UserError
 from chordflow.experiments.config import CoupleConfig
 from chordflow.experiments.provenance import absolute, device_name, load_teacher, weights_sha256
@@ -40,7 +43,6 @@ from chordflow.policies import Context, FlowPolicy
 from chordflow.results.schema import installed_versions
 from chordflow.results.wording import size
 from chordflow.training.distributed import Processes, current
-from chordflow.training.memory import enough_memory_to_make
 
 
 def couple(config: CoupleConfig) -> Path:
@@ -91,7 +93,7 @@ def couple(config: CoupleConfig) -> Path:
         # Before the first process has begun the store, or has refused to, no other looks at it.
         processes.wait()
         stack.enter_context(stopping.says(lambda: how_to_go_on(folder)))
-        stack.enter_context(enough_memory_to_make(maker, lambda: finished(folder)))
+        stack.enter_context(enough_memory(teacher.device, job.advice))
         job.run(read_manifest(folder, "output_dir"))
         processes.wait()
     say(f"Done in {time.perf_counter() - started:.0f} s.")
@@ -133,7 +135,7 @@ class _Job:
         """Makes what is missing or damaged, by the manifest on disk, with checksums of older blocks."""
         self.manifest = manifest
         numbers: deque[int] = deque()
-        with bar("couplings") as progress:
+        with bar("couplings") as progress, self.maker.in_memory():
             order = self._missing(numbers, progress)
             for items in self.maker.observations.stream(order, self.config.num_workers):
                 self._make(numbers.popleft(), items)
@@ -155,13 +157,12 @@ class _Job:
 
     @torch.no_grad()
     def _make(self, number: int, items: dict[str, Any]) -> None:
-        with stage("encode"):
-            context = self.teacher.encode(self.teacher.preprocess(items)).detach()
+        context = self.teacher.encode(self.teacher.preprocess(items)).detach()
         kept = context if self.config.store_context else None
         if not self.announced:
             self.announced = True
             self._announce(kept)
-        solved = self.maker.solve(number, context)
+        solved, _ = self.maker.solve(number, context)
         with stopping.held():
             write_block(self.folder, number, self.maker.observation_indices(number), solved, kept)
 
@@ -205,6 +206,12 @@ class _Job:
             f"output_dir={self.folder}: the blocks that are to be made take {size(each * missing)}, but {size(free)} "
             f"are free there; lower {advice},{without} or choose a folder on another disk."
         )
+
+    def advice(self, short: ShortOfMemoryError | None) -> str:
+        """What was being done when memory ran out, and what to do."""
+        if short is None or short.size == 1 or not finished(self.folder):
+            return str(short or "while couplings were made; use a larger device")
+        return f"{short} for a new store in another --output_dir: the blocks of one store are all of one kind"
 
     def _show(self, progress: Bar) -> None:
         """Another block of this process is there; the other processes have as many, give or take one."""

@@ -13,7 +13,7 @@ from chordflow.experiments.evaluate_config import EvaluateConfig
 from chordflow.experiments.measured import policy_info
 from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint
 from chordflow.results.schema import STUDENT, TEACHER, PolicyInfo, PolicyName
-from chordflow.rollouts import Execution
+from chordflow.rollouts.delay import Execution
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from chordflow.policies import say_replaced_names
 from chordflow.policies.sampling import Sampler
 from chordflow.results.schema import STUDENT, TEACHER, PolicyName, Results, Rollouts, installed_versions
 from chordflow.results.wording import step_counts
-from chordflow.rollouts import Episode
+from chordflow.rollouts.episodes import Episode
 
 EVALUATE_CONFIG = "evaluate_config.json"
 

@@ -17,9 +17,8 @@ from chordflow.experiments.provenance import (
     weights_sha256,
 )
 from chordflow.policies import FlowPolicy
-from chordflow.results.findings import findings
+from chordflow.results.findings import findings, verdict
 from chordflow.results.schema import HeldOut, PolicyInfo, PolicyName, Results
-from chordflow.results.verdict import verdict
 
 
 def read_beforehand(split: Split, config: MeasureConfig) -> None:
@@ -80,7 +79,7 @@ def with_measures(
         results,
         held_out=held_out(
             split,
-            measures.num_observations,
+            len(measures.spreads),
             config.noises_per_observation,
             dataset=dataset,
             teacher_dir=teacher_dir,

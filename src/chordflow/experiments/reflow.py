@@ -24,13 +24,10 @@ from chordflow.experiments.train import Job, own_prefix, ready
 from chordflow.results.schema import STUDENT, CouplingSummary, LossCurve, Results
 from chordflow.results.wording import plural
 from chordflow.training.checkpoints import check_same_size
-from chordflow.training.distributed import Processes, current
-from chordflow.training.loop import Progress, Trained, train
-from chordflow.training.memory import enough_memory
+from chordflow.training.distributed import Processes, current, fsdp_is_asked_for
+from chordflow.training.loop import METRICS, Trained, read_metrics, train
 from chordflow.training.methods import Method
-from chordflow.training.metrics import METRICS, read_metrics
-from chordflow.training.steps import check_sharding
-from chordflow.training.wrapping import fsdp_is_asked_for
+from chordflow.training.steps import Passed, check_sharding
 
 RESULTS = "results.json"
 
@@ -64,7 +61,7 @@ def begun(config: ReflowJobConfig, command: list[str], resume_from: Path | None)
     if resume_from is None:
         points = config.buffer.path_points
         # Not among the settings' own checks: several methods that are compared share them.
-        if points is not None and not config.method.build().needs_paths:
+        if points is not None and not config.method.build().needs.paths:
             raise UserError(
                 f"buffer.path_points={points}: with these settings method {config.method_name} does not train on "
                 "states of the trajectory; leave it out, or give --method.path_share with reflow or endpoint."
@@ -77,7 +74,7 @@ def begun(config: ReflowJobConfig, command: list[str], resume_from: Path | None)
     held_out = record.get(HELD_OUT)
     # A run leaves out what it began with leaving out.
     judged = config.rounds == AUTO if resume_from is None else record.get(JUDGED, False)
-    needs_actions = config.method.build().needs_actions
+    needs_actions = config.method.build().needs.actions
     split = open_split(
         config.dataset,
         teacher,
@@ -190,7 +187,7 @@ def _train(
     # From here on, what fails leaves checkpoints.
     stack.enter_context(resumable(config.output_dir))
     begin = min(start, config.steps - 1)
-    with bar("couplings") as progress, enough_memory(buffer):
+    with bar("couplings") as progress, buffer.enough_memory():
         for done in buffer.fill(begin):
             progress.update(done, len(buffer.held_blocks(begin)), _megabytes(buffer.num_bytes))
     (buffer_bytes,) = processes.sum([buffer.num_bytes])
@@ -202,11 +199,11 @@ def _train(
     )
     with bar("training") as progress:
 
-        def show(step: Progress) -> None:
+        def show(passed: Passed, rate: float) -> None:
             on_step()
-            observations.step = step.step
-            note = f"loss {step.loss:.5f}, lr {step.lr:.1e}, {step.samples_per_second:,.0f} samples/s"
-            progress.update(step.step, config.steps, note)
+            observations.step = passed.step
+            note = f"loss {passed.loss:.5f}, lr {passed.lr:.1e}, {rate:,.0f} samples/s"
+            progress.update(passed.step, config.steps, note)
 
         trained = train(
             job.loop_config(),
@@ -222,7 +219,7 @@ def _train(
     rollouts = observations.summary()
     if rollouts is not None:
         say(f"Acting:  {collected(rollouts)}")
-    if not method.needs_couplings:
+    if not method.needs.couplings:
         return trained, None
     # A window never shrinks: after the last step it is at its largest.
     (buffer_bytes,) = processes.sum([buffer.num_bytes])
@@ -248,12 +245,12 @@ def _step_size(config: ReflowJobConfig, processes: Processes) -> str:
 
 def _with_what(config: ReflowJobConfig, method: Method) -> str:
     """What the buffer holds beside each observation."""
-    if not method.needs_couplings:
+    if not method.needs.couplings:
         return (
             "with their demonstrations, no couplings (--coupling.* and --buffer.adaptive_share are not used)"
         )
     made = f"by {config.coupling.steps} {config.coupling.solver} steps"
-    shown = " and their demonstrations" * method.needs_actions
+    shown = " and their demonstrations" * method.needs.actions
     noises = config.buffer.noises_per_observation
     return f"x {noises} noises on average{config.buffer.sharing}, {made}{shown}"
 

@@ -70,7 +70,7 @@ def check_teaches(config: MethodConfig, where: str) -> None:
         UserError: if there is no teacher in the method, or its students are no flows.
     """
     method, name = config.build(), config.get_choice_name(type(config))
-    if not method.needs_couplings:
+    if not method.needs.couplings:
         raise UserError(
             f"{where}method.type={name} has no teacher, so that a second round would be more of the first; give more "
             "steps instead, or choose method.type=reflow."

@@ -16,7 +16,7 @@ from chordflow.disk import point_link
 from chordflow.errors import UserError
 from chordflow.policies.files import TRAIN_CONFIG
 from chordflow.training.distributed import current
-from chordflow.training.metrics import METRICS
+from chordflow.training.loop import METRICS
 
 REFLOW_CONFIG = "reflow_config.json"
 

@@ -25,7 +25,7 @@ from chordflow.experiments.run_folder import REFLOW_CONFIG, folder_of_run, resum
 from chordflow.experiments.stored_couplings import training_settings
 from chordflow.options import CONFIG_PATH, dotted, look_up, merge, options_of, settle, show_value, spelt_out
 from chordflow.quiet import quiet_stdout
-from chordflow.rollouts.plugins import register_environments
+from chordflow.rollouts.environments import register_environments
 
 CHANGEABLE = (
     "resume", "rounds", "auto_rounds.", "steps", "batch_size", "gradient_accumulation_steps",

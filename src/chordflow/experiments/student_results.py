@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chordflow.console import bar
+from chordflow.couplings.memory import enough_memory_at
 from chordflow.evaluation.measure import measure
 from chordflow.experiments.measured import concluded, deployed_steps, policy_info, with_measures
 from chordflow.experiments.plain import plain
@@ -25,7 +26,6 @@ from chordflow.results.schema import (
     Results,
     installed_versions,
 )
-from chordflow.training.memory import enough_memory_at
 
 
 @dataclass(frozen=True)

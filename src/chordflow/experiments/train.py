@@ -37,7 +37,6 @@ from chordflow.results.schema import LossCurve
 from chordflow.results.study import Look, Trial
 from chordflow.training.checkpoints import load_weights, training_step
 from chordflow.training.distributed import current
-from chordflow.training.memory import enough_memory
 from chordflow.training.methods import Method
 from chordflow.training.steps import LoopConfig, Passed, Stopwatch, Training
 from chordflow.training.student import Student, make_student, shares_prefix
@@ -71,8 +70,6 @@ class Job:
         return LoopConfig(
             steps=config.steps if seconds is None else None,
             seconds=seconds,
-            batch_size=config.batch_size,
-            gradient_accumulation_steps=config.gradient_accumulation_steps,
             seed=config.seed,
             log_freq=config.log_freq,
             save_freq=config.save_freq,
@@ -173,7 +170,7 @@ def ready(job: Job, resume_from: Path | None = None) -> Iterator[Ready]:
             seed=config.seed,
             batch_size=config.batch_size,
             parts=config.gradient_accumulation_steps,
-            share=current().share,
+            share=current(),
             num_workers=config.num_workers,
             student_encode=None if shared else student.policy.encode,
             student_context=not prefix_trains,
@@ -241,7 +238,7 @@ def train_student(
             # As bytes: numpy has no bfloat16.
             hashed.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
 
-    with ready(job) as begun, bar(label) as progress, enough_memory(begun.buffer):
+    with ready(job) as begun, bar(label) as progress, begun.buffer.enough_memory():
         if not begun.shared:
             say(f"{label}: {own_prefix(begun.prefix_trains)}")
         largest = 0
@@ -265,7 +262,7 @@ def train_student(
         )
 
         def write(passed: Passed, folder: Path) -> None:
-            student = _write(begun, folder, training.weights)
+            student = _write(begun, folder, training.state.student)
             place, sha256 = os.path.relpath(student, root), weights_sha256(student)
             found.append(Look(looks[len(found)], passed.step, passed.seconds, place, sha256))
 

@@ -9,13 +9,7 @@ from torch import Tensor
 def interpolate(noise: Tensor, endpoint: Tensor, t: Tensor) -> Tensor:
     """Point of the straight path, `x_t = t * noise + (1 - t) * endpoint`.
 
-    Args:
-        noise: start of the path, at t = 1. Shape (B, H, D).
-        endpoint: end of the path, at t = 0: a teacher's endpoint or a demonstration. Shape (B, H, D).
-        t: one time per sample, in [0, 1]. Shape (B,).
-
-    Returns:
-        `x_t` of shape (B, H, D).
+    `noise` and `endpoint` (a teacher's or a demonstration) have shape (B, H, D), t has shape (B,).
 
     Raises:
         ValueError: if the shapes do not fit each other.
@@ -24,22 +18,13 @@ def interpolate(noise: Tensor, endpoint: Tensor, t: Tensor) -> Tensor:
     """
     _require_same_shape(noise, endpoint)
     if t.shape != noise.shape[:1]:
-        raise ValueError(
-            f"t has shape {tuple(t.shape)}; it must hold one time per sample, ({noise.shape[0]},)."
-        )
+        raise ValueError(f"t has shape {tuple(t.shape)}; give one time per sample, ({noise.shape[0]},).")
     t = t.view(-1, *[1] * (noise.dim() - 1))
     return t * noise + (1 - t) * endpoint
 
 
 def velocity_target(noise: Tensor, endpoint: Tensor) -> Tensor:
-    """Derivative of the straight path by time, `u_t = noise - endpoint`: the same at every t.
-
-    Args:
-        noise: shape (B, H, D).
-        endpoint: shape (B, H, D).
-
-    Returns:
-        `u_t` of shape (B, H, D).
+    """Derivative of the straight path by time, `u_t = noise - endpoint` (B, H, D): the same at every t.
 
     Raises:
         ValueError: if the shapes differ.

@@ -5,16 +5,16 @@ A solver never asks a policy how many steps to take: the number is an argument.
 Shapes: B batch, H chunk, D padded dimension.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from chordflow.errors import UserError
-from chordflow.flow.grids import require_num_steps as require_num_steps
-from chordflow.flow.grids import time_grid
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """`velocity(x_t, t) -> v_t` with `x_t` and `v_t` of shape (B, H, D) and `t` float32 of shape (B,)."""
@@ -24,6 +24,42 @@ Slope = tuple[float, Tensor]
 
 OnStep = Callable[[int, float, Tensor, Tensor], None]
 """`callback(step, t, x_t, v_t)` with the state before the step and the velocity there."""
+
+
+def time_grid(num_steps: int, power: float = 1.0) -> list[tuple[float, float]]:
+    """The time at the start of each step from t = 1 to t = 0, and the step's signed length.
+
+    The times are `u ** power` for evenly spaced u. A power above 1 makes steps smaller towards t = 0, where a
+    learned field bends most because data are sharper than noise (compare Karras et al. 2022, arXiv 2206.00364,
+    eq. 5); 1 is the uniform grid, whose steps are of equal length to the last bit.
+
+    Returns:
+        `num_steps` pairs; the lengths are negative and add up to -1.
+
+    Raises:
+        UserError: if num_steps is not a whole number above 0, or power not a finite number above 0.
+    """
+    num_steps, power = require_num_steps(num_steps), require_grid_power(power)
+    dt = -1.0 / num_steps
+    even = [1.0 + step * dt for step in range(num_steps)]
+    if power == 1.0:
+        return [(t, dt) for t in even]
+    times = [*(u**power for u in even), 0.0]
+    return [(t, t_next - t) for t, t_next in pairwise(times)]
+
+
+def require_num_steps(num_steps: int) -> int:
+    """The same number, or a UserError if it is not a whole number above 0."""
+    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
+        raise UserError(f"num_steps is {num_steps!r}; choose a whole number of at least 1.")
+    return num_steps
+
+
+def require_grid_power(power: float) -> float:
+    """The same number, or a UserError if it is not a finite number above 0."""
+    if not (power > 0 and math.isfinite(power)):
+        raise UserError(f"grid_power is {power!r}; choose a number above 0, such as 1 (uniform) or 1.4.")
+    return power
 
 
 class Solver(ABC):
@@ -45,33 +81,10 @@ class Solver(ABC):
     def increment(
         self, velocity: Velocity, x: Tensor, t: float, dt: float, v_t: Tensor, before: Slope | None = None
     ) -> Tensor:
-        """Change of x over one step, given the velocity `v_t` at its start.
+        """Change of x (B, H, D) over one step from t of the signed length `dt`.
 
-        Args:
-            velocity: the field.
-            x: state at t, shape (B, H, D).
-            t: time at the start of the step.
-            dt: signed length of the step; negative, because time runs from 1 to 0.
-            v_t: `velocity(x, t)`, shape (B, H, D).
-            before: of the step before, for a solver that looks back; None on the first step.
-
-        Returns:
-            The change of x, shape (B, H, D).
+        `v_t` is `velocity(x, t)`; `before` is of the step before, None on the first one.
         """
-
-    def step(self, velocity: Velocity, x: Tensor, t: float, t_next: float) -> Tensor:
-        """State at `t_next` from the state at `t`, with no step before it.
-
-        Args:
-            velocity: the field.
-            x: state at t, shape (B, H, D).
-            t: time at the start of the step, in [0, 1].
-            t_next: time at its end; smaller than t on the way to the action.
-
-        Returns:
-            State at t_next, shape (B, H, D).
-        """
-        return x + self.increment(velocity, x, t, t_next - t, velocity(x, time_tensor(t, x)))
 
     def integrate(
         self,
@@ -82,22 +95,16 @@ class Solver(ABC):
         grid_power: float = 1.0,
         callback: OnStep | None = None,
     ) -> Tensor:
-        """Carry noise from t = 1 to the endpoint at t = 0.
+        """Carries noise (B, H, D) from t = 1 to the endpoint (B, H, D) at t = 0.
 
         On the uniform grid, Euler's arithmetic is that of LeRobot's `euler_integrate`, operation by operation.
 
         Args:
             velocity: the field.
-            noise: state at t = 1, shape (B, H, D).
-            num_steps: number of steps, at least 1.
-            grid_power: how the steps are graded, see `grids.time_grid`.
+            noise: state at t = 1.
+            num_steps: number of steps.
+            grid_power: how the steps are graded, see `time_grid`, which raises for either number.
             callback: called as each step starts; it costs no evaluation.
-
-        Returns:
-            The endpoint, shape (B, H, D).
-
-        Raises:
-            UserError: if num_steps is not a whole number above 0, or grid_power not a number above 0.
         """
         x = noise
         before: Slope | None = None
@@ -110,29 +117,14 @@ class Solver(ABC):
         return x
 
     def path(self, velocity: Velocity, noise: Tensor, num_steps: int, *, grid_power: float = 1.0) -> Tensor:
-        """All states on the way, from the noise to the endpoint.
-
-        Args:
-            velocity: the field.
-            noise: state at t = 1, shape (B, H, D).
-            num_steps: number of steps, at least 1.
-            grid_power: how the steps are graded, see `grids.time_grid`.
-
-        Returns:
-            Shape (num_steps + 1, B, H, D): the noise first, the endpoint last.
-
-        Raises:
-            UserError: if num_steps is not a whole number above 0, or grid_power not a number above 0.
-        """
+        """All states on the way of `integrate`, (num_steps + 1, B, H, D): the noise first, the endpoint last."""
         states: list[Tensor] = []
-        endpoint = self.integrate(
-            velocity,
-            noise,
-            num_steps,
-            grid_power=grid_power,
-            callback=lambda _s, _t, x, _v: states.append(x),
-        )
-        return torch.stack([*states, endpoint])
+
+        def keep(_step: int, _t: float, x: Tensor, _v: Tensor) -> None:
+            states.append(x)
+
+        end = self.integrate(velocity, noise, num_steps, grid_power=grid_power, callback=keep)
+        return torch.stack([*states, end])
 
     def nfe(self, num_steps: int) -> int:
         """Network evaluations that `integrate` makes with this number of steps."""
@@ -223,30 +215,15 @@ SOLVERS: dict[str, type[Solver]] = {solver.name: solver for solver in (Euler, Mi
 
 
 def get_solver(name: str) -> Solver:
-    """The solver of this name.
-
-    Args:
-        name: a key of `SOLVERS`.
-
-    Returns:
-        An instance; solvers have no state.
-
-    Raises:
-        UserError: if no solver has this name.
-    """
+    """The solver of this name; solvers have no state. Raises UserError if there is none."""
     if name not in SOLVERS:
         raise UserError(f"solver is {name!r}; choose one of {', '.join(SOLVERS)}.")
     return SOLVERS[name]()
 
 
 def time_tensor(t: float, x: Tensor) -> Tensor:
-    """The time t once per sample of x, as LeRobot's networks expect it.
+    """The time t once per sample of x (B, ...), float32, on its device, as LeRobot's networks expect it.
 
-    Args:
-        t: a time; values below 0, which rounding can leave at the end of a grid, become 0.
-        x: shape (B, ...).
-
-    Returns:
-        float32, shape (B,), on the device of x.
+    Values below 0, which rounding can leave at the end of a grid, become 0.
     """
     return torch.tensor(max(t, 0.0), dtype=torch.float32, device=x.device).expand(x.shape[0])

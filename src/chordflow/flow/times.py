@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from chordflow.checks import check_fields, check_range
 from chordflow.errors import UserError
 
 
@@ -21,36 +22,13 @@ class TimeDistribution(ABC):
     """A law of the training time t on [0, 1]."""
 
     def sample(self, n: int, generator: torch.Generator, device: torch.device | str | None = None) -> Tensor:
-        """Draw n independent times.
-
-        Args:
-            n: number of times.
-            generator: the only source of randomness.
-            device: where the result goes; the generator's device by default.
-
-        Returns:
-            Times in [0, 1], float32, shape (n,).
-        """
+        """Draws n independent times in [0, 1], float32, (n,), on `device` or by default the generator's."""
         times = self._sample(n, generator).to(torch.float32).clamp_(0.0, 1.0)
         return times if device is None else times.to(device)
 
     @abstractmethod
     def _sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw n times in float64 on the generator's device."""
-
-    @abstractmethod
-    def density(self, t: Tensor) -> Tensor:
-        """Probability density at t.
-
-        Args:
-            t: times in [0, 1], any shape.
-
-        Returns:
-            The density, float64, in the shape of `t`.
-
-        Raises:
-            NotImplementedError: if the law has no density because some times have a probability of their own.
-        """
 
 
 @dataclass(frozen=True)
@@ -59,10 +37,6 @@ class Uniform(TimeDistribution):
 
     def _sample(self, n: int, generator: torch.Generator) -> Tensor:
         return _uniform(n, generator)
-
-    def density(self, t: Tensor) -> Tensor:
-        """See the base class."""
-        return ((t >= 0) & (t <= 1)).to(torch.float64)
 
 
 @dataclass(frozen=True)
@@ -84,9 +58,7 @@ class Beta(TimeDistribution):
     offset: float = 0.001
 
     def __post_init__(self) -> None:
-        _require_positive("alpha", self.alpha)
-        _require_positive("beta", self.beta)
-        _require_positive("scale", self.scale)
+        check_fields(self, "", "alpha", "beta", "scale", above=0)
         # The margin lets decimal fractions such as 0.9 + 0.1 pass in spite of rounding.
         if not (self.offset >= 0.0 and self.offset + self.scale <= 1.0 + 1e-9):
             raise UserError(
@@ -98,14 +70,6 @@ class Beta(TimeDistribution):
         # A ratio of gamma variables is exactly beta-distributed.
         a, b = (_gamma(shape, n, generator) for shape in (self.alpha, self.beta))
         return a / (a + b) * self.scale + self.offset
-
-    def density(self, t: Tensor) -> Tensor:
-        """See the base class."""
-        x = (t.to(torch.float64) - self.offset) / self.scale
-        log_norm = math.lgamma(self.alpha) + math.lgamma(self.beta) - math.lgamma(self.alpha + self.beta)
-        inside = x.clamp(0.0, 1.0)
-        log_density = _xlogy(self.alpha - 1.0, inside) + _xlogy(self.beta - 1.0, 1.0 - inside) - log_norm
-        return torch.where((x >= 0) & (x <= 1), log_density.exp() / self.scale, 0.0)
 
 
 @dataclass(frozen=True)
@@ -123,22 +87,12 @@ class LogitNormal(TimeDistribution):
     std: float = 1.0
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.mean):
-            raise UserError(f"mean={self.mean}: give a finite number.")
-        _require_positive("std", self.std)
+        check_range("mean", self.mean)
+        check_range("std", self.std, above=0)
 
     def _sample(self, n: int, generator: torch.Generator) -> Tensor:
         normal = torch.randn(n, generator=generator, device=generator.device, dtype=torch.float64)
         return torch.sigmoid(self.mean + self.std * normal)
-
-    def density(self, t: Tensor) -> Tensor:
-        """See the base class; zero at t = 0 and t = 1, its limits there."""
-        t = t.to(torch.float64)
-        inside = (t > 0) & (t < 1)
-        safe = torch.where(inside, t, 0.5)
-        z = (torch.logit(safe) - self.mean) / self.std
-        density = torch.exp(-0.5 * z**2) / (self.std * math.sqrt(2 * math.pi) * safe * (1 - safe))
-        return torch.where(inside, density, 0.0)
 
 
 @dataclass(frozen=True)
@@ -156,20 +110,12 @@ class UShaped(TimeDistribution):
     a: float = 4.0
 
     def __post_init__(self) -> None:
-        _require_positive("a", self.a)
-        if self.a > 500.0:
-            raise UserError(f"a={self.a}: give at most 500, beyond which every time is an end point.")
+        check_range("a", self.a, above=0, at_most=500, note=", beyond which every time is an end point")
 
     def _sample(self, n: int, generator: torch.Generator) -> Tensor:
         # The cumulative law is (sinh(a s) / sinh(a / 2) + 1) / 2, which has an inverse in closed form.
         u = _uniform(n, generator)
         return 0.5 + torch.asinh((2 * u - 1) * math.sinh(self.a / 2)) / self.a
-
-    def density(self, t: Tensor) -> Tensor:
-        """See the base class."""
-        s = t.to(torch.float64) - 0.5
-        density = self.a * torch.cosh(self.a * s) / (2 * math.sinh(self.a / 2))
-        return torch.where(s.abs() <= 0.5, density, 0.0)
 
 
 @dataclass(frozen=True)
@@ -186,20 +132,14 @@ class Exponential(TimeDistribution):
     ratio: float = 10.0
 
     def __post_init__(self) -> None:
-        _require_positive("ratio", self.ratio)
-        # Near 1 the formulas below lose all their digits.
+        check_range("ratio", self.ratio, above=0)
+        # Near 1 the formula below loses all its digits.
         if abs(self.ratio - 1.0) < 1e-6:
             raise UserError(f"ratio={self.ratio}: give another number than 1, or take the uniform law.")
 
     def _sample(self, n: int, generator: torch.Generator) -> Tensor:
         # The cumulative law is (ratio^t - 1) / (ratio - 1).
         return torch.log1p(_uniform(n, generator) * (self.ratio - 1.0)) / math.log(self.ratio)
-
-    def density(self, t: Tensor) -> Tensor:
-        """See the base class."""
-        t = t.to(torch.float64)
-        density = math.log(self.ratio) / (self.ratio - 1.0) * torch.exp(t * math.log(self.ratio))
-        return torch.where((t >= 0) & (t <= 1), density, 0.0)
 
 
 @dataclass(frozen=True)
@@ -220,24 +160,11 @@ class PointMassMixture(TimeDistribution):
     base: TimeDistribution = field(default_factory=Uniform)
 
     def __post_init__(self) -> None:
-        for name in ("weight", "at"):
-            value = getattr(self, name)
-            if not 0.0 <= value <= 1.0:
-                raise UserError(f"{name}={value}: give a number from 0 to 1.")
+        check_fields(self, "", "weight", "at", at_least=0, at_most=1)
 
     def _sample(self, n: int, generator: torch.Generator) -> Tensor:
         at_point = _uniform(n, generator) < self.weight
         return torch.where(at_point, self.at, self.base._sample(n, generator))
-
-    def density(self, t: Tensor) -> Tensor:
-        """Not defined: a time with a fixed probability has no density.
-
-        Raises:
-            NotImplementedError: always, unless `weight` is 0.
-        """
-        if self.weight == 0.0:
-            return self.base.density(t)
-        raise NotImplementedError(f"a mixture with a point mass at t = {self.at} has no density.")
 
 
 def _uniform(n: int, generator: torch.Generator) -> Tensor:
@@ -248,13 +175,3 @@ def _gamma(shape: float, n: int, generator: torch.Generator) -> Tensor:
     # The one gamma sampler of torch that takes a generator; torch.distributions.Gamma wraps it without.
     concentration = torch.full((n,), shape, device=generator.device, dtype=torch.float64)
     return torch._standard_gamma(concentration, generator=generator)
-
-
-def _xlogy(factor: float, x: Tensor) -> Tensor:
-    # 0 * log 0 is 0 here, where an exponent of zero meets an end of the interval.
-    return torch.xlogy(torch.full_like(x, factor), x)
-
-
-def _require_positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0.0):
-        raise UserError(f"{name}={value}: give a finite number above 0.")

@@ -6,8 +6,8 @@ Only this package touches a policy's private parts.
 from chordflow.policies.base import ChunkSpec, FlowPolicy, Role, VelocityModule
 from chordflow.policies.checkpoint import load_flow_policy, resolve_checkpoint, save_student
 from chordflow.policies.context import Context
+from chordflow.policies.files import relocate
 from chordflow.policies.inputs import check_inputs, say_replaced_names
-from chordflow.policies.relocation import relocate
 
 __all__ = [
     "ChunkSpec",

@@ -10,17 +10,20 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
-from lerobot.utils.constants import OBS_STATE
+from lerobot.policies.common.vla_utils import pad_vector
+from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 from torch import Tensor, nn
 
 from chordflow.errors import UserError
 from chordflow.policies.context import Context
+from chordflow.quiet import quiet_stdout
 
 Batch = dict[str, Any]
 
@@ -34,6 +37,11 @@ class Role(StrEnum):
     ACTION_HEAD = "action_head"
 
 
+RELATIVE_ACTIONS = (
+    "such a checkpoint's actions depend on the state that was seen last, so an endpoint alone is no action; give a "
+    "checkpoint with absolute actions"
+)
+
 PREFIX_ROLES = (Role.VISION, Role.LANGUAGE, Role.PREFIX_PROJECTIONS)
 
 
@@ -44,7 +52,7 @@ class ChunkSpec:
     Attributes:
         horizon: H, the number of actions in a chunk.
         padded_dim: D, the dimensions that the network denoises.
-        action_dim: a, the leading dimensions that the robot uses.
+        action_dim: A, the leading dimensions that the robot uses.
         num_executed: actions of a chunk that run before the next chunk is computed.
         first_executed: how many of its leading actions lie in the past when the chunk arrives and are never
             run; above 0 where a policy looks at several past observations and predicts from the first on.
@@ -75,7 +83,7 @@ class ChunkSpec:
 
     @property
     def num_usable(self) -> int:
-        """How many of its actions can be run at all: those from the present on."""
+        """How many of its actions can be run at all."""
         return (self.real_horizon or self.horizon) - self.first_executed
 
     @property
@@ -92,26 +100,31 @@ class ChunkSpec:
             )
 
 
-class StockPolicy(NamedTuple):
-    """What LeRobot's own code asks for to run a policy.
-
-    Attributes:
-        policy: the `PreTrainedPolicy`; it draws its noise from the global generator.
-        preprocessor: from observations to its batch.
-        postprocessor: from its actions to the robot's units.
-    """
-
-    policy: Any
-    preprocessor: Any
-    postprocessor: Any
+def role_by_beginning(name: str, beginnings: Mapping[Role, tuple[str, ...]], family: str) -> Role:
+    """The first role among whose `beginnings` is that of a parameter's name; raises ValueError if none is."""
+    for role, own in beginnings.items():
+        if name.startswith(own):
+            return role
+    raise ValueError(
+        f"parameter {name!r} has no known role in {family}; this LeRobot version is not supported"
+    )
 
 
 class FlowPolicy(ABC):
-    """One LeRobot policy as a velocity field.
+    """A stock LeRobot policy as a velocity field.
+
+    Subclasses set the class attributes, and write `encode`, `velocity` and `role_of`; the rest fits a policy
+    with `chunk_size`, `max_action_dim` and `n_action_steps` that draws standard normal noise.
 
     Attributes:
         family: LeRobot's name of the policy type, such as `smolvla`.
         policy_class: LeRobot's class of it.
+        steps_field: what the family's config calls its number of solver steps.
+        encoded_once: what of an observation a context holds, in a few words, for the table of support.
+        noise_at: the family's own time of noise, 1 or 0; where it is 0, `native_time` and `canonical` convert.
+        policy: the `PreTrainedPolicy` as LeRobot runs it, which draws its noise from the global generator.
+        preprocessor: from observations to its batch.
+        postprocessor: from its actions to the robot's units.
         config: the policy's own config.
         module: the policy itself, an `nn.Module`.
         config_assets: fields of `config.json` that name a model outside the checkpoint.
@@ -126,6 +139,9 @@ class FlowPolicy(ABC):
             that other one's name.
         normalises_elsewhere: whether the family normalises by other steps than LeRobot's own normaliser, so that
             nothing is asked of that one.
+
+    Raises:
+        UserError: if the config asks for something that cannot be reflowed.
     """
 
     config_assets: ClassVar[tuple[str, ...]] = ()
@@ -138,27 +154,27 @@ class FlowPolicy(ABC):
 
     family: str
     policy_class: type[Any]
+    steps_field: ClassVar[str]
+    encoded_once: ClassVar[str]
+    noise_at: ClassVar[int] = 1
     config: Any
     module: nn.Module
     rename_map: Mapping[str, str] = MappingProxyType({})
     replaced_rename_map: Mapping[str, str] = MappingProxyType({})
 
-    @abstractmethod
     def __init__(self, policy: Any, preprocessor: Any, postprocessor: Any) -> None:
-        """Wraps a loaded policy and its pipelines."""
+        self.check_config(policy.config)
+        self.policy = policy
+        self.module = policy
+        self.config = policy.config
+        self.preprocessor = preprocessor
+        self.postprocessor = postprocessor
 
-    @property
-    @abstractmethod
-    def chunk(self) -> ChunkSpec:
-        """Shape of noise and chunk."""
-
-    @abstractmethod
-    def preprocess(self, items: Mapping[str, Any]) -> Batch:
-        """Runs the checkpoint's own preprocessor on a batch of observations (images in [0, 1])."""
-
-    @abstractmethod
-    def to_action(self, endpoint: Tensor) -> Tensor:
-        """Endpoints (B, H, D) to actions in the robot's units (B, H, A), by the checkpoint's postprocessor."""
+    @classmethod
+    def check_config(cls, config: Any) -> None:
+        """Raises UserError, with the field and its value, for what the adapter cannot do."""
+        if getattr(config, "use_relative_actions", False):
+            raise UserError(f"use_relative_actions=true in config.json: {RELATIVE_ACTIONS}.")
 
     @abstractmethod
     def encode(self, batch: Batch) -> Context:
@@ -169,45 +185,83 @@ class FlowPolicy(ABC):
         """d x / d t, shape (B, H, D), at `x_t` (B, H, D) and `t` (B,)."""
 
     @abstractmethod
-    def sample_noise(self, n: int, generator: torch.Generator) -> Tensor:
-        """Noise (n, H, D) by the family's own law, all padded dimensions included, on the generator's device."""
-
-    @abstractmethod
-    def action_target(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Demonstrations as the family's own loss sees them.
-
-        Returns:
-            The zero-padded actions (B, H, D) and a mask of the same shape, true where the loss counts.
-        """
+    def role_of(self, name: str) -> Role:
+        """The role of a parameter; raises ValueError for a name that this release of LeRobot does not have."""
 
     @property
-    @abstractmethod
-    def default_num_steps(self) -> int:
-        """The solver steps that the checkpoint is saved with."""
+    def chunk(self) -> ChunkSpec:
+        """Shape of noise and chunk."""
+        return ChunkSpec(
+            horizon=self.config.chunk_size,
+            padded_dim=self.config.max_action_dim,
+            action_dim=self.config.action_feature.shape[0],
+            num_executed=self.config.n_action_steps,
+        )
 
-    @abstractmethod
+    def preprocess(self, items: Mapping[str, Any]) -> Batch:
+        """Runs the checkpoint's own preprocessor on a batch of observations (images in [0, 1])."""
+        return self.preprocessor(dict(items))
+
+    def to_action(self, endpoint: Tensor) -> Tensor:
+        """Endpoints (B, H, D) to actions in the robot's units (B, H, A), by the checkpoint's postprocessor."""
+        actions = endpoint[..., : self.chunk.action_dim]
+        flat = self.postprocessor(actions.flatten(0, 1).clone())
+        return flat.unflatten(0, actions.shape[:2])
+
+    def native_time(self, t: Tensor) -> Tensor:
+        """The family's own time for a canonical one (1 noise, 0 action)."""
+        return t if self.noise_at == 1 else 1 - t
+
+    def canonical(self, velocity: Tensor) -> Tensor:
+        """The canonical velocity for the family's own: where time runs the other way, so does v."""
+        return velocity if self.noise_at == 1 else -velocity
+
+    def sample_noise(self, n: int, generator: torch.Generator) -> Tensor:
+        """Noise (n, H, D) by the family's own law, all padded dimensions included, on the generator's device."""
+        return torch.randn((n, *self.chunk.shape), generator=generator, device=generator.device)
+
+    def action_target(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Demonstrations as the family's loss sees them: zero-padded (B, H, D), and a mask (B, H, D) of what counts."""
+        return self.padded_target(batch)
+
+    def padded_target(
+        self, batch: Batch, *, padded_dims: bool = False, padded_actions: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Zero-padded demonstrations (B, H, D), and where a loss counts that may count padding of either kind."""
+        target = pad_vector(batch[ACTION], self.chunk.padded_dim)
+        valid = torch.ones_like(target, dtype=torch.bool)
+        if not padded_dims:
+            valid[..., self.chunk.action_dim :] = False
+        is_pad = batch.get("action_is_pad")
+        if is_pad is not None and not padded_actions:
+            valid &= ~is_pad.bool()[..., None]
+        return target, valid
+
+    @property
+    def default_num_steps(self) -> int:
+        """The solver steps that the checkpoint is saved with; 0 where the config says null, which is refused."""
+        return int(getattr(self.config, self.steps_field) or 0)
+
     def set_num_steps(self, num_steps: int) -> None:
-        """Sets the config's number of solver steps, whatever the family calls that field."""
+        """Sets `steps_field`."""
+        if not hasattr(self.config, self.steps_field):
+            raise ValueError(f"{type(self.config).__name__} has no field {self.steps_field!r}")
+        setattr(self.config, self.steps_field, num_steps)
 
     def set_num_executed(self, num_executed: int) -> None:
-        """Sets how many actions of a chunk LeRobot's own rollout runs before it asks for the next one.
+        """Sets `n_action_steps`; raises UserError for a number that a chunk does not have."""
+        self.chunk.check_executed(num_executed)
+        self.config.n_action_steps = num_executed
 
-        Raises:
-            UserError: for a policy that LeRobot does not know, or a number that a chunk does not have.
-        """
-        self.stock()
+    @property
+    def fresh_fields(self) -> Mapping[str, Any]:
+        """Fields of the config with which the constructor loads no pretrained weights."""
+        return {}
 
-    @abstractmethod
-    def role_of(self, name: str) -> Role:
-        """The role of the parameter `name` (as in the module's `named_parameters`).
-
-        Raises:
-            ValueError: for an unknown name.
-        """
-
-    @abstractmethod
     def build_fresh(self) -> nn.Module:
-        """A module of the same config and names, as its constructor initialises it."""
+        """A policy of the same config, as the family's own constructor makes it."""
+        with quiet_stdout():
+            return self.policy_class(replace(self.config, **self.fresh_fields))
 
     def parameters_by_role(self) -> dict[Role, dict[str, nn.Parameter]]:
         """Every parameter once, by role and by its name in the policy."""
@@ -218,16 +272,15 @@ class FlowPolicy(ABC):
 
     def fresh(self, roles: Iterable[Role], seed: int) -> None:
         """Initialises the parameters of `roles` again, as the family's own constructor would, from `seed`."""
-        chosen = set(roles)
         # Constructors of torch draw from the global generator; the caller's stream is left as it was.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             built = dict(self.build_fresh().named_parameters())
+        by_role = self.parameters_by_role()
         with torch.no_grad():
-            for role, named in self.parameters_by_role().items():
-                if role in chosen:
-                    for name, parameter in named.items():
-                        parameter.copy_(built[name])
+            for role in set(roles):
+                for name, parameter in by_role[role].items():
+                    parameter.copy_(built[name])
 
     def pretrained_vlm(self) -> dict[str, Tensor]:
         """The weights of the vision-language model that the checkpoint's config names, by parameter name.
@@ -241,11 +294,7 @@ class FlowPolicy(ABC):
 
     @torch.no_grad()
     def begin_pretrained(self) -> None:
-        """Replaces the weights of its VLM with those of `pretrained_vlm`.
-
-        Raises:
-            UserError: if there are none.
-        """
+        """Replaces the weights of its VLM with those of `pretrained_vlm`, which raises where there are none."""
         own = dict(self.module.named_parameters())
         for name, tensor in self.pretrained_vlm().items():
             own[name].copy_(tensor)
@@ -266,17 +315,30 @@ class FlowPolicy(ABC):
 
     @property
     def image_keys(self) -> list[str]:
-        """The cameras that the config lists. Fine-tuning on another robot keeps those of the base checkpoint."""
-        return list(self.config.image_features)
+        """The config's cameras but the blank ones of `empty_cameras`; fine-tuning keeps those of the base."""
+        blank = {f"{OBS_IMAGES}.empty_camera_{i}" for i in range(getattr(self.config, "empty_cameras", 0))}
+        return [key for key in self.config.image_features if key not in blank]
 
     @property
     def statistics(self) -> Mapping[str, Mapping[str, Any]]:
         """What the preprocessor knows of the observations that the policy was trained with, by the policy's names."""
-        return {}
+        return {
+            self.own_name(key): values
+            for step in self.preprocessor.steps
+            for key, values in (getattr(step, "stats", None) or {}).items()
+        }
 
     @property
     def state_shape(self) -> tuple[int, ...] | None:
-        """The shape of the state that the policy was trained with; None where it looks at none."""
+        """The shape of the state's statistics, or the config's where there are none; None where there is no state.
+
+        `lerobot-train` gives a checkpoint that it fine-tunes the statistics of its dataset, but leaves the base
+        checkpoint's `input_features` in the config.
+        """
+        own = self.statistics.get(OBS_STATE, {})
+        known = [np.shape(own[kind]) for kind in ("mean", "min", "q01", "q10") if kind in own]
+        if known:
+            return known[0] or (1,)
         feature = self.config.robot_state_feature
         return None if feature is None else tuple(feature.shape)
 
@@ -285,7 +347,7 @@ class FlowPolicy(ABC):
         if self.state_shape not in (None, shape):
             raise UserError(
                 f"{where}: {OBS_STATE} has shape {shape}, but the checkpoint was trained with {self.state_shape}; give "
-                "observations of the robot that it was trained for."
+                "observations of its own robot."
             )
 
     @property
@@ -293,19 +355,10 @@ class FlowPolicy(ABC):
         """LeRobot's `RTCConfig` that the checkpoint is saved with; None where it has none."""
         return getattr(self.config, "rtc_config", None)
 
-    def stock(self) -> StockPolicy:
-        """The policy as LeRobot's own code runs it.
-
-        Raises:
-            UserError: for a policy that LeRobot does not know.
-        """
-        raise UserError(
-            f"policy type {self.family!r} is not LeRobot's, so LeRobot's own rollout cannot run it; use the "
-            "paired noise."
-        )
-
     def own_name(self, key: str) -> str:
-        """What the policy calls the observation `key` of an environment or dataset."""
+        """What the preprocessor's `rename_map` makes of the observation `key` of an environment or dataset."""
+        for step in self.preprocessor.steps:
+            key = getattr(step, "rename_map", {}).get(key, key)
         return key
 
     @classmethod  # noqa: B027 (most families take any folder)
@@ -317,11 +370,7 @@ class FlowPolicy(ABC):
         """Raises UserError for a `config.json`, found at `where`, of a policy that LeRobot no longer runs."""
 
     def train_roles(self, roles: Iterable[Role]) -> dict[str, nn.Parameter]:
-        """Freezes all but `roles` and makes these float32 masters.
-
-        Returns:
-            The trainable parameters by name.
-        """
+        """Freezes all but `roles` and makes these float32 masters: the trainable parameters, by name."""
         chosen = set(roles)
         trainable: dict[str, nn.Parameter] = {}
         for role, named in self.parameters_by_role().items():
@@ -335,10 +384,7 @@ class FlowPolicy(ABC):
         return trainable
 
     def prefix_hash(self) -> str:
-        """SHA-256 over the weights that a context depends on.
-
-        Two policies may share contexts only if these agree.
-        """
+        """SHA-256 over the weights that a context depends on: two policies may share contexts only if these agree."""
         digest = hashlib.sha256()
         by_role = self.parameters_by_role()
         for role in PREFIX_ROLES:
@@ -360,14 +406,9 @@ class VelocityModule(nn.Module):
     def forward(
         self, x_t: Tensor, t: Tensor, context: Context | None = None, batch: Batch | None = None
     ) -> Tensor:
-        """The velocity (B, H, D).
+        """The velocity (B, H, D) at states (B, H, D) and times (B,).
 
-        Args:
-            x_t: states (B, H, D).
-            t: times (B,).
-            context: the encoded observations; where it is None they are encoded from `batch`, so that a
-                trainable prefix receives gradients.
-            batch: the preprocessed observations.
+        Without a `context` the preprocessed `batch` is encoded, so that a trainable prefix receives gradients.
         """
         if context is None:
             if batch is None:

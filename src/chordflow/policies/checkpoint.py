@@ -34,24 +34,19 @@ from chordflow.policies.files import (
     read_config,
 )
 from chordflow.policies.lora import merged_checkpoint
-from chordflow.policies.processors import check_processors
-from chordflow.policies.realtime import guidance_weight
+from chordflow.policies.processors import check_processors, try_out
 from chordflow.policies.registry import adapter_for, missing_packages
-from chordflow.policies.trial import try_out
+from chordflow.policies.sampling import guidance_weight
 from chordflow.quiet import quiet_stdout
 
 
 def resolve_checkpoint(path: str | Path, revision: str | None = None, field: str = "teacher.path") -> Path:
     """The local folder of a checkpoint with whole weights; those of a PEFT adapter are made where they are not yet.
 
-    Args:
-        path: a folder that holds `config.json`, a run's folder with checkpoints in it, or a Hub id.
-        revision: branch, tag or commit on the Hub.
-        field: the option that the path came from, for the message.
+    Takes what `find_checkpoint` takes.
 
     Raises:
-        UserError: if neither a folder nor a reachable repository, if it is of a family without adapter, if a file is
-            missing, or if an adapter does not fit its base.
+        UserError: as `find_checkpoint`, or if an adapter does not fit its base.
     """
     folder = find_checkpoint(path, revision, field)
     if not is_adapter(folder, field):
@@ -94,66 +89,20 @@ def load_flow_policy(
     """
     folder = resolve_checkpoint(path, revision, field) if weights_of is None else Path(path)
     weights = (weights_of or folder) / WEIGHTS
+    where = f"{field}={path}"
     family = check_family(folder, field)
-    where = f"{field}={path}: {CONFIG}"
-    adapter = adapter_for(family, where)
+    adapter = adapter_for(family, f"{where}: {CONFIG}")
     check_assets(folder, adapter, field)
     cli_overrides = [f"--device={_device_name(device)}"] if device else []
     with quiet_stdout():
-        try:
-            config = PreTrainedConfig.from_pretrained(folder, cli_overrides=cli_overrides)
-        except Exception as error:
-            if machine_refuses(error):
-                raise
-            if unknown := _unknown_fields(folder, adapter, field):
-                raise UserError(
-                    f"{where} has fields that LeRobot {lerobot.__version__} does not know ({', '.join(unknown)}): "
-                    "it was saved by an older or newer LeRobot; give a checkpoint of this one, or, where the fields do "
-                    "not matter, take them out of a copy."
-                ) from error
-            # The outermost error names the field, the innermost what is wrong with it.
-            raise UserError(
-                f"{field}={path}: {CONFIG} is not a config that LeRobot {lerobot.__version__} can read "
-                f"({_first_line(error)}: {reason(error)}); it was saved by another release or changed by hand: give a "
-                "checkpoint that this release can read."
-            ) from error
+        config = _config(folder, adapter, cli_overrides, where)
         _check_weights(weights, field)
-        # As LeRobot's own commands do: some families fetch their backbone's weights where this is not set.
-        before, config.pretrained_path = config.pretrained_path, folder
-        try:
-            # Keys that do not match are found below, for every family by the same words.
-            policy = adapter.policy_class.from_pretrained(weights.parent, config=config, strict=False)
-        except ImportError as error:
-            raise missing_packages(family, f"{where} is of policy type {family!r}", error) from error
-        except (RuntimeError, SafetensorError) as error:
-            if ran_out_of_memory(error):
-                raise
-            raise UserError(
-                f"{field}={weights.parent}: {WEIGHTS} does not fit {CONFIG} ({_key_problem(error)}); "
-                "give weights saved with this config."
-            ) from error
-        except OSError as error:
-            if machine_refuses(error):
-                raise
-            raise UserError(
-                f"{field}={path}: the vision-language model that {CONFIG} names cannot be read "
-                f"({_first_line(error)}); run: chordflow relocate {folder} --vlm.path=FOLDER"
-            ) from error
-        except Exception as error:
-            if machine_refuses(error) or ran_out_of_memory(error):
-                raise
-            raise UserError(
-                f"{field}={path}: LeRobot cannot build the policy that {CONFIG} describes ({reason(error)}); check "
-                f"{CONFIG} and the vision-language model that it names."
-            ) from error
-        finally:
-            config.pretrained_path = before
+        policy = _policy(adapter, family, config, folder, weights, field, where)
         wrapped = adapter(policy, None, None)
         if wrapped.default_num_steps < 1:
+            name = f" ({wrapped.steps_field})" if hasattr(wrapped, "steps_field") else ""
             raise UserError(
-                f"{where} asks for {wrapped.default_num_steps} solver steps"
-                + (f" ({wrapped.steps_field})" if hasattr(wrapped, "steps_field") else "")
-                + "; set at least 1."
+                f"{where}: {CONFIG} asks for {wrapped.default_num_steps} solver steps{name}; set at least 1."
             )
         check_loaded(wrapped, weights, field)
         overrides: dict[str, Any] = {"device_processor": {"device": config.device}}
@@ -165,30 +114,94 @@ def load_flow_policy(
             if machine_refuses(error):
                 raise
             raise UserError(
-                f"{field}={path}: LeRobot {lerobot.__version__} cannot load the processors ({reason(error)}); "
-                f"check that {PREPROCESSOR}, {POSTPROCESSOR} and their .safetensors files are whole, and of no "
-                "other LeRobot."
+                f"{where}: LeRobot {lerobot.__version__} cannot load the processors ({reason(error)}); check that "
+                f"{PREPROCESSOR}, {POSTPROCESSOR} and their .safetensors files are whole, and of no other LeRobot."
             ) from error
     loaded: FlowPolicy = adapter(policy, preprocessor, postprocessor)
     if rename_map:
         loaded.rename_map = dict(rename_map)
-        loaded.replaced_rename_map = _rename(preprocessor, rename_map, f"{field}={path}")
-    check_processors(loaded, preprocessor, postprocessor, f"{field}={path}")
+        loaded.replaced_rename_map = _rename(preprocessor, rename_map, where)
+    check_processors(loaded, preprocessor, postprocessor, where)
     try:
         loaded.chunk.check_executed(loaded.chunk.num_executed)
     except UserError as error:
-        raise UserError(f"{field}={path}: {CONFIG}: {error}") from error
-    try_out(loaded, preprocessor, f"{field}={path}")
+        raise UserError(f"{where}: {CONFIG}: {error}") from error
+    try_out(loaded, preprocessor, where)
     return loaded
+
+
+def _config(folder: Path, adapter: type[FlowPolicy], cli_overrides: list[str], where: str) -> Any:
+    """The config as LeRobot reads it."""
+    try:
+        return PreTrainedConfig.from_pretrained(folder, cli_overrides=cli_overrides)
+    except Exception as error:
+        if machine_refuses(error):
+            raise
+        if config_class := getattr(adapter.policy_class, "config_class", None):
+            known = {item.name for item in fields(config_class)} | {"type"}
+            if unknown := sorted(set(read_config(folder)) - known):
+                raise UserError(
+                    f"{where}: {CONFIG} has fields that LeRobot {lerobot.__version__} does not know "
+                    f"({', '.join(unknown)}): it was saved by an older or newer LeRobot; give one of this LeRobot, "
+                    "or a copy without these fields, where they do not matter."
+                ) from error
+        # The outermost error names the field, the innermost what is wrong with it.
+        raise UserError(
+            f"{where}: {CONFIG} is not a config that LeRobot {lerobot.__version__} can read "
+            f"({_cut(str(error).splitlines()[:1])}: {reason(error)}); give a checkpoint of this release, unchanged."
+        ) from error
+
+
+def _policy(
+    adapter: type[FlowPolicy], family: str, config: Any, folder: Path, weights: Path, field: str, where: str
+) -> Any:
+    """The policy as LeRobot builds and fills it."""
+    # As LeRobot's own commands do: some families fetch their backbone's weights where this is not set.
+    before, config.pretrained_path = config.pretrained_path, folder
+    try:
+        # Keys that do not match are found by `check_loaded`, for every family by the same words.
+        return adapter.policy_class.from_pretrained(weights.parent, config=config, strict=False)
+    except ImportError as error:
+        raise missing_packages(family, f"{where}: {CONFIG} is of policy type {family!r}", error) from error
+    except Exception as error:
+        if machine_refuses(error) or ran_out_of_memory(error):
+            raise
+        if isinstance(error, RuntimeError | SafetensorError):
+            # The first line of several says only that there are more.
+            lines = str(error).splitlines()
+            raise UserError(
+                f"{field}={weights.parent}: {WEIGHTS} does not fit {CONFIG} ({_cut(lines[1:] or lines)}); give its own."
+            ) from error
+        raise UserError(
+            f"{where}: LeRobot cannot build the policy that {CONFIG} describes ({reason(error)}); check {CONFIG} and "
+            f"the vision-language model that it names, or run: chordflow relocate {folder} --vlm.path=FOLDER"
+        ) from error
+    finally:
+        config.pretrained_path = before
+
+
+def _check_weights(file: Path, field: str) -> None:
+    try:
+        with safe_open(file, framework="pt") as handle:
+            empty = not list(handle.keys())
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{field}={file.parent}: {file.name} is cut or broken ({error}); copy it again."
+        ) from error
+    if empty:
+        raise UserError(f"{field}={file.parent}: {file.name} holds no tensors; give complete weights.")
+
+
+def _cut(lines: list[str]) -> str:
+    text = " ".join(line.strip() for line in lines)
+    return text if len(text) <= 300 else text[:300] + " ..."
 
 
 def check_loaded(policy: FlowPolicy, file: Path, field: str = "teacher.path") -> None:
     """Makes sure that a policy holds the weights of its file: some loaders swallow what goes wrong.
 
-    Compares the names, and the first numbers of every tensor.
-
     Raises:
-        UserError: naming a tensor that is missing, unexpected, or was not loaded.
+        UserError: naming a tensor that is missing, unexpected, or was not loaded, by the first numbers of each.
     """
     state = policy.module.state_dict()
     where = f"{field}={file.parent}: {WEIGHTS}"
@@ -203,16 +216,15 @@ def check_loaded(policy: FlowPolicy, file: Path, field: str = "teacher.path") ->
             shape = tuple(part.get_shape())
             if shape != tuple(tensor.shape):
                 raise UserError(
-                    f"{where}: {key} has shape {shape}, but {CONFIG} asks for {tuple(tensor.shape)}; give weights "
-                    "saved with this config."
+                    f"{where}: {key} has shape {shape}, but {CONFIG} asks for {tuple(tensor.shape)}; give its weights."
                 )
             loaded.add(tensor.data_ptr())
             start = part[:1] if shape else handle.get_tensor(key)
             own = tensor[:1] if shape else tensor
             if not torch.allclose(start.to(own.dtype), own.cpu(), rtol=0, atol=0, equal_nan=True):
                 raise UserError(
-                    f"{where}: {key} was not loaded by LeRobot's {type(policy.module).__name__}; save the checkpoint "
-                    f"again with LeRobot {lerobot.__version__}."
+                    f"{where}: {key} was not loaded by LeRobot's {type(policy.module).__name__}; save it again with "
+                    f"LeRobot {lerobot.__version__}."
                 )
     for name, source in policy.filled_from.items():
         own, other = state[name], state[source]
@@ -231,8 +243,7 @@ def _rename(preprocessor: Any, rename_map: Mapping[str, str], where: str) -> dic
     steps = [step for step in preprocessor.steps if hasattr(step, "rename_map")]
     if not steps:
         raise UserError(
-            f"{where}: {PREPROCESSOR} has no step that renames, so --rename_map cannot be heeded; leave it out, and "
-            "give observations of the checkpoint's own names."
+            f"{where}: {PREPROCESSOR} has no step that renames, so --rename_map cannot be heeded: leave it out."
         )
     own = dict(steps[0].rename_map)
     for step in steps:
@@ -272,18 +283,11 @@ def save_student(
     Of the config only the step count changes, `use_peft` (these weights are whole), `repo_id` and `push_to_hub`
     (fine-tuning the student would overwrite the teacher on the Hub).
 
-    Where the config has an `rtc_config`, its `max_guidance_weight` follows the step count (see
-    `policies.realtime.guidance_weight`): the teacher's own would overshoot by the ratio of the steps. Where
-    it has none, none is added: with real-time chunking enabled a policy's `select_action`, and so
-    `lerobot-eval`, refuses to run. (`lerobot-rollout` replaces the saved one by its `--inference.rtc.*`
-    options in any case.)
+    Where the config has an `rtc_config`, its `max_guidance_weight` follows the step count (see `guidance_weight`).
+    Where it has none, none is added: with real-time chunking enabled a policy's `select_action`, and so
+    `lerobot-eval`, refuses to run.
 
-    Args:
-        policy: the student, for the names of what it trains and counts.
-        teacher_dir: the teacher's local folder.
-        output_dir: an empty or absent folder.
-        trained: the trained tensors by parameter name.
-        num_steps: solver steps to save in the config.
+    `policy` is the student; `trained` are its tensors by parameter name, and `output_dir` is empty or absent.
 
     Raises:
         UserError: if a trained tensor has no place in the teacher's file.
@@ -292,15 +296,22 @@ def save_student(
     tensors = load_file(teacher_dir / WEIGHTS)
     with safe_open(teacher_dir / WEIGHTS, framework="pt") as file:
         metadata = file.metadata()
-    keys = _keys_by_parameter(policy, tensors, metadata)
+    # The key in the teacher's file of every parameter name. Of tensors that are one and the same, safetensors keeps one
+    # and notes the others' names beside it.
+    keys = {policy.parameter_name(key): key for key in tensors}
+    for other, kept in (metadata or {}).items():
+        if kept in tensors:
+            keys.setdefault(policy.parameter_name(other), kept)
+    for name, source in policy.filled_from.items():
+        if source in keys:
+            keys.setdefault(name, keys[source])
     # The loader's copy of another tensor has the last word on it.
     for name, tensor in sorted(trained.items(), key=lambda item: item[0] in policy.filled_from):
         if name not in keys:
             raise UserError(
                 f"the teacher's {WEIGHTS} has no tensor {name!r}; it shares weights that are trained."
             )
-        key = keys[name]
-        tensors[key] = tensor.detach().to("cpu", tensors[key].dtype).contiguous()
+        tensors[keys[name]] = tensor.detach().to("cpu", tensors[keys[name]].dtype).contiguous()
     save_file(tensors, output_dir / WEIGHTS, metadata=metadata)
     write_json(output_dir / CONFIG, _students_config(policy, read_config(teacher_dir), num_steps))
     # Everything else that the processors consist of, and nothing of the teacher's training.
@@ -312,10 +323,9 @@ def save_student(
 def _students_config(policy: FlowPolicy, config: dict[str, Any], num_steps: int) -> dict[str, Any]:
     """The teacher's `config.json` as a student's: the loaded one may be another's device, or lack what it cannot do."""
     saved, rtc = policy.default_num_steps, policy.rtc_config
-    counts = (num_steps + 1, num_steps)
+    encoded = []
     try:
-        encoded = []
-        for count in counts:
+        for count in (num_steps + 1, num_steps):
             policy.set_num_steps(count)
             encoded.append(draccus.encode(policy.config, PreTrainedConfig))
     finally:
@@ -326,30 +336,6 @@ def _students_config(policy: FlowPolicy, config: dict[str, Any], num_steps: int)
         config["rtc_config"] = {**config["rtc_config"], "max_guidance_weight": weight}
     # Its weights are whole, and trained on further they are not the teacher's: LeRobot pushes to `repo_id` by itself.
     return {**config, "use_peft": False, "push_to_hub": False, "repo_id": None}
-
-
-def _keys_by_parameter(
-    policy: FlowPolicy, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None
-) -> dict[str, str]:
-    """The key in the teacher's file of every parameter name."""
-    keys = {policy.parameter_name(key): key for key in tensors}
-    # Of tensors that are one and the same, safetensors keeps one and notes the others' names beside it.
-    for other, kept in (metadata or {}).items():
-        if kept in tensors:
-            keys.setdefault(policy.parameter_name(other), kept)
-    for name, source in policy.filled_from.items():
-        if source in keys:
-            keys.setdefault(name, keys[source])
-    return keys
-
-
-def _unknown_fields(folder: Path, adapter: type[FlowPolicy], field: str) -> list[str]:
-    """Fields of `config.json` that the installed LeRobot's config class does not have."""
-    config_class = getattr(adapter.policy_class, "config_class", None)
-    if config_class is None:
-        return []
-    known = {item.name for item in fields(config_class)} | {"type"}
-    return sorted(set(read_config(folder, field)) - known)
 
 
 def _device_name(device: str | torch.device) -> str:
@@ -370,29 +356,3 @@ def _device_name(device: str | torch.device) -> str:
     if asked.index is not None and asked.index >= gpus:
         raise UserError(f"device={device}: this machine has {gpus} GPUs; give cuda:0 to cuda:{gpus - 1}.")
     return str(asked)
-
-
-def _check_weights(file: Path, field: str) -> None:
-    try:
-        with safe_open(file, framework="pt") as handle:
-            if not list(handle.keys()):
-                raise UserError(
-                    f"{field}={file.parent}: {file.name} holds no tensors; give complete weights."
-                )
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{field}={file.parent}: {file.name} is cut or broken ({error}); copy it again."
-        ) from error
-
-
-def _key_problem(error: BaseException) -> str:
-    """What LeRobot's loader complains of, cut to its first items."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = " ".join(lines[1:] if len(lines) > 1 else lines)
-    return text if len(text) <= 300 else text[:300] + " ..."
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    text = lines[0] if lines else type(error).__name__
-    return text if len(text) <= 200 else text[:200] + " ..."

@@ -1,68 +1,25 @@
 """Encoded observations.
 
-Shapes: B batch, P prefix tokens.
+Shapes: B batch, L layers, P prefix tokens, G key-value heads, E head dimension.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 
-class Context(ABC):
+class Context:
     """What depends on the observation alone, computed once and used for many noises and times.
 
-    Using a context never changes it: two velocity calls with one context give the same answer.
-    """
-
-    @property
-    @abstractmethod
-    def batch_size(self) -> int:
-        """Number of observations."""
-
-    @abstractmethod
-    def index(self, indices: Tensor) -> Self:
-        """The contexts at `indices` (int64, any order, repeats allowed)."""
-
-    @classmethod
-    @abstractmethod
-    def concatenate(cls, contexts: Sequence[Self]) -> Self:
-        """Joins contexts along the batch; prefixes of unequal length are padded and masked."""
-
-    @abstractmethod
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Every tensor held, for sizes and moves."""
-
-    @abstractmethod
-    def map(self, function: Any) -> Self:
-        """A context whose tensors are `function(tensor)`."""
-
-    def repeat(self, times: int) -> Self:
-        """Each observation `times` in a row: a, a, b, b, ..."""
-        rows = torch.arange(self.batch_size).repeat_interleave(times)
-        return self.index(rows)
-
-    def detach(self) -> Self:
-        """The same values without a graph."""
-        return self.map(lambda tensor: tensor.detach())
-
-    def to(self, device: torch.device | str) -> Self:
-        """The same values on `device`."""
-        return self.map(lambda tensor: tensor.to(device))
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory that the tensors take, in bytes."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())
-
-
-class TensorContext(Context):
-    """A context whose fields are tensors, the batch first. Subclasses are frozen dataclasses.
+    Subclasses are frozen dataclasses whose fields are tensors, the batch first. Using a context never changes it: two
+    velocity calls with one context give the same answer.
 
     Attributes:
         growing: by field, the axis along which observations may differ in length; contexts that are joined
@@ -81,11 +38,11 @@ class TensorContext(Context):
         return tuple(item.name for item in fields(cls))  # type: ignore[arg-type]
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """All fields."""
+        """All fields, for sizes and moves."""
         return tuple(getattr(self, name) for name in self.names())
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """Applies `function` to every field."""
+    def map(self, function: Callable[[Tensor], Any]) -> Self:
+        """A context whose tensors are `function(tensor)`."""
         return type(self)(*(function(tensor) for tensor in self.tensors()))
 
     @property
@@ -93,18 +50,23 @@ class TensorContext(Context):
         """Number of observations."""
         return self.tensors()[0].shape[0]
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the tensors take, in bytes."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())
+
     def index(self, indices: Tensor) -> Self:
-        """The contexts at `indices`, cut to the longest prefix among them."""
+        """The contexts at `indices` (int64, any order, repeats allowed), cut to the longest prefix among them."""
         rows = indices.to(self.tensors()[0].device)
         chosen = self.map(lambda tensor: tensor[rows])
         if self.mask_field is None:
             return chosen
         # Outer columns that no chosen row uses come from joining with longer prompts.
-        used = getattr(chosen, self.mask_field).any(dim=0).nonzero().flatten()
+        mask = getattr(chosen, self.mask_field)
+        used = mask.any(dim=0).nonzero().flatten()
         if not len(used):
             return chosen
-        length = getattr(chosen, self.mask_field).shape[1]
-        start, stop = (int(used[0]), length) if self.pad_left else (0, int(used[-1]) + 1)
+        start, stop = (int(used[0]), mask.shape[1]) if self.pad_left else (0, int(used[-1]) + 1)
         return type(self)(
             *(
                 tensor.narrow(self.growing[name], start, stop - start) if name in self.growing else tensor
@@ -112,9 +74,21 @@ class TensorContext(Context):
             )
         )
 
+    def repeat(self, times: int) -> Self:
+        """Each observation `times` in a row: a, a, b, b, ..."""
+        return self.index(torch.arange(self.batch_size).repeat_interleave(times))
+
+    def detach(self) -> Self:
+        """The same values without a graph."""
+        return self.map(lambda tensor: tensor.detach())
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same values on `device`."""
+        return self.map(lambda tensor: tensor.to(device))
+
     @classmethod
     def concatenate(cls, contexts: Sequence[Self]) -> Self:
-        """Joins contexts; shorter ones are padded with masked zeros."""
+        """Joins contexts along the batch; shorter prefixes are padded and masked."""
         joined = []
         for name in cls.names():
             parts = [getattr(context, name) for context in contexts]
@@ -132,3 +106,40 @@ def _pad(tensor: Tensor, axis: int, length: int, *, left: bool) -> Tensor:
     # `pad` counts axes from the last, two numbers each: in front and behind.
     widths = [0, 0] * (tensor.dim() - 1 - axis) + ([missing, 0] if left else [0, missing])
     return nn.functional.pad(tensor, widths)
+
+
+@dataclass(frozen=True)
+class PrefixContext(Context):
+    """The commonest context: the keys and values of an encoded prefix, and its mask.
+
+    Attributes:
+        keys_values: (B, L, 2, G, P, E), rotary positions already applied to the keys.
+        mask: (B, P), true at real tokens.
+    """
+
+    growing: ClassVar[Mapping[str, int]] = {"keys_values": 4, "mask": 1}
+    mask_field: ClassVar[str | None] = "mask"
+
+    keys_values: Tensor
+    mask: Tensor
+
+    @staticmethod
+    def stack(cache: DynamicCache) -> Tensor:
+        """The keys and values (B, L, 2, G, P, E) of a filled cache."""
+        layers = [torch.stack((layer.keys, layer.values), dim=1) for layer in cache.layers]
+        return torch.stack(layers, dim=1)
+
+    def cache(self) -> DynamicCache:
+        """A new cache object for one velocity call.
+
+        Policies append to the cache that they are given, or replace its tensors; with a fresh object for each
+        call the context stays as it was, and no graph is kept alive through it.
+        """
+        cache = DynamicCache()
+        for keys_values in self.keys_values.unbind(1):
+            layer = DynamicLayer()
+            keys, values = keys_values.unbind(1)
+            layer.lazy_initialization(keys, values)
+            layer.keys, layer.values = keys, values
+            cache.layers.append(layer)
+        return cache

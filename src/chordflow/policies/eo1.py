@@ -11,22 +11,19 @@ the action, L layers, G key-value heads, E head dimension.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from lerobot.policies.common.vla_utils import pad_vector
 from lerobot.policies.eo1.modeling_eo1 import EO1Policy
-from lerobot.utils.constants import ACTION, OBS_STATE
+from lerobot.utils.constants import OBS_STATE
 from torch import Tensor, nn
 
 from chordflow.errors import UserError
-from chordflow.policies.base import Batch, Role
-from chordflow.policies.context import Context
-from chordflow.policies.lerobot_policy import LeRobotFlowPolicy, role_by_beginning
-from chordflow.policies.prefix import PrefixContext
-from chordflow.quiet import quiet_stdout
+from chordflow.policies.base import Batch, FlowPolicy, Role, role_by_beginning
+from chordflow.policies.context import Context, PrefixContext
 
 _ROLES = {
     Role.VISION: ("vlm_backbone.model.visual.",),
@@ -50,7 +47,7 @@ class EO1Context(PrefixContext):
     positions: Tensor
 
 
-class EO1FlowPolicy(LeRobotFlowPolicy):
+class EO1FlowPolicy(FlowPolicy):
     """A stock `EO1Policy` as a velocity field."""
 
     family = "eo1"
@@ -69,12 +66,12 @@ class EO1FlowPolicy(LeRobotFlowPolicy):
         super().check_config(config)
         if "sliding_attention" in config.text_config.layer_types:
             raise UserError(
-                "use_sliding_window=true in vlm_config of config.json: layers with a sliding window drop a part of the "
-                "prefix, so it cannot be encoded once; give a checkpoint whose backbone has full attention."
+                "use_sliding_window=true in vlm_config of config.json: its layers drop a part of the prefix, which "
+                "cannot be encoded once then; give a checkpoint whose backbone has full attention."
             )
 
     def encode(self, batch: Batch) -> EO1Context:
-        """Encodes what stands before the action tokens, with gradients where parameters ask for them.
+        """Encodes what stands before the action tokens.
 
         Raises:
             UserError: if the prompts do not hold one action token for each action of a chunk.
@@ -125,25 +122,18 @@ class EO1FlowPolicy(LeRobotFlowPolicy):
         return v_t.to(x_t.dtype)
 
     def action_target(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Zero-padded demonstrations; EO1's loss counts padding unless its config says otherwise.
+        """Zero-padded demonstrations; EO1's loss counts padding unless its config says otherwise."""
+        config = self.config
+        return self.padded_target(
+            batch,
+            padded_dims=config.supervise_padding_action_dims,
+            padded_actions=config.supervise_padding_actions,
+        )
 
-        `supervise_padding_action_dims` and `supervise_padding_actions` (both true by default) decide on padded
-        dimensions and on actions behind the episode's end.
-        """
-        target = pad_vector(batch[ACTION], self.chunk.padded_dim)
-        valid = torch.ones_like(target, dtype=torch.bool)
-        if not self.config.supervise_padding_action_dims:
-            valid[..., self.chunk.action_dim :] = False
-        is_pad = batch.get("action_is_pad")
-        if is_pad is not None and not self.config.supervise_padding_actions:
-            valid &= ~is_pad.bool()[..., None]
-        return target, valid
-
-    def build_fresh(self) -> nn.Module:
-        """A policy of the same config; its vision-language model is random too."""
-        # The constructor fetches the weights of `vlm_base` unless it knows that a checkpoint's will follow.
-        with quiet_stdout():
-            return self.policy_class(replace(self.config, pretrained_path=Path(self.config.vlm_base)))
+    @property
+    def fresh_fields(self) -> Mapping[str, Any]:
+        """The constructor fetches the weights of `vlm_base` unless it knows that a checkpoint's will follow."""
+        return {"pretrained_path": Path(self.config.vlm_base)}
 
     def role_of(self, name: str) -> Role:
         """The visual tower with its merger; the text model; `state_proj`; what embeds and projects actions."""

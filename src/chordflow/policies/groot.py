@@ -15,7 +15,6 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import lerobot
 import torch
 from lerobot.policies.groot.configuration_groot import GROOT_N1_5, infer_groot_model_version
 from lerobot.policies.groot.groot_n1_7 import GR00TN17
@@ -29,9 +28,8 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor, nn
 
 from chordflow.errors import UserError
-from chordflow.policies.base import Batch, ChunkSpec, Role
-from chordflow.policies.context import Context, TensorContext
-from chordflow.policies.lerobot_policy import LeRobotFlowPolicy, role_by_beginning
+from chordflow.policies.base import RELATIVE_ACTIONS, Batch, ChunkSpec, FlowPolicy, Role, role_by_beginning
+from chordflow.policies.context import Context
 from chordflow.quiet import quiet_stdout
 
 _ROLES = {
@@ -45,7 +43,7 @@ _TIME_ROUNDING = 1e-3
 
 
 @dataclass(frozen=True)
-class GrootContext(TensorContext):
+class GrootContext(Context):
     """What the diffusion transformer reads of an observation.
 
     Attributes:
@@ -67,7 +65,7 @@ class GrootContext(TensorContext):
     embodiment: Tensor
 
 
-class GrootFlowPolicy(LeRobotFlowPolicy):
+class GrootFlowPolicy(FlowPolicy):
     """A stock `GrootPolicy` as a velocity field. Its real-time chunking is its own, not LeRobot's guidance."""
 
     family = "groot"
@@ -85,15 +83,10 @@ class GrootFlowPolicy(LeRobotFlowPolicy):
         super().__init__(policy, preprocessor, postprocessor)
         self._model = policy._groot_model
         _check_base(self._model.config)
-        for step in getattr(postprocessor, "steps", ()):
-            if isinstance(step, GrootN17ActionDecodeStep) and step.use_relative_action:
-                raise UserError(
-                    "use_relative_action=true in policy_postprocessor.json: such a checkpoint's actions depend on the "
-                    "state that was seen last, so an endpoint alone is no action; give one with absolute actions."
-                )
         for step in (*getattr(preprocessor, "steps", ()), *getattr(postprocessor, "steps", ())):
+            if isinstance(step, GrootN17ActionDecodeStep) and step.use_relative_action:
+                raise UserError(f"use_relative_action=true in policy_postprocessor.json: {RELATIVE_ACTIONS}.")
             _check_statistics(step, self.config.action_feature.shape[0])
-        for step in getattr(preprocessor, "steps", ()):
             if isinstance(step, GrootN17VLMEncodeStep):
                 # Saved with the device that trained it, and out of reach of LeRobot's override for loading.
                 step.device = str(self.config.device)
@@ -106,8 +99,8 @@ class GrootFlowPolicy(LeRobotFlowPolicy):
         base = config.get("base_model_path")
         if config.get("tokenizer_assets_repo") or infer_groot_model_version(base) == GROOT_N1_5:
             raise UserError(
-                f"{where} is of a GR00T N1.5 (base_model_path={base}), which LeRobot {lerobot.__version__} no longer "
-                "runs; give a checkpoint of GR00T N1.7."
+                f"{where} is of a GR00T N1.5 (base_model_path={base}), which this LeRobot no longer runs; give a "
+                "checkpoint of GR00T N1.7."
             )
 
     @property
@@ -131,15 +124,14 @@ class GrootFlowPolicy(LeRobotFlowPolicy):
         if shape[0] > self.config.max_state_dim:
             raise UserError(
                 f"{where}: {OBS_STATE} has shape {shape}, but max_state_dim={self.config.max_state_dim} in "
-                "config.json; give observations of the robot that the checkpoint was trained for."
+                "config.json; give observations of its own robot."
             )
 
     def encode(self, batch: Batch) -> GrootContext:
         """Encodes images and language into features, and the state.
 
         The stock policy's features attend to padding, so its answer to a short prompt changes with the longer ones in
-        its batch. Here padding is masked: an observation has the context that the stock policy gives it by itself, or
-        among prompts of one length, as on a robot.
+        its batch. Here padding is masked, as if an observation were alone, which it is on a robot.
         """
         head = self._model.action_head
         with self._autocast():

@@ -22,8 +22,7 @@ def check_inputs(policy: FlowPolicy, shapes: Mapping[str, Sequence[int]], where:
 
     Args:
         policy: who looks; what its preprocessor renames is renamed.
-        shapes: of one observation at one time, by the names that the policy's preprocessor is given. Three sizes make a
-            camera.
+        shapes: of one observation at one time, by the preprocessor's names. Three sizes make a camera.
         where: who shows it, such as `dataset.repo_id=NAME`, for messages.
 
     Returns:
@@ -43,13 +42,14 @@ def check_inputs(policy: FlowPolicy, shapes: Mapping[str, Sequence[int]], where:
     renamed = {key: name for name, key in names.items() if name != key}
     if missing and (policy.needs_every_camera or not known & set(names) or (unknown and not renamed)):
         example = json.dumps({**renamed, **dict(zip(unknown, missing, strict=False))})
+        remedy = (
+            f"map each to the one that it is, as in --rename_map='{example}'"
+            if unknown
+            else "give one with them"
+        )
         raise UserError(
             f"{where} lacks the checkpoint's camera(s) {', '.join(missing)}; it has {', '.join(cameras) or 'none'}: "
-            + (
-                f"map each to the one that it is, as in --rename_map='{example}'."
-                if unknown
-                else "give one with them."
-            )
+            f"{remedy}."
         )
     if policy.config.robot_state_feature is not None and OBS_STATE not in names:
         raise UserError(

@@ -1,7 +1,7 @@
 """A checkpoint that is an adapter on another one (LoRA and its kin, as PEFT saves them), merged into whole weights.
 
-A teacher is more than what is in memory: its file is copied from, hashed and read again. So the merged weights are a
-checkpoint of their own, made once, on the CPU, and kept beside the Hub's cache.
+A teacher's file is copied from, hashed and read again: so the merged weights are a checkpoint of their own, made once,
+on the CPU, and kept beside the Hub's cache.
 """
 
 from __future__ import annotations
@@ -39,10 +39,7 @@ MERGED = Path(HF_HOME) / "chordflow" / "merged"
 def merged_checkpoint(folder: Path, field: str, load: Callable[[Path], nn.Module]) -> Path:
     """The checkpoint that an adapter and its base make together, made again where a file of either has changed.
 
-    Args:
-        folder: the adapter's.
-        field: the option that it came from, for messages.
-        load: loads the policy of the adapter's config with the weights of another folder, on the CPU.
+    `load` loads the policy of the adapter's config with the weights of another folder, on the CPU.
 
     Raises:
         UserError: if PEFT is not installed, the base is not where the adapter says, the two do not fit, or the adapter
@@ -63,30 +60,29 @@ def merged_checkpoint(folder: Path, field: str, load: Callable[[Path], nn.Module
             return place
         policy = _merge(folder, field, base, load)
         with whole_folder(place) as made:
-            _write(policy, made, folder, field, files)
+            for file in files:
+                if file.name not in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, WEIGHTS):
+                    shutil.copyfile(file, made / file.name)
+            write_json(made / CONFIG, {**read_config(folder, field), "use_peft": False})
+            try:
+                save_model(policy, str(made / WEIGHTS))
+            except SafetensorError as error:
+                # What a full disk is to safetensors.
+                raise UserError(
+                    f"{field}={folder}: the merged weights cannot be written to {MERGED} ({reason(error)}); make room, "
+                    "or set HF_HOME to a folder that has some."
+                ) from error
     say(f"{field}={folder}: merged into the weights of {base}; the result is kept in {place}.")
     return place
-
-
-def _write(policy: nn.Module, made: Path, folder: Path, field: str, files: list[Path]) -> None:
-    """Writes the merged checkpoint to `made`, with the adapter's other files."""
-    for file in files:
-        if file.name not in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, WEIGHTS):
-            shutil.copyfile(file, made / file.name)
-    write_json(made / CONFIG, {**read_config(folder, field), "use_peft": False})
-    try:
-        save_model(policy, str(made / WEIGHTS))
-    except SafetensorError as error:
-        # What a full disk is to safetensors.
-        raise UserError(
-            f"{field}={folder}: the merged weights cannot be written to {MERGED} ({reason(error)}); make room, or "
-            "set HF_HOME to a folder that has some."
-        ) from error
 
 
 def _merge(folder: Path, field: str, base: Path, load: Callable[[Path], nn.Module]) -> nn.Module:
     """The policy of `load(base)` with the adapter in its weights."""
     where = f"{field}={folder}"
+    remedy = (
+        f"give the base that it was trained on as base_model_name_or_path in {ADAPTER_CONFIG}, and the adapter's own "
+        "files"
+    )
     try:
         from peft import PeftConfig, PeftModel
     except ImportError as error:
@@ -105,14 +101,12 @@ def _merge(folder: Path, field: str, base: Path, load: Callable[[Path], nn.Modul
         if ran_out_of_memory(error):
             raise
         raise UserError(
-            f"{where}: PEFT cannot put this adapter on {base} ({reason(error)}); give the base that it was trained on "
-            f"as base_model_name_or_path in {ADAPTER_CONFIG}, and the adapter's own files."
+            f"{where}: PEFT cannot put this adapter on {base} ({reason(error)}); {remedy}."
         ) from error
     if astray := [*loaded.unexpected_keys, *loaded.missing_keys]:
         what = "holds" if loaded.unexpected_keys else "lacks"
         raise UserError(
-            f"{where}: {ADAPTER_WEIGHTS} {what} {astray[0]!r}, which is not so of an adapter for {base}; give the base "
-            f"that it was trained on as base_model_name_or_path in {ADAPTER_CONFIG}, and the adapter's own files."
+            f"{where}: {ADAPTER_WEIGHTS} {what} {astray[0]!r}, which is not so of an adapter for {base}; {remedy}."
         )
     try:
         return model.merge_and_unload(safe_merge=True)
@@ -137,13 +131,8 @@ def _base(folder: Path, field: str) -> Path:
     places = [Path(name), *(parent / name for parent in folder.resolve().parents)]
     place = next((place for place in places if (place / WEIGHTS).is_file()), None)
     if place is None and looks_like_hub_id(name):
-        refusal = f"{where}: there is no such folder, and the Hub has no reachable repository of that name"
-        place = downloaded(
-            name,
-            config.get("revision"),
-            [CONFIG, WEIGHTS],
-            f"{refusal}; write there where the base is now, or fetch it once while online.",
-        )
+        remedy = "write there where the base is now, or fetch it once while online"
+        place = downloaded(name, config.get("revision"), [CONFIG, WEIGHTS], where, remedy)
     if place is None or not (place / WEIGHTS).is_file():
         raise UserError(
             f"{where}: no {WEIGHTS} is there; write there where the base with its weights is now."

@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from lerobot.policies.multi_task_dit.modeling_multi_task_dit import (
     CLIPTextEncoder,
     CLIPVisionEncoder,
@@ -25,13 +24,20 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPVisionModel
 
 from chordflow.errors import UserError
-from chordflow.policies.base import Batch, ChunkSpec, Role
-from chordflow.policies.context import Context, TensorContext
-from chordflow.policies.lerobot_policy import LeRobotFlowPolicy
+from chordflow.policies.base import Batch, ChunkSpec, FlowPolicy, Role, role_by_beginning
+from chordflow.policies.context import Context
+
+_TEXT = "observation_encoder.text_encoder."
+_ROLES = {
+    Role.VISION: ("observation_encoder.vision_encoder.", "observation_encoder.vision_encoders."),
+    Role.LANGUAGE: (f"{_TEXT}text_encoder.",),
+    Role.PREFIX_PROJECTIONS: (f"{_TEXT}projection.",),
+    Role.ACTION_HEAD: ("noise_predictor.",),
+}
 
 
 @dataclass(frozen=True)
-class ConditioningContext(TensorContext):
+class ConditioningContext(Context):
     """What the transformer is modulated by.
 
     Attributes:
@@ -41,7 +47,7 @@ class ConditioningContext(TensorContext):
     vector: Tensor
 
 
-class MultiTaskDiTFlowPolicy(LeRobotFlowPolicy):
+class MultiTaskDiTFlowPolicy(FlowPolicy):
     """A stock `MultiTaskDiTPolicy` as a velocity field."""
 
     family = "multi_task_dit"
@@ -57,13 +63,13 @@ class MultiTaskDiTFlowPolicy(LeRobotFlowPolicy):
         super().check_config(config)
         if not config.is_flow_matching:
             raise UserError(
-                f"objective={config.objective} in config.json: only a flow has a velocity to straighten; give a "
-                "checkpoint that was trained with --policy.objective=flow_matching."
+                f"objective={config.objective} in config.json is no flow, which alone can be straightened; give a "
+                "checkpoint trained with --policy.objective=flow_matching."
             )
         if config.integration_method != "euler":
             raise UserError(
-                f"integration_method={config.integration_method} in config.json: a student takes Euler steps, and the "
-                "teacher is measured by the same solver; set integration_method to euler."
+                f"integration_method={config.integration_method} in config.json: teacher and student are "
+                "measured by Euler steps; set integration_method to euler."
             )
 
     @property
@@ -82,10 +88,9 @@ class MultiTaskDiTFlowPolicy(LeRobotFlowPolicy):
         )
 
     def encode(self, batch: Batch) -> ConditioningContext:
-        """Encodes images (B, T, 3, height, width), states (B, T, S) and the prompt.
+        """Encodes images (B, T, 3, height, width), states (B, T, S) and the prompt, which gets no gradients.
 
-        A policy with a single step also takes them without the axis T. The text encoder stays without
-        gradients, as in the stock policy.
+        A policy with a single step also takes them without the axis T.
 
         Raises:
             ValueError: if the states are not those of T steps.
@@ -107,30 +112,21 @@ class MultiTaskDiTFlowPolicy(LeRobotFlowPolicy):
         return self.canonical(self.policy.noise_predictor(x_t, self.native_time(t), conditioning_vec=vector))
 
     def action_target(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Demonstrations, valid inside the episode where the family's own loss masks what lies outside.
-
-        Raises:
-            UserError: where `sigma_min` ends paths beside the demonstrations, not at them.
-        """
+        """Raises UserError where `sigma_min` ends paths beside the demonstrations, not at them."""
         if self.config.sigma_min > 0:
             raise UserError(
-                f"sigma_min={self.config.sigma_min} in config.json: the paths that this checkpoint was trained on end "
-                "near its demonstrations, not at them; use a method that needs no demonstrations."
+                f"sigma_min={self.config.sigma_min} in config.json: its paths end near demonstrations, not at them; "
+                "use a method that needs none."
             )
-        target, valid = super().action_target(batch)
-        return target, valid if self.config.do_mask_loss_for_padding else torch.ones_like(valid)
+        return self.padded_target(batch, padded_actions=not self.config.do_mask_loss_for_padding)
 
     def train_roles(self, roles: Iterable[Role]) -> dict[str, nn.Parameter]:
-        """Freezes all but `roles` and makes these float32 masters.
-
-        Raises:
-            UserError: for the language: LeRobot's class runs its text encoder without gradients.
-        """
+        """Raises UserError for the language: LeRobot's class runs its text encoder without gradients."""
         chosen = set(roles)
         if Role.LANGUAGE in chosen:
             raise UserError(
-                "student.train holds language, but LeRobot's multi_task_dit runs its text encoder without gradients; "
-                "leave it out (prefix_projections trains what follows it)."
+                "student.train holds language, but LeRobot runs this text encoder without gradients; leave it out "
+                "(prefix_projections trains what follows it)."
             )
         return super().train_roles(chosen)
 
@@ -155,14 +151,4 @@ class MultiTaskDiTFlowPolicy(LeRobotFlowPolicy):
 
     def role_of(self, name: str) -> Role:
         """CLIP's image encoder(s); its text encoder; the projection of the text; the transformer."""
-        if name.startswith("noise_predictor."):
-            return Role.ACTION_HEAD
-        if name.startswith("observation_encoder.text_encoder.projection."):
-            return Role.PREFIX_PROJECTIONS
-        if name.startswith("observation_encoder.text_encoder.text_encoder."):
-            return Role.LANGUAGE
-        if name.startswith(("observation_encoder.vision_encoder.", "observation_encoder.vision_encoders.")):
-            return Role.VISION
-        raise ValueError(
-            f"parameter {name!r} has no known role in multi_task_dit; this LeRobot version is not supported"
-        )
+        return role_by_beginning(name, _ROLES, self.family)

@@ -1,8 +1,9 @@
-"""The adapter for pi0 (Black et al. 2024, arXiv 2410.24164).
+"""The adapters for pi0 (Black et al. 2024, arXiv 2410.24164) and pi0.5 (Physical Intelligence 2025, arXiv 2504.16054).
 
-pi0 already follows the canonical convention (t = 1 noise, v = noise - action) and draws standard normal
-noise, so nothing is converted. Images and language are encoded once into keys and values; the state is a
-token of the action expert, which reads it afresh at every step.
+Both already follow the canonical convention (t = 1 noise, v = noise - action) and draw standard normal noise, so
+nothing is converted. Images and language are encoded once into keys and values. pi0's state is a token of the action
+expert, which reads it afresh at every step; pi0.5's preprocessor writes it into the prompt, and time reaches the expert
+through adaptive norms.
 
 Shapes: B batch, H chunk size, D = max_action_dim, S = max_state_dim, T prompt tokens.
 """
@@ -16,14 +17,13 @@ from typing import Any, ClassVar
 import torch
 from lerobot.policies.common.vla_utils import make_att_2d_masks, prepare_attention_masks_4d
 from lerobot.policies.pi0.modeling_pi0 import PI0Policy
+from lerobot.policies.pi05.modeling_pi05 import PI05Policy
 from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
 from torch import Tensor
 from transformers import DynamicCache
 
-from chordflow.policies.base import Batch, Role
-from chordflow.policies.context import Context
-from chordflow.policies.lerobot_policy import LeRobotFlowPolicy
-from chordflow.policies.prefix import PrefixContext
+from chordflow.policies.base import Batch, FlowPolicy, Role, role_by_beginning
+from chordflow.policies.context import Context, PrefixContext
 
 _MODEL = "model."
 _VLM = "paligemma_with_expert.paligemma."
@@ -41,7 +41,7 @@ class PI0Context(PrefixContext):
     state: Tensor
 
 
-class PI0FlowPolicy(LeRobotFlowPolicy):
+class PI0FlowPolicy(FlowPolicy):
     """A stock `PI0Policy` as a velocity field.
 
     Attributes:
@@ -72,11 +72,8 @@ class PI0FlowPolicy(LeRobotFlowPolicy):
         super().__init__(policy, preprocessor, postprocessor)
         # LeRobot's own sampler does both before it predicts; its loader leaves the policy in training mode.
         policy.eval()
-        self._vlm.model.language_model.config._attn_implementation = "eager"
-
-    @property
-    def _vlm(self) -> Any:
-        return self.policy.model.paligemma_with_expert.paligemma
+        language = policy.model.paligemma_with_expert.paligemma.model.language_model
+        language.config._attn_implementation = "eager"
 
     def encode(self, batch: Batch) -> PrefixContext:
         """Encodes images and language into keys and values, and pads the state."""
@@ -102,23 +99,16 @@ class PI0FlowPolicy(LeRobotFlowPolicy):
         return PrefixContext(PrefixContext.stack(cache), mask)
 
     def velocity(self, x_t: Tensor, t: Tensor, context: Context) -> Tensor:
-        """pi0's own `denoise_step` on a cache made for this call."""
-        assert isinstance(context, PI0Context)
+        """The family's own `denoise_step` on a cache made for this call."""
+        assert isinstance(context, PrefixContext)
+        state = {"state": context.state} if isinstance(context, PI0Context) else {}
         return self.policy.model.denoise_step(
-            state=context.state,
-            prefix_pad_masks=context.mask,
-            past_key_values=context.cache(),
-            x_t=x_t,
-            timestep=t,
+            prefix_pad_masks=context.mask, past_key_values=context.cache(), x_t=x_t, timestep=t, **state
         )
 
     def action_target(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Zero-padded demonstrations, valid in the real dimensions.
-
-        pi0's loss takes no notice of `action_is_pad`: it counts the actions that are repeated behind an episode's
-        end too.
-        """
-        return super().action_target({key: value for key, value in batch.items() if key != "action_is_pad"})
+        """Zero-padded demonstrations; the loss counts the actions that are repeated behind an episode's end too."""
+        return self.padded_target(batch, padded_actions=True)
 
     def parameter_name(self, key: str) -> str:
         """LeRobot's loader renames the keys of older files and adds `model.` to those of openpi's."""
@@ -132,13 +122,28 @@ class PI0FlowPolicy(LeRobotFlowPolicy):
 
         The expert's output layer over the vocabulary is the language's: no action depends on it.
         """
-        name = name.removeprefix(_MODEL)
-        if name.startswith((f"{_VLM}model.vision_tower.", f"{_VLM}model.multi_modal_projector.")):
-            return Role.VISION
-        if name.startswith((f"{_VLM}model.language_model.", f"{_VLM}lm_head.", f"{_EXPERT}lm_head.")):
-            return Role.LANGUAGE
-        if name.startswith((f"{_EXPERT}model.", *self.head_projections)):
-            return Role.ACTION_HEAD
-        raise ValueError(
-            f"parameter {name!r} has no known role in {self.family}; this LeRobot version is not supported"
-        )
+        roles = {
+            Role.VISION: (f"{_VLM}model.vision_tower.", f"{_VLM}model.multi_modal_projector."),
+            Role.LANGUAGE: (f"{_VLM}model.language_model.", f"{_VLM}lm_head.", f"{_EXPERT}lm_head."),
+            Role.ACTION_HEAD: (f"{_EXPERT}model.", *self.head_projections),
+        }
+        return role_by_beginning(name.removeprefix(_MODEL), roles, self.family)
+
+
+class PI05FlowPolicy(PI0FlowPolicy):
+    """A stock `PI05Policy` as a velocity field."""
+
+    family = "pi05"
+    policy_class: type[Any] = PI05Policy
+    encoded_once: ClassVar[str] = "keys and values of images, language and state"
+    head_projections: ClassVar[tuple[str, ...]] = (
+        "action_in_proj.", "action_out_proj.", "time_mlp_in.", "time_mlp_out.",
+    )  # fmt: skip
+    legacy_names: ClassVar[Mapping[str, str]] = {
+        "action_time_mlp_in.": "time_mlp_in.",
+        "action_time_mlp_out.": "time_mlp_out.",
+    }
+
+    def encode(self, batch: Batch) -> PrefixContext:
+        """Encodes images and the prompt, the state in it, into keys and values."""
+        return self.encode_prefix(batch)

@@ -1,7 +1,9 @@
-"""Whether a checkpoint's processors do what its config says.
+"""Whether a checkpoint's processors do what its config says, and whether one observation gets through.
 
 LeRobot passes on as it is what its normalising steps do not list, have no mode for, or have no statistics of: a policy
 then sees and gives numbers of another scale, without a word.
+
+Shapes: B batch, H chunk size, D padded action dimension, A real action dimension, T observed steps.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature
 from lerobot.processor import (
     AbsoluteActionsProcessorStep,
@@ -20,9 +23,10 @@ from lerobot.processor import (
 from lerobot.utils.constants import ACTION
 from torch import Tensor
 
-from chordflow.errors import UserError
-from chordflow.policies.base import FlowPolicy
-from chordflow.policies.files import CONFIG, POSTPROCESSOR, PREPROCESSOR
+from chordflow.errors import UserError, machine_refuses, ran_out_of_memory, reason
+from chordflow.flow.seeds import generator
+from chordflow.policies.base import RELATIVE_ACTIONS, FlowPolicy
+from chordflow.policies.files import CONFIG, POSTPROCESSOR, PREPROCESSOR, WEIGHTS
 
 _STATISTICS = {
     NormalizationMode.MEAN_STD: ("mean", "std"),
@@ -30,36 +34,30 @@ _STATISTICS = {
     NormalizationMode.QUANTILES: ("q01", "q99"),
     NormalizationMode.QUANTILE10: ("q10", "q90"),
 }
+_ONE_ROBOT = "give a checkpoint whose config, statistics and steps are of one robot"
 
 
 def check_processors(policy: FlowPolicy, preprocessor: Any, postprocessor: Any, where: str) -> None:
     """Makes sure that observations and actions are normalised as the policy was trained.
 
-    A camera without statistics passes where the family fills in for one that is absent.
-
-    Args:
-        policy: who is to act.
-        preprocessor: the checkpoint's observation pipeline, as LeRobot loads it.
-        postprocessor: its action pipeline.
-        where: the option that names the checkpoint and its value, for messages.
+    A camera without statistics passes where the family fills in for one that is absent. `where` is the option that
+    names the checkpoint and its value, for messages.
 
     Raises:
         UserError: for a feature that no step normalises, statistics that are absent, not finite or of another size
             than the action, and actions relative to the state.
     """
-    if policy.config.action_feature is None:
+    config = policy.config
+    if config.action_feature is None:
         raise UserError(f"{where}: {CONFIG} has no {ACTION} in output_features; restore it from a good copy.")
     for file, pipeline in ((PREPROCESSOR, preprocessor), (POSTPROCESSOR, postprocessor)):
         for step in pipeline.steps:
             if isinstance(step, RelativeActionsProcessorStep | AbsoluteActionsProcessorStep) and step.enabled:
                 raise UserError(
-                    f"{where}: {file} has a step {_name(step)} with enabled=true: such a checkpoint's actions depend "
-                    "on the state that was seen last, so an endpoint alone is no action; give a checkpoint with "
-                    "absolute actions."
+                    f"{where}: {file} has a step {_name(step)} with enabled=true: {RELATIVE_ACTIONS}."
                 )
     if policy.normalises_elsewhere:
         return
-    config = policy.config
     inputs, actions = config.input_features or {}, {ACTION: config.action_feature}
     # A fine-tuned config may list further vectors of the model that it began with; no policy looks at them.
     vectors = (config.robot_state_feature, config.env_state_feature)
@@ -78,49 +76,20 @@ def check_processors(policy: FlowPolicy, preprocessor: Any, postprocessor: Any, 
         raise UserError(f"{where}: {PREPROCESSOR} {faults[0]}")
 
 
-def statistics_of(steps: Sequence[Any], key: str) -> dict[str, Tensor]:
-    """What normalising steps hold of a feature, by the statistic's name; empty where they hold nothing."""
-    return {
-        name: tensor
-        for step in steps
-        if isinstance(step, NormalizerProcessorStep | UnnormalizerProcessorStep)
-        for flat, tensor in step.state_dict().items()
-        for feature, name in [flat.rsplit(".", 1)]
-        if feature == key
-    }
-
-
-def lower_bound(steps: Sequence[Any], key: str, kind: FeatureType) -> Tensor | None:
-    """A value of a feature that its own normalisation makes small; None where there are no statistics of it."""
-    held = statistics_of(steps, key)
-    modes = [step.norm_map.get(kind) for step in steps if isinstance(step, NormalizerProcessorStep)]
-    names = [_STATISTICS[mode][0] for mode in modes if mode in _STATISTICS]
-    return next((held[name] for name in (*names, "mean", "min") if name in held), None)
-
-
 def _fault(config: Any, steps: Sequence[Any], key: str, feature: PolicyFeature) -> str | None:
     """What keeps the steps of one pipeline from normalising a feature as the config asks, and what to do."""
     kind = feature.type.value
     wanted = config.normalization_mapping.get(kind, NormalizationMode.IDENTITY)
     if wanted == NormalizationMode.IDENTITY:
         return None
-    asked = f"{CONFIG} asks for {kind}={wanted.value}, and LeRobot passes on unnormalised what its steps leave out"
     remedy = "give a checkpoint as lerobot-train saves it, with the statistics of its own data"
-    if not steps:
-        return f"has no step that normalises {key}: {asked}; {remedy}."
-    able = [
-        step for step in steps if step.norm_map.get(feature.type, NormalizationMode.IDENTITY) in _STATISTICS
-    ]
-    if not able:
-        modes = (
-            ", ".join(f"{each.value}={mode.value}" for each, mode in steps[0].norm_map.items()) or "nothing"
-        )
-        return f"does not normalise {key}: the norm_map of its {_name(steps[0])} holds {modes}; {asked}; {remedy}."
+    able = [step for step in steps if step.norm_map.get(feature.type) in _STATISTICS]
     listing = [step for step in able if _lists(step, key)]
     if not listing:
+        there = "; ".join(map(_about, steps)) or "no step that normalises"
         return (
-            f"does not normalise {key}: its {_name(able[0])} lists {', '.join(able[0].features) or 'no features'}; "
-            f"{asked}; {remedy}."
+            f"does not normalise {key}: it has {there}; {CONFIG} asks for {kind}={wanted.value}, and LeRobot passes on "
+            f"what is left out: {remedy}."
         )
     step = listing[0]
     mode = step.norm_map[feature.type]
@@ -136,12 +105,21 @@ def _fault(config: Any, steps: Sequence[Any], key: str, feature: PolicyFeature) 
         if not held[name].isfinite().all():
             return f"has a {name} of {key} with NaN or infinite numbers; {remedy}, computed anew from whole data."
         if held[name].numel() != size:
-            return (
-                f"has a {name} of {key} of size {held[name].numel()}, but "
-                + (f"{CONFIG} has {key} of size {size}" if key == ACTION else f"{names[0]} has size {size}")
-                + "; give a checkpoint whose statistics and config are of one robot."
-            )
+            other = f"{CONFIG} has {key} of size" if key == ACTION else f"{names[0]} has size"
+            return f"has a {name} of {key} of size {held[name].numel()}, but {other} {size}; {_ONE_ROBOT}."
     return None
+
+
+def statistics_of(steps: Sequence[Any], key: str) -> dict[str, Tensor]:
+    """What normalising steps hold of a feature, by the statistic's name; empty where they hold nothing."""
+    return {
+        name: tensor
+        for step in steps
+        if isinstance(step, NormalizerProcessorStep | UnnormalizerProcessorStep)
+        for flat, tensor in step.state_dict().items()
+        for feature, name in [flat.rsplit(".", 1)]
+        if feature == key
+    }
 
 
 def _lists(step: Any, key: str) -> bool:
@@ -160,5 +138,95 @@ def _keys(step: Any) -> str:
     return ", ".join(listed[:4] + ["..."] * (len(listed) > 4)) or "no statistics at all"
 
 
+def _about(step: Any) -> str:
+    """What a step normalises."""
+    modes = ", ".join(f"{kind.value}={mode.value}" for kind, mode in step.norm_map.items()) or "nothing"
+    return f"{_name(step)}, whose norm_map holds {modes} and which lists {', '.join(step.features) or 'no features'}"
+
+
 def _name(step: Any) -> str:
     return getattr(type(step), "_registry_name", None) or type(step).__name__
+
+
+@torch.no_grad()
+def try_out(policy: FlowPolicy, preprocessor: Any, where: str) -> None:
+    """Takes a blank observation to actions in one step, so that what cannot work fails before any training.
+
+    Raises:
+        UserError: naming the part that fails, or if actions are not finite or of another size than the chunk's.
+    """
+    chunk = policy.chunk
+    if chunk.action_dim > chunk.padded_dim:
+        raise UserError(
+            f"{where}: {CONFIG} has actions of size {chunk.action_dim}, but max_action_dim is {chunk.padded_dim}; "
+            f"{_ONE_ROBOT}."
+        )
+    part = f"the preprocessor ({PREPROCESSOR})"
+    # What a family draws in passing leaves the caller's stream as it was.
+    with torch.random.fork_rng(devices=[]):
+        try:
+            batch = policy.preprocess(blank_observation(policy, preprocessor))
+            part = f"the network ({CONFIG})"
+            context = policy.encode(batch)
+            noise = policy.sample_noise(1, generator(0, "trial")).to(policy.device)
+            endpoint = noise - policy.velocity(noise, torch.ones(1, device=policy.device), context)
+            part = f"the postprocessor ({POSTPROCESSOR})"
+            actions = policy.to_action(endpoint)
+        except Exception as error:
+            if isinstance(error, UserError) or machine_refuses(error):
+                raise
+            if ran_out_of_memory(error):
+                raise UserError(
+                    f"{where}: one observation does not fit into the memory of {policy.device} ({reason(error)}); give "
+                    "a --device with more, or free what other programs hold of it."
+                ) from error
+            raise UserError(
+                f"{where}: {part} fails on a blank observation of the sizes in {CONFIG} and {PREPROCESSOR} "
+                f"({reason(error)}); {_ONE_ROBOT}."
+            ) from error
+    expected = (1, chunk.horizon, chunk.action_dim)
+    if tuple(actions.shape) != expected:
+        raise UserError(
+            f"{where}: {POSTPROCESSOR} makes actions of shape {tuple(actions.shape)} of a chunk of {expected}; "
+            f"{_ONE_ROBOT}."
+        )
+    if not chunk.real(actions).isfinite().all():
+        raise UserError(
+            f"{where}: its steps end in NaN or infinite actions, on a blank observation too; check the weights in "
+            f"{WEIGHTS}; a student's training diverged: train it again with a lower --optimizer.lr."
+        )
+
+
+def blank_observation(policy: FlowPolicy, preprocessor: Any) -> dict[str, Any]:
+    """One observation as an environment would give it: black images, and a state that normalisation makes small.
+
+    Vectors have the size of their statistics: a fine-tuned checkpoint keeps the sizes of the model that it began with
+    in `input_features`.
+    """
+    raw_names = [old for step in preprocessor.steps for old in getattr(step, "rename_map", {})]
+    indices = policy.observation_delta_indices or [0]
+    # A single step has no axis: SmolVLA's adaptation to Aloha takes none.
+    steps = (len(indices),) if len(indices) > 1 else ()
+    items: dict[str, Any] = {"task": ["go"]}
+    for key, feature in (policy.config.input_features or {}).items():
+        if feature.type not in (FeatureType.STATE, FeatureType.ENV) and key not in policy.image_keys:
+            continue
+        value: Tensor = torch.zeros(feature.shape)
+        if feature.type is FeatureType.VISUAL:
+            # Data bring channels first, in whatever order the config lists them.
+            value = value.movedim(-1, 0) if value.shape[-1] <= 4 < value.shape[0] else value
+        elif (held := _lower_bound(preprocessor.steps, key, feature.type)) is not None:
+            value = held.cpu()
+        # What the preprocessor renames away never reaches the policy under its own name.
+        name = next((raw for raw in (key, *raw_names) if policy.own_name(raw) == key), None)
+        if name is not None:
+            items[name] = value.expand(1, *steps, *value.shape).clone()
+    return items
+
+
+def _lower_bound(steps: Sequence[Any], key: str, kind: FeatureType) -> Tensor | None:
+    """A value of a feature that its own normalisation makes small; None where there are no statistics of it."""
+    held = statistics_of(steps, key)
+    modes = [step.norm_map.get(kind) for step in steps if isinstance(step, NormalizerProcessorStep)]
+    names = [_STATISTICS[mode][0] for mode in modes if mode in _STATISTICS]
+    return next((held[name] for name in (*names, "mean", "min") if name in held), None)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 
 import lerobot
 from lerobot.configs import PreTrainedConfig
@@ -16,30 +15,18 @@ ENTRY_POINTS = "chordflow.families"
 """The group of entry points by which a distribution brings an adapter: LeRobot's policy type = module:Class."""
 
 
-@dataclass(frozen=True)
-class _Own:
-    """Where an adapter of this package is, and what its family needs.
-
-    Attributes:
-        adapter: module:Class.
-        extra: the extra of LeRobot's that brings its packages.
-        needs: modules that LeRobot looks for no sooner than it uses them.
-    """
-
-    adapter: str
-    extra: str
-    needs: tuple[str, ...] = ()
-
-
-# Adapters are imported only when asked for: each pulls in its family's own dependencies.
+# By family: the adapter in this package, and the extra of LeRobot's that brings what it needs. Adapters are imported
+# only when asked for: each pulls in its family's own dependencies.
 _ADAPTERS = {
-    "eo1": _Own("chordflow.policies.eo1:EO1FlowPolicy", "eo1"),
-    "groot": _Own("chordflow.policies.groot:GrootFlowPolicy", "groot", needs=("tree",)),
-    "multi_task_dit": _Own("chordflow.policies.multi_task_dit:MultiTaskDiTFlowPolicy", "multi-task-dit"),
-    "pi0": _Own("chordflow.policies.pi0:PI0FlowPolicy", "pi"),
-    "pi05": _Own("chordflow.policies.pi05:PI05FlowPolicy", "pi"),
-    "smolvla": _Own("chordflow.policies.smolvla:SmolVLAFlowPolicy", "smolvla"),
+    "eo1": ("eo1:EO1FlowPolicy", "eo1"),
+    "groot": ("groot:GrootFlowPolicy", "groot"),
+    "multi_task_dit": ("multi_task_dit:MultiTaskDiTFlowPolicy", "multi-task-dit"),
+    "pi0": ("pi0:PI0FlowPolicy", "pi"),
+    "pi05": ("pi0:PI05FlowPolicy", "pi"),
+    "smolvla": ("smolvla:SmolVLAFlowPolicy", "smolvla"),
 }
+# Modules that LeRobot looks for no sooner than it uses them.
+_NEEDED_LATE = {"groot": ("tree",)}
 
 _LACKS_ADAPTER = "it fits the interface and only lacks an adapter"
 WITHOUT_ADAPTER = {
@@ -56,7 +43,7 @@ WITHOUT_ADAPTER = {
 
 def own_families() -> dict[str, str]:
     """The families whose adapters are chordflow's own, sorted, and the extra of LeRobot's that each needs."""
-    return {family: own.extra for family, own in sorted(_ADAPTERS.items())}
+    return {family: extra for family, (_, extra) in sorted(_ADAPTERS.items())}
 
 
 def supported_families() -> list[str]:
@@ -65,64 +52,48 @@ def supported_families() -> list[str]:
 
 
 def adapter_for(family: str, source: str = "") -> type[FlowPolicy]:
-    """The adapter class of a LeRobot policy type.
-
-    Args:
-        family: LeRobot's name of it.
-        source: what names the family, for messages: an option and its value, or a file.
+    """The adapter class of a LeRobot policy type; `source` is what names it, an option and its value, or a file.
 
     Raises:
         UserError: if there is none, if it cannot be imported or is unfinished, or if two distributions bring one.
     """
     where = f"{source} is of policy type {family!r}" if source else f"policy type {family!r}"
-    own = _ADAPTERS.get(family)
-    if own is not None:
+    if family in _ADAPTERS:
+        module, name = _ADAPTERS[family][0].split(":")
         try:
-            for module in own.needs:
-                import_module(module)
-            return _load(own.adapter)
+            for needed in _NEEDED_LATE.get(family, ()):
+                import_module(needed)
+            return getattr(import_module(f"chordflow.policies.{module}"), name)
         except ImportError as error:
             raise missing_packages(family, where, error) from error
     brought = list(entry_points(group=ENTRY_POINTS, name=family))
     if not brought:
         raise UserError(f"{where}, {_why_not(family)}")
+    owners = [point.dist.name if point.dist is not None else point.module for point in brought]
     if len(brought) > 1:
         raise UserError(
-            f"{where}, and {' and '.join(_distribution(point) for point in brought)} each bring an adapter for it; "
-            "uninstall all but one."
+            f"{where}, and {' and '.join(owners)} each bring an adapter for it; uninstall all but one."
         )
-    point = brought[0]
     try:
-        adapter = point.load()
+        adapter = brought[0].load()
+        fault = _fault(adapter, family)
     except Exception as error:
+        fault = f"cannot be imported ({reason(error)})"
+    if fault:
         raise UserError(
-            f"{where}, whose adapter {point.value} of {_distribution(point)} cannot be imported ({reason(error)}); "
-            "repair or uninstall that distribution."
-        ) from error
-    if fault := _fault(adapter, family):
-        raise UserError(
-            f"{where}, whose adapter {point.value} of {_distribution(point)} {fault}; repair or uninstall that "
-            "distribution."
+            f"{where}, whose adapter {brought[0].value} of {owners[0]} {fault}; repair or uninstall that distribution."
         )
     return adapter
 
 
 def missing_packages(family: str, where: str, error: BaseException) -> UserError:
     """The sentence for a family whose packages are not installed."""
-    own = _ADAPTERS.get(family)
     # LeRobot's message continues with its own command, whose extra may have another name.
     what = reason(error).split(". ")[0]
-    remedy = (
-        f'install them with: pip install "lerobot[{own.extra}]=={lerobot.__version__}"'
-        if own is not None
-        else "install what its distribution asks for"
-    )
+    remedy = "install what its distribution asks for"
+    if family in _ADAPTERS:
+        remedy = f'install them with: pip install "lerobot[{_ADAPTERS[family][1]}]=={lerobot.__version__}"'
     return UserError(f"{where}, whose packages are not all installed ({what}); {remedy}")
-
-
-def _load(path: str) -> type[FlowPolicy]:
-    module, name = path.split(":")
-    return getattr(import_module(module), name)
 
 
 def _why_not(family: str) -> str:
@@ -142,13 +113,9 @@ def _why_not(family: str) -> str:
 
 def _fault(adapter: object, family: str) -> str | None:
     """What is wrong with an adapter from elsewhere, before any checkpoint is loaded; None where nothing is."""
-    from chordflow.policies.lerobot_policy import LeRobotFlowPolicy
-
     if not (isinstance(adapter, type) and issubclass(adapter, FlowPolicy)):
         return "is no subclass of chordflow.policies.FlowPolicy"
-    asked = ["family", "policy_class"]
-    if issubclass(adapter, LeRobotFlowPolicy):
-        asked += ["steps_field", "encoded_once"]
+    asked = ("family", "policy_class", "steps_field", "encoded_once")
     missing = [*(name for name in asked if not hasattr(adapter, name)), *sorted(adapter.__abstractmethods__)]
     if missing:
         return f"does not answer {', '.join(missing)} (see docs/add-a-family.md)"
@@ -159,7 +126,3 @@ def _fault(adapter: object, family: str) -> str | None:
             f"imports no policy of that type: PreTrainedConfig.register_subclass({family!r}) was not called"
         )
     return None
-
-
-def _distribution(point: EntryPoint) -> str:
-    return point.dist.name if point.dist is not None else point.module

@@ -9,6 +9,7 @@ Shapes: B batch, H chunk size, D = max_action_dim, A real action dimension.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -21,21 +22,29 @@ from lerobot.utils.constants import (
     OBS_LANGUAGE_TOKENS,
     OBS_STATE,
 )
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 from chordflow.errors import UserError, machine_refuses
-from chordflow.policies.base import Batch, Role
-from chordflow.policies.context import Context
+from chordflow.policies.base import Batch, FlowPolicy, Role, role_by_beginning
+from chordflow.policies.context import Context, PrefixContext
 from chordflow.policies.files import CONFIG
-from chordflow.policies.lerobot_policy import LeRobotFlowPolicy
-from chordflow.policies.prefix import PrefixContext
 from chordflow.quiet import quiet_stdout
 
-_ACTION_HEAD = ("action_in_proj.", "action_out_proj.", "action_time_mlp_in.", "action_time_mlp_out.")
+_VLM = "vlm_with_expert.vlm."
+# The language model lies inside what is otherwise vision.
+_ROLES = {
+    Role.LANGUAGE: (f"{_VLM}model.text_model.", f"{_VLM}lm_head."),
+    Role.VISION: (f"{_VLM}model.",),
+    Role.PREFIX_PROJECTIONS: ("state_proj.",),
+    Role.ACTION_HEAD: (
+        "vlm_with_expert.lm_expert.", "action_in_proj.", "action_out_proj.", "action_time_mlp_in.",
+        "action_time_mlp_out.",
+    ),
+}  # fmt: skip
 
 
-class SmolVLAFlowPolicy(LeRobotFlowPolicy):
+class SmolVLAFlowPolicy(FlowPolicy):
     """A stock `SmolVLAPolicy` as a velocity field."""
 
     family = "smolvla"
@@ -100,10 +109,10 @@ class SmolVLAFlowPolicy(LeRobotFlowPolicy):
             batch = {**batch, ACTION: self.policy._pi_aloha_encode_actions_inv(batch[ACTION].clone())}
         return super().action_target(batch)
 
-    def build_fresh(self) -> nn.Module:
-        """A policy of the same config; its vision-language model is random too."""
-        with quiet_stdout():
-            return self.policy_class(replace(self.config, load_vlm_weights=False))
+    @property
+    def fresh_fields(self) -> Mapping[str, Any]:
+        """The vision-language model is random too."""
+        return {"load_vlm_weights": False}
 
     def pretrained_vlm(self) -> dict[str, Tensor]:
         """SigLIP, connector and language model of `vlm_model_name`, as SmolVLA's constructor loads them."""
@@ -116,15 +125,18 @@ class SmolVLAFlowPolicy(LeRobotFlowPolicy):
                 if machine_refuses(error):
                     raise
                 raise UserError(
-                    f"vlm_model_name={name} in {CONFIG} is a model without weights, so no student can begin with it; "
-                    "leave pretrained_vlm out, or give a checkpoint that names one with weights."
+                    f"vlm_model_name={name} in {CONFIG} is a model without weights; leave pretrained_vlm out, or give "
+                    "a checkpoint that names one with weights."
                 ) from error
-        absent = _without_weights(name)
-        if absent:
+        with quiet_stdout(), torch.random.fork_rng(devices=[]):
+            _, found = AutoModelForImageTextToText.from_pretrained(
+                name, dtype="bfloat16", low_cpu_mem_usage=True, output_loading_info=True
+            )
+        # What the files have no weights for transformers draws at random.
+        if absent := sorted(found["missing_keys"]):
             raise UserError(
                 f"vlm_model_name={name} in {CONFIG} has no weights for {len(absent)} of its tensors, such as "
-                f"{absent[0]}, and they would be random; leave pretrained_vlm out, or give a checkpoint that names a "
-                "whole model."
+                f"{absent[0]}; leave pretrained_vlm out, or give a checkpoint that names a whole model."
             )
         roles = (Role.VISION, Role.LANGUAGE)
         return {
@@ -133,24 +145,4 @@ class SmolVLAFlowPolicy(LeRobotFlowPolicy):
 
     def role_of(self, name: str) -> Role:
         """SigLIP and the connector; the language model; `state_proj`; the expert and its projections."""
-        name = name.removeprefix("model.")
-        if name.startswith("vlm_with_expert.lm_expert.") or name.startswith(_ACTION_HEAD):
-            return Role.ACTION_HEAD
-        if name.startswith("state_proj."):
-            return Role.PREFIX_PROJECTIONS
-        if name.startswith(("vlm_with_expert.vlm.model.text_model.", "vlm_with_expert.vlm.lm_head.")):
-            return Role.LANGUAGE
-        if name.startswith("vlm_with_expert.vlm.model."):
-            return Role.VISION
-        raise ValueError(
-            f"parameter {name!r} has no known role in SmolVLA; this LeRobot version is not supported"
-        )
-
-
-def _without_weights(name: str) -> list[str]:
-    """Tensors of a vision-language model that its files have no weights for; transformers draws them at random."""
-    with quiet_stdout(), torch.random.fork_rng(devices=[]):
-        _, found = AutoModelForImageTextToText.from_pretrained(
-            name, dtype="bfloat16", low_cpu_mem_usage=True, output_loading_info=True
-        )
-    return sorted(found["missing_keys"])
+        return role_by_beginning(name.removeprefix("model."), _ROLES, self.family)

@@ -22,8 +22,8 @@ from chordflow.reporting.plots import Plot
 from chordflow.reporting.section import Section
 from chordflow.reporting.table import facts, findings, sections
 from chordflow.results.episodes import Clip
+from chordflow.results.findings import next_command, verdict
 from chordflow.results.schema import Results
-from chordflow.results.verdict import next_command, verdict
 from chordflow.results.wording import clean, plural, size
 
 IN_SIGHT = 5

@@ -21,10 +21,20 @@ from chordflow.reporting.plots import (
 )
 from chordflow.reporting.section import Writes
 from chordflow.reporting.study_table import facts, sections
-from chordflow.results import study_figures as figures
+from chordflow.results import study_summary as figures
 from chordflow.results.study import STEP_COUNTS, STUDY, Arm, Look, Study
-from chordflow.results.study_figures import Figure, Measured, Spread, diversity, gap, over_seeds, spread_of
-from chordflow.results.study_summary import budget, headline, level
+from chordflow.results.study_summary import (
+    Figure,
+    Measured,
+    Spread,
+    budget,
+    diversity,
+    gap,
+    headline,
+    level,
+    over_seeds,
+    spread_of,
+)
 from chordflow.results.wording import clean, percent, steps
 
 DASHES = ("solid", "dash", "dot", "dashdot")

@@ -11,14 +11,23 @@ from rich.text import Text
 from chordflow import console
 from chordflow.reporting.section import ABSENT, Cell, Column, Section, Value, Writes, table
 from chordflow.reporting.table import Drawn, escape, held_out, written
-from chordflow.results import study_figures as figures
+from chordflow.results import study_summary as figures
 from chordflow.results.episodes import SuccessRow
 from chordflow.results.statistics import PairedSuccess
 from chordflow.results.study import STEP_COUNTS, Arm, Look, Study
-from chordflow.results.study_figures import Figure, Measured, Spread, middle_seed, spread_of
-from chordflow.results.study_summary import budget, counted, headline, level
+from chordflow.results.study_summary import (
+    Figure,
+    Measured,
+    Spread,
+    budget,
+    headline,
+    level,
+    middle_seed,
+    spread_of,
+)
 from chordflow.results.wording import (
     clean,
+    counted,
     estimate,
     p_value,
     percent,

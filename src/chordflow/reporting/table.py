@@ -14,8 +14,8 @@ from chordflow.reporting import flow_tables, rollout_tables
 from chordflow.reporting.section import Section
 from chordflow.results import findings as rules
 from chordflow.results.actions import HeldOut
+from chordflow.results.findings import next_command, verdict
 from chordflow.results.schema import Results
-from chordflow.results.verdict import next_command, verdict
 from chordflow.results.wording import clean, percent, plural, seconds, size, steps
 
 type Maker = Callable[[Results], Section | None]

@@ -1,29 +1,22 @@
-"""What the measures say, rule by rule; every rule and its threshold is written down here or in `student_findings`.
+"""What the measures say, rule by rule, and the verdict; rules of untrained ways are in `free`, of students beside it.
 
 A rule is a function from results to a sentence or to None, where it has nothing to say or was not measured. It sees
 the measures as they are; only what is printed is rounded. docs/diagnose.md gives the reasons.
 """
 
 import math
+import shlex
 from collections.abc import Callable
 
-from scipy.stats import binom
+import numpy as np
+from scipy.stats import beta
 
+from chordflow.results import free
 from chordflow.results import student_findings as of_students
-from chordflow.results.actions import TEACHER, GapRow
-from chordflow.results.free import (
-    against_floor,
-    clearly_lower,
-    euler_beside,
-    free_ways,
-    grid_text,
-    noise_text,
-    within_floor,
-)
+from chordflow.results.actions import TEACHER
 from chordflow.results.schema import Finding, Results
 from chordflow.results.statistics import Interval
-from chordflow.results.student_findings import FEW_STEPS
-from chordflow.results.wording import UNRELIABLE, capital, number, percent, size, steps
+from chordflow.results.wording import UNRELIABLE, capital, clean, percent, size, steps
 
 LITTLE_SPEEDUP = 1.2
 """Below this ceiling step distillation is not worth its training."""
@@ -33,9 +26,6 @@ ENCODING_SHARE = 0.5
 
 LARGE_FLOOR = 0.1
 """From this gap to the converged ODE on, the policy as deployed is itself solved coarsely."""
-
-BETTER_SOLVER = 0.9
-"""A solver is better than Euler where its gap is at most this share of Euler's."""
 
 TIME_BANDS = 5
 """Equal parts of time among which the most bent one is looked for."""
@@ -52,20 +42,20 @@ TWO_SIDED_SHARE = 0.05
 SEEN_CONFIDENCE = 0.95
 """Probability with which a mode is seen that is said to be seen."""
 
-LEAST_IN_MODE = 2
-"""Endpoints that make a mode, by the rule of `evaluation.modes`; a larger one for 40 noises or more."""
-
-LEAST_SHARE = 0.05
-"""The same as a share of the endpoints."""
+LEAST_IN_MODE, LEAST_SHARE = 2, 0.05
+"""Endpoints that make a mode, by the rule of `evaluation.modes`, and the same as a share of the endpoints."""
 
 LONG_TAIL = 1.5
 """From this ratio of p99 to p50 on, the slowest chunks are named."""
 
-ROUNDS, ROUNDS_AUTO = "rounds", "rounds_auto"
-"""Names of the findings that compare rounds and say why they stopped: they come from the run and from no rule."""
-
 PROCESSORS_SHARE = 0.5
 """From this share of a one-step chunk on, the processors are named."""
+
+MOST_IMPORTANT = 3
+"""Findings that make the verdict where no question was answered."""
+
+ROUNDS, ROUNDS_AUTO = "rounds", "rounds_auto"
+"""Names of the findings that compare rounds and say why they stopped: they come from the run and from no rule."""
 
 
 def findings(results: Results) -> list[Finding]:
@@ -78,21 +68,90 @@ def findings(results: Results) -> list[Finding]:
     return [*kept, *(Finding(name, text) for name, text in found if text is not None)]
 
 
+def verdict(results: Results) -> str:
+    """A plain answer to the question of a run, in one to three sentences that are among its findings.
+
+    *Diagnosis: is training worth it?* See `worth_training`.
+
+    *Evaluation and reflow: may the student replace the teacher?* By success in paired episodes; where no episodes were
+    run, how closely the actions agree, and that success was not tested. Whatever does without training what the student
+    does comes first.
+
+    Returns:
+        The sentences; the three most important findings where there is no answer.
+    """
+    answer = of_students.may_replace_the_teacher(results)
+    said: list[str | None] = [answer]
+    if results.kind == "diagnose":
+        said = [worth_training(results)[1]]
+    elif results.student is not None:
+        said = [free.no_training_needed(results) or free.untrained_is_as_good(results), answer]
+        if answer is None and (gap := of_students.student_gap(results)):
+            said += [gap, "Success was not tested."]
+    if not any(said):
+        if results.student is not None and results.student_num_steps is None:
+            return "The student's actions were not measured, so nothing can be said of them."
+        said = [found.text for found in findings(results)[:MOST_IMPORTANT]]
+    return " ".join(text for text in said if text) or "Nothing was measured."
+
+
+def worth_training(results: Results) -> tuple[bool, str | None]:
+    """Whether distillation is worth it for the policy, and the sentence that says so; None where nothing tells.
+
+    No, where the policy acts in one step already; where at most two untrained network evaluations lie within the floor;
+    or where even one step would make a chunk less than 1.2 times as fast. Otherwise yes, with what one step loses.
+    """
+    no = acts_in_one_step(results)
+    if no is None and (text := free.no_training_needed(results)):
+        return False, text
+    no = no or speed_is_not_in_the_steps(results)
+    text = no or one_step_loses(results)
+    return no is None, text and f"{'Yes' if no is None else 'No'}: {text[:1].lower()}{text[1:]}"
+
+
+def next_command(results: Results) -> tuple[str, str] | None:
+    """What to type next, an option a line, with the user's own paths, and what for; None where there is nothing to do.
+
+    After a diagnosis it is the training; after a reflow or an evaluation without episodes, the evaluation with them.
+    """
+    command = results.command
+    given = [word for word in command if word.startswith(("--dataset.", "--rename_map=", "--device="))]
+    stored = results.settings.get("dataset")
+    if isinstance(stored, dict):
+        for name in ("root", "repo_id"):
+            if stored.get(name) and not any(word.startswith(f"--dataset.{name}=") for word in given):
+                given.insert(0, f"--dataset.{name}={stored[name]}")
+    teacher = f"--teacher.path={results.teacher}"
+    if results.kind == "diagnose":
+        worth, text = worth_training(results)
+        if text is None or results.teacher_num_steps == 1:
+            return None
+        own = [
+            word for word in command if word.startswith("--policy.") and not word.startswith("--policy.path=")
+        ]
+        own = [f"--teacher.{word.removeprefix('--policy.')}" for word in own]
+        words = ["reflow", teacher, *own, *given, "--output_dir=outputs/student"]
+        what = "Next" if worth else "To train all the same"
+    elif results.kind in ("reflow", "evaluate") and results.student is not None and not results.success:
+        # A run's folder stands for its last checkpoint, which its results name from there.
+        run = results.settings.get("output_dir") if results.kind == "reflow" else None
+        student = f"--student.path={run or results.student}"
+        words = ["evaluate", teacher, student, *given, "--env.type=YOURS", "--output_dir=outputs/evaluation"]
+        what = "Next"
+    else:
+        return None
+    verb, *options = words
+    return what, " \\\n    ".join([f"chordflow {verb}", *(shlex.quote(clean(option)) for option in options)])
+
+
+# ---- Rules ----------------------------------------------------------------------------------------------
+
+
 def acts_in_one_step(results: Results) -> str | None:
     """The policy is deployed at one step: there are no steps to save."""
     if results.teacher_num_steps != 1:
         return None
     return "The policy acts in one step already: there are no steps left to save."
-
-
-def no_training_needed(results: Results) -> str | None:
-    """Untrained, with at most `FEW_STEPS` evaluations, the policy is within the floor of itself as deployed."""
-    row = _within_the_floor(results, max(FEW_STEPS, results.student_num_steps or 0))
-    if row is None:
-        return None
-    it, figures = _it(row), against_floor(results, row, " to the converged ODE")
-    enough = "is" if row.num_steps == 1 else "are"
-    return f"{_way(row)} {enough} enough: {it} within the floor ({figures}); {_how_to_use(row)}, without training."
 
 
 def timings_unreliable(results: Results) -> str | None:
@@ -107,10 +166,9 @@ def speed_is_not_in_the_steps(results: Results) -> str | None:
     latency = results.timed
     if latency is None or results.teacher_num_steps == 1 or latency.ceiling >= LITTLE_SPEEDUP:
         return None
-    share = percent(latency.encode_share(1), 0)
     return (
         f"Training for speed is not worth it on this device: one step can make a chunk at most {latency.ceiling:.2f} "
-        f"times as fast, since encoding the observation takes {share} of it."
+        f"times as fast, since encoding the observation takes {percent(latency.encode_share(1), 0)} of it."
     )
 
 
@@ -121,9 +179,8 @@ def one_step_loses(results: Results) -> str | None:
         return None
     flips = f", {percent(row.flip_rate)} at another mode" if row.flip_rate else ""
     text = (
-        f"One untrained step loses {percent(row.rms)} RMS{_span(row.interval)}{noise_text(results, row)} against the "
-        "policy's "
-        f"{steps(results.teacher_num_steps)} (median {percent(row.median)}{flips})"
+        f"One untrained step loses {percent(row.rms)} RMS{_span(row.interval)}{free.noise_text(results, row)} against "
+        f"the policy's {steps(results.teacher_num_steps)} (median {percent(row.median)}{flips})"
     )
     two = results.gap(TEACHER, 2, "deployed")
     if two is not None and results.teacher_num_steps > 2:
@@ -136,10 +193,10 @@ def one_step_loses(results: Results) -> str | None:
 def encoding_limits(results: Results) -> str | None:
     """Encoding takes at least `ENCODING_SHARE` of a one-step chunk."""
     latency = results.timed
-    if latency is None or latency.ceiling < LITTLE_SPEEDUP:
+    if latency is None or latency.ceiling < LITTLE_SPEEDUP or results.teacher_num_steps == 1:
         return None
     share = latency.encode_share(1)
-    if share < ENCODING_SHARE or results.teacher_num_steps == 1:
+    if share < ENCODING_SHARE:
         return None
     return (
         f"Encoding the observation takes {percent(share, 0)} of a one-step chunk: fewer steps can give "
@@ -147,32 +204,18 @@ def encoding_limits(results: Results) -> str | None:
     )
 
 
-def fewer_steps_are_free(results: Results) -> str | None:
-    """Untrained, with more than `FEW_STEPS` evaluations but fewer than deployed, the policy is within the floor."""
-    row = _within_the_floor(results, results.teacher_num_steps)
-    if row is None or no_training_needed(results) is not None:
-        return None
-    figures = against_floor(results, row, " to the converged ODE")
-    text = f"{_way(row)} {'lies' if row.num_steps == 1 else 'lie'} within the floor ({figures}): {_how_to_use(row)}"
-    if results.timed is None:
-        return f"{text}."
-    gain = 1 / results.timed.relative(row.nfe)
-    return f"{text}, which makes a chunk {gain:.2f} times as fast without training."
-
-
 def two_sided(results: Results) -> str | None:
     """Several modes at `TWO_SIDED_SHARE` of the observations or more: there the mean of the actions is no action."""
     if not results.spreads or results.held_out is None:
         return None
     several = [row for row in results.spreads if row.modes > 1]
-    share = len(several) / len(results.spreads)
-    unseen = unseen_share(results.held_out.noises)
+    share, noises = len(several) / len(results.spreads), results.held_out.noises
     caution = (
-        f"with {results.held_out.noises} noises each, a mode that fewer than {percent(unseen, 0)} of noises choose may "
-        "go unseen"
+        f"with {noises} noises each, a mode that fewer than {percent(unseen_share(noises), 0)} of noises choose may go "
+        "unseen"
     )
     if share < TWO_SIDED_SHARE:
-        seen = "no observation" if not several else f"{percent(share)} of observations"
+        seen = f"{percent(share)} of observations" if several else "no observation"
         return f"At {seen} more than one mode is seen among the policy's actions ({caution})."
     widest = max(several, key=lambda row: row.spread)
     return (
@@ -182,23 +225,13 @@ def two_sided(results: Results) -> str | None:
 
 
 def unseen_share(noises: int) -> float:
-    """The share of noises below which a mode may go unseen.
+    """The share of noises below which a mode may go unseen, of at least 2 noises for each observation.
 
     It is the smallest share with which at least `LEAST_IN_MODE` endpoints, and `LEAST_SHARE` of them, fall into
-    the mode with probability `SEEN_CONFIDENCE`.
-
-    Args:
-        noises: endpoints of an observation, at least 2.
+    the mode with probability `SEEN_CONFIDENCE`: a quantile of the beta law, which is the binomial tail turned round.
     """
     least = max(LEAST_IN_MODE, math.ceil(LEAST_SHARE * noises))
-    low, high = 0.0, 1.0
-    while high - low > 1e-6:
-        middle = (low + high) / 2
-        if binom.sf(least - 1, noises, middle) >= SEEN_CONFIDENCE:
-            high = middle
-        else:
-            low = middle
-    return high
+    return float(beta.ppf(SEEN_CONFIDENCE, least, noises - least + 1))
 
 
 def the_floor(results: Results) -> str | None:
@@ -208,14 +241,14 @@ def the_floor(results: Results) -> str | None:
         return None
     text = (
         f"As deployed, at {steps(row.num_steps)}, the policy is itself {percent(row.rms)} RMS{_span(row.interval)}"
-        f"{noise_text(results, row)} from its converged ODE"
+        f"{free.noise_text(results, row)} from its converged ODE"
     )
-    if row.rms >= LARGE_FLOOR:
-        return (
-            f"{text}: its steps are coarse, so see whether more of them act better; a student of couplings by "
-            "euler would imitate their errors."
-        )
-    return f"{text}; a gap below that means little."
+    if row.rms < LARGE_FLOOR:
+        return f"{text}; a gap below that means little."
+    return (
+        f"{text}: its steps are coarse, so see whether more of them act better; a student of couplings by euler would "
+        "imitate their errors."
+    )
 
 
 def bend_in_time(results: Results) -> str | None:
@@ -223,31 +256,26 @@ def bend_in_time(results: Results) -> str | None:
     row = results.curvature_of(TEACHER)
     if row is None or not sum(row.s_by_time) > 0:
         return None
-    bands = [0.0] * TIME_BANDS
-    for t, s in zip(row.times, row.s_by_time, strict=True):
-        # The grid's times are starts of steps from 1 downwards: a step belongs to the part that it crosses.
-        middle = t - 0.5 / row.num_steps
-        bands[min(int(middle * TIME_BANDS), TIME_BANDS - 1)] += s
-    share, band = max((s / sum(bands), index) for index, s in enumerate(bands))
+    # The grid's times are starts of steps from 1 downwards: a step belongs to the part that it crosses.
+    middles = np.array(row.times) - 0.5 / row.num_steps
+    bands, ends = np.histogram(middles, TIME_BANDS, (0, 1), weights=row.s_by_time)
+    share, band = max((s / sum(bands), band) for band, s in enumerate(bands))
     text = f"Paths bend by {percent(row.curvature)}{_span(row.interval)} of their chord"
     if share < BENT_BAND:
         return f"{text}, at all times much alike."
+    where = f"t from {ends[band]:.1f} to {ends[band + 1]:.1f}"
     if band == 0:
-        where = f"t < {1 / TIME_BANDS:.1f}, near the action"
+        where = f"t < {ends[1]:.1f}, near the action"
     elif band == TIME_BANDS - 1:
-        where = f"t > {1 - 1 / TIME_BANDS:.1f}, near the noise"
-    else:
-        where = f"t from {band / TIME_BANDS:.1f} to {(band + 1) / TIME_BANDS:.1f}"
+        where = f"t > {ends[-2]:.1f}, near the noise"
     return f"{text}; {percent(share, 0)} of the bend lies at {where}."
 
 
 def bent_dimension(results: Results) -> str | None:
     """The real action dimension that bends most, named from `BENT_DIMENSION` times its even share on."""
     row = results.curvature_of(TEACHER)
-    if row is None or not row.s_by_time_and_dim:
-        return None
-    real = len(row.s_by_time_and_dim[0])
-    by_dim = row.s_by_dim[:real]
+    real = len(row.s_by_time_and_dim[0]) if row is not None and row.s_by_time_and_dim else 0
+    by_dim = row.s_by_dim[:real] if row is not None else []
     if real < 2 or not sum(by_dim) > 0:
         return None
     share, index = max((s / sum(by_dim), index) for index, s in enumerate(by_dim))
@@ -256,48 +284,22 @@ def bent_dimension(results: Results) -> str | None:
     return f"Action dimension {index}, counted from 0, has {percent(share, 0)} of the bend of {real}."
 
 
-def better_solver(results: Results) -> str | None:
-    """A way's gap is at most `BETTER_SOLVER` of even Euler steps', for the fewest evaluations and as deployed."""
-    found = [row for row in free_ways(results, results.teacher_num_steps) if _better(results, row)][:1]
-    best = results.free.best(results.teacher_num_steps) if results.free is not None else None
-    if best is not None and _better(results, best):
-        found.append(best)
-    said = [
-        f"at {number(row.nfe)} evaluations {row.solver}{grid_text(row)} is nearer to the converged ODE than even "
-        f"Euler steps ({percent(row.rms)} against {percent(euler)} RMS)"
-        for row in found
-        if (euler := euler_beside(results, row)) is not None
-    ]
-    return f"{capital(', '.join(said))}." if said else None
-
-
-def _better(results: Results, row: GapRow) -> bool:
-    euler = euler_beside(results, row)
-    return not row.is_stock and euler is not None and row.rms <= BETTER_SOLVER * euler
-
-
 def long_tail(results: Results) -> str | None:
     """The slowest chunk in a hundred takes `LONG_TAIL` times the median or more."""
-    if results.timed is None:
-        return None
-    chunk = next(
-        (c for c in results.timed.chunks if c.num_steps == results.teacher_num_steps),
-        None,
-    )
-    if chunk is None or chunk.seconds.p99 < LONG_TAIL * chunk.seconds.p50:
-        return None
-    return (
-        f"One chunk in a hundred takes {chunk.seconds.p99 / chunk.seconds.p50:.1f} times the median or longer: plan "
-        f"for {1000 * chunk.seconds.p99:.1f} ms rather than {1000 * chunk.seconds.p50:.1f} ms."
-    )
+    chunks = results.timed.chunks if results.timed is not None else []
+    for time in [chunk.seconds for chunk in chunks if chunk.num_steps == results.teacher_num_steps]:
+        if time.p99 >= LONG_TAIL * time.p50:
+            return (
+                f"One chunk in a hundred takes {time.p99 / time.p50:.1f} times the median or longer: plan for "
+                f"{1000 * time.p99:.1f} ms rather than {1000 * time.p50:.1f} ms."
+            )
+    return None
 
 
 def processors_cost(results: Results) -> str | None:
     """The checkpoint's processors take `PROCESSORS_SHARE` of a one-step chunk or more."""
     latency = results.timed
-    if latency is None or latency.processors_s is None:
-        return None
-    share = latency.processors_s / latency.chunk_s(1)
+    share = (latency.processors_s or 0) / latency.chunk_s(1) if latency is not None else 0
     if share < PROCESSORS_SHARE:
         return None
     return (
@@ -308,9 +310,9 @@ def processors_cost(results: Results) -> str | None:
 
 def memory(results: Results) -> str | None:
     """What the policy holds in memory while it acts."""
-    if results.latency is None or results.latency.memory is None:
+    held = results.latency.memory if results.latency is not None else None
+    if held is None:
         return None
-    held = results.latency.memory
     peak = "on the accelerator" if held.kind == "accelerator" else "of the whole process"
     return f"The weights take {size(held.weights_bytes)}, and at most {size(held.peak_bytes)} {peak} were in use."
 
@@ -332,13 +334,13 @@ RULES: tuple[Callable[[Results], str | None], ...] = (
     of_students.guidance_weight_matters,
     of_students.trained_for_other_steps,
     acts_in_one_step,
-    no_training_needed,
-    of_students.untrained_is_as_good,
+    free.no_training_needed,
+    free.untrained_is_as_good,
     timings_unreliable,
     speed_is_not_in_the_steps,
     one_step_loses,
     encoding_limits,
-    fewer_steps_are_free,
+    free.fewer_steps_are_free,
     two_sided,
     the_floor,
     of_students.student_beside_the_floor,
@@ -346,38 +348,13 @@ RULES: tuple[Callable[[Results], str | None], ...] = (
     of_students.curvature_of_the_student,
     bend_in_time,
     bent_dimension,
-    better_solver,
+    free.better_solver,
     long_tail,
     processors_cost,
     memory,
     teacher_may_have_seen,
 )
 """Every rule, the most important first."""
-
-
-def _within_the_floor(results: Results, most: int) -> GapRow | None:
-    """The cheapest untrained way within the floor; even Euler steps, which need no code, first at the same cost."""
-    rows = [r for r in free_ways(results, most) if within_floor(results, r) and not clearly_lower(results, r)]
-    return min(rows, key=lambda row: (row.nfe, not row.is_stock, row.rms), default=None)
-
-
-def _way(row: GapRow) -> str:
-    kind = "untrained" if row.is_stock else f"untrained {row.solver}"
-    cost = "" if row.nfe == row.num_steps else f" ({number(row.nfe)} evaluations)"
-    return capital(f"{steps(row.num_steps, kind)}{grid_text(row)}{cost}")
-
-
-def _it(row: GapRow) -> str:
-    return "it lies" if row.num_steps == 1 else "they lie"
-
-
-def _how_to_use(row: GapRow) -> str:
-    if row.is_stock:
-        return f"set the number of steps to {row.num_steps}"
-    return (
-        f"solve with {row.solver}{grid_text(row)}, where your deployment can (LeRobot's own sampler takes even Euler "
-        "steps)"
-    )
 
 
 def _span(interval: Interval | None) -> str:

@@ -18,6 +18,7 @@ from chordflow.results.actions import (
     FreeWays,
     GapRow,
     HeldOut,
+    Latency,
     ObservationSpread,
     PolicyName,
     Reference,
@@ -35,7 +36,6 @@ from chordflow.results.episodes import (
     TimingRow,
 )
 from chordflow.results.files import RecordFile
-from chordflow.results.latency import Latency
 
 SCHEMA_VERSION = 5
 """Version of the file's layout; raised whenever a field is added, dropped or changes its meaning.
@@ -202,7 +202,7 @@ class Results(RecordFile):
 
     VERB: ClassVar[str] = "chordflow"
     GIVE: ClassVar[str] = "a results.json that chordflow wrote"
-    VERSION: ClassVar[int | None] = SCHEMA_VERSION
+    VERSION: ClassVar[int] = SCHEMA_VERSION
 
     command: list[str]
     settings: dict[str, Any]

@@ -20,6 +20,7 @@ looked at after whole rounds alone: `look_every`.
 Shapes: B pairs in one update, K fractions.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,9 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.special import logsumexp
 
-from chordflow.results.limits import FloatArray
-from chordflow.results.power import check_margin
-from chordflow.results.statistics import Decision, paired_outcomes
+from chordflow.results.statistics import Decision, FloatArray
 
 METHOD = "betting"
 
@@ -85,6 +84,15 @@ class SequentialTest:
     """Non-inferiority of the first policy at a margin, decided as soon as paired episodes suffice.
 
     Pairs are looked at in their order, so the outcome does not depend on how many come in one update.
+
+    Args:
+        margin: how much lower the first policy's success may be, a fraction between 0 and 1, chosen before looking at
+            outcomes.
+        alpha: chance of a wrong decision, both sides together, below 1.
+        min_episodes: nothing is decided before so many pairs, at least 1.
+        max_episodes: pairs beyond this are not counted, at least `min_episodes`; None for no end.
+        look_every: decisions fall after multiples of so many pairs: the number of tasks, where pairs come as one of
+            each task in turn.
     """
 
     def __init__(
@@ -96,66 +104,44 @@ class SequentialTest:
         max_episodes: int | None = None,
         look_every: int = 1,
     ) -> None:
-        """Begin without evidence.
-
-        Args:
-            margin: how much lower the first policy's success may be, a fraction between 0 and 1, chosen before
-                looking at outcomes.
-            alpha: chance of a wrong decision, both sides together, below 1.
-            min_episodes: nothing is decided before so many pairs.
-            max_episodes: pairs beyond this are not counted; None for no end.
-            look_every: decisions fall after multiples of so many pairs: the number of tasks, where pairs come as one
-                of each task in turn.
-
-        Raises:
-            ValueError: if one is out of range.
-        """
-        check_margin(margin)
-        if not 0 < alpha < 1:
-            raise ValueError(f"alpha is {alpha}; it must lie between 0 and 1.")
-        if min_episodes < 1:
-            raise ValueError(f"min_episodes is {min_episodes}; it must be at least 1.")
-        if max_episodes is not None and max_episodes < min_episodes:
-            raise ValueError(f"max_episodes is {max_episodes}, below min_episodes, {min_episodes}.")
-        if look_every < 1:
-            raise ValueError(f"look_every is {look_every}; it must be at least 1.")
         self.margin, self.alpha, self.look_every = margin, alpha, look_every
         self.min_episodes, self.max_episodes = min_episodes, max_episodes
-        self._wins = self._ties = self._losses = 0
+        self._counts = (0, 0, 0)
         self._decision: Decision = "undecided"
 
     @property
     def finished(self) -> bool:
         """Whether further pairs would change nothing: it is decided, or the last pair was counted."""
-        return self._decision != "undecided" or self._episodes == self.max_episodes
+        return self._decision != "undecided" or sum(self._counts) == self.max_episodes
 
-    @property
-    def _episodes(self) -> int:
-        return self._wins + self._ties + self._losses
-
-    def update(self, first: ArrayLike, second: ArrayLike) -> SequentialDecision:
+    def update(self, first: Sequence[bool], second: Sequence[bool]) -> SequentialDecision:
         """Count further pairs, in the order of their seeds; those after the end are left out.
 
         Args:
-            first: whether the first policy solved each episode, shape (B,).
+            first: whether the first policy solved each episode, shape (B,), at least one.
             second: the same of the second policy, shape (B,).
 
         Returns:
             The evidence so far.
-
-        Raises:
-            ValueError: if the lengths differ, there is no episode, or a value is neither true nor false.
         """
-        a, b = paired_outcomes(first, second)
         if not self.finished:
-            room = None if self.max_episodes is None else self.max_episodes - self._episodes
-            self._count(a[:room].astype(np.int64) - b[:room])
+            room = None if self.max_episodes is None else self.max_episodes - sum(self._counts)
+            d = np.asarray(first[:room], dtype=np.int64) - np.asarray(second[:room], dtype=np.int64)
+            wins, ties, losses = (
+                before + np.cumsum(d == x) for before, x in zip(self._counts, (1, 0, -1), strict=True)
+            )
+            better, worse = decided_at(wins, ties, losses, self.margin, self.alpha)
+            stops = np.flatnonzero((better | worse) & self.looks_at(wins + ties + losses))
+            last = stops[0] if stops.size else -1
+            if stops.size:
+                self._decision = "non-inferior" if better[last] else "inferior"
+            self._counts = int(wins[last]), int(ties[last]), int(losses[last])
         return self.state()
 
     def state(self) -> SequentialDecision:
         """The evidence so far."""
-        wins, ties, losses = self._wins, self._ties, self._losses
-        episodes = self._episodes
+        wins, ties, losses = self._counts
+        episodes = wins + ties + losses
         decided = self._decision != "undecided"
         low, high = confidence_sequence(wins, ties, losses, alpha=self.alpha)
         return SequentialDecision(
@@ -173,25 +159,9 @@ class SequentialTest:
         )
 
     def looks_at(self, episodes: ArrayLike) -> NDArray[np.bool_]:
-        """Whether a decision may fall after so many pairs.
-
-        Args:
-            episodes: numbers of pairs, of any shape.
-        """
+        """Whether a decision may fall after so many pairs; numbers of any shape."""
         n = np.asarray(episodes)
         return np.asarray((n >= self.min_episodes) & (n % self.look_every == 0))
-
-    def _count(self, differences: NDArray[np.int64]) -> None:
-        wins = self._wins + np.cumsum(differences == 1)
-        ties = self._ties + np.cumsum(differences == 0)
-        losses = self._losses + np.cumsum(differences == -1)
-        better, worse = decided_at(wins, ties, losses, self.margin, self.alpha)
-        may_stop = self.looks_at(wins + ties + losses)
-        stops = np.flatnonzero((better | worse) & may_stop)
-        last = int(stops[0]) if stops.size else differences.size - 1
-        if stops.size:
-            self._decision = "non-inferior" if better[last] else "inferior"
-        self._wins, self._ties, self._losses = int(wins[last]), int(ties[last]), int(losses[last])
 
 
 def log_capital(wins: ArrayLike, ties: ArrayLike, losses: ArrayLike, mean: float) -> FloatArray:
@@ -217,14 +187,9 @@ def log_capital(wins: ArrayLike, ties: ArrayLike, losses: ArrayLike, mean: float
 def decided_at(
     wins: ArrayLike, ties: ArrayLike, losses: ArrayLike, margin: float, alpha: float
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which counts show non-inferiority, and which inferiority; none shows both.
+    """Which counts of wins, ties and losses, of any shape, show non-inferiority, and which inferiority; none both.
 
-    Args:
-        wins: pairs that only the first policy solved, counts of any shape.
-        ties: pairs on which they agree.
-        losses: pairs that only the second solved.
-        margin: of non-inferiority.
-        alpha: chance of a wrong decision, half of it for each side.
+    `alpha` is the chance of a wrong decision, half of it for each side.
     """
     threshold = np.log(2 / alpha)
     better = log_capital(wins, ties, losses, -margin) >= threshold
@@ -233,26 +198,15 @@ def decided_at(
 
 
 def confidence_sequence(wins: int, ties: int, losses: int, *, alpha: float = ALPHA) -> tuple[float, float]:
-    """Interval of the mean difference that holds at all times at once.
-
-    Args:
-        wins: pairs with D = 1.
-        ties: pairs with D = 0.
-        losses: pairs with D = -1.
-        alpha: chance that the mean is ever outside.
-
-    Returns:
-        Lower and upper end.
-    """
+    """Lower and upper end of an interval of the mean difference that holds at all times at once, but for `alpha`."""
     return _lower_end(wins, ties, losses, alpha), -_lower_end(losses, ties, wins, alpha)
 
 
 def _lower_end(wins: int, ties: int, losses: int, alpha: float) -> float:
     """The mean at which the capital is 2 / alpha: below it, it is more."""
-    threshold = float(np.log(2 / alpha))
 
     def excess(mean: float) -> float:
-        return float(log_capital(wins, ties, losses, mean)) - threshold
+        return float(log_capital(wins, ties, losses, mean)) - float(np.log(2 / alpha))
 
     lowest = -1 + 1e-9
     if excess(lowest) < 0:

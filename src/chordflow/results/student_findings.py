@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from chordflow.results.actions import STUDENT, TEACHER, PolicyName
-from chordflow.results.episodes import DelayRow, SuccessRow
-from chordflow.results.free import (
-    clearly_lower,
-    free_ways,
-    grid_text,
-    noise_text,
-    on_the_same_pairs,
-    success_beside,
-    within_floor,
-)
-from chordflow.results.latency import ABOVE, Latency
+from dataclasses import replace
+
+from chordflow.results.actions import ABOVE, REFERENCES, STUDENT, TEACHER, Latency, PolicyName
+from chordflow.results.episodes import DelayRow
+from chordflow.results.free import grid_text, noise_text
 from chordflow.results.schema import PolicyInfo, Results
-from chordflow.results.statistics import Estimate
+from chordflow.results.statistics import Estimate, NonInferiority, non_inferiority
 from chordflow.results.wording import capital, clean, number, percent, points, step_counts, steps
 
 TAIL = 1.5
@@ -23,10 +16,6 @@ TAIL = 1.5
 
 NOTICEABLE_SPEEDUP = 1.05
 """Below this chunks come no sooner, as far as a median latency can tell."""
-
-FEW_STEPS = 2
-"""Network evaluations up to which an untrained policy counts as a few-step policy."""
-
 
 # ---- Success --------------------------------------------------------------------------------------------
 
@@ -51,46 +40,40 @@ def candidates(results: Results) -> list[tuple[PolicyName, int]]:
 
 
 def _may_replace(results: Results, name: PolicyName, num_steps: int) -> str | None:
-    row = results.success_of(name, num_steps)
-    stopped = {(s.policy, s.num_steps): s.decision for s in results.sequential}.get((name, num_steps))
+    row, decided = results.success_of(name, num_steps), None
     paired = row.versus_teacher if row is not None else None
-    fixed = row.noninferiority if row is not None else None
-    deployed = results.success_of(TEACHER, results.teacher_num_steps)
-    rates, decision = "", ""
+    for one in [s.decision for s in results.sequential if (s.policy, s.num_steps) == (name, num_steps)]:
+        decided = NonInferiority(one.margin, one.decision, one.low, one.high, one.episodes, None)
+    if decided is None and row is not None:
+        decided = row.noninferiority
+        if decided is None and paired is not None and paired.difference.interval is not None:
+            # Without a margin any difference counts, and no number of episodes is promised.
+            decided = replace(non_inferiority(paired, 0.0), episodes_needed=None)
+    rates = ""
     if row is not None:
+        deployed = results.success_of(TEACHER, results.teacher_num_steps)
         teacher = deployed.rate if deployed is not None else None
-        if paired is not None:
-            teacher = row.rate - paired.difference.value
-        beside = f" against the teacher's {percent(teacher, 1)}" if teacher is not None else ""
-        rates = f"success is {percent(row.rate, 1)}{beside}"
-    needed, decision = None, ""
-    if stopped is not None:
-        decision, low, high, episodes = stopped.decision, stopped.low, stopped.high, stopped.episodes
-        margin = f" at a margin of {100 * stopped.margin:g}"
-    elif fixed is not None:
-        decision, low, high, episodes = fixed.decision, fixed.lower, fixed.upper, fixed.episodes
-        margin, needed = f" at a margin of {100 * fixed.margin:g}", fixed.episodes_needed
-    elif paired is not None and (interval := paired.difference.interval) is not None:
-        low, high, episodes = interval.low, interval.high, paired.episodes
-        decision = "not distinguishable" if low <= 0 <= high else "lower" if high < 0 else "higher"
-        margin = ""
-    elif row is not None:
-        return f"{_undecided(name, num_steps)}: {rates} in {row.episodes} episodes each, not paired."
-    else:
-        return None
-    told = f"{decision}{margin}" if decision != "undecided" else margin.strip()
-    span = f"{told}: {points(low)} to {points(high)} points in {episodes} paired episodes"
+        teacher = row.rate - paired.difference.value if paired is not None else teacher
+        rates = f"success is {percent(row.rate, 1)}"
+        rates += f" against the teacher's {percent(teacher, 1)}" if teacher is not None else ""
+    who = f"{_who(name)} may replace the teacher at {steps(num_steps)}"
+    if decided is None:
+        unpaired = "episodes each, not paired"
+        return (
+            f"Whether {who} is undecided: {rates} in {row.episodes} {unpaired}." if row is not None else None
+        )
+    told = f"{decided.decision} at a margin of {100 * decided.margin:g}".removeprefix("undecided ")
+    if decided.margin == 0:
+        told = {"non-inferior": "higher", "inferior": "lower"}.get(decided.decision, "not distinguishable")
+    span = f"{told}: {points(decided.lower)} to {points(decided.upper)} points in {decided.episodes} paired episodes"
     figures = f"{rates} ({span})" if rates else span
-    if decision in ("non-inferior", "higher"):
-        return f"Yes, {_who(name)} may replace the teacher at {steps(num_steps)}: {figures}."
-    if decision in ("inferior", "lower"):
-        return f"No, {_who(name)} should not replace the teacher at {steps(num_steps)}: {figures}."
+    if decided.decision == "non-inferior":
+        return f"Yes, {who}: {figures}."
+    if decided.decision == "inferior":
+        return f"No, {who.replace(' may ', ' should not ', 1)}: {figures}."
+    needed = decided.episodes_needed
     more = f"; about {needed:,} episodes would decide".replace(",", " ") if needed is not None else ""
-    return f"{_undecided(name, num_steps)}: {figures}{more}."
-
-
-def _undecided(name: PolicyName, num_steps: int) -> str:
-    return f"Whether {_who(name)} may replace the teacher at {steps(num_steps)} is undecided"
+    return f"Whether {who} is undecided: {figures}{more}."
 
 
 def _who(name: PolicyName) -> str:
@@ -105,7 +88,7 @@ def success_beside_untrained(results: Results) -> str | None:
     student, untrained = results.success_of(STUDENT, n), results.success_of(TEACHER, n)
     if student is None or untrained is None:
         return None
-    gain = ", so training shows no clear gain" if _not_told_apart(untrained, student) else ""
+    gain = ", so training shows no clear gain" if untrained.rate >= student.interval.low else ""
     return f"Untrained, the teacher at {steps(n)} has a success of {percent(untrained.rate, 1)}{gain}."
 
 
@@ -121,33 +104,25 @@ def success_of_the_teacher(results: Results) -> str | None:
     return f"The teacher's success is {' and '.join(told)}." if told else None
 
 
-def _not_told_apart(untrained: SuccessRow | None, student: SuccessRow | None) -> bool:
-    return untrained is not None and student is not None and untrained.rate >= student.interval.low
-
-
 def guidance_weight_matters(results: Results) -> str | None:
     """Real-time chunking clearly costs success at the usual guidance weight, and not at the one that fits the steps.
 
     Clearly: the interval of the paired difference to no delay lies below 0.
     """
-    for usual in sorted(results.delays, key=lambda row: (row.num_steps, row.policy == TEACHER, row.delay)):
-        fits = next(
-            (
-                row
-                for row in results.delays
-                if (row.policy, row.num_steps, row.delay) == (usual.policy, usual.num_steps, usual.delay)
-                and row.mode == usual.mode == "rtc"
-                and (row.guidance_weight or 0) < (usual.guidance_weight or 0)
-            ),
-            None,
-        )
-        if fits is None or not _costs(usual) or _costs(fits):
-            continue
-        return (
-            f"Real-time chunking at {steps(usual.num_steps)}: with a guidance weight of {usual.guidance_weight:g} the "
-            f"{usual.policy} solves {percent(usual.rate, 1)}, with {fits.guidance_weight:g}, which fits, "
-            f"{percent(fits.rate, 1)}: set max_guidance_weight to the number of steps."
-        )
+
+    def same(row: DelayRow) -> tuple[str, int, int]:
+        return row.policy, row.num_steps, row.delay
+
+    guided = [row for row in results.delays if row.mode == "rtc"]
+    for usual in sorted(guided, key=lambda row: (row.num_steps, row.policy == TEACHER, row.delay)):
+        weight = usual.guidance_weight or 0
+        lower = [row for row in guided if same(row) == same(usual) and (row.guidance_weight or 0) < weight]
+        if lower and _costs(usual) and not _costs(lower[0]):
+            return (
+                f"Real-time chunking at {steps(usual.num_steps)}: with a guidance weight of {weight:g} the "
+                f"{usual.policy} solves {percent(usual.rate, 1)}, with {lower[0].guidance_weight:g}, which fits, "
+                f"{percent(lower[0].rate, 1)}: set max_guidance_weight to the number of steps."
+            )
     return None
 
 
@@ -159,37 +134,6 @@ def _costs(row: DelayRow) -> bool:
 # ---- Gap ------------------------------------------------------------------------------------------------
 
 
-def untrained_is_as_good(results: Results) -> str | None:
-    """An untrained way of at most `FEW_STEPS` evaluations is as near as the student, or cannot be told from it.
-
-    As near: its gap to the converged ODE is at most the student's on the same pairs. Not told from it: its success
-    reaches the student's interval. At the student's own Euler steps `student_gap` says more.
-    """
-    n = results.student_num_steps
-    if n is None:
-        return None
-    own, found = results.success_of(STUDENT, n), []
-    for row in free_ways(results, max(FEW_STEPS, n)):
-        if within_floor(results, row) and not clearly_lower(results, row):
-            return None
-        student = on_the_same_pairs(results, row, STUDENT, n)
-        near = student is not None and row.rms <= student.rms
-        often = _not_told_apart(success_beside(results, row), own)
-        if (near or often) and (row.num_steps, row.is_stock) != (n, True):
-            found.append((near, often, row))
-    if not found:
-        return None
-    near, often, row = max(found, key=lambda f: (f[0] and f[1], f[0]))
-    way = steps(row.num_steps, "untrained" if row.is_stock else f"untrained {row.solver}")
-    way = capital(f"{way}{grid_text(row)}{'' if row.is_stock else ' (not in stock LeRobot)'}")
-    one = row.num_steps == 1
-    if near and often:
-        return f"{way} {'is' if one else 'are'} as good as the student by gap and success."
-    if near:
-        return f"{way} {'lies' if one else 'lie'} as near to the converged ODE as the student."
-    return f"{way} cannot be told from the student by success."
-
-
 def student_gap(results: Results) -> str | None:
     """The student's gap, and its ratio to the untrained teacher's at the same steps.
 
@@ -199,25 +143,25 @@ def student_gap(results: Results) -> str | None:
     times the median, few pairs decide it.
     """
     n = results.student_num_steps
-    if n is None:
-        return None
-    rows = [r for r in (results.gap(STUDENT, n, "deployed"), results.gap(STUDENT, n, "converged")) if r]
+    rows = [row for reference in REFERENCES if n and (row := results.gap(STUDENT, n, reference)) is not None]
     if not rows:
         return None
     row = next((r for r in rows if r.ratio_to_untrained is not None), rows[0])
     target = "" if row.reference == "deployed" else " to the converged ODE"
-    gap, student = f"{percent(row.rms)} RMS{target}{noise_text(results, row)}", f"At {steps(n)} the student"
-    found = row.ratio_to_untrained
+    gap, found = f"{percent(row.rms)} RMS{target}{noise_text(results, row)}", row.ratio_to_untrained
+    text = f"At {steps(row.num_steps)} the student's action gap is {gap}, "
     if found is None:
-        text = f"{student}'s action gap is {gap}, not compared with the untrained teacher's"
+        text += "not compared with the untrained teacher's"
     elif found.interval is None:
-        few = "of the untrained teacher's on too few episodes to tell"
-        text = f"{student}'s action gap is {gap}, {found.value:.2f} {few}"
+        text += f"{found.value:.2f} of the untrained teacher's on too few episodes to tell"
     elif found.interval.high < 1:
-        text = f"{student}'s action gap is {gap}, {_ratio(found)} of the untrained teacher's"
+        text += f"{_ratio(found)} of the untrained teacher's"
     else:
-        finding = "worse" if found.interval.low > 1 else "no better"
-        text = f"{student} is {finding} than the untrained teacher (action gap {gap}, ratio {_ratio(found)})"
+        worse = "worse" if found.interval.low > 1 else "no better"
+        text = (
+            f"At {steps(row.num_steps)} the student is {worse} than the untrained teacher (action gap {gap}, ratio "
+            f"{_ratio(found)})"
+        )
     if row.rms == 0 or row.rms < TAIL * row.median:
         return f"{text}."
     flips = f", flips {percent(row.flip_rate)}" if row.flip_rate else ""
@@ -256,29 +200,23 @@ def student_beside_the_best_way(results: Results) -> str | None:
     the whole interval lies below 1; without one, where the ratio does.
     """
     info = _student(results)
-    trained_for = info.step_counts if info is not None else None
+    counts = info.step_counts if info is not None else None
     rows = [
-        (row, row.ratio_to_free)
+        (row.nfe, row.ratio_to_free)
         for row in (results.free.others if results.free is not None else [])
-        if row.policy == STUDENT
-        and row.ratio_to_free is not None
-        and (trained_for is None or row.num_steps in trained_for)
+        if row.policy == STUDENT and row.ratio_to_free and (counts is None or row.num_steps in counts)
     ]
     if not rows:
         return None
-    rows.sort(key=lambda pair: pair[0].nfe)
-    text = (
-        "The student's RMS gap to the converged ODE over that of the best way to act without training, by network "
-        f"evaluations: {', '.join(f'{_ratio(found)} at {number(row.nfe)}' for row, found in rows)}"
-    )
+    rows.sort(key=lambda pair: pair[0])
     equal = [
-        number(row.nfe)
-        for row, found in rows
-        if (found.interval.high if found.interval is not None else found.value) >= 1
+        number(nfe) for nfe, found in rows if (found.interval.high if found.interval else found.value) >= 1
     ]
-    if not equal:
-        return f"{text}."
-    return f"{text}; at {' and '.join(equal)} it does not show that training gives more than a better solver."
+    more = f"; at {' and '.join(equal)} it does not show that training gives more than a better solver"
+    return (
+        "The student's RMS gap to the converged ODE over that of the best way to act without training, by network "
+        f"evaluations: {', '.join(f'{_ratio(found)} at {number(nfe)}' for nfe, found in rows)}{more if equal else ''}."
+    )
 
 
 def _ratio(found: Estimate) -> str:
@@ -314,15 +252,12 @@ def chunks_come_faster(results: Results) -> str | None:
     share = f"encoding is {percent(latency.encode_share(latency.student_num_steps), 0)} of each"
     if latency.speedup < NOTICEABLE_SPEEDUP:
         return f"Chunks come no faster ({share})."
-    return f"Chunks come {latency.speedup:.1f} times as fast ({beside_ceiling(latency)}: {share})."
+    return f"Chunks come {latency.speedup:.1f} times as fast ({_beside_ceiling(latency)}: {share})."
 
 
-def beside_ceiling(latency: Latency, decimals: int = 1) -> str:
-    """How a measured speed-up stands to the ceiling, such as `the ceiling` or `ceiling 5.5`.
-
-    The one is of whole chunks and the other of their parts, so the speed-up may lie a little above.
-    """
-    speedup, ceiling = (f"{value:.{decimals}f}" for value in (latency.speedup, latency.ceiling))
+def _beside_ceiling(latency: Latency) -> str:
+    """How a measured speed-up, of whole chunks, stands to the ceiling, of their parts; it may lie a little above."""
+    speedup, ceiling = f"{latency.speedup:.1f}", f"{latency.ceiling:.1f}"
     if speedup == ceiling:
         return "the ceiling"
     near = abs(latency.speedup - latency.ceiling) <= ABOVE * latency.ceiling

@@ -1,37 +1,225 @@
-"""What a study says in words: one headline for each preset."""
+"""What a study says: its figures over seeds, whether a round pays, and one headline for each preset."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import NamedTuple
 
-from chordflow.results.paying import paying_rounds
-from chordflow.results.study import STEP_COUNTS, Arm, Study
-from chordflow.results.study_figures import (
-    Figure,
-    Spread,
-    diversity,
-    gap,
-    judged,
-    over_seeds,
-    reached,
-    solved,
-    standings,
-    success,
-    untaken,
-    whole_seeds,
-    worst_gap,
-)
-from chordflow.results.wording import clean, number, percent, plural
+from chordflow.results.episodes import SuccessRow
+from chordflow.results.paying import Gain, Standing, gain, paying_rounds
+from chordflow.results.study import STEP_COUNTS, Arm, Look, Study, Trial
+from chordflow.results.wording import clean, counted, number, percent, plural
+
+
+class Measured(NamedTuple):
+    """One student, or the untrained teacher, whose trial is None."""
+
+    trial: Trial | None
+    look: Look
+
+
+type Figure = Callable[[Measured], float | None]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure over seeds.
+
+    Attributes:
+        middle: its median.
+        low: the least.
+        high: the largest.
+        count: seeds.
+    """
+
+    middle: float
+    low: float
+    high: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Reached:
+    """When the gap of an arm falls under the level.
+
+    Attributes:
+        marks: the first look under it, of each trial that has one, rising.
+        trials: trials of which all looks are measured.
+    """
+
+    marks: list[float]
+    trials: int
+
+    @property
+    def text(self) -> str:
+        """In a few words: `500-1,000`, or `1,000 (2 of 3)` where not all did; `never`."""
+        if not self.marks:
+            return "never"
+        low, high = f"{self.marks[0]:,g}", f"{self.marks[-1]:,g}"
+        marks = low if low == high else f"{low}-{high}"
+        return marks if len(self.marks) == self.trials else f"{marks} ({len(self.marks)} of {self.trials})"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a round of a chain brings.
+
+    Attributes:
+        gain: between the medians over seeds.
+        pays: seeds in which the round pays by itself.
+        count: seeds in which it is known.
+    """
+
+    gain: Gain
+    pays: int
+    count: int
+
+
+def spread_of(values: Iterable[float | None]) -> Spread | None:
+    """One figure for each seed, where it is known; None where it is for none."""
+    found = [value for value in values if value is not None]
+    return Spread(median(found), min(found), max(found), len(found)) if found else None
+
+
+def measured(study: Study, arm: Arm, mark: float | None = None) -> list[Measured]:
+    """The measured students of an arm, one for each seed: at the end of their training, or at a look."""
+    trials = [trial for seed in study.seeds if (trial := study.trial(arm.name, seed)) is not None]
+    looks = [(trial, trial.last if mark is None else trial.look(mark)) for trial in trials]
+    return [Measured(t, look) for t, look in looks if look is not None and look.figures is not None]
+
+
+def over_seeds(study: Study, arm: Arm, figure: Figure, mark: float | None = None) -> Spread | None:
+    """A figure over the measured students of an arm; None where none has it."""
+    return spread_of(figure(one) for one in measured(study, arm, mark))
+
+
+def gap(num_steps: int = 1, name: str = "rms") -> Figure:
+    """A figure of the gap to the converged ODE of the study's teacher, by its name, at a number of Euler steps."""
+    return lambda one: getattr(one.look.gap(num_steps), name, None)
+
+
+def curvature(one: Measured) -> float | None:
+    """The curvature."""
+    return one.look.figures.curvature if one.look.figures is not None else None
+
+
+def diversity(name: str) -> Figure:
+    """A figure of the spread over noise at one step, by its name."""
+
+    def figure(one: Measured) -> float | None:
+        return getattr(one.look.figures and one.look.figures.diversity_at(1), name, None)
+
+    return figure
+
+
+def solved(one: Measured) -> float | None:
+    """Share of the episodes solved at one step."""
+    return one.look.success[0].rate if one.look.success else None
+
+
+def loss(one: Measured, step: int | None = None) -> float | None:
+    """The training loss by which a trial has made so many steps, by default those of the look: at 0 of the first."""
+    if one.trial is None or one.trial.losses is None:
+        return None
+    upto = max(one.look.step if step is None else step, 1)
+    found = [
+        loss for at, loss in zip(one.trial.losses.steps, one.trial.losses.losses, strict=True) if at <= upto
+    ]
+    return found[-1] if found else None
+
+
+def worst_gap(one: Measured) -> float | None:
+    """The largest RMS gap over all step counts: how bad the worst choice of them is."""
+    found = [rms for n in STEP_COUNTS if (rms := one.look.rms(n)) is not None]
+    return max(found) if len(found) == len(STEP_COUNTS) else None
+
+
+def untaken(study: Study, arm: Arm) -> bool:
+    """Whether a measured student of an arm made no step, and so is what it began as."""
+    return any(one.trial is not None and one.trial.steps == 0 for one in measured(study, arm))
+
+
+def middle_seed(rows: Sequence[SuccessRow]) -> SuccessRow | None:
+    """The row of the seed with the median success, of an even number the lower of the two; None without rows.
+
+    The students of all seeds run the same episodes against the same outcomes of the teacher. Added up, each episode
+    would count once for each seed, and intervals and tests that take episodes as independent would say too much.
+
+    Args:
+        rows: of one way to act in one group of episodes, one for each seed.
+    """
+    return sorted(rows, key=lambda row: row.rate)[(len(rows) - 1) // 2] if rows else None
+
+
+def success(study: Study, arm: Arm) -> SuccessRow | None:
+    """Success at one step after all training, of several seeds that of `middle_seed`; None without episodes."""
+    return middle_seed([one.look.success[0] for one in measured(study, arm) if one.look.success])
+
+
+def teacher_success(study: Study) -> dict[int, SuccessRow]:
+    """The untrained teacher's success over all episodes, by its number of steps."""
+    rows = study.untrained.success if study.untrained is not None else []
+    return {row.num_steps: row for row in rows if row.group == "all"}
+
+
+def reached(study: Study, arm: Arm, name: str = "rms") -> Reached | None:
+    """When the gap of an arm at one step falls under the level; None where no trial is measured."""
+    trials = [one.trial for one in measured(study, arm) if one.trial is not None]
+    trials = [trial for trial in trials if all(look.figures is not None for look in trial.looks)]
+    under = [
+        [look.mark for look in trial.looks if (row := look.gap(1)) and getattr(row, name) < study.level]
+        for trial in trials
+    ]
+    return Reached(sorted(marks[0] for marks in under if marks), len(trials)) if trials else None
+
+
+def same_couplings(study: Study) -> bool | None:
+    """Whether all trials of a seed were trained on the same couplings to the bit; None where that is not known."""
+    hashes = [[t.couplings_sha256 for t in study.trials if t.seed == seed] for seed in study.seeds]
+    several = [found for found in hashes if len(found) > 1 and all(found)]
+    return all(len(set(found)) == 1 for found in several) if several else None
+
+
+def whole_seeds(study: Study, chain: Sequence[Arm]) -> dict[int, list[Standing]]:
+    """By seed what the untrained teacher and each round of a chain stand at, of seeds of which every round is measured.
+
+    Only those are judged, so that no seed comes and goes.
+    """
+    found = {s: [_standing(study, arm, s) for arm in (None, *chain)] for s in study.seeds}
+    return {seed: [one for one in line if one] for seed, line in found.items() if all(line)}
+
+
+def standings(study: Study, chain: Sequence[Arm]) -> list[Standing]:
+    """The untrained teacher, and the medians of each round over the whole seeds; empty where there are none."""
+    rounds = zip(*whole_seeds(study, chain).values(), strict=True)
+    return [Standing(median(s.curvature for s in found), median(s.gap for s in found)) for found in rounds]
+
+
+def judged(study: Study, chain: Sequence[Arm], place: int) -> Judged | None:
+    """What a round of a chain brings, counted from 0; None where no seed is whole."""
+    seeds, found = whole_seeds(study, chain).values(), standings(study, chain)
+    gains = [gain(line[place], line[place + 1], study.least_gain) for line in (found, *seeds) if line]
+    return Judged(gains[0], sum(one.pays for one in gains[1:]), len(gains) - 1) if gains else None
+
+
+def _standing(study: Study, arm: Arm | None, seed: int) -> Standing | None:
+    """What a seed's student of an arm stands at, or the untrained teacher; None where it is not measured."""
+    trial = study.trial(arm.name, seed) if arm is not None else None
+    of = trial.last if trial is not None else study.untrained if arm is None else None
+    figures = of.figures if of is not None else None
+    row = figures.gap(1) if figures is not None else None
+    return Standing(figures.curvature, row.rms) if figures is not None and row is not None else None
+
+
+# ---- Headlines --------------------------------------------------------------------------------------------
 
 
 def headline(study: Study) -> str:
     """What the table says, in words: which arm is best where that is clear, or what the preset asks."""
-    if study.preset == "beginnings":
-        said = _beginnings(study)
-    elif study.preset == "rounds":
-        said = _rounds(study)
-    else:
-        said = _best_arms(study)
+    said = {"beginnings": _beginnings, "rounds": _rounds}.get(study.preset, _best_arms)(study)
     return " ".join(text for text in said if text) or "Nothing is measured yet."
 
 
@@ -46,40 +234,37 @@ def level(study: Study) -> str:
     return f"{100 * study.level:g} %"
 
 
-def counted(items: Sequence[object]) -> str:
-    """`a, b and c`."""
-    texts = [str(item) for item in items]
-    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
-
-
 # ---- Which arm is best ------------------------------------------------------------------------------------
 
 
 def _best_arms(study: Study) -> list[str]:
     idle = [arm for arm in study.arms if untaken(study, arm)]
-    arms: list[Arm] = []
+    # Chance alone would part arms with equal settings: the first stands for both.
+    arms: dict[str, Arm] = {}
     for arm in study.arms:
-        # Chance alone would part arms with equal settings: the first stands for both.
-        twins = [
-            a for a in arms if (a.settings, a.teacher, a.steps) == (arm.settings, arm.teacher, arm.steps)
-        ]
-        if study.trials_of(arm.name) and arm not in idle and not twins:
-            arms.append(arm)
-    any_steps = [arm for arm in arms if arm.step_counts is None]
+        if study.trials_of(arm.name) and arm not in idle:
+            arms.setdefault(json.dumps([arm.settings, arm.teacher, arm.steps], sort_keys=True), arm)
+    rivals = list(arms.values())
+    any_steps = [arm for arm in rivals if arm.step_counts is None]
+    left = (
+        f"Left out, because the budget was too small for a step: {counted([clean(arm.way) for arm in idle])}."
+    )
     return [
-        _nearest(study, arms, "At one step", gap()),
+        _nearest(study, rivals, "At one step", gap()),
         _nearest(study, any_steps, f"At every step count (the worst of {counted(STEP_COUNTS)})", worst_gap),
-        _most_successful(study, arms),
-        _untrained(study, arms),
-        f"Left out, because the budget was too small for a step: {counted([clean(a.way) for a in idle])}."
-        if idle
-        else "",
+        _most_successful(study, rivals),
+        _untrained(study, rivals),
+        left if idle else "",
     ]
+
+
+def _by_way(study: Study, arms: Sequence[Arm], figure: Figure) -> dict[str, Spread]:
+    return {arm.way: spread for arm in arms if (spread := over_seeds(study, arm, figure)) is not None}
 
 
 def _nearest(study: Study, arms: Sequence[Arm], where: str, figure: Figure) -> str:
     """Which arm has the smallest gap, where the ranges over seeds leave no doubt."""
-    found = {arm.way: spread for arm in arms if (spread := over_seeds(study, arm, figure)) is not None}
+    found = _by_way(study, arms, figure)
     first = min(found, key=lambda name: found[name].middle, default="")
     rivals = [name for name in found if found[name].low <= found[first].high]
     return _named_best(where, found, first, rivals, "is nearest to the teacher's converged ODE")
@@ -92,10 +277,7 @@ def _most_successful(study: Study, arms: Sequence[Arm]) -> str:
     the median seeds must not overlap either.
     """
     rows = {arm.way: row for arm in arms if (row := success(study, arm)) is not None}
-    spreads = {arm.way: over_seeds(study, arm, solved) for arm in arms}
-    found = {
-        name: Spread(row.rate, s.low, s.high, s.count) for name, row in rows.items() if (s := spreads[name])
-    }
+    found = {name: replace(s, middle=rows[name].rate) for name, s in _by_way(study, arms, solved).items()}
     first = max(rows, key=lambda name: rows[name].rate, default="")
     rivals = [
         name
@@ -113,16 +295,7 @@ def _named_best(
     wins: str,
     decimals: int | None = None,
 ) -> str:
-    """The sentence on the best arm, and on those that cannot be told from it.
-
-    Args:
-        where: what is compared.
-        found: figures by name, the best among them.
-        first: name of the best; empty where there is none.
-        rivals: those whose figures overlap with the best's.
-        wins: what is said of a clear winner.
-        decimals: digits of percentages; two significant ones by default.
-    """
+    """The sentence on the best arm, `first`, and on the rivals that cannot be told from it."""
     if not first:
         return ""
     named = {name: f"{clean(name)} ({_spread(spread, decimals)})" for name, spread in found.items()}
@@ -132,19 +305,17 @@ def _named_best(
     rivals = [n for n, s in found.items() if n in rivals or min(s.count, found[first].count) < 2]
     if set(rivals) <= {first}:
         return f"{where} {named[first]} {wins}."
-    single = " with a single seed" if any(found[name].count < 2 for name in {first, *rivals}) else ""
-    apart = sorted(
-        {first: 0, **dict.fromkeys(rivals)}, key=lambda n: abs(found[n].middle - found[first].middle)
-    )
-    return f"{where} there is no clear winner{single} between {counted([named[n] for n in apart])}."
+    close = list(dict.fromkeys([first, *rivals]))
+    close.sort(key=lambda name: abs(found[name].middle - found[first].middle))
+    single = " with a single seed" if any(found[name].count < 2 for name in close) else ""
+    return f"{where} there is no clear winner{single} between {counted([named[n] for n in close])}."
 
 
 def _untrained(study: Study, arms: Sequence[Arm]) -> str:
     """Whether the untrained teacher at two steps is as good as the best student at one."""
-    teacher = study.untrained
-    free = teacher.figures.gap(2) if teacher is not None else None
-    found = {arm.way: spread for arm in arms if (spread := over_seeds(study, arm, gap())) is not None}
-    if teacher is None or free is None or not found:
+    free = study.untrained.figures.gap(2) if study.untrained is not None else None
+    found = _by_way(study, arms, gap())
+    if free is None or not found:
         return ""
     best = min(found, key=lambda name: found[name].middle)
     text = (
@@ -152,7 +323,7 @@ def _untrained(study: Study, arms: Sequence[Arm]) -> str:
         f"{clean(best)} at one by its gap ({percent(free.rms)} against {percent(found[best].middle)})"
     )
     rows = {arm.way: row for arm in arms if (row := success(study, arm)) is not None}
-    two = next((r for r in teacher.success if r.num_steps == 2 and r.group == "all"), None)
+    two = teacher_success(study).get(2)
     if rows and two is not None:
         most = max(rows, key=lambda name: rows[name].rate)
         text += (
@@ -172,7 +343,7 @@ def _spread(spread: Spread, decimals: int | None = None) -> str:
 
 def _beginnings(study: Study) -> list[str]:
     """Of every arm the gap, when it falls under the level, and success."""
-    said, acted = [], []
+    said, acted, unit = [], [], "step" if study.seconds is None else "second"
     for arm in study.arms:
         spread, within, rate = (
             over_seeds(study, arm, gap()),
@@ -181,7 +352,6 @@ def _beginnings(study: Study) -> list[str]:
         )
         if spread is not None and within is not None:
             over = f" ({percent(spread.low)} to {percent(spread.high)})" if spread.count > 1 else ""
-            unit = "step" if study.seconds is None else "second"
             when = (
                 f"under {level(study)} by {unit} {within.text}"
                 if within.marks
@@ -190,20 +360,15 @@ def _beginnings(study: Study) -> list[str]:
             said.append(f"{clean(arm.way)}: {percent(spread.middle)}{over}, {when}")
         if rate is not None:
             acted.append(f"{clean(arm.way)}: {percent(rate.middle, 1)}")
-    teacher = {
-        row.num_steps: row.rate
-        for row in (study.untrained.success if study.untrained else [])
-        if row.group == "all"
-    }
-    own = counted(
-        [f"{percent(rate, 1)} at {plural(n, 'step')}" for n, rate in sorted(teacher.items())] or [""]
+    own = [
+        f"{percent(row.rate, 1)} at {plural(n, 'step')}" for n, row in sorted(teacher_success(study).items())
+    ]
+    over = (
+        f"Gap at one step after {budget(study)}, the median and range over {plural(len(study.seeds), 'seed')}"
     )
     return [
-        f"Gap at one step after {budget(study)}, the median and range over {plural(len(study.seeds), 'seed')}: "
-        f"{'; '.join(said)}."
-        if said
-        else "",
-        f"Success at one step: {'; '.join(acted)}. The untrained teacher solves {own}."
+        f"{over}: {'; '.join(said)}." if said else "",
+        f"Success at one step: {'; '.join(acted)}. The untrained teacher solves {counted(own)}."
         if acted and own
         else "",
     ]
@@ -273,15 +438,9 @@ def _solved(study: Study) -> str:
     parts = []
     for chain in study.chains:
         rows = [success(study, arm) for arm in (chain if len(chain) == 1 else [chain[0], chain[-1]])]
-        if all(rows):
-            parts.append(
-                f"{' -> '.join(percent(row.rate, 1) for row in rows if row)} with {clean(chain[-1].way)}"
-            )
-    teacher = study.untrained
-    own = (
-        [r for r in teacher.success if (r.num_steps, r.group) == (teacher.num_steps, "all")]
-        if teacher
-        else []
-    )
-    beside = f" (the teacher as deployed {percent(own[0].rate, 1)})" if own else ""
+        rates = [percent(row.rate, 1) for row in rows if row is not None]
+        if len(rates) == len(rows):
+            parts.append(f"{' -> '.join(rates)} with {clean(chain[-1].way)}")
+    own = teacher_success(study).get(study.untrained.num_steps) if study.untrained is not None else None
+    beside = f" (the teacher as deployed {percent(own.rate, 1)})" if own is not None else ""
     return f"Success at one step from the first round to the last: {counted(parts)}{beside}." if parts else ""

@@ -65,11 +65,15 @@ def steps(count: int, kind: str = "") -> str:
     return " ".join(word for word in words if word)
 
 
+def counted(items: Sequence[object]) -> str:
+    """`a, b and c`; nothing of an empty list."""
+    texts = [str(item) for item in items]
+    return " and ".join([*([", ".join(texts[:-1])] if len(texts) > 1 else []), *texts[-1:]])
+
+
 def step_counts(counts: Sequence[int]) -> str:
     """`one step`, `1, 2 and 4 steps`."""
-    if len(counts) == 1:
-        return steps(counts[0])
-    return f"{', '.join(str(count) for count in counts[:-1])} and {counts[-1]} steps"
+    return steps(counts[0]) if len(counts) == 1 else f"{counted(counts)} steps"
 
 
 def span(interval: Interval | None, figure: Callable[[float], str]) -> str:

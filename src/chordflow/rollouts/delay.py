@@ -10,8 +10,6 @@ they were made from: where a policy also predicts actions of the past, these are
   waited for outside the episode: c[0:K].
 - rtc: as async, with the new chunk made by real-time chunking (Black et al. 2025, arXiv 2506.07339) from what
   is left over of the old one, prev[K:].
-
-Shapes: H chunk size, A action dimension, N executed actions of a round.
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ class Execution:
         mode: see the module.
         delay: d, control steps between asking for a chunk and having it; 0 with mode none.
         hold: what a waiting robot (sync) is sent: zeros, which stand still where actions are moves, or the last
-            action again (zeros before the first), which does where they are positions.
+            action again (zeros before the first), where they are positions.
         max_guidance_weight: of real-time chunking (rtc); by default the one that fits the number of steps.
     """
 
@@ -49,7 +47,7 @@ class Execution:
 
     @property
     def overlaps(self) -> bool:
-        """Whether the robot goes on with the old chunk meanwhile."""
+        """Whether the robot continues with the old chunk meanwhile."""
         return self.mode in ("async", "rtc")
 
     def actions_needed(self, executed: int) -> int:
@@ -64,19 +62,21 @@ class Execution:
         if self.mode == "none" and self.delay:
             raise UserError(f"delay is {self.delay} with mode none; choose the mode sync, async or rtc.")
         if self.max_guidance_weight is not None and self.mode != "rtc":
-            raise UserError(
-                f"max_guidance_weight is {self.max_guidance_weight} with mode {self.mode}; only rtc uses it."
-            )
+            weight = self.max_guidance_weight
+            raise UserError(f"max_guidance_weight is {weight} with mode {self.mode}; only rtc uses it.")
         if self.overlaps and self.delay > executed:
             raise UserError(
                 f"delay is {self.delay}, but a new chunk is asked for every {executed} actions (n_action_steps); "
                 f"choose a delay of at most {executed}."
             )
-        if self.overlaps and executed + self.delay > chunk.num_usable:
+        if self.actions_needed(executed) > chunk.num_usable:
             raise UserError(
                 f"n_action_steps is {executed} and delay {self.delay}, but a chunk has {chunk.usable}; "
                 f"together they must not exceed it."
             )
+
+
+NO_DELAY = Execution()
 
 
 def round_actions(
@@ -86,7 +86,7 @@ def round_actions(
     previous: NDArray[np.float32] | None,
     last: NDArray[np.float32] | None,
 ) -> tuple[NDArray[np.float32], int]:
-    """The actions of one round.
+    """The actions (N, A) of one round of N executed actions, and how many of them come before the new chunk's.
 
     Args:
         execution: how.
@@ -94,9 +94,6 @@ def round_actions(
         chunk: the new chunk's leading actions (at least K, or K + d where rounds overlap; A).
         previous: the old chunk's, likewise; None in the first round.
         last: the last executed action (A,); None before the first.
-
-    Returns:
-        The actions (N, A), and how many of them come before the new chunk's.
     """
     delay = execution.delay
     if execution.mode == "sync" and delay:

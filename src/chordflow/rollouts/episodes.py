@@ -1,15 +1,19 @@
-"""What one episode came to, how episodes are paired, and which begin alike or where a training has collected.
+"""What one episode came to, how episodes are paired, which begin alike, and where their time went.
 
 Shapes: T executed actions, A action dimension.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from chordflow.errors import UserError
@@ -31,23 +35,16 @@ class Episode:
         sum_reward: sum of the rewards.
         side: the environment's last `info["side"]`, for environments that tell one.
         chunks: chunks that the policy was asked for.
-        num_steps: solver steps for each of them.
-        solver: which solver.
-        jerk: mean square of the third difference `a[t+3] - 3 a[t+2] + 3 a[t+1] - a[t]` of the executed
-            actions, over time and dimensions, in the robot's units per control step cubed, squared; None
-            for fewer than four actions. It compares policies at one control rate.
-        jump: mean absolute difference between the last executed action of a chunk and the first of the next
-            one, over boundaries and dimensions, in the robot's units; None for a single chunk.
-        seconds: this episode's share of wall-clock time: each round's time is divided evenly among the
-            episodes that took part, so that the sum over episodes is the time of the run.
+        num_steps, solver, grid_power: how each of them was made; see `Runner.run`.
+        jerk: see `jerk`, in the robot's units per control step cubed, squared. It compares policies at one control
+            rate.
+        jump: see `jump`, in the robot's units.
+        seconds: its share of wall-clock time: that of a round is divided evenly among the episodes that took part.
         actions: the executed actions, float32 (T, A).
         frames: where recorded: uint8 (T + 1, height, width, 3), the first before any action.
-        task_group: suite of the task, by LeRobot's name; empty where an environment holds a single task that nobody
-            named.
+        task_group: suite of the task, by LeRobot's name; empty for a single task that nobody named.
         task_id: number of the task within its suite.
-        mode: what the robot did while a chunk was made; see `rollouts.delay.Execution`.
-        delay: control steps that it took.
-        grid_power: how the solver's steps are graded; 1 for even steps.
+        mode, delay: see `rollouts.delay.Execution`.
         path_length: *Derived.* Sum over time of the Euclidean norm of `a[t+1] - a[t]`, in the robot's units.
     """
 
@@ -73,7 +70,8 @@ class Episode:
     path_length: float = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "path_length", path_length(self.actions))
+        steps = np.diff(self.actions.astype(np.float64), axis=0)
+        object.__setattr__(self, "path_length", float(np.linalg.norm(steps, axis=1).sum()))
 
     @property
     def key(self) -> EpisodeKey:
@@ -86,26 +84,19 @@ class Episode:
 
 
 def jerk(actions: NDArray[np.floating]) -> float | None:
-    """Mean square of the third difference of `actions` (T, A); None where T is below 4."""
+    """Mean square, over time and dimensions, of `a[t+3] - 3 a[t+2] + 3 a[t+1] - a[t]` of `actions` (T, A).
+
+    None where T is below 4.
+    """
     if len(actions) < 4:
         return None
     return float(np.mean(np.diff(actions.astype(np.float64), n=3, axis=0) ** 2))
 
 
-def path_length(actions: NDArray[np.floating]) -> float:
-    """Sum of the Euclidean norms of the steps between successive `actions` (T, A)."""
-    return float(np.linalg.norm(np.diff(actions.astype(np.float64), axis=0), axis=1).sum())
-
-
 def jump(actions: NDArray[np.floating], starts: Sequence[int]) -> float | None:
-    """Mean absolute step of `actions` (T, A) onto the first action of each later chunk.
+    """Mean absolute step, over dimensions too, of `actions` (T, A) onto the first action of each later chunk.
 
-    Args:
-        actions: the executed actions.
-        starts: index of the first action of each chunk, from 0 upwards; the first of them is no boundary.
-
-    Returns:
-        None for a single chunk.
+    None for a single chunk. `starts` holds the index of the first action of each chunk, from 0 upwards.
     """
     later = np.asarray(starts[1:], dtype=np.int64)
     if later.size == 0:
@@ -118,50 +109,26 @@ def paired(first: Sequence[Episode], second: Sequence[Episode]) -> list[tuple[Ep
     """The episodes of two runs side by side, by suite, task and rising seed.
 
     Raises:
-        UserError: if the runs have different seeds or tasks, or one seed gave them different instructions.
+        UserError: if their seeds, tasks or instructions differ, or a seed comes twice.
     """
-    by_key = [{episode.key: episode for episode in run} for run in (first, second)]
-    for run, keys, name in ((first, by_key[0], "first"), (second, by_key[1], "second")):
-        if len(keys) != len(run):
+    counts = [Counter((*episode.key, episode.task) for episode in run) for run in (first, second)]
+    for key in sorted(counts[0] | counts[1]):
+        times = [count[key] for count in counts]
+        if times != [1, 1]:
+            group, number, seed, task = key
             raise UserError(
-                f"the {name} run has {len(run)} episodes with {len(keys)} seeds; give each seed once."
+                f"seed {seed} of {group}/{number} with the instruction {task!r} is {times[0]} times in the first run, "
+                f"{times[1]} times in the second; run both with the same seeds, each once, in the same environment."
             )
-    lonely = sorted(by_key[0].keys() ^ by_key[1].keys())
-    if lonely:
-        name = "first" if lonely[0] in by_key[0] else "second"
-        raise UserError(
-            f"{len(lonely)} seeds are in one run only ({_named(lonely[0])} in the {name}); "
-            "run both with the same seeds."
-        )
-    pairs = [(by_key[0][key], by_key[1][key]) for key in sorted(by_key[0])]
-    for a, b in pairs:
-        if a.task != b.task:
-            raise UserError(
-                f"{_named(a.key)} has the instruction {a.task!r} in one run and {b.task!r} in the other; "
-                "run both in the same environment."
-            )
-    return pairs
-
-
-def _named(key: EpisodeKey) -> str:
-    """A key as a message says it."""
-    group, task_id, seed = key
-    return f"seed {seed} of {group}/{task_id}" if group else f"seed {seed}"
-
-
-type Task = tuple[str, int]
+    by_key = [sorted(run, key=lambda episode: episode.key) for run in (first, second)]
+    return list(zip(*by_key, strict=True))
 
 
 @dataclass(frozen=True)
 class SeedRange:
-    """Episodes that were run one after the other in a task of an environment.
+    """Episodes that were run one after the other in a task: suite `group`, `number` in it, of the environment `env`.
 
-    Attributes:
-        env: `type` of the environment.
-        group: suite of the task.
-        number: of the task within it.
-        first: their first seed.
-        stop: the seed after their last one.
+    Their seeds begin with `first` and end before `stop`.
     """
 
     env: str
@@ -173,18 +140,16 @@ class SeedRange:
 
 @dataclass(frozen=True)
 class Starts:
-    """The starts of episodes.
+    """The starts of episodes: how many a task has, and on which observations were `collected`, as `of` names them.
 
-    Attributes:
-        numbers: of the starts of each task; None, or no entry, where each seed has one of its own.
-        collected: the starts that observations were collected on, as `of` names them.
+    The number is None, or not there, where each seed has a start of its own.
     """
 
-    numbers: Mapping[Task, int | None] = field(default_factory=dict)
+    numbers: Mapping[tuple[str, int], int | None] = field(default_factory=dict)
     collected: frozenset[EpisodeKey] = frozenset()
 
     @classmethod
-    def known(cls, numbers: Mapping[Task, int | None], ranges: Sequence[SeedRange]) -> Starts:
+    def known(cls, numbers: Mapping[tuple[str, int], int | None], ranges: Sequence[SeedRange]) -> Starts:
         """Those of an environment in which observations were collected in `ranges` of seeds."""
         plain = cls(numbers)
         collected = set()
@@ -216,3 +181,47 @@ class Starts:
     def _start(self, group: str, task: int, seed: int) -> EpisodeKey:
         number = self.numbers.get((group, task))
         return group, task, seed % number if number else seed
+
+
+@dataclass
+class Timing:
+    """Seconds of wall-clock time of one or several runs, without what a caller's `progress` took.
+
+    Attributes:
+        network_s: encoding observations and following the velocity.
+        simulator_s: making, resetting, stepping and rendering environments, or waiting for other processes that do.
+        processors_s: LeRobot's: the environment's and the checkpoint's.
+        total_s: all of it.
+    """
+
+    network_s: float = 0.0
+    simulator_s: float = 0.0
+    processors_s: float = 0.0
+    total_s: float = 0.0
+
+    @property
+    def other_s(self) -> float:
+        """All else: chordflow itself."""
+        return max(self.total_s - self.network_s - self.simulator_s - self.processors_s, 0.0)
+
+    @contextmanager
+    def measure(
+        self, part: Literal["network", "simulator", "processors"], device: torch.device | None = None
+    ) -> Iterator[None]:
+        """Adds the time of the block to a part; a GPU that computes in it is waited for before and after."""
+        asynchronous = device is not None and device.type == "cuda"
+        if asynchronous:
+            torch.cuda.synchronize(device)
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            if asynchronous:
+                torch.cuda.synchronize(device)
+            name = f"{part}_s"
+            setattr(self, name, getattr(self, name) + time.perf_counter() - begin)
+
+    def add(self, other: Timing) -> None:
+        """Adds another run's time to this one's."""
+        for f in fields(self):
+            setattr(self, f.name, getattr(self, f.name) + getattr(other, f.name))

@@ -1,9 +1,9 @@
 """`lerobot-eval`, episode by episode: its own rollout, its seeds, its global generator.
 
-Paired noise (`rollouts.noise`) is the better measure of a difference between policies. This is to show that
+Paired noise (`rollouts.acting`) is the better measure of a difference between policies. This is to show that
 both agree: with the same seed, batch size and number of steps the outcomes are those of stock LeRobot.
 
-Shapes: B batch, S steps until the last episode of a batch ends, T executed actions, A action dimension.
+Shapes: B batch, S steps until the last episode of a batch ends.
 """
 
 from __future__ import annotations
@@ -11,28 +11,22 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
 from typing import Any
 
-import gymnasium as gym
-import numpy as np
 import torch
 from lerobot.envs import close_envs, make_env_pre_post_processors
 from lerobot.scripts.lerobot_eval import rollout
 from lerobot.utils.constants import ACTION
 from lerobot.utils.random_utils import get_rng_state, set_rng_state, set_seed
-from numpy.typing import NDArray
-from torch import Tensor
 
 from chordflow.checks import check_range
 from chordflow.errors import UserError
 from chordflow.policies import FlowPolicy
 from chordflow.policies.sampling import Sampler
-from chordflow.rollouts.acting import check_actions, check_observation
-from chordflow.rollouts.environment import make_environments
+from chordflow.rollouts.acting import check_actions, check_finite, check_observation
+from chordflow.rollouts.environments import TaskKey, Vector, make_environments
 from chordflow.rollouts.episodes import Episode, jerk, jump
-
-type _Vector = gym.vector.VectorEnv[Any, Any, Any]
 
 
 def run_lerobot_episodes(
@@ -49,26 +43,25 @@ def run_lerobot_episodes(
 ) -> list[Episode]:
     """Runs the episodes that `lerobot-eval` runs with the same `--seed`, `--eval.n_episodes` and `--eval.batch_size`.
 
-    The order of `lerobot-eval` is kept, because everything draws from one generator: seed it, make the
-    environments, build the policy (whose initial weights are drawn before the checkpoint's replace them), then
-    task by task one batch of seeds after the other, each until its last episode ends. Noise is drawn for the
-    whole batch whenever a chunk is due, also for episodes that are over and for the surplus ones of the last
-    batch, which are then cut. So an episode depends on the batch size and on its neighbours.
+    Its order is kept, because everything draws from one generator: seed it, make the environments, build the policy
+    (whose initial weights are drawn before the checkpoint's replace them), then task by task one batch of seeds after
+    the other, each until its last episode ends. Noise is drawn for the whole batch whenever a chunk is due, also for
+    episodes that are over and for the surplus ones of the last batch, which are then cut. So an episode depends on the
+    batch size and on its neighbours.
 
-    Two numbers are LeRobot's in a way that paired episodes do not share: `lerobot-eval` counts one step beyond
-    an episode's end into its sum of rewards and its success (where the environment resets itself, the first
-    step of an episode that nobody asked for), and so do `sum_reward` and `success` here. `side` is None:
-    LeRobot's rollout hands on no such thing.
+    As in `lerobot-eval`, and other than in paired episodes, `sum_reward` and `success` count one step beyond an
+    episode's end (where the environment resets itself, the first step of an episode that nobody asked for). `side` is
+    None: LeRobot's rollout hands on no such thing.
 
     Args:
         load: loads the policy afresh (`load_flow_policy`); it is called once, at its place in the order.
-        env_cfg: a LeRobot `EnvConfig`; one that runs its tasks side by side (`max_parallel_tasks` above 1)
-            repeats in no run, and is run one by one here.
+        env_cfg: a LeRobot `EnvConfig`; tasks run one by one, whatever its `max_parallel_tasks`, with which nothing
+            repeats.
         seed: of the generators and of each task's first episode; episode i has `seed + i`.
         n_episodes: how many of each task.
         batch_size: environments side by side; like `lerobot-eval`, no more than there are episodes.
-        num_steps: solver steps for each chunk, as `--policy.num_steps`; the saved ones by default.
-        n_action_steps: executed actions of each chunk, as `--policy.n_action_steps`; the saved ones by default.
+        num_steps: as `--policy.num_steps`; the saved ones by default.
+        n_action_steps: as `--policy.n_action_steps`; the saved ones by default.
         use_async_envs: whether the environments run in processes of their own, as in `lerobot-eval` by default;
             no outcome depends on it where an environment draws from its seed alone.
         progress: called with the episodes of each batch as it ends.
@@ -77,15 +70,16 @@ def run_lerobot_episodes(
         The episodes, task by task, by rising seed.
 
     Raises:
-        UserError: for impossible arguments, an environment that cannot be made or does not fit the policy, a
-            policy that `lerobot-eval` refuses, or an action that is not finite.
+        UserError: as `Runner.run`, and for a policy that `lerobot-eval` refuses.
     """
     check_range("seed", seed, at_least=0)
     check_range("n_episodes", n_episodes, at_least=1)
     check_range("batch_size", batch_size, at_least=1)
     count = min(batch_size, n_episodes)
     episodes: list[Episode] = []
-    with _seeded(seed), _tasks(env_cfg, count, use_async_envs) as tasks:
+    with _seeded(seed), ExitStack() as stack:
+        tasks = make_environments(env_cfg, count, use_async_envs)
+        stack.callback(close_envs, list(tasks.values()))
         policy = load()
         _configure(policy, num_steps, n_action_steps)
         for task, env in tasks.items():
@@ -100,16 +94,6 @@ def run_lerobot_episodes(
             # A task's simulators are closed before the next one's begin.
             env.close()
     return episodes
-
-
-@contextmanager
-def _tasks(env_cfg: Any, count: int, use_async_envs: bool) -> Iterator[dict[tuple[str, int], _Vector]]:
-    """The vector environment of each task, in LeRobot's order, under its suite and number."""
-    made = make_environments(env_cfg, count, use_async_envs)
-    try:
-        yield {(suite, number): env for suite, envs in made.items() for number, env in envs.items()}
-    finally:
-        close_envs(made)
 
 
 def _configure(policy: FlowPolicy, num_steps: int | None, n_action_steps: int | None) -> None:
@@ -127,45 +111,47 @@ def _configure(policy: FlowPolicy, num_steps: int | None, n_action_steps: int | 
 
 
 def _run_batch(
-    policy: FlowPolicy, env: _Vector, env_cfg: Any, task: tuple[str, int], seeds: list[int], kept: int
+    policy: FlowPolicy, env: Vector, env_cfg: Any, task: TaskKey, seeds: list[int], kept: int
 ) -> list[Episode]:
     """LeRobot's rollout of a whole batch; the first `kept` of its episodes."""
     begin = time.perf_counter()
-    stock = policy.stock()
-    stock.policy.eval()
+    policy.policy.eval()
     before, after = make_env_pre_post_processors(env_cfg, policy_cfg=policy.config)
     instructions: list[str] = []
 
-    def note_instructions(env: _Vector) -> None:
+    def note_instructions(env: Vector) -> None:
         # First called after the reset: later on an environment may have begun another episode by itself.
         if not instructions:
             instructions.extend(_instructions(env))
 
     def preprocess(observation: dict[str, Any]) -> dict[str, Any]:
         check_observation(policy, env_cfg, observation)
-        batch: dict[str, Any] = stock.preprocessor(observation)
+        batch: dict[str, Any] = policy.preprocessor(observation)
         return batch
 
     # Its own bar is hidden; callers have `progress`.
     with _lerobot_settings(policy), redirect_stderr(io.StringIO()):
         data = rollout(
             env,
-            stock.policy,
+            policy.policy,
             env_preprocessor=before,
             env_postprocessor=after,
             preprocessor=preprocess,
-            postprocessor=stock.postprocessor,
+            postprocessor=policy.postprocessor,
             seeds=seeds,
             render_callback=note_instructions,
         )
-    lengths, sum_rewards, successes = _outcomes(data)
+    # Length, rewards and success as LeRobot's `eval_policy` reduces (B, S): its mask takes in the step beyond the last.
+    last = data["done"].int().argmax(dim=1)
+    mask = (torch.arange(data["done"].shape[1]) <= last[:, None] + 1).int()
+    sum_rewards = (data["reward"] * mask).sum(dim=1).tolist()
+    successes = (data["success"] * mask).bool().any(dim=1).tolist()
     seconds = (time.perf_counter() - begin) / kept
-    executed, num_steps = policy.chunk.num_executed, policy.default_num_steps
     episodes = []
     for row in range(kept):
-        actions = data[ACTION][row, : lengths[row]].to(torch.float32).numpy()
-        _check_finite(actions, seeds[row])
-        starts = range(0, len(actions), executed)
+        actions = data[ACTION][row, : last[row] + 1].to(torch.float32).numpy()
+        check_finite(actions, seeds[row], 0)
+        starts = range(0, len(actions), policy.chunk.num_executed)
         episodes.append(
             Episode(
                 seed=seeds[row],
@@ -175,7 +161,7 @@ def _run_batch(
                 sum_reward=sum_rewards[row],
                 side=None,
                 chunks=len(starts),
-                num_steps=num_steps,
+                num_steps=policy.default_num_steps,
                 solver="euler",
                 jerk=jerk(actions),
                 jump=jump(actions, starts),
@@ -188,17 +174,7 @@ def _run_batch(
     return episodes
 
 
-def _outcomes(data: dict[str, Tensor]) -> tuple[list[int], list[float], list[bool]]:
-    """Length, sum of rewards and success of each episode, as LeRobot's `eval_policy` reduces (B, S)."""
-    done, reward, success = data["done"], data["reward"], data["success"]
-    last = done.int().argmax(dim=1)
-    # LeRobot's mask, with the step beyond the last.
-    mask = (torch.arange(done.shape[1]) <= last[:, None] + 1).int()
-    sums = (reward * mask).sum(dim=1)
-    return (last + 1).tolist(), sums.tolist(), (success * mask).bool().any(dim=1).tolist()
-
-
-def _instructions(env: _Vector) -> list[str]:
+def _instructions(env: Vector) -> list[str]:
     """What LeRobot's rollout gives the policy as `task` of each sub-environment."""
     for name in ("task_description", "task"):
         try:
@@ -206,15 +182,6 @@ def _instructions(env: _Vector) -> list[str]:
         except (AttributeError, NotImplementedError):
             continue
     return [""] * env.num_envs
-
-
-def _check_finite(actions: NDArray[np.float32], seed: int) -> None:
-    bad = np.flatnonzero(~np.isfinite(actions).all(axis=1))
-    if bad.size:
-        raise UserError(
-            f"the policy's action is NaN or infinite in episode {seed}, step {bad[0]}; check the checkpoint's "
-            "weights and the observations."
-        )
 
 
 @contextmanager

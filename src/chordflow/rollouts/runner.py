@@ -1,11 +1,11 @@
 """Runs policies through episodes that are each a pure function of policy, task, seed, solver, steps and delay.
 
-(The first task of a run has noises of its seed and chunk alone; see `rollouts.noise`.)
-
 Work goes in rounds. In a round every running episode gets a chunk, in one batch, and executes it by itself;
 one that ends makes room for the next seed. So the network never sees an episode that is over, observations
 are processed only where a chunk is asked for, and an episode does not depend on who shares its batch (but
 for the rounding of batched matrix products) nor on which process its environment lives in.
+
+Shapes: H chunk size, D padded and A real action dimension, T executed actions.
 """
 
 from __future__ import annotations
@@ -15,62 +15,193 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
 from chordflow.checks import check_once
 from chordflow.policies import FlowPolicy
-from chordflow.rollouts.acting import Actor
-from chordflow.rollouts.delay import Execution
-from chordflow.rollouts.episodes import Episode, EpisodeKey
-from chordflow.rollouts.hosts import ChunkOrder, Host, StartOrder, TaskKey
-from chordflow.rollouts.running import Running
+from chordflow.rollouts.acting import Actor, Request
+from chordflow.rollouts.delay import NO_DELAY, Execution, round_actions
+from chordflow.rollouts.environments import ChunkOrder, Outcome, Started, StartOrder, TaskKey
+from chordflow.rollouts.episodes import Episode, EpisodeKey, Timing, jerk, jump
 from chordflow.rollouts.store import EpisodeStore
-from chordflow.rollouts.timing import Timing
-from chordflow.rollouts.workers import open_host
+from chordflow.rollouts.workers import Host, open_host
 
-Progress = Callable[[Episode], None]
 
-PLAIN = Execution()
-"""No delay."""
+class Running:
+    """An episode on its way; `first` says whether its task is the first of the run.
+
+    Attributes:
+        slot: number of its sub-environment.
+        ended: whether it is over.
+        seconds: its share of wall-clock time so far.
+        request: what its last chunk was made from.
+        seen: its last observations, from before the last chunk as far as the policy looks back.
+    """
+
+    request: Request
+
+    def __init__(
+        self, actor: Actor, task: TaskKey, order: StartOrder, started: Started, *, first: bool
+    ) -> None:
+        self.slot, self.ended, self.seconds = order.slot, False, 0.0
+        self.seen: list[Any] = [started.observation]
+        self._actor, self._task, self._seed, self._instruction = actor, task, order.seed, started.task
+        self._noise_task = None if first else task
+        self._frames = None if started.frame is None else [started.frame]
+        self._actions: list[NDArray[np.float32]] = []
+        self._length = self._asked = self._planned_old = 0
+        # Index of the first action of each chunk, which an episode may end before.
+        self._starts: list[int] = [0]
+        self._chunk: NDArray[np.float32] | None = None
+        self._endpoint: Tensor | None = None
+        self._sum_reward = 0.0
+        self._success = False
+        self._side: str | None = None
+
+    def ask(self) -> Request:
+        """What the next chunk is made from."""
+        self.request = Request(
+            self._seed,
+            self._asked,
+            self._length,
+            self._actor.history.choose(self.seen),
+            self._instruction,
+            self._endpoint,
+            self._noise_task,
+        )
+        return self.request
+
+    def plan(self, chunk: NDArray[np.float32], endpoint: Tensor) -> ChunkOrder:
+        """Takes a new chunk (its leading actions, and its endpoint (H, D)) and gives the round's actions."""
+        last = self._actions[-1][-1] if self._actions else None
+        actions, self._planned_old = round_actions(
+            self._actor.execution, self._actor.executed, chunk, self._chunk, last
+        )
+        self._chunk, self._endpoint = chunk, endpoint
+        self._asked += 1
+        return ChunkOrder(self.slot, actions)
+
+    def take(self, order: ChunkOrder, outcome: Outcome) -> None:
+        """What came of the planned actions."""
+        done = len(outcome.rewards)
+        self._actions.append(order.actions[:done])
+        # What a robot executes while it waits belongs to the old chunk; at the very beginning there is none.
+        if self._asked > 1:
+            self._starts.append(self._length + self._planned_old)
+        self._length += done
+        # Not by `sum`, which rounds otherwise.
+        for reward in outcome.rewards:
+            self._sum_reward += reward
+        self._success = self._success or outcome.success
+        self._side = outcome.side if outcome.side is not None else self._side
+        if self._frames is not None:
+            self._frames += outcome.frames
+        self.seen = self.seen[-self._actor.history.span :] + outcome.observations
+        self.ended = outcome.ended
+
+    def finish(self) -> Episode:
+        """The episode as it is reported."""
+        actions = np.concatenate(self._actions)
+        sampler, execution = self._actor.sampler, self._actor.execution
+        return Episode(
+            seed=self._seed,
+            task=self._instruction,
+            success=self._success,
+            length=len(actions),
+            sum_reward=self._sum_reward,
+            side=self._side,
+            chunks=self._asked,
+            num_steps=sampler.num_steps,
+            solver=sampler.solver,
+            grid_power=sampler.grid_power,
+            jerk=jerk(actions),
+            jump=jump(actions, [start for start in self._starts if start < self._length]),
+            seconds=self.seconds,
+            actions=actions,
+            frames=np.stack(self._frames) if self._frames is not None else None,
+            task_group=self._task[0],
+            task_id=self._task[1],
+            mode=execution.mode,
+            delay=execution.delay,
+        )
+
+
+def rounds(
+    host: Host,
+    actor: Actor,
+    task: TaskKey,
+    seeds: Iterator[int],
+    batch_size: int,
+    *,
+    first: bool,
+    recorded: Collection[int] = (),
+    all_kept: bool = False,
+) -> Iterator[list[tuple[Running, Outcome]]]:
+    """Runs episodes of a task, at most `batch_size` side by side, until `seeds` and the last of them end.
+
+    The next seed is asked for when there is room. `first` says whether the task is the first of the run; pictures are
+    kept of the seeds in `recorded`; with `all_kept` all observations come back, not only those that chunks need.
+
+    Yields:
+        After each round the episodes that took part, with what came of their chunks.
+    """
+    begin, measure = time.perf_counter(), actor.timing.measure
+    kept = None if all_kept else actor.history.span
+    with measure("simulator"):
+        spaces = host.select(task)
+    free, running = list(range(batch_size)), list[Running]()
+    while True:
+        # `free` first: a zip that ends by it takes no seed along.
+        orders = [
+            StartOrder(slot, seed, seed in recorded, kept) for slot, seed in zip(free, seeds, strict=False)
+        ]
+        free = free[len(orders) :]
+        if orders:
+            with measure("simulator"):
+                begun = zip(orders, host.start(orders), strict=True)
+            running += [Running(actor, task, order, started, first=first) for order, started in begun]
+        if not running:
+            return
+        chunks = actor.act([one.ask() for one in running], spaces)
+        plans = [one.plan(actions, end) for one, actions, end in zip(running, *chunks, strict=True)]
+        with measure("simulator"):
+            outcomes = host.step(plans)
+        for one, plan, outcome in zip(running, plans, outcomes, strict=True):
+            one.take(plan, outcome)
+        share = (time.perf_counter() - begin) / len(running)
+        for one in running:
+            one.seconds += share
+        yield list(zip(running, outcomes, strict=True))
+        free += [one.slot for one in running if one.ended]
+        running = [one for one in running if not one.ended]
+        begin = time.perf_counter()
 
 
 class Runner:
-    """Environments that stay open over several runs; see `open_runner`.
-
-    Attributes:
-        env_cfg: a LeRobot `EnvConfig`.
-        batch_size: episodes that run side by side at most.
-        timing: where the time of all runs so far went.
-    """
+    """Environments that stay open over several runs; see `open_runner`."""
 
     def __init__(self, env_cfg: Any, host: Host, batch_size: int) -> None:
-        self.env_cfg = env_cfg
-        self.batch_size = batch_size
-        self.timing = Timing()
-        self._host = host
+        self.env_cfg, self.batch_size, self._host = env_cfg, batch_size, host
 
     def tasks(self) -> dict[TaskKey, int | None]:
-        """The tasks that the config names, in LeRobot's order, each with the number of its starts (see `Host.make`).
-
-        Makes the environments if need be.
-        """
+        """The tasks that the config names, each with the number of its starts; see `LocalHost.make`."""
         return self._host.make(1)
 
     def check(self, policy: FlowPolicy, seed: int = 0) -> None:
-        """Asks for a single chunk at the first observation, to see early whether policy and environment fit.
-
-        Args:
-            policy: who would act.
-            seed: of the episode whose beginning is looked at.
+        """Asks for a single chunk at the first observation of an episode: whether policy and environment fit.
 
         Raises:
             UserError: as `run`.
         """
         task, *_ = self._host.make(1)
         spaces = self._host.select(task)
-        actor = Actor(policy, self.env_cfg, 1, "euler", policy.chunk.num_executed, PLAIN, Timing())
-        order = StartOrder(0, seed, False, actor.history.span)
-        one = Running(task, order, self._host.start([order])[0], actor.history, first=True)
+        actor = Actor(policy, self.env_cfg, 1)
+        (started,) = self._host.start([StartOrder(0, seed)])
+        seen = actor.history.choose([started.observation])
         with evaluation_mode(policy):
-            actor.act([one.request()], spaces.observation, spaces.action)
+            actor.act([Request(seed, 0, 0, seen, started.task)], spaces)
 
     def run(
         self,
@@ -81,13 +212,13 @@ class Runner:
         solver: str = "euler",
         grid_power: float = 1.0,
         n_action_steps: int | None = None,
-        execution: Execution = PLAIN,
+        execution: Execution = NO_DELAY,
         store: EpisodeStore | None = None,
         record_frames: Collection[int] = (),
-        progress: Progress | None = None,
+        progress: Callable[[Episode], object] | None = None,
         timing: Timing | None = None,
     ) -> list[Episode]:
-        """Runs one episode for each task and seed.
+        """Runs one episode for each task and seed, but for the noise (see `rollouts.acting`) as LeRobot's own rollout.
 
         Args:
             policy: who acts.
@@ -101,7 +232,7 @@ class Runner:
                 pictures are asked for that it lacks).
             record_frames: seeds of the episodes whose pictures are kept.
             progress: called with each episode as it ends, in whichever order they end, those of the store first.
-            timing: where this run's time is added, besides the runner's own.
+            timing: where this run's time is added.
 
         Returns:
             The episodes, task by task in LeRobot's order, each in the order of `seeds`.
@@ -110,89 +241,53 @@ class Runner:
             UserError: for impossible arguments, an environment that cannot be made, fails, or lacks what the
                 policy looks at, another action size, or an action that is not finite.
         """
-        spent = Timing()
-        clock = _Clock()
         check_once("seeds", seeds, at_least=0)
-        executed = policy.chunk.num_executed if n_action_steps is None else n_action_steps
-        policy.chunk.check_executed(executed)
-        actor = Actor(policy, self.env_cfg, num_steps, solver, executed, execution, spent, grid_power)
-        report = clock.paused(progress) if progress is not None else _ignore
+        begin, paused, spent = time.perf_counter(), 0.0, Timing()
+        actor = Actor(policy, self.env_cfg, num_steps, solver, n_action_steps, execution, spent, grid_power)
         episodes: dict[EpisodeKey, Episode] = {}
+
+        def report(episode: Episode) -> None:
+            """Keeps an episode; what the caller does with it is no time of the run."""
+            nonlocal paused
+            episodes[episode.key] = episode
+            if progress is not None:
+                called = time.perf_counter()
+                progress(episode)
+                paused += time.perf_counter() - called
+
         try:
             with evaluation_mode(policy):
                 with spent.measure("simulator"):
                     tasks = list(self._host.make(min(self.batch_size, len(seeds))))
-                for group, number in tasks:
-                    for seed in seeds:
-                        known = store.get((group, number, seed)) if store is not None else None
-                        if known is not None and (seed not in record_frames or known.frames is not None):
-                            episodes[known.key] = known
-                            report(known)
+                for key in ((*task, seed) for task in tasks for seed in seeds):
+                    known = store.get(key) if store is not None else None
+                    if known is not None and (known.seed not in record_frames or known.frames is not None):
+                        report(known)
                 for task in tasks:
                     waiting = [seed for seed in seeds if (*task, seed) not in episodes]
-                    if waiting:
-                        first = task == tasks[0]
-                        for ended in self._run_task(actor, task, waiting, record_frames, first):
-                            if store is not None:
-                                store.save(ended)
-                            for episode in ended:
-                                episodes[episode.key] = episode
-                                report(episode)
+                    if not waiting:
+                        continue
+                    for took_part in rounds(
+                        self._host,
+                        actor,
+                        task,
+                        iter(waiting),
+                        self.batch_size,
+                        first=task == tasks[0],
+                        recorded=record_frames,
+                    ):
+                        ended = [one.finish() for one, _ in took_part if one.ended]
+                        if store is not None:
+                            store.save(ended)
+                        for episode in ended:
+                            report(episode)
         finally:
-            spent.total_s = clock.seconds()
-            self.timing.add(spent)
+            spent.total_s = time.perf_counter() - begin - paused
             if timing is not None:
                 timing.add(spent)
             if store is not None:
                 store.add_timing(spent)
         return [episodes[*task, seed] for task in tasks for seed in seeds]
-
-    def _run_task(
-        self, actor: Actor, task: TaskKey, seeds: Sequence[int], record_frames: Collection[int], first: bool
-    ) -> Iterator[list[Episode]]:
-        """Yields the episodes of one task, those together that end in one round."""
-        timing, host = actor.timing, self._host
-        begin = time.perf_counter()
-        with timing.measure("simulator"):
-            spaces = host.select(task)
-        waiting = iter(seeds)
-        free = list(range(min(self.batch_size, len(seeds))))
-        running: list[Running] = []
-        while True:
-            # `free` first: a zip that ends by it takes no seed along.
-            orders = [
-                StartOrder(slot, seed, seed in record_frames, actor.history.span)
-                for slot, seed in zip(free, waiting, strict=False)
-            ]
-            if orders:
-                with timing.measure("simulator"):
-                    answers = host.start(orders)
-                running += [
-                    Running(task, order, start, actor.history, first=first)
-                    for order, start in zip(orders, answers, strict=True)
-                ]
-            if not running:
-                return
-            actions, endpoints = actor.act(
-                [one.request() for one in running], spaces.observation, spaces.action
-            )
-            chunks = [
-                ChunkOrder(one.slot, one.plan(actor.execution, actor.executed, rows, endpoint))
-                for one, rows, endpoint in zip(running, actions, endpoints, strict=True)
-            ]
-            with timing.measure("simulator"):
-                outcomes = host.step(chunks)
-            for one, order, outcome in zip(running, chunks, outcomes, strict=True):
-                one.take(order.actions, outcome)
-            share = (time.perf_counter() - begin) / len(running)
-            for one in running:
-                one.seconds += share
-            ended = [one for one in running if one.ended]
-            running = [one for one in running if not one.ended]
-            free = [one.slot for one in ended]
-            if ended:
-                yield [one.finish(actor) for one in ended]
-            begin = time.perf_counter()
 
 
 @contextmanager
@@ -200,12 +295,9 @@ def open_runner(env_cfg: Any, batch_size: int = 32, num_workers: int = 0) -> Ite
     """Holds environments, and the processes that they live in, open over several runs.
 
     Args:
-        env_cfg: a LeRobot `EnvConfig`, of one task or of suites of tasks.
+        env_cfg: a LeRobot `EnvConfig`, of one task or of suites of tasks; picklable where there are workers.
         batch_size: episodes that run side by side; for speed, no result depends on it but by rounding.
         num_workers: processes that hold the environments, each its share; 0 for this one.
-
-    Raises:
-        UserError: for numbers out of range.
     """
     with open_host(env_cfg, batch_size, num_workers) as host:
         yield Runner(env_cfg, host, batch_size)
@@ -216,67 +308,16 @@ def run_episodes(
     env_cfg: Any,
     seeds: Sequence[int],
     *,
-    num_steps: int,
-    solver: str = "euler",
-    grid_power: float = 1.0,
     batch_size: int = 32,
     num_workers: int = 0,
-    n_action_steps: int | None = None,
-    execution: Execution = PLAIN,
-    store: EpisodeStore | None = None,
-    record_frames: Collection[int] = (),
-    progress: Progress | None = None,
-    timing: Timing | None = None,
+    **options: Any,
 ) -> list[Episode]:
     """Runs one episode for each task and seed, in environments that are made for it.
-
-    Observations and actions go the way of LeRobot's own rollout: the environment's processors around the
-    checkpoint's. Only the noise differs: see `rollouts.noise`.
 
     The arguments, what is returned and what is raised are those of `open_runner` and `Runner.run`.
     """
     with open_runner(env_cfg, batch_size, num_workers) as runner:
-        return runner.run(
-            policy,
-            seeds,
-            num_steps=num_steps,
-            solver=solver,
-            grid_power=grid_power,
-            n_action_steps=n_action_steps,
-            execution=execution,
-            store=store,
-            record_frames=record_frames,
-            progress=progress,
-            timing=timing,
-        )
-
-
-class _Clock:
-    """Wall-clock time since it was made, without what the caller's own function took."""
-
-    def __init__(self) -> None:
-        self._begin = time.perf_counter()
-        self._paused = 0.0
-
-    def paused(self, function: Progress) -> Progress:
-        """`function`, its time not counted."""
-
-        def call(episode: Episode) -> None:
-            begin = time.perf_counter()
-            try:
-                function(episode)
-            finally:
-                self._paused += time.perf_counter() - begin
-
-        return call
-
-    def seconds(self) -> float:
-        """Seconds so far."""
-        return time.perf_counter() - self._begin - self._paused
-
-
-def _ignore(_episode: Episode) -> None:
-    pass
+        return runner.run(policy, seeds, **options)
 
 
 @contextmanager

@@ -1,14 +1,11 @@
-"""Episodes on disk: each is saved as it ends, so that a run that was interrupted goes on where it stood.
+"""Episodes on disk: each is saved as it ends, so that a run that was interrupted resumes where it stood.
 
 A store is a folder for one arm, that is one policy with its settings in one environment. The episodes that end
 together are a parquet file, a row each; `compact` joins all to one file. Files appear whole or not at all.
-
-Shapes: T executed actions, A action dimension.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import time
@@ -22,57 +19,39 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from pydantic import TypeAdapter
 
-from chordflow.disk import whole_file
-from chordflow.errors import UserError, machine_refuses
+from chordflow.disk import whole_file, write_json
+from chordflow.errors import UserError, machine_refuses, reason
 from chordflow.policies import FlowPolicy
-from chordflow.rollouts.delay import Execution
-from chordflow.rollouts.episodes import Episode, EpisodeKey
-from chordflow.rollouts.noise import NOISE_KEY
-from chordflow.rollouts.timing import Timing
+from chordflow.rollouts.acting import NOISE_KEY
+from chordflow.rollouts.delay import NO_DELAY, Execution
+from chordflow.rollouts.episodes import Episode, EpisodeKey, Timing
 
 STORE_VERSION = 1
 """Version of the files' layout."""
-
 JOINED = "episodes.parquet"
 """All episodes of a store that was compacted."""
-
-INTERVAL_S = 0.25
-"""Least seconds between two files: what a killed process may lose."""
-
 TIMING = "timing.json"
 """Where the time of the runs went whose episodes are stored."""
+INTERVAL_S = 0.25
+"""Least seconds between two files: what a killed process may lose."""
 
 _VERSION, _SETTINGS = b"chordflow_store_version", b"chordflow_settings"
 _PART = "part-"
 
-SCHEMA = pa.schema(
-    [
-        pa.field("task_group", pa.string(), nullable=False),
-        pa.field("task_id", pa.int64(), nullable=False),
-        pa.field("seed", pa.int64(), nullable=False),
-        pa.field("task", pa.string(), nullable=False),
-        pa.field("success", pa.bool_(), nullable=False),
-        pa.field("length", pa.int64(), nullable=False),
-        pa.field("sum_reward", pa.float64(), nullable=False),
-        pa.field("side", pa.string()),
-        pa.field("chunks", pa.int64(), nullable=False),
-        pa.field("num_steps", pa.int64(), nullable=False),
-        pa.field("solver", pa.string(), nullable=False),
-        pa.field("grid_power", pa.float64(), nullable=False),
-        pa.field("mode", pa.string(), nullable=False),
-        pa.field("delay", pa.int64(), nullable=False),
-        pa.field("jerk", pa.float64()),
-        pa.field("jump", pa.float64()),
-        pa.field("path_length", pa.float64(), nullable=False),
-        pa.field("seconds", pa.float64(), nullable=False),
-        # One list of A numbers for each executed action.
-        pa.field("actions", pa.list_(pa.list_(pa.float32())), nullable=False),
-        # uint8 in C order, with its shape; both null where no pictures were kept.
-        pa.field("frames", pa.large_binary()),
-        pa.field("frames_shape", pa.list_(pa.int64())),
-    ]
-)
+_TEXT, _COUNT, _NUMBER = pa.string(), pa.int64(), pa.float64()
+_COLUMNS = {
+    "task_group": _TEXT, "task_id": _COUNT, "seed": _COUNT, "task": _TEXT, "success": pa.bool_(), "length": _COUNT,
+    "sum_reward": _NUMBER, "side": _TEXT, "chunks": _COUNT, "num_steps": _COUNT, "solver": _TEXT, "grid_power": _NUMBER,
+    "mode": _TEXT, "delay": _COUNT, "jerk": _NUMBER, "jump": _NUMBER, "path_length": _NUMBER, "seconds": _NUMBER,
+    # One list of A numbers for each executed action.
+    "actions": pa.list_(pa.list_(pa.float32())),
+    # uint8 in C order, with its shape; both null where no pictures were kept.
+    "frames": pa.large_binary(), "frames_shape": pa.list_(_COUNT),
+}  # fmt: skip
+_MAY_LACK = ("side", "jerk", "jump", "frames", "frames_shape")
+SCHEMA = pa.schema([pa.field(name, kind, name in _MAY_LACK) for name, kind in _COLUMNS.items()])
 
 
 def arm_settings(
@@ -83,13 +62,9 @@ def arm_settings(
     solver: str = "euler",
     grid_power: float = 1.0,
     n_action_steps: int | None = None,
-    execution: Execution | None = None,
+    execution: Execution = NO_DELAY,
 ) -> dict[str, Any]:
-    """All that an episode depends on besides its task and seed, as plain values by name.
-
-    The policy's weights stand in it by their SHA-256, taken from memory, processors' included.
-    """
-    execution = execution or Execution()
+    """All that an episode depends on besides its task and seed, as plain values by name, weights by `weights_hash`."""
     return {
         "weights": weights_hash(policy),
         "num_steps": num_steps,
@@ -106,12 +81,9 @@ def arm_settings(
 def weights_hash(policy: FlowPolicy) -> str:
     """SHA-256 over names, types, shapes and bytes of all tensors of a policy and of its two processors."""
     tensors = dict(policy.module.state_dict())
-    # A policy that LeRobot does not know has no processors of LeRobot's.
-    with contextlib.suppress(UserError):
-        _, *pipelines = policy.stock()
-        for which, pipeline in zip(("preprocessor", "postprocessor"), pipelines, strict=True):
-            for step, state in pipeline.state_dict().items():
-                tensors |= {f"{which}.{step}.{name}": tensor for name, tensor in state.items()}
+    for which in ("preprocessor", "postprocessor"):
+        for step, state in getattr(policy, which).state_dict().items():
+            tensors |= {f"{which}.{step}.{name}": tensor for name, tensor in state.items()}
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         data = tensor.detach().cpu().contiguous()
@@ -121,11 +93,9 @@ def weights_hash(policy: FlowPolicy) -> str:
 
 
 class EpisodeStore:
-    """The episodes of one arm in a folder.
+    """The episodes of one arm in a folder, which is made if it is not there; one process at a time writes to it.
 
-    Args:
-        folder: where; made if it is not there. One process at a time writes to it.
-        settings: what every episode of it was made with, plain values by name (see `arm_settings`).
+    `settings` are what every episode of it was made with, plain values by name (see `arm_settings`).
 
     Raises:
         UserError: if the folder holds episodes of other settings or of a newer layout, or a file that is cut
@@ -140,24 +110,19 @@ class EpisodeStore:
             {_VERSION: str(STORE_VERSION), _SETTINGS: json.dumps(self.settings, sort_keys=True)}
         )
         self._episodes: dict[EpisodeKey, Episode] = {}
-        self.timing = Timing()
         self._pending: list[Episode] = []
         self._written = -INTERVAL_S
+        self._next_part = 0
         self.folder.mkdir(parents=True, exist_ok=True)
         # The joined file is the oldest, and parts are numbered: what was saved last stands.
-        self._next_part = 0
-        for file in [self.folder / JOINED, *sorted(self.folder.glob(f"{_PART}*.parquet"))]:
-            if file.exists():
-                self._episodes |= {episode.key: episode for episode in self._read(file)}
-            if file.name != JOINED:
-                self._next_part = int(file.stem.removeprefix(_PART)) + 1
-        self._read_timing()
+        if (self.folder / JOINED).exists():
+            self._read(self.folder / JOINED)
+        for file in self._parts():
+            self._read(file)
+            self._next_part = int(file.stem.removeprefix(_PART)) + 1
+        self.timing = _read_timing(self.folder / TIMING)
         for left in self.folder.glob(".*.tmp"):
             left.unlink(missing_ok=True)
-
-    def __len__(self) -> int:
-        """How many episodes it holds."""
-        return len(self._episodes)
 
     def get(self, key: EpisodeKey) -> Episode | None:
         """The episode of a suite, task and seed, or None."""
@@ -172,9 +137,6 @@ class EpisodeStore:
 
         They are written at once, or with the next ones where the last file is younger than `INTERVAL_S`: a file
         costs half a millisecond, which for a toy simulator is a tenth of an episode.
-
-        Raises:
-            OSError: if the disk refuses.
         """
         self._episodes |= {episode.key: episode for episode in episodes}
         self._pending += episodes
@@ -192,93 +154,73 @@ class EpisodeStore:
     def add_timing(self, timing: Timing) -> None:
         """Adds the time of a run whose episodes were saved, and writes what is left of them."""
         self.flush()
-        if timing.network_s == 0.0:
-            # All were there already.
-            return
-        self.timing.add(timing)
-        self._replace(self.folder / TIMING, json.dumps(asdict(self.timing)).encode())
+        # Without any all episodes were there already.
+        if timing.network_s > 0.0:
+            self.timing.add(timing)
+            write_json(self.folder / TIMING, asdict(self.timing))
 
     def compact(self) -> Path:
         """Joins all episodes to one file, and removes the others once it stands."""
         self.flush()
-        joined = self.folder / JOINED
-        parts = list(self.folder.glob(f"{_PART}*.parquet"))
+        joined, parts = self.folder / JOINED, self._parts()
         if parts or not joined.exists():
             self._write(joined, self.load())
         for part in parts:
             part.unlink()
         return joined
 
+    def _parts(self) -> list[Path]:
+        return sorted(self.folder.glob(f"{_PART}*.parquet"))
+
     def _write(self, path: Path, episodes: Sequence[Episode]) -> None:
         table = pa.Table.from_pylist([_to_row(episode) for episode in episodes], schema=self._schema)
-        sink = pa.BufferOutputStream()
         # All but pictures is small: compression, statistics and dictionaries cost more than they save.
-        pictures = any(episode.frames is not None for episode in episodes)
-        codec = "zstd" if pictures else "none"
+        codec = "zstd" if any(episode.frames is not None for episode in episodes) else "none"
+        sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression=codec, write_statistics=False, use_dictionary=False)
-        self._replace(path, sink.getvalue())
-
-    @staticmethod
-    def _replace(path: Path, data: Any) -> None:
         # No fsync: a process that is killed loses nothing, and a power cut costs at most some last episodes,
         # which are then said to be cut.
         with whole_file(path, sync=False) as temporary:
-            temporary.write_bytes(data)
+            temporary.write_bytes(sink.getvalue())
 
-    def _read(self, path: Path) -> list[Episode]:
+    def _read(self, path: Path) -> None:
         try:
-            # As a plain file: one of the format's own readers would guess more from the path.
-            with path.open("rb") as file:
-                table = pq.read_table(pa.BufferReader(file.read()))
+            # As plain bytes: one of the format's own readers would guess more from the path.
+            table = pq.read_table(pa.BufferReader(path.read_bytes()))
             metadata = table.schema.metadata or {}
-            version = int(metadata[_VERSION])
-            settings = json.loads(metadata[_SETTINGS])
-        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            version, settings = int(metadata[_VERSION]), json.loads(metadata[_SETTINGS])
+            known = version <= STORE_VERSION and settings == self.settings
+            episodes = [_from_row(row) for row in table.to_pylist()] if known else []
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
             if machine_refuses(error):
                 raise
-            raise self._broken(path, error) from error
+            raise UserError(
+                f"{path} is cut or no file of episodes ({reason(error)}); delete this file and start again: its "
+                "episodes are run anew, all others are kept."
+            ) from error
         if version > STORE_VERSION:
             raise UserError(
                 f"{path} was written by a newer chordflow (layout {version}, this one reads {STORE_VERSION}); "
                 "update chordflow, or choose another output folder."
             )
-        self._check_settings(path, settings)
-        try:
-            return [_from_row(row) for row in table.to_pylist()]
-        except (TypeError, KeyError, ValueError) as error:
-            raise self._broken(path, error) from error
-
-    @staticmethod
-    def _broken(path: Path, error: Exception) -> UserError:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return UserError(
-            f"{path} is cut or no file of episodes ({first}); delete this file and start again: its episodes are "
-            "run anew, all others are kept."
-        )
-
-    def _check_settings(self, path: Path, found: Any) -> None:
-        if found == self.settings:
-            return
-        theirs = found if isinstance(found, dict) else {}
-        name = next(
-            (key for key in [*self.settings, *theirs] if theirs.get(key) != self.settings.get(key)),
-            "settings",
-        )
-        raise UserError(
-            f"{path} was run with {name}={_short(theirs.get(name))}, but now {name}={_short(self.settings.get(name))}; "
-            "give the settings that it was run with, or another output folder."
-        )
-
-    def _read_timing(self) -> None:
-        try:
-            told = json.loads((self.folder / TIMING).read_text())
-            self.timing = Timing(**{field.name: float(told[field.name]) for field in fields(Timing)})
-        except FileNotFoundError:
-            return
-        except (ValueError, KeyError, TypeError) as error:
+        if settings != self.settings:
+            names = [*self.settings, *settings]
+            name = next((one for one in names if settings.get(one) != self.settings.get(one)), "settings")
+            theirs, ours = (_short(values.get(name)) for values in (settings, self.settings))
             raise UserError(
-                f"{self.folder / TIMING} is cut or broken; delete this file and start again."
-            ) from error
+                f"{path} was run with {name}={theirs}, but now {name}={ours}; give the settings that it was run with, "
+                "or another output folder."
+            )
+        self._episodes |= {episode.key: episode for episode in episodes}
+
+
+def _read_timing(path: Path) -> Timing:
+    try:
+        return TypeAdapter(Timing).validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return Timing()
+    except ValueError as error:
+        raise UserError(f"{path} is cut or broken; delete this file and start again.") from error
 
 
 def _short(value: Any) -> str:
@@ -287,11 +229,9 @@ def _short(value: Any) -> str:
 
 
 def _to_row(episode: Episode) -> dict[str, Any]:
-    row = episode.row()
-    row["actions"] = episode.actions.tolist()
+    row = episode.row() | {"actions": episode.actions.tolist()}
     if episode.frames is not None:
-        row["frames"] = episode.frames.tobytes()
-        row["frames_shape"] = list(episode.frames.shape)
+        row |= {"frames": episode.frames.tobytes(), "frames_shape": list(episode.frames.shape)}
     return row
 
 

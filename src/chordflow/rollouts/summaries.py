@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import get_args
 
 from chordflow.errors import UserError
-from chordflow.results.episodes import DelayMode, MotionMeasure
-from chordflow.results.limits import wilson_coverage
+from chordflow.results.episodes import MotionMeasure
 from chordflow.results.schema import DelayRow, MotionRow, PolicyName, SuccessRow, TimingRow
 from chordflow.results.sequential import confidence_sequence
 from chordflow.results.statistics import (
@@ -17,11 +17,10 @@ from chordflow.results.statistics import (
     compare_success,
     mean_interval,
     non_inferiority,
-    paired_difference,
+    wilson_coverage,
 )
 from chordflow.results.wording import STARTS_NOT_TRAINED_ON, STARTS_TRAINED_ON
-from chordflow.rollouts.episodes import Episode, EpisodeKey, Starts, paired
-from chordflow.rollouts.timing import Timing
+from chordflow.rollouts.episodes import Episode, EpisodeKey, Starts, Timing, paired
 
 ALL = "all"
 """The group of every episode."""
@@ -32,6 +31,7 @@ def success_rows(
     policy: PolicyName,
     teacher: Sequence[Episode] | None = None,
     starts: Starts | None = None,
+    margin: float | None = None,
 ) -> list[SuccessRow]:
     """Success of one run, over all episodes, by task and by instruction.
 
@@ -40,13 +40,14 @@ def success_rows(
         policy: whose actions they are.
         teacher: the teacher as deployed on the same seeds, for the paired comparison.
         starts: of the episodes; by default no two begin alike, and none was trained on.
+        margin: how much lower success may be, a fraction. Where it is given, rows say what the pairs say at it, and
+            what Wilson's interval covers.
 
     Returns:
-        The row of all episodes first; where some begin at starts that were trained on a row of these and one of the
-        others; where there are several suites one for each; where there are several
-        tasks one for each, named `suite/number: instruction` (without the instruction where it varies); and
-        within a single task one for each instruction. Names are in alphabetical order, tasks by number. A
-        division into one group alone would repeat the first row and is left out.
+        The row of all episodes first; then, where some begin at starts that were trained on, of these and of the
+        others; of each suite, where there are several; of each task, named `suite/number: instruction` (without the
+        instruction where it varies); within a single task, of each instruction. Names are in alphabetical order,
+        tasks by number. A division into one group alone would repeat the first row and is left out.
 
     Raises:
         UserError: if there are no episodes, they mix solvers or step counts, or the seeds differ from the
@@ -55,105 +56,61 @@ def success_rows(
     settings = {(e.solver, e.num_steps, e.grid_power, e.mode, e.delay) for e in episodes}
     if len(settings) != 1:
         raise UserError(f"episodes hold {len(settings)} different solver settings; give one run's episodes.")
-    ((solver, num_steps, grid_power, _, _),) = settings
     starts = starts or Starts()
-    pairs = paired(episodes, teacher) if teacher is not None else None
+    pairs = paired(episodes, teacher) if teacher is not None else []
     rows = []
     for group, keys in _groups(episodes, starts):
         members = [episode for episode in episodes if episode.key in keys]
         distinct = starts.distinct(members)
-        versus = None
-        if pairs is not None:
-            chosen = [(a.success, b.success) for a, b in pairs if a.key in keys]
-            versus = compare_success(*zip(*chosen, strict=True), starts=distinct)
-        successes = sum(episode.success for episode in members)
-        rows.append(
-            SuccessRow(
-                policy,
-                solver,
-                num_steps,
-                group,
-                successes,
-                len(members),
-                versus,
-                starts=distinct,
-                grid_power=grid_power,
-            )
+        chosen = [(a.success, b.success) for a, b in pairs if a.key in keys]
+        versus = compare_success(*zip(*chosen, strict=True), starts=distinct) if chosen else None
+        row = SuccessRow(
+            policy=policy,
+            solver=episodes[0].solver,
+            num_steps=episodes[0].num_steps,
+            group=group,
+            successes=sum(episode.success for episode in members),
+            episodes=len(members),
+            versus_teacher=versus,
+            starts=distinct,
+            grid_power=episodes[0].grid_power,
         )
+        if margin is not None:
+            statement = non_inferiority(versus, margin) if versus is not None else None
+            coverage = wilson_coverage(row.starts or row.episodes, row.rate)
+            row = dataclasses.replace(row, noninferiority=statement, coverage=coverage)
+        rows.append(row)
     return rows
 
 
 def _groups(episodes: Sequence[Episode], starts: Starts) -> list[tuple[str, set[EpisodeKey]]]:
     """Names of the groups that success is told of, each with its episodes."""
-    divisions: list[dict[str, set[EpisodeKey]]] = [{}, {}, {}]
-    several = len({(e.task_group, e.task_id) for e in episodes}) > 1
     told: dict[tuple[str, int], set[str]] = defaultdict(set)
     for episode in episodes:
         told[episode.task_group, episode.task_id].add(episode.task)
+    suites, tasks, instructions = (defaultdict[str, set[EpisodeKey]](set) for _ in range(3))
     for episode in sorted(episodes, key=lambda e: (e.task_group, e.task_id, e.task)):
-        if several:
-            instructions = told[episode.task_group, episode.task_id]
-            name = f"{episode.task_group}/{episode.task_id}"
-            if len(instructions) == 1 and episode.task:
-                name += f": {episode.task}"
-            divisions[0].setdefault(episode.task_group, set()).add(episode.key)
-            divisions[1].setdefault(name, set()).add(episode.key)
-        else:
-            divisions[2].setdefault(episode.task, set()).add(episode.key)
-    groups = [(ALL, {episode.key for episode in episodes})]
+        name = f"{episode.task_group}/{episode.task_id}"
+        if len(told[episode.task_group, episode.task_id]) == 1 and episode.task:
+            name += f": {episode.task}"
+        suites[episode.task_group].add(episode.key)
+        tasks[name].add(episode.key)
+        instructions[episode.task].add(episode.key)
+    everything = {episode.key for episode in episodes}
+    groups = [(ALL, everything)]
     trained_on = {episode.key for episode in episodes if starts.trained_on(episode)}
     if trained_on:
-        groups.append((STARTS_TRAINED_ON, trained_on))
-        others = groups[0][1] - trained_on
-        groups += [(STARTS_NOT_TRAINED_ON, others)] if others else []
-    for division in divisions:
-        if len(division) > 1:
-            groups += division.items()
-    return groups
-
-
-MEASURES: dict[MotionMeasure, str] = {
-    "jerk": "jerk",
-    "path length": "path_length",
-    "jump": "jump",
-    "length": "length",
-    "seconds": "seconds",
-}
-"""Each measure of motion and the field of an episode that holds it."""
-
-
-def success_at_margin(
-    episodes: Sequence[Episode],
-    policy: PolicyName,
-    teacher: Sequence[Episode] | None,
-    margin: float,
-    starts: Starts | None = None,
-) -> list[SuccessRow]:
-    """`success_rows`, with what the pairs say at a margin and what Wilson's interval covers.
-
-    Args:
-        episodes: one run.
-        policy: whose.
-        teacher: the teacher as deployed in the same episodes; None for itself, and where nothing is paired.
-        margin: how much lower success may be, a fraction.
-        starts: of the episodes.
-    """
-    rows = []
-    for row in success_rows(episodes, policy, teacher, starts):
-        statement = non_inferiority(row.versus_teacher, margin) if row.versus_teacher is not None else None
-        coverage = wilson_coverage(row.starts or row.episodes, row.rate)
-        rows.append(dataclasses.replace(row, noninferiority=statement, coverage=coverage))
-    return rows
+        groups += [(STARTS_TRAINED_ON, trained_on), (STARTS_NOT_TRAINED_ON, everything - trained_on)]
+    for division in (suites, tasks) if len(told) > 1 else (instructions,):
+        groups += division.items() if len(division) > 1 else []
+    return [(name, keys) for name, keys in groups if keys]
 
 
 def valid_under_looking(row: SuccessRow) -> SuccessRow:
-    """The row of a run that could have stopped at any time.
+    """The row, over all pairs, of a run that could have stopped at any time.
 
     An interval for a number of episodes that was fixed beforehand does not hold then: the difference gets the
     confidence sequence, and what is decided at the margin is left to the sequential test.
-
-    Args:
-        row: over all pairs of the run.
     """
     pairs = row.versus_teacher
     if pairs is None:
@@ -174,43 +131,34 @@ def motion_rows(
 ) -> list[MotionRow]:
     """Jerk, path length, jump, length and time of one run, each with its paired difference to the teacher's.
 
-    A measure that no episode has is left out.
-
-    Args:
-        episodes: one run, all with one solver and number of steps.
-        policy: whose.
-        teacher: the teacher as deployed in the same episodes, or None.
-        seed: of the bootstrap behind the intervals.
-        starts: of the episodes.
+    A measure that no episode has is left out. Arguments are those of `success_rows`; `seed` is that of the bootstrap
+    behind the intervals.
     """
     starts = starts or Starts()
-    pairs = paired(episodes, teacher) if teacher is not None else None
+    pairs = paired(episodes, teacher) if teacher is not None else []
     rows = []
-    for measure, name in MEASURES.items():
-        known = [e for e in episodes if getattr(e, name) is not None]
-        if not known:
+    for measure in get_args(MotionMeasure):
+        # The field of an episode that holds it.
+        name = measure.replace(" ", "_")
+        mean = _mean(episodes, name, seed, starts)
+        if mean is None:
             continue
-        values = [getattr(e, name) for e in known]
+        both = [pair for pair in pairs if None not in (getattr(one, name) for one in pair)]
         difference = None
-        if pairs is not None:
-            both = [(a, b) for a, b in pairs if None not in (getattr(a, name), getattr(b, name))]
-            if both:
-                difference = paired_difference(
-                    [getattr(a, name) for a, _ in both],
-                    [getattr(b, name) for _, b in both],
-                    seed=seed,
-                    clusters=starts.clusters([a for a, _ in both]),
-                )
+        if both:
+            differences = [getattr(own, name) - getattr(other, name) for own, other in both]
+            clusters = starts.clusters([own for own, _ in both])
+            difference = mean_interval(differences, seed=seed, clusters=clusters)
         rows.append(
             MotionRow(
                 policy=policy,
                 solver=episodes[0].solver,
                 num_steps=episodes[0].num_steps,
-                grid_power=episodes[0].grid_power,
                 measure=measure,
-                mean=mean_interval(values, seed=seed, clusters=starts.clusters(known)),
+                mean=mean,
                 difference=difference,
-                episodes=len(values),
+                episodes=sum(getattr(one, name) is not None for one in episodes),
+                grid_power=episodes[0].grid_power,
             )
         )
     return rows
@@ -219,25 +167,9 @@ def motion_rows(
 def timing_row(
     policy: PolicyName, num_steps: int, timing: Timing, solver: str = "euler", grid_power: float = 1.0
 ) -> TimingRow:
-    """Where the time of one run went.
-
-    Args:
-        policy: whose.
-        num_steps: its steps.
-        timing: as the run counted it.
-        solver: which solver.
-        grid_power: how its steps are graded.
-    """
-    return TimingRow(
-        policy=policy,
-        num_steps=num_steps,
-        network_s=timing.network_s,
-        simulator_s=timing.simulator_s,
-        processors_s=timing.processors_s,
-        other_s=timing.other_s,
-        solver=solver,
-        grid_power=grid_power,
-    )
+    """Where the time of one run of a policy by this solver went."""
+    parts = timing.network_s, timing.simulator_s, timing.processors_s, timing.other_s
+    return TimingRow(policy, num_steps, *parts, solver, grid_power)
 
 
 def delay_row(
@@ -245,23 +177,14 @@ def delay_row(
     policy: PolicyName,
     undelayed: Sequence[Episode] | None,
     *,
-    mode: DelayMode,
-    delay: int,
     guidance_weight: float | None,
     seed: int,
     starts: Starts | None = None,
 ) -> DelayRow:
     """Success and smoothness of one run under a delay.
 
-    Args:
-        episodes: the run, all with one number of steps.
-        policy: whose.
-        undelayed: the same policy and steps in the same episodes without delay; None for that run itself.
-        mode: what the robot did meanwhile.
-        delay: in control steps.
-        guidance_weight: of real-time chunking.
-        seed: of the bootstrap behind the intervals.
-        starts: of the episodes.
+    Its episodes have one number of steps, mode and delay. `undelayed` are those of the same policy and steps without
+    delay, None for that run itself; `seed` is that of the bootstrap behind the intervals.
     """
     starts = starts or Starts()
     distinct = starts.distinct(episodes)
@@ -272,8 +195,8 @@ def delay_row(
     return DelayRow(
         policy=policy,
         num_steps=episodes[0].num_steps,
-        mode=mode,
-        delay=delay,
+        mode=episodes[0].mode,
+        delay=episodes[0].delay,
         guidance_weight=guidance_weight,
         successes=sum(e.success for e in episodes),
         episodes=len(episodes),
@@ -285,6 +208,7 @@ def delay_row(
 
 
 def _mean(episodes: Sequence[Episode], name: str, seed: int, starts: Starts) -> Estimate | None:
+    """The mean of a measure over the episodes that have it; None where none has."""
     known = [episode for episode in episodes if getattr(episode, name) is not None]
     if not known:
         return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,8 +37,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from chordflow.disk import point_link, remove_folder, whole_folder
 from chordflow.errors import UserError
 from chordflow.quiet import quiet_stdout
-from chordflow.training.metrics import last_good
-from chordflow.training.wrapping import part_of, shard_state, whole, whole_state
+from chordflow.training.distributed import Processes, part_of, shard_state, whole, whole_state
 
 MASTERS = "master_weights.safetensors"
 EMA_WEIGHTS = "ema_weights.safetensors"
@@ -46,30 +45,6 @@ LOSSES = "losses.json"
 """Of the steps since the last line of metrics."""
 TIMED = "timed"
 """A file beside the state of a checkpoint that the next one replaces."""
-
-
-@dataclass(frozen=True)
-class WholeState:
-    """What changes while training, put together from all processes.
-
-    Attributes:
-        masters: the trained parameters by name, float32.
-        ema: their moving averages by name, float32; None without EMA.
-        optimizer: whose state it is.
-        optimizer_state: its `state_dict()`.
-        scheduler: of the learning rate.
-    """
-
-    masters: Mapping[str, Tensor]
-    ema: Mapping[str, Tensor] | None
-    optimizer: Optimizer
-    optimizer_state: dict[str, object]
-    scheduler: LRScheduler
-
-    @property
-    def student_weights(self) -> Mapping[str, Tensor]:
-        """The weights that make the student: the averages where there are any."""
-        return self.ema if self.ema is not None else self.masters
 
 
 @dataclass
@@ -88,46 +63,34 @@ class TrainingState:
     optimizer: Optimizer
     scheduler: LRScheduler
 
-    def whole(self) -> WholeState:
-        """All of it; every process has to call this."""
-        return WholeState(
-            masters={name: whole(tensor.detach()) for name, tensor in self.masters.items()},
-            ema=None if self.ema is None else {name: whole(tensor) for name, tensor in self.ema.items()},
-            optimizer=self.optimizer,
-            optimizer_state=whole_state(self.optimizer),
-            scheduler=self.scheduler,
-        )
-
-
-def checkpoint_folder(output_dir: Path, step: int, total_steps: int) -> Path:
-    """Where the checkpoint of a step lies."""
-    return output_dir / CHECKPOINTS_DIR / get_step_identifier(step, total_steps)
+    @property
+    def student(self) -> dict[str, Tensor]:
+        """The weights that make the student: the averages where there are any."""
+        return self.ema or {name: parameter.detach() for name, parameter in self.masters.items()}
 
 
 def save_checkpoint(
     output_dir: Path,
     step: int,
     total_steps: int,
-    state: WholeState,
-    write_student: Callable[[Path], None],
+    state: TrainingState,
+    write_student: Callable[[Path, dict[str, Tensor]], None],
+    processes: Processes,
     *,
-    num_processes: int,
     batch_size: int,
     losses: Sequence[float] = (),
     timed: bool = False,
 ) -> Path:
-    """Writes a checkpoint under a temporary name, renames it, and moves the `last` link by rename.
-
-    Timed checkpoints before it are then removed.
+    """Writes a checkpoint whole or not at all, and has `last` point to it; timed ones before it are then removed.
 
     Args:
         output_dir: of the run.
         step: optimiser steps done.
         total_steps: of the run, for the number of digits.
         state: what resuming needs.
-        write_student: fills a `pretrained_model` folder.
-        num_processes: recorded as LeRobot does.
-        batch_size: of each process, micro-batches taken together; recorded too.
+        write_student: fills a `pretrained_model` folder with weights by name.
+        processes: of the run: each has to call this, and the first writes.
+        batch_size: of each process, micro-batches taken together; recorded, as LeRobot does.
         losses: of the steps that no line of metrics tells of yet.
         timed: whether the next checkpoint replaces it.
 
@@ -137,50 +100,57 @@ def save_checkpoint(
     Raises:
         UserError: if it cannot be written; the checkpoints before it stand.
     """
-    final = checkpoint_folder(output_dir, step, total_steps)
+    final = output_dir / CHECKPOINTS_DIR / get_step_identifier(step, total_steps)
+    masters = {name: whole(tensor.detach()) for name, tensor in state.masters.items()}
+    ema = {name: whole(tensor) for name, tensor in (state.ema or {}).items()}
+    optimizer_state = whole_state(state.optimizer)
+    if not processes.first:
+        return final
     root, name = final.parent, final.name
     try:
         with whole_folder(final, sync=True) as temporary:
-            write_student(temporary / PRETRAINED_MODEL_DIR)
+            write_student(temporary / PRETRAINED_MODEL_DIR, ema or masters)
             save_training_state(
                 temporary,
                 step,
                 state.optimizer,
                 state.scheduler,
-                num_processes=num_processes,
+                num_processes=processes.count,
                 batch_size=batch_size,
-                optim_state_dict=state.optimizer_state,
+                optim_state_dict=optimizer_state,
             )
-            _save(state.masters, temporary / TRAINING_STATE_DIR / MASTERS)
-            if state.ema is not None:
-                _save(state.ema, temporary / TRAINING_STATE_DIR / EMA_WEIGHTS)
-            (temporary / TRAINING_STATE_DIR / LOSSES).write_text(json.dumps(list(losses)), encoding="utf-8")
+            folder = temporary / TRAINING_STATE_DIR
+            for file, tensors in ((MASTERS, masters), (EMA_WEIGHTS, ema)):
+                if tensors:
+                    save_file(
+                        {key: value.cpu().contiguous() for key, value in tensors.items()}, folder / file
+                    )
+            (folder / LOSSES).write_text(json.dumps(list(losses)), encoding="utf-8")
             if timed:
-                (temporary / TRAINING_STATE_DIR / TIMED).touch()
+                (folder / TIMED).touch()
         point_link(root / LAST_CHECKPOINT_LINK, name)
         for mark in root.glob(f"[0-9]*/{TRAINING_STATE_DIR}/{TIMED}"):
             if mark.parent.parent != final:
                 remove_folder(mark.parent.parent)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        # A full disk is a SafetensorError to safetensors and a RuntimeError to torch.
-        _clear_up(final)
+    except BaseException as error:
         last = root / LAST_CHECKPOINT_LINK
-        kept = last_good(last.resolve() if last.exists() else None)
+        if not last.exists():
+            # The first one of a run, to which `last` could not be pointed: nothing leads there.
+            shutil.rmtree(final, ignore_errors=True)
+        # A full disk is a SafetensorError to safetensors and a RuntimeError to torch.
+        if not isinstance(error, OSError | RuntimeError | SafetensorError):
+            raise
         raise UserError(
-            f"output_dir={output_dir}: checkpoint {name} cannot be written ({error}); {kept}; make room or "
-            "choose another folder."
+            f"output_dir={output_dir}: checkpoint {name} cannot be written ({error}); "
+            f"{last_good(last.resolve() if last.exists() else None)}; make room or choose another folder."
         ) from error
-    except BaseException:
-        _clear_up(final)
-        raise
     return final
 
 
 def begin_from(checkpoint_dir: Path) -> None:
     """Makes a checkpoint the last one of its run, and clears away what a killed run left half-written.
 
-    Checkpoints of later steps, if there are any, are replaced as the run comes to them; from here on `last`
-    does not depend on them.
+    Checkpoints of later steps, if there are any, are replaced as the run comes to them.
 
     Raises:
         UserError: if the run's folder cannot be written to.
@@ -207,11 +177,7 @@ def keep(checkpoint_dir: Path) -> None:
 
 
 def training_step(checkpoint_dir: Path) -> int:
-    """The number of optimiser steps that a checkpoint has behind it.
-
-    Raises:
-        UserError: if the checkpoint does not say.
-    """
+    """The number of optimiser steps that a checkpoint has behind it; UserError if it does not say."""
     try:
         return int(load_training_step(checkpoint_dir / TRAINING_STATE_DIR))
     except Exception as error:
@@ -219,21 +185,13 @@ def training_step(checkpoint_dir: Path) -> int:
 
 
 def check_same_size(checkpoint_dir: Path, step_size: int, asked: str) -> None:
-    """Makes sure that a resumed run takes steps of as many couplings as before.
+    """Raises UserError unless a resumed run takes steps of as many couplings as before, over all processes.
 
-    Args:
-        checkpoint_dir: to resume from.
-        step_size: couplings of a step now, over all processes.
-        asked: what makes them up, as the sentence says it.
-
-    Raises:
-        UserError: if they are not as many.
+    `asked` is what makes them up, as the sentence says it.
     """
     try:
-        processes, batch = (
-            load_training_num_processes(checkpoint_dir),
-            load_training_batch_size(checkpoint_dir),
-        )
+        processes = load_training_num_processes(checkpoint_dir)
+        batch = load_training_batch_size(checkpoint_dir)
     except Exception as error:
         raise _cannot_resume(checkpoint_dir, error) from error
     if processes is not None and batch is not None and processes * batch != step_size:
@@ -273,15 +231,16 @@ def load_checkpoint(checkpoint_dir: Path, state: TrainingState) -> tuple[int, li
 
 
 def load_weights(checkpoint_dir: Path, masters: dict[str, nn.Parameter]) -> None:
-    """Puts a checkpoint's trained weights alone into `masters`.
-
-    Raises:
-        UserError: if the checkpoint is not complete or does not fit.
-    """
+    """Puts a checkpoint's trained weights alone into `masters`; UserError if they are not complete or do not fit."""
     try:
         _load_masters(checkpoint_dir / TRAINING_STATE_DIR, masters)
     except Exception as error:
         raise _cannot_resume(checkpoint_dir, error) from error
+
+
+def last_good(checkpoint: Path | None) -> str:
+    """What there is to go back to, as messages say it."""
+    return f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was written yet"
 
 
 @torch.no_grad()
@@ -294,19 +253,8 @@ def _load_masters(folder: Path, masters: dict[str, nn.Parameter]) -> None:
 
 
 def _cannot_resume(checkpoint_dir: Path, error: Exception) -> UserError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    told = str(error).splitlines()[0] if str(error) else type(error).__name__
     return UserError(
-        f"config_path: the checkpoint {checkpoint_dir} cannot be resumed ({reason}); resume from another one in "
+        f"config_path: the checkpoint {checkpoint_dir} cannot be resumed ({told}); resume from another one in "
         f"{checkpoint_dir.parent}."
     )
-
-
-def _clear_up(final: Path) -> None:
-    """After a checkpoint that could not be written."""
-    if not (final.parent / LAST_CHECKPOINT_LINK).exists():
-        # The first one of a run, to which `last` could not be pointed: nothing leads there.
-        shutil.rmtree(final, ignore_errors=True)
-
-
-def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)

@@ -1,10 +1,15 @@
-"""Training with a log and checkpoints: what happens between the steps of a run that can be resumed."""
+"""Training with a log and checkpoints: what happens between the steps of a run that can be resumed.
+
+The log is a line of JSON for every few steps, written by one process.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,21 +17,14 @@ from torch import Tensor, nn
 
 from chordflow import stopping
 from chordflow.couplings import CouplingBuffer
+from chordflow.disk import whole_file
+from chordflow.errors import UserError
 from chordflow.policies import FlowPolicy
-from chordflow.training.checkpoints import begin_from, checkpoint_folder, keep, save_checkpoint
+from chordflow.training.checkpoints import begin_from, keep, last_good, save_checkpoint
 from chordflow.training.methods import Method
-from chordflow.training.metrics import append_metrics, cut_metrics
-from chordflow.training.steps import LoopConfig, Training
+from chordflow.training.steps import LoopConfig, Passed, Training
 
-
-@dataclass(frozen=True)
-class Progress:
-    """What an observer of the loop receives after every step."""
-
-    step: int
-    loss: float
-    lr: float
-    samples_per_second: float
+METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ def train(
     write_student: Callable[[Path, dict[str, Tensor]], None],
     *,
     resume_from: Path | None = None,
-    on_step: Callable[[Progress], None] = lambda progress: None,
+    on_step: Callable[[Passed, float], None] = lambda passed, rate: None,
 ) -> Trained:
     """Trains the student on the buffer's couplings, with a log and checkpoints to resume from.
 
@@ -70,7 +68,7 @@ def train(
         output_dir: of the run.
         write_student: called as `write_student(folder, weights)` to write a `pretrained_model` folder.
         resume_from: a checkpoint folder of this run.
-        on_step: called after every step.
+        on_step: called after every step, with where it stands and the couplings trained on in a second.
 
     Raises:
         UserError: if a loss or gradient is not finite, memory runs out, a checkpoint cannot be written, or the
@@ -78,26 +76,23 @@ def train(
         Stopped: where a signal has stopped it.
     """
     assert config.steps is not None
+    total = config.steps
     training = Training(config, student, trainable, buffer, method, resume_from=resume_from)
-    processes, start, losses = training.wrapped.processes, training.start, training.losses
+    processes, losses = training.wrapped.processes, training.losses
     if processes.first:
         if resume_from is not None:
             begin_from(resume_from)
-        cut_metrics(output_dir, start, resume_from)
+        _cut_metrics(output_dir, training.start, resume_from)
 
     def save(step: int, timed: bool = False) -> Path:
-        whole = training.state.whole()
-        weights = {name: tensor.detach() for name, tensor in whole.student_weights.items()}
-        if not processes.first:
-            return checkpoint_folder(output_dir, step, config.steps or step)
         return save_checkpoint(
             output_dir,
             step,
-            config.steps or step,
-            whole,
-            lambda folder: write_student(folder, weights),
-            num_processes=processes.count,
-            batch_size=config.batch_size * config.gradient_accumulation_steps,
+            total,
+            training.state,
+            write_student,
+            processes,
+            batch_size=buffer.batch_size * buffer.parts,
             losses=losses,
             timed=timed,
         )
@@ -111,7 +106,7 @@ def train(
             passed = next(steps, None)
         except stopping.Stopped:
             # What the loss after the last update would need may be gone from the buffer.
-            if unsaved and all(bool(weights.isfinite().all()) for weights in training.trainable.values()):
+            if unsaved and all(bool(weights.isfinite().all()) for weights in training.state.masters.values()):
                 save(training.passed.step, timed=True)
             raise
         if passed is None:
@@ -120,10 +115,10 @@ def train(
         losses.append(passed.loss)
         logged_s = passed.ready_s or 0.0 if logged_s is None else logged_s
         rate = (len(losses) - carried) * buffer.step_size / max(passed.seconds - logged_s, 1e-9)
-        on_step(Progress(passed.step, passed.loss, passed.lr, rate))
-        last = passed.step == config.steps
+        on_step(passed, rate)
+        last = passed.step == total
         if passed.step % config.log_freq == 0 or last:
-            line: dict[str, float] = {
+            line = {
                 "step": passed.step,
                 "loss": sum(losses) / len(losses),
                 "grad_norm": passed.grad_norm,
@@ -131,7 +126,8 @@ def train(
                 "samples_per_s": rate,
             }
             if processes.first:
-                append_metrics(output_dir, line, training.checkpoint)
+                with _logged(output_dir, training.checkpoint), (output_dir / METRICS).open("a") as log:
+                    log.write(json.dumps(line) + "\n")
             logged_s, carried = passed.seconds, 0
             losses.clear()
         regular = last or (config.save_freq > 0 and passed.step % config.save_freq == 0)
@@ -150,3 +146,36 @@ def train(
     # The others then read what the first has written.
     processes.wait()
     return Trained(training.checkpoint, time.perf_counter() - began, training.passed.samples)
+
+
+def read_metrics(file: Path) -> list[dict[str, float]]:
+    """The logged lines of a run, oldest first; a last line that was cut short is left out."""
+    lines = []
+    if file.is_file():
+        for line in file.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return lines
+
+
+def _cut_metrics(output_dir: Path, step: int, checkpoint: Path | None) -> None:
+    """Drops what a run logged after step `step`, that of the checkpoint that it resumes from."""
+    file = output_dir / METRICS
+    kept = [line for line in read_metrics(file) if line["step"] <= step]
+    if file.is_file():
+        with _logged(output_dir, checkpoint), whole_file(file, sync=False) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _logged(output_dir: Path, checkpoint: Path | None) -> Iterator[None]:
+    """Around what writes the log of a run whose last good checkpoint is `checkpoint`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"output_dir={output_dir}: {METRICS} cannot be written ({error.strerror}); {last_good(checkpoint)}; make "
+            "room and resume from it or start again."
+        ) from error

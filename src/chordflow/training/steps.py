@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,19 +16,16 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from chordflow import stopping
+from chordflow.checks import check_range
 from chordflow.couplings import CouplingBatch, CouplingBuffer
+from chordflow.couplings.memory import ShortOfMemoryError, enough_memory
 from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
 from chordflow.policies import FlowPolicy
-from chordflow.training.checkpoints import (
-    TrainingState,
-    load_checkpoint,
-)
-from chordflow.training.memory import enough_memory, enough_memory_to_step
+from chordflow.training.checkpoints import TrainingState, last_good, load_checkpoint
+from chordflow.training.distributed import Wrapped
 from chordflow.training.methods import Method
-from chordflow.training.metrics import last_good
-from chordflow.training.optimizers import AdamWConfig, OptimizerConfig
-from chordflow.training.wrapping import Wrapped
+from chordflow.training.optimizers import AdamWConfig, OptimizerConfig, SOAPConfig
 
 WARM_UP = 0.05
 """Share of a budget in seconds in which the learning rate rises, as over steps."""
@@ -48,8 +45,7 @@ class SchedulerConfig:
     num_warmup_steps: int | None = None
 
     def __post_init__(self) -> None:
-        if self.num_warmup_steps is not None and self.num_warmup_steps < 0:
-            raise UserError(f"scheduler.num_warmup_steps={self.num_warmup_steps}: give 0 or more.")
+        check_range("scheduler.num_warmup_steps", self.num_warmup_steps, at_least=0)
 
     def warmup(self, steps: int) -> int:
         """Warm-up steps of a run of `steps`."""
@@ -69,8 +65,7 @@ class EMAConfig:
     decay: float = 0.999
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.decay < 1.0:
-            raise UserError(f"ema.decay={self.decay}: give a number between 0 and 1.")
+        check_range("ema.decay", self.decay, above=0, below=1)
 
 
 @dataclass
@@ -81,12 +76,10 @@ class LoopConfig:
     """
 
     steps: int | None
-    batch_size: int
     seed: int
     log_freq: int = 50
     save_freq: int = 0
     save_minutes: float = 0.0
-    gradient_accumulation_steps: int = 1
     optimizer: OptimizerConfig = field(default_factory=AdamWConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
@@ -96,9 +89,7 @@ class LoopConfig:
 class Stopwatch:
     """Seconds since it was made, but for those in which it was stopped.
 
-    Args:
-        device: whose work it waits for before it looks at the clock; None for none.
-        clock: seconds from any beginning.
+    It waits for the work of `device`, if there is one, before it looks at the clock.
     """
 
     def __init__(
@@ -168,9 +159,7 @@ class Training:
 
     Attributes:
         wrapped: the student as processes share it.
-        trainable: its parameters, by name; parts of them in each process with FSDP2.
-        average: of the weights, where there is one.
-        state: what a checkpoint holds.
+        state: what a checkpoint holds; with FSDP2 parts of it in each process.
         start: the step to begin at.
         losses: of the steps since the last line of the log.
         passed: where it stands.
@@ -193,18 +182,18 @@ class Training:
     ) -> None:
         self.config, self.buffer, self._method = config, buffer, method
         self._watch, self._on_fill, self._on_batch = watch or Stopwatch(), on_fill, on_batch
-        self.wrapped = wrapped = Wrapped(student, trainable, config.gradient_accumulation_steps)
-        self.trainable = wrapped.trainable
-        _check(config, buffer, wrapped)
+        self.wrapped = wrapped = Wrapped(student, trainable, buffer.parts)
+        masters, processes = wrapped.trainable, wrapped.processes
+        check_sharding(config.optimizer, wrapped.sharded)
+        if (buffer.share.index, buffer.share.count) != (processes.index, processes.count):
+            raise ValueError(f"the buffer's share is {buffer.share}, this process is of {processes}")
         with self._enough_memory():
-            optimizer = config.optimizer.build(self.trainable, student)
+            optimizer = config.optimizer.build(masters, student)
         steps = config.steps or _NO_STEPS
         warmup = config.scheduler.warmup(steps)
         scheduler = CosineAnnealingWithWarmupSchedulerConfig(num_warmup_steps=warmup).build(optimizer, steps)
-        self.average = (
-            {name: p.detach().clone() for name, p in self.trainable.items()} if config.ema.enable else None
-        )
-        self.state = TrainingState(self.trainable, self.average, optimizer, scheduler)
+        ema = {name: p.detach().clone() for name, p in masters.items()} if config.ema.enable else None
+        self.state = TrainingState(masters, ema, optimizer, scheduler)
         self.start, self.checkpoint = 0, resume_from
         self.losses: list[float] = []
         if resume_from is not None:
@@ -213,11 +202,6 @@ class Training:
         self._optimizer, self._scheduler = wrapped.prepare(optimizer, scheduler)
         self.passed = Passed(self.start)
         self.due: Callable[[], bool] = lambda: False
-
-    @property
-    def weights(self) -> dict[str, Tensor]:
-        """The student's trained weights, averaged where they are."""
-        return self.average or {name: p.detach() for name, p in self.trainable.items()}
 
     def run(self) -> Iterator[Passed]:
         """Trains until the budget is used up, and yields after every step.
@@ -235,17 +219,16 @@ class Training:
                 return
             now = self._watch.seconds
             ready = now if ready is None else ready
-            with enough_memory(self.buffer):
+            with self.buffer.enough_memory():
                 value, due, stop = self._loss(step, backward=True)
             with self._enough_memory():
                 norm = wrapped.clip(config.optimizer.grad_clip_norm)
             if not (math.isfinite(value) and math.isfinite(norm)):
                 raise _not_finite(step + 1, f"loss {value}, gradient norm {norm}", self.checkpoint)
             if config.seconds is not None:
-                rate = rate_at((now - ready) / max(config.seconds - ready, 1e-9))
+                lr = config.optimizer.lr * rate_at((now - ready) / max(config.seconds - ready, 1e-9))
                 for group in self._optimizer.param_groups:
-                    group["lr"] = config.optimizer.lr * rate
-                lr = config.optimizer.lr * rate
+                    group["lr"] = lr
             else:
                 lr = float(self._scheduler.get_last_lr()[0])
             with self._enough_memory():
@@ -253,8 +236,8 @@ class Training:
             if config.seconds is None:
                 self._scheduler.step()
             self._optimizer.zero_grad()
-            if self.average is not None:
-                _average(self.average, self.trainable, config.ema.decay)
+            if self.state.ema is not None:
+                _average(self.state.ema, self.state.masters, config.ema.decay)
             samples = (step + 1 - self.start) * self.buffer.step_size
             now = self._watch.seconds
             self.passed = Passed(step + 1, now, samples, ready, value, norm, lr, due > 0, stop > 0)
@@ -263,12 +246,9 @@ class Training:
                 return
 
     def check(self) -> None:
-        """Makes sure that the last update has left weights that can be used.
+        """Raises UserError unless the last update has left weights that can be used.
 
         The loss of a step comes before its update: weights that the update destroyed must not become a checkpoint.
-
-        Raises:
-            UserError: if the loss after it is not finite.
         """
         step = self.passed.step
         with torch.no_grad():
@@ -281,7 +261,7 @@ class Training:
         seconds = self.config.seconds
         # Of several processes none may leave the others alone; it may run episodes, for minutes.
         alone = self.wrapped.processes.count == 1
-        with stopping.at_once() if alone else contextlib.nullcontext(), enough_memory(self.buffer):
+        with stopping.at_once() if alone else contextlib.nullcontext(), self.buffer.enough_memory():
             for _ in self.buffer.fill(step):
                 now = self._watch.seconds
                 self._on_fill(now)
@@ -308,7 +288,24 @@ class Training:
 
     def _enough_memory(self) -> contextlib.AbstractContextManager[None]:
         device = self.buffer.teacher.device
-        return enough_memory_to_step(self.config.optimizer, self.trainable.values(), device)
+        return enough_memory_to_step(self.config.optimizer, self.wrapped.trainable.values(), device)
+
+
+def enough_memory_to_step(
+    config: OptimizerConfig, parameters: Iterable[Tensor], device: torch.device
+) -> contextlib.AbstractContextManager[None]:
+    """Around what an optimiser does with gradients: a UserError says what takes less memory."""
+
+    def advice(_: ShortOfMemoryError | None) -> str:
+        less = "train less with --student.train, or use a larger device"
+        if isinstance(config, SOAPConfig):
+            sides = [side for p in parameters for side in p.shape if side <= config.max_precondition_dim]
+            half = max(sides, default=1) // 2
+            less = f"give --optimizer.max_precondition_dim={half} or " if half else "give "
+            less += "--optimizer.type=adamw"
+        return f"for the state of the optimiser {config.get_choice_name(type(config))}; {less}"
+
+    return enough_memory(device, advice)
 
 
 def rate_at(share: float) -> float:
@@ -328,21 +325,8 @@ def check_sharding(optimizer: OptimizerConfig, sharded: bool) -> None:
         )
 
 
-def _check(config: LoopConfig, buffer: CouplingBuffer, wrapped: Wrapped) -> None:
-    check_sharding(config.optimizer, wrapped.sharded)
-    given = (buffer.batch_size, buffer.parts, buffer.share)
-    expected = (config.batch_size, config.gradient_accumulation_steps, wrapped.processes.share)
-    if given != expected:
-        raise ValueError(
-            f"the buffer hands out {given} (batch_size, parts, share), the loop takes {expected}"
-        )
-
-
 def _use_settings(state: TrainingState, config: OptimizerConfig) -> None:
-    """Puts the settings of this start over those that a checkpoint brings along: they may have been changed.
-
-    Where they were not, every number stays what it was.
-    """
+    """Puts the settings of this start, which may have been changed, over those that a checkpoint brings along."""
     state.scheduler.base_lrs = [config.lr for _ in state.scheduler.base_lrs]
     config.put_over(state.optimizer)
     assert isinstance(state.scheduler, LambdaLR)

@@ -17,8 +17,7 @@ from chordflow.policies.base import PREFIX_ROLES
 class StudentInit(StrEnum):
     """Where the student's weights come from.
 
-    Starting from the teacher is practice, not theory: the optimum of the reflow loss does not depend on it,
-    but training gets there sooner.
+    Starting from the teacher is practice, not theory: the optimum does not depend on it, but it is sooner reached.
     """
 
     TEACHER = "teacher"

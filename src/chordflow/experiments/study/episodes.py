@@ -8,7 +8,10 @@ from chordflow.console import bar
 from chordflow.experiments.study.config import StudyConfig
 from chordflow.policies import FlowPolicy
 from chordflow.results.schema import TEACHER, PolicyName, SuccessRow
-from chordflow.rollouts import Episode, EpisodeStore, arm_settings, open_runner, success_rows
+from chordflow.rollouts.episodes import Episode
+from chordflow.rollouts.runner import open_runner
+from chordflow.rollouts.store import EpisodeStore, arm_settings
+from chordflow.rollouts.summaries import success_rows
 
 EPISODES = "episodes"
 """Folder of episodes, in the folder of whose they are."""

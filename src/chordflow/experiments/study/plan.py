@@ -25,7 +25,7 @@ from chordflow.options import build
 from chordflow.policies import FlowPolicy
 from chordflow.results.schema import installed_versions
 from chordflow.results.study import Arm, LeftOut, Study
-from chordflow.training.wrapping import fsdp_is_asked_for
+from chordflow.training.distributed import fsdp_is_asked_for
 
 SHARED = (
     "teacher", "dataset", "device", "tolerance_s", "rename_map", "num_workers", "log_freq", "batch_size",
@@ -108,7 +108,7 @@ class Plan:
             config = settings_of_round(config, planned.round, self.folder(arm, seed), folder)
             config = replace(config, student=planned.config.student)
         config = replace(config, output_dir=self.folder(arm, seed))
-        split = self.splits[config.method.build().needs_actions]
+        split = self.splits[config.method.build().needs.actions]
         return Job(config, teacher or self.teacher, folder or self.teacher_dir, split)
 
 
@@ -139,7 +139,7 @@ def make_plan(config: StudyConfig) -> Plan:
     _check_paths(config, planned)
     splits = {
         actions: open_split(config.dataset, teacher, tolerance_s=config.tolerance_s, actions=actions)
-        for actions in sorted({one.config.method.build().needs_actions for one in planned.values()})
+        for actions in sorted({one.config.method.build().needs.actions for one in planned.values()})
     }
     plan = Plan(config, teacher, teacher_dir, teacher_steps, planned, left_out, splits)
     for name in planned:
@@ -213,7 +213,7 @@ def _check_chains(planned: dict[str, Planned]) -> None:
 def _check_paths(config: StudyConfig, planned: dict[str, Planned]) -> None:
     """Makes sure that states of the trajectory are kept where an arm trains on them alone."""
     shared = config.buffer.path_points
-    needing = [one for one in planned.values() if one.config.method.build().needs_paths]
+    needing = [one for one in planned.values() if one.config.method.build().needs.paths]
     if shared is not None and not needing:
         raise UserError(
             f"buffer.path_points={shared}: no arm trains on states of the trajectory; leave it out."

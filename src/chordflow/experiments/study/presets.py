@@ -127,7 +127,7 @@ class BeginningsStudy(StudyConfig):
         if self.arms is not None:
             check_once("arms", self.arms, note=", such as [teacher,teacher_vlm]")
             check_choice("arms", self.arms, BEGINNINGS)
-        if not self.method.build().needs_couplings:
+        if not self.method.build().needs.couplings:
             raise UserError(
                 f"method.type={self.method.get_choice_name(type(self.method))}: the method does not look at couplings, "
                 "which are what all arms have in common; choose another."

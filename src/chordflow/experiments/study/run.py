@@ -12,7 +12,7 @@ from pathlib import Path
 from chordflow import stopping
 from chordflow.console import bar, say
 from chordflow.errors import UserError
-from chordflow.evaluation.yardstick import Held, Yardstick
+from chordflow.evaluation.measure import Held, Yardstick
 from chordflow.experiments.measured import held_out
 from chordflow.experiments.provenance import weights_sha256
 from chordflow.experiments.run_folder import new_folder, only_run

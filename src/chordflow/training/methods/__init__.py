@@ -1,11 +1,20 @@
 """Training methods: a class and a config each."""
 
 from chordflow.training.methods.base import Method, MethodConfig
-from chordflow.training.methods.consistency import ConsistencyMethod, ConsistencyMethodConfig
-from chordflow.training.methods.endpoint import EndpointMethod, EndpointMethodConfig
-from chordflow.training.methods.noise_biased import NoiseBiasedMethod, NoiseBiasedMethodConfig
-from chordflow.training.methods.reflow import ReflowMethod, ReflowMethodConfig
-from chordflow.training.methods.snapflow import SnapFlowMethod, SnapFlowMethodConfig
+from chordflow.training.methods.coupled import (
+    ConsistencyMethod,
+    ConsistencyMethodConfig,
+    EndpointMethod,
+    EndpointMethodConfig,
+    ReflowMethod,
+    ReflowMethodConfig,
+)
+from chordflow.training.methods.demonstrated import (
+    NoiseBiasedMethod,
+    NoiseBiasedMethodConfig,
+    SnapFlowMethod,
+    SnapFlowMethodConfig,
+)
 
 __all__ = [
     "ConsistencyMethod",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from chordflow.couplings import CouplingBatch, Needs
-from chordflow.training.losses import LossConfig, MeanSquaredError
+from chordflow.training.objective import LossConfig, MeanSquaredError
 
 VelocityFunction = Callable[..., Tensor]
 
@@ -41,23 +41,14 @@ class Method(ABC):
     `CouplingBatch.per_row`, so that a step can be spread over processes.
 
     Attributes:
-        needs_couplings: whether it looks at noises and the endpoints to which the teacher carries them.
-        needs_actions: whether it looks at demonstrated actions.
-        needs_paths: whether it looks at the teacher's states between noise and endpoint.
+        needs: what its batches have to hold.
         stock_checkpoint: whether the student stays a checkpoint of LeRobot's own class, inputs and keys.
         step_counts: the Euler steps that the student is trained for; None where it is for any number.
     """
 
-    needs_couplings: bool = True
-    needs_actions: bool = False
-    needs_paths: bool = False
+    needs: Needs = Needs()
     stock_checkpoint: bool = True
     step_counts: tuple[int, ...] | None = None
-
-    @property
-    def needs(self) -> Needs:
-        """What its batches have to hold."""
-        return Needs(couplings=self.needs_couplings, actions=self.needs_actions, paths=self.needs_paths)
 
     @abstractmethod
     def loss(
@@ -73,17 +64,9 @@ class Method(ABC):
 
 
 def chosen_rows(couplings: CouplingBatch, share: float, generator: torch.Generator) -> Tensor:
-    """A share of a step's rows, as exactly as whole rows allow.
+    """Which of the B rows belong to a share of a step's rows, (B,), true or false, on the device of the batch.
 
     What is left of a row is made one by chance, so that a small share of a small batch is not nothing.
-
-    Args:
-        couplings: B rows.
-        share: from 0 to 1.
-        generator: of the draw.
-
-    Returns:
-        Which of the B rows are chosen, true or false, (B,), on the device of the batch.
     """
 
     def draw(total: int) -> Tensor:

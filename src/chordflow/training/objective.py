@@ -1,4 +1,4 @@
-"""How far a predicted velocity is from its target, as a setting of the command line.
+"""How far a predicted velocity is from its target, and at which times: settings that training methods share.
 
 A loss is a mean over samples of what each sample has alone: the parts of a batch that several processes hold then
 make the loss of the whole.
@@ -8,13 +8,16 @@ Shapes: B batch, H chunk size, D padded action dimension.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import draccus
 import torch
 from torch import Tensor
 
 from chordflow.checks import check_range
+from chordflow.errors import UserError
+from chordflow.flow import times
 
 LEAST = 1e-8
 """Losses of a sample below this weigh no more than this one: their gradients are rounding."""
@@ -32,24 +35,14 @@ class LossConfig(draccus.ChoiceRegistry):
     equal_weights: bool = False
 
     def of_samples(self, error: Tensor, valid: Tensor) -> Tensor:
-        """The loss of each sample, (B,).
-
-        Args:
-            error: prediction minus target, (B, H, D), zero where it does not count.
-            valid: where it counts, (B, H, D), true or false.
-        """
+        """The loss (B,) of each sample, of `error` (B, H, D), which is zero where `valid` is false."""
         raise NotImplementedError(f"{type(self).__name__} does not name its loss")
 
     def __call__(self, prediction: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
-        """The scalar loss of a batch.
+        """The scalar loss of a batch (B, H, D), over what is `valid`, of a shape that expands to it, or over all.
 
         With equal weights its gradient is the weighted loss's; its value stays the unweighted mean, for the weighted
         one is 1 whatever the network does.
-
-        Args:
-            prediction: (B, H, D).
-            target: (B, H, D).
-            valid: where the error counts, true or false, of a shape that expands to (B, H, D); everywhere if None.
         """
         if valid is None:
             valid = torch.ones_like(target, dtype=torch.bool)
@@ -105,3 +98,99 @@ class PseudoHuber(LossConfig):
 def _count(valid: Tensor) -> Tensor:
     """How many entries of each sample count, (B,), at least 1."""
     return valid.sum(dim=(1, 2)).clamp_min(1)
+
+
+@dataclass
+class TimesConfig(draccus.ChoiceRegistry):
+    """At which times t the student is trained (t = 1 is noise, t = 0 the action).
+
+    Attributes:
+        at_noise: share of samples at exactly t = 1, the only time that a one-step student visits; the rest
+            follow the law that `type` names.
+    """
+
+    law: ClassVar[type[times.TimeDistribution]]
+    at_noise: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_range("method.times.at_noise", self.at_noise, at_least=0, at_most=1)
+        try:
+            self.base()
+        except UserError as error:
+            # The law names its own field; the option is longer.
+            raise UserError(f"method.times.{error}") from error
+
+    def base(self) -> times.TimeDistribution:
+        """The law apart from the point mass."""
+        own = [field.name for field in fields(self) if field.name != "at_noise"]
+        return self.law(**{name: getattr(self, name) for name in own})
+
+    def build(self) -> times.TimeDistribution:
+        """The law as a whole."""
+        if self.at_noise == 0.0:
+            return self.base()
+        return times.PointMassMixture(weight=self.at_noise, at=1.0, base=self.base())
+
+
+@TimesConfig.register_subclass("uniform")
+@dataclass
+class UniformTimes(TimesConfig):
+    """All times alike."""
+
+    law = times.Uniform
+
+
+@TimesConfig.register_subclass("beta")
+@dataclass
+class BetaTimes(TimesConfig):
+    """The law of LeRobot's own training: scale * Beta(alpha, beta) + offset.
+
+    Attributes:
+        alpha: first shape parameter; larger leans to noise.
+        beta: second shape parameter; larger leans to the action.
+    """
+
+    law = times.Beta
+    alpha: float = 1.5
+    beta: float = 1.0
+
+
+@TimesConfig.register_subclass("logit_normal")
+@dataclass
+class LogitNormalTimes(TimesConfig):
+    """sigmoid(mean + std * normal): most samples in the middle (Esser et al. 2024, arXiv 2403.03206).
+
+    Attributes:
+        mean: of logit(t); above 0 leans to noise.
+        std: of logit(t).
+    """
+
+    law = times.LogitNormal
+    mean: float = 0.0
+    std: float = 1.0
+
+
+@TimesConfig.register_subclass("u_shaped")
+@dataclass
+class UShapedTimes(TimesConfig):
+    """Most samples at both ends (Lee et al. 2024, arXiv 2405.20320).
+
+    Attributes:
+        a: steepness.
+    """
+
+    law = times.UShaped
+    a: float = 4.0
+
+
+@TimesConfig.register_subclass("exponential")
+@dataclass
+class ExponentialTimes(TimesConfig):
+    """Density proportional to ratio^t (Kim et al. 2024, Simple ReFlow, arXiv 2410.07815).
+
+    Attributes:
+        ratio: how many times as likely noise is as the action.
+    """
+
+    law = times.Exponential
+    ratio: float = 10.0

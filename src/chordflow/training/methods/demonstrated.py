@@ -1,20 +1,68 @@
-"""Self-distillation of a two-step shortcut (SnapFlow, Luan et al. 2026, arXiv 2604.05656), without a new input.
+"""Methods that learn from demonstrations, without a teacher: biased to noise, and SnapFlow.
 
 Shapes: B batch, n rows of it, H chunk size, D padded action dimension.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from chordflow.checks import check_range
-from chordflow.couplings import CouplingBatch
+from chordflow.couplings import CouplingBatch, Needs
 from chordflow.flow import times
 from chordflow.flow.path import interpolate, velocity_target
 from chordflow.training.methods.base import Method, MethodConfig, VelocityFunction, chosen_rows, on_rows
+from chordflow.training.objective import BetaTimes, TimesConfig
+
+
+@MethodConfig.register_subclass("noise_biased")
+@dataclass
+class NoiseBiasedMethodConfig(MethodConfig):
+    """Train on as LeRobot does, but mostly near noise: what a few-step student costs without any distillation.
+
+    Attributes:
+        times: at which times; by default half of the samples exactly at noise, half by LeRobot's own law.
+    """
+
+    times: TimesConfig = field(default_factory=BetaTimes)
+
+    def build(self) -> Method:
+        """The method."""
+        return NoiseBiasedMethod(self)
+
+
+class NoiseBiasedMethod(Method):
+    """LeRobot's own loss, a demonstration and noise drawn apart from it, with the times biased to noise.
+
+    "Let It Be Simple" (arXiv 2606.05737, read in part) keeps flow matching as it is and biases its times to high
+    noise; which law it draws them from was not among what was read. Here it is 0.5 delta(t = 1) + 0.5 (0.001 +
+    0.999 Beta(1.5, 1)), the latter being LeRobot's own law; `times` sets another.
+
+    Times do not change the optimum, E[x_1 - x_0 | x_t], which is the teacher's own field where the teacher was
+    trained on the same demonstrations; they change where the network is exact. At t = 1 the noise says nothing about
+    the action, so that the optimum's one step is the mean action: good where an observation decides the action, wrong
+    where there are two ways to act. Any distillation has to beat this.
+    """
+
+    needs = Needs(couplings=False, actions=True)
+
+    def __init__(self, config: NoiseBiasedMethodConfig) -> None:
+        self.config, self.times = config, config.times.build()
+        if config.times.at_noise == 1.0:
+            self.step_counts = (1,)
+
+    def loss(
+        self, velocity: VelocityFunction, couplings: CouplingBatch, generator: torch.Generator
+    ) -> Tensor:
+        """E || v(x_t, t) - (x_1 - action) ||^2 per real dimension inside the episode."""
+        shown = couplings.demonstrated()
+        t = couplings.per_row(lambda n: self.times.sample(n, generator)).to(shown.noise.device)
+        x_t = interpolate(shown.noise, shown.actions, t)
+        v_t = velocity(x_t, t, context=couplings.context, batch=couplings.batch)
+        return self.config.loss(v_t, velocity_target(shown.noise, shown.actions), shown.valid)
 
 
 @MethodConfig.register_subclass("snapflow")
@@ -56,13 +104,10 @@ class SnapFlowMethod(Method):
     So it is a cheap baseline, for which no couplings are made: at best its one step is as good as one of second order.
     """
 
-    needs_couplings = False
-    needs_actions = True
+    needs = Needs(couplings=False, actions=True)
 
     def __init__(self, config: SnapFlowMethodConfig) -> None:
-        self.shortcut_share = config.shortcut_share
-        self.distance = config.loss
-        self.times = times.Beta()
+        self.config, self.times = config, times.Beta()
 
     def loss(
         self, velocity: VelocityFunction, couplings: CouplingBatch, generator: torch.Generator
@@ -71,16 +116,15 @@ class SnapFlowMethod(Method):
         shown = couplings.demonstrated()
         noise = shown.noise
         t = couplings.per_row(lambda n: self.times.sample(n, generator)).to(noise.device)
-        shortcut = chosen_rows(couplings, self.shortcut_share, generator)
+        shortcut = chosen_rows(couplings, self.config.shortcut_share, generator)
         t = torch.where(shortcut, 1.0, t)
-        v_t = velocity(
-            interpolate(noise, shown.actions, t), t, context=couplings.context, batch=couplings.batch
-        )
+        x_t = interpolate(noise, shown.actions, t)
+        v_t = velocity(x_t, t, context=couplings.context, batch=couplings.batch)
         target = velocity_target(noise, shown.actions)
         rows = shortcut.nonzero().flatten()
         if len(rows):
             target[rows] = self._shortcut(velocity, noise[rows], v_t.detach()[rows], couplings, rows)
-        return self.distance(v_t, target, shown.valid | shortcut[:, None, None])
+        return self.config.loss(v_t, target, shown.valid | shortcut[:, None, None])
 
     @torch.no_grad()
     def _shortcut(

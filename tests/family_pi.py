@@ -1,28 +1,30 @@
-"""pi0 under test: LeRobot's class with two small layers, and what pi0.5 shares with it."""
+"""pi0 and pi0.5 under test: LeRobot's classes with two small layers."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from lerobot.configs import FeatureType, PolicyFeature
-from lerobot.policies.factory import make_pre_post_processors
 from lerobot.policies.pi0 import processor_pi0
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
 from lerobot.policies.pi0.modeling_pi0 import PI0Policy
+from lerobot.policies.pi05 import processor_pi05
+from lerobot.policies.pi05.configuration_pi05 import PI05Config
+from lerobot.policies.pi05.modeling_pi05 import PI05Policy
 from lerobot.processor import TokenizerProcessorStep
 from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 import small_gemma
-from builders import ACTION_DIM, STATE_DIM, TASKS
+from builders import TASKS
 from chordflow.policies import FlowPolicy
-from family_case import FamilyCase
+from family_case import FamilyCase, features, save
 
-CHUNK, EXECUTED, PADDED_ACTION, PADDED_STATE = 8, 4, 6, 8
+STOCK = {"pi0": (PI0Config, PI0Policy, processor_pi0), "pi05": (PI05Config, PI05Policy, processor_pi05)}
 
 
 def build_tokenizer(folder: Path) -> Path:
@@ -50,27 +52,6 @@ def stats() -> dict[str, dict[str, Tensor]]:
     }  # fmt: skip
 
 
-def make_config(config_class: type, cameras: tuple[str, ...] = ("top",), **options: Any) -> Any:
-    """A stock config of the tests' sizes."""
-    inputs = {"observation.state": PolicyFeature(FeatureType.STATE, (STATE_DIM,))}
-    for camera in cameras:
-        inputs[f"observation.images.{camera}"] = PolicyFeature(FeatureType.VISUAL, (3, 32, 32))
-    defaults: dict[str, Any] = {
-        "chunk_size": CHUNK,
-        "n_action_steps": EXECUTED,
-        "max_action_dim": PADDED_ACTION,
-        "max_state_dim": PADDED_STATE,
-        "image_resolution": (small_gemma.IMAGE_SIZE, small_gemma.IMAGE_SIZE),
-        "device": "cpu",
-        "push_to_hub": False,
-    }
-    return config_class(
-        input_features=inputs,
-        output_features={"action": PolicyFeature(FeatureType.ACTION, (ACTION_DIM,))},
-        **{**defaults, **options},
-    )
-
-
 def bend(policy: nn.Module) -> None:
     """Makes random weights matter: the constructor's field hardly bends, and its norms start at nothing."""
     with torch.no_grad():
@@ -84,51 +65,40 @@ def bend(policy: nn.Module) -> None:
                 parameter.mul_(2.0)
 
 
-def save(policy: Any, folder: Path, processors: Any) -> Path:
-    """Saves a policy and its processors, with a local tokenizer in place of PaliGemma's."""
-    policy.save_pretrained(folder)
+def build(
+    family: str, folder: Path, *, num_steps: int = 10, seed: int = 0, cameras: tuple[str, ...] = ("top",),
+    **options: Any,
+) -> Path:  # fmt: skip
+    """See `FamilyCase`; a local tokenizer stands in the place of PaliGemma's."""
+    config_class, policy_class, processors = STOCK[family]
+    fields: dict[str, Any] = {
+        "chunk_size": 8, "n_action_steps": 4, "max_action_dim": 6, "max_state_dim": 8, "device": "cpu",
+        "push_to_hub": False, "image_resolution": (small_gemma.IMAGE_SIZE, small_gemma.IMAGE_SIZE),
+        "num_inference_steps": num_steps, **({"tokenizer_max_length": 96} if family == "pi05" else {}),
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    policy: Any = policy_class(config_class(**features(cameras), **{**fields, **options}))
+    bend(policy)
     tokenizer = build_tokenizer(folder.parent / "tokenizer")
 
     def local(tokenizer_name: str, **options: Any) -> TokenizerProcessorStep:
         return TokenizerProcessorStep(tokenizer_name=str(tokenizer), **options)
 
     with patch.object(processors, "TokenizerProcessorStep", local):
-        for pipeline in make_pre_post_processors(policy.config, dataset_stats=stats()):
-            pipeline.save_pretrained(folder)
-    return folder
-
-
-def build(
-    folder: Path, *, num_steps: int | None = None, dtype: str = "float32", seed: int = 0, **options: Any
-) -> Path:
-    """A stock pi0 checkpoint with random weights and its processors."""
-    if num_steps is not None:
-        options["num_inference_steps"] = num_steps
-    torch.manual_seed(seed)
-    policy = PI0Policy(make_config(PI0Config, dtype=dtype, **options))
-    bend(policy)
-    return save(policy, folder, processor_pi0)
+        return save(policy, folder, stats())
 
 
 def stock_endpoint(policy: FlowPolicy, batch: dict[str, Any], noise: Tensor) -> Tensor:
     """What `predict_action_chunk` computes before it cuts the padded dimensions off."""
     stock: Any = policy.module
-    images, masks = stock._preprocess_images(batch)
-    return stock.model.sample_actions(
-        images,
-        masks,
-        batch["observation.language.tokens"],
-        batch["observation.language.attention_mask"],
-        stock.prepare_state(batch),
-        noise=noise,
+    prompt = batch["observation.language.tokens"], batch["observation.language.attention_mask"]
+    state = (stock.prepare_state(batch),) if policy.family == "pi0" else ()
+    return stock.model.sample_actions(*stock._preprocess_images(batch), *prompt, *state, noise=noise)
+
+
+CASES = {
+    family: FamilyCase(
+        family, partial(build, family), 10, stock_endpoint, has_bfloat16=True, small_module="small_gemma"
     )
-
-
-CASE = FamilyCase(
-    family="pi0",
-    build=build,
-    default_steps=10,
-    stock_endpoint=stock_endpoint,
-    has_bfloat16=True,
-    small_module="small_gemma",
-)
+    for family in STOCK
+}

@@ -1,0 +1,37 @@
+"""A process of `chordflow` for tests to kill, forked from their own: it has imported everything already."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+
+from chordflow.cli.main import main
+
+
+def _run(arguments: list[str], change: Callable[[], None]) -> None:
+    os.setsid()
+    with open(os.devnull, "w") as nowhere:
+        for number in (1, 2):
+            os.dup2(nowhere.fileno(), number)
+    change()
+    os._exit(main(arguments))
+
+
+@contextmanager
+def forked(arguments: list[str], change: Callable[[], None] = lambda: None) -> Iterator[BaseProcess]:
+    """Runs a command silently in a process group of its own, which is gone at the end.
+
+    Args:
+        arguments: of a command that needs no gradients: where a GPU is, its threads do not survive a fork.
+        change: what is to be different there.
+    """
+    process = multiprocessing.get_context("fork").Process(target=_run, args=(arguments, change))
+    process.start()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()

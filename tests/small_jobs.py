@@ -1,0 +1,75 @@
+"""What whole jobs leave out where no test looks at it: most of their time goes into figures and pictures."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import chordflow.experiments
+from chordflow import api
+from chordflow.evaluation.latency import measure_latency
+from chordflow.evaluation.measure import Measures, Yardstick, measure
+from chordflow.evaluation.paired import MeasureConfig
+from chordflow.results.schema import Results
+
+
+class FewSteps(MeasureConfig):
+    """A converged ODE of twice the deployed steps, which is the fewest that have a floor, in place of a hundred."""
+
+    def __post_init__(self) -> None:
+        """What was given was checked before."""
+
+    def fine_num_steps(self, deployed: int) -> int:
+        return 2 * deployed
+
+
+def _measure(policies: Any, observations: Any, config: MeasureConfig, **more: Any) -> Measures:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("chordflow.evaluation.measure.measure_latency", partial(measure_latency, warm_up=1))
+        return measure(policies, observations, FewSteps(**vars(config)), **more)
+
+
+def _yardstick(teacher: Any, observations: Any, config: MeasureConfig, *more: Any) -> Yardstick:
+    return Yardstick(teacher, observations, FewSteps(**vars(config)), *more)
+
+
+def _replace_in_jobs(patch: pytest.MonkeyPatch, found: Any, replacement: Callable[..., Any]) -> None:
+    package = chordflow.experiments
+    for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        module = importlib.import_module(info.name)
+        for name in [name for name, value in vars(module).items() if value is found]:
+            patch.setattr(module, name, replacement)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_steps() -> Iterator[None]:
+    """Jobs measure in few steps; what `measure` itself finds is tested at full length."""
+    with pytest.MonkeyPatch.context() as patch:
+        _replace_in_jobs(patch, measure, _measure)
+        _replace_in_jobs(patch, Yardstick, _yardstick)
+        yield
+
+
+@pytest.fixture
+def full_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For figures that are compared with published ones, or with those of another process."""
+    _replace_in_jobs(monkeypatch, _measure, measure)
+    _replace_in_jobs(monkeypatch, _yardstick, Yardstick)
+
+
+def _undrawn(results: Results, folder: Path, remedy: str) -> tuple[Path, ...]:
+    (folder / "figures").mkdir(exist_ok=True)
+    return (folder / "report.html",)
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test's own jobs draw nothing, unless it is marked `pictures`; those of shared fixtures do."""
+    if not request.node.get_closest_marker("pictures"):
+        monkeypatch.setattr(api, "_illustrate", _undrawn)

@@ -1,0 +1,86 @@
+"""Every family's adapter against the stock sampler, over what a config may ask of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from builders import observations
+from chordflow.flow.seeds import generator
+from chordflow.policies import load_flow_policy
+from families import CASES
+from family_case import euler
+
+TWO = {"cameras": ("top", "wrist")}
+PI: dict[str, dict[str, Any]] = {
+    "two cameras": TWO,
+    "the second camera missing": {**TWO, "shown": ("top",)},
+    "the first camera missing": {**TWO, "shown": ("wrist",)},
+    "empty cameras": {"empty_cameras": 2},
+    "resized images": {"image_resolution": (48, 48)},
+    "prompts cut short": {"tokenizer_max_length": 4},
+}
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "smolvla": {
+        "two cameras": TWO,
+        "one camera missing": {**TWO, "empty_cameras": 1, "shown": ("top",)},
+        "self attention": {"attention_mode": "self_attn"},
+        "prefix length": {"prefix_length": 40},
+        "special tokens, fewer expert layers": {"add_image_special_tokens": True, "num_expert_layers": 1},
+    },
+    "pi0": PI,
+    "pi05": PI,
+    "eo1": {
+        "two cameras": TWO,
+        "eager attention": {"attn_implementation": "eager"},
+        "deeper head, language head of its own": {"num_action_layers": 3, "backbone": {"tied": False}},
+        "bfloat16": {"dtype": "bfloat16"},
+        "the backbone's own dtype": {"dtype": "auto", "force_fp32_autocast": False},
+    },
+    "groot": {
+        "two cameras": TWO,
+        "no positions": {"base": {"add_pos_embed": False}},
+        "no projection of features": {
+            "base": {"use_vlln": False, "vl_self_attention_cfg": {"num_layers": 0}}
+        },
+        "norm alone": {"base": {"vl_self_attention_cfg": None}},
+        "fewer buckets": {"base": {"num_timestep_buckets": 30}},
+        "images attended to at every second block": {"base": {"attend_text_every_n_blocks": 1}},
+        "another embodiment": {"embodiment_tag": "simpler_env_widowx"},
+    },
+    "multi_task_dit": {
+        "two cameras": TWO,
+        "an encoder for each camera": {**TWO, "use_separate_rgb_encoder_per_camera": True},
+        "three steps": {"n_obs_steps": 3},
+        "one step": {"n_obs_steps": 1},
+        "positions that are added": {"use_rope": False, "use_positional_encoding": True},
+        "prompts of their own lengths": {"tokenizer_padding": "longest"},
+        "paths that end near demonstrations": {"sigma_min": 0.1},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "variant"), [(family, name) for family, of_one in VARIANTS.items() for name in of_one]
+)
+def test_variants_equal_the_stock_sampler(family: str, variant: str, tmp_path: Path) -> None:
+    options = dict(VARIANTS[family][variant])
+    shown = options.pop("shown", options.get("cameras", ("top",)))
+    policy: Any = load_flow_policy(CASES[family].build(tmp_path / "c", **options), device="cpu")
+    frames = policy.observation_delta_indices
+    for count, steps in ((1, 1), (5, 2), (5, 10)):
+        policy.set_num_steps(steps)
+        items = observations(count, shown, steps=None if frames is None else len(frames))
+        batch, noise = policy.preprocess(items), policy.sample_noise(count, generator(0, "v"))
+        endpoint = euler(policy, batch, noise, steps)
+        expected = CASES[family].stock_endpoint(policy, batch, noise)
+        torch.testing.assert_close(endpoint, expected, rtol=1e-5, atol=1e-5)
+        # Padded dimensions move too.
+        assert (endpoint - noise).abs().mean(dim=(0, 1)).min() > 0.05
+        if family in ("smolvla", "pi0", "pi05"):
+            actions = policy.policy.predict_action_chunk(dict(batch), noise=noise)
+            real = endpoint[..., : policy.chunk.action_dim]
+            torch.testing.assert_close(real, actions, rtol=1e-5, atol=1e-5)

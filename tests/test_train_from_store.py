@@ -1,0 +1,283 @@
+"""Training from a store that `chordflow couple` made: the same numbers, and no store that does not belong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from safetensors.torch import load_file, save_file
+
+import chordflow.couplings.making as making
+from builders import build_dataset, edit_column
+from builders import parse_reflow as parse
+from chordflow.cli.main import main
+from chordflow.couplings.store import shard_name
+from chordflow.experiments import reflow as training
+from coupling_stores import command
+from coupling_stores import couple as couple
+from coupling_stores import stores as stores
+from small_runs import Capture, options, refusal, student_of
+
+# What `options` of the main job has besides, and a store answers for.
+FROM_STORE = (
+    "--teacher.path",
+    "--dataset.",
+    "--coupling.",
+    "--buffer.noises",
+    "--buffer.block_size",
+    "--seed",
+)
+
+
+def train_from(store: Path, output: Path, *more: str) -> list[str]:
+    """A training whose every setting that a store answers for is left out."""
+    chosen = options(Path("unused"), Path("unused"), output, "--steps=4", "--batch_size=8", *more)
+    kept = [option for option in chosen if not option.startswith(FROM_STORE) or option in more]
+    return [*kept, f"--couplings.path={store}"]
+
+
+@pytest.fixture(scope="module")
+def on_the_fly(checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that asks its teacher."""
+    output = tmp_path_factory.mktemp("fly") / "out"
+    more = ("--steps=4", "--buffer.noises_per_observation=3", "--log_freq=1")
+    assert main(options(checkpoint, dataset_root, output, *more)) == 0
+    return output
+
+
+def assert_same_students(*runs: Path) -> None:
+    a, b = (load_file(student_of(run) / "model.safetensors") for run in runs)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("context", [False, True])
+def test_training_from_a_store_ends_in_the_bits_of_training_on_the_fly(
+    stores: dict[bool, Path], on_the_fly: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture,
+    context: bool,
+) -> None:  # fmt: skip
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("the teacher was asked for endpoints")
+
+    monkeypatch.setattr(making, "endpoints", refuse)
+    read: list[int] = []
+    if context:
+        # As many as the template takes; the held-out ones are for measuring.
+        monkeypatch.setattr(training, "read_beforehand", lambda *_: None)
+        measure, frame = training.measured_students, LeRobotDataset.__getitem__
+        monkeypatch.setattr(LeRobotDataset, "__getitem__", lambda self, i: read.append(i) or frame(self, i))
+
+        def counted(*arguments: Any, **named: Any) -> Any:
+            assert len(read) == 1
+            return measure(*arguments, **named)
+
+        monkeypatch.setattr(training, "measured_students", counted)
+    assert main(train_from(stores[context], tmp_path / "out", "--log_freq=1")) == 0
+    said = capsys.readouterr().out
+    assert ("24 observations with their contexts" in said) == context
+    assert "so the store is gone through" not in said
+    losses = [
+        [(line["loss"], line["grad_norm"]) for line in map(json.loads, (run / "metrics.jsonl").open())]
+        for run in (on_the_fly, tmp_path / "out")
+    ]
+    assert len(losses[0]) == 4
+    assert losses[0] == losses[1]
+    assert_same_students(on_the_fly, tmp_path / "out")
+    told = json.loads((student_of(tmp_path / "out") / "reflow_config.json").read_text(encoding="utf-8"))
+    assert told["couplings"] == {"path": str(stores[context].resolve()), "num_observations": 24}
+
+
+def test_a_resumed_training_finds_its_store(
+    stores: dict[bool, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    store = Path(shutil.copytree(stores[True], tmp_path / "store"))
+    outputs = [tmp_path / "whole", tmp_path / "cut"]
+    # Relative to where one happens to be, which is somewhere else when the run is gone on with.
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path)
+        for output in outputs:
+            assert main(train_from(Path("store"), output, "--steps=8", "--save_freq=4")) == 0
+    assert "8 steps would take 44, so the store is gone through 1.8 times" not in capsys.readouterr().out
+    cut = outputs[1] / "checkpoints"
+    shutil.rmtree(cut / "000008")
+    (cut / "last").unlink()
+    (cut / "last").symlink_to("000004")
+    settings = cut / "last" / "pretrained_model" / "train_config.json"
+    resumed = ["reflow", "--resume=true", f"--config_path={settings}"]
+    # It has been moved, and another one has taken its place.
+    moved = store.rename(tmp_path / "moved")
+    missing = f"couplings.path={store}: there is no folder; the run began with one: say with --couplings.path"
+    assert missing in refusal(resumed, capsys)
+    shutil.copytree(stores[False], store)
+    assert f"couplings.path={store}: this store was not made with the settings" in refusal(resumed, capsys)
+    assert main([*resumed, f"--couplings.path={moved}"]) == 0
+    assert_same_students(*outputs)
+    record = student_of(outputs[1]) / "reflow_config.json"
+    told = json.loads(record.read_text(encoding="utf-8"))
+    assert told["couplings"]["path"] == str(moved)
+    # As an older release wrote it.
+    del told["couplings_sha256"]
+    record.write_text(json.dumps(told))
+    assert f"move it back to {moved}, or start" in refusal([*resumed, f"--couplings.path={store}"], capsys)
+
+
+def test_another_seed_and_a_prefix_of_ones_own_train_on_the_same_couplings(
+    stores: dict[bool, Path], tmp_path: Path, capsys: Capture
+) -> None:
+    more = ("--seed=6", "--student.init=random", "--steps=9", "--couplings.num_observations=17")
+    assert main(train_from(stores[True], tmp_path / "out", *more)) == 0
+    # Of 17 observations whole blocks are taken; 9 steps of 8 couplings use 6 blocks of 12 up, beside 4 resident.
+    assert (
+        "20 observations (the student does not share the teacher's prefix, so their contexts are of no use); 9 steps "
+        "would take 36, so the store is gone through 1.8 times and a coupling is used 1 times on average"
+    ) in capsys.readouterr().out
+    told = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert told["couplings"]["observations"] == 20
+    told = json.loads((student_of(tmp_path / "out") / "reflow_config.json").read_text(encoding="utf-8"))
+    assert told["seed"] == 6
+
+
+# ---- What is not the store's -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("coupling.num_steps=3", "coupling.num_steps=3: the couplings in {store} were made with 2; leave"),
+        ("coupling.solver=midpoint", "coupling.solver=midpoint: {made} adams_bashforth"),
+        ("buffer.block_size=2", "buffer.block_size=2: {made} 4"),
+        ("buffer.adaptive_share=0", "buffer.adaptive_share=0.0: {made} 0.5"),
+        ("buffer.noises_per_observation=2", "buffer.noises_per_observation=2: {made} 3"),
+        ("buffer.num_observations=28", "buffer.num_observations=28: the store holds 24; give at most"),
+        ("dataset.episodes=[0,1,3,4]", "dataset.repo_id=test/tiny: its training observations are not those"),
+        ("couplings.num_observations=25", "couplings.num_observations=25: give at most 24"),
+        ("couplings.num_observations=0", "couplings.num_observations=0: give at least 1"),
+        ("couplings.num_observations=x", "couplings.num_observations=x: give whole number"),
+        ("couplings.paht=x", "--couplings.paht is not an option; did you mean --couplings.path"),
+    ],
+)
+def test_a_training_that_is_not_the_stores_is_refused(
+    stores: dict[bool, Path], tmp_path: Path, capsys: Capture, option: str, message: str
+) -> None:
+    said = refusal(train_from(stores[False], tmp_path / "out", f"--{option}"), capsys)
+    store = stores[False]
+    assert message.format(store=store, made=f"the couplings in {store} were made with") in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_lies_under_what_the_store_says(stores: dict[bool, Path], tmp_path: Path) -> None:
+    given = [f"--couplings.path={stores[False]}", f"--output_dir={tmp_path / 'out'}", "--recipe=one_step"]
+    config, _ = parse(given)
+    assert (config.buffer.noises_per_observation, config.buffer.uses_per_coupling) == (3, 3)
+    assert config.method.get_choice_name(type(config.method)) == "endpoint"
+    # What is typed lies over both, and is refused when the store is opened.
+    assert parse([*given, "--buffer.noises_per_observation=5"])[0].buffer.noises_per_observation == 5
+
+
+def test_settings_of_a_file_are_held_to_the_store_as_well(
+    stores: dict[bool, Path], tmp_path: Path, capsys: Capture
+) -> None:
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps({"couplings": {"path": str(stores[False])}, "coupling": {"num_steps": 7}}))
+    said = refusal(["reflow", f"--config_path={file}", f"--output_dir={tmp_path / 'out'}"], capsys)
+    assert f"coupling.num_steps=7: the couplings in {stores[False]} were made with 2" in said
+
+
+def test_no_store_there(tmp_path: Path, capsys: Capture) -> None:
+    arguments = options(tmp_path, tmp_path, tmp_path / "out", "--couplings.num_observations=4")
+    assert "give --couplings.path as well" in refusal(arguments, capsys)
+    said = refusal(["reflow", "--couplings.path=nowhere", f"--output_dir={tmp_path / 'out'}"], capsys)
+    assert "couplings.path=nowhere: there is no folder; make one with: chordflow couple" in said
+
+
+def changed_weights(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if "action_out" in name)
+    weights[name] = weights[name] * 1.0001
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def changed_statistics(folder: Path) -> None:
+    file = next(folder.glob("policy_preprocessor_step_*.safetensors"))
+    save_file({name: tensor * 2 for name, tensor in load_file(file).items()}, file)
+
+
+def changed_chunk(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "chunk_size": 12}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (changed_weights, "its weights or its processors' statistics are not those that the couplings in"),
+        (changed_statistics, "its weights or its processors' statistics are not those that the couplings in"),
+        (changed_chunk, "its chunks have 8 actions of 6 dimensions (2 real), but those of"),
+    ],
+)
+def test_another_teacher_is_refused(
+    stores: dict[bool, Path], checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: Capture,
+    change: Callable[[Path], None], message: str,
+) -> None:  # fmt: skip
+    teacher = Path(shutil.copytree(checkpoint, tmp_path / "teacher"))
+    # A copy is the same teacher.
+    again = command(teacher, dataset_root, stores[False], "--resume=true")
+    assert main(again) == 0
+    change(teacher)
+    assert message in refusal(
+        train_from(stores[False], tmp_path / "out", f"--teacher.path={teacher}"), capsys
+    )
+    assert f"output_dir={stores[False]}: this store was made with " in refusal(again, capsys)
+
+
+def test_another_dataset_is_refused_and_a_copy_is_not(
+    stores: dict[bool, Path], dataset_root: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    other = build_dataset(tmp_path / "other", length=6)
+    said = refusal(train_from(stores[False], tmp_path / "out", f"--dataset.root={other}"), capsys)
+    assert "dataset.repo_id=test/tiny: its training observations are not those that the couplings in" in said
+    copy = shutil.copytree(dataset_root, tmp_path / "copy")
+    same = (f"--dataset.root={copy}", "--dataset.repo_id=me/mine", "--steps=1")
+    assert main(train_from(stores[False], tmp_path / "out", *same)) == 0
+
+
+def test_other_values_in_the_same_frames_are_another_dataset(
+    stores: dict[bool, Path], dataset_root: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    root = Path(shutil.copytree(dataset_root, tmp_path / "changed"))
+
+    def change(states: list[list[float]]) -> list[list[float]]:
+        states[1][0] += 1e-3
+        return states
+
+    edit_column(next((root / "data").rglob("*.parquet")), "observation.state", change)
+    said = refusal(train_from(stores[False], tmp_path / "out", f"--dataset.root={root}"), capsys)
+    assert "its training observations are not those" in said
+
+
+def test_a_damaged_store_is_refused_and_mended_by_the_command_that_it_names(
+    stores: dict[bool, Path], tmp_path: Path, capsys: Capture
+) -> None:
+    store = Path(shutil.copytree(stores[False], tmp_path / "ein Ordner"))
+    good = {path.name: path.read_bytes() for path in store.iterdir()}
+    times = {path.name: path.stat().st_mtime_ns for path in store.iterdir()}
+    path = store / shard_name(4)
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    (store / shard_name(2)).unlink()
+    resume = f"chordflow couple --resume=true --config_path='{store}/manifest.json'\n"
+    said = refusal(train_from(store, tmp_path / "out"), capsys)
+    assert f"{shard_name(2)} is missing" in said
+    assert said.endswith(resume)
+    assert main(["couple", "--resume=true", f"--config_path={store}/manifest.json"]) == 0
+    said = capsys.readouterr().out
+    assert "Block 4 is damaged (its checksum is another): it is made anew" in said
+    assert "1 blocks are to be made" in said
+    assert {path.name: path.read_bytes() for path in store.iterdir()} == good
+    rewritten = {path.name for path in store.iterdir() if path.stat().st_mtime_ns != times[path.name]}
+    assert rewritten == {shard_name(2), shard_name(4)}
