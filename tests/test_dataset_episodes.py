@@ -39,7 +39,8 @@ from chordflow.policies.sampling import Sampler
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
 from chordflow.reporting.table import held_out
 from chordflow.results.schema import HeldOut, Results
-from small_runs import Capture, options, refusal, refused, student_of
+from small_runs import Capture, Refuse, options, refusal, student_of
+from small_runs import refuse as refuse
 
 CAMERA = "observation.images.top"
 TWELVE = [f"task {number}" for number in range(12)]
@@ -234,11 +235,9 @@ def test_no_more_is_fetched_than_is_needed(
     split = open_split(DatasetConfig("test/on-a-hub", episodes=[1, 4]), tiny_policy)
     assert (split.held_out_episodes, len(split.train)) == ([4], 3)
     names = [path.relative_to(tmp_path / "cache") for path in (tmp_path / "cache").rglob("file-*")]
-    assert sorted(str(name) for name in names if name.parts[0] != "meta") == [
-        f"{kind}/chunk-000/file-{episode:03d}.{suffix}"
-        for kind, suffix in (("data", "parquet"), (f"videos/{CAMERA}", "mp4"))
-        for episode in (1, 4)
-    ]
+    kinds = ("data/chunk-000/file-00{}.parquet", f"videos/{CAMERA}/chunk-000/file-00{{}}.mp4")
+    wanted = [kind.format(episode) for kind in kinds for episode in (1, 4)]
+    assert sorted(str(name) for name in names if name.parts[0] != "meta") == wanted
 
 
 # ---- Whose videos are a little off -----------------------------------------------------------------------
@@ -249,13 +248,8 @@ def test_the_tolerance_is_lerobots() -> None:
 
 
 @pytest.mark.parametrize("value", ["0", "-1e-3", "nan"])
-def test_a_tolerance_that_is_none(
-    value: str, checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: Capture
-) -> None:
-    said = refused(
-        options(checkpoint, dataset_root, tmp_path / "out", f"--tolerance_s={value}"), capsys, tmp_path
-    )
-    assert re.search(r"tolerance_s=\S+: give a number above 0", said)
+def test_a_tolerance_that_is_none(value: str, refuse: Refuse) -> None:
+    assert re.search(r"tolerance_s=\S+: give a number above 0", refuse(f"--tolerance_s={value}"))
 
 
 @pytest.mark.parametrize("verb", ["reflow", "diagnose", "couple", "evaluate", "study"])
@@ -342,15 +336,13 @@ BROKEN: dict[str, tuple[dict[str, bool], Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_what_will_be_measured_is_read_before_training(
-    case: str, checkpoint: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    case: str, tmp_path: Path, refuse: Refuse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind, breaks, message = BROKEN[case]
     root = build_dataset(tmp_path / "data", length=3, **{"a_file_each": True, **kind})
     breaks(root)
     monkeypatch.setattr(job, "run_round", lambda *_, **__: pytest.fail("it trains"))
-    said = refused(
-        options(checkpoint, root, tmp_path / "out", "--measure.num_observations=99"), capsys, tmp_path
-    )
+    said = refuse("--measure.num_observations=99", data=root)
     assert re.search(message, said), said
     assert "--dataset.episodes" in said
     assert "resume" not in said
@@ -393,13 +385,8 @@ def weights(output: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_frame_that_breaks_after_training(
-    rounds: int,
-    checkpoint: Path,
-    of_one_each: Path,
-    tmp_path: Path,
-    capsys: Capture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    rounds: int, checkpoint: Path, of_one_each: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
     root, output = Path(shutil.copytree(of_one_each, tmp_path / "data")), tmp_path / "out"
     cut_image(root, 5)
     more = ["--dataset.eval_split=0.5", "--measure.num_observations=99", "--steps=3", f"--rounds={rounds}"]

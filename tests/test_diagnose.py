@@ -20,7 +20,7 @@ from chordflow.cli.main import main
 from chordflow.experiments.settings import diagnose_settings
 from chordflow.policies import load_flow_policy
 from chordflow.results.findings import findings, verdict
-from chordflow.results.schema import Results
+from chordflow.results.schema import HeldOut, Results
 from small_runs import Capture, refusal
 
 SMALL = ["--measure.num_observations=3", "--measure.converged_noises=1", "--measure.latency_repeats=2"]
@@ -50,11 +50,8 @@ def test_the_results_hold_all_that_is_promised(diagnosed: Path, checkpoint: Path
     assert {r.reference for r in results.gaps} == {"deployed", "converged"}
     assert results.floor is not None
     assert results.floor.rms > 0
-    assert results.held_out is not None
-    assert (results.held_out.observations, results.held_out.noises) == (3, 16)
     # One of two episodes for each of three tasks.
-    assert results.held_out.episodes == [3, 4, 5]
-    assert results.held_out.maybe_seen_by_teacher
+    assert results.held_out == HeldOut([3, 4, 5], 3, 16, maybe_seen_by_teacher=True)
     assert len(results.spreads) == len(results.widest) == 3
     assert {name for wide in results.widest for name in wide.pictures} == {"top"}
     assert np.shape(results.curvature[0].s_by_time_and_dim) == (100, 2)
@@ -106,12 +103,15 @@ def test_what_is_wrong_is_one_sentence_and_nothing_is_written(
     out = tmp_path / "out"
     given = arguments(checkpoint, dataset_root, out)
     without = [a for a in given if "repo_id" not in a]
-    assert "--dataset.repo_id is missing" in refusal(without, capsys)
-    assert "policy.path" in refusal(arguments(tmp_path / "none", dataset_root, out), capsys)
-    assert "dataset.root" in refusal(arguments(checkpoint, tmp_path / "none", out), capsys)
-    assert "policy.num_inference_steps=0" in refusal([*given, "--policy.num_inference_steps=0"], capsys)
-    assert "measure.solvers=[rk4]: choose " in refusal([*given, "--measure.solvers=[rk4]"], capsys)
-    assert "did you mean --policy.path" in refusal([*given, "--policy.pth=x"], capsys)
+    for wrong, message in (
+        (without, "--dataset.repo_id is missing"),
+        (arguments(tmp_path / "none", dataset_root, out), "policy.path"),
+        (arguments(checkpoint, tmp_path / "none", out), "dataset.root"),
+        ([*given, "--policy.num_inference_steps=0"], "policy.num_inference_steps=0"),
+        ([*given, "--measure.solvers=[rk4]"], "measure.solvers=[rk4]: choose "),
+        ([*given, "--policy.pth=x"], "did you mean --policy.path"),
+    ):
+        assert message in refusal(wrong, capsys)
     blind = build_dataset(tmp_path / "blind", episodes=3, cameras=())
     assert "lacks the checkpoint's camera(s)" in refusal(arguments(checkpoint, blind, out), capsys)
     other = build_dataset(tmp_path / "other", episodes=3, cameras=("front",))

@@ -33,28 +33,19 @@ def rows_of_the_document() -> list[Obstacle]:
 
 OBSTACLES = rows_of_the_document()
 
-# LeRobot's policies that follow no flow: what they do instead.
-NO_FLOW = {
-    "act": "regresses a chunk through a conditional variational autoencoder",
-    "diffusion": "DDPM and DDIM",
-    "gaussian_actor": "reinforcement learning",
-    "pi0_fast": "generates action tokens one by one",
-    "tdmpc": "plans in a learned model",
-    "vqbet": "chooses among quantised actions",
-}
+# A variational autoencoder, DDPM, reinforcement learning, tokens, a learned model, quantised actions.
+NO_FLOW = ("act", "diffusion", "gaussian_actor", "pi0_fast", "tdmpc", "vqbet")
 
-
-def policies_folder() -> Path:
-    spec = find_spec("lerobot")
-    assert spec is not None
-    assert spec.submodule_search_locations
-    return Path(spec.submodule_search_locations[0]) / "policies"
+SPEC = find_spec("lerobot")
+assert SPEC is not None
+assert SPEC.submodule_search_locations
+POLICIES = Path(SPEC.submodule_search_locations[0]) / "policies"
 
 
 def families() -> dict[str, Path]:
     """Every policy type that LeRobot registers, and its folder."""
     found = {}
-    for file in sorted(policies_folder().glob("*/configuration_*.py")):
+    for file in sorted(POLICIES.glob("*/configuration_*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "register_subclass":
                 (name,) = node.args
@@ -77,7 +68,7 @@ def functions(source: str) -> dict[str, ast.FunctionDef]:
 
 def source_of(obstacle: Obstacle) -> ast.FunctionDef:
     file, name = obstacle.where.split(": ")
-    path = policies_folder() / obstacle.family / file
+    path = POLICIES / obstacle.family / file
     return functions(path.read_text(encoding="utf-8"))[name]
 
 
@@ -102,12 +93,9 @@ def test_the_place_exists_and_is_a_sampler(obstacle: Obstacle) -> None:
 def test_names_in_the_text_exist_in_the_family(obstacle: Obstacle) -> None:
     text = f"{obstacle.reason} {obstacle.next_step}"
     # Whatever looks like code: with an underscore, a capital inside a word, or a dot between two names.
-    code = set(re.findall(r"\b(?:\w+_\w+|_\w+|[A-Z][a-z]+[A-Z]\w+)\b", text)) - {
-        "x_next",
-        "t_next",
-        "InternVL3",
-    }
-    words = words_of(policies_folder() / obstacle.family)
+    code = set(re.findall(r"\b(?:\w+_\w+|_\w+|[A-Z][a-z]+[A-Z]\w+)\b", text))
+    code -= {"x_next", "t_next", "InternVL3"}
+    words = words_of(POLICIES / obstacle.family)
     assert code
     assert [name for name in sorted(code) if not re.search(rf"\b{name}\b", words)] == []
 
@@ -121,7 +109,7 @@ def test_every_flow_matching_family_is_supported_or_listed() -> None:
     assert set(families()) == supported | set(listed) | set(NO_FLOW)
 
 
-@pytest.mark.parametrize("family", sorted(NO_FLOW))
+@pytest.mark.parametrize("family", NO_FLOW)
 def test_those_left_out_follow_no_flow(family: str) -> None:
     assert not re.search(r"flow[ _-]?match", words_of(families()[family]), re.IGNORECASE)
 
@@ -134,7 +122,7 @@ def test_a_family_without_adapter_is_refused_with_its_reason(family: str) -> Non
 
 def parameters(family: str) -> set[str]:
     """The fields of a family's config."""
-    (file,) = (policies_folder() / family).glob("configuration_*.py")
+    (file,) = (POLICIES / family).glob("configuration_*.py")
     return {
         node.target.id
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
@@ -142,17 +130,11 @@ def parameters(family: str) -> set[str]:
     }
 
 
-@pytest.mark.parametrize(
-    ("family", "field"),
-    [
-        ("evo1", "num_inference_timesteps"),
-        ("fastwam", "num_inference_steps"),
-        ("lingbot_va", "action_num_inference_steps"),
-        ("molmoact2", "num_inference_steps"),
-        ("vla_jepa", "num_inference_timesteps"),
-        ("xvla", "num_denoising_steps"),
-    ],
-)
+@pytest.mark.parametrize(("family", "field"), [
+    ("evo1", "num_inference_timesteps"), ("fastwam", "num_inference_steps"), ("xvla", "num_denoising_steps"),
+    ("lingbot_va", "action_num_inference_steps"), ("molmoact2", "num_inference_steps"),
+    ("vla_jepa", "num_inference_timesteps"),
+])  # fmt: skip
 def test_the_field_of_steps_is_in_the_config(family: str, field: str) -> None:
     assert field in parameters(family)
     assert field in by_family(family).next_step
@@ -161,7 +143,7 @@ def test_the_field_of_steps_is_in_the_config(family: str, field: str) -> None:
 def test_wall_x_has_no_field_of_steps() -> None:
     assert not [name for name in parameters("wall_x") if "step" in name and "action" not in name and "obs" not in name
                 and "scheduler" not in name]  # fmt: skip
-    chunk = functions((policies_folder() / "wall_x/modeling_wall_x.py").read_text(encoding="utf-8"))[
+    chunk = functions((POLICIES / "wall_x/modeling_wall_x.py").read_text(encoding="utf-8"))[
         "WallXPolicy.predict_action_chunk"
     ]
     assert "num_inference_timesteps" not in ast.unparse(chunk)

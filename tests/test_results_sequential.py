@@ -1,5 +1,6 @@
 """The sequential test: fair bets, errors under looking after every pair, and what an early stop leaves."""
 
+import copy
 import itertools
 import math
 
@@ -15,6 +16,7 @@ from chordflow.results.sequential import (
     SequentialDecision,
     SequentialTest,
     confidence_sequence,
+    decided_at,
     log_capital,
 )
 from script_files import ROOT, load_script
@@ -32,6 +34,20 @@ def _outcomes(d: list[int] | np.ndarray) -> tuple[list[bool], list[bool]]:
 
 def _draw(rng: np.random.Generator, shape: tuple[int, ...], first: float, second: float) -> np.ndarray:
     return rng.choice([1, 0, -1], p=[first, 1 - first - second, second], size=shape)
+
+
+def _ends(test: SequentialTest, d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each row of pairs ends with "non-inferior", and after how many; a few by the test itself."""
+    counts = [np.cumsum(d == x, axis=1) for x in (1, 0, -1)]
+    better, worse = decided_at(*counts, test.margin, test.alpha)
+    stops = (better | worse) & test.looks_at(np.arange(1, d.shape[1] + 1))
+    last = np.where(stops.any(axis=1), stops.argmax(axis=1), d.shape[1] - 1)
+    won = (better & stops)[np.arange(len(d)), last]
+    for row in range(40):
+        end = copy.copy(test).update(*_outcomes(d[row]))
+        assert (end.decision == "non-inferior", end.episodes) == (won[row], last[row] + 1)
+        assert end.looks == end.episodes // test.look_every - (test.min_episodes - 1) // test.look_every
+    return won, last + 1
 
 
 def test_the_first_capital_is_one() -> None:
@@ -151,12 +167,10 @@ def test_tasks_of_unequal_difficulty_are_looked_at_in_whole_rounds() -> None:
     # tasks is at the margin, so "non-inferior" is an error.
     losing, rounds, runs = np.array([0.0, 0.0, 0.0, 0.4]), 60, 1500
     d = -(np.random.default_rng(2).random((runs, rounds, 4)) < losing).astype(int).reshape(runs, -1)
-    ends = [SequentialTest(0.1, min_episodes=1, look_every=4).update(*_outcomes(row)) for row in d]
-    wrong = np.mean([end.decision == "non-inferior" for end in ends])
-    assert wrong <= 0.025
-    decided = [end for end in ends if end.decision != "undecided"]
-    assert decided
-    assert all(end.episodes % 4 == 0 and end.looks == end.episodes // 4 for end in decided)
+    wrong, lengths = _ends(SequentialTest(0.1, min_episodes=1, look_every=4), d)
+    assert wrong.mean() <= 0.025
+    assert (lengths < d.shape[1]).any()
+    assert (lengths % 4 == 0).all()
 
 
 @given(st.integers(1, 8), st.integers(1, 40), st.integers(1, 90))
@@ -170,11 +184,10 @@ def test_the_exact_figures_are_those_of_the_test() -> None:
     first, second, runs = 0.12, 0.08, 600
     exact = COVERAGE.sequential_power(SequentialTest(0.15, max_episodes=120), first, second)
     draws = _draw(np.random.default_rng(0), (runs, 120), first, second)
-    ends = [SequentialTest(0.15, max_episodes=120).update(*_outcomes(d)) for d in draws]
-    better = np.mean([end.decision == "non-inferior" for end in ends])
-    lengths, share = np.array([end.episodes for end in ends]), exact.non_inferior
+    better, lengths = _ends(SequentialTest(0.15, max_episodes=120), draws)
+    share = exact.non_inferior
     assert 0.2 < share < 0.98
-    assert better == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / runs))
+    assert better.mean() == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / runs))
     assert lengths.mean() == pytest.approx(exact.mean_episodes, abs=4 * lengths.std() / math.sqrt(runs))
 
 

@@ -252,7 +252,7 @@ def test_a_run_by_the_rule_goes_on_by_a_number_or_by_another_rule(
     ("more", "message"),
     [
         (["--rounds=auto", "--auto_rounds.most=1"], "auto_rounds.most=1: give at least 2, or --rounds=1."),
-        (["--rounds=auto", "--auto_rounds.least_gain=1"], "auto_rounds.least_gain=1.0: give a share from 0"),
+        (["--rounds=auto", "--auto_rounds.least_gain=1"], "auto_rounds.least_gain=1.0: give a number from 0"),
         (
             ["--rounds=2", "--auto_rounds.most=3"],
             "auto_rounds: these options are about rounds=auto, and rounds=2",

@@ -213,7 +213,7 @@ WRONG: list[tuple[str, list[str], str]] = [
     ("beginnings", ["--optimizer.lr=1e-3"], "optimizer.lr=0.001: give --learning_rates='[0.001]' instead"),
     ("beginnings", ["--method.type=noise_biased"], "method.type=noise_biased: the method does not look at couplings"),
     ("rounds", ["--rounds=1"], "rounds=1: give at least 2"),
-    ("rounds", ["--least_gain=1"], "least_gain=1.0: give a share from 0 up to but not 1"),
+    ("rounds", ["--least_gain=1"], "least_gain=1.0: give a number from 0 up to but not 1"),
     ("rounds", ["--starts=[second]"], "starts=[second]: choose last, first, fresh or once"),
     ("rounds", ["--solvers=[euler,euler]"], "solvers=[euler,euler]: give at least one, each once"),
     ("rounds", ["--real_data_shares=[1]"], "real_data_shares=[1.0]: give a number from 0 up to but not 1"),

@@ -15,7 +15,7 @@ from chordflow.errors import UserError
 from chordflow.evaluation.paired import MeasureConfig
 from chordflow.experiments.recipes import recipe
 from chordflow.policies import Role
-from chordflow.results.paying import LEAST_GAIN, check_least_gain
+from chordflow.results.paying import LEAST_GAIN
 from chordflow.training.methods import MethodConfig, ReflowMethodConfig
 from chordflow.training.optimizers import OptimizerConfig, SOAPConfig
 from chordflow.training.steps import EMAConfig, SchedulerConfig
@@ -105,7 +105,7 @@ class AutoRoundsConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "auto_rounds.", "most", at_least=2, note=", or --rounds=1")
-        check_least_gain("auto_rounds.least_gain", self.least_gain)
+        check_fields(self, "auto_rounds.", "least_gain", at_least=0, below=1)
 
 
 class ObservationSource(StrEnum):

@@ -1,5 +1,7 @@
 """Rows of results about episodes in an environment: success, motion, delays, timing."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,11 +17,14 @@ DelayMode = Literal["none", "sync", "async", "rtc"]
 `rtc`: as before, with LeRobot's real-time chunking."""
 
 
-def _interval_of_rate(successes: int, episodes: int, starts: int | None) -> Interval:
-    """Wilson's, of as many episodes as begin differently."""
-    if starts is None:
-        return wilson_interval(successes, episodes)
-    return wilson_interval(successes * starts / episodes, starts)
+def _derive_rate(row: SuccessRow | DelayRow) -> None:
+    """Sets the rate, and Wilson's interval of as many episodes as begin differently."""
+    if row.starts is None:
+        interval = wilson_interval(row.successes, row.episodes)
+    else:
+        interval = wilson_interval(row.successes * row.starts / row.episodes, row.starts)
+    object.__setattr__(row, "interval", interval)
+    object.__setattr__(row, "rate", row.successes / row.episodes)
 
 
 @dataclass(frozen=True)
@@ -59,8 +64,7 @@ class SuccessRow:
     interval: Interval = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "interval", _interval_of_rate(self.successes, self.episodes, self.starts))
-        object.__setattr__(self, "rate", self.successes / self.episodes)
+        _derive_rate(self)
 
     @property
     def is_stock(self) -> bool:
@@ -129,8 +133,7 @@ class DelayRow:
     interval: Interval = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "interval", _interval_of_rate(self.successes, self.episodes, self.starts))
-        object.__setattr__(self, "rate", self.successes / self.episodes)
+        _derive_rate(self)
 
 
 @dataclass(frozen=True)

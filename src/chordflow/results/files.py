@@ -44,11 +44,7 @@ class RecordFile:
 
     @classmethod
     def from_json(cls, text: str, source: str) -> Self:
-        """Reads the file's text.
-
-        Args:
-            text: what `to_json` wrote.
-            source: name of the file, for messages.
+        """Reads what `to_json` wrote; `source` names the file in messages.
 
         Raises:
             UserError: if the text is not JSON, of a newer version, or something else.
@@ -95,11 +91,7 @@ class RecordFile:
 
 
 def encode(value: Any, where: str = "") -> Any:
-    """Turns dataclasses, lists and dictionaries into what `json` writes.
-
-    Args:
-        value: what to encode.
-        where: name of the field, for the message.
+    """Turns dataclasses, lists and dictionaries into what `json` writes; `where` is the field, for the message.
 
     Raises:
         ValueError: if a number is not finite or a type has no JSON form; the message names the field.
@@ -124,10 +116,6 @@ def decode[T](kind: type[T], data: Any) -> T:
 
     Fields with `init=False` are derived: they are ignored in the data and computed anew. A dataclass may name fields of
     older files in `DROPPED`, which are ignored as well.
-
-    Args:
-        kind: the dataclass.
-        data: a dictionary.
 
     Raises:
         ValueError: if a field is missing, unknown or of another type; the message names the first such field.

@@ -93,10 +93,7 @@ def free_ways(results: Results, most: int) -> list[GapRow]:
 
     Even Euler steps, which LeRobot's own sampler takes, and the best way of each number of evaluations; where that was
     not looked for, every other solver that was measured.
-
-    Args:
-        results: what was measured.
-        most: network evaluations at most; never as many as deployed.
+    `most` is the number of network evaluations at most; never as many as deployed.
     """
     rows, best = [row for row in results.gaps if row.policy == TEACHER], results.free
     if best is not None:
@@ -107,10 +104,9 @@ def free_ways(results: Results, most: int) -> list[GapRow]:
 
 
 def noise_text(results: Results, row: GapRow) -> str:
-    """A gap relative to what noise decides, or in the robot's units where noise decides next to nothing.
+    """What stands behind an RMS, such as ` or 29 % of what noise decides`; nothing where spreads were not measured.
 
-    Returns:
-        What stands behind the RMS, such as ` or 29 % of what noise decides`; nothing where spreads were not measured.
+    Where noise decides next to nothing it is the gap in the robot's units.
     """
     share, value = results.noise_share, results.of_noise(row.rms)
     if value is not None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise, takewhile
 
-from chordflow.errors import UserError
 from chordflow.results.wording import percent
 
 LEAST_GAIN = 0.1
@@ -71,29 +71,9 @@ def gain(before: Standing, after: Standing, least: float = LEAST_GAIN) -> Gain:
 
 
 def paying_rounds(standings: Sequence[Standing], least: float = LEAST_GAIN) -> int:
-    """How many rounds pay, one after the other, until one does not.
-
-    Args:
-        standings: the untrained teacher, then the student of each round.
-        least: the least gain.
-
-    Returns:
-        From 0 to the number of rounds; that number where all pay.
-    """
-    for number in range(1, len(standings)):
-        if not gain(standings[number - 1], standings[number], least).pays:
-            return number - 1
-    return max(0, len(standings) - 1)
-
-
-def check_least_gain(name: str, value: float) -> None:
-    """Makes sure that a least gain is one.
-
-    Raises:
-        UserError: if not.
-    """
-    if not 0.0 <= value < 1.0:
-        raise UserError(f"{name}={value}: give a share from 0 up to but not 1, such as {LEAST_GAIN}.")
+    """How many rounds pay, one after the other, until one does not; the untrained teacher stands first."""
+    pays = (gain(before, after, least).pays for before, after in pairwise(standings))
+    return sum(1 for _ in takewhile(bool, pays))
 
 
 def _reduction(before: float, after: float) -> float:

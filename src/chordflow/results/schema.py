@@ -5,6 +5,7 @@ written for the reader's convenience and computed anew on loading.
 """
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from platform import python_version
@@ -257,12 +258,7 @@ class Results(RecordFile):
     def of_noise(self, rms: float) -> float | None:
         """A gap's RMS over the root of the variance that noise explains, in place of that of the whole variance.
 
-        Args:
-            rms: as `GapRow` has it.
-
-        Returns:
-            A fraction, or None where noise explains less than `LEAST_NOISE_SHARE` of the variance: then it means
-            nothing.
+        None where noise explains less than `LEAST_NOISE_SHARE` of the variance: then it means nothing.
         """
         share = self.noise_share
         return None if share is None or share < LEAST_NOISE_SHARE else rms / math.sqrt(share)
@@ -311,15 +307,9 @@ class Results(RecordFile):
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of Python, torch, lerobot and chordflow, read without importing them.
-
-    Returns:
-        Versions by name; a distribution that is not installed is left out.
-    """
+    """Versions of Python, torch, lerobot and chordflow, where installed, read without importing them."""
     versions = {"python": python_version()}
     for name in ("torch", "lerobot", "chordflow"):
-        try:
+        with suppress(PackageNotFoundError):
             versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return versions

@@ -114,10 +114,8 @@ class Figures:
 
     def gap(self, num_steps: int, reference: Reference = "converged") -> GapRow | None:
         """The row of a number of steps, or None."""
-        for row in self.gaps:
-            if (row.num_steps, row.reference) == (num_steps, reference):
-                return row
-        return None
+        rows = (row for row in self.gaps if (row.num_steps, row.reference) == (num_steps, reference))
+        return next(rows, None)
 
     def diversity_at(self, num_steps: int) -> Diversity | None:
         """The row of a number of steps, or None."""
@@ -135,7 +133,7 @@ class Look:
         student: its `pretrained_model` folder, relative to the file.
         weights_sha256: of its weights file.
         figures: of the student as reloaded from disk; None until it is measured.
-        success: of the student at one step, all episodes first, then by instruction; empty until they are run.
+        success: at one step, all episodes first, then by instruction; empty until they are run.
     """
 
     mark: float
@@ -322,10 +320,7 @@ def joined(studies: Sequence[Study]) -> Study:
     """Several studies of one teacher, measured alike, as one.
 
     Arms of one name, settings and budget are one arm with the seeds of both; an arm that only shares its name gets the
-    number of its study behind it.
-
-    Args:
-        studies: at least one; the first says how the others are shown.
+    number of its study behind it. The first study says how the others are shown.
 
     Raises:
         UserError: if their figures cannot be compared.

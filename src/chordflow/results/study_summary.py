@@ -147,9 +147,6 @@ def middle_seed(rows: Sequence[SuccessRow]) -> SuccessRow | None:
 
     The students of all seeds run the same episodes against the same outcomes of the teacher. Added up, each episode
     would count once for each seed, and intervals and tests that take episodes as independent would say too much.
-
-    Args:
-        rows: of one way to act in one group of episodes, one for each seed.
     """
     return sorted(rows, key=lambda row: row.rate)[(len(rows) - 1) // 2] if rows else None
 

@@ -18,15 +18,7 @@ _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", 
 
 
 def percent(fraction: float, decimals: int | None = None) -> str:
-    """A fraction in percent, such as `9.1 %`.
-
-    Args:
-        fraction: 0.091 for 9.1 %.
-        decimals: digits after the point; two significant digits by default.
-
-    Returns:
-        The text; what is not zero never reads as zero.
-    """
+    """A fraction in percent, such as `9.1 %`, with two significant digits by default; only zero reads as zero."""
     value = 100 * fraction
     if value == 0:
         return "0 %"
@@ -77,12 +69,7 @@ def step_counts(counts: Sequence[int]) -> str:
 
 
 def span(interval: Interval | None, figure: Callable[[float], str]) -> str:
-    """An interval behind a figure, such as ` [1.2, 3.4]`, or nothing where there is none.
-
-    Args:
-        interval: the interval.
-        figure: writes each end.
-    """
+    """An interval behind a figure, such as ` [1.2, 3.4]`, or nothing; `figure` writes each end."""
     return "" if interval is None else f" [{figure(interval.low)}, {figure(interval.high)}]"
 
 

@@ -83,14 +83,16 @@ def save_checkpoint(
 ) -> Path:
     """Writes a checkpoint whole or not at all, and has `last` point to it; timed ones before it are then removed.
 
+    Every one of the processes has to call this, and the first writes. What is recorded of sizes is as LeRobot does.
+
     Args:
         output_dir: of the run.
         step: optimiser steps done.
         total_steps: of the run, for the number of digits.
         state: what resuming needs.
         write_student: fills a `pretrained_model` folder with weights by name.
-        processes: of the run: each has to call this, and the first writes.
-        batch_size: of each process, micro-batches taken together; recorded, as LeRobot does.
+        processes: of the run.
+        batch_size: of each process, micro-batches taken together.
         losses: of the steps that no line of metrics tells of yet.
         timed: whether the next checkpoint replaces it.
 

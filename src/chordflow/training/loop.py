@@ -55,20 +55,11 @@ def train(
     resume_from: Path | None = None,
     on_step: Callable[[Passed, float], None] = lambda passed, rate: None,
 ) -> Trained:
-    """Trains the student on the buffer's couplings, with a log and checkpoints to resume from.
+    """Trains the student on the buffer's couplings, with a log and checkpoints to resume from in `output_dir`.
 
-    A signal stops it after a whole step, with a checkpoint that all processes have agreed on.
-
-    Args:
-        config: steps, rates and sizes.
-        student: with only `trainable` requiring gradients.
-        trainable: float32 parameters by name.
-        buffer: of couplings.
-        method: the loss.
-        output_dir: of the run.
-        write_student: called as `write_student(folder, weights)` to write a `pretrained_model` folder.
-        resume_from: a checkpoint folder of this run.
-        on_step: called after every step, with where it stands and the couplings trained on in a second.
+    A signal stops it after a whole step, with a checkpoint that all processes have agreed on. `write_student(folder,
+    weights)` writes a `pretrained_model` folder; `on_step` is called after every step, with where it stands and the
+    couplings trained on in a second. All else is as for `Training`.
 
     Raises:
         UserError: if a loss or gradient is not finite, memory runs out, a checkpoint cannot be written, or the

@@ -15,7 +15,7 @@ from chordflow.errors import UserError
 from chordflow.evaluation.paired import MeasureConfig
 from chordflow.experiments.config import CheckpointConfig, StudentConfig
 from chordflow.policies import FlowPolicy
-from chordflow.results.paying import LEAST_GAIN, check_least_gain
+from chordflow.results.paying import LEAST_GAIN
 from chordflow.results.study import STEP_COUNTS, LeftOut, Preset
 from chordflow.training.methods import MethodConfig, ReflowMethodConfig
 from chordflow.training.optimizers import OptimizerConfig, SOAPConfig
@@ -191,7 +191,7 @@ class StudyConfig:
         check_fields(self, "", "seconds", "level", above=0)
         check_fields(self, "", "num_workers", at_least=0)
         check_once("seeds", self.seeds, at_least=0, note=", such as [0,1,2]")
-        check_least_gain("least_gain", self.least_gain)
+        check_fields(self, "", "least_gain", at_least=0, below=1)
         if self.looks is None:
             self.looks = self.default_looks()
         check_range("looks", self.looks, at_least=0)
