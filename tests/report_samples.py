@@ -35,6 +35,7 @@ from chordflow.results.schema import CouplingSummary, Finding, LossCurve, Policy
 from chordflow.results.sequential import SequentialDecision
 from chordflow.results.statistics import Estimate, Interval, NonInferiority, PairedSuccess, Percentiles
 
+VERSIONS = {"python": "3.12.3", "torch": "2.11.0", "lerobot": "0.6.1", "chordflow": "0.1.0"}
 GROUPS = {"all": 500, "go any way": 250, "go left": 125, "go right": 125}
 
 
@@ -98,41 +99,31 @@ def sample(**changes: Any) -> Results:
         (4, 0.068, 0.075),
         (10, 0.0, 0.071),
     ):
-        own = (
-            ratio(student / untrained, 0.85 * student / untrained, 1.15 * student / untrained)
-            if untrained
-            else None
-        )
+        ends = [share * student / untrained if untrained else 0.0 for share in (1, 0.85, 1.15)]
+        own = ratio(*ends) if untrained else None
         gaps += [
             gap("teacher", steps, "deployed", untrained, flip_rate=untrained / 4),
             gap("student", steps, "deployed", student, student / 2.1, ratio_to_untrained=own),
         ]
-    gaps += [
-        gap("teacher", steps, "converged", rms)
-        for steps, rms in ((1, 0.256), (2, 0.166), (4, 0.103), (10, 0.043))
-    ]
-    gaps += [
-        gap("student", steps, "converged", rms, rms / 2.1)
-        for steps, rms in ((1, 0.099), (2, 0.088), (4, 0.081), (10, 0.078))
-    ]
-    gaps += [
-        gap("teacher", 1, reference, rms, solver="midpoint", nfe=2)
-        for reference, rms in (("deployed", 0.164), ("converged", 0.182))
-    ]
-    rows = []
-    for group, episodes in GROUPS.items():
-        easy = 0.99 if group.startswith(("go l", "go r")) else None
+    far = {1: (0.256, 0.099), 2: (0.166, 0.088), 4: (0.103, 0.081), 10: (0.043, 0.078)}
+    gaps += [gap("teacher", steps, "converged", rms) for steps, (rms, _) in far.items()]
+    gaps += [gap("student", steps, "converged", rms, rms / 2.1) for steps, (_, rms) in far.items()]
+    gaps += [gap("teacher", 1, "deployed", 0.164, solver="midpoint", nfe=2)]
+    gaps += [gap("teacher", 1, "converged", 0.182, solver="midpoint", nfe=2)]
+    rows = [
+        success(policy, steps, 0.99 if group.startswith(("go l", "go r")) else rate, versus, group, episodes)
+        for group, episodes in GROUPS.items()
         for policy, steps, rate, versus in (
             ("teacher", 10, 0.922, None),
             ("teacher", 2, 0.858, (-0.064, -0.092, -0.036)),
             ("teacher", 1, 0.712, (-0.21, -0.25, -0.17)),
             ("student", 1, 0.91, (-0.012, -0.03, 0.006)),
-        ):
-            rows.append(success(policy, steps, easy or rate, versus, group, episodes))
+        )
+    ]
     value = Results(
         command=["chordflow", "reflow", "--teacher.path=outputs/teacher", "--steps=600"],
         settings={"steps": 600},
-        versions={"python": "3.12.3", "torch": "2.11.0", "lerobot": "0.6.1", "chordflow": "0.1.0"},
+        versions=VERSIONS,
         device="a processor with two cores",
         seeds={"training": 0},
         teacher="outputs/teacher",
@@ -224,22 +215,21 @@ def diagnosis(**changes: Any) -> Results:
     spreads = []
     for index in range(200):
         modes = 1 + int(index % 4 == 0) + int(index % 40 == 0)
-        shares = [1.0] if modes == 1 else [0.6, 0.4] if modes == 2 else [0.5, 0.3, 0.2]
         spread = float(draw.gamma(4, 0.03)) + (0.5 if modes > 1 else 0)
         task = ("go any way", "go left", "go right")[index % 3]
+        shares = [[1.0], [0.6, 0.4], [0.5, 0.3, 0.2]][modes - 1]
         spreads.append(ObservationSpread(index, index // 5, 7 * (index % 5), task, spread, modes, shares))
     widest = []
+    pictures = {"observation.images.top": picture_of(40), "observation.images.wrist": picture_of(200)}
     for row in sorted(spreads, key=lambda row: -row.spread)[:4]:
         labels = draw.integers(0, row.modes, 64).tolist()
         x = [6.0 * mode + float(noise) for mode, noise in zip(labels, draw.normal(size=64), strict=True)]
-        pictures = {"observation.images.top": picture_of(40), "observation.images.wrist": picture_of(200)}
-        widest.append(
-            WideObservation(row.observation, x, draw.normal(size=64).tolist(), labels, [0.7, 0.1], pictures)
-        )
+        y = draw.normal(size=64).tolist()
+        widest.append(WideObservation(row.observation, x, y, labels, [0.7, 0.1], pictures))
     value = Results(
         command=["chordflow", "diagnose", "--policy.path=lerobot/smolvla_base", "--dataset.repo_id=lerobot/svla_so101"],
         settings={"dataset": {"repo_id": "lerobot/svla_so101"}, "measure": {"num_observations": 200}},
-        versions={"python": "3.12.3", "torch": "2.11.0", "lerobot": "0.6.1", "chordflow": "0.1.0"},
+        versions=VERSIONS,
         device="NVIDIA L4",
         seeds={"measuring": 0},
         teacher="lerobot/smolvla_base",
@@ -288,9 +278,8 @@ def evaluation(**changes: Any) -> Results:
                 low, high = lower - 0.016, lower + 0.014
                 decision: Any = "non-inferior" if low > -0.02 else "inferior" if high < -0.02 else "undecided"
                 needed = 2400 if decision == "undecided" else None
-                row = dataclasses.replace(
-                    row, noninferiority=NonInferiority(0.02, decision, low, high, episodes, needed)
-                )
+                said = NonInferiority(0.02, decision, low, high, episodes, needed)
+                row = dataclasses.replace(row, noninferiority=said)
             rows.append(dataclasses.replace(row, coverage=0.9506))
         for measure, middle in (
             ("jerk", 0.0123), ("path length", 4.2), ("jump", 0.031), ("length", 61.0), ("seconds", 0.8),
@@ -300,17 +289,11 @@ def evaluation(**changes: Any) -> Results:
             mean = ratio(value, 0.95 * value, 1.05 * value)
             motion.append(MotionRow(policy, "euler", steps, measure, mean, away, 1000))  # type: ignore[arg-type]
         timing.append(TimingRow(policy, steps, 40.0 / (place + 1), 55.0, 2.0, 1.5))
-        if not deployed:
-            sequential.append(
-                SequentialRow(
-                    policy,
-                    steps,
-                    SequentialDecision(
-                        "betting", 0.02, 0.05, 340 + 40 * place,
-                        "inferior" if rate < 0.9 else "non-inferior", lower - 0.03, lower + 0.03, 45.0, 0.1, 17, True,
-                    ),
-                )
-            )  # fmt: skip
+        decided = "inferior" if rate < 0.9 else "non-inferior"
+        decision = SequentialDecision(
+            "betting", 0.02, 0.05, 340 + 40 * place, decided, lower - 0.03, lower + 0.03, 45.0, 0.1, 17, True
+        )
+        sequential += [SequentialRow(policy, steps, decision)] if not deployed else []
     for policy, steps in (("teacher", 10), ("student", 1)):
         modes: list[tuple[Any, float | None, float]] = [
             ("sync", None, 0.0), ("async", None, -0.04), ("rtc", 10.0, -0.01 if steps == 10 else -0.2),
@@ -327,7 +310,7 @@ def evaluation(**changes: Any) -> Results:
     value = Results(
         command=["chordflow", "evaluate", "--teacher.path=outputs/teacher", "--student.path=me/student"],
         settings={"margin": 0.02},
-        versions={"python": "3.12.3", "torch": "2.11.0", "lerobot": "0.6.1", "chordflow": "0.1.0"},
+        versions=VERSIONS,
         device="NVIDIA L4",
         seeds={"rollouts": 0, "measuring": 0},
         teacher="outputs/teacher",
@@ -415,3 +398,7 @@ def hostile() -> Results:
             Clip("clip.gif", [HOSTILE, third], [0], [[True, False]]),
         ],
     )  # fmt: skip
+
+
+MAKERS = {"reflow": sample, "diagnosis": diagnosis, "evaluation": evaluation, "hostile": hostile}
+"""What makes results of each kind."""

@@ -16,6 +16,7 @@ from rich.console import Console
 from chordflow.reporting.section import ABSENT, Section
 from chordflow.reporting.table import Drawn, facts, sections, written
 from chordflow.results.actions import ChunkTime
+from chordflow.results.episodes import SuccessRow
 from chordflow.results.findings import findings, verdict
 from chordflow.results.schema import Results
 from chordflow.results.statistics import Percentiles
@@ -41,6 +42,11 @@ def of_latency(**changes: Any) -> Callable[[Results], dict[str, Any]]:
 
 def chunk(num_steps: int, seconds: float) -> ChunkTime:
     return ChunkTime(num_steps, Percentiles(seconds, seconds, seconds, seconds))
+
+
+def without_needed(row: SuccessRow) -> SuccessRow:
+    asked = row.noninferiority and dataclasses.replace(row.noninferiority, episodes_needed=None)
+    return dataclasses.replace(row, noninferiority=asked)
 
 
 MISSING: dict[str, Callable[[Results], dict[str, Any]]] = {
@@ -69,16 +75,7 @@ MISSING: dict[str, Callable[[Results], dict[str, Any]]] = {
     "pairing": rows("success", versus_teacher=None, noninferiority=None),
     "coverage": rows("success", coverage=None),
     "other policies": rows("success", lambda row: (row.policy, row.num_steps) == ("teacher", 10)),
-    "episodes needed": lambda results: {
-        "success": [
-            dataclasses.replace(
-                row,
-                noninferiority=row.noninferiority
-                and dataclasses.replace(row.noninferiority, episodes_needed=None),
-            )
-            for row in results.success
-        ]
-    },
+    "episodes needed": lambda results: {"success": [without_needed(row) for row in results.success]},
     "curvature's intervals": rows("curvature", interval=None),
     "percentiles": of_latency(encode=None, step=None, chunks=[]),
     "chunks": of_latency(chunks=[]),

@@ -1,19 +1,26 @@
 """The tables hold the numbers, fit the terminal, and never read a name as markup."""
 
+import contextlib
 import dataclasses
 import io
 import itertools
+import os
+import pty
 import re
+import subprocess
+import sys
+import termios
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from chordflow.reporting.flow_tables import summary
-from chordflow.reporting.table import markdown, render
+from chordflow.reporting.table import facts, markdown, render, sections
 from chordflow.results.actions import FreeWays, HeldOut
 from chordflow.results.findings import verdict
 from chordflow.results.schema import PolicyInfo, Results
-from report_samples import gap, sample, success
+from report_samples import MAKERS, diagnosis, evaluation, gap, sample, success
 
 
 def printed(results: Results, width: int = 200) -> str:
@@ -45,10 +52,10 @@ def test_the_gap_table_holds_every_way_to_act_and_the_floor() -> None:
 
 
 def test_evaluations_have_a_column_only_where_they_differ_from_steps() -> None:
-    euler = sample(gaps=[r for r in sample().gaps if r.solver == "euler"])
+    euler = printed(sample(gaps=[r for r in sample().gaps if r.solver == "euler"]))
     assert "nfe" in printed(sample())
-    assert "nfe" not in printed(euler)
-    assert row(printed(euler), "student", "1")[2] == "9.1 %"
+    assert "nfe" not in euler
+    assert row(euler, "student", "1")[2] == "9.1 %"
 
 
 def test_success_comes_by_group_with_interval_and_pairing() -> None:
@@ -57,25 +64,11 @@ def test_success_comes_by_group_with_interval_and_pairing() -> None:
     assert re.search(r"student +1 +91\.0 \[88\.2, 93\.2\] +-1\.2 \[-3\.0, \+0\.6\] +0\.200", text)
     assert "go any way (250)" in text
     assert "Success in episodes" not in printed(sample(success=[]))
-
-
-def test_episodes_are_counted_by_row_where_they_differ() -> None:
+    # Episodes are counted by row where they differ.
     rows = [success("teacher", 10, 0.9, None), success("student", 1, 0.5, None, episodes=100)]
     text = printed(sample(success=rows))
     assert re.search(r"all \(500\) +teacher", text)
     assert re.search(r"all \(100\) +student", text)
-
-
-def test_the_grid_of_the_couplings_is_named_where_it_is_not_the_uniform_one() -> None:
-    made = sample().couplings
-    assert made is not None
-    for power, expected in (
-        (1.4, "ten steps, grid power 1.4; buffer"),
-        (1.0, "ten steps; buffer"),
-        (None, "ten steps; buffer"),
-    ):
-        couplings = dataclasses.replace(made, grid_power=power)
-        assert expected in " ".join(printed(sample(couplings=couplings)).split())
 
 
 def test_facts_below_the_tables() -> None:
@@ -83,18 +76,61 @@ def test_facts_below_the_tables() -> None:
     assert "200 observations of 3 episodes, 16 noises each" in text
     assert "may have seen" not in text
     assert "2048 observations with 4 noises each, by midpoint with ten steps; buffer 61 MB" in text
-    seen = sample(held_out=HeldOut([4], 10, 1, True))
-    assert "10 observations of 1 episode, 1 noise each; the teacher may have seen them" in " ".join(
-        printed(seen).split()
-    )
+    seen = dict(facts(sample(held_out=HeldOut([4], 10, 1, True))))
+    assert "10 observations of 1 episode, 1 noise each; the teacher may have seen them" in seen["held out"]
+    # The grid of the couplings is named where it is not the uniform one.
+    powers = {1.4: "ten steps, grid power 1.4; buffer", 1.0: "ten steps; buffer", None: "ten steps; buffer"}
+    for power, expected in powers.items():
+        couplings = dataclasses.replace(sample().couplings, grid_power=power)
+        assert expected in dict(facts(sample(couplings=couplings)))["couplings"]
+
+
+def test_every_table_is_as_wide_as_its_head() -> None:
+    for make in MAKERS.values():
+        results = make()
+        found = sections(results)
+        assert len({section.key for section in found}) == len(found)
+        for section in found:
+            assert section.rows, section.key
+            assert {len(row) for row in section.rows} == {len(section.heads)}, section.key
+
+
+def check_whole(text: str, width: int, results: Results) -> None:
+    """No line is cut, no column lost, no word broken."""
+    # Paths are not broken.
+    assert all(len(line) <= width for line in text.splitlines() if not line.startswith("Report:"))
+    assert "…" not in text
+    words = set(text.split())
+    for section in sections(results):
+        if not section.page_only:
+            shown = [*section.heads, *(cell.text for row in section.rows for cell in row if not cell.repeats)]
+            missing = {word for cell in shown for word in cell.split()} - words
+            assert not missing, (section.key, missing)
 
 
 @pytest.mark.parametrize("width", [80, 100, 120])
-def test_lines_fit_and_figures_are_whole(width: int) -> None:
-    text = printed(sample(), width)
-    assert max(map(len, text.splitlines())) <= width
-    assert re.search(r"student +1 .* 0\.27 *$", text, re.MULTILINE)
-    assert re.search(r"\[-25\.0, -17\.0\] +0\.200", text)
+def test_tables_of_every_kind_are_whole_in_a_terminal(width: int) -> None:
+    for results in (sample(), diagnosis(), evaluation()):
+        check_whole(printed(results, width), width, results)
+
+
+def test_the_command_prints_whole_tables_into_a_terminal(tmp_path: Path) -> None:
+    evaluation().save(tmp_path / "results.json")
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(ours, (50, 80))
+    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")} | {"TERM": "xterm"}
+    command = [sys.executable, "-m", "chordflow", "report", tmp_path, "--verbose"]
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        shown = bytearray()
+        # The end of a pseudo-terminal is an error where the other side has closed.
+        with contextlib.suppress(OSError):
+            while part := os.read(ours, 65536):
+                shown += part
+        os.close(ours)
+    assert process.returncode == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode()).replace("\r", "")
+    check_whole(text, 80, evaluation())
 
 
 def test_without_verbose_there_is_one_table_of_at_most_ten_rows() -> None:
@@ -168,19 +204,20 @@ def test_the_verdict_comes_first_by_todays_rules() -> None:
 
 
 def test_what_was_not_measured_is_left_out() -> None:
-    nothing = dataclasses.replace(
-        sample(),
-        gaps=[],
-        success=[],
-        curvature=[],
-        latency=None,
-        held_out=None,
-        couplings=None,
-        training_s=None,
-    )
+    absent = dict.fromkeys(("latency", "held_out", "couplings", "training_s"))
+    nothing = sample(gaps=[], success=[], curvature=[], **absent)
     assert printed(nothing).split("\n")[-3:] == ["teacher  outputs/teacher", "student  outputs/student", ""]
     only_far = sample(
         gaps=[gap("teacher", 1, "converged", 0.2), gap("student", 1, "converged", 0.1)], latency=None
     )
     assert row(printed(only_far), "student", "1")[2:] == ["8.0 %", "1.6 %", "10.0 %", "0.300", "4.10"]
     assert "Floor" not in printed(only_far)
+
+
+def test_markdown_of_every_kind_has_whole_rows() -> None:
+    for make in MAKERS.values():
+        width = None
+        for line in markdown(make()).splitlines():
+            columns = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("| ") else None
+            assert width is None or columns is None or columns == width
+            width = columns

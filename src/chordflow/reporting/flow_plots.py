@@ -9,26 +9,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from chordflow.reporting import plots
 from chordflow.reporting.flow_tables import curvature_by_time, dimension_shares, parts, real_dims
-from chordflow.reporting.plots import (
-    COLOURS,
-    NEUTRAL,
-    SEQUENTIAL,
-    STUDENT_ORANGE,
-    SYMBOLS,
-    Plot,
-    add_bars,
-    add_marks,
-    canvas,
-    error,
-    hover,
-    label,
-    log_axis,
-    looks,
-    reference_line,
-    rounded,
-    ticks,
-)
+from chordflow.reporting.plots import Plot
 from chordflow.reporting.section import at, in_order, ordered, way
 from chordflow.results.actions import (
     REFERENCES,
@@ -59,24 +42,22 @@ def gaps(results: Results) -> list[Plot]:
     reach = (min(values) / 1.2, max(values) * 1.2) if values else (1.0, 1.0)
     of = {which: [row for row in results.gaps if row.reference == which] for which in REFERENCES}
     return [
-        _gap_panel(results, which, of[which], reach) for which in of if any(row.rms > 0 for row in of[which])
+        _gap_panel(results, which, rows, reach) for which, rows in of.items() if any(r.rms > 0 for r in rows)
     ]
 
 
 def _gap_panel(
     results: Results, which: Reference, rows: Sequence[GapRow], reach: tuple[float, float]
 ) -> Plot:
-    figure, look = (
-        canvas(400, "network evaluations for a chunk", "RMS gap, % of the teacher's spread"),
-        looks(results),
-    )
+    figure = plots.canvas(400, "network evaluations for a chunk", "RMS gap, % of the teacher's spread")
+    look = plots.looks(results)
     solvers = sorted({row.solver for row in rows} - {"euler"})
     crowded = len({row.policy for row in rows}) > 2
 
     def add(own: Sequence[GapRow], name: str, *, free: bool = False, **how: Any) -> None:
         hovers = [
-            hover(
-                label(at(row)),
+            plots.hover(
+                plots.label(at(row)),
                 f"{percent(row.rms)}{span(row.interval, percent)} RMS, "
                 + ("on half of the episodes" if free else f"median {percent(row.median)}"),
                 plural(row.nfe, "evaluation"),
@@ -84,8 +65,8 @@ def _gap_panel(
             for row in own
         ]
         if not free:
-            how["error_y"] = error([row.rms for row in own], [row.interval for row in own])
-        add_marks(figure, [row.nfe for row in own], [100 * row.rms for row in own], name, hovers, **how)
+            how["error_y"] = plots.error([row.rms for row in own], [row.interval for row in own])
+        plots.add_marks(figure, [row.nfe for row in own], [100 * row.rms for row in own], name, hovers, **how)
 
     # With many policies other solvers than Euler would hide what matters: the table has them.
     shown = [
@@ -97,18 +78,18 @@ def _gap_panel(
         line = sorted(own, key=lambda row: row.nfe)
         dash = "solid" if solver == "euler" else DASHES[solvers.index(solver) % len(DASHES)]
         symbol = look[policy].symbol + ("" if solver == "euler" else "-open")
-        add(line, label(way(line[0])), colour=look[policy].colour, symbol=symbol, dash=dash)
+        add(line, plots.label(way(line[0])), colour=look[policy].colour, symbol=symbol, dash=dash)
     free = results.free.ways if results.free is not None else []
     if best := [row for row in free if row.reference == which and reach[0] <= 100 * row.rms <= reach[1]]:
-        add(best, "teacher, best way", free=True, colour=NEUTRAL, symbol="diamond", dash="dash")
+        add(best, "teacher, best way", free=True, colour=plots.NEUTRAL, symbol="diamond", dash="dash")
     floor = results.floor
     if which == "converged" and floor is not None and floor.rms > 0:
-        reference_line(figure, f"floor {percent(floor.rms)}", y=100 * floor.rms, log=True)
+        plots.reference_line(figure, f"floor {percent(floor.rms)}", y=100 * floor.rms, log=True)
     nfes = sorted({row.nfe for row in rows} | {results.teacher_num_steps})
     ends = [math.log10(nfes[0] / 1.15), math.log10(nfes[-1] * 1.15)]
     figure.update_layout(
-        xaxis=ticks(nfes, map(str, nfes), type="log", range=ends),
-        yaxis=log_axis(*reach, range=[math.log10(end) for end in reach]),
+        xaxis=plots.ticks(nfes, map(str, nfes), type="log", range=ends),
+        yaxis=plots.log_axis(*reach, range=[math.log10(end) for end in reach]),
     )
     target = (
         f"the teacher as deployed ({steps(results.teacher_num_steps)})"
@@ -128,9 +109,8 @@ def _gap_caption(results: Results, reference: Reference, rows: Sequence[GapRow])
     ]
     text = f"RMS, {', '.join(few)}." if few else "RMS by network evaluations."
     if reference == "converged" and results.floor is not None:
-        text += (
-            f" The dashed line is the floor: the deployed teacher itself, {percent(results.floor.rms)} away."
-        )
+        away = percent(results.floor.rms)
+        text += f" The dashed line is the floor: the deployed teacher itself, {away} away."
     if reference == "deployed":
         text += " The deployed teacher itself lies at 0, below this axis."
     if results.free is not None:
@@ -146,28 +126,28 @@ def trajectories(results: Results) -> list[Plot]:
     """Paths as arcs with their chords, a panel for each policy on equal axes."""
     names = ordered(results, (row.policy for row in results.trajectories))
     kept = {name: [row for row in results.trajectories if row.policy == name][:MOST_PATHS] for name in names}
-    every, ranges = [row for rows in kept.values() for row in rows], {}
+    every = [row for rows in kept.values() for row in rows]
+    ranges: dict[str, Any] = {}
     for axis in ("x", "y") if every else ():
         values = [value for row in every for value in getattr(row, axis)]
         room = 0.04 * (max(values) - min(values)) or 1.0
-        ranges[f"{axis}axis"] = {"range": rounded([min(values) - room, max(values) + room])}
+        ranges[f"{axis}axis"] = {"range": plots.rounded([min(values) - room, max(values) + room])}
     shares = [f", {percent(share, 0)} of variance" for share in results.trajectory_axes[:2]] + ["", ""]
+    axes = f"first component of the chunk{shares[0]}", f"second component{shares[1]}"
     panels: list[Plot] = []
     for name, rows in kept.items():
-        colour = looks(results)[name].colour
-        figure = canvas(
-            430, f"first component of the chunk{shares[0]}", f"second component{shares[1]}", **ranges
-        )
+        colour = plots.looks(results)[name].colour
+        figure = plots.canvas(430, *axes, **ranges)
         figure.add_scatter(
             x=_joined([row.x[0], row.x[-1]] for row in rows), y=_joined([row.y[0], row.y[-1]] for row in rows),
-            mode="lines", name="chord", hoverinfo="skip", line={"color": NEUTRAL, "width": 1.2, "dash": "dash"},
+            mode="lines", name="chord", hoverinfo="skip", line={"color": plots.NEUTRAL, "width": 1.2, "dash": "dash"},
         )  # fmt: skip
         figure.add_scatter(
             x=_joined(row.x for row in rows), y=_joined(row.y for row in rows), mode="lines", name="path",
             hoverinfo="skip", line={"color": colour, "width": 2},
         )  # fmt: skip
         for end, symbol, what in ((0, "circle-open", "noise"), (-1, "circle", "action")):
-            add_marks(
+            plots.add_marks(
                 figure, [row.x[end] for row in rows], [row.y[end] for row in rows], what,
                 [f"{what}, observation {row.observation}" for row in rows],
                 colour=colour, symbol=symbol, size=7, marker={"line": {"width": 1.5}},
@@ -184,7 +164,7 @@ def trajectories(results: Results) -> list[Plot]:
 
 def _joined(lines: Iterable[Sequence[float]]) -> list[float | None]:
     """Lines one after the other; None parts one from the next."""
-    return [value for line in lines for value in (*rounded(line), None)]
+    return [value for line in lines for value in (*plots.rounded(line), None)]
 
 
 # ---- Loss -----------------------------------------------------------------------------------------------
@@ -195,15 +175,15 @@ def loss(results: Results) -> list[Plot]:
     curve = results.loss
     if curve is None or not curve.steps:
         return []
-    figure = canvas(300, "optimiser step", "loss, mean since the point before")
+    figure = plots.canvas(300, "optimiser step", "loss, mean since the point before")
     figure.add_scatter(
-        x=curve.steps, y=rounded(curve.losses), mode="lines+markers" if len(curve.steps) < 3 else "lines",
-        line={"color": STUDENT_ORANGE, "width": 2}, name="loss",
+        x=curve.steps, y=plots.rounded(curve.losses), mode="lines+markers" if len(curve.steps) < 3 else "lines",
+        line={"color": plots.STUDENT_ORANGE, "width": 2}, name="loss",
         hovertemplate="step %{x}: %{y:.4g}<extra></extra>",
     )  # fmt: skip
     low, high = min(curve.losses), max(curve.losses)
     if low > 0 and high > 4 * low:
-        figure.update_layout(yaxis=log_axis(low, high))
+        figure.update_layout(yaxis=plots.log_axis(low, high))
     caption = (
         f"From {curve.losses[0]:.2g} to {curve.losses[-1]:.2g} in {curve.steps[-1]} steps; "
         f"{number(len(curve.steps))} logged {'value' if len(curve.steps) == 1 else 'values'}."
@@ -220,24 +200,26 @@ def curvature(results: Results) -> list[Plot]:
     return [_by_time(results, rows), _by_part(results, rows)] if rows else []
 
 
+type Shares = dict[PolicyName, dict[str, float]]
+"""Shares of S by policy, each with its name."""
+
+
 def _curved(results: Results) -> list[CurvatureRow]:
     rows = in_order(results, results.curvature)
     return [row for row in rows if row.s_by_time and len(row.times) == len(row.s_by_time)]
 
 
 def _by_time(results: Results, rows: Sequence[CurvatureRow]) -> Plot:
-    figure = canvas(340, "t: 1 is noise, 0 is the action", "curvature, %")
+    figure = plots.canvas(340, "t: 1 is noise, 0 is the action", "curvature, %")
     figure.update_layout(xaxis={"range": [1.02, -0.02]}, yaxis={"rangemode": "tozero"})
     said, dashes = [], {"circle": "solid", "square": "dash"}
     for row in rows:
-        look, values = looks(results)[row.policy], curvature_by_time(row)
-        hovers = [
-            hover(label(way(row)), f"{percent(v)} at t = {t:.2f}") for t, v in zip(row.times, values, strict=True)
-        ]  # fmt: skip
+        look, values, name = plots.looks(results)[row.policy], curvature_by_time(row), plots.label(way(row))
+        said_at = [f"{percent(v)} at t = {t:.2f}" for t, v in zip(row.times, values, strict=True)]
         figure.add_scatter(
-            x=rounded(row.times), y=rounded(100 * v for v in values), name=label(way(row)), mode="lines",
+            x=plots.rounded(row.times), y=plots.rounded(100 * v for v in values), name=name, mode="lines",
             line={"color": look.colour, "width": 2, "dash": dashes.get(look.symbol, "dot")},
-            hoverinfo="text", hovertext=hovers,
+            hoverinfo="text", hovertext=[plots.hover(name, text) for text in said_at],
         )  # fmt: skip
         peak = max(range(len(values)), key=values.__getitem__)
         said.append(
@@ -248,29 +230,24 @@ def _by_time(results: Results, rows: Sequence[CurvatureRow]) -> Plot:
     return Plot("curvature-time", "Curvature by time", caption, figure)
 
 
-def _shares(
-    results: Results, shares: dict[PolicyName, dict[str, float]], axis: str, height: int
-) -> go.Figure:
-    """Bars of shares of S, each with its name, in a colour for each policy."""
+def _shares(results: Results, shares: Shares, axis: str, height: int) -> go.Figure:
+    """Bars of shares of S, in a colour for each policy."""
     # No axis of shares goes beyond 100 %.
     top = min(100.0, max(1.0, *(110 * share for own in shares.values() for share in own.values())))
-    figure = canvas(height, axis, "share of S, %", barmode="group", bargap=0.25, yaxis={"range": [0.0, top]})
+    figure = plots.canvas(
+        height, axis, "share of S, %", barmode="group", bargap=0.25, yaxis={"range": [0.0, top]}
+    )
     for policy, own in shares.items():
-        name = label(policy)
-        hovers = [hover(name, f"{what}: {percent(share)} of S") for what, share in own.items()]
-        add_bars(
-            figure,
-            [100 * share for share in own.values()],
-            name,
-            hovers,
-            colour=looks(results)[policy].colour,
-        )
+        name = plots.label(policy)
+        hovers = [plots.hover(name, f"{what}: {percent(share)} of S") for what, share in own.items()]
+        lengths, colour = [100 * share for share in own.values()], plots.looks(results)[policy].colour
+        plots.add_bars(figure, lengths, name, hovers, colour=colour)
     return figure
 
 
 def _by_part(results: Results, rows: Sequence[CurvatureRow]) -> Plot:
-    shares = {
-        row.policy: {f"t from {p.begin:.2f} to {p.end:.2f}": p.share for p in parts(row)} for row in rows
+    shares: Shares = {
+        r.policy: {f"t from {p.begin:.2f} to {p.end:.2f}": p.share for p in parts(r)} for r in rows
     }
     figure = _shares(results, shares, "t, from noise to action", 340)
     largest = {row.policy: max(parts(row), key=lambda part: part.share) for row in rows}
@@ -280,7 +257,7 @@ def _by_part(results: Results, rows: Sequence[CurvatureRow]) -> Plot:
     ]
     own = parts(rows[-1])
     texts = [f"{part.begin:.1f}–{part.end:.1f}" for part in own]
-    figure.update_layout(xaxis=ticks(range(len(own)), texts, tickangle=-45))
+    figure.update_layout(xaxis=plots.ticks(range(len(own)), texts, tickangle=-45))
     caption = f"Where the paths leave their chords: {'; '.join(said)}."
     return Plot("curvature-parts", "Where in time the path bends", caption, figure)
 
@@ -290,7 +267,9 @@ def curvature_by_dimension(results: Results) -> list[Plot]:
     rows = [row for row in _curved(results) if row.s_by_dim]
     if not rows:
         return []
-    shares = {row.policy: {f"dimension {i}": s for i, s in enumerate(dimension_shares(row))} for row in rows}
+    shares: Shares = {
+        row.policy: {f"dimension {i}": s for i, s in enumerate(dimension_shares(row))} for row in rows
+    }
     figure = _shares(results, shares, "action dimension", 300)
     largest = {policy: max(own.items(), key=lambda pair: pair[1]) for policy, own in shares.items()}
     said = [f"{clean(policy)} {name}, {percent(share, 0)}" for policy, (name, share) in largest.items()]
@@ -304,25 +283,24 @@ def curvature_by_dimension(results: Results) -> list[Plot]:
 def heat_maps(results: Results) -> list[Plot]:
     """The integrand of S by time and real dimension, a panel for each policy, all of one scale."""
     rows = [
-        row
-        for row in in_order(results, results.curvature)
-        if real_dims(row) and _is_whole(row.s_by_time_and_dim)
+        r for r in in_order(results, results.curvature) if real_dims(r) and _is_whole(r.s_by_time_and_dim)
     ]
     top = max((value for row in rows for line in row.s_by_time_and_dim for value in line), default=0.0)
     panels: list[Plot] = []
     for row in rows:
         grid = list(zip(*row.s_by_time_and_dim, strict=True))
         times, upright = row.times[: len(row.s_by_time_and_dim)], {"autorange": "reversed", "showgrid": False}
-        figure = canvas(110 + 30 * max(4, min(len(grid), 12)), "t: 1 is noise, 0 is the action", "dimension")
+        figure = plots.canvas(
+            110 + 30 * max(4, min(len(grid), 12)), "t: 1 is noise, 0 is the action", "dimension"
+        )
         figure.add_heatmap(
-            x=rounded(times), y=list(range(len(grid))), z=[rounded(line) for line in grid], zmin=0, zmax=top or 1.0,
-            colorscale=SEQUENTIAL,
+            x=plots.rounded(times), y=list(range(len(grid))), z=list(map(plots.rounded, grid)), zmin=0,
+            zmax=top or 1.0, colorscale=plots.SEQUENTIAL,
             colorbar={"thickness": 12, "outlinewidth": 0, "title": {"text": "S at t", "side": "right"}},
             hovertemplate="dimension %{y}, t = %{x:.2f}: %{z:.3g}<extra></extra>",
         )  # fmt: skip
-        figure.update_layout(
-            xaxis=upright, yaxis={**upright, "tickformat": "d", "nticks": min(len(grid), 12)}
-        )
+        most = min(len(grid), 12)
+        figure.update_layout(xaxis=upright, yaxis={**upright, "tickformat": "d", "nticks": most})
         places = ((dim, time) for dim in range(len(grid)) for time in range(len(times)))
         dim, time = max(places, key=lambda place: grid[place[0]][place[1]])
         caption = (
@@ -345,21 +323,19 @@ def spreads(results: Results) -> list[Plot]:
     rows = results.spreads
     if not rows:
         return []
-    figure = canvas(
-        320, "spread of the endpoints over noises, %", "observations", barmode="stack", bargap=0.05
-    )
+    axes = "spread of the endpoints over noises, %", "observations"
+    figure = plots.canvas(320, *axes, barmode="stack", bargap=0.05)
     values = sorted(100 * row.spread for row in rows)
     width = _bin_width(values[-1])
     for modes, name, hatch in ((1, "one mode", ""), (2, "two modes", "/"), (3, "three or more", "x")):
         own = Counter(int(100 * row.spread // width) for row in rows if min(max(row.modes, 1), 3) == modes)
-        bins = sorted(own)
-        hovers = [
-            hover(f"{plural(own[b], 'observation')}, {name}", f"{b * width:g} to {(b + 1) * width:g} %") for b in bins
-        ]  # fmt: skip
+        bins, counts = sorted(own), [own[place] for place in sorted(own)]
+        reach = [f"{place * width:g} to {(place + 1) * width:g} %" for place in bins]
+        seen = [f"{plural(count, 'observation')}, {name}" for count in counts]
         if own:
-            add_bars(
-                figure, [own[b] for b in bins], name, hovers, colour=COLOURS[modes - 1], hatch=hatch,
-                places=[(b + 0.5) * width for b in bins], width=width * 0.94,
+            plots.add_bars(
+                figure, counts, name, list(map(plots.hover, seen, reach)), colour=plots.COLOURS[modes - 1], hatch=hatch,
+                places=[(place + 0.5) * width for place in bins], width=width * 0.94,
             )  # fmt: skip
     figure.update_layout(xaxis={"rangemode": "tozero"}, showlegend=True, legend={"traceorder": "normal"})
     several = sum(row.modes > 1 for row in rows)
@@ -382,14 +358,14 @@ def endpoints(
 ) -> Plot:
     """The endpoints of one observation in their two main components, by mode; arguments as those of `Plot`."""
     axes = [f", {percent(share, 0)}" for share in found.axes[:2]] + ["", ""]
-    figure = canvas(300, f"first component{axes[0]}", f"second component{axes[1]}", showlegend=True)
+    figure = plots.canvas(300, f"first component{axes[0]}", f"second component{axes[1]}", showlegend=True)
     points = list(zip(found.x, found.y, found.labels, strict=False))
     sizes = sorted(Counter(mode for *_, mode in points).items())
     for mode, _ in sizes:
         x, y, _ = zip(*(point for point in points if point[2] == mode), strict=True)
-        add_marks(
-            figure, x, y, f"mode {mode + 1}", [], colour=COLOURS[mode % len(COLOURS)],
-            symbol=SYMBOLS[mode % len(SYMBOLS)], marker={"opacity": 0.85}, hoverinfo="name",
+        plots.add_marks(
+            figure, x, y, f"mode {mode + 1}", [], colour=plots.COLOURS[mode % len(plots.COLOURS)],
+            symbol=plots.SYMBOLS[mode % len(plots.SYMBOLS)], marker={"opacity": 0.85}, hoverinfo="name",
         )  # fmt: skip
     caption = (
         f"{plural(len(points), 'endpoint')} in {plural(len(sizes), 'mode')} of "

@@ -80,20 +80,15 @@ def summary(results: Results) -> Section | None:
         return timed.relative(nfe) if timed is not None and nfe is not None else None
 
     section = table(
-        "summary",
-        "At a glance",
-        shown[:MOST_ROWS],
-        [
-            POLICY,
-            STEPS,
-            Column("success %,\n95 % interval", lambda w: rate(w.success) if w.success else None, percentage),
-            Column("action\ngap", _of(which, "rms"), _gap_percent,
-                   f"Action gap: RMS distance to the actions of the teacher at {goal}, from the same noise, relative "
-                   "to their spread."),
-            Column("time of\na chunk", time, _ratio, "Time: 1 is the teacher's as deployed."),
-        ],
-        below=NO_TIMES if results.timings_unreliable else "",
-        marked=partial(is_student, results),
+        "summary", "At a glance", shown[:MOST_ROWS],
+        POLICY,
+        STEPS,
+        Column("success %,\n95 % interval", lambda w: rate(w.success) if w.success else None, percentage),
+        Column("action\ngap", _of(which, "rms"), _gap_percent,
+               f"Action gap: RMS distance to the actions of the teacher at {goal}, from the same noise, relative to "
+               "their spread."),
+        Column("time of\na chunk", time, _ratio, "Time: 1 is the teacher's as deployed."),
+        below=NO_TIMES if results.timings_unreliable else "", marked=partial(is_student, results),
     )  # fmt: skip
     return section if section is not None and len(section.heads) > 2 else None
 
@@ -139,10 +134,8 @@ def gaps(results: Results) -> Section | None:
     def time(way: Way) -> float | None:
         return timed.relative(way.row.nfe) if timed and way.row and not way.is_floor else None
 
-    rows = in_order(
-        results,
-        (_way(results, *found) for found in {(r.policy, r.num_steps, r.solver) for r in results.gaps}),
-    )
+    found = {(row.policy, row.num_steps, row.solver) for row in results.gaps}
+    rows = in_order(results, (_way(results, *one) for one in found))
     said = [_normalisation(results)]
     if floor is not None:
         rows.append(Way(TEACHER, "euler", floor.num_steps, None, floor, is_floor=True))
@@ -152,27 +145,23 @@ def gaps(results: Results) -> Section | None:
     if any(not row.is_stock for row in results.gaps):
         said.append(STOCK)
     return table(
-        "gap",
-        "Action gap to the teacher from the same noise, relative to its spread, held out",
-        rows,
-        [
-            Column("policy", lambda w: "floor" if w.is_floor else way(w)),
-            STEPS,
-            *([Column("nfe", _of("row", "nfe"))] if any(r.nfe != r.num_steps for r in results.gaps) else []),
-            *rms("near", results.teacher_num_steps),
-            Column("median", _of("row", "median"), _gap_percent,
-                   f"Median{flips} and differences (robot's units) are to the deployed teacher where that gap was "
-                   "measured, else to the ODE."),
-            Column("flips", _of("row", "flip_rate"), _gap_percent),
-            *rms("far", fine),
-            Column("mean\ndiff.", _of("row", "mean_abs"), amount),
-            Column("max\ndiff.", _of("row", "max_abs"), amount),
-            Column("to the\nuntrained", _of("row", "ratio_to_untrained"), _ratio,
-                   "To the untrained: RMS over that of the untrained teacher at as many evaluations."),
-            Column("to the\nfloor", _of("far", "ratio_to_floor"), _ratio,
-                   "To the floor: RMS to the converged ODE over that of the teacher as deployed."),
-            Column("time", time, _ratio, "Time of a chunk: 1 is the teacher's as deployed."),
-        ],
+        "gap", "Action gap to the teacher from the same noise, relative to its spread, held out", rows,
+        Column("policy", lambda w: "floor" if w.is_floor else way(w)),
+        STEPS,
+        *([Column("nfe", _of("row", "nfe"))] if any(r.nfe != r.num_steps for r in results.gaps) else []),
+        *rms("near", results.teacher_num_steps),
+        Column("median", _of("row", "median"), _gap_percent,
+               f"Median{flips} and differences (robot's units) are to the deployed teacher where that gap was "
+               "measured, else to the ODE."),
+        Column("flips", _of("row", "flip_rate"), _gap_percent),
+        *rms("far", fine),
+        Column("mean\ndiff.", _of("row", "mean_abs"), amount),
+        Column("max\ndiff.", _of("row", "max_abs"), amount),
+        Column("to the\nuntrained", _of("row", "ratio_to_untrained"), _ratio,
+               "To the untrained: RMS over that of the untrained teacher at as many evaluations."),
+        Column("to the\nfloor", _of("far", "ratio_to_floor"), _ratio,
+               "To the floor: RMS to the converged ODE over that of the teacher as deployed."),
+        Column("time", time, _ratio, "Time of a chunk: 1 is the teacher's as deployed."),
         below=" ".join(text for text in said if text),
         marked=lambda way: not way.is_floor and is_student(results, way),
     )  # fmt: skip
@@ -212,20 +201,17 @@ def free(results: Results) -> Section | None:
             clean(name), lambda row: getattr(found.beside(name, row.nfe), "rms", None), _gap_percent
         )
 
+    others = dict.fromkeys(row.policy for row in found.others if row.policy != TEACHER)
     return table(
-        "free",
-        "Without training: the teacher by the best solver and grid for each number of evaluations",
-        rows,
-        [
-            Column("best way", lambda row: clean(row.solver) + _grid(row.grid_power)),
-            STEPS,
-            Column("nfe", lambda row: row.nfe),
-            Column(f"RMS\nto {rows[0].reference_num_steps}", lambda row: row.rms, _gap_percent),
-            Column("95 %\ninterval", lambda row: row.interval),
-            Column("of\nnoise", partial(_of_noise, results), _whole_percent),
-            Column("even\nEuler", partial(euler_beside, results), _gap_percent),
-            *(beside(name) for name in dict.fromkeys(row.policy for row in found.others if row.policy != TEACHER)),
-        ],
+        "free", "Without training: the teacher by the best solver and grid for each number of evaluations", rows,
+        Column("best way", lambda row: clean(row.solver) + _grid(row.grid_power)),
+        STEPS,
+        Column("nfe", lambda row: row.nfe),
+        Column(f"RMS\nto {rows[0].reference_num_steps}", lambda row: row.rms, _gap_percent),
+        Column("95 %\ninterval", lambda row: row.interval),
+        Column("of\nnoise", partial(_of_noise, results), _whole_percent),
+        Column("even\nEuler", partial(euler_beside, results), _gap_percent),
+        *map(beside, others),
         below="Tried: Euler, midpoint, Heun and Adams-Bashforth on even grids and on grids of power 1.4 and 2 (steps "
         f"grow smaller towards the action). {_split(found)} Stock LeRobot takes even Euler steps alone.",
     )  # fmt: skip
@@ -248,20 +234,16 @@ def _split(found: FreeWays) -> str:
 def curvature(results: Results) -> Section | None:
     """Curvature of each policy; None where it was not measured."""
     return table(
-        "curvature",
-        "Curvature along each policy's own paths",
-        in_order(results, results.curvature),
-        [
-            POLICY,
-            Column("curvature", lambda row: row.curvature, percent),
-            Column("95 %\ninterval", lambda row: row.interval),
-            Column("over all\ndimensions", lambda row: row.curvature_all_dims, percent),
-            Column("S", lambda row: row.s, amount),
-            Column("paths", lambda row: row.trajectories),
-            Column("Euler\nsteps", lambda row: row.num_steps),
-        ],
+        "curvature", "Curvature along each policy's own paths", in_order(results, results.curvature),
+        POLICY,
+        Column("curvature", lambda row: row.curvature, percent),
+        Column("95 %\ninterval", lambda row: row.interval),
+        Column("over all\ndimensions", lambda row: row.curvature_all_dims, percent),
+        Column("S", lambda row: row.s, amount),
+        Column("paths", lambda row: row.trajectories),
+        Column("Euler\nsteps", lambda row: row.num_steps),
         below="The velocity's relative deviation from the straight line to the endpoint: 0 % is one exact step.",
-    )
+    )  # fmt: skip
 
 
 def curvature_by_time(row: CurvatureRow) -> list[float]:
@@ -303,24 +285,21 @@ def curvature_over_time(results: Results) -> Section | None:
     if len({len(parts(row)) for row in rows}) > 1:
         return None
 
-    def part(place: int, name: str) -> Callable[[tuple[Part, ...]], float]:
-        return lambda of: getattr(of[place], name)
+    def part(place: int, name: str, head: str) -> Column[tuple[Part, ...]]:
+        return Column(head, lambda of: getattr(of[place], name), percent)
 
-    columns: list[Column[tuple[Part, ...]]] = [
-        Column("t", lambda of: Cell(f"{of[0].begin:.2f} to {of[0].end:.2f}", -of[0].begin))
-    ]
-    for place, row in enumerate(rows):
-        columns.append(Column(way(row), part(place, "curvature"), percent))
+    columns = []
+    for place, name in enumerate(map(way, rows)):
+        columns.append(part(place, "curvature", name))
         if len(rows) <= 2:
-            columns.append(Column(f"{way(row)},\nshare of S", part(place, "share"), percent))
+            columns.append(part(place, "share", f"{name},\nshare of S"))
     return table(
-        "curvature-time",
-        "Curvature by time, from the noise (t = 1) to the action (t = 0)",
+        "curvature-time", "Curvature by time, from the noise (t = 1) to the action (t = 0)",
         zip(*map(parts, rows), strict=True),
-        columns,
-        left=0,
-        page_only=results.kind == "reflow" or len(rows) > 1,
-    )
+        Column("t", lambda of: Cell(f"{of[0].begin:.2f} to {of[0].end:.2f}", -of[0].begin)),
+        *columns,
+        left=0, page_only=results.kind == "reflow" or len(rows) > 1,
+    )  # fmt: skip
 
 
 def real_dims(row: CurvatureRow) -> int | None:
@@ -341,20 +320,17 @@ def curvature_over_dims(results: Results) -> Section | None:
     if not rows or len({len(dimension_shares(row)) for row in rows}) > 1:
         return None
 
-    def share(place: int) -> Callable[[tuple[int, tuple[float, ...]]], float]:
-        return lambda of: of[1][place]
+    def share(place: int) -> Column[tuple[int, tuple[float, ...]]]:
+        return Column(way(rows[place]), lambda of: of[1][place], percent)
 
     return table(
         "curvature-dims",
         f"Where S comes from, by {'' if real_dims(rows[0]) is not None else 'padded '}action dimension",
         enumerate(zip(*map(dimension_shares, rows), strict=True)),
-        [
-            Column("dimension", lambda of: of[0]),
-            *(Column(way(row), share(place), percent) for place, row in enumerate(rows)),
-        ],
-        left=0,
-        page_only=results.kind != "diagnose",
-    )
+        Column("dimension", lambda of: of[0]),
+        *map(share, range(len(rows))),
+        left=0, page_only=results.kind != "diagnose",
+    )  # fmt: skip
 
 
 # ---- Spreads --------------------------------------------------------------------------------------------
@@ -363,42 +339,32 @@ def curvature_over_dims(results: Results) -> Section | None:
 def spread_summary(results: Results) -> Section | None:
     """Observations by the number of their modes; None where they were not looked at."""
     every = [row.spread for row in results.spreads]
-    by_modes = {
-        modes: [row.spread for row in results.spreads if row.modes == modes]
-        for modes in sorted({row.modes for row in results.spreads})
-    }
+    modes = sorted({row.modes for row in results.spreads})
+    by_modes = {number: [row.spread for row in results.spreads if row.modes == number] for number in modes}
     return table(
-        "modes",
-        "How many ways to act the teacher sees at an observation",
-        by_modes.items(),
-        [
-            Column("modes", lambda of: of[0]),
-            Column("observations", lambda of: len(of[1])),
-            Column("share", lambda of: len(of[1]) / len(every), percent),
-            Column("median\nspread", lambda of: median(of[1]), percent),
-            Column("largest\nspread", lambda of: max(of[1]), percent),
-        ],
+        "modes", "How many ways to act the teacher sees at an observation", by_modes.items(),
+        Column("modes", lambda of: of[0]),
+        Column("observations", lambda of: len(of[1])),
+        Column("share", lambda of: len(of[1]) / len(every), percent),
+        Column("median\nspread", lambda of: median(of[1]), percent),
+        Column("largest\nspread", lambda of: max(of[1]), percent),
         left=0,
         below="Spread: of the endpoints over noises at one observation, relative to that over all observations: 0 "
         "where noise decides nothing, 1 where it decides as much as the observation. "
         f"Median {percent(median(every or [0]))}.",
-    )
+    )  # fmt: skip
 
 
 def spread_list(results: Results) -> Section | None:
     """Every observation with its spread, the widest first; None where they were not looked at."""
     return table(
-        "spreads",
-        "Spread at every held-out observation",
-        sorted(results.spreads, key=lambda row: -row.spread),
-        [
-            Column("task", lambda row: clean(row.task)),
-            Column("observation", lambda row: row.observation),
-            Column("episode", lambda row: row.episode),
-            Column("frame", lambda row: row.frame),
-            Column("spread", lambda row: row.spread, percent),
-            Column("modes", lambda row: row.modes),
-            Column("shares", lambda row: Cell(", ".join(map(_whole_percent, row.shares)), max(row.shares, default=0))),
-        ],
+        "spreads", "Spread at every held-out observation", sorted(results.spreads, key=lambda row: -row.spread),
+        Column("task", lambda row: clean(row.task)),
+        Column("observation", lambda row: row.observation),
+        Column("episode", lambda row: row.episode),
+        Column("frame", lambda row: row.frame),
+        Column("spread", lambda row: row.spread, percent),
+        Column("modes", lambda row: row.modes),
+        Column("shares", lambda row: Cell(", ".join(map(_whole_percent, row.shares)), max(row.shares, default=0))),
         page_only=True,
     )  # fmt: skip

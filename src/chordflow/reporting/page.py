@@ -46,29 +46,18 @@ KINDS = {
 def rendered(
     template: str, plots: Iterable[Plot], command: list[str], settings: dict[str, Any], **values: Any
 ) -> str:
-    """A whole page of a template; whatever comes out of the results is escaped.
-
-    Args:
-        template: its name, without the ending.
-        plots: every plot of the page.
-        command: that can be typed again.
-        settings: shown as dotted names and values.
-        values: what else the template names.
-    """
-    scripts = {name: asset(f"{name}.js") for name in ("theme", "report")} | {"plotly": get_plotlyjs()}
+    """A whole page of a template, with all its plots; whatever comes out of the results is escaped."""
+    scripts = {name: _asset(f"{name}.js") for name in ("theme", "report")} | {"plotly": get_plotlyjs()}
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(asset),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
+        loader=jinja2.FunctionLoader(_asset), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
-    )
+    )  # fmt: skip
     environment.filters["clean"] = clean
     # A figure stays whole; its interval may stand below it.
     environment.filters["unbroken"] = lambda text: text.replace(" ", "\u00a0").replace("\u00a0[", " [")
     return environment.get_template(f"{template}.html.j2").render(
         policy=_policy(scripts.values()),
-        style=asset("style.css"),
+        style=_asset("style.css"),
         scripts=scripts,
         plots=json_in_html({plot.key: json.loads(plot.figure.to_json()) for plot in plots}),
         command=command_lines(command),
@@ -112,7 +101,7 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str
             yield name, clean(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
-def asset(name: str) -> str:
+def _asset(name: str) -> str:
     """The text of a file of the templates' folder."""
     return (files("chordflow.reporting") / "templates" / name).read_text(encoding="utf-8")
 
@@ -155,18 +144,18 @@ class Part:
     Attributes:
         key: anchor.
         title: heading.
-        intro: a sentence before the plots.
         plots: groups of plots; those of one group stand side by side.
-        tables: tables.
+        tables: after them.
+        intro: a sentence before them.
         clips: moving pictures.
         wide: plots of single observations, with their pictures.
     """
 
     key: str
     title: str
+    plots: list[list[Plot]]
+    tables: list[Section]
     intro: str = ""
-    plots: list[list[Plot]] = field(default_factory=list)
-    tables: list[Section] = field(default_factory=list)
     clips: list["Embedded"] = field(default_factory=list)
     wide: list[Plot] = field(default_factory=list)
 
@@ -178,76 +167,54 @@ def _parts(results: Results, folder: Path, tables: dict[str, Section]) -> Iterat
     def shown(*keys: str) -> list[Section]:
         return [tables[key] for key in keys if key in tables]
 
+    success = [rollout_plots.success(results), rollout_plots.success_by_group(results)]
     episodes = [
-        Part(
-            "success",
-            "Success",
-            "How often each way to act solves an episode, and whether it falls behind the deployed teacher.",
-            [rollout_plots.success(results), rollout_plots.success_by_group(results)],
-            shown("success", "noninferiority"),
-        ),
-        Part(
-            "sequential", "Sequential decision", "", [rollout_plots.sequential(results)], shown("sequential")
-        ),
-        Part("clips", "Rollouts side by side", clips=[embed(clip, folder) for clip in results.clips]),
-    ]
+        Part("success", "Success", success, shown("success", "noninferiority"),
+             "How often each way to act solves an episode, and whether it falls behind the deployed teacher."),
+        Part("sequential", "Sequential decision", [rollout_plots.sequential(results)], shown("sequential")),
+        Part("clips", "Rollouts side by side", [], [], clips=[embed(clip, folder) for clip in results.clips]),
+    ]  # fmt: skip
     gap = Part(
-        "gap",
-        "Action gap",
+        "gap", "Action gap", [flow_plots.gaps(results)], shown("gap", "free", "flips"),
         "How far actions are from what the teacher makes of the same noise and observation, relative to the spread of "
         "the teacher's actions.",
-        [flow_plots.gaps(results)],
-        shown("gap", "free", "flips"),
-    )
+    )  # fmt: skip
     yield from [gap, *episodes] if results.kind == "reflow" else [*episodes, gap]
     yield Part(
-        "paths",
-        "Arcs and chords",
+        "paths", "Arcs and chords", [flow_plots.trajectories(results)], [],
         "Paths from noise to action in the two main components of the chunk. One step is exact where the path is its "
         "own chord.",
-        [flow_plots.trajectories(results)],
-    )
+    )  # fmt: skip
     yield Part(
-        "curvature",
-        "Curvature",
-        "How far the velocity is from the straight line to the endpoint, along each policy's own paths.",
-        [
-            flow_plots.curvature(results),
-            [*flow_plots.heat_maps(results), *flow_plots.curvature_by_dimension(results)],
-        ],
+        "curvature", "Curvature",
+        [flow_plots.curvature(results), [*flow_plots.heat_maps(results), *flow_plots.curvature_by_dimension(results)]],
         shown("curvature", "curvature-time", "curvature-dims"),
-    )
+        "How far the velocity is from the straight line to the endpoint, along each policy's own paths.",
+    )  # fmt: skip
     yield Part(
-        "spread",
-        "How two-sided the policy is",
+        "spread", "How two-sided the policy is", [flow_plots.spreads(results)], shown("modes", "spreads"),
         "How far the endpoints of different noises lie apart at one observation, and in how many modes.",
-        [flow_plots.spreads(results)],
-        shown("modes", "spreads"),
         wide=list(_widest(results)),
-    )
+    )  # fmt: skip
     unreliable = NO_TIMES if results.timings_unreliable else ""
-    yield Part("time", "Time of a chunk", unreliable, [rollout_plots.latency(results)], shown("latency"))
-    yield Part("motion", "Motion", "", [rollout_plots.motion(results)], shown("motion"))
+    yield Part("time", "Time of a chunk", [rollout_plots.latency(results)], shown("latency"), unreliable)
+    yield Part("motion", "Motion", [rollout_plots.motion(results)], shown("motion"))
     yield Part(
-        "delays",
-        "Under an inference delay",
+        "delays", "Under an inference delay", [rollout_plots.delays(results)], shown("delays"),
         "On a robot the next chunk is asked for while the last one still runs.",
-        [rollout_plots.delays(results)],
-        shown("delays"),
-    )
-    yield Part(
-        "timing", "Where rollouts spend their time", "", [rollout_plots.timing(results)], shown("timing")
-    )
-    yield Part("training", "Training", "", [flow_plots.loss(results)])
-    yield Part("policies", "Policies", tables=shown("policies"))
+    )  # fmt: skip
+    yield Part("timing", "Where rollouts spend their time", [rollout_plots.timing(results)], shown("timing"))
+    yield Part("training", "Training", [flow_plots.loss(results)], [])
+    yield Part("policies", "Policies", [], shown("policies"))
 
 
 def _widest(results: Results) -> Iterator[Plot]:
-    spreads = {row.observation: row for row in results.spreads}
+    titles = {
+        row.observation: f"{clean(row.task) or 'no instruction'}: episode {row.episode}, frame {row.frame}"
+        for row in results.spreads
+    }
     for place, found in enumerate(results.widest):
-        title = f"Observation {found.observation}"
-        if (row := spreads.get(found.observation)) is not None:
-            title = f"{clean(row.task) or 'no instruction'}: episode {row.episode}, frame {row.frame}"
+        title = titles.get(found.observation, f"Observation {found.observation}")
         pictures = [(clean(camera), picture(encoded)) for camera, encoded in found.pictures.items()]
         yield flow_plots.endpoints(found, place, title, [(camera, uri) for camera, uri in pictures if uri])
 
@@ -277,11 +244,7 @@ class Embedded:
 
 
 def embed(clip: Clip, folder: Path) -> Embedded:
-    """Take a clip into the page.
-
-    Args:
-        clip: what the results say of it; its path must lead to a file inside the folder.
-        folder: where the results lie.
+    """Take a clip into the page; its path must lead to a file inside the results' folder.
 
     Returns:
         The clip, or a note why it is not shown: nothing about a clip keeps a page from being made.

@@ -96,17 +96,9 @@ def looks(results: Results) -> dict[PolicyName, Look]:
 
 
 def canvas(height: int, x: str, y: str, **layout: Any) -> go.Figure:
-    """An empty plot.
-
-    Args:
-        height: in pixels; the width is that of the page's column.
-        x: title of the horizontal axis.
-        y: title of the vertical axis.
-        layout: further settings of plotly's layout.
-    """
-    axis: dict[str, Any] = {
-        "gridcolor": "#cccccc", "zeroline": False, "automargin": True, "ticks": "", "linecolor": NEUTRAL,
-    }  # fmt: skip
+    """An empty plot, as wide as the page's column, with the titles of its axes and further settings of plotly's."""
+    axis = {"gridcolor": "#cccccc", "zeroline": False, "automargin": True, "ticks": "", "linecolor": NEUTRAL}
+    title = {"standoff": 8, "font": {"size": 13}}
     figure = go.Figure(
         layout={
             "template": "none",
@@ -118,8 +110,8 @@ def canvas(height: int, x: str, y: str, **layout: Any) -> go.Figure:
             "hoverlabel": {"bgcolor": "#20242a", "bordercolor": "#20242a", "font": {"color": "#ffffff"}},
             "hovermode": "closest",
             "legend": {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "itemsizing": "constant"},
-            "xaxis": {**axis, "title": {"text": x, "standoff": 8, "font": {"size": 13}}},
-            "yaxis": {**axis, "title": {"text": y, "standoff": 8, "font": {"size": 13}}},
+            "xaxis": {**axis, "title": {**title, "text": x}},
+            "yaxis": {**axis, "title": {**title, "text": y}},
         }
     )
     return figure.update_layout(**layout)
@@ -165,26 +157,17 @@ def add_marks(
     marker: dict[str, Any] | None = None,
     **trace: Any,
 ) -> None:
-    """Add markers with their hover boxes.
+    """Add markers with their hover boxes, joined by a line where it has a dash.
 
-    Args:
-        figure: the plot.
-        x: where they stand.
-        y: likewise.
-        name: in the legend.
-        hovers: what each hover box says.
-        colour: of markers and line.
-        symbol: the marker.
-        size: of the markers in pixels.
-        dash: of the line that joins them; none by default.
-        marker: further settings of the markers.
-        trace: further settings of the trace.
+    `marker` and `trace` are further settings of plotly's.
     """
-    line = {"line": {"color": colour, "width": 2, "dash": dash}} if dash else {}
-    shape = {"mode": "lines+markers" if dash else "markers", **line}
-    looks = {"color": colour, "symbol": symbol, "size": size, **(marker or {})}
-    texts = {"hoverinfo": "text", "hovertext": list(hovers)} if hovers else {}
-    figure.add_scatter(x=rounded(x), y=rounded(y), name=name, marker=looks, **shape | texts | trace)
+    settings: dict[str, Any] = {"mode": "markers"}
+    if dash:
+        settings = {"mode": "lines+markers", "line": {"color": colour, "width": 2, "dash": dash}}
+    if hovers:
+        settings |= {"hoverinfo": "text", "hovertext": list(hovers)}
+    look = {"color": colour, "symbol": symbol, "size": size, **(marker or {})}
+    figure.add_scatter(x=rounded(x), y=rounded(y), name=name, marker=look, **settings | trace)
 
 
 def add_bars(
@@ -199,18 +182,9 @@ def add_bars(
     across: bool = False,
     **trace: Any,
 ) -> None:
-    """Add bars with their hover boxes.
+    """Add bars with their hover boxes, standing at `places`, by default at 0, 1, 2, or lying across.
 
-    Args:
-        figure: the plot.
-        values: their lengths.
-        name: in the legend.
-        hovers: what each hover box says.
-        colour: of all.
-        hatch: over the colour, so that stacks are told apart without it.
-        places: where they stand; at 0, 1, 2 by default.
-        across: whether they lie.
-        trace: further settings of the trace.
+    Stacks are told apart by a hatch over the colour; `trace` are further settings of plotly's.
     """
     long, at = rounded(values), list(range(len(hovers))) if places is None else rounded(places)
     pattern = {"shape": hatch, "size": 7, "solidity": 0.25, "fillmode": "overlay", "fgcolor": "#ffffff"}
@@ -223,12 +197,14 @@ def error(
     values: Sequence[float], intervals: Sequence[Interval | None], scale: float = 100
 ) -> dict[str, Any]:
     """Error bars: from values to the ends of their intervals, in percent unless the scale is another."""
-    ends = [(i.low, i.high) if i is not None else (v, v) for v, i in zip(values, intervals, strict=True)]
+    ends = [(v, i or Interval(v, v)) for v, i in zip(values, intervals, strict=True)]
+    above = rounded(scale * max(end.high - value, 0.0) for value, end in ends)
+    below = rounded(scale * max(value - end.low, 0.0) for value, end in ends)
     return {
         "type": "data",
         "symmetric": False,
-        "array": rounded(scale * max(high - v, 0.0) for v, (_, high) in zip(values, ends, strict=True)),
-        "arrayminus": rounded(scale * max(v - low, 0.0) for v, (low, _) in zip(values, ends, strict=True)),
+        "array": above,
+        "arrayminus": below,
         "thickness": 1.6,
         "width": 4,
     }

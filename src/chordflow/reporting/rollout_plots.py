@@ -5,34 +5,9 @@ from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
-from chordflow.reporting.plots import (
-    NEUTRAL,
-    OTHERS,
-    STUDENT_ORANGE,
-    SYMBOLS,
-    TEACHER_BLUE,
-    Plot,
-    add_bars,
-    add_marks,
-    canvas,
-    error,
-    hover,
-    label,
-    looks,
-    reference_line,
-    rows_axis,
-    rows_height,
-)
-from chordflow.reporting.rollout_tables import (
-    MODES,
-    MOTION_UNITS,
-    SPENT,
-    by_group,
-    chunk_steps,
-    delay_rows,
-    motion_rows,
-    points_of,
-)
+from chordflow.reporting import plots
+from chordflow.reporting import rollout_tables as tables
+from chordflow.reporting.plots import Plot
 from chordflow.reporting.section import at, brief, in_order
 from chordflow.results.episodes import DelayRow, SuccessRow
 from chordflow.results.schema import Results
@@ -55,15 +30,7 @@ MOST_GROUPS = 8
 
 
 class Row(NamedTuple):
-    """A figure with its interval, as a forest plot shows it.
-
-    Attributes:
-        of: whose: a row of results.
-        value: the figure.
-        interval: likewise.
-        text: the figure in words.
-        more: a further line of the hover box.
-    """
+    """A figure with its interval and in words, of a row of results; `more` is a further line of the hover box."""
 
     of: Any
     value: float
@@ -76,14 +43,14 @@ def _forest(
     results: Results, axis: str, rows: Sequence[Row], scale: float = 100, **x: Any
 ) -> tuple[go.Figure, str]:
     """A row for each way to act with its interval, by default in percent, and all of it in words."""
-    names = rows_axis([brief(row.of) for row in rows])
-    figure = canvas(rows_height(len(rows)), axis, "", showlegend=False, yaxis=names, xaxis=x)
+    names = plots.rows_axis([brief(row.of) for row in rows])
+    figure = plots.canvas(plots.rows_height(len(rows)), axis, "", showlegend=False, yaxis=names, xaxis=x)
     for place, row in enumerate(rows):
-        name, look = label(at(row.of)), looks(results)[row.of.policy]
-        add_marks(
-            figure, [scale * row.value], [place], name, [hover(name, row.text, *[row.more] * bool(row.more))],
+        name, look = plots.label(at(row.of)), plots.looks(results)[row.of.policy]
+        plots.add_marks(
+            figure, [scale * row.value], [place], name, [plots.hover(name, row.text, *[row.more] * bool(row.more))],
             colour=look.colour, symbol=look.symbol, size=11, cliponaxis=False,
-            error_x=error([row.value], [row.interval], scale),
+            error_x=plots.error([row.value], [row.interval], scale),
         )  # fmt: skip
     return figure, capital("; ".join(f"{at(row.of)} {row.text}" for row in rows))
 
@@ -93,44 +60,47 @@ def _forest(
 
 def success(results: Results) -> list[Plot]:
     """Success with Wilson's intervals, and the paired difference with the margin drawn, over all episodes."""
-    groups = by_group(results)
+    groups = tables.by_group(results)
     if not groups:
         return []
     first = "all" if "all" in groups else next(iter(groups))
-    plots = [_rates(results, first, groups[first], "success")]
+    panels = [_rates(results, first, groups[first], "success")]
     pairs = [(row, row.versus_teacher.difference) for row in groups[first] if row.versus_teacher is not None]
     if rows := [Row(row, found.value, found.interval, estimate(found, points)) for row, found in pairs]:
         figure, said = _differences(results, rows, margin := _margin(results))
-        drawn = f" The dashed line is the margin of {points_of(margin)} points." if margin is not None else ""
+        drawn = (
+            f" The dashed line is the margin of {tables.points_of(margin)} points."
+            if margin is not None
+            else ""
+        )
         title = "Success against the deployed teacher, paired"
-        plots.append(Plot("difference", title, f"{said} points.{drawn} 95 % intervals.", figure))
-    return plots
+        panels.append(Plot("difference", title, f"{said} points.{drawn} 95 % intervals.", figure))
+    return panels
 
 
 def success_by_group(results: Results) -> list[Plot]:
     """A panel of rates for each instruction."""
-    groups = [(group, rows) for group, rows in by_group(results).items() if group != "all"][:MOST_GROUPS]
+    groups = [(group, rows) for group, rows in tables.by_group(results).items() if group != "all"][
+        :MOST_GROUPS
+    ]
     return [_rates(results, *group, f"success-{place}") for place, group in enumerate(groups)]
 
 
 def _margin(results: Results) -> float | None:
     if results.rollouts is not None and results.rollouts.noise == "paired":
         return results.rollouts.margin
-    return next(
-        (row.noninferiority.margin for row in results.success if row.noninferiority is not None), None
-    )
+    asked = (row.noninferiority for row in results.success)
+    return next((found.margin for found in asked if found is not None), None)
 
 
-def _rates(results: Results, group: str, found: Sequence[SuccessRow], key: str) -> Plot:
+def _rates(results: Results, group: str, found: list[SuccessRow], key: str) -> Plot:
     rows = [
         Row(row, row.rate, row.interval, _rate_text(row), f"{row.successes} of {row.episodes} episodes")
         for row in found
     ]
     figure, said = _forest(results, "success, %", rows, range=_rate_range(found))
     title = "Success over all episodes" if group == "all" else f"Success: {clean(group)}"
-    counts = sorted({row.episodes for row in found})
-    episodes = plural(counts[0], "episode") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} episodes"
-    return Plot(key, title, f"{said}. Wilson's 95 % intervals, {episodes} each.", figure)
+    return Plot(key, title, f"{said}. Wilson's 95 % intervals, {tables.how_many(found)} each.", figure)
 
 
 def _rate_text(row: SuccessRow | DelayRow) -> str:
@@ -144,10 +114,10 @@ def _rate_range(rows: Sequence[SuccessRow | DelayRow]) -> list[float]:
 
 def _differences(results: Results, rows: Sequence[Row], margin: float | None) -> tuple[go.Figure, str]:
     figure, said = _forest(results, "points to the deployed teacher", rows)
-    line = {"color": NEUTRAL, "width": 1.2}
+    line = {"color": plots.NEUTRAL, "width": 1.2}
     figure.add_shape(type="line", x0=0, x1=0, y0=0, y1=1, yref="paper", line=line, layer="below")
     if margin is not None:
-        reference_line(figure, f"margin {points(-margin)}", x=-100 * margin)
+        plots.reference_line(figure, f"margin {points(-margin)}", x=-100 * margin)
         figure.update_layout(margin={"t": 34})
     return figure, said
 
@@ -166,7 +136,9 @@ def sequential(results: Results) -> list[Plot]:
         return []
     margin = results.sequential[0].decision.margin
     figure, said = _differences(results, rows, margin)
-    caption = f"{said}. The dashed line is the margin of {points_of(margin)} points; marks are middles."
+    caption = (
+        f"{said}. The dashed line is the margin of {tables.points_of(margin)} points; marks are middles."
+    )
     return [Plot("sequential", "Where the sequential run stopped", caption, figure)]
 
 
@@ -176,11 +148,11 @@ def sequential(results: Results) -> list[Plot]:
 def motion(results: Results) -> list[Plot]:
     """A panel for each measure of motion."""
     panels: list[Plot] = []
-    for measure, rows in motion_rows(results).items():
+    for measure, rows in tables.motion_rows(results).items():
         unit = "s" if measure == "seconds" else "control steps" if measure == "length" else "robot's units"
         shown = [Row(row, row.mean.value, row.mean.interval, estimate(row.mean)) for row in rows]
         figure, said = _forest(results, f"{measure}, {unit}", shown, 1, rangemode="tozero", nticks=6)
-        caption = f"{said}. In {MOTION_UNITS[measure]}; 95 % intervals."
+        caption = f"{said}. In {tables.MOTION_UNITS[measure]}; 95 % intervals."
         panels.append(Plot(f"motion-{len(panels)}", measure.capitalize(), caption, figure))
     return panels
 
@@ -188,21 +160,19 @@ def motion(results: Results) -> list[Plot]:
 def delays(results: Results) -> list[Plot]:
     """Success by delay, a panel for each policy and step count, a line for each way to meet the delay."""
     by_way: dict[tuple[str, int], list[DelayRow]] = {}
-    for row in delay_rows(results):
+    for row in tables.delay_rows(results):
         by_way.setdefault((row.policy, row.num_steps), []).append(row)
     return [_delay_panel(f"delay-{place}", rows) for place, rows in enumerate(by_way.values())]
 
 
 def _delay_panel(key: str, rows: Sequence[DelayRow]) -> Plot:
     delays = sorted({row.delay for row in rows})
-    figure = canvas(
-        340, "delay, control steps", "success, %", showlegend=True, yaxis={"range": _rate_range(rows)}
-    )
-    figure.update_layout(xaxis={"tickmode": "array", "tickvals": delays})
+    figure = plots.canvas(340, "delay, control steps", "success, %", showlegend=True)
+    figure.update_layout(xaxis={"tickmode": "array", "tickvals": delays}, yaxis={"range": _rate_range(rows)})
     styles = {
-        "none": (NEUTRAL, "circle-open", "solid"),
-        "sync": (TEACHER_BLUE, "circle", "solid"),
-        "async": (STUDENT_ORANGE, "square", "dash"),
+        "none": (plots.NEUTRAL, "circle-open", "solid"),
+        "sync": (plots.TEACHER_BLUE, "circle", "solid"),
+        "async": (plots.STUDENT_ORANGE, "square", "dash"),
     }
     weights = sorted({row.guidance_weight or 0.0 for row in rows if row.mode == "rtc"})
     lines: dict[tuple[str, float | None], list[DelayRow]] = {}
@@ -211,26 +181,25 @@ def _delay_panel(key: str, rows: Sequence[DelayRow]) -> Plot:
     for place, ((mode, weight), own) in enumerate(lines.items()):
         # Lines beside each other, so that none hides another's interval.
         shift = 0.012 * (delays[-1] or 1) * (place - (len(lines) - 1) / 2)
-        name = MODES[mode] + (f", weight {weight:g}" if weight is not None else "")
+        name = tables.MODES[mode] + (f", weight {weight:g}" if weight is not None else "")
         of = weights.index(weight or 0.0) if mode == "rtc" else 0
-        rtc = (OTHERS[of % len(OTHERS)], SYMBOLS[(2 + of) % len(SYMBOLS)], "dot")
+        rtc = (plots.OTHERS[of % len(plots.OTHERS)], plots.SYMBOLS[(2 + of) % len(plots.SYMBOLS)], "dot")
         colour, symbol, dash = styles.get(mode, rtc)
-        add_marks(
+        plots.add_marks(
             figure, [row.delay + shift for row in own], [100 * row.rate for row in own], name,
-            [hover(name, f"delay {row.delay}: {_rate_text(row)}") for row in own],
+            [plots.hover(name, f"delay {row.delay}: {_rate_text(row)}") for row in own],
             colour=colour, symbol=symbol, size=9, dash=dash, cliponaxis=False,
-            error_y=error([row.rate for row in own], [row.interval for row in own]),
+            error_y=plots.error([row.rate for row in own], [row.interval for row in own]),
         )  # fmt: skip
     said = [
-        MODES[row.mode]
+        tables.MODES[row.mode]
         + (f" with weight {row.guidance_weight:g}" if row.guidance_weight is not None else "")
         + f" {_rate_text(row)}"
         for row in rows
         if row.delay == delays[-1]
     ]
-    caption = (
-        f"At a delay of {plural(delays[-1], 'control step')}: {'; '.join(said)}. Wilson's 95 % intervals."
-    )
+    longest = plural(delays[-1], "control step")
+    caption = f"At a delay of {longest}: {'; '.join(said)}. Wilson's 95 % intervals."
     return Plot(key, f"Under a delay: {at(rows[0])}", caption, figure)
 
 
@@ -242,34 +211,31 @@ def latency(results: Results) -> list[Plot]:
     timed = results.timed
     if timed is None:
         return []
-    counts = chunk_steps(results)
+    counts = tables.chunk_steps(results)
     names = [steps(n) + ("" if n != timed.teacher_num_steps else ", teacher") for n in counts]
-    figure = canvas(
-        rows_height(len(counts)) + 60, "ms for one chunk", "", barmode="stack", bargap=0.35, showlegend=True,
+    figure = plots.canvas(
+        plots.rows_height(len(counts)) + 60, "ms for one chunk", "", barmode="stack", bargap=0.35, showlegend=True,
         legend={"y": 1.12, "traceorder": "normal"}, margin={"t": 34}, xaxis={"rangemode": "tozero"},
-        yaxis=rows_axis(names),
+        yaxis=plots.rows_axis(names),
     )  # fmt: skip
     for what, colour, hatch, times in (
-        ("encode", NEUTRAL, "", [timed.encode_s] * len(counts)),
-        ("steps", TEACHER_BLUE, "/", [n * timed.step_s for n in counts]),
+        ("encode", plots.NEUTRAL, "", [timed.encode_s] * len(counts)),
+        ("steps", plots.TEACHER_BLUE, "/", [n * timed.step_s for n in counts]),
     ):
         hovers = [f"{name}: {what} {seconds(time)}" for name, time in zip(names, times, strict=True)]
-        add_bars(
-            figure, [1000 * time for time in times], what, hovers, colour=colour, hatch=hatch, across=True
-        )
+        lengths = [1000 * time for time in times]
+        plots.add_bars(figure, lengths, what, hovers, colour=colour, hatch=hatch, across=True)
     measured = {chunk.num_steps: chunk.seconds for chunk in timed.chunks}
     places = [place for place, n in enumerate(counts) if n in measured]
     symbols = {"p50": "line-ns-open", "p90": "triangle-up", "p95": "diamond", "p99": "x"}
     for which, symbol in symbols.items() if places else ():
         times = [getattr(measured[counts[place]], which) for place in places]
-        hovers = [
-            f"{names[place]}: {which} {seconds(time)}" for place, time in zip(places, times, strict=True)
-        ]
-        add_marks(
-            figure, [1000 * time for time in times], places, which, hovers, colour=STUDENT_ORANGE, symbol=symbol,
-            size=9, marker={"line": {"width": 2, "color": STUDENT_ORANGE}},
+        hovers = [f"{names[at]}: {which} {seconds(time)}" for at, time in zip(places, times, strict=True)]
+        plots.add_marks(
+            figure, [1000 * time for time in times], places, which, hovers, colour=plots.STUDENT_ORANGE, symbol=symbol,
+            size=9, marker={"line": {"width": 2, "color": plots.STUDENT_ORANGE}},
         )  # fmt: skip
-    reference_line(figure, f"ceiling {timed.ceiling:.2f}x", x=1000 * timed.chunk_s(1))
+    plots.reference_line(figure, f"ceiling {timed.ceiling:.2f}x", x=1000 * timed.chunk_s(1))
     caption = (
         f"Encoding takes {seconds(timed.encode_s)} and each step {seconds(timed.step_s)} (medians). The dashed line is "
         f"one step: nothing that takes fewer steps is quicker, so {timed.ceiling:.2f} times as fast as the teacher's "
@@ -284,20 +250,22 @@ def timing(results: Results) -> list[Plot]:
     rows = in_order(results, results.timing)
     if not rows:
         return []
-    figure = canvas(
-        rows_height(len(rows)), "share of the time, %", "", barmode="stack", bargap=0.35, showlegend=True,
-        legend={"traceorder": "normal"}, xaxis={"range": [0, 100]}, yaxis=rows_axis([brief(row) for row in rows]),
+    figure = plots.canvas(
+        plots.rows_height(len(rows)), "share of the time, %", "", barmode="stack", bargap=0.35, showlegend=True,
+        legend={"traceorder": "normal"}, xaxis={"range": [0, 100]}, yaxis=plots.rows_axis([brief(row) for row in rows]),
     )  # fmt: skip
-    styles = {"network": (TEACHER_BLUE, ""), "simulator": (NEUTRAL, "/"), "processors": (OTHERS[0], "x"),
-              "chordflow": (STUDENT_ORANGE, ".")}  # fmt: skip
+    styles = {
+        "network": (plots.TEACHER_BLUE, ""),
+        "simulator": (plots.NEUTRAL, "/"),
+        "processors": (plots.OTHERS[0], "x"),
+        "chordflow": (plots.STUDENT_ORANGE, "."),
+    }
     for what, (colour, hatch) in styles.items():
-        shares = [getattr(row, SPENT[what]) / row.total_s if row.total_s > 0 else 0.0 for row in rows]
-        hovers = [
-            hover(label(at(row)), f"{what} {percent(share)}") for row, share in zip(rows, shares, strict=True)
-        ]
-        add_bars(
-            figure, [100 * share for share in shares], what, hovers, colour=colour, hatch=hatch, across=True
-        )
-    said = "; ".join(f"{at(row)} {percent(row.overhead)}" for row in rows)
-    caption = f"Overhead, all but network and simulator: {said}."
+        shares = [getattr(row, tables.SPENT[what]) / row.total_s if row.total_s > 0 else 0.0 for row in rows]
+        said = [f"{what} {percent(share)}" for share in shares]
+        hovers = [plots.hover(plots.label(at(row)), text) for row, text in zip(rows, said, strict=True)]
+        lengths = [100 * share for share in shares]
+        plots.add_bars(figure, lengths, what, hovers, colour=colour, hatch=hatch, across=True)
+    overheads = "; ".join(f"{at(row)} {percent(row.overhead)}" for row in rows)
+    caption = f"Overhead, all but network and simulator: {overheads}."
     return [Plot("timing", "Where the time of rollouts went", caption, figure)]

@@ -47,19 +47,15 @@ RATE: Column[Any] = Column("success %,\n95 % interval", rate, percentage)
 
 def success(results: Results) -> Section | None:
     """Rates by group of episodes, with the paired difference to the teacher."""
-    below = []
-    if results.rollouts is not None and results.rollouts.noise == "lerobot":
-        below.append(
-            "The noise is drawn as lerobot-eval draws it: rates may be compared, episodes are not paired."
-        )
-    if any(row.starts is not None for row in results.success):
-        below.append(REPEATED_STARTS)
-    if any(row.group == STARTS_TRAINED_ON for row in results.success):
-        below.append(
-            f"{capital(STARTS_TRAINED_ON)}: where observations for a student's training were collected."
-        )
-    if any(not row.is_stock for row in results.success):
-        below.append(STOCK)
+    groups, rows = by_group(results), results.success
+    notes = {
+        "The noise is drawn as lerobot-eval draws it: rates may be compared, episodes are not paired.":
+            results.rollouts is not None and results.rollouts.noise == "lerobot",
+        REPEATED_STARTS: any(row.starts is not None for row in rows),
+        f"{capital(STARTS_TRAINED_ON)}: where observations for a student's training were collected.":
+            any(row.group == STARTS_TRAINED_ON for row in rows),
+        STOCK: not all(row.is_stock for row in rows),
+    }  # fmt: skip
     paired = (
         "Differences are paired: same episodes and noise as the deployed teacher; p is McNemar's exact test."
     )
@@ -68,7 +64,6 @@ def success(results: Results) -> Section | None:
             " The run could stop early: intervals of differences are confidence sequences, which hold at every look; p "
             "and Wilson's intervals are those of a fixed number of episodes."
         )
-    groups = by_group(results)
 
     def episodes(row: SuccessRow) -> Cell:
         group = groups[row.group]
@@ -76,26 +71,16 @@ def success(results: Results) -> Section | None:
         return Cell(f"{clean(row.group)} ({row.episodes})", repeats=alike and row is not group[0])
 
     return table(
-        "success",
-        "Success in episodes",
-        [row for group in groups.values() for row in group],
-        [
-            Column("episodes", episodes),
-            POLICY,
-            STEPS,
-            RATE,
-            Column(POINTS, lambda row: row.versus_teacher.difference if row.versus_teacher else None, points, paired),
-            Column("p", lambda row: row.versus_teacher.p_value if row.versus_teacher else None, p_value),
-            Column(
-                "coverage of\nthe interval",
-                lambda row: row.coverage,
-                partial(percent, decimals=1),
-                "Coverage: how often Wilson's interval holds a rate like this one, exactly.",
-            ),
-        ],
-        left=2,
-        below=" ".join(below),
-        marked=partial(is_student, results),
+        "success", "Success in episodes", [row for group in groups.values() for row in group],
+        Column("episodes", episodes),
+        POLICY,
+        STEPS,
+        RATE,
+        Column(POINTS, lambda row: row.versus_teacher.difference if row.versus_teacher else None, points, paired),
+        Column("p", lambda row: row.versus_teacher.p_value if row.versus_teacher else None, p_value),
+        Column("coverage of\nthe interval", lambda row: row.coverage, partial(percent, decimals=1),
+               "Coverage: how often Wilson's interval holds a rate like this one, exactly."),
+        left=2, below=" ".join(note for note, holds in notes.items() if holds), marked=partial(is_student, results),
     )  # fmt: skip
 
 
@@ -106,30 +91,27 @@ def by_group(results: Results) -> dict[str, list[SuccessRow]]:
     return {group: [row for row in rows if row.group == group] for group in groups}
 
 
+def how_many(rows: list[SuccessRow]) -> str:
+    """Episodes behind each row, such as `500 episodes` or `200 to 500 episodes`."""
+    counts = sorted({row.episodes for row in rows}) or [0]
+    return plural(counts[0], "episode") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} episodes"
+
+
 def noninferiority(results: Results) -> Section | None:
     """What the pairs say at the margin, over all episodes; None where nobody asked."""
-    rows = [
-        (row, found) for row in by_group(results).get("all", []) if (found := row.noninferiority) is not None
-    ]
-    margins = " or ".join(points_of(margin) for margin in sorted({found.margin for _, found in rows}))
+    rows = by_group(results).get("all", [])
+    found = [(row, row.noninferiority) for row in rows if row.noninferiority is not None]
+    margins = " or ".join(points_of(margin) for margin in sorted({said.margin for _, said in found}))
     return table(
-        "noninferiority",
-        f"Not worse than the teacher by more than {margins} points?",
-        rows,
-        [
-            Column("policy", lambda of: POLICY.value(of[0])),
-            Column("decision", lambda of: of[1].decision),
-            Column("steps", lambda of: of[0].num_steps),
-            Column(POINTS, lambda of: Interval(of[1].lower, of[1].upper), points),
-            Column("episodes\nrun", lambda of: of[1].episodes),
-            Column(
-                "episodes\nneeded",
-                lambda of: of[1].episodes_needed,
-                note="Needed: about how many paired episodes would decide, where these do not.",
-            ),
-        ],
-        left=2,
-        below="Non-inferior: the whole interval lies above minus the margin; inferior: below it.",
+        "noninferiority", f"Not worse than the teacher by more than {margins} points?", found,
+        Column("policy", lambda of: POLICY.value(of[0])),
+        Column("decision", lambda of: of[1].decision),
+        Column("steps", lambda of: of[0].num_steps),
+        Column(POINTS, lambda of: Interval(of[1].lower, of[1].upper), points),
+        Column("episodes\nrun", lambda of: of[1].episodes),
+        Column("episodes\nneeded", lambda of: of[1].episodes_needed,
+               note="Needed: about how many paired episodes would decide, where these do not."),
+        left=2, below="Non-inferior: the whole interval lies above minus the margin; inferior: below it.",
         marked=lambda of: is_student(results, of[0]),
     )  # fmt: skip
 
@@ -145,44 +127,38 @@ def sequential(results: Results) -> Section | None:
         return None
     first = results.sequential[0].decision
     source = " (Waudby-Smith and Ramdas 2023)" if first.method == "betting" else ""
-    return table(
-        "sequential",
-        f"Sequential decision at a margin of {points_of(first.margin)} points",
-        in_order(results, results.sequential),
-        [
-            POLICY,
-            Column("decision", lambda row: row.decision.decision),
-            STEPS,
-            Column("episodes", lambda row: row.decision.episodes),
-            Column(POINTS, lambda row: Interval(row.decision.low, row.decision.high), points),
-            Column("e-value,\nnon-inferior", lambda row: row.decision.e_non_inferior, amount),
-            Column("e-value,\ninferior", lambda row: row.decision.e_inferior, amount),
-            Column("looks", lambda row: row.decision.looks),
-            Column("stopped\nearly", lambda row: "yes" if row.decision.stopped_early else "no"),
-        ],
-        left=2,
-        below=f"By {clean(first.method)}{source}, valid however often one looks: decided once the evidence against the "
+    below = (
+        f"By {clean(first.method)}{source}, valid however often one looks: decided once the evidence against the "
         f"contrary, an e-value, reaches {amount(2 / first.alpha)}, which is 2 / {first.alpha:g} for two sides. The "
-        "interval holds at all looks at once.",
-        marked=partial(is_student, results),
+        "interval holds at all looks at once."
     )
+    return table(
+        "sequential", f"Sequential decision at a margin of {points_of(first.margin)} points",
+        in_order(results, results.sequential),
+        POLICY,
+        Column("decision", lambda row: row.decision.decision),
+        STEPS,
+        Column("episodes", lambda row: row.decision.episodes),
+        Column(POINTS, lambda row: Interval(row.decision.low, row.decision.high), points),
+        Column("e-value,\nnon-inferior", lambda row: row.decision.e_non_inferior, amount),
+        Column("e-value,\ninferior", lambda row: row.decision.e_inferior, amount),
+        Column("looks", lambda row: row.decision.looks),
+        Column("stopped\nearly", lambda row: "yes" if row.decision.stopped_early else "no"),
+        left=2, below=below, marked=partial(is_student, results),
+    )  # fmt: skip
 
 
 def flip_checks(results: Results) -> Section | None:
     """Flips of first chunks against the sides taken; None where the environment tells none."""
     return table(
-        "flips",
-        "Flips of first chunks against the side that was taken",
-        results.flip_checks,
-        [
-            POLICY,
-            STEPS,
-            Column("episodes", lambda row: row.episodes),
-            Column("flips", lambda row: row.flips),
-            Column("other side", lambda row: row.other_side),
-            Column("the two agree", lambda row: row.agree),
-        ],
-    )
+        "flips", "Flips of first chunks against the side that was taken", results.flip_checks,
+        POLICY,
+        STEPS,
+        Column("episodes", lambda row: row.episodes),
+        Column("flips", lambda row: row.flips),
+        Column("other side", lambda row: row.other_side),
+        Column("the two agree", lambda row: row.agree),
+    )  # fmt: skip
 
 
 # ---- Motion, delays -------------------------------------------------------------------------------------
@@ -199,22 +175,17 @@ MOTION_UNITS = {
 def motion(results: Results) -> Section | None:
     """How policies move; None without rollouts."""
     by_measure = motion_rows(results)
+    units = "; ".join(f"{name} in {MOTION_UNITS[name]}" for name in by_measure)
     return table(
-        "motion",
-        "How the policies move, mean over episodes",
-        [row for rows in by_measure.values() for row in rows],
-        [
-            Column("measure", lambda row: row.measure),
-            POLICY,
-            STEPS,
-            Column("mean,\n95 % interval", lambda row: row.mean),
-            Column("to the teacher,\npaired", lambda row: row.difference),
-            Column("episodes", lambda row: row.episodes),
-        ],
-        left=2,
-        below=f"Units: {'; '.join(f'{name} in {MOTION_UNITS[name]}' for name in by_measure)}.",
-        marked=partial(is_student, results),
-    )
+        "motion", "How the policies move, mean over episodes", [row for rows in by_measure.values() for row in rows],
+        Column("measure", lambda row: row.measure),
+        POLICY,
+        STEPS,
+        Column("mean,\n95 % interval", lambda row: row.mean),
+        Column("to the teacher,\npaired", lambda row: row.difference),
+        Column("episodes", lambda row: row.episodes),
+        left=2, below=f"Units: {units}.", marked=partial(is_student, results),
+    )  # fmt: skip
 
 
 def motion_rows(results: Results) -> dict[str, list[MotionRow]]:
@@ -235,10 +206,8 @@ MODES = {
 
 def delay_rows(results: Results) -> list[DelayRow]:
     """The rows of every policy and step count, by what the robot does meanwhile, then by delay."""
-    modes = list(MODES)
-    rows = sorted(
-        results.delays, key=lambda row: (modes.index(row.mode), row.guidance_weight or 0, row.delay)
-    )
+    place = list(MODES).index
+    rows = sorted(results.delays, key=lambda row: (place(row.mode), row.guidance_weight or 0, row.delay))
     return in_order(results, rows)
 
 
@@ -246,32 +215,20 @@ def delays(results: Results) -> Section | None:
     """Success and motion under a delay; None where none was injected."""
     again = f" {REPEATED_STARTS}" if any(row.starts is not None for row in results.delays) else ""
     return table(
-        "delays",
-        "Rollouts with an inference delay",
-        delay_rows(results),
-        [
-            POLICY,
-            Column("meanwhile\nthe robot", lambda row: MODES[row.mode]),
-            STEPS,
-            Column(
-                "guidance\nweight",
-                lambda row: row.guidance_weight,
-                "{:g}".format,
-                "Guidance weight: the most that real-time chunking pulls the new chunk to the old one.",
-            ),
-            Column("delay", lambda row: row.delay),
-            RATE,
-            Column(
-                "points to\nundelayed",
-                lambda row: row.versus_undelayed.difference if row.versus_undelayed else None,
-                points,
-            ),
-            Column("jump", lambda row: row.jump),
-            Column("jerk", lambda row: row.jerk),
-        ],
-        left=2,
-        below=f"Delay: control steps between asking for a chunk and having it.{again}",
-    )
+        "delays", "Rollouts with an inference delay", delay_rows(results),
+        POLICY,
+        Column("meanwhile\nthe robot", lambda row: MODES[row.mode]),
+        STEPS,
+        Column("guidance\nweight", lambda row: row.guidance_weight, "{:g}".format,
+               "Guidance weight: the most that real-time chunking pulls the new chunk to the old one."),
+        Column("delay", lambda row: row.delay),
+        RATE,
+        Column("points to\nundelayed", lambda row: row.versus_undelayed.difference if row.versus_undelayed else None,
+               points),
+        Column("jump", lambda row: row.jump),
+        Column("jerk", lambda row: row.jerk),
+        left=2, below=f"Delay: control steps between asking for a chunk and having it.{again}",
+    )  # fmt: skip
 
 
 # ---- Time, policies -------------------------------------------------------------------------------------
@@ -288,12 +245,13 @@ def timing(results: Results) -> Section | None:
         return Column(head, lambda row: getattr(row, SPENT[head]), seconds)
 
     return table(
-        "timing",
-        "Where the time of rollouts went",
-        in_order(results, results.timing),
-        [POLICY, STEPS, *map(spent, SPENT), Column("overhead", lambda row: row.overhead, percent)],
+        "timing", "Where the time of rollouts went", in_order(results, results.timing),
+        POLICY,
+        STEPS,
+        *map(spent, SPENT),
+        Column("overhead", lambda row: row.overhead, percent),
         below="Overhead: all but the policy's network and the simulator.",
-    )
+    )  # fmt: skip
 
 
 class Time(NamedTuple):
@@ -335,43 +293,33 @@ def latency(results: Results) -> Section | None:
         return Column(which, lambda row: getattr(row.percentiles, which, None), seconds)
 
     return table(
-        "latency",
-        f"Time on {clean(results.device)}, {plural(timed.batch_size, 'observation')} at a time",
-        rows,
-        [
-            Column("what", lambda row: row.what),
-            Column(
-                "p50", lambda row: row.percentiles.p50 if row.percentiles is not None else row.p50, seconds
-            ),
-            *map(percentile, ("p90", "p95", "p99")),
-            Column("relative", lambda row: row.relative, "{:.2f}".format),
-        ],
-        below=below,
+        "latency", f"Time on {clean(results.device)}, {plural(timed.batch_size, 'observation')} at a time", rows,
+        Column("what", lambda row: row.what),
+        Column("p50", lambda row: row.percentiles.p50 if row.percentiles is not None else row.p50, seconds),
+        *map(percentile, ("p90", "p95", "p99")),
+        Column("relative", lambda row: row.relative, "{:.2f}".format),
         # Without percentiles it says no more than the findings.
-        page_only=timed.encode is None and not timed.chunks,
-    )
+        below=below, page_only=timed.encode is None and not timed.chunks,
+    )  # fmt: skip
 
 
 def chunk_steps(results: Results) -> list[int]:
     """Step counts that a chunk's time is shown for."""
-    timed = results.timed
-    own = {1, timed.student_num_steps, timed.teacher_num_steps} if timed is not None else set()
-    return sorted(own | {chunk.num_steps for chunk in (timed.chunks if timed is not None else [])})
+    if (timed := results.timed) is None:
+        return []
+    own = {chunk.num_steps for chunk in timed.chunks}
+    return sorted(own | {1, timed.student_num_steps, timed.teacher_num_steps})
 
 
 def policies(results: Results) -> Section | None:
     """The policies of the run; None where the file does not list them."""
     return table(
-        "policies",
-        "Policies that were compared",
-        results.policies,
-        [
-            Column("policy", lambda row: clean(row.name)),
-            Column("checkpoint", lambda row: clean(row.path)),
-            Column("family", lambda row: clean(row.family)),
-            STEPS,
-            Column("parameters", lambda row: row.parameters),
-            Column("SHA-256 of\nits weights", lambda row: clean(row.weights_sha256)[:12]),
-        ],
+        "policies", "Policies that were compared", results.policies,
+        Column("policy", lambda row: clean(row.name)),
+        Column("checkpoint", lambda row: clean(row.path)),
+        Column("family", lambda row: clean(row.family)),
+        STEPS,
+        Column("parameters", lambda row: row.parameters),
+        Column("SHA-256 of\nits weights", lambda row: clean(row.weights_sha256)[:12]),
         left=3,
-    )
+    )  # fmt: skip

@@ -1,7 +1,7 @@
 """A table before it is drawn: the same rows for the terminal, for markdown and for the page."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from chordflow.results.actions import STUDENT, TEACHER, PolicyName
@@ -26,9 +26,9 @@ class Cell:
     """What stands in one place.
 
     Attributes:
-        text: as it is read, plain text.
-        value: what it is sorted by; None sorts by the text, and `ABSENT` after all else.
-        repeats: it says what the cell above says; where rows cannot be sorted it may be left empty.
+        text: as it is read.
+        value: what it is sorted by; None sorts by the text.
+        repeats: whether it says what the cell above says; where rows cannot be sorted it may be left empty.
     """
 
     text: str
@@ -43,12 +43,7 @@ type Writes = Callable[[Any], str]
 
 
 def cell(value: Value, text: Writes | None = None) -> Cell:
-    """A value as it is read.
-
-    Args:
-        value: of a row.
-        text: writes a number, or those of a measure or an interval.
-    """
+    """A value as it is read, its numbers written by `text`."""
     if value is None:
         return Cell(ABSENT)
     if isinstance(value, Cell):
@@ -106,10 +101,10 @@ class Section:
     heads: list[str]
     left: int
     rows: list[list[Cell]]
-    marked: set[int] = field(default_factory=set)
-    below: str = ""
-    page_only: bool = False
-    wide: set[int] = field(default_factory=set)
+    marked: set[int]
+    below: str
+    page_only: bool
+    wide: set[int]
 
     def short(self) -> "Section":
         """The table without its wide columns and the rows after `MOST_ROWS`."""
@@ -129,8 +124,7 @@ def table[Row](
     key: str,
     title: str,
     rows: Iterable[Row],
-    columns: Sequence[Column[Row]],
-    *,
+    *columns: Column[Row],
     left: int = 1,
     below: str = "",
     marked: Callable[[Row], bool] = lambda row: False,
@@ -142,7 +136,7 @@ def table[Row](
         key: short name.
         title: what it shows.
         rows: what each row is of.
-        columns: the columns; those of figures in which nothing was measured are left out, with their notes.
+        columns: those of figures in which nothing was measured are left out, with their notes.
         left: columns of words.
         below: a line of explanation; the columns' notes follow it.
         marked: whether a row is of the student as saved.
@@ -153,20 +147,21 @@ def table[Row](
     """
     rows = list(rows)
     cells = [[cell(column.value(row), column.text) for row in rows] for column in columns]
-    measured = [any(one.text not in (ABSENT, "") for one in column) for column in cells]
+    measured = [any(one.text not in (ABSENT, "") for one in found) for found in cells]
     kept = [place for place in range(len(columns)) if place < left or measured[place]]
-    shown = [columns[place] for place in kept]
+    if not rows:
+        return None
     return Section(
-        key,
-        title,
-        [column.head for column in shown],
-        left,
-        [[cells[place][row] for place in kept] for row in range(len(rows))],
-        {place for place, row in enumerate(rows) if marked(row)},
-        " ".join(text for text in (below, *(column.note for column in shown)) if text),
-        page_only,
-        {place for place, column in enumerate(shown) if column.wide},
-    ) if rows else None  # fmt: skip
+        key=key,
+        title=title,
+        heads=[columns[place].head for place in kept],
+        left=left,
+        rows=[[cells[place][row] for place in kept] for row in range(len(rows))],
+        marked={place for place, row in enumerate(rows) if marked(row)},
+        below=" ".join(text for text in (below, *(columns[place].note for place in kept)) if text),
+        page_only=page_only,
+        wide={place for place, column in enumerate(kept) if columns[column].wide},
+    )
 
 
 # ---- Ways to act, by name and in order ------------------------------------------------------------------

@@ -21,21 +21,18 @@ from chordflow.reporting.plots import (
 )
 from chordflow.reporting.section import Writes
 from chordflow.reporting.study_table import facts, sections
+from chordflow.results import study_summary as figures
 from chordflow.results.study import STEP_COUNTS, STUDY, Arm, Look, Study
 from chordflow.results.study_summary import (
     Figure,
     Measured,
     Spread,
     budget,
-    curvature,
     diversity,
     gap,
     headline,
     level,
-    loss,
-    measured,
     over_seeds,
-    solved,
     spread_of,
 )
 from chordflow.results.wording import clean, percent, steps
@@ -63,15 +60,15 @@ class Shown(NamedTuple):
 
 PLOTS: list[list[Shown]] = [
     [
-        Shown("loss", "Training loss", "loss", loss),
-        Shown("curvature", "Curvature", "curvature, %", curvature),
+        Shown("loss", "Training loss", "loss", figures.loss),
+        Shown("curvature", "Curvature", "curvature, %", figures.curvature),
     ],
     [Shown(f"gap-{n}", f"Gap at {steps(n)}", "RMS gap, %", gap(n)) for n in STEP_COUNTS],
     [
         Shown("spread", "Spread over noise at one step", "of the teacher's, %", diversity("spread")),
         Shown("modes", "All modes kept at one step", "observations, %", diversity("modes_kept")),
     ],
-    [Shown("success", "Success at one step", "episodes solved, %", solved)],
+    [Shown("success", "Success at one step", "episodes solved, %", figures.solved)],
 ]
 """Every plot; those of one group stand side by side."""
 
@@ -116,13 +113,13 @@ def plots(study: Study) -> list[list[Plot]]:
 def _over_looks(study: Study, shown: Shown, arm: Arm) -> list[Point]:
     """The figure of an arm at every look; the training loss wherever any seed has an entry."""
     unit = "step" if study.seconds is None else "second"
-    if shown.of is loss:
-        students = measured(study, arm)
+    if shown.of is figures.loss:
+        students = figures.measured(study, arm)
         entries = {
             step for one in students if one.trial and one.trial.losses for step in one.trial.losses.steps
         }
         found: list[tuple[float, Spread | None]] = [
-            (step, spread_of(loss(one, step) for one in students)) for step in sorted(entries)
+            (step, spread_of(figures.loss(one, step) for one in students)) for step in sorted(entries)
         ]
     else:
         found = [(mark, over_seeds(study, arm, shown.of, mark)) for mark in study.looks]

@@ -11,28 +11,19 @@ from rich.text import Text
 from chordflow import console
 from chordflow.reporting.section import ABSENT, Cell, Column, Section, Value, Writes, table
 from chordflow.reporting.table import Drawn, escape, held_out, written
+from chordflow.results import study_summary as figures
 from chordflow.results.episodes import SuccessRow
+from chordflow.results.statistics import PairedSuccess
 from chordflow.results.study import STEP_COUNTS, Arm, Look, Study
 from chordflow.results.study_summary import (
     Figure,
     Measured,
     Spread,
     budget,
-    curvature,
-    diversity,
-    gap,
     headline,
-    judged,
     level,
-    loss,
-    measured,
     middle_seed,
-    over_seeds,
-    reached,
-    same_couplings,
-    solved,
     spread_of,
-    untaken,
 )
 from chordflow.results.wording import (
     clean,
@@ -119,21 +110,16 @@ def _traits(study: Study) -> set[str]:
     """What decides over columns: several looks, chains, neither; arms that settings make."""
     found = {"looks"} if study.looks_often else set()
     found |= {"chains"} if any(len(chain) > 1 for chain in study.chains) else set()
-    return {
-        "any",
-        *(found or {"neither"}),
-        *(["settings"] if study.preset not in ("methods", "rounds") else []),
-    }
+    found = found or {"neither"}
+    return found | {"any"} | ({"settings"} if study.preset not in ("methods", "rounds") else set())
 
 
-def _pairs(name: str) -> Figure:
+def _pairs(value: Callable[[PairedSuccess], float]) -> Figure:
     """A figure of the paired comparison with the deployed teacher."""
 
     def of(one: Measured) -> float | None:
         pairs = one.look.success[0].versus_teacher if one.look.success else None
-        if pairs is None:
-            return None
-        return pairs.difference.value if name == "difference" else pairs.p_value
+        return value(pairs) if pairs is not None else None
 
     return of
 
@@ -147,13 +133,15 @@ def _acted(text: Callable[[SuccessRow], str]) -> Callable[[Row], Value]:
 
 
 def _reached(row: Row) -> Value:
-    found = [reached(row.study, row.arm, name) for name in ("rms", "median")] if row.arm is not None else []
+    if row.arm is None:
+        return None
+    found = [figures.reached(row.study, row.arm, name) for name in ("rms", "median")]
     return "; ".join(one.text for one in found if one is not None) or None
 
 
 def _fall(name: str) -> Callable[[Row], Value]:
     def own(row: Row) -> Value:
-        found = judged(row.study, row.chain, row.place) if row.chain else None
+        found = figures.judged(row.study, row.chain, row.place) if row.chain else None
         if found is None:
             return None
         if name == "pays":
@@ -192,7 +180,7 @@ def _floor(one: Measured) -> float | None:
 GAPS = [
     OverSeeds(
         f"gap at {n}, %:\nRMS/median/\nflips",
-        [(gap(n, name), percentage) for name in ("rms", "median", "flip_rate")],
+        [(figures.gap(n, name), percentage) for name in ("rms", "median", "flip_rate")],
         narrow={1: "any", 10: "neither"}.get(n, ""),
     )
     for n in STEP_COUNTS
@@ -203,26 +191,26 @@ COLUMNS = [
         "round", needs="chains", narrow="any",
         own=lambda row: Cell(str(row.place + 1), row.place) if row.place >= -1 else None,
     ),
-    OverSeeds("curvature\n%", [(curvature, percentage)], narrow="any"),
+    OverSeeds("curvature\n%", [(figures.curvature, percentage)], narrow="any"),
     *GAPS,
     OverSeeds(
         "to the floor\nat 1: RMS/\nnearer, %",
-        [(_floor, "{:.2f}".format), (gap(1, "nearer_than_deployed"), percentage)],
+        [(_floor, "{:.2f}".format), (figures.gap(1, "nearer_than_deployed"), percentage)],
     ),
     OverSeeds("steps to {level}:\nRMS; median", own=_reached, needs="looks", narrow="any"),
-    OverSeeds("spread\n%", [(diversity("spread"), percentage)]),
-    OverSeeds("modes\nkept %", [(diversity("modes_kept"), percentage)]),
+    OverSeeds("spread\n%", [(figures.diversity("spread"), percentage)]),
+    OverSeeds("modes\nkept %", [(figures.diversity("modes_kept"), percentage)]),
     OverSeeds(
-        "success at\none step, %", [(solved, percentage)], narrow="any",
+        "success at\none step, %", [(figures.solved, percentage)], narrow="any",
         own=_acted(lambda row: f"{percentage(row.rate)}{span(row.interval, percentage)}"),
     ),
     # Figures with a sign are not joined by a dash.
     OverSeeds(
-        "points to the\nteacher", [(_pairs("difference"), points)], joint=" to ",
+        "points to the\nteacher", [(_pairs(lambda pairs: pairs.difference.value), points)], joint=" to ",
         own=_acted(lambda row: estimate(row.versus_teacher.difference, points) if row.versus_teacher else ABSENT),
     ),
     OverSeeds(
-        "p", [(_pairs("p"), p_value)], joint=" to ",
+        "p", [(_pairs(lambda pairs: pairs.p_value), p_value)], joint=" to ",
         own=_acted(lambda row: p_value(row.versus_teacher.p_value) if row.versus_teacher else ABSENT),
     ),
     OverSeeds("curvature\nfalls by %", own=_fall("curvature"), needs="chains"),
@@ -262,20 +250,15 @@ def sections(study: Study) -> list[Section]:
     found = [by_arm(study)]
     if study.looks_often:
         found += [
-            _by_look(study, "gap", "Gap at one step, RMS, %", gap(), percentage),
-            _by_look(study, "loss", "Training loss", loss, "{:.3g}".format),
-            _by_look(study, "success", "Success at one step, %", solved, percentage),
+            _by_look(study, "gap", "Gap at one step, RMS, %", figures.gap(), percentage),
+            _by_look(study, "loss", "Training loss", figures.loss, "{:.3g}".format),
+            _by_look(study, "success", "Success at one step, %", figures.solved, percentage),
         ]
     return [section for section in found if section is not None]
 
 
 def by_arm(study: Study, *, ranges: bool = True) -> Section | None:
-    """The untrained teacher, then a row for each arm and each round of a chain.
-
-    Args:
-        study: what was measured.
-        ranges: whether a second row shows the least and the largest over several seeds.
-    """
+    """The untrained teacher, then a row for each arm and each round of a chain, and one of its ranges over seeds."""
     traits = _traits(study)
     own = [f"{clean(arm.way)} after {budget(study, arm)}" for arm in study.arms if arm.steps is not None]
     students = _students(study)
@@ -299,13 +282,11 @@ def by_arm(study: Study, *, ranges: bool = True) -> Section | None:
         if column.needs in traits
     ]
     return table(
-        "study",
-        "; ".join([f"Students after {budget(study)} each", *own]),
-        shown,
-        [Column("arm", lambda row: row.name), *columns],
-        left=1 + ("settings" in traits),
-        below=below,
-    )
+        "study", "; ".join([f"Students after {budget(study)} each", *own]), shown,
+        Column("arm", lambda row: row.name),
+        *columns,
+        left=1 + ("settings" in traits), below=below,
+    )  # fmt: skip
 
 
 def _teacher(study: Study) -> list[Row]:
@@ -315,10 +296,10 @@ def _teacher(study: Study) -> list[Row]:
         return []
     acted = {row.num_steps: row for row in teacher.success if row.group == "all"}
     for n in sorted({1, 2, teacher.num_steps}):
-        figures, success = teacher.figures if n == 1 else None, [acted[n]] if n in acted else []
+        known, success = teacher.figures if n == 1 else None, [acted[n]] if n in acted else []
         name = f"- {'deployed, ' * (n == teacher.num_steps)}at {steps(n)}" if n > 1 else "teacher, untrained"
         if n == 1 or success:
-            look = Look(0, 0, None, "", study.teacher_sha256, figures, success)
+            look = Look(0, 0, None, "", study.teacher_sha256, known, success)
             found.append(Row(study, name, [Measured(None, look)], place=-n))
     return found
 
@@ -327,9 +308,9 @@ def _students(study: Study) -> list[Row]:
     found, seeds = [], len(study.seeds)
     for chain in study.chains:
         for place, arm in enumerate(chain):
-            students = measured(study, arm)
+            students = figures.measured(study, arm)
             missing = f" ({len(students)} of {plural(seeds, 'seed')})" if len(students) < seeds else ""
-            name = clean(chain[-1].way) + missing + " (no step)" * untaken(study, arm)
+            name = clean(chain[-1].way) + missing + " (no step)" * figures.untaken(study, arm)
             found.append(Row(study, name, students, chain, place))
     return found
 
@@ -338,7 +319,7 @@ def _by_look(study: Study, key: str, title: str, of: Figure, text: Writes) -> Se
     """A figure at every look, a row for each arm that has it; None where nothing has it."""
     rows = []
     for arm in study.arms:
-        spreads = {mark: over_seeds(study, arm, of, mark) for mark in study.looks}
+        spreads = {mark: figures.over_seeds(study, arm, of, mark) for mark in study.looks}
         counts = [spread.count for spread in spreads.values() if spread is not None]
         rows += [(clean(arm.way), spreads)] if counts else []
         rows += [(RANGES, spreads)] if max(counts, default=0) > 1 else []
@@ -355,12 +336,12 @@ def _by_look(study: Study, key: str, title: str, of: Figure, text: Writes) -> Se
         return Column(f"{mark:,g}", value)
 
     unit = "optimiser steps" if study.seconds is None else "seconds"
-    return table(key, f"{title}, by {unit}", rows, [Column("arm", lambda row: row[0]), *map(at, study.looks)])
+    return table(key, f"{title}, by {unit}", rows, Column("arm", lambda row: row[0]), *map(at, study.looks))
 
 
 def facts(study: Study) -> list[tuple[str, str]]:
     """What is said below the tables, name and value."""
-    teacher, same = study.untrained, same_couplings(study)
+    teacher, same = study.untrained, figures.same_couplings(study)
     deployed = f", deployed at {steps(teacher.num_steps)}" if teacher is not None else ""
     lines = [("teacher", f"{clean(study.teacher)}{deployed}")]
     if teacher is not None and (floor := teacher.figures.gap(teacher.num_steps)) is not None:

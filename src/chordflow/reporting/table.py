@@ -1,7 +1,7 @@
 """The measures as text: for the terminal and, with the same content, as markdown."""
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType
@@ -18,35 +18,27 @@ from chordflow.results.findings import next_command, verdict
 from chordflow.results.schema import Results
 from chordflow.results.wording import clean, percent, plural, seconds, size, steps
 
+type Maker = Callable[[Results], Section | None]
+
 NAME = 16
 """Characters of a name that a terminal shows in one line, where the name has as many."""
 
 
 def sections(results: Results) -> list[Section]:
     """Every table that there is something for, the page's own included, in the order of reading."""
-    gaps = [flow_tables.gaps(results), flow_tables.free(results)]
-    rollouts = [
-        rollout_tables.success(results),
-        rollout_tables.noninferiority(results),
-        rollout_tables.sequential(results),
-    ]
-    found = [
-        flow_tables.summary(results),
+    gaps: list[Maker] = [flow_tables.gaps, flow_tables.free]
+    rollouts: list[Maker] = [rollout_tables.success, rollout_tables.noninferiority, rollout_tables.sequential]
+    makers: list[Maker] = [
+        flow_tables.summary,
         # What reflow is about comes first, and rollouts where they are what was asked for.
         *([*gaps, *rollouts] if results.kind == "reflow" else [*rollouts, *gaps]),
-        rollout_tables.flip_checks(results),
-        flow_tables.curvature(results),
-        flow_tables.curvature_over_time(results),
-        flow_tables.curvature_over_dims(results),
-        flow_tables.spread_summary(results),
-        flow_tables.spread_list(results),
-        rollout_tables.latency(results),
-        rollout_tables.motion(results),
-        rollout_tables.delays(results),
-        rollout_tables.timing(results),
-        rollout_tables.policies(results),
-    ]
-    return [section for section in found if section is not None]
+        rollout_tables.flip_checks,
+        flow_tables.curvature, flow_tables.curvature_over_time, flow_tables.curvature_over_dims,
+        flow_tables.spread_summary, flow_tables.spread_list,
+        rollout_tables.latency, rollout_tables.motion, rollout_tables.delays, rollout_tables.timing,
+        rollout_tables.policies,
+    ]  # fmt: skip
+    return [section for make in makers if (section := make(results)) is not None]
 
 
 def findings(results: Results) -> list[str]:
@@ -206,7 +198,11 @@ def facts(results: Results) -> list[tuple[str, str]]:
         bootstrapped = bootstrapped or any(row.interval for row in results.curvature)
         lines["held out"] = held_out(held, intervals=bootstrapped)
     if results.success:
-        lines["success"] = _episodes(results)
+        paired = any(row.versus_teacher is not None for row in results.success)
+        how = "confidence sequences" if results.sequential else "Newcombe's"
+        counted = rollout_tables.how_many([row for row in results.success if row.group == "all"])
+        lines["success"] = f"{counted} for each way to act; Wilson's 95 % intervals"
+        lines["success"] += f", paired differences with {how}" * paired
     if ran is not None:
         noise = "paired noise" if ran.noise == "paired" else "noise as lerobot-eval draws it"
         workers = "no workers" if ran.num_workers == 0 else plural(ran.num_workers, "worker")
@@ -259,12 +255,3 @@ def held_out(held: HeldOut, *, intervals: bool = False) -> str:
         more = "--dataset.eval_split" if len(held.episodes) < 2 else "--measure.num_observations"
         return f"{text}; no intervals, which need observations of two episodes or more (raise {more})"
     return text + ("; 95 % bootstrap intervals over episodes" if intervals else "")
-
-
-def _episodes(results: Results) -> str:
-    counts = sorted({row.episodes for row in results.success if row.group == "all"}) or [0]
-    shown = plural(counts[0], "episode") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} episodes"
-    text = f"{shown} for each way to act; Wilson's 95 % intervals"
-    if not any(row.versus_teacher is not None for row in results.success):
-        return text
-    return f"{text}, paired differences with {'confidence sequences' if results.sequential else "Newcombe's"}"

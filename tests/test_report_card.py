@@ -1,0 +1,115 @@
+"""The model card: what the Hub reads of it, how to use the student, how it was made."""
+
+import ast
+import importlib
+import re
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from chordflow.reporting.card import METHODS, card, hub_id
+from chordflow.results.schema import PolicyInfo
+from report_samples import MAKERS, diagnosis, hostile, sample
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_the_hub_reads_the_card(kind: str) -> None:
+    results = MAKERS[kind]()
+    data = ModelCard(card(results), ignore_metadata_errors=False).data
+    assert data.library_name == "lerobot"
+    assert data.pipeline_tag == "robotics"
+    assert {"robotics", "lerobot", "flow-matching"} <= set(data.tags)
+    if results.student is not None:
+        row = results.success_of("student", results.student_num_steps)
+        (found,) = data.eval_results
+        assert found.metric_value == pytest.approx(100 * row.rate)
+        assert f"{row.episodes} episodes" in found.metric_name
+
+
+def test_the_card_links_what_the_hub_has() -> None:
+    results = sample(teacher="lerobot/smolvla_base", settings={"dataset": {"repo_id": "me/dataset"}})
+    data = ModelCard(card(results)).data
+    assert data.base_model == "lerobot/smolvla_base"
+    assert data.datasets == ["me/dataset"]
+    assert ModelCard(card(sample())).data.base_model is None
+    assert ModelCard(card(diagnosis())).data.base_model is None, "a teacher is no base of itself"
+
+
+def test_hub_ids_and_paths() -> None:
+    assert hub_id("lerobot/smolvla_base") == "lerobot/smolvla_base"
+    paths = [
+        "outputs/teacher",
+        "./teacher",
+        "/data/teacher",
+        "a/b/c",
+        "teacher",
+        "me/double--dash",
+        "me/<x>",
+        "",
+    ]
+    assert not any(map(hub_id, paths))
+
+
+def test_the_card_bears_the_students_name_and_says_how_to_use_it() -> None:
+    body = card(sample(student="outputs/quick arm/checkpoints/last/pretrained_model")).split("---\n", 2)[2]
+    assert body.strip().startswith("# quick arm\n\nA student of `outputs/teacher`")
+    assert "lerobot-eval --policy.path='outputs/quick arm/" in body
+    (python,) = re.findall(r"```python\n(.*?)```", body, re.DOTALL)
+    tree = ast.parse(python)
+    assert len(python.splitlines()) <= 8
+    for line in (node for node in tree.body if isinstance(node, ast.ImportFrom)):
+        assert all(hasattr(importlib.import_module(line.module or ""), name.name) for name in line.names)
+    assert r"| student | 1 | 91.0 \[88.2, 93.2\] | 9.1 % |" in body
+
+
+def info(**more: Any) -> PolicyInfo:
+    return PolicyInfo("student", "student", "smolvla", 1, 1, "0" * 64, **more)
+
+
+METHOD_TEXTS = {
+    "reflow": "made by reflow (rectified flow",
+    "endpoint": "made by distillation of the teacher's endpoints",
+    "noise_biased": "without a teacher in its loss",
+    "of_somebody_else": "made by `of_somebody_else`",
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        *(({"settings": {"method": {"type": name}}}, text) for name, text in METHOD_TEXTS.items()),
+        # An evaluation's settings say nothing: the student's own record does.
+        *(({"settings": {}, "policies": [info(method=name)]}, text) for name, text in METHOD_TEXTS.items()),
+        ({"policies": [info(saved_num_steps=1)]}, "layout, and acts at one step as saved."),
+        (
+            {"policies": [info(saved_num_steps=2)]},
+            "layout, and acts at two steps as saved, and was measured at one step.",
+        ),
+        ({"policies": [info()]}, "layout; it was measured at one step."),
+        ({"policies": [info(step_counts=[1])]}, "**It was trained for one step only**"),
+        ({"policies": [info(step_counts=[1, 2])]}, "**It was trained for 1, 2 steps only**"),
+    ],
+)
+def test_the_card_says_how_a_student_was_made_and_at_which_steps_it_acts(
+    changes: dict[str, Any], text: str
+) -> None:
+    assert text in card(sample(**changes))
+
+
+def test_the_card_does_not_guess() -> None:
+    assert "made by" not in card(sample(settings={}))
+    assert "It was trained for" not in card(sample(policies=[info()]))
+
+
+def test_every_method_has_its_words_in_the_card() -> None:
+    from chordflow.training.methods import MethodConfig
+
+    assert set(METHODS) == set(MethodConfig.get_known_choices())
+
+
+def test_the_card_of_hostile_names_holds_no_markup() -> None:
+    body = card(hostile()).split("---\n", 2)[2]
+    outside = re.sub(r"`[^`\n]*`", "", re.sub(r"```\w+\n.*?\n```", "", body, flags=re.DOTALL))
+    assert "<script" not in outside
+    assert "<img" not in outside
