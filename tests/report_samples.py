@@ -1,8 +1,8 @@
 """Results as a run on the demo's task could have them: drawn, not measured, but with the right shapes."""
 
 import base64
-import dataclasses
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def gap(
         policy, "euler", steps, steps, reference, 10 if reference == "deployed" else 100,
         rms, median or 0.8 * rms, 0.016, 41 * rms, 3 * rms, 200, 3200,
     )  # fmt: skip
-    return dataclasses.replace(row, **changes)
+    return replace(row, **changes)
 
 
 def ratio(value: float, low: float, high: float) -> Estimate:
@@ -93,12 +93,8 @@ def trajectories(seed: int = 0) -> list[TrajectoryRow]:
 def sample(**changes: Any) -> Results:
     """Results with everything in them."""
     gaps = []
-    for steps, untrained, student in (
-        (1, 0.231, 0.091),
-        (2, 0.134, 0.082),
-        (4, 0.068, 0.075),
-        (10, 0.0, 0.071),
-    ):
+    near = {1: (0.231, 0.091), 2: (0.134, 0.082), 4: (0.068, 0.075), 10: (0.0, 0.071)}
+    for steps, (untrained, student) in near.items():
         ends = [share * student / untrained if untrained else 0.0 for share in (1, 0.85, 1.15)]
         own = ratio(*ends) if untrained else None
         gaps += [
@@ -110,37 +106,23 @@ def sample(**changes: Any) -> Results:
     gaps += [gap("student", steps, "converged", rms, rms / 2.1) for steps, (_, rms) in far.items()]
     gaps += [gap("teacher", 1, "deployed", 0.164, solver="midpoint", nfe=2)]
     gaps += [gap("teacher", 1, "converged", 0.182, solver="midpoint", nfe=2)]
+    acts = [("teacher", 10, 0.922, None), ("teacher", 2, 0.858, (-0.064, -0.092, -0.036)),
+            ("teacher", 1, 0.712, (-0.21, -0.25, -0.17)), ("student", 1, 0.91, (-0.012, -0.03, 0.006))]  # fmt: skip
     rows = [
         success(policy, steps, 0.99 if group.startswith(("go l", "go r")) else rate, versus, group, episodes)
         for group, episodes in GROUPS.items()
-        for policy, steps, rate, versus in (
-            ("teacher", 10, 0.922, None),
-            ("teacher", 2, 0.858, (-0.064, -0.092, -0.036)),
-            ("teacher", 1, 0.712, (-0.21, -0.25, -0.17)),
-            ("student", 1, 0.91, (-0.012, -0.03, 0.006)),
-        )
+        for policy, steps, rate, versus in acts
     ]
     value = Results(
-        command=["chordflow", "reflow", "--teacher.path=outputs/teacher", "--steps=600"],
-        settings={"steps": 600},
-        versions=VERSIONS,
-        device="a processor with two cores",
-        seeds={"training": 0},
-        teacher="outputs/teacher",
-        student="outputs/student",
-        teacher_num_steps=10,
-        held_out=HeldOut([0, 1, 2], 200, 16, False),
-        curvature=[curvature("teacher", 0.15), curvature("student", 0.045)],
-        gaps=gaps,
-        latency=Latency(0.009, 0.004, 1, 50, 10, 1),
-        success=rows,
-        trajectories=trajectories(),
-        trajectory_axes=[0.61, 0.22],
-        couplings=CouplingSummary(2048, 4, "midpoint", 10, 61_000_000),
-        loss=LossCurve([*range(10, 610, 10)], [0.001 + 0.02 * 0.98**i for i in range(0, 600, 10)]),
-        training_s=58.0,
-    )
-    return dataclasses.replace(value, **changes)
+        command=["chordflow", "reflow", "--teacher.path=outputs/teacher", "--steps=600"], settings={"steps": 600},
+        versions=VERSIONS, device="a processor with two cores", seeds={"training": 0}, teacher="outputs/teacher",
+        student="outputs/student", teacher_num_steps=10, held_out=HeldOut([0, 1, 2], 200, 16, False),
+        curvature=[curvature("teacher", 0.15), curvature("student", 0.045)], gaps=gaps,
+        latency=Latency(0.009, 0.004, 1, 50, 10, 1), success=rows, trajectories=trajectories(),
+        trajectory_axes=[0.61, 0.22], couplings=CouplingSummary(2048, 4, "midpoint", 10, 61_000_000),
+        loss=LossCurve([*range(10, 610, 10)], [0.001 + 0.02 * 0.98**i for i in range(0, 600, 10)]), training_s=58.0,
+    )  # fmt: skip
+    return replace(value, **changes)
 
 
 # ---- What diagnose and evaluate write -------------------------------------------------------------------
@@ -178,9 +160,8 @@ def gaps_of(policy: PolicyName, size: float) -> list[GapRow]:
 def picture_of(red: int, size: int = 48) -> str:
     """A small PNG in base64."""
     ramp = np.linspace(0, 255, size, dtype=np.uint8)
-    pixels = np.stack(
-        [np.full((size, size), red, np.uint8), np.tile(ramp, (size, 1)), np.tile(ramp, (size, 1)).T], -1
-    )
+    across = np.tile(ramp, (size, 1))
+    pixels = np.stack([np.full((size, size), red, np.uint8), across, across.T], -1)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="PNG")
     return base64.b64encode(file.getvalue()).decode()
@@ -203,10 +184,14 @@ def latency_with_percentiles(encode_s: float, step_s: float, student_num_steps: 
         return Percentiles(middle, 1.08 * middle, 1.15 * middle, 1.6 * middle)
 
     chunks = [ChunkTime(n, around(encode_s + n * step_s)) for n in (1, 2, 3, 4, 5, 8, 10)]
-    return Latency(
-        encode_s, step_s, 1, 50, 10, student_num_steps, around(encode_s), around(step_s), chunks, 0.0021,
+    parts = (
+        around(encode_s),
+        around(step_s),
+        chunks,
+        0.0021,
         Memory(906_712_320, 1_204_000_000, "accelerator"),
-    )  # fmt: skip
+    )
+    return Latency(encode_s, step_s, 1, 50, 10, student_num_steps, *parts)
 
 
 def diagnosis(**changes: Any) -> Results:
@@ -229,29 +214,19 @@ def diagnosis(**changes: Any) -> Results:
     value = Results(
         command=["chordflow", "diagnose", "--policy.path=lerobot/smolvla_base", "--dataset.repo_id=lerobot/svla_so101"],
         settings={"dataset": {"repo_id": "lerobot/svla_so101"}, "measure": {"num_observations": 200}},
-        versions=VERSIONS,
-        device="NVIDIA L4",
-        seeds={"measuring": 0},
-        teacher="lerobot/smolvla_base",
-        student=None,
-        teacher_num_steps=10,
-        held_out=HeldOut(list(range(40)), 200, 16, True),
-        curvature=[curved("teacher", 0.17)],
-        gaps=gaps_of("teacher", 0.29),
-        latency=latency_with_percentiles(0.031, 0.0145, 1),
-        trajectories=[row for row in trajectories() if row.policy == "teacher"],
-        trajectory_axes=[0.61, 0.22],
-        verdict="One step loses 31 %: distillation can give at most 3.9x here.",
-        kind="diagnose",
+        versions=VERSIONS, device="NVIDIA L4", seeds={"measuring": 0}, teacher="lerobot/smolvla_base", student=None,
+        teacher_num_steps=10, held_out=HeldOut(list(range(40)), 200, 16, True), curvature=[curved("teacher", 0.17)],
+        gaps=gaps_of("teacher", 0.29), latency=latency_with_percentiles(0.031, 0.0145, 1),
+        trajectories=[row for row in trajectories() if row.policy == "teacher"], trajectory_axes=[0.61, 0.22],
+        verdict="One step loses 31 %: distillation can give at most 3.9x here.", kind="diagnose",
         policies=[PolicyInfo("teacher", "lerobot/smolvla_base", "smolvla", 10, 450_046_176, "ab" * 32)],
         findings=[
             Finding("ceiling", "Encoding takes 68 % of a one-step chunk: fewer steps give 3.9x at most."),
             Finding("two-sided", "A quarter of the observations have two or more modes: one averaged action is wrong."),
         ],
-        spreads=spreads,
-        widest=widest,
+        spreads=spreads, widest=widest,
     )  # fmt: skip
-    return dataclasses.replace(value, **changes)
+    return replace(value, **changes)
 
 
 NAMED = ("teacher", "student", "one_step_endpoint", "reflow round 2")
@@ -274,13 +249,13 @@ def evaluation(**changes: Any) -> Results:
         versus = None if deployed else (lower, lower - 0.016, lower + 0.014)
         for group, episodes in (("all", 1000), ("go any way", 500), ("go left", 500)):
             row = success(policy, steps, rate, versus, group, episodes)
-            if not deployed:
-                low, high = lower - 0.016, lower + 0.014
+            if versus is not None:
+                _, low, high = versus
                 decision: Any = "non-inferior" if low > -0.02 else "inferior" if high < -0.02 else "undecided"
                 needed = 2400 if decision == "undecided" else None
                 said = NonInferiority(0.02, decision, low, high, episodes, needed)
-                row = dataclasses.replace(row, noninferiority=said)
-            rows.append(dataclasses.replace(row, coverage=0.9506))
+                row = replace(row, noninferiority=said)
+            rows.append(replace(row, coverage=0.9506))
         for measure, middle in (
             ("jerk", 0.0123), ("path length", 4.2), ("jump", 0.031), ("length", 61.0), ("seconds", 0.8),
         ):  # fmt: skip
@@ -293,12 +268,14 @@ def evaluation(**changes: Any) -> Results:
         decision = SequentialDecision(
             "betting", 0.02, 0.05, 340 + 40 * place, decided, lower - 0.03, lower + 0.03, 45.0, 0.1, 17, True
         )
-        sequential += [SequentialRow(policy, steps, decision)] if not deployed else []
-    for policy, steps in (("teacher", 10), ("student", 1)):
-        modes: list[tuple[Any, float | None, float]] = [
-            ("sync", None, 0.0), ("async", None, -0.04), ("rtc", 10.0, -0.01 if steps == 10 else -0.2),
+        sequential += [] if deployed else [SequentialRow(policy, steps, decision)]
+    for policy, steps, heavy in (("teacher", 10, -0.01), ("student", 1, -0.2)):
+        modes: list[Any] = [
+            ("sync", None, 0.0),
+            ("async", None, -0.04),
+            ("rtc", 10.0, heavy),
             ("rtc", 1.0, -0.01),
-        ]  # fmt: skip
+        ]
         delays.append(DelayRow(policy, steps, "none", 0, None, 186, 200))
         for mode, weight, cost in modes:
             for delay in (2, 4):
@@ -306,38 +283,27 @@ def evaluation(**changes: Any) -> Results:
                 jump, jerk = ratio(0.04, 0.035, 0.05), ratio(0.02, 0.01, 0.03)
                 solved = round(200 * (0.93 + cost))
                 delays.append(DelayRow(policy, steps, mode, delay, weight, solved, 200, paired, jump, jerk))
-    paths = [*trajectories(), *(dataclasses.replace(r, policy=NAMED[2]) for r in trajectories(0)[1::2])]
+    paths = [*trajectories(), *(replace(r, policy=NAMED[2]) for r in trajectories(0)[1::2])]
     value = Results(
         command=["chordflow", "evaluate", "--teacher.path=outputs/teacher", "--student.path=me/student"],
-        settings={"margin": 0.02},
-        versions=VERSIONS,
-        device="NVIDIA L4",
-        seeds={"rollouts": 0, "measuring": 0},
-        teacher="outputs/teacher",
-        student="me/student",
-        teacher_num_steps=10,
+        settings={"margin": 0.02}, versions=VERSIONS, device="NVIDIA L4", seeds={"rollouts": 0, "measuring": 0},
+        teacher="outputs/teacher", student="me/student", teacher_num_steps=10,
         held_out=HeldOut([0, 1, 2], 200, 16, False),
         curvature=[curved(name, 0.17 / (1 + i)) for i, name in enumerate(NAMED)],
         gaps=[row for i, name in enumerate(NAMED) for row in gaps_of(name, 0.29 / (1 + i))],
-        latency=latency_with_percentiles(0.031, 0.0145, 1),
-        success=rows,
-        trajectories=paths,
+        latency=latency_with_percentiles(0.031, 0.0145, 1), success=rows, trajectories=paths,
         trajectory_axes=[0.61, 0.22],
-        verdict="The student at one step is not worse than the teacher by more than 2 points.",
-        kind="evaluate",
+        verdict="The student at one step is not worse than the teacher by more than 2 points.", kind="evaluate",
         policies=[
             PolicyInfo(name, f"outputs/{name}", "smolvla", 10 if name == "teacher" else 1, 450_046_176, "cd" * 32)
             for name in NAMED
         ],
         findings=[Finding("delay", "At one step the guidance weight of 10 overshoots; 1 does not.")],
-        rollouts=Rollouts("detour, any way", "paired", 0, 50, 2, 0.02),
-        motion=motion,
-        delays=delays,
-        sequential=sequential,
-        timing=timing,
+        rollouts=Rollouts("detour, any way", "paired", 0, 50, 2, 0.02), motion=motion, delays=delays,
+        sequential=sequential, timing=timing,
         clips=[Clip("clip.gif", list(NAMED[:3]), [0, 1, 2], [[True, True, False], [True] * 3, [True, False, True]])],
     )  # fmt: skip
-    return dataclasses.replace(value, **changes)
+    return replace(value, **changes)
 
 
 SCRIPT = "<script>alert(1)</script>"
@@ -350,53 +316,29 @@ HOSTILE = (
 def hostile() -> Results:
     """Every text that comes from files holds markup, quotes, and writing in other directions."""
     base, other = diagnosis(), evaluation()
-    third = f"third {HOSTILE}"
-    renamed = {
-        "one_step_endpoint": third,
-        "reflow round 2": f"https://example.com/<a href=javascript:alert(3)>{SCRIPT}",
-    }
+    third, link = f"third {HOSTILE}", f"https://example.com/<a href=javascript:alert(3)>{SCRIPT}"
+    solvers, groups = {"midpoint": f"heun{SCRIPT}"}, {"go left": HOSTILE}
+    renamed = {"one_step_endpoint": third, "reflow round 2": link}
 
     def rename(rows: list[Any]) -> list[Any]:
-        return [dataclasses.replace(row, policy=renamed.get(row.policy, row.policy)) for row in rows]
+        return [replace(row, policy=renamed.get(row.policy, row.policy)) for row in rows]
 
-    return dataclasses.replace(
-        other,
-        command=["chordflow", "evaluate", f"--student.path={HOSTILE}", "bad\udcff"],
+    return replace(
+        other, command=["chordflow", "evaluate", f"--student.path={HOSTILE}", "bad\udcff"],
         settings={HOSTILE: {"inner": HOSTILE, "list": [HOSTILE]}, "dataset": {"repo_id": HOSTILE}},
-        versions={HOSTILE: HOSTILE},
-        device=HOSTILE,
-        seeds={HOSTILE: 3},
-        teacher=HOSTILE,
-        student=f"out/{HOSTILE}",
-        verdict=f"All is well. {HOSTILE}",
-        findings=[Finding(HOSTILE, HOSTILE)],
-        policies=[
-            dataclasses.replace(row, name=renamed.get(row.name, row.name), path=HOSTILE) for row in other.policies
-        ],
+        versions={HOSTILE: HOSTILE}, device=HOSTILE, seeds={HOSTILE: 3}, teacher=HOSTILE, student=f"out/{HOSTILE}",
+        verdict=f"All is well. {HOSTILE}", findings=[Finding(HOSTILE, HOSTILE)],
+        policies=[replace(row, name=renamed.get(row.name, row.name), path=HOSTILE) for row in other.policies],
         curvature=rename(other.curvature),
-        gaps=[
-            dataclasses.replace(row, solver=f"heun{SCRIPT}" if row.solver == "midpoint" else row.solver)
-            for row in rename(other.gaps)
-        ],
-        success=[
-            dataclasses.replace(row, group=HOSTILE if row.group == "go left" else row.group)
-            for row in rename(other.success)
-        ],
-        motion=rename(other.motion),
-        delays=rename(other.delays),
-        timing=rename(other.timing),
-        sequential=rename(other.sequential),
-        trajectories=rename(other.trajectories),
-        spreads=[dataclasses.replace(row, task=HOSTILE) for row in base.spreads],
-        widest=[
-            dataclasses.replace(row, pictures={HOSTILE: picture_of(9), "bad": f"'\"{SCRIPT}"}) for row in base.widest
-        ],
+        gaps=[replace(row, solver=solvers.get(row.solver, row.solver)) for row in rename(other.gaps)],
+        success=[replace(row, group=groups.get(row.group, row.group)) for row in rename(other.success)],
+        motion=rename(other.motion), delays=rename(other.delays), timing=rename(other.timing),
+        sequential=rename(other.sequential), trajectories=rename(other.trajectories),
+        spreads=[replace(row, task=HOSTILE) for row in base.spreads],
+        widest=[replace(row, pictures={HOSTILE: picture_of(9), "bad": f"'\"{SCRIPT}"}) for row in base.widest],
         rollouts=Rollouts(HOSTILE, "paired", 0, 1, 0, 0.02),
-        clips=[
-            Clip("../outside.gif", [HOSTILE], [0], [[True]]),
-            Clip(f"{SCRIPT}.gif", [HOSTILE], [0], [[True]]),
-            Clip("clip.gif", [HOSTILE, third], [0], [[True, False]]),
-        ],
+        clips=[*(Clip(path, [HOSTILE], [0], [[True]]) for path in ("../outside.gif", f"{SCRIPT}.gif")),
+               Clip("clip.gif", [HOSTILE, third], [0], [[True, False]])],
     )  # fmt: skip
 
 

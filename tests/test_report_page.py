@@ -23,15 +23,8 @@ from chordflow.reporting.table import sections
 from chordflow.reporting.write import write_report
 from chordflow.results.episodes import Clip
 from chordflow.results.schema import Results
-from report_samples import (
-    HOSTILE,
-    MAKERS,
-    SCRIPT,
-    curved,
-    picture_of,
-    sample,
-    write_clip,
-)
+from report_samples import HOSTILE, MAKERS, SCRIPT, curved, picture_of, sample, write_clip
+from small_runs import Capture
 
 
 class Reader(HTMLParser):
@@ -118,8 +111,7 @@ def test_the_policy_names_exactly_the_scripts_of_the_page(made: tuple[Results, P
 
 
 def test_plots_hold_what_was_measured(made: tuple[Results, Path], read: Reader) -> None:
-    results, _ = made
-    plots = plots_of(read)
+    results, plots = made[0], plots_of(read)
     assert set(plots) == {a["data-plot"] for a in read.of("div") if "data-plot" in a}
     euler = next(trace for trace in plots["gap-deployed"]["data"] if trace["name"] == "teacher")
     drawn = dict(zip(euler["x"], euler["y"], strict=True))
@@ -157,8 +149,7 @@ def test_names_from_files_are_text(read: Reader, made: tuple[Results, Path]) -> 
         assert shown.count(SCRIPT) > 20
         assert "\u202e" not in shown
         data = next(text for tag, text in read.texts if tag == "script" and text.startswith('{"'))
-        assert "<" not in data
-        assert "\u2028" not in data
+        assert not set("<\u2028") & set(data)
 
 
 def test_a_page_says_the_same_as_table_and_card(made: tuple[Results, Path], read: Reader) -> None:
@@ -177,8 +168,7 @@ def test_a_page_says_the_same_as_table_and_card(made: tuple[Results, Path], read
 def test_what_was_not_measured_has_no_heading() -> None:
     bare = Results(["chordflow"], {}, {}, "cpu", {}, "teacher", None, 10, kind="diagnose")
     read = Reader(page(bare, "."))
-    headings = [attributes["id"] for attributes in read.of("h2")]
-    assert headings == ["verdict", "again", "read"]
+    assert [attributes["id"] for attributes in read.of("h2")] == ["verdict", "again", "read"]
     assert "Nothing was measured." in " ".join(text for _, text in read.texts)
 
 
@@ -208,17 +198,10 @@ def test_data_in_a_script_element_cannot_end_it() -> None:
     assert json.loads(text) == {"a": "</script><!--\u2028&"}
 
 
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [
-        ("<b>bold</b>", "&lt;b&gt;bold&lt;/b&gt;"),
-        ("a & b", "a &amp; b"),
-        ("&lt;", "&amp;lt;"),
-        ("two\nlines\x1b[0m", "two lines [0m"),
-        ("x" * 99, "x" * 25 + "\u2026"),
-        ("\u202eעברית", "\u2068עברית\u2069"),
-    ],
-)
+@pytest.mark.parametrize(("name", "shown"), [
+    ("<b>bold</b>", "&lt;b&gt;bold&lt;/b&gt;"), ("a & b", "a &amp; b"), ("&lt;", "&amp;lt;"),
+    ("two\nlines\x1b[0m", "two lines [0m"), ("x" * 99, "x" * 25 + "\u2026"), ("\u202eעברית", "\u2068עברית\u2069"),
+])  # fmt: skip
 def test_labels_are_no_markup_for_plotly(name: str, shown: str) -> None:
     assert label(name).strip("\u2068\u2069") == shown.strip("\u2068\u2069")
     assert label(name).startswith("\u2068") is not label(name).isascii()
@@ -226,9 +209,7 @@ def test_labels_are_no_markup_for_plotly(name: str, shown: str) -> None:
 
 def test_the_command_can_be_typed_again() -> None:
     typed = command_lines(["chordflow", "diagnose", "--policy.path=a b", "--flag", "$(rm x)"])
-    assert typed.splitlines() == [
-        "chordflow diagnose \\", "    '--policy.path=a b' \\", "    --flag \\", "    '$(rm x)'",
-    ]  # fmt: skip
+    assert typed == "chordflow diagnose \\\n    '--policy.path=a b' \\\n    --flag \\\n    '$(rm x)'"
 
 
 # ---- What is derived for the page -----------------------------------------------------------------------
@@ -299,7 +280,7 @@ def test_only_pngs_become_pictures() -> None:
 # ---- Bad input ------------------------------------------------------------------------------------------
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+def refused(capsys: Capture, *arguments: str | Path) -> str:
     assert main(["report", *map(str, arguments)]) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("chordflow report: ")
@@ -307,7 +288,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     return error
 
 
-def test_writes_three_files_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_writes_three_files_and_says_so(tmp_path: Path, capsys: Capture) -> None:
     sample().save(tmp_path / "results.json")
     assert main(["report", str(tmp_path)]) == 0
     names = ["report.html", "table.md", "model_card.md"]
@@ -325,9 +306,7 @@ def test_another_folder_is_made_and_the_same_results_give_the_same_page(tmp_path
     assert (output / "report.html").read_text(encoding="utf-8") == page(sample(), tmp_path)
 
 
-def test_input_that_cannot_be_used_is_one_sentence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_input_that_cannot_be_used_is_one_sentence(tmp_path: Path, capsys: Capture) -> None:
     file, empty, run = tmp_path / "file", tmp_path / "empty", tmp_path / "run"
     file.write_text("x")
     empty.mkdir()
@@ -346,9 +325,7 @@ def test_input_that_cannot_be_used_is_one_sentence(
         assert said in refused(capsys, *arguments)
 
 
-def test_spoilt_results_leave_an_older_report_as_it_was(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_spoilt_results_leave_an_older_report_as_it_was(tmp_path: Path, capsys: Capture) -> None:
     results = tmp_path / "results.json"
     sample().save(results)
     assert main(["report", str(tmp_path)]) == 0
@@ -368,7 +345,7 @@ def test_spoilt_results_leave_an_older_report_as_it_was(
 
 
 def test_a_place_that_cannot_be_written_keeps_what_is_there(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sample().save(tmp_path / "results.json")
     (tmp_path / "report.html").mkdir()
@@ -386,7 +363,7 @@ def test_a_place_that_cannot_be_written_keeps_what_is_there(
     assert sorted(os.listdir(tmp_path)) == ["report.html", "results.json"]
 
 
-def test_help_names_what_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_what_is_written(capsys: Capture) -> None:
     assert main(["report", "--help"]) == 0
     text = capsys.readouterr().out
     assert all(word in text for word in ("report.html", "table.md", "model_card.md", "--output_dir"))

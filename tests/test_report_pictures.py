@@ -10,15 +10,9 @@ import pytest
 from PIL import Image
 
 from chordflow.errors import UserError
-from chordflow.reporting import flow_plots
+from chordflow.reporting import flow_plots, pictures
 from chordflow.reporting.pictures import (
     FAILURE,
-    FRAME_MS,
-    HOLD_MS,
-    MAX_BYTES,
-    MAX_CLIP_BYTES,
-    MAX_CLIP_FRAMES,
-    MAX_CLIP_SIDE,
     RUNNING,
     SUCCESS,
     Filmed,
@@ -59,9 +53,7 @@ def test_only_what_was_measured_is_drawn(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_written_is_one_sentence_and_no_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_written_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"trajectories\.png cannot be written"):
         save_figures(sample(), tmp_path / "none")
 
@@ -101,21 +93,16 @@ def test_paths_and_chords_start_and_end_together() -> None:
     assert chords[:2] == pytest.approx([rows[0].x[0], rows[0].x[-1]], rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"trajectories": [TrajectoryRow("teacher", 0, [2.0, 2.0], [1.0, 1.0])]},
-        {"trajectories": [TrajectoryRow("student", 0, [0.0, 1.0], [0.0, 50.0])], "curvature": []},
-        {"trajectories": [TrajectoryRow("teacher", i, [0.0, 1.0], [0.0, float(i)]) for i in range(100)]},
-        {"gaps": [gap("teacher", 1, "deployed", 0.2)], "student": None},
-        {"gaps": [gap("teacher", 10, "converged", 0.04)]},
-        {"gaps": [gap("teacher", 1, "deployed", 1e-6), gap("student", 1, "deployed", 3.0)]},
-        {"gaps": [gap("student", 1, "deployed", 0.061), gap("student", 2, "deployed", 0.0611)]},
-        {"loss": LossCurve([1], [0.1])},
-        {"loss": LossCurve([1, 2], [0.1, 0.0])},
-        {"loss": LossCurve([1, 2], [0.1, -0.1])},
-    ],
-)
+@pytest.mark.parametrize("changes", [
+    {"trajectories": [TrajectoryRow("teacher", 0, [2.0, 2.0], [1.0, 1.0])]},
+    {"trajectories": [TrajectoryRow("student", 0, [0.0, 1.0], [0.0, 50.0])], "curvature": []},
+    {"trajectories": [TrajectoryRow("teacher", i, [0.0, 1.0], [0.0, float(i)]) for i in range(100)]},
+    {"gaps": [gap("teacher", 1, "deployed", 0.2)], "student": None},
+    {"gaps": [gap("teacher", 10, "converged", 0.04)]},
+    {"gaps": [gap("teacher", 1, "deployed", 1e-6), gap("student", 1, "deployed", 3.0)]},
+    {"gaps": [gap("student", 1, "deployed", 0.061), gap("student", 2, "deployed", 0.0611)]},
+    *({"loss": LossCurve([1, 2][: len(losses)], losses)} for losses in ([0.1], [0.1, 0.0], [0.1, -0.1])),
+])  # fmt: skip
 def test_few_or_extreme_measures_are_drawn(changes: dict[str, object]) -> None:
     results: Results = sample(**changes)
     kinds = {"trajectories": flow_plots.trajectories, "gaps": flow_plots.gaps, "loss": flow_plots.loss}
@@ -164,7 +151,7 @@ def test_a_clip_has_the_frames_marks_and_labels_of_its_episodes(tmp_path: Path) 
     assert found == Clip("media/side.gif", ["teacher", "student"], [0, 1], [[True, False], [False, True]])
     assert [path.name for path in (tmp_path / "media").iterdir()] == ["side.gif"]
     frames, durations = frames_of(tmp_path / "media" / "side.gif")
-    assert durations == [FRAME_MS] * 8 + [HOLD_MS]
+    assert durations == [pictures.FRAME_MS] * 8 + [pictures.HOLD_MS]
     assert frames[0].shape == (HEAD + 2 * PITCH, 8 + 2 * PITCH, 3)
     # An episode that is over keeps its last frame and takes its mark.
     ends = {(0, 0): (4, SUCCESS), (0, 1): (8, FAILURE), (1, 0): (6, FAILURE), (1, 1): (3, SUCCESS)}
@@ -204,17 +191,17 @@ def test_a_clip_of_a_demo_is_small(tmp_path: Path) -> None:
         return 0, True, frames
 
     columns = {name: [scene(n) for n in (40, 55, 50)] for name in ("teacher, 10", "teacher, 1", "student, 1")}
-    found = save_clip(columns, tmp_path, "demo.gif", MAX_BYTES)
+    found = save_clip(columns, tmp_path, "demo.gif", pictures.MAX_BYTES)
     assert (tmp_path / found.path).stat().st_size < 500_000
 
 
 def test_long_episodes_and_large_pictures_are_thinned_out(tmp_path: Path) -> None:
-    length, side = MAX_CLIP_FRAMES + 50, 2 * MAX_CLIP_SIDE
-    found = save_clip({"a": [filmed(0, True, length, side)]}, tmp_path, "large.gif", MAX_CLIP_BYTES)
+    length, side = pictures.MAX_CLIP_FRAMES + 50, 2 * pictures.MAX_CLIP_SIDE
+    found = save_clip({"a": [filmed(0, True, length, side)]}, tmp_path, "large.gif", pictures.MAX_CLIP_BYTES)
     frames, _ = frames_of(tmp_path / found.path)
     # Every other frame, and the last one.
     assert len(frames) == length // 2 + 1
-    assert frames[0].shape[1] == MAX_CLIP_SIDE + 8 + 16
+    assert frames[0].shape[1] == pictures.MAX_CLIP_SIDE + 8 + 16
 
 
 def test_any_label_is_drawn(tmp_path: Path) -> None:

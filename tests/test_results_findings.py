@@ -6,7 +6,6 @@ import dataclasses
 import re
 from typing import Any
 
-import numpy as np
 import pytest
 from scipy.stats import binom
 
@@ -18,7 +17,6 @@ from chordflow.results.actions import (
     Latency,
     Memory,
     ObservationSpread,
-    Reference,
 )
 from chordflow.results.episodes import DelayRow, SequentialRow, SuccessRow
 from chordflow.results.findings import RULES, findings, unseen_share, verdict
@@ -34,7 +32,7 @@ from chordflow.results.statistics import (
 )
 
 
-def gap(rms: float, steps: int, reference: Reference = "converged", solver: str = "euler") -> GapRow:
+def gap(rms: float, steps: int, reference: Any = "converged", solver: str = "euler") -> GapRow:
     nfe = steps * (1 if solver == "euler" else 2)
     return GapRow("teacher", solver, steps, nfe, reference, 100, rms, 0.8 * rms, 0.012, 1.0, 0.1, 200, 3200)
 
@@ -48,8 +46,9 @@ def diagnosis(**changes: Any) -> Results:
     return dataclasses.replace(base, **changes)
 
 
-def said(results: Results) -> dict[str, str]:
-    return {finding.rule: finding.text for finding in findings(results)}
+def said(results: Results | None = None, **changes: Any) -> dict[str, str]:
+    """The findings of results, or of a diagnosis with these changes, by rule."""
+    return {finding.rule: finding.text for finding in findings(results or diagnosis(**changes))}
 
 
 def bend(by_time: list[float], by_dim: list[float]) -> CurvatureRow:
@@ -89,39 +88,38 @@ def test_two_steps_within_the_floor_need_no_training() -> None:
     )
     assert findings(results)[0].rule == "no_training_needed"
     assert verdict(results) == said(results)["no_training_needed"]
-    assert "no_training_needed" not in said(diagnosis(gaps=[gap(0.2, 1), gap(0.051, 2), FLOOR]))
+    assert "no_training_needed" not in said(gaps=[gap(0.2, 1), gap(0.051, 2), FLOOR])
 
 
 def test_midpoint_within_the_floor_is_named_with_what_it_costs() -> None:
-    results = diagnosis(gaps=[gap(0.2, 2), gap(0.04, 1, solver="midpoint"), FLOOR])
-    text = said(results)["no_training_needed"]
+    text = said(gaps=[gap(0.2, 2), gap(0.04, 1, solver="midpoint"), FLOOR])["no_training_needed"]
     assert text.startswith(
         "One untrained midpoint step (two evaluations) is enough: it lies within the floor"
     )
     assert "where your deployment can" in text
     # Euler, which needs no code, comes first at the same cost.
-    both = diagnosis(gaps=[gap(0.045, 2), gap(0.04, 1, solver="midpoint"), FLOOR])
-    assert said(both)["no_training_needed"].startswith("Two untrained steps")
+    both = said(gaps=[gap(0.045, 2), gap(0.04, 1, solver="midpoint"), FLOOR])
+    assert both["no_training_needed"].startswith("Two untrained steps")
 
 
 def test_what_clearly_succeeds_less_is_not_recommended() -> None:
     paired = PairedSuccess(Estimate(-0.1, Interval(-0.15, -0.05)), 0.001, 1, 51, 500)
     lower = SuccessRow("teacher", "euler", 2, "all", 400, 500, paired)
     gaps = [gap(0.2, 1), gap(0.04, 2), FLOOR]
-    assert "no_training_needed" in said(diagnosis(gaps=gaps))
-    assert "no_training_needed" not in said(diagnosis(gaps=gaps, success=[lower]))
+    assert "no_training_needed" in said(gaps=gaps)
+    assert "no_training_needed" not in said(gaps=gaps, success=[lower])
 
 
 def test_more_steps_within_the_floor_are_offered_with_their_gain() -> None:
-    results = diagnosis(gaps=[gap(0.2, 2), gap(0.06, 4), gap(0.05, 8), FLOOR], latency=latency())
-    text = said(results)["fewer_steps_are_free"]
+    found = said(gaps=[gap(0.2, 2), gap(0.06, 4), gap(0.05, 8), FLOOR], latency=latency())
+    text = found["fewer_steps_are_free"]
     # (6 + 20) / (6 + 16)
     assert text.startswith("Eight untrained steps lie within the floor")
     assert text.endswith(
         "set the number of steps to 8, which makes a chunk 1.18 times as fast without training."
     )
-    assert "fewer_steps_are_free" not in said(diagnosis(gaps=[gap(0.2, 2), gap(0.06, 8), FLOOR]))
-    assert "fewer_steps_are_free" not in said(diagnosis(gaps=[gap(0.04, 2), gap(0.03, 8), FLOOR]))
+    assert "fewer_steps_are_free" not in said(gaps=[gap(0.2, 2), gap(0.06, 8), FLOOR])
+    assert "fewer_steps_are_free" not in said(gaps=[gap(0.04, 2), gap(0.03, 8), FLOOR])
 
 
 def test_the_loss_of_one_step_is_told_with_what_can_be_gained() -> None:
@@ -134,44 +132,36 @@ def test_the_loss_of_one_step_is_told_with_what_can_be_gained() -> None:
     assert verdict(results) == "Yes: one" + said(results)["one_step_loses"].removeprefix("One")
 
 
-@pytest.mark.parametrize(
-    ("encode", "rule", "part"),
-    [
-        (0.001, None, ""),
-        (0.048, "encoding_limits", "takes 96 % of a one-step chunk: fewer steps can give 1.36 times at most"),
-        (0.2, "speed_is_not_in_the_steps", "Training for speed is not worth it on this device: one step"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("encode", "rule", "part"), [
+    (0.001, None, ""),
+    (0.048, "encoding_limits", "takes 96 % of a one-step chunk: fewer steps can give 1.36 times at most"),
+    (0.2, "speed_is_not_in_the_steps", "Training for speed is not worth it on this device: one step"),
+])  # fmt: skip
 def test_what_encoding_leaves_to_gain(encode: float, rule: str | None, part: str) -> None:
-    found = said(diagnosis(latency=latency(encode)))
-    for name in ("encoding_limits", "speed_is_not_in_the_steps"):
-        assert (name in found) == (name == rule)
-    if rule:
-        assert part in found[rule]
-    assert verdict(diagnosis(latency=latency(encode))).startswith("No: ") is (
-        rule == "speed_is_not_in_the_steps"
-    )
+    results = diagnosis(latency=latency(encode))
+    found = {name: text for name, text in said(results).items() if name.startswith(("encoding", "speed"))}
+    assert list(found) == ([rule] if rule else [])
+    assert part in found.get(rule or "", "")
+    assert verdict(results).startswith("No: ") is (rule == "speed_is_not_in_the_steps")
 
 
 def test_a_policy_of_one_step_has_nothing_to_gain() -> None:
-    results = diagnosis(
-        teacher_num_steps=1, gaps=[gap(0.0, 1, "deployed"), gap(0.2, 1)], latency=latency(teacher_num_steps=1)
-    )
-    found = said(results)
+    gaps = [gap(0.0, 1, "deployed"), gap(0.2, 1)]
+    results = diagnosis(teacher_num_steps=1, gaps=gaps, latency=latency(teacher_num_steps=1))
     assert findings(results)[0].rule == "acts_in_one_step"
     assert verdict(results).startswith("No: the policy acts in one step already")
-    assert not {"one_step_loses", "encoding_limits", "speed_is_not_in_the_steps"} & set(found)
+    assert not {"one_step_loses", "encoding_limits", "speed_is_not_in_the_steps"} & set(said(results))
 
 
 def test_two_sidedness_names_share_place_and_what_may_go_unseen() -> None:
     rows = [spread(i, 2 if i < 6 else 1, 0.9 + 0.01 * i) for i in range(20)]
-    text = said(diagnosis(spreads=rows, held_out=HELD_OUT))["two_sided"]
+    text = said(spreads=rows, held_out=HELD_OUT)["two_sided"]
     assert text == (
         "At 30 % of observations the policy has two or more modes, and an averaged action would be wrong there, "
         "the most at frame 7 of episode 45 (with 16 noises each, a mode that fewer than 26 % of noises choose may go "
         "unseen)."
     )
-    one = said(diagnosis(spreads=[spread(i, 1) for i in range(20)], held_out=HELD_OUT))["two_sided"]
+    one = said(spreads=[spread(i, 1) for i in range(20)], held_out=HELD_OUT)["two_sided"]
     assert one.startswith("At no observation more than one mode is seen")
     assert "may go unseen" in one
 
@@ -183,52 +173,47 @@ def test_the_unseen_share_is_the_binomial_one(noises: int, least: int) -> None:
 
 
 def test_a_student_that_is_more_exact_than_its_teacher_is_named_where_the_interval_says_so() -> None:
-    def result(high: float) -> Results:
-        ratio = Estimate(0.7, Interval(0.6, high))
-        one = dataclasses.replace(
-            gap(0.035, 1), policy="student", ratio_to_floor=ratio, nearer_than_deployed=0.96
-        )
-        return diagnosis(gaps=[FLOOR, one], student="student")
+    def beside(high: float) -> str | None:
+        more: dict[str, Any] = {"policy": "student", "ratio_to_floor": Estimate(0.7, Interval(0.6, high))}
+        row = dataclasses.replace(gap(0.035, 1), nearer_than_deployed=0.96, **more)
+        return said(gaps=[FLOOR, row], student="student").get("student_beside_the_floor")
 
-    text = said(result(0.9))["student_beside_the_floor"]
-    assert "at ten steps: 0.70 (0.60 to 0.90) of its RMS gap, nearer on 96 % of pairs" in text
-    assert "student_beside_the_floor" in said(result(0.999))
-    assert "student_beside_the_floor" not in said(result(1.0))
+    assert "at ten steps: 0.70 (0.60 to 0.90) of its RMS gap, nearer on 96 % of pairs" in (beside(0.9) or "")
+    assert beside(0.999) is not None
+    assert beside(1.0) is None
 
 
 def test_the_floor_is_named_and_a_coarse_one_is_warned_of() -> None:
-    assert said(diagnosis(gaps=[FLOOR]))["the_floor"].endswith("a gap below that means little.")
-    assert "see whether more of them act better" in said(diagnosis(gaps=[gap(0.1, 10)]))["the_floor"]
+    assert said(gaps=[FLOOR])["the_floor"].endswith("a gap below that means little.")
+    assert "see whether more of them act better" in said(gaps=[gap(0.1, 10)])["the_floor"]
 
 
-@pytest.mark.parametrize(
-    ("by_time", "where"),
-    [
-        ([4, 4, 1, 1, 1, 1, 1, 1, 1, 1], "50 % of the bend lies at t > 0.8, near the noise."),
-        ([1, 1, 1, 1, 1, 1, 1, 1, 4, 4], "50 % of the bend lies at t < 0.2, near the action."),
-        ([1, 1, 4, 4, 1, 1, 1, 1, 1, 1], "50 % of the bend lies at t from 0.6 to 0.8."),
-        ([1] * 10, ", at all times much alike."),
-    ],
-)
+@pytest.mark.parametrize(("by_time", "where"), [
+    ([4, 4, 1, 1, 1, 1, 1, 1, 1, 1], "50 % of the bend lies at t > 0.8, near the noise."),
+    ([1, 1, 1, 1, 1, 1, 1, 1, 4, 4], "50 % of the bend lies at t < 0.2, near the action."),
+    ([1, 1, 4, 4, 1, 1, 1, 1, 1, 1], "50 % of the bend lies at t from 0.6 to 0.8."),
+    ([1] * 10, ", at all times much alike."),
+])  # fmt: skip
 def test_where_in_time_the_paths_bend(by_time: list[float], where: str) -> None:
-    text = said(diagnosis(curvature=[bend(by_time, [1.0, 1.0])]))["bend_in_time"]
+    text = said(curvature=[bend(by_time, [1.0, 1.0])])["bend_in_time"]
     assert text.startswith("Paths bend by 19 % (18 % to 20 %) of their chord")
     assert text.endswith(where)
 
 
-def test_the_dimension_that_bends_most_is_named_only_if_it_stands_out() -> None:
-    found = said(diagnosis(curvature=[bend([1] * 10, [1.0, 4.0, 1.0])]))
-    assert found["bent_dimension"] == "Action dimension 1, counted from 0, has 67 % of the bend of 3."
-    assert "bent_dimension" not in said(diagnosis(curvature=[bend([1] * 10, [1.0, 1.2, 1.0])]))
-    assert "bent_dimension" not in said(diagnosis(curvature=[bend([1] * 10, [1.0])]))
+@pytest.mark.parametrize(("by_dim", "text"), [
+    ([1.0, 4.0, 1.0], "Action dimension 1, counted from 0, has 67 % of the bend of 3."),
+    ([1.0, 1.2, 1.0], None), ([1.0], None),
+])  # fmt: skip
+def test_the_dimension_that_bends_most_is_named_only_if_it_stands_out(by_dim: Any, text: str | None) -> None:
+    assert said(curvature=[bend([1] * 10, by_dim)]).get("bent_dimension") == text
 
 
 def test_a_solver_is_better_from_a_tenth_on() -> None:
     gaps = [gap(0.2, 2), gap(0.1, 4), gap(0.185, 1, solver="heun"), gap(0.08, 2, solver="midpoint"), FLOOR]
-    assert said(diagnosis(gaps=gaps))["better_solver"] == (
+    assert said(gaps=gaps)["better_solver"] == (
         "At four evaluations midpoint is nearer to the converged ODE than even Euler steps (8.0 % against 10 % RMS)."
     )
-    assert "better_solver" not in said(diagnosis(gaps=[gap(0.1, 2), gap(0.095, 1, solver="heun"), FLOOR]))
+    assert "better_solver" not in said(gaps=[gap(0.1, 2), gap(0.095, 1, solver="heun"), FLOOR])
 
 
 def test_tails_processors_and_memory() -> None:
@@ -236,19 +221,19 @@ def test_tails_processors_and_memory() -> None:
         chunks=[ChunkTime(10, Percentiles(0.026, 0.03, 0.04, 0.052))], processors_s=0.005,
         memory=Memory(2_000_000, 1_500_000_000, "process"),
     )  # fmt: skip
-    found = said(diagnosis(latency=slow))
+    found = said(latency=slow)
     assert "2.0 times the median or longer: plan for 52.0 ms rather than 26.0 ms" in found["long_tail"]
     assert "processors take 62 % of a one-step chunk" in found["processors_cost"]
-    assert found["memory"] == ("The weights take 2 MB, and at most 1.5 GB of the whole process were in use.")
+    assert found["memory"] == "The weights take 2 MB, and at most 1.5 GB of the whole process were in use."
     quick = latency(chunks=[ChunkTime(10, Percentiles(0.02, 0.02, 0.02, 0.021))], processors_s=0.0001)
-    assert not {"long_tail", "processors_cost", "memory"} & set(said(diagnosis(latency=quick)))
+    assert not {"long_tail", "processors_cost", "memory"} & set(said(latency=quick))
 
 
 def test_that_the_policy_may_have_seen_the_data_is_said_last() -> None:
     seen = dataclasses.replace(HELD_OUT, maybe_seen_by_teacher=True)
     results = diagnosis(held_out=seen, gaps=[FLOOR])
     assert findings(results)[-1].rule == "teacher_may_have_seen"
-    assert "teacher_may_have_seen" not in said(diagnosis(held_out=HELD_OUT))
+    assert "teacher_may_have_seen" not in said(held_out=HELD_OUT)
 
 
 def test_without_an_answer_the_verdict_is_the_three_most_important_findings() -> None:
@@ -264,14 +249,12 @@ def info(name: str, steps: int) -> PolicyInfo:
 
 def paired_row(name: str, steps: int, first: int, second: int, episodes: int = 200) -> SuccessRow:
     """A run of which `first` episodes only this policy solved, `second` only the teacher, all others both."""
-    ours = np.ones(episodes, dtype=bool)
-    theirs = np.ones(episodes, dtype=bool)
-    theirs[:first] = False
-    ours[first : first + second] = False
-    paired = compare_success(ours, theirs)
-    return SuccessRow(
-        name, "euler", steps, "all", int(ours.sum()), episodes, paired, non_inferiority(paired, 0.02)
+    rest = [True] * (episodes - first - second)
+    paired = compare_success(
+        [True] * first + [False] * second + rest, [False] * first + [True] * second + rest
     )
+    decided = non_inferiority(paired, 0.02)
+    return SuccessRow(name, "euler", steps, "all", episodes - second, episodes, paired, decided)
 
 
 def test_what_is_decided_at_the_margin_is_said_first() -> None:
@@ -312,38 +295,26 @@ def delayed(weight: float, lost: int, steps: int = 1) -> DelayRow:
 
 
 def test_a_guidance_weight_that_costs_success_is_named() -> None:
-    text = said(diagnosis(delays=[delayed(10.0, 40), delayed(1.0, 1)]))["guidance_weight_matters"]
+    text = said(delays=[delayed(10.0, 40), delayed(1.0, 1)])["guidance_weight_matters"]
     assert text == (
         "Real-time chunking at one step: with a guidance weight of 10 the student solves 80.0 %, with 1, which fits, "
         "99.5 %: set max_guidance_weight to the number of steps."
     )
     for harmless in ([delayed(10.0, 1), delayed(1.0, 1)], [delayed(10.0, 40), delayed(1.0, 40)]):
-        assert "guidance_weight_matters" not in said(diagnosis(delays=harmless))
+        assert "guidance_weight_matters" not in said(delays=harmless)
 
 
-def trained_for(name: str, counts: list[int] | None) -> PolicyInfo:
-    return dataclasses.replace(info(name, 1), step_counts=counts)
-
-
-@pytest.mark.parametrize(
-    ("counts", "who"),
-    [
-        ({"teacher": None, "student": [1]}, "The student was trained for one step only"),
-        (
-            {"teacher": [1], "student": [1], "other": [1]},
-            "The teacher was trained for one step only; the student was trained for one step only; other was trained",
-        ),
-        ({"teacher": None, "student": [1, 2], "other": None}, None),
-    ],
-)
-def test_who_was_trained_for_one_step_only_is_named(
-    counts: dict[str, list[int] | None], who: str | None
-) -> None:
-    results = diagnosis(policies=[trained_for(*item) for item in counts.items()])
-    text = said(results).get("trained_for_other_steps")
-    assert (text is None) == (who is None)
-    if text is not None and who is not None:
-        assert text.startswith(who)
-        assert text.endswith(
-            "one step only: actions at other numbers of steps are not what training was for."
-        )
+@pytest.mark.parametrize(("counts", "who"), [
+    ({"teacher": None, "student": [1]}, "The student was trained for one step only"),
+    ({"teacher": [1], "student": [1], "other": [1]},
+     "The teacher was trained for one step only; the student was trained for one step only; other was trained"),
+    ({"teacher": None, "student": [1, 2], "other": None}, None),
+])  # fmt: skip
+def test_who_was_trained_for_one_step_only_is_named(counts: dict[str, Any], who: str | None) -> None:
+    infos = [dataclasses.replace(info(name, 1), step_counts=steps) for name, steps in counts.items()]
+    text = said(policies=infos).get("trained_for_other_steps")
+    if who is None or text is None:
+        assert text == who
+        return
+    assert text.startswith(who)
+    assert text.endswith("one step only: actions at other numbers of steps are not what training was for.")

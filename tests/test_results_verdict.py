@@ -25,15 +25,9 @@ def _with_gap(results: Results, wanted: GapRow) -> Results:
     return dataclasses.replace(results, gaps=[*kept, wanted])
 
 
-def _student(estimate: Estimate | None, **changes: Any) -> Results:
-    row = gap("student", 1, "deployed", 0.091, ratio_to_untrained=estimate, **changes)
-    return _with_gap(sample(), row)
-
-
 def _alone(*, latency: Latency | None = None, **changes: Any) -> Results:
     """Results with nothing but what is given."""
-    empty: dict[str, Any] = {"curvature": [], "gaps": [], "success": []}
-    return sample(**(empty | {"latency": latency} | changes))
+    return sample(**({"curvature": [], "gaps": [], "success": [], "latency": latency} | changes))
 
 
 def told(results: Results) -> str:
@@ -61,27 +55,20 @@ def test_a_good_student() -> None:
     )
     assert said["curvature_of_the_student"] == "Curvature falls from 15 % to 4.5 %."
     assert said["success_beside_untrained"] == "Untrained, the teacher at one step has a success of 71.2 %."
-    assert (
-        said["chunks_come_faster"] == "Chunks come 3.8 times as fast (the ceiling: encoding is 69 % of each)."
-    )
+    faster = "Chunks come 3.8 times as fast (the ceiling: encoding is 69 % of each)."
+    assert said["chunks_come_faster"] == faster
 
 
-@pytest.mark.parametrize(
-    ("decision", "begins", "ends"),
-    [
-        ("non-inferior", "Yes, the student may replace the teacher at one step: success is 91.0 %", "episodes)."),
-        ("inferior", "No, the student should not replace the teacher at one step: success is 91.0 %", "episodes)."),
-        ("undecided", "Whether the student may", "(at a margin of 2: -3.0 to +0.6 points in 500 paired "
-         "episodes); about 1 234 episodes would decide."),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("decision", "begins", "ends"), [
+    ("non-inferior", "Yes, the student may replace the teacher at one step: success is 91.0 %", "episodes)."),
+    ("inferior", "No, the student should not replace the teacher at one step: success is 91.0 %", "episodes)."),
+    ("undecided", "Whether the student may", "(at a margin of 2: -3.0 to +0.6 points in 500 paired "
+     "episodes); about 1 234 episodes would decide."),
+])  # fmt: skip
 def test_the_decision_at_the_margin_is_the_answer(decision: Any, begins: str, ends: str) -> None:
-    needed = 1234 if decision == "undecided" else None
-    row = dataclasses.replace(
-        success("student", 1, 0.91, (-0.012, -0.03, 0.006)),
-        noninferiority=NonInferiority(0.02, decision, -0.03, 0.006, 500, needed),
-    )
-    text = verdict(sample(success=[row]))
+    found = NonInferiority(0.02, decision, -0.03, 0.006, 500, 1234 if decision == "undecided" else None)
+    row = success("student", 1, 0.91, (-0.012, -0.03, 0.006))
+    text = verdict(sample(success=[dataclasses.replace(row, noninferiority=found)]))
     assert text.startswith(begins)
     assert text.endswith(ends)
 
@@ -92,47 +79,39 @@ def test_without_episodes_the_actions_are_compared_and_success_is_not_claimed() 
     assert text.endswith(" Success was not tested.")
 
 
-@pytest.mark.parametrize(
-    ("estimate", "expected", "forbidden"),
-    [
-        (ratio(0.9, 0.8, 0.999), "0.90 (0.80 to 1.00) of the untrained teacher's", "no better"),
-        (ratio(0.9, 0.8, 1.0), "the student is no better than the untrained teacher (", "worse"),
-        (ratio(1.1, 1.0, 1.2), "the student is no better than the untrained teacher (", "worse"),
-        (ratio(1.1, 1.001, 1.2), "the student is worse than the untrained teacher (", "no better"),
-        (Estimate(0.5, None), "0.50 of the untrained teacher's on too few episodes to tell", "better"),
-        (None, "not compared with the untrained teacher's", "better"),
-    ],
-)
+@pytest.mark.parametrize(("estimate", "expected", "forbidden"), [
+    (ratio(0.9, 0.8, 0.999), "0.90 (0.80 to 1.00) of the untrained teacher's", "no better"),
+    (ratio(0.9, 0.8, 1.0), "the student is no better than the untrained teacher (", "worse"),
+    (ratio(1.1, 1.0, 1.2), "the student is no better than the untrained teacher (", "worse"),
+    (ratio(1.1, 1.001, 1.2), "the student is worse than the untrained teacher (", "no better"),
+    (Estimate(0.5, None), "0.50 of the untrained teacher's on too few episodes to tell", "better"),
+    (None, "not compared with the untrained teacher's", "better"),
+])  # fmt: skip
 def test_a_gain_needs_the_whole_interval(estimate: Estimate | None, expected: str, forbidden: str) -> None:
-    results = _student(estimate)
-    assert expected in told(results)
-    assert forbidden not in told(results)
+    text = told(_with_gap(sample(), gap("student", 1, "deployed", 0.091, ratio_to_untrained=estimate)))
+    assert expected in text
+    assert forbidden not in text
 
 
 def test_without_a_ratio_to_the_deployed_teacher_the_converged_one_serves() -> None:
-    rows = [
-        gap("student", 1, "deployed", 0.05),
-        gap("student", 1, "converged", 0.09, ratio_to_untrained=ratio(0.5, 0.4, 0.6)),
-    ]
+    far = gap("student", 1, "converged", 0.09, ratio_to_untrained=ratio(0.5, 0.4, 0.6))
+    rows = [gap("student", 1, "deployed", 0.05), far]
     assert "9.0 % RMS to the converged ODE, 0.50 (0.40 to 0.60)" in verdict(_alone(gaps=rows, latency=ONE))
 
 
-@pytest.mark.parametrize("rms", [0.043, 0.0429])
-def test_two_untrained_steps_within_the_floor_come_first(rms: float) -> None:
-    results = _with_gap(sample(), gap("teacher", 2, "converged", rms))
-    results = dataclasses.replace(results, success=[success("teacher", 2, 0.9, (-0.01, -0.02, 0.0))])
-    assert verdict(results).startswith(
+@pytest.mark.parametrize(("rms", "rows", "enough"), [
+    (0.043, [success("teacher", 2, 0.9, (-0.01, -0.02, 0.0))], True),
+    (0.0429, [success("teacher", 2, 0.9, (-0.01, -0.02, 0.0))], True),
+    (0.0431, [], False),
+    (0.04, [success("teacher", 2, 0.8, (-0.1, -0.2, -0.001))], False),
+])  # fmt: skip
+def test_two_untrained_steps_within_the_floor_come_first(rms: float, rows: list[Any], enough: bool) -> None:
+    results = _with_gap(sample(success=rows), gap("teacher", 2, "converged", rms))
+    assert ("enough" in told(results)) is enough
+    assert not enough or verdict(results).startswith(
         "Two untrained steps are enough: they lie within the floor (4.3 % against 4.3 % RMS to the converged ODE); set "
         "the number of steps to 2, without training. At one step the student"
     )
-
-
-def test_training_was_needed_where_the_floor_is_missed_or_success_is_lost() -> None:
-    above = _with_gap(sample(success=[]), gap("teacher", 2, "converged", 0.0431))
-    assert "enough" not in told(above)
-    within = _with_gap(sample(), gap("teacher", 2, "converged", 0.04))
-    lost = dataclasses.replace(within, success=[success("teacher", 2, 0.8, (-0.1, -0.2, -0.001))])
-    assert "enough" not in told(lost)
 
 
 def test_other_solvers_count_by_their_evaluations() -> None:
@@ -150,19 +129,12 @@ def test_a_teacher_deployed_at_two_steps_is_not_its_own_alternative() -> None:
     assert verdict(_alone(gaps=rows, teacher_num_steps=2, latency=ONE)).startswith("At one step the student")
 
 
-@pytest.mark.parametrize(
-    ("rms", "rate", "expected"),
-    [
-        (0.099, 0.70, "Two untrained steps lie as near to the converged ODE as the student."),
-        (0.0991, 0.90, "Two untrained steps cannot be told from the student by success."),
-        (0.099, 0.90, "Two untrained steps are as good as the student by gap and success."),
-        (
-            0.0991,
-            0.70,
-            "Whether the student may replace the teacher at one step is undecided: success is 90.0 %",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("rms", "rate", "expected"), [
+    (0.099, 0.70, "Two untrained steps lie as near to the converged ODE as the student."),
+    (0.0991, 0.90, "Two untrained steps cannot be told from the student by success."),
+    (0.099, 0.90, "Two untrained steps are as good as the student by gap and success."),
+    (0.0991, 0.70, "Whether the student may replace the teacher at one step is undecided: success is 90.0 %"),
+])  # fmt: skip
 def test_two_untrained_steps_are_compared_with_the_student(rms: float, rate: float, expected: str) -> None:
     rows = [success("teacher", 2, rate, (-0.2, -0.3, -0.1)), success("student", 1, 0.9, None)]
     results = _with_gap(sample(success=rows), gap("teacher", 2, "converged", rms))
@@ -177,25 +149,19 @@ def test_success_is_told_apart_down_to_the_lower_end_of_the_students_interval() 
         assert ("so training shows no clear gain" in told(_alone(success=rows, latency=ONE))) is found
 
 
-@pytest.mark.parametrize(
-    ("versus", "answer", "finding"),
-    [
-        ((-0.03, -0.06, 0.0), "Whether", "not distinguishable: -6.0 to 0.0"),
-        ((0.03, 0.0, 0.06), "Whether", "not distinguishable: 0.0 to +6.0"),
-        ((-0.03, -0.06, -0.001), "No, the student should not", "lower: -6.0 to -0.1"),
-        ((0.03, 0.001, 0.06), "Yes, the student may", "higher: +0.1 to +6.0"),
-    ],
-)
+@pytest.mark.parametrize(("versus", "answer", "finding"), [
+    ((-0.03, -0.06, 0.0), "Whether", "not distinguishable: -6.0 to 0.0"),
+    ((0.03, 0.0, 0.06), "Whether", "not distinguishable: 0.0 to +6.0"),
+    ((-0.03, -0.06, -0.001), "No, the student should not", "lower: -6.0 to -0.1"),
+    ((0.03, 0.001, 0.06), "Yes, the student may", "higher: +0.1 to +6.0"),
+])  # fmt: skip
 def test_success_is_distinguishable_only_if_the_interval_leaves_zero_out(
     versus: tuple[float, float, float], answer: str, finding: str
 ) -> None:
-    results = _alone(success=[success("student", 1, 0.9, versus)], latency=ONE)
-    teacher = percent(0.9 - versus[0], 1)
-    assert (
-        f"success is 90.0 % against the teacher's {teacher} ({finding} points in 500 paired episodes)"
-        in verdict(results)
-    )
-    assert verdict(results).startswith(answer)
+    text = verdict(_alone(success=[success("student", 1, 0.9, versus)], latency=ONE))
+    rates = f"success is 90.0 % against the teacher's {percent(0.9 - versus[0], 1)}"
+    assert f"{rates} ({finding} points in 500 paired episodes)" in text
+    assert text.startswith(answer)
 
 
 def test_what_was_not_measured_is_not_claimed() -> None:
@@ -213,33 +179,24 @@ def test_what_was_not_measured_is_not_claimed() -> None:
     assert verdict(_alone(student=None)) == "Nothing was measured."
 
 
-@pytest.mark.parametrize(("median", "found"), [(0.06, True), (0.0601, False)])
-def test_few_pairs_are_named_where_they_decide(median: float, found: bool) -> None:
-    rows = [gap("student", 1, "deployed", 0.09, median, flip_rate=0.02)]
-    assert (
-        "mostly from few pairs (median 6.0 %, flips 2.0 %)" in told(_alone(gaps=rows, latency=ONE))
-    ) is found
+@pytest.mark.parametrize(("median", "flips", "words"), [
+    (0.06, 0.02, "mostly from few pairs (median 6.0 %, flips 2.0 %)"), (0.0601, 0.02, None),
+    (0.03, None, "mostly from few pairs (median 3.0 %)"), (0.03, 0.0, "mostly from few pairs (median 3.0 %)"),
+])  # fmt: skip
+def test_few_pairs_are_named_where_they_decide(median: float, flips: float | None, words: str | None) -> None:
+    rows = [gap("student", 1, "deployed", 0.09, median, flip_rate=flips)]
+    results = _alone(gaps=rows, latency=ONE)
+    assert words in verdict(results) if words else "mostly from few pairs" not in told(results)
 
 
-@pytest.mark.parametrize("flips", [None, 0.0])
-def test_flips_are_not_named_where_there_are_none(flips: float | None) -> None:
-    rows = [gap("student", 1, "deployed", 0.09, 0.03, flip_rate=flips)]
-    assert "mostly from few pairs (median 3.0 %)" in verdict(_alone(gaps=rows, latency=ONE))
-
-
-@pytest.mark.parametrize(
-    ("student", "half", "expected"),
-    [
-        (0.14, 0.004, "Curvature falls from 15 % to 14 %"),
-        (0.14, 0.006, "Curvature is 14 % beside 15 %"),
-        (0.149, 0.006, "Curvature is 15 % as before"),
-        (0.16, 0.006, "Curvature is 16 % beside 15 %"),
-        (0.16, 0.004, "Curvature rises from 15 % to 16 %"),
-    ],
-)
-def test_curvature_falls_or_rises_beyond_its_intervals_alone(
-    student: float, half: float, expected: str
-) -> None:
+@pytest.mark.parametrize(("student", "half", "expected"), [
+    (0.14, 0.004, "Curvature falls from 15 % to 14 %"),
+    (0.14, 0.006, "Curvature is 14 % beside 15 %"),
+    (0.149, 0.006, "Curvature is 15 % as before"),
+    (0.16, 0.006, "Curvature is 16 % beside 15 %"),
+    (0.16, 0.004, "Curvature rises from 15 % to 16 %"),
+])  # fmt: skip
+def test_curvature_changes_beyond_its_intervals_alone(student: float, half: float, expected: str) -> None:
     rows = [_bent("teacher", 0.15, half), _bent("student", student, half)]
     assert f"{expected}." in told(_alone(curvature=rows, latency=ONE))
     rows[1] = dataclasses.replace(rows[1], interval=None)
@@ -247,26 +204,16 @@ def test_curvature_falls_or_rises_beyond_its_intervals_alone(
 
 
 def test_nothing_is_said_of_the_curvature_of_a_student_for_few_steps() -> None:
-    rows = [_bent("teacher", 0.15, 0.001), _bent("student", 0.01, 0.001)]
-    said = told(sample(curvature=rows, latency=None, policies=[_info("student", 1, [1])]))
-    assert "urvature" not in said
-    assert "Curvature falls" in told(sample(curvature=rows, latency=None, policies=[_info("student", 1)]))
+    known = {"curvature": [_bent("teacher", 0.15, 0.001), _bent("student", 0.01, 0.001)], "latency": None}
+    assert "urvature" not in told(sample(policies=[_info("student", 1, [1])], **known))
+    assert "Curvature falls" in told(sample(policies=[_info("student", 1)], **known))
 
 
-@pytest.mark.parametrize(
-    ("latency", "expected"),
-    [
-        (
-            Latency(0.95, 0.05, 1, 50, 2, 1),
-            "Chunks come 1.1 times as fast (the ceiling: encoding is 95 % of each)",
-        ),
-        (Latency(0.96, 0.04, 1, 50, 2, 1), "Chunks come no faster (encoding is 96 % of each)"),
-        (
-            Latency(0.5, 0.5, 1, 50, 10, 2),
-            "Chunks come 3.7 times as fast (ceiling 5.5: encoding is 33 % of each)",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("latency", "expected"), [
+    (Latency(0.95, 0.05, 1, 50, 2, 1), "Chunks come 1.1 times as fast (the ceiling: encoding is 95 % of each)"),
+    (Latency(0.96, 0.04, 1, 50, 2, 1), "Chunks come no faster (encoding is 96 % of each)"),
+    (Latency(0.5, 0.5, 1, 50, 10, 2), "Chunks come 3.7 times as fast (ceiling 5.5: encoding is 33 % of each)"),
+])  # fmt: skip
 def test_time_comes_with_its_ceiling(latency: Latency, expected: str) -> None:
     assert expected in verdict(_alone(latency=latency))
 
@@ -304,86 +251,63 @@ def test_policies_without_a_student_are_told_of() -> None:
 
 
 def test_a_student_that_is_run_at_steps_it_is_not_for_is_called_so() -> None:
-    two = Latency(0.009, 0.004, 1, 50, 10, 2)
-    infos = [_info("teacher", 10), _info("student", 2, [1, 4])]
-    assert "The student was trained for 1 and 4 steps only:" in told(sample(policies=infos, latency=two))
-    infos = [_info("teacher", 10), _info("student", 2, [1, 2])]
-    assert "trained for" not in told(sample(policies=infos, latency=two))
+    for counts, words, found in (([1, 4], "The student was trained for 1 and 4 steps only:", True),
+                                 ([1, 2], "trained for", False)):  # fmt: skip
+        infos = [_info("teacher", 10), _info("student", 2, counts)]
+        assert (words in told(sample(policies=infos, latency=Latency(0.009, 0.004, 1, 50, 10, 2)))) is found
 
 
 def test_every_verdict_is_short() -> None:
-    good = sample()
     ratios = (ratio(0.4, 0.3, 0.5), ratio(1.0, 0.9, 1.1), ratio(1.2, 1.1, 1.3), Estimate(0.4, None), None)
     lengths = []
     for two, share, rate in itertools.product((0.166, 0.099, 0.04), ratios, (0.7, 0.9, None)):
-        results = _with_gap(good, gap("teacher", 2, "converged", two))
+        results = _with_gap(sample(), gap("teacher", 2, "converged", two))
         results = _with_gap(results, gap("student", 1, "deployed", 0.091, 0.03, ratio_to_untrained=share))
-        rows = (
-            [
-                success("teacher", 2, rate, (-0.01, -0.05, 0.01)),
-                success("student", 1, 0.91, (-0.1, -0.2, -0.05)),
-            ]
-            if rate
-            else []
-        )
+        student = success("student", 1, 0.91, (-0.1, -0.2, -0.05))
+        rows = [success("teacher", 2, rate, (-0.01, -0.05, 0.01)), student] if rate else []
         text = verdict(dataclasses.replace(results, success=rows))
         assert text.endswith(".")
         lengths.append(len(text.replace(" %", "").split()))
-    assert min(lengths) >= 15
-    assert max(lengths) <= 64
+    assert 15 <= min(lengths) <= max(lengths) <= 64
 
 
 def test_what_to_type_next_has_the_users_own_paths() -> None:
+    def typed(*parts: str) -> str:
+        return " \\\n    ".join(parts)
+
     command = ["chordflow", "diagnose", "--policy.path=my teacher", "--policy.revision=v2", "--dataset.root=here",
                "--measure.noises=4"]  # fmt: skip
-    gaps = [gap("teacher", 1, "deployed", 0.2), gap("teacher", 10, "converged", 0.05)]
     known: dict[str, Any] = {
         "command": command,
         "settings": {"dataset": {"repo_id": "me/data", "root": "here"}},
     }
+    data = ("--dataset.repo_id=me/data", "--dataset.root=here")
+    gaps = [gap("teacher", 1, "deployed", 0.2), gap("teacher", 10, "converged", 0.05)]
     before = _alone(kind="diagnose", student=None, teacher="my teacher", gaps=gaps, **known)
-    reflow = (
-        (
-            "chordflow reflow '--teacher.path=my teacher' --teacher.revision=v2 --dataset.repo_id=me/data "
-            "--dataset.root=here --output_dir=outputs/student"
-        )
-        .replace(" --", " \\\n    --")
-        .replace(" '", " \\\n    '")
-    )
+    reflow = typed("chordflow reflow", "'--teacher.path=my teacher'", "--teacher.revision=v2", *data,
+                   "--output_dir=outputs/student")  # fmt: skip
+    evaluate = typed("chordflow evaluate", "--teacher.path=outputs/teacher", "--student.path=outputs/student", *data,
+                     "--env.type=YOURS", "--output_dir=outputs/evaluation")  # fmt: skip
     assert next_command(before) == ("Next", reflow)
     free = dataclasses.replace(before, gaps=[*gaps, gap("teacher", 2, "converged", 0.04)])
     assert next_command(free) == ("To train all the same", reflow)
     assert next_command(dataclasses.replace(before, gaps=[])) is None
-    after = sample(success=[], **known)
-    assert next_command(after) == (
-        "Next",
-        "chordflow evaluate --teacher.path=outputs/teacher --student.path=outputs/student --dataset.repo_id=me/data "
-        "--dataset.root=here --env.type=YOURS --output_dir=outputs/evaluation".replace(" --", " \\\n    --"),
-    )
+    assert next_command(sample(success=[], **known)) == ("Next", evaluate)
     assert next_command(sample()) is None
 
 
-@pytest.mark.parametrize(
-    ("fraction", "text"),
-    [
-        (0.0, "0 %"), (0.091, "9.1 %"), (0.0996, "10 %"), (0.231, "23 %"), (1.0, "100 %"), (2.5, "250 %"),
-        (0.0043, "0.43 %"), (0.00012, "0.01 %"), (0.00001, "<0.01 %"), (-0.031, "-3.1 %"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("fraction", "text"), [
+    (0.0, "0 %"), (0.091, "9.1 %"), (0.0996, "10 %"), (0.231, "23 %"), (1.0, "100 %"), (2.5, "250 %"),
+    (0.0043, "0.43 %"), (0.00012, "0.01 %"), (0.00001, "<0.01 %"), (-0.031, "-3.1 %"),
+])  # fmt: skip
 def test_percent(fraction: float, text: str) -> None:
     assert percent(fraction) == text
 
 
 def test_numbers_as_a_person_reads_them() -> None:
-    assert percent(0.9966, 1) == "99.7 %"
-    assert percent(0.0001, 1) == "<0.1 %"
+    assert (percent(0.9966, 1), percent(0.0001, 1)) == ("99.7 %", "<0.1 %")
     assert [points(x) for x in (0.012, -0.0301, 0.0, -0.0004)] == ["+1.2", "-3.0", "0.0", "0.0"]
-    assert [amount(x) for x in (0.0, 0.01234, 12.34, 1234.0, 1e-6)] == [
-        "0",
-        "0.0123",
-        "12.3",
-        "1234",
-        "1.00e-06",
-    ]
+    shown = {0.0: "0", 0.01234: "0.0123", 12.34: "12.3", 1234.0: "1234", 1e-6: "1.00e-06"}
+    assert {x: amount(x) for x in shown} == shown
     assert (number(2), number(11)) == ("two", "11")
     assert (steps(1), steps(2, "untrained")) == ("one step", "two untrained steps")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import itertools
 import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,8 +32,6 @@ from gaussian_policy import GaussianConfig, GaussianFlowPolicy
 from gaussian_setup import make_observations
 from report_samples import diagnosis, evaluation, sample
 
-# What a synthetic machine takes
-
 
 class Machine(GaussianFlowPolicy):
     """A policy whose parts take given seconds of a clock of its own, times what the machine's load makes of them."""
@@ -54,9 +52,13 @@ class Machine(GaussianFlowPolicy):
         return super().velocity(x_t, t, context)
 
 
+def items(count: int) -> dict:
+    return next(make_observations(count).batches(range(count), count))
+
+
 def timed(machine: Machine, teacher: int, student: int, repeats: int = 7) -> Latency:
     return measure_latency(
-        machine, next(make_observations(1).batches([0], 1)), repeats, teacher_num_steps=teacher,
+        machine, items(1), repeats, teacher_num_steps=teacher,
         student_num_steps=student, chunk_num_steps=(1, 2, student, teacher), clock=lambda: machine.now,
     )  # fmt: skip
 
@@ -99,16 +101,13 @@ def test_what_disturbs_long_work_alone_is_found() -> None:
 
 def test_latency_is_split_and_bounded() -> None:
     policy, counts = GaussianFlowPolicy(GaussianConfig()), {"teacher_num_steps": 10, "student_num_steps": 1}
-    latency = measure_latency(
-        policy, next(make_observations(1).batches([0], 1)), 3, chunk_num_steps=[1, 10], **counts
-    )
+    latency = measure_latency(policy, items(1), 3, chunk_num_steps=[1, 10], **counts)
     assert latency.encode_s > 0
     assert latency.step_s > 0
     assert latency.speedup > 1
     assert latency.ceiling == pytest.approx(latency.chunk_s(10) / latency.chunk_s(1))
     assert (latency.teacher_num_steps, latency.student_num_steps, latency.repeats) == (10, 1, 3)
-    items = next(make_observations(4).batches(range(4), 4))
-    slower = measure_latency(policy, items, 2, teacher_num_steps=10, student_num_steps=4)
+    slower = measure_latency(policy, items(4), 2, teacher_num_steps=10, student_num_steps=4)
     assert slower.speedup < slower.ceiling
     assert slower.batch_size == 4
 
@@ -120,12 +119,8 @@ def test_latency_of_a_policy_of_known_times() -> None:
         def work(self, seconds: float) -> None:
             time.sleep(seconds)
 
-    items, counts = (
-        next(make_observations(1).batches([0], 1)),
-        {"teacher_num_steps": 5, "student_num_steps": 1},
-    )
-    slow = Slow(0.006, 0.002, lambda now: 1.0)
-    latency = measure_latency(slow, items, 12, chunk_num_steps=[5, 1, 5], **counts)
+    slow, counts = Slow(0.006, 0.002, lambda now: 1.0), {"teacher_num_steps": 5, "student_num_steps": 1}
+    latency = measure_latency(slow, items(1), 12, chunk_num_steps=[5, 1, 5], **counts)
     assert latency.encode is not None
     assert latency.step is not None
     assert [chunk.num_steps for chunk in latency.chunks] == [1, 5]
@@ -142,12 +137,8 @@ def test_latency_of_a_policy_of_known_times() -> None:
     assert 0 < latency.processors_s < 0.006
     weights = 2 * 16 + 16 + 16 + 16  # state_proj's weight and bias, log_std, offsets
     assert latency.memory is not None
-    assert latency.memory.weights_bytes == 4 * weights
-    assert latency.memory.kind == "process"
+    assert (latency.memory.weights_bytes, latency.memory.kind) == (4 * weights, "process")
     assert latency.memory.peak_bytes > 50_000_000
-
-
-# What is made of timings
 
 
 def chunk(num_steps: int, seconds: float) -> ChunkTime:
@@ -160,25 +151,13 @@ def of_chunks(encode: float, step: float, teacher: int, student: int, times: dic
     return Latency(encode, step, 1, 30, teacher, student, chunks=chunks)
 
 
-@pytest.mark.parametrize(
-    ("times", "reliable"),
-    [
-        ({}, True),
-        ({10: 1.0}, True),
-        ({1: 1.19, 10: 1.19}, True),
-        ({1: 0.81, 10: 0.81}, True),
-        ({1: 1.21, 10: 1.21}, False),
-        ({1: 0.79, 10: 0.79}, False),
-        ({1: 1.0, 2: 1.3, 10: 1.0}, False),
-        ({1: 1.0, 10: 1.09}, True),
-        ({1: 1.0, 10: 1.11}, False),
-        ({1: 0.92, 10: 1.02}, False),
-        ({1: 1.1, 10: 1.0}, True),
-        ({1: 0.2, 10: 2.0}, False),
-        ({1: 1.0, 10: 0.0}, False),
-    ],
-)
-def test_a_speed_up_above_the_ceiling_or_a_chunk_unlike_its_parts_is_unreliable(
+@pytest.mark.parametrize(("times", "reliable"), [
+    ({}, True), ({10: 1.0}, True), ({1: 1.19, 10: 1.19}, True), ({1: 0.81, 10: 0.81}, True),
+    ({1: 1.21, 10: 1.21}, False), ({1: 0.79, 10: 0.79}, False), ({1: 1.0, 2: 1.3, 10: 1.0}, False),
+    ({1: 1.0, 10: 1.09}, True), ({1: 1.0, 10: 1.11}, False), ({1: 0.92, 10: 1.02}, False),
+    ({1: 1.1, 10: 1.0}, True), ({1: 0.2, 10: 2.0}, False), ({1: 1.0, 10: 0.0}, False),
+])  # fmt: skip
+def test_a_speed_up_above_the_ceiling_or_a_chunk_unlike_its_parts(
     times: dict[int, float], reliable: bool
 ) -> None:
     latency = of_chunks(0.007, 0.003, 10, 1, times)
@@ -211,15 +190,12 @@ def outputs(results: Results) -> dict[str, str]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("times", [{1: 0.2, 10: 2.0}, {1: 1.0, 2: 1.5, 10: 1.0}, {1: 0.5, 10: 0.5}])
 def test_of_unreliable_timings_no_number_is_printed_anywhere(kind: str, times: dict[int, float]) -> None:
-    latency = of_chunks(0.0045, 0.0055, 10, 1, times)
-    results = dataclasses.replace(KINDS[kind], latency=latency)
     # Of an earlier version, whose sentences speak of times.
     old = "One step makes a chunk 20.3 times as fast."
-    stored = [dataclasses.replace(found, text=old) for found in results.findings]
-    results = dataclasses.replace(results, verdict=old, findings=stored)
-    none = dataclasses.replace(
-        results, latency=None, verdict="", findings=findings(results) if stored else []
-    )
+    stored = [replace(found, text=old) for found in KINDS[kind].findings]
+    latency = of_chunks(0.0045, 0.0055, 10, 1, times)
+    results = replace(KINDS[kind], latency=latency, verdict=old, findings=stored)
+    none = replace(results, latency=None, verdict="", findings=findings(results) if stored else [])
     shown, without = outputs(results), outputs(none)
     for name in set(shown) - {"facts", "verdict"}:
         assert UNRELIABLE in shown[name].replace("Timings", "timings"), name
@@ -235,7 +211,7 @@ def test_what_no_rule_finds_stays_beside_unreliable_timings(tmp_path: Path) -> N
     latency = of_chunks(0.0045, 0.0055, 10, 1, {1: 0.2, 10: 2.0})
     stopped = Finding("rounds_auto", "--rounds=auto took two rounds.")
     base = KINDS["evaluate"]
-    results = dataclasses.replace(base, latency=latency, findings=[stopped, *base.findings])
+    results = replace(base, latency=latency, findings=[stopped, *base.findings])
     for name in ("terminal", "markdown", "card", "page"):
         assert stopped.text in {**outputs(results), "page": page(results, tmp_path)}[name], name
 
@@ -254,29 +230,22 @@ FACTOR = st.floats(0.3, 3.0)
 
 
 @settings(max_examples=40)
-@given(
-    kind=st.sampled_from(["reflow", "diagnose"]),
-    encode=ENCODE,
-    step=STEP,
-    counts=STEPS,
-    factors=st.tuples(FACTOR, FACTOR) | FACTOR.map(lambda f: (f, f)) | st.just((1.0, 1.0)),
-    chunks=st.booleans(),
-)
+@given(kind=st.sampled_from(["reflow", "diagnose"]), encode=ENCODE, step=STEP, counts=STEPS, chunks=st.booleans(),
+       factors=st.tuples(FACTOR, FACTOR) | FACTOR.map(lambda f: (f, f)) | st.just((1.0, 1.0)))  # fmt: skip
 def test_printed_figures_never_contradict_each_other(
     kind: str, encode: float, step: float, counts: tuple[int, int], factors: tuple[float, float], chunks: bool
 ) -> None:
     teacher, student = counts
     times = {student: factors[0], teacher: factors[1]} if chunks else {}
     latency = of_chunks(encode, step, teacher, student, times)
-    results = dataclasses.replace(KINDS[kind], latency=latency, findings=[], teacher_num_steps=teacher)
+    results = replace(KINDS[kind], latency=latency, findings=[], teacher_num_steps=teacher)
     texts = [verdict(results), *(found.text for found in findings(results))]
     table = latency_table(results)
     texts += [table.below] if table is not None else []
     speeds = [float(n) for text in texts for n in re.findall(r"(?<![\d.])(\d+\.\d+) times as fast", text)]
     shares = re.findall(r"encoding is (\S+) % of a one-step chunk", " ".join(texts))
     if not latency.reliable:
-        assert not speeds
-        assert not shares
+        assert (speeds, shares) == ([], [])
         return
     assert speeds or latency.speedup < 1.05
     # A tenth above the ceiling at most, and half a unit of the last digit that is printed.
@@ -286,22 +255,17 @@ def test_printed_figures_never_contradict_each_other(
         assert part + teacher * (1 - part) == pytest.approx(latency.ceiling, abs=1.01 * rounded * teacher)
 
 
-@pytest.mark.parametrize(
-    ("student", "times", "words"),
-    [
-        (1, {}, "3.7 times as fast (the ceiling: encoding is 70 % of each)"),
-        (1, {1: 1.0, 10: 1.05}, "3.9 times as fast (near the ceiling of 3.7: encoding is 70 % of each)"),
-        (1, {1: 1.1, 10: 1.0}, "3.4 times as fast (near the ceiling of 3.7: encoding is 70 % of each)"),
-        (1, {1: 1.19, 10: 0.9}, "2.8 times as fast (ceiling 3.7: encoding is 70 % of each)"),
-        (2, {2: 1.0, 10: 1.0}, "2.8 times as fast (ceiling 3.7: encoding is 54 % of each)"),
-        (10, {10: 1.0}, "chunks come no faster (encoding is 19 % of each)"),
-    ],
-)
-def test_a_measured_speed_up_stands_beside_its_ceiling(
-    student: int, times: dict[int, float], words: str
-) -> None:
-    nothing = {"curvature": [], "gaps": [], "success": []}
-    results = sample(latency=of_chunks(0.007, 0.003, 10, student, times), **nothing)
+@pytest.mark.parametrize(("student", "times", "words"), [
+    (1, {}, "3.7 times as fast (the ceiling: encoding is 70 % of each)"),
+    (1, {1: 1.0, 10: 1.05}, "3.9 times as fast (near the ceiling of 3.7: encoding is 70 % of each)"),
+    (1, {1: 1.1, 10: 1.0}, "3.4 times as fast (near the ceiling of 3.7: encoding is 70 % of each)"),
+    (1, {1: 1.19, 10: 0.9}, "2.8 times as fast (ceiling 3.7: encoding is 70 % of each)"),
+    (2, {2: 1.0, 10: 1.0}, "2.8 times as fast (ceiling 3.7: encoding is 54 % of each)"),
+    (10, {10: 1.0}, "chunks come no faster (encoding is 19 % of each)"),
+])  # fmt: skip
+def test_a_measured_speed_up_stands_beside_its_ceiling(student: int, times: dict, words: str) -> None:
+    latency = of_chunks(0.007, 0.003, 10, student, times)
+    results = sample(latency=latency, curvature=[], gaps=[], success=[])
     said = {found.rule: found.text for found in findings(results)}
     assert words in said["chunks_come_faster"].replace("Chunks", "chunks")
 
