@@ -261,14 +261,6 @@ def test_the_findings_say_what_the_comparisons_of_methods_found() -> None:
         assert f"{in_percent(levers, arm.name, gap())[0]} %" in text, arm.name
 
 
-@pytest.mark.parametrize("name", ["init", "init_metaworld", "init_rates", "rounds", "rounds_metaworld"])
-def test_what_is_measured_has_at_least_three_seeds(name: str) -> None:
-    one = study(f"studies/{name}")
-    assert len(one.seeds) >= 3
-    for arm in one.arms:
-        assert {trial.seed for trial in one.trials_of(arm.name)} == set(one.seeds)
-
-
 def test_the_documents_name_options_that_there_are() -> None:
     verbs = json.loads(read(ROOT / "src" / "chordflow" / "cli" / "options.json")).values()
     known = {option["name"] for verb in verbs if isinstance(verb, dict) for option in verb["options"]}
