@@ -64,8 +64,9 @@ def test_paired_coverage_is_that_of_scipy(n: int, both: float, only_first: float
     ends = np.array([_newcombe(*map(int, table)) for table in tables])
     truth = only_first - only_second
     holds = (ends[:, 0] - 1e-12 <= truth) & (truth <= ends[:, 1] + 1e-12)
-    found = SCRIPT.paired_coverage(n, only_first, only_second, both)
-    assert found == pytest.approx(law[holds].sum(), abs=1e-3)
+    assert SCRIPT.paired_coverage(n, only_first, only_second, both) == pytest.approx(
+        law[holds].sum(), abs=1e-3
+    )
     better, worse = SCRIPT.non_inferiority_power(n, only_first, only_second, both, 0.25)
     assert better == pytest.approx(law[ends[:, 0] > -0.25].sum(), abs=1e-3)
     assert worse == pytest.approx(law[ends[:, 1] < -0.25].sum(), abs=1e-3)
@@ -93,41 +94,40 @@ def test_larger_tables_agree_with_draws() -> None:
 
 
 def test_sequential_figures_are_those_of_all_sequences() -> None:
-    first, second, last = 0.5, 0.2, 6
-
-    def test() -> SequentialTest:
-        return SequentialTest(0.6, alpha=0.4, min_episodes=2, max_episodes=last)
-
+    first, second, margin, alpha, last = 0.5, 0.2, 0.6, 0.4, 6
     better = worse = mean = 0.0
     for code in range(3**last):
         d = [(code // 3**i) % 3 - 1 for i in range(last)]
         weight = math.prod({1: first, 0: 1 - first - second, -1: second}[x] for x in d)
-        end = test().update([x == 1 for x in d], [x == -1 for x in d])
+        end = SequentialTest(margin, alpha=alpha, min_episodes=2, max_episodes=last).update(
+            [x == 1 for x in d], [x == -1 for x in d]
+        )
         better += weight * (end.decision == "non-inferior")
         worse += weight * (end.decision == "inferior")
         mean += weight * end.episodes
-    exact = SCRIPT.sequential_power(test(), first, second)
+    exact = SCRIPT.sequential_power(
+        SequentialTest(margin, alpha=alpha, min_episodes=2, max_episodes=last), first, second
+    )
     assert better > 0.1
     assert (exact.non_inferior, exact.inferior, exact.mean_episodes) == pytest.approx((better, worse, mean))
-
-
-STATED = json.loads((ROOT / "docs" / "statistics.json").read_text())
 
 
 @pytest.mark.parametrize(
     "table", ["wilson", "paired", "peeking", pytest.param("plans", marks=pytest.mark.slow)]
 )
 def test_the_page_states_what_is_computed(table: str) -> None:
-    assert STATED.keys() == SCRIPT.TABLES.keys()
+    stated = json.loads((ROOT / "docs" / "statistics.json").read_text())
+    assert stated.keys() == SCRIPT.TABLES.keys()
     computed = SCRIPT.TABLES[table]()
-    assert len(STATED[table]) == len(computed)
-    for before, now in zip(STATED[table], computed, strict=True):
+    assert len(stated[table]) == len(computed)
+    for before, now in zip(stated[table], computed, strict=True):
         assert before == pytest.approx(now, abs=1e-3)
 
 
 def test_the_page_shows_what_is_stated() -> None:
+    stated = json.loads((ROOT / "docs" / "statistics.json").read_text())
     page = (ROOT / "docs" / "statistics.md").read_text()
-    assert SCRIPT.fill(page, STATED) == page
-    changed = json.loads(json.dumps(STATED))
+    assert SCRIPT.fill(page, stated) == page
+    changed = json.loads(json.dumps(stated))
     changed["wilson"][0]["coverage"] += 0.01
     assert SCRIPT.fill(page, changed) != page
