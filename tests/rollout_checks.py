@@ -82,8 +82,7 @@ def start_script(folder: Path, code: str, *arguments: object, **options: Any) ->
 
 def run_python(*arguments: str, cwd: Path) -> str:
     """What a process of Python prints that ends well."""
-    command = [sys.executable, *arguments]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
