@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,14 +68,6 @@ def stock_episode(
             observation, _, terminated, truncated, info = env.step(action.numpy())
             done = bool(terminated[0] or truncated[0])
     return np.stack(actions), bool(info["final_info"]["is_success"][0])
-
-
-def start_script(folder: Path, code: str, *arguments: object, **options: Any) -> subprocess.Popen[str]:
-    """A process that runs `code` from a file, and can import what tests can."""
-    (script := folder / "run.py").write_text(textwrap.dedent(code))
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, str(script), *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, **options)
 
 
 def run_python(*arguments: str, cwd: Path) -> str:
