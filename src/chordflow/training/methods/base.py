@@ -29,6 +29,11 @@ class MethodConfig(draccus.ChoiceRegistry):
 
     loss: LossConfig = field(default_factory=MeanSquaredError)
 
+    @classmethod
+    def get_known_choices(cls) -> dict[str, type[MethodConfig]]:
+        """Every method by name, in the order of the alphabet wherever it is defined."""
+        return dict(sorted(super().get_known_choices().items()))
+
     def build(self) -> Method:
         """The method with these settings."""
         raise NotImplementedError(f"{type(self).__name__} does not name its method")
