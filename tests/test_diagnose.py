@@ -21,6 +21,7 @@ from chordflow.experiments.settings import diagnose_settings
 from chordflow.policies import load_flow_policy
 from chordflow.results.findings import findings, verdict
 from chordflow.results.schema import HeldOut, Results
+from small_jobs import measured_in_full
 from small_runs import Capture, refusal
 
 SMALL = ["--measure.num_observations=3", "--measure.converged_noises=1", "--measure.latency_repeats=2"]
@@ -36,7 +37,8 @@ def arguments(checkpoint: Path, root: Path, output: Path, *more: str) -> list[st
 @pytest.fixture(scope="module")
 def diagnosed(checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("diagnose") / "out"
-    assert main(arguments(checkpoint, dataset_root, output)) == 0
+    with measured_in_full():
+        assert main(arguments(checkpoint, dataset_root, output)) == 0
     return output
 
 
