@@ -27,27 +27,20 @@ class DriftEnv(gym.Env[Any, Any]):
     steps: ClassVar[int] = 0
     lenient: ClassVar[bool] = False
 
-    def __init__(
-        self, cameras: tuple[str, ...], action_dim: int, state_dim: int, render_mode: str | None
-    ) -> None:
+    def __init__(self, cameras: tuple[str, ...], action_dim: int, state_dim: int, render_mode: str | None):
         self.cameras, self.state_dim, self.render_mode = cameras, state_dim, render_mode
         image = gym.spaces.Box(0, 255, (32, 32, 3), np.uint8)
-        self.observation_space = gym.spaces.Dict(
-            {
-                "pixels": gym.spaces.Dict(dict.fromkeys(cameras, image)),
-                "agent_pos": gym.spaces.Box(-np.inf, np.inf, (state_dim,), np.float32),
-            }
-        )
+        pictures = gym.spaces.Dict(dict.fromkeys(cameras, image))
+        state = gym.spaces.Box(-np.inf, np.inf, (state_dim,), np.float32)
+        self.observation_space = gym.spaces.Dict({"pixels": pictures, "agent_pos": state})
         self.action_space = gym.spaces.Box(-np.inf, np.inf, (action_dim,), np.float32)
         self.running = False
 
     @property
     def task_description(self) -> str:
-        """The instruction that the seed drew."""
         return self.instruction
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, Any]:
-        """Begins the episode of `seed`."""
         assert seed is not None or self.lenient, "an episode begins by its seed"
         super().reset(seed=seed)
         self.instruction = TASKS[int(self.np_random.integers(len(TASKS)))]
@@ -57,7 +50,6 @@ class DriftEnv(gym.Env[Any, Any]):
         return self._observe(), {}
 
     def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Moves by a small part of the action."""
         assert self.running or self.lenient, "an episode that is over is not stepped"
         DriftEnv.steps += 1
         # Less about what the first action has for its mean, so that episodes go either way.
@@ -83,8 +75,12 @@ class DriftEnv(gym.Env[Any, Any]):
         return {"pixels": {camera: self._picture() for camera in self.cameras}, "agent_pos": state}
 
 
-if "chordflow_tests/Drift-v0" not in gym.registry:
-    gym.register("chordflow_tests/Drift-v0", DriftEnv, max_episode_steps=TIME_LIMIT)
+def register(name: str, env: type[DriftEnv]) -> None:
+    if f"chordflow_tests/{name}" not in gym.registry:
+        gym.register(f"chordflow_tests/{name}", env, max_episode_steps=TIME_LIMIT)
+
+
+register("Drift-v0", DriftEnv)
 
 
 @EnvConfig.register_subclass("drift_of_the_tests")
@@ -103,15 +99,9 @@ class DriftEnvConfig(EnvConfig):
 
     @property
     def package_name(self) -> str:
-        """Where it is registered."""
         return "chordflow_tests"
 
     @property
     def gym_kwargs(self) -> dict[str, Any]:
-        """Arguments for `gymnasium.make`."""
-        return {
-            "cameras": tuple(self.cameras),
-            "action_dim": self.action_dim,
-            "state_dim": self.state_dim,
-            "render_mode": self.render_mode,
-        }
+        sizes = {"action_dim": self.action_dim, "state_dim": self.state_dim}
+        return {"cameras": tuple(self.cameras), **sizes, "render_mode": self.render_mode}

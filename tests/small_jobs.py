@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
@@ -56,11 +57,20 @@ def few_steps() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def full_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+@contextlib.contextmanager
+def measured_in_full() -> Iterator[None]:
     """For figures that are compared with published ones, or with those of another process."""
-    _replace_in_jobs(monkeypatch, _measure, measure)
-    _replace_in_jobs(monkeypatch, _yardstick, Yardstick)
+    with pytest.MonkeyPatch.context() as patch:
+        _replace_in_jobs(patch, _measure, measure)
+        _replace_in_jobs(patch, _yardstick, Yardstick)
+        yield
+
+
+@pytest.fixture
+def full_measures() -> Iterator[None]:
+    """The same for a test."""
+    with measured_in_full():
+        yield
 
 
 def _undrawn(results: Results, folder: Path, remedy: str) -> tuple[Path, ...]:

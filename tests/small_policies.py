@@ -51,6 +51,12 @@ def dataset_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_dataset(tmp_path_factory.mktemp("dataset") / "tiny")
 
 
+@pytest.fixture(scope="session")
+def policy(checkpoint: Path) -> FlowPolicy:
+    """The checkpoint, loaded once; not to be changed."""
+    return load_flow_policy(checkpoint, device="cpu")
+
+
 @pytest.fixture
 def tiny_policy(checkpoint: Path) -> SmolVLAFlowPolicy:
     """The checkpoint, loaded afresh."""

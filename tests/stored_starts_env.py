@@ -45,8 +45,6 @@ class StoredStartsConfig(DriftEnvConfig):
     tasks: int = 2
 
     def create_envs(self, n_envs: int, use_async_envs: bool = False) -> dict[str, dict[int, Any]]:
-        """As `create_libero_envs`."""
-
         def make(task: int, index: int) -> Any:
             return lambda: StoredStartsEnv(task, index, n_envs, self.starts, self)
 

@@ -46,9 +46,6 @@ CAMERA = "observation.images.top"
 TWELVE = [f"task {number}" for number in range(12)]
 
 
-# ---- Which are held out ----------------------------------------------------------------------------------
-
-
 def as_it_was(tasks: Sequence[str], episodes: Sequence[int], share: float) -> tuple[list[int], list[int]]:
     """The rule that published results were made by; it kept every task's only episode for training."""
     by_task: dict[str, list[int]] = {}
@@ -150,9 +147,6 @@ def test_a_split_says_what_it_cannot_before_anything_is_measured(
         assert said in split.caveats
 
 
-# ---- Of which the files are there ------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def of_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six episodes of three tasks, each with a video of its own."""
@@ -240,9 +234,6 @@ def test_no_more_is_fetched_than_is_needed(
     assert sorted(str(name) for name in names if name.parts[0] != "meta") == wanted
 
 
-# ---- Whose videos are a little off -----------------------------------------------------------------------
-
-
 def test_the_tolerance_is_lerobots() -> None:
     assert TrainPipelineConfig.tolerance_s == TOLERANCE_S
 
@@ -281,9 +272,6 @@ def test_a_timestamp_out_of_tolerance(
     ), said
     split = open_split(DatasetConfig("test/tiny", root=str(root)), tiny_policy, tolerance_s=0.03)
     assert read(split.held_out) + read(split.train)
-
-
-# ---- That are broken -------------------------------------------------------------------------------------
 
 
 def edit_image(root: Path, episode: int, frame: int, change: Callable[[bytes], bytes]) -> None:
@@ -367,9 +355,6 @@ def test_what_is_read_is_what_is_measured(
     episode, frame = divmod(split.held_out.frames[unread], 3)
     cut_image(root, episode, frame)
     read_beforehand(open_tiny(tiny_policy, root, eval_split=0.8), config)
-
-
-# ---- That break while a run goes on ----------------------------------------------------------------------
 
 
 def told(said: str) -> list[str]:

@@ -21,6 +21,7 @@ from chordflow.experiments.settings import diagnose_settings
 from chordflow.policies import load_flow_policy
 from chordflow.results.findings import findings, verdict
 from chordflow.results.schema import HeldOut, Results
+from small_jobs import measured_in_full
 from small_runs import Capture, refusal
 
 SMALL = ["--measure.num_observations=3", "--measure.converged_noises=1", "--measure.latency_repeats=2"]
@@ -36,7 +37,8 @@ def arguments(checkpoint: Path, root: Path, output: Path, *more: str) -> list[st
 @pytest.fixture(scope="module")
 def diagnosed(checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("diagnose") / "out"
-    assert main(arguments(checkpoint, dataset_root, output)) == 0
+    with measured_in_full():
+        assert main(arguments(checkpoint, dataset_root, output)) == 0
     return output
 
 
@@ -54,7 +56,7 @@ def test_the_results_hold_all_that_is_promised(diagnosed: Path, checkpoint: Path
     assert results.held_out == HeldOut([3, 4, 5], 3, 16, maybe_seen_by_teacher=True)
     assert len(results.spreads) == len(results.widest) == 3
     assert {name for wide in results.widest for name in wide.pictures} == {"top"}
-    assert np.shape(results.curvature[0].s_by_time_and_dim) == (100, 2)
+    assert np.shape(results.curvature[0].s_by_time_and_dim) == (20, 2)
     assert results.latency is not None
     assert [c.num_steps for c in results.latency.chunks] == [1, 2, 10]
     assert results.latency.memory is not None
@@ -187,6 +189,7 @@ def test_the_defaults_are_those_of_a_diagnosis() -> None:
     assert config.measure.num_steps == [1, 2, 3, 4, 5, 8, 10]
     assert config.measure.solvers == ["euler", "midpoint", "heun"]
     assert (config.measure.latency_repeats, config.measure.seed, config.output_dir) == (100, 3, None)
+    assert config.measure.fine_num_steps(10) == 100
 
 
 # The demo

@@ -1,8 +1,6 @@
 """The demo's environment: repeatable, solved by its expert, found by LeRobot, independent of chordflow."""
 
 import ast
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -14,13 +12,17 @@ from gymnasium.utils.env_checker import check_env
 import lerobot_env_detour
 from lerobot_env_detour import INSTRUCTIONS, DetourEnv, DetourExpert
 from lerobot_env_detour.scene import AGENT_RADIUS, MAX_STEP, OBSTACLE_RADIUS, hits_obstacle, passed_side
+from rollout_checks import run_python
 
 
-def run_expert(
-    env: DetourEnv, seed: int, expert_seed: int, instruction: str | None = None
-) -> tuple[dict, list]:
-    options = None if instruction is None else {"instruction": instruction}
-    observation, info = env.reset(seed=seed, options=options)
+def begun(seed: int, instruction: str | None = None) -> DetourEnv:
+    env = DetourEnv()
+    env.reset(seed=seed, options=instruction and {"instruction": instruction})
+    return env
+
+
+def run_expert(env: DetourEnv, seed: int, expert_seed: int) -> tuple[dict, list]:
+    observation, info = env.reset(seed=seed)
     expert = DetourExpert(env.scene, seed=expert_seed)
     frames, ended = [observation], False
     while not ended and len(frames) < 40:
@@ -41,9 +43,7 @@ def test_an_episode_is_a_function_of_its_seed():
     for one, other in zip(first, second, strict=True):
         np.testing.assert_array_equal(one["pixels"], other["pixels"])
         np.testing.assert_array_equal(one["agent_pos"], other["agent_pos"])
-    env = DetourEnv()
-    scenes = {seed: (env.reset(seed=seed), env.scene)[1] for seed in range(20)}
-    assert len(set(scenes.values())) == 20
+    assert len({begun(seed).scene for seed in range(20)}) == 20
 
 
 @pytest.mark.parametrize("instruction", INSTRUCTIONS)
@@ -60,47 +60,32 @@ def test_the_expert_solves_what_is_asked(instruction):
 
 
 def test_the_side_depends_on_the_experts_seed_alone():
-    env = DetourEnv(instruction="go any way")
-    sides = {seed: [] for seed in range(8)}
-    for layout in range(30):
-        env.reset(seed=layout)
-        for seed, taken in sides.items():
-            taken.append(DetourExpert(env.scene, seed).side)
-    assert all(len(set(taken)) == 1 for taken in sides.values())
-    assert {taken[0] for taken in sides.values()} == {"left", "right"}
+    scenes = [begun(layout, "go any way").scene for layout in range(30)]
+    sides = [{DetourExpert(scene, seed).side for scene in scenes} for seed in range(8)]
+    assert all(len(taken) == 1 for taken in sides)
+    assert set.union(*sides) == {"left", "right"}
 
 
 def test_instructions_are_drawn_as_announced_and_can_be_set():
-    env = DetourEnv()
-    drawn = Counter()
-    for seed in range(1000):
-        env.reset(seed=seed)
-        drawn[env.task_description] += 1
-    expected = dict(zip(INSTRUCTIONS, (250, 250, 500), strict=True))
-    for instruction, count in expected.items():
+    drawn = Counter(begun(seed).task_description for seed in range(1000))
+    for instruction, count in zip(INSTRUCTIONS, (250, 250, 500), strict=True):
         assert abs(drawn[instruction] - count) < 80
-    env.reset(seed=7)
-    free = env.scene
-    env.reset(seed=7, options={"instruction": "go left"})
-    assert env.task_description == "go left"
-    assert (env.scene.start, env.scene.goal, env.scene.obstacle) == (free.start, free.goal, free.obstacle)
+    free, told = begun(7), begun(7, "go left")
+    assert told.task_description == "go left"
+    for name in ("start", "goal", "obstacle"):
+        assert getattr(told.scene, name) == getattr(free.scene, name)
     with pytest.raises(ValueError, match="go back"):
-        env.reset(seed=7, options={"instruction": "go back"})
+        begun(7, "go back")
 
 
 def test_the_wrong_side_and_the_obstacle_are_failures():
-    env = DetourEnv()
-    env.reset(seed=0, options={"instruction": "go any way"})
-    right = next(seed for seed in range(50) if DetourExpert(env.scene, seed).side == "right")
-    expert = DetourExpert(env.scene, right)
-    env.reset(seed=0, options={"instruction": "go left"})
-    info, ended = {}, False
+    scene = begun(0, "go any way").scene
+    expert = next(e for e in (DetourExpert(scene, seed) for seed in range(50)) if e.side == "right")
+    env, ended = begun(0, "go left"), False
     while not ended:
         _, _, ended, _, info = env.step(expert.act(env.position))
     assert (info["outcome"], info["side"], info["is_success"]) == ("wrong side", "right", False)
-
-    env.reset(seed=0, options={"instruction": "go any way"})
-    ended = False
+    env, ended = begun(0, "go any way"), False
     while not ended:
         aim = np.array(env.scene.obstacle) - env.position
         _, reward, ended, _, info = env.step(aim / np.abs(aim).max())
@@ -108,12 +93,8 @@ def test_the_wrong_side_and_the_obstacle_are_failures():
 
 
 def test_a_fast_move_does_not_jump_over_the_obstacle():
-    env = DetourEnv()
-    env.reset(seed=0)
-    scene = env.scene
-    centre = np.array(scene.obstacle)
-    reach = np.array([0.0, 0.9])
-    below, above = centre - reach, centre + reach
+    scene, reach = begun(0).scene, np.array([0.0, 0.9])
+    below, above = np.array(scene.obstacle) - reach, np.array(scene.obstacle) + reach
     assert hits_obstacle(below, above, scene)
     aside = np.array([OBSTACLE_RADIUS + AGENT_RADIUS + 1e-6, 0.0])
     assert not hits_obstacle(below + aside, above + aside, scene)
@@ -123,14 +104,11 @@ def test_a_fast_move_does_not_jump_over_the_obstacle():
 
 
 def test_actions_are_moves_in_units_of_the_largest_step():
-    env = DetourEnv()
-    env.reset(seed=0)
-    before = env.position
-    env.step(np.array([0.5, -0.25], dtype=np.float32))
-    np.testing.assert_allclose(env.position - before, [0.5 * MAX_STEP, -0.25 * MAX_STEP])
-    before = env.position
-    env.step(np.array([9.0, 0.0], dtype=np.float32))
-    np.testing.assert_allclose(env.position - before, [MAX_STEP, 0.0])
+    env = begun(0)
+    for action, moved in (([0.5, -0.25], [0.5, -0.25]), ([9.0, 0.0], [1.0, 0.0])):
+        before = env.position
+        env.step(np.array(action, dtype=np.float32))
+        np.testing.assert_allclose(env.position - before, np.array(moved) * MAX_STEP)
 
 
 def test_the_picture_shows_where_things_are():
@@ -147,24 +125,21 @@ def test_the_picture_shows_where_things_are():
 
 def test_lerobot_finds_it_without_being_told(tmp_path):
     """LeRobot imports installed plugins by name; the process below never names the package."""
-    script = (
-        "import sys, logging\n"
-        "sys.modules['chordflow'] = None\n"
-        "logging.disable(logging.CRITICAL)\n"
-        "from lerobot.utils.import_utils import register_third_party_plugins\n"
-        "from lerobot.envs.factory import make_env, make_env_config\n"
-        "register_third_party_plugins()\n"
-        "config = make_env_config('detour', episode_length=25)\n"
-        "env = make_env(config, n_envs=3)['detour'][0]\n"
-        "env.reset(seed=[0, 1, 2], options={'lerobot_new_rollout': True})\n"
-        "print(*env.call('task_description'), env.call('_max_episode_steps')[0], sep='|')\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    *instructions, length = done.stdout.strip().splitlines()[-1].split("|")
-    assert len(instructions) == 3
+    script = """if True:
+        import sys, logging
+        sys.modules["chordflow"] = None
+        logging.disable(logging.CRITICAL)
+        from lerobot.utils.import_utils import register_third_party_plugins
+        from lerobot.envs.factory import make_env, make_env_config
+        register_third_party_plugins()
+        env = make_env(make_env_config("detour", episode_length=25), n_envs=3)["detour"][0]
+        env.reset(seed=[0, 1, 2], options={"lerobot_new_rollout": True})
+        print(*env.call("task_description"), env.call("_max_episode_steps")[0], sep="|")
+    """
+    said = run_python("-c", script, cwd=tmp_path)
+    *instructions, length = said.strip().splitlines()[-1].split("|")
+    assert (len(instructions), length) == (3, "25")
     assert set(instructions) <= set(INSTRUCTIONS)
-    assert length == "25"
 
 
 def test_it_does_not_import_chordflow():

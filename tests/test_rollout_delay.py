@@ -26,49 +26,38 @@ def run(policy: SmolVLAFlowPolicy, execution: Execution, **options: Any) -> list
     return run_drift(policy, range(12), 2, execution=execution, **{"batch_size": 5, **options})
 
 
-@pytest.mark.parametrize(
-    ("mode", "delay", "first", "hold", "expected"),
-    [
-        ("none", 0, False, "zeros", [200, 201, 202, 203]),
-        ("sync", 2, False, "zeros", [0, 0, 200, 201, 202, 203]),
-        ("sync", 2, False, "last", [103, 103, 200, 201, 202, 203]),
-        ("sync", 1, True, "last", [0, 200, 201, 202, 203]),
-        ("sync", 0, False, "zeros", [200, 201, 202, 203]),
-        *(
-            (mode, *case)
-            for mode in ("async", "rtc")
-            for case in (
-                (1, False, "zeros", [104, 201, 202, 203]),
-                (3, False, "zeros", [104, 105, 106, 203]),
-                (4, False, "zeros", [104, 105, 106, 107]),
-                (0, False, "zeros", [200, 201, 202, 203]),
-                (3, True, "zeros", [200, 201, 202, 203]),
-            )
-        ),
-    ],
-)
-def test_a_round(mode: Any, delay: int, first: bool, hold: Any, expected: list[float]) -> None:
+@pytest.mark.parametrize(("modes", "delay", "first", "hold", "expected"), [
+    (["none", "sync", "async", "rtc"], 0, False, "zeros", [200, 201, 202, 203]),
+    (["sync"], 2, False, "zeros", [0, 0, 200, 201, 202, 203]),
+    (["sync"], 2, False, "last", [103, 103, 200, 201, 202, 203]),
+    (["sync"], 1, True, "last", [0, 200, 201, 202, 203]),
+    (["async", "rtc"], 1, False, "zeros", [104, 201, 202, 203]),
+    (["async", "rtc"], 3, False, "zeros", [104, 105, 106, 203]),
+    (["async", "rtc"], 4, False, "zeros", [104, 105, 106, 107]),
+    (["async", "rtc"], 3, True, "zeros", [200, 201, 202, 203]),
+])  # fmt: skip
+def test_a_round(modes, delay, first, hold, expected):
     """A chunk's action j at round i is numbered 100 i + j."""
     chunk, previous = (np.arange(H, dtype=np.float32)[:, None] + offset for offset in (200, 100))
-    execution = Execution(mode, delay, hold)
-    last = None if first else np.array([103.0], np.float32)
-    got, old = round_actions(execution, K, chunk, None if first else previous, last)
-    assert old == (0 if first and execution.overlaps else delay)
-    assert got[:, 0].tolist() == expected
+    given = (None, None) if first else (previous, np.array([103.0], np.float32))
+    for execution in (Execution(mode, delay, hold) for mode in modes):
+        got, old = round_actions(execution, K, chunk, *given)
+        assert old == (0 if first and execution.overlaps else delay)
+        assert got[:, 0].tolist() == expected
 
 
-def test_no_delay_is_the_plain_run(tiny_policy: SmolVLAFlowPolicy) -> None:
-    plain = run(tiny_policy, Execution())
+def test_no_delay_is_the_plain_run(policy):
+    plain = run(policy, Execution())
     for mode in ("sync", "async"):
-        delayed = run(tiny_policy, Execution(mode, 0))
+        delayed = run(policy, Execution(mode, 0))
         assert [e.actions.tobytes() for e in delayed] == [e.actions.tobytes() for e in plain]
         assert {e.mode for e in delayed} == {mode}
 
 
 @pytest.mark.parametrize("delay", [1, 3, 4])
-def test_async(tiny_policy: SmolVLAFlowPolicy, monkeypatch: pytest.MonkeyPatch, delay: int) -> None:
+def test_async(policy, monkeypatch, delay):
     chunks = Chunks(monkeypatch)
-    episodes = run(tiny_policy, Execution("async", delay))
+    episodes = run(policy, Execution("async", delay))
     assert max(episode.length for episode in episodes) > 2 * K
     for episode in episodes:
         own = [actions for _, actions, _ in chunks.of(episode.seed)]
@@ -83,10 +72,10 @@ def test_async(tiny_policy: SmolVLAFlowPolicy, monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.parametrize("hold", ["zeros", "last"])
-def test_sync(tiny_policy: SmolVLAFlowPolicy, monkeypatch: pytest.MonkeyPatch, hold: Any) -> None:
+def test_sync(policy, monkeypatch, hold):
     chunks = Chunks(monkeypatch)
-    for episode in run(tiny_policy, Execution("sync", 2, hold)):
-        expected: list[np.ndarray] = []
+    for episode in run(policy, Execution("sync", 2, hold)):
+        expected = []
         for _, chunk, _ in chunks.of(episode.seed):
             held = expected[-1] if expected and hold == "last" else np.zeros(2, np.float32)
             expected += [held, held, *chunk[:K]]
@@ -95,78 +84,64 @@ def test_sync(tiny_policy: SmolVLAFlowPolicy, monkeypatch: pytest.MonkeyPatch, h
         assert episode.jump == jump(joined, [0, *range(2 + K + 2, episode.length, K + 2)])
 
 
-def test_real_time_chunks_continue_what_is_left_over(
-    tiny_policy: SmolVLAFlowPolicy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_real_time_chunks_continue_what_is_left_over(policy, monkeypatch):
     chunks, delay, weight = Chunks(monkeypatch), 2, 1.5
     execution = Execution("rtc", delay, max_guidance_weight=weight)
-    episodes = run(tiny_policy, execution)
+    episodes = run(policy, execution)
     # By hand, one chunk at a time.
-    guided, plain = RealTimeSampler(tiny_policy, 2, weight), Sampler(tiny_policy, 2)
+    guided, plain = RealTimeSampler(policy, 2, weight), Sampler(policy, 2)
     calls, made, moved = list(chunks.calls), {}, 0.0
     assert any(request.chunk_index > 1 for request, _, _ in calls)
     for request, _, endpoint in calls:
         made[request.seed, request.chunk_index] = endpoint
-        pixels = torch.from_numpy(request.observations[-1]["pixels"]["top"]).permute(2, 0, 1)[None] / 255
-        state = torch.from_numpy(request.observations[-1]["agent_pos"])[None]
+        seen = request.observations[-1]
+        pixels = torch.from_numpy(seen["pixels"]["top"]).permute(2, 0, 1)[None] / 255
+        state = torch.from_numpy(seen["agent_pos"])[None]
         items = {"observation.images.top": pixels, "observation.state": state, "task": [request.task]}
-        if request.chunk_index:
-            assert torch.equal(request.previous, made[request.seed, request.chunk_index - 1])
-        else:
-            assert request.previous is None
+        left_over = request.previous[None, K:, :2] if request.chunk_index else None
         with torch.no_grad():
-            context = tiny_policy.encode(tiny_policy.preprocess(items))
-            noise = chunk_noise(tiny_policy, request.seed, request.chunk_index)[None]
-            left_over = request.previous[None, K:, :2] if request.chunk_index else None
+            context = policy.encode(policy.preprocess(items))
+            noise = chunk_noise(policy, request.seed, request.chunk_index)[None]
             expected, unguided = guided(context, noise, left_over, delay), plain(context, noise)
         np.testing.assert_allclose(endpoint, expected[0], rtol=0, atol=1e-4)
         if left_over is None:
+            assert request.previous is None
             np.testing.assert_allclose(expected, unguided, rtol=0, atol=1e-5)
         else:
+            assert torch.equal(request.previous, made[request.seed, request.chunk_index - 1])
             moved = max(moved, float((expected - unguided).abs().max()))
     assert moved > 0.01
-    assert run(tiny_policy, execution, batch_size=1)[0].chunks == episodes[0].chunks
+    assert run(policy, execution, batch_size=1)[0].chunks == episodes[0].chunks
 
 
 @pytest.mark.parametrize("mode", ["sync", "async", "rtc"])
-def test_batch_size_changes_nothing(tiny_policy: SmolVLAFlowPolicy, mode: Any) -> None:
-    one, many = (run(tiny_policy, Execution(mode, 1), batch_size=size) for size in (1, 16))
+def test_batch_size_changes_nothing(policy, mode):
+    one, many = (run(policy, Execution(mode, 1), batch_size=size) for size in (1, 16))
     assert_same(one, many, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("execution", "executed", "words"),
-    [
-        (Execution("later"), 4, "mode=later: choose none, sync, async or rtc"),  # type: ignore[arg-type]
-        (Execution("sync", 1, "ones"), 4, "hold=ones: choose zeros or last"),  # type: ignore[arg-type]
-        (Execution("sync", -1), 4, "delay=-1: give 0 or more"),
-        (Execution("none", 1), 4, "delay is 1 with mode none"),
-        (Execution("async", 5), 4, "delay is 5, .* every 4 actions"),
-        (Execution("rtc", 3), 6, "n_action_steps is 6 and delay 3, but a chunk has 8"),
-        (Execution("async", 1, max_guidance_weight=2.0), 4, "max_guidance_weight is 2.0 with mode async"),
-    ],
-)
-def test_delays_that_cannot_be(execution: Execution, executed: int, words: str) -> None:
+@pytest.mark.parametrize(("execution", "executed", "words"), [
+    (Execution("later"), 4, "mode=later: choose none, sync, async or rtc"),
+    (Execution("sync", 1, "ones"), 4, "hold=ones: choose zeros or last"),
+    (Execution("sync", -1), 4, "delay=-1: give 0 or more"),
+    (Execution("none", 1), 4, "delay is 1 with mode none"),
+    (Execution("async", 5), 4, "delay is 5, .* every 4 actions"),
+    (Execution("rtc", 3), 6, "n_action_steps is 6 and delay 3, but a chunk has 8"),
+    (Execution("async", 1, max_guidance_weight=2.0), 4, "max_guidance_weight is 2.0 with mode async"),
+])  # fmt: skip
+def test_delays_that_cannot_be(execution, executed, words):
     with pytest.raises(UserError, match=words):
         execution.check(ChunkSpec(horizon=8, padded_dim=6, action_dim=2, num_executed=4), executed)
 
 
-def test_a_waiting_robot_may_wait_longer_than_a_round() -> None:
+def test_a_waiting_robot_may_wait_longer_than_a_round():
     Execution("sync", 9).check(ChunkSpec(8, 6, 2, 4), 4)
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"solver": "heun"}, "solver is 'heun'"),
-        (
-            {"grid_power": 1.4, "n_action_steps": 2},
-            r"grid_power 1\.4; real-time chunking has even Euler steps",
-        ),
-    ],
-)
-def test_real_time_chunking_is_euler(
-    tiny_policy: SmolVLAFlowPolicy, options: dict[str, Any], words: str
-) -> None:
+@pytest.mark.parametrize(("options", "words"), [
+    ({"solver": "heun"}, "solver is 'heun'"),
+    ({"grid_power": 1.4, "n_action_steps": 2}, r"grid_power 1\.4; real-time chunking has even Euler steps"),
+])  # fmt: skip
+def test_real_time_chunking_is_euler(policy, options, words):
     with pytest.raises(UserError, match=words):
-        run(tiny_policy, Execution("rtc", 1), **options)
+        run(policy, Execution("rtc", 1), **options)

@@ -433,7 +433,7 @@ def test_a_folder_that_is_there_is_not_written_to(
     study: Run, methods: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert study("methods", methods) == 2
-    assert "or resume it with: chordflow study --resume=true" in capsys.readouterr().err
+    assert "or resume with: chordflow study --resume=true" in capsys.readouterr().err
     assert study("methods", tmp_path) == 2
     assert "exists already; name a new folder." in capsys.readouterr().err
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import draccus
 import torch
@@ -28,6 +29,11 @@ class MethodConfig(draccus.ChoiceRegistry):
     """
 
     loss: LossConfig = field(default_factory=MeanSquaredError)
+
+    @classmethod
+    def get_known_choices(cls) -> dict[str, Any]:
+        """By name, in whatever order the methods are imported."""
+        return dict(sorted(super().get_known_choices().items()))
 
     def build(self) -> Method:
         """The method with these settings."""
