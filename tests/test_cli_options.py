@@ -130,7 +130,7 @@ def test_an_option_of_several_choices_is_listed_once_and_says_which() -> None:
     listed = [option for option in options_of(ReflowJobConfig) if option.name.startswith("method.times")]
     where = {(option.name, option.default): (option.choice, option.choices) for option in listed}
     assert len(where) == len(listed)
-    assert where["method.times.at_noise", "0.5"] == ("method.type", ("reflow", "noise_biased"))
+    assert where["method.times.at_noise", "0.5"] == ("method.type", ("noise_biased", "reflow"))
     assert where["method.times.type", "beta"] == ("method.type", ("noise_biased",))
     assert where["method.times.type", "uniform"] == ("method.type", ("reflow",))
 
@@ -192,7 +192,7 @@ def test_the_help_names_defaults_and_what_they_depend_on() -> None:
     text = " ".join(table("reflow").text(everything=True).split())
     assert "default: 2e-05" in text
     assert "with --method.times.type=u_shaped; default: 4.0" in text
-    assert "default: uniform with --method.type=reflow, beta with --method.type=noise_biased" in text
+    assert "default: beta with --method.type=noise_biased, uniform with --method.type=reflow" in text
     assert "required with --dataset.*" in " ".join(table("evaluate").text(everything=True).split())
 
 
