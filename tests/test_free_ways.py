@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -86,7 +86,7 @@ def test_an_episode_is_chosen_on_or_measured_on(episodes: list[int], seed: int) 
 
 
 def best_ways(*rows: GapRow, **changes: Any) -> FreeWays:
-    return dataclasses.replace(FreeWays([0], [1, 2], list(rows), []), **changes)
+    return replace(FreeWays([0], [1, 2], list(rows), []), **changes)
 
 
 AB4 = gap("teacher", 3, "converged", 0.05, solver="adams_bashforth", nfe=4, grid_power=2.0,
@@ -94,29 +94,27 @@ AB4 = gap("teacher", 3, "converged", 0.05, solver="adams_bashforth", nfe=4, grid
 EULER2 = gap("teacher", 2, "converged", 0.1, grid_power=2.0, ratio_to_untrained=ratio(0.8, 0.7, 0.9))
 
 
-@pytest.mark.parametrize(
-    ("free", "student", "further", "expected"),
-    [
-        (None, 2, [], [(2, "euler", 1.0), (1, "midpoint", 1.0)]),
-        (None, 1, [3], [(1, "euler", 1.0), (3, "euler", 1.0)]),
-        (best_ways(AB4, EULER2), 1, [], [(1, "euler", 1.0)]),
-        (best_ways(AB4, EULER2), 2, [], [(2, "euler", 1.0), (2, "euler", 2.0)]),
-        (best_ways(AB4, EULER2), 1, [2, 4],
-         [(1, "euler", 1.0), (2, "euler", 1.0), (4, "euler", 1.0), (2, "euler", 2.0), (3, "adams_bashforth", 2.0)]),
-        (best_ways(gap("teacher", 2, "converged", 0.1)), 2, [], [(2, "euler", 1.0)]),
-        (best_ways(AB4), 2, [], [(2, "euler", 1.0), (1, "midpoint", 1.0)]),
-        (best_ways(gap("teacher", 9, "converged", 0.01, solver="adams_bashforth", nfe=10)), 10, [20],
-         [(20, "euler", 1.0)]),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("free", "student", "further", "expected"), [
+    (None, 2, [], [(2, "euler", 1.0), (1, "midpoint", 1.0)]),
+    (None, 1, [3], [(1, "euler", 1.0), (3, "euler", 1.0)]),
+    (best_ways(AB4, EULER2), 1, [], [(1, "euler", 1.0)]),
+    (best_ways(AB4, EULER2), 2, [], [(2, "euler", 1.0), (2, "euler", 2.0)]),
+    (best_ways(AB4, EULER2), 1, [2, 4],
+     [(1, "euler", 1.0), (2, "euler", 1.0), (4, "euler", 1.0), (2, "euler", 2.0), (3, "adams_bashforth", 2.0)]),
+    (best_ways(gap("teacher", 2, "converged", 0.1)), 2, [], [(2, "euler", 1.0)]),
+    (best_ways(AB4), 2, [], [(2, "euler", 1.0), (1, "midpoint", 1.0)]),
+    (best_ways(gap("teacher", 9, "converged", 0.01, solver="adams_bashforth", nfe=10)), 10, [20],
+     [(20, "euler", 1.0)]),
+])  # fmt: skip
 def test_episodes_are_run_by_the_best_way(
     free: FreeWays | None, student: int, further: list[int], expected: list[tuple[int, str, float]]
 ) -> None:
     options = SimpleNamespace(n_episodes=2, num_clips=0, teacher_num_steps=further)
     config: Any = SimpleNamespace(seed=0, env=None, eval=options)
+    steps = {"teacher": 10, "student": student}
     entrants: Any = {
         name: SimpleNamespace(name=name, policy=None, num_steps=n, folder=Path("none"))
-        for name, n in (("teacher", 10), ("student", student))
+        for name, n in steps.items()
     }
     runner: Any = SimpleNamespace(tasks=lambda: {("", 0): None})
     arms = _Rollouts(config, entrants, runner, free)._untrained()
@@ -144,20 +142,21 @@ def with_free(ways: list[GapRow], others: list[GapRow], **changes: Any) -> Resul
     return sample(free=FreeWays([0], [1, 2], ways, others), latency=None, success=[], **changes)
 
 
+def said(results: Results) -> dict[str, str]:
+    return {finding.rule: finding.text for finding in findings(results)}
+
+
 def two(rms: float, **changes: Any) -> GapRow:
     row = gap("teacher", 2, "converged", rms, grid_power=2.0, ratio_to_untrained=ratio(0.8, 0.7, 0.9))
-    return dataclasses.replace(row, **changes)
+    return replace(row, **changes)
 
 
-@pytest.mark.parametrize(
-    ("rms", "floor", "student", "expected"),
-    [
-        # On its own pairs it is within their floor, whatever the floor of all pairs (4.3 %) is.
-        (0.055, 0.06, 0.03, "Two untrained euler steps with grid power 2 are enough: they lie within the floor"),
-        (0.061, 0.06, 0.07, "Two untrained euler steps with grid power 2 (not in stock LeRobot) lie as near"),
-        (0.04, 0.03, 0.03, "At one step the student's action gap is"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("rms", "floor", "student", "expected"), [
+    # On its own pairs it is within their floor, whatever the floor of all pairs (4.3 %) is.
+    (0.055, 0.06, 0.03, "Two untrained euler steps with grid power 2 are enough: they lie within the floor"),
+    (0.061, 0.06, 0.07, "Two untrained euler steps with grid power 2 (not in stock LeRobot) lie as near"),
+    (0.04, 0.03, 0.03, "At one step the student's action gap is"),
+])  # fmt: skip
 def test_the_verdict_holds_the_best_way_to_its_own_pairs(
     rms: float, floor: float, student: float, expected: str
 ) -> None:
@@ -168,41 +167,33 @@ def test_the_verdict_holds_the_best_way_to_its_own_pairs(
 def test_stock_steps_come_before_the_best_way_at_the_same_cost() -> None:
     results, at_two = with_free([two(0.01)], [FLOOR]), ("teacher", 2, "converged")
     gaps = [row for row in results.gaps if (row.policy, row.num_steps, row.reference) != at_two]
-    results = dataclasses.replace(results, gaps=[*gaps, gap("teacher", 2, "converged", 0.02)])
-    said = {finding.rule: finding.text for finding in findings(results)}
-    assert said["no_training_needed"].startswith("Two untrained steps are enough: they lie within the floor")
-    assert "set the number of steps to 2" in said["no_training_needed"]
+    results = replace(results, gaps=[*gaps, gap("teacher", 2, "converged", 0.02)])
+    text = said(results)["no_training_needed"]
+    assert text.startswith("Two untrained steps are enough: they lie within the floor")
+    assert "set the number of steps to 2" in text
 
 
 def test_other_solvers_are_the_best_ways_where_these_were_looked_for() -> None:
     midpoint = gap("teacher", 1, "converged", 0.02, solver="midpoint", nfe=2)
     # On all pairs it was not chosen, so it is no news.
     results = with_free([two(0.08)], [FLOOR, gap("student", 1, "converged", 0.05)])
-    results = dataclasses.replace(results, gaps=[*results.gaps, midpoint])
+    results = replace(results, gaps=[*results.gaps, midpoint])
     assert "midpoint" not in verdict(results)
-    assert "midpoint" in verdict(dataclasses.replace(results, free=None))
+    assert "midpoint" in verdict(replace(results, free=None))
 
 
-@pytest.mark.parametrize(
-    ("counts", "expected"),
-    [
-        (None, "0.40 (0.30 to 0.50) at two, 1.02 (0.90 to 1.20) at four, 3.00 at ten; at four and ten it does not"),
-        ([1], None),
-        ([1, 2], "0.40 (0.30 to 0.50) at two."),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("counts", "expected"), [
+    (None, "0.40 (0.30 to 0.50) at two, 1.02 (0.90 to 1.20) at four, 3.00 at ten; at four and ten it does not"),
+    ([1], None),
+    ([1, 2], "0.40 (0.30 to 0.50) at two."),
+])  # fmt: skip
 def test_the_claim_is_the_one_that_the_best_way_leaves(
     counts: list[int] | None, expected: str | None
 ) -> None:
-    others = [
-        gap("student", 1, "converged", 0.05),
-        gap("student", 2, "converged", 0.05, ratio_to_free=ratio(0.4, 0.3, 0.5)),
-        gap("student", 4, "converged", 0.05, ratio_to_free=ratio(1.02, 0.9, 1.2)),
-        gap("student", 10, "converged", 0.05, ratio_to_free=Estimate(3.0, None)),
-    ]
+    ratios = {1: None, 2: ratio(0.4, 0.3, 0.5), 4: ratio(1.02, 0.9, 1.2), 10: Estimate(3.0, None)}
+    others = [gap("student", steps, "converged", 0.05, ratio_to_free=own) for steps, own in ratios.items()]
     info = PolicyInfo("student", "s", "smolvla", 1, 1, "a" * 64, counts)
-    said = {f.rule: f.text for f in findings(with_free([], others, policies=[info]))}
-    text = said.get("student_beside_the_best_way")
+    text = said(with_free([], others, policies=[info])).get("student_beside_the_best_way")
     assert (text is None) is (expected is None)
     assert text is None or expected is None or expected in text
 
@@ -210,8 +201,7 @@ def test_the_claim_is_the_one_that_the_best_way_leaves(
 def test_a_better_solver_is_told_for_the_fewest_evaluations_and_as_deployed() -> None:
     deployed = gap("teacher", 9, "converged", 0.016, solver="adams_bashforth", nfe=10, grid_power=2.0,
                    ratio_to_untrained=ratio(0.25, 0.2, 0.3))  # fmt: skip
-    said = {f.rule: f.text for f in findings(with_free([AB4, deployed], [FLOOR]))}
-    assert said["better_solver"] == (
+    assert said(with_free([AB4, deployed], [FLOOR]))["better_solver"] == (
         "At four evaluations adams_bashforth with grid power 2 is nearer to the converged ODE than even Euler steps "
         "(5.0 % against 10 % RMS), at ten evaluations adams_bashforth with grid power 2 is nearer to the converged ODE "
         "than even Euler steps (1.6 % against 6.4 % RMS)."
@@ -246,8 +236,8 @@ def test_without_spreads_nothing_is_said_of_noise() -> None:
 @pytest.mark.parametrize("student", [True, False])
 def test_tables_hold_both_normalisations_and_the_best_ways(width: int, student: bool) -> None:
     others = [FLOOR, *([gap("student", 4, "converged", 0.07)] if student else [])]
-    results = with_free([AB4, dataclasses.replace(AB4, reference="deployed", reference_num_steps=10)], others)
-    results = dataclasses.replace(results, spreads=spreads(0.1))
+    results = with_free([AB4, replace(AB4, reference="deployed", reference_num_steps=10)], others)
+    results = replace(results, spreads=spreads(0.1))
     file = io.StringIO()
     Console(width=width, file=file, force_terminal=False).print(render(results, verbose=True))
     lines = file.getvalue().splitlines()
@@ -266,7 +256,7 @@ def test_rows_of_named_solvers_are_said_to_need_a_sampler() -> None:
     even = [row for row in sample().gaps if row.is_stock]
     assert note in markdown(sample())
     assert note not in markdown(sample(gaps=even))
-    graded = dataclasses.replace(success("teacher", 2, 0.9, None), grid_power=2.0)
+    graded = replace(success("teacher", 2, 0.9, None), grid_power=2.0)
     text = markdown(sample(gaps=even, success=[*sample().success, graded]))
     assert note in text
     assert "teacher, euler (grid 2)" in text

@@ -23,9 +23,9 @@ from chordflow.results.schema import PolicyInfo, Results
 from report_samples import MAKERS, diagnosis, evaluation, gap, sample, success
 
 
-def printed(results: Results, width: int = 200) -> str:
+def printed(results: Results, width: int = 200, verbose: bool = True) -> str:
     file = io.StringIO()
-    Console(width=width, file=file, force_terminal=False).print(render(results, verbose=True))
+    Console(width=width, file=file, force_terminal=False).print(render(results, verbose=verbose))
     return file.getvalue()
 
 
@@ -97,7 +97,6 @@ def test_every_table_is_as_wide_as_its_head() -> None:
 
 def check_whole(text: str, width: int, results: Results) -> None:
     """No line is cut, no column lost, no word broken."""
-    # Paths are not broken.
     assert all(len(line) <= width for line in text.splitlines() if not line.startswith("Report:"))
     assert "…" not in text
     words = set(text.split())
@@ -137,9 +136,7 @@ def test_without_verbose_there_is_one_table_of_at_most_ten_rows() -> None:
     infos = [PolicyInfo(f"p{i}", "x", "smolvla", 1, 1, "0" * 64) for i in range(20)]
     many = sample(policies=infos, gaps=[gap(info.name, 1, "deployed", 0.1) for info in infos])
     for results in (sample(), many):
-        file = io.StringIO()
-        Console(width=80, file=file, force_terminal=False).print(render(results))
-        lines = file.getvalue().splitlines()
+        lines = printed(results, 80, verbose=False).splitlines()
         (rule,) = (i for i, line in enumerate(lines) if set(line) == {"─"})
         assert max(map(len, lines)) <= 80
         rows = list(itertools.takewhile(lambda line: re.search(r"\d", line[:30]), lines[rule + 1 :]))
@@ -172,13 +169,11 @@ def test_long_names_take_several_lines_and_figures_are_kept() -> None:
 
 def test_names_are_never_read_as_markup_or_terminal_codes() -> None:
     name = "[red]go[/red] [/]\x1b[31m\nany"
-    text = printed(
-        sample(success=[success("student", 1, 0.9, None, name)], student="out[bold]puts\x1b]0;x\x07")
-    )
+    rows = [success("student", 1, 0.9, None, name)]
+    text = printed(sample(success=rows, student="out[bold]puts\x1b]0;x\x07"))
     assert "[red]go[/red] [/] [31m any (500)" in text
     assert "out[bold]puts ]0;x" in text
-    assert "\x1b" not in text
-    assert "\x07" not in text
+    assert not set("\x1b\x07") & set(text)
 
 
 def test_markdown_has_the_same_figures() -> None:
@@ -188,8 +183,7 @@ def test_markdown_has_the_same_figures() -> None:
     assert r"| student | 1 | 91.0 \[88.2, 93.2\] | -1.2 \[-3.0, +0.6\] | 0.200 |" in text
     assert text.startswith("**Whether the student may replace the teacher at one step is undecided")
     assert text.endswith("outputs/student\n")
-    rows = re.split(r"\n\n", text)
-    for block in (block for block in rows if block.startswith("| ")):
+    for block in (block for block in text.split("\n\n") if block.startswith("| ")):
         assert len({line.count("|") for line in block.splitlines()}) == 1
 
 
@@ -199,19 +193,15 @@ def test_markdown_names_do_not_break_the_table() -> None:
     assert r"| a\|b &lt;img src=x&gt; \`c\` \*d\* \[e\](f) \| g (500) | student | 1 |" in text
 
 
-def test_the_verdict_comes_first_by_todays_rules() -> None:
+def test_the_verdict_comes_first_by_todays_rules_and_what_was_not_measured_is_left_out() -> None:
     assert " ".join(printed(sample(verdict="Of an older file.")).split()).startswith(verdict(sample()))
-
-
-def test_what_was_not_measured_is_left_out() -> None:
     absent = dict.fromkeys(("latency", "held_out", "couplings", "training_s"))
     nothing = sample(gaps=[], success=[], curvature=[], **absent)
     assert printed(nothing).split("\n")[-3:] == ["teacher  outputs/teacher", "student  outputs/student", ""]
-    only_far = sample(
-        gaps=[gap("teacher", 1, "converged", 0.2), gap("student", 1, "converged", 0.1)], latency=None
-    )
-    assert row(printed(only_far), "student", "1")[2:] == ["8.0 %", "1.6 %", "10.0 %", "0.300", "4.10"]
-    assert "Floor" not in printed(only_far)
+    far = [gap("teacher", 1, "converged", 0.2), gap("student", 1, "converged", 0.1)]
+    text = printed(sample(gaps=far, latency=None))
+    assert row(text, "student", "1")[2:] == ["8.0 %", "1.6 %", "10.0 %", "0.300", "4.10"]
+    assert "Floor" not in text
 
 
 def test_markdown_of_every_kind_has_whole_rows() -> None:

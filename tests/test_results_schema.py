@@ -65,45 +65,28 @@ json_values = st.recursive(
     max_leaves=5,
 )
 results = st.builds(
-    Results,
-    command=st.lists(words, max_size=3),
-    settings=st.dictionaries(words, json_values, max_size=3),
-    versions=st.dictionaries(words, words, max_size=2),
-    device=words,
-    seeds=st.dictionaries(words, st.integers(), max_size=2),
-    teacher=words,
-    student=st.none() | words,
+    Results, command=st.lists(words, max_size=3), settings=st.dictionaries(words, json_values, max_size=3),
+    versions=st.dictionaries(words, words, max_size=2), device=words,
+    seeds=st.dictionaries(words, st.integers(), max_size=2), teacher=words, student=st.none() | words,
     teacher_num_steps=whole,
     held_out=st.none() | st.builds(HeldOut, st.lists(whole, max_size=3), whole, whole, st.booleans()),
-    curvature=st.lists(curvatures, max_size=2),
-    gaps=st.lists(rows, max_size=2),
-    latency=st.none() | latencies,
-    success=st.lists(successes, max_size=2),
-    trajectories=st.lists(trajectories, max_size=2),
-    trajectory_axes=numbers,
+    curvature=st.lists(curvatures, max_size=2), gaps=st.lists(rows, max_size=2), latency=st.none() | latencies,
+    success=st.lists(successes, max_size=2), trajectories=st.lists(trajectories, max_size=2), trajectory_axes=numbers,
     couplings=st.none()
     | st.builds(CouplingSummary, whole, whole, words, whole, whole, grid_power=st.none() | finite),
-    loss=st.none() | losses,
-    training_s=st.none() | finite,
-    verdict=words,
-)
+    loss=st.none() | losses, training_s=st.none() | finite, verdict=words,
+)  # fmt: skip
 
 
 def _results(**changes: Any) -> Results:
     gap = GapRow("teacher", "euler", 10, 10, "converged", 100, 0.04, 0.03, 0.0, 1.0, 0.1, 200, 800)
     base = Results(
-        command=["chordflow", "reflow"],
-        settings={"steps": 600},
-        versions={"python": "3.12"},
-        device="a processor",
-        seeds={"training": 0},
-        teacher="teacher",
-        student="student",
-        teacher_num_steps=10,
+        ["chordflow", "reflow"], {"steps": 600}, {"python": "3.12"}, "a processor", {"training": 0},
+        teacher="teacher", student="student", teacher_num_steps=10,
         gaps=[gap, dataclasses.replace(gap, policy="student", num_steps=1, nfe=1, reference="deployed")],
         latency=Latency(0.09, 0.01, 1, 50, 10, 2),
         success=[SuccessRow("student", "euler", 1, "all", 45, 50)],
-    )
+    )  # fmt: skip
     return dataclasses.replace(base, **changes)
 
 
@@ -143,13 +126,11 @@ def test_numbers_out_of_arrays_are_written_as_numbers() -> None:
 def test_derived_figures() -> None:
     value = _results()
     assert value.latency is not None
-    assert value.latency.ceiling == pytest.approx(1.9)
-    assert value.latency.speedup == pytest.approx(0.19 / 0.11)
+    assert (value.latency.ceiling, value.latency.speedup) == pytest.approx((1.9, 0.19 / 0.11))
     assert value.success[0].rate == 0.9
     assert value.success[0].interval.low == pytest.approx(0.786, abs=1e-3)
     saved = json.loads(value.to_json())
-    assert saved["latency"]["ceiling"] == pytest.approx(1.9)
-    assert saved["success"][0]["rate"] == 0.9
+    assert (saved["latency"]["ceiling"], saved["success"][0]["rate"]) == (pytest.approx(1.9), 0.9)
 
 
 def test_rows_are_found_by_what_they_measure() -> None:
@@ -206,49 +187,38 @@ def _edited(**changes: Any) -> str:
     return json.dumps(json.loads(_results().to_json()) | changes)
 
 
-def _cut(text: str, *keys: str | int) -> str:
-    data = json.loads(text)
-    inner = data
-    for key in keys[:-1]:
-        inner = inner[key]
-    del inner[keys[-1]]
+def _without_rms() -> str:
+    data = json.loads(_results().to_json())
+    del data["gaps"][0]["rms"]
     return json.dumps(data)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "not valid JSON"),
-        (_results().to_json()[:200], "not valid JSON"),
-        ("[" * 100_000, "not valid JSON"),
-        ("[]", "no schema_version"),
-        ("{}", "no schema_version"),
-        (_edited(schema_version="1"), "no schema_version"),
-        (
-            _edited(schema_version=SCHEMA_VERSION + 1),
-            f"schema_version {SCHEMA_VERSION + 1}.*upgrade chordflow",
-        ),
-        (_edited(colour="red"), "colour is not a known field"),
-        (_edited(teacher_num_steps=2.5), "teacher_num_steps is 2.5: .*valid integer"),
-        (_edited(gaps=[1]), r"gaps\[0\] is 1: .*dictionary"),
-        (_edited(gaps="none"), "gaps is 'none'"),
-        (_edited(training_s=True), "training_s is True: .*valid number"),
-        (_edited(training_s=10**400), "training_s is 1000"),
-        (_edited(training_s=1.0).replace('"training_s": 1.0', '"training_s": NaN'), "training_s is nan"),
-        (_edited(training_s=1.0).replace('"training_s": 1.0', '"training_s": 1e999'), "training_s is inf"),
-        (_cut(_results().to_json(), "gaps", 0, "rms"), r"gaps\[0\]\.rms is missing"),
-        (_edited(loss={"steps": [1], "losses": []}), "1 steps and 0 losses"),
-        (
-            _edited(trajectories=[{"policy": "student", "observation": 0, "x": [0, 1], "y": [0]}]),
-            r"trajectories\[0\]: x has 2 states and y 1",
-        ),
-        (
-            _edited(trajectories=[{"policy": "student", "observation": 0, "x": [0], "y": [0]}]),
-            "both need the same two or more",
-        ),
-        (_results().to_json().replace('"successes": 45', '"successes": 450'), "450 successes in 50"),
-    ],
-)
+def _path(*x: int) -> dict[str, Any]:
+    return {"policy": "student", "observation": 0, "x": list(x), "y": [0]}
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("", "not valid JSON"),
+    (_results().to_json()[:200], "not valid JSON"),
+    ("[" * 100_000, "not valid JSON"),
+    ("[]", "no schema_version"),
+    ("{}", "no schema_version"),
+    (_edited(schema_version="1"), "no schema_version"),
+    (_edited(schema_version=SCHEMA_VERSION + 1), f"schema_version {SCHEMA_VERSION + 1}.*upgrade chordflow"),
+    (_edited(colour="red"), "colour is not a known field"),
+    (_edited(teacher_num_steps=2.5), "teacher_num_steps is 2.5: .*valid integer"),
+    (_edited(gaps=[1]), r"gaps\[0\] is 1: .*dictionary"),
+    (_edited(gaps="none"), "gaps is 'none'"),
+    (_edited(training_s=True), "training_s is True: .*valid number"),
+    (_edited(training_s=10**400), "training_s is 1000"),
+    (_edited(training_s=1.0).replace('"training_s": 1.0', '"training_s": NaN'), "training_s is nan"),
+    (_edited(training_s=1.0).replace('"training_s": 1.0', '"training_s": 1e999'), "training_s is inf"),
+    (_without_rms(), r"gaps\[0\]\.rms is missing"),
+    (_edited(loss={"steps": [1], "losses": []}), "1 steps and 0 losses"),
+    (_edited(trajectories=[_path(0, 1)]), r"trajectories\[0\]: x has 2 states and y 1"),
+    (_edited(trajectories=[_path(0)]), "both need the same two or more"),
+    (_results().to_json().replace('"successes": 45', '"successes": 450'), "450 successes in 50"),
+])  # fmt: skip
 def test_files_that_cannot_be_read_say_why(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "my results.json"
     path.write_text(text, encoding="utf-8")
@@ -258,13 +228,10 @@ def test_files_that_cannot_be_read_say_why(text: str, message: str, tmp_path: Pa
 
 
 def test_missing_and_binary_files_say_why(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be read"):
-        Results.load(tmp_path / "none.json")
-    with pytest.raises(UserError, match="cannot be read"):
-        Results.load(tmp_path)
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="not text"):
-        Results.load(tmp_path / "binary.json")
+    for name, why in (("none.json", "cannot be read"), (".", "cannot be read"), ("binary.json", "not text")):
+        with pytest.raises(UserError, match=why):
+            Results.load(tmp_path / name)
 
 
 def test_versions_of_the_installed_distributions() -> None:
