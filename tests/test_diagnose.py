@@ -56,7 +56,7 @@ def test_the_results_hold_all_that_is_promised(diagnosed: Path, checkpoint: Path
     assert results.held_out == HeldOut([3, 4, 5], 3, 16, maybe_seen_by_teacher=True)
     assert len(results.spreads) == len(results.widest) == 3
     assert {name for wide in results.widest for name in wide.pictures} == {"top"}
-    assert np.shape(results.curvature[0].s_by_time_and_dim) == (20, 2)
+    assert np.shape(results.curvature[0].s_by_time_and_dim) == (100, 2)
     assert results.latency is not None
     assert [c.num_steps for c in results.latency.chunks] == [1, 2, 10]
     assert results.latency.memory is not None
@@ -75,6 +75,7 @@ def test_pictures_and_page_are_there(diagnosed: Path) -> None:
     assert "<html" in (diagnosed / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("full_measures")
 def test_the_same_command_gives_the_same_figures(
     diagnosed: Path, checkpoint: Path, dataset_root: Path, tmp_path: Path
 ) -> None:
