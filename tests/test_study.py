@@ -438,18 +438,15 @@ def test_a_folder_that_is_there_is_not_written_to(
     assert "exists already; name a new folder." in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("recipe", "more", "words"),
-    [
-        ({"batch_size": 64}, ["--steps=2"], "arms: 'own': batch_size=64"),
-        ({"scheduler": {"num_warmup_steps": 5}}, ["--seconds=2"], "scheduler.num_warmup_steps=5: the budget is in"),
-        ({"method": {"type": "endpoint"}, "buffer.path_points": 2}, [], "arms: 'own': buffer.path_points=2: with"),
-        ({}, ["--buffer.path_points=2"], "arms: 'reflow': buffer.path_points=2: with"),
-        ({"optimizer": {"lrr": 3}}, [], "arms: 'own': --optimizer.lrr is not an option; did you mean --optimizer.lr"),
-        ({"method": {"type": "magic"}}, [], "arms: 'own': method.type=magic: choose"),
-        ({"observations": "rollout"}, [], "arms: 'own': observations=rollout needs"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("recipe", "more", "words"), [
+    ({"batch_size": 64}, ["--steps=2"], "arms: 'own': batch_size=64"),
+    ({"scheduler": {"num_warmup_steps": 5}}, ["--seconds=2"], "scheduler.num_warmup_steps=5: the budget is in"),
+    ({"method": {"type": "endpoint"}, "buffer.path_points": 2}, [], "arms: 'own': buffer.path_points=2: with"),
+    ({}, ["--buffer.path_points=2"], "arms: 'reflow': buffer.path_points=2: with"),
+    ({"optimizer": {"lrr": 3}}, [], "arms: 'own': --optimizer.lrr is not an option; did you mean --optimizer.lr"),
+    ({"method": {"type": "magic"}}, [], "arms: 'own': method.type=magic: choose"),
+    ({"observations": "rollout"}, [], "arms: 'own': observations=rollout needs"),
+])  # fmt: skip
 def test_an_unfit_arm_is_named_before_anything_is_trained(
     study: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     recipe: dict[str, Any], more: list[str], words: str,

@@ -23,18 +23,7 @@ from chordflow.reporting.section import Writes
 from chordflow.reporting.study_table import facts, sections
 from chordflow.results import study_summary as figures
 from chordflow.results.study import STEP_COUNTS, STUDY, Arm, Look, Study
-from chordflow.results.study_summary import (
-    Figure,
-    Measured,
-    Spread,
-    budget,
-    diversity,
-    gap,
-    headline,
-    level,
-    over_seeds,
-    spread_of,
-)
+from chordflow.results.study_summary import Figure, Measured, Spread
 from chordflow.results.wording import clean, percent, steps
 
 DASHES = ("solid", "dash", "dot", "dashdot")
@@ -63,10 +52,10 @@ PLOTS: list[list[Shown]] = [
         Shown("loss", "Training loss", "loss", figures.loss),
         Shown("curvature", "Curvature", "curvature, %", figures.curvature),
     ],
-    [Shown(f"gap-{n}", f"Gap at {steps(n)}", "RMS gap, %", gap(n)) for n in STEP_COUNTS],
+    [Shown(f"gap-{n}", f"Gap at {steps(n)}", "RMS gap, %", figures.gap(n)) for n in STEP_COUNTS],
     [
-        Shown("spread", "Spread over noise at one step", "of the teacher's, %", diversity("spread")),
-        Shown("modes", "All modes kept at one step", "observations, %", diversity("modes_kept")),
+        Shown("spread", "Spread over noise at one step", "of the teacher's, %", figures.diversity("spread")),
+        Shown("modes", "All modes kept at one step", "observations, %", figures.diversity("modes_kept")),
     ],
     [Shown("success", "Success at one step", "episodes solved, %", figures.solved)],
 ]
@@ -92,10 +81,10 @@ def page(study: Study) -> str:
         title=f"{NAMES[study.preset]}: {clean(study.teacher)}",
         heading=NAMES[study.preset],
         file=STUDY,
-        subtitle=f"{budget(study)} each, seeds {', '.join(map(str, study.seeds))}",
+        subtitle=f"{figures.budget(study)} each, seeds {', '.join(map(str, study.seeds))}",
         teacher=study.teacher,
         # A browser breaks lines within an arrow of two characters.
-        headline=headline(study).replace("->", "\u2192"),
+        headline=figures.headline(study).replace("->", "\u2192"),
         groups=groups,
         sections=sections(study),
         facts=facts(study),
@@ -119,10 +108,10 @@ def _over_looks(study: Study, shown: Shown, arm: Arm) -> list[Point]:
             step for one in students if one.trial and one.trial.losses for step in one.trial.losses.steps
         }
         found: list[tuple[float, Spread | None]] = [
-            (step, spread_of(figures.loss(one, step) for one in students)) for step in sorted(entries)
+            (step, figures.spread_of(figures.loss(one, step) for one in students)) for step in sorted(entries)
         ]
     else:
-        found = [(mark, over_seeds(study, arm, shown.of, mark)) for mark in study.looks]
+        found = [(mark, figures.over_seeds(study, arm, shown.of, mark)) for mark in study.looks]
     return [Point(x, f"{unit} {x:,g}", spread) for x, spread in found if spread is not None]
 
 
@@ -131,12 +120,12 @@ def _over_chain(study: Study, shown: Shown, chain: Sequence[Arm]) -> list[Point]
     points, x = [], 0.0
     for place, arm in enumerate(chain, 1):
         x += arm.steps or study.steps or study.seconds or 0
-        if (spread := over_seeds(study, arm, shown.of)) is not None:
+        if (spread := figures.over_seeds(study, arm, shown.of)) is not None:
             points.append(Point(x, f"round {place}", spread))
     if points and (teacher := study.untrained) is not None:
         acted = [row for row in teacher.success if (row.num_steps, row.group) == (1, "all")]
         look = Look(0, 0, None, "", "", teacher.figures, acted)
-        if (spread := spread_of([shown.of(Measured(None, look))])) is not None:
+        if (spread := figures.spread_of([shown.of(Measured(None, look))])) is not None:
             points.insert(0, Point(0, "teacher, untrained", spread))
     return points
 
@@ -183,7 +172,7 @@ def _draw(study: Study, shown: Shown) -> Plot | None:
     if is_log:
         figure.update_layout(yaxis=log_axis(scale * low, scale * high))
     if study.looks_often and shown.key == "gap-1":
-        reference_line(figure, level(study), y=100 * study.level, log=is_log)
+        reference_line(figure, figures.level(study), y=100 * study.level, log=is_log)
     if not study.looks_often:
         marks = sorted({point.x for point in every})
         figure.update_layout(xaxis=ticks(marks, (f"{mark:,g}" for mark in marks)))

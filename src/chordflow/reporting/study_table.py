@@ -15,16 +15,7 @@ from chordflow.results import study_summary as figures
 from chordflow.results.episodes import SuccessRow
 from chordflow.results.statistics import PairedSuccess
 from chordflow.results.study import STEP_COUNTS, Arm, Look, Study
-from chordflow.results.study_summary import (
-    Figure,
-    Measured,
-    Spread,
-    budget,
-    headline,
-    level,
-    middle_seed,
-    spread_of,
-)
+from chordflow.results.study_summary import Figure, Measured, Spread
 from chordflow.results.wording import (
     clean,
     counted,
@@ -97,7 +88,7 @@ class OverSeeds:
         """What it has of a row."""
         if self.own is not None and not row.ranges:
             return self.own(row)
-        spreads = [(spread_of(map(of, row.measured)), text) for of, text in self.parts]
+        spreads = [(figures.spread_of(map(of, row.measured)), text) for of, text in self.parts]
         if row.ranges:
             texts = [f"{text(s.low)}{self.joint}{text(s.high)}" if s else ABSENT for s, text in spreads]
             return "/".join(texts) if any(spread for spread, _ in spreads) else ""
@@ -126,7 +117,7 @@ def _pairs(value: Callable[[PairedSuccess], float]) -> Figure:
 
 def _acted(text: Callable[[SuccessRow], str]) -> Callable[[Row], Value]:
     def own(row: Row) -> Value:
-        found = middle_seed([one.look.success[0] for one in row.measured if one.look.success])
+        found = figures.middle_seed([one.look.success[0] for one in row.measured if one.look.success])
         return Cell(text(found), found.rate) if found is not None else None
 
     return own
@@ -235,14 +226,14 @@ def render(study: Study, *, verbose: bool | None = None) -> RenderableType:
         shown = sections(study)
     else:
         shown = [section.short() for section in [by_arm(study, ranges=False)] if section is not None]
-    return Group(Text(headline(study), style="bold"), Text(), *map(Drawn, shown))
+    return Group(Text(figures.headline(study), style="bold"), Text(), *map(Drawn, shown))
 
 
 def markdown(study: Study) -> str:
     """The same content for a document, with all columns; ends with a line break."""
     blocks = [block for section in sections(study) for block in written(section)]
     lines = [f"- {name}: {escape(value)}" for name, value in facts(study)]
-    return "\n\n".join([f"**{escape(headline(study))}**", *blocks, "\n".join(lines)]) + "\n"
+    return "\n\n".join([f"**{escape(figures.headline(study))}**", *blocks, "\n".join(lines)]) + "\n"
 
 
 def sections(study: Study) -> list[Section]:
@@ -260,7 +251,9 @@ def sections(study: Study) -> list[Section]:
 def by_arm(study: Study, *, ranges: bool = True) -> Section | None:
     """The untrained teacher, then a row for each arm and each round of a chain, and one of its ranges over seeds."""
     traits = _traits(study)
-    own = [f"{clean(arm.way)} after {budget(study, arm)}" for arm in study.arms if arm.steps is not None]
+    own = [
+        f"{clean(arm.way)} after {figures.budget(study, arm)}" for arm in study.arms if arm.steps is not None
+    ]
     students = _students(study)
     rows = [*_teacher(study), *students]
     below = (
@@ -277,12 +270,16 @@ def by_arm(study: Study, *, ranges: bool = True) -> Section | None:
         if ranges and len(row.measured) > 1:
             shown.append(replace(row, name=RANGES, ranges=True))
     columns = [
-        Column(column.head.replace("{level}", level(study)), column.value, wide=column.narrow not in traits)
+        Column(
+            column.head.replace("{level}", figures.level(study)),
+            column.value,
+            wide=column.narrow not in traits,
+        )
         for column in COLUMNS
         if column.needs in traits
     ]
     return table(
-        "study", "; ".join([f"Students after {budget(study)} each", *own]), shown,
+        "study", "; ".join([f"Students after {figures.budget(study)} each", *own]), shown,
         Column("arm", lambda row: row.name),
         *columns,
         left=1 + ("settings" in traits), below=below,
@@ -348,8 +345,8 @@ def facts(study: Study) -> list[tuple[str, str]]:
         flips = percentage(floor.flip_rate) if floor.flip_rate is not None else ABSENT
         text = f"{percentage(floor.rms)}/{percentage(floor.median)}/{flips} % (RMS/median/flips)"
         lines.append(("gap of the teacher as deployed (the floor)", text))
-    lines.append(("each arm", f"{budget(study)}; seeds {', '.join(map(str, study.seeds))}"))
-    lines += [(clean(arm.way), budget(study, arm)) for arm in study.arms if arm.steps is not None]
+    lines.append(("each arm", f"{figures.budget(study)}; seeds {', '.join(map(str, study.seeds))}"))
+    lines += [(clean(arm.way), figures.budget(study, arm)) for arm in study.arms if arm.steps is not None]
     if "chains" in _traits(study):
         lines.append(("a round pays", (
             f"if curvature or the gap at one step falls by {percent(study.least_gain)} or more and the gap does not "
