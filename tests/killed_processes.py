@@ -1,5 +1,7 @@
 """Real processes of `chordflow`, each stopped by a real signal at a random moment, and resumed by what they print.
 
+With their loader workers, as a terminal and a cluster do; a process that was killed outright prints nothing.
+
 Run as a script (`python killed_processes.py FOLDER COUNT reflow --teacher.path=...`) it forks them, so that the imports
 are paid once, until COUNT were stopped, and leaves in FOLDER/ended.json how each ended and what it left. FOLDER/whole
 is a run that nothing stopped; FOLDER/0, FOLDER/1, ... end as it does.
@@ -13,6 +15,7 @@ import os
 import random
 import re
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -24,6 +27,7 @@ from chordflow.cli import jobs
 from chordflow.cli import main as cli
 from chordflow.stopping import SIGNALS
 from chordflow.training.loop import read_metrics
+from small_jobs import measured_in_few_steps
 
 
 def _process(arguments: list[str], said: Path) -> None:
@@ -63,8 +67,11 @@ def run(folder: Path, count: int, options: list[str]) -> list[dict[str, Any]]:
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
     def start(arguments: list[str]) -> Any:
+        said.write_bytes(b"")
         process = context.Process(target=_process, args=(arguments, said))
         process.start()
+        # A group of its own, with its workers.
+        os.setpgid(process.pid, process.pid)
         return process
 
     began = time.monotonic()
@@ -79,11 +86,11 @@ def run(folder: Path, count: int, options: list[str]) -> list[dict[str, Any]]:
         while True:
             before = _step(output)
             process = start(arguments)
+            number = (*SIGNALS, signal.SIGKILL)[len(ended) % 3]
             if len(ended) < count:
                 process.join(chance.uniform(0.0, seconds))
-            number = chance.choice((signal.SIGINT, signal.SIGTERM))
-            if process.exitcode is None and len(ended) < count:
-                os.kill(process.pid, number)
+                if process.exitcode is None:
+                    os.killpg(process.pid, number)
             process.join()
             text = said.read_text()
             if process.exitcode == 0:
@@ -94,9 +101,18 @@ def run(folder: Path, count: int, options: list[str]) -> list[dict[str, Any]]:
                 "logged": max(lines, default=0), "there": output.exists(),
                 "hidden": [path.name for path in (output / "checkpoints").glob(".*")],
             })  # fmt: skip
-            command = re.search(r"resume with: chordflow (.*)", text)
-            arguments = shlex.split(command[1]) if command else arguments if output.exists() else new
-            if process.exitcode not in (130, 143):
+            if command := re.search(r"resume with: chordflow (.*)", text):
+                arguments = shlex.split(command[1])
+            elif _step(output):
+                arguments = [
+                    "reflow",
+                    "--resume=true",
+                    f"--config_path={output}/checkpoints/last/pretrained_model",
+                ]
+            else:
+                shutil.rmtree(output, ignore_errors=True)
+                arguments = new
+            if process.exitcode not in (130, 143, -signal.SIGKILL):
                 return ended
         chains += 1
     return ended
@@ -104,4 +120,5 @@ def run(folder: Path, count: int, options: list[str]) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     place = Path(sys.argv[1])
-    (place / "ended.json").write_text(json.dumps(run(place, int(sys.argv[2]), sys.argv[3:])))
+    with measured_in_few_steps():
+        (place / "ended.json").write_text(json.dumps(run(place, int(sys.argv[2]), sys.argv[3:])))

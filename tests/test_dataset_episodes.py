@@ -19,7 +19,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lerobot.configs.train import TrainPipelineConfig
 from lerobot.datasets import dataset_metadata, lerobot_dataset
 from PIL import Image
 from safetensors.torch import load_file
@@ -27,7 +26,7 @@ from safetensors.torch import load_file
 import chordflow.experiments.reflow as job
 from builders import TASKS, build_dataset, edit_column
 from chordflow.cli.main import main
-from chordflow.couplings import TOLERANCE_S, DatasetConfig, Observations, Split, open_split
+from chordflow.couplings import DatasetConfig, Observations, Split, open_split
 from chordflow.couplings.observations import split_episodes
 from chordflow.errors import UserError
 from chordflow.evaluation.measure import measure
@@ -37,43 +36,12 @@ from chordflow.experiments.provenance import HELD_OUT, read_record, teacher_may_
 from chordflow.experiments.stored_couplings import fingerprint
 from chordflow.policies.sampling import Sampler
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
-from chordflow.reporting.table import held_out
-from chordflow.results.schema import HeldOut, Results
+from chordflow.results.schema import Results
 from small_runs import Capture, Refuse, options, refusal, student_of
 from small_runs import refuse as refuse
 
 CAMERA = "observation.images.top"
 TWELVE = [f"task {number}" for number in range(12)]
-
-
-def as_it_was(tasks: Sequence[str], episodes: Sequence[int], share: float) -> tuple[list[int], list[int]]:
-    """The rule that published results were made by; it kept every task's only episode for training."""
-    by_task: dict[str, list[int]] = {}
-    for episode in episodes:
-        by_task.setdefault(tasks[episode], []).append(episode)
-    train: list[int] = []
-    held_out: list[int] = []
-    for chosen in by_task.values():
-        count = min(math.ceil(len(chosen) * share), len(chosen) - 1)
-        train += chosen[: len(chosen) - count]
-        held_out += chosen[len(chosen) - count :]
-    if not held_out:
-        held_out.append(train.pop())
-    return train, held_out
-
-
-SHARES = st.floats(0.001, 0.999)
-
-
-PAIRS = st.lists(st.sampled_from("abc"), min_size=1, max_size=9).flatmap(
-    lambda names: st.permutations(names * 2)
-)
-
-
-@given(PAIRS, SHARES)
-def test_splits_of_tasks_with_two_episodes_stay(tasks: list[str], share: float) -> None:
-    episodes = list(range(len(tasks)))
-    assert split_episodes(tasks, episodes, share) == as_it_was(tasks, episodes, share)
 
 
 @pytest.mark.parametrize(("tasks", "share", "held_out"), [
@@ -92,7 +60,7 @@ def test_what_is_held_out(tasks: Sequence[str], share: float, held_out: list[int
     assert sorted(train + found) == episodes
 
 
-@given(st.lists(st.sampled_from("abcdefgh"), min_size=2, max_size=12), SHARES, st.data())
+@given(st.lists(st.sampled_from("abcdefgh"), min_size=2, max_size=12), st.floats(0.001, 0.999), st.data())
 def test_any_split_is_one_and_a_run_that_goes_on_keeps_it(
     tasks: list[str], share: float, data: st.DataObject
 ) -> None:
@@ -115,24 +83,6 @@ def test_any_split_is_one_and_a_run_that_goes_on_keeps_it(
 def of_one_each(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six episodes of six tasks, each in a file of its own."""
     return build_dataset(tmp_path_factory.mktemp("one") / "each", tasks=TWELVE, length=3, a_file_each=True)
-
-
-@pytest.mark.parametrize(("episodes", "observations", "whole", "seen", "said"), [
-    ([3, 4], 9, 0, False, "9 observations of 2 episodes, 16 noises each"),
-    ([3, 4], 9, 0, True, "16 noises each; the teacher may have seen them in its own training"),
-    ([3, 4], 9, 2, True, "; the tasks of 2 of them have no other episode.*the teacher may have seen them"),
-    ([3], 9, 0, False, "; no intervals, .* of two episodes.*raise --dataset.eval_split"),
-    ([3, 4], 1, 0, False, "; no intervals, .* of two episodes.*raise --measure.num_obs"),
-    ([3], 9, 1, True, "; the tasks of 1 .*; the teacher may have seen .*; no intervals"),
-])  # fmt: skip
-def test_what_figures_cannot_say_is_said(
-    episodes: list[int], observations: int, whole: int, seen: bool, said: str
-) -> None:
-    text = held_out(HeldOut(episodes, observations, 16, seen, whole))
-    assert re.search(said, text)
-    assert ("no intervals" in text) == (min(len(episodes), observations) == 1)
-    assert ("may have seen" in text) == seen
-    assert ("no other episode" in text) == (whole > 0)
 
 
 def test_a_split_says_what_it_cannot_before_anything_is_measured(
@@ -168,9 +118,7 @@ def read(observations: Observations) -> list[dict[str, Any]]:
     return [observations[index] for index in range(len(observations))]
 
 
-@pytest.mark.parametrize(
-    ("kind", "missing"), [("data", [2]), ("data", [0, 1, 5]), ("videos", [4]), ("videos", [0, 5])]
-)
+@pytest.mark.parametrize(("kind", "missing"), [("data", [0, 1, 5]), ("videos", [4])])
 def test_some_episodes_files_are_enough(
     kind: str, missing: list[int], tiny_policy: SmolVLAFlowPolicy, of_videos: Path, tmp_path: Path
 ) -> None:
@@ -234,16 +182,7 @@ def test_no_more_is_fetched_than_is_needed(
     assert sorted(str(name) for name in names if name.parts[0] != "meta") == wanted
 
 
-def test_the_tolerance_is_lerobots() -> None:
-    assert TrainPipelineConfig.tolerance_s == TOLERANCE_S
-
-
-@pytest.mark.parametrize("value", ["0", "-1e-3", "nan"])
-def test_a_tolerance_that_is_none(value: str, refuse: Refuse) -> None:
-    assert re.search(r"tolerance_s=\S+: give a number above 0", refuse(f"--tolerance_s={value}"))
-
-
-@pytest.mark.parametrize("verb", ["reflow", "diagnose", "couple", "evaluate", "study"])
+@pytest.mark.parametrize("verb", ["reflow", "couple"])
 def test_a_timestamp_out_of_tolerance(
     verb: str,
     checkpoint: Path,
@@ -257,13 +196,8 @@ def test_a_timestamp_out_of_tolerance(
         edit_column(
             file_of(root, "data", episode), "timestamp", lambda times: [time + 0.02 for time in times]
         )
-    name = "policy" if verb == "diagnose" else "teacher"
-    arguments = [verb, f"--{name}.path={checkpoint}", "--dataset.repo_id=test/tiny", f"--dataset.root={root}",
-                 f"--output_dir={tmp_path / 'out'}", "--device=cpu"]  # fmt: skip
-    few, alone = ["--measure.num_observations=3"], ["--num_workers=0"]
-    arguments += {"couple": alone, "reflow": [*few, *alone], "evaluate": [*few, f"--student.path={checkpoint}"],
-                  "study": [*few, "--steps=1", "--methods=[reflow]", "--seeds=[0]"], "diagnose": few}[verb]  # fmt: skip
-    arguments[1:1] = ["methods"] * (verb == "study")
+    arguments = [verb, f"--teacher.path={checkpoint}", "--dataset.repo_id=test/tiny", f"--dataset.root={root}",
+                 f"--output_dir={tmp_path / 'out'}", "--device=cpu", "--num_workers=0"]  # fmt: skip
     said = refusal(arguments, capsys)
     assert re.search(
         r"frame \d of episode \d of test/tiny in .*: the nearest frame of its video is 0\.0\d+ s away, and "
@@ -282,8 +216,8 @@ def edit_image(root: Path, episode: int, frame: int, change: Callable[[bytes], b
     edit_column(file_of(root, "data", episode), CAMERA, edit)
 
 
-def cut_image(root: Path, episode: int, frame: int = 1, keep: float = 0.01) -> None:
-    edit_image(root, episode, frame, lambda whole: whole[: int(keep * len(whole))])
+def cut_image(root: Path, episode: int, frame: int = 1) -> None:
+    edit_image(root, episode, frame, lambda whole: whole[: len(whole) // 2])
 
 
 def shrink_image(root: Path, episode: int) -> None:
@@ -295,29 +229,19 @@ def shrink_image(root: Path, episode: int) -> None:
     edit_image(root, episode, 1, shrunk)
 
 
-def cut_file(root: Path, kind: str, share: float) -> None:
+def cut_video(root: Path, share: float) -> None:
     """Of the last episode."""
-    file = max(root.glob(f"{kind}/**/file-*"))
+    file = max(root.glob("videos/**/file-*"))
     file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
 
 
-def no_image(root: Path) -> None:
-    edit_column(
-        file_of(root, "data", 5), CAMERA, lambda images: [{"bytes": b"", "path": None} for _ in images]
-    )
-
-
-EACH, TOGETHER = {"videos": True}, {"videos": True, "a_file_each": False}
-
 BROKEN: dict[str, tuple[dict[str, bool], Callable[[Path], object], str]] = {
-    "a cut image": ({}, lambda root: cut_image(root, 5), r"frame 1 of episode 5 of .* cannot be read \("),
-    "half an image": ({}, lambda root: cut_image(root, 5, keep=0.5), r"frame 1 of episode 5 of .* cannot be read \("),
-    "no image": ({}, no_image, "frame 0 of episode 5 of .* cannot be read"),
+    "half an image": ({}, lambda root: cut_image(root, 5), r"frame 1 of episode 5 of .* cannot be read \("),
     "an image of another size": ({}, lambda root: shrink_image(root, 5), r"episodes \[3, 4, 5\].*another size"),
-    "a cut video": (EACH, lambda root: cut_file(root, "videos", 0.7), r"frame 0 of episode 5 .* \(InvalidDataError"),
-    "an empty video": (EACH, lambda root: cut_file(root, "videos", 0.0), "frame 0 of episode 5"),
+    "a cut video": ({"videos": True}, lambda root: cut_video(root, 0.7),
+        r"frame 0 of episode 5 .* \(InvalidDataError"),
     # The index stands before the frames of a file with several episodes, which can be read as far as it goes.
-    "a video that ends early": (TOGETHER, lambda root: cut_file(root, "videos", 0.8),
+    "a video that ends early": ({"videos": True, "a_file_each": False}, lambda root: cut_video(root, 0.8),
         r"frame \d of episode [345] of .* cannot be read"),
 }  # fmt: skip
 
@@ -368,13 +292,12 @@ def weights(output: Path) -> dict[str, torch.Tensor]:
     return dict(load_file(student_of(output) / "model.safetensors"))
 
 
-@pytest.mark.parametrize("rounds", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_frame_that_breaks_after_training(
-    rounds: int, checkpoint: Path, of_one_each: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+    checkpoint: Path, of_one_each: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root, output = Path(shutil.copytree(of_one_each, tmp_path / "data")), tmp_path / "out"
     cut_image(root, 5)
-    more = ["--dataset.eval_split=0.5", "--measure.num_observations=99", "--steps=3", f"--rounds={rounds}"]
+    more = ["--dataset.eval_split=0.5", "--measure.num_observations=99", "--steps=3"]
     with monkeypatch.context() as patch:
         # As if it had been whole then.
         patch.setattr(job, "read_beforehand", lambda *_: None)
@@ -400,8 +323,7 @@ def test_a_frame_that_breaks_after_training(
     printed = " ".join(capsys.readouterr().out.split())
     for caveat in ("have no other episode", "the teacher may have seen", "no intervals"):
         assert caveat in printed
-    if rounds == 1:
-        assert all(torch.equal(tensor, trained[name]) for name, tensor in weights(output).items())
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in weights(output).items())
 
 
 def test_a_frame_that_breaks_while_training(

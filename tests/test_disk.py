@@ -5,7 +5,6 @@ import contextlib
 import pytest
 
 from chordflow import disk
-from chordflow.errors import UserError
 
 
 def test_a_file_that_fails_half_way_leaves_the_older_one(tmp_path):
@@ -15,11 +14,6 @@ def test_a_file_that_fails_half_way_leaves_the_older_one(tmp_path):
         raise RuntimeError
     assert path.read_bytes() == b"old"
     assert [file.name for file in tmp_path.iterdir()] == ["a.bin"]
-
-
-def test_a_file_that_cannot_be_written_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"a\.bin cannot be written"):
-        disk.write_whole(tmp_path / "absent" / "a.bin", b"")
 
 
 def test_a_folder_replaces_an_older_one_only_when_it_is_whole(tmp_path):

@@ -111,28 +111,6 @@ def test_the_two_languages_say_the_same(chinese: Path) -> None:
         assert found[name] == held[name], f"{name} of {chinese.name} are not those of {english.name}"
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "part"),
-    [
-        ("6 GB", "6 MB", "figures"),
-        ("pi0.5", "pi0.6", "figures"),
-        (" 1.29 ", " 1.30 ", "figures"),
-        ("\nmake demo\n", "\nmake demos\n", "code blocks"),
-        ("`config.json`", "`config.jsn`", "code spans"),
-        ("](docs/training.md)", "](docs/evaluate.md)", "links"),
-        ("docs/demo/demo.gif", "docs/demo/gap.png", "images"),
-        ("\n## ", "\n### ", "outline"),
-        ("31.4 %", "31.5 %", "generated"),
-        ("- **", "- ** ", "asterisks"),
-    ],
-)
-def test_a_change_in_one_language_is_seen(before: str, after: str, part: str) -> None:
-    for document in (ROOT / "README.md", ROOT / "README.zh.md"):
-        text = read(document)
-        assert before in text
-        assert parts(text.replace(before, after, 1))[part] != parts(text)[part], document.name
-
-
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(document: Path) -> None:
     tokens = list(flat(PARSER.parse(read(document))))
@@ -276,14 +254,6 @@ def test_the_findings_say_what_the_comparisons_of_methods_found() -> None:
     levers, text = study("compare/levers"), read(ROOT / "docs" / "findings.md")
     for arm in levers.arms:
         assert f"{in_percent(levers, arm.name, gap())[0]} %" in text, arm.name
-
-
-@pytest.mark.parametrize("name", ["init", "init_metaworld", "init_rates", "rounds", "rounds_metaworld"])
-def test_what_is_measured_has_at_least_three_seeds(name: str) -> None:
-    one = study(f"studies/{name}")
-    assert len(one.seeds) >= 3
-    for arm in one.arms:
-        assert {trial.seed for trial in one.trials_of(arm.name)} == set(one.seeds)
 
 
 def test_the_documents_name_options_that_there_are() -> None:

@@ -48,12 +48,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def python(folder: Path, *arguments: str, executable: str = sys.executable) -> subprocess.Popen[str]:
+def python(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     """Python with what is installed, less what is of this repository: .pth files are not followed."""
     paths = os.pathsep.join([str(folder), sysconfig.get_path("purelib")])
     environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [executable, "-S", *arguments], cwd=folder, env=environment, text=True, stdout=subprocess.PIPE,
+        [sys.executable, "-S", *arguments], cwd=folder, env=environment, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )  # fmt: skip
 
