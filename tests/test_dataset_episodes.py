@@ -10,18 +10,14 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lerobot.datasets import dataset_metadata, lerobot_dataset
 from PIL import Image
-from safetensors.torch import load_file
 
 import chordflow.experiments.reflow as job
 from builders import TASKS, build_dataset, edit_column
@@ -32,7 +28,7 @@ from chordflow.errors import UserError
 from chordflow.evaluation.measure import measure
 from chordflow.evaluation.paired import MeasureConfig
 from chordflow.experiments.measured import read_beforehand
-from chordflow.experiments.provenance import HELD_OUT, read_record, teacher_may_have_seen
+from chordflow.experiments.provenance import HELD_OUT, read_record
 from chordflow.experiments.stored_couplings import fingerprint
 from chordflow.policies.sampling import Sampler
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
@@ -85,18 +81,6 @@ def of_one_each(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_dataset(tmp_path_factory.mktemp("one") / "each", tasks=TWELVE, length=3, a_file_each=True)
 
 
-def test_a_split_says_what_it_cannot_before_anything_is_measured(
-    tiny_policy: SmolVLAFlowPolicy, of_one_each: Path
-) -> None:
-    for share, whole, said in (
-        (0.5, 3, "; the tasks of 3 of them have no other episode; the teacher may have seen them"),
-        (0.1, 1, "; too few for intervals, which are over episodes (raise --dataset.eval_split)"),
-    ):
-        split = open_tiny(tiny_policy, of_one_each, eval_split=share)
-        assert (split.whole_tasks, len(split.held_out_episodes)) == (whole, whole)
-        assert said in split.caveats
-
-
 @pytest.fixture(scope="module")
 def of_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six episodes of three tasks, each with a video of its own."""
@@ -146,42 +130,6 @@ def test_some_episodes_files_are_enough(
         open_tiny(tiny_policy, root, episodes=[*named, missing[-1]])
 
 
-def test_frames_that_are_missing_from_an_episodes_file(
-    tiny_policy: SmolVLAFlowPolicy, of_one_each: Path, tmp_path: Path
-) -> None:
-    root = Path(shutil.copytree(of_one_each, tmp_path / "part"))
-    file = file_of(root, "data", 1)
-    pq.write_table(pq.read_table(file)[:-1], file)
-    with pytest.raises(
-        UserError, match=r"holds 5 frames of dataset\.episodes, but its meta folder tells of 6"
-    ):
-        open_tiny(tiny_policy, root, episodes=[1, 2])
-    assert len(open_tiny(tiny_policy, root, episodes=[0, 2]).train) == 3
-
-
-def test_no_more_is_fetched_than_is_needed(
-    tiny_policy: SmolVLAFlowPolicy, of_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def snapshot_download(repo_id: str, *, allow_patterns: Any = None, **_: Any) -> str:
-        patterns = [allow_patterns] if isinstance(allow_patterns, str) else allow_patterns
-        for file in filter(Path.is_file, of_videos.rglob("*")):
-            name = file.relative_to(of_videos).as_posix()
-            if any(fnmatch(name, f"{p}*" if p.endswith("/") else p) for p in patterns or ["*"]):
-                (tmp_path / "cache" / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, tmp_path / "cache" / name)
-        return str(tmp_path / "cache")
-
-    for module in (dataset_metadata, lerobot_dataset):
-        monkeypatch.setattr(module, "snapshot_download", snapshot_download)
-        monkeypatch.setattr(module, "get_safe_version", lambda _repo_id, version, **_: version)
-    split = open_split(DatasetConfig("test/on-a-hub", episodes=[1, 4]), tiny_policy)
-    assert (split.held_out_episodes, len(split.train)) == ([4], 3)
-    names = [path.relative_to(tmp_path / "cache") for path in (tmp_path / "cache").rglob("file-*")]
-    kinds = ("data/chunk-000/file-00{}.parquet", f"videos/{CAMERA}/chunk-000/file-00{{}}.mp4")
-    wanted = [kind.format(episode) for kind in kinds for episode in (1, 4)]
-    assert sorted(str(name) for name in names if name.parts[0] != "meta") == wanted
-
-
 @pytest.mark.parametrize("verb", ["reflow", "couple"])
 def test_a_timestamp_out_of_tolerance(
     verb: str,
@@ -229,19 +177,16 @@ def shrink_image(root: Path, episode: int) -> None:
     edit_image(root, episode, 1, shrunk)
 
 
-def cut_video(root: Path, share: float) -> None:
-    """Of the last episode."""
-    file = max(root.glob("videos/**/file-*"))
-    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+def cut_video(root: Path) -> None:
+    (file,) = root.glob("videos/**/file-*")
+    file.write_bytes(file.read_bytes()[: int(0.8 * file.stat().st_size)])
 
 
 BROKEN: dict[str, tuple[dict[str, bool], Callable[[Path], object], str]] = {
     "half an image": ({}, lambda root: cut_image(root, 5), r"frame 1 of episode 5 of .* cannot be read \("),
     "an image of another size": ({}, lambda root: shrink_image(root, 5), r"episodes \[3, 4, 5\].*another size"),
-    "a cut video": ({"videos": True}, lambda root: cut_video(root, 0.7),
-        r"frame 0 of episode 5 .* \(InvalidDataError"),
     # The index stands before the frames of a file with several episodes, which can be read as far as it goes.
-    "a video that ends early": ({"videos": True, "a_file_each": False}, lambda root: cut_video(root, 0.8),
+    "a video that ends early": ({"videos": True, "a_file_each": False}, cut_video,
         r"frame \d of episode [345] of .* cannot be read"),
 }  # fmt: skip
 
@@ -288,10 +233,6 @@ def told(said: str) -> list[str]:
     return found[1].split()
 
 
-def weights(output: Path) -> dict[str, torch.Tensor]:
-    return dict(load_file(student_of(output) / "model.safetensors"))
-
-
 def test_a_frame_that_breaks_after_training(
     checkpoint: Path, of_one_each: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,7 +244,8 @@ def test_a_frame_that_breaks_after_training(
         patch.setattr(job, "read_beforehand", lambda *_: None)
         said = refusal(options(checkpoint, root, output, *more), capsys)
     assert "frame 1 of episode 5 of test/tiny" in said
-    trained = weights(output)
+    weights = student_of(output) / "model.safetensors"
+    trained = weights.read_bytes()
     resume = told(said)
     # As it is, the run stops before anything is done again.
     assert "frame 1 of episode 5 of test/tiny" in refusal(resume, capsys)
@@ -321,9 +263,14 @@ def test_a_frame_that_breaks_after_training(
     assert results.held_out.maybe_seen_by_teacher
     assert all(row.interval is None for row in results.gaps)
     printed = " ".join(capsys.readouterr().out.split())
-    for caveat in ("have no other episode", "the teacher may have seen", "no intervals"):
+    for caveat in (
+        "have no other episode",
+        "the teacher may have seen",
+        "no intervals",
+        "too few for intervals",
+    ):
         assert caveat in printed
-    assert all(torch.equal(tensor, trained[name]) for name, tensor in weights(output).items())
+    assert weights.read_bytes() == trained
 
 
 def test_a_frame_that_breaks_while_training(
@@ -351,15 +298,8 @@ def test_a_frame_that_breaks_while_training(
     # Going on again changes nothing, and cannot bring an episode back in.
     said = refusal([*resume, "--dataset.episodes=[0,1,2,3,4,5]"], capsys)
     assert re.search(r"dataset\.episodes=\[0,1,2,3,4,5\]: .* can only leave some of them out", said)
-    # As a teacher it has not seen what it held out, and may have seen all else: the episode that was dropped, too.
-    record = json.loads((student / "reflow_config.json").read_text())
-    teacher = Path(shutil.copytree(checkpoint, tmp_path / "teacher"))
-    (teacher / "train_config.json").write_text('{"dataset": {"repo_id": "test/tiny", "episodes": []}}')
-    record["teacher"]["path"] = str(teacher)
-    (student / "reflow_config.json").write_text(json.dumps(record))
-    for episodes, seen in (([3, 4, 5], False), ([5], False), ([episode], True), ([4, 9], True)):
-        assert teacher_may_have_seen(student, DatasetConfig("test/tiny"), episodes) == seen
     # A checkpoint of an older chordflow does not say what it held out.
-    del record["held_out_episodes"]
+    record = json.loads((student / "reflow_config.json").read_text())
+    del record[HELD_OUT]
     (student / "reflow_config.json").write_text(json.dumps(record))
     assert "dataset.episodes=[0,3,4]" in refusal([*resume, "--dataset.episodes=[0,3,4]"], capsys)

@@ -94,10 +94,8 @@ def test_a_demo_that_is_stopped_resumes_to_the_same_student(
     assert main([*arguments, "--seed=1"]) == 2
     assert "seed=1: the demo began with 1000" in capsys.readouterr().err
     assert main(arguments) == 0
-    weights = [
-        run / "student/checkpoints/last/pretrained_model/model.safetensors" for run in (output, folder)
-    ]
-    assert weights[0].read_bytes() == weights[1].read_bytes()
+    file = "student/checkpoints/last/pretrained_model/model.safetensors"
+    assert (output / file).read_bytes() == (folder / file).read_bytes()
     first, second = (Results.load(run / "results.json") for run in (output, folder))
     assert [row.successes for row in first.success] == [row.successes for row in second.success]
 
@@ -108,7 +106,7 @@ def success(results: Results, policy: Any, num_steps: int, group: str = "all") -
     return row
 
 
-def test_the_demo_leaves_what_it_promises(output: Path) -> None:
+def test_the_demo_leaves_what_it_promises(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = Results.load(output / "results.json")
     for policy, num_steps in (("teacher", 10), ("teacher", 2), ("teacher", 1), ("student", 1)):
         assert success(results, policy, num_steps, ANY_WAY).episodes == 4
@@ -123,6 +121,8 @@ def test_the_demo_leaves_what_it_promises(output: Path) -> None:
         assert picture.n_frames > 5  # type: ignore[attr-defined]
         assert picture.width > picture.height * 0.8
     assert "go any way" in (output / "table.md").read_text()
+    assert main(["demo", f"--output_dir={output}"]) == 2
+    assert "exists already" in capsys.readouterr().err
 
 
 def test_stock_lerobot_eval_runs_a_relocated_student_without_chordflow(output: Path, tmp_path: Path) -> None:
@@ -143,11 +143,6 @@ def test_stock_lerobot_eval_runs_a_relocated_student_without_chordflow(output: P
     assert done.returncode == 0, done.stderr[-2000:]
     info = json.loads((here / "eval" / "eval_info.json").read_text())
     assert info["overall"]["n_episodes"] == 2
-
-
-def test_an_existing_folder_is_left_alone(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo", f"--output_dir={output}"]) == 2
-    assert "exists already" in capsys.readouterr().err
 
 
 def check_bars(results: Results) -> None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from chordflow.cli.main import main
 from chordflow.demo.teacher import place_teacher, record_demonstrations
@@ -122,34 +120,11 @@ def test_a_student_of_one_step_is_warned_of(
 ) -> None:
     student = Path(shutil.copytree(checkpoint, tmp_path / "student"))
     (student / "reflow_config.json").write_text('{"step_counts": [1]}')
-    monkeypatch.setattr("chordflow.experiments.diagnose.measured", stop)
+    measured = "chordflow.experiments.diagnose.measured"
+    monkeypatch.setattr(measured, lambda *_, **__: signal.raise_signal(signal.SIGINT))
     assert main(arguments(student, dataset_root, tmp_path / "out")) == 130
-    assert f"Warning: policy.path={student} is a student that was trained for one step only" in (
-        capsys.readouterr().out.replace("\n", " ")
-    )
-
-
-def stop(*_: object, **__: object) -> None:
-    raise KeyboardInterrupt
-
-
-def test_an_image_that_is_not_finite_is_found_before_anything_is_solved(
-    checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read = LeRobotDataset.__getitem__
-
-    def broken(self: LeRobotDataset, index: int) -> dict[str, Any]:
-        item = read(self, index)
-        if int(item["episode_index"]) == 4:
-            item["observation.images.top"][..., 3, 3] = torch.nan
-        return item
-
-    monkeypatch.setattr(LeRobotDataset, "__getitem__", broken)
-    monkeypatch.setattr("chordflow.evaluation.paired.measure_curvature", pytest.fail)
-    given = [a for a in arguments(checkpoint, dataset_root, tmp_path / "out") if "num_observations" not in a]
-    said = refusal(given, capsys)
-    assert "observation.images.top is NaN or infinite in episode 4" in said
-    assert not (tmp_path / "out").exists()
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert f"Warning: policy.path={student} is a student that was trained for one step only" in said
 
 
 @pytest.mark.slow
@@ -184,8 +159,3 @@ def test_the_demos_figures_are_reproduced(tmp_path: Path) -> None:
     assert curvature.s_by_dim == pytest.approx(first["s_by_dim"], rel=1e-3)
     assert results.held_out is not None
     assert results.held_out.episodes == committed["held_out"]["episodes"]
-    assert results.latency is not None
-    # Times are this machine's, and on a busy one even their ratio is.
-    assert 1 < results.latency.ceiling < committed["teacher_num_steps"]
-    teacher_paths = [row for row in committed["trajectories"] if row["policy"] == "teacher"]
-    assert results.trajectories[0].observation == teacher_paths[0]["observation"]

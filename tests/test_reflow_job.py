@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 import torch
 from lerobot.configs.train import TrainPipelineConfig
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from builders import build_checkpoint, build_vlm, observations
 from chordflow.cli.main import main
@@ -74,13 +73,9 @@ def test_the_student_is_measured_beside_its_teacher(run: Path) -> None:
     assert deployed is not None
     assert deployed.rms == 0
     assert results.latency is not None
-    assert results.latency.ceiling > 1
-    assert results.latency.speedup > 1
+    assert min(results.latency.ceiling, results.latency.speedup) > 1
     assert results.loss is not None
     assert results.loss.steps == [2, 4, 6]
-    assert results.held_out is not None
-    assert results.held_out.maybe_seen_by_teacher
-    assert results.verdict
     made = results.couplings
     assert made is not None
     assert (made.solver, made.num_steps, made.grid_power) == ("adams_bashforth", 2, 1.4)
@@ -116,10 +111,7 @@ def test_a_resumed_run_ends_in_the_same_bits(run: Path, tmp_path: Path) -> None:
     ends = [path / "checkpoints" / "000006" for path in (run, cut)]
     for name in ("pretrained_model/model.safetensors", "training_state/master_weights.safetensors",
                  "training_state/ema_weights.safetensors", "training_state/optimizer_state.safetensors"):  # fmt: skip
-        whole, resumed = (load_file(end / name) for end in ends)
-        assert whole.keys() == resumed.keys()
-        for key in whole:
-            assert torch.equal(whole[key], resumed[key]), f"{name}: {key}"
+        assert (ends[0] / name).read_bytes() == (ends[1] / name).read_bytes(), name
     a, b = (read_metrics(path / "metrics.jsonl") for path in (run, cut))
     assert [line["step"] for line in a] == [line["step"] for line in b] == [2, 4, 6]
     assert a[-1]["loss"] == b[-1]["loss"]
@@ -150,30 +142,19 @@ def test_a_run_trains_what_it_is_told_and_nothing_else(
     assert policy.default_num_steps == (2 if "--num_inference_steps=2" in more else 1)
 
 
-def test_a_bfloat16_teacher_learns_as_a_float32_one(dataset_root: Path, tmp_path: Path) -> None:
-    """With bf16 weights most AdamW updates at this rate would round away."""
-    # Only with weights in the VLM's folder does LeRobot make the VLM bf16, and the expert with it.
-    low_vlm = build_vlm(tmp_path / "vlm", seed=0)
-    low = build_checkpoint(tmp_path / "low", low_vlm, load_vlm_weights=True)
-    tensors = load_file(low / "model.safetensors")
-    assert any(tensor.dtype == torch.bfloat16 for name, tensor in tensors.items() if "lm_expert" in name)
-    # The same weights in float32.
-    high = tmp_path / "high"
-    shutil.copytree(low, high)
-    save_file({name: tensor.float() for name, tensor in tensors.items()}, high / "model.safetensors")
-    config = json.loads((high / "config.json").read_text())
-    (high / "config.json").write_text(json.dumps({**config, "load_vlm_weights": False}))
-    falls = []
-    for name, teacher in (("high", high), ("low", low)):
-        output = tmp_path / f"out-{name}"
-        more = ["--steps=150", "--log_freq=10", "--optimizer.lr=2e-5", "--buffer.uses_per_coupling=null"]
-        assert main(options(teacher, dataset_root, output, *more)) == 0
-        losses = [line["loss"] for line in read_metrics(output / "metrics.jsonl")]
-        falls.append(sum(losses[:3]) - sum(losses[-3:]))
-    student = load_file(student_of(tmp_path / "out-low") / "model.safetensors")
-    assert all(student[name].dtype == tensor.dtype for name, tensor in tensors.items())
-    assert falls[0] > 0
-    assert falls[1] >= 0.9 * falls[0]
+def test_a_bfloat16_teacher_is_trained_in_float32(dataset_root: Path, tmp_path: Path) -> None:
+    """In bfloat16 most updates at this rate would round away."""
+    # Only with weights in the VLM's folder does LeRobot make the VLM bfloat16, and the expert with it.
+    folder = build_checkpoint(tmp_path / "low", build_vlm(tmp_path / "vlm", seed=0), load_vlm_weights=True)
+    more = ["--steps=2", "--optimizer.lr=2e-5"]
+    assert main(options(folder, dataset_root, tmp_path / "out", *more)) == 0
+    last = student_of(tmp_path / "out")
+    teacher, student = (load_file(at / "model.safetensors") for at in (folder, last))
+    masters = load_file(last.parent / "training_state" / "master_weights.safetensors")
+    assert {tensor.dtype for tensor in masters.values()} == {torch.float32}
+    assert all(torch.equal(student[name], masters[name].to(teacher[name].dtype)) for name in masters)
+    low = [masters[name] for name in masters if teacher[name].dtype == torch.bfloat16]
+    assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in low)
 
 
 CALLS = 7

@@ -87,6 +87,8 @@ def test_stopped_at_random_moments_it_resumes_to_the_same_bits(
         with pytest.raises(Stopped) as caught, stopping.heeded(), signal_at(place, which):
             train(output, **options)
         assert caught.value.code == (130, 143)[number % 2]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
         left = names(output)
         before = int(left[-2]) if left else 0
         # By save_freq those stay, and one at most by the signal; nothing is half-written.
@@ -120,17 +122,6 @@ def signalled(at: int, number: int) -> Watched:
         return 1.0
 
     return Watched(hook)
-
-
-@pytest.mark.parametrize("number", SIGNALS)
-def test_no_step_that_was_done_is_lost(tmp_path: Path, number: int) -> None:
-    with pytest.raises(Stopped) as caught:
-        run(tmp_path, steps=STEPS, method=signalled(5, number))
-    assert caught.value.number == number
-    # The step in which it came is done, and the handlers are those of before.
-    assert names(tmp_path) == ["000005", "last"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_while_couplings_are_made_it_stops_at_once_with_the_steps_before(

@@ -37,16 +37,10 @@ def config_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "config.json").read_text())
 
 
-def changed(before: dict[str, Any], after: dict[str, Any], path: str = "") -> dict[str, Any]:
-    """The fields that differ, by their dotted names, and what they are afterwards."""
-    found: dict[str, Any] = {}
-    for key in before.keys() | after.keys():
-        old, new = before.get(key), after.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found |= changed(old, new, f"{path}{key}.")
-        elif old != new or (key in before) != (key in after):
-            found[path + key] = new
-    return found
+def changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """The fields that differ or are in one of the two alone, and what they are afterwards."""
+    same = {key for key in before.keys() & after.keys() if before[key] == after[key]}
+    return {key: after.get(key) for key in (before.keys() | after.keys()) - same}
 
 
 @pytest.mark.parametrize("family", CASES)
