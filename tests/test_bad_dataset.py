@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from lerobot.datasets import utils
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from packaging.version import Version
 
 from builders import build_dataset, edit_column
@@ -72,6 +73,20 @@ def test_a_broken_dataset(case: str, data: Path, refuse: Refuse) -> None:
     breaks(data)
     said = refuse(data=data, out="new/out")
     assert re.search(message, said), said
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_is_not_finite(workers: int, refuse: Refuse, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = LeRobotDataset.__getitem__
+
+    def infinite(self: LeRobotDataset, index: int) -> dict[str, Any]:
+        item = read(self, index)
+        item["observation.images.top"][0, 0, 0] = float("inf") if index == 2 else 0.0
+        return item
+
+    monkeypatch.setattr(LeRobotDataset, "__getitem__", infinite)
+    said = refuse(f"--num_workers={workers}")
+    assert "dataset: observation.images.top is NaN or infinite in episode 0, frame 2" in said
 
 
 @pytest.mark.parametrize(("versions", "message"), [

@@ -146,6 +146,9 @@ def test_no_checkpoint_at_all(tmp_path: Path, refuse: Refuse) -> None:
 
 @pytest.mark.parametrize(("more", "message"), [
     ("--batch_size=1000", "batch_size=1000 is larger than the buffer's 32 couplings"),
+    ("--dataset.root=null --dataset.repo_id=nobody/nothing", "nobody/nothing: no local dataset of that name"),
+    ("--dataset.episodes=[0,99]", "from 0 to 5"),
+    ("--dataset.episodes=[0,1,1]", "each once"),
     ("--tolerance_s=nan", "tolerance_s=nan: give a number above 0"),
     ("--device=cuda:99", "device=cuda:99 is not available here"),
     ("--device=toaster", "device=toaster is not available here"),

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
 from builders import build_checkpoint
 from chordflow import api
 from chordflow.cli.main import main
-from small_runs import Break, Capture, Refuse, gone, half, options, refusal, refused, student_of
+from small_runs import Break, Capture, Refuse, gone, half, options, refusal, refused, student_of, weights
 from small_runs import refuse as refuse
 from small_runs import small_disk as small_disk
 
@@ -113,6 +114,10 @@ BROKEN_RUNS: dict[str, tuple[Break, str]] = {
     "a stock run": (gone(f"{STUDENT}/reflow_config.json"), "no reflow_config.json is beside it"),
     "settings not JSON": (half(f"{STUDENT}/reflow_config.json"), "neither JSON nor YAML"),
     "cut optimizer": (half(f"{STATE}/optimizer_state.safetensors"), "cannot be resumed"),
+    "cut masters": (half(f"{STATE}/master_weights.safetensors"), "cannot be resumed"),
+    "masters of other shapes": (
+        weights(lambda t: t.update({n: torch.zeros(1) for n in t}), f"{STATE}/master_weights.safetensors"),
+        "cannot be resumed"),
     "no averages": (gone(f"{STATE}/ema_weights.safetensors"), "cannot be resumed"),
     "no generators": (gone(f"{STATE}/rng_state.safetensors"), "cannot be resumed"),
     "cut step": (half(f"{STATE}/training_step.json"), "cannot be resumed"),

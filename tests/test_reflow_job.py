@@ -13,7 +13,7 @@ from lerobot.configs.train import TrainPipelineConfig
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from safetensors.torch import load_file
 
-from builders import build_checkpoint, build_vlm, observations
+from builders import build_checkpoint, build_vlm
 from chordflow.cli.main import main
 from chordflow.policies import Role, load_flow_policy
 from chordflow.results.schema import Results
@@ -79,21 +79,6 @@ def test_the_student_is_measured_beside_its_teacher(run: Path) -> None:
     made = results.couplings
     assert made is not None
     assert (made.solver, made.num_steps, made.grid_power) == ("adams_bashforth", 2, 1.4)
-
-
-def test_stock_lerobot_takes_one_step_with_the_averages(run: Path) -> None:
-    """A process without chordflow loads students in test_families and test_demo."""
-    student = SmolVLAPolicy.from_pretrained(student_of(run))
-    ema = load_file(run / "checkpoints" / "last" / "training_state" / "ema_weights.safetensors")
-    parameters = dict(student.named_parameters())
-    assert ema
-    assert all(torch.equal(parameters[name], average) for name, average in ema.items())
-    policy = load_flow_policy(student_of(run), device="cpu")
-    batch, noise = policy.preprocess(observations(2)), torch.randn(2, *policy.chunk.shape)
-    with torch.no_grad():
-        expected = noise - policy.velocity(noise, torch.ones(2), policy.encode(batch))
-        actions = student.predict_action_chunk(batch, noise=noise)
-    torch.testing.assert_close(actions, expected[..., :2], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.usefixtures("full_measures")
