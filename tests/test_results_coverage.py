@@ -8,26 +8,12 @@ from functools import cache
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from statsmodels.stats.proportion import proportion_confint
 
 from chordflow.results.sequential import SequentialTest
-from chordflow.results.statistics import wilson_coverage
 from script_files import ROOT, load_script
 
 SCRIPT = load_script(ROOT / "scripts" / "coverage_table.py")
-
-
-@given(st.integers(1, 300), st.sampled_from([0.0, 1.0]) | st.floats(1e-9, 1))
-@settings(deadline=None, max_examples=25)
-def test_wilson_coverage_is_that_of_scipy_and_statsmodels(n: int, rate: float) -> None:
-    expected = 0.0
-    for k in range(n + 1):
-        low, high = proportion_confint(k, n, method="wilson")
-        if low - 1e-12 <= rate <= high + 1e-12:
-            expected += scipy.stats.binom.pmf(k, n, rate)
-    assert wilson_coverage(n, rate) == pytest.approx(expected, abs=1e-3)
 
 
 @cache
@@ -70,27 +56,6 @@ def test_paired_coverage_is_that_of_scipy(n: int, both: float, only_first: float
     better, worse = SCRIPT.non_inferiority_power(n, only_first, only_second, both, 0.25)
     assert better == pytest.approx(law[ends[:, 0] > -0.25].sum(), abs=1e-3)
     assert worse == pytest.approx(law[ends[:, 1] < -0.25].sum(), abs=1e-3)
-
-
-@pytest.mark.parametrize("n", [1, 6, 24])
-@pytest.mark.parametrize(("only_first", "only_second"), [(0.1, 0.1), (0.3, 0.05), (0.0, 0.0), (0.02, 0.0)])
-def test_bootstrap_coverage_is_that_of_its_intervals(n: int, only_first: float, only_second: float) -> None:
-    tables = [(b, c, n - b - c) for b in range(n + 1) for c in range(n + 1 - b)]
-    law = scipy.stats.multinomial(n, [only_first, only_second, 1 - only_first - only_second]).pmf(tables)
-    truth = only_first - only_second
-    covered = 0.0
-    for (b, c, _), weight in zip(tables, law, strict=True):
-        low, high = SCRIPT.bootstrap_limits(b, c, n)
-        covered += weight * (low - 1e-12 <= truth <= high + 1e-12)
-    assert SCRIPT.bootstrap_coverage(n, only_first, only_second) == pytest.approx(covered, abs=1e-3)
-
-
-def test_larger_tables_agree_with_draws() -> None:
-    rng = np.random.default_rng(0)
-    law = [0.85, 0.03, 0.05, 0.07]
-    draws = rng.multinomial(150, law, size=4000)
-    hits = sum(low <= -0.02 <= high for low, high in (_newcombe(*map(int, t)) for t in draws))
-    assert SCRIPT.paired_coverage(150, 0.03, 0.05, 0.85) == pytest.approx(hits / 4000, abs=0.012)
 
 
 def test_sequential_figures_are_those_of_all_sequences() -> None:
