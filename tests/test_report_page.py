@@ -4,7 +4,6 @@ import base64
 import dataclasses
 import hashlib
 import html
-import itertools
 import json
 import os
 import re
@@ -16,7 +15,7 @@ import pytest
 
 from chordflow.cli.main import main
 from chordflow.reporting.flow_tables import curvature_by_time, parts
-from chordflow.reporting.page import IN_SIGHT, LARGEST, command_lines, embed, page, picture
+from chordflow.reporting.page import LARGEST, command_lines, embed, page, picture
 from chordflow.reporting.plots import label
 from chordflow.reporting.table import sections
 from chordflow.reporting.write import write_report
@@ -171,14 +170,6 @@ def test_what_was_not_measured_has_no_heading() -> None:
     assert "Nothing was measured." in " ".join(text for _, text in read.texts)
 
 
-def test_five_findings_are_in_sight_and_one_part_is_open(read: Reader) -> None:
-    lists = [at for at, (_, a) in enumerate(read.elements) if a.get("class") == "findings"]
-    assert ["start" in read.elements[at][1] for at in lists] in ([False, True], [False])
-    assert sum("open" in a for a in read.of("details")) == 1
-    shown = itertools.takewhile(lambda element: element[0] == "li", read.elements[lists[0] + 1 :])
-    assert len(list(shown)) <= IN_SIGHT
-
-
 def test_every_measure_has_its_plot(made: tuple[Results, Path], read: Reader) -> None:
     if made[0].kind == "evaluate":
         assert {re.sub(r"-\d+$", "", key) for key in plots_of(read)} == {
@@ -190,13 +181,6 @@ def test_every_measure_has_its_plot(made: tuple[Results, Path], read: Reader) ->
 def plots_of(read: Reader) -> dict[str, Any]:
     (text,) = (text for tag, text in read.texts if tag == "script" and text.startswith('{"'))
     return json.loads(text)
-
-
-def test_axes_of_shares_end_at_one_hundred_percent(read: Reader) -> None:
-    axes = [plot["layout"][axis] for plot in plots_of(read).values() for axis in ("xaxis", "yaxis")]
-    shares = [axis for axis in axes if axis["title"].get("text", "").startswith(("success", "share"))]
-    assert shares
-    assert all(0 <= axis["range"][0] < axis["range"][1] <= 100 for axis in shares)
 
 
 @pytest.mark.parametrize(("name", "shown"), [
@@ -288,21 +272,15 @@ def refused(capsys: Capture, *arguments: str | Path) -> str:
     return error
 
 
-def test_writes_three_files_and_says_so(tmp_path: Path, capsys: Capture) -> None:
-    sample().save(tmp_path / "results.json")
-    assert main(["report", str(tmp_path)]) == 0
-    names = ["report.html", "table.md", "model_card.md"]
-    assert sorted(os.listdir(tmp_path)) == sorted([*names, "results.json"])
-    said = capsys.readouterr().out
-    assert all(name in said for name in names)
-
-
-def test_another_folder_is_made_and_the_same_results_give_the_same_page(tmp_path: Path) -> None:
+def test_three_files_are_written_where_they_are_wanted(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "run").mkdir()
     sample().save(tmp_path / "run" / "results.json")
     output = tmp_path / "new" / "deep"
     assert main(["report", str(tmp_path / "run"), f"--output_dir={output}"]) == 0
     assert os.listdir(tmp_path / "run") == ["results.json"]
+    said, names = capsys.readouterr().out, ["model_card.md", "report.html", "table.md"]
+    assert sorted(os.listdir(output)) == names
+    assert all(name in said for name in names)
     assert (output / "report.html").read_text(encoding="utf-8") == page(sample(), tmp_path)
 
 
@@ -314,10 +292,8 @@ def test_input_that_cannot_be_used_is_one_sentence(tmp_path: Path, capsys: Captu
     sample().save(run / "results.json")
     for arguments, said in (
         ([], "the folder with results.json is missing"),
-        (["--output_dir=x"], "the folder with results.json is missing"),
         ([tmp_path / "absent"], "does not exist"),
         ([empty], "holds no results.json"),
-        ([file], f"{file} is no readable result"),
         ([run, "--style=dark"], "--style is not an option"),
         ([run, "--output_dir="], "output_dir is empty"),
         ([run, f"--output_dir={file / 'below'}"], "cannot be made"),

@@ -1,16 +1,9 @@
 """The tables hold the numbers, fit the terminal, and never read a name as markup."""
 
-import contextlib
 import dataclasses
 import io
 import itertools
-import os
-import pty
 import re
-import subprocess
-import sys
-import termios
-from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -49,13 +42,6 @@ def test_the_gap_table_holds_every_way_to_act_and_the_floor() -> None:
     assert row(text, "teacher, midpoint", "1")[2:4] == ["2", "16.4 %"]
     assert row(text, "floor", "10")[3:7] == ["-", "3.4 %", "1.6 %", "4.3 %"]
     assert "Floor: the teacher at ten steps to its own converged ODE" in text
-
-
-def test_evaluations_have_a_column_only_where_they_differ_from_steps() -> None:
-    euler = printed(sample(gaps=[r for r in sample().gaps if r.solver == "euler"]))
-    assert "nfe" in printed(sample())
-    assert "nfe" not in euler
-    assert row(euler, "student", "1")[2] == "9.1 %"
 
 
 def test_success_comes_by_group_with_interval_and_pairing() -> None:
@@ -97,25 +83,6 @@ def check_whole(text: str, width: int, results: Results) -> None:
 def test_tables_of_every_kind_are_whole_in_a_terminal(width: int) -> None:
     for results in (sample(), diagnosis(), evaluation()):
         check_whole(printed(results, width), width, results)
-
-
-def test_the_command_prints_whole_tables_into_a_terminal(tmp_path: Path) -> None:
-    evaluation().save(tmp_path / "results.json")
-    ours, theirs = pty.openpty()
-    termios.tcsetwinsize(ours, (50, 80))
-    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")} | {"TERM": "xterm"}
-    command = [sys.executable, "-m", "chordflow", "report", tmp_path, "--verbose"]
-    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment) as process:
-        os.close(theirs)
-        shown = bytearray()
-        # The end of a pseudo-terminal is an error where the other side has closed.
-        with contextlib.suppress(OSError):
-            while part := os.read(ours, 65536):
-                shown += part
-        os.close(ours)
-    assert process.returncode == 0
-    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode()).replace("\r", "")
-    check_whole(text, 80, evaluation())
 
 
 def test_without_verbose_there_is_one_table_of_at_most_ten_rows() -> None:
@@ -160,15 +127,6 @@ def test_names_are_never_read_as_markup_or_terminal_codes() -> None:
     assert "[red]go[/red] [/] [31m any (500)" in text
     assert "out[bold]puts ]0;x" in text
     assert not set("\x1b\x07") & set(text)
-
-
-def test_markdown_has_the_same_figures() -> None:
-    text = markdown(sample())
-    assert "| student | 1 | 1 | 9.1 % | 4.3 % | 1.6 % | 9.9 % |" in text
-    assert "| floor | 10 | 10 | - | 3.4 % | 1.6 % | 4.3 % |" in text
-    assert r"| student | 1 | 91.0 \[88.2, 93.2\] | -1.2 \[-3.0, +0.6\] | 0.200 |" in text
-    assert text.startswith("**Whether the student may replace the teacher at one step is undecided")
-    assert text.endswith("outputs/student\n")
 
 
 def test_markdown_names_do_not_break_the_table() -> None:

@@ -73,17 +73,6 @@ def test_the_student_steps_are_the_saved_ones_not_the_fewest_measured() -> None:
     assert _results(student=None).student_num_steps is None
 
 
-def test_save_and_load(tmp_path: Path) -> None:
-    path = tmp_path / "dossier été 结果" / "results.json"
-    path.parent.mkdir()
-    value = _results(command=["chordflow", "--path=bad\udc80name"])
-    value.save(path)
-    _results(verdict="second").save(path)
-    value.save(path)
-    assert Results.load(path) == value
-    assert [p.name for p in path.parent.iterdir()] == ["results.json"]
-
-
 def _edited(**changes: Any) -> str:
     return json.dumps(json.loads(_results().to_json()) | changes)
 

@@ -162,6 +162,12 @@ def reflow(output: Path, checkpoint: Path, root: Path, *more: str) -> None:
     assert main(["reflow", *given, *small, *little, *more]) == 0
 
 
+def same_weights(one: Path, other: Path) -> None:
+    expected, found = (load_file(folder / "model.safetensors") for folder in (one, other))
+    assert expected.keys() == found.keys()
+    assert all(expected[name].equal(found[name]) for name in expected)
+
+
 def test_a_student_of_so_many_steps_is_that_of_reflow(
     checkpoint: Path, dataset_root: Path, methods: Path, tmp_path: Path
 ) -> None:
@@ -170,13 +176,22 @@ def test_a_student_of_so_many_steps_is_that_of_reflow(
     reflow(tmp_path / "alone", checkpoint, dataset_root, *recipe, *QUICK)
     alone = tmp_path / "alone" / "checkpoints" / "last" / "pretrained_model"
     beside = methods / "one_step" / "seed_5" / "pretrained_model"
-    expected, found = (load_file(folder / "model.safetensors") for folder in (alone, beside))
-    assert expected.keys() == found.keys()
-    assert all(expected[name].equal(found[name]) for name in expected)
+    same_weights(alone, beside)
     records = [json.loads((folder / "reflow_config.json").read_text()) for folder in (alone, beside)]
     names = ("recipe", "method", "optimizer", "buffer", "coupling", "student", "seed", "steps", "step_counts")
     for name in names:
         assert records[0][name] == records[1][name], name
+
+
+@pytest.mark.slow
+def test_rounds_are_those_of_reflow(
+    checkpoint: Path, dataset_root: Path, rounds: Path, tmp_path: Path
+) -> None:
+    more = ["--rounds=2", "--steps=2", "--method.real_data_share=0.5", *QUICK]
+    reflow(tmp_path / "alone", checkpoint, dataset_root, *more)
+    for number, arm in ((1, "real_0.5_round_1"), (2, "real_0.5_last_2")):
+        alone = tmp_path / "alone" / f"round_{number}" / "checkpoints" / "last" / "pretrained_model"
+        same_weights(alone, rounds / arm / "seed_5" / "pretrained_model")
 
 
 def test_every_beginning_is_looked_at_on_the_way(beginnings: Path) -> None:
@@ -409,6 +424,7 @@ def test_a_folder_that_is_there_is_not_written_to(
     ({"batch_size": 64}, ["--steps=2"], "arms: 'own': batch_size=64"),
     ({"scheduler": {"num_warmup_steps": 5}}, ["--seconds=2"], "scheduler.num_warmup_steps=5: the budget is in"),
     ({"method": {"type": "endpoint"}, "buffer.path_points": 2}, [], "arms: 'own': buffer.path_points=2: with"),
+    ({}, ["--buffer.path_points=2"], "arms: 'reflow': buffer.path_points=2: with"),
     ({"optimizer": {"lrr": 3}}, [], "arms: 'own': --optimizer.lrr is not an option; did you mean --optimizer.lr"),
     ({"observations": "rollout"}, [], "arms: 'own': observations=rollout needs"),
 ])  # fmt: skip

@@ -95,8 +95,6 @@ def test_latency_of_a_policy_of_known_times() -> None:
     assert latency.encode is not None
     assert latency.step is not None
     assert [chunk.num_steps for chunk in latency.chunks] == [1, 5]
-    for times in (latency.encode, latency.step, *(chunk.seconds for chunk in latency.chunks)):
-        assert 0 < times.p50 <= times.p90 <= times.p95 <= times.p99
     assert (latency.encode.p50, latency.step.p50) == (latency.encode_s, latency.step_s)
     assert latency.encode_s >= 0.006
     assert latency.step_s >= 0.002
