@@ -159,7 +159,10 @@ def test_a_clip_stays_below_its_size_by_fewer_colours_or_is_no_file(tmp_path: Pa
 
 def test_long_episodes_and_large_pictures_are_thinned_out(tmp_path: Path) -> None:
     length, side = pictures.MAX_CLIP_FRAMES + 50, 2 * pictures.MAX_CLIP_SIDE
-    found = save_clip({"a": [filmed(0, True, length, side)]}, tmp_path, "large.gif", pictures.MAX_CLIP_BYTES)
+    label = "[bold]学生 | один шаг" * 9
+    found = save_clip(
+        {label: [filmed(0, True, length, side)]}, tmp_path, "large.gif", pictures.MAX_CLIP_BYTES
+    )
     frames, _ = frames_of(tmp_path / found.path)
     # Every other frame, and the last one.
     assert len(frames) == length // 2 + 1
