@@ -9,6 +9,7 @@ once, and leaves in FOLDER/ended.json how each ended and what it left. FOLDER/0,
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -71,9 +72,10 @@ def run(folder: Path, count: int, options: list[str], seconds: float) -> list[di
         return process
 
     ended: list[dict[str, Any]] = []
-    chains = 0
-    while len(ended) < count:
-        output = folder / str(chains)
+    for chain in itertools.count():
+        if len(ended) == count:
+            return ended
+        output = folder / str(chain)
         new = arguments = [*options, f"--output_dir={output}"]
         while True:
             before, began = _step(output), time.monotonic()
@@ -85,8 +87,9 @@ def run(folder: Path, count: int, options: list[str], seconds: float) -> list[di
                     os.killpg(process.pid, number)
             process.join()
             if process.exitcode == 0:
-                # The machine may have been slower before.
-                seconds = min(seconds, time.monotonic() - began)
+                if arguments is new:
+                    # The machine may have been slower before.
+                    seconds = min(seconds, time.monotonic() - began)
                 break
             text, logged = said.read_text(), read_metrics(output / "metrics.jsonl")
             ended.append({
@@ -104,8 +107,6 @@ def run(folder: Path, count: int, options: list[str], seconds: float) -> list[di
             else:
                 shutil.rmtree(output, ignore_errors=True)
                 arguments = new
-        chains += 1
-    return ended
 
 
 if __name__ == "__main__":
