@@ -46,14 +46,6 @@ def test_a_round(modes, delay, first, hold, expected):
         assert got[:, 0].tolist() == expected
 
 
-def test_no_delay_is_the_plain_run(policy):
-    plain = run(policy, Execution())
-    for mode in ("sync", "async"):
-        delayed = run(policy, Execution(mode, 0))
-        assert [e.actions.tobytes() for e in delayed] == [e.actions.tobytes() for e in plain]
-        assert {e.mode for e in delayed} == {mode}
-
-
 @pytest.mark.parametrize("delay", [1, 3, 4])
 def test_async(policy, monkeypatch, delay):
     chunks = Chunks(monkeypatch)
