@@ -30,17 +30,8 @@ def policies(run: ModuleType) -> ModuleType:
     return sys.modules["random_policies"]
 
 
-def numbers(value: object) -> list[float]:
-    if isinstance(value, dict):
-        return [number for item in value.values() for number in numbers(item)]
-    if isinstance(value, list):
-        return [number for item in value for number in numbers(item)]
-    return [float(value)] if isinstance(value, int | float) and not isinstance(value, bool) else []
-
-
 def check(result: dict) -> None:
     """What every result says, wherever it was measured."""
-    assert all(0 <= number < float("inf") for number in numbers(result))
     seconds = result["seconds"]
     assert seconds["batch_size"] == 1
     assert {chunk["num_steps"] for chunk in seconds["chunks"]} == {1, 10}

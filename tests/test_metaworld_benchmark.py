@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,15 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from chordflow.couplings.observations import split_episodes
-from chordflow.errors import UserError
-from chordflow.experiments.run_folder import only_run
 from lerobot_env_metaworld_light import LightMetaworldConfig
-from metaworld_cases import drawn
 from script_files import scripts_of
+from test_env_metaworld_light import drawn
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks" / "metaworld"
@@ -140,31 +135,6 @@ def test_the_experts_hand_is_at_the_goals_height_in_four_frames_of_five(load):
     assert 0.75 < np.mean(np.abs(states[:, 2] - states[:, 12]) < 0.01) < 0.85
 
 
-def test_a_machine_that_cannot_do_it_is_told_before_anything_else(load, capsys, tmp_path, monkeypatch):
-    recorder = load("record")
-
-    def refuse() -> None:
-        raise RuntimeError("MuJoCo does not work here.")
-
-    monkeypatch.setattr(recorder, "check_machine", refuse)
-    # Were Meta-World looked at first, it would be the task's name that is wrong.
-    arguments = ["--task=reech-v3", "--disturbed=2", f"--root={tmp_path / 'new'}"]
-    monkeypatch.setattr(sys, "argv", ["record.py", *arguments])
-    assert recorder.main() == 2
-    assert capsys.readouterr().err == "record.py: MuJoCo does not work here.\n"
-
-
-@given(st.integers(2, 200), st.integers(0, 400), st.floats(0.01, 0.99))
-def test_held_out_episodes_are_as_many_as_lerobot_holds_out(episodes, disturbed, share):
-    with scripts_of(FOLDER) as import_script:
-        recorder = import_script("record")
-        counts = recorder._counts(episodes, disturbed, share)
-    assert sum(counts.values()) == episodes + disturbed
-    assert min(counts.values()) >= 0
-    # LeRobot's rule, of lerobot.datasets.factory.split_episodes.
-    assert counts[2_000_000] + counts[4_000_000] == math.ceil((episodes + disturbed) * share)
-
-
 def test_differences_to_lerobot_eval_are_named(load, tmp_path):
     results = load("results")
     episodes = tmp_path / "chordflow" / "episodes" / "student-1-euler-lerobot"
@@ -199,38 +169,13 @@ def test_what_cannot_be_run_is_said_at_the_start(load, monkeypatch, tmp_path):
     made.seconds.write_text("{")
     with pytest.raises(ValueError, match=r"seconds\.json is broken .*remove it to go on"):
         made._spent()
-    record = load("record")
-    for disturbed in ({"reach-v3": -1}, -1):
-        with pytest.raises(ValueError, match="disturbed=-1: give a number of episodes, 0 or more"):
-            record.record(None, tmp_path / "new", 10, 0.1, disturbed=disturbed)
-    for share in (math.nan, math.inf, 0.0, 1.0):
-        with pytest.raises(ValueError, match=rf"eval_split={share}: give a share between 0 and 1"):
-            record.record(None, tmp_path / "new", 10, share)
-
-
-@drawn
-def test_one_folder_is_for_one_process(load, tmp_path):
-    sizes, recorder = load("sizes").SIZES, load("record")
-    with only_run(tmp_path), pytest.raises(UserError, match=f"output_dir={tmp_path}: another process works"):
-        load("run").Run(sizes["smoke"], tmp_path).make()
-    assert list(tmp_path.iterdir()) == []
-    kept = tmp_path / "dataset.episodes"
-    kept.mkdir()
-    config = LightMetaworldConfig(task="reach-v3", obs="pixels_full")
-    with only_run(kept), pytest.raises(UserError, match=f"root={kept}: another process works"):
-        recorder.record(config, tmp_path / "dataset", 10, 0.1)
-
-
-def test_a_moved_run_finds_its_model(load, checkpoint, vlm, tmp_path):
-    run = load("run").Run(load("sizes").SIZES["smoke"], tmp_path / "here")
-    shutil.copytree(vlm, tmp_path / "here" / "vlm")
-    shutil.copytree(checkpoint, tmp_path / "here" / "teacher")
-    run._follow_a_move()
-    named = json.loads((tmp_path / "here" / "teacher" / "config.json").read_text())["vlm_model_name"]
-    assert named == str(tmp_path / "here" / "vlm")
-    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "here").rglob("*.json")}
-    run._follow_a_move()
-    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "here").rglob("*.json")} == before
+    for share, disturbed, words in (
+        (0.1, {"reach-v3": -1}, "disturbed=-1: give a number of episodes, 0 or more"),
+        (0.1, -1, "disturbed=-1: give a number of episodes, 0 or more"),
+        (math.nan, 0, "eval_split=nan: give a share between 0 and 1"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            load("record").record(None, tmp_path / "new", 10, share, disturbed=disturbed)
 
 
 def test_commands_are_understood(load, monkeypatch, tmp_path):

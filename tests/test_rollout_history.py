@@ -231,34 +231,3 @@ class TestChunks:
             run_lerobot_episodes(
                 lambda: policy, DriftEnvConfig(), seed=0, n_episodes=1, batch_size=1, n_action_steps=executed
             )
-
-
-class TestLeRobotNoise:
-    def test_equals_paired_episodes_with_the_noise_that_it_drew(
-        self, checkpoint: Path, policy: FlowPolicy, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        # LeRobot's rollout continues with environments that are over.
-        monkeypatch.setattr(DriftEnv, "lenient", True)
-        # Loading tries the policy out, with noise of its own.
-        loaded = load_flow_policy(checkpoint, device="cpu")
-        drawn: list[Tensor] = []
-        randn = torch.randn
-
-        def noted(*args: Any, **options: Any) -> Tensor:
-            drawn.append(randn(*args, **options))
-            return drawn[-1]
-
-        env = DriftEnvConfig(features_map={"action": "action"})
-        with mock.patch("torch.randn", side_effect=noted):
-            (stock,) = run_lerobot_episodes(
-                lambda: loaded, env, seed=5, n_episodes=1, batch_size=1, num_steps=2
-            )
-        noises = [noise for noise in drawn if noise.shape == (1, 8, 2)]
-        assert stock.chunks == len(noises) > 1
-        monkeypatch.setattr(
-            "chordflow.rollouts.acting.chunk_noises",
-            lambda _, keys: torch.cat([noises[index] for _, index, _ in keys]),
-        )
-        (ours,) = run(policy, [5], 2)
-        np.testing.assert_allclose(ours.actions, stock.actions, rtol=0, atol=1e-4)
-        assert (ours.length, ours.chunks) == (stock.length, stock.chunks)
