@@ -205,8 +205,16 @@ def test_the_mean_of_both_sides_fails():
             mean = np.mean([one.act(env.state) for one in both], axis=0)
             _, _, terminated, truncated, info = env.step(mean)
             ended = terminated or truncated
-        # Straight on is into the wall, and between the goals is at neither.
-        assert (info["is_success"], info["side"], terminated) == (False, "none", task == "reach-round-wall")
+        assert (info["is_success"], info["side"]) == (False, "none"), task
+
+
+def test_touching_the_wall_ends_the_episode():
+    env, terminated = make("reach-round-wall", episode_length=40), False
+    env.reset(seed=0)
+    while not terminated:
+        _, _, terminated, truncated, info = env.step(np.array([0, 1, 0, 0], np.float32))
+        assert not truncated
+    assert (info["is_success"], info["side"]) == (False, "none")
 
 
 def test_wrong_names_and_options_are_told_in_one_sentence():

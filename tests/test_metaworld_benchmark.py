@@ -39,14 +39,14 @@ def test_an_interrupted_recording_leaves_no_dataset_and_goes_on(load, tmp_path, 
     disturbed = {"handle-press-v3": 2}
 
     def stop(_task: str, done: int, _total: int) -> None:
-        if done == 4:
+        if done == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        recorder.record(config, root, 3, 0.3, stop, disturbed=disturbed)
+        recorder.record(config, root, 2, 0.3, stop, disturbed=disturbed)
     assert not root.exists()
     # A file that the machine lost a part of is made again.
-    lost = next(tmp_path.glob("dataset.episodes/reach-v3*/1000001.npz"))
+    lost = next(tmp_path.glob("dataset.episodes/reach-v3*/1000000.npz"))
     lost.write_bytes(lost.read_bytes()[:-100])
     made = []
     demonstrate = recorder.demonstrate
@@ -56,15 +56,15 @@ def test_an_interrupted_recording_leaves_no_dataset_and_goes_on(load, tmp_path, 
         return demonstrate(env, task, seed, pushed)
 
     monkeypatch.setattr(recorder, "demonstrate", watched)
-    dataset = recorder.record(config, root, 3, 0.3, disturbed=disturbed)
-    seeds = (1_000_001, 3_000_000, 2_000_000, 4_000_000)
-    assert made == [("reach-v3", 1_000_001), *(("handle-press-v3", seed) for seed in seeds)]
-    assert dataset.num_episodes == 8
+    dataset = recorder.record(config, root, 2, 0.3, disturbed=disturbed)
+    seeds = (3_000_000, 2_000_000, 4_000_000)
+    assert made == [("reach-v3", 1_000_000), *(("handle-press-v3", seed) for seed in seeds)]
+    assert dataset.num_episodes == 6
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset"]
     # LeRobot's rule holds out just the episodes of the other ranges of seeds, which come last.
     tasks = [named[0] for named in dataset.meta.episodes["tasks"]]
-    train, held_out = split_episodes(tasks, range(8), 0.3)
-    assert (sorted(train), sorted(held_out)) == ([0, 1, 2, 3, 4], [5, 6, 7])
+    train, held_out = split_episodes(tasks, range(6), 0.3)
+    assert (sorted(train), sorted(held_out)) == ([0, 1, 2], [3, 4, 5])
     assert dataset.features["observation.image"]["shape"] == (64, 64, 3)
     item = dataset[0]
     assert item["observation.state"].shape == (13,)
@@ -72,7 +72,7 @@ def test_an_interrupted_recording_leaves_no_dataset_and_goes_on(load, tmp_path, 
     instructions = {dataset[int(start)]["task"] for start in dataset.meta.episodes["dataset_from_index"]}
     assert instructions == {"Reach a goal position", "Press a handle down"}
     with pytest.raises(ValueError, match="exists already"):
-        recorder.record(config, root, 3, 0.3)
+        recorder.record(config, root, 2, 0.3)
     words = "disturbed names push-v3, which is not recorded; it may name reach-v3, handle-press-v3"
     with pytest.raises(ValueError, match=words):
         recorder.record(config, tmp_path / "new", 10, 0.1, disturbed={"push-v3": 1})
