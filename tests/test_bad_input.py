@@ -196,7 +196,6 @@ def test_what_the_machine_refuses_anywhere_is_one_line(
 
     for error, message in (
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/full/file"), "/full/file: No space left on device; make"),
-        (PermissionError(errno.EACCES, "Permission denied", "/x"), "/x: Permission denied; check the permissions"),
         (torch.OutOfMemoryError("CUDA out of memory.\nTried to"), "out of memory (CUDA out of memory.)"),
         (MemoryError(), "out of memory; lower --batch_size"),
         (refused_allocation(1 << 50), "you tried to allocate 4503599627370496 bytes."),

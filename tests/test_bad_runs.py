@@ -62,27 +62,22 @@ def test_a_full_disk(
             assert [path.name for path in output.iterdir()] == ["metrics.jsonl"]
 
 
-def fail_writing(monkeypatch: pytest.MonkeyPatch, target: str) -> None:
-    """Lets a file of this name fail as on a full disk, once it is opened for writing."""
-    opened = Path.open
-
-    def full(self: Path, mode: str = "r", *arguments: Any, **named: Any) -> Any:
-        if target in self.name and mode[0] in "wa":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
-        return opened(self, mode, *arguments, **named)
-
-    monkeypatch.setattr(Path, "open", full)
-
-
 @pytest.mark.pictures
 def test_a_disk_that_is_full_when_results_are_saved_can_be_resumed(
     checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    output = tmp_path / "out"
+    """The log fails as soon as it is opened for writing, the results likewise, and then a picture."""
+    output, opened = tmp_path / "out", Path.open
     whole = "the checkpoints are whole: make room and resume with: chordflow reflow --resume=true"
     for target, message in (("metrics.jsonl", "no checkpoint was written yet"), ("results.json", whole)):
+
+        def full(self: Path, mode: str = "r", *arguments: Any, target: str = target, **named: Any) -> Any:
+            if target in self.name and mode[0] in "wa":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+            return opened(self, mode, *arguments, **named)
+
         with pytest.MonkeyPatch.context() as patch:
-            fail_writing(patch, target)
+            patch.setattr(Path, "open", full)
             said = refusal(options(checkpoint, dataset_root, output), capsys)
         assert message in said
         assert "No space left on device" in said
@@ -90,18 +85,20 @@ def test_a_disk_that_is_full_when_results_are_saved_can_be_resumed(
     assert sorted(path.name for path in output.iterdir()) == ["checkpoints", "metrics.jsonl"]
     resume = ["reflow", "--resume=true", f"--config_path={student_of(output)}"]
     with pytest.MonkeyPatch.context() as patch:
-        save = api.save_figures
 
-        def full(results: Any, folder: Path) -> list[Path]:
-            save(results, folder)
+        def fail(_results: Any, folder: Path) -> None:
+            (folder / "gap.png").touch()
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        patch.setattr(api, "save_figures", full)
-        said = refusal(resume, capsys)
-    assert "pictures cannot be written" in said
-    assert sorted(path.name for path in output.iterdir()) == ["checkpoints", "metrics.jsonl", "results.json"]
-    assert main(resume) == 0
-    assert len(list((output / "figures").iterdir())) == 3
+        patch.setattr(api, "save_figures", fail)
+        assert "pictures cannot be written" in refusal(resume, capsys)
+        assert sorted(path.name for path in output.iterdir()) == [
+            "checkpoints",
+            "metrics.jsonl",
+            "results.json",
+        ]
+        patch.setattr(api, "_illustrate", lambda *_: (Path(),))
+        assert main(resume) == 0
 
 
 # ---- Resuming --------------------------------------------------------------------------------------------

@@ -206,16 +206,13 @@ def in_percent(study: Study, name: str, figure: Any, digits: int = 1) -> list[st
 
 def test_the_findings_say_what_the_studies_of_beginnings_found() -> None:
     studies = study("studies/init"), study("studies/init_metaworld")
-    shown, arms = (
-        rows("What the student starts from"),
-        ["teacher", "teacher_full", "teacher_vlm", "random", "random_full"],
-    )
+    shown = rows("What the student starts from")
+    arms = ["teacher", "teacher_full", "teacher_vlm", "random", "random_full"]
     for one, at in zip(studies, (0, 2), strict=True):
         for arm, row in zip(arms, shown[:5], strict=True):
             name = f"{arm}_lr_0.002"
-            assert row[at : at + 2] == [in_percent(one, name, gap()), in_percent(one, name, solved, 0)[:1]], (
-                arm
-            )
+            found = [in_percent(one, name, gap()), in_percent(one, name, solved, 0)[:1]]
+            assert row[at : at + 2] == found, arm
         assert one.untrained is not None
         for steps, row in zip((1, 2, 10), shown[5:], strict=True):
             distance = one.untrained.figures.gap(steps)
@@ -240,9 +237,8 @@ def test_the_findings_say_what_the_studies_of_rounds_found() -> None:
 
 def test_the_findings_say_what_the_comparisons_of_methods_found() -> None:
     one, shown = study("compare/methods"), rows("Methods and recipes")
-    for arm, row in zip(
-        ["all_steps", "one_step", "consistency", "noise_biased", "snapflow"], shown[1:], strict=True
-    ):
+    arms = ["all_steps", "one_step", "consistency", "noise_biased", "snapflow"]
+    for arm, row in zip(arms, shown[1:], strict=True):
         success = success_of(one, one.arm(arm))
         assert success is not None
         gaps = [in_percent(one, arm, gap(steps))[:1] for steps in (1, 2, 10)]

@@ -12,25 +12,19 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def imported(folder: Path) -> set[str]:
-    """The top-level names of all that the modules under `folder` import from outside the standard library."""
+def test_whatever_chordflow_imports_is_declared() -> None:
     names = set()
-    for file in folder.rglob("*.py"):
+    for file in (ROOT / "src").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 names |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
                 names.add(node.module.split(".")[0])
-    assert names, f"{folder} holds no module"
-    return names - set(sys.stdlib_module_names)
-
-
-def test_whatever_chordflow_imports_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {canonicalize_name(Requirement(line).name) for line in project["dependencies"]}
     providers = packages_distributions()
     # The demo's environment comes with the repository, not from a registry; PEFT by the extra of its name.
     assert project["optional-dependencies"]["peft"]
-    for name in imported(ROOT / "src") - {"chordflow", "lerobot_env_detour", "peft"}:
+    for name in names - {*sys.stdlib_module_names, "chordflow", "lerobot_env_detour", "peft"}:
         of = {canonicalize_name(provider) for provider in providers[name]}
         assert of & declared, f"{name} is imported, but {' or '.join(of)} is not among the dependencies"

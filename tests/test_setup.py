@@ -78,11 +78,9 @@ class Machine:
 
     def take_calls(self) -> list[str]:
         """What was called since the last question, without the venv's path."""
-        if not self.calls_file.exists():
-            return []
-        calls = self.calls_file.read_text(encoding="utf-8").splitlines()
-        self.calls_file.unlink()
-        return calls
+        calls = self.calls_file.read_text(encoding="utf-8") if self.calls_file.exists() else ""
+        self.calls_file.unlink(missing_ok=True)
+        return calls.splitlines()
 
 
 def script(path: Path, text: str) -> None:
@@ -153,9 +151,8 @@ def test_a_failed_install_shows_why_and_is_begun_anew(machine: Machine) -> None:
     failed = machine.run()
     assert failed.returncode == 1
     assert "the disk is full" in failed.stderr
-    assert failed.stderr.splitlines()[-1].startswith(
-        "chordflow: could not install the packages of requirements.lock"
-    )
+    what = "chordflow: could not install the packages of requirements.lock"
+    assert failed.stderr.splitlines()[-1].startswith(what)
     machine.take_calls()
 
     machine.fail.unlink()

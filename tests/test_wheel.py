@@ -9,10 +9,7 @@ from pathlib import Path
 
 from script_files import ROOT
 
-PACKAGES = (
-    ROOT / "src" / "chordflow",
-    ROOT / "packages" / "lerobot_env_detour" / "src" / "lerobot_env_detour",
-)
+PACKAGES = "src/chordflow", "packages/lerobot_env_detour/src/lerobot_env_detour"
 
 
 def test_the_wheel_holds_every_file_of_both_packages_and_the_command(tmp_path: Path) -> None:
@@ -26,9 +23,9 @@ def test_the_wheel_holds_every_file_of_both_packages_and_the_command(tmp_path: P
     (entry_points,) = (text for name, text in held.items() if name.endswith("dist-info/entry_points.txt"))
     assert "chordflow = chordflow.cli.main:main" in entry_points.decode()
     sources = {
-        file.relative_to(package.parent).as_posix(): file.read_bytes()
+        file.relative_to((ROOT / package).parent).as_posix(): file.read_bytes()
         for package in PACKAGES
-        for file in package.rglob("*")
+        for file in (ROOT / package).rglob("*")
         if file.is_file() and "__pycache__" not in file.parts
     }
     assert {name: data for name, data in held.items() if ".dist-info/" not in name} == sources
