@@ -92,6 +92,7 @@ def test_an_image_that_is_not_finite(workers: int, refuse: Refuse, monkeypatch: 
 @pytest.mark.parametrize(("versions", "message"), [
     (["v1.0", "v2.1"], "in format v2.1, and LeRobot 0.6.1 reads v3.0; convert it with: python -m "
      "lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=my/v1.0_set --push"),
+    (["v1.6", "v2.0"], "converter begins at v2.1"),
     (["v4.0", "v4.1"], "in format v4.0, and LeRobot 0.6.1 reads v3.0; a newer LeRobot has made it"),
 ])  # fmt: skip
 def test_a_dataset_on_the_hub_in_another_format(

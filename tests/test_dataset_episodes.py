@@ -28,7 +28,7 @@ from chordflow.errors import UserError
 from chordflow.evaluation.measure import measure
 from chordflow.evaluation.paired import MeasureConfig
 from chordflow.experiments.measured import read_beforehand
-from chordflow.experiments.provenance import HELD_OUT, read_record
+from chordflow.experiments.provenance import HELD_OUT, read_record, teacher_may_have_seen
 from chordflow.experiments.stored_couplings import fingerprint
 from chordflow.policies.sampling import Sampler
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
@@ -298,8 +298,15 @@ def test_a_frame_that_breaks_while_training(
     # Going on again changes nothing, and cannot bring an episode back in.
     said = refusal([*resume, "--dataset.episodes=[0,1,2,3,4,5]"], capsys)
     assert re.search(r"dataset\.episodes=\[0,1,2,3,4,5\]: .* can only leave some of them out", said)
-    # A checkpoint of an older chordflow does not say what it held out.
+    # As a teacher it has not seen what it held out, and may have seen all else: the episode that was dropped, too.
     record = json.loads((student / "reflow_config.json").read_text())
+    teacher = Path(shutil.copytree(checkpoint, tmp_path / "teacher"))
+    (teacher / "train_config.json").write_text('{"dataset": {"repo_id": "test/tiny", "episodes": []}}')
+    record["teacher"]["path"] = str(teacher)
+    (student / "reflow_config.json").write_text(json.dumps(record))
+    for episodes, seen in (([3, 4, 5], False), ([episode], True)):
+        assert teacher_may_have_seen(student, DatasetConfig("test/tiny"), episodes) == seen
+    # A checkpoint of an older chordflow does not say what it held out.
     del record[HELD_OUT]
     (student / "reflow_config.json").write_text(json.dumps(record))
     assert "dataset.episodes=[0,3,4]" in refusal([*resume, "--dataset.episodes=[0,3,4]"], capsys)

@@ -253,13 +253,6 @@ def test_what_cannot_be_saved_is_said() -> None:
         save()
 
 
-def test_the_outermost_says_how_to_go_on() -> None:
-    inner, outer = (stopping.says(lambda name=name: name) for name in ("reflow", "demo"))
-    with pytest.raises(Stopped) as caught, stopping.heeded(), outer, inner:
-        interrupt()
-    assert caught.value.__notes__ == ["demo"]
-
-
 def test_ignored_signals_stay_ignored_and_other_threads_do_nothing() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
