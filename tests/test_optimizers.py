@@ -91,6 +91,33 @@ def test_soap_steps_as_the_packages_own(largest: int) -> None:
         torch.testing.assert_close(done[name], parameter, rtol=1e-4, atol=1e-5)
 
 
+def test_a_state_with_its_momentum_in_the_standard_basis_goes_on() -> None:
+    """As checkpoints were written before."""
+    parameters = parameters_of(Student(GaussianConfig()))
+    package = pytorch_optimizer.SOAP(parameters.values(), lr=1e-3, weight_decay=0.1, precondition_frequency=3)
+    config = SOAPConfig(lr=1e-3, weight_decay=0.1, precondition_frequency=3)
+    student = Student(GaussianConfig())
+    others = parameters_of(student)
+    for _ in gradients(parameters, 0, 5):
+        package.step()
+    state = {}
+    for index, parameter in enumerate(parameters.values()):
+        entry = package.state[parameter]
+        state[index] = {name: entry[name] for name in ("exp_avg", "exp_avg_sq")}
+        for name in ("GG", "Q"):
+            state[index] |= {f"{name}_{side}": m for side, m in enumerate(entry[name]) if len(m)}
+    soap = config.build(others, student)
+    soap.load_state_dict({**soap.state_dict(), "state": copy.deepcopy(state)})
+    soap.param_groups[0]["step"] = 5
+    for name, parameter in others.items():
+        parameter.data.copy_(parameters[name])
+    for _ in zip(gradients(parameters, 5, 12), gradients(others, 5, 12), strict=True):
+        package.step()
+        soap.step()
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(others[name], parameter, rtol=1e-4, atol=1e-5)
+
+
 def test_adamw_is_torchs() -> None:
     done = train(AdamWConfig(lr=1e-2, weight_decay=0.1), 4)
     expected = by_hand(lambda p: torch.optim.AdamW(p, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1), 4)
@@ -172,7 +199,7 @@ def test_a_state_holds_tensors_of_their_own_alone() -> None:
         optimizer.step()
     state = optimizer.state_dict()
     sides = {
-        name: entry.keys() - {"exp_avg", "exp_avg_sq"}
+        name: entry.keys() - {"momentum", "exp_avg_sq"}
         for name, entry in zip(parameters, state["state"].values(), strict=True)
     }
     assert sides["net.2.weight"] == set()  # both sides are 32
@@ -196,7 +223,7 @@ def test_changed_settings_are_put_over_saved_ones() -> None:
     for _ in gradients(parameters, 0, 3):
         soap.step()
     SOAPConfig(precondition_frequency=1_000).put_over(soap)
-    basis = {id(p): soap.state[p]["Q"][0].clone() for p in parameters.values() if p.dim() > 1}
+    basis = {id(p): soap.state[p]["Q_0"].clone() for p in parameters.values() if p.dim() > 1}
     for _ in gradients(parameters, 3, 9):
         soap.step()
-    assert all(torch.equal(soap.state[p]["Q"][0], basis[id(p)]) for p in parameters.values() if p.dim() > 1)
+    assert all(torch.equal(soap.state[p]["Q_0"], basis[id(p)]) for p in parameters.values() if p.dim() > 1)
