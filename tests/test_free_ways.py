@@ -218,9 +218,7 @@ def test_rows_of_named_solvers_are_said_to_need_a_sampler() -> None:
     assert note in markdown(sample())
     assert note not in markdown(sample(gaps=even))
     graded = replace(success("teacher", 2, 0.9, None), grid_power=2.0)
-    text = markdown(sample(gaps=even, success=[*sample().success, graded]))
-    assert note in text
-    assert "teacher, euler (grid 2)" in text
+    assert note in markdown(sample(gaps=even, success=[*sample().success, graded]))
 
 
 @pytest.mark.parametrize(("name", "share"), [("euler_endpoints", 0.0228), ("four_tokens_9000", 0.0041)])
