@@ -166,20 +166,17 @@ def test_the_headline_says_where_another_round_stopped_paying() -> None:
     last, _ = found.chains
     assert [round(one.gap, 4) for one in standings(found, last)] == [0.3, 0.1, 0.096, 0.115]
     said = headline(found)
-    assert said.startswith(
+    assert said == (
         "Up to three rounds of 100 steps with 2 seeds, measured by curvature and by the gap at one step to the first "
         "teacher's converged ODE: with last, another round stopped paying after round 2, in 2 of 2 seeds as well "
         "(curvature 20 % -> 4.5 % -> 2.5 % -> 1.5 %, gap 30 % -> 10 % -> 9.6 % -> 12 %). "
-        "One round instead: curvature 2.0 %, gap 6.0 % with once (300 steps). "
+        "One round instead: curvature 2.0 %, gap 6.0 % with once (300 steps)."
     )
-    assert said.endswith("60 % (50 %) with last and 80 % (50 %) with once.")
     # The second round pays by the medians, and by itself in one seed of two.
     second = summary.judged(found, last, 1)
     assert second is not None
     assert (second.gain.pays, second.pays, second.count) == (True, 1, 2)
     assert paying_rounds(standings(found, last), 0.1) == 2
-    kept = "75.0 % -> 75.0 % with last and 75.0 % with once (the teacher as "
-    assert f"from the first round to the last: {kept}" in headline(of_two_seeds(30))
 
 
 def test_rounds_that_all_pay_and_rounds_that_never_do() -> None:
@@ -187,7 +184,6 @@ def test_rounds_that_all_pay_and_rounds_that_never_do() -> None:
     assert "with last, round 3 still paid (curvature 20 % -> 10 % -> 5.0 % -> 2.5 %" in headline(falling)
     never = rounds({"first, euler": [[(0.2, 0.4)] * 3]}, kept=None)
     assert "with first, euler, not even round 1 paid (curvature" in headline(never)
-    assert headline(never).endswith("keep of the first teacher's spread over noise 60 % with first, euler.")
 
 
 def test_seeds_are_judged_whole_or_not_at_all() -> None:
