@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from chordflow.errors import UserError
 from chordflow.reporting.section import Section
 from chordflow.reporting.study_page import page, plots
-from chordflow.reporting.study_table import SEEDS, by_arm, facts, markdown, sections
+from chordflow.reporting.study_table import SEEDS, by_arm, facts, markdown, render, sections
 from chordflow.reporting.write import write_report
 from chordflow.results import study as studies
 from chordflow.results import study_summary as summary
@@ -302,3 +303,20 @@ def test_the_published_studies_are_read_and_say_what_they_said() -> None:
         ("rounds", "(curvature 18 % -> 7.0 % -> 6.2 % -> 6.1 %, gap 29 % -> 9.3 % -> 9.7 % -> 10 %)"),
     ):
         assert part in headline(found[name])
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+@pytest.mark.parametrize(
+    "found", [beginnings(), of_two_seeds(30), study(*CLEAR)], ids=["init", "rounds", "methods"]
+)
+def test_figures_are_whole_on_a_terminal(found: Study, width: int) -> None:
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(render(found))
+    text = console.export_text()
+    # Names take two lines where a terminal is narrow, and columns follow below.
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    section = by_arm(found, ranges=False).short()
+    for place, head in enumerate(section.heads):
+        assert all(line in text for line in head.split("\n"))
+        assert all(row[place].text in text for row in section.rows if place >= section.left)
