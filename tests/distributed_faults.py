@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytorch_optimizer  # noqa: F401  # takes seconds, and every process that trains by SOAP needs it
 import torch
 import torch.distributed as dist
 from torch import Tensor

@@ -106,7 +106,6 @@ def test_every_policy_is_a_column(evaluated: tuple[Path, Results], checkpoint: P
     assert [(p.name, p.num_steps) for p in results.policies] == [
         ("teacher", 10), ("student", 1), ("copy", 10), ("two", 2),
     ]  # fmt: skip
-    assert results.kind == "evaluate"
     rows = [row for row in results.success if row.group == "all"]
     ways = {(row.policy, row.num_steps, row.solver, row.grid_power) for row in rows}
     # What is best at two evaluations was chosen on the dataset.
@@ -123,8 +122,6 @@ def test_every_policy_is_a_column(evaluated: tuple[Path, Results], checkpoint: P
     for measured in (results.curvature, results.gaps):
         assert {row.policy for row in measured} == {"teacher", "student", "copy", "two"}
     assert all(row.overhead >= 0 and row.total_s > 0 for row in results.timing)
-    assert results.findings
-    assert results.verdict
 
 
 def test_a_copy_of_the_teacher_is_the_teacher(evaluated: tuple[Path, Results]) -> None:

@@ -170,7 +170,6 @@ def test_what_cannot_be_run_is_said_at_the_start(load, monkeypatch, tmp_path):
     with pytest.raises(ValueError, match=r"seconds\.json is broken .*remove it to go on"):
         made._spent()
     for share, disturbed, words in (
-        (0.1, {"reach-v3": -1}, "disturbed=-1: give a number of episodes, 0 or more"),
         (0.1, -1, "disturbed=-1: give a number of episodes, 0 or more"),
         (math.nan, 0, "eval_split=nan: give a share between 0 and 1"),
     ):

@@ -247,7 +247,7 @@ def test_what_an_endpoint_does_in_padded_dimensions_counts_only_for_more_steps(
 
 def trained(
     output: Path, config: MethodConfig, student: type[AffineStudent] | None = None, *, std: float = 0.4,
-    steps: int = 900, observations: int = 512,
+    steps: int = 600, observations: int = 512,
 ) -> tuple[GaussianFlowPolicy, AffineStudent, Tensor, GaussianContext]:  # fmt: skip
     """A student after training, with noise and contexts of other observations."""
     teacher, method, student = (
@@ -345,7 +345,7 @@ def ends_from_path(
 
 
 def test_the_fixed_point_of_consistency_is_the_teachers_map(tmp_path: Path) -> None:
-    teacher, student, noise, context = trained(tmp_path, ConsistencyMethodConfig(), steps=1500)
+    teacher, student, noise, context = trained(tmp_path, ConsistencyMethodConfig(), steps=1000)
     assert ends_from_path(student, teacher, context, noise) < 0.03
     # So one step is five of the teacher.
     assert distance(Sampler(student, 1)(context, noise), Sampler(teacher, 5)(context, noise)) < 0.03

@@ -40,6 +40,8 @@ RUNS = {
     "consistency": ["--method.type=consistency", "--method.loss.type=pseudo_huber"],
     "reflow with real data": ["--method.real_data_share=0.25", "--method.loss.equal_weights=true"],
 }
+QUICK = ("endpoint", "snapflow", "consistency")
+"""One for each kind of batch: couplings, demonstrations, paths."""
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def run_of(
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if " " in name else []) for name in RUNS]
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in RUNS]
 )
 def test_a_run_and_what_it_leaves(
     name: str, checkpoint: Path, run_of: Callable[[str], Path], tmp_path: Path

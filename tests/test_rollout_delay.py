@@ -13,7 +13,7 @@ from chordflow.errors import UserError
 from chordflow.policies import ChunkSpec
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
 from chordflow.rollouts.delay import Execution, round_actions
-from chordflow.rollouts.episodes import Episode, jump
+from chordflow.rollouts.episodes import Episode, jerk, jump
 from rollout_checks import Chunks, assert_same
 from rollout_checks import run as run_drift
 
@@ -61,6 +61,7 @@ def test_async(policy, monkeypatch, delay):
         assert episode.chunks == -(-episode.length // K)
         # The switch is where the new chunk's first action is executed.
         assert episode.jump == jump(joined, [0, *range(K + delay, episode.length, K)])
+        assert episode.jerk == jerk(joined)
 
 
 @pytest.mark.parametrize("hold", ["zeros", "last"])

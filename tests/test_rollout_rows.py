@@ -25,6 +25,10 @@ def test_jump_is_at_boundaries_only() -> None:
     assert jump(actions, [0]) is None
 
 
+def test_a_path_is_as_long_as_its_steps() -> None:
+    assert episode(0, actions=np.array([[0, 0], [3, 4], [3, 4], [3, 5]], np.float32)).path_length == 6.0
+
+
 def test_success_by_instruction() -> None:
     student = [episode(0, True, "left"), episode(1, False, "right"), episode(2, True, "left")]
     teacher = [episode(2, True, "left"), episode(0, False, "left"), episode(1, False, "right")]
@@ -71,11 +75,7 @@ def test_pairs_are_by_task_and_seed() -> None:
     ("first", "second", "words"),
     [
         ([episode(0)], [episode(0), episode(4)], "seed 4 of /0 .* 0 times in the first"),
-        (
-            [episode(0), episode(0)],
-            [episode(0)],
-            "seed 0 .* 2 times in the first run, 1 times .* each once",
-        ),
+        ([episode(0)] * 2, [episode(0)], "seed 0 .* 2 times in the first run, 1 times .* each once"),
         (
             [episode(0, task="left")],
             [episode(0, task="right")],

@@ -17,7 +17,7 @@ from builders import build_checkpoint
 from chordflow.errors import UserError
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
 from chordflow.rollouts.acting import chunk_noise
-from chordflow.rollouts.episodes import Episode, Timing, jerk, jump
+from chordflow.rollouts.episodes import Episode, Timing
 from chordflow.rollouts.runner import open_runner
 from chordflow.rollouts.summaries import motion_rows, success_rows
 from drift_env import TIME_LIMIT, DriftEnv, DriftEnvConfig
@@ -140,15 +140,6 @@ class TestEpisodes:
         assert second.frames.shape == (second.length + 1, size, size, 3)
         assert second.frames.dtype == np.uint8
         assert len({frame.tobytes() for frame in second.frames}) == len(second.frames)
-
-    def test_measures_belong_to_the_actions(self, reference: list[Episode]) -> None:
-        for one in reference:
-            assert one.actions.shape == (one.length, 2)
-            assert one.jerk == jerk(one.actions)
-            steps = np.diff(one.actions.astype(np.float64), axis=0)
-            assert one.path_length == pytest.approx(float(np.sqrt((steps**2).sum(axis=1)).sum()))
-            assert one.jump == jump(one.actions, range(0, one.length, 4))
-            assert one.chunks == -(-one.length // 4)
 
 
 class TestPairing:

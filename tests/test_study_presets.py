@@ -172,7 +172,6 @@ def test_reuse_combines_uses_and_noises() -> None:
 
 WRONG: list[tuple[str, list[str], str]] = [
     ("methods", ["--steps=2", "--seconds=3"], "steps=2 and seconds=3.0: give one of the two"),
-    ("methods", ["--steps=0"], "steps=0: give at least 1"),
     ("methods", ["--seeds=[1,1]"], "seeds=[1, 1]: give at least one, each once"),
     ("methods", ["--methods=[endpoint,endpoint]"], "methods=[endpoint,endpoint]: give at least one, each once"),
     ("methods", ["--methods=[reflo]"], "methods=[reflo]: choose all_steps, one_step, "),
