@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from builders import parse_reflow as parse
+from chordflow.cli.main import main
 from chordflow.couplings import BufferConfig, CouplingBatch, CouplingBuffer, CouplingConfig, Share
 from chordflow.experiments.reflow import Finished
 from chordflow.experiments.rounds import reflow_rounds
@@ -27,6 +28,7 @@ from chordflow.training.methods.base import Method, VelocityFunction
 from chordflow.training.objective import UniformTimes
 from chordflow.training.optimizers import AdamWConfig, OptimizerConfig, SOAPConfig
 from chordflow.training.steps import EMAConfig, LoopConfig
+from coupling_stores import command as couple
 from gaussian_setup import AffineStudent, make_observations, make_policy
 
 STEPS = 5
@@ -162,6 +164,7 @@ def work(folder: Path, teacher: Path, dataset: Path) -> None:
     with joined() as processes:
         assert processes.count == 2 == torch.distributed.get_world_size()
         assert torch.distributed.get_backend() == "gloo"
+        assert main(couple(teacher, dataset, folder / "store")) == 0
         train_gaussian(folder / "ddp", batch_size=8)
         train_gaussian(folder / "parts", batch_size=4, parts=2)
         train_gaussian(folder / "soap", batch_size=4, parts=2, optimizer=SOAP)

@@ -6,8 +6,6 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -180,28 +178,3 @@ def test_killed_at_any_moment_whole_blocks_stand(
     assert main(couple(whole, *more)) == 0
     for number in range(24):
         assert (output / shard_name(number)).read_bytes() == (whole / shard_name(number)).read_bytes()
-
-
-@pytest.mark.slow
-def test_under_torchrun_the_first_process_talks_and_all_make_one_store(
-    stores: dict[bool, Path], couple: Command, tmp_path: Path
-) -> None:
-    output = tmp_path / "out"
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "chordflow"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
-
-    def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, *launcher, *arguments],
-            env=environment, capture_output=True, text=True, timeout=400, check=False,
-        )  # fmt: skip
-
-    done = launch(*couple(output))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Teacher:") == done.stdout.count("Done in") == 1
-    for number in range(6):
-        assert (output / shard_name(number)).read_bytes() == (stores[False] / shard_name(number)).read_bytes()
-    # The second time it is refused, once, and by all.
-    again = launch(*couple(output))
-    assert again.returncode != 0
-    assert again.stderr.count("holds a store already") == 1

@@ -139,27 +139,6 @@ def test_training_from_a_store_is_training_on_the_fly(
     assert len(set(expected)) == 7
 
 
-def test_each_of_several_processes_reads_its_own_blocks(bed: Bed, tmp_path: Path) -> None:
-    # Five blocks, so that past the end of the store a process holds what was another's.
-    bed.make(num_blocks=5)
-    whole = Bed(tmp_path / "whole")
-    whole.make(num_blocks=8)
-    for index in range(2):
-        stored, fresh, longer = (
-            bed.buffer(source=source, share=Share(index, 2), batch_size=8)
-            for source in (bed.opened(), None, whole.opened())
-        )
-        for step in range(9):
-            for couplings in (stored, fresh, longer):
-                list(couplings.fill(step))
-            a, b, c = (couplings.batch(step) for couplings in (stored, fresh, longer))
-            assert torch.equal(b.noise, c.noise)
-            assert torch.equal(b.endpoint, c.endpoint)
-            past = max(fresh.held_blocks(step)) >= 5
-            assert past or torch.equal(a.endpoint, b.endpoint)
-        assert past
-
-
 def test_another_seed_draws_other_batches_of_the_same_couplings(bed: Bed) -> None:
     bed.make()
     once = replace(CONFIG, uses_per_coupling=None)
@@ -170,15 +149,19 @@ def test_another_seed_draws_other_batches_of_the_same_couplings(bed: Bed) -> Non
     assert not torch.equal(first.batch(0).noise, other.batch(0).noise)
 
 
-def test_past_its_end_a_store_begins_again(bed: Bed) -> None:
-    bed.make(num_blocks=3)
-    stored, fresh = bed.buffer(source=bed.opened()), bed.filled()
-    for step in (*range(12), 4):
-        list(stored.fill(step))
-    # Places 2 and 3 of the sequence: the third block, and then the first.
-    assert stored.window.held(4).start == 2
-    assert torch.equal(stored._blocks[3].noise, fresh._blocks[0].noise)
-    assert torch.equal(stored._blocks[3].endpoint, fresh._blocks[0].endpoint)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_past_its_end_a_store_begins_again(bed: Bed, processes: int) -> None:
+    # Of five blocks, so that of two processes each then holds what was the other's.
+    bed.make(num_blocks=5)
+    fresh = list(bed.buffer().make(range(5)))
+    for index in range(processes):
+        stored = bed.buffer(source=bed.opened(), share=Share(index, processes), batch_size=16 // processes)
+        for step in range(9):
+            list(stored.fill(step))
+            for number, block in stored._blocks.items():
+                assert torch.equal(block.noise, fresh[number % 5].noise)
+                assert torch.equal(block.endpoint, fresh[number % 5].endpoint)
+        assert stored.held_blocks(8)[-1] >= 5
 
 
 def test_of_a_store_whole_blocks_are_taken(bed: Bed) -> None:

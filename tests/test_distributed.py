@@ -18,10 +18,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from chordflow.cli.main import main
+from chordflow.couplings.store import shard_name
 from chordflow.errors import UserError
 from chordflow.training.checkpoints import check_same_size
 from chordflow.training.distributed import Wrapped
 from chordflow.training.loop import read_metrics
+from coupling_stores import command as couple
 from distributed_worker import REFLOW, SOAP, STEPS, AsOne, copy_until, reflow, train_gaussian
 from gaussian_setup import AffineStudent, make_policy
 
@@ -61,7 +63,7 @@ def two(faults: Faults) -> Path:
     work = ended["work"]
     assert work.codes == [0, 0], work.out + work.said
     # One process talks, and none has anything to complain of.
-    assert [out.count("Teacher:") for out in work.out] == [out.count("Done in") for out in work.out] == [1, 0]
+    assert [out.count("Teacher:") for out in work.out] == [out.count("Done in") for out in work.out] == [2, 0]
     assert not any("Warning" in said for said in work.said)
     return folder / "work"
 
@@ -120,6 +122,15 @@ def test_the_weights_have_moved_by_far_more_than_they_differ(one: Path) -> None:
     fresh = dict(AffineStudent(make_policy().config).module.named_parameters())
     for name, tensor in weights(one).items():
         assert float((tensor - fresh[name].detach()).abs().max()) > 5e-3, name
+
+
+def test_two_processes_make_the_store_that_one_makes(
+    two: Path, checkpoint: Path, dataset_root: Path, tmp_path: Path
+) -> None:
+    assert main(couple(checkpoint, dataset_root, tmp_path / "store")) == 0
+    for number in range(6):
+        of_two, of_one = (folder / "store" / shard_name(number) for folder in (two, tmp_path))
+        assert of_two.read_bytes() == of_one.read_bytes()
 
 
 @pytest.mark.parametrize("run", ["ddp", "parts", "fsdp"])
