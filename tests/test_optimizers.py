@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,29 +67,23 @@ def test_soap_steps_as_the_packages_own(largest: int) -> None:
 
 def test_a_state_with_its_momentum_in_the_standard_basis_goes_on() -> None:
     """As checkpoints were written before."""
-    parameters = parameters_of(Student(GaussianConfig()))
-    package = pytorch_optimizer.SOAP(parameters.values(), lr=1e-3, weight_decay=0.1, precondition_frequency=3)
-    config = SOAPConfig(lr=1e-3, weight_decay=0.1, precondition_frequency=3)
-    student = Student(GaussianConfig())
-    others = parameters_of(student)
-    for _ in gradients(parameters, 0, 5):
-        package.step()
+    more = {"lr": 1e-3, "weight_decay": 0.1, "precondition_frequency": 3}
+    expected, package = make(lambda p, _: pytorch_optimizer.SOAP(list(p.values()), **more))
+    take(package, expected, range(5))
+    done, soap = make(SOAPConfig(**more).build)
     state = {}
-    for index, parameter in enumerate(parameters.values()):
+    for index, (name, parameter) in enumerate(expected.items()):
+        done[name].data.copy_(parameter)
         entry = package.state[parameter]
-        state[index] = {name: entry[name] for name in ("exp_avg", "exp_avg_sq")}
-        for name in ("GG", "Q"):
-            state[index] |= {f"{name}_{side}": m for side, m in enumerate(entry[name]) if len(m)}
-    soap = config.build(others, student)
-    soap.load_state_dict({**soap.state_dict(), "state": copy.deepcopy(state)})
+        state[index] = {key: entry[key].clone() for key in ("exp_avg", "exp_avg_sq")}
+        for key in ("GG", "Q"):
+            state[index] |= {f"{key}_{side}": m.clone() for side, m in enumerate(entry[key]) if len(m)}
+    soap.load_state_dict({**soap.state_dict(), "state": state})
     soap.param_groups[0]["step"] = 5
-    for name, parameter in others.items():
-        parameter.data.copy_(parameters[name])
-    for _ in zip(gradients(parameters, 5, 12), gradients(others, 5, 12), strict=True):
-        package.step()
-        soap.step()
-    for name, parameter in parameters.items():
-        torch.testing.assert_close(others[name], parameter, rtol=1e-4, atol=1e-5)
+    take(soap, done, range(5, 12))
+    take(package, expected, range(5, 12))
+    for name, parameter in expected.items():
+        torch.testing.assert_close(done[name], parameter, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("config", CONFIGS)

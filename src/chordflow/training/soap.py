@@ -73,7 +73,13 @@ class SOAP(Optimizer):
         precondition_frequency: int,
         max_precondition_dim: int,
     ) -> None:
-        settings = {"lr": lr, "betas": betas, "shampoo_beta": shampoo_beta, "eps": eps, "weight_decay": weight_decay}
+        settings = {
+            "lr": lr,
+            "betas": betas,
+            "shampoo_beta": shampoo_beta,
+            "eps": eps,
+            "weight_decay": weight_decay,
+        }
         settings |= {
             "precondition_frequency": precondition_frequency,
             "max_precondition_dim": max_precondition_dim,
