@@ -410,4 +410,3 @@ def _paying(study: Study, chain: Sequence[Arm]) -> str:
     )
     where = f"another round stopped paying after round {paying}" if paying else "not even round 1 paid"
     return f"with {name}, {where}{agree} ({figures})"
-
