@@ -33,6 +33,10 @@ def imported(folder: Path) -> set[str]:
         (SOURCES / "flow", {"chordflow", "torch"}),
         (SOURCES / "results", {"chordflow", "numpy", "pydantic", "pydantic_core", "scipy", "statsmodels"}),
         (
+            ROOT / "packages" / "chordflow_runtime" / "src",
+            {"chordflow_runtime", "numpy", "onnxruntime", "tokenizers"},
+        ),
+        (
             ROOT / "packages" / "lerobot_env_detour" / "src",
             {"gymnasium", "lerobot", "lerobot_env_detour", "numpy"},
         ),

@@ -58,16 +58,16 @@ def python(folder: Path, *arguments: str, executable: str = sys.executable) -> s
     )  # fmt: skip
 
 
-def test_the_wheel_holds_the_demos_environment(
+def test_the_wheel_holds_the_runner_and_the_demos_environment(
     wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
-    source = ROOT / "packages" / "lerobot_env_detour" / "src" / "lerobot_env_detour"
-    for file in source.glob("*.py"):
-        assert (tmp_path / "lerobot_env_detour" / file.name).read_bytes() == file.read_bytes()
+    for name in ("chordflow_runtime", "lerobot_env_detour"):
+        for file in (ROOT / "packages" / name / "src" / name).glob("*.py"):
+            assert (tmp_path / name / file.name).read_bytes() == file.read_bytes()
     tops = {path.name for path in tmp_path.iterdir() if path.suffix != ".dist-info"}
-    assert tops == {"chordflow", "lerobot_env_detour"}
+    assert tops == {"chordflow", "chordflow_runtime", "lerobot_env_detour"}
     # In this process, where LeRobot is imported already and knows the environment.
     for name in [name for name in sys.modules if name.split(".")[0] == "lerobot_env_detour"]:
         monkeypatch.delitem(sys.modules, name)
