@@ -122,8 +122,6 @@ def test_every_policy_is_a_column(evaluated: tuple[Path, Results], checkpoint: P
     for measured in (results.curvature, results.gaps):
         assert {row.policy for row in measured} == {"teacher", "student", "copy", "two"}
     assert all(row.overhead >= 0 and row.total_s > 0 for row in results.timing)
-    assert results.findings
-    assert results.verdict
 
 
 def test_a_copy_of_the_teacher_is_the_teacher(evaluated: tuple[Path, Results]) -> None:

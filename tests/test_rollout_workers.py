@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -143,13 +144,17 @@ class TestFaults:
             "evaluate", f"--teacher.path={checkpoint}", f"--student.path={checkpoint}", f"--output_dir={output}",
             "--env.type=drift_of_the_tests", "--eval.n_episodes=100000", "--eval.num_workers=2", "--device=cpu",
         ]  # fmt: skip
-        with forked(arguments, lambda: os.dup2(os.open(said, os.O_CREAT | os.O_WRONLY), 2)) as process:
+
+        def noted() -> None:
+            sys.stderr = said.open("w", buffering=1)
+            os.dup2(sys.stderr.fileno(), 2)
+
+        with forked(arguments, noted) as process:
             deadline = time.monotonic() + 120
             while not any(output.rglob("*.parquet")) and time.monotonic() < deadline:
                 time.sleep(0.01)
             family = psutil.Process(process.pid).children(recursive=True)
             assert len(family) >= 2
-            assert process.pid is not None
             os.killpg(process.pid, signal.SIGINT)
             process.join(60)
             assert process.exitcode == 128 + signal.SIGINT
