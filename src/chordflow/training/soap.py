@@ -154,8 +154,9 @@ def _step(stack: _Stack, gradient: Tensor, group: dict[str, Any]) -> None:
     stack.square.lerp_(turned.square_(), 1.0 - beta2)
     update = _turn(stack.momentum / stack.square.sqrt().add_(group["eps"]), stack.basis, back=True)
     size = group["lr"] * math.sqrt(1.0 - beta2**step) / (1.0 - beta1**step)
-    torch._foreach_add_(stack.parameters, list(update.unbind()), alpha=-size)
-    torch._foreach_mul_(stack.parameters, 1.0 - group["lr"] * group["weight_decay"])
+    parameters: list[Tensor] = [*stack.parameters]
+    torch._foreach_add_(parameters, list(update.unbind()), alpha=-size)
+    torch._foreach_mul_(parameters, 1.0 - group["lr"] * group["weight_decay"])
     for side, matrix in stack.outer.items():
         matrix.lerp_(_outer(gradient, side), 1.0 - group["shampoo_beta"])
     if stack.basis and step % group["precondition_frequency"] == 0:
