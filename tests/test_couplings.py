@@ -186,6 +186,7 @@ def test_spread_weights_the_observations(tiny_policy: SmolVLAFlowPolicy, split: 
     spread = buffer._spread(ends)
     assert spread.argmax() == 1
     assert spread[0] == spread[2] == 1e-12
+    torch.testing.assert_close(buffer._spread(2 * ends)[1], 2 * spread[1])
 
 
 def test_a_buffer_that_does_not_fit_is_refused(

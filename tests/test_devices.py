@@ -19,7 +19,7 @@ from chordflow.results.schema import Results
 from chordflow.training.distributed import Processes, Wrapped
 from chordflow.training.loop import read_metrics
 from pretended_device import FREE, WrongDevice, pretended
-from test_reflow_job import options, student_of
+from small_runs import options, student_of
 
 QUICK = [
     "--steps=2", "--save_freq=1", "--log_freq=1", "--batch_size=4", "--teacher.num_inference_steps=2",

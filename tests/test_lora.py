@@ -21,6 +21,7 @@ from chordflow.cli.main import main
 from chordflow.experiments.provenance import weights_sha256
 from chordflow.policies import Role, files, load_flow_policy, lora, relocate, resolve_checkpoint, save_student
 from chordflow.quiet import quiet_stdout
+from coupling_stores import command
 from families import CASES
 from small_policies import Folders
 from small_runs import (
@@ -36,7 +37,6 @@ from small_runs import (
     weights,
     written,
 )
-from test_couple_job import command
 
 WEIGHTS = "adapter_model.safetensors"
 # LeRobot names parts of its own for three families; for the others the user does.

@@ -65,6 +65,27 @@ def test_soap_steps_as_the_packages_own(largest: int) -> None:
         torch.testing.assert_close(done[name], parameter, rtol=1e-4, atol=1e-5)
 
 
+def test_a_state_with_its_momentum_in_the_standard_basis_goes_on() -> None:
+    """As checkpoints were written before."""
+    more = {"lr": 1e-3, "weight_decay": 0.1, "precondition_frequency": 3}
+    expected, package = make(lambda p, _: pytorch_optimizer.SOAP(list(p.values()), **more))
+    take(package, expected, range(5))
+    done, soap = make(SOAPConfig(**more).build)
+    state = {}
+    for index, (name, parameter) in enumerate(expected.items()):
+        done[name].data.copy_(parameter)
+        entry = package.state[parameter]
+        state[index] = {key: entry[key].clone() for key in ("exp_avg", "exp_avg_sq")}
+        for key in ("GG", "Q"):
+            state[index] |= {f"{key}_{side}": m.clone() for side, m in enumerate(entry[key]) if len(m)}
+    soap.load_state_dict({**soap.state_dict(), "state": state})
+    soap.param_groups[0]["step"] = 5
+    take(soap, done, range(5, 12))
+    take(package, expected, range(5, 12))
+    for name, parameter in expected.items():
+        torch.testing.assert_close(done[name], parameter, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("pause", [0, 1, 4])
 def test_a_state_on_disk_goes_on_in_the_same_bits(
@@ -92,6 +113,6 @@ def test_changed_settings_are_put_over_saved_ones() -> None:
     parameters, soap = make(SOAPConfig(precondition_frequency=2).build)
     take(soap, parameters, range(3))
     SOAPConfig(precondition_frequency=1_000).put_over(soap)
-    basis = {id(p): soap.state[p]["Q"][0].clone() for p in parameters.values() if p.dim() > 1}
+    basis = {id(p): soap.state[p]["Q_0"].clone() for p in parameters.values() if p.dim() > 1}
     take(soap, parameters, range(3, 9))
-    assert all(torch.equal(soap.state[p]["Q"][0], basis[id(p)]) for p in parameters.values() if p.dim() > 1)
+    assert all(torch.equal(soap.state[p]["Q_0"], basis[id(p)]) for p in parameters.values() if p.dim() > 1)

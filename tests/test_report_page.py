@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import hashlib
 import html
+import itertools
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import pytest
 
 from chordflow.cli.main import main
 from chordflow.reporting.flow_tables import curvature_by_time, parts
-from chordflow.reporting.page import LARGEST, command_lines, embed, page, picture
+from chordflow.reporting.page import IN_SIGHT, LARGEST, command_lines, embed, json_in_html, page, picture
 from chordflow.reporting.plots import label
 from chordflow.reporting.table import sections
 from chordflow.reporting.write import write_report
@@ -322,3 +323,24 @@ def test_a_place_that_cannot_be_written_keeps_what_is_there(tmp_path: Path, caps
     (tmp_path / "report.html").mkdir()
     assert "report.html cannot be written" in refused(capsys, tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["report.html", "results.json"]
+
+
+def test_five_findings_are_in_sight_and_one_part_is_open(read: Reader) -> None:
+    lists = [at for at, (_, a) in enumerate(read.elements) if a.get("class") == "findings"]
+    assert ["start" in read.elements[at][1] for at in lists] in ([False, True], [False])
+    assert sum("open" in a for a in read.of("details")) == 1
+    shown = itertools.takewhile(lambda element: element[0] == "li", read.elements[lists[0] + 1 :])
+    assert len(list(shown)) <= IN_SIGHT
+
+
+def test_axes_of_shares_end_at_one_hundred_percent(read: Reader) -> None:
+    axes = [plot["layout"][axis] for plot in plots_of(read).values() for axis in ("xaxis", "yaxis")]
+    shares = [axis for axis in axes if axis["title"].get("text", "").startswith(("success", "share"))]
+    assert shares
+    assert all(0 <= axis["range"][0] < axis["range"][1] <= 100 for axis in shares)
+
+
+def test_data_in_a_script_element_cannot_end_it() -> None:
+    text = json_in_html({"a": "</script><!--\u2028&"})
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text) == {"a": "</script><!--\u2028&"}

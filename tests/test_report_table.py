@@ -1,9 +1,16 @@
 """The tables hold the numbers, fit the terminal, and never read a name as markup."""
 
+import contextlib
 import dataclasses
 import io
 import itertools
+import os
+import pty
 import re
+import subprocess
+import sys
+import termios
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -153,3 +160,22 @@ def test_markdown_of_every_kind_has_whole_rows() -> None:
             columns = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("| ") else None
             assert width is None or columns is None or columns == width
             width = columns
+
+
+def test_the_command_prints_whole_tables_into_a_terminal(tmp_path: Path) -> None:
+    evaluation().save(tmp_path / "results.json")
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(ours, (50, 80))
+    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")} | {"TERM": "xterm"}
+    command = [sys.executable, "-m", "chordflow", "report", tmp_path, "--verbose"]
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        shown = bytearray()
+        # The end of a pseudo-terminal is an error where the other side has closed.
+        with contextlib.suppress(OSError):
+            while part := os.read(ours, 65536):
+                shown += part
+        os.close(ours)
+    assert process.returncode == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode()).replace("\r", "")
+    check_whole(text, 80, evaluation())

@@ -123,3 +123,14 @@ def test_capital_beyond_all_floats_is_still_a_number() -> None:
     assert state.decision == "undecided"
     assert math.isfinite(state.e_non_inferior)
     assert decode(SequentialDecision, encode(state)) == state
+
+
+def test_the_confidence_sequence_covers_at_all_times_at_once() -> None:
+    rng = np.random.default_rng(1)
+    first, second, runs, n = 0.03, 0.07, 2000, 400
+    d = rng.choice([1, 0, -1], p=[first, 1 - first - second, second], size=(runs, n))
+    wins, ties, losses = (np.cumsum(d == x, axis=1) for x in (1, 0, -1))
+    mean = first - second
+    refuted = np.maximum(log_capital(wins, ties, losses, mean), log_capital(losses, ties, wins, -mean))
+    ever = (refuted >= np.log(2 / 0.05)).any(axis=1).mean()
+    assert 0.002 < ever <= 0.05

@@ -193,3 +193,14 @@ def test_duplicated_noises_do_not_narrow_a_clustered_interval() -> None:
     assert width(ratio_of_rms(*eight, seed=0).interval) < 0.6 * width(plain)
     mean = mean_interval(eight[0], seed=0, clusters=clusters).interval
     assert width(mean) == pytest.approx(width(mean_interval(a, seed=0).interval))
+
+
+def test_clustered_interval_covers_the_truth() -> None:
+    hits, trials = 0, 60
+    for trial in range(trials):
+        rng = np.random.default_rng(trial)
+        level = np.repeat(rng.gamma(4.0, 1.0, 60), 4)
+        a, b = 0.5 * level * rng.uniform(0.8, 1.2, 240), level * rng.uniform(0.8, 1.2, 240)
+        low, high = ends(ratio_of_rms(a, b, seed=trial, clusters=np.repeat(np.arange(60), 4)).interval)
+        hits += low <= 0.5 <= high
+    assert hits >= 0.87 * trials

@@ -28,8 +28,7 @@ from chordflow.rollouts.runner import run_episodes
 from drift_env import DriftEnvConfig
 from families import CASES
 from family_case import euler
-from test_reflow_job import options as reflow_options
-from test_reflow_job import student_of
+from small_runs import options, student_of
 
 BASE_CAMERAS = ("camera1", "camera2", "camera3")
 BASE_STATE = 6
@@ -125,7 +124,7 @@ def test_every_job_runs_on_a_checkpoint_of_another_robot(
     ]  # fmt: skip
     diagnose = ["diagnose", f"--policy.path={teacher}", *data, *measure, f"--output_dir={tmp_path / 'd'}"]
     assert main(diagnose) == 0
-    assert main(reflow_options(teacher, dataset, tmp_path / "r", "--steps=1", *measure)) == 0
+    assert main(options(teacher, dataset, tmp_path / "r", "--steps=1", *measure)) == 0
     assert "rename_map" not in capsys.readouterr().out
     student = student_of(tmp_path / "r")
     run_episodes(load_flow_policy(student), DriftEnvConfig(cameras=("front", "hand")), [0], num_steps=1)

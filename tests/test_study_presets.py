@@ -270,3 +270,14 @@ def test_several_processes_are_refused(
 ) -> None:
     monkeypatch.setenv(name, value)
     assert f"{name}={value}: a study trains in one process" in refused(capsys, "methods", *BASE)
+
+
+@pytest.mark.parametrize("kind", ["compare", "study init", "study rounds"])
+def test_a_file_of_an_older_layout_is_refused_with_its_converter(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps({"kind": kind, "settings": {}}))
+    for given in (["methods"], ["--resume=true"], ["rounds", "--resume=true"]):
+        said = refused(capsys, *given, f"--config_path={path}")
+        assert f"python scripts/convert_study.py {path}" in said

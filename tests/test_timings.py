@@ -20,6 +20,7 @@ from chordflow.policies import Context
 from chordflow.reporting.card import card
 from chordflow.reporting.flow_tables import summary
 from chordflow.reporting.page import page
+from chordflow.reporting.rollout_tables import latency as latency_table
 from chordflow.reporting.table import facts, markdown, render
 from chordflow.results.actions import ChunkTime, Latency
 from chordflow.results.findings import findings, verdict
@@ -208,3 +209,32 @@ def test_saving_times_more_is_told_by_whole_chunks_where_there_are_any() -> None
     # Not timed whole: the sums of parts, for both.
     assert latency.relative(4) == pytest.approx(19 / 37)
     assert 1 / latency.relative(1) == latency.speedup
+
+
+FACTOR = st.floats(0.3, 3.0)
+
+
+@settings(max_examples=40)
+@given(kind=st.sampled_from(["reflow", "diagnose"]), encode=PART, step=PART, counts=STEPS, chunks=st.booleans(),
+       factors=st.tuples(FACTOR, FACTOR) | FACTOR.map(lambda f: (f, f)) | st.just((1.0, 1.0)))  # fmt: skip
+def test_printed_figures_never_contradict_each_other(
+    kind: str, encode: float, step: float, counts: tuple[int, int], factors: tuple[float, float], chunks: bool
+) -> None:
+    teacher, student = counts
+    times = {student: factors[0], teacher: factors[1]} if chunks else {}
+    latency = of_chunks(encode, step, teacher, student, times)
+    results = replace(KINDS[kind], latency=latency, findings=[], teacher_num_steps=teacher)
+    texts = [verdict(results), *(found.text for found in findings(results))]
+    table = latency_table(results)
+    texts += [table.below] if table is not None else []
+    speeds = [float(n) for text in texts for n in re.findall(r"(?<![\d.])(\d+\.\d+) times as fast", text)]
+    shares = re.findall(r"encoding is (\S+) % of a one-step chunk", " ".join(texts))
+    if not latency.reliable:
+        assert (speeds, shares) == ([], [])
+        return
+    assert speeds or latency.speedup < 1.05
+    # A tenth above the ceiling at most, and half a unit of the last digit that is printed.
+    assert all(speed <= 1.1 * latency.ceiling + 0.051 for speed in speeds)
+    for share in shares:
+        part, rounded = float(share.removeprefix("<")) / 100, 0.01 if "<" in share else 0.005
+        assert part + teacher * (1 - part) == pytest.approx(latency.ceiling, abs=1.01 * rounded * teacher)

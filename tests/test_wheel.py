@@ -1,4 +1,4 @@
-"""The wheel holds all that runs without this repository: the demo's environment, its teacher, the tables of options."""
+"""The wheel holds all that runs without this repository: demo, teacher, runner, tables of options."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from pathlib import Path
 
 from script_files import ROOT
 
-PACKAGES = "src/chordflow", "packages/lerobot_env_detour/src/lerobot_env_detour"
+PACKAGES = (
+    "src/chordflow",
+    "packages/chordflow_runtime/src/chordflow_runtime",
+    "packages/lerobot_env_detour/src/lerobot_env_detour",
+)
 
 
-def test_the_wheel_holds_every_file_of_both_packages_and_the_command(tmp_path: Path) -> None:
+def test_the_wheel_holds_every_file_of_its_packages_and_the_command(tmp_path: Path) -> None:
     # Built as pip does, but without the network.
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
