@@ -8,6 +8,7 @@ Shapes: N couplings of a block, B solved in one go, O observations, H chunk size
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from itertools import repeat
@@ -24,6 +25,7 @@ from chordflow.couplings.store import CouplingStore
 from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
 from chordflow.policies import Context, FlowPolicy
+from chordflow.threads import in_parallel
 
 
 @dataclass(eq=False)
@@ -215,12 +217,14 @@ class BlockMaker:
 
     def _endpoints(self, context: Context, observation: Tensor, noise: Tensor) -> tuple[Tensor, Path | None]:
         """The teacher's endpoints, as many at a time as a training step takes, and the ways there if needed."""
-        parts = zip(observation.split(self.batch_size), noise.split(self.batch_size), strict=True)
+        parts = list(zip(observation.split(self.batch_size), noise.split(self.batch_size), strict=True))
+
+        def solved(part: tuple[Tensor, Tensor], stopped: threading.Event) -> tuple[Tensor, Path | None]:
+            rows, x_1 = part
+            return endpoints(self.teacher, context.index(rows), x_1, self.coupling, self._kept_steps, stopped)
+
         with sized_by("batch_size", self.batch_size, "couplings were solved by the teacher"):
-            found = [
-                endpoints(self.teacher, context.index(rows), x_1, self.coupling, self._kept_steps)
-                for rows, x_1 in parts
-            ]
+            found = list(in_parallel(solved, parts, noise.device))
             return torch.cat([end for end, _ in found]), join_paths([path for _, path in found])
 
     def _spread(self, endpoint: Tensor) -> Tensor:
@@ -232,18 +236,26 @@ class BlockMaker:
 
 
 def endpoints(
-    teacher: FlowPolicy, context: Context, noise: Tensor, coupling: CouplingConfig, kept: Collection[int]
+    teacher: FlowPolicy,
+    context: Context,
+    noise: Tensor,
+    coupling: CouplingConfig,
+    kept: Collection[int],
+    stopped: threading.Event | None = None,
 ) -> tuple[Tensor, Path | None]:
     """The endpoints (B, H, D) of `noise` (B, H, D) under the teacher's ODE (Liu et al. 2022, 2209.03003).
 
     All padded dimensions are carried along: they feed back into the network at every step, and the robot's
     dimensions depend on them. Nothing is cut, and no demonstration's mask is applied, because the robot will
     run the teacher's whole chunk. The states before the steps `kept` are the path; None of none.
+    Raises InterruptedError where `stopped` is set meanwhile.
     """
     states: list[Tensor] = []
     times: list[float] = []
 
     def keep(step: int, t: float, x_t: Tensor, _v_t: Tensor) -> None:
+        if stopped is not None and stopped.is_set():
+            raise InterruptedError
         if step in kept:
             states.append(x_t)
             times.append(t)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -24,12 +23,10 @@ from chordflow.flow.solvers import SOLVERS, Velocity, get_solver
 from chordflow.policies import Context, FlowPolicy
 from chordflow.results.actions import CurvatureRow, PolicyName
 from chordflow.results.statistics import ratio_of_rms
+from chordflow.threads import in_parallel
 
 Progress = Callable[[int, int], None]
 """Told the network evaluations done, of how many."""
-
-MAX_WORKERS = 4
-"""Batches that run side by side on a CPU; each holds its contexts and activations in memory."""
 
 
 class Way(NamedTuple):
@@ -173,8 +170,7 @@ def over_batches[T](
 ) -> Iterator[tuple[slice, T]]:
     """Cuts N observations with noises (N, K, H, D) into network batches and calls a function for each.
 
-    On a CPU several batches run at a time, each with its share of the threads: operations of a small network are too
-    short to be divided among threads. What comes out, and in which order, does not depend on that.
+    On a CPU several batches run at a time.
 
     Args:
         policy: the velocity.
@@ -191,9 +187,8 @@ def over_batches[T](
     rows = torch.arange(count) if rows is None else rows
     size = max(1, batch_size // noises)
     parts = [slice(start, min(start + size, count)) for start in range(0, count, size)]
-    stopped = threading.Event()
 
-    def call(part: slice) -> T:
+    def call(part: slice, stopped: threading.Event) -> T:
         repeated = context.index(rows[part]).repeat(noises)
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
@@ -201,22 +196,9 @@ def over_batches[T](
                 raise InterruptedError
             return policy.velocity(x, t, repeated)
 
-        # The switch belongs to a thread.
-        with torch.no_grad():
-            return function(velocity, noise[part].flatten(0, 1))
+        return function(velocity, noise[part].flatten(0, 1))
 
-    threads = torch.get_num_threads()
-    workers = min(threads, MAX_WORKERS, len(parts)) if noise.device.type == "cpu" else 1
-    if workers == 1:
-        yield from ((part, call(part)) for part in parts)
-        return
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,))
-    try:
-        yield from zip(parts, pool.map(call, parts), strict=True)
-    finally:
-        stopped.set()
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
+    yield from zip(parts, in_parallel(call, parts, noise.device), strict=True)
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ from chordflow.rollouts.environments import ChunkOrder, Outcome, Started, StartO
 from chordflow.rollouts.episodes import Episode, EpisodeKey, Timing, jerk, jump
 from chordflow.rollouts.store import EpisodeStore
 from chordflow.rollouts.workers import Host, open_host
+from chordflow.threads import is_small, one_thread
 
 
 class Running:
@@ -322,10 +323,11 @@ def run_episodes(
 
 @contextmanager
 def evaluation_mode(policy: FlowPolicy) -> Iterator[None]:
-    """Puts the policy in the mode in which LeRobot runs it, and back."""
+    """Puts the policy in the mode in which LeRobot runs it, and back; a small one runs in one thread."""
     training = policy.module.training
     policy.module.eval()
     try:
-        yield
+        with one_thread(is_small(policy.module)):
+            yield
     finally:
         policy.module.train(training)

@@ -22,6 +22,7 @@ from chordflow.couplings.memory import ShortOfMemoryError, enough_memory
 from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
 from chordflow.policies import FlowPolicy
+from chordflow.threads import is_small, one_thread
 from chordflow.training.checkpoints import TrainingState, last_good, load_checkpoint
 from chordflow.training.distributed import Wrapped
 from chordflow.training.methods import Method
@@ -181,6 +182,7 @@ class Training:
         on_batch: Callable[[CouplingBatch], None] = lambda batch: None,
     ) -> None:
         self.config, self.buffer, self._method = config, buffer, method
+        self._small = is_small(student.module)
         self._watch, self._on_fill, self._on_batch = watch or Stopwatch(), on_fill, on_batch
         self.wrapped = wrapped = Wrapped(student, trainable, buffer.parts)
         masters, processes = wrapped.trainable, wrapped.processes
@@ -219,7 +221,7 @@ class Training:
                 return
             now = self._watch.seconds
             ready = now if ready is None else ready
-            with self.buffer.enough_memory():
+            with self.buffer.enough_memory(), one_thread(self._small):
                 value, due, stop = self._loss(step, backward=True)
             with self._enough_memory():
                 norm = wrapped.clip(config.optimizer.grad_clip_norm)
@@ -231,7 +233,7 @@ class Training:
                     group["lr"] = lr
             else:
                 lr = float(self._scheduler.get_last_lr()[0])
-            with self._enough_memory():
+            with self._enough_memory(), one_thread(self._small):
                 self._optimizer.step()
             if config.seconds is None:
                 self._scheduler.step()
