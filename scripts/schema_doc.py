@@ -1,4 +1,4 @@
-"""Write docs/results.md: what results.json holds, from the schema's own docstrings.
+"""Write docs/results.md: what results.json and study.json hold, from the schemas' own docstrings.
 
 usage: python scripts/schema_doc.py
 """
@@ -15,6 +15,8 @@ from typing import Any
 
 from chordflow.results.files import write_whole
 from chordflow.results.schema import SCHEMA_VERSION, Results
+from chordflow.results.study import SCHEMA_VERSION as STUDY_VERSION
+from chordflow.results.study import Study
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "results.md"
 
@@ -31,20 +33,27 @@ tables, the pictures, `report.html` and the model card are made from it alone.
   lack takes its default; a newer one is refused with a sentence that says so.
 - From Python: `chordflow.results.schema.Results.load(path)`.
 
-(This page is made by `python scripts/schema_doc.py` from `chordflow/results/schema.py`.)
+`chordflow study` writes [study.json](#study), layout {STUDY_VERSION}, by the same rules; read it with
+`chordflow.results.study.Study.load(path)`.
+
+(This page is made by `python scripts/schema_doc.py` from `chordflow/results`.)
 """
 
 
 def document() -> str:
-    """The page: a table for each record, in the order in which they are met from `Results` on."""
+    """The page: a table for each record, in the order in which they are met from `Results` on, then from `Study`."""
     return "\n".join([HEAD, *(_section(record) for record in _records())])
 
 
 def _records() -> list[type[Any]]:
-    found: list[type[Any]] = [Results]
-    for record in found:
-        for hint in typing.get_type_hints(record).values():
-            found += [inner for inner in _inside(hint) if inner not in found]
+    found: list[type[Any]] = []
+    for root in (Results, Study):
+        ahead = [root]
+        for record in ahead:
+            found.append(record)
+            for field in dataclasses.fields(record):
+                inside = _inside(typing.get_type_hints(record)[field.name])
+                ahead += [inner for inner in inside if inner not in [*found, *ahead]]
     return found
 
 

@@ -115,12 +115,7 @@ def observations(
 ) -> dict[str, Any]:
     """Raw observations as LeRobot's data loader hands them on, with prompts of unequal length.
 
-    Args:
-        batch: how many.
-        cameras: their names.
-        seed: of all numbers.
-        steps: observed control steps, the present one last, for a policy with a history: values then are
-            (batch, steps, ...). None for a policy without one.
+    With `steps` they are of so many control steps, the present one last, and values are (batch, steps, ...).
     """
     generator = torch.Generator().manual_seed(seed)
     shape = (batch,) if steps is None else (batch, steps)
@@ -137,18 +132,9 @@ def build_dataset(
     root: Path, episodes: int = 6, length: int = 5, cameras: tuple[str, ...] = ("top",), state_dim: int = STATE_DIM,
     action_dim: int = ACTION_DIM, tasks: Sequence[str] = TASKS, *, videos: bool = False, a_file_each: bool = False,
 ) -> Path:  # fmt: skip
-    """A LeRobotDataset v3 with random frames; episodes are shorter than a chunk.
+    """A LeRobotDataset v3 with random frames; episodes are shorter than a chunk, and take turns with the tasks.
 
-    Args:
-        root: new folder.
-        episodes: how many.
-        length: frames of each.
-        cameras: their names.
-        state_dim: of the state.
-        action_dim: of the action.
-        tasks: of the episodes, gone through again and again.
-        videos: whether cameras are videos.
-        a_file_each: whether every episode has files of its own, as the episodes of a large dataset do.
+    With `a_file_each` every episode has files of its own, as the episodes of a large dataset do.
     """
     side = 64 if videos else 32
     features: dict[str, Any] = {

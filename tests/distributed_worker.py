@@ -16,17 +16,19 @@ from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from builders import parse_reflow as parse
+from chordflow.cli.main import main
 from chordflow.couplings import BufferConfig, CouplingBatch, CouplingBuffer, CouplingConfig, Share
 from chordflow.experiments.reflow import Finished
 from chordflow.experiments.rounds import reflow_rounds
 from chordflow.policies import Role
 from chordflow.training.distributed import current, joined, whole
-from chordflow.training.loop import Trained, train
-from chordflow.training.methods import ConsistencyMethodConfig, ReflowMethod, ReflowMethodConfig
+from chordflow.training.loop import train
+from chordflow.training.methods import ReflowMethod, ReflowMethodConfig
 from chordflow.training.methods.base import Method, VelocityFunction
 from chordflow.training.objective import UniformTimes
 from chordflow.training.optimizers import AdamWConfig, OptimizerConfig, SOAPConfig
 from chordflow.training.steps import EMAConfig, LoopConfig
+from coupling_stores import command as couple
 from gaussian_setup import AffineStudent, make_observations, make_policy
 
 STEPS = 5
@@ -76,7 +78,7 @@ def train_gaussian(
     method: Method | None = None,
     optimizer: OptimizerConfig | None = None,
     as_two: bool = False,
-) -> tuple[Trained, CouplingBuffer]:
+) -> None:
     """Trains a small student in the processes that there are; weights and gradients of every step are kept.
 
     The weights that each process ends with are kept too, where it has them whole. `as_two` has one process train on
@@ -115,14 +117,13 @@ def train_gaussian(
     )  # fmt: skip
     hook = register_optimizer_step_pre_hook(keep)
     try:
-        done = train(config, student, trainable, buffer, method, output, write, resume_from=resume_from)
+        train(config, student, trainable, buffer, method, output, write, resume_from=resume_from)
     finally:
         hook.remove()
     save_file(gradients, output / f"gradients-{processes.index}.safetensors")
     if not any(isinstance(parameter, DTensor) for parameter in student.module.parameters()):
         ends = {name: parameter.detach().clone() for name, parameter in trainable.items()}
         save_file(ends, output / f"weights-{processes.index}.safetensors")
-    return done, buffer
 
 
 REFLOW = [
@@ -145,15 +146,6 @@ def reflow(output: Path, teacher: Path, dataset: Path, *more: str) -> Finished:
     return reflow_rounds(config, ["chordflow", "reflow", *options])
 
 
-def use_fsdp2(on: bool) -> None:
-    """As accelerate launch does with a config of FSDP2."""
-    for name, value in (("ACCELERATE_USE_FSDP", "true"), ("FSDP_VERSION", "2")):
-        if on:
-            os.environ[name] = value
-        else:
-            os.environ.pop(name, None)
-
-
 def copy_until(run: Path, step: int, to: Path) -> Path:
     """A run as if it had been stopped after a checkpoint; returns that checkpoint."""
     # The other process may still be writing what it ends with.
@@ -172,20 +164,17 @@ def work(folder: Path, teacher: Path, dataset: Path) -> None:
     with joined() as processes:
         assert processes.count == 2 == torch.distributed.get_world_size()
         assert torch.distributed.get_backend() == "gloo"
+        assert main(couple(teacher, dataset, folder / "store")) == 0
         train_gaussian(folder / "ddp", batch_size=8)
-        resume_from = copy_until(folder / "ddp", 3, folder / "ddp-resumed")
-        train_gaussian(folder / "ddp-resumed", batch_size=8, resume_from=resume_from)
         train_gaussian(folder / "parts", batch_size=4, parts=2)
-        train_gaussian(folder / "few", batch_size=1, parts=2)
-        train_gaussian(folder / "consistency", batch_size=8, method=ConsistencyMethodConfig().build())
         train_gaussian(folder / "soap", batch_size=4, parts=2, optimizer=SOAP)
         resume_from = copy_until(folder / "soap", 3, folder / "soap-resumed")
         train_gaussian(
             folder / "soap-resumed", batch_size=4, parts=2, optimizer=SOAP, resume_from=resume_from
         )
-        use_fsdp2(True)
+        # As accelerate launch does with a config of FSDP2.
+        os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
         train_gaussian(folder / "fsdp", batch_size=8)
-        train_gaussian(folder / "fsdp-parts", batch_size=4, parts=2)
         resume_from = copy_until(folder / "fsdp", 3, folder / "fsdp-resumed")
         train_gaussian(folder / "fsdp-resumed", batch_size=8, resume_from=resume_from)
         # The first process goes on to measure; the other is done.

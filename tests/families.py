@@ -34,7 +34,7 @@ def smolvla_endpoint(policy: FlowPolicy, batch: dict[str, Any], noise: Tensor) -
 
 
 CASES = {
-    "smolvla": FamilyCase("smolvla", build_smolvla, 10, smolvla_endpoint),
+    "smolvla": FamilyCase("smolvla", build_smolvla, smolvla_endpoint),
     **family_pi.CASES,
     "multi_task_dit": family_multi_task_dit.CASE,
     "eo1": family_eo1.CASE,

@@ -25,17 +25,13 @@ class FamilyCase:
 
     Attributes:
         build: writes a checkpoint with random weights to an absent folder, what it needs beside it, by `num_steps`,
-            `dtype` (bfloat16 where the family has it), `seed` and fields of the config; returns the folder.
+            `seed` and fields of the config; returns the folder.
         stock_endpoint: the chunk (B, H, D) that the stock sampler makes of a preprocessed batch and given noise.
-        small_module: a module without chordflow whose import makes the class small where its config cannot.
     """
 
     family: str
     build: Callable[..., Path]
-    default_steps: int
     stock_endpoint: Callable[[FlowPolicy, dict[str, Any], Tensor], Tensor]
-    has_bfloat16: bool = False
-    small_module: str | None = None
 
 
 def features(cameras: Iterable[str] = ("top",)) -> dict[str, Any]:

@@ -87,6 +87,4 @@ def stock_endpoint(policy: FlowPolicy, batch: dict[str, Any], noise: Tensor) -> 
         del module.model.sample_noise
 
 
-CASE = FamilyCase(
-    family="eo1", build=build, default_steps=10, stock_endpoint=stock_endpoint, has_bfloat16=True
-)
+CASE = FamilyCase("eo1", build, stock_endpoint)

@@ -168,6 +168,4 @@ def _split(batch: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-CASE = FamilyCase(
-    family="groot", build=build, default_steps=4, stock_endpoint=stock_endpoint, has_bfloat16=True
-)
+CASE = FamilyCase("groot", build, stock_endpoint)

@@ -101,4 +101,4 @@ def stock_endpoint(policy: FlowPolicy, batch: dict[str, Any], noise: Tensor) -> 
     return endpoint
 
 
-CASE = FamilyCase(family="multi_task_dit", build=build, default_steps=100, stock_endpoint=stock_endpoint)
+CASE = FamilyCase("multi_task_dit", build, stock_endpoint)

@@ -96,9 +96,4 @@ def stock_endpoint(policy: FlowPolicy, batch: dict[str, Any], noise: Tensor) -> 
     return stock.model.sample_actions(*stock._preprocess_images(batch), *prompt, *state, noise=noise)
 
 
-CASES = {
-    family: FamilyCase(
-        family, partial(build, family), 10, stock_endpoint, has_bfloat16=True, small_module="small_gemma"
-    )
-    for family in STOCK
-}
+CASES = {family: FamilyCase(family, partial(build, family), stock_endpoint) for family in STOCK}

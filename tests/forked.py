@@ -22,11 +22,9 @@ def _run(arguments: list[str], change: Callable[[], None]) -> None:
 
 @contextmanager
 def forked(arguments: list[str], change: Callable[[], None] = lambda: None) -> Iterator[BaseProcess]:
-    """Runs a command silently in a process group of its own, which is gone at the end.
+    """Runs a command silently in a process group of its own, which is gone at the end; `change` goes before it.
 
-    Args:
-        arguments: of a command that needs no gradients: where a GPU is, its threads do not survive a fork.
-        change: what is to be different there.
+    Of a command that needs no gradients: where a GPU is, its threads do not survive a fork.
     """
     process = multiprocessing.get_context("fork").Process(target=_run, args=(arguments, change))
     process.start()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,13 +66,6 @@ def stock_episode(
             observation, _, terminated, truncated, info = env.step(action.numpy())
             done = bool(terminated[0] or truncated[0])
     return np.stack(actions), bool(info["final_info"]["is_success"][0])
-
-
-def run_python(*arguments: str, cwd: Path) -> str:
-    """What a process of Python prints that ends well."""
-    done = subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
 
 
 class Chunks:

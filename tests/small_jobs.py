@@ -14,10 +14,12 @@ import pytest
 
 import chordflow.experiments
 from chordflow import api
+from chordflow.cli.main import main
 from chordflow.evaluation.latency import measure_latency
 from chordflow.evaluation.measure import Measures, Yardstick, measure
 from chordflow.evaluation.paired import MeasureConfig
 from chordflow.results.schema import Results
+from small_runs import options
 
 
 class FewSteps(MeasureConfig):
@@ -48,12 +50,19 @@ def _replace_in_jobs(patch: pytest.MonkeyPatch, found: Any, replacement: Callabl
             patch.setattr(module, name, replacement)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def few_steps() -> Iterator[None]:
-    """Jobs measure in few steps; what `measure` itself finds is tested at full length."""
+@contextlib.contextmanager
+def measured_in_few_steps() -> Iterator[None]:
+    """What `measure` itself finds is tested at full length."""
     with pytest.MonkeyPatch.context() as patch:
         _replace_in_jobs(patch, measure, _measure)
         _replace_in_jobs(patch, Yardstick, _yardstick)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_steps() -> Iterator[None]:
+    """Jobs measure in few steps."""
+    with measured_in_few_steps():
         yield
 
 
@@ -83,3 +92,13 @@ def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """A test's own jobs draw nothing, unless it is marked `pictures`; those of shared fixtures do."""
     if not request.node.get_closest_marker("pictures"):
         monkeypatch.setattr(api, "_illustrate", _undrawn)
+
+
+@pytest.fixture(scope="session")
+def whole_run(checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small run with moving averages that nothing stopped, without pictures; not to be written to."""
+    output = tmp_path_factory.mktemp("whole") / "läuft 你好"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "_illustrate", _undrawn)
+        assert main(options(checkpoint, dataset_root, output, "--ema.enable=true")) == 0
+    return output

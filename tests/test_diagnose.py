@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import signal
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
-from lerobot.policies.act.configuration_act import ACTConfig
-from safetensors.torch import load_file, save_file
 
-from builders import build_checkpoint, build_dataset
 from chordflow.cli.main import main
-from chordflow.experiments.settings import diagnose_settings
+from chordflow.demo.teacher import place_teacher, record_demonstrations
 from chordflow.policies import load_flow_policy
 from chordflow.results.findings import findings, verdict
 from chordflow.results.schema import HeldOut, Results
@@ -68,21 +62,22 @@ def test_the_results_hold_all_that_is_promised(diagnosed: Path, checkpoint: Path
     assert results.findings == findings(results) != []
     assert results.verdict == verdict(results)
     assert results.settings["measure"]["num_steps"] == [1, 2, 3, 4, 5, 8, 10]
-
-
-def test_pictures_and_page_are_there(diagnosed: Path) -> None:
     assert (diagnosed / "figures" / "gap.png").stat().st_size > 1000
     assert "<html" in (diagnosed / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.usefixtures("full_measures")
-def test_the_same_command_gives_the_same_figures(
+def test_the_same_figures_come_again_in_batches_of_another_size(
     diagnosed: Path, checkpoint: Path, dataset_root: Path, tmp_path: Path
 ) -> None:
-    assert main(arguments(checkpoint, dataset_root, tmp_path / "again", "--measure.batch_size=16")) == 0
+    more = ["--measure.batch_size=16", "--measure.num_steps=[1,4]", "--measure.solvers=[euler]"]
+    assert main(arguments(checkpoint, dataset_root, tmp_path / "again", *more)) == 0
     before, again = (Results.load(folder / "results.json") for folder in (diagnosed, tmp_path / "again"))
-    for a, b in zip(before.gaps, again.gaps, strict=True):
+    for b in again.gaps:
+        a = before.gap(b.policy, b.num_steps, b.reference, b.solver)
+        assert a is not None
         assert (a.rms, a.median, a.max_abs) == pytest.approx((b.rms, b.median, b.max_abs), rel=1e-4)
+    assert len(again.gaps) >= 4
     assert before.curvature[0].s == pytest.approx(again.curvature[0].s, rel=1e-4)
 
 
@@ -101,7 +96,7 @@ def test_without_a_folder_one_is_dated(
 
 
 def test_what_is_wrong_is_one_sentence_and_nothing_is_written(
-    checkpoint: Path, dataset_root: Path, vlm: Path, tmp_path: Path, capsys: Capture
+    checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     out = tmp_path / "out"
     given = arguments(checkpoint, dataset_root, out)
@@ -115,14 +110,8 @@ def test_what_is_wrong_is_one_sentence_and_nothing_is_written(
         ([*given, "--policy.pth=x"], "did you mean --policy.path"),
     ):
         assert message in refusal(wrong, capsys)
-    blind = build_dataset(tmp_path / "blind", episodes=3, cameras=())
-    assert "lacks the checkpoint's camera(s)" in refusal(arguments(checkpoint, blind, out), capsys)
-    other = build_dataset(tmp_path / "other", episodes=3, cameras=("front",))
-    said = refusal(arguments(checkpoint, other, out), capsys)
-    assert '--rename_map=\'{"observation.images.front": "observation.images.top"}\'' in said
     assert not out.exists()
-    map_there = '--rename_map={"observation.images.front": "observation.images.top"}'
-    assert main(arguments(checkpoint, other, out, map_there, "--measure.num_steps=[1]")) == 0
+    out.mkdir()
     assert "exists already" in refusal(given, capsys)
 
 
@@ -131,78 +120,17 @@ def test_a_student_of_one_step_is_warned_of(
 ) -> None:
     student = Path(shutil.copytree(checkpoint, tmp_path / "student"))
     (student / "reflow_config.json").write_text('{"step_counts": [1]}')
-    monkeypatch.setattr("chordflow.experiments.diagnose.measured", stop)
+    measured = "chordflow.experiments.diagnose.measured"
+    monkeypatch.setattr(measured, lambda *_, **__: signal.raise_signal(signal.SIGINT))
     assert main(arguments(student, dataset_root, tmp_path / "out")) == 130
-    assert f"Warning: policy.path={student} is a student that was trained for one step only" in (
-        capsys.readouterr().out.replace("\n", " ")
-    )
-
-
-def stop(*_: object, **__: object) -> None:
-    raise KeyboardInterrupt
-
-
-def test_a_policy_that_is_no_flow_is_refused(dataset_root: Path, tmp_path: Path, capsys: Capture) -> None:
-    folder = tmp_path / "act"
-    folder.mkdir()
-    ACTConfig(push_to_hub=False)._save_pretrained(folder)
-    said = refusal(arguments(folder, dataset_root, tmp_path / "out"), capsys)
-    assert "policy.path" in said
-    assert "act" in said
-
-
-def test_an_image_that_is_not_finite_is_found_before_anything_is_solved(
-    checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read = LeRobotDataset.__getitem__
-
-    def broken(self: LeRobotDataset, index: int) -> dict[str, Any]:
-        item = read(self, index)
-        if int(item["episode_index"]) == 4:
-            item["observation.images.top"][..., 3, 3] = torch.nan
-        return item
-
-    monkeypatch.setattr(LeRobotDataset, "__getitem__", broken)
-    monkeypatch.setattr("chordflow.evaluation.paired.measure_curvature", pytest.fail)
-    given = [a for a in arguments(checkpoint, dataset_root, tmp_path / "out") if "num_observations" not in a]
-    said = refusal(given, capsys)
-    assert "observation.images.top is NaN or infinite in episode 4" in said
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_policy_whose_actions_are_not_finite_is_named(
-    vlm: Path, dataset_root: Path, tmp_path: Path, capsys: Capture
-) -> None:
-    broken = build_checkpoint(tmp_path / "broken", vlm)
-    tensors = load_file(broken / "model.safetensors")
-    tensors["model.action_out_proj.bias"][0] = torch.nan
-    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
-    said = refusal(arguments(broken, dataset_root, tmp_path / "out"), capsys)
-    assert "end in NaN or infinite actions" in said
-    assert not (tmp_path / "out").exists()
-
-
-# Options
-
-
-def test_the_defaults_are_those_of_a_diagnosis() -> None:
-    config = diagnose_settings({"policy": "p", "dataset": "a/b", "measure": {"seed": 3}})
-    assert config.measure.num_steps == [1, 2, 3, 4, 5, 8, 10]
-    assert config.measure.solvers == ["euler", "midpoint", "heun"]
-    assert (config.measure.latency_repeats, config.measure.seed, config.output_dir) == (100, 3, None)
-    assert config.measure.fine_num_steps(10) == 100
-
-
-# The demo
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert f"Warning: policy.path={student} is a student that was trained for one step only" in said
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("full_measures")
 def test_the_demos_figures_are_reproduced(tmp_path: Path) -> None:
     """Same teacher, observations and noises as in docs/demo: every figure of the untrained policy agrees."""
-    from chordflow.demo.teacher import place_teacher, record_demonstrations
-
-    os.environ["HF_HUB_OFFLINE"] = "1"
     teacher = place_teacher(tmp_path)
     record_demonstrations(tmp_path / "dataset", 400)
     given = [
@@ -210,7 +138,6 @@ def test_the_demos_figures_are_reproduced(tmp_path: Path) -> None:
         f"--dataset.root={tmp_path / 'dataset'}", "--device=cpu",
     ]  # fmt: skip
     assert main([*given, f"--output_dir={tmp_path / 'out'}", "--measure.gap_noises=16"]) == 0
-    assert main([*given, f"--output_dir={tmp_path / 'default'}"]) == 0
     committed = json.loads((Path(__file__).parents[1] / "docs/demo/results.json").read_text(encoding="utf-8"))
     results = Results.load(tmp_path / "out" / "results.json")
     compared = 0
@@ -225,16 +152,6 @@ def test_the_demos_figures_are_reproduced(tmp_path: Path) -> None:
         assert own.flip_rate == pytest.approx(row["flip_rate"], abs=1 / own.pairs)
         assert (own.pairs, own.observations) == (row["pairs"], row["observations"])
     assert compared == 14
-    # On a quarter of the noises every figure lies within the interval that the committed file states.
-    quarter = Results.load(tmp_path / "default" / "results.json")
-    within = []
-    for row in committed["gaps"]:
-        own = quarter.gap(row["policy"], row["num_steps"], row["reference"], row["solver"])
-        if own is not None and row["interval"] is not None:
-            within.append(row["interval"]["low"] <= own.rms <= row["interval"]["high"])
-    assert all(within)
-    assert len(within) > 10
-    assert quarter.curvature[0].curvature == pytest.approx(committed["curvature"][0]["curvature"], rel=1e-3)
     (curvature,), first = results.curvature, committed["curvature"][0]
     for name in ("s", "curvature", "s_all_dims", "curvature_all_dims"):
         assert getattr(curvature, name) == pytest.approx(first[name], rel=1e-3)
@@ -242,8 +159,3 @@ def test_the_demos_figures_are_reproduced(tmp_path: Path) -> None:
     assert curvature.s_by_dim == pytest.approx(first["s_by_dim"], rel=1e-3)
     assert results.held_out is not None
     assert results.held_out.episodes == committed["held_out"]["episodes"]
-    assert results.latency is not None
-    # Times are this machine's, and on a busy one even their ratio is.
-    assert 1 < results.latency.ceiling < committed["teacher_num_steps"]
-    teacher_paths = [row for row in committed["trajectories"] if row["policy"] == "teacher"]
-    assert results.trajectories[0].observation == teacher_paths[0]["observation"]

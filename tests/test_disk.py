@@ -2,10 +2,7 @@
 
 import contextlib
 
-import pytest
-
 from chordflow import disk
-from chordflow.errors import UserError
 
 
 def test_a_file_that_fails_half_way_leaves_the_older_one(tmp_path):
@@ -15,11 +12,6 @@ def test_a_file_that_fails_half_way_leaves_the_older_one(tmp_path):
         raise RuntimeError
     assert path.read_bytes() == b"old"
     assert [file.name for file in tmp_path.iterdir()] == ["a.bin"]
-
-
-def test_a_file_that_cannot_be_written_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"a\.bin cannot be written"):
-        disk.write_whole(tmp_path / "absent" / "a.bin", b"")
 
 
 def test_a_folder_replaces_an_older_one_only_when_it_is_whole(tmp_path):
@@ -34,20 +26,3 @@ def test_a_folder_replaces_an_older_one_only_when_it_is_whole(tmp_path):
         (temporary / "new").touch()
     assert [file.name for file in place.iterdir()] == ["new"]
     assert [file.name for file in place.parent.iterdir()] == ["folder"]
-
-
-def test_a_link_points_somewhere_at_any_moment(tmp_path, monkeypatch):
-    link = tmp_path / "last"
-    disk.point_link(link, "one")
-
-    def refuse(*_):
-        raise OSError("refused")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(disk.os, "replace", refuse)
-        with pytest.raises(OSError, match="refused"):
-            disk.point_link(link, "two")
-    assert link.readlink().name == "one"
-    disk.point_link(link, "two")
-    assert link.readlink().name == "two"
-    assert len(list(tmp_path.iterdir())) == 1

@@ -18,12 +18,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from chordflow.cli.main import main
+from chordflow.couplings.store import shard_name
 from chordflow.errors import UserError
 from chordflow.training.checkpoints import check_same_size
-from chordflow.training.distributed import Wrapped, current
+from chordflow.training.distributed import Wrapped
 from chordflow.training.loop import read_metrics
-from chordflow.training.methods import ConsistencyMethodConfig
-from chordflow.training.optimizers import SOAPConfig
+from coupling_stores import command as couple
 from distributed_worker import REFLOW, SOAP, STEPS, AsOne, copy_until, reflow, train_gaussian
 from gaussian_setup import AffineStudent, make_policy
 
@@ -63,7 +63,7 @@ def two(faults: Faults) -> Path:
     work = ended["work"]
     assert work.codes == [0, 0], work.out + work.said
     # One process talks, and none has anything to complain of.
-    assert [out.count("Teacher:") for out in work.out] == [out.count("Done in") for out in work.out] == [1, 0]
+    assert [out.count("Teacher:") for out in work.out] == [out.count("Done in") for out in work.out] == [2, 0]
     assert not any("Warning" in said for said in work.said)
     return folder / "work"
 
@@ -113,17 +113,9 @@ def assert_same_saved(a: Path, b: Path, tolerance: float) -> None:
         assert_same(weights(a, file), weights(b, file), tolerance)
 
 
-@pytest.mark.parametrize("run", ["ddp", "ddp-resumed", "parts", "fsdp", "fsdp-parts", "fsdp-resumed"])
+@pytest.mark.parametrize("run", ["ddp", "parts", "fsdp", "fsdp-resumed"])
 def test_two_processes_train_as_one_on_the_same_couplings(two: Path, one: Path, run: str) -> None:
     assert_same_saved(two / run, one, 1e-5)
-
-
-def test_a_method_on_states_of_trajectories_trains_in_two_processes_as_in_one(
-    two: Path, tmp_path: Path
-) -> None:
-    train_gaussian(tmp_path, batch_size=8, parts=2, as_two=True, method=ConsistencyMethodConfig().build())
-    assert_same_saved(two / "consistency", tmp_path, 1e-5)
-    assert_same(*gradients(two / "consistency"), 0.0)
 
 
 def test_the_weights_have_moved_by_far_more_than_they_differ(one: Path) -> None:
@@ -132,13 +124,21 @@ def test_the_weights_have_moved_by_far_more_than_they_differ(one: Path) -> None:
         assert float((tensor - fresh[name].detach()).abs().max()) > 5e-3, name
 
 
-@pytest.mark.parametrize("run", ["ddp", "parts", "few", "fsdp", "fsdp-parts"])
+def test_two_processes_make_the_store_that_one_makes(
+    two: Path, checkpoint: Path, dataset_root: Path, tmp_path: Path
+) -> None:
+    assert main(couple(checkpoint, dataset_root, tmp_path / "store")) == 0
+    for number in range(6):
+        of_two, of_one = (folder / "store" / shard_name(number) for folder in (two, tmp_path))
+        assert of_two.read_bytes() == of_one.read_bytes()
+
+
+@pytest.mark.parametrize("run", ["ddp", "parts", "fsdp"])
 def test_both_processes_have_the_same_gradients(two: Path, one: Path, run: str) -> None:
     first, second = gradients(two / run)
     assert len(first) == STEPS * 6
     assert_same(first, second, 0.0)
-    if run != "few":
-        assert_same(first, load_file(one / "gradients-0.safetensors"), 1e-5)
+    assert_same(first, load_file(one / "gradients-0.safetensors"), 1e-5)
 
 
 def test_both_processes_step_alike_by_the_default_optimiser(two: Path, tmp_path: Path) -> None:
@@ -153,12 +153,6 @@ def test_both_processes_step_alike_by_the_default_optimiser(two: Path, tmp_path:
     # The first step looks on; until the second has been made, both are what they were.
     assert losses[0][:2] == pytest.approx(losses[1][:2], rel=1e-5)
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
-
-
-def test_two_processes_train_as_one_by_one_coupling_at_a_time(two: Path, tmp_path: Path) -> None:
-    _, buffer = train_gaussian(tmp_path, batch_size=1, parts=4, as_two=True)
-    assert_same(weights(two / "few"), weights(tmp_path), 1e-5)
-    assert buffer.step_size == 4
 
 
 def test_what_is_logged_is_of_all_processes(two: Path, one: Path) -> None:
@@ -178,17 +172,16 @@ def test_checkpoints_say_how_many_processes_wrote_them(two: Path, one: Path) -> 
         assert (state["num_processes"], state["batch_size"]) == (processes, batch)
 
 
-def test_a_run_of_two_processes_goes_on_in_one(two: Path, one: Path, tmp_path: Path) -> None:
+def test_a_run_of_two_processes_goes_on_in_one_by_steps_of_the_same_size(
+    two: Path, one: Path, tmp_path: Path
+) -> None:
     resume_from = copy_until(two / "fsdp", 3, tmp_path / "run")
     check_same_size(resume_from, 16, "")
-    train_gaussian(tmp_path / "run", batch_size=8, parts=2, as_two=True, resume_from=resume_from)
-    assert_same_saved(tmp_path / "run", one, 1e-5)
-
-
-def test_steps_of_another_size_are_refused(two: Path) -> None:
     refused = r"batch_size=8 make 8 couplings a step, but the run began with 16 \(2 pro"
     with pytest.raises(UserError, match=refused):
-        check_same_size(two / "ddp" / "checkpoints" / "last", 8, "batch_size=8")
+        check_same_size(resume_from, 8, "batch_size=8")
+    train_gaussian(tmp_path / "run", batch_size=8, parts=2, as_two=True, resume_from=resume_from)
+    assert_same_saved(tmp_path / "run", one, 1e-5)
 
 
 @pytest.mark.usefixtures("full_measures")
@@ -221,51 +214,24 @@ fsdp_config:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "device",
-    [
-        "cpu",
-        pytest.param(
-            "cuda", marks=pytest.mark.skipif(torch.cuda.device_count() < 2, reason="NCCL wants two")
-        ),
-    ],
-)
-def test_accelerate_launch_switches_fsdp2_on(
-    checkpoint: Path, dataset_root: Path, tmp_path: Path, device: str, as_two: list[str]
-) -> None:
-    config = tmp_path / "fsdp2.yaml"
-    config.write_text(FSDP2)
-    options = [
-        f"--teacher.path={checkpoint}", "--dataset.repo_id=test/tiny", f"--dataset.root={dataset_root}", *REFLOW,
-        f"--device={device}",
-    ]  # fmt: skip
-    done = start(
-        "-m", "accelerate.commands.launch", f"--config_file={config}", "--main_process_port=0", "-m", "chordflow",
-        "reflow", f"--output_dir={tmp_path / 'two'}", "--batch_size=4", *options,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    # Said only where every trained parameter is sharded.
-    assert "5 steps of 4 in each of 2 processes with FSDP2" in done.stdout
-    reflow(tmp_path / "one", checkpoint, dataset_root, f"--device={device}", *as_two)
-    assert_same(weights(tmp_path / "two"), weights(tmp_path / "one"), 1e-5 if device == "cpu" else 1e-3)
-
-
-@pytest.mark.slow
 @pytest.mark.usefixtures("full_measures")
-def test_two_processes_stop_after_the_same_round(
+def test_accelerate_launch_switches_fsdp2_on_and_both_processes_stop_after_the_same_round(
     checkpoint: Path, dataset_root: Path, tmp_path: Path, as_two: list[str]
 ) -> None:
     """`--rounds=auto`: the first process measures, and both go on or stop."""
+    config, one, two = tmp_path / "fsdp2.yaml", tmp_path / "one", tmp_path / "two"
+    config.write_text(FSDP2)
     options = [
         f"--teacher.path={checkpoint}", "--dataset.repo_id=test/tiny", f"--dataset.root={dataset_root}", *REFLOW,
         "--device=cpu", "--rounds=auto", "--auto_rounds.most=2", "--auto_rounds.least_gain=0",
     ]  # fmt: skip
-    one, two = tmp_path / "one", tmp_path / "two"
     done = start(
-        "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "chordflow", "reflow", f"--output_dir={two}",
-        "--batch_size=4", *options,
+        "-m", "accelerate.commands.launch", f"--config_file={config}", "--main_process_port=0", "-m", "chordflow",
+        "reflow", f"--output_dir={two}", "--batch_size=4", *options,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+    # Said only where every trained parameter is sharded.
+    assert "5 steps of 4 in each of 2 processes with FSDP2" in done.stdout
     assert main(["reflow", f"--output_dir={one}", *as_two, *options]) == 0
     assert len(list(two.glob("round_*"))) == len(list(one.glob("round_*"))) >= 1
     assert os.readlink(two / "checkpoints") == os.readlink(one / "checkpoints")
@@ -308,20 +274,6 @@ def test_what_cannot_be_had_is_refused(
         Wrapped(student, dict(student.module.named_parameters()))
 
 
-def test_an_optimiser_that_needs_whole_matrices_is_refused_with_fsdp2(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Sharded(Wrapped):
-        sharded = property(lambda self: True, lambda self, value: None)  # type: ignore[assignment]
-
-    monkeypatch.setattr("chordflow.training.steps.Wrapped", Sharded)
-    monkeypatch.setattr("chordflow.training.distributed._check_launch", lambda *_: None)
-    monkeypatch.setattr("chordflow.training.distributed.fully_shard", lambda *_, **__: None)
-    monkeypatch.setattr("chordflow.training.distributed.Wrapped._check", lambda *_: None)
-    with pytest.raises(UserError, match=r"optimizer.type=soap: it needs whole matrices"):
-        train_gaussian(tmp_path / "run", batch_size=4, optimizer=SOAPConfig())
-
-
 def test_with_fsdp2_the_default_optimiser_is_refused_before_anything_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,22 +285,16 @@ def test_with_fsdp2_the_default_optimiser_is_refused_before_anything_is_loaded(
         reflow(tmp_path / "run", tmp_path / "no teacher", tmp_path / "no data")
 
 
-def test_one_process_alone_is_the_first_of_one() -> None:
-    assert (current().index, current().count, current().first) == (0, 1, True)
-    assert current().sum([1.5, 2.0]) == [1.5, 2.0]
-
-
 # Faults
 
 
-LEFT = {"none": ["000003", "000005", "last"], "stopped": ["000002", "last"], "dies": [], "lost": []}
+LEFT = {"stopped": ["000002", "last"], "dies": []}
 """Checkpoints."""
 
 
 @pytest.mark.parametrize(
     ("name", "codes", "teller", "sentence"),
     [
-        ("none", [0, 0], 0, ""),
         ("dies", [2, -9], 0, "another of the 2 processes of this run has ended without a word"),
         ("nan", [2, 2], None, "the loss is not finite at step 3 (loss nan"),
         (
@@ -357,10 +303,8 @@ LEFT = {"none": ["000003", "000005", "last"], "stopped": ["000002", "last"], "di
             1,
             "give --batch_size=4 --gradient_accumulation_steps=2, which trains the same.",
         ),
-        ("cannot_read", [2, 2], 1, "dataset: frame 3 of a/b cannot be read"),
         ("disk", [2, 2], 0, "checkpoint 000003 cannot be written ([Errno 28] No space left on device)"),
         ("early", [2, 2], 1, "teacher.path=x: no such folder on this machine"),
-        ("all", [2, 2], None, "steps=0: give at least 1."),
         ("interrupted", [2, 130], 1, "interrupted; what was saved stands."),
         # One is asked: both save the same step and leave.
         (
@@ -369,8 +313,6 @@ LEFT = {"none": ["000003", "000005", "last"], "stopped": ["000002", "last"], "di
             None,
             "ended by SIGTERM (as a launcher does, too, where one of 2 processes is gone);",
         ),
-        # Where one is gone there is nothing that all agree on.
-        ("lost", [2, -9], 0, "another of the 2 processes of this run has ended without a word"),
     ],
 )
 def test_a_fault_in_one_process_is_told_once_and_ends_both(
@@ -383,15 +325,12 @@ def test_a_fault_in_one_process_is_told_once_and_ends_both(
     if name in LEFT:
         saved = folder / name / "checkpoints"
         assert (sorted(path.name for path in saved.iterdir()) if saved.exists() else []) == LEFT[name]
-    if sentence:
-        said = [re.sub("Stopping as soon as .*\n", "", text) for text in ended.said]
-        (told,) = (rank for rank in (0, 1) if said[rank])
-        assert teller in (None, told)
-        (line,) = said[told].splitlines()
-        assert line.startswith("chordflow faulty: ")
-        assert sentence in line
-    else:
-        assert not any(ended.said)
+    said = [re.sub("Stopping as soon as .*\n", "", text) for text in ended.said]
+    (told,) = (rank for rank in (0, 1) if said[rank])
+    assert teller in (None, told)
+    (line,) = said[told].splitlines()
+    assert line.startswith("chordflow faulty: ")
+    assert sentence in line
     assert not list(folder.glob(f"{name}/checkpoints/.*"))
 
 

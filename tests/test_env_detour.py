@@ -1,18 +1,15 @@
-"""The demo's environment: repeatable, solved by its expert, found by LeRobot, independent of chordflow."""
+"""The demo's environment: repeatable, and solved by its expert."""
 
-import ast
 from collections import Counter
-from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-import lerobot_env_detour
-from lerobot_env_detour import INSTRUCTIONS, DetourEnv, DetourExpert
+from chordflow.rollouts.environments import make_environments
+from lerobot_env_detour import INSTRUCTIONS, DetourEnv, DetourEnvConfig, DetourExpert
 from lerobot_env_detour.scene import AGENT_RADIUS, MAX_STEP, OBSTACLE_RADIUS, hits_obstacle, passed_side
-from rollout_checks import run_python
 
 
 def begun(seed: int, instruction: str | None = None) -> DetourEnv:
@@ -123,31 +120,9 @@ def test_the_picture_shows_where_things_are():
     np.testing.assert_allclose([dark[1] / 32 - 1, 1 - dark[0] / 32], env.scene.obstacle, atol=0.03)
 
 
-def test_lerobot_finds_it_without_being_told(tmp_path):
-    """LeRobot imports installed plugins by name; the process below never names the package."""
-    script = """if True:
-        import sys, logging
-        sys.modules["chordflow"] = None
-        logging.disable(logging.CRITICAL)
-        from lerobot.utils.import_utils import register_third_party_plugins
-        from lerobot.envs.factory import make_env, make_env_config
-        register_third_party_plugins()
-        env = make_env(make_env_config("detour", episode_length=25), n_envs=3)["detour"][0]
-        env.reset(seed=[0, 1, 2], options={"lerobot_new_rollout": True})
-        print(*env.call("task_description"), env.call("_max_episode_steps")[0], sep="|")
-    """
-    said = run_python("-c", script, cwd=tmp_path)
-    *instructions, length = said.strip().splitlines()[-1].split("|")
-    assert (len(instructions), length) == (3, "25")
-    assert set(instructions) <= set(INSTRUCTIONS)
-
-
-def test_it_does_not_import_chordflow():
-    sources = list(Path(lerobot_env_detour.__file__).parent.rglob("*.py"))
-    assert len(sources) >= 5
-    for source in sources:
-        for node in ast.walk(ast.parse(source.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            roots = {name.split(".")[0] for name in names}
-            assert roots <= {"gymnasium", "numpy", "lerobot", "lerobot_env_detour", "dataclasses", "typing"}
+def test_lerobot_makes_several_with_instructions_and_a_limit():
+    (vector,) = make_environments(DetourEnvConfig(episode_length=25), 3).values()
+    vector.reset(seed=[0, 1, 2], options={"lerobot_new_rollout": True})
+    assert list(vector.call("task_description")) == [begun(seed).task_description for seed in range(3)]
+    assert set(vector.call("_max_episode_steps")) == {25}
+    vector.close()

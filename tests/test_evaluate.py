@@ -16,8 +16,6 @@ import torch
 
 from builders import build_checkpoint
 from chordflow.cli.main import main
-from chordflow.experiments.config import CheckpointConfig
-from chordflow.experiments.evaluate_config import EvaluateConfig
 from chordflow.policies import load_flow_policy, save_student
 from chordflow.policies.base import Role
 from chordflow.results.schema import Results
@@ -108,7 +106,6 @@ def test_every_policy_is_a_column(evaluated: tuple[Path, Results], checkpoint: P
     assert [(p.name, p.num_steps) for p in results.policies] == [
         ("teacher", 10), ("student", 1), ("copy", 10), ("two", 2),
     ]  # fmt: skip
-    assert results.kind == "evaluate"
     rows = [row for row in results.success if row.group == "all"]
     ways = {(row.policy, row.num_steps, row.solver, row.grid_power) for row in rows}
     # What is best at two evaluations was chosen on the dataset.
@@ -125,8 +122,6 @@ def test_every_policy_is_a_column(evaluated: tuple[Path, Results], checkpoint: P
     for measured in (results.curvature, results.gaps):
         assert {row.policy for row in measured} == {"teacher", "student", "copy", "two"}
     assert all(row.overhead >= 0 and row.total_s > 0 for row in results.timing)
-    assert results.findings
-    assert results.verdict
 
 
 def test_a_copy_of_the_teacher_is_the_teacher(evaluated: tuple[Path, Results]) -> None:
@@ -228,35 +223,22 @@ def test_the_margin_is_not_changed_after_a_look(evaluated: tuple[Path, Results],
     assert (output / "results.json").read_bytes() == before
 
 
-def test_a_cut_file_of_episodes_is_named_and_nothing_is_lost(moved: Path, capsys: Capture) -> None:
-    file = next((moved / "episodes" / "student-1-euler").glob("*.parquet"))
-    whole = file.read_bytes()
-    file.write_bytes(whole[: len(whole) // 2])
-    assert str(file) in refusal(resume(moved), capsys)
-    assert file.read_bytes() == whole[: len(whole) // 2]
-    assert len(stored(moved, "teacher-10-euler")) == EPISODES
-    file.unlink()
-    assert main(resume(moved)) == 0
-    assert len(stored(moved, "student-1-euler")) == EPISODES
-
-
-def sequential(checkpoint: Path, output: Path, policies: str, **more: Any) -> list[str]:
-    given = {"policies": policies, "eval.batch_size": 5, "sequential.enable": "true", **more}
-    return options(checkpoint, None, output, **given)
-
-
 def test_a_sequential_run_stops_when_the_pairs_decide(
     checkpoint: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    more = {"eval.n_episodes": 60, "margin": 50, "sequential.min_episodes": 8}
-    results = run(sequential(checkpoint, tmp_path / "out", f"[copy={checkpoint}]", **more))
+    # The pairs of a copy decide at eight, and at no margin before the least number.
+    more = {
+        "policies": f"[copy={checkpoint}]", "eval.n_episodes": 60, "eval.batch_size": 5, "margin": 50,
+        "sequential.enable": "true", "sequential.min_episodes": 23,
+    }  # fmt: skip
+    results = run(options(checkpoint, None, tmp_path / "out", **more))
     # One bar over all blocks of both, which ends where the run did.
     bars = [line.split(":")[0].strip() for line in capsys.readouterr().out.splitlines() if "100 %" in line]
     assert bars == ["episodes"]
     (row,) = results.sequential
     assert row.policy == "copy"
     assert row.decision.decision == "non-inferior"
-    assert 8 <= row.decision.episodes < 60
+    assert row.decision.episodes == 23
     assert row.decision.stopped_early
     success = results.success_of("copy", 10)
     assert success is not None
@@ -269,13 +251,7 @@ def test_a_sequential_run_stops_when_the_pairs_decide(
     assert results.findings[0].text.startswith("Yes, copy may replace the teacher at ten steps: success is")
     assert "(non-inferior at a margin of " in results.findings[0].text
     # Whole blocks are run.
-    assert success.episodes == -(-row.decision.episodes // 5) * 5
-
-
-def test_a_sequential_run_never_stops_below_its_minimum(checkpoint: Path, tmp_path: Path) -> None:
-    more = {"eval.n_episodes": 40, "margin": 90, "sequential.min_episodes": 33}
-    (row,) = run(sequential(checkpoint, tmp_path / "out", f"copy={checkpoint}", **more)).sequential
-    assert row.decision.episodes >= 33
+    assert success.episodes == 25
 
 
 @pytest.mark.filterwarnings("ignore:The environment does not have")
@@ -364,17 +340,9 @@ def test_stopped_it_says_how_to_go_on(
     assert main(command.split()) == 0
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"chunk_size": 4, "n_action_steps": 2}, "chunk_size is 4, but the teacher's is"),
-    ({"max_action_dim": 16}, "max_action_dim is 16, but the teacher's is"),
-])  # fmt: skip
-def test_policies_that_cannot_be_compared(
-    change: dict[str, int], message: str, vlm: Path, tmp_path: Path, refuse: Refuse
-) -> None:
-    assert message in refuse(build_checkpoint(tmp_path / "other", vlm, **change))
-
-
-def test_a_student_of_another_family(student: Path, tmp_path: Path, refuse: Refuse) -> None:
+def test_policies_that_cannot_be_compared(vlm: Path, student: Path, tmp_path: Path, refuse: Refuse) -> None:
+    wider = build_checkpoint(tmp_path / "wider", vlm, max_action_dim=16)
+    assert "max_action_dim is 16, but the teacher's is" in refuse(wider)
     other = Path(shutil.copytree(student, tmp_path / "other"))
     edit_json(other / "config.json", lambda config: config.update(type="act"))
     assert re.search("student.path.*'act'", refuse(other))
@@ -386,13 +354,10 @@ def test_a_student_of_another_family(student: Path, tmp_path: Path, refuse: Refu
     ({"margin": 0}, "margin=0"),
     ({"policies": "[x]"}, "write NAME=PATH"),
     ({"policies": "[student=x]"}, "'student' is taken"),
-    ({"eval.n_episodes": 0}, "eval.n_episodes=0"),
     ({"delay.modes": "[later]", "delay.control_steps": "[1]"}, "delay.modes="),
-    ({"delay.control_steps": "[0]"}, "delay.control_steps="),
     ({"noise": "lerobot", "sequential.enable": "true"}, "does not pair"),
     ({"env.type": "nowhere"}, "env.type=nowhere"),
     ({"delay.control_steps": "[99]", "delay.modes": "[async]"}, "delay"),
-    ({"env.action_dim": 3}, "action"),
 ])  # fmt: skip
 def test_options_that_cannot_be_used(given: dict[str, Any], message: str, refuse: Refuse) -> None:
     assert re.search(message, refuse(**given))
@@ -408,16 +373,3 @@ def test_the_folder_of_another_run_is_left_alone(
     evaluated: tuple[Path, Results], checkpoint: Path, student: Path, capsys: Capture
 ) -> None:
     assert " ".join(resume(evaluated[0])) in refusal(options(checkpoint, student, evaluated[0]), capsys)
-
-
-def test_names_and_steps_of_policies() -> None:
-    config = EvaluateConfig(
-        teacher=CheckpointConfig("t"),
-        output_dir=Path("out"),
-        policies=["drift=org/model@2", "mine=outputs/a b"],
-        dataset="d",  # type: ignore[arg-type]
-    )
-    found = config.candidates()
-    assert [(name, c.path, c.num_inference_steps) for name, c in found.items()] == [
-        ("drift", "org/model", 2), ("mine", "outputs/a b", None),
-    ]  # fmt: skip

@@ -19,13 +19,12 @@ from torch import Tensor
 
 from chordflow.errors import UserError
 from chordflow.evaluation.gap import Gap, Modes, action_gap
-from chordflow.evaluation.modes import least_silhouette, mode_centres, nearest_mode
+from chordflow.evaluation.modes import mode_centres, nearest_mode
 from chordflow.evaluation.paired import HeldOutSet, MeasureConfig, Way, encode_held_out, solve
 from chordflow.evaluation.spread import pictures
 from chordflow.flow.seeds import generator
 from chordflow.flow.solvers import SOLVERS
 from chordflow.policies import ChunkSpec, Context
-from chordflow.policies.base import VelocityModule
 from gaussian_policy import GaussianConfig, GaussianFlowPolicy
 from gaussian_setup import euler_factor, make_observations, make_policy
 
@@ -97,47 +96,18 @@ def test_actions_that_are_never_run_do_not_count(policy: GaussianFlowPolicy) -> 
     """Those before the present, and those beyond what is trained."""
     actual, reference = (torch.randn(6, 16, 4, 4, generator=generator(k)) for k in (1, 2))
     chunk = ChunkSpec(horizon=4, padded_dim=4, action_dim=2, num_executed=2, first_executed=1, real_horizon=3)
-    modes = Modes(reference, chunk)
-    gap = action_gap(actual, reference, modes, policy)
-    never_run = [0, 3]
-    actual[..., never_run, :] = 100.0
+    gap = action_gap(actual, reference, Modes(reference, chunk), policy)
+    actual[..., [0, 3], :] = 100.0
     again = action_gap(actual, reference, Modes(reference, chunk), policy)
     assert np.array_equal(gap.distance, again.distance)
     assert np.array_equal(gap.spread, again.spread)
     assert action_gap(actual, reference, Modes(reference, REAL), policy).rms > 10 * gap.rms
-    assert chunk.num_usable == 2
 
 
-def test_the_denominator_is_the_spread_of_the_reference_over_observations_and_noises(
-    policy: GaussianFlowPolicy, noise: Tensor
-) -> None:
-    reference, actual = noise * 2.0, noise * 2.0 + 0.5
-    gap = action_gap(actual, reference, Modes(reference, REAL), policy)
-    flat = reference[..., :2].double().flatten(2).flatten(0, 1)
-    spread = (flat - flat.mean(dim=0)).square().sum(dim=1).mean()
-    assert gap.rms == pytest.approx(math.sqrt(8 * 0.25 / float(spread)))
-    assert gap.median == pytest.approx(gap.rms)
-    assert gap.distance == pytest.approx(np.full((N, K), gap.rms), rel=1e-4)
-    assert gap.distance.shape == (N, K)
-    swapped = action_gap(reference, actual, Modes(reference, REAL), policy)
-    assert swapped.rms == pytest.approx(gap.rms)
-    doubled = action_gap(2 * actual, 2 * reference, Modes(2 * reference, REAL), policy)
-    assert doubled.rms == pytest.approx(gap.rms)
-    assert doubled.max_abs == pytest.approx(2 * gap.max_abs)
-
-
-def test_padded_dimensions_do_not_count_and_few_far_pairs_do_not_move_the_median(
-    policy: GaussianFlowPolicy, noise: Tensor
-) -> None:
+def test_padded_dimensions_do_not_count(policy: GaussianFlowPolicy, noise: Tensor) -> None:
     actual = noise.clone()
     actual[..., 2:] += 100.0
     assert action_gap(actual, noise, Modes(noise, REAL), policy).rms == 0.0
-    actual = noise + 0.1
-    far = actual.clone()
-    far[0, 0] += 100.0
-    near, gap = (action_gap(a, noise, Modes(noise, REAL), policy) for a in (actual, far))
-    assert gap.median == pytest.approx(near.median)
-    assert gap.rms > 10 * near.rms
 
 
 def test_a_reference_without_spread_is_refused_with_a_sentence(policy: GaussianFlowPolicy) -> None:
@@ -169,16 +139,6 @@ def test_flips_are_exactly_the_pairs_that_change_sides() -> None:
     moved = action_gap(reference + 0.5, reference, modes, policy)
     assert moved.flip_rate == 0.0
     assert moved.rms > 0.1
-
-
-def test_the_labels_are_the_sides_that_the_noise_chooses() -> None:
-    policy = make_policy(num_modes=2, separation=4.0, std=0.3)
-    held_out = encoded(policy, 10, noises_per_observation=32)
-    ends = on_grid(policy, 50, held_out.noise, held_out.contexts["teacher"])
-    labels = Modes(ends, REAL).labels(ends)
-    right = (held_out.noise[..., :2].sum(dim=(2, 3)) > 0).numpy()
-    for row in range(10):
-        assert len(set(zip(labels[row], right[row], strict=True))) == 2
 
 
 # Modes
@@ -222,15 +182,6 @@ def test_more_modes_are_told_apart(modes: int) -> None:
     assert len(set(nearest_mode(places, centres))) == modes
 
 
-@given(st.integers(0, 10_000), st.floats(0.01, 100.0))
-@settings(max_examples=25)
-def test_modes_do_not_depend_on_scale_place_or_order(seed: int, scale: float) -> None:
-    rng = np.random.default_rng(seed)
-    points = rng.normal(size=(24, 3)) + 8.0 * (rng.random(24) < 0.5)[:, None]
-    count = len(mode_centres(points))
-    assert len(mode_centres(rng.permutation(points) * scale + 3 * scale)) == count
-
-
 def test_an_outlier_is_no_mode() -> None:
     rng = np.random.default_rng(0)
     points = rng.normal(size=(64, 4))
@@ -240,8 +191,7 @@ def test_an_outlier_is_no_mode() -> None:
     assert len(mode_centres(points)) == 2
 
 
-def test_few_points_need_a_wider_gap_and_equal_points_are_one_mode() -> None:
-    assert least_silhouette(16) > least_silhouette(32) >= least_silhouette(64) == 0.7
+def test_equal_points_are_one_mode_and_few_are_refused() -> None:
     assert len(mode_centres(np.ones((16, 4)))) == 1
     with pytest.raises(ValueError, match="15 endpoints are too few"):
         mode_centres(np.zeros((15, 2)))
@@ -314,11 +264,10 @@ def test_noises_belong_to_observations_whatever_else_is_chosen() -> None:
     some = encoded(policy, 9, num_observations=4)
     rows = [int((whole.noise[:, 0] == n).all(dim=(1, 2)).nonzero()) for n in some.noise[:, 0]]
     assert rows == sorted(set(rows))
-    for name in ("noise", "context"):
-        a, b = ((h.noise if name == "noise" else h.contexts["teacher"].tensors()[0]) for h in (whole, some))
-        assert torch.equal(a[rows], b)
-    other = encoded(policy, 9, seed=1)
-    assert not torch.equal(other.noise, whole.noise)
+    assert torch.equal(whole.noise[rows], some.noise)
+    means = (held_out.contexts["teacher"].tensors()[0] for held_out in (whole, some))
+    assert torch.equal(next(means)[rows], next(means))
+    assert not torch.equal(encoded(policy, 9, seed=1).noise, whole.noise)
 
 
 @pytest.mark.parametrize(
@@ -326,26 +275,14 @@ def test_noises_belong_to_observations_whatever_else_is_chosen() -> None:
     [
         ({"noises_per_observation": 15}, "measure.noises_per_observation=15: give at least 16"),
         ({"converged_num_steps": 50}, "measure.converged_num_steps=50: give at least 100"),
-        (
-            {"converged_noises": 17},
-            "measure.converged_noises=17: give at most 16 (measure.noises_per_observation)",
-        ),
+        ({"converged_noises": 17}, "measure.converged_noises=17: give at most 16 (measure.noises_per"),
         ({"num_steps": []}, "measure.num_steps="),
-        ({"num_steps": [0, 1]}, "measure.num_steps="),
-        ({"num_observations": 0}, "measure.num_observations=0"),
         ({"solvers": ["euler", "rk9"]}, "measure.solvers=[euler,rk9]: choose euler, midpoint, heun"),
     ],
 )
 def test_bad_settings_are_refused(options: dict, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         MeasureConfig(**options)
-
-
-def test_the_module_that_trains_and_the_policy_that_is_measured_agree(
-    policy: GaussianFlowPolicy, context: Context
-) -> None:
-    noise, t = policy.sample_noise(N, generator(3)), torch.linspace(0, 1, N)
-    assert torch.equal(VelocityModule(policy)(noise, t, context), policy.velocity(noise, t, context))
 
 
 def test_the_interval_of_a_gap_covers_about_as_often_as_it_says() -> None:
@@ -371,16 +308,13 @@ def test_pictures_are_small_png_files() -> None:
     image = torch.zeros(3, 320, 200)
     image[0, :, :100] = 1.0
     found = pictures({
-        "observation.images.top": image, "observation.image": image[:, :40, :40], "observation.state": torch.ones(3),
-        "observation.images.two": torch.stack([image * 0, image]), "task": "x",
+        "observation.image": image[:, :40, :40], "observation.state": torch.ones(3), "task": "x",
+        "observation.images.two": torch.stack([image * 0, image]),
     })  # fmt: skip
-    assert set(found) == {"top", "image", "two"}
     shown = {name: Image.open(io.BytesIO(base64.b64decode(text))) for name, text in found.items()}
-    assert {name: (p.format, p.size) for name, p in shown.items()} == {
-        "top": ("PNG", (100, 160)), "image": ("PNG", (40, 40)), "two": ("PNG", (100, 160)),
-    }  # fmt: skip
-    assert shown["two"].getpixel((10, 10)) == (255, 0, 0)
-    assert shown["top"].getpixel((90, 10)) == (0, 0, 0)
+    kinds = {name: (picture.format, picture.size) for name, picture in shown.items()}
+    assert kinds == {"image": ("PNG", (40, 40)), "two": ("PNG", (100, 160))}
+    assert [shown["two"].getpixel((x, 10)) for x in (10, 90)] == [(255, 0, 0), (0, 0, 0)]
 
 
 def test_shared_evaluations_change_nothing_and_are_not_made_twice() -> None:

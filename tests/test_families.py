@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
-import json
+import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lerobot.configs import PreTrainedConfig
+from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import drift_env  # noqa: F401 (registers the environment)
-from broken_statistics import AFTER, BEFORE, drop, edit_config, edit_statistics, edit_steps
+from broken_statistics import edit_config
 from builders import observations
 from chordflow.cli.main import main
+from chordflow.couplings import BufferConfig, CouplingBuffer, CouplingConfig, DatasetConfig, open_split
 from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
 from chordflow.policies import FlowPolicy, Role, VelocityModule, load_flow_policy, save_student
 from chordflow.policies.registry import own_families
 from chordflow.results.schema import Results
+from chordflow.training.methods import (
+    ConsistencyMethodConfig,
+    EndpointMethodConfig,
+    MethodConfig,
+    NoiseBiasedMethodConfig,
+    ReflowMethodConfig,
+    SnapFlowMethodConfig,
+)
 from chordflow.training.student import StudentInit, make_student
 from families import CASES
-from family_case import FamilyCase, euler
+from family_case import FamilyCase
 from small_policies import Folders
 
 pytestmark = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -91,81 +101,6 @@ def weights(policy: FlowPolicy) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in policy.module.named_parameters()}
 
 
-def of_another_robot(folder: Path, pipeline: str, key: str, size: int) -> None:
-    def change(held: dict[str, Tensor]) -> None:
-        held.update({name: torch.linspace(1, 2, size) for name in held if name.startswith(f"{key}.")})
-
-    edit_statistics(folder, pipeline, change)
-
-
-def enable(folder: Path, pipeline: str) -> None:
-    """Switches steps for actions relative to the state on, and leaves `config.json` as it is."""
-    edit_steps(folder, pipeline, lambda s: "enabled" in s["config"] and s["config"].update(enabled=True))
-
-
-# Statistics that are gone; and what would stop when the student is measured.
-UNFIT: dict[str, tuple[tuple[str, str], Callable[[Path], object], str]] = {
-    "smolvla": (
-        (BEFORE, "observation.state"), lambda p: of_another_robot(p, BEFORE, "action", 7), "mean of action of size 7"
-    ),
-    "pi0": ((AFTER, "action"), lambda p: enable(p, BEFORE), "relative_actions_processor with enabled=true"),
-    "pi05": ((BEFORE, "observation.state"), lambda p: enable(p, AFTER), "absolute_actions_processor with enabled=true"),
-    "multi_task_dit": (
-        (BEFORE, "observation.images.top"), lambda p: of_another_robot(p, BEFORE, "observation.state", 5),
-        r"the network \(config.json\) fails on a blank observation",
-    ),
-    "eo1": ((AFTER, "action"), lambda p: of_another_robot(p, AFTER, "action", 1), "mean of action of size 1"),
-    "groot": (
-        (AFTER, "action"), lambda p: of_another_robot(p, AFTER, "action", 1), "no finite min of action of size 2"
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("fault", ["without statistics", "of another robot"])
-def test_processors_that_do_not_fit_are_refused_at_loading(
-    case: FamilyCase, fault: str, copied: Path
-) -> None:
-    lacking, change, message = UNFIT[case.family]
-    if fault == "of another robot":
-        change(copied)
-    else:
-        drop(copied, *lacking)
-        message = rf"(mean and std|q01 and q99|finite min) of {lacking[1]}"
-    with pytest.raises(UserError, match=message):
-        load_flow_policy(copied, device="cpu")
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("num_steps", [1, 2, None])
-def test_euler_over_velocity_equals_the_stock_sampler(
-    case: FamilyCase, num_steps: int | None, dtype: str, tmp_path: Path, family_folder: Folders
-) -> None:
-    if dtype == "bfloat16" and not case.has_bfloat16:
-        pytest.skip("the family has no half precision of its own")
-    if dtype == "float32" and num_steps is None:
-        folder = family_folder(case.family)
-    else:
-        options = {"dtype": dtype} if dtype == "bfloat16" else {}
-        folder = case.build(
-            tmp_path / "c", **options, **({} if num_steps is None else {"num_steps": num_steps})
-        )
-    policy = load_flow_policy(folder, device="cpu")
-    steps = case.default_steps if num_steps is None else num_steps
-    assert policy.default_num_steps == steps
-    for batch_size in (1, 3):
-        batch = policy.preprocess(raw(policy, batch_size))
-        noise = policy.sample_noise(batch_size, generator(0, "test"))
-        endpoint = euler(policy, batch, noise, steps)
-        expected = case.stock_endpoint(policy, policy.preprocess(raw(policy, batch_size)), noise).float()
-        assert endpoint.shape == expected.shape == (batch_size, *policy.chunk.shape)
-        # A field that does nothing, or a sampler that ignores it, would agree as well.
-        assert (endpoint - noise).abs().mean() > 0.05
-        if dtype == "float32":
-            torch.testing.assert_close(endpoint, expected, rtol=1e-5, atol=1e-5)
-        else:
-            assert (endpoint - expected).norm() <= 1e-2 * expected.norm()
-
-
 @torch.no_grad()
 def test_contexts_are_reusable_repeat_and_join(case: FamilyCase, shared: FlowPolicy) -> None:
     items, t = raw(shared, 4), torch.tensor([1.0, 0.7, 0.3, 0.0])
@@ -213,21 +148,63 @@ def test_preprocessing_and_encoding_leave_what_they_are_given_whole(
     assert all(torch.equal(given[key], items[key]) for key in given if key != "task")
 
 
-def test_noise_is_seeded_and_of_unit_variance_in_every_dimension(
-    case: FamilyCase, shared: FlowPolicy
+# The parts of the names by which parameters have a role, the first that is found.
+PARTS: dict[str, dict[Role, tuple[str, ...]]] = {
+    "smolvla": {
+        Role.LANGUAGE: ("text_model", "vlm.lm_head"),
+        Role.VISION: ("vlm.model",),
+        Role.PREFIX_PROJECTIONS: ("state_proj",),
+        Role.ACTION_HEAD: ("lm_expert", "action_"),
+    },
+    "pi0": {
+        Role.VISION: ("multi_modal_projector", "vision_tower"),
+        Role.LANGUAGE: ("language_model", "lm_head"),
+        Role.ACTION_HEAD: ("",),
+    },
+    "eo1": {
+        Role.VISION: (".visual.",),
+        Role.LANGUAGE: ("vlm_backbone",),
+        Role.PREFIX_PROJECTIONS: ("state_proj",),
+        Role.ACTION_HEAD: ("action_",),
+    },
+    "groot": {
+        Role.VISION: (".visual.",),
+        Role.LANGUAGE: ("backbone",),
+        Role.PREFIX_PROJECTIONS: (".vl", "state_encoder"),
+        Role.ACTION_HEAD: ("action_head",),
+    },
+    "multi_task_dit": {
+        Role.VISION: ("vision_encoder",),
+        Role.LANGUAGE: ("text_encoder.text_encoder",),
+        Role.PREFIX_PROJECTIONS: ("text_encoder.projection",),
+        Role.ACTION_HEAD: ("noise_predictor",),
+    },
+}
+PARTS["pi05"] = PARTS["pi0"]
+
+# What nothing that acts depends on. The heads read the last language layer's keys and values, not its output; a key's
+# bias shifts all scores of a query alike.
+IDLE = {
+    "smolvla": ("vlm.lm_head", "text_model.norm", "text_model.layers.1"),
+    "pi0": ("lm_head", "language_model.norm", "language_model.layers.1"),
+    "pi05": ("lm_head", "language_model.norm", "language_model.layers.1"),
+    "groot": ("language_model.norm",),
+    "multi_task_dit": ("post_layernorm", "k_proj.bias"),
+}
+
+
+def test_roles_follow_the_parts_and_training_reaches_all_that_acts(
+    case: FamilyCase, policy: FlowPolicy
 ) -> None:
-    noise = shared.sample_noise(600, generator(3, "noise"))
-    assert noise.shape == (600, *shared.chunk.shape)
-    assert noise.dtype == torch.float32
-    assert torch.equal(noise[:1], shared.sample_noise(600, generator(3, "noise"))[:1])
-    torch.testing.assert_close(noise.mean(dim=(0, 1)), torch.zeros(noise.shape[2]), atol=0.1, rtol=0)
-    torch.testing.assert_close(noise.std(dim=(0, 1)), torch.ones(noise.shape[2]), atol=0.1, rtol=0)
-
-
-def test_roles_cover_all_and_training_reaches_the_trained(case: FamilyCase, policy: FlowPolicy) -> None:
-    roles = policy.parameters_by_role()
-    assert sorted(name for named in roles.values() for name in named) == sorted(weights(policy))
-    assert all(roles[role] for role in (Role.VISION, Role.LANGUAGE, Role.ACTION_HEAD))
+    roles, parts = policy.parameters_by_role(), PARTS[case.family]
+    assert {name: role for role, named in roles.items() for name in named} == {
+        name: next(role for role, own in parts.items() if any(part in name for part in own))
+        for name in weights(policy)
+    }
+    with pytest.raises(ValueError, match="no known role"):
+        policy.role_of("model.elsewhere.weight")
+    # Neither dropout nor random crops: student and teacher see the same.
+    assert not any(module.training for module in policy.module.modules())
     noise, t = policy.sample_noise(2, generator(0, "g")), torch.tensor([1.0, 0.4])
     # The action head alone, on a context without a graph: as a student with a shared prefix trains.
     trainable = policy.train_roles([Role.ACTION_HEAD])
@@ -235,15 +212,17 @@ def test_roles_cover_all_and_training_reaches_the_trained(case: FamilyCase, poli
     assert {n for n, p in policy.module.named_parameters() if p.requires_grad} == set(trainable)
     with torch.no_grad():
         context = policy.encode(policy.preprocess(raw(policy, 2)))
-    VelocityModule(policy)(noise, t, context=context).square().mean().backward()
+    module = VelocityModule(policy)
+    module(noise, t, context=context).square().mean().backward()
     assert reached(policy) == {name for name, parameter in trainable.items() if parameter.numel()}
     # And everything that can be trained: gradients go through `encode` to the vision encoder.
-    trained = [role for role in Role if roles[role] and not cut_off(case, role)]
-    policy.train_roles(trained)
+    trainable = policy.train_roles([role for role in Role if not cut_off(case, role)])
     policy.module.zero_grad()
-    VelocityModule(policy)(noise, t, batch=policy.preprocess(raw(policy, 2))).square().mean().backward()
-    for role in trained:
-        assert reached(policy) & set(roles[role]), role
+    module(noise, t, batch=policy.preprocess(raw(policy, 2))).square().mean().backward()
+    without = {name for name, p in trainable.items() if p.numel()} - reached(policy)
+    assert not [name for name in without if not any(part in name for part in IDLE.get(case.family, ()))]
+    with pytest.raises(ValueError, match="needs a context or a batch"):
+        module(noise, t)
 
 
 def test_fresh_weights_repeat_and_touch_their_roles_alone(case: FamilyCase, policy: FlowPolicy) -> None:
@@ -266,92 +245,48 @@ def test_fresh_weights_repeat_and_touch_their_roles_alone(case: FamilyCase, poli
     assert policy.prefix_hash() != prefix
 
 
-# Acts by each line's student, and answers with what went wrong; it cannot import chordflow. One process for all
-# families: LeRobot takes longer to import than all the students to act.
-STOCK = """
-import json, os, sys, traceback
-
-sys.modules["chordflow"] = None
-import torch
-from lerobot.configs import PreTrainedConfig
-from lerobot.policies.factory import get_policy_class, make_pre_post_processors
-
-def act(folder, small, observations, output):
-    if small:
-        __import__(small)
+def act_alone(folder: Path, observation: dict[str, Any], output: Path) -> None:
+    """Two actions by LeRobot's classes, in a process that can no longer import chordflow."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "chordflow"]:
+        del sys.modules[name]
+    sys.modules["chordflow"] = None  # type: ignore[assignment]
     config = PreTrainedConfig.from_pretrained(folder)
     config.pretrained_path = folder
     policy = get_policy_class(config.type).from_pretrained(folder, config=config, strict=True)
-    before, after = make_pre_post_processors(config, pretrained_path=folder)
-    items = torch.load(observations, weights_only=True)
-    torch.manual_seed(0)
+    before, after = make_pre_post_processors(config, pretrained_path=str(folder))
     policy.reset()
-    torch.save(torch.stack([after(policy.select_action(before(dict(items)))) for _ in range(2)]), output)
-    assert sys.modules["chordflow"] is None
-
-answers = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)
-for line in sys.stdin:
-    said = ""
-    try:
-        act(*json.loads(line))
-    except BaseException:
-        said = traceback.format_exc()
-    print(json.dumps(said), file=answers, flush=True)
-"""
-
-
-@pytest.fixture(scope="module")
-def stock_lerobot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
-    """Lets LeRobot alone act by a checkpoint; gives what went wrong, or nothing."""
-    with subprocess.Popen(
-        [sys.executable, "-c", STOCK],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path_factory.mktemp("stock"),
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
-    ) as process:  # fmt: skip
-        stdin, stdout = process.stdin, process.stdout
-        assert stdin is not None
-        assert stdout is not None
-
-        def act(*arguments: str) -> str:
-            print(json.dumps(arguments), file=stdin, flush=True)
-            return json.loads(stdout.readline())
-
-        yield act
-        stdin.close()
+    actions = [after(policy.select_action(before(dict(observation)))) for _ in range(2)]
+    torch.save(torch.stack(actions), output)
 
 
 def test_a_saved_student_runs_in_stock_lerobot_without_chordflow(
-    case: FamilyCase, folder: Path, policy: Any, stock_lerobot: Callable[..., str], tmp_path: Path
+    case: FamilyCase, folder: Path, policy: Any, tmp_path: Path
 ) -> None:
     trained = policy.train_roles(list(policy.default_train_roles))
     with torch.no_grad():
         for index, parameter in enumerate(trained.values()):
             parameter.add_(0.01 * torch.randn(parameter.shape, generator=generator(index, "student")))
-    config, student = (folder / "config.json").read_text(), tmp_path / "student"
+    student = tmp_path / "student"
     save_student(policy, folder, student, trained, 1)
-    assert (folder / "config.json").read_text() == config
-    # The teacher's keys, dtypes and frozen bytes; one step in the field that the family reads.
+    # The teacher's keys, dtypes and frozen bytes.
     old, new = load_file(folder / "model.safetensors"), load_file(student / "model.safetensors")
     assert old.keys() == new.keys()
     assert sum(not torch.equal(old[name], new[name]) for name in old) == len(trained)
     assert all(old[name].dtype == new[name].dtype for name in old)
-    before, after = json.loads(config), json.loads((student / "config.json").read_text())
-    assert {k for k in before.keys() | after.keys() if before.get(k) != after.get(k)} == {policy.steps_field}
-    assert after[policy.steps_field] == 1
     # Reloaded here: the trained weights, one step.
     again = load_flow_policy(student, device="cpu")
     assert again.default_num_steps == 1
     parameters = dict(again.module.named_parameters())
     assert all(torch.equal(parameters[n], p.to(parameters[n].dtype)) for n, p in trained.items())
-    # And by LeRobot alone, in a process that has no chordflow.
-    torch.save({k: v[:1] for k, v in observations(1).items()}, tmp_path / "items.pt")
-    arguments = [str(student), case.small_module or "", str(tmp_path / "items.pt"), str(tmp_path / "out.pt")]
-    assert stock_lerobot(*arguments) == ""
-    # What goes wrong there is told here.
-    (student / "config.json").rename(student / "elsewhere")
-    assert "Error" in stock_lerobot(*arguments)
-    actions = torch.load(tmp_path / "out.pt", weights_only=True)
+    # And by LeRobot alone.
+    observation = {key: value[:1] for key, value in observations(1).items()}
+    alone = multiprocessing.get_context("fork").Process(
+        target=act_alone, args=(student, observation, tmp_path / "actions.pt")
+    )
+    alone.start()
+    alone.join()
+    assert alone.exitcode == 0
+    actions = torch.load(tmp_path / "actions.pt", weights_only=True)
     assert (actions.shape[0], actions.shape[-1], bool(actions.isfinite().all())) == (2, 2, True)
 
 
@@ -411,22 +346,14 @@ def test_parts_that_a_family_does_not_have(case: FamilyCase, policy: FlowPolicy,
         assert not same, role
 
 
-def test_what_cannot_be_run_is_named(case: FamilyCase, copied: Path, shared: Any, refused: Refused) -> None:
-    """A number of steps that is none, a field of a newer LeRobot, weights without one that is asked for."""
+def test_no_steps_and_missing_weights_are_named(
+    case: FamilyCase, copied: Path, shared: Any, refused: Refused
+) -> None:
     config = (copied / "config.json").read_text()
-    # GR00T's own null means the number of its head.
-    none = [] if case.family == "groot" else [(shared.steps_field, None)]
-    for name, value in [(shared.steps_field, 0), *none, ("n_action_steps", 0)]:
-        edit_config(copied, lambda c, given=(name, value): c.update([given]))
-        said = refused(copied)
-        assert "config.json" in said
-        assert name in said or value is None
+    for field in (shared.steps_field, "n_action_steps"):
+        edit_config(copied, lambda c, field=field: c.update({field: 0}))
+        assert field in refused(copied)
         (copied / "config.json").write_text(config)
-    edit_config(copied, lambda c: c.update(invented_in_2027=1))
-    said = refused(copied)
-    assert "invented_in_2027" in said
-    assert "newer LeRobot" in said
-    (copied / "config.json").write_text(config)
     # Also where LeRobot's own loader would go on with random weights.
     tensors = load_file(copied / "model.safetensors")
     name = max(tensors)
@@ -447,3 +374,42 @@ def test_missing_packages_are_named(
 
     monkeypatch.setattr(type(shared.module), "__init__", without)
     assert f'pip install "lerobot[{extra}]==0.6.1"' in refused(folder)
+
+
+def test_what_is_encoded_does_not_depend_on_the_actions_beside_it(
+    case: FamilyCase, shared: FlowPolicy, dataset_root: Path
+) -> None:
+    config, contexts = DatasetConfig("test/tiny", root=str(dataset_root)), []
+    for actions in (False, True):
+        items = next(open_split(config, shared, actions=actions).train.batches([0, 4, 9], 3))
+        assert ("action" in items) == actions
+        with torch.no_grad():
+            contexts.append(shared.encode(shared.preprocess(items)))
+    for alone, beside in zip(contexts[0].tensors(), contexts[1].tensors(), strict=True):
+        assert torch.equal(alone, beside)
+
+
+METHODS: list[MethodConfig] = [
+    NoiseBiasedMethodConfig(), SnapFlowMethodConfig(), ReflowMethodConfig(real_data_share=0.5),
+    EndpointMethodConfig(), ConsistencyMethodConfig(),
+]  # fmt: skip
+
+
+def test_every_method_has_a_loss_and_a_gradient(
+    case: FamilyCase, policy: FlowPolicy, dataset_root: Path
+) -> None:
+    split = open_split(DatasetConfig("test/tiny", root=str(dataset_root)), policy, actions=True)
+    for config in METHODS:
+        policy.module.requires_grad_(False)
+        method = config.build()
+        buffer = CouplingBuffer(
+            policy, split.train, CouplingConfig(num_steps=2), BufferConfig(4, 2, None, 4), seed=0, batch_size=8,
+            needs=method.needs,
+        )  # fmt: skip
+        list(buffer.fill(0))
+        trainable = policy.train_roles(policy.default_train_roles)
+        loss = method.loss(VelocityModule(policy), buffer.batch(0), generator(1))
+        gradients = torch.autograd.grad(loss, list(trainable.values()), allow_unused=True)
+        norm = sum(float(g.square().sum()) for g in gradients if g is not None) ** 0.5
+        assert 0 < float(loss.detach()) < 1e4, config
+        assert 0 < norm < 1e6, config

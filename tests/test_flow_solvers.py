@@ -9,7 +9,6 @@ from lerobot.policies.common.flow_matching import euler_integrate
 
 from chordflow.errors import UserError
 from chordflow.flow.solvers import SOLVERS, get_solver, time_grid
-from closed_forms import GaussianFlow
 
 
 def _noise(dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -62,10 +61,8 @@ def test_evaluations_are_counted_and_times_stay_in_range(name: str, num_steps: i
 
 
 def test_evaluations_are_those_that_the_rules_ask_for() -> None:
-    counts = {name: [get_solver(name).nfe(n) for n in (1, 2, 16)] for name in SOLVERS}
-    assert counts == {
-        "euler": [1, 2, 16], "midpoint": [2, 4, 32], "heun": [2, 4, 32], "adams_bashforth": [2, 3, 17]
-    }  # fmt: skip
+    counts = {name: get_solver(name).nfe(16) for name in SOLVERS}
+    assert counts == {"euler": 16, "midpoint": 32, "heun": 32, "adams_bashforth": 17}
     assert [get_solver("midpoint").num_steps_for(n) for n in (0, 1, 2, 3, 10)] == [None, None, 1, None, 5]
     assert [get_solver("adams_bashforth").num_steps_for(n) for n in (0, 1, 2, 10)] == [None, None, 1, 9]
 
@@ -93,19 +90,6 @@ def test_adams_bashforth_by_hand() -> None:
     torch.testing.assert_close(path, torch.stack(states), rtol=1e-12, atol=1e-12)
 
 
-def test_a_sharp_flow_is_followed_better_by_adams_bashforth_and_by_a_graded_grid() -> None:
-    """Data narrower than noise: the field bends towards t = 0, as a learned one does. 16 evaluations each."""
-    flow = GaussianFlow(*(torch.full((4, 2), value, dtype=torch.float64) for value in (0.3, 0.1)))
-    exact = flow.endpoint(_noise())
-
-    def error(name: str, num_steps: int, power: float) -> float:
-        end = get_solver(name).integrate(flow.velocity, _noise(), num_steps, grid_power=power)
-        return float((end - exact).norm())
-
-    assert error("adams_bashforth", 15, 1.0) < 0.6 * error("euler", 16, 1.0)
-    assert error("adams_bashforth", 15, 1.4) < 0.5 * error("adams_bashforth", 15, 1.0)
-
-
 # Grids
 
 
@@ -120,12 +104,6 @@ def test_a_grid_goes_from_noise_to_action(num_steps: int, power: float) -> None:
     assert min(lengths) > 0
     # Graded steps fall towards the action.
     assert power <= 1.0 or lengths == sorted(lengths, reverse=True)
-
-
-@pytest.mark.parametrize("num_steps", [1, 3, 10, 49, 100])
-def test_a_power_of_one_is_the_uniform_grid_to_the_last_bit(num_steps: int) -> None:
-    dt = -1.0 / num_steps
-    assert time_grid(num_steps) == time_grid(num_steps, 1.0) == [(1.0 + i * dt, dt) for i in range(num_steps)]
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 7, 10, 49, 100])
@@ -149,11 +127,6 @@ def test_the_path_goes_from_the_noise_to_the_integral(name: str) -> None:
     path = solver.path(velocity, noise, 4)
     assert torch.equal(path[0], noise)
     assert torch.equal(path[-1], solver.integrate(velocity, noise, 4))
-    if name != "adams_bashforth":
-        for step in range(4):
-            t, x = 1 - step / 4, path[step]
-            change = solver.increment(velocity, x, t, -0.25, velocity(x, torch.full((3,), t)))
-            assert torch.equal(path[step + 1], x + change)
 
 
 def test_callback_sees_the_state_and_velocity_before_each_step() -> None:

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from chordflow.evaluation.free import GRID_POWERS, candidates, halves
-from chordflow.experiments.arms import Arm, _Rollouts
-from chordflow.flow.solvers import get_solver
+from chordflow.evaluation.free import GRID_POWERS, candidates
+from chordflow.experiments.arms import _Rollouts
+from chordflow.flow.solvers import SOLVERS, get_solver
 from chordflow.reporting.card import card
 from chordflow.reporting.table import markdown, render
 from chordflow.results.findings import findings, verdict
@@ -35,17 +35,6 @@ from report_samples import gap, ratio, sample, success
 OLDER = Path(__file__).parent.parent / "benchmarks" / "metaworld" / "results" / "tried"
 
 
-@pytest.mark.parametrize(("nfe", "count"), [(1, 1), (2, 5), (3, 6), (4, 12), (5, 6), (10, 12)])
-def test_every_solver_and_grid_at_the_same_number_of_evaluations(nfe: int, count: int) -> None:
-    ways = candidates(nfe)
-    assert len(set(ways)) == len(ways) == count
-    assert ways[0] == ("euler", nfe, 1.0)
-    assert {way.nfe for way in ways} == {nfe}
-    if nfe == 4:
-        assert {way.solver for way in ways} == {"euler", "midpoint", "heun", "adams_bashforth"}
-        assert {way.grid_power for way in ways} == set(GRID_POWERS) == {1.0, 1.4, 2.0}
-
-
 @given(nfe=st.integers(1, 24))
 @settings(max_examples=12, deadline=None)
 def test_no_way_is_tried_twice_under_two_names(nfe: int) -> None:
@@ -58,31 +47,19 @@ def test_no_way_is_tried_twice_under_two_names(nfe: int) -> None:
         evaluations += 1
         return flow.velocity(x, t)
 
-    ends = []
-    for way in candidates(nfe):
+    ends, ways = [], candidates(nfe)
+    assert ways[0] == ("euler", nfe, 1.0)
+    for way in ways:
         evaluations = 0
         end = get_solver(way.solver).integrate(velocity, noise, way.num_steps, grid_power=way.grid_power)
         assert evaluations == way.nfe == nfe
         ends.append(tuple(round(float(x), 9) for x in end.flatten()))
     assert len(set(ends)) == len(ends)
-
-
-@given(episodes=st.lists(st.integers(0, 12), min_size=1, max_size=60), seed=st.integers(0, 5))
-@settings(max_examples=60, deadline=None)
-def test_an_episode_is_chosen_on_or_measured_on(episodes: list[int], seed: int) -> None:
-    of_rows = torch.tensor(episodes)
-    first, second = halves(of_rows, seed)
-    known = set(episodes)
-    chosen, measured = set(of_rows[first].tolist()), set(of_rows[second].tolist())
-    if len(known) == 1:
-        assert first.tolist() == second.tolist() == list(range(len(episodes)))
-        return
-    assert not chosen & measured
-    assert sorted([*first.tolist(), *second.tolist()]) == list(range(len(episodes)))
-    # The larger half is measured on: an interval needs two episodes.
-    assert (len(chosen), len(measured)) == (len(known) // 2, len(known) - len(known) // 2)
-    again, _ = halves(of_rows, seed)
-    assert torch.equal(first, again)
+    if nfe >= 4 and nfe % 2 == 0:
+        assert ({way.solver for way in ways}, {way.grid_power for way in ways}) == (
+            set(SOLVERS),
+            set(GRID_POWERS),
+        )
 
 
 def best_ways(*rows: GapRow, **changes: Any) -> FreeWays:
@@ -95,14 +72,10 @@ EULER2 = gap("teacher", 2, "converged", 0.1, grid_power=2.0, ratio_to_untrained=
 
 
 @pytest.mark.parametrize(("free", "student", "further", "expected"), [
-    (None, 2, [], [(2, "euler", 1.0), (1, "midpoint", 1.0)]),
-    (None, 1, [3], [(1, "euler", 1.0), (3, "euler", 1.0)]),
-    (best_ways(AB4, EULER2), 1, [], [(1, "euler", 1.0)]),
-    (best_ways(AB4, EULER2), 2, [], [(2, "euler", 1.0), (2, "euler", 2.0)]),
+    (None, 2, [3], [(2, "euler", 1.0), (3, "euler", 1.0), (1, "midpoint", 1.0)]),
     (best_ways(AB4, EULER2), 1, [2, 4],
      [(1, "euler", 1.0), (2, "euler", 1.0), (4, "euler", 1.0), (2, "euler", 2.0), (3, "adams_bashforth", 2.0)]),
     (best_ways(gap("teacher", 2, "converged", 0.1)), 2, [], [(2, "euler", 1.0)]),
-    (best_ways(AB4), 2, [], [(2, "euler", 1.0), (1, "midpoint", 1.0)]),
     (best_ways(gap("teacher", 9, "converged", 0.01, solver="adams_bashforth", nfe=10)), 10, [20],
      [(20, "euler", 1.0)]),
 ])  # fmt: skip
@@ -111,22 +84,14 @@ def test_episodes_are_run_by_the_best_way(
 ) -> None:
     options = SimpleNamespace(n_episodes=2, num_clips=0, teacher_num_steps=further)
     config: Any = SimpleNamespace(seed=0, env=None, eval=options)
-    steps = {"teacher": 10, "student": student}
     entrants: Any = {
-        name: SimpleNamespace(name=name, policy=None, num_steps=n, folder=Path("none"))
-        for name, n in steps.items()
+        name: SimpleNamespace(name=name, policy=None, num_steps=num_steps, folder=Path("none"))
+        for name, num_steps in (("teacher", 10), ("student", student))
     }
     runner: Any = SimpleNamespace(tasks=lambda: {("", 0): None})
     arms = _Rollouts(config, entrants, runner, free)._untrained()
     assert [(arm.num_steps, arm.solver, arm.grid_power) for arm in arms] == expected
     assert len({arm.key for arm in arms}) == len({arm.label for arm in arms}) == len(arms)
-
-
-def test_names_of_even_arms_are_as_before() -> None:
-    policy: Any = None
-    assert Arm("teacher", policy, 1, "midpoint").key == "teacher-1-midpoint"
-    graded = Arm("teacher", policy, 2, grid_power=1.4)
-    assert (graded.key, graded.label) == ("teacher-2-euler-g1.4", "teacher, 2 steps, grid power 1.4")
 
 
 FLOOR = gap("teacher", 10, "converged", 0.06)
@@ -215,6 +180,8 @@ def test_the_harder_normalisation_is_told_where_it_means_something(share: float)
     row = results.gap("student", 1, "deployed")
     assert row is not None
     texts = (verdict(results), markdown(results), card(results))
+    assert "noise decides" in texts[0]
+    assert "noise decides" not in verdict(sample())
     if share >= LEAST_NOISE_SHARE:
         value = results.of_noise(row.rms)
         assert value == pytest.approx(0.091 / share**0.5)
@@ -225,11 +192,6 @@ def test_the_harder_normalisation_is_told_where_it_means_something(share: float)
     assert "9.1 % RMS of the whole spread or 0.273 in the robot's units" in texts[0]
     assert "see the differences in the robot's units" in texts[1]
     assert "of noise |" not in texts[1]
-
-
-def test_without_spreads_nothing_is_said_of_noise() -> None:
-    assert "noise decides" not in verdict(sample())
-    assert "of noise" not in markdown(sample())
 
 
 @pytest.mark.parametrize("width", [80, 100])
@@ -246,9 +208,6 @@ def test_tables_hold_both_normalisations_and_the_best_ways(width: int, student: 
     # Evaluations, RMS, relative to noise, even Euler's and the student's on the same pairs.
     expected = ["4", "5.0", "%", "16", "%", "10.0", "%", *(["7.0", "%"] if student else [])]
     assert line.split()[-len(expected) :] == expected
-    text = markdown(results)
-    assert "Chosen on 1 episode held out, measured on 2 episodes others." not in text
-    assert "Stock LeRobot" in text
 
 
 def test_rows_of_named_solvers_are_said_to_need_a_sampler() -> None:
@@ -257,9 +216,7 @@ def test_rows_of_named_solvers_are_said_to_need_a_sampler() -> None:
     assert note in markdown(sample())
     assert note not in markdown(sample(gaps=even))
     graded = replace(success("teacher", 2, 0.9, None), grid_power=2.0)
-    text = markdown(sample(gaps=even, success=[*sample().success, graded]))
-    assert note in text
-    assert "teacher, euler (grid 2)" in text
+    assert note in markdown(sample(gaps=even, success=[*sample().success, graded]))
 
 
 @pytest.mark.parametrize(("name", "share"), [("euler_endpoints", 0.0228), ("four_tokens_9000", 0.0041)])

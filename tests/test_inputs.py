@@ -19,6 +19,7 @@ from lerobot.policies.utils import validate_visual_features_consistency
 from builders import STATE_DIM
 from chordflow.errors import UserError
 from chordflow.policies import FlowPolicy, check_inputs, load_flow_policy
+from small_runs import edit_json
 
 type Shapes = dict[str, tuple[int, ...]]
 
@@ -109,7 +110,6 @@ def test_cameras_pass_where_they_pass_lerobot_and_advice_is_good(
 @pytest.mark.parametrize(
     ("how", "shown"),
     [
-        ({"own": names(front="a")}, ("front",)),
         ({"own": names(front="a", side="b")}, ("front",)),
         ({"own": names(front="a")}, ("front", "hand")),
         ({"own": names(front="a")}, ("a",)),
@@ -139,7 +139,6 @@ def test_renamed_cameras_are_found(how: dict[str, Any], shown: tuple[str, ...], 
         ({"given": names(front="d")}, shapes(("front",)), [f"no {camera('d')!r}", f"looks at {STATE}, {camera('a')}"]),
         ({"given": names(front="a")}, shapes(("b",)), [f"rename_map names {camera('front')!r}", HERE, camera("b")]),
         ({"given": names(front="a")}, shapes(("front", "a")), [f"{HERE} has a {camera('a')!r} already"]),
-        ({"given": names(front="a", side="a")}, shapes(("front", "side")), [f"a {camera('side')!r} already"]),
         ({}, shapes(("a",), state=(5,)), [f"{HERE}: {STATE} has shape (5,)", "trained with (3,)"]),
         ({}, shapes(("a",), state=()), [f"{HERE} has no {STATE}"]),
         (
@@ -159,18 +158,16 @@ def test_what_does_not_fit_is_named(
 
 
 @pytest.mark.parametrize("kinds", [("mean", "std"), ("min", "max"), ("q01", "q99"), ()])
-@pytest.mark.parametrize("size", [1, 7])
 def test_statistics_tell_the_state_that_a_policy_was_trained_with(
-    size: int, kinds: tuple[str, ...], policy: Any
+    kinds: tuple[str, ...], policy: Any
 ) -> None:
     """The config tells it only where they do not."""
     step = next(step for step in policy.preprocessor.steps if hasattr(step, "stats"))
-    saved = {f"{STATE}.{kind}": torch.ones(size) for kind in kinds}
     step.stats, step._stats_explicitly_provided = {}, False
-    step.load_state_dict(saved)
-    expected = (size,) if kinds else (STATE_DIM,)
+    step.load_state_dict({f"{STATE}.{kind}": torch.ones(1) for kind in kinds})
+    expected = (1,) if kinds else (STATE_DIM,)
     assert policy.state_shape == expected
-    check_inputs(policy, shapes(("top",), state=expected), HERE)
+    assert accepted(policy, shapes(("top",), state=expected))
     assert not accepted(policy, shapes(("top",), state=(expected[0] + 1,)))
 
 
@@ -184,10 +181,10 @@ def test_a_camera_that_the_policy_was_trained_with_is_returned(policy: Any) -> N
 
 def test_a_preprocessor_that_renames_nothing_cannot_be_told_to(checkpoint: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(checkpoint, tmp_path / "c"))
-    file = folder / "policy_preprocessor.json"
-    saved = json.loads(file.read_text())
-    saved["steps"] = [step for step in saved["steps"] if "rename" not in step["registry_name"]]
-    file.write_text(json.dumps(saved))
+    edit_json(
+        folder / "policy_preprocessor.json",
+        lambda c: c.update(steps=[step for step in c["steps"] if "rename" not in step["registry_name"]]),
+    )
     assert load_flow_policy(folder, device="cpu").replaced_rename_map == {}
     with pytest.raises(UserError, match=r"policy_preprocessor.json has no step that renames.*--rename_map"):
         load_flow_policy(folder, device="cpu", rename_map=names(front="top"))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -19,36 +17,21 @@ from script_files import scripts_of
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks" / "latency"
 RESULTS = sorted((FOLDER / "results").glob("*.json"))
-FAMILIES = ("smolvla", "pi05")
 
 
 @pytest.fixture(scope="module")
-def load() -> Iterator[Callable[[str], ModuleType]]:
-    with scripts_of(FOLDER) as import_script:
-        yield import_script
+def run() -> Iterator[ModuleType]:
+    with scripts_of(FOLDER) as load:
+        yield load("run")
 
 
 @pytest.fixture(scope="module")
-def policies(load: Callable[[str], ModuleType]) -> ModuleType:
-    return load("random_policies")
-
-
-@pytest.fixture(scope="module")
-def run(load: Callable[[str], ModuleType]) -> ModuleType:
-    return load("run")
-
-
-def numbers(value: object) -> list[float]:
-    if isinstance(value, dict):
-        return [number for item in value.values() for number in numbers(item)]
-    if isinstance(value, list):
-        return [number for item in value for number in numbers(item)]
-    return [float(value)] if isinstance(value, int | float) and not isinstance(value, bool) else []
+def policies(run: ModuleType) -> ModuleType:
+    return sys.modules["random_policies"]
 
 
 def check(result: dict) -> None:
     """What every result says, wherever it was measured."""
-    assert all(0 <= number < float("inf") for number in numbers(result))
     seconds = result["seconds"]
     assert seconds["batch_size"] == 1
     assert {chunk["num_steps"] for chunk in seconds["chunks"]} == {1, 10}
@@ -62,34 +45,19 @@ def check(result: dict) -> None:
     assert result["compiled"] == (result["compile_s"] is not None)
     assert result["parameters_acting"] < result["parameters"]
     assert result["environment"]["device_name"]
-    assert result["environment"]["threads"] >= 1
-    assert result["environment"]["torch"]
 
 
-def options(family: str, output: Path) -> list[str]:
-    return [f"--family={family}", "--size=reduced", "--device=cpu", "--dtype=float32", "--compile=false",
-            "--repeats=3", "--warm_up=1", f"--output={output}"]  # fmt: skip
-
-
-@pytest.mark.slow
-def test_a_reduced_size_is_measured(tmp_path: Path) -> None:
-    output = tmp_path / "new" / "result.json"
-    command = [sys.executable, str(FOLDER / "run.py"), *options("smolvla", output)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(output.read_text(encoding="utf-8"))
-    assert json.loads(done.stdout[done.stdout.index("{") :]) == result
-    assert (result["family"], result["size"], result["dtype"]) == ("smolvla", "reduced", "float32")
-    check(result)
-
-
-def test_the_other_family_is_measured(
-    run: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_reduced_size_is_measured(
+    run: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["run.py", *options("pi05", tmp_path / "result.json")])
+    output = tmp_path / "new" / "result.json"
+    options = ["--family=pi05", "--size=reduced", "--repeats=3", "--warm_up=1", f"--output={output}"]
+    monkeypatch.setattr(sys, "argv", ["run.py", *options])
     run.main()
-    result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
-    assert result["family"] == "pi05"
+    result = json.loads(output.read_text(encoding="utf-8"))
+    said = capsys.readouterr().out
+    assert json.loads(said[said.index("{") :]) == result
+    assert (result["family"], result["size"], result["dtype"]) == ("pi05", "reduced", "float32")
     check(result)
 
 
@@ -109,17 +77,7 @@ def test_the_full_configs_describe_the_full_policies(
     assert acting[0] <= policies.acting(outline) / 1e6 < acting[1]
 
 
-def test_the_full_observations_are_the_real_ones(policies: ModuleType) -> None:
-    smolvla = policies.load_config("smolvla", "full")
-    assert [feature.shape for feature in smolvla.image_features.values()] == [(3, 480, 640)] * 2
-    sizes = smolvla.resize_imgs_with_padding, smolvla.chunk_size, smolvla.num_vlm_layers
-    assert sizes == ((512, 512), 50, 16)
-    pi05 = policies.load_config("pi05", "full")
-    assert [feature.shape for feature in pi05.image_features.values()] == [(3, 224, 224)] * 3
-    assert (pi05.chunk_size, pi05.tokenizer_max_length, pi05.max_action_dim) == (50, 200, 32)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["smolvla", "pi05"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_parameters_have_the_dtypes_of_the_stock_policy(
     policies: ModuleType, family: str, dtype: str
@@ -155,23 +113,14 @@ def test_the_document_shows_the_committed_results(run: ModuleType) -> None:
         assert all(times) if "CPU" not in line else not any(times)
 
 
-def test_the_table_compares_compiled_with_eager(run: ModuleType, tmp_path: Path) -> None:
-    def result(compiled: bool, ten: float, device: str) -> dict:
-        chunks = [{"num_steps": 1, "seconds": {"p50": 0.5}}, {"num_steps": 10, "seconds": {"p50": ten}}]
-        return {
-            "family": "pi05", "size": "full", "dtype": "bfloat16", "parameters": 4_100_000_000,
-            "parameters_acting": 3_300_000_000, "compiled": compiled, "encode_over_step": 3.0, "ceiling": 3.25,
-            "measured_speedup": ten / 0.5, "seconds": {"chunks": chunks, "repeats": 7},
-            "environment": {"device": device, "device_name": "Some GPU", "threads": 1, "torch": "2"},
-        }  # fmt: skip
-
-    for name, item in {"a": result(False, 3.0, "cuda"), "b": result(True, 1.0, "cuda")}.items():
-        (tmp_path / f"{name}.json").write_text(json.dumps(item), encoding="utf-8")
-    eager, compiled = run.table(tmp_path).splitlines()[2:]
-    assert eager.endswith("| eager | 7 | 3.0 | 3.25 | 6.00 |  |  | 3000.0 | 500.0 |")
-    assert compiled.endswith("| compiled | 7 | 3.0 | 3.25 | 2.00 | 3.00 | 1.00 | 1000.0 | 500.0 |")
-    assert "4.10 B, 3.30 B" in eager
-    assert "Some GPU" in eager
+def test_the_table_compares_compiled_with_eager(run: ModuleType) -> None:
+    names = (f"smolvla-reduced-cpu-float32{end}.json" for end in ("", "-compiled"))
+    eager, compiled = (json.loads((FOLDER / "results" / name).read_text(encoding="utf-8")) for name in names)
+    gains = [f"{run.chunk_s(eager, steps) / run.chunk_s(compiled, steps):.2f}" for steps in (10, 1)]
+    rows = [
+        row.split(" | ") for row in run.table(FOLDER / "results").splitlines() if "smolvla, reduced" in row
+    ]
+    assert {row[4]: row[9:11] for row in rows} == {"eager": ["", ""], "compiled": gains}
 
 
 @pytest.mark.parametrize(
@@ -187,10 +136,3 @@ def test_bad_options_are_refused(
         run.main()
     assert caught.value.code == 2
     assert words in capsys.readouterr().err
-
-
-def test_scripts_are_short() -> None:
-    for file in FOLDER.glob("*.py"):
-        text = file.read_text(encoding="utf-8")
-        assert len(text.splitlines()) < 300
-        assert ast.get_docstring(ast.parse(text))

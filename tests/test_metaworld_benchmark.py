@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,15 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from chordflow.couplings.observations import split_episodes
-from chordflow.errors import UserError
-from chordflow.experiments.run_folder import only_run
 from lerobot_env_metaworld_light import LightMetaworldConfig
-from metaworld_cases import drawn
 from script_files import scripts_of
+from test_env_metaworld_light import drawn
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks" / "metaworld"
@@ -44,14 +39,14 @@ def test_an_interrupted_recording_leaves_no_dataset_and_goes_on(load, tmp_path, 
     disturbed = {"handle-press-v3": 2}
 
     def stop(_task: str, done: int, _total: int) -> None:
-        if done == 4:
+        if done == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        recorder.record(config, root, 3, 0.3, stop, disturbed=disturbed)
+        recorder.record(config, root, 2, 0.3, stop, disturbed=disturbed)
     assert not root.exists()
     # A file that the machine lost a part of is made again.
-    lost = next(tmp_path.glob("dataset.episodes/reach-v3*/1000001.npz"))
+    lost = next(tmp_path.glob("dataset.episodes/reach-v3*/1000000.npz"))
     lost.write_bytes(lost.read_bytes()[:-100])
     made = []
     demonstrate = recorder.demonstrate
@@ -61,15 +56,15 @@ def test_an_interrupted_recording_leaves_no_dataset_and_goes_on(load, tmp_path, 
         return demonstrate(env, task, seed, pushed)
 
     monkeypatch.setattr(recorder, "demonstrate", watched)
-    dataset = recorder.record(config, root, 3, 0.3, disturbed=disturbed)
-    seeds = (1_000_001, 3_000_000, 2_000_000, 4_000_000)
-    assert made == [("reach-v3", 1_000_001), *(("handle-press-v3", seed) for seed in seeds)]
-    assert dataset.num_episodes == 8
+    dataset = recorder.record(config, root, 2, 0.3, disturbed=disturbed)
+    seeds = (3_000_000, 2_000_000, 4_000_000)
+    assert made == [("reach-v3", 1_000_000), *(("handle-press-v3", seed) for seed in seeds)]
+    assert dataset.num_episodes == 6
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset"]
     # LeRobot's rule holds out just the episodes of the other ranges of seeds, which come last.
     tasks = [named[0] for named in dataset.meta.episodes["tasks"]]
-    train, held_out = split_episodes(tasks, range(8), 0.3)
-    assert (sorted(train), sorted(held_out)) == ([0, 1, 2, 3, 4], [5, 6, 7])
+    train, held_out = split_episodes(tasks, range(6), 0.3)
+    assert (sorted(train), sorted(held_out)) == ([0, 1, 2], [3, 4, 5])
     assert dataset.features["observation.image"]["shape"] == (64, 64, 3)
     item = dataset[0]
     assert item["observation.state"].shape == (13,)
@@ -77,7 +72,10 @@ def test_an_interrupted_recording_leaves_no_dataset_and_goes_on(load, tmp_path, 
     instructions = {dataset[int(start)]["task"] for start in dataset.meta.episodes["dataset_from_index"]}
     assert instructions == {"Reach a goal position", "Press a handle down"}
     with pytest.raises(ValueError, match="exists already"):
-        recorder.record(config, root, 3, 0.3)
+        recorder.record(config, root, 2, 0.3)
+    words = "disturbed names push-v3, which is not recorded; it may name reach-v3, handle-press-v3"
+    with pytest.raises(ValueError, match=words):
+        recorder.record(config, tmp_path / "new", 10, 0.1, disturbed={"push-v3": 1})
 
 
 @drawn
@@ -124,63 +122,17 @@ def test_a_disturbed_episode_begins_off_the_path_and_is_solved(load):
 
 
 @drawn
-def test_disturbed_episodes_show_more_of_how_a_wrong_height_is_mended(load):
+@pytest.mark.docs
+def test_the_experts_hand_is_at_the_goals_height_in_four_frames_of_five(load):
     from lerobot_env_metaworld_light.env import LightMetaworldEnv
 
-    env = LightMetaworldEnv("reach-round-wall", obs="pixels_full", image_size=8, episode_length=200)
-    recorder = load("record")
-
-    def share_at_the_height(pushed: bool) -> tuple[float, list[int]]:
-        states = [
-            recorder.demonstrate(env, "reach-round-wall", seed, pushed=pushed)["agent_pos"]
-            for seed in range(3_000_000, 3_000_012)
-        ]
-        whole = np.concatenate([state for state in states if len(state)])
-        return float(np.mean(np.abs(whole[:, 2] - whole[:, 12]) < 0.01)), [len(state) for state in states]
-
-    plain, _ = share_at_the_height(pushed=False)
-    pushed, lengths = share_at_the_height(pushed=True)
+    env = LightMetaworldEnv("reach-round-wall", obs="pixels_full", image_size=16, episode_length=200)
+    episodes = [
+        load("record").demonstrate(env, "reach-round-wall", seed) for seed in range(3_000_000, 3_000_012)
+    ]
     env.close()
-    # The document says "four frames of five".
-    assert 0.75 < plain < 0.85
-    assert pushed < plain - 0.08
-    # A push that runs into the wall ends the episode: nothing is left of it.
-    assert 0 in lengths
-    assert max(lengths) > 40
-
-
-@drawn
-def test_only_tasks_that_are_recorded_can_be_disturbed(load, tmp_path):
-    config = LightMetaworldConfig(task="reach-v3")
-    words = "disturbed names push-v3, which is not recorded; it may name reach-v3"
-    with pytest.raises(ValueError, match=words):
-        load("record").record(config, tmp_path / "new", 10, 0.1, disturbed={"push-v3": 1})
-    assert not any(tmp_path.iterdir())
-
-
-def test_a_machine_that_cannot_do_it_is_told_before_anything_else(load, capsys, tmp_path, monkeypatch):
-    recorder = load("record")
-
-    def refuse() -> None:
-        raise RuntimeError("MuJoCo does not work here.")
-
-    monkeypatch.setattr(recorder, "check_machine", refuse)
-    # Were Meta-World looked at first, it would be the task's name that is wrong.
-    arguments = ["--task=reech-v3", "--disturbed=2", f"--root={tmp_path / 'new'}"]
-    monkeypatch.setattr(sys, "argv", ["record.py", *arguments])
-    assert recorder.main() == 2
-    assert capsys.readouterr().err == "record.py: MuJoCo does not work here.\n"
-
-
-@given(st.integers(2, 200), st.integers(0, 400), st.floats(0.01, 0.99))
-def test_held_out_episodes_are_as_many_as_lerobot_holds_out(episodes, disturbed, share):
-    with scripts_of(FOLDER) as import_script:
-        recorder = import_script("record")
-        counts = recorder._counts(episodes, disturbed, share)
-    assert sum(counts.values()) == episodes + disturbed
-    assert min(counts.values()) >= 0
-    # LeRobot's rule, of lerobot.datasets.factory.split_episodes.
-    assert counts[2_000_000] + counts[4_000_000] == math.ceil((episodes + disturbed) * share)
+    states = np.concatenate([episode["agent_pos"] for episode in episodes])
+    assert 0.75 < np.mean(np.abs(states[:, 2] - states[:, 12]) < 0.01) < 0.85
 
 
 def test_differences_to_lerobot_eval_are_named(load, tmp_path):
@@ -217,54 +169,22 @@ def test_what_cannot_be_run_is_said_at_the_start(load, monkeypatch, tmp_path):
     made.seconds.write_text("{")
     with pytest.raises(ValueError, match=r"seconds\.json is broken .*remove it to go on"):
         made._spent()
-    record = load("record")
-    for disturbed in ({"reach-v3": -1}, -1):
-        with pytest.raises(ValueError, match="disturbed=-1: give a number of episodes, 0 or more"):
-            record.record(None, tmp_path / "new", 10, 0.1, disturbed=disturbed)
-    for share in (math.nan, math.inf, 0.0, 1.0):
-        with pytest.raises(ValueError, match=rf"eval_split={share}: give a share between 0 and 1"):
-            record.record(None, tmp_path / "new", 10, share)
-
-
-@drawn
-def test_one_folder_is_for_one_process(load, tmp_path):
-    sizes, recorder = load("sizes").SIZES, load("record")
-    with only_run(tmp_path), pytest.raises(UserError, match=f"output_dir={tmp_path}: another process works"):
-        load("run").Run(sizes["smoke"], tmp_path).make()
-    assert list(tmp_path.iterdir()) == []
-    kept = tmp_path / "dataset.episodes"
-    kept.mkdir()
-    config = LightMetaworldConfig(task="reach-v3", obs="pixels_full")
-    with only_run(kept), pytest.raises(UserError, match=f"root={kept}: another process works"):
-        recorder.record(config, tmp_path / "dataset", 10, 0.1)
-
-
-def test_a_moved_run_finds_its_model(load, checkpoint, vlm, tmp_path):
-    run = load("run").Run(load("sizes").SIZES["smoke"], tmp_path / "here")
-    shutil.copytree(vlm, tmp_path / "here" / "vlm")
-    shutil.copytree(checkpoint, tmp_path / "here" / "teacher")
-    run._follow_a_move()
-    named = json.loads((tmp_path / "here" / "teacher" / "config.json").read_text())["vlm_model_name"]
-    assert named == str(tmp_path / "here" / "vlm")
-    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "here").rglob("*.json")}
-    run._follow_a_move()
-    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "here").rglob("*.json")} == before
-
-
-def test_sizes_name_tasks_that_exist(load):
-    from lerobot_env_metaworld_light.tasks import tasks_of
-
-    sizes = load("sizes").SIZES
-    counts = {name: sum(map(len, tasks_of(",".join(size.tasks)).values())) for name, size in sizes.items()}
-    assert counts == {"smoke": 1, "small": 6, "small_images": 4, "full": 52}
+    for share, disturbed, words in (
+        (0.1, -1, "disturbed=-1: give a number of episodes, 0 or more"),
+        (math.nan, 0, "eval_split=nan: give a share between 0 and 1"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            load("record").record(None, tmp_path / "new", 10, share, disturbed=disturbed)
 
 
 def test_commands_are_understood(load, monkeypatch, tmp_path):
     from builders import parse_evaluate, parse_reflow
+    from lerobot_env_metaworld_light.tasks import tasks_of
 
     monkeypatch.chdir(tmp_path)
     commands = load("commands")
     for size in load("sizes").SIZES.values():
+        assert len(tasks_of(",".join(size.tasks))) == len(size.tasks)
         config, _ = parse_reflow(commands.reflow(size))
         assert config.steps == size.reflow["steps"]
         like_lerobot = [commands.evaluate_like_lerobot(size)] if size.lerobot_episodes else []
@@ -273,7 +193,7 @@ def test_commands_are_understood(load, monkeypatch, tmp_path):
 
 
 @drawn
-def test_success_is_told_by_the_height_of_goals(load, tmp_path, capsys, monkeypatch):
+def test_success_is_told_by_the_height_of_goals(load, tmp_path, capsys):
     script, size = load("goal_height"), load("sizes").SIZES["smoke"]
     by_seed = dict(enumerate(script.heights(size, range(8))))
     assert len(set(by_seed.values())) == 8
@@ -295,12 +215,8 @@ def test_success_is_told_by_the_height_of_goals(load, tmp_path, capsys, monkeypa
     low = [sum(height < 0.15 for height in sorted(by_seed.values())[i : i + 2]) / 2 for i in (0, 2, 4, 6)]
     assert first == low
     assert second == [1 - rate for rate in low]
-    with pytest.raises(ValueError, match="holds no episodes of reach-round-wall"):
-        script.measure(size, tmp_path / "nothing")
-    (tmp_path / "file").touch()
-    monkeypatch.setattr(script, "RESULTS", tmp_path / "file")
-    assert script.main(["--size=smoke", f"--output_dir={tmp_path}", "--publish"]) == 2
-    assert capsys.readouterr().err.startswith("goal_height.py: ")
+    assert script.main(["--size=smoke", f"--output_dir={tmp_path / 'nothing'}"]) == 2
+    assert "holds no episodes of reach-round-wall" in capsys.readouterr().err
 
 
 @pytest.mark.docs
@@ -311,22 +227,18 @@ def test_the_document_shows_what_the_height_of_goals_does(load):
 
 
 @drawn
-def test_first_pictures_of_metaworld_may_show_the_episode_before(load, capsys, tmp_path, monkeypatch):
+def test_first_pictures_of_metaworld_may_show_the_episode_before(load, capsys):
     script = load("first_pictures")
     found = script.measure(["reach-v3", "basketball-v3"])
     assert found["pixels_that_differ"]["reach-v3"] > 0
     assert (found["tasks"], found["tasks_that_differ"]) == (2, 1)
-    (tmp_path / "file").touch()
-    monkeypatch.setattr(script, "PUBLISHED", tmp_path / "file" / "tasks.json")
-    assert script.main(["--task=reach-v3", "--publish"]) == 2
-    assert "task=reach-v3: what is published is of all tasks" in capsys.readouterr().err
-    monkeypatch.setattr(script, "measure", lambda _tasks: found)
-    assert script.main(["--publish"]) == 2
-    assert capsys.readouterr().err.startswith("first_pictures.py: ")
-    assert script.main(["--task=reach-round-wall"]) == 2
-    assert "task=reach-round-wall: only Meta-World's own tasks" in capsys.readouterr().err
-    assert script.main(["--task=reech-v3"]) == 2
-    assert "the nearest names are reach-v3" in capsys.readouterr().err
+    for option, words in (
+        ("--publish", "task=reach-v3: what is published is of all tasks"),
+        ("--task=reach-round-wall", "task=reach-round-wall: only Meta-World's own tasks"),
+        ("--task=reech-v3", "the nearest names are reach-v3"),
+    ):
+        assert script.main(["--task=reach-v3", option]) == 2
+        assert words in capsys.readouterr().err
 
 
 @pytest.mark.docs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -248,7 +247,7 @@ def test_what_an_endpoint_does_in_padded_dimensions_counts_only_for_more_steps(
 
 def trained(
     output: Path, config: MethodConfig, student: type[AffineStudent] | None = None, *, std: float = 0.4,
-    steps: int = 900, observations: int = 512,
+    steps: int = 600, observations: int = 512,
 ) -> tuple[GaussianFlowPolicy, AffineStudent, Tensor, GaussianContext]:  # fmt: skip
     """A student after training, with noise and contexts of other observations."""
     teacher, method, student = (
@@ -346,25 +345,10 @@ def ends_from_path(
 
 
 def test_the_fixed_point_of_consistency_is_the_teachers_map(tmp_path: Path) -> None:
-    teacher, student, noise, context = trained(tmp_path, ConsistencyMethodConfig(), steps=1500)
+    teacher, student, noise, context = trained(tmp_path, ConsistencyMethodConfig(), steps=1000)
     assert ends_from_path(student, teacher, context, noise) < 0.03
     # So one step is five of the teacher.
     assert distance(Sampler(student, 1)(context, noise), Sampler(teacher, 5)(context, noise)) < 0.03
-
-
-def test_real_data_keeps_its_own_law_of_times_where_couplings_are_all_at_noise() -> None:
-    batch = filled_batch(make_policy(), Needs(actions=True))
-    one = ReflowMethodConfig(real_data_share=0.9, times=UniformTimes(at_noise=1.0)).build()
-    assert one.step_counts is None
-    assert one.needs.actions
-    seen: list[Tensor] = []
-
-    def velocity(x_t: Tensor, t: Tensor, **_: object) -> Tensor:
-        seen.append(t)
-        return torch.zeros_like(x_t)
-
-    one.loss(velocity, batch, generator(0))
-    assert (seen[0] < 1).sum() >= 7
 
 
 # What methods declare
@@ -374,6 +358,7 @@ def test_real_data_keeps_its_own_law_of_times_where_couplings_are_all_at_noise()
     ("config", "step_counts"),
     [
         (ReflowMethodConfig(), None), (ReflowMethodConfig(times=UniformTimes(at_noise=1.0)), (1,)),
+        (ReflowMethodConfig(times=UniformTimes(at_noise=1.0), real_data_share=0.1), None),
         (EndpointMethodConfig(), (1,)), (EndpointMethodConfig(path_share=0.2), None),
         (NoiseBiasedMethodConfig(), None), (NoiseBiasedMethodConfig(times=BetaTimes(at_noise=1.0)), (1,)),
         (SnapFlowMethodConfig(), None), (ConsistencyMethodConfig(), None),
@@ -388,10 +373,8 @@ def test_who_sees_one_time_alone_is_for_one_step_alone(
 @pytest.mark.parametrize(
     ("config", "name", "value"),
     [
-        (ReflowMethodConfig, "method.real_data_share", 1.0), (ReflowMethodConfig, "method.real_data_share", -0.1),
-        (EndpointMethodConfig, "method.path_share", 1.0), (SnapFlowMethodConfig, "method.shortcut_share", 0.0),
-        (SnapFlowMethodConfig, "method.shortcut_share", 1.0), (PseudoHuber, "loss.c", 0.0),
-        (PseudoHuber, "loss.c", -1.0), (PseudoHuber, "loss.c", math.nan),
+        (ReflowMethodConfig, "method.real_data_share", 1.0), (EndpointMethodConfig, "method.path_share", 1.0),
+        (SnapFlowMethodConfig, "method.shortcut_share", 0.0), (PseudoHuber, "loss.c", 0.0),
     ],
 )  # fmt: skip
 def test_numbers_out_of_range_are_refused(config: type, name: str, value: float) -> None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
-import draccus
 import pytest
 import torch
 from torch import Tensor
 
 from chordflow.flow import times as laws
 from chordflow.flow.seeds import generator
-from chordflow.training.methods import MethodConfig, ReflowMethodConfig
 from chordflow.training.objective import (
     BetaTimes,
     ExponentialTimes,
@@ -89,13 +86,3 @@ def test_each_law_is_the_one_it_names_but_for_the_share_at_noise(
 ) -> None:
     mixture = laws.PointMassMixture(weight=share, at=1.0, base=law)
     assert replace(config, at_noise=share).build() == (mixture if share else law)
-
-
-def test_the_saved_settings_say_what_was_trained() -> None:
-    config = ReflowMethodConfig(times=BetaTimes(at_noise=0.2))
-    plain = json.loads(json.dumps(draccus.encode(config, MethodConfig)))
-    assert plain["type"] == "reflow"
-    assert plain["times"] == {"type": "beta", "at_noise": 0.2, "alpha": 1.5, "beta": 1.0}
-    assert MethodConfig.get_choice_class("reflow") is ReflowMethodConfig
-    # Half at noise is the default.
-    assert ReflowMethodConfig().times == UniformTimes(at_noise=0.5)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from builders import parse_reflow as parse
 from chordflow.couplings import BufferConfig, CouplingBatch, CouplingBuffer, CouplingConfig, Needs
@@ -15,7 +14,6 @@ from chordflow.flow.seeds import generator
 from chordflow.policies import VelocityModule
 from chordflow.training.methods import ReflowMethodConfig
 from chordflow.training.methods.base import chosen_rows
-from chordflow.training.objective import UniformTimes
 from demonstrations import make_demonstrations
 from gaussian_policy import GaussianConfig
 from gaussian_setup import AffineStudent, euler, make_policy
@@ -82,14 +80,13 @@ def test_the_loss_of_reflow_is_that_of_chords_of_entered_paths_and_of_real_data(
     path_share: float, real_share: float
 ) -> None:
     student = AffineStudent(GaussianConfig())
-    method = ReflowMethodConfig(
-        times=UniformTimes(at_noise=0.4), path_share=path_share, real_data_share=real_share
-    ).build()
+    method = ReflowMethodConfig(path_share=path_share, real_data_share=real_share).build()
     assert method.needs == Needs(paths=path_share > 0, actions=real_share > 0)
     batch = batch_of(method.needs)
     loss = method.loss(VelocityModule(student), batch, generator(7))
     drawn, none = generator(7), torch.zeros(8, dtype=torch.bool)
-    t, real, entered = laws.PointMassMixture(weight=0.4).sample(8, drawn), none, none
+    # By default half of all times are exactly at noise.
+    t, real, entered = laws.PointMassMixture(weight=0.5).sample(8, drawn), none, none
     if real_share:
         real, theirs = chosen_rows(batch, real_share, drawn), laws.Beta().sample(8, drawn)
     if path_share:
@@ -112,18 +109,3 @@ def test_the_loss_of_reflow_is_that_of_chords_of_entered_paths_and_of_real_data(
     assert {kind for kind, share in shares.items() if share > 0} == kinds
     assert len(set(t.tolist())) > 2
     torch.testing.assert_close(loss, torch.stack(values).mean())
-
-
-def test_no_share_is_reflow_as_it_was() -> None:
-    """The same draws from the same generator, whether or not a path is at hand."""
-    batch, asked = batch_of(), []
-
-    def velocity(x_t: Tensor, t: Tensor, **_: object) -> Tensor:
-        asked.extend([x_t, t])
-        return x_t
-
-    ReflowMethodConfig().build().loss(velocity, batch, generator(7))
-    t = laws.PointMassMixture(weight=0.5).sample(8, generator(7))
-    assert torch.equal(asked[1], t)
-    t = t[:, None, None]
-    assert torch.equal(asked[0], t * batch.noise + (1 - t) * batch.endpoint)

@@ -17,7 +17,6 @@ from builders import observations
 from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
 from chordflow.policies import FlowPolicy, Role, VelocityModule, load_flow_policy, save_student
-from chordflow.policies.pi0 import PI0Context
 from chordflow.quiet import quiet_stdout
 from family_case import euler, on_path
 from small_policies import Folders
@@ -70,67 +69,6 @@ def stock_loss(policy: Any, batch: dict[str, Any], noise: Tensor, t: Tensor) -> 
     return losses[..., : policy.chunk.action_dim].mean()
 
 
-def test_cameras_without_the_blank_ones(build: Callable[..., Any]) -> None:
-    policy = build(cameras=("top", "left", "right"), empty_cameras=1)
-    assert policy.image_keys == [f"observation.images.{name}" for name in ("top", "left", "right")]
-    assert len(policy.config.image_features) == 4
-    assert not policy.needs_every_camera
-    policy.encode(policy.preprocess(observations(1, ("left",))))
-    with pytest.raises(ValueError, match="All image features are missing"):
-        policy.encode(policy.preprocess(observations(1, ())))
-
-
-def test_contexts_are_cut_to_the_prompt(shared: Any) -> None:
-    context = shared.encode(shared.preprocess(observations(3)))
-    singles = [context.index(torch.tensor([row])) for row in range(3)]
-    assert max(single.mask.shape[1] for single in singles) < context.mask.shape[1]
-
-
-def test_the_state_is_in_the_context(shared: Any) -> None:
-    items = observations(2)
-    other = {**items, "observation.state": items["observation.state"] + 0.5}
-    noise, t = shared.sample_noise(2, generator(0, "test")), torch.ones(2)
-    with torch.no_grad():
-        context, moved = (shared.encode(shared.preprocess(given)) for given in (items, other))
-        difference = shared.velocity(noise, t, context) - shared.velocity(noise, t, moved)
-    assert difference.abs().mean() > 1e-2
-    if shared.family == "pi0":
-        assert isinstance(context, PI0Context)
-        assert context.state.shape == (2, 8)
-        assert torch.equal(context.keys_values, moved.keys_values)
-    else:
-        assert not torch.equal(context.keys_values, moved.keys_values)
-
-
-def test_roles(shared: Any) -> None:
-    roles = shared.parameters_by_role()
-    assert not roles[Role.PREFIX_PROJECTIONS]
-    assert any("multi_modal_projector" in name for name in roles[Role.VISION])
-    assert ("model.state_proj.weight" in roles[Role.ACTION_HEAD]) == (shared.family == "pi0")
-    # Read by nothing that acts.
-    assert {name for name in roles[Role.LANGUAGE] if "lm_head" in name} == {
-        LM_HEAD,
-        "model.paligemma_with_expert.gemma_expert.lm_head.weight",
-    }
-    with pytest.raises(ValueError, match="no known role"):
-        shared.role_of("model.paligemma_with_expert.gemma_expert.extra.weight")
-
-
-def test_gradients_reach_all_that_acts(policy: Any) -> None:
-    trainable = policy.train_roles(list(Role))
-    batch = policy.preprocess(observations(2))
-    noise = policy.sample_noise(2, generator(0, "test"))
-    VelocityModule(policy)(noise, torch.full((2,), 0.5), batch=batch).square().mean().backward()
-    without = {name for name, parameter in trainable.items() if parameter.grad is None}
-    # The expert reads the last language layer's keys and values, not its output.
-    assert all(
-        "lm_head" in n or "language_model.norm" in n or "language_model.layers.1" in n for n in without
-    )
-    head = policy.parameters_by_role()[Role.ACTION_HEAD]
-    assert not without & set(head)
-    assert all(parameter.grad is not None and parameter.grad.any() for parameter in head.values())
-
-
 def test_action_target_is_that_of_the_stock_loss_which_counts_padding(shared: Any) -> None:
     items = {**observations(2), "action": torch.randn(2, 8, 2, generator=generator(0, "action"))}
     items["action_is_pad"] = torch.arange(8).expand(2, 8) >= torch.tensor([[8], [5]])
@@ -147,42 +85,6 @@ def test_action_target_is_that_of_the_stock_loss_which_counts_padding(shared: An
     torch.testing.assert_close(
         (v_t - (noise - target)).square()[valid].mean(), expected, rtol=1e-4, atol=1e-5
     )
-
-
-def test_actions_come_back_in_the_robots_units(shared: Any) -> None:
-    endpoint = shared.sample_noise(2, generator(0, "test"))
-    stats = family_pi.stats()["action"]
-    if shared.family == "pi0":
-        expected = endpoint[..., :2] * stats["std"] + stats["mean"]
-    else:
-        expected = (endpoint[..., :2] + 1) / 2 * (stats["q99"] - stats["q01"]) + stats["q01"]
-    torch.testing.assert_close(shared.to_action(endpoint), expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("num_steps", [1, 10])
-def test_bfloat16_trunk_with_a_float32_head(build: Callable[..., Any], family: str, num_steps: int) -> None:
-    policy = build(dtype="bfloat16", num_steps=num_steps)
-    dtypes = {parameter.dtype for parameter in policy.module.parameters()}
-    assert dtypes == {torch.bfloat16, torch.float32}
-    batch = policy.preprocess(observations(2))
-    noise = policy.sample_noise(2, generator(0, "test"))
-    expected = family_pi.stock_endpoint(policy, batch, noise)
-    endpoint = euler(policy, batch, noise, num_steps)
-    assert (endpoint - expected).norm() <= 1e-2 * expected.norm()
-
-    trainable = policy.train_roles([Role.ACTION_HEAD])
-    assert {parameter.dtype for parameter in trainable.values()} == {torch.float32}
-    with torch.no_grad():
-        context = policy.encode(batch)
-    assert getattr(context, "keys_values").dtype == torch.bfloat16  # noqa: B009
-    masters = euler(policy, batch, noise, num_steps)
-    assert (masters - expected).norm() <= 3e-2 * expected.norm()
-    v_t = VelocityModule(policy)(noise, torch.full((2,), 0.5), context)
-    assert v_t.dtype == torch.float32
-    v_t.square().mean().backward()
-    for name, parameter in trainable.items():
-        assert parameter.grad is not None, name
-        assert parameter.grad.any(), name
 
 
 def older_names(policy: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -16,8 +16,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature
-from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
-from lerobot.policies.factory import make_pre_post_processors
 from lerobot.processor import NormalizerProcessorStep, PolicyProcessorPipeline, UnnormalizerProcessorStep
 from torch import Tensor
 
@@ -26,7 +24,6 @@ from broken_statistics import (
     AFTER,
     BEFORE,
     add_step,
-    drop,
     edit_config,
     edit_normaliser,
     edit_statistics,
@@ -37,8 +34,7 @@ from chordflow.errors import UserError
 from chordflow.policies import load_flow_policy
 from chordflow.policies.processors import blank_observation, check_processors, try_out
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
-from small_runs import contents, refusal
-from test_reflow_job import options
+from small_runs import options, refused
 
 Change = Callable[[Path], object]
 
@@ -49,16 +45,6 @@ STATE, ACTION, CAMERA = "observation.state", "action", "observation.images."
 def teacher(checkpoint: Path, tmp_path: Path) -> Path:
     """A checkpoint that may be changed."""
     return Path(shutil.copytree(checkpoint, tmp_path / "teacher"))
-
-
-def rename_statistics(folder: Path, pipeline: str) -> None:
-    """As LeRobot's migration leaves those of the public base of SmolVLA."""
-
-    def rename(held: dict[str, Tensor]) -> None:
-        for key in list(held):
-            held[f"so100.buffer.{key}"] = held.pop(key)
-
-    edit_statistics(folder, pipeline, rename)
 
 
 def fill(name: str, value: float) -> Callable[[dict[str, Tensor]], object]:
@@ -93,16 +79,6 @@ def add_input(folder: Path, key: str, kind: str, *shape: int) -> None:
     edit_config(folder, lambda c: c["input_features"].update({key: {"type": kind, "shape": list(shape)}}))
 
 
-def set_rename_map(folder: Path, **names: str) -> None:
-    """As `lerobot-train --rename_map` leaves it, keys and values without `observation.`."""
-    renames = {f"observation.{key}": f"observation.{value}" for key, value in names.items()}
-    edit_steps(
-        folder,
-        BEFORE,
-        lambda step: step["registry_name"].startswith("rename") and step["config"].update(rename_map=renames),
-    )
-
-
 def held(pipeline: str, change: Callable[[dict[str, Tensor]], object]) -> Change:
     return lambda p: edit_statistics(p, pipeline, change)
 
@@ -115,28 +91,12 @@ def mode(pipeline: str, **modes: str) -> Change:
     return normaliser(pipeline, lambda c: c["norm_map"].update(modes))
 
 
-def lacks(pipeline: str, beginning: str) -> Change:
-    return lambda p: drop(p, pipeline, beginning)
-
-
-NO_STATE, NO_ACTION = f"no mean and std of {STATE}", f"no mean and std of {ACTION}"
 PRE, POST = f"{BEFORE}.json", f"{AFTER}.json"
 BROKEN: dict[str, tuple[Change, list[str]]] = {
-    "under other names": (
-        lambda p: rename_statistics(p, BEFORE), [PRE, NO_STATE, "so100.buffer.action (mean, std)"]
-    ),
-    "of actions under other names": (
-        lambda p: rename_statistics(p, AFTER), [POST, NO_ACTION, "so100.buffer.observation.state (mean, std)"]
-    ),
-    "an empty file": (held(BEFORE, dict.clear), [NO_STATE, "no statistics at all"]),
     "no file": (
         lambda p: edit_steps(p, AFTER, lambda step: step.pop("state_file", None)),
-        [POST, NO_ACTION, "no statistics at all"],
+        [POST, f"no mean and std of {ACTION}", "no statistics at all"],
     ),
-    "none of the state": (lacks(BEFORE, STATE), [PRE, NO_STATE, "it holds action (mean, std)"]),
-    "none of the action before the policy": (lacks(BEFORE, ACTION), [PRE, NO_ACTION]),
-    "none of the action behind the policy": (lacks(AFTER, ACTION), [POST, NO_ACTION]),
-    "a mean alone": (lacks(BEFORE, f"{STATE}.std"), [NO_STATE, "observation.state (mean)"]),
     "a state that is not listed": (
         normaliser(BEFORE, lambda c: c["features"].pop(STATE)),
         ["does not normalise observation.state", "lists observation.images.top, action"],
@@ -148,9 +108,6 @@ BROKEN: dict[str, tuple[Change, list[str]]] = {
         normaliser(AFTER, lambda c: c["norm_map"].pop("ACTION")),
         [POST, "does not normalise action", "STATE=MEAN_STD", "ACTION=MEAN_STD"],
     ),
-    "no mode for the action before the policy": (
-        normaliser(BEFORE, lambda c: c["norm_map"].pop("ACTION")), [PRE, "does not normalise action"]
-    ),
     "the identity for the state": (
         mode(BEFORE, STATE="IDENTITY"),
         ["does not normalise observation.state", "STATE=IDENTITY", "asks for STATE=MEAN_STD"],
@@ -159,20 +116,11 @@ BROKEN: dict[str, tuple[Change, list[str]]] = {
     "quantiles that are not there": (
         mode(AFTER, ACTION="QUANTILES"), ["no q01 and q99 of action", "ACTION=QUANTILES", "action (mean, std)"]
     ),
-    "deciles that are not there": (mode(BEFORE, STATE="QUANTILE10"), ["no q10 and q90 of observation.state"]),
-    "a range that is not there": (mode(BEFORE, STATE="MIN_MAX"), ["no min and max of observation.state"]),
     "NaN": (
         held(BEFORE, fill(f"{STATE}.mean", math.nan)), [PRE, "mean of observation.state", "NaN or infinite"]
     ),
-    "infinite": (held(AFTER, fill(f"{ACTION}.std", math.inf)), [POST, "std of action", "NaN or infinite"]),
     "actions of another robot": (
         held(AFTER, resized(ACTION, 7)), [POST, "mean of action of size 7", "config.json has action of size 2"]
-    ),
-    # PyTorch would spread one number over all dimensions.
-    "one number for all actions": (held(BEFORE, resized(ACTION, 1)), [PRE, "mean of action of size 1"]),
-    "sizes that disagree": (
-        held(BEFORE, lambda h: h.update({f"{STATE}.std": torch.ones(1)})),
-        ["std of observation.state of size 1", "mean has size 3"],
     ),
     "relative actions": (
         lambda p: add_step(p, BEFORE, "relative_actions_processor", enabled=True),
@@ -201,9 +149,9 @@ BROKEN: dict[str, tuple[Change, list[str]]] = {
 def test_processors_that_do_not_do_what_the_config_says(case: str, teacher: Path) -> None:
     change, told = BROKEN[case]
     change(teacher)
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(UserError) as raised:
         load_flow_policy(teacher, device="cpu", field="policy.path")
-    said = str(refused.value)
+    said = str(raised.value)
     assert said.startswith(f"policy.path={teacher}: ")
     assert all(part in said for part in told), said
     assert "\n" not in said
@@ -211,12 +159,10 @@ def test_processors_that_do_not_do_what_the_config_says(case: str, teacher: Path
 
 
 @pytest.mark.parametrize("verb", ["reflow", "couple", "diagnose", "evaluate"])
-@pytest.mark.parametrize("case", ["NaN", "absolute actions"])
 def test_every_verb_refuses_before_it_makes_a_folder(
-    verb: str, case: str, teacher: Path, checkpoint: Path, dataset_root: Path, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    verb: str, teacher: Path, checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:  # fmt: skip
-    change, told = BROKEN[case]
+    change, told = BROKEN["absolute actions"]
     change(teacher)
     out = tmp_path / "out"
     data = ["--dataset.repo_id=test/tiny", f"--dataset.root={dataset_root}", f"--output_dir={out}"]
@@ -233,11 +179,9 @@ def test_every_verb_refuses_before_it_makes_a_folder(
         "diagnose": [f"--policy.path={teacher}", *data],
         "evaluate": both,
     }[verb]
-    before = contents(tmp_path)
-    said = refusal([verb, *given], capsys)
+    said = refused([verb, *given], capsys, tmp_path)
     assert f"={teacher}: " in said
     assert all(part in said for part in told), said
-    assert contents(tmp_path) == before
 
 
 SOUND: dict[str, Change] = {
@@ -263,15 +207,8 @@ SOUND: dict[str, Change] = {
         edit_config(p, lambda c: c.update(normalization_mapping=dict.fromkeys(("STATE", "ACTION"), "IDENTITY"))),
         *(edit_statistics(p, side, dict.clear) for side in (BEFORE, AFTER)),
     ),
-    # As a fine-tuned checkpoint keeps the input features of the model that it began with.
-    "the size of a base model's state": lambda p: edit_config(
-        p, lambda c: c["input_features"][STATE].update(shape=[6])
-    ),
-    "a base model's cameras": lambda p: [add_input(p, f"{CAMERA}camera{i}", "VISUAL", 3, 32, 32) for i in (1, 2)],
     "an image with channels last": lambda p: add_input(p, f"{CAMERA}top", "VISUAL", 32, 32, 3),
     "a base model's further vectors": lambda p: add_input(p, "observation.velocity", "STATE", 3),
-    "blank cameras": lambda p: edit_config(p, lambda c: c.update(empty_cameras=2)),
-    "a rename map": lambda p: set_rename_map(p, image="images.top"),
     "steps for relative actions that are off": lambda p: (
         add_step(p, BEFORE, "relative_actions_processor", enabled=False),
         add_step(p, AFTER, "absolute_actions_processor", enabled=False),
@@ -294,36 +231,6 @@ def test_what_lerobot_runs_is_not_refused(case: str, teacher: Path) -> None:
         endpoint = noise - policy.velocity(noise, torch.ones(2), policy.encode(batch))
         stock = policy.policy.predict_action_chunk(dict(batch), noise=noise)
     torch.testing.assert_close(policy.to_action(endpoint), policy.postprocessor(stock), rtol=1e-5, atol=1e-5)
-
-
-def test_what_lerobot_train_saves_is_not_refused(
-    checkpoint: Path, dataset_root: Path, tmp_path: Path
-) -> None:
-    """From scratch, and from a model of another robot whose processors it overrides as `lerobot-train` does."""
-    statistics = LeRobotDatasetMetadata("test/tiny", root=dataset_root).stats
-    base = Path(shutil.copytree(checkpoint, tmp_path / "base"))
-    rename_statistics(base, BEFORE)
-    rename_statistics(base, AFTER)
-    config = SmolVLAFlowPolicy.policy_class.config_class.from_pretrained(checkpoint)
-    shared = {"stats": statistics, "norm_map": config.normalization_mapping}
-    before = {**shared, "features": config.input_features | config.output_features}
-    tuned = make_pre_post_processors(
-        config,
-        pretrained_path=str(base),
-        preprocessor_overrides={"normalizer_processor": before},
-        postprocessor_overrides={"unnormalizer_processor": {**shared, "features": config.output_features}},
-    )
-    saved = {"scratch": make_pre_post_processors(config, dataset_stats=statistics), "tuned": tuned}
-    for name, pipelines in saved.items():
-        folder = Path(shutil.copytree(checkpoint, tmp_path / name))
-        for file in folder.glob("policy_p*"):
-            file.unlink()
-        for pipeline in pipelines:
-            pipeline.save_pretrained(folder)
-        policy = load_flow_policy(folder, device="cpu")
-        state = policy.preprocess(observations(1))[STATE]
-        mean, std = (torch.as_tensor(statistics[STATE][key], dtype=torch.float32) for key in ("mean", "std"))
-        torch.testing.assert_close(state, (observations(1)[STATE] - mean) / std)
 
 
 def check(config: Any, before: Any, after: Any, needs_every: bool, cameras: list[str] | None = None) -> None:
@@ -364,15 +271,16 @@ def test_any_mode_needs_its_own_two_statistics(
     elif fault == "nan":
         broken[key][pair[1]][0] = math.nan
     elif fault == "size":
-        broken[key][pair[1]] = torch.ones(5)
+        # PyTorch would spread one number over all dimensions.
+        broken[key][pair[1]] = torch.ones(1)
     of = (broken, held) if side == BEFORE else (held, broken)
     # The state is of no concern behind the policy.
     if fault == "none" or (key == STATE and side == AFTER):
         check(config, *of, needs_every=True)
         return
-    with pytest.raises(UserError, match=rf"policy.path=x: {side}.json has .*{key}") as refused:
+    with pytest.raises(UserError, match=rf"policy.path=x: {side}.json has .*{key}") as raised:
         check(config, *of, needs_every=True)
-    assert any(name in str(refused.value) for name in pair)
+    assert any(name in str(raised.value) for name in pair)
 
 
 @pytest.mark.parametrize(

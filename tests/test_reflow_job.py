@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
+import fcntl
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from lerobot.configs.train import TrainPipelineConfig
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from builders import build_checkpoint, build_vlm, observations
+from builders import build_checkpoint, build_vlm
 from chordflow.cli.main import main
 from chordflow.policies import Role, load_flow_policy
 from chordflow.results.schema import Results
+from chordflow.training import checkpoints
 from chordflow.training.loop import read_metrics
-from chordflow.training.methods import ReflowMethod
 from small_jobs import measured_in_full
 from small_runs import SMALL as SMALL
 from small_runs import Capture, refusal
@@ -39,57 +37,31 @@ def run(checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.TempPathF
     return output
 
 
-def test_the_folders_are_lerobots(run: Path) -> None:
-    checkpoints = run / "checkpoints"
-    assert sorted(path.name for path in checkpoints.iterdir()) == ["000003", "000006", "last"]
-    assert (checkpoints / "last").is_symlink()
-    assert os.readlink(checkpoints / "last") == "000006"
+def test_a_run_is_laid_out_as_lerobots_and_stock_tools_read_it(run: Path) -> None:
+    folder = run / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["000003", "000006", "last"]
+    assert os.readlink(folder / "last") == "000006"
     files = {path.name for path in student_of(run).iterdir()}
     assert {"config.json", "model.safetensors", "train_config.json", "policy_preprocessor.json",
             "policy_postprocessor.json", "reflow_config.json"} <= files  # fmt: skip
-    state = {path.name for path in (checkpoints / "last" / "training_state").iterdir()}
+    state = {path.name for path in (folder / "last" / "training_state").iterdir()}
     assert {"optimizer_state.safetensors", "training_step.json", "rng_state.safetensors", "scheduler_state.json",
             "master_weights.safetensors", "ema_weights.safetensors"} <= state  # fmt: skip
     suffixes = {path.suffix for path in run.rglob("*") if path.is_file()}
     assert suffixes <= {".json", ".safetensors", ".jsonl", ".png", ".html", ".md"}
     assert {path.name for path in run.iterdir()} >= {"report.html", "table.md", "model_card.md"}
-
-
-def test_the_student_is_the_teachers_checkpoint(run: Path, checkpoint: Path) -> None:
-    student, teacher = (load_file(p / "model.safetensors") for p in (student_of(run), checkpoint))
-    assert student.keys() == teacher.keys()
-    head = load_flow_policy(checkpoint, device="cpu").parameters_by_role()[Role.ACTION_HEAD]
-    for name, tensor in teacher.items():
-        assert student[name].dtype == tensor.dtype
-        assert torch.equal(student[name], tensor) == (name not in head), name
-    before, after = (json.loads((p / "config.json").read_text()) for p in (checkpoint, student_of(run)))
-    assert after.pop("num_steps") == 1
-    assert before.pop("num_steps") == 10
-    assert before == after
-    for file in checkpoint.glob("policy_*"):
-        assert file.read_bytes() == (student_of(run) / file.name).read_bytes()
-
-
-def test_stock_tools_read_the_configs(run: Path) -> None:
+    assert sorted(p.name for p in (run / "figures").iterdir()) == ["gap.png", "loss.png", "trajectories.png"]
     stock = TrainPipelineConfig.from_pretrained(student_of(run))
     assert (stock.steps, stock.batch_size, stock.seed) == (6, 8, 5)
     assert stock.policy is not None
     assert stock.policy.num_steps == 1  # type: ignore[attr-defined]
     assert stock.optimizer is not None
     assert stock.optimizer.lr == 1e-3
-    ours = json.loads((student_of(run) / "reflow_config.json").read_text())
-    assert ours["method"]["type"] == "reflow"
-    assert len(ours["teacher_sha256"]) == 64
-    assert ours["optimizer"]["type"] == "soap"
-    made = Results.load(run / "results.json").couplings
-    assert made is not None
-    assert (made.solver, made.num_steps, made.grid_power) == ("adams_bashforth", 2, 1.4)
 
 
-def test_what_was_measured_is_the_reloaded_student(run: Path, checkpoint: Path) -> None:
+def test_the_student_is_measured_beside_its_teacher(run: Path) -> None:
     results = Results.load(run / "results.json")
-    assert {row.policy for row in results.curvature} == {"teacher", "student"}
-    assert {row.num_steps for row in results.curvature} == {100}
+    assert {(row.policy, row.num_steps) for row in results.curvature} == {("teacher", 100), ("student", 100)}
     assert results.floor is not None
     for reference in ("deployed", "converged"):
         for num_steps in (1, 2):
@@ -101,27 +73,16 @@ def test_what_was_measured_is_the_reloaded_student(run: Path, checkpoint: Path) 
     assert deployed is not None
     assert deployed.rms == 0
     assert results.latency is not None
-    assert results.latency.ceiling > 1
-    assert results.latency.speedup > 1
+    assert min(results.latency.ceiling, results.latency.speedup) > 1
     assert results.loss is not None
     assert results.loss.steps == [2, 4, 6]
-    assert results.held_out is not None
-    assert results.held_out.maybe_seen_by_teacher
-    assert results.verdict
-    assert sorted(p.name for p in (run / "figures").iterdir()) == ["gap.png", "loss.png", "trajectories.png"]
-
-    # The one-step gap, by hand and by stock classes alone: the averages were saved, not the last weights.
-    student = SmolVLAPolicy.from_pretrained(student_of(run))
-    ema = load_file(run / "checkpoints" / "last" / "training_state" / "ema_weights.safetensors")
-    for name, parameter in student.named_parameters():
-        if name in ema:
-            assert torch.equal(parameter, ema[name])
+    made = results.couplings
+    assert made is not None
+    assert (made.solver, made.num_steps, made.grid_power) == ("adams_bashforth", 2, 1.4)
 
 
 @pytest.mark.usefixtures("full_measures")
-def test_a_resumed_run_ends_in_the_same_bits(
-    run: Path, checkpoint: Path, dataset_root: Path, tmp_path: Path
-) -> None:
+def test_a_resumed_run_ends_in_the_same_bits(run: Path, tmp_path: Path) -> None:
     cut = tmp_path / "moved elsewhere"
     shutil.copytree(run, cut, symlinks=True)
     # As if killed after the third step's checkpoint, with a half-written one behind it.
@@ -130,15 +91,12 @@ def test_a_resumed_run_ends_in_the_same_bits(
     (cut / "checkpoints" / "last").unlink()
     (cut / "checkpoints" / "last").symlink_to("000003")
     (cut / "results.json").unlink()
-    config = cut / "checkpoints" / "last" / "pretrained_model" / "train_config.json"
-    assert main(["reflow", "--resume=true", f"--config_path={config}"]) == 0
+    # Workers read ahead and change nothing: the run had two.
+    assert main(resume(cut, 3, "--num_workers=0")) == 0
     ends = [path / "checkpoints" / "000006" for path in (run, cut)]
     for name in ("pretrained_model/model.safetensors", "training_state/master_weights.safetensors",
                  "training_state/ema_weights.safetensors", "training_state/optimizer_state.safetensors"):  # fmt: skip
-        whole, resumed = (load_file(end / name) for end in ends)
-        assert whole.keys() == resumed.keys()
-        for key in whole:
-            assert torch.equal(whole[key], resumed[key]), f"{name}: {key}"
+        assert (ends[0] / name).read_bytes() == (ends[1] / name).read_bytes(), name
     a, b = (read_metrics(path / "metrics.jsonl") for path in (run, cut))
     assert [line["step"] for line in a] == [line["step"] for line in b] == [2, 4, 6]
     assert a[-1]["loss"] == b[-1]["loss"]
@@ -147,109 +105,12 @@ def test_a_resumed_run_ends_in_the_same_bits(
     assert sorted(path.name for path in (cut / "checkpoints").iterdir()) == ["000003", "000006", "last"]
 
 
-def test_workers_do_not_change_the_run(
-    run: Path, checkpoint: Path, dataset_root: Path, tmp_path: Path
-) -> None:
-    more = ("--ema.enable=true", "--save_freq=0")
-    assert main(options(checkpoint, dataset_root, tmp_path / "out", *more, optimizer="")) == 0
-    assert [p.name for p in (tmp_path / "out" / "checkpoints").iterdir() if not p.is_symlink()] == ["000006"]
-    whole, other = (load_file(student_of(path) / "model.safetensors") for path in (run, tmp_path / "out"))
-    assert all(torch.equal(whole[name], other[name]) for name in whole)
-
-
-WITHOUT_CHORDFLOW = "import sys; sys.modules['chordflow'] = None\n"
-
-
-def stock_python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Runs code where `import chordflow` fails."""
-    return subprocess.run(
-        [sys.executable, "-c", WITHOUT_CHORDFLOW + code], cwd=cwd, capture_output=True, text=True, timeout=300
-    )
-
-
-def test_stock_lerobot_runs_the_student_without_chordflow(run: Path, tmp_path: Path) -> None:
-    noise_file, batch_file = tmp_path / "noise.safetensors", tmp_path / "batch.safetensors"
-    policy = load_flow_policy(student_of(run), device="cpu")
-    batch = policy.preprocess(observations(2))
-    tensors = {key: value for key, value in batch.items() if isinstance(value, torch.Tensor)}
-    save_file({key: value.contiguous() for key, value in tensors.items()}, batch_file)
-    noise = torch.randn(2, *policy.chunk.shape)
-    with torch.no_grad():
-        expected = noise - policy.velocity(noise, torch.ones(2), policy.encode(batch))
-    save_file({"noise": noise, "expected": expected[..., :2].contiguous()}, noise_file)
-    done = stock_python(
-        f"""
-try:
-    import chordflow
-except ImportError:
-    pass
-else:
-    sys.exit("chordflow could be imported")
-import torch
-from safetensors.torch import load_file
-from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
-policy = SmolVLAPolicy.from_pretrained({str(student_of(run))!r})
-assert policy.config.num_steps == 1
-given = load_file({str(noise_file)!r})
-actions = policy.predict_action_chunk(load_file({str(batch_file)!r}), noise=given["noise"])
-torch.testing.assert_close(actions, given["expected"], rtol=1e-5, atol=1e-5)
-print("same actions")
-""",
-        tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "same actions" in done.stdout
-
-
-def test_a_moved_run_is_relocated_and_runs_from_a_third_place(
-    vlm: Path, dataset_root: Path, tmp_path: Path, capsys: Capture
-) -> None:
-    a, b, c = (tmp_path / name for name in ("a", "b b", "c"))
-    c.mkdir()
-    shutil.copytree(vlm, a / "vlm")
-    build_checkpoint(a / "teacher", a / "vlm")
-    assert main(options(a / "teacher", dataset_root, a / "out", "--steps=1")) == 0
-    a.rename(b)
-    said = refusal(options(b / "teacher", dataset_root, tmp_path / "never"), capsys)
-    assert f"chordflow relocate {b / 'teacher'}" in said
-    assert not (tmp_path / "never").exists()
-    assert main(["relocate", str(b)]) == 0
-    folder = student_of(b / "out")
-    for file, names in (("config.json", "vlm_model_name"), ("policy_preprocessor.json", "tokenizer_name")):
-        assert str(a) not in (folder / file).read_text()
-        assert str(b / "vlm") in (folder / file).read_text()
-        assert names in (folder / file).read_text()
-    done = stock_python(
-        f"""
-from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
-from lerobot.policies.factory import make_pre_post_processors
-policy = SmolVLAPolicy.from_pretrained({str(folder)!r})
-pre, post = make_pre_post_processors(policy.config, pretrained_path={str(folder)!r})
-import torch
-batch = pre({{"observation.state": torch.zeros(1, 3), "observation.images.top": torch.zeros(1, 3, 32, 32),
-             "task": ["go left"]}})
-print("acts", tuple(post(policy.select_action(batch)).shape))
-""",
-        c,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "acts (1, 2)" in done.stdout
-    assert main(["relocate", str(b)]) == 0
-    assert "Nothing to do" in capsys.readouterr().out
-
-
-HEAD = Role.ACTION_HEAD
-
-
 @pytest.mark.parametrize(("more", "expected"), [
-    ("--student.init=teacher_vlm", {HEAD}),
-    ("--student.init=random", {*Role}),
-    ("--student.train=[action_head,prefix_projections]", {HEAD, Role.PREFIX_PROJECTIONS}),
-    ("--student.train=[action_head,vision,language] --student.init=random --optimizer.type=soap", {*Role}),
-    ("--student.train=[action_head,language] --optimizer.type=soap", {HEAD, Role.LANGUAGE}),
-    ("--num_inference_steps=2 --coupling.solver=midpoint --method.times.type=u_shaped", {HEAD}),
+    ("--student.train=[action_head,prefix_projections]", {Role.ACTION_HEAD, Role.PREFIX_PROJECTIONS}),
+    ("--student.train=[action_head,language] --optimizer.type=soap", {Role.ACTION_HEAD, Role.LANGUAGE}),
+    ("--num_inference_steps=2 --coupling.solver=midpoint --method.times.type=u_shaped", {Role.ACTION_HEAD}),
 ])  # fmt: skip
-def test_every_way_to_begin_trains_what_it_says(
+def test_a_run_trains_what_it_is_told_and_nothing_else(
     checkpoint: Path, dataset_root: Path, tmp_path: Path, more: str, expected: set[Role]
 ) -> None:
     output = tmp_path / "out"
@@ -266,55 +127,19 @@ def test_every_way_to_begin_trains_what_it_says(
     assert policy.default_num_steps == (2 if "--num_inference_steps=2" in more else 1)
 
 
-def test_a_bfloat16_teacher_learns_as_a_float32_one(dataset_root: Path, tmp_path: Path) -> None:
-    """With bf16 weights most AdamW updates at this rate would round away."""
-    # Only with weights in the VLM's folder does LeRobot make the VLM bf16, and the expert with it.
-    low_vlm = build_vlm(tmp_path / "vlm", seed=0)
-    low = build_checkpoint(tmp_path / "low", low_vlm, load_vlm_weights=True)
-    tensors = load_file(low / "model.safetensors")
-    assert any(tensor.dtype == torch.bfloat16 for name, tensor in tensors.items() if "lm_expert" in name)
-    # The same weights in float32.
-    high = tmp_path / "high"
-    shutil.copytree(low, high)
-    save_file({name: tensor.float() for name, tensor in tensors.items()}, high / "model.safetensors")
-    config = json.loads((high / "config.json").read_text())
-    (high / "config.json").write_text(json.dumps({**config, "load_vlm_weights": False}))
-    falls = []
-    for name, teacher in (("high", high), ("low", low)):
-        output = tmp_path / f"out-{name}"
-        more = ["--steps=150", "--log_freq=10", "--optimizer.lr=2e-5", "--buffer.uses_per_coupling=null"]
-        assert main(options(teacher, dataset_root, output, *more)) == 0
-        losses = [line["loss"] for line in read_metrics(output / "metrics.jsonl")]
-        falls.append(sum(losses[:3]) - sum(losses[-3:]))
-    student = load_file(student_of(tmp_path / "out-low") / "model.safetensors")
-    assert all(student[name].dtype == tensor.dtype for name, tensor in tensors.items())
-    assert student.keys() == tensors.keys()
-    head = [name for name in student if "lm_expert" in name]
-    assert any(not torch.equal(student[name], tensors[name]) for name in head)
-    assert all(torch.equal(student[n], tensors[n]) for n in student if ".vlm." in n or "state_proj" in n)
-    assert falls[0] > 0
-    assert falls[1] >= 0.9 * falls[0]
-
-
-def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(
-    checkpoint: Path, dataset_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
-    calls = []
-    loss = ReflowMethod.loss
-
-    def break_down(self: ReflowMethod, *arguments: object) -> torch.Tensor:
-        calls.append(1)
-        value = loss(self, *arguments)  # type: ignore[arg-type]
-        # The fourth call looks at the weights before the third step's checkpoint is written.
-        return value * float("nan") if len(calls) == 6 else value
-
-    monkeypatch.setattr(ReflowMethod, "loss", break_down)
-    output = tmp_path / "out"
-    message = refusal(options(checkpoint, dataset_root, output), capsys)
-    assert "not finite at step 5" in message
-    assert "000003" in message
-    assert sorted(path.name for path in (output / "checkpoints").iterdir()) == ["000003", "last"]
-    SmolVLAPolicy.from_pretrained(student_of(output))
+def test_a_bfloat16_teacher_is_trained_in_float32(dataset_root: Path, tmp_path: Path) -> None:
+    """In bfloat16 most updates at this rate would round away."""
+    # Only with weights in the VLM's folder does LeRobot make the VLM bfloat16, and the expert with it.
+    folder = build_checkpoint(tmp_path / "low", build_vlm(tmp_path / "vlm", seed=0), load_vlm_weights=True)
+    more = ["--steps=2", "--optimizer.lr=2e-5"]
+    assert main(options(folder, dataset_root, tmp_path / "out", *more)) == 0
+    last = student_of(tmp_path / "out")
+    teacher, student = (load_file(at / "model.safetensors") for at in (folder, last))
+    masters = load_file(last.parent / "training_state" / "master_weights.safetensors")
+    assert {tensor.dtype for tensor in masters.values()} == {torch.float32}
+    assert all(torch.equal(student[name], masters[name].to(teacher[name].dtype)) for name in masters)
+    low = [masters[name] for name in masters if teacher[name].dtype == torch.bfloat16]
+    assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in low)
 
 
 CALLS = 7
@@ -322,7 +147,7 @@ CALLS = 7
 
 
 @pytest.mark.parametrize(
-    ("whole", "fails_at"), [*((1, call) for call in range(1, CALLS + 1)), (0, 1), (0, CALLS - 1), (0, CALLS)]
+    ("whole", "fails_at"), [(1, 1), (1, 4), (1, CALLS - 1), (1, CALLS), (0, 1), (0, CALLS)]
 )
 def test_a_write_that_fails_leaves_the_last_good_checkpoint(
     checkpoint: Path,
@@ -333,8 +158,6 @@ def test_a_write_that_fails_leaves_the_last_good_checkpoint(
     whole: int,
     fails_at: int,
 ) -> None:
-    import chordflow.training.checkpoints as checkpoints
-
     calls: list[int] = []
     output = tmp_path / "out"
     last = output / "checkpoints" / "last"
@@ -367,27 +190,6 @@ def test_a_write_that_fails_leaves_the_last_good_checkpoint(
     SmolVLAPolicy.from_pretrained(student_of(output))
 
 
-@pytest.fixture
-def short_run(checkpoint: Path, dataset_root: Path, tmp_path: Path) -> Path:
-    """A finished run of four steps with a checkpoint at two."""
-    output = tmp_path / "short"
-    assert main(options(checkpoint, dataset_root, output, "--steps=4", "--save_freq=2", "--log_freq=1")) == 0
-    return output
-
-
-def test_a_learning_rate_given_on_resume_is_used(short_run: Path) -> None:
-    before = read_metrics(short_run / "metrics.jsonl")
-    assert main(resume(short_run, 2, "--optimizer.lr=1e-5")) == 0
-    after = read_metrics(short_run / "metrics.jsonl")
-    assert [line["step"] for line in after] == [1, 2, 3, 4]
-    assert before[:2] == after[:2]
-    for old, new in zip(before[2:], after[2:], strict=True):
-        assert new["lr"] == pytest.approx(old["lr"] / 100)
-    stock = TrainPipelineConfig.from_pretrained(student_of(short_run))
-    assert stock.optimizer is not None
-    assert stock.optimizer.lr == 1e-5
-
-
 @pytest.mark.parametrize("more", [
     "--student.init=random", "--seed=9", "--batch_size=4", "--coupling.num_steps=1", "--num_inference_steps=2",
     "--ema.enable=true", "--output_dir=elsewhere", "--buffer.block_size=2", "--student.train=[language]",
@@ -398,20 +200,6 @@ def test_what_would_make_it_another_run_is_refused(run: Path, more: str, capsys:
     given = "--ema.enable=false" if more == "--ema.enable=true" else more
     assert "resuming cannot change it" in refusal(resume(run, 3, given), capsys)
     assert (run / "metrics.jsonl").read_text() == before
-
-
-def test_a_run_goes_on_from_any_directory(
-    checkpoint: Path, dataset_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copytree(checkpoint, tmp_path / "teacher")
-    shutil.copytree(dataset_root, tmp_path / "data")
-    monkeypatch.chdir(tmp_path)
-    assert main(options(Path("teacher"), Path("data"), Path("out"), "--steps=2")) == 0
-    (tmp_path / "deep").mkdir()
-    monkeypatch.chdir(tmp_path / "deep")
-    # More steps than at first may be asked for.
-    assert main(resume(tmp_path / "out", 2, "--steps=3")) == 0
-    assert os.readlink(tmp_path / "out" / "checkpoints" / "last") == "000003"
 
 
 @pytest.mark.parametrize("steps", [1, 6])
@@ -427,14 +215,31 @@ def test_weights_that_an_update_destroyed_are_not_kept(
     assert not output.exists()
 
 
-def test_two_processes_do_not_train_in_one_folder(short_run: Path, capsys: Capture) -> None:
-    import fcntl
-
-    handle = os.open(short_run, os.O_RDONLY)
+def test_a_run_goes_on_elsewhere_at_another_rate_and_in_one_process_alone(
+    checkpoint: Path, dataset_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    (tmp_path / "teacher").symlink_to(checkpoint)
+    (tmp_path / "data").symlink_to(dataset_root)
+    monkeypatch.chdir(tmp_path)
+    more = ["--steps=4", "--save_freq=2", "--log_freq=1"]
+    assert main(options(Path("teacher"), Path("data"), Path("out"), *more)) == 0
+    output = tmp_path / "out"
+    before = read_metrics(output / "metrics.jsonl")
+    monkeypatch.chdir(tmp_path.parent)
+    again = resume(output, 2, "--optimizer.lr=1e-5")
+    handle = os.open(output, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        assert main(resume(short_run, 2)) == 2
+        assert main(again) == 2
     finally:
         os.close(handle)
     assert "another process works" in capsys.readouterr().err
-    assert main(resume(short_run, 2)) == 0
+    assert main(again) == 0
+    after = read_metrics(output / "metrics.jsonl")
+    assert [line["step"] for line in after] == [1, 2, 3, 4]
+    assert before[:2] == after[:2]
+    for old, new in zip(before[2:], after[2:], strict=True):
+        assert new["lr"] == pytest.approx(old["lr"] / 100)
+    stock = TrainPipelineConfig.from_pretrained(student_of(output))
+    assert stock.optimizer is not None
+    assert stock.optimizer.lr == 1e-5

@@ -36,17 +36,9 @@ def test_the_card_links_what_the_hub_has() -> None:
 
 def test_hub_ids_and_paths() -> None:
     assert hub_id("lerobot/smolvla_base") == "lerobot/smolvla_base"
-    paths = [
-        "outputs/teacher",
-        "./teacher",
-        "/data/teacher",
-        "a/b/c",
-        "teacher",
-        "me/double--dash",
-        "me/<x>",
-        "",
-    ]
-    assert not any(map(hub_id, paths))
+    assert not any(
+        map(hub_id, ["outputs/teacher", "/data/teacher", "a/b/c", "teacher", "me/double--dash", "me/<x>"])
+    )
 
 
 def test_the_card_bears_the_students_name_and_says_how_to_use_it() -> None:
@@ -65,18 +57,11 @@ def info(**more: Any) -> PolicyInfo:
     return PolicyInfo("student", "student", "smolvla", 1, 1, "0" * 64, **more)
 
 
-METHOD_TEXTS = {
-    "reflow": "made by reflow (rectified flow",
-    "endpoint": "made by distillation of the teacher's endpoints",
-    "noise_biased": "without a teacher in its loss",
-    "of_somebody_else": "made by `of_somebody_else`",
-}
-
-
 @pytest.mark.parametrize(("changes", "text"), [
-    *(({"settings": {"method": {"type": name}}}, text) for name, text in METHOD_TEXTS.items()),
+    ({"settings": {"method": {"type": "reflow"}}}, "made by reflow (rectified flow"),
+    ({"settings": {"method": {"type": "of_somebody_else"}}}, "made by `of_somebody_else`"),
     # An evaluation's settings say nothing: the student's own record does.
-    *(({"settings": {}, "policies": [info(method=name)]}, text) for name, text in METHOD_TEXTS.items()),
+    ({"settings": {}, "policies": [info(method="noise_biased")]}, "without a teacher in its loss"),
     ({"policies": [info(saved_num_steps=1)]}, "layout, and acts at one step as saved."),
     ({"policies": [info(saved_num_steps=2)]}, "layout, and acts at two steps as saved, and was measured at one step."),
     ({"policies": [info()]}, "layout; it was measured at one step."),

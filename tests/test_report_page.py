@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from chordflow.cli.main import main
-from chordflow.errors import UserError
 from chordflow.reporting.flow_tables import curvature_by_time, parts
 from chordflow.reporting.page import IN_SIGHT, LARGEST, command_lines, embed, json_in_html, page, picture
 from chordflow.reporting.plots import label
@@ -23,7 +22,7 @@ from chordflow.reporting.table import sections
 from chordflow.reporting.write import write_report
 from chordflow.results.episodes import Clip
 from chordflow.results.schema import Results
-from report_samples import HOSTILE, MAKERS, SCRIPT, curved, picture_of, sample, write_clip
+from report_samples import HOSTILE, MAKERS, SCRIPT, picture_of, published, sample, write_clip
 from small_runs import Capture
 
 
@@ -137,7 +136,7 @@ def test_plots_hold_what_was_measured(made: tuple[Results, Path], read: Reader) 
     for row in results.curvature:
         if "heat-0" in plots and row.policy == "teacher":
             (heat,) = plots["heat-0"]["data"]
-            assert [len(heat["z"]), len(heat["z"][0])] == [4, 100]
+            assert [len(heat["z"]), len(heat["z"][0])] == [len(row.s_by_time_and_dim[0]), 100]
             assert heat["z"][0][7] == pytest.approx(row.s_by_time_and_dim[7][0], rel=1e-3)
 
 
@@ -172,30 +171,17 @@ def test_what_was_not_measured_has_no_heading() -> None:
     assert "Nothing was measured." in " ".join(text for _, text in read.texts)
 
 
-def test_five_findings_are_in_sight_and_one_part_is_open(read: Reader) -> None:
-    lists = [at for at, (_, a) in enumerate(read.elements) if a.get("class") == "findings"]
-    assert ["start" in read.elements[at][1] for at in lists] in ([False, True], [False])
-    assert sum("open" in a for a in read.of("details")) == 1
-    shown = itertools.takewhile(lambda element: element[0] == "li", read.elements[lists[0] + 1 :])
-    assert len(list(shown)) <= IN_SIGHT
+def test_every_measure_has_its_plot(made: tuple[Results, Path], read: Reader) -> None:
+    if made[0].kind == "evaluate":
+        assert {re.sub(r"-\d+$", "", key) for key in plots_of(read)} == {
+            "success", "difference", "sequential", "gap-deployed", "gap-converged", "paths", "curvature-time",
+            "curvature-parts", "curvature-dims", "heat", "spread", "endpoints", "latency", "motion", "delay", "timing",
+        }  # fmt: skip
 
 
 def plots_of(read: Reader) -> dict[str, Any]:
     (text,) = (text for tag, text in read.texts if tag == "script" and text.startswith('{"'))
     return json.loads(text)
-
-
-def test_axes_of_shares_end_at_one_hundred_percent(read: Reader) -> None:
-    axes = [plot["layout"][axis] for plot in plots_of(read).values() for axis in ("xaxis", "yaxis")]
-    shares = [axis for axis in axes if axis["title"].get("text", "").startswith(("success", "share"))]
-    assert shares
-    assert all(0 <= axis["range"][0] < axis["range"][1] <= 100 for axis in shares)
-
-
-def test_data_in_a_script_element_cannot_end_it() -> None:
-    text = json_in_html({"a": "</script><!--\u2028&"})
-    assert not set("<>&\u2028") & set(text)
-    assert json.loads(text) == {"a": "</script><!--\u2028&"}
 
 
 @pytest.mark.parametrize(("name", "shown"), [
@@ -216,14 +202,13 @@ def test_the_command_can_be_typed_again() -> None:
 
 
 def test_curvature_by_time_adds_up_to_the_curvature() -> None:
-    row = curved("teacher", 0.17)
+    row = published("evaluate").curvature[0]
     by_time = curvature_by_time(row)
-    assert sum(value**2 for value in by_time) / len(by_time) == pytest.approx(0.17**2)
+    assert sum(value**2 for value in by_time) / len(by_time) == pytest.approx(row.curvature**2)
     tenths = parts(row)
     assert [round(part.begin, 9) for part in tenths] == [round(1 - i / 10, 9) for i in range(10)]
     assert tenths[-1].end == 0
     assert sum(part.share for part in tenths) == pytest.approx(1)
-    assert tenths[-1].curvature > tenths[0].curvature
     straight = dataclasses.replace(row, s=0.0, curvature=0.0, s_by_time=[0.0] * 100)
     assert set(curvature_by_time(straight)) == {0.0}
     assert {part.share for part in parts(straight)} == {0.0}
@@ -288,21 +273,15 @@ def refused(capsys: Capture, *arguments: str | Path) -> str:
     return error
 
 
-def test_writes_three_files_and_says_so(tmp_path: Path, capsys: Capture) -> None:
-    sample().save(tmp_path / "results.json")
-    assert main(["report", str(tmp_path)]) == 0
-    names = ["report.html", "table.md", "model_card.md"]
-    assert sorted(os.listdir(tmp_path)) == sorted([*names, "results.json"])
-    said = capsys.readouterr().out
-    assert all(name in said for name in names)
-
-
-def test_another_folder_is_made_and_the_same_results_give_the_same_page(tmp_path: Path) -> None:
+def test_three_files_are_written_where_they_are_wanted(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "run").mkdir()
     sample().save(tmp_path / "run" / "results.json")
     output = tmp_path / "new" / "deep"
     assert main(["report", str(tmp_path / "run"), f"--output_dir={output}"]) == 0
     assert os.listdir(tmp_path / "run") == ["results.json"]
+    said, names = capsys.readouterr().out, ["model_card.md", "report.html", "table.md"]
+    assert sorted(os.listdir(output)) == names
+    assert all(name in said for name in names)
     assert (output / "report.html").read_text(encoding="utf-8") == page(sample(), tmp_path)
 
 
@@ -314,10 +293,8 @@ def test_input_that_cannot_be_used_is_one_sentence(tmp_path: Path, capsys: Captu
     sample().save(run / "results.json")
     for arguments, said in (
         ([], "the folder with results.json is missing"),
-        (["--output_dir=x"], "the folder with results.json is missing"),
         ([tmp_path / "absent"], "does not exist"),
         ([empty], "holds no results.json"),
-        ([file], f"{file} is no readable result"),
         ([run, "--style=dark"], "--style is not an option"),
         ([run, "--output_dir="], "output_dir is empty"),
         ([run, f"--output_dir={file / 'below'}"], "cannot be made"),
@@ -334,9 +311,6 @@ def test_spoilt_results_leave_an_older_report_as_it_was(tmp_path: Path, capsys: 
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path != results}
     for spoilt, why in (
         (whole[: len(whole) // 2], "not valid JSON"),
-        ("", "not valid JSON"),
-        ("[]", "has no schema_version"),
-        (re.sub(r'"schema_version": \d+', '"schema_version": 99', whole), "upgrade chordflow"),
         (whole.replace('"rms"', '"rns"', 1), "gaps[0].rms is missing"),
     ):
         results.write_text(spoilt)
@@ -344,28 +318,29 @@ def test_spoilt_results_leave_an_older_report_as_it_was(tmp_path: Path, capsys: 
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path != results} == before
 
 
-def test_a_place_that_cannot_be_written_keeps_what_is_there(
-    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_place_that_cannot_be_written_keeps_what_is_there(tmp_path: Path, capsys: Capture) -> None:
     sample().save(tmp_path / "results.json")
     (tmp_path / "report.html").mkdir()
     assert "report.html cannot be written" in refused(capsys, tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["report.html", "results.json"]
 
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
 
-    (tmp_path / "report.html").rmdir()
-    (tmp_path / "report.html").write_text("older")
-    monkeypatch.setattr(os, "replace", full)
-    assert "No space left" in refused(capsys, tmp_path)
-    assert (tmp_path / "report.html").read_text() == "older"
-    assert sorted(os.listdir(tmp_path)) == ["report.html", "results.json"]
+def test_five_findings_are_in_sight_and_one_part_is_open(read: Reader) -> None:
+    lists = [at for at, (_, a) in enumerate(read.elements) if a.get("class") == "findings"]
+    assert ["start" in read.elements[at][1] for at in lists] in ([False, True], [False])
+    assert sum("open" in a for a in read.of("details")) == 1
+    shown = itertools.takewhile(lambda element: element[0] == "li", read.elements[lists[0] + 1 :])
+    assert len(list(shown)) <= IN_SIGHT
 
 
-def test_help_names_what_is_written(capsys: Capture) -> None:
-    assert main(["report", "--help"]) == 0
-    text = capsys.readouterr().out
-    assert all(word in text for word in ("report.html", "table.md", "model_card.md", "--output_dir"))
-    with pytest.raises(UserError, match="does not exist"):
-        write_report("absent/folder")
+def test_axes_of_shares_end_at_one_hundred_percent(read: Reader) -> None:
+    axes = [plot["layout"][axis] for plot in plots_of(read).values() for axis in ("xaxis", "yaxis")]
+    shares = [axis for axis in axes if axis["title"].get("text", "").startswith(("success", "share"))]
+    assert shares
+    assert all(0 <= axis["range"][0] < axis["range"][1] <= 100 for axis in shares)
+
+
+def test_data_in_a_script_element_cannot_end_it() -> None:
+    text = json_in_html({"a": "</script><!--\u2028&"})
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text) == {"a": "</script><!--\u2028&"}

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from rich.console import Console
 
 from chordflow.reporting.section import ABSENT, Section
-from chordflow.reporting.table import Drawn, facts, sections, written
-from chordflow.results.actions import ChunkTime
+from chordflow.reporting.table import facts, sections
+from chordflow.results.actions import ChunkTime, Latency
 from chordflow.results.episodes import SuccessRow
 from chordflow.results.findings import findings, verdict
 from chordflow.results.schema import Results
 from chordflow.results.statistics import Percentiles
-from report_samples import diagnosis, evaluation, gap, sample, success
+from report_samples import diagnosis, evaluation, sample
 
 BASES = {"reflow": sample(), "diagnose": diagnosis(), "evaluate": evaluation()}
 
@@ -114,15 +110,13 @@ def check(section: Section) -> None:
     # No other term is explained than those above.
     terms = re.findall(r"(?:^|[.;] )([A-Z][a-z-]+(?: [a-z]+)?):", said)
     known = " ".join(TERMS)
-    assert all(f"{term}:" in known or term == "Units" for term in terms), terms
+    assert all(f"{term}:" in known or term in ("Units", "Tried") for term in terms), terms
 
 
-@settings(max_examples=25)
-@given(base=st.sampled_from(list(BASES)), missing=st.sets(st.sampled_from(list(MISSING)), max_size=6))
-def test_no_table_speaks_of_what_it_does_not_show(base: str, missing: set[str]) -> None:
-    results = BASES[base]
-    for name in sorted(missing):
-        results = dataclasses.replace(results, **MISSING[name](results))
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("missing", MISSING)
+def test_no_table_and_no_sentence_speaks_of_what_is_missing(base: str, missing: str) -> None:
+    results = dataclasses.replace(BASES[base], **MISSING[missing](BASES[base]))
     for section in sections(results):
         check(section)
     texts = [verdict(results), *(found.text for found in findings(results))]
@@ -134,58 +128,14 @@ def test_no_table_speaks_of_what_it_does_not_show(base: str, missing: set[str]) 
     assert ("paired differences" in whole) == paired
 
 
-@pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize("missing", MISSING)
-def test_each_part_may_be_missing_alone(base: str, missing: str) -> None:
-    results = dataclasses.replace(BASES[base], **MISSING[missing](BASES[base]))
-    for section in sections(results):
-        check(section)
-
-
-def table(results: Results, key: str) -> tuple[str, str]:
-    """A table as the terminal and as markdown have it."""
-    (section,) = (section for section in sections(results) if section.key == key)
-    file = io.StringIO()
-    Console(width=200, file=file).print(Drawn(section))
-    return " ".join(file.getvalue().split()), " ".join("\n".join(written(section)).split())
-
-
-@pytest.mark.parametrize(("results", "key", "there", "absent"), [
-    (sample(gaps=[gap("teacher", 1, "converged", 0.2), gap("student", 1, "converged", 0.1)]), "gap",
-     ["RMS to 100", "where that gap was measured, else to the ODE", "Time of a chunk: 1"],
-     ["RMS to 10 ", "Floor", "floor", "nfe"]),
-    (sample(gaps=[gap("teacher", 1, "deployed", 0.2, flip_rate=None)], latency=None), "gap",
-     ["RMS to 10", "Median and differences"], ["flips", "RMS to 100", "RMS to many", "Time"]),
-    (sample(success=[success("teacher", 10, 0.9, None)]), "success", ["| 90.0 "],
-     ["paired", "McNemar", "points to the teacher", "| p |"]),
-])  # fmt: skip
-def test_what_is_missing_is_not_explained(
-    results: Results, key: str, there: list[str], absent: list[str]
-) -> None:
-    terminal, document = table(results, key)
-    assert all(words in document for words in there), document
-    for text in (terminal, document):
-        assert not any(words in text for words in absent), text
-
-
 def test_the_most_by_encoding_and_one_step_is_theirs_where_chunks_were_timed() -> None:
+    def below(latency: Latency) -> str:
+        return next(found.below for found in sections(evaluation(latency=latency)) if found.key == "latency")
+
     base = evaluation().latency
     assert base is not None
-    timed = dataclasses.replace(base, chunks=[chunk(1, 0.05), chunk(10, 0.19)])
+    timed = dataclasses.replace(base, chunks=[chunk(1, 0.018), chunk(10, 0.083)])
     ceiling = (timed.encode_s + 10 * timed.step_s) / (timed.encode_s + timed.step_s)
-    for text in table(evaluation(latency=timed), "latency"):
-        assert f"By the medians of encoding and one step, at most {ceiling:.2f} times as fast" in text
-        assert "p90" in text
+    assert f"By the medians of encoding and one step, at most {ceiling:.2f} times as fast" in below(timed)
     # One step is the least there is.
-    acts = table(evaluation(latency=dataclasses.replace(base, teacher_num_steps=1)), "latency")
-    assert not any("at most" in text for text in acts)
-
-
-def test_facts_say_how_intervals_were_made() -> None:
-    base, known = evaluation(), dict(facts(evaluation()))
-    held = "200 observations of 3 episodes, 16 noises each; 95 % bootstrap intervals over episodes"
-    assert known["held out"] == held
-    assert "paired differences with confidence sequences" in known["success"]
-    assert "paired differences with Newcombe's" in dict(facts(sample()))["success"]
-    bare = dataclasses.replace(base, gaps=[], curvature=[])
-    assert "bootstrap" not in dict(facts(bare))["held out"]
+    assert "at most" not in below(dataclasses.replace(base, teacher_num_steps=1))

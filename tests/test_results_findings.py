@@ -1,9 +1,8 @@
-"""Every rule of the findings: when it speaks, when it keeps silent, and what it says."""
+"""Rules of the findings: when they speak, when they keep silent, and what they say."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from typing import Any
 
 import pytest
@@ -19,13 +18,12 @@ from chordflow.results.actions import (
     ObservationSpread,
 )
 from chordflow.results.episodes import DelayRow, SequentialRow, SuccessRow
-from chordflow.results.findings import RULES, findings, unseen_share, verdict
+from chordflow.results.findings import findings, unseen_share, verdict
 from chordflow.results.schema import PolicyInfo, Results
 from chordflow.results.sequential import SequentialTest
 from chordflow.results.statistics import (
     Estimate,
     Interval,
-    PairedSuccess,
     Percentiles,
     compare_success,
     non_inferiority,
@@ -72,42 +70,6 @@ FLOOR = gap(0.05, 10)
 def test_nothing_measured_is_nothing_said() -> None:
     assert findings(diagnosis()) == []
     assert verdict(diagnosis()) == "Nothing was measured."
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_every_rule_has_a_docstring_and_survives_empty_results(rule: Any) -> None:
-    assert rule.__doc__
-    assert rule(diagnosis()) is None
-
-
-def test_two_steps_within_the_floor_need_no_training() -> None:
-    results = diagnosis(gaps=[gap(0.2, 1), gap(0.049, 2), FLOOR])
-    assert said(results)["no_training_needed"] == (
-        "Two untrained steps are enough: they lie within the floor (4.9 % against 5.0 % RMS to the converged ODE); "
-        "set the number of steps to 2, without training."
-    )
-    assert findings(results)[0].rule == "no_training_needed"
-    assert verdict(results) == said(results)["no_training_needed"]
-    assert "no_training_needed" not in said(gaps=[gap(0.2, 1), gap(0.051, 2), FLOOR])
-
-
-def test_midpoint_within_the_floor_is_named_with_what_it_costs() -> None:
-    text = said(gaps=[gap(0.2, 2), gap(0.04, 1, solver="midpoint"), FLOOR])["no_training_needed"]
-    assert text.startswith(
-        "One untrained midpoint step (two evaluations) is enough: it lies within the floor"
-    )
-    assert "where your deployment can" in text
-    # Euler, which needs no code, comes first at the same cost.
-    both = said(gaps=[gap(0.045, 2), gap(0.04, 1, solver="midpoint"), FLOOR])
-    assert both["no_training_needed"].startswith("Two untrained steps")
-
-
-def test_what_clearly_succeeds_less_is_not_recommended() -> None:
-    paired = PairedSuccess(Estimate(-0.1, Interval(-0.15, -0.05)), 0.001, 1, 51, 500)
-    lower = SuccessRow("teacher", "euler", 2, "all", 400, 500, paired)
-    gaps = [gap(0.2, 1), gap(0.04, 2), FLOOR]
-    assert "no_training_needed" in said(gaps=gaps)
-    assert "no_training_needed" not in said(gaps=gaps, success=[lower])
 
 
 def test_more_steps_within_the_floor_are_offered_with_their_gain() -> None:
@@ -208,14 +170,6 @@ def test_the_dimension_that_bends_most_is_named_only_if_it_stands_out(by_dim: An
     assert said(curvature=[bend([1] * 10, by_dim)]).get("bent_dimension") == text
 
 
-def test_a_solver_is_better_from_a_tenth_on() -> None:
-    gaps = [gap(0.2, 2), gap(0.1, 4), gap(0.185, 1, solver="heun"), gap(0.08, 2, solver="midpoint"), FLOOR]
-    assert said(gaps=gaps)["better_solver"] == (
-        "At four evaluations midpoint is nearer to the converged ODE than even Euler steps (8.0 % against 10 % RMS)."
-    )
-    assert "better_solver" not in said(gaps=[gap(0.1, 2), gap(0.095, 1, solver="heun"), FLOOR])
-
-
 def test_tails_processors_and_memory() -> None:
     slow = latency(
         chunks=[ChunkTime(10, Percentiles(0.026, 0.03, 0.04, 0.052))], processors_s=0.005,
@@ -231,8 +185,7 @@ def test_tails_processors_and_memory() -> None:
 
 def test_that_the_policy_may_have_seen_the_data_is_said_last() -> None:
     seen = dataclasses.replace(HELD_OUT, maybe_seen_by_teacher=True)
-    results = diagnosis(held_out=seen, gaps=[FLOOR])
-    assert findings(results)[-1].rule == "teacher_may_have_seen"
+    assert list(said(held_out=seen, gaps=[FLOOR]))[-1] == "teacher_may_have_seen"
     assert "teacher_may_have_seen" not in said(held_out=HELD_OUT)
 
 
@@ -255,25 +208,6 @@ def paired_row(name: str, steps: int, first: int, second: int, episodes: int = 2
     )
     decided = non_inferiority(paired, 0.02)
     return SuccessRow(name, "euler", steps, "all", episodes - second, episodes, paired, decided)
-
-
-def test_what_is_decided_at_the_margin_is_said_first() -> None:
-    results = diagnosis(
-        policies=[info("teacher", 10), info("student", 1), info("other", 2)],
-        success=[paired_row("student", 1, 0, 30), paired_row("other", 2, 1, 2)],
-        gaps=[gap(0.2, 1), gap(0.04, 2), FLOOR],
-    )
-    first = findings(results)[0]
-    assert first.rule == "may_replace_the_teacher"
-    assert first.text.startswith(
-        "No, the student should not replace the teacher at one step: success is 85.0 %"
-    )
-    assert "(inferior at a margin of 2: -2" in first.text
-    assert (
-        "in 200 paired episodes). Whether other may replace the teacher at two steps is undecided"
-        in first.text
-    )
-    assert re.search(r"; about \d+ episodes would decide\.$", first.text)
 
 
 def test_after_early_looks_the_sequential_test_has_the_word() -> None:
@@ -308,13 +242,13 @@ def test_a_guidance_weight_that_costs_success_is_named() -> None:
     ({"teacher": None, "student": [1]}, "The student was trained for one step only"),
     ({"teacher": [1], "student": [1], "other": [1]},
      "The teacher was trained for one step only; the student was trained for one step only; other was trained"),
+    ({"student": [2, 4]}, "The student was trained for 2 and 4 steps only:"),
     ({"teacher": None, "student": [1, 2], "other": None}, None),
 ])  # fmt: skip
-def test_who_was_trained_for_one_step_only_is_named(counts: dict[str, Any], who: str | None) -> None:
+def test_who_is_run_at_steps_that_it_was_not_trained_for_is_named(
+    counts: dict[str, Any], who: str | None
+) -> None:
     infos = [dataclasses.replace(info(name, 1), step_counts=steps) for name, steps in counts.items()]
     text = said(policies=infos).get("trained_for_other_steps")
-    if who is None or text is None:
-        assert text == who
-        return
-    assert text.startswith(who)
-    assert text.endswith("one step only: actions at other numbers of steps are not what training was for.")
+    assert (text is None) is (who is None)
+    assert (text or "").startswith(who or "")

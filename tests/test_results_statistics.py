@@ -4,12 +4,9 @@ import math
 
 import numpy as np
 import pytest
-import scipy.optimize
 import scipy.stats
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.proportion import proportion_confint
 
 from chordflow.results.files import decode, encode
 from chordflow.results.statistics import (
@@ -49,29 +46,10 @@ def width(interval: Interval | None) -> float:
     return high - low
 
 
-@pytest.mark.parametrize(("successes", "low", "high"), [(395, 0.971, 0.995), (391, 0.958, 0.988)])
-def test_wilson_of_published_success_rates(successes: int, low: float, high: float) -> None:
-    assert ends(wilson_interval(successes, 400)) == pytest.approx((low, high), abs=5e-4)
-
-
-@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_solves_its_defining_equation(case: tuple[int, int]) -> None:
-    successes, n = case
-    z = scipy.stats.norm.ppf(0.975)
-    interval = wilson_interval(successes, n)
-    assert 0 <= interval.low <= successes / n <= interval.high <= 1
-    for end in ends(interval):
-        if 0 < end < 1:
-            reach = z * math.sqrt(end * (1 - end) / n)
-            assert abs(successes / n - end) == pytest.approx(reach, rel=1e-5, abs=1e-9)
-
-
 @given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_agrees_with_scipy_and_statsmodels(case: tuple[int, int]) -> None:
-    found = ends(wilson_interval(*case))
+def test_wilson_agrees_with_scipy(case: tuple[int, int]) -> None:
     theirs = scipy.stats.binomtest(*case).proportion_ci(0.95, method="wilson")
-    assert found == pytest.approx((theirs.low, theirs.high), abs=1e-9)
-    assert found == pytest.approx(proportion_confint(*case, alpha=0.05, method="wilson"), abs=1e-9)
+    assert ends(wilson_interval(*case)) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
 
 
 @pytest.mark.parametrize(("successes", "n"), [(1, 0), (-1, 5), (6, 5)])
@@ -85,8 +63,6 @@ def test_mcnemar_is_the_sign_test_of_the_discordant_pairs(table: Table) -> None:
     a, b, c, d = table
     result = compared(table)
     assert result.p_value == pytest.approx(scipy.stats.binomtest(b, b + c).pvalue if b + c else 1.0)
-    if b + c:
-        assert result.p_value == pytest.approx(min(mcnemar([[a, b], [c, d]], exact=True).pvalue, 1.0))
     assert (result.only_first, result.only_second, result.episodes) == (b, c, a + b + c + d)
     assert result.difference.value == pytest.approx((b - c) / (a + b + c + d))
 
@@ -116,57 +92,12 @@ def test_newcombe_holds_the_difference_and_is_symmetric(table: Table) -> None:
     assert ends(compared((d, b, c, a)).difference.interval) == pytest.approx((low, high))
 
 
-@given(st.integers(0, 15), st.integers(0, 15), st.integers(0, 60), st.integers(0, 1000))
-@settings(max_examples=15, deadline=None)
-def test_bootstrap_of_pairs_agrees_with_scipy(b: int, c: int, same: int, seed: int) -> None:
-    n = b + c + same
-    assume(max(b, c, same) < n)
-    low, high = map(float, COVERAGE.bootstrap_limits(b, c, n))
-    turned = COVERAGE.bootstrap_limits(c, b, n)
-    assert (low, high) == pytest.approx((-turned[1], -turned[0]))
-    theirs = scipy.stats.bootstrap(
-        (np.repeat([1.0, -1.0, 0.0], [b, c, same]),),
-        np.mean,
-        n_resamples=9999,
-        batch=1000,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    # A drawn quantile may miss by the steps of 1/n within its own error, about 3 sqrt(0.025 * 0.975 / 9999) in level.
-    law = scipy.stats.multinomial(n, [b / n, c / n, same / n]).rvs(200_000, random_state=seed)
-    resampled = (law[:, 0] - law[:, 1]) / n
-    for end, level, drawn in ((low, 0.025, theirs.low), (high, 0.975, theirs.high)):
-        nearest, farthest = np.quantile(resampled, [level - 0.006, level + 0.006])
-        assert nearest - 1e-9 <= end <= farthest + 1e-9
-        assert nearest - 1e-9 <= drawn <= farthest + 1e-9
-
-
-def test_results_with_a_bootstrap_still_load() -> None:
-    paired = compared((10, 3, 1, 2))
-    written = encode(paired)
-    assert "bootstrap" not in written
-    assert decode(PairedSuccess, {**written, "bootstrap": {"low": 0.0, "high": 0.1}}) == paired
-
-
-def test_agreement_on_every_episode_still_has_an_interval() -> None:
-    low, high = ends(compared((20, 0, 0, 0)).difference.interval)
-    assert low < -0.1
-    assert high > 0.1
-
-
-def test_newcombe_covers_the_truth() -> None:
-    draws = np.random.default_rng(0).multinomial(100, [0.7, 0.15, 0.05, 0.1], size=1000)
-    limits = [ends(compared(tuple(draw)).difference.interval) for draw in draws]
-    assert 0.93 <= np.mean([low <= 0.10 <= high for low, high in limits]) <= 0.98
-
-
 @pytest.mark.parametrize(
     ("table", "margin", "decision"),
     [
         ((480, 10, 5, 5), 0.02, "non-inferior"),
         ((350, 5, 60, 85), 0.02, "inferior"),
         ((45, 2, 2, 1), 0.02, "undecided"),
-        ((45, 2, 2, 1), 0.2, "non-inferior"),
         ((189, 0, 0, 0), 0.02, "non-inferior"),
         ((188, 0, 0, 0), 0.02, "undecided"),
     ],
@@ -194,7 +125,6 @@ def test_agreement_on_few_episodes_does_not_promise_that_few_will_do() -> None:
 
 
 def test_a_difference_at_the_margin_is_never_decided() -> None:
-    assert non_inferiority(compared((48, 0, 1, 1)), 0.02).episodes_needed is None
     assert episodes_needed(0.01, 0.03, 0.02) is None
 
 
@@ -218,34 +148,6 @@ def test_the_number_of_episodes_has_its_power(
     assert max(fewer) < 0.65
 
 
-@pytest.mark.parametrize(("only_first", "only_second", "margin"), [(0.02, 0.05, 0.05), (0.1, 0.0, 0.1)])
-def test_the_variance_at_the_margin_is_of_the_nearest_law(
-    only_first: float, only_second: float, margin: float
-) -> None:
-    truth = np.array([only_first, only_second, 1 - only_first - only_second])
-
-    def divergence(x: float) -> float:
-        return -float(np.sum(truth * np.log([x - margin, x, 1 - 2 * x + margin])))
-
-    x = scipy.optimize.minimize_scalar(
-        divergence,
-        bounds=(margin + 1e-9, (1 + margin) / 2 - 1e-9),
-        method="bounded",
-        options={"xatol": 1e-10},
-    ).x
-    spread = (2 * x - margin) - margin**2, (only_first + only_second) - (only_first - only_second) ** 2
-    z = scipy.stats.norm.ppf([0.975, 0.8])
-    expected = (z @ np.sqrt(spread) / (only_first - only_second + margin)) ** 2
-    assert episodes_needed(only_first, only_second, margin) == pytest.approx(expected, abs=1.01)
-
-
-@given(st.lists(st.floats(0, 100), min_size=1, max_size=50))
-def test_percentiles_are_ordered_and_scale(values: list[float]) -> None:
-    p = percentiles(values)
-    assert min(values) <= p.p50 <= p.p90 <= p.p95 <= p.p99 <= max(values)
-    assert percentiles([2 * v for v in values]).p90 == pytest.approx(2 * p.p90)
-
-
 def test_percentiles_of_a_hundred_and_one_values() -> None:
     p = percentiles(np.random.default_rng(0).permutation(101))
     assert (p.p50, p.p90, p.p95, p.p99) == (50.0, 90.0, 95.0, 99.0)
@@ -256,13 +158,11 @@ def test_percentiles_of_a_hundred_and_one_values() -> None:
 def test_mean_interval_agrees_with_scipy(seed: int) -> None:
     values = np.random.default_rng(seed).gamma(2.0, 1.0, 40)
     ours = mean_interval(values, seed=seed)
-    theirs = scipy.stats.bootstrap(
-        (values,), np.mean, n_resamples=9999, batch=1000, rng=np.random.default_rng(seed + 1)
-    ).confidence_interval
+    again = {"n_resamples": 9999, "batch": 1000, "rng": np.random.default_rng(seed + 1)}
+    theirs = scipy.stats.bootstrap((values,), np.mean, **again).confidence_interval
     assert ours.value == pytest.approx(values.mean())
-    assert ends(ours.interval) == pytest.approx(
-        (theirs.low, theirs.high), abs=0.04 * (theirs.high - theirs.low)
-    )
+    near = 0.04 * (theirs.high - theirs.low)
+    assert ends(ours.interval) == pytest.approx((theirs.low, theirs.high), abs=near)
 
 
 @given(st.integers(0, 1000), st.integers(2, 30), st.floats(0.1, 10.0))
@@ -273,21 +173,10 @@ def test_ratios_of_proportional_values_are_exact(seed: int, n: int, factor: floa
     assert (estimate.value, *ends(estimate.interval)) == pytest.approx([factor] * 3)
 
 
-def test_estimates_are_what_they_say() -> None:
-    a, b = np.array([3.0, 4.0, 5.0]), np.array([1.0, 2.0, 2.0])
-    assert mean_interval(a - b, seed=0).value == pytest.approx(7 / 3)
+def test_a_ratio_is_of_root_mean_squares() -> None:
     for clusters in (None, [0, 0, 1]):
-        assert ratio_of_rms(a, b, seed=0, clusters=clusters).value == pytest.approx(math.sqrt(50 / 9))
-
-
-def test_intervals_repeat_from_their_seed() -> None:
-    rng = np.random.default_rng(0)
-    a, b = rng.uniform(0, 1, 40), rng.uniform(0, 1, 40)
-    np.random.seed(1)  # noqa: NPY002 - the global generator must not matter
-    first = ratio_of_rms(a, b, seed=3)
-    np.random.seed(2)  # noqa: NPY002
-    assert first == ratio_of_rms(a, b, seed=3)
-    assert first != ratio_of_rms(a, b, seed=4)
+        found = ratio_of_rms([3.0, 4.0, 5.0], [1.0, 2.0, 2.0], seed=0, clusters=clusters)
+        assert found.value == pytest.approx(math.sqrt(50 / 9))
 
 
 def test_one_cluster_has_no_interval() -> None:

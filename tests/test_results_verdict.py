@@ -1,7 +1,6 @@
 """Verdict and findings of students say what the rules say, at their borders too, and nothing that was not measured."""
 
 import dataclasses
-import itertools
 from typing import Any
 
 import pytest
@@ -101,7 +100,6 @@ def test_without_a_ratio_to_the_deployed_teacher_the_converged_one_serves() -> N
 
 @pytest.mark.parametrize(("rms", "rows", "enough"), [
     (0.043, [success("teacher", 2, 0.9, (-0.01, -0.02, 0.0))], True),
-    (0.0429, [success("teacher", 2, 0.9, (-0.01, -0.02, 0.0))], True),
     (0.0431, [], False),
     (0.04, [success("teacher", 2, 0.8, (-0.1, -0.2, -0.001))], False),
 ])  # fmt: skip
@@ -122,11 +120,6 @@ def test_other_solvers_count_by_their_evaluations() -> None:
     assert "enough" not in told(more)
     three = dataclasses.replace(more, latency=Latency(0.009, 0.004, 1, 50, 10, 3))
     assert verdict(three).startswith(free.replace("two", "three"))
-
-
-def test_a_teacher_deployed_at_two_steps_is_not_its_own_alternative() -> None:
-    rows = [gap("teacher", 2, "converged", 0.1), gap("student", 1, "deployed", 0.05)]
-    assert verdict(_alone(gaps=rows, teacher_num_steps=2, latency=ONE)).startswith("At one step the student")
 
 
 @pytest.mark.parametrize(("rms", "rate", "expected"), [
@@ -209,15 +202,6 @@ def test_nothing_is_said_of_the_curvature_of_a_student_for_few_steps() -> None:
     assert "Curvature falls" in told(sample(policies=[_info("student", 1)], **known))
 
 
-@pytest.mark.parametrize(("latency", "expected"), [
-    (Latency(0.95, 0.05, 1, 50, 2, 1), "Chunks come 1.1 times as fast (the ceiling: encoding is 95 % of each)"),
-    (Latency(0.96, 0.04, 1, 50, 2, 1), "Chunks come no faster (encoding is 96 % of each)"),
-    (Latency(0.5, 0.5, 1, 50, 10, 2), "Chunks come 3.7 times as fast (ceiling 5.5: encoding is 33 % of each)"),
-])  # fmt: skip
-def test_time_comes_with_its_ceiling(latency: Latency, expected: str) -> None:
-    assert expected in verdict(_alone(latency=latency))
-
-
 def test_a_teacher_alone() -> None:
     rows = [success("teacher", 2, 0.9, (-0.05, -0.1, -0.01)), success("teacher", 10, 0.95, None)]
     assert verdict(_alone(student=None, success=rows)) == (
@@ -250,37 +234,14 @@ def test_policies_without_a_student_are_told_of() -> None:
     assert said["gaps_of_others"] == "The action gap is 20 % RMS with quick at two steps."
 
 
-def test_a_student_that_is_run_at_steps_it_is_not_for_is_called_so() -> None:
-    for counts, words, found in (([1, 4], "The student was trained for 1 and 4 steps only:", True),
-                                 ([1, 2], "trained for", False)):  # fmt: skip
-        infos = [_info("teacher", 10), _info("student", 2, counts)]
-        assert (words in told(sample(policies=infos, latency=Latency(0.009, 0.004, 1, 50, 10, 2)))) is found
-
-
-def test_every_verdict_is_short() -> None:
-    ratios = (ratio(0.4, 0.3, 0.5), ratio(1.0, 0.9, 1.1), ratio(1.2, 1.1, 1.3), Estimate(0.4, None), None)
-    lengths = []
-    for two, share, rate in itertools.product((0.166, 0.099, 0.04), ratios, (0.7, 0.9, None)):
-        results = _with_gap(sample(), gap("teacher", 2, "converged", two))
-        results = _with_gap(results, gap("student", 1, "deployed", 0.091, 0.03, ratio_to_untrained=share))
-        student = success("student", 1, 0.91, (-0.1, -0.2, -0.05))
-        rows = [success("teacher", 2, rate, (-0.01, -0.05, 0.01)), student] if rate else []
-        text = verdict(dataclasses.replace(results, success=rows))
-        assert text.endswith(".")
-        lengths.append(len(text.replace(" %", "").split()))
-    assert 15 <= min(lengths) <= max(lengths) <= 64
-
-
 def test_what_to_type_next_has_the_users_own_paths() -> None:
     def typed(*parts: str) -> str:
         return " \\\n    ".join(parts)
 
     command = ["chordflow", "diagnose", "--policy.path=my teacher", "--policy.revision=v2", "--dataset.root=here",
                "--measure.noises=4"]  # fmt: skip
-    known: dict[str, Any] = {
-        "command": command,
-        "settings": {"dataset": {"repo_id": "me/data", "root": "here"}},
-    }
+    stored = {"dataset": {"repo_id": "me/data", "root": "here"}}
+    known: dict[str, Any] = {"command": command, "settings": stored}
     data = ("--dataset.repo_id=me/data", "--dataset.root=here")
     gaps = [gap("teacher", 1, "deployed", 0.2), gap("teacher", 10, "converged", 0.05)]
     before = _alone(kind="diagnose", student=None, teacher="my teacher", gaps=gaps, **known)
@@ -296,15 +257,12 @@ def test_what_to_type_next_has_the_users_own_paths() -> None:
     assert next_command(sample()) is None
 
 
-@pytest.mark.parametrize(("fraction", "text"), [
-    (0.0, "0 %"), (0.091, "9.1 %"), (0.0996, "10 %"), (0.231, "23 %"), (1.0, "100 %"), (2.5, "250 %"),
-    (0.0043, "0.43 %"), (0.00012, "0.01 %"), (0.00001, "<0.01 %"), (-0.031, "-3.1 %"),
-])  # fmt: skip
-def test_percent(fraction: float, text: str) -> None:
-    assert percent(fraction) == text
-
-
 def test_numbers_as_a_person_reads_them() -> None:
+    fractions = {
+        0.0: "0 %", 0.091: "9.1 %", 0.0996: "10 %", 0.231: "23 %", 1.0: "100 %", 2.5: "250 %", 0.0043: "0.43 %",
+        0.00012: "0.01 %", 0.00001: "<0.01 %", -0.031: "-3.1 %",
+    }  # fmt: skip
+    assert {x: percent(x) for x in fractions} == fractions
     assert (percent(0.9966, 1), percent(0.0001, 1)) == ("99.7 %", "<0.1 %")
     assert [points(x) for x in (0.012, -0.0301, 0.0, -0.0004)] == ["+1.2", "-3.0", "0.0", "0.0"]
     shown = {0.0: "0", 0.01234: "0.0123", 12.34: "12.3", 1234.0: "1234", 1e-6: "1.00e-06"}

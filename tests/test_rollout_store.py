@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
-import textwrap
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +17,7 @@ from chordflow.errors import UserError
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
 from chordflow.rollouts.delay import Execution
 from chordflow.rollouts.episodes import Episode, Timing
-from chordflow.rollouts.store import JOINED, SCHEMA, STORE_VERSION, EpisodeStore, arm_settings, weights_hash
+from chordflow.rollouts.store import JOINED, STORE_VERSION, EpisodeStore, arm_settings, weights_hash
 from drift_env import DriftEnv, DriftEnvConfig
 from rollout_checks import assert_same, run
 from rollout_checks import episode as make_episode
@@ -76,24 +71,6 @@ class TestFiles:
             store.compact()
         assert [file.name for file in tmp_path.glob("*.parquet")] == [JOINED]
 
-    def test_files_from_before_grids_are_of_even_steps(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        with monkeypatch.context() as before:
-            names = [field for field in SCHEMA if field.name != "grid_power"]
-            before.setattr("chordflow.rollouts.store.SCHEMA", pa.schema(names))
-            stored(tmp_path, episode(0))
-        (old,) = EpisodeStore(tmp_path, SETTINGS).load()
-        assert old.grid_power == 1
-        stored(tmp_path, episode(1)).compact()
-        assert_whole(EpisodeStore(tmp_path, SETTINGS).load(), [episode(0), episode(1)])
-
-    def test_others_can_read_the_file(self, tmp_path: Path) -> None:
-        frame = pq.read_table(stored(tmp_path, episode(1), episode(0)).compact()).to_pandas()
-        assert frame["seed"].tolist() == [0, 1]
-        assert frame["success"].mean() == 0.5
-        assert np.stack(frame["actions"][1]).shape == (5, 2)
-
     def test_what_was_saved_last_stands(self, tmp_path: Path) -> None:
         stored(tmp_path, episode(0), episode(1)).compact()
         stored(tmp_path, episode(0, sum_reward=7.0))
@@ -127,16 +104,6 @@ class TestFiles:
         assert len(list(tmp_path.glob("*.parquet"))) == 2
         assert_whole(EpisodeStore(tmp_path, SETTINGS).load(), [episode(0)])
 
-    def test_many_small_rounds_share_a_file(self, tmp_path: Path) -> None:
-        store = EpisodeStore(tmp_path, SETTINGS)
-        begin = time.perf_counter()
-        for seed in range(200):
-            store.save([episode(seed)])
-        seconds = time.perf_counter() - begin
-        store.flush()
-        assert len(list(tmp_path.glob("*.parquet"))) <= 2 + 4 * seconds
-        assert len(EpisodeStore(tmp_path, SETTINGS).load()) == 200
-
     def test_timing_adds_up(self, tmp_path: Path) -> None:
         for _ in range(3):
             EpisodeStore(tmp_path, SETTINGS).add_timing(Timing(1.0, 2.0, 0.25, 4.0))
@@ -169,11 +136,10 @@ class TestRefusals:
         "spoil",
         [
             lambda data: data[: len(data) // 2],
-            lambda data: b"",
             lambda data: b"episodes, as it were",
             lambda data: data[:30] + bytes(40) + data[70:-300] + bytes(200) + data[-100:],
         ],
-        ids=["cut", "empty", "text", "holes"],
+        ids=["cut", "text", "holes"],
     )
     def test_a_broken_file_is_named_and_the_others_kept(
         self, folder: Path, spoil: Callable[[bytes], bytes]
@@ -272,49 +238,3 @@ class TestRuns:
             run(tiny_policy, batch_size=2, store=store, progress=told.append)
         assert len(told) > 1
         assert_whole(EpisodeStore(tmp_path, SETTINGS).load(), sorted(told, key=lambda e: e.key))
-
-    @pytest.mark.slow
-    @pytest.mark.timeout(300)
-    def test_killed_at_any_moment(self, checkpoint: Path, tmp_path: Path) -> None:
-        """A run that is killed again and again ends with the episodes of a run that was left alone."""
-        script = tmp_path / "run.py"
-        script.write_text(
-            textwrap.dedent("""
-            import sys
-            from chordflow.quiet import silence_libraries
-            silence_libraries()
-            from chordflow.policies import load_flow_policy
-            from chordflow.rollouts.runner import run_episodes
-            from chordflow.rollouts.store import EpisodeStore, arm_settings
-            from drift_env import DriftEnvConfig
-            policy, env = load_flow_policy(sys.argv[1], device="cpu"), DriftEnvConfig()
-            store = EpisodeStore(sys.argv[2], arm_settings(policy, env, num_steps=2))
-            print("begin", len(store.load()), flush=True)
-            run_episodes(policy, env, range(int(sys.argv[3])), num_steps=2, batch_size=4, store=store)
-            store.compact()
-            """)
-        )
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "HF_HUB_OFFLINE": "1"}
-        count = 400
-
-        def start(folder: Path) -> subprocess.Popen[str]:
-            command = [sys.executable, str(script), str(checkpoint), str(folder), str(count)]
-            return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-
-        held = [0]
-        for wait in (0.4, 0.7):
-            process = start(tmp_path / "killed")
-            assert process.stdout is not None
-            held.append(int(process.stdout.readline().split()[1]))
-            time.sleep(wait)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        assert start(tmp_path / "killed").wait() == 0
-        assert start(tmp_path / "whole").wait() == 0
-        assert held[-1] > 0, "the first run was killed before it had stored anything"
-        files = [pq.read_table(tmp_path / name / JOINED) for name in ("killed", "whole")]
-        assert files[0].num_rows == files[1].num_rows == count
-        for a, b in zip(*(file.to_pylist() for file in files), strict=True):
-            for name in ("seed", "task", "success", "length", "side", "chunks"):
-                assert a[name] == b[name]
-            np.testing.assert_allclose(a["actions"], b["actions"], rtol=0, atol=1e-4)

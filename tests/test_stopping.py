@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from chordflow import stopping
@@ -33,10 +32,6 @@ STEPS = 8
 AVERAGED = EMAConfig(enable=True, decay=0.9)
 
 
-def raised(number: int) -> Callable[[], None]:
-    return lambda: signal.raise_signal(number)
-
-
 def names(output: Path) -> list[str]:
     folder = output / "checkpoints"
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
@@ -47,40 +42,27 @@ def last(output: Path) -> Path | None:
     return link.resolve() if link.exists() else None
 
 
-def state(checkpoint: Path) -> dict[str, Tensor]:
-    files = ("master_weights", "ema_weights", "optimizer_state")
-    found = {}
-    for name in files:
-        file = checkpoint / "training_state" / f"{name}.safetensors"
-        if file.exists():
-            found |= {f"{name}/{key}": tensor for key, tensor in load_file(file).items()}
-    return found
+def same(*checkpoints: Path) -> None:
+    for name in ("master_weights", "ema_weights", "optimizer_state"):
+        files = [checkpoint / "training_state" / f"{name}.safetensors" for checkpoint in checkpoints]
+        one, other = (file.read_bytes() if file.exists() else None for file in files)
+        assert one == other, name
 
 
-def same(a: Path, b: Path) -> None:
-    one, other = state(a), state(b)
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
+@contextlib.contextmanager
+def signal_at(place: int, number: int = signal.SIGINT) -> Iterator[list[int]]:
+    """A signal at a call of a Python function, whichever it is: the moment is anywhere in the run."""
+    calls = [0]
 
+    def count(_frame: object, event: str, _argument: object) -> None:
+        calls[0] += event == "call"
+        if calls[0] == place and event == "call":
+            signal.raise_signal(number)
 
-class After:
-    """Does something at a call of a Python function, whichever it is: the moment is anywhere in the run."""
-
-    def __init__(self, calls: int, act: Callable[[], None]) -> None:
-        self.left, self.act = calls, act
-
-    def __call__(self, frame: FrameType, event: str, _argument: object) -> None:
-        if event != "call":
-            return
-        self.left -= 1
-        if self.left == 0:
-            self.act()
-
-    def __enter__(self) -> After:
-        sys.setprofile(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    sys.setprofile(count)
+    try:
+        yield calls
+    finally:
         sys.setprofile(None)
 
 
@@ -97,14 +79,16 @@ def test_stopped_at_random_moments_it_resumes_to_the_same_bits(
     tmp_path: Path, moments: int, options: dict[str, Any]
 ) -> None:
     whole = train(tmp_path / "whole", **options).output
-    with After(0, lambda: None) as calls:
+    with signal_at(0) as calls:
         train(tmp_path / "counted", **options)
     chance = random.Random(5)
-    for number, place in enumerate(chance.sample(range(1, -calls.left), moments)):
+    for number, place in enumerate(chance.sample(range(1, calls[0]), moments)):
         output, which = tmp_path / str(number), SIGNALS[number % 2]
-        with pytest.raises(Stopped) as caught, stopping.heeded(), After(place, raised(which)):
+        with pytest.raises(Stopped) as caught, stopping.heeded(), signal_at(place, which):
             train(output, **options)
         assert caught.value.code == (130, 143)[number % 2]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
         left = names(output)
         before = int(left[-2]) if left else 0
         # By save_freq those stay, and one at most by the signal; nothing is half-written.
@@ -119,29 +103,25 @@ def test_stopped_at_random_moments_it_resumes_to_the_same_bits(
         assert lines[0] == lines[1]
 
 
-class Signalled(ReflowMethod):
-    """Reflow; something is done in the given calls of its loss."""
+class Watched(ReflowMethod):
+    """Reflow; something is done in every call of its loss, which is told its number and gives the loss a factor."""
 
-    def __init__(self, acts: dict[int, Callable[[], None]]) -> None:
+    def __init__(self, hook: Callable[[int], float]) -> None:
         super().__init__(ReflowMethodConfig())
-        self.acts, self.calls = acts, 0
+        self.hook, self.calls = hook, 0
 
     def loss(self, *arguments: Any) -> Tensor:
         self.calls += 1
-        loss = super().loss(*arguments)
-        self.acts.get(self.calls, lambda: None)()
-        return loss
+        return super().loss(*arguments) * self.hook(self.calls)
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-def test_no_step_that_was_done_is_lost(tmp_path: Path, number: int) -> None:
-    with pytest.raises(Stopped) as caught:
-        run(tmp_path, steps=STEPS, method=Signalled({5: raised(number)}))
-    assert caught.value.number == number
-    # The step in which it came is done, and the handlers are those of before.
-    assert names(tmp_path) == ["000005", "last"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+def signalled(at: int, number: int) -> Watched:
+    def hook(call: int) -> float:
+        if call == at:
+            signal.raise_signal(number)
+        return 1.0
+
+    return Watched(hook)
 
 
 def test_while_couplings_are_made_it_stops_at_once_with_the_steps_before(
@@ -171,16 +151,14 @@ def test_while_couplings_are_made_it_stops_at_once_with_the_steps_before(
 def test_weights_that_the_last_update_destroyed_are_not_saved(tmp_path: Path) -> None:
     """Neither by the clock nor by a signal: the checkpoint before is the one to resume from."""
 
-    class Destroyed(ReflowMethod):
-        calls = 0
-
-        def loss(self, *arguments: Any) -> Tensor:
-            self.calls += 1
-            return super().loss(*arguments) * (float("nan") if self.calls == 4 else 1.0)
-
     # Every second call looks at the weights that are about to be saved.
     with pytest.raises(UserError, match=r"not finite at step 2 .*after the update.*000001"):
-        run(tmp_path, steps=STEPS, save_minutes=1e-9, method=Destroyed(ReflowMethodConfig()))
+        run(
+            tmp_path,
+            steps=STEPS,
+            save_minutes=1e-9,
+            method=Watched(lambda call: math.nan if call == 4 else 1.0),
+        )
     assert names(tmp_path) == ["000001", "last"]
 
 
@@ -189,9 +167,7 @@ def test_weights_that_the_last_update_destroyed_are_not_saved(tmp_path: Path) ->
 
 @pytest.mark.parametrize(("minutes", "save_freq", "expected"), [
     (1e-9, 3, ["1", "2", "3", "3 4", "3 5", "3 6", "3 6 7", "3 6 8"]),
-    (1e-9, 0, list("12345678")),
     (1e6, 0, [""] * 7 + ["8"]),
-    (0.0, 0, [""] * 7 + ["8"]),
     (0.0, 5, [""] * 4 + ["5"] * 3 + ["5 8"]),
 ])  # fmt: skip
 def test_timed_checkpoints_replace_one_another_and_the_others_stay(
@@ -199,29 +175,23 @@ def test_timed_checkpoints_replace_one_another_and_the_others_stay(
 ) -> None:
     found = []
 
-    def look() -> None:
-        found.append(" ".join(str(int(name)) for name in names(tmp_path) if name != "last"))
+    def look(_call: int) -> float:
+        if torch.is_grad_enabled():
+            found.append(" ".join(str(int(name)) for name in names(tmp_path) if name != "last"))
+        return 1.0
 
-    class Looking(ReflowMethod):
-        """At every step's beginning."""
-
-        def loss(self, *arguments: Any) -> Tensor:
-            if torch.is_grad_enabled():
-                look()
-            return super().loss(*arguments)
-
-    method = Looking(ReflowMethodConfig())
-    run(tmp_path, steps=STEPS, save_freq=save_freq, save_minutes=minutes, method=method)
-    look()
+    # At every step's beginning.
+    run(tmp_path, steps=STEPS, save_freq=save_freq, save_minutes=minutes, method=Watched(look))
+    look(0)
     assert found == ["", *expected]
 
 
 def test_a_timed_checkpoint_that_becomes_the_student_stays(tmp_path: Path) -> None:
     """Where fewer steps are asked for on resuming; another process replaces one that this has left, too."""
     with pytest.raises(Stopped):
-        run(tmp_path, steps=STEPS, method=Signalled({3: raised(signal.SIGINT)}))
+        run(tmp_path, steps=STEPS, method=signalled(3, signal.SIGINT))
     with pytest.raises(Stopped):
-        run(tmp_path, steps=STEPS, resume_from=last(tmp_path), method=Signalled({2: raised(signal.SIGINT)}))
+        run(tmp_path, steps=STEPS, resume_from=last(tmp_path), method=signalled(2, signal.SIGINT))
     assert names(tmp_path) == ["000005", "last"]
     run(tmp_path, steps=5, resume_from=last(tmp_path))
     run(tmp_path, steps=STEPS, resume_from=last(tmp_path))
@@ -256,15 +226,13 @@ def test_held_it_waits_and_otherwise_it_does_not() -> None:
     assert stopping.asked() == 0
 
 
-def test_a_signal_that_a_library_swallows_is_raised_at_the_next_bar() -> None:
+def test_a_signal_that_a_library_swallows_or_makes_an_error_of_is_raised_again() -> None:
     with stopping.heeded(), bar("work") as progress:
         with contextlib.suppress(BaseException):
             interrupt()
         with pytest.raises(Stopped):
             progress.update(1, 2)
 
-
-def test_a_signal_that_a_library_makes_an_error_of_is_the_signals_again() -> None:
     def convert() -> None:
         try:
             signal.raise_signal(signal.SIGTERM)
@@ -283,13 +251,6 @@ def test_what_cannot_be_saved_is_said() -> None:
 
     with pytest.raises(UserError, match="disk"), stopping.heeded(), stopping.says(str), stopping.held():
         save()
-
-
-def test_the_outermost_says_how_to_go_on() -> None:
-    inner, outer = (stopping.says(lambda name=name: name) for name in ("reflow", "demo"))
-    with pytest.raises(Stopped) as caught, stopping.heeded(), outer, inner:
-        interrupt()
-    assert caught.value.__notes__ == ["demo"]
 
 
 def test_ignored_signals_stay_ignored_and_other_threads_do_nothing() -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from lerobot.configs import PreTrainedConfig
 from lerobot.configs.train import TrainPipelineConfig
-from safetensors.torch import load_file
 
 from broken_statistics import BEFORE, edit_steps
 from builders import parse_reflow as parse
@@ -28,9 +27,9 @@ ELSEWHERE = {
 }  # fmt: skip
 
 
-def student_of(teacher: Path, folder: Path, num_steps: int = 1) -> Path:
+def student_of(teacher: Path, folder: Path) -> Path:
     policy = load_flow_policy(teacher, device="cpu")
-    save_student(policy, teacher, folder, policy.train_roles([Role.ACTION_HEAD]), num_steps)
+    save_student(policy, teacher, folder, policy.train_roles([Role.ACTION_HEAD]), 1)
     return folder
 
 
@@ -38,67 +37,30 @@ def config_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "config.json").read_text())
 
 
-def changed(before: dict[str, Any], after: dict[str, Any], path: str = "") -> dict[str, Any]:
-    """The fields that differ, by their dotted names, and what they are afterwards."""
-    found: dict[str, Any] = {}
-    for key in before.keys() | after.keys():
-        old, new = before.get(key), after.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found |= changed(old, new, f"{path}{key}.")
-        elif old != new or (key in before) != (key in after):
-            found[path + key] = new
-    return found
+def changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """The fields that differ or are in one of the two alone, and what they are afterwards."""
+    same = {key for key in before.keys() & after.keys() if before[key] == after[key]}
+    return {key: after.get(key) for key in (before.keys() | after.keys()) - same}
 
 
 @pytest.mark.parametrize("family", CASES)
-@pytest.mark.parametrize("fields", [ELSEWHERE, {"device": "mps"}, {}], ids=["full", "mps", "as built"])
-def test_the_config_is_the_teachers(
-    family: str, fields: dict[str, Any], family_folder: Folders, tmp_path: Path
-) -> None:
+def test_the_config_is_the_teachers(family: str, family_folder: Folders, tmp_path: Path) -> None:
     teacher = Path(shutil.copytree(family_folder(family), tmp_path / "teacher"))
-    edit_json(teacher / "config.json", lambda c: c.update(fields))
-    device = fields.get("device", "cpu")
-    edit_steps(teacher, BEFORE, lambda step: "device" in str(step) and step["config"].update(device=device))
+    edit_json(teacher / "config.json", lambda c: c.update(ELSEWHERE))
+    edit_steps(teacher, BEFORE, lambda step: "device" in str(step) and step["config"].update(device="cuda"))
     student = student_of(teacher, tmp_path / "student")
     before, after = config_of(teacher), config_of(student)
     steps_field = load_flow_policy(teacher, device="cpu").steps_field  # type: ignore[attr-defined]
-    cleared = {"repo_id": None, "push_to_hub": False, "use_peft": False} if fields is ELSEWHERE else {}
+    cleared = {"repo_id": None, "push_to_hub": False, "use_peft": False}
     assert changed(before, after) == {steps_field: 1, **cleared}
     names = {file.name for file in teacher.iterdir() if file.name.startswith("policy_")}
     assert {file.name for file in student.iterdir()} == {"config.json", "model.safetensors", *names}
     for name in names:
         assert (student / name).read_bytes() == (teacher / name).read_bytes()
-    assert load_file(student / "model.safetensors").keys() == load_file(teacher / "model.safetensors").keys()
     # LeRobot reads it, and keeps it from the teacher's place on the Hub.
     stock = PreTrainedConfig.from_pretrained(student)
     assert getattr(stock, steps_field) == 1
     assert not stock.push_to_hub
-
-
-@pytest.mark.parametrize(
-    ("old", "fields"),
-    [
-        # An older LeRobot's config lacks fields; so does the student's, and LeRobot's default holds for both.
-        (["use_peft", "pretrained_revision", "rtc_config"], {}),
-        ([], {"rtc_config": {"enabled": True, "max_guidance_weight": 5.0}}),
-        ([], {"rtc_config": {"enabled": False, "execution_horizon": 3}}),
-    ],
-)
-def test_fields_that_are_not_there_and_nested_ones(
-    old: list[str], fields: dict[str, Any], checkpoint: Path, tmp_path: Path
-) -> None:
-    teacher = Path(shutil.copytree(checkpoint, tmp_path / "teacher"))
-    config = {key: value for key, value in config_of(teacher).items() if key not in old} | fields
-    (teacher / "config.json").write_text(json.dumps(config))
-    student = student_of(teacher, tmp_path / "student", num_steps=2)
-    before, after = config_of(teacher), config_of(student)
-    weight = {"rtc_config.max_guidance_weight": after["rtc_config"]["max_guidance_weight"]} if fields else {}
-    use_peft = {"use_peft": False} if old else {}
-    assert changed(before, after) == {"num_steps": 2, **weight, **use_peft}
-    if fields:
-        # The teacher's ten steps to two; 10 is LeRobot's default.
-        most = fields["rtc_config"].get("max_guidance_weight", 10.0)
-        assert after["rtc_config"]["max_guidance_weight"] <= most
 
 
 def test_what_is_written_beside_it(checkpoint: Path, dataset_root: Path, tmp_path: Path) -> None:

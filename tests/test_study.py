@@ -30,7 +30,6 @@ from chordflow.policies.base import Role
 from chordflow.policies.sampling import Sampler
 from chordflow.results.study import Study
 from chordflow.training.steps import Training
-from chordflow.training.student import StudentInit, make_student
 from small_jobs import FewSteps
 
 SMALL = [
@@ -230,7 +229,9 @@ def test_students_are_checkpoints_of_what_their_arm_says(beginnings: Path, with_
     original = load_file(with_vlm / "model.safetensors")
     policy = load_flow_policy(with_vlm, device="cpu")
     named = {key: policy.role_of(policy.parameter_name(key)) for key in original}
+    before = torch.random.get_rng_state()
     given = policy.pretrained_vlm()
+    assert torch.random.get_rng_state().equal(before)
     assert {named[key] for key in given if key in named} == {Role.VISION, Role.LANGUAGE}
 
     def weights(arm: str) -> dict[str, torch.Tensor]:
@@ -245,23 +246,6 @@ def test_students_are_checkpoints_of_what_their_arm_says(beginnings: Path, with_
             assert vlm[key].equal(given[key].to(vlm[key].dtype)), key
     changed = {role for key, role in named.items() if not everything[key].equal(original[key])}
     assert changed == set(Role)
-
-
-def test_a_student_begins_with_the_vlm_that_the_config_names(with_vlm: Path) -> None:
-    teacher = load_flow_policy(with_vlm, device="cpu")
-    before = torch.random.get_rng_state()
-    given = teacher.pretrained_vlm()
-    assert torch.random.get_rng_state().equal(before)
-    init, roles = StudentInit.PRETRAINED_VLM, [Role.ACTION_HEAD]
-    one, other = (make_student(teacher, with_vlm, init, roles, seed=seed) for seed in (0, 1))
-    own, theirs = (dict(s.policy.module.named_parameters()) for s in (one, other))
-    originals = dict(teacher.module.named_parameters())
-    for name, tensor in given.items():
-        assert own[name].equal(tensor.to(own[name].dtype))
-        assert name in one.fresh
-    assert any(not own[name].equal(originals[name]) for name in given)
-    fresh = [name for name in own if name not in given and own[name].dim() == 2]
-    assert all(not own[name].equal(theirs[name]) for name in fresh)
 
 
 def test_a_vlm_with_a_part_of_its_weights_is_refused(with_vlm: Path, tmp_path: Path) -> None:
@@ -430,12 +414,10 @@ def test_another_study_is_not_resumed(methods: Path) -> None:
 
 
 def test_a_folder_that_is_there_is_not_written_to(
-    study: Run, methods: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    study: Run, methods: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert study("methods", methods) == 2
     assert "or resume with: chordflow study --resume=true" in capsys.readouterr().err
-    assert study("methods", tmp_path) == 2
-    assert "exists already; name a new folder." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("recipe", "more", "words"), [
@@ -444,7 +426,6 @@ def test_a_folder_that_is_there_is_not_written_to(
     ({"method": {"type": "endpoint"}, "buffer.path_points": 2}, [], "arms: 'own': buffer.path_points=2: with"),
     ({}, ["--buffer.path_points=2"], "arms: 'reflow': buffer.path_points=2: with"),
     ({"optimizer": {"lrr": 3}}, [], "arms: 'own': --optimizer.lrr is not an option; did you mean --optimizer.lr"),
-    ({"method": {"type": "magic"}}, [], "arms: 'own': method.type=magic: choose"),
     ({"observations": "rollout"}, [], "arms: 'own': observations=rollout needs"),
 ])  # fmt: skip
 def test_an_unfit_arm_is_named_before_anything_is_trained(

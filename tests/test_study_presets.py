@@ -172,52 +172,25 @@ def test_reuse_combines_uses_and_noises() -> None:
 
 WRONG: list[tuple[str, list[str], str]] = [
     ("methods", ["--steps=2", "--seconds=3"], "steps=2 and seconds=3.0: give one of the two"),
-    ("methods", ["--steps=0"], "steps=0: give at least 1"),
-    ("methods", ["--seconds=-1"], "seconds=-1.0: give a number above 0"),
     ("methods", ["--seeds=[1,1]"], "seeds=[1, 1]: give at least one, each once"),
-    ("methods", ["--seeds=[0,-1]"], "seeds=[0, -1]: give 0 or more"),
-    ("methods", ["--methods=[]"], "methods=[]: give at least one"),
     ("methods", ["--methods=[endpoint,endpoint]"], "methods=[endpoint,endpoint]: give at least one, each once"),
     ("methods", ["--methods=[reflo]"], "methods=[reflo]: choose all_steps, one_step, "),
-    ("methods", ["--methods=[zzz]"], "methods=[zzz]: choose all_steps, one_step, "),
     ("methods", ['--recipes={"reflow": {}}'], "recipes holds the name 'reflow', which is taken"),
     ("methods", ['--recipes={"a/b": {}}'], "recipes holds the name 'a/b', which is taken or no name"),
     ("methods", ['--recipes={"Study.md": {}}'], "recipes holds the name 'Study.md', which is taken"),
-    ("methods", ['--recipes={"a": 3}'], "recipes: 'a' is 3; give settings of chordflow reflow"),
     ("methods", ['--recipes={"a": {"seed": 3}}'], "recipes: 'a' sets seed, which all arms"),
-    ("methods", ['--recipes={"a": {"teacher": {"path": "x"}}}'], "recipes: 'a' sets teacher, which all arms"),
-    ("methods", ["--num_workers=-1"], "num_workers=-1: give 0 or more"),
     ("methods", ["--eval.n_episodes=4"], "eval: these options are about episodes; give --env.type as well"),
-    ("methods", ["--env.type=drift_of_the_tests", "--eval.n_episodes=0"], "eval.n_episodes=0: give at least 1"),
-    ("methods", ["--measure.noises_per_observation=4"], "at least 16"),
-    ("methods", ["--level=0"], "level=0.0: give a number above 0"),
-    ("methods", ["--log_freq=0"], "log_freq=0: give at least 1"),
     ("methods", ["--steps=5", "--looks=[0,4]"], "looks=[0.0, 4.0]: give them rising, the last of them the budget, 5"),
-    ("methods", ["--steps=5", "--looks=[3,0,5]"], "give them rising"),
-    ("methods", ["--steps=5", "--looks=[-1,5]"], "looks=[-1.0, 5.0]: give 0 or more"),
     ("methods", ["--resume=true"], "resume=true needs --config_path=OUTPUT_DIR/study.json"),
-    ("beginnings", ["--arms=[]"], "arms=[]: give at least one"),
-    ("beginnings", ["--arms=[random,random]"], "arms=[random,random]: give at least one, each once"),
-    ("beginnings", ["--arms=[zzz]"], "arms=[zzz]: choose teacher, teacher_full, "),
-    ("beginnings", ["--learning_rates=[]"], "learning_rates=[]: give at least one"),
-    ("beginnings", ["--learning_rates=[1e-4,0]"], "give a number above 0"),
     ("beginnings", ["--optimizer.lr=1e-3"], "optimizer.lr=0.001: give --learning_rates='[0.001]' instead"),
     ("beginnings", ["--method.type=noise_biased"], "method.type=noise_biased: the method does not look at couplings"),
     ("rounds", ["--rounds=1"], "rounds=1: give at least 2"),
-    ("rounds", ["--least_gain=1"], "least_gain=1.0: give a number from 0 up to but not 1"),
-    ("rounds", ["--starts=[second]"], "starts=[second]: choose last, first, fresh or once"),
-    ("rounds", ["--solvers=[euler,euler]"], "solvers=[euler,euler]: give at least one, each once"),
-    ("rounds", ["--real_data_shares=[1]"], "real_data_shares=[1.0]: give a number from 0 up to but not 1"),
     ("rounds", ["--seconds=3"], "starts holds once, which has a number of steps"),
-    ("reuse", ["--uses=[0]"], "uses=[0]: give at least 1"),
     ("file", [], "arms=[]: give at least one, each once, as in arms: {"),
     ("file", ['--arms={"a": {"teacher": "b"}}'], "arms: 'a': teacher=b: choose a."),
-    ("file", ['--arms={"a": {"teacher": "a"}}'], "a <- a: an arm cannot teach itself"),
     ("file", ['--arms={"a": {"teacher": "b"}, "b": {"teacher": "a"}}'], ": an arm cannot teach itself"),
-    ("file", ['--arms={"a": {"teacher": {"path": "x"}}}'], "arms: 'a': teacher={'path': 'x'}: choose a."),
     ("file", ['--arms={"a": {"teacher.path": "x"}}'], "arms: 'a' sets teacher.path, which all arms of a study"),
     ("file", ['--arms={"a": {"steps": 0}}'], "arms: 'a': steps=0: give at least 1"),
-    ("file", ['--arms={"a": {"dataset": {}}}'], "arms: 'a' sets dataset, which all arms of a study have in common"),
 ]  # fmt: skip
 
 
@@ -229,19 +202,10 @@ def test_what_is_wrong_is_said_in_one_sentence(preset: str, more: list[str], wor
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("method", "words"),
-    [
-        ("endpoint", "is trained for one step alone"),
-        ("noise_biased", "method.type=noise_biased has no teacher"),
-    ],
-)
-def test_a_student_that_cannot_teach_is_refused(
-    method: str, words: str, checkpoint: Path, dataset_root: Path, tmp_path: Path
-) -> None:
+def test_a_student_that_cannot_teach_is_refused(checkpoint: Path, dataset_root: Path, tmp_path: Path) -> None:
     given = [f"--teacher.path={checkpoint}", f"--dataset.root={dataset_root}", f"--output_dir={tmp_path}"]
-    arms = {"a": {"method": {"type": method}}, "b": {"teacher": "a"}}
-    with pytest.raises(UserError, match=words):
+    arms = {"a": {"method": {"type": "endpoint"}}, "b": {"teacher": "a"}}
+    with pytest.raises(UserError, match=r"arms: 'b': teacher=a: .* is trained for one step alone"):
         make_plan(parse("file", [*given, *SMALL, f"--arms={json.dumps(arms)}"]))
 
 
@@ -275,17 +239,6 @@ def test_a_file_that_cannot_be_is_refused(tmp_path: Path, capsys: pytest.Capture
     assert "--armz is not an option; did you mean --arms" in refused(capsys, str(file), "--armz={}")
 
 
-@pytest.mark.parametrize("kind", ["compare", "study init", "study rounds"])
-def test_a_file_of_an_older_layout_is_refused_with_its_converter(
-    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "old.json"
-    path.write_text(json.dumps({"kind": kind, "settings": {}}))
-    for given in (["methods"], ["--resume=true"], ["rounds", "--resume=true"]):
-        said = refused(capsys, *given, f"--config_path={path}")
-        assert f"python scripts/convert_study.py {path}" in said
-
-
 def test_another_file_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "study.json"
     for content in (
@@ -309,8 +262,6 @@ def test_older_names_say_what_they_are_called_now(capsys: pytest.CaptureFixture[
         said = capsys.readouterr()
         assert f"chordflow study {new}" in said.out + said.err
         assert words in said.err
-        assert main([*old.split(), "--help"]) == 0
-        assert f"chordflow study {new} --teacher.path" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("name", "value"), [("WORLD_SIZE", "2"), ("ACCELERATE_USE_FSDP", "true")])
@@ -319,3 +270,14 @@ def test_several_processes_are_refused(
 ) -> None:
     monkeypatch.setenv(name, value)
     assert f"{name}={value}: a study trains in one process" in refused(capsys, "methods", *BASE)
+
+
+@pytest.mark.parametrize("kind", ["compare", "study init", "study rounds"])
+def test_a_file_of_an_older_layout_is_refused_with_its_converter(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps({"kind": kind, "settings": {}}))
+    for given in (["methods"], ["--resume=true"], ["rounds", "--resume=true"]):
+        said = refused(capsys, *given, f"--config_path={path}")
+        assert f"python scripts/convert_study.py {path}" in said

@@ -22,9 +22,9 @@ from chordflow.results import study as studies
 from chordflow.results import study_summary as summary
 from chordflow.results.paying import paying_rounds
 from chordflow.results.study import Study, Untrained, joined
-from chordflow.results.study_summary import Spread, gap, headline, loss, over_seeds, reached, standings
+from chordflow.results.study_summary import headline, standings
 from script_files import ROOT
-from study_samples import CLEAR, TEACHER, acted, arm, beginnings, figures, of_two_seeds, rounds, study, trial
+from study_samples import CLEAR, TEACHER, beginnings, figures, of_two_seeds, rounds, study, trial
 
 
 def cells(section: Section) -> list[list[str]]:
@@ -54,17 +54,14 @@ BETTER = replace(CLEARLY, untrained=Untrained(10, figures(0.2, 0.051, 0.01), TEA
     (CLEARLY, "At every step count (the worst of 1, 2 and 10) all (8.5 %, 8.0 % to 9.0 % over 2 seeds) is"),
     # The ranges over seeds do not overlap, but 40 episodes tell the two no further apart.
     (CLEARLY, "no clear winner between one (95.0 %, 95.0 % to 100.0 % over 2 seeds) and all (87.5 %, 87.5 % to"),
-    (CLEARLY, "at two steps is not as good as one at one by its gap (20 % against 4.5 %)."),
     (OVERLAP, "At one step there is no clear winner between a (6.0 %, 4.0 % to 8.0 % over 2 seeds) and b (8.0 %"),
     (study(CLEAR[0], CLEAR[2]), "no clear winner with a single seed between one (4.0 %) and all (8.0 %)."),
     (study(CLEAR[0], CLEAR[2]), "there is all (8.0 %) alone"),
-    (TWICE, "no clear winner between one (4.5 %"),
     (study(*CLEAR, untrained=Untrained(10, figures(0.2, 0.05, 0.01))), "is as good as one at one by its gap (5.0 % "
      "against 4.5 %)"),
     (BETTER, "is not as good as one at one by its gap"),
     (BETTER, "and as good as one in episodes (92.5 % against 95.0 %)."),
     (study(*SOLVES), "a (97.5 %, 97.5 % to 100.0 % over 2 seeds) succeeds most often."),
-    (study(SOLVES[0], SOLVES[2]), "no clear winner with a single seed between a (100.0 %) and b"),
     # A seed of the one that does as well as the least of the other.
     (study(*SOLVES[:3], trial("b", 1, figures(0.1, 0.1, 0.1), solved=39)), "In episodes at one step there is no clear "
      "winner between a (97.5 %"),
@@ -84,18 +81,6 @@ def test_a_student_that_made_no_step_wins_nothing() -> None:
     left = "Left out, because the budget was too small for a step: one."
     assert headline(found) == f"{headline(study(*CLEAR[2:]))} {left}"
     assert "one (no step)" in [row[0].text for row in by_arm(found).rows]
-
-
-def test_figures_over_seeds() -> None:
-    # Of success one seed with its own pairs: as many episodes as were run, however many students met them.
-    rows = [acted(38), acted(30), acted(20)]
-    assert [summary.middle_seed(some) for some in (rows, rows[:2], [])] == [rows[1], rows[1], None]
-    unmeasured = replace(CLEAR[5], looks=[replace(CLEAR[5].last, figures=None)])
-    assert over_seeds(CLEARLY, arm("bad"), gap()) == Spread(0.5, 0.4, 0.6, 2)
-    assert over_seeds(CLEARLY, arm("nobody"), gap()) is None
-    # Only the seeds that are asked for, and only what is measured.
-    assert over_seeds(replace(CLEARLY, seeds=[1]), arm("bad"), gap()) == Spread(0.6, 0.6, 0.6, 1)
-    assert over_seeds(study(*CLEAR[:5], unmeasured), arm("bad"), gap()) == Spread(0.4, 0.4, 0.4, 1)
 
 
 def test_the_table_has_the_teacher_then_medians_and_ranges() -> None:
@@ -129,35 +114,15 @@ def test_the_table_has_the_teacher_then_medians_and_ranges() -> None:
 # ---- Beginnings -------------------------------------------------------------------------------------------
 
 
-def test_the_first_look_under_the_level_counts() -> None:
-    found = beginnings()
-    teacher, random = found.arms
-    within = reached(found, teacher)
-    assert within is not None
-    assert (within.marks, within.trials, within.text) == ([100, 200, 200], 3, "100-200")
-    # The median is under it long before the RMS, which counts flips in full.
-    never = reached(replace(found, level=0.001), random)
-    texts = [one and one.text for one in (reached(found, random), never, reached(found, teacher, "median"))]
-    assert texts == ["200 (1 of 3)", "never", "100"]
-    assert reached(replace(found, trials=[]), random) is None
-
-
-def test_the_loss_of_a_look_is_that_of_the_entry_before() -> None:
-    (one, *_) = summary.measured(beginnings(), beginnings().arms[0])
-    assert [loss(one, step) for step in (0, 49, 50, 100, 150, 500)] == [0.04, 0.04, 0.03, 0.02, 0.02, 0.01]
-    assert loss(one) == 0.01
-    assert loss(summary.Measured(None, one.look)) is None
-    assert loss(summary.Measured(trial("a", 0, figures(1, 1, 1)), one.look)) is None
-
-
 def test_couplings_that_differ_are_told() -> None:
     found = beginnings()
-    assert summary.same_couplings(found) is True
     differs = replace(found, trials=[replace(found.trials[0], couplings_sha256="b"), *found.trials[1:]])
-    assert summary.same_couplings(differs) is False
-    assert "couplings: not the same to the bit" in markdown(differs)
-    assert summary.same_couplings(replace(found, trials=found.trials[:3])) is None
-    assert summary.same_couplings(CLEARLY) is None, "not asked for"
+    for one, said in (
+        (found, "couplings: the same to the bit"),
+        (differs, "couplings: not the same to the bit"),
+    ):
+        assert said in markdown(one)
+    assert "to the bit" not in markdown(CLEARLY), "not asked for"
 
 
 def test_the_headline_of_beginnings() -> None:
@@ -183,6 +148,7 @@ def test_the_tables_have_every_arm_and_look() -> None:
     assert rows["random"][1] == "student.init=random, student.train=action_head vision"
     assert "100-200; 100" in rows["teacher"]
     assert "200 (1 of 3); 200 (1 of 3)" in rows["random"]
+    assert "never; never" in {cell for row in cells(sections(replace(found, level=0.001))[0]) for cell in row}
     assert cells(gaps)[0] == ["teacher", "30.0", "6.0", "3.0"]
     assert cells(gaps)[1] == ["- least to largest", "30.0-30.0", "4.0-9.0", "2.0-4.0"]
     assert cells(losses)[0] == ["teacher", "0.05", "0.02", "0.01"]
@@ -201,20 +167,17 @@ def test_the_headline_says_where_another_round_stopped_paying() -> None:
     last, _ = found.chains
     assert [round(one.gap, 4) for one in standings(found, last)] == [0.3, 0.1, 0.096, 0.115]
     said = headline(found)
-    assert said.startswith(
+    assert said == (
         "Up to three rounds of 100 steps with 2 seeds, measured by curvature and by the gap at one step to the first "
         "teacher's converged ODE: with last, another round stopped paying after round 2, in 2 of 2 seeds as well "
         "(curvature 20 % -> 4.5 % -> 2.5 % -> 1.5 %, gap 30 % -> 10 % -> 9.6 % -> 12 %). "
-        "One round instead: curvature 2.0 %, gap 6.0 % with once (300 steps). "
+        "One round instead: curvature 2.0 %, gap 6.0 % with once (300 steps)."
     )
-    assert said.endswith("60 % (50 %) with last and 80 % (50 %) with once.")
     # The second round pays by the medians, and by itself in one seed of two.
     second = summary.judged(found, last, 1)
     assert second is not None
     assert (second.gain.pays, second.pays, second.count) == (True, 1, 2)
     assert paying_rounds(standings(found, last), 0.1) == 2
-    kept = "75.0 % -> 75.0 % with last and 75.0 % with once (the teacher as "
-    assert f"from the first round to the last: {kept}" in headline(of_two_seeds(30))
 
 
 def test_rounds_that_all_pay_and_rounds_that_never_do() -> None:
@@ -222,7 +185,6 @@ def test_rounds_that_all_pay_and_rounds_that_never_do() -> None:
     assert "with last, round 3 still paid (curvature 20 % -> 10 % -> 5.0 % -> 2.5 %" in headline(falling)
     never = rounds({"first, euler": [[(0.2, 0.4)] * 3]}, kept=None)
     assert "with first, euler, not even round 1 paid (curvature" in headline(never)
-    assert headline(never).endswith("keep of the first teacher's spread over noise 60 % with first, euler.")
 
 
 def test_seeds_are_judged_whole_or_not_at_all() -> None:
@@ -250,17 +212,6 @@ def test_the_table_of_rounds_shows_medians_ranges_and_falls() -> None:
     assert {("observations with several modes", "4"), ("once", "300 steps")} <= set(facts(of_two_seeds()))
 
 
-def test_a_first_round_may_be_shared() -> None:
-    found = of_two_seeds()
-    second = [replace(one, arm="first_2") for one in found.trials if one.arm == "last_2"]
-    arms = [*found.arms, arm("first_2", "first", "last_1")]
-    forked = replace(found, arms=arms, trials=[*found.trials, *second])
-    assert [[one.name for one in chain] for chain in forked.chains] == [
-        ["last_1", "last_2", "last_3"], ["once"], ["last_1", "first_2"],
-    ]  # fmt: skip
-    assert [row[0].text for row in by_arm(forked, ranges=False).rows].count("first") == 2
-
-
 # ---- Plots, pages, files ----------------------------------------------------------------------------------
 
 
@@ -274,9 +225,6 @@ def test_plots_over_looks() -> None:
     assert "teacher 3.0 % (2.0 % to 4.0 %)" in drawn["gap-1"].caption
     # The loss has more points than there are looks.
     assert list(drawn["loss"].figure.data[1].x) == [1, 50, 100, 200]
-    alone = replace(found, seeds=[0], arms=found.arms[:1])
-    assert len(plots(alone)[1][0].figure.data) == 1
-    assert plots(replace(found, trials=[])) == []
     assert plots(CLEARLY) == [], "a line of one point is none"
 
 
@@ -291,8 +239,6 @@ def test_plots_over_a_chain_go_from_the_untrained_teacher() -> None:
     assert "last 12 % (11 % to 12 %); once 6.0 % (6.0 % to 6.0 %)" in drawn["gap-1"].caption
     assert list(drawn["modes"].figure.data[1].y) == [0, 50, 50, 50]
     assert list(drawn["success"].figure.data[1].y) == [90, 75, 75, 75]
-    assert list(drawn["modes"].figure.layout.xaxis.tickvals) == [0, 100, 200, 300]
-    assert {plot.key for group in plots(of_two_seeds()) for plot in group} == set(drawn) - {"success"}
 
 
 @pytest.mark.parametrize("found", [beginnings(), of_two_seeds(), CLEARLY], ids=["init", "rounds", "methods"])
@@ -305,24 +251,6 @@ def test_the_page_is_whole_and_escaped(found: Study) -> None:
     assert set(re.findall(r'data-plot="([\w-]+)"', text)) == set(held)
     needed = ('id="theme"', 'id="status"', "chordflow study", "Made by chordflow from study.json", "env.type")
     assert all(part in html.unescape(text) for part in needed)
-
-
-BIASED = study(*CLEAR, trial("noise_biased", 0, figures(1.234, 1.2, 1.234)))
-
-
-@pytest.mark.parametrize("width", [80, 100, 120])
-@pytest.mark.parametrize("found", [beginnings(), of_two_seeds(30), BIASED], ids=["init", "rounds", "methods"])
-def test_figures_are_whole_on_a_terminal(found: Study, width: int) -> None:
-    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(render(found))
-    text = console.export_text()
-    # Names take two lines where a terminal is narrow, and columns follow below.
-    assert "…" not in text
-    assert max(map(len, text.splitlines())) <= width
-    section = by_arm(found, ranges=False).short()
-    for place, head in enumerate(section.heads):
-        assert all(line in text for line in head.split("\n"))
-        assert all(row[place].text in text for row in section.rows if place >= section.left)
 
 
 def test_a_file_comes_back_and_something_else_is_refused(tmp_path: Path) -> None:
@@ -369,15 +297,26 @@ def test_studies_of_one_teacher_join() -> None:
 def test_the_published_studies_are_read_and_say_what_they_said() -> None:
     files = sorted((ROOT / "docs").glob("*/*.json"))
     found = {file.stem: Study.load(file) for file in files if file.parent.name in ("compare", "studies")}
-    assert len(found) == 8
     for name, part in (
         ("methods", "one_step (4.4 %), all_steps (6.4 %, 5.2 % to 7.6 % over 2 seeds)"),
         ("init", "random_full: 35 % (23 % to 36 %), not under 5 %"),
         ("rounds", "(curvature 18 % -> 7.0 % -> 6.2 % -> 6.1 %, gap 29 % -> 9.3 % -> 9.7 % -> 10 %)"),
     ):
         assert part in headline(found[name])
-    for name in ("init", "init_metaworld", "init_rates", "rounds", "rounds_metaworld"):
-        for one in found[name].arms:
-            seeds = [each.seed for each in found[name].trials_of(one.name)]
-            assert (len(seeds), set(seeds)) == (3, set(found[name].seeds)), (name, one.name)
-    assert summary.success(found["rounds"], found["rounds"].arms[0]) is not None
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+@pytest.mark.parametrize(
+    "found", [beginnings(), of_two_seeds(30), study(*CLEAR)], ids=["init", "rounds", "methods"]
+)
+def test_figures_are_whole_on_a_terminal(found: Study, width: int) -> None:
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(render(found))
+    text = console.export_text()
+    # Names take two lines where a terminal is narrow, and columns follow below.
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    section = by_arm(found, ranges=False).short()
+    for place, head in enumerate(section.heads):
+        assert all(line in text for line in head.split("\n"))
+        assert all(row[place].text in text for row in section.rows if place >= section.left)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import re
 import time
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from chordflow.reporting.rollout_tables import latency as latency_table
 from chordflow.reporting.table import facts, markdown, render
 from chordflow.results.actions import ChunkTime, Latency
 from chordflow.results.findings import findings, verdict
-from chordflow.results.schema import Finding, Results
+from chordflow.results.schema import Results
 from chordflow.results.statistics import Percentiles
 from chordflow.results.wording import UNRELIABLE
 from gaussian_policy import GaussianConfig, GaussianFlowPolicy
@@ -63,12 +62,12 @@ def timed(machine: Machine, teacher: int, student: int, repeats: int = 7) -> Lat
     )  # fmt: skip
 
 
-ENCODE, STEP = st.floats(0.001, 0.5), st.floats(0.001, 0.5)
+PART = st.floats(0.001, 0.5)
 STEPS = st.tuples(st.integers(2, 16), st.integers(1, 16)).map(lambda pair: (pair[0], min(pair)))
 
 
 @settings(max_examples=4)
-@given(encode=ENCODE, step=STEP, counts=STEPS, slower=st.floats(0.2, 5.0))
+@given(encode=PART, step=PART, counts=STEPS, slower=st.floats(0.2, 5.0))
 def test_a_machine_that_changes_its_pace_leaves_the_ratios(
     encode: float, step: float, counts: tuple[int, int], slower: float
 ) -> None:
@@ -85,33 +84,6 @@ def test_a_machine_that_changes_its_pace_leaves_the_ratios(
         assert latency.speedup == pytest.approx(expected, rel=0.02)
 
 
-def test_what_disturbs_long_work_alone_is_found() -> None:
-    """Another program takes its turn every 30 ms: a chunk of ten steps is met by it more often than a single step."""
-    turns = itertools.count(1)
-
-    class Shared(Machine):
-        def work(self, seconds: float) -> None:
-            if self.now // 0.03 != (self.now + seconds) // 0.03 and next(turns):
-                self.now += 0.06
-            super().work(seconds)
-
-    latency = timed(Shared(0.001, 0.005, lambda now: 1.0), 10, 1)
-    assert not latency.reliable
-
-
-def test_latency_is_split_and_bounded() -> None:
-    policy, counts = GaussianFlowPolicy(GaussianConfig()), {"teacher_num_steps": 10, "student_num_steps": 1}
-    latency = measure_latency(policy, items(1), 3, chunk_num_steps=[1, 10], **counts)
-    assert latency.encode_s > 0
-    assert latency.step_s > 0
-    assert latency.speedup > 1
-    assert latency.ceiling == pytest.approx(latency.chunk_s(10) / latency.chunk_s(1))
-    assert (latency.teacher_num_steps, latency.student_num_steps, latency.repeats) == (10, 1, 3)
-    slower = measure_latency(policy, items(4), 2, teacher_num_steps=10, student_num_steps=4)
-    assert slower.speedup < slower.ceiling
-    assert slower.batch_size == 4
-
-
 def test_latency_of_a_policy_of_known_times() -> None:
     class Slow(Machine):
         """Takes 6 ms to encode and 2 ms a step."""
@@ -124,8 +96,6 @@ def test_latency_of_a_policy_of_known_times() -> None:
     assert latency.encode is not None
     assert latency.step is not None
     assert [chunk.num_steps for chunk in latency.chunks] == [1, 5]
-    for times in (latency.encode, latency.step, *(chunk.seconds for chunk in latency.chunks)):
-        assert 0 < times.p50 <= times.p90 <= times.p95 <= times.p99
     assert (latency.encode.p50, latency.step.p50) == (latency.encode_s, latency.step_s)
     assert latency.encode_s >= 0.006
     assert latency.step_s >= 0.002
@@ -191,7 +161,7 @@ def outputs(results: Results) -> dict[str, str]:
 @pytest.mark.parametrize("times", [{1: 0.2, 10: 2.0}, {1: 1.0, 2: 1.5, 10: 1.0}, {1: 0.5, 10: 0.5}])
 def test_of_unreliable_timings_no_number_is_printed_anywhere(kind: str, times: dict[int, float]) -> None:
     # Of an earlier version, whose sentences speak of times.
-    old = "One step makes a chunk 20.3 times as fast."
+    old = "One step makes a chunk 987.6 times as fast."
     stored = [replace(found, text=old) for found in KINDS[kind].findings]
     latency = of_chunks(0.0045, 0.0055, 10, 1, times)
     results = replace(KINDS[kind], latency=latency, verdict=old, findings=stored)
@@ -200,20 +170,11 @@ def test_of_unreliable_timings_no_number_is_printed_anywhere(kind: str, times: d
     for name in set(shown) - {"facts", "verdict"}:
         assert UNRELIABLE in shown[name].replace("Timings", "timings"), name
     for name, text in shown.items():
-        assert "20.3" not in text, name
+        assert "987.6" not in text, name
         # Beside that sentence nothing is there that would not be there had nothing been timed.
         numbers = {*re.findall(r"\d+(?:\.\d+)?", text)} - {*re.findall(r"\d+(?:\.\d+)?", without[name])}
         assert not numbers, (name, numbers)
         assert not re.search(r"times as fast|ceiling|encoding|to encode|\bp50\b", text), name
-
-
-def test_what_no_rule_finds_stays_beside_unreliable_timings(tmp_path: Path) -> None:
-    latency = of_chunks(0.0045, 0.0055, 10, 1, {1: 0.2, 10: 2.0})
-    stopped = Finding("rounds_auto", "--rounds=auto took two rounds.")
-    base = KINDS["evaluate"]
-    results = replace(base, latency=latency, findings=[stopped, *base.findings])
-    for name in ("terminal", "markdown", "card", "page"):
-        assert stopped.text in {**outputs(results), "page": page(results, tmp_path)}[name], name
 
 
 def test_the_page_shows_no_time_of_unreliable_timings(tmp_path: Path) -> None:
@@ -224,35 +185,6 @@ def test_the_page_shows_no_time_of_unreliable_timings(tmp_path: Path) -> None:
         assert 'id="time"' in text
         for shown in ("encode the observation", "nothing that takes fewer steps is quicker"):
             assert (shown in text) == reliable
-
-
-FACTOR = st.floats(0.3, 3.0)
-
-
-@settings(max_examples=40)
-@given(kind=st.sampled_from(["reflow", "diagnose"]), encode=ENCODE, step=STEP, counts=STEPS, chunks=st.booleans(),
-       factors=st.tuples(FACTOR, FACTOR) | FACTOR.map(lambda f: (f, f)) | st.just((1.0, 1.0)))  # fmt: skip
-def test_printed_figures_never_contradict_each_other(
-    kind: str, encode: float, step: float, counts: tuple[int, int], factors: tuple[float, float], chunks: bool
-) -> None:
-    teacher, student = counts
-    times = {student: factors[0], teacher: factors[1]} if chunks else {}
-    latency = of_chunks(encode, step, teacher, student, times)
-    results = replace(KINDS[kind], latency=latency, findings=[], teacher_num_steps=teacher)
-    texts = [verdict(results), *(found.text for found in findings(results))]
-    table = latency_table(results)
-    texts += [table.below] if table is not None else []
-    speeds = [float(n) for text in texts for n in re.findall(r"(?<![\d.])(\d+\.\d+) times as fast", text)]
-    shares = re.findall(r"encoding is (\S+) % of a one-step chunk", " ".join(texts))
-    if not latency.reliable:
-        assert (speeds, shares) == ([], [])
-        return
-    assert speeds or latency.speedup < 1.05
-    # A tenth above the ceiling at most, and half a unit of the last digit that is printed.
-    assert all(speed <= 1.1 * latency.ceiling + 0.051 for speed in speeds)
-    for share in shares:
-        part, rounded = float(share.removeprefix("<")) / 100, 0.01 if "<" in share else 0.005
-        assert part + teacher * (1 - part) == pytest.approx(latency.ceiling, abs=1.01 * rounded * teacher)
 
 
 @pytest.mark.parametrize(("student", "times", "words"), [
@@ -277,3 +209,32 @@ def test_saving_times_more_is_told_by_whole_chunks_where_there_are_any() -> None
     # Not timed whole: the sums of parts, for both.
     assert latency.relative(4) == pytest.approx(19 / 37)
     assert 1 / latency.relative(1) == latency.speedup
+
+
+FACTOR = st.floats(0.3, 3.0)
+
+
+@settings(max_examples=40)
+@given(kind=st.sampled_from(["reflow", "diagnose"]), encode=PART, step=PART, counts=STEPS, chunks=st.booleans(),
+       factors=st.tuples(FACTOR, FACTOR) | FACTOR.map(lambda f: (f, f)) | st.just((1.0, 1.0)))  # fmt: skip
+def test_printed_figures_never_contradict_each_other(
+    kind: str, encode: float, step: float, counts: tuple[int, int], factors: tuple[float, float], chunks: bool
+) -> None:
+    teacher, student = counts
+    times = {student: factors[0], teacher: factors[1]} if chunks else {}
+    latency = of_chunks(encode, step, teacher, student, times)
+    results = replace(KINDS[kind], latency=latency, findings=[], teacher_num_steps=teacher)
+    texts = [verdict(results), *(found.text for found in findings(results))]
+    table = latency_table(results)
+    texts += [table.below] if table is not None else []
+    speeds = [float(n) for text in texts for n in re.findall(r"(?<![\d.])(\d+\.\d+) times as fast", text)]
+    shares = re.findall(r"encoding is (\S+) % of a one-step chunk", " ".join(texts))
+    if not latency.reliable:
+        assert (speeds, shares) == ([], [])
+        return
+    assert speeds or latency.speedup < 1.05
+    # A tenth above the ceiling at most, and half a unit of the last digit that is printed.
+    assert all(speed <= 1.1 * latency.ceiling + 0.051 for speed in speeds)
+    for share in shares:
+        part, rounded = float(share.removeprefix("<")) / 100, 0.01 if "<" in share else 0.005
+        assert part + teacher * (1 - part) == pytest.approx(latency.ceiling, abs=1.01 * rounded * teacher)

@@ -6,11 +6,9 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from safetensors.torch import load_file, save_file
 
 import chordflow.couplings.making as making
@@ -18,7 +16,6 @@ from builders import build_dataset, edit_column
 from builders import parse_reflow as parse
 from chordflow.cli.main import main
 from chordflow.couplings.store import shard_name
-from chordflow.experiments import reflow as training
 from coupling_stores import command
 from coupling_stores import couple as couple
 from coupling_stores import stores as stores
@@ -66,18 +63,6 @@ def test_training_from_a_store_ends_in_the_bits_of_training_on_the_fly(
         raise AssertionError("the teacher was asked for endpoints")
 
     monkeypatch.setattr(making, "endpoints", refuse)
-    read: list[int] = []
-    if context:
-        # As many as the template takes; the held-out ones are for measuring.
-        monkeypatch.setattr(training, "read_beforehand", lambda *_: None)
-        measure, frame = training.measured_students, LeRobotDataset.__getitem__
-        monkeypatch.setattr(LeRobotDataset, "__getitem__", lambda self, i: read.append(i) or frame(self, i))
-
-        def counted(*arguments: Any, **named: Any) -> Any:
-            assert len(read) == 1
-            return measure(*arguments, **named)
-
-        monkeypatch.setattr(training, "measured_students", counted)
     assert main(train_from(stores[context], tmp_path / "out", "--log_freq=1")) == 0
     said = capsys.readouterr().out
     assert ("24 observations with their contexts" in said) == context
@@ -150,24 +135,18 @@ def test_another_seed_and_a_prefix_of_ones_own_train_on_the_same_couplings(
     ("option", "message"),
     [
         ("coupling.num_steps=3", "coupling.num_steps=3: the couplings in {store} were made with 2; leave"),
-        ("coupling.solver=midpoint", "coupling.solver=midpoint: {made} adams_bashforth"),
-        ("buffer.block_size=2", "buffer.block_size=2: {made} 4"),
-        ("buffer.adaptive_share=0", "buffer.adaptive_share=0.0: {made} 0.5"),
-        ("buffer.noises_per_observation=2", "buffer.noises_per_observation=2: {made} 3"),
+        ("buffer.adaptive_share=0", "buffer.adaptive_share=0.0: the couplings in {store} were made with 0.5"),
         ("buffer.num_observations=28", "buffer.num_observations=28: the store holds 24; give at most"),
         ("dataset.episodes=[0,1,3,4]", "dataset.repo_id=test/tiny: its training observations are not those"),
         ("couplings.num_observations=25", "couplings.num_observations=25: give at most 24"),
         ("couplings.num_observations=0", "couplings.num_observations=0: give at least 1"),
-        ("couplings.num_observations=x", "couplings.num_observations=x: give whole number"),
-        ("couplings.paht=x", "--couplings.paht is not an option; did you mean --couplings.path"),
     ],
 )
 def test_a_training_that_is_not_the_stores_is_refused(
     stores: dict[bool, Path], tmp_path: Path, capsys: Capture, option: str, message: str
 ) -> None:
     said = refusal(train_from(stores[False], tmp_path / "out", f"--{option}"), capsys)
-    store = stores[False]
-    assert message.format(store=store, made=f"the couplings in {store} were made with") in said
+    assert message.format(store=stores[False]) in said
     assert not (tmp_path / "out").exists()
 
 
@@ -176,17 +155,11 @@ def test_a_recipe_lies_under_what_the_store_says(stores: dict[bool, Path], tmp_p
     config, _ = parse(given)
     assert (config.buffer.noises_per_observation, config.buffer.uses_per_coupling) == (3, 3)
     assert config.method.get_choice_name(type(config.method)) == "endpoint"
-    # What is typed lies over both, and is refused when the store is opened.
-    assert parse([*given, "--buffer.noises_per_observation=5"])[0].buffer.noises_per_observation == 5
-
-
-def test_settings_of_a_file_are_held_to_the_store_as_well(
-    stores: dict[bool, Path], tmp_path: Path, capsys: Capture
-) -> None:
+    # What is typed or in a file lies over both, and is refused when the store is opened.
     file = tmp_path / "settings.json"
-    file.write_text(json.dumps({"couplings": {"path": str(stores[False])}, "coupling": {"num_steps": 7}}))
-    said = refusal(["reflow", f"--config_path={file}", f"--output_dir={tmp_path / 'out'}"], capsys)
-    assert f"coupling.num_steps=7: the couplings in {stores[False]} were made with 2" in said
+    file.write_text(json.dumps({"coupling": {"num_steps": 7}}))
+    config, _ = parse([*given, "--buffer.noises_per_observation=5", f"--config_path={file}"])
+    assert (config.buffer.noises_per_observation, config.coupling.num_steps) == (5, 7)
 
 
 def test_no_store_there(tmp_path: Path, capsys: Capture) -> None:
@@ -239,26 +212,20 @@ def test_another_teacher_is_refused(
 def test_another_dataset_is_refused_and_a_copy_is_not(
     stores: dict[bool, Path], dataset_root: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    other = build_dataset(tmp_path / "other", length=6)
-    said = refusal(train_from(stores[False], tmp_path / "out", f"--dataset.root={other}"), capsys)
-    assert "dataset.repo_id=test/tiny: its training observations are not those that the couplings in" in said
-    copy = shutil.copytree(dataset_root, tmp_path / "copy")
+    copy = Path(shutil.copytree(dataset_root, tmp_path / "copy"))
     same = (f"--dataset.root={copy}", "--dataset.repo_id=me/mine", "--steps=1")
     assert main(train_from(stores[False], tmp_path / "out", *same)) == 0
-
-
-def test_other_values_in_the_same_frames_are_another_dataset(
-    stores: dict[bool, Path], dataset_root: Path, tmp_path: Path, capsys: Capture
-) -> None:
-    root = Path(shutil.copytree(dataset_root, tmp_path / "changed"))
 
     def change(states: list[list[float]]) -> list[list[float]]:
         states[1][0] += 1e-3
         return states
 
-    edit_column(next((root / "data").rglob("*.parquet")), "observation.state", change)
-    said = refusal(train_from(stores[False], tmp_path / "out", f"--dataset.root={root}"), capsys)
-    assert "its training observations are not those" in said
+    edit_column(next((copy / "data").rglob("*.parquet")), "observation.state", change)
+    for root in (copy, build_dataset(tmp_path / "other", length=6)):
+        said = refusal(train_from(stores[False], tmp_path / "new", f"--dataset.root={root}"), capsys)
+        assert (
+            "dataset.repo_id=test/tiny: its training observations are not those that the couplings in" in said
+        )
 
 
 def test_a_damaged_store_is_refused_and_mended_by_the_command_that_it_names(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from chordflow import api
-from chordflow.cli.help import JOINS, SAY_WHICH
+from chordflow.cli.help import SAY_WHICH
 from chordflow.console import console, say
 from chordflow.errors import UserError
 from chordflow.experiments.config import ReflowJobConfig
@@ -25,7 +25,7 @@ from chordflow.quiet import quiet_stdout
 from chordflow.reporting.study_table import render as render_study
 from chordflow.reporting.table import render
 from chordflow.reporting.write import write_study
-from chordflow.results.study import STUDY, Study, joined
+from chordflow.results.study import STUDY, Study
 from chordflow.rollouts.environments import register_environments
 from chordflow.training import distributed
 
@@ -103,13 +103,8 @@ def relocate(arguments: list[str]) -> None:
 
 
 def study(arguments: list[str]) -> None:
-    """Runs the study that the first argument names, or joins the tables of several."""
+    """Runs the study that the first argument names."""
     first, *options = arguments
-    if first == JOINS:
-        if not options:
-            raise UserError("say whose tables; write: chordflow study table A/study.json B/study.json")
-        console.print(render_study(joined([Study.load(Path(file)) for file in options])))
-        return
     with quiet_stdout():
         register_environments()
     if first.startswith("--"):

@@ -120,13 +120,14 @@ def _run(verb: str, arguments: list[str]) -> None:
 
     show_all(VERBOSE in arguments)
     with _interruptible(verb), doing("Loading PyTorch and LeRobot"):
-        module = import_module(f"chordflow.cli.{verb if verb in ALONE else 'jobs'}")
+        joins = verb == "study" and options[:1] == [help.JOINS]
+        module = import_module(f"chordflow.cli.{'report' if joins else verb if verb in ALONE else 'jobs'}")
     if help.asked(options):
         key, _ = help.entry_of(verb, options)
         help.show(help.of_config(key, module.CONFIGS[key], options), options)
         return
     with stopping.heeded():
-        getattr(module, verb)(options)
+        getattr(module, "join" if joins else verb)(options)
 
 
 @contextlib.contextmanager

@@ -1,11 +1,15 @@
-"""`chordflow report`: one page, a table and a model card from what a run measured."""
+"""What shows results that are there already: `chordflow report` and `chordflow study table`."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from chordflow.console import console, say
 from chordflow.errors import UserError
 from chordflow.options import read_options
+from chordflow.reporting.study_table import render
 from chordflow.reporting.write import printed, write_report
+from chordflow.results.study import Study, joined
 
 
 def report(arguments: list[str]) -> None:
@@ -25,3 +29,10 @@ def report(arguments: list[str]) -> None:
     console.print(printed(folders[0]))
     for path in paths:
         say(f"Report:  {path}")
+
+
+def join(arguments: list[str]) -> None:
+    """Prints the tables of several studies as one."""
+    if len(arguments) < 2:
+        raise UserError("say whose tables; write: chordflow study table A/study.json B/study.json")
+    console.print(render(joined([Study.load(Path(file)) for file in arguments[1:]])))

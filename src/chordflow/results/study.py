@@ -236,6 +236,8 @@ class Study(RecordFile):
         held_out: the observations measured on; None until they were.
         untrained: the teacher; None until it was measured.
         trials: one for each arm and seed that is trained.
+        kind: tells the file from others.
+        schema_version: layout of the file.
     """
 
     VERB: ClassVar[str] = "chordflow study"

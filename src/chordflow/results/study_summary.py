@@ -375,7 +375,7 @@ def _beginnings(study: Study) -> list[str]:
 
 
 def _rounds(study: Study) -> list[str]:
-    """After which round another one stopped paying, and what the rounds did to diversity and success."""
+    """After which round another one stopped paying."""
     longest = max((len(chain) for chain in study.chains), default=0)
     chains = {c[-1].way: c for c in study.chains if len(c) > 1 and standings(study, c)}
     if not chains:
@@ -393,8 +393,6 @@ def _rounds(study: Study) -> list[str]:
         f"Up to {number(longest)} rounds of {budget(study)} with {seeds}, measured by curvature and by the gap at one "
         f"step to the first teacher's converged ODE: {'; '.join(_paying(study, c) for c in chains.values())}.",
         f"One round instead: {'; '.join(once)}." if once else "",
-        _kept(study),
-        _solved(study),
     ]
 
 
@@ -412,32 +410,3 @@ def _paying(study: Study, chain: Sequence[Arm]) -> str:
     )
     where = f"another round stopped paying after round {paying}" if paying else "not even round 1 paid"
     return f"with {name}, {where}{agree} ({figures})"
-
-
-def _kept(study: Study) -> str:
-    """How far the endpoints of the last round still spread."""
-    parts, several = [], ""
-    for chain in study.chains:
-        spread, modes = (over_seeds(study, chain[-1], diversity(name)) for name in ("spread", "modes_kept"))
-        if modes is not None:
-            several = " (and all modes, at so many of the observations that have several)"
-        if spread is not None:
-            kept = f" ({percent(modes.middle, 0)})" if modes is not None else ""
-            parts.append(f"{percent(spread.middle, 0)}{kept} with {clean(chain[-1].way)}")
-    over = (
-        f"After the last round endpoints at one step keep of the first teacher's spread over noise{several}"
-    )
-    return f"{over} {counted(parts)}." if parts else ""
-
-
-def _solved(study: Study) -> str:
-    """Success of the first and the last round at one step."""
-    parts = []
-    for chain in study.chains:
-        rows = [success(study, arm) for arm in (chain if len(chain) == 1 else [chain[0], chain[-1]])]
-        rates = [percent(row.rate, 1) for row in rows if row is not None]
-        if len(rates) == len(rows):
-            parts.append(f"{' -> '.join(rates)} with {clean(chain[-1].way)}")
-    own = teacher_success(study).get(study.untrained.num_steps) if study.untrained is not None else None
-    beside = f" (the teacher as deployed {percent(own.rate, 1)})" if own is not None else ""
-    return f"Success at one step from the first round to the last: {counted(parts)}{beside}." if parts else ""

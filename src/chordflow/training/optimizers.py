@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from chordflow.checks import check_fields, check_range
 from chordflow.errors import UserError
 from chordflow.policies import FlowPolicy
+from chordflow.training.soap import SOAP
 
 
 @dataclass
@@ -111,9 +112,6 @@ class SOAPConfig(OptimizerConfig):
 
     def build(self, parameters: Mapping[str, nn.Parameter], student: FlowPolicy) -> Optimizer:
         """SOAP over all of them."""
-        # Only here: the package imports a hundred optimisers, which takes seconds.
-        from chordflow.training.soap import SOAP
-
         return SOAP(list(parameters.values()), lr=self.lr, **self.group_settings()[0])
 
     def group_settings(self) -> list[dict[str, Any]]:

@@ -1,0 +1,336 @@
+"""The runner against LeRobot's own processors and a graph that numpy can follow; what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature
+from lerobot.policies.common.vla_utils import resize_with_pad, resize_with_pad_torch
+from lerobot.policies.pi05.processor_pi05 import Pi05PrepareStateTokenizerProcessorStep
+from lerobot.processor import (
+    AddBatchDimensionProcessorStep,
+    NewLineTaskProcessorStep,
+    NormalizerProcessorStep,
+    PolicyProcessorPipeline,
+    TokenizerProcessorStep,
+    UnnormalizerProcessorStep,
+)
+from onnx.external_data_helper import set_external_data
+from packaging.requirements import Requirement
+
+import chordflow_runtime
+from chordflow.flow.solvers import Euler
+from chordflow_runtime import RunnerError
+from chordflow_runtime.images import Camera, Scale
+from chordflow_runtime.language import Language
+from runtime_folder import (
+    LENGTH,
+    STATE,
+    TOP,
+    A,
+    D,
+    H,
+    S,
+    build,
+    observation,
+    robot_units,
+    tokenizer,
+    write_manifest,
+)  # fmt: skip
+
+PACKAGE = Path(__file__).parents[1] / "packages" / "chordflow_runtime"
+SIZES = st.integers(2, 90)
+NUMBERS = st.integers(-500, 500).map(lambda number: number / 7)
+NOISE = np.random.default_rng(7).normal(size=(1, H, D)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("runtime") / "one")
+
+
+def seen(policy: chordflow_runtime.Policy) -> float:
+    """What the graph adds up of the first observation."""
+    fed = policy.prepare(observation())
+    return float(fed["state"].sum() + fed["top"].sum() + fed["tokens"][fed["mask"]].sum())
+
+
+def test_a_chunk_is_what_the_graph_gives_in_the_robots_units(folder: Path) -> None:
+    policy = chordflow_runtime.load(folder, threads=1)
+    chunk = policy(observation(), NOISE)
+    assert chunk.dtype == np.float32
+    np.testing.assert_allclose(chunk, robot_units(2 * NOISE[0, :, :A] + seen(policy)), rtol=1e-5)
+
+
+def test_bytes_renamed_cameras_and_batched_tasks_mean_the_same(folder: Path) -> None:
+    policy = chordflow_runtime.load(folder)
+    picture = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    floats = observation() | {TOP: torch.from_numpy(picture).permute(2, 0, 1) / 255}
+    other = observation() | {"observation.images.front": picture, "task": ["go left"]}
+    del other[TOP]
+    np.testing.assert_array_equal(policy(other, NOISE), policy(floats, NOISE))
+
+
+def test_noise_is_drawn_anew_and_repeats_from_its_seed(folder: Path) -> None:
+    def chunks(seed: int | None) -> Any:
+        policy = chordflow_runtime.load(folder, seed=seed)
+        policy.warm_up()
+        return np.stack([policy(observation()) for _ in range(2)])
+
+    first = chunks(3)
+    assert np.ptp(first[0], axis=0).min() > 0.1
+    assert (first[0] != first[1]).all()
+    np.testing.assert_array_equal(chunks(3), first)
+    assert (chunks(None) != chunks(None)).all()
+
+
+@pytest.mark.parametrize(("options", "num_steps", "power"), [({}, 2, 1.0), ({"num_steps": 5}, 5, 1.5)])
+def test_two_graphs_take_the_solvers_own_steps(
+    tmp_path: Path, options: dict[str, int], num_steps: int, power: float
+) -> None:
+    policy = chordflow_runtime.load(build(tmp_path / "two", two=True), **options)
+    total = seen(policy)
+    noise = torch.from_numpy(NOISE)
+    wanted = Euler().integrate(lambda x, t: 2 * x + total * t, noise, num_steps, grid_power=power)
+    np.testing.assert_allclose(policy(observation(), NOISE), robot_units(wanted[0, :, :A].numpy()), rtol=1e-5)
+
+
+def test_actions_are_queued_and_forgotten_at_a_reset(folder: Path) -> None:
+    policy = chordflow_runtime.load(folder, seed=0)
+    chunk = policy(observation(), NOISE)
+    np.testing.assert_array_equal(policy.select_action(observation(), NOISE), chunk[0])
+    # The second action is of the chunk that there is, whatever is seen meanwhile.
+    np.testing.assert_array_equal(policy.select_action(observation(seed=1)), chunk[1])
+    assert (policy.select_action(observation(seed=1), NOISE) != chunk[0]).all()
+    policy.reset()
+    np.testing.assert_array_equal(policy.select_action(observation(), NOISE), chunk[0])
+
+
+def test_a_policy_that_looks_back_keeps_what_it_saw(tmp_path: Path) -> None:
+    policy = chordflow_runtime.load(build(tmp_path / "back", steps=2))
+    now = [observation(seed=seed) for seed in range(3)]
+
+    def together(*parts: dict[str, Any]) -> dict[str, Any]:
+        return parts[0] | {key: np.stack([part[key] for part in parts]) for key in (STATE, TOP)}
+
+    # As in LeRobot: the first observation stands for the one before it, and actions of the past are never run.
+    first, second = policy(together(now[0], now[0]), NOISE), policy(together(now[1], now[2]), NOISE)
+    np.testing.assert_array_equal(policy(now[0], NOISE), first)
+    acted = [policy.select_action(item, NOISE) for item in now]
+    np.testing.assert_array_equal(acted, [first[1], first[2], second[1]])
+    with pytest.raises(RunnerError, match=r"shape \(3, 3\).* 2 control steps"):
+        policy(together(*now))
+
+
+@given(SIZES, SIZES, st.booleans(), st.booleans(), st.integers(0, 9))
+def test_images_are_resized_as_lerobot_does(
+    height: int, width: int, centred: bool, as_bytes: bool, seed: int
+) -> None:
+    picture = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    floats = torch.from_numpy(picture).permute(2, 0, 1) / 255
+    place = {"place": "centre", "clamp": True} if centred else {"place": "bottom_right", "clamp": False}
+    resize = {"height": 32, "width": 48, "mode": "bilinear", "fill": 0.0, **place}
+    camera = Camera("top", (3, height, width), Scale({"mode": "identity"}), resize)
+    image: Any = picture if as_bytes else floats
+    try:
+        if centred:
+            # Channels last, as pi0 calls it.
+            wanted = resize_with_pad_torch(floats.permute(1, 2, 0)[None], 32, 48)[0].permute(2, 0, 1)
+        else:
+            wanted = resize_with_pad(floats[None], 32, 48, pad_value=0.0)[0]
+    except RuntimeError:
+        with pytest.raises(RunnerError, match="too narrow"):
+            camera(image)
+        return
+    np.testing.assert_allclose(camera(image), wanted.numpy(), rtol=0, atol=1e-6)
+
+
+@given(
+    st.sampled_from([mode for mode in NormalizationMode if mode is not NormalizationMode.IDENTITY]),
+    st.lists(st.tuples(NUMBERS, NUMBERS, NUMBERS), min_size=1, max_size=4),
+)
+def test_normalisation_is_lerobots_to_the_bit(
+    mode: NormalizationMode, rows: list[tuple[float, float, float]]
+) -> None:
+    a, b, value = (np.array(column, dtype=np.float32) for column in zip(*rows, strict=True))
+    scale = Scale({"mode": mode.value.lower(), "a": a.tolist(), "b": b.tolist(), "eps": 1e-8})
+    names = {"MEAN_STD": ("mean", "std"), "MIN_MAX": ("min", "max"), "QUANTILES": ("q01", "q99")}
+    stats = dict(zip(names.get(mode.value, ("q10", "q90")), map(torch.from_numpy, (a, b)), strict=True))
+    state, action = (PolicyFeature(kind, a.shape) for kind in (FeatureType.STATE, FeatureType.ACTION))
+    before = NormalizerProcessorStep({STATE: state}, {FeatureType.STATE: mode}, {STATE: stats})
+    after = UnnormalizerProcessorStep({"action": action}, {FeatureType.ACTION: mode}, {"action": stats})
+    tensor = torch.from_numpy(value)
+    wanted = before._normalize_observation({STATE: tensor}, inverse=False)[STATE]
+    np.testing.assert_array_equal(scale.apply(value), wanted)
+    np.testing.assert_array_equal(scale.invert(value), after._normalize_action(tensor, inverse=True))
+
+
+@pytest.mark.filterwarnings("ignore:task has more")
+@pytest.mark.parametrize(
+    ("kind", "step"),
+    [("ensure_newline", NewLineTaskProcessorStep), ("pi05_state", Pi05PrepareStateTokenizerProcessorStep)],
+)
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_instructions_are_lerobots_tokens(folder: Path, kind: str, step: Any, side: str) -> None:
+    known = tokenizer()
+
+    @given(
+        st.text(max_size=40) | st.just(" 把_杯子\n放好 é\n"),
+        st.lists(st.floats(-1.5, 1.5, width=32), min_size=S, max_size=S),
+        st.integers(3, 60),
+    )
+    def same(text: str, numbers: list[float], length: int) -> None:
+        options: dict[str, Any] = {"max_length": length, "padding": "max_length", "padding_side": side}
+        steps = [AddBatchDimensionProcessorStep(), step(), TokenizerProcessorStep(tokenizer=known, **options)]
+        state = torch.tensor(numbers)
+        wanted = PolicyProcessorPipeline(steps)({STATE: state, "task": text})
+        entry = options | {"pad_id": 1, "truncation": True, "template": [{"kind": kind}]}
+        tokens, mask = Language(entry, folder / "tokenizer.json")(text, {STATE: state.numpy()})
+        np.testing.assert_array_equal(tokens, wanted["observation.language.tokens"][0])
+        np.testing.assert_array_equal(mask, wanted["observation.language.attention_mask"][0])
+
+    same()
+
+
+def test_a_long_instruction_is_cut_with_one_warning(folder: Path) -> None:
+    policy = chordflow_runtime.load(folder)
+    long = observation() | {"task": "go left " * LENGTH}
+    with pytest.warns(UserWarning, match=f"more than the policy's {LENGTH} tokens"):
+        first = policy(long, NOISE)
+    # A second warning would be an error.
+    np.testing.assert_array_equal(policy(long, NOISE), first)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({TOP: None}, f"no {TOP}; it has {STATE}, task"),
+        ({STATE: None}, f"no {STATE}"),
+        ({"task": None}, "no task"),
+        ({"task": 3}, "task is 3"),
+        ({STATE: np.zeros(S + 1)}, rf"{STATE} .* shape \(4,\); give 3"),
+        ({STATE: np.array([0, np.nan, 0])}, f"{STATE} .*nan"),
+        ({STATE: "left"}, f"{STATE} is 'left'"),
+        ({TOP: np.zeros((3, 4, 8))}, rf"{TOP} has shape \(3, 4, 8\).*\(3, 4, 6\)"),
+        ({TOP: np.zeros((1, 3, 4, 6))}, rf"{TOP} is float64 of shape \(1, 3, 4, 6\)"),
+        ({TOP: np.zeros((4, 6, 3))}, r"\(4, 6, 3\); give"),
+        ({TOP: np.zeros((3, 4, 6), dtype=np.uint8)}, "uint8 of shape"),
+        ({TOP: np.zeros((3, 4, 6), dtype=np.int64)}, "int64 of shape"),
+        ({TOP: np.full((3, 4, 6), 200.0)}, r"200.* in \[0, 1\]"),
+        ({TOP: np.full((3, 4, 6), np.nan)}, r"nan.* in \[0, 1\]"),
+    ],
+)
+def test_an_observation_that_does_not_fit_is_refused(folder: Path, change: dict[str, Any], says: str) -> None:
+    changed = {key: value for key, value in (observation() | change).items() if value is not None}
+    with pytest.raises(RunnerError, match=says):
+        chordflow_runtime.load(folder)(changed)
+
+
+def test_noise_of_another_shape_and_actions_that_are_no_numbers_are_refused(folder: Path) -> None:
+    policy = chordflow_runtime.load(folder)
+    with pytest.raises(RunnerError, match=rf"noise has shape \(1, {H}, {A}\).*\(1, {H}, {D}\)"):
+        policy(observation(), NOISE[..., :A])
+    with pytest.raises(RunnerError, match="graph gave NaN"):
+        policy(observation(), np.full_like(NOISE, 3e38))
+
+
+def overwrite(name: str, content: bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("change", "manifest", "options", "says"),
+    [
+        (overwrite("policy.onnx", b""), {}, {}, "policy.onnx was changed"),
+        (lambda folder: (folder / "policy.onnx").unlink(), {}, {}, "policy.onnx is missing"),
+        (lambda folder: (folder / "manifest.json").unlink(), {}, {}, "no manifest.json"),
+        (overwrite("manifest.json", b"{"), {}, {}, "cannot be followed"),
+        (None, {"version": 2}, {}, "version 2.*up to 1"),
+        (None, {"format": "package"}, {}, "format 'package'"),
+        (None, {"files": {"../x": ""}}, {}, "lists '../x'"),
+        (None, {"files": {}}, {}, "not list the file 'tokenizer.json'"),
+        (None, {"graphs": {"kind": "one", "policy": "/tmp/x.onnx"}}, {}, "not list the file '/tmp/x"),
+        (None, {"unnormalise": {"action": {"mode": "log"}}}, {}, "cannot be followed .*log"),
+        (None, {"chunk": {}}, {}, "cannot be followed .*action_dim"),
+        (None, {}, {"num_steps": 3}, "num_steps is 3"),
+        (None, {}, {"num_steps": 0}, "num_steps is 0"),
+        (None, {}, {"threads": 0}, "threads is 0"),
+    ],
+)  # fmt: skip
+def test_a_folder_that_cannot_be_trusted_or_followed_is_refused(
+    tmp_path: Path, change: Any, manifest: dict[str, Any], options: dict[str, Any], says: str
+) -> None:
+    folder = build(tmp_path / "one", **manifest)
+    if change is not None:
+        change(folder)
+    with pytest.raises(RunnerError, match=says):
+        chordflow_runtime.load(folder, **options)
+
+
+@pytest.mark.parametrize("place", ["weights", "../weights", "/proc/version", "*/_ORT_MEM_ADDR_/*"])
+@pytest.mark.parametrize("holder", ["initializer", "node"])
+def test_weights_outside_the_listed_files_are_refused(tmp_path: Path, place: str, holder: str) -> None:
+    folder = build(tmp_path / "one")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["files"]
+    wanted = chordflow_runtime.load(folder)(observation(), NOISE)
+    model = onnx.load(folder / "policy.onnx")
+    (two,) = (tensor for tensor in model.graph.initializer if tensor.name == "two")
+    two.ClearField("float_data")
+    two.raw_data = np.array([2], dtype="<f4").tobytes()
+    set_external_data(two, place)
+    two.ClearField("raw_data")
+    if holder == "node":
+        model.graph.initializer.remove(two)
+        model.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["two"], value=two))
+    (folder / "policy.onnx").write_bytes(model.SerializeToString())
+    write_manifest(folder, manifest)
+    with pytest.raises(RunnerError, match=re.escape(f"does not list the file {place!r}")):
+        chordflow_runtime.load(folder)
+    if place == "weights" and holder == "initializer":
+        (folder / "weights").write_bytes(np.array([2], dtype="<f4").tobytes())
+        write_manifest(folder, manifest)
+        np.testing.assert_array_equal(chordflow_runtime.load(folder)(observation(), NOISE), wanted)
+
+
+ALONE = """
+import sys, chordflow_runtime
+chordflow_runtime.load(sys.argv[1], seed=0).warm_up()
+heavy = {"torch", "lerobot", "transformers", "chordflow", "onnx"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def test_the_runner_needs_what_it_declares_alone_and_under_300_mb(folder: Path, tmp_path: Path) -> None:
+    project = tomllib.loads((PACKAGE / "pyproject.toml").read_text())["project"]
+    waiting, found = list(project["dependencies"]), {}
+    while waiting:
+        needed = Requirement(waiting.pop())
+        if needed.name not in found and (needed.marker is None or needed.marker.evaluate({"extra": ""})):
+            found[needed.name] = distribution(needed.name)
+            waiting += found[needed.name].requires or []
+    # As an empty environment that holds these alone; links stand for copies.
+    files = [(one, file) for one in found.values() for file in one.files or [] if ".." not in file.parts]
+    for one, file in files:
+        (tmp_path / file.parts[0]).exists() or (tmp_path / file.parts[0]).symlink_to(
+            one.locate_file(file.parts[0])
+        )
+    assert sum(Path(str(one.locate_file(file))).stat().st_size for one, file in files) < 300e6
+    paths = {"PYTHONPATH": f"{tmp_path}:{PACKAGE / 'src'}"}
+    command = [sys.executable, "-S", "-c", ALONE, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=paths)
+    assert done.returncode == 0, done.stderr
