@@ -8,14 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import chordflow_runtime
 import numpy as np
 import pytest
 import torch
-from chordflow_runtime import load
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
 import chordflow
+import chordflow_runtime
 from builders import build_checkpoint, build_dataset, observations
 from chordflow.demo.teacher import place_teacher
 from chordflow.deploy import parity
@@ -26,6 +25,7 @@ from chordflow.flow.seeds import generator
 from chordflow.policies import load_flow_policy
 from chordflow.policies.files import PREPROCESSOR
 from chordflow.policies.sampling import Sampler
+from chordflow_runtime import load
 from families import CASES
 from lerobot_env_detour import DetourEnv
 from small_policies import Folders
