@@ -1,4 +1,4 @@
-"""A folder as `chordflow export` makes it, by hand: its graphs compute what a line of numpy computes too."""
+"""A folder as `chordflow export` makes it, by hand: its graph computes what a line of numpy computes too."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ SEES = """
     m = Cast <to = 1> (mask) masked = Mul (t1, m) c = ReduceSum <keepdims = 0> (masked) seen = Sum (a, b, c)
 """
 ENDS = "real = Slice (noise, start, end, axis) doubled = Mul (real, two) actions = Add (doubled, seen)"
-STEPS = "scaled = Mul (seen, t) doubled = Mul (x_t, two) velocity = Add (doubled, scaled)"
 # Weights as bytes, so that they may lie in a file of their own.
 WEIGHTS = f"<float[1] two = {{2}}, int64[1] start = {{0}}, int64[1] end = {{{A}}}, int64[1] axis = {{2}}>"
 
@@ -45,36 +44,26 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     (folder / "manifest.json").write_text(json.dumps({"files": hashes} | manifest))
 
 
-def build(folder: Path, *, steps: int = 1, two: bool = False, **changes: Any) -> Path:
-    """A policy whose chunk is `2 * noise[..., :A] + seen`; with two graphs, whose velocity is `2 * x_t + seen * t`.
+def build(folder: Path, *, steps: int = 1, **changes: Any) -> Path:
+    """A policy whose chunk is `2 * noise[..., :A] + seen`, the sum of the graph's inputs without masked tokens.
 
-    What is seen is the sum of the graph's inputs, those of masked tokens left out. `steps` are the observed control
-    steps, and `changes` those of the manifest.
+    `steps` are the observed control steps, and `changes` those of the manifest.
     """
     folder.mkdir(parents=True)
     axis = [steps] if steps > 1 else []
     shapes = {"state": [1, *axis, S], "top": [1, *axis, 3, 4, 6], "tokens": [1, LENGTH], "mask": [1, LENGTH]}
     kinds = {"state": "float", "top": "float", "tokens": "int64", "mask": "bool"}
     sees = ", ".join(f"{kinds[name]}[{', '.join(map(str, shape))}] {name}" for name, shape in shapes.items())
-    x, chunk, seen = f"float[1, {H}, {D}]", f"float[1, {H}, {A}] actions", "float seen"
-    graphs = {
-        True: {
-            "encode": f"({sees}) => ({seen}) {WEIGHTS} {{{SEES}}}",
-            "step": f"({x} x_t, float[1] t, {seen}) => ({x} velocity) {WEIGHTS} {{{STEPS}}}",
-        },
-        False: {"policy": f"({x} noise, {sees}) => ({chunk}) {WEIGHTS} {{{SEES} {ENDS}}}"},
-    }[two]
-    for name, text in graphs.items():
-        model = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["": 18]> {name} {text}')
-        onnx.checker.check_model(model)
-        onnx.save(model, folder / f"{name}.onnx")
+    text = f"(float[1, {H}, {D}] noise, {sees}) => (float[1, {H}, {A}] actions) {WEIGHTS} {{{SEES} {ENDS}}}"
+    model = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["": 18]> policy {text}')
+    onnx.checker.check_model(model)
+    onnx.save(model, folder / "policy.onnx")
     tokenizer().backend_tokenizer.save(str(folder / "tokenizer.json"))
     inputs = (("state", "state", STATE, "float32"), ("top", "image", TOP, "float32"))
     prompt = (("tokens", "tokens", "tokens", "int64"), ("mask", "token_mask", "mask", "bool"))
     manifest = {
-        "format": "chordflow_policy", "version": 1, "num_steps": 2, "grid_power": 1.5,
-        "graphs": {"kind": "two" if two else "one", **{name: f"{name}.onnx" for name in graphs}},
-        "times": [[1.0, -0.5], [0.5, -0.5]],
+        "format": "chordflow_policy", "version": 1, "num_steps": 2,
+        "graphs": {"kind": "one", "policy": "policy.onnx"},
         "noise": {"input": "noise", "shape": [1, H, D], "law": "standard_normal"},
         "inputs": [
             {"name": name, "kind": kind, "key": key, "shape": shapes[name], "dtype": dtype}

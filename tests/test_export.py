@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -82,7 +84,7 @@ def test_two_graphs_take_any_number_of_steps_on_a_datasets_frames(
     rename = {"observation.images.front": "observation.images.top"}
     options = {"policy": {"path": str(checkpoint)}, "dataset": {"repo_id": "test/tiny", "root": str(data)}}
     done = chordflow.export(
-        **options, output_dir=tmp_path / "r", graphs="two", rename_map=rename, num_steps=STEPS
+        **options, output_dir=tmp_path / "r", graphs="two", rename_map=rename, num_steps=STEPS, grid_power=1.4
     )
     assert done.manifest["parity"]["of"] == "held-out episodes of test/tiny"
     assert done.manifest["rename"] == rename
@@ -92,7 +94,7 @@ def test_two_graphs_take_any_number_of_steps_on_a_datasets_frames(
     for num_steps in (STEPS, 5):
         chosen = None if num_steps == STEPS else num_steps
         actions = load(tmp_path / "r", threads=1, num_steps=chosen)(numpy(items, 0), noise.numpy())
-        assert_close(actions, policy.to_action(Sampler(policy, num_steps)(context, noise))[0])
+        assert_close(actions, policy.to_action(Sampler(policy, num_steps, grid_power=1.4)(context, noise))[0])
 
 
 def test_a_blank_camera_is_left_out_any_solver_baked_in_and_bfloat16_compared_in_float32(
@@ -127,10 +129,18 @@ def lowered(policy: Any) -> Any:
     return policy
 
 
-def test_an_exported_teacher_keeps_both_sides(tmp_path: Path) -> None:
-    teacher = place_teacher(tmp_path)
-    chordflow.export(policy=teacher, output_dir=tmp_path / "r", graphs="two")
-    runner, policy = load(tmp_path / "r", threads=1, seed=0), load_flow_policy(teacher, device="cpu")
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The demo's teacher, and the folder that it is exported to."""
+    folder = tmp_path_factory.mktemp("teacher")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "OBSERVATIONS", parity.MODE_OBSERVATIONS)
+        chordflow.export(policy=place_teacher(folder), output_dir=folder / "robot", graphs="two")
+    return folder / "teacher", folder / "robot"
+
+
+def test_an_exported_teacher_keeps_both_sides(teacher: tuple[Path, Path]) -> None:
+    runner, policy = load(teacher[1], threads=1, seed=0), load_flow_policy(teacher[0], device="cpu")
     env = DetourEnv(instruction="go any way")
     seen, _ = env.reset(seed=0)
     item = {"observation.image": seen["pixels"], "observation.state": seen["agent_pos"], "task": "go any way"}
@@ -147,6 +157,59 @@ def test_an_exported_teacher_keeps_both_sides(tmp_path: Path) -> None:
     assert all(0.2 < share < 0.8 for share in shares)
     # Two shares of 64 differ by more than this once in a thousand times.
     assert abs(shares[0] - shares[1]) < 0.3
+
+
+ROBOT = """
+import json, sys, numpy, chordflow_runtime
+policy = chordflow_runtime.load(sys.argv[1], threads=1)
+assert not {"torch", "lerobot", "transformers", "chordflow"} & set(sys.modules)
+for line in sys.stdin:
+    item, noise, begins = json.loads(line)
+    if begins:
+        policy.reset()
+    item["observation.image"] = numpy.array(item["observation.image"], dtype="uint8")
+    print(json.dumps(policy.select_action(item, noise).tolist()), flush=True)
+"""
+
+
+def test_whole_episodes_of_a_robot_without_torch_are_those_of_stock_lerobot(
+    teacher: tuple[Path, Path],
+) -> None:
+    policy = load_flow_policy(teacher[0], device="cpu")
+    source = Path(chordflow_runtime.__file__).parents[1]
+    robot = subprocess.Popen(
+        [sys.executable, "-c", ROBOT, str(teacher[1])], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={"PYTHONPATH": str(source)},
+    )  # fmt: skip
+    assert robot.stdin is not None
+    assert robot.stdout is not None
+    outcomes = []
+    with robot, robot.stdin:
+        for seed in range(3):
+            env, done = DetourEnv(), False
+            seen, _ = env.reset(seed=seed)
+            policy.module.reset()
+            noises, begins = generator(seed, "episode"), True
+            while not done:
+                noise = policy.sample_noise(1, noises)
+                item = {"observation.state": seen["agent_pos"].tolist(), "task": env.task_description}
+                pixels = seen["pixels"].tolist()
+                print(
+                    json.dumps([item | {"observation.image": pixels}, noise.tolist(), begins]),
+                    file=robot.stdin,
+                )
+                robot.stdin.flush()
+                image = torch.from_numpy(seen["pixels"]).permute(2, 0, 1) / 255
+                state = torch.from_numpy(seen["agent_pos"])
+                batch = {"observation.image": image, "observation.state": state, "task": item["task"]}
+                action = policy.postprocessor(
+                    policy.module.select_action(policy.preprocess(batch), noise=noise)
+                )[0]
+                np.testing.assert_allclose(json.loads(robot.stdout.readline()), action.numpy(), atol=1e-5)
+                seen, _, ended, cut, info = env.step(action.numpy())
+                done, begins = ended or cut or info["outcome"] != "running", False
+            outcomes.append(info["outcome"])
+    assert outcomes == ["success"] * 3
 
 
 @pytest.mark.parametrize(("options", "message"), [

@@ -33,7 +33,6 @@ from onnx.external_data_helper import set_external_data
 from packaging.requirements import Requirement
 
 import chordflow_runtime
-from chordflow.flow.solvers import Euler
 from chordflow_runtime import RunnerError
 from chordflow_runtime.images import Camera, Scale
 from chordflow_runtime.language import Language
@@ -96,17 +95,6 @@ def test_noise_is_drawn_anew_and_repeats_from_its_seed(folder: Path) -> None:
     assert (first[0] != first[1]).all()
     np.testing.assert_array_equal(chunks(3), first)
     assert (chunks(None) != chunks(None)).all()
-
-
-@pytest.mark.parametrize(("options", "num_steps", "power"), [({}, 2, 1.0), ({"num_steps": 5}, 5, 1.5)])
-def test_two_graphs_take_the_solvers_own_steps(
-    tmp_path: Path, options: dict[str, int], num_steps: int, power: float
-) -> None:
-    policy = chordflow_runtime.load(build(tmp_path / "two", two=True), **options)
-    total = seen(policy)
-    noise = torch.from_numpy(NOISE)
-    wanted = Euler().integrate(lambda x, t: 2 * x + total * t, noise, num_steps, grid_power=power)
-    np.testing.assert_allclose(policy(observation(), NOISE), robot_units(wanted[0, :, :A].numpy()), rtol=1e-5)
 
 
 def test_actions_are_queued_and_forgotten_at_a_reset(folder: Path) -> None:
