@@ -124,6 +124,12 @@ def test_links_lead_somewhere(document: Path) -> None:
         assert not anchor or anchor in anchors(file), target
 
 
+def test_the_first_screen_is_short() -> None:
+    assert read(ROOT / "README.md").count("\n") <= 120
+    assert len(read(ROOT / "README.md").split()) <= 900
+    assert read(ROOT / "README.zh.md").count("\n") <= 120
+
+
 def test_the_table_of_the_first_screen_is_what_was_measured() -> None:
     script = load_script(ROOT / "scripts" / "figures.py")
     results = Results.load(script.PLACES["evaluate"][0] / "results.json")

@@ -19,7 +19,7 @@ import chordflow
 import chordflow_runtime
 from builders import build_checkpoint, build_dataset, observations
 from chordflow.demo.teacher import place_teacher
-from chordflow.deploy import parity
+from chordflow.deploy import graphs, parity
 from chordflow.errors import UserError
 from chordflow.evaluation.gap import Modes
 from chordflow.experiments import export as job
@@ -27,6 +27,7 @@ from chordflow.flow.seeds import generator
 from chordflow.policies import load_flow_policy
 from chordflow.policies.files import PREPROCESSOR
 from chordflow.policies.sampling import Sampler
+from chordflow.policies.smolvla import SmolVLAFlowPolicy
 from chordflow_runtime import load
 from families import CASES
 from lerobot_env_detour import DetourEnv
@@ -78,8 +79,10 @@ def test_a_folder_acts_as_the_stock_policy(family: str, family_folder: Folders, 
 
 
 def test_two_graphs_take_any_number_of_steps_on_a_datasets_frames(
-    checkpoint: Path, tmp_path: Path, capsys: Capture
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # As if the weights were too large for a graph's own file.
+    monkeypatch.setattr(graphs, "LARGEST_FILE", 0)
     data = build_dataset(tmp_path / "data", 2, 3, cameras=("front",))
     rename = {"observation.images.front": "observation.images.top"}
     options = {"policy": {"path": str(checkpoint)}, "dataset": {"repo_id": "test/tiny", "root": str(data)}}
@@ -88,6 +91,7 @@ def test_two_graphs_take_any_number_of_steps_on_a_datasets_frames(
     )
     assert done.manifest["parity"]["of"] == "held-out episodes of test/tiny"
     assert done.manifest["rename"] == rename
+    assert {"encode.onnx.data", "step.onnx.data"} < set(done.manifest["files"])
     policy = load_flow_policy(checkpoint, device="cpu", rename_map=rename)
     items, noise = observations(1, cameras=("front",)), policy.sample_noise(1, generator(0, "two"))
     context = policy.encode(policy.preprocess(items))
@@ -234,6 +238,19 @@ def test_a_family_that_no_graph_can_hold_is_refused_by_name(
     said = refused(given, capsys, tmp_path)
     assert f"policy type {family} cannot be exported" in said
     assert why in said
+
+
+def test_noise_of_another_law_and_absent_packages_are_refused(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    given = ["export", f"--policy.path={checkpoint}", f"--output_dir={tmp_path / 'r'}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            SmolVLAFlowPolicy, "sample_noise", lambda self, n, source: torch.zeros(n, *self.chunk.shape)
+        )
+        assert "its noise is not standard normal" in refused(given, capsys, tmp_path)
+    monkeypatch.setattr(job, "PACKAGES", ("onnx", "no_such_package"))
+    assert 'pip install "chordflow[export]"' in refused(given, capsys, tmp_path)
 
 
 def test_a_step_that_a_manifest_has_no_words_for_is_refused(

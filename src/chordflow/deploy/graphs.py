@@ -117,8 +117,8 @@ def _write(
         if machine_refuses(error) or ran_out_of_memory(error):
             raise
         raise UserError(
-            f"policy.path: {module.policy.family} cannot be made an ONNX graph with torch {torch.__version__} "  # type: ignore[union-attr]
-            f"({reason(error)}); run the checkpoint in LeRobot."
+            f"it cannot be made an ONNX graph with torch {torch.__version__} ({reason(error)}); run the checkpoint in "
+            "LeRobot."
         ) from error
     for node in graph.model.graph.all_nodes():
         # Traces of the exporting machine's stack, with its paths.

@@ -130,7 +130,7 @@ def receipt(
             value = getattr(found, name)
             if not value <= most:
                 raise UserError(
-                    f"policy.path: the exported {of} differ from the checkpoint's ({name}={value:.1e}, at most "
+                    f"the exported {of} differ from the checkpoint's ({name}={value:.1e}, at most "
                     f"{most:.0e}), so nothing was written; run the checkpoint in LeRobot."
                 )
     return {

@@ -56,8 +56,8 @@ PROMPTS = (
 """Instructions of observations that no dataset brings."""
 
 
-def check_steps(policy: FlowPolicy, where: str) -> None:
-    """Raises UserError for a step of the processors that a manifest has no words for; `where` names the checkpoint."""
+def check_steps(policy: FlowPolicy) -> None:
+    """Raises UserError for a step of the processors that a manifest has no words for."""
     before = (*_TEMPLATES, *_NOTHING, _TOKENIZER, _RENAME, _NORMALISE)
     for file, steps, known in (
         (PREPROCESSOR, policy.preprocessor.steps, before),
@@ -66,7 +66,7 @@ def check_steps(policy: FlowPolicy, where: str) -> None:
         for step in steps:
             if step_name(step) not in known or getattr(step, "float_dtype", None) not in (None, "float32"):
                 raise UserError(
-                    f"{where}: {file} has a step {step_name(step)} that an exported folder cannot hold; run the "
+                    f"{file} has a step {step_name(step)} that an exported folder cannot hold; run the "
                     "checkpoint in LeRobot."
                 )
 
@@ -147,7 +147,7 @@ def write_tokenizer(policy: FlowPolicy, folder: Path) -> None:
     backend = getattr(step.input_tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise UserError(
-            f"policy.path: its tokenizer ({type(step.input_tokenizer).__name__}) has no tokenizer.json; save a fast "
+            f"its tokenizer ({type(step.input_tokenizer).__name__}) has no tokenizer.json; save a fast "
             "one in the folder that policy_preprocessor.json names."
         )
     tokenizer = Tokenizer.from_str(backend.to_str())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from importlib.metadata import version
@@ -29,7 +30,7 @@ from chordflow.deploy.preparation import (
 from chordflow.disk import whole_folder, write_json
 from chordflow.errors import UserError
 from chordflow.experiments.config import SourceConfig
-from chordflow.experiments.provenance import absolute, weights_sha256
+from chordflow.experiments.provenance import weights_sha256
 from chordflow.experiments.run_folder import refuse_existing
 from chordflow.flow.seeds import generator
 from chordflow.flow.solvers import SOLVERS, require_grid_power, time_grid
@@ -99,17 +100,19 @@ def export(config: ExportConfig) -> dict[str, Any]:
     """
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
         raise UserError(f'{", ".join(missing)} not installed; install with: pip install "chordflow[export]"')
+    from chordflow_runtime import RunnerError, load
+
     refuse_existing(config.output_dir, "")
     where = f"policy.path={config.policy.path}"
     checkpoint = resolve_checkpoint(config.policy.path, config.policy.revision, "policy.path")
     policy = load_flow_policy(checkpoint, device="cpu", rename_map=config.rename_map, field="policy.path")
     policy.module.requires_grad_(False)
-    if obstacle := policy.graph_obstacle:
-        raise UserError(
-            f"{where}: policy type {policy.family} cannot be exported: {obstacle}, and a graph is fixed; run the "
-            "checkpoint in LeRobot."
-        )
-    check_steps(policy, where)
+    with _named(where):
+        if obstacle := policy.graph_obstacle:
+            raise UserError(
+                f"policy type {policy.family} cannot be exported: {obstacle}; run the checkpoint in LeRobot."
+            )
+        check_steps(policy)
     sampler = Sampler(policy, config.num_steps or policy.default_num_steps, config.solver, config.grid_power)
     items, parts, of = _observations(config, policy)
     say(f"Policy: {config.policy.path} ({policy.family}), {steps(sampler.num_steps)} by {config.solver}")
@@ -123,7 +126,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
         policy.module.float()
     reference = checkpoint_endpoints(sampler, items, noise)
     manifest = _manifest(config, sampler, parts, checkpoint)
-    with whole_folder(config.output_dir) as folder:
+    with _named(where, RunnerError), whole_folder(config.output_dir) as folder:
         with doing("Tracing the policy"):
             policy.keep_cameras(list(parts["images"]))
             two = config.graphs == Graphs.TWO
@@ -131,8 +134,6 @@ def export(config: ExportConfig) -> dict[str, Any]:
             write_tokenizer(policy, folder)
         manifest["files"] = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
         write_json(folder / MANIFEST, manifest)
-        from chordflow_runtime import load
-
         runner = load(folder, threads=torch.get_num_threads())
         manifest["parity"] = {"of": of, **receipt(policy, runner, items, noise, reference)}
         if as_saved is not None:
@@ -143,6 +144,15 @@ def export(config: ExportConfig) -> dict[str, Any]:
             )
         write_json(folder / MANIFEST, manifest)
     return manifest
+
+
+@contextlib.contextmanager
+def _named(where: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Says which checkpoint it is that a sentence is about."""
+    try:
+        yield
+    except (UserError, *kinds) as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def _observations(
@@ -203,7 +213,7 @@ def _manifest(
             "first_executed": chunk.first_executed,
             "usable": chunk.num_usable,
         },
-        "checkpoint": {"path": absolute(config.policy.path), "sha256": weights_sha256(checkpoint)},
+        "checkpoint": {"path": config.policy.path, "sha256": weights_sha256(checkpoint)},
         "files": {},
         "versions": {**installed_versions(), **{name: version(name) for name in PACKAGES}},
     }

@@ -327,8 +327,9 @@ class FlowPolicy(ABC):
 
     @property
     def graph_obstacle(self) -> str:
-        """Why `encode` and `velocity` cannot be made a graph of fixed operations; empty where they can."""
-        return ""
+        """Why `encode`, `velocity` and noise cannot be exported as a graph; empty where they can."""
+        own_law = type(self).sample_noise is not FlowPolicy.sample_noise
+        return "its noise is not standard normal, as the runner draws it" if own_law else ""
 
     def keep_cameras(self, keys: Collection[str]) -> None:
         """Takes all other cameras out of the config, so that no blank image is encoded in their place."""

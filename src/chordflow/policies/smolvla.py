@@ -120,9 +120,8 @@ class SmolVLAFlowPolicy(FlowPolicy):
     @property
     def graph_obstacle(self) -> str:
         """The adaptation to Aloha changes states and actions outside the network."""
-        return (
-            "adapt_to_pi_aloha=true changes its joints by LeRobot's own code" * self.config.adapt_to_pi_aloha
-        )
+        aloha = "adapt_to_pi_aloha=true changes the joints by LeRobot's own code"
+        return aloha if self.config.adapt_to_pi_aloha else super().graph_obstacle
 
     @property
     def fresh_fields(self) -> Mapping[str, Any]:
