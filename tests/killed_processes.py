@@ -9,7 +9,6 @@ once, and leaves in FOLDER/ended.json how each ended and what it left. FOLDER/0,
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import json
 import multiprocessing
@@ -55,14 +54,6 @@ def _step(output: Path) -> int:
     return int(last.resolve().name) if last.exists() else 0
 
 
-def _wait_for_workers(output: Path) -> None:
-    """Those of a process that has gone hold its folder until they notice, which takes seconds."""
-    if output.exists():
-        handle = os.open(output, os.O_RDONLY)
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        os.close(handle)
-
-
 def run(folder: Path, count: int, options: list[str], seconds: float) -> list[dict[str, Any]]:
     """Stops within `seconds` and resumes until `count` processes were stopped; how each of them ended."""
     from chordflow.training.loop import read_metrics
@@ -95,7 +86,6 @@ def run(folder: Path, count: int, options: list[str], seconds: float) -> list[di
                 if process.exitcode is None:
                     os.killpg(process.pid, number)
             process.join()
-            _wait_for_workers(output)
             if process.exitcode == 0:
                 if arguments is new:
                     # The machine may have been slower before.

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 import chordflow.couplings.making as making
+from chordflow import disk
 from chordflow.cli.main import main
 from chordflow.couplings import DatasetConfig
 from chordflow.couplings.store import finished, shard_name
@@ -159,7 +160,11 @@ def wait_for_blocks(folder: Path, count: int, process: BaseProcess) -> None:
 
 @pytest.mark.parametrize("moments", [(3,), pytest.param((1, 10, 20), marks=pytest.mark.slow)])
 def test_killed_at_any_moment_whole_blocks_stand(
-    couple: Command, tmp_path: Path, capsys: Capture, moments: tuple[int, ...]
+    couple: Command,
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+    moments: tuple[int, ...],
 ) -> None:
     """A second job is refused as long as the first one lives, and goes on with what it has left."""
     whole, output = tmp_path / "whole", tmp_path / "out"
@@ -170,7 +175,9 @@ def test_killed_at_any_moment_whole_blocks_stand(
             wait_for_blocks(output, blocks, process)
             assert process.pid is not None
             os.killpg(process.pid, signal.SIGSTOP)
-            assert "another process is making this store" in refusal(resume, capsys)
+            with monkeypatch.context() as patch:
+                patch.setattr(disk, "LET_GO_S", 0.0)
+                assert "another process is making this store" in refusal(resume, capsys)
             os.killpg(process.pid, signal.SIGKILL)
             process.join()
             assert process.exitcode == -signal.SIGKILL

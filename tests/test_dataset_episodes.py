@@ -10,6 +10,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lerobot.datasets import dataset_metadata, lerobot_dataset
 from PIL import Image
 
 import chordflow.experiments.reflow as job
@@ -81,6 +83,18 @@ def of_one_each(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_dataset(tmp_path_factory.mktemp("one") / "each", tasks=TWELVE, length=3, a_file_each=True)
 
 
+def test_a_split_says_what_it_cannot_before_anything_is_measured(
+    tiny_policy: SmolVLAFlowPolicy, of_one_each: Path
+) -> None:
+    for share, whole, said in (
+        (0.5, 3, "; the tasks of 3 of them have no other episode; the teacher may have seen them"),
+        (0.1, 1, "; too few for intervals, which are over episodes (raise --dataset.eval_split)"),
+    ):
+        split = open_tiny(tiny_policy, of_one_each, eval_split=share)
+        assert (split.whole_tasks, len(split.held_out_episodes)) == (whole, whole)
+        assert said in split.caveats
+
+
 @pytest.fixture(scope="module")
 def of_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six episodes of three tasks, each with a video of its own."""
@@ -128,6 +142,29 @@ def test_some_episodes_files_are_enough(
         open_tiny(tiny_policy, root)
     with pytest.raises(UserError, match=rf"without episode\(s\) {missing[-1]}, whose files are missing"):
         open_tiny(tiny_policy, root, episodes=[*named, missing[-1]])
+
+
+def test_no_more_is_fetched_than_is_needed(
+    tiny_policy: SmolVLAFlowPolicy, of_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def snapshot_download(repo_id: str, *, allow_patterns: Any = None, **_: Any) -> str:
+        patterns = [allow_patterns] if isinstance(allow_patterns, str) else allow_patterns
+        for file in filter(Path.is_file, of_videos.rglob("*")):
+            name = file.relative_to(of_videos).as_posix()
+            if any(fnmatch(name, f"{p}*" if p.endswith("/") else p) for p in patterns or ["*"]):
+                (tmp_path / "cache" / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, tmp_path / "cache" / name)
+        return str(tmp_path / "cache")
+
+    for module in (dataset_metadata, lerobot_dataset):
+        monkeypatch.setattr(module, "snapshot_download", snapshot_download)
+        monkeypatch.setattr(module, "get_safe_version", lambda _repo_id, version, **_: version)
+    split = open_split(DatasetConfig("test/on-a-hub", episodes=[1, 4]), tiny_policy)
+    assert (split.held_out_episodes, len(split.train)) == ([4], 3)
+    names = [path.relative_to(tmp_path / "cache") for path in (tmp_path / "cache").rglob("file-*")]
+    kinds = ("data/chunk-000/file-00{}.parquet", f"videos/{CAMERA}/chunk-000/file-00{{}}.mp4")
+    wanted = [kind.format(episode) for kind in kinds for episode in (1, 4)]
+    assert sorted(str(name) for name in names if name.parts[0] != "meta") == wanted
 
 
 @pytest.mark.parametrize("verb", ["reflow", "couple"])

@@ -14,6 +14,7 @@ from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from safetensors.torch import load_file
 
 from builders import build_checkpoint, build_vlm
+from chordflow import disk
 from chordflow.cli.main import main
 from chordflow.policies import Role, load_flow_policy
 from chordflow.results.schema import Results
@@ -227,6 +228,7 @@ def test_a_run_goes_on_elsewhere_at_another_rate_and_in_one_process_alone(
     before = read_metrics(output / "metrics.jsonl")
     monkeypatch.chdir(tmp_path.parent)
     again = resume(output, 2, "--optimizer.lr=1e-5")
+    monkeypatch.setattr(disk, "LET_GO_S", 0.0)
     handle = os.open(output, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)

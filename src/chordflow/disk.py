@@ -13,6 +13,9 @@ from typing import Any
 
 from chordflow.errors import UserError
 
+LET_GO_S = 10.0
+"""How long to wait for a lock: workers of a killed process hold its locks for some five seconds, until they notice."""
+
 
 @contextlib.contextmanager
 def whole_file(path: Path, *, sync: bool = True, temporary: Path | None = None) -> Iterator[Path]:

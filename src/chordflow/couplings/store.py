@@ -26,6 +26,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
+from chordflow import disk
+from chordflow.console import doing
 from chordflow.couplings.blocks import Solved
 from chordflow.disk import whole_file
 from chordflow.errors import UserError, machine_refuses, reason
@@ -213,7 +215,8 @@ def one_job(folder: Path, *, alone: bool = True) -> Iterator[None]:
     """
     lock = FileLock(folder / LOCK)
     try:
-        lock.acquire(timeout=0)
+        with doing("Waiting for another process to let go of the store"):
+            lock.acquire(timeout=disk.LET_GO_S)
     except Timeout as error:
         raise UserError(
             f"output_dir={folder}: another process is making this store; wait until it has ended, or name a new folder."

@@ -7,11 +7,14 @@ import os
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
 
+from chordflow import disk
+from chordflow.console import doing
 from chordflow.disk import point_link
 from chordflow.errors import UserError
 from chordflow.policies.files import TRAIN_CONFIG
@@ -85,12 +88,18 @@ def only_run(output_dir: Path, option: str = "output_dir") -> Iterator[None]:
 
     handle = os.open(output_dir, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"{option}={output_dir}: another process works in this folder; wait for it to end."
-            ) from error
+        last = time.monotonic() + disk.LET_GO_S
+        with doing("Waiting for another process to let go of the folder"):
+            while True:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError as error:
+                    if time.monotonic() >= last:
+                        raise UserError(
+                            f"{option}={output_dir}: another process works in this folder; wait for it to end."
+                        ) from error
+                    time.sleep(0.1)
         yield
     finally:
         os.close(handle)

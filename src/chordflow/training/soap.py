@@ -129,7 +129,7 @@ class SOAP(Optimizer):
         if new:
             theirs = gradient[new]
             outer = {side: _outer(theirs, side) * (1.0 - group["shampoo_beta"]) for side in sides}
-            basis = {side: torch.linalg.eigh(matrix).eigenvectors.flip(-1) for side, matrix in outer.items()}
+            basis = {side: _eigenvectors(matrix) for side, matrix in outer.items()}
             begun = _Stack([], torch.zeros_like(theirs), torch.zeros_like(theirs), outer, basis)
             begun.parameters = [parameters[k] for k in new]
             for parameter, state in zip(begun.parameters, begun.of_each(), strict=True):
@@ -144,6 +144,16 @@ class SOAP(Optimizer):
         for parameter, state in zip(parameters, stack.of_each(), strict=True):
             self.state[parameter] = state
         return stack
+
+
+def _eigenvectors(matrices: Tensor) -> Tensor:
+    """Those of symmetric matrices (K, n, n) in columns, by falling eigenvalue."""
+    try:
+        vectors = torch.linalg.eigh(matrices).eigenvectors
+    except torch.linalg.LinAlgError:
+        # Where most rows are zero, as of words that no instruction holds, single precision may not converge.
+        vectors = torch.linalg.eigh(matrices.cpu().double()).eigenvectors.to(matrices)
+    return vectors.flip(-1)
 
 
 def _step(stack: _Stack, gradient: Tensor, group: dict[str, Any]) -> None:
