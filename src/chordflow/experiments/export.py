@@ -147,11 +147,11 @@ def export(config: ExportConfig) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _named(where: str, *kinds: type[Exception]) -> Iterator[None]:
-    """Says which checkpoint it is that a sentence is about."""
+def _named(where: str, kind: type[Exception] = UserError) -> Iterator[None]:
+    """Says which checkpoint it is that a sentence is about, of a `UserError` or another kind of error."""
     try:
         yield
-    except (UserError, *kinds) as error:
+    except (UserError, kind) as error:
         raise UserError(f"{where}: {error}") from error
 
 
