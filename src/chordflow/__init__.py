@@ -8,7 +8,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-__all__ = ["couple", "diagnose", "evaluate", "load_policy", "reflow", "report"]
+__all__ = ["couple", "diagnose", "evaluate", "export", "load_policy", "reflow", "report"]
 
 
 def __getattr__(name: str) -> Any:

@@ -24,12 +24,14 @@ from chordflow.errors import UserError
 from chordflow.experiments import couple as couple_job
 from chordflow.experiments import diagnose as diagnose_job
 from chordflow.experiments import evaluate as evaluate_job
+from chordflow.experiments import export as export_job
 from chordflow.experiments.rounds import reflow_rounds
 from chordflow.experiments.run_folder import how_to_go_on, resume_command
 from chordflow.experiments.settings import (
     couple_settings,
     diagnose_settings,
     evaluate_settings,
+    export_settings,
     reflow_settings,
 )
 from chordflow.policies import FlowPolicy, load_flow_policy
@@ -166,6 +168,30 @@ class Couplings(_Shown):
         return f"Couplings in {self.folder}"
 
 
+@dataclass(frozen=True)
+class Exported(_Shown):
+    """A folder that `chordflow_runtime.load` takes, and what its manifest holds."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row: how far it lies from the checkpoint."""
+        import pandas as pd
+
+        return pd.DataFrame([self.manifest["parity"]])
+
+    @property
+    def verdict(self) -> str:
+        """How far it lies from the checkpoint, in a sentence."""
+        found = self.manifest["parity"]
+        return (
+            f"On {found['observations']} observations it differs from the checkpoint by {found['max_relative']:.1e} of "
+            f"the largest action ({found['gap_percent']:.1g} % of the spread), with {found['flips']} flips in "
+            f"{found['flips_of']}."
+        )
+
+
 def load_policy(
     path: str | Path,
     *,
@@ -235,6 +261,15 @@ def couple(**options: Any) -> Couplings:
     with joined():
         folder = couple_job.couple(couple_settings(options))
         return Couplings(folder, read_manifest(folder))
+
+
+def export(**options: Any) -> Exported:
+    """Makes a folder that a robot runs without PyTorch, and proves that it acts as the checkpoint does.
+
+    Options are those of `chordflow export`, such as policy, output_dir, num_steps and dataset.
+    """
+    config = export_settings(options)
+    return Exported(config.output_dir, export_job.export(config))
 
 
 def report(folder: str | Path, output_dir: str | Path | None = None) -> Run | StudyReport:

@@ -14,6 +14,7 @@ from chordflow.experiments.config import ReflowJobConfig
 from chordflow.experiments.couple import CoupleConfig
 from chordflow.experiments.diagnose import DiagnoseConfig
 from chordflow.experiments.evaluate_config import EvaluateConfig
+from chordflow.experiments.export import MANIFEST, ExportConfig
 from chordflow.experiments.settings import read_settings, wants_resume
 from chordflow.experiments.study.config import StudyConfig
 from chordflow.experiments.study.presets import PAGE, STUDIES, TABLE, FileStudy
@@ -33,6 +34,7 @@ CONFIGS: dict[str, type[Any]] = {
     "reflow": ReflowJobConfig,
     "evaluate": EvaluateConfig,
     "couple": CoupleConfig,
+    "export": ExportConfig,
     **{f"study {preset}": config for preset, config in STUDIES.items()},
 }
 """What the options of a verb, with its subverb, are made from."""
@@ -64,6 +66,13 @@ def evaluate(arguments: list[str]) -> None:
     say(f"Results: {done.folder / 'results.json'}")
     for path in done.files:
         say(f"Report:  {path}")
+
+
+def export(arguments: list[str]) -> None:
+    """Exports a policy."""
+    done = api.export(**nest(read_options(arguments)))
+    say(f"{done.verdict} Checkpoint and difference: {done.folder / MANIFEST}")
+    say(f"Run:    chordflow_runtime.load({str(done.folder)!r})(observation)")
 
 
 def reflow(arguments: list[str]) -> None:

@@ -18,6 +18,7 @@ VERBS = {
     "diagnose": "say before any training whether it is worth it for a checkpoint",
     "reflow": "train a student that acts in one or two steps, and measure it",
     "evaluate": "compare policies with their teacher: gaps, latency, paired episodes",
+    "export": "make a folder that a robot runs without PyTorch",
     "report": "make a page, a table and a model card from what was measured",
     "couple": "keep a teacher's couplings on disk, for many trainings",
     "study": "answer one question about reflow by several trainings side by side",

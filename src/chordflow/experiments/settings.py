@@ -19,6 +19,7 @@ from chordflow.experiments.config import AUTO, RECIPES, CoupleConfig, ReflowJobC
 from chordflow.experiments.diagnose import DiagnoseConfig
 from chordflow.experiments.evaluate import EVALUATE_CONFIG
 from chordflow.experiments.evaluate_config import EvaluateConfig
+from chordflow.experiments.export import ExportConfig
 from chordflow.experiments.provenance import BESIDE_SETTINGS, HELD_OUT, check_same_store, check_same_teacher
 from chordflow.experiments.run_folder import REFLOW_CONFIG, folder_of_run, resume_folder
 from chordflow.experiments.stored_couplings import training_settings
@@ -42,6 +43,12 @@ def diagnose_settings(given: Mapping[str, Any]) -> DiagnoseConfig:
     """The settings of a diagnosis."""
     given, path = split_path(given)
     return settle(DiagnoseConfig, given, read_settings(path) if path else None)
+
+
+def export_settings(given: Mapping[str, Any]) -> ExportConfig:
+    """The settings of an export."""
+    given, path = split_path(given)
+    return settle(ExportConfig, given, read_settings(path) if path else None)
 
 
 def evaluate_settings(given: Mapping[str, Any]) -> EvaluateConfig:

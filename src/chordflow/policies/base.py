@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import MappingProxyType
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from chordflow.errors import UserError
 from chordflow.policies.context import Context
+from chordflow.policies.images import ImageResize
 from chordflow.quiet import quiet_stdout
 
 Batch = dict[str, Any]
@@ -318,6 +319,25 @@ class FlowPolicy(ABC):
         """The config's cameras but the blank ones of `empty_cameras`; fine-tuning keeps those of the base."""
         blank = {f"{OBS_IMAGES}.empty_camera_{i}" for i in range(getattr(self.config, "empty_cameras", 0))}
         return [key for key in self.config.image_features if key not in blank]
+
+    @property
+    def image_resize(self) -> ImageResize | None:
+        """What the network does to images before it looks at them; None where it takes a camera's size as it is."""
+        return None
+
+    @property
+    def graph_obstacle(self) -> str:
+        """Why `encode`, `velocity` and noise cannot be exported as a graph; empty where they can."""
+        own_law = type(self).sample_noise is not FlowPolicy.sample_noise
+        return "its noise is not standard normal, as the runner draws it" if own_law else ""
+
+    def keep_cameras(self, keys: Collection[str]) -> None:
+        """Takes all other cameras out of the config, so that no blank image is encoded in their place."""
+        config = self.config
+        left_out = set(config.image_features) - set(keys)
+        config.input_features = {k: v for k, v in config.input_features.items() if k not in left_out}
+        if hasattr(config, "empty_cameras"):
+            config.empty_cameras = 0
 
     @property
     def statistics(self) -> Mapping[str, Mapping[str, Any]]:

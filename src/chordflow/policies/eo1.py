@@ -139,6 +139,11 @@ class EO1FlowPolicy(FlowPolicy):
         """The visual tower with its merger; the text model; `state_proj`; what embeds and projects actions."""
         return role_by_beginning(name.removeprefix("model."), _ROLES, self.family)
 
+    @property
+    def graph_obstacle(self) -> str:
+        """See `_action_start`."""
+        return "where its prompt's action tokens begin, and so how long the prefix is, depends on the prompt's content"
+
     def _action_start(self, is_action: Tensor) -> int:
         """Where the action tokens (B, N) begin, in all rows alike."""
         horizon, width = self.chunk.horizon, is_action.shape[1]

@@ -104,6 +104,11 @@ class GrootFlowPolicy(FlowPolicy):
             )
 
     @property
+    def graph_obstacle(self) -> str:
+        """See `get_rope_index` in transformers' Qwen3-VL."""
+        return "Qwen3-VL computes the places of its tokens from the prompt's content (get_rope_index)"
+
+    @property
     def chunk(self) -> ChunkSpec:
         """What the base model denoises, of which an embodiment trains its part, and executes what is queued."""
         head, config = self._model.action_head, self.config

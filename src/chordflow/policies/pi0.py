@@ -24,6 +24,7 @@ from transformers import DynamicCache
 
 from chordflow.policies.base import Batch, FlowPolicy, Role, role_by_beginning
 from chordflow.policies.context import Context, PrefixContext
+from chordflow.policies.images import ImageResize
 
 _MODEL = "model."
 _VLM = "paligemma_with_expert.paligemma."
@@ -105,6 +106,12 @@ class PI0FlowPolicy(FlowPolicy):
         return self.policy.model.denoise_step(
             prefix_pad_masks=context.mask, past_key_values=context.cache(), x_t=x_t, timestep=t, **state
         )
+
+    @property
+    def image_resize(self) -> ImageResize:
+        """LeRobot's `resize_with_pad_torch`."""
+        height, width = self.config.image_resolution
+        return ImageResize(height, width, "centre", clamp=True)
 
     def action_target(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Zero-padded demonstrations; the loss counts the actions that are repeated behind an episode's end too."""

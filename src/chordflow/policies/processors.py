@@ -54,7 +54,7 @@ def check_processors(policy: FlowPolicy, preprocessor: Any, postprocessor: Any, 
         for step in pipeline.steps:
             if isinstance(step, RelativeActionsProcessorStep | AbsoluteActionsProcessorStep) and step.enabled:
                 raise UserError(
-                    f"{where}: {file} has a step {_name(step)} with enabled=true: {RELATIVE_ACTIONS}."
+                    f"{where}: {file} has a step {step_name(step)} with enabled=true: {RELATIVE_ACTIONS}."
                 )
     if policy.normalises_elsewhere:
         return
@@ -141,10 +141,12 @@ def _keys(step: Any) -> str:
 def _about(step: Any) -> str:
     """What a step normalises."""
     modes = ", ".join(f"{kind.value}={mode.value}" for kind, mode in step.norm_map.items()) or "nothing"
-    return f"{_name(step)}, whose norm_map holds {modes} and which lists {', '.join(step.features) or 'no features'}"
+    listed = ", ".join(step.features) or "no features"
+    return f"{step_name(step)}, whose norm_map holds {modes} and which lists {listed}"
 
 
-def _name(step: Any) -> str:
+def step_name(step: Any) -> str:
+    """What a processor's file calls a step."""
     return getattr(type(step), "_registry_name", None) or type(step).__name__
 
 
@@ -230,3 +232,15 @@ def _lower_bound(steps: Sequence[Any], key: str, kind: FeatureType) -> Tensor | 
     modes = [step.norm_map.get(kind) for step in steps if isinstance(step, NormalizerProcessorStep)]
     names = [_STATISTICS[mode][0] for mode in modes if mode in _STATISTICS]
     return next((held[name] for name in (*names, "mean", "min") if name in held), None)
+
+
+def normalisation(steps: Sequence[Any], key: str, kind: FeatureType) -> dict[str, Any] | None:
+    """How steps normalise a feature, or undo it: mode, its two statistics and epsilon; None where they pass it on."""
+    for step in steps:
+        if not isinstance(step, NormalizerProcessorStep | UnnormalizerProcessorStep) or not _lists(step, key):
+            continue
+        held, mode = statistics_of([step], key), step.norm_map.get(kind)
+        if mode in _STATISTICS and held:
+            first, second = (held[name].tolist() for name in _STATISTICS[mode])
+            return {"mode": mode.value.lower(), "a": first, "b": second, "eps": step.eps}
+    return None

@@ -29,6 +29,7 @@ from chordflow.errors import UserError, machine_refuses
 from chordflow.policies.base import Batch, FlowPolicy, Role, role_by_beginning
 from chordflow.policies.context import Context, PrefixContext
 from chordflow.policies.files import CONFIG
+from chordflow.policies.images import ImageResize
 from chordflow.quiet import quiet_stdout
 
 _VLM = "vlm_with_expert.vlm."
@@ -108,6 +109,19 @@ class SmolVLAFlowPolicy(FlowPolicy):
         if self.config.adapt_to_pi_aloha:
             batch = {**batch, ACTION: self.policy._pi_aloha_encode_actions_inv(batch[ACTION].clone())}
         return super().action_target(batch)
+
+    @property
+    def image_resize(self) -> ImageResize | None:
+        """LeRobot's `resize_with_pad`."""
+        size = self.config.resize_imgs_with_padding
+        # Kept as (width, height).
+        return None if size is None else ImageResize(size[1], size[0], "bottom_right")
+
+    @property
+    def graph_obstacle(self) -> str:
+        """The adaptation to Aloha changes states and actions outside the network."""
+        aloha = "adapt_to_pi_aloha=true changes the joints by LeRobot's own code"
+        return aloha if self.config.adapt_to_pi_aloha else super().graph_obstacle
 
     @property
     def fresh_fields(self) -> Mapping[str, Any]:

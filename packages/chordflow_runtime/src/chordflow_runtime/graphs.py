@@ -90,8 +90,5 @@ def _open(manifest: Manifest, folder: Path, name: str, threads: int | None) -> o
 
 def _grid(num_steps: int, power: float) -> list[tuple[float, float]]:
     """The times of a number of Euler steps, `u ** power` for evenly spaced u."""
-    dt = -1.0 / num_steps
-    even = [1.0 + step * dt for step in range(num_steps)]
-    if power == 1:
-        return [(t, dt) for t in even]
-    return [(t, after - t) for t, after in pairwise([*(u**power for u in even), 0.0])]
+    times = [*((1.0 - step / num_steps) ** power for step in range(num_steps)), 0.0]
+    return [(t, after - t) for t, after in pairwise(times)]

@@ -1,0 +1,128 @@
+"""A policy as ONNX graphs: the adapter's `encode` and `velocity`, traced as they are.
+
+Shapes: H chunk size, D padded action dimension, A real action dimension; the batch is 1.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chordflow.errors import UserError, machine_refuses, ran_out_of_memory, reason
+from chordflow.policies import Context, FlowPolicy
+from chordflow.policies.sampling import Sampler
+from chordflow.quiet import quiet_stdout
+
+POLICY, ENCODE, STEP = "policy.onnx", "encode.onnx", "step.onnx"
+"""Names of the graphs in a folder."""
+
+CONTEXT = "context."
+"""How the names of the context's tensors begin, between two graphs."""
+
+LARGEST_FILE = 1_900_000_000
+"""Bytes of weights that go into the graph's own file: protobuf ends at 2 GiB. More lie in a file beside it."""
+
+
+class _Encode(nn.Module):
+    """From prepared observations to the context's tensors."""
+
+    def __init__(self, policy: FlowPolicy, keys: Sequence[str]) -> None:
+        super().__init__()
+        self.policy = policy
+        self.module = policy.module
+        self.keys = keys
+
+    def context(self, observation: Sequence[Tensor]) -> Context:
+        """What the adapter makes of an observation, whose values follow `keys`."""
+        return self.policy.encode(dict(zip(self.keys, observation, strict=True)))
+
+    def forward(self, *observation: Tensor) -> tuple[Tensor, ...]:
+        """The tensors of the context."""
+        # A copy of its own for each: an input that is passed on is no output of a graph.
+        return tuple(tensor.clone() for tensor in self.context(observation).tensors())
+
+
+class _Step(nn.Module):
+    """The velocity for the context's tensors."""
+
+    def __init__(self, policy: FlowPolicy, kind: type[Context]) -> None:
+        super().__init__()
+        self.policy = policy
+        self.module = policy.module
+        self.kind = kind
+
+    def forward(self, x_t: Tensor, t: Tensor, *context: Tensor) -> Tensor:
+        """The velocity (1, H, D) at `x_t` (1, H, D) and `t` (1,)."""
+        return self.policy.velocity(x_t, t, self.kind(*context))
+
+
+class _Whole(nn.Module):
+    """From noise and a prepared observation to the endpoint, all steps in one."""
+
+    def __init__(self, sampler: Sampler, keys: Sequence[str]) -> None:
+        super().__init__()
+        self.policy = sampler.policy
+        self.encode = _Encode(sampler.policy, keys)
+        self.sampler = sampler
+
+    def forward(self, noise: Tensor, *observation: Tensor) -> Tensor:
+        """The real dimensions of the endpoint, (1, H, A)."""
+        endpoint = self.sampler(self.encode.context(observation), noise)
+        return endpoint[..., : self.policy.chunk.action_dim]
+
+
+@torch.no_grad()
+def write_graphs(
+    sampler: Sampler, inputs: Mapping[str, Tensor], folder: Path, *, two: bool
+) -> dict[str, Any]:
+    """Traces a policy on inputs by name, and writes its graphs; says what they are called, as the manifest does.
+
+    Raises:
+        UserError: if the family's code cannot be traced.
+    """
+    keys, values = list(inputs), tuple(inputs.values())
+    noise = torch.randn(1, *sampler.policy.chunk.shape)
+    if not two:
+        _write(_Whole(sampler, keys), (noise, *values), ["noise", *keys], ["actions"], folder / POLICY)
+        return {"kind": "one", "policy": POLICY}
+    encode = _Encode(sampler.policy, keys)
+    context = encode.context(values)
+    names = [CONTEXT + name for name in context.names()]
+    _write(encode, values, keys, names, folder / ENCODE)
+    step = _Step(sampler.policy, type(context))
+    _write(
+        step, (noise, torch.ones(1), *context.tensors()), ["x_t", "t", *names], ["velocity"], folder / STEP
+    )
+    return {"kind": "two", "encode": ENCODE, "step": STEP}
+
+
+def _write(
+    module: nn.Module, values: tuple[Tensor, ...], inputs: list[str], outputs: list[str], path: Path
+) -> None:
+    module.eval()
+    try:
+        # What the tracer says to those who write networks.
+        with quiet_stdout(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(module, values, strict=False)
+            graph: Any = torch.onnx.export(
+                program, (), dynamo=True, verbose=False, input_names=inputs, output_names=outputs
+            )
+    except Exception as error:
+        if machine_refuses(error) or ran_out_of_memory(error):
+            raise
+        raise UserError(
+            f"it cannot be made an ONNX graph with torch {torch.__version__} ({reason(error)}); run the checkpoint in "
+            "LeRobot."
+        ) from error
+    for node in graph.model.graph.all_nodes():
+        # Traces of the exporting machine's stack, with its paths.
+        node.metadata_props.clear()
+    weights = [value.const_value for value in graph.model.graph.initializers.values()]
+    size = sum(tensor.nbytes for tensor in weights if tensor is not None)
+    graph.save(path, external_data=size > LARGEST_FILE)

@@ -1,0 +1,224 @@
+"""A checkpoint as a folder that a robot runs without PyTorch, proven equal to it before it appears."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from lerobot.utils.constants import OBS_PREFIX
+
+from chordflow.checks import check_choice, check_fields
+from chordflow.console import doing, say
+from chordflow.couplings import TOLERANCE_S, DatasetConfig, open_split
+from chordflow.deploy.graphs import write_graphs
+from chordflow.deploy.parity import Difference, checkpoint_endpoints, noises, receipt
+from chordflow.deploy.preparation import (
+    check_steps,
+    example,
+    preparation,
+    random_observations,
+    write_tokenizer,
+)
+from chordflow.disk import whole_folder, write_json
+from chordflow.errors import UserError
+from chordflow.experiments.config import SourceConfig
+from chordflow.experiments.provenance import weights_sha256
+from chordflow.experiments.run_folder import refuse_existing
+from chordflow.flow.seeds import generator
+from chordflow.flow.solvers import SOLVERS, require_grid_power, time_grid
+from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint
+from chordflow.policies.sampling import Sampler
+from chordflow.results.schema import installed_versions
+from chordflow.results.wording import plural, steps
+
+MANIFEST = "manifest.json"
+FORMAT, VERSION = "chordflow_policy", 1
+OBSERVATIONS = 32
+"""How many the exported folder is compared with its checkpoint on."""
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+"""What the extra `export` brings."""
+
+
+class Graphs(StrEnum):
+    """Whether encoding and steps are one graph or two."""
+
+    ONE = "one"
+    TWO = "two"
+
+
+@dataclass
+class ExportConfig:
+    """Export a policy to a folder that a robot runs without PyTorch, proven equal to the checkpoint.
+
+    Attributes:
+        policy: the checkpoint to export.
+        output_dir: new folder.
+        num_steps: solver steps from noise to action; by default what the checkpoint is saved with.
+        solver: euler, midpoint, heun or adams_bashforth; euler is what LeRobot runs.
+        grid_power: how the steps are graded; 1 is LeRobot's even grid, above 1 they are smaller near the action.
+        graphs: one, or two for encoding and step apart, so that the number of steps can be chosen on the robot.
+        dataset: LeRobot dataset on whose held-out observations folder and checkpoint are compared; by default random
+            observations.
+        tolerance_s: seconds by which a video's frame may miss its timestamp, as in LeRobot.
+        rename_map: observation keys of the robot to keys of the policy, as JSON; replaces the checkpoint's own.
+    """
+
+    policy: SourceConfig
+    output_dir: Path
+    num_steps: int | None = None
+    solver: str = "euler"
+    grid_power: float = 1.0
+    graphs: Graphs = Graphs.ONE
+    dataset: DatasetConfig | None = None
+    tolerance_s: float = TOLERANCE_S
+    rename_map: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_fields(self, "", "num_steps", at_least=1)
+        check_choice("solver", self.solver, SOLVERS)
+        require_grid_power(self.grid_power)
+        if self.graphs == Graphs.TWO and self.solver != "euler":
+            raise UserError(
+                f"solver={self.solver}: with graphs=two the robot takes Euler steps; choose euler, or graphs=one."
+            )
+
+
+def export(config: ExportConfig) -> dict[str, Any]:
+    """Writes the folder; gives its manifest.
+
+    Raises:
+        UserError: for a policy that cannot be exported, or whose exported form acts in another way. Nothing is left.
+    """
+    if missing := [name for name in PACKAGES if find_spec(name) is None]:
+        raise UserError(f'{", ".join(missing)} not installed; install with: pip install "chordflow[export]"')
+    from chordflow_runtime import RunnerError, load
+
+    refuse_existing(config.output_dir, "")
+    where = f"policy.path={config.policy.path}"
+    checkpoint = resolve_checkpoint(config.policy.path, config.policy.revision, "policy.path")
+    policy = load_flow_policy(checkpoint, device="cpu", rename_map=config.rename_map, field="policy.path")
+    policy.module.requires_grad_(False)
+    with _named(where):
+        if obstacle := policy.graph_obstacle:
+            raise UserError(
+                f"policy type {policy.family} cannot be exported: {obstacle}; run the checkpoint in LeRobot."
+            )
+        check_steps(policy)
+    sampler = Sampler(policy, config.num_steps or policy.default_num_steps, config.solver, config.grid_power)
+    items, parts, of = _observations(config, policy)
+    say(f"Policy: {config.policy.path} ({policy.family}), {steps(sampler.num_steps)} by {config.solver}")
+    say(f"Compared on {plural(len(items), 'observation')} ({of})")
+    noise = noises(policy, len(items))
+    as_saved = None
+    if any(
+        value.is_floating_point() and value.dtype != torch.float32 for value in policy.module.parameters()
+    ):
+        as_saved = checkpoint_endpoints(sampler, items, noise)
+        policy.module.float()
+    reference = checkpoint_endpoints(sampler, items, noise)
+    manifest = _manifest(config, sampler, parts, checkpoint)
+    with _named(where, RunnerError), whole_folder(config.output_dir) as folder:
+        with doing("Tracing the policy"):
+            policy.keep_cameras(list(parts["images"]))
+            two = config.graphs == Graphs.TWO
+            manifest["graphs"] = write_graphs(sampler, example(parts["inputs"]), folder, two=two)
+            write_tokenizer(policy, folder)
+        manifest["files"] = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
+        write_json(folder / MANIFEST, manifest)
+        runner = load(folder, threads=torch.get_num_threads())
+        manifest["parity"] = {"of": of, **receipt(policy, runner, items, noise, reference)}
+        if as_saved is not None:
+            far = Difference.of(as_saved, reference)
+            manifest["parity"]["as_saved"] = asdict(far)
+            say(
+                f"As saved, not in float32, the checkpoint itself differs by {far.gap_percent:.1g} % of the spread"
+            )
+        write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+@contextlib.contextmanager
+def _named(where: str, kind: type[Exception] = UserError) -> Iterator[None]:
+    """Says which checkpoint it is that a sentence is about, of a `UserError` or another kind of error."""
+    try:
+        yield
+    except (UserError, kind) as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _observations(
+    config: ExportConfig, policy: FlowPolicy
+) -> tuple[list[dict[str, Any]], dict[str, Any], str]:
+    """What folder and checkpoint are compared on, how the graph's inputs are made of it, and what it is."""
+    if config.dataset is None:
+        features = policy.config.input_features
+        shown = [key for key in policy.image_keys if key in policy.statistics] or policy.image_keys
+        shapes = {key: _channels_first(features[key].shape) for key in shown}
+        parts = preparation(policy, shapes)
+        return random_observations(policy, parts, OBSERVATIONS), parts, "random"
+    split = open_split(config.dataset, policy, tolerance_s=config.tolerance_s)
+    count = len(split.held_out)
+    order = torch.randperm(count, generator=generator(0, "export")).tolist()
+    # A short dataset shows its frames again, with other noises.
+    items = [split.held_out[order[i % count]] for i in range(OBSERVATIONS)]
+    if len(policy.observation_delta_indices or []) == 1:
+        # Data bring an axis of steps where a policy asks for this one by name; a robot does not.
+        items = [{k: v[-1] if k.startswith(OBS_PREFIX) else v for k, v in item.items()} for item in items]
+    known = policy.config.image_features
+    shapes = {
+        own: tuple(items[0][key].shape[-3:]) for key in items[0] if (own := policy.own_name(key)) in known
+    }
+    ordered = {key: shapes[key] for key in known if key in shapes}
+    return items, preparation(policy, ordered), f"held-out episodes of {config.dataset.repo_id}"
+
+
+def _channels_first(shape: Sequence[int]) -> tuple[int, ...]:
+    """A camera's shape as data bring it, in whatever order the config lists it."""
+    height_first = shape[-1] <= 4 < shape[0]
+    return (shape[-1], *shape[:-1]) if height_first else tuple(shape)
+
+
+def _manifest(
+    config: ExportConfig, sampler: Sampler, parts: dict[str, Any], checkpoint: Path
+) -> dict[str, Any]:
+    """All of the manifest that is known before the graphs are."""
+    chunk = sampler.policy.chunk
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "family": sampler.policy.family,
+        "graphs": {},
+        "num_steps": sampler.num_steps,
+        "solver": sampler.solver,
+        "grid_power": sampler.grid_power,
+        "times": time_grid(sampler.num_steps, sampler.grid_power) if config.graphs == Graphs.TWO else [],
+        "precision": "float32",
+        "noise": {"input": "noise", "shape": [1, *chunk.shape], "law": "standard_normal"},
+        "output": {"name": "actions", "shape": [1, chunk.horizon, chunk.action_dim], "unit": "normalised"},
+        **parts,
+        "chunk": {
+            "horizon": chunk.horizon,
+            "padded_dim": chunk.padded_dim,
+            "action_dim": chunk.action_dim,
+            "num_executed": chunk.num_executed,
+            "first_executed": chunk.first_executed,
+            "usable": chunk.num_usable,
+        },
+        "checkpoint": {"path": config.policy.path, "sha256": weights_sha256(checkpoint)},
+        "files": {},
+        "versions": {**installed_versions(), **{name: version(name) for name in PACKAGES}},
+    }
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
