@@ -111,6 +111,14 @@ def test_a_buffer_at_any_step_is_a_pure_function_of_seed_and_step(
     assert not torch.equal(filled(tiny_policy, split, 4, seed=4).batch(4).noise, again.noise)
 
 
+def test_every_block_has_noises_of_its_own_and_every_step_draws_anew(
+    tiny_policy: SmolVLAFlowPolicy, split: Split
+) -> None:
+    buffer = filled(tiny_policy, split, config=replace(SMALL, uses_per_coupling=None))
+    assert not torch.equal(buffer.noise(0), buffer.noise(1))
+    assert not torch.equal(buffer.batch(0).noise, buffer.batch(1).noise)
+
+
 def test_blocks_walk_through_all_observations(tiny_policy: SmolVLAFlowPolicy, split: Split) -> None:
     buffer = make_buffer(tiny_policy, split)
     count = len(split.train)

@@ -259,6 +259,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     after, expected = ([(p.step, p.loss, p.lr) for p in r.progress[-4:]] for r in (resumed, whole))
     assert after == expected
     assert [step for step, _, _ in after] == [5, 6, 7, 8] == [p.step for p in resumed.progress]
+    assert resumed.trained.samples == whole.trained.samples / 2
     ends = [r.saved[tmp_path / "checkpoints" / ".000008.tmp"] for r in (whole, resumed)]
     for name, parameter in whole.trainable.items():
         assert torch.equal(parameter, resumed.trainable[name])

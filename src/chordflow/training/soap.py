@@ -8,13 +8,16 @@ Shapes: K parameters of one shape, n the length of one of its sides.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+TOGETHER = 2**19
+"""Numbers of parameters that step together at most: what stays in a processor's cache."""
 
 
 @dataclass
@@ -100,8 +103,9 @@ class SOAP(Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     alike.setdefault(parameter.shape, []).append(parameter)
-            for parameters in alike.values():
-                gradient = torch.stack([p.grad for p in parameters if p.grad is not None])
+            for parameters in _stacks(alike.values()):
+                gradients = [p.grad for p in parameters if p.grad is not None]
+                gradient = gradients[0][None] if len(gradients) == 1 else torch.stack(gradients)
                 stack = self._stacked(parameters, gradient, group)
                 if group["step"] > 0:
                     _step(stack, gradient, group)
@@ -146,6 +150,14 @@ class SOAP(Optimizer):
         return stack
 
 
+def _stacks(alike: Iterable[list[nn.Parameter]]) -> Iterator[list[nn.Parameter]]:
+    """Parameters of one shape, few enough to step together; a large one steps alone, where joining costs a copy."""
+    for parameters in alike:
+        size = max(1, TOGETHER // max(parameters[0].numel(), 1))
+        for start in range(0, len(parameters), size):
+            yield parameters[start : start + size]
+
+
 def _eigenvectors(matrices: Tensor) -> Tensor:
     """Those of symmetric matrices (K, n, n) in columns, by falling eigenvalue."""
     try:
@@ -161,7 +173,7 @@ def _step(stack: _Stack, gradient: Tensor, group: dict[str, Any]) -> None:
     (beta1, beta2), step = group["betas"], group["step"]
     turned = _turn(gradient, stack.basis)
     stack.momentum.lerp_(turned, 1.0 - beta1)
-    stack.square.lerp_(turned.square_(), 1.0 - beta2)
+    stack.square.mul_(beta2).addcmul_(turned, turned, value=1.0 - beta2)
     update = _turn(stack.momentum / stack.square.sqrt().add_(group["eps"]), stack.basis, back=True)
     size = group["lr"] * math.sqrt(1.0 - beta2**step) / (1.0 - beta1**step)
     parameters: list[Tensor] = [*stack.parameters]
