@@ -16,7 +16,7 @@ import pytest
 
 from chordflow.cli.main import main
 from chordflow.reporting.flow_tables import curvature_by_time, parts
-from chordflow.reporting.page import IN_SIGHT, LARGEST, command_lines, embed, json_in_html, page, picture
+from chordflow.reporting.page import IN_SIGHT, LARGEST, command_lines, embed, page, picture
 from chordflow.reporting.plots import label
 from chordflow.reporting.table import sections
 from chordflow.reporting.write import write_report
@@ -216,9 +216,6 @@ def test_curvature_by_time_adds_up_to_the_curvature() -> None:
     assert [part.share for part in parts(coarse)] == pytest.approx([0.25, 0.25, 0.5])
 
 
-# ---- Clips and pictures ---------------------------------------------------------------------------------
-
-
 def test_a_clip_is_taken_in_with_its_first_frame_and_a_video_with_its_controls(tmp_path: Path) -> None:
     write_clip(tmp_path / "clip.gif")
     found = embed(Clip("clip.gif", ["teacher", "student"], [0, 1], [[True, False], [True, True]]), tmp_path)
@@ -260,9 +257,6 @@ def test_only_pngs_become_pictures() -> None:
     assert picture(picture_of(3)).startswith("data:image/png;base64,iVBOR")
     for bad in ("", "'><script>", base64.b64encode(b"GIF89a").decode(), picture_of(3) + "\n<"):
         assert picture(bad) == ""
-
-
-# ---- Bad input ------------------------------------------------------------------------------------------
 
 
 def refused(capsys: Capture, *arguments: str | Path) -> str:
@@ -338,9 +332,3 @@ def test_axes_of_shares_end_at_one_hundred_percent(read: Reader) -> None:
     shares = [axis for axis in axes if axis["title"].get("text", "").startswith(("success", "share"))]
     assert shares
     assert all(0 <= axis["range"][0] < axis["range"][1] <= 100 for axis in shares)
-
-
-def test_data_in_a_script_element_cannot_end_it() -> None:
-    text = json_in_html({"a": "</script><!--\u2028&"})
-    assert not set("<>&\u2028") & set(text)
-    assert json.loads(text) == {"a": "</script><!--\u2028&"}

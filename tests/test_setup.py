@@ -15,7 +15,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).resolve().parent.parent
+from script_files import ROOT
+
 TOOLS = ["sh", "cat", "chmod", "cp", "date", "dirname", "env", "mkdir", "mv", "rm", "sed", "tail"]
 
 # Stands for python3.12, and for the venv's own python: records the calls that install, passes the rest on.

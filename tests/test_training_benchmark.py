@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -184,30 +183,6 @@ def test_the_document_shows_the_results(scripts: dict[str, ModuleType]) -> None:
     rows = dict(re.findall(r"^\| `--buffer.(\w+)` \| ([\d.]+) \|", text, re.MULTILINE))
     assert {name: str(getattr(BufferConfig, name)) for name in rows} == rows
     assert len(rows) == len(fields(BufferConfig)) - 1
-
-
-@pytest.mark.parametrize("name", ["schedules", "variants"])
-def test_the_default_schedule_is_the_one_measured(name: str) -> None:
-    (loop,) = (loop for loop in load(name)["loops"] if loop["name"] == "default")
-    kept = asdict(BufferConfig())
-    assert {key: loop[key] for key in kept if key in loop} == {k: v for k, v in kept.items() if k in loop}
-    assert (loop["batch_size"], loop["gradient_accumulation_steps"]) == (64, 1)
-
-
-@pytest.mark.parametrize("name", ["schedules", "variants"])
-def test_what_is_said_counts_the_pairs_of_runs(scripts: dict[str, ModuleType], name: str) -> None:
-    bench = load(name)
-    gaps = {(run["loop"], run["seed"], run["budget_s"]): run["gap"]["rms"] for run in bench["runs"]}
-    pairs = [(gap, gaps["naive", *of]) for (loop, *of), gap in gaps.items() if loop == "default"]
-    smaller = sum(own < naive for own, naive in pairs)
-    assert f"the smaller one in {smaller} of {len(pairs)} pairs" in scripts["schedules"].said(bench)
-
-
-def test_the_way_between_two_budgets_is_straight_in_logarithms(scripts: dict[str, ModuleType]) -> None:
-    first = scripts["schedules"].first_at_most
-    assert first([(10, 0.4), (40, 0.1)], 0.2) == (pytest.approx(20), False)
-    assert first([(10, 0.4), (40, 0.1)], 0.5) == (10, True)
-    assert first([(10, 0.4), (40, 0.1)], 0.05) == (math.inf, False)
 
 
 def test_the_solvers_of_couplings_are_those_of_the_script_and_what_the_document_says_of_them(
