@@ -110,7 +110,7 @@ def four_rows(results: Results) -> str:
     for label, policy, num_steps, power in (
         ("teacher", "teacher", deployed, 1.0),
         ("teacher, untrained", "teacher", 1, 1.0),
-        ("teacher, untrained, on its best grid", "teacher", free.num_steps, free.grid_power),
+        ("teacher, untrained, on the grid of its smallest gap", "teacher", free.num_steps, free.grid_power),
         ("**student**", "student", 1, 1.0),
     ):
         gap = free if power != 1 else results.gap(policy, num_steps, "converged")

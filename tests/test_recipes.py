@@ -68,5 +68,5 @@ def test_a_half_finished_run_with_an_optimizer_that_has_gone_is_refused(tmp_path
     (folder / "train_config.json").write_text("{}")
     record = {"chordflow_version": "0.1.0", "optimizer": {"type": "muon", "lr": 1e-3}}
     (folder / "reflow_config.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match=r"optimizer.type=muon: .* soap or adamw, or .* chordflow 0\.1\.0"):
+    with pytest.raises(UserError, match=r"optimizer.type=muon: .* soap or adamw"):
         parse(["--resume=true", f"--config_path={folder / 'train_config.json'}"])

@@ -39,6 +39,7 @@ from chordflow.reporting import study_table
 from chordflow.reporting.pictures import save_clip, save_figures
 from chordflow.reporting.table import markdown
 from chordflow.reporting.write import RESULTS, loaded, write_report
+from chordflow.results import findings
 from chordflow.results.schema import Results
 from chordflow.results.study import Study
 from chordflow.results.study_summary import headline
@@ -94,8 +95,8 @@ class Run(_Shown):
 
     @property
     def verdict(self) -> str:
-        """Whether it was worth it, or may be, in a sentence or two."""
-        return self.measured.verdict
+        """Whether it was worth it, or may be, in a sentence or two, as the command prints it."""
+        return findings.verdict(self.measured)
 
     def to_pandas(self, rows: str | None = None) -> pd.DataFrame:
         """Rows of the results as a table; nested values have columns such as `interval.low`.

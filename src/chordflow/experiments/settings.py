@@ -106,7 +106,7 @@ def reflow_settings(given: Mapping[str, Any]) -> tuple[ReflowJobConfig, Path | N
     if look_up(record, "optimizer.type") == "muon":
         raise UserError(
             f"optimizer.type=muon: the run of {config_path} began with Muon, which chordflow no longer has; start a "
-            f"new run with soap or adamw, or finish it with chordflow {record.get('chordflow_version', '0.1.0')}."
+            "new run with soap or adamw."
         )
     number = record.get("round", 1)
     base = {name: value for name, value in record.items() if name not in BESIDE_SETTINGS}

@@ -263,7 +263,7 @@ def by_arm(study: Study, *, ranges: bool = True) -> Section | None:
     below += f" {SEEDS}" * any(one.look.success for row in students for one in row.measured)
     if any(one.look.figures and one.look.figures.diversity for row in rows for one in row.measured):
         below += " Spread and modes: of the endpoints of one step over noise, compared with the deployed teacher's."
-    below += " Ranges, further columns and figures by look: study.md." * (not ranges)
+    below += " --verbose adds ranges, further columns and figures by look." * (not ranges)
     shown = []
     for row in rows:
         shown.append(row)
