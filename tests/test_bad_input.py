@@ -39,8 +39,6 @@ from small_runs import (
 )
 from small_runs import refuse as refuse
 
-# ---- The checkpoint --------------------------------------------------------------------------------------
-
 
 @pytest.fixture
 def copy(checkpoint: Path, tmp_path: Path) -> Path:
@@ -141,9 +139,6 @@ def test_no_checkpoint_at_all(tmp_path: Path, refuse: Refuse) -> None:
         assert message in said
 
 
-# ---- Options ---------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("more", "message"), [
     ("--batch_size=1000", "batch_size=1000 is larger than the buffer's 32 couplings"),
     ("--dataset.root=null --dataset.repo_id=nobody/nothing", "nobody/nothing: no local dataset of that name"),
@@ -211,9 +206,6 @@ def test_what_the_machine_refuses_anywhere_is_one_line(
             main(GIVEN)
 
 
-# ---- Relocating ------------------------------------------------------------------------------------------
-
-
 def test_relocating_what_cannot_be(checkpoint: Path, vlm: Path, tmp_path: Path, capsys: Capture) -> None:
     moved = Path(shutil.copytree(checkpoint, tmp_path / "run" / "a"))
     edit_json(moved / "config.json", lambda c: c.update(vlm_model_name="/moved/nowhere"))
@@ -243,9 +235,6 @@ def test_relocating_what_cannot_be(checkpoint: Path, vlm: Path, tmp_path: Path, 
     capsys.readouterr()
     assert main(relocate) == 0
     assert "Nothing to do" in capsys.readouterr().out
-
-
-# ---- The network ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("silent", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,6 +85,21 @@ def test_a_state_with_its_momentum_in_the_standard_basis_goes_on() -> None:
     take(package, expected, range(5, 12))
     for name, parameter in expected.items():
         torch.testing.assert_close(done[name], parameter, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("largest", [20, 1024])
+def test_a_state_goes_on_where_another_size_of_basis_is_asked_for(largest: int) -> None:
+    config = SOAPConfig(lr=1e-2, max_precondition_dim={20: 1024, 1024: 20}[largest])
+    whole, first = make(config.build)
+    take(first, whole, range(3))
+    parameters, again = make(config.build)
+    for name, parameter in whole.items():
+        parameters[name].data.copy_(parameter)
+    again.load_state_dict(copy.deepcopy(first.state_dict()))
+    SOAPConfig(lr=1e-2, max_precondition_dim=largest).put_over(again)
+    take(first, whole, range(3, 6))
+    take(again, parameters, range(3, 6))
+    assert all(torch.equal(parameters[name], parameter) for name, parameter in whole.items())
 
 
 @pytest.mark.parametrize("config", CONFIGS)

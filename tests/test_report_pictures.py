@@ -24,8 +24,6 @@ from chordflow.results.actions import TrajectoryRow
 from chordflow.results.schema import Clip, LossCurve, Results
 from report_samples import gap, sample
 
-# ---- Plots ----------------------------------------------------------------------------------------------
-
 
 def test_three_pictures_that_open(tmp_path: Path) -> None:
     folder = tmp_path / "images été 图"
@@ -85,8 +83,6 @@ def test_few_or_extreme_measures_are_drawn(changes: dict[str, object]) -> None:
         low, high = sorted(panel.get_ylim())
         assert any(low <= tick <= high for tick in panel.get_yticks())
 
-
-# ---- Episodes side by side ------------------------------------------------------------------------------
 
 SIDE, PITCH, HEAD = 32, 32 + 16, 15
 """Pixels of a frame, from one cell to the next, and of the line of labels."""

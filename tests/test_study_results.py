@@ -37,8 +37,6 @@ def by_head(section: Section) -> list[dict[str, str]]:
     return [dict(zip(heads, row, strict=True)) for row in cells(section)]
 
 
-# ---- Methods ----------------------------------------------------------------------------------------------
-
 CLEARLY = study(*CLEAR)
 OVERLAP = study(*(trial(name, seed, figures(one, 0.1, 0.1)) for name, both in (
     ("a", (0.04, 0.08)), ("b", (0.07, 0.09)), ("c", (0.2, 0.3))) for seed, one in enumerate(both)))  # fmt: skip
@@ -111,9 +109,6 @@ def test_the_table_has_the_teacher_then_medians_and_ranges() -> None:
     assert SEEDS not in markdown(study(*unrun))
 
 
-# ---- Beginnings -------------------------------------------------------------------------------------------
-
-
 def test_couplings_that_differ_are_told() -> None:
     found = beginnings()
     differs = replace(found, trials=[replace(found.trials[0], couplings_sha256="b"), *found.trials[1:]])
@@ -157,9 +152,6 @@ def test_the_tables_have_every_arm_and_look() -> None:
     assert ("left out", "pretrained_vlm: it has none") in facts(found)
     unheard = [replace(t, losses=None, looks=[replace(k, success=[]) for k in t.looks]) for t in found.trials]
     assert [section.key for section in sections(replace(found, trials=unheard))] == ["study", "gap"]
-
-
-# ---- Rounds -----------------------------------------------------------------------------------------------
 
 
 def test_the_headline_says_where_another_round_stopped_paying() -> None:
@@ -210,9 +202,6 @@ def test_the_table_of_rounds_shows_medians_ranges_and_falls() -> None:
     assert [by_round["teacher, untrained", "0"][name] for name in shown[1:3]] == ["40.0", "0.0"]
     assert [row["curvature %"] for row in rows if row["arm"] == "- least to largest"][1] == "2.0-3.0"
     assert {("observations with several modes", "4"), ("once", "300 steps")} <= set(facts(of_two_seeds()))
-
-
-# ---- Plots, pages, files ----------------------------------------------------------------------------------
 
 
 def test_plots_over_looks() -> None:

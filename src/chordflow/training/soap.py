@@ -139,6 +139,8 @@ class SOAP(Optimizer):
             for parameter, state in zip(begun.parameters, begun.of_each(), strict=True):
                 self.state[parameter] = state
         states = [self.state[parameter] for parameter in parameters]
+        # A checkpoint's sides stay as they are, whatever is asked for now: its momentum is in their basis.
+        sides = [side for side in range(len(shape)) if f"Q_{side}" in states[0]]
         joined = {name: torch.stack([state[name] for state in states]) for name in states[0]}
         matrices = [{side: joined[f"{name}_{side}"] for side in sides} for name in ("GG", "Q")]
         stack = _Stack(parameters, joined["momentum"], joined["exp_avg_sq"], *matrices)
