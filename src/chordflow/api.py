@@ -14,6 +14,7 @@ import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +35,10 @@ from chordflow.experiments.settings import (
     export_settings,
     reflow_settings,
 )
+from chordflow.experiments.share import push
 from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.reporting import study_table
+from chordflow.reporting.card import card, exported_card
 from chordflow.reporting.pictures import save_clip, save_figures
 from chordflow.reporting.table import markdown
 from chordflow.reporting.write import RESULTS, loaded, write_report
@@ -235,7 +238,9 @@ def reflow(*, command: list[str] | None = None, **options: Any) -> Run:
             if done.measured is None:
                 return Run(output, None, student=done.student)
             how = f"make room and resume with: {resume_command(output)}"
-            return Run(output, done.results, _illustrate(done.results, output, how), done.student)
+            run = Run(output, done.results, _illustrate(done.results, output, how), done.student)
+        push(config.policy, done.student, partial(card, done.results), config.teacher)
+        return run
 
 
 def evaluate(*, command: list[str] | None = None, **options: Any) -> Run:
@@ -270,7 +275,9 @@ def export(**options: Any) -> Exported:
     Options are those of `chordflow export`, such as policy, output_dir, num_steps and dataset.
     """
     config = export_settings(options)
-    return Exported(config.output_dir, export_job.export(config))
+    manifest = export_job.export(config)
+    push(config.policy, config.output_dir, partial(exported_card, manifest), config.policy)
+    return Exported(config.output_dir, manifest)
 
 
 def report(folder: str | Path, output_dir: str | Path | None = None) -> Run | StudyReport:

@@ -121,14 +121,21 @@ def spelt_out(given: Mapping[str, Any], options: Iterable[Option]) -> dict[str, 
     """Settings as JSON holds them, without short forms.
 
     `teacher=PATH` is short for `teacher.path=PATH`, and `dataset=ID` for `dataset.repo_id=ID`. `policy`, as LeRobot's
-    commands have it, is the `teacher` of a verb that has no policy of its own.
+    commands have it, is the `teacher` of a verb that takes no policy of its own, but for the options that the verb has
+    in that group.
     """
     names = {option.name for option in options}
     spelt: dict[str, Any] = json.loads(json.dumps(given, default=str))
     if "policy" in spelt and "teacher.path" in names and "policy.path" not in names:
-        if "teacher" in spelt:
+        policy = spelt.pop("policy")
+        inside = policy if isinstance(policy, dict) else {}
+        if own := {name: value for name, value in inside.items() if f"policy.{name}" in names}:
+            policy = {name: value for name, value in inside.items() if name not in own}
+            spelt["policy"] = own
+        if policy and "teacher" in spelt:
             raise UserError("--policy is another name of --teacher; give one of the two.")
-        spelt["teacher"] = spelt.pop("policy")
+        if policy:
+            spelt["teacher"] = policy
     for group, value in spelt.items():
         main = next((name for name in (f"{group}.path", f"{group}.repo_id") if name in names), None)
         if isinstance(value, str) and main is not None:
