@@ -95,7 +95,8 @@ class _Handler(BaseHTTPRequestHandler):
                     hub.files[value["path"]] = base64.b64decode(value["content"])
                 elif line["key"] == "lfsFile":
                     hub.files[value["path"]] = dict(hub.large)[value["oid"]]
-            self._answer({"commitUrl": f"{hub.url}/commit", "commitOid": "0" * 40})
+            repo = path.removeprefix("/api/models").removesuffix("/commit/main")
+            self._answer({"commitUrl": f"{hub.url}{repo}/commit/{'0' * 40}", "commitOid": "0" * 40})
 
 
 @pytest.fixture

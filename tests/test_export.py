@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
 import chordflow
@@ -30,6 +31,8 @@ from chordflow.policies.sampling import Sampler
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
 from chordflow_runtime import load
 from families import CASES
+from hub_server import Hub
+from hub_server import hub as hub
 from lerobot_env_detour import DetourEnv
 from small_policies import Folders
 from small_runs import Capture, contents, edit_json, refused
@@ -261,6 +264,22 @@ def test_a_step_that_a_manifest_has_no_words_for_is_refused(
     edit_json(checkpoint / PREPROCESSOR, lambda content: content["steps"].insert(0, cropping))
     given = ["export", f"--policy.path={checkpoint}", f"--output_dir={tmp_path / 'r'}"]
     assert "has a step image_crop_resize_processor" in refused(given, capsys, tmp_path)
+
+
+def test_an_exported_folder_goes_to_the_hub(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: Hub, capsys: Capture
+) -> None:
+    monkeypatch.setattr(job, "write_graphs", lambda *_, **__: {"kind": "one", "policy": "policy.onnx"})
+    monkeypatch.setattr(chordflow_runtime, "load", lambda _, threads: Runner(checkpoint))
+    policy = {"path": checkpoint, "push_to_hub": True, "repo_id": "me/robot"}
+    done = chordflow.export(policy=policy, output_dir=tmp_path / "r", num_steps=1)
+    assert f"Hub:     {hub.url}/me/robot" in capsys.readouterr().out
+    assert hub.files == contents(tmp_path / "r")
+    assert hub.repos == {"me/robot": None}
+    card = ModelCard(hub.files["README.md"].decode())
+    (gap,) = card.data.eval_results
+    assert gap.metric_value == pytest.approx(done.manifest["parity"]["gap_percent"], abs=1e-4)
+    assert 'snapshot_download("me/robot", local_dir="policy")' in card.text
 
 
 class Runner:

@@ -10,21 +10,25 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import HfApi, ModelCard, constants
+from PIL import Image
 
-from chordflow import stopping
+from chordflow import api, stopping
 from chordflow.cli.main import main
 from chordflow.errors import UserError
 from chordflow.experiments.config import ReflowJobConfig, SourceConfig
 from chordflow.experiments.settings import reflow_settings
 from chordflow.experiments.share import HubConfig, licence, push
 from chordflow.options import build
+from chordflow.results.schema import Results
+from chordflow.training.loop import read_metrics
 from hub_server import Hub
 from hub_server import hub as hub
-from small_runs import Capture, contents, edit_json, resume, student_of
+from small_runs import Capture, contents, edit_json, options, resume, student_of
 
 CARD = "---\nlicense: other\nlicense_name: ours\nlicense_link: https://example.invalid\n---\n# Teacher\n"
 
@@ -76,7 +80,7 @@ def test_an_upload_that_breaks_is_finished_by_the_command_that_is_printed(
 
 @pytest.mark.parametrize(
     ("why", "message"),
-    [("no token", "HTTPStatusError: Client error '401"), ("no Hub", "ConnectError"), ("signal", "")],
+    [("no token", "HTTPStatusError: Client error '401"), ("no Hub", "Connection refused"), ("signal", "")],
 )
 def test_where_the_hub_cannot_be_used_everything_stays_here_and_is_uploaded_later(
     why: str, message: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
@@ -89,7 +93,7 @@ def test_where_the_hub_cannot_be_used_everything_stays_here_and_is_uploaded_late
     if why == "no token":
         monkeypatch.setenv("HF_TOKEN", "another")
     elif why == "no Hub":
-        hub.server_close()
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     else:
         monkeypatch.setattr(HfApi, "upload_folder", stop)
     arguments = HubConfig(True, "me/it"), tmp_path, lambda *given: str(given), SourceConfig(str(tmp_path))
@@ -137,12 +141,61 @@ def test_the_options_of_the_policy_are_the_teachers_but_for_those_of_the_hub(tmp
 
 
 @pytest.mark.parametrize(("given", "message"), [
-    ({"push_to_hub": "true"}, "policy.push_to_hub=true needs --policy.repo_id=USER/NAME"),
-    ({"push_to_hub": "true", "repo_id": "it"}, "policy.repo_id=it is no name on the Hub; give USER/NAME"),
-    ({"push_to_hub": "true", "repo_id": "me/a--b"}, "policy.repo_id=me/a--b is no name"),
-    ({"repo_id": "me/it"}, "policy.repo_id=me/it, policy.private=None: they are about policy.push_to_hub=true"),
+    ({"push_to_hub": "true"}, "policy.push_to_hub=true needs policy.repo_id=USER/NAME, which is missing"),
+    ({"push_to_hub": "true", "repo_id": "it"}, "needs policy.repo_id=USER/NAME, which is it"),
+    ({"push_to_hub": "true", "repo_id": "me/a--b"}, "USER/NAME, which is me/a--b"),
+    ({"repo_id": "me/it"}, "policy.repo_id=me/it: give --policy.push_to_hub=true too, or null"),
 ])  # fmt: skip
 def test_what_is_missing_is_refused_before_any_work(given: dict[str, str], message: str) -> None:
     base = {"teacher": {"path": "t"}, "dataset": {"repo_id": "a/b"}, "output_dir": "o"}
     with pytest.raises(UserError, match=re.escape(message)):
         build(ReflowJobConfig, {f"policy.{name}": value for name, value in given.items()}, base)
+
+
+def told(run: Path) -> dict[str, list[float]]:
+    """What the newest run on Weights & Biases in a folder was told, by name; for pictures their number."""
+    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.sdk.internal.datastore import DataStore
+
+    store, found = DataStore(), {}
+    store.open_for_scan(str(next((run / "wandb" / "latest-run").glob("run-*.wandb"))))
+    while (data := store.scan_data()) is not None:
+        record = Record()
+        record.ParseFromString(data)
+        for item in record.history.item:
+            value = json.loads(item.value_json)
+            found.setdefault(item.key or "/".join(item.nested_key), []).append(value)
+    return found
+
+
+@pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")
+def test_weights_and_biases_has_loss_rate_gaps_and_pictures_of_one_run_also_when_it_is_resumed(
+    checkpoint: Path, dataset_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def draw(results: Results, folder: Path, remedy: str) -> tuple[Path, ...]:
+        (folder / "figures").mkdir(exist_ok=True)
+        Image.new("RGB", (2, 2)).save(folder / "figures" / "picture.png")
+        return (folder / "report.html",)
+
+    monkeypatch.setattr(api, "_illustrate", draw)
+    for name in ("DATA", "CACHE", "CONFIG"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name))
+    run = tmp_path / "out"
+    shown = ["--wandb.enable=true", "--wandb.mode=offline", "--wandb.project=reflows"]
+    more = ["--steps=2", "--log_freq=1", "--measure.num_steps=[1]"]
+    assert main(options(checkpoint, dataset_root, run, *more, *shown)) == 0
+    assert f"W&B:     {run / 'wandb'}" in capsys.readouterr().out
+    first, id_of = told(run), run / "wandb" / "latest-run"
+    began = next(id_of.glob("run-*.wandb")).name
+    assert main(resume(run, 2, "--steps=3")) == 0
+    lines = read_metrics(run / "metrics.jsonl")
+    for shown_now, logged in ((first, lines[:2]), (told(run), lines[2:])):
+        for name in ("loss", "lr"):
+            assert shown_now[f"train/{name}"] == [line[name] for line in logged]
+        assert shown_now["eval/picture/_type"] == ["image-file"]
+    assert next(id_of.glob("run-*.wandb")).name == began
+    gap = Results.load(run / "results.json").gap("student", 1, "deployed")
+    assert gap is not None
+    assert told(run)["eval/gap/student/1/deployed"] == [gap.rms]
+    # Nothing of it is in the student's record but what the user gave.
+    assert json.loads((student_of(run) / "reflow_config.json").read_text())["wandb"]["run_id"] is None

@@ -239,6 +239,8 @@ def reflow(*, command: list[str] | None = None, **options: Any) -> Run:
                 return Run(output, None, student=done.student)
             how = f"make room and resume with: {resume_command(output)}"
             run = Run(output, done.results, _illustrate(done.results, output, how), done.student)
+        if done.log is not None:
+            done.log.end(output / "figures")
         push(config.policy, done.student, partial(card, done.results), config.teacher)
         return run
 

@@ -31,7 +31,7 @@ CHANGEABLE = (
     "resume", "rounds", "auto_rounds.", "steps", "batch_size", "gradient_accumulation_steps",
     "save_freq", "save_minutes", "log_freq", "num_workers", "device", "teacher.path", "student.init_path",
     "dataset.root", "couplings.path", "collect.num_workers", "dataset.video_backend", "tolerance_s", "optimizer.",
-    "scheduler.", "measure.", "policy.",
+    "scheduler.", "measure.", "policy.", "wandb.",
 )  # fmt: skip
 """What of a run of reflow may be another when it is resumed; all else would make it another run."""
 

@@ -14,7 +14,7 @@ from chordflow.reporting.rollout_tables import rate
 from chordflow.reporting.table import escape, markdown
 from chordflow.results.actions import STUDENT
 from chordflow.results.schema import PolicyInfo, Results
-from chordflow.results.wording import clean, estimate, percent, percentage, steps
+from chordflow.results.wording import clean, estimate, percentage, steps
 
 METHODS = {
     "reflow": "reflow (rectified flow, Liu et al. 2022)",
@@ -48,9 +48,11 @@ action = after(policy.select_action(before(observation)))
 """How to run a student from a shell and from Python."""
 
 EXPORTED = """\
-`{checkpoint}` ({family}) as a graph that a robot runs without PyTorch and LeRobot, at {steps} by {solver}. On
-{observations} observations with the same noise it differs from the checkpoint by {max_relative:.1e} of the largest
-action ({gap} of the spread).
+# {repo_id}
+
+`{checkpoint}` ({family}) as a graph that a robot runs without PyTorch and LeRobot; number of {solver} steps:
+{num_steps}. On {observations} observations with the same noise it differs from the checkpoint by {max_relative:.1e}
+of the largest action ({gap_percent:.1g} % of the spread).
 
 ```python
 import chordflow_runtime
@@ -82,7 +84,7 @@ def card(results: Results, repo_id: str | None = None, licence: Mapping[str, str
     """
     student = next((info for info in results.policies if info.name == STUDENT), None)
     path, name = _code(repo_id or results.student or results.teacher), _name(results, repo_id)
-    lines = [*_front_matter(results, name, licence or {}), f"# {escape(name)}", ""]
+    lines = [f"{_front_matter(results, name, licence or {})}# {escape(name)}", ""]
     if results.student is None:
         lines += [f"A diagnosis of `{path}`", ""]
     else:
@@ -106,29 +108,14 @@ def exported_card(manifest: Mapping[str, Any], repo_id: str, licence: Mapping[st
     text = f"Action gap to the checkpoint in percent, on {found['observations']} observations"
     metrics = [_metric("action_gap", text, found["gap_percent"] / 100, "lerobot", found["of"])]
     more = {"library_name": "onnx", "tags": [*TAGS, "onnx"], "base_model": hub_id(checkpoint)}
-    name = repo_id.split("/")[-1]
-    return "\n".join(
-        [
-            *_yaml(name, metrics, licence, **more),
-            f"# {escape(name)}",
-            "",
-            EXPORTED.format(
-                family=manifest["family"],
-                checkpoint=_code(checkpoint),
-                steps=steps(manifest["num_steps"]),
-                repo_id=repo_id,
-                solver=manifest["solver"],
-                gap=percent(found["gap_percent"] / 100),
-                **found,
-            ),
-        ]
-    )
+    known = {**manifest, **found, "checkpoint": _code(checkpoint), "repo_id": repo_id}
+    return _front(repo_id.split("/")[-1], metrics, licence, **more) + EXPORTED.format(**known)
 
 
 # ---- What the Hub reads of it ---------------------------------------------------------------------------
 
 
-def _front_matter(results: Results, name: str, licence: Mapping[str, str]) -> list[str]:
+def _front_matter(results: Results, name: str, licence: Mapping[str, str]) -> str:
     dataset = results.settings.get("dataset")
     found = hub_id(str(dataset.get("repo_id"))) if isinstance(dataset, dict) else None
     extra: dict[str, Any] = {"tags": TAGS}
@@ -144,7 +131,9 @@ def _front_matter(results: Results, name: str, licence: Mapping[str, str]) -> li
     if n is not None and (gap := results.gap(STUDENT, n, "deployed")) is not None:
         text = f"Action gap to the teacher in percent, on {gap.observations} held-out observations"
         metrics.append(_metric("action_gap", text, gap.rms, found or "lerobot", found or "held-out episodes"))
-    return _yaml(name, metrics, licence, library_name="lerobot", datasets=[found] if found else None, **extra)
+    return _front(
+        name, metrics, licence, library_name="lerobot", datasets=[found] if found else None, **extra
+    )
 
 
 def _metric(kind: str, text: str, fraction: float, dataset: str, name: str) -> EvalResult:
@@ -152,11 +141,10 @@ def _metric(kind: str, text: str, fraction: float, dataset: str, name: str) -> E
     return EvalResult("robotics", dataset, name, metric_type=kind, metric_name=text, metric_value=value)
 
 
-def _yaml(name: str, metrics: list[EvalResult], licence: Mapping[str, str], **more: Any) -> list[str]:
-    """The lines of the front matter."""
+def _front(name: str, metrics: list[EvalResult], licence: Mapping[str, str], **more: Any) -> str:
     measured = {"model_name": name, "eval_results": metrics} if metrics else {}
     data = ModelCardData(pipeline_tag="robotics", ignore_metadata_errors=False, **measured, **licence, **more)
-    return ["---", data.to_yaml(line_break="\n"), "---", ""]
+    return f"---\n{data.to_yaml(line_break='\n')}\n---\n\n"
 
 
 def hub_id(name: str) -> str | None:
