@@ -4,12 +4,14 @@ The functions below are those of `chordflow.api`, which import PyTorch and LeRob
 that they take.
 """
 
+from typing import Any
+
 __version__ = "0.1.0"
 
 __all__ = ["couple", "diagnose", "evaluate", "export", "load_policy", "reflow", "report"]
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     """A function of `chordflow.api`."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -176,11 +176,12 @@ def kind_of(hint: Any, default: Any = None) -> str:
 
 def _is(value: Any, kind: str) -> bool:
     """Whether a value, as JSON holds it, is of a kind as `kind_of` names it; of foreign ones draccus decides."""
+    # A list of what may be of several kinds has brackets around them.
+    if len(kinds := re.split(r" or (?![^\[]*\])", kind)) > 1:
+        return any(_is(value, one) for one in kinds)
     if kind.startswith("list of "):
         inner = kind.removeprefix("list of ").strip("[]")
         return isinstance(value, list) and all(_is(item, inner) for item in value)
-    if " or " in kind:
-        return any(_is(value, part) for part in kind.split(" or "))
     if kind.endswith(PAIR):
         return _is(value, "list of number") and kind == f"{len(value)}{PAIR}"
     if kind in _NUMBERS:
@@ -262,8 +263,6 @@ def meant(names: Sequence[str]) -> str:
 
 def alike(given: str, name: str) -> bool:
     """Whether a name is nearly another one, or its first word."""
-    if not given or not name:
-        return given == name
     return name.startswith(f"{given}_") or difflib.SequenceMatcher(None, given, name).ratio() >= 0.75
 
 
