@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from chordflow.demo.teacher import CAMERA
 from chordflow.evaluation.gap import Modes
 from chordflow.policies import FlowPolicy
 from chordflow.policies.sampling import Sampler, seeded_noise
@@ -71,4 +72,4 @@ def _observation(episode: Episode) -> dict[str, Any]:
     observation, _ = env.reset(seed=episode.seed)
     pixels = torch.from_numpy(observation["pixels"]).permute(2, 0, 1)[None].float() / 255
     state = torch.from_numpy(observation["agent_pos"])[None]
-    return {"observation.image": pixels, "observation.state": state, "task": [episode.task]}
+    return {CAMERA: pixels, "observation.state": state, "task": [episode.task]}
