@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from chordflow.couplings.blocks import join
+from chordflow.demo.teacher import CAMERA
 from chordflow.evaluation.gap import Modes
 from chordflow.evaluation.paired import Way, solve
 from chordflow.policies import FlowPolicy
@@ -82,4 +83,4 @@ def _observation(episode: Episode) -> dict[str, Any]:
     observation, _ = env.reset(seed=episode.seed)
     pixels = torch.from_numpy(observation["pixels"]).permute(2, 0, 1)[None].float() / 255
     state = torch.from_numpy(observation["agent_pos"])[None]
-    return {"observation.image": pixels, "observation.state": state, "task": [episode.task]}
+    return {CAMERA: pixels, "observation.state": state, "task": [episode.task]}
