@@ -26,7 +26,7 @@ from chordflow.experiments import diagnose as diagnose_job
 from chordflow.experiments import evaluate as evaluate_job
 from chordflow.experiments import export as export_job
 from chordflow.experiments.rounds import reflow_rounds
-from chordflow.experiments.run_folder import how_to_go_on, resume_command
+from chordflow.experiments.run_folder import how_to_resume, resume_command
 from chordflow.experiments.settings import (
     couple_settings,
     diagnose_settings,
@@ -230,7 +230,7 @@ def reflow(*, command: list[str] | None = None, **options: Any) -> Run:
     with joined():
         config, resume_from = reflow_settings(options)
         output = config.output_dir
-        with stopping.says(lambda: how_to_go_on(output)):
+        with stopping.says(lambda: how_to_resume(output)):
             done = reflow_rounds(config, command or command_line("reflow", options), resume_from)
             if done.measured is None:
                 return Run(output, None, student=done.student)
@@ -245,7 +245,7 @@ def evaluate(*, command: list[str] | None = None, **options: Any) -> Run:
     """
     config = evaluate_settings(options)
     output = config.output_dir
-    with stopping.says(lambda: evaluate_job.how_to_go_on(output)):
+    with stopping.says(lambda: evaluate_job.how_to_resume(output)):
         results, clip = evaluate_job.evaluate(config, command or command_line("evaluate", options))
         columns = {name: [(e.seed, e.success, e.frames) for e in run] for name, run in clip.items() if run}
         if columns:

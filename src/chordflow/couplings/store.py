@@ -280,7 +280,7 @@ def write_block(
     _write(folder, shard_name(number), save(tensors, {_SHA256: _digest(tensors)}))
 
 
-def how_to_go_on(folder: Path) -> str:
+def how_to_resume(folder: Path) -> str:
     """What of a store is made, and the command that makes the rest."""
     done = finished(folder)
     if not done:
@@ -299,7 +299,7 @@ def _write(folder: Path, name: str, data: bytes) -> None:
 
 def _cannot_write(folder: Path, name: str, error: OSError) -> UserError:
     what = (
-        how_to_go_on(folder) if finished(folder) else "choose a folder that can be written to and has room."
+        how_to_resume(folder) if finished(folder) else "choose a folder that can be written to and has room."
     )
     return UserError(f"output_dir={folder}: {name} cannot be written ({error.strerror}); {what}")
 

@@ -26,7 +26,7 @@ from chordflow.couplings.store import (
     Manifest,
     begin,
     finished,
-    how_to_go_on,
+    how_to_resume,
     one_job,
     read_block,
     read_manifest,
@@ -92,7 +92,7 @@ def couple(config: CoupleConfig) -> Path:
             begin(folder, job.manifest)
         # Before the first process has begun the store, or has refused to, no other looks at it.
         processes.wait()
-        stack.enter_context(stopping.says(lambda: how_to_go_on(folder)))
+        stack.enter_context(stopping.says(lambda: how_to_resume(folder)))
         stack.enter_context(enough_memory(teacher.device, job.advice))
         job.run(read_manifest(folder, "output_dir"))
         processes.wait()

@@ -51,7 +51,7 @@ def evaluate(config: EvaluateConfig, command: list[str]) -> tuple[Results, Clip]
     started = time.perf_counter()
     output = config.output_dir
     if not config.resume:
-        refuse_existing(output, how_to_go_on(output) if (output / EVALUATE_CONFIG).is_file() else "")
+        refuse_existing(output, how_to_resume(output) if (output / EVALUATE_CONFIG).is_file() else "")
     entrants = _load_entrants(config)
     teacher = entrants[TEACHER].policy
     _warn_of_other_steps(config, entrants)
@@ -175,7 +175,7 @@ def _measured_before(config: EvaluateConfig, now: Results) -> Results | None:
     return before if same and before.held_out is not None else None
 
 
-def how_to_go_on(output: Path) -> str:
+def how_to_resume(output: Path) -> str:
     """What to tell the user of an evaluation that was stopped."""
     if (output / EVALUATE_CONFIG).is_file():
         return f"resume with: {command_to_resume('evaluate', output / EVALUATE_CONFIG)}"

@@ -33,7 +33,7 @@ def refuse_existing(output_dir: Path, go_on: str | None = None) -> None:
     `go_on` says how to resume what is there, and is empty where that cannot be; by default as a run of reflow.
     """
     if go_on is None:
-        go_on = how_to_go_on(output_dir) if has_checkpoint(output_dir) else ""
+        go_on = how_to_resume(output_dir) if has_checkpoint(output_dir) else ""
     if go_on or output_dir.exists():
         instead = f", or {go_on}" if go_on else "."
         raise UserError(f"output_dir={output_dir} exists already; name a new folder{instead}")
@@ -123,7 +123,7 @@ def command_to_resume(verb: str, config_path: Path) -> str:
     return f"{start} {verb} --resume=true --config_path={shlex.quote(str(config_path))}"
 
 
-def how_to_go_on(output_dir: Path) -> str:
+def how_to_resume(output_dir: Path) -> str:
     """What to tell the user of a run that was stopped."""
     if has_checkpoint(output_dir):
         return f"resume with: {resume_command(output_dir)}"
@@ -142,7 +142,7 @@ def resumable(output_dir: Path) -> Iterator[None]:
             f"{str(error).rstrip('.')}; the checkpoints are whole: resume with: {resume_command(output_dir)}"
         ) from error
     except Exception as error:
-        error.add_note(how_to_go_on(output_dir))
+        error.add_note(how_to_resume(output_dir))
         raise
 
 

@@ -72,23 +72,23 @@ def rounded(values: Iterable[float]) -> list[float]:
 
 
 @dataclass(frozen=True)
-class Look:
+class Style:
     """Colour and marker of a policy, the same in all plots of a page."""
 
     colour: str
     symbol: str
 
 
-def looks(results: Results) -> dict[PolicyName, Look]:
+def styles(results: Results) -> dict[PolicyName, Style]:
     """Colour and marker of every policy that the results name."""
     rows: list[Any] = [
         *results.curvature, *results.gaps, *results.success, *results.trajectories, *results.motion,
         *results.delays, *results.sequential, *results.timing, *results.flip_checks,
     ]  # fmt: skip
     names = ordered(results, [*(policy.name for policy in results.policies), *(row.policy for row in rows)])
-    found = {TEACHER: Look(TEACHER_BLUE, SYMBOLS[0]), STUDENT: Look(STUDENT_ORANGE, SYMBOLS[1])}
+    found = {TEACHER: Style(TEACHER_BLUE, SYMBOLS[0]), STUDENT: Style(STUDENT_ORANGE, SYMBOLS[1])}
     for place, name in enumerate(name for name in names if name not in found):
-        found[name] = Look(OTHERS[place % len(OTHERS)], SYMBOLS[(2 + place) % len(SYMBOLS)])
+        found[name] = Style(OTHERS[place % len(OTHERS)], SYMBOLS[(2 + place) % len(SYMBOLS)])
     return found
 
 

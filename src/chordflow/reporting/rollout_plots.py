@@ -29,7 +29,7 @@ MOST_GROUPS = 8
 """Instructions that have a panel of their own; the table has all."""
 
 
-class Row(NamedTuple):
+class Mark(NamedTuple):
     """A figure with its interval and in words, of a row of results; `more` is a further line of the hover box."""
 
     of: Any
@@ -40,13 +40,13 @@ class Row(NamedTuple):
 
 
 def _forest(
-    results: Results, axis: str, rows: Sequence[Row], scale: float = 100, **x: Any
+    results: Results, axis: str, rows: Sequence[Mark], scale: float = 100, **x: Any
 ) -> tuple[go.Figure, str]:
     """A row for each way to act with its interval, by default in percent, and all of it in words."""
     names = plots.rows_axis([brief(row.of) for row in rows])
     figure = plots.canvas(plots.rows_height(len(rows)), axis, "", showlegend=False, yaxis=names, xaxis=x)
     for place, row in enumerate(rows):
-        name, look = plots.label(at(row.of)), plots.looks(results)[row.of.policy]
+        name, look = plots.label(at(row.of)), plots.styles(results)[row.of.policy]
         plots.add_marks(
             figure, [scale * row.value], [place], name, [plots.hover(name, row.text, *[row.more] * bool(row.more))],
             colour=look.colour, symbol=look.symbol, size=11, cliponaxis=False,
@@ -66,7 +66,7 @@ def success(results: Results) -> list[Plot]:
     first = "all" if "all" in groups else next(iter(groups))
     panels = [_rates(results, first, groups[first], "success")]
     pairs = [(row, row.versus_teacher.difference) for row in groups[first] if row.versus_teacher is not None]
-    if rows := [Row(row, found.value, found.interval, estimate(found, points)) for row, found in pairs]:
+    if rows := [Mark(row, found.value, found.interval, estimate(found, points)) for row, found in pairs]:
         figure, said = _differences(results, rows, margin := _margin(results))
         drawn = (
             f" The dashed line is the margin of {tables.points_of(margin)} points."
@@ -95,7 +95,7 @@ def _margin(results: Results) -> float | None:
 
 def _rates(results: Results, group: str, found: list[SuccessRow], key: str) -> Plot:
     rows = [
-        Row(row, row.rate, row.interval, _rate_text(row), f"{row.successes} of {row.episodes} episodes")
+        Mark(row, row.rate, row.interval, _rate_text(row), f"{row.successes} of {row.episodes} episodes")
         for row in found
     ]
     figure, said = _forest(results, "success, %", rows, range=_rate_range(found))
@@ -112,7 +112,7 @@ def _rate_range(rows: Sequence[SuccessRow | DelayRow]) -> list[float]:
     return [max(0.0, 100 * low - 4) if low > 0.3 else 0, 100]
 
 
-def _differences(results: Results, rows: Sequence[Row], margin: float | None) -> tuple[go.Figure, str]:
+def _differences(results: Results, rows: Sequence[Mark], margin: float | None) -> tuple[go.Figure, str]:
     figure, said = _forest(results, "points to the deployed teacher", rows)
     line = {"color": plots.NEUTRAL, "width": 1.2}
     figure.add_shape(type="line", x0=0, x1=0, y0=0, y1=1, yref="paper", line=line, layer="below")
@@ -131,7 +131,7 @@ def sequential(results: Results) -> list[Plot]:
             f"{found.decision} after {plural(found.episodes, 'episode')}, difference within [{points(found.low)}, "
             f"{points(found.high)}] points"
         )
-        rows.append(Row(row, (found.low + found.high) / 2, Interval(found.low, found.high), text))
+        rows.append(Mark(row, (found.low + found.high) / 2, Interval(found.low, found.high), text))
     if not rows:
         return []
     margin = results.sequential[0].decision.margin
@@ -150,7 +150,7 @@ def motion(results: Results) -> list[Plot]:
     panels: list[Plot] = []
     for measure, rows in tables.motion_rows(results).items():
         unit = "s" if measure == "seconds" else "control steps" if measure == "length" else "robot's units"
-        shown = [Row(row, row.mean.value, row.mean.interval, estimate(row.mean)) for row in rows]
+        shown = [Mark(row, row.mean.value, row.mean.interval, estimate(row.mean)) for row in rows]
         figure, said = _forest(results, f"{measure}, {unit}", shown, 1, rangemode="tozero", nticks=6)
         caption = f"{said}. In {tables.MOTION_UNITS[measure]}; 95 % intervals."
         panels.append(Plot(f"motion-{len(panels)}", measure.capitalize(), caption, figure))

@@ -84,7 +84,7 @@ def page(study: Study) -> str:
         subtitle=f"{figures.budget(study)} each, seeds {', '.join(map(str, study.seeds))}",
         teacher=study.teacher,
         # A browser breaks lines within an arrow of two characters.
-        headline=figures.headline(study).replace("->", "\u2192"),
+        answers=[text.replace("->", "\u2192") for text in figures.answers(study)],
         groups=groups,
         sections=sections(study),
         facts=facts(study),

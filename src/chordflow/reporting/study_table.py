@@ -221,19 +221,21 @@ COLUMNS = [
 
 
 def render(study: Study, *, verbose: bool | None = None) -> RenderableType:
-    """What the table says and the table, for a terminal; all tables with `verbose`, by default as the user asks."""
+    """The answer and the table, for a terminal; all tables with `verbose`, by default as the user asks."""
     if verbose if verbose is not None else console.verbose():
         shown = sections(study)
     else:
         shown = [section.short() for section in [by_arm(study, ranges=False)] if section is not None]
-    return Group(Text(figures.headline(study), style="bold"), Text(), *map(Drawn, shown))
+    first, *others = figures.answers(study)
+    return Group(Text(first, style="bold"), *map(Text, others), Text(), *map(Drawn, shown))
 
 
 def markdown(study: Study) -> str:
     """The same content for a document, with all columns; ends with a line break."""
     blocks = [block for section in sections(study) for block in written(section)]
     lines = [f"- {name}: {escape(value)}" for name, value in facts(study)]
-    return "\n\n".join([f"**{escape(figures.headline(study))}**", *blocks, "\n".join(lines)]) + "\n"
+    first, *others = map(escape, figures.answers(study))
+    return "\n\n".join([f"**{first}**", *others, *blocks, "\n".join(lines)]) + "\n"
 
 
 def sections(study: Study) -> list[Section]:

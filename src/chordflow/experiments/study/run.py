@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,7 +16,7 @@ from chordflow.evaluation.measure import Held, Yardstick
 from chordflow.experiments.arms import EPISODES, Count
 from chordflow.experiments.measured import held_out
 from chordflow.experiments.provenance import load_frozen, weights_sha256
-from chordflow.experiments.run_folder import new_folder, only_run, refuse_existing
+from chordflow.experiments.run_folder import command_to_resume, new_folder, only_run, refuse_existing
 from chordflow.experiments.study.config import StudyConfig
 from chordflow.experiments.study.plan import Plan, begun, make_plan, resumed
 from chordflow.experiments.train import train_student
@@ -49,7 +48,7 @@ def run_study(
         UserError: for input that cannot be used.
     """
     output = config.output_dir
-    file, resume = output / STUDY, f"resume with: {resume_command(output)}"
+    file, resume = output / STUDY, f"resume with: {command_to_resume('study', output / STUDY)}"
     if not config.resume:
         refuse_existing(output, resume if file.is_file() else "")
     plan = make_plan(config)
@@ -67,11 +66,6 @@ def run_study(
     with stopping.says(how), folder, only_run(output):
         run.all(on_trial)
     return run.study
-
-
-def resume_command(output_dir: Path) -> str:
-    """The command line that resumes a study."""
-    return f"chordflow study --resume=true --config_path={shlex.quote(str(output_dir / STUDY))}"
 
 
 class _Run:
@@ -206,7 +200,7 @@ class _Run:
             option = {"methods": "methods", "beginnings": "arms"}.get(self.config.PRESET)
             ways = [one.way.partition(",")[0] for one in self.plan.arms.values() if one.name != arm]
             others = ",".join(dict.fromkeys(ways))
-            without = f" To resume without it: {resume_command(self.output)} --{option}='[{others}]'"
+            without = f" To resume without it: {command_to_resume('study', self.output / STUDY)} --{option}='[{others}]'"
             raise UserError(f"arms: {label}: {error}{without if option and others else ''}") from error
 
 
