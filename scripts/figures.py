@@ -20,7 +20,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from chordflow.experiments.measured import concluded
+from chordflow.experiments.measured import with_findings
 from chordflow.reporting.pictures import save_figures
 from chordflow.reporting.write import write_report
 from chordflow.results.files import write_whole
@@ -188,7 +188,7 @@ if __name__ == "__main__":
             folder = options.output_dir / name
             results = folder / "results.json"
             # Of runs that were made earlier: by today's rules.
-            measured = concluded(Results.load(results))
+            measured = with_findings(Results.load(results))
             measured.save(results)
             (folder / "figures").mkdir(exist_ok=True)
             save_figures(measured, folder / "figures")

@@ -295,7 +295,7 @@ LEFT = {"stopped": ["000002", "last"], "dies": []}
 @pytest.mark.parametrize(
     ("name", "codes", "teller", "sentence"),
     [
-        ("dies", [2, -9], 0, "another of the 2 processes of this run has ended without a word"),
+        ("dies", [2, -9], 0, "another of the 2 processes of this run has ended without an error of its own"),
         ("nan", [2, 2], None, "the loss is not finite at step 3 (loss nan"),
         (
             "no_memory",

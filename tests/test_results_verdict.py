@@ -124,7 +124,7 @@ def test_other_solvers_count_by_their_evaluations() -> None:
 
 @pytest.mark.parametrize(("rms", "rate", "expected"), [
     (0.099, 0.70, "Two untrained steps lie as near to the converged ODE as the student."),
-    (0.0991, 0.90, "Two untrained steps cannot be told from the student by success."),
+    (0.0991, 0.90, "Two untrained steps cannot be distinguished from the student by success."),
     (0.099, 0.90, "Two untrained steps are as good as the student by gap and success."),
     (0.0991, 0.70, "Whether the student may replace the teacher at one step is undecided: success is 90.0 %"),
 ])  # fmt: skip
@@ -168,7 +168,7 @@ def test_what_was_not_measured_is_not_claimed() -> None:
     assert "is undecided: success is 90.0 % in 500 episodes each, not paired." in verdict(unpaired)
     assert "fast" not in told(sample(latency=None))
     assert "urvature" not in told(sample(curvature=[curvature("student", 0.04)]))
-    assert verdict(_alone()) == "The student's actions were not measured, so nothing can be said of them."
+    assert verdict(_alone()) == "The student's actions were not measured, so there is no verdict."
     assert verdict(_alone(student=None)) == "Nothing was measured."
 
 

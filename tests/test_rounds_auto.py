@@ -163,7 +163,7 @@ def test_stopped_inside_a_round_it_goes_on_to_the_same_bits(
     output, loss = tmp_path / "out", ReflowMethod.loss
 
     def interrupted(self: ReflowMethod, *arguments: Any) -> Tensor:
-        if (output / "round_2").exists() and not stopping.asked():
+        if (output / "round_2").exists() and not stopping.requested():
             signal.raise_signal(signal.SIGINT)
         return loss(self, *arguments)
 

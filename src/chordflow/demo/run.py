@@ -38,7 +38,7 @@ from chordflow.demo.teacher import (
 )
 from chordflow.errors import UserError
 from chordflow.experiments.config import ReflowJobConfig
-from chordflow.experiments.measured import concluded
+from chordflow.experiments.measured import with_findings
 from chordflow.experiments.provenance import read_record
 from chordflow.experiments.reflow import RESULTS
 from chordflow.experiments.rounds import reflow_rounds
@@ -91,7 +91,7 @@ class DemoConfig:
 
 def run_demo(config: DemoConfig) -> Results:
     """Runs the demo; raises UserError if the output folder exists, or there is nothing in it to resume."""
-    with stopping.says(lambda: _how_to_resume(config)), _folder(config) as checkpoint:
+    with stopping.noting(lambda: _how_to_resume(config)), _folder(config) as checkpoint:
         return _run(config, checkpoint)
 
 
@@ -167,7 +167,7 @@ def _run(config: DemoConfig, checkpoint: Path | None) -> Results:
         timing=timing,
         clips=[_moving_picture(output, runs, steps)],
     )
-    results = concluded(results)
+    results = with_findings(results)
     results.save(output / RESULTS)
     say(f"The demo took {time.perf_counter() - started:.0f} s.")
     return results

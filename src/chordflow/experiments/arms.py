@@ -1,4 +1,4 @@
-"""Policies that act beside each other: which run, in which ways, in which order, and when it is enough."""
+"""The episodes of an evaluation: which policies run, in which ways and order, and when they suffice."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ class _Rollouts:
             if best is not None:
                 arms.append(RolloutArm(TEACHER, entrant.policy, best.num_steps, best.solver, best.grid_power))
             elif n % 2 == 0:
-                # Nothing tells which way is best.
+                # Which way is best was not measured.
                 arms.append(RolloutArm(TEACHER, entrant.policy, n // 2, "midpoint"))
         return list(dict.fromkeys(arms))
 
@@ -359,7 +359,7 @@ def _run_like_lerobot(
     success: list[SuccessRow] = []
     motion: list[MotionRow] = []
     with open_runner(config.env, 1) as runner:
-        # Which start an episode has LeRobot's environments count out by themselves; how many there are is known.
+        # LeRobot's environments choose the start of an episode themselves; only the number of starts is known.
         starts = Starts(runner.tasks())
     for entrant, num_steps in plan:
         arm = RolloutArm(entrant.name, entrant.policy, num_steps)

@@ -79,7 +79,7 @@ def new_folder(output_dir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def only_run(output_dir: Path, option: str = "output_dir") -> Iterator[None]:
-    """Holds a run's folder, which the user gives by `option`, for one process at a time; the lock ends with it."""
+    """Locks a run's folder, which the user gives by `option`, for one process; the lock ends with the process."""
     if sys.platform == "win32":
         # Windows has no such locks.
         yield
@@ -124,7 +124,7 @@ def command_to_resume(verb: str, config_path: Path) -> str:
 
 
 def how_to_resume(output_dir: Path) -> str:
-    """What to tell the user of a run that was stopped."""
+    """How to resume a run that was stopped, for the user."""
     if has_checkpoint(output_dir):
         return f"resume with: {resume_command(output_dir)}"
     return "no checkpoint was written yet, so start a new run."
@@ -132,7 +132,7 @@ def how_to_resume(output_dir: Path) -> str:
 
 @contextlib.contextmanager
 def resumable(output_dir: Path) -> Iterator[None]:
-    """Says how to resume, where a run that has a checkpoint fails."""
+    """Context that adds how to resume where a run that has a checkpoint fails."""
     try:
         yield
     except UserError as error:

@@ -305,7 +305,7 @@ def save_student(
     for name, source in policy.filled_from.items():
         if source in keys:
             keys.setdefault(name, keys[source])
-    # The loader's copy of another tensor has the last word on it.
+    # The loader's copy of another tensor is what counts.
     for name, tensor in sorted(trained.items(), key=lambda item: item[0] in policy.filled_from):
         if name not in keys:
             raise UserError(

@@ -212,21 +212,21 @@ def _curved(results: Results) -> list[CurvatureRow]:
 def _by_time(results: Results, rows: Sequence[CurvatureRow]) -> Plot:
     figure = plots.canvas(340, "t: 1 is noise, 0 is the action", "curvature, %")
     figure.update_layout(xaxis={"range": [1.02, -0.02]}, yaxis={"rangemode": "tozero"})
-    said, dashes = [], {"circle": "solid", "square": "dash"}
+    texts, dashes = [], {"circle": "solid", "square": "dash"}
     for row in rows:
         look, values, name = plots.styles(results)[row.policy], curvature_by_time(row), plots.label(way(row))
-        said_at = [f"{percent(v)} at t = {t:.2f}" for t, v in zip(row.times, values, strict=True)]
+        at_times = [f"{percent(v)} at t = {t:.2f}" for t, v in zip(row.times, values, strict=True)]
         figure.add_scatter(
             x=plots.rounded(row.times), y=plots.rounded(100 * v for v in values), name=name, mode="lines",
             line={"color": look.colour, "width": 2, "dash": dashes.get(look.symbol, "dot")},
-            hoverinfo="text", hovertext=[plots.hover(name, text) for text in said_at],
+            hoverinfo="text", hovertext=[plots.hover(name, text) for text in at_times],
         )  # fmt: skip
         peak = max(range(len(values)), key=values.__getitem__)
-        said.append(
+        texts.append(
             f"{way(row)} {percent(row.curvature)}{span(row.interval, percent)} in all, "
             f"highest {percent(values[peak])} at t = {row.times[peak]:.2f}"
         )
-    caption = f"Relative deviation of the velocity from the chord: {'; '.join(said)}."
+    caption = f"Relative deviation of the velocity from the chord: {'; '.join(texts)}."
     return Plot("curvature-time", "Curvature by time", caption, figure)
 
 
@@ -251,14 +251,14 @@ def _by_part(results: Results, rows: Sequence[CurvatureRow]) -> Plot:
     }
     figure = _shares(results, shares, "t, from noise to action", 340)
     largest = {row.policy: max(stretches(row), key=lambda part: part.share) for row in rows}
-    said = [
+    texts = [
         f"{clean(policy)} most between t = {part.begin:.2f} and {part.end:.2f}, {percent(part.share, 0)} of its S"
         for policy, part in largest.items()
     ]
     own = stretches(rows[-1])
-    texts = [f"{part.begin:.1f}–{part.end:.1f}" for part in own]
-    figure.update_layout(xaxis=plots.ticks(range(len(own)), texts, tickangle=-45))
-    caption = f"Where the paths leave their chords: {'; '.join(said)}."
+    spans = [f"{part.begin:.1f}–{part.end:.1f}" for part in own]
+    figure.update_layout(xaxis=plots.ticks(range(len(own)), spans, tickangle=-45))
+    caption = f"Where the paths leave their chords: {'; '.join(texts)}."
     return Plot("curvature-parts", "Where in time the path bends", caption, figure)
 
 
@@ -272,11 +272,11 @@ def curvature_by_dimension(results: Results) -> list[Plot]:
     }
     figure = _shares(results, shares, "action dimension", 300)
     largest = {policy: max(own.items(), key=lambda pair: pair[1]) for policy, own in shares.items()}
-    said = [f"{clean(policy)} {name}, {percent(share, 0)}" for policy, (name, share) in largest.items()]
+    texts = [f"{clean(policy)} {name}, {percent(share, 0)}" for policy, (name, share) in largest.items()]
     few = len(dimension_shares(rows[0])) <= 12
     figure.update_layout(xaxis={"tickformat": "d"} | ({"dtick": 1} if few else {}))
     kind = "real" if real_dims(rows[0]) is not None else "padded"
-    caption = f"Share of S by {kind} dimension; the most: {'; '.join(said)}."
+    caption = f"Share of S by {kind} dimension; the most: {'; '.join(texts)}."
     return [Plot("curvature-dims", "Which dimensions bend", caption, figure)]
 
 

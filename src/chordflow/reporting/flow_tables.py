@@ -140,14 +140,14 @@ def gaps(results: Results) -> Section | None:
 
     found = {(row.policy, row.num_steps, row.solver) for row in results.gaps}
     rows = in_order(results, (_way(results, *one) for one in found))
-    said = [_normalisation(results)]
+    notes = [_normalisation(results)]
     if floor is not None:
         rows.append(ShownWay(TEACHER, "euler", floor.num_steps, None, floor, is_floor=True))
-        said.append(
+        notes.append(
             f"Floor: the teacher at {steps(floor.num_steps)} to its own converged ODE, below which a gap means little."
         )
     if any(not row.is_stock for row in results.gaps):
-        said.append(STOCK)
+        notes.append(STOCK)
     return table(
         "gap", "Action gap to the teacher from the same noise, relative to its spread, held out", rows,
         Column("policy", lambda w: "floor" if w.is_floor else way(w)),
@@ -166,7 +166,7 @@ def gaps(results: Results) -> Section | None:
         Column("to the\nfloor", _of("far", "ratio_to_floor"), _ratio,
                "To the floor: RMS to the converged ODE over that of the teacher as deployed."),
         Column("time", time, _ratio, "Time of a chunk: 1 is the teacher's as deployed."),
-        below=" ".join(text for text in said if text),
+        below=" ".join(text for text in notes if text),
         marked=lambda way: not way.is_floor and is_student(results, way),
     )  # fmt: skip
 
@@ -307,12 +307,12 @@ def curvature_over_time(results: Results) -> Section | None:
 
 
 def real_dims(row: CurvatureRow) -> int | None:
-    """Number of real dimensions, where the row tells it."""
+    """Number of real dimensions, where the row has it."""
     return len(row.s_by_time_and_dim[0]) if row.s_by_time_and_dim else None
 
 
 def dimension_shares(row: CurvatureRow) -> list[float]:
-    """Share of S in each dimension: the real ones where the row tells them, otherwise all padded ones."""
+    """Share of S in each dimension: the real ones where the row has them, otherwise all padded ones."""
     values = row.s_by_dim[: real_dims(row)]
     total = sum(values)
     return [value / total if total > 0 else 0.0 for value in values]

@@ -30,7 +30,7 @@ from chordflow.results.wording import (
 )
 
 SEEDS = "Success, points and p are those of the seed with the median success, since all seeds run the same episodes."
-"""What is said below a table of the success of several seeds."""
+"""Printed below a table of the success of several seeds."""
 
 RANGES = "- least to largest"
 """First cell of a row of ranges over seeds."""
@@ -309,7 +309,7 @@ def _students(study: Study) -> list[Row]:
         for place, arm in enumerate(chain):
             students = figures.measured(study, arm)
             missing = f" ({len(students)} of {plural(seeds, 'seed')})" if len(students) < seeds else ""
-            name = clean(chain[-1].way) + missing + " (no step)" * figures.untaken(study, arm)
+            name = clean(chain[-1].way) + missing + " (no step)" * figures.without_steps(study, arm)
             found.append(Row(study, name, students, chain, place))
     return found
 
@@ -339,7 +339,7 @@ def _by_look(study: Study, key: str, title: str, of: Figure, text: Writes) -> Se
 
 
 def facts(study: Study) -> list[tuple[str, str]]:
-    """What is said below the tables, name and value."""
+    """Lines below the tables, name and value."""
     teacher, same = study.untrained, figures.same_couplings(study)
     deployed = f", deployed at {steps(teacher.num_steps)}" if teacher is not None else ""
     lines = [("teacher", f"{clean(study.teacher)}{deployed}")]

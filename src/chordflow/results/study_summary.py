@@ -137,7 +137,7 @@ def worst_gap(one: Measured) -> float | None:
     return max(found) if len(found) == len(STEP_COUNTS) else None
 
 
-def untaken(study: Study, arm: Arm) -> bool:
+def without_steps(study: Study, arm: Arm) -> bool:
     """Whether a measured student of an arm made no step."""
     return any(one.trial is not None and one.trial.steps == 0 for one in measured(study, arm))
 
@@ -240,7 +240,7 @@ def level(study: Study) -> str:
 
 
 def _best_arms(study: Study) -> list[str]:
-    idle = [arm for arm in study.arms if untaken(study, arm)]
+    idle = [arm for arm in study.arms if without_steps(study, arm)]
     # Arms with equal settings differ by chance alone: the first stands for both. Converted files have no settings.
     arms: dict[str, Arm] = {}
     for arm in study.arms:

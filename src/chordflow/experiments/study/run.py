@@ -63,7 +63,7 @@ def run_study(
         return resume if file.is_file() else "nothing was done yet, so start again."
 
     folder = contextlib.nullcontext() if config.resume else new_folder(output)
-    with stopping.says(how), folder, only_run(output):
+    with stopping.noting(how), folder, only_run(output):
         run.all(on_trial)
     return run.study
 
@@ -193,14 +193,15 @@ class _Run:
 
     @contextlib.contextmanager
     def _names(self, arm: str, label: str) -> Iterator[None]:
-        """Around a part of a trial: where it fails, the message names the arm and says how to leave it out."""
+        """Context of a part of a trial: where it fails, the message names the arm and how to leave it out."""
         try:
             yield
         except UserError as error:
             option = {"methods": "methods", "beginnings": "arms"}.get(self.config.PRESET)
             ways = [one.way.partition(",")[0] for one in self.plan.arms.values() if one.name != arm]
             others = ",".join(dict.fromkeys(ways))
-            without = f" To resume without it: {command_to_resume('study', self.output / STUDY)} --{option}='[{others}]'"
+            resume = command_to_resume("study", self.output / STUDY)
+            without = f" To resume without it: {resume} --{option}='[{others}]'"
             raise UserError(f"arms: {label}: {error}{without if option and others else ''}") from error
 
 
