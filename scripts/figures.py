@@ -122,7 +122,7 @@ def four_rows(results: Results) -> str:
         )
         time = seconds[num_steps] / seconds[deployed]
         rows.append(f"| {label} | {num_steps} | {solved} | {percent(gap.rms)} | {time:.2g} |")
-    head = f"| policy | steps | success in {even.episodes} episodes | gap | time |"
+    head = f"| policy | steps | success in {even.episodes} episodes | gap to the converged ODE | time |"
     return "\n".join([head, "| --- | ---: | ---: | ---: | ---: |", *rows])
 
 

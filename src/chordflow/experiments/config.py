@@ -145,7 +145,7 @@ class CollectConfig:
         num_observations: observations that are collected at a time; the teacher acts before the first training step,
             the student as it then is from there on.
         passes: how often they are gone through before others are collected.
-        between_share: share of the observations between two chunks that is kept, at random, beside those from which a chunk was made.
+        between_share: share of the observations between two chunks that is kept, at random, beside those at chunks.
         batch_size: episodes side by side.
         num_workers: processes that hold the environments; 0 holds them in this one.
         seed: of the first episode, before a hundred thousand times the last two digits of the run's seed are added; the
@@ -199,7 +199,8 @@ class TrainingSettings:
         teacher: the checkpoint to reflow.
         dataset: LeRobot dataset whose observations are used (its actions only by methods that need them).
         batch_size: couplings in one forward pass of a process.
-        gradient_accumulation_steps: forward passes of a step, in the memory of one.
+        gradient_accumulation_steps: batches of a step, which is as one of that many times batch_size, in the memory
+            of one.
         num_workers: processes that read observations ahead while the buffer is filled.
         device: cuda, mps or cpu; by default the checkpoint's, or what is available.
         tolerance_s: seconds by which a video's frame may miss its timestamp, as in LeRobot.

@@ -305,7 +305,7 @@ def _side_by_side(
             parts.append(f"curvature {percent(curvature.curvature)}")
         if gap is not None:
             gaps[number] = gap.rms
-            parts.append(f"action gap {percent(gap.rms)} to the first teacher")
+            parts.append(f"action gap {percent(gap.rms)} to the deployed first teacher")
         taught = of_round.gap(STUDENT, num_steps, "deployed") if of_round and number > 1 else None
         if taught is not None:
             parts.append(f"{percent(taught.rms)} to its own teacher")

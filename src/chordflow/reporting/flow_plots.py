@@ -92,7 +92,7 @@ def _gap_panel(
         yaxis=plots.log_axis(*reach, range=[math.log10(end) for end in reach]),
     )
     target = (
-        f"the teacher as deployed ({steps(results.teacher_num_steps)})"
+        f"the deployed teacher ({steps(results.teacher_num_steps)})"
         if which == "deployed"
         else f"its converged ODE ({rows[0].reference_num_steps} steps)"
     )

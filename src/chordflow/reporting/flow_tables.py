@@ -72,7 +72,7 @@ def summary(results: Results) -> Section | None:
     """The ways to act that a verdict is about, with success, gap and time; None where none of these was measured."""
     shown = [way for way in _summarised(results) if way.row is not None or way.success is not None]
     which = "near" if any(way.near is not None for way in shown) else "far"
-    goal = steps(results.teacher_num_steps) if which == "near" else "its converged ODE"
+    goal = "deployed teacher" if which == "near" else "converged ODE"
     timed = results.timed
 
     def time(way: ShownWay) -> float | None:
@@ -84,9 +84,8 @@ def summary(results: Results) -> Section | None:
         POLICY,
         STEPS,
         Column("success %,\n95 % interval", lambda w: rate(w.success) if w.success else None, percentage),
-        Column("action\ngap", _of(which, "rms"), _gap_percent,
-               f"Action gap: RMS distance to the actions of the teacher at {goal}, from the same noise, relative to "
-               "their spread."),
+        Column(f"gap to the\n{goal}", _of(which, "rms"), _gap_percent,
+               f"Gap: RMS distance to the actions of the {goal} from the same noise, relative to their spread."),
         Column("time of\na chunk", time, _ratio, "Time: 1 is the teacher's as deployed."),
         below=NO_TIMES if results.timings_unreliable else "", marked=partial(is_student, results),
     )  # fmt: skip
@@ -128,9 +127,9 @@ def gaps(results: Results) -> Section | None:
     flips = ", flips" * any(row.flip_rate is not None for row in results.gaps)
     floor, timed = results.floor, results.timed
 
-    def rms(which: str, goal: object) -> list[Column[ShownWay]]:
+    def rms(which: str, goal: str) -> list[Column[ShownWay]]:
         return [
-            Column(f"RMS\nto {goal}", _of(which, "rms"), _gap_percent),
+            Column(f"RMS to\n{goal}", _of(which, "rms"), _gap_percent),
             Column("95 %\ninterval", _of(which, "interval")),
             Column("of\nnoise", lambda way: _of_noise(results, getattr(way, which)), _whole_percent),
         ]
@@ -144,21 +143,22 @@ def gaps(results: Results) -> Section | None:
     if floor is not None:
         rows.append(ShownWay(TEACHER, "euler", floor.num_steps, None, floor, is_floor=True))
         notes.append(
-            f"Floor: the teacher at {steps(floor.num_steps)} to its own converged ODE, below which a gap means little."
+            f"Floor: the deployed teacher ({steps(floor.num_steps)}) to its converged ODE ({fine} steps); a "
+            "smaller gap means little."
         )
     if any(not row.is_stock for row in results.gaps):
         notes.append(STOCK)
     return table(
-        "gap", "Action gap to the teacher from the same noise, relative to its spread, held out", rows,
+        "gap", "Gap to the deployed teacher and to its converged ODE, relative to its spread, held out", rows,
         Column("policy", lambda w: "floor" if w.is_floor else way(w)),
         STEPS,
         *([Column("nfe", _of("row", "nfe"))] if any(r.nfe != r.num_steps for r in results.gaps) else []),
-        *rms("near", results.teacher_num_steps),
+        *rms("near", "deployed"),
         Column("median", _of("row", "median"), _gap_percent,
                f"Median{flips} and differences (robot's units) are to the deployed teacher where that gap was "
-               "measured, else to the ODE."),
+               "measured, else to the converged ODE."),
         Column("flips", _of("row", "flip_rate"), _gap_percent),
-        *rms("far", fine),
+        *rms("far", "converged"),
         Column("mean\ndiff.", _of("row", "mean_abs"), amount),
         Column("max\ndiff.", _of("row", "max_abs"), amount),
         Column("to the\nuntrained", _of("row", "ratio_to_untrained"), _ratio,
@@ -207,11 +207,11 @@ def free(results: Results) -> Section | None:
 
     others = dict.fromkeys(row.policy for row in found.others if row.policy != TEACHER)
     return table(
-        "free", "Without training: the teacher by the best solver and grid for each number of evaluations", rows,
+        "free", "Without training: the solver and grid of the smallest gap to the converged ODE", rows,
         Column("best way", lambda row: clean(row.solver) + _grid(row.grid_power)),
         STEPS,
         Column("nfe", lambda row: row.nfe),
-        Column(f"RMS\nto {rows[0].reference_num_steps}", lambda row: row.rms, _gap_percent),
+        Column("RMS to\nconverged", lambda row: row.rms, _gap_percent),
         Column("95 %\ninterval", lambda row: row.interval),
         Column("of\nnoise", partial(_of_noise, results), _whole_percent),
         Column("even\nEuler", partial(euler_beside, results), _gap_percent),

@@ -52,7 +52,10 @@ PLOTS: list[list[Shown]] = [
         Shown("loss", "Training loss", "loss", figures.loss),
         Shown("curvature", "Curvature", "curvature, %", figures.curvature),
     ],
-    [Shown(f"gap-{n}", f"Gap at {steps(n)}", "RMS gap, %", figures.gap(n)) for n in STEP_COUNTS],
+    [
+        Shown(f"gap-{n}", f"Gap at {steps(n)} to the converged ODE", "RMS gap, %", figures.gap(n))
+        for n in STEP_COUNTS
+    ],
     [
         Shown("spread", "Spread over noise at one step", "of the teacher's, %", figures.diversity("spread")),
         Shown("modes", "All modes kept at one step", "observations, %", figures.diversity("modes_kept")),

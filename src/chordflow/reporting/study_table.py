@@ -243,7 +243,7 @@ def sections(study: Study) -> list[Section]:
     found = [by_arm(study)]
     if study.looks_often:
         found += [
-            _by_look(study, "gap", "Gap at one step, RMS, %", figures.gap(), percentage),
+            _by_look(study, "gap", "Gap at one step to the converged ODE, RMS, %", figures.gap(), percentage),
             _by_look(study, "loss", "Training loss", figures.loss, "{:.3g}".format),
             _by_look(study, "success", "Success at one step, %", figures.solved, percentage),
         ]

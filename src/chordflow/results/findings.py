@@ -180,7 +180,7 @@ def one_step_loses(results: Results) -> str | None:
     flips = f", {percent(row.flip_rate)} at another mode" if row.flip_rate else ""
     text = (
         f"One untrained step loses {percent(row.rms)} RMS{_span(row.interval)}{free.noise_text(results, row)} against "
-        f"the policy's {steps(results.teacher_num_steps)} (median {percent(row.median)}{flips})"
+        f"the deployed policy's {steps(results.teacher_num_steps)} (median {percent(row.median)}{flips})"
     )
     two = results.gap(TEACHER, 2, "deployed")
     if two is not None and results.teacher_num_steps > 2:

@@ -147,9 +147,9 @@ def student_gap(results: Results) -> str | None:
     if not rows:
         return None
     row = next((r for r in rows if r.ratio_to_untrained is not None), rows[0])
-    target = "" if row.reference == "deployed" else " to the converged ODE"
-    gap, found = f"{percent(row.rms)} RMS{target}{noise_text(results, row)}", row.ratio_to_untrained
-    text = f"At {steps(row.num_steps)} the student's action gap is {gap}, "
+    to = f"action gap to the {'deployed teacher' if row.reference == 'deployed' else 'converged ODE'}"
+    gap, found = f"{percent(row.rms)} RMS{noise_text(results, row)}", row.ratio_to_untrained
+    text = f"At {steps(row.num_steps)} the student's {to} is {gap}, "
     if found is None:
         text += "not compared with the untrained teacher's"
     elif found.interval is None:
@@ -159,7 +159,7 @@ def student_gap(results: Results) -> str | None:
     else:
         worse = "worse" if found.interval.low > 1 else "no better"
         text = (
-            f"At {steps(row.num_steps)} the student is {worse} than the untrained teacher (action gap {gap}, ratio "
+            f"At {steps(row.num_steps)} the student is {worse} than the untrained teacher ({to} {gap}, ratio "
             f"{_ratio(found)})"
         )
     if row.rms == 0 or row.rms < TAIL * row.median:
@@ -175,7 +175,7 @@ def gaps_of_others(results: Results) -> str | None:
         for name, n in candidates(results)
         if name != STUDENT and (row := results.gap(name, n, "deployed")) is not None
     ]
-    return f"The action gap is {' and '.join(texts)}." if texts else None
+    return f"The action gap to the deployed teacher is {' and '.join(texts)}." if texts else None
 
 
 def student_beside_the_floor(results: Results) -> str | None:
