@@ -121,7 +121,7 @@ def _run(verb: str, arguments: list[str]) -> None:
     with _interruptible(verb), doing("Loading PyTorch and LeRobot"):
         joins = verb == "study" and options[:1] == [help.JOINS]
         module = import_module(f"chordflow.cli.{'report' if joins else verb if verb in ALONE else 'jobs'}")
-    if help.asked(options):
+    if help.wants_help(options):
         key, _ = help.entry_of(verb, options)
         help.show(help.of_config(key, module.CONFIGS[key], options), options)
         return
