@@ -15,11 +15,13 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+import yaml
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from chordflow.cli.jobs import study_settings as parse
 from chordflow.demo.teacher import ASSETS, TEACHER_FOLDER
+from chordflow.experiments.study.plan import job_of
 from chordflow.experiments.study.presets import FileStudy
 from chordflow.policies.registry import WITHOUT_ADAPTER, own_families
 from chordflow.results.schema import Results
@@ -264,3 +266,18 @@ def test_the_study_of_the_documents_can_be_run(tmp_path: Path) -> None:
     assert isinstance(study, FileStudy)
     assert (study.seeds, study.steps, study.looks) == ([0, 1, 2], 2000, [500, 1000, 2000])
     assert study.arms["second"] == {"teacher": "large"}
+
+
+def test_the_lines_of_a_file_that_replace_older_options_can_be_run(tmp_path: Path) -> None:
+    text = read(ROOT / "docs" / "study.md").split("## From the older verbs\n")[1]
+    lines = [yaml.safe_load(line) for line in re.findall(r"`([a-z_]+: [^`]+)`", text)]
+    settings = {name: value for line in lines for name, value in line.items() if not isinstance(value, dict)}
+    arms = {name: value for line in lines for name, value in line.items() if isinstance(value, dict)}
+    whole = {"teacher": {"path": "a/b"}, "dataset": {"repo_id": "a/b"}, "output_dir": "c", **settings}
+    (tmp_path / "study.yaml").write_text(
+        yaml.safe_dump({**whole, "arms": {"first": {}, **arms}}), encoding="utf-8"
+    )
+    study = parse("file", [f"--config_path={tmp_path / 'study.yaml'}"])
+    assert (study.seconds, study.looks, study.level, study.keep_looks) == (180, [60, 180], 0.05, True)
+    for arm in study.arms_for(None, tmp_path):
+        assert job_of(study, arm)
