@@ -64,7 +64,7 @@ def table(result: dict[str, Any]) -> str:
         if row["reference"] == "deployed"
     }
     lines = [
-        "| episodes | policy | solver steps | success %, 95 % interval | points to the teacher | action gap, RMS % |",
+        "| episodes | policy | solver steps | success %, 95 % interval | points to the teacher | gap to the teacher, % |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
     groups = {row["group"] for row in result["success"]}
