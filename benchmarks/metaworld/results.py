@@ -64,7 +64,8 @@ def table(result: dict[str, Any]) -> str:
         if row["reference"] == "deployed"
     }
     lines = [
-        "| episodes | policy | solver steps | success %, 95 % interval | points to the teacher | gap to the teacher, % |",
+        "| episodes | policy | solver steps | success %, 95 % interval | points to the teacher | "
+        "gap to the deployed teacher, RMS % |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
     groups = {row["group"] for row in result["success"]}
