@@ -46,7 +46,7 @@ def judged(monkeypatch: pytest.MonkeyPatch, *gains: Gain) -> None:
     [
         (Standing(0.1, 0.19), True, f"curvature fell by 50 % and {GAP} fell by 5.0 %"),
         (Standing(0.3, 0.1), True, f"curvature grew by 50 % and {GAP} fell by 50 %"),
-        (Standing(0.19, 0.19), False, "where 10 % of either was asked for"),
+        (Standing(0.19, 0.19), False, "where 10 % of either is needed"),
         (Standing(0.01, 0.202), False, f"{GAP} grew by 1.0 %"),
     ],
 )

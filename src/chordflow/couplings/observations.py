@@ -383,7 +383,7 @@ def _timestamps(
 
 def _not_finite(key: str, episode: int, frame: int) -> UserError:
     return UserError(
-        f"dataset: {key} is NaN or infinite in episode {int(episode)}, frame {int(frame)}; mend or drop that episode "
+        f"dataset: {key} is NaN or infinite in episode {int(episode)}, frame {int(frame)}; repair or drop that episode "
         "(--dataset.episodes)."
     )
 

@@ -174,7 +174,7 @@ def _run(config: DemoConfig, checkpoint: Path | None) -> Results:
 
 
 def reflow_options(config: DemoConfig, teacher_dir: Path) -> dict[str, Any]:
-    """The main job's options, where they differ from its defaults: a tiny model wants a hundredfold learning rate."""
+    """The main job's options, where they differ from its defaults: a tiny model needs a hundredfold learning rate."""
     return {
         "teacher.path": str(teacher_dir),
         "dataset.repo_id": DATASET_REPO_ID,

@@ -88,7 +88,7 @@ def _fault(config: Any, steps: Sequence[Any], key: str, feature: PolicyFeature) 
     if not listing:
         there = "; ".join(map(_about, steps)) or "no step that normalises"
         return (
-            f"does not normalise {key}: it has {there}; {CONFIG} asks for {kind}={wanted.value}, and LeRobot passes on "
+            f"does not normalise {key}: it has {there}; {CONFIG} sets {kind}={wanted.value}, and LeRobot passes on "
             f"what is left out: {remedy}."
         )
     step = listing[0]

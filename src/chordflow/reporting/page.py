@@ -201,7 +201,7 @@ def _parts(results: Results, folder: Path, tables: dict[str, Section]) -> Iterat
     yield Part("motion", "Motion", [rollout_plots.motion(results)], shown("motion"))
     yield Part(
         "delays", "Under an inference delay", [rollout_plots.delays(results)], shown("delays"),
-        "On a robot the next chunk is asked for while the last one still runs.",
+        "On a robot the next chunk is requested while the last one still runs.",
     )  # fmt: skip
     yield Part("timing", "Where rollouts spend their time", [rollout_plots.timing(results)], shown("timing"))
     yield Part("training", "Training", [flow_plots.loss(results)], [])

@@ -63,7 +63,7 @@ class Gain:
         found = f"curvature {_change(self.curvature)} and {gap}"
         if self.pays:
             return found
-        return f"{found}, where {percent(self.least)} of either was asked for"
+        return f"{found}, where {percent(self.least)} of either is needed"
 
 
 def gain(before: Standing, after: Standing, least: float = LEAST_GAIN) -> Gain:

@@ -66,7 +66,7 @@ class Execution:
             raise UserError(f"max_guidance_weight is {weight} with mode {self.mode}; only rtc uses it.")
         if self.overlaps and self.delay > executed:
             raise UserError(
-                f"delay is {self.delay}, but a new chunk is asked for every {executed} actions (n_action_steps); "
+                f"delay is {self.delay}, but a new chunk is requested every {executed} actions (n_action_steps); "
                 f"choose a delay of at most {executed}."
             )
         if self.actions_needed(executed) > chunk.num_usable:

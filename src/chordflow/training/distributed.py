@@ -222,7 +222,7 @@ class Wrapped:
         """Makes sure that gradients will be exchanged: a student that trains alone shows an innocent-looking loss."""
         whole_ones = [name for name, p in self.trainable.items() if not isinstance(p, DTensor)]
         if self.sharded and whole_ones:
-            raise UserError(f"FSDP2 is asked for but is not on: {', '.join(whole_ones[:3])} are not sharded.")
+            raise UserError(f"FSDP2 is requested but is not on: {', '.join(whole_ones[:3])} are not sharded.")
         assert self.sharded or self.processes.count == 1 or isinstance(self.module, DistributedDataParallel)
 
     def __call__(
@@ -300,7 +300,7 @@ def _check_launch(student: FlowPolicy, accumulation: int, fsdp: bool, processes:
     asked, local = given("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", ""), given("LOCAL_WORLD_SIZE", "1")
     if asked.isdigit() and int(asked) not in (1, accumulation):
         raise UserError(
-            f"accelerate launch asks for gradient_accumulation_steps={asked}, chordflow for {accumulation}; give "
+            f"accelerate launch sets gradient_accumulation_steps={asked}, chordflow {accumulation}; give "
             f"chordflow --gradient_accumulation_steps={asked}."
         )
     if processes > 1 and student.device.type == "cuda":
@@ -323,7 +323,7 @@ def _check_launch(student: FlowPolicy, accumulation: int, fsdp: bool, processes:
         )
     if processes == 1:
         raise UserError(
-            "FSDP2 is asked for, but there is one process, with nothing to share; start at least two, or switch it "
+            "FSDP2 is requested, but there is one process, with nothing to share; start at least two, or switch it "
             "off (accelerate launch with distributed_type: NO)."
         )
     if given("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":
