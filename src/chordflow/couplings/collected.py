@@ -277,7 +277,7 @@ def check_finite(values: Mapping[str, Tensor], seeds: list[int], name: str) -> N
         if not finite.all():
             row = int(torch.nonzero(~finite)[0])
             raise UserError(
-                f"{name}: {key} is NaN or infinite in the episode of seed {seeds[row]}; repair the environment, or begin "
+                f"{name}: {key} is NaN or infinite in the episode of seed {seeds[row]}; repair it, or begin "
                 "with another --collect.seed."
             )
 
