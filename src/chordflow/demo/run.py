@@ -184,6 +184,8 @@ def reflow_options(config: DemoConfig, teacher_dir: Path) -> dict[str, Any]:
         "steps": config.steps,
         "optimizer.lr": 2e-3,
         "num_workers": 0,
+        # Half of the default: what an interval spans follows from the episodes.
+        "measure.converged_noises": 2,
         "seed": config.seed,
     }
 

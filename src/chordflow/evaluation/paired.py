@@ -198,7 +198,7 @@ def over_batches[T](
 
         return function(velocity, noise[part].flatten(0, 1))
 
-    yield from zip(parts, in_parallel(call, parts, noise.device), strict=True)
+    yield from zip(parts, in_parallel(call, parts, policy.module), strict=True)
 
 
 @torch.no_grad()

@@ -215,6 +215,12 @@ class Training:
             UserError: if a loss or gradient is not finite, or memory runs out.
             Stopped: where a signal stops the making of couplings.
         """
+        try:
+            yield from self._steps()
+        finally:
+            self.buffer.wait()
+
+    def _steps(self) -> Iterator[Passed]:
         config, wrapped, ready = self.config, self.wrapped, None
         for step in itertools.count(self.start):
             if (config.steps is not None and step >= config.steps) or not self._fill(step):
@@ -264,7 +270,9 @@ class Training:
         # Of several processes none may leave the others alone; it may run episodes, for minutes.
         alone = self.wrapped.processes.count == 1
         with stopping.at_once() if alone else contextlib.nullcontext(), self.buffer.enough_memory():
-            for _ in self.buffer.fill(step):
+            for _ in self.buffer.fill(
+                step, _NO_STEPS if self.config.steps is None else self.config.steps - 1
+            ):
                 now = self._watch.seconds
                 self._on_fill(now)
                 if seconds is not None and now >= seconds:
