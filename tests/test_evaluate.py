@@ -312,7 +312,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_episodes(
 
 
 @pytest.mark.parametrize(("call", "number"), [(1, signal.SIGINT), (4, signal.SIGTERM)])
-def test_stopped_it_says_how_to_go_on(
+def test_stopped_it_says_how_to_resume(
     checkpoint: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture,
     call: int, number: int,
 ) -> None:  # fmt: skip

@@ -27,7 +27,7 @@ def in_parallel[P, T](
     What comes out, and in which order, does not depend on that.
 
     Args:
-        function: of a part, and of an event that is set where nobody waits for the result any more: long work then
+        function: of a part, and of an event that is set once the result is not needed any more: long work then
             raises InterruptedError. Gradients are off.
         parts: of the work.
         module: the network that does it; a small one takes one thread for each part.

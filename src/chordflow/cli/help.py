@@ -1,6 +1,6 @@
-"""What is answered before anything heavy is imported: the help of a verb, and the refusal of a wrong option.
+"""The help of a verb and the refusal of a wrong option, before anything heavy is imported.
 
-`options.json` holds what the help of every verb says. Its titles and options are those of the configs, as
+`options.json` holds the help of every verb. Its titles and options are those of the configs, as
 `scripts/options_table.py` writes them; usages, common options and whole texts are edited there.
 """
 
@@ -68,7 +68,7 @@ RENAMED = {"compare": "study methods", "study init": "study beginnings"}
 
 
 def renamed(arguments: list[str]) -> list[str]:
-    """A command line by today's names; says so where it has others."""
+    """A command line with today's names; prints a line where it has older ones."""
     for old, new in RENAMED.items():
         count = len(old.split())
         if arguments[:count] == old.split():
@@ -188,7 +188,7 @@ def entry_of(verb: str, arguments: list[str]) -> tuple[str, list[str]]:
 
 
 def answer(verb: str, arguments: list[str]) -> bool:
-    """Prints the help where that is asked for, and refuses options that there are not.
+    """Prints the help on `--help`, and refuses unknown options.
 
     Returns:
         Whether that was all; otherwise the verb is to be imported, also for the options of an environment.
@@ -196,7 +196,7 @@ def answer(verb: str, arguments: list[str]) -> bool:
     if verb == "study":
         check_study(arguments)
     key, given = entry_of(verb, arguments)
-    known, wanted = load(key), asked(arguments)
+    known, wanted = load(key), wants_help(arguments)
     if isinstance(known, VerbHelp):
         refuse(known.options, [argument for argument in given if argument not in HELPS], names_alone=wanted)
     named = any(argument.startswith(f"--{ENV_TYPE}=") for argument in arguments)
@@ -206,8 +206,8 @@ def answer(verb: str, arguments: list[str]) -> bool:
     return True
 
 
-def asked(arguments: Sequence[str]) -> bool:
-    """Whether arguments ask for help."""
+def wants_help(arguments: Sequence[str]) -> bool:
+    """Whether help is among the arguments."""
     return any(argument in HELPS for argument in arguments)
 
 
@@ -218,7 +218,7 @@ def show(known: VerbHelp | str, arguments: Sequence[str]) -> None:
 
 
 def refuse(options: Sequence[Option], arguments: list[str], *, names_alone: bool) -> None:
-    """Refuses what is wrong whatever settings a file may bring.
+    """Refuses what is wrong with any file of settings.
 
     Args:
         options: of the verb.

@@ -81,7 +81,7 @@ class CouplingBuffer(BlockMaker):
     """Makes the blocks that a training step draws from, and keeps them as long as they are needed.
 
     Attributes:
-        parts: how often this process looks at `batch_size` couplings in a training step.
+        parts: forward passes of `batch_size` couplings that this process makes in a training step.
         share: which of the blocks are this process's. Each process draws as many couplings as the others, from its
             own blocks.
 
@@ -193,7 +193,7 @@ class CouplingBuffer(BlockMaker):
             yield from self.make(numbers)
 
     def batch(self, step: int, part: int = 0) -> CouplingBatch:
-        """What this process looks at in part `part` of step `step`; the buffer must be filled for it."""
+        """The couplings of this process in part `part` of step `step`; the buffer must be filled for it."""
         held = self.window.held(step)
         first = held.start
         drawn = torch.randperm(len(held) * self.per_block, generator=generator(self.seed, "batch", step))
@@ -264,7 +264,7 @@ class CouplingBuffer(BlockMaker):
         )
 
     def enough_memory(self) -> contextlib.AbstractContextManager[None]:
-        """Around the making of couplings and the training on them: a UserError names what to lower, and to what."""
+        """Context of making couplings and training on them: out of memory, a UserError names what to lower."""
         return enough_memory(self.teacher.device, self._advice)
 
     def _advice(self, short: ShortOfMemoryError | None) -> str:

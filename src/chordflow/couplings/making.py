@@ -122,7 +122,7 @@ class BlockMaker:
         return "buffer.block_size", self.block_size
 
     def in_memory(self) -> contextlib.AbstractContextManager[None]:
-        """Around the making of a block: tells what its memory follows where that runs out."""
+        """Context of making a block: out of memory, the error names the option that its memory depends on."""
         option, value = self._sized_by()
         noises = value > self.block_size
         return sized_by(
@@ -153,7 +153,7 @@ class BlockMaker:
 
     @torch.no_grad()
     def solve(self, number: int, context: Context) -> tuple[Solved, Path | None]:
-        """Asks the teacher, with its context, for block `number`'s endpoints, and the ways there where they are needed.
+        """Solves the teacher's ODE for block `number`'s endpoints, and keeps the ways there where they are needed.
 
         Raises:
             UserError: if an endpoint is not finite.
@@ -237,7 +237,7 @@ class BlockMaker:
         """How far the endpoints (O, K, H, D) of each observation lie apart in the real dimensions, (O,)."""
         real = self.teacher.chunk.real(endpoint).cpu().double()
         spread = real.var(dim=1).mean(dim=(1, 2)).sqrt()
-        # Weights of zero throughout cannot be drawn from; NaN is reported by whoever looks at the endpoints.
+        # Weights of zero throughout cannot be drawn from; NaN is reported where endpoints are checked.
         return spread.nan_to_num(0.0, 0.0, 0.0) + 1e-12
 
 

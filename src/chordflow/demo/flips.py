@@ -23,7 +23,7 @@ NOISES = 16
 """Endpoints of the teacher from which the modes of a start are found."""
 
 
-class Starts:
+class TeacherStarts:
     """The starts of the teacher's episodes, all under one instruction, with the modes that it has there.
 
     `num_steps` are its steps as deployed.

@@ -26,7 +26,7 @@ from chordflow.results.statistics import ratio_of_rms
 from chordflow.threads import in_parallel
 
 Progress = Callable[[int, int], None]
-"""Told the network evaluations done, of how many."""
+"""Called with the network evaluations done, and with their total."""
 
 
 class Way(NamedTuple):
@@ -214,7 +214,7 @@ def solve(
 ) -> dict[Way, Tensor]:
     """Endpoints (N, K, H, D) of noises (N, K, H, D) by several ways, on the CPU.
 
-    `on_batch` is told the network evaluations that a batch's solution takes, also where some are shared; the others are
+    `on_batch` is called with the network evaluations that a batch takes, also where some are shared; the others are
     as in `over_batches`.
     """
     ends = {way: torch.empty(noise.shape, dtype=torch.float32) for way in ways}
@@ -262,7 +262,7 @@ class Work:
     Args:
         held_out: observations, encoded for every policy that is solved, and noises.
         config: how much.
-        on_progress: told the network evaluations done, of `total`.
+        on_progress: called with the network evaluations done, and with `total`.
 
     Attributes:
         total: network evaluations of all that is to be done, for the caller to set.

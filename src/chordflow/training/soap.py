@@ -160,7 +160,7 @@ def _eigenvectors(matrices: Tensor) -> Tensor:
     try:
         vectors = torch.linalg.eigh(matrices).eigenvectors
     except torch.linalg.LinAlgError:
-        # Where most rows are zero, as of words that no instruction holds, single precision may not converge.
+        # Where most rows are zero, as of words that are in no instruction, single precision may not converge.
         vectors = torch.linalg.eigh(matrices.cpu().double()).eigenvectors.to(matrices)
     return vectors.flip(-1)
 
