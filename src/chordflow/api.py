@@ -1,8 +1,8 @@
 """chordflow from Python: what the commands do, as functions.
 
 The functions take the names of the options as keywords and plain Python values; a group is a dict. They are checked by
-the reader that checks the command line, and raise `UserError`. `command` is what the results name; by default it is the
-command line that says the same. As attributes of `chordflow` they are those of `chordflow.keywords`.
+the reader that checks the command line, and raise `UserError`. `command` is the command line that the results name; by
+default the equivalent one. `chordflow.reflow` and the others are these functions as `chordflow.keywords` wraps them.
 
     run = chordflow.reflow(teacher="...", dataset="USER/DATASET", output_dir="outputs/student", steps=2000)
     run.verdict, run.student, run.to_pandas("gaps")
@@ -35,7 +35,7 @@ CLIP = "clips/episodes.gif"
 
 
 class _Shown:
-    """What a notebook shows of a result: its headline, and its rows."""
+    """A result as a notebook shows it: its headline and its rows."""
 
     def to_pandas(self) -> pd.DataFrame:
         """The rows."""
@@ -70,7 +70,7 @@ class Run(_Shown):
 
     @property
     def measured(self) -> Results:
-        """What was measured; RuntimeError in a process that has not measured."""
+        """The results; RuntimeError in a process that has not measured."""
         if self.results is None:
             raise RuntimeError("only the first process of a run measures")
         return self.results
@@ -111,7 +111,7 @@ class StudyReport(_Shown):
 
     @property
     def verdict(self) -> str:
-        """Which arm is best, or what the study's preset asks."""
+        """The study's answer in one sentence."""
         from chordflow.results.study_summary import headline
 
         return headline(self.results)
@@ -190,7 +190,7 @@ def load_policy(
     device: str | None = None,
     rename_map: Mapping[str, str] | None = None,
 ) -> FlowPolicy:
-    """A checkpoint with what chordflow does to policies: encode, velocity, sample noise.
+    """A checkpoint with chordflow's interface of a policy: encode, velocity, sample_noise.
 
     Args:
         path: `pretrained_model` folder of a LeRobot checkpoint, a run's folder, or a Hub id.
@@ -223,14 +223,14 @@ def reflow(*, command: list[str] | None = None, **options: Any) -> Run:
     Options are those of `chordflow reflow`, such as teacher, dataset, output_dir, steps, batch_size and buffer.
     """
     from chordflow.experiments.rounds import reflow_rounds
-    from chordflow.experiments.run_folder import how_to_go_on, resume_command
+    from chordflow.experiments.run_folder import how_to_resume, resume_command
     from chordflow.experiments.settings import reflow_settings
     from chordflow.training.distributed import joined
 
     with joined():
         config, resume_from = reflow_settings(options)
         output = config.output_dir
-        with stopping.says(lambda: how_to_go_on(output)):
+        with stopping.noting(lambda: how_to_resume(output)):
             done = reflow_rounds(config, command or command_line("reflow", options), resume_from)
             if done.measured is None:
                 return Run(output, None, student=done.student)
@@ -250,7 +250,7 @@ def evaluate(*, command: list[str] | None = None, **options: Any) -> Run:
 
     config = evaluate_settings(options)
     output = config.output_dir
-    with stopping.says(lambda: job.how_to_go_on(output)):
+    with stopping.noting(lambda: job.how_to_resume(output)):
         results, clip = job.evaluate(config, command or command_line("evaluate", options))
         columns = {name: [(e.seed, e.success, e.frames) for e in run] for name, run in clip.items() if run}
         if columns:
@@ -275,7 +275,7 @@ def couple(**options: Any) -> Couplings:
 
 
 def export(**options: Any) -> Exported:
-    """Makes a folder that a robot runs without PyTorch, and proves that it acts as the checkpoint does.
+    """Makes a folder that a robot runs without PyTorch, once it is measured to act as the checkpoint does.
 
     Options are those of `chordflow export`, such as policy, output_dir, num_steps and dataset.
     """
@@ -315,7 +315,7 @@ def _rows(content: str, rows: str) -> pd.DataFrame:
 
 
 def command_line(verb: str, options: Mapping[str, Any]) -> list[str]:
-    """The command that says the same as keyword arguments."""
+    """The command line that is equivalent to keyword arguments."""
 
     def written(value: Any) -> str:
         return str(value) if isinstance(value, str | Path) else json.dumps(value, default=str)

@@ -238,7 +238,7 @@ def dotted(nested: Mapping[str, Any], options: Container[str], prefix: str = "")
 
 
 def unknown(name: str, known: Collection[str]) -> str:
-    """What to tell of a name that is no option: it is a group, it has gone, or which names are close to it."""
+    """What a message says of an unknown name: it is a group, it has gone, or which names are close to it."""
     members = [f"--{option}" for option in known if option.startswith(f"{name}.")]
     if members:
         return f"--{name} is a group; set one of its options: {', '.join(members)}."

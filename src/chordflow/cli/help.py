@@ -1,6 +1,6 @@
-"""What is answered before anything heavy is imported: the help of a verb, and the refusal of a wrong option.
+"""The help of a verb and the refusal of a wrong option, before anything heavy is imported.
 
-`options.json` holds what the help of every verb says. Its titles and options are those of the configs, as
+`options.json` holds the help of every verb. Its titles and options are those of the configs, as
 `scripts/options_table.py` writes them; usages, common options and whole texts are edited there.
 """
 
@@ -43,7 +43,7 @@ RENAMED = {"compare": "study methods", "study init": "study beginnings"}
 
 
 def renamed(arguments: list[str]) -> list[str]:
-    """A command line by today's names; says so where it has others."""
+    """A command line with today's names; prints a line where it has older ones."""
     for old, new in RENAMED.items():
         count = len(old.split())
         if arguments[:count] == old.split():
@@ -163,7 +163,7 @@ def entry_of(verb: str, arguments: list[str]) -> tuple[str, list[str]]:
 
 
 def answer(verb: str, arguments: list[str]) -> bool:
-    """Prints the help where that is asked for, and refuses options that there are not.
+    """Prints the help on `--help`, and refuses unknown options.
 
     Returns:
         Whether that was all; otherwise the verb is to be imported, also for the options of an environment.
@@ -171,7 +171,7 @@ def answer(verb: str, arguments: list[str]) -> bool:
     if verb == "study":
         check_study(arguments)
     key, words = entry_of(verb, arguments)
-    known, wanted = load(key), asked(arguments)
+    known, wanted = load(key), wants_help(arguments)
     if isinstance(known, VerbHelp):
         given = settings_in(words)
         refuse(known.options, given, whole=not wanted)
@@ -197,8 +197,8 @@ def settings_in(words: Sequence[str]) -> dict[str, Any]:
     return nest(read_options([word for word in words if word not in HELPS]))
 
 
-def asked(arguments: Sequence[str]) -> bool:
-    """Whether arguments ask for help."""
+def wants_help(arguments: Sequence[str]) -> bool:
+    """Whether help is among the arguments."""
     return any(argument in HELPS for argument in arguments)
 
 

@@ -42,8 +42,8 @@ CONFIGS: dict[str, type[Any]] = {
 
 
 def couple(arguments: list[str]) -> None:
-    """Makes a store of couplings, and says how to train from it."""
-    # Only the first of several processes talks, here too.
+    """Makes a store of couplings, and prints how to train from it."""
+    # Only the first of several processes prints, here too.
     with distributed.joined():
         folder = api.couple(**nest(read_options(arguments))).folder
         train = f"chordflow reflow --couplings.path={shlex.quote(str(folder))} --output_dir=outputs/student"

@@ -26,7 +26,7 @@ from chordflow.results.statistics import ratio_of_rms
 from chordflow.threads import in_parallel
 
 Progress = Callable[[int, int], None]
-"""Told the network evaluations done, of how many."""
+"""Called with the network evaluations done, and with their total."""
 
 
 class Way(NamedTuple):
@@ -197,7 +197,7 @@ def over_batches[T](
 
         return function(velocity, noise[part].flatten(0, 1))
 
-    yield from zip(parts, in_parallel(call, parts, noise.device), strict=True)
+    yield from zip(parts, in_parallel(call, parts, policy.module), strict=True)
 
 
 @torch.no_grad()
@@ -213,7 +213,7 @@ def solve(
 ) -> dict[Way, Tensor]:
     """Endpoints (N, K, H, D) of noises (N, K, H, D) by several ways, on the CPU.
 
-    `on_batch` is told the network evaluations that a batch's solution takes, also where some are shared; the others are
+    `on_batch` is called with the network evaluations that a batch takes, also where some are shared; the others are
     as in `over_batches`.
     """
     ends = {way: torch.empty(noise.shape, dtype=torch.float32) for way in ways}
@@ -261,7 +261,7 @@ class Work:
     Args:
         held_out: observations, encoded for every policy that is solved, and noises.
         config: how much.
-        on_progress: told the network evaluations done, of `total`.
+        on_progress: called with the network evaluations done, and with `total`.
 
     Attributes:
         total: network evaluations of all that is to be done, for the caller to set.

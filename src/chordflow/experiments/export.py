@@ -147,7 +147,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _named(where: str, kind: type[Exception] = UserError) -> Iterator[None]:
-    """Says which checkpoint it is that a sentence is about, of a `UserError` or another kind of error."""
+    """Names the checkpoint in the message of an error, a `UserError` or another kind."""
     try:
         yield
     except (UserError, kind) as error:

@@ -37,7 +37,7 @@ CHANGEABLE = (
 """What of a run of reflow may be another when it is resumed; all else would make it another run."""
 
 FIXED = ("optimizer.type",)
-"""What of that may not: the state of one optimiser says nothing to another."""
+"""What of that may not: another optimiser cannot use the state."""
 
 
 def diagnose_settings(given: Mapping[str, Any]) -> DiagnoseConfig:
@@ -129,7 +129,7 @@ def _base(given: dict[str, Any], config_path: str | None) -> dict[str, Any]:
     base = _without_unused_auto(given, base)
     both = merge(base, given)
     name = both.get("recipe")
-    # A name that is none is refused with all other options, as is whatever else is said of a store.
+    # An unknown name is refused with all other options, as is any other setting of a store.
     under = RECIPES.get(str(name), {})
     path, used = look_up(both, "couplings.path"), str(look_up(both, "couplings.num_observations"))
     if path is not None:
@@ -176,7 +176,7 @@ def _refuse_another_run(
             continue
         can = "cannot change it"
         if name == "dataset.episodes":
-            # What was trained on goes on to be, and what was held out to be measured on.
+            # The observations to train on and to measure on stay the same.
             kept, all_of_them = config.dataset.episodes, saved.dataset.episodes
             if knows_held_out and kept is not None and (all_of_them is None or set(kept) <= set(all_of_them)):
                 continue

@@ -1,6 +1,6 @@
 """Explicit solvers that carry noise at t = 1 to an action at t = 0 along a velocity field.
 
-A solver never asks a policy how many steps to take: the number is an argument.
+The number of steps is an argument, never a policy's own.
 
 Shapes: B batch, H chunk, D padded dimension.
 """

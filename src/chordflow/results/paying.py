@@ -57,12 +57,13 @@ class Gain:
     @property
     def reason(self) -> str:
         """Why the round was not worth it, or why it was, in words."""
+        gap = f"the gap to the first teacher's converged ODE {_change(self.gap)}"
         if self.drifted:
-            return f"the gap to the first teacher {_change(self.gap)}"
-        found = f"curvature {_change(self.curvature)} and the gap to the first teacher {_change(self.gap)}"
+            return gap
+        found = f"curvature {_change(self.curvature)} and {gap}"
         if self.pays:
             return found
-        return f"{found}, where {percent(self.least)} of either was asked for"
+        return f"{found}, where {percent(self.least)} of either is needed"
 
 
 def gain(before: Standing, after: Standing, least: float = LEAST_GAIN) -> Gain:

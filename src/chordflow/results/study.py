@@ -232,7 +232,7 @@ class Study(RecordFile):
         held_out: the observations measured on; None until they were.
         untrained: the teacher; None until it was measured.
         trials: one for each arm and seed that is trained.
-        kind: tells the file from others.
+        kind: marks the file as a study.
         schema_version: layout of the file.
     """
 

@@ -52,9 +52,9 @@ def make_environments(env_cfg: Any, count: int, use_async_envs: bool = False) ->
     except Exception as error:
         if machine_refuses(error) or ran_out_of_memory(error):
             raise
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        fault = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"env.type={env_cfg.type}: the environment cannot be made ({said}); check the env options and that its "
+            f"env.type={env_cfg.type}: the environment cannot be made ({fault}); check the env options and that its "
             "package is installed."
         ) from error
     return {(group, number): vector for group, tasks in made.items() for number, vector in tasks.items()}

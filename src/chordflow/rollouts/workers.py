@@ -78,7 +78,7 @@ class WorkerPool:
                 worker.end()
 
     def _ask(self, given: dict[int, Any], method: str) -> dict[int, Any]:
-        """Calls a method of some hosts, each with its argument; where one fails the others are still heard."""
+        """Calls a method of some hosts, each with its argument; where one fails the others still answer."""
         for number, argument in given.items():
             self._workers[number].send(method, argument)
         answers: dict[int, Any] = {}
@@ -118,7 +118,7 @@ def open_host(env_cfg: Any, batch_size: int, num_workers: int = 0) -> Iterator[H
 
 
 class _Worker:
-    """A process and the line to it."""
+    """A process and its connection."""
 
     def __init__(self, env_cfg: Any) -> None:
         self.name = f"env.type={env_cfg.type}"

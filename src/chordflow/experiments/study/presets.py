@@ -202,7 +202,7 @@ class RoundsStudy(StudyConfig):
         """A chain of arms for each way; those that begin with the same round share it."""
         shared: set[str] = set()
         for start, solver, share in self._ways():
-            # The solver that is usual goes without saying.
+            # The default solver is not named.
             prefix = "" if solver == "adams_bashforth" else f"{solver}_"
             way = start if solver == "adams_bashforth" else f"{start}, {solver}"
             if share:
