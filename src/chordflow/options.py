@@ -316,7 +316,7 @@ def show_value(value: Any) -> str:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings, of which those of `over` count; where a group's type changes, it is taken whole."""
+    """Nested settings with those of `over` put over them; a group whose type changes is replaced whole."""
     result = dict(base)
     for key, value in over.items():
         before = result.get(key)
