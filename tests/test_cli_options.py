@@ -165,6 +165,9 @@ def test_the_help_explains_what_people_set_and_all_of_it_everything(verb: str, c
 
 
 def test_a_help_lists_the_options_of_an_environment_and_refuses_a_wrong_one(capsys: Capture) -> None:
+    assert main(["--help"]) == 0
+    listed = capsys.readouterr().out
+    assert all(f"\n  {verb.split()[0]} " in listed for verb in VERBS)
     assert main(["evaluate", "--env.type=detour", "--help"]) == 0
     text = capsys.readouterr().out
     assert "  --env.image_size  (" in text

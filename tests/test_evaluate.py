@@ -352,7 +352,7 @@ def test_policies_that_cannot_be_compared(vlm: Path, student: Path, tmp_path: Pa
     ({"env.cameras": "[front]"}, "camera.*rename_map"),
     ({"noise": "gauss"}, "noise=gauss: choose paired or lerobot"),
     ({"margin": 0}, "margin=0"),
-    ({"policies": "[x]"}, "write NAME=PATH"),
+    ({"policies": "x"}, "write NAME=PATH"),
     ({"policies": "[student=x]"}, "'student' is taken"),
     ({"delay.modes": "[later]", "delay.control_steps": "[1]"}, "delay.modes="),
     ({"noise": "lerobot", "sequential.enable": "true"}, "does not pair"),
