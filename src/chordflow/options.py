@@ -172,7 +172,7 @@ def attribute_texts(config_class: type) -> dict[str, str]:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings, of which those of `over` count; where a group's type changes, it is taken whole."""
+    """Nested settings with those of `over` put over them; a group whose type changes is replaced whole."""
     result = dict(base)
     for key, value in over.items():
         before = result.get(key)

@@ -179,7 +179,7 @@ class CouplingBuffer(BlockMaker):
             self._ahead = follows, self._pool.submit(lambda: next(self.make([follows])))
 
     def wait(self) -> None:
-        """Waits until nothing is made in the background; a block that nobody asked for is dropped, its faults too."""
+        """Waits until nothing is made in the background; a block that is not needed is dropped, its errors too."""
         if self._ahead is not None:
             self._ahead[1].exception()
             self._ahead = None

@@ -43,7 +43,7 @@ def measure_latency(
         student_num_steps: of the student.
         chunk_num_steps: step counts at which whole chunks are timed.
         warm_up: untimed rounds before them.
-        clock: seconds; wall time unless a caller knows better.
+        clock: seconds; wall time by default.
     """
     batch = policy.preprocess(items)
     context = policy.encode(batch)

@@ -52,7 +52,7 @@ class RunObservations:
     Attributes:
         train: the observations.
         described: who acts where, for the user; empty for a dataset alone.
-        step: optimiser steps that the student has behind it; whoever trains keeps it up to date.
+        step: optimiser steps of the student; the training updates it.
     """
 
     def __init__(self, train: Observations, step: int = 0) -> None:

@@ -195,7 +195,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Untrained:
-    """The study's teacher, which is there for nothing.
+    """The study's teacher, which takes no training.
 
     Attributes:
         num_steps: Euler steps as deployed.

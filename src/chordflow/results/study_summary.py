@@ -65,7 +65,7 @@ class Reached:
 
 @dataclass(frozen=True)
 class Judged:
-    """What a round of a chain brings.
+    """The gain of a round of a chain.
 
     Attributes:
         gain: between the medians over seeds.
@@ -146,7 +146,7 @@ def middle_seed(rows: Sequence[SuccessRow]) -> SuccessRow | None:
     """The row of the seed with the median success, of an even number the lower of the two; None without rows.
 
     The students of all seeds run the same episodes against the same outcomes of the teacher. Added up, each episode
-    would count once for each seed, and intervals and tests that take episodes as independent would say too much.
+    would count once for each seed, and intervals that take episodes as independent would be too narrow.
     """
     return sorted(rows, key=lambda row: row.rate)[(len(rows) - 1) // 2] if rows else None
 
@@ -181,9 +181,9 @@ def same_couplings(study: Study) -> bool | None:
 
 
 def whole_seeds(study: Study, chain: Sequence[Arm]) -> dict[int, list[Standing]]:
-    """By seed what the untrained teacher and each round of a chain stand at, of seeds of which every round is measured.
+    """Figures of the untrained teacher and each round of a chain, by seed, for seeds with every round measured.
 
-    Only those are judged, so that no seed comes and goes.
+    So the medians of all rounds are over the same seeds.
     """
     found = {s: [_standing(study, arm, s) for arm in (None, *chain)] for s in study.seeds}
     return {seed: [one for one in line if one] for seed, line in found.items() if all(line)}
@@ -196,14 +196,14 @@ def standings(study: Study, chain: Sequence[Arm]) -> list[Standing]:
 
 
 def judged(study: Study, chain: Sequence[Arm], place: int) -> Judged | None:
-    """What a round of a chain brings, counted from 0; None where no seed is whole."""
+    """The gain of a round of a chain, counted from 0; None where no seed is whole."""
     seeds, found = whole_seeds(study, chain).values(), standings(study, chain)
     gains = [gain(line[place], line[place + 1], study.least_gain) for line in (found, *seeds) if line]
     return Judged(gains[0], sum(one.pays for one in gains[1:]), len(gains) - 1) if gains else None
 
 
 def _standing(study: Study, arm: Arm | None, seed: int) -> Standing | None:
-    """What a seed's student of an arm stands at, or the untrained teacher; None where it is not measured."""
+    """Figures of a seed's student of an arm, or of the untrained teacher; None where they are not measured."""
     trial = study.trial(arm.name, seed) if arm is not None else None
     of = trial.last if trial is not None else study.untrained if arm is None else None
     figures = of.figures if of is not None else None

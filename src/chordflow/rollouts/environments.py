@@ -150,7 +150,7 @@ class LocalHost:
         return dict(self._starts)
 
     def select(self, task: TaskKey) -> Spaces:
-        """Turns to a task; the sub-environments of the one before are closed."""
+        """Opens a task; the sub-environments of the one before are closed."""
         if self._selected != task:
             if self._selected is not None:
                 close_envs([self._made.pop(self._selected)])

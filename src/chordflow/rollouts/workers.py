@@ -54,7 +54,7 @@ class WorkerPool:
         return self._ask({i: max(1, -(-(count - i) // size)) for i in range(size)}, "make")[0]
 
     def select(self, task: TaskKey) -> Spaces:
-        """Turns to a task; the sub-environments of the one before are closed."""
+        """Opens a task; the sub-environments of the one before are closed."""
         return self._ask(dict.fromkeys(range(len(self._workers)), task), "select")[0]
 
     def start(self, orders: Sequence[StartOrder]) -> list[Started]:

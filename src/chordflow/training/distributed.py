@@ -2,7 +2,7 @@
 
 `torchrun` and `accelerate launch` start the same command several times and tell each process its number. The
 processes meet here before anything else happens. From then on an error in one of them is printed once and ends all,
-each with the exit code of the error, and nobody waits for a process that is gone.
+each with the exit code of the error, and no process waits for one that has ended.
 
 DDP and FSDP2 exchange gradients in hooks of the one module that they wrap, and only where its `forward` is
 called: that is `VelocityModule`, and nothing inside it is wrapped. What is frozen is left out of both, so the
