@@ -83,7 +83,7 @@ def push(config: HubConfig, folder: Path, card: Callable[[str, Licence], str], s
     command = f"hf upload {repo_id} {shlex.quote(str(folder))} .{visible}"
     later = f"everything is in {folder}; upload it with:"
     try:
-        with stopping.says(lambda: f"{later} {command}"), doing("Uploading to the Hub"):
+        with stopping.noting(lambda: f"{later} {command}"), doing("Uploading to the Hub"):
             write_whole(folder / CARD, card(repo_id, licence(source)).encode(errors="replace"))
             url = HfApi().create_repo(repo_id, private=config.private, exist_ok=True)
             HfApi().upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload by chordflow")
