@@ -132,7 +132,7 @@ class WandBConfig(LeRobotWandBConfig):
             raise UserError('wandb.enable=true: wandb is not installed; run: pip install "chordflow[wandb]"')
 
 
-class RunLogger(WandBLogger):  # type: ignore[misc]
+class RunLogger(WandBLogger):
     """LeRobot's logger, for a run of reflow."""
 
     def __init__(self, config: Any, family: str) -> None:

@@ -142,8 +142,10 @@ def _metric(kind: str, text: str, fraction: float, dataset: str, name: str) -> E
 
 
 def _front(name: str, metrics: list[EvalResult], licence: Mapping[str, str], **more: Any) -> str:
-    measured = {"model_name": name, "eval_results": metrics} if metrics else {}
-    data = ModelCardData(pipeline_tag="robotics", ignore_metadata_errors=False, **measured, **licence, **more)
+    more |= licence
+    if metrics:
+        more |= {"model_name": name, "eval_results": metrics}
+    data = ModelCardData(pipeline_tag="robotics", ignore_metadata_errors=False, **more)
     return f"---\n{data.to_yaml(line_break='\n')}\n---\n\n"
 
 
