@@ -33,6 +33,7 @@ from chordflow_runtime import RunnerError, load
 from chordflow_runtime.backends import require_bfloat16
 from families import CASES
 from lerobot_env_detour import DetourEnv
+from script_files import ROOT, load_script
 from small_policies import Folders
 from small_runs import Capture, contents, edit_json, refused
 
@@ -96,11 +97,10 @@ def test_a_folder_acts_as_the_stock_policy_in_either_backend(
     items = observations(3, seed=5, steps=history if history > 1 else None)
     noise = policy.sample_noise(3, generator(0, "export"))
     policy.set_num_steps(1)
-    for row, drawn in enumerate(noise):
-        one = {k: v[row : row + 1] for k, v in items.items()}
-        endpoint = CASES[family].stock_endpoint(policy, policy.preprocess(one), drawn[None])
-        for runner in runners:
-            assert_close(runner(numpy(items, row), drawn[None].numpy()), policy.to_action(endpoint)[0])
+    wanted = policy.to_action(CASES[family].stock_endpoint(policy, policy.preprocess(items), noise))
+    for runner in runners:
+        rows = [runner(numpy(items, row), drawn[None].numpy()) for row, drawn in enumerate(noise)]
+        assert_close(np.stack(rows), wanted)
     assert done.manifest == json.loads((tmp_path / "robot" / "manifest.json").read_text())
     assert "differs from the checkpoint by" in done.verdict
     # Nobody learns the folders of the machine that exported it.
@@ -315,6 +315,14 @@ def test_a_step_that_a_manifest_has_no_words_for_is_refused(
     edit_json(checkpoint / PREPROCESSOR, lambda content: content["steps"].insert(0, cropping))
     given = ["export", f"--policy.path={checkpoint}", f"--output_dir={tmp_path / 'r'}"]
     assert "has a step image_crop_resize_processor" in refused(given, capsys, tmp_path)
+
+
+@pytest.mark.docs
+def test_the_documents_table_is_of_the_committed_results() -> None:
+    script = load_script(ROOT / "benchmarks" / "parity" / "run.py")
+    text = script.DOCUMENT.read_text()
+    assert "| multi_task_dit | openvino | bfloat16 |" in text
+    assert script.filled(text, json.loads(script.RESULTS.read_text())) == text
 
 
 class Runner:
