@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from chordflow.demo.cached_train import DecodedTable
 from chordflow.demo.teacher import (
     ASSETS,
+    CAMERA,
     FIRST_SEED,
     TeacherRecipe,
     make_teacher,
@@ -22,7 +23,10 @@ from chordflow.demo.teacher import (
     record_demonstrations,
 )
 from chordflow.demo.tiny_vlm import TinyVLMSize, build_tiny_vlm
-from lerobot_env_detour import INSTRUCTIONS, DetourEnv
+from chordflow.errors import UserError
+from chordflow.policies import load_flow_policy
+from chordflow.rollouts.runner import run_episodes
+from lerobot_env_detour import INSTRUCTIONS, DetourEnv, DetourEnvConfig
 
 TINY = TinyVLMSize(
     patch_size=16, scale_factor=4, vision_width=16, vision_layers=1, text_width=16, text_layers=2
@@ -70,7 +74,7 @@ def test_demonstrations_are_a_lerobot_dataset_of_solved_episodes(dataset_folder)
         for index in range(start, end):
             item = dataset[index]
             torch.testing.assert_close(item["observation.state"], torch.from_numpy(observation["agent_pos"]))
-            pixels = (item["observation.image"] * 255).round().byte().permute(1, 2, 0).numpy()
+            pixels = (item[CAMERA] * 255).round().byte().permute(1, 2, 0).numpy()
             np.testing.assert_array_equal(pixels, observation["pixels"])
             observation, _, _, _, info = env.step(item["action"].numpy())
         assert info["is_success"]
@@ -127,3 +131,23 @@ def test_the_shipped_teacher_is_small_names_no_machine_and_is_placed_with_paths_
         assert (Path(path) / "tokenizer.json").is_file()
     with pytest.raises(FileExistsError):
         place_teacher(tmp_path / "out")
+
+
+def test_a_teacher_that_knows_the_camera_by_its_old_name_acts_the_same(tmp_path):
+    old, teacher = "observation.image", place_teacher(tmp_path)
+    new = load_flow_policy(teacher, device="cpu")
+    for file in teacher.glob("*.json"):
+        file.write_text(file.read_text().replace(f'"{CAMERA}"', f'"{old}"'))
+    for file in teacher.glob("policy_*.safetensors"):
+        save_file({name.replace(CAMERA, old): value for name, value in load_file(file).items()}, file)
+    renaming = load_flow_policy(teacher, device="cpu", rename_map={CAMERA: old})
+    own = load_flow_policy(teacher, device="cpu")
+    runs = [
+        run_episodes(policy, DetourEnvConfig(camera=camera), range(2), num_steps=2)
+        for policy, camera in ((new, "front"), (renaming, "front"), (own, None))
+    ]
+    for run in runs[1:]:
+        for first, second in zip(runs[0], run, strict=True):
+            np.testing.assert_array_equal(first.actions, second.actions)
+    with pytest.raises(UserError, match=rf"--rename_map='{{\"{CAMERA}\": \"{old}\"}}'"):
+        run_episodes(own, DetourEnvConfig(), range(1), num_steps=1)

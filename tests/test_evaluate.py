@@ -312,7 +312,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_episodes(
 
 
 @pytest.mark.parametrize(("call", "number"), [(1, signal.SIGINT), (4, signal.SIGTERM)])
-def test_stopped_it_says_how_to_go_on(
+def test_stopped_it_says_how_to_resume(
     checkpoint: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture,
     call: int, number: int,
 ) -> None:  # fmt: skip
@@ -350,9 +350,9 @@ def test_policies_that_cannot_be_compared(vlm: Path, student: Path, tmp_path: Pa
 
 @pytest.mark.parametrize(("given", "message"), [
     ({"env.cameras": "[front]"}, "camera.*rename_map"),
-    ({"noise": "gauss"}, "noise=gauss: choose paired or lerobot"),
+    ({"noise": "gauss"}, r"noise=gauss: give paired \| lerobot"),
     ({"margin": 0}, "margin=0"),
-    ({"policies": "[x]"}, "write NAME=PATH"),
+    ({"policies": "x"}, "write NAME=PATH"),
     ({"policies": "[student=x]"}, "'student' is taken"),
     ({"delay.modes": "[later]", "delay.control_steps": "[1]"}, "delay.modes="),
     ({"noise": "lerobot", "sequential.enable": "true"}, "does not pair"),

@@ -19,7 +19,7 @@ from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 import chordflow
 import chordflow_runtime
 from builders import build_checkpoint, build_dataset, observations
-from chordflow.demo.teacher import place_teacher
+from chordflow.demo.teacher import CAMERA, place_teacher
 from chordflow.deploy import graphs, parity
 from chordflow.errors import UserError
 from chordflow.evaluation.gap import Modes
@@ -134,7 +134,7 @@ def test_two_graphs_take_any_number_of_steps_on_a_datasets_frames(
         assert_close(actions, policy.to_action(Sampler(policy, num_steps, grid_power=1.4)(context, noise))[0])
 
 
-def test_blank_cameras_are_left_out_solvers_baked_in_and_bfloat16_is_told_from_the_checkpoints_own(
+def test_blank_cameras_are_left_out_solvers_baked_in_and_a_checkpoint_in_bfloat16_is_compared_in_float32(
     tmp_path: Path, vlm: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     checkpoint = build_checkpoint(tmp_path / "c", vlm, empty_cameras=1)
@@ -198,9 +198,9 @@ def test_an_exported_teacher_keeps_both_sides(teacher: tuple[Path, Path]) -> Non
     runner, policy = load(teacher[1], threads=1, seed=0), load_flow_policy(teacher[0], device="cpu")
     env = DetourEnv(instruction="go any way")
     seen, _ = env.reset(seed=0)
-    item = {"observation.image": seen["pixels"], "observation.state": seen["agent_pos"], "task": "go any way"}
+    item = {CAMERA: seen["pixels"], "observation.state": seen["agent_pos"], "task": "go any way"}
     pixels = torch.from_numpy(seen["pixels"]).permute(2, 0, 1)[None].float() / 255
-    batch = {"observation.image": pixels, "observation.state": torch.from_numpy(seen["agent_pos"])[None]}
+    batch = {CAMERA: pixels, "observation.state": torch.from_numpy(seen["agent_pos"])[None]}
     context = policy.encode(policy.preprocess({**batch, "task": [item["task"]]}))
     ends = Sampler(policy, policy.default_num_steps)(
         context.repeat(64), policy.sample_noise(64, generator(0, "sides"))
@@ -222,7 +222,7 @@ for line in sys.stdin:
     item, noise, begins = json.loads(line)
     if begins:
         policy.reset()
-    item["observation.image"] = numpy.array(item["observation.image"], dtype="uint8")
+    item["observation.images.front"] = numpy.array(item["observation.images.front"], dtype="uint8")
     print(json.dumps(policy.select_action(item, noise).tolist()), flush=True)
 """
 
@@ -250,13 +250,13 @@ def test_whole_episodes_of_a_robot_without_torch_are_those_of_stock_lerobot(
                 item = {"observation.state": seen["agent_pos"].tolist(), "task": env.task_description}
                 pixels = seen["pixels"].tolist()
                 print(
-                    json.dumps([item | {"observation.image": pixels}, noise.tolist(), begins]),
+                    json.dumps([item | {CAMERA: pixels}, noise.tolist(), begins]),
                     file=robot.stdin,
                 )
                 robot.stdin.flush()
                 image = torch.from_numpy(seen["pixels"]).permute(2, 0, 1) / 255
                 state = torch.from_numpy(seen["agent_pos"])
-                batch = {"observation.image": image, "observation.state": state, "task": item["task"]}
+                batch = {CAMERA: image, "observation.state": state, "task": item["task"]}
                 action = policy.postprocessor(
                     policy.module.select_action(policy.preprocess(batch), noise=noise)
                 )[0]
@@ -269,7 +269,7 @@ def test_whole_episodes_of_a_robot_without_torch_are_those_of_stock_lerobot(
 
 @pytest.mark.parametrize(("options", "message"), [
     (["--num_steps=0"], "num_steps=0: give at least 1"),
-    (["--solver=rk9"], "solver=rk9: choose euler"),
+    (["--solver=rk9"], "solver=rk9: give euler | midpoint"),
     (["--grid_power=0"], "grid_power is 0"),
     (["--graphs=three"], "graphs=three: give one | two"),
     (["--graphs=two", "--solver=heun"], "solver=heun: with graphs=two"),

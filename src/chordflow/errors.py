@@ -1,4 +1,4 @@
-"""The one error that a user is meant to see, and what is said of others."""
+"""The one error that a user is meant to see, and the reasons of others."""
 
 import errno
 import re
@@ -41,7 +41,7 @@ def ran_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, of whatever device.
 
     PyTorch raises `torch.OutOfMemoryError` where its own allocators of accelerators refuse. For memory of the CPU, of
-    MPS and of CUDA's libraries it raises a plain RuntimeError, which only its message tells from others.
+    MPS and of CUDA's libraries it raises a plain RuntimeError, of which only its message is different.
     """
     # By name: this module is imported before PyTorch, which takes seconds.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":

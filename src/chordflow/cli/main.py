@@ -13,6 +13,7 @@ from chordflow import __version__, stopping
 from chordflow.cli import help
 from chordflow.errors import MACHINE_ERRORS, UserError, ran_out_of_memory
 from chordflow.quiet import limit_waiting, silence_libraries
+from chordflow.refusing import alike, meant
 
 VERBS = {
     "diagnose": "say before any training whether it is worth it for a checkpoint",
@@ -60,8 +61,7 @@ _SIZES = {
 def main(argv: list[str] | None = None) -> int:
     """Runs a verb.
 
-    What the user or the machine is the cause of is said in one line; a fault of chordflow's own keeps its
-    traceback.
+    An error of the user or the machine is printed in one line; a fault of chordflow's own keeps its traceback.
 
     Returns:
         0 where it went well, 2 for input that cannot be used or a machine that refuses, 130 where it was
@@ -75,7 +75,8 @@ def main(argv: list[str] | None = None) -> int:
             return 0 if arguments else 2
         verb, *options = help.renamed(arguments)
         if verb not in VERBS:
-            instead = help.GONE_VERBS.get(verb, f"choose one of {', '.join(VERBS)}.")
+            near = meant([name for name in VERBS if alike(verb, name)])
+            instead = help.GONE_VERBS.get(verb, near or f"choose one of {', '.join(VERBS)}.")
             print(f"chordflow: there is no verb {verb!r}; {instead}", file=sys.stderr)
             return 2
         _run(verb, options)
@@ -113,7 +114,7 @@ def _run(verb: str, arguments: list[str]) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # What torch's C++ side warns of, such as of parameters that all had gradients.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    # Only now: the libraries behind a verb take seconds to import and talk while they do.
+    # Only now: the libraries behind a verb take seconds to import, and print meanwhile.
     silence_libraries()
     limit_waiting()
     from chordflow.console import doing, show_all
@@ -122,11 +123,10 @@ def _run(verb: str, arguments: list[str]) -> None:
     with _interruptible(verb), doing("Loading PyTorch and LeRobot"):
         joins = verb == "study" and options[:1] == [help.JOINS]
         module = import_module(f"chordflow.cli.{'report' if joins else verb if verb in ALONE else 'jobs'}")
-    if help.asked(options):
-        key, _ = help.entry_of(verb, options)
-        help.show(help.of_config(key, module.CONFIGS[key], options), options)
+    if help.wants_help(options):
+        help.answer_with(module.CONFIGS, verb, options)
         return
-    with stopping.heeded():
+    with stopping.handled():
         getattr(module, "join" if joins else verb)(options)
 
 

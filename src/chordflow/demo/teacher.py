@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-from lerobot.utils.constants import ACTION, OBS_IMAGE, OBS_STATE
+from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
 from chordflow.demo.tiny_vlm import TinyVLMSize, build_tiny_vlm
 from chordflow.policies import relocate
@@ -36,6 +36,8 @@ DATASET_FOLDER = "dataset"
 TRAINING_FOLDER = "teacher_training"
 
 DATASET_REPO_ID = "chordflow/detour"
+CAMERA = f"{OBS_IMAGES}.front"
+"""A name that LeRobot's asynchronous inference takes: it knows pictures by their prefix."""
 NUM_EPISODES = 800
 FIRST_SEED = 1_000_000
 """Seeds of demonstrations count up from here; evaluation counts up from 0, so the two never meet."""
@@ -131,8 +133,8 @@ def make_teacher(
     Args:
         output_dir: made if it is not there.
         recipe: what to make; the shipped teacher's recipe by default.
-        record_progress: told of episodes, done and in all.
-        train_progress: told of training steps.
+        record_progress: called with the episodes done, and with their number.
+        train_progress: called with the training steps done, and with their number.
 
     Returns:
         The checkpoint's folder, `output_dir / "teacher"`.
@@ -203,7 +205,7 @@ def record_demonstrations(root: Path, num_episodes: int, progress: Progress | No
         DATASET_REPO_ID,
         FPS,
         {
-            OBS_IMAGE: {"dtype": "image", **image},
+            CAMERA: {"dtype": "image", **image},
             OBS_STATE: {"dtype": "float32", "shape": (2,), "names": ["x", "y"]},
             ACTION: {"dtype": "float32", "shape": (2,), "names": ["dx", "dy"]},
         },
@@ -239,7 +241,7 @@ def _demonstrate(env: DetourEnv, seed: int) -> list[dict[str, Any]]:
     ended = False
     while not ended and len(frames) < MAX_FRAMES:
         action = expert.act(env.position)
-        frame = {OBS_IMAGE: observation["pixels"], OBS_STATE: observation["agent_pos"], ACTION: action}
+        frame = {CAMERA: observation["pixels"], OBS_STATE: observation["agent_pos"], ACTION: action}
         frames.append({**frame, "task": env.task_description})
         observation, _, ended, _, info = env.step(action)
     return frames if info["is_success"] else []

@@ -43,7 +43,7 @@ def measure_latency(
         student_num_steps: of the student.
         chunk_num_steps: step counts at which whole chunks are timed.
         warm_up: untimed rounds before them.
-        clock: seconds; wall time unless a caller knows better.
+        clock: seconds; wall time by default.
     """
     batch = policy.preprocess(items)
     context = policy.encode(batch)
@@ -69,7 +69,7 @@ def measure_latency(
             took = _seconds(function, policy.device, clock)
             if number >= warm_up:
                 seconds[name].append(took)
-                memory.look()
+                memory.sample()
     found = {name: _percentiles(times) for name, times in seconds.items()}
     return Latency(
         encode_s=found["encode"].p50,
@@ -90,7 +90,7 @@ class _MemoryMeter:
     """Memory of a policy while it acts.
 
     On CUDA the weights and the most that is allocated above what was there before: what else is loaded does not count.
-    On a CPU, where allocations cannot be told apart, the largest resident memory of the whole process after any chunk,
+    On a CPU, where allocations are not counted apart, the largest resident memory of the whole process after any chunk,
     libraries and all. Other devices give no comparable figure.
     """
 
@@ -103,13 +103,13 @@ class _MemoryMeter:
             torch.cuda.reset_peak_memory_stats(self.device)
             self.before = torch.cuda.memory_allocated(self.device)
 
-    def look(self) -> None:
+    def sample(self) -> None:
         """Called after each timed run."""
         if self.device.type == "cpu":
             self.resident = max(self.resident, self.process.memory_info().rss)
 
     def read(self) -> Memory | None:
-        """What was found, or None where it cannot be told."""
+        """The measured memory, or None where it cannot be known."""
         if self.device.type == "cuda":
             above = torch.cuda.max_memory_allocated(self.device) - self.before
             return Memory(self.weights, self.weights + above, "accelerator")

@@ -124,7 +124,7 @@ def measure(
             targets = _targets(work, teacher, deployed, teacher_steps, converged[TEACHER][1], compared)
             search.run(solved, targets)
         else:
-            search.put_beside(name, solved)
+            search.add_policy(name, solved)
         found = targets.gaps(name, solved)
         if name == TEACHER:
             untrained = found
@@ -218,7 +218,7 @@ class Yardstick:
         observations: held out by episode.
         config: how much; of its steps and solvers Euler at `num_steps` is used.
         teacher_steps: Euler steps of the teacher as deployed.
-        on_progress: told the network evaluations done, of how many.
+        on_progress: see `Progress`.
 
     Attributes:
         teacher: its own figures at `config.num_steps` and as deployed; the latter to the converged ODE is the floor.

@@ -13,20 +13,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from chordflow.checks import check_choice, check_fields, check_filled
+from chordflow.checks import check_fields, check_filled
 from chordflow.couplings import Observations
 from chordflow.errors import UserError
 from chordflow.evaluation.modes import MIN_ENDPOINTS
 from chordflow.flow.curvature import Curvature, measure_curvature
 from chordflow.flow.seeds import generator
-from chordflow.flow.solvers import SOLVERS, Velocity, get_solver
+from chordflow.flow.solvers import SolverName, Velocity, get_solver
 from chordflow.policies import Context, FlowPolicy
 from chordflow.results.actions import CurvatureRow, PolicyName
 from chordflow.results.statistics import ratio_of_rms
 from chordflow.threads import in_parallel
 
 Progress = Callable[[int, int], None]
-"""Told the network evaluations done, of how many."""
+"""Called with the network evaluations done, and with their total."""
 
 
 class Way(NamedTuple):
@@ -70,7 +70,7 @@ class MeasureConfig:
     num_observations: int = 200
     noises_per_observation: int = 16
     num_steps: list[int] = field(default_factory=lambda: [1, 2, 4, 10])
-    solvers: list[str] = field(default_factory=lambda: ["euler", "midpoint"])
+    solvers: list[SolverName] = field(default_factory=lambda: ["euler", "midpoint"])
     converged_num_steps: int = 100
     converged_noises: int = 4
     gap_noises: int | None = None
@@ -86,7 +86,6 @@ class MeasureConfig:
         most, note = self.noises_per_observation, " (measure.noises_per_observation)"
         check_fields(self, "measure.", "converged_noises", "gap_noises", at_most=most, note=note)
         check_filled("measure.num_steps", self.num_steps, note=", such as [1,2,4,10]")
-        check_choice("measure.solvers", self.solvers, SOLVERS)
 
     @property
     def compared_noises(self) -> int:
@@ -198,7 +197,7 @@ def over_batches[T](
 
         return function(velocity, noise[part].flatten(0, 1))
 
-    yield from zip(parts, in_parallel(call, parts, noise.device), strict=True)
+    yield from zip(parts, in_parallel(call, parts, policy.module), strict=True)
 
 
 @torch.no_grad()
@@ -214,7 +213,7 @@ def solve(
 ) -> dict[Way, Tensor]:
     """Endpoints (N, K, H, D) of noises (N, K, H, D) by several ways, on the CPU.
 
-    `on_batch` is told the network evaluations that a batch's solution takes, also where some are shared; the others are
+    `on_batch` is called with the network evaluations that a batch takes, also where some are shared; the others are
     as in `over_batches`.
     """
     ends = {way: torch.empty(noise.shape, dtype=torch.float32) for way in ways}
@@ -262,7 +261,7 @@ class Work:
     Args:
         held_out: observations, encoded for every policy that is solved, and noises.
         config: how much.
-        on_progress: told the network evaluations done, of `total`.
+        on_progress: called with the network evaluations done, and with `total`.
 
     Attributes:
         total: network evaluations of all that is to be done, for the caller to set.

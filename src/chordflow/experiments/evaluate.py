@@ -19,16 +19,16 @@ from chordflow.experiments.config import CheckpointConfig
 from chordflow.experiments.evaluate_config import EvaluateConfig
 from chordflow.experiments.measured import (
     Entrant,
-    concluded,
     load_entrant,
     measured,
     read_beforehand,
     unmeasured,
+    with_findings,
 )
 from chordflow.experiments.reflow import RESULTS
 from chordflow.experiments.run_folder import command_to_resume, new_folder, only_run, refuse_existing
 from chordflow.options import plain
-from chordflow.policies import FlowPolicy, resolve_checkpoint, say_replaced_names
+from chordflow.policies import FlowPolicy, print_replaced_names, resolve_checkpoint
 from chordflow.results.schema import STUDENT, TEACHER, PolicyName, Results
 from chordflow.results.wording import step_counts
 
@@ -39,7 +39,7 @@ def evaluate(config: EvaluateConfig, command: list[str]) -> tuple[Results, Clip]
     """Measures every policy on the dataset and runs it in the environment, as far as either is given.
 
     What is measured on the dataset is saved before the first episode, each episode as it ends, and all results at the
-    end; a run that was stopped goes on from there. `command` is the command line, for the results.
+    end; a run that was stopped resumes from there. `command` is the command line, for the results.
 
     Returns:
         What was measured, and episodes with frames by label, of the same seeds under each; empty without an
@@ -51,7 +51,7 @@ def evaluate(config: EvaluateConfig, command: list[str]) -> tuple[Results, Clip]
     started = time.perf_counter()
     output = config.output_dir
     if not config.resume:
-        refuse_existing(output, how_to_go_on(output) if (output / EVALUATE_CONFIG).is_file() else "")
+        refuse_existing(output, how_to_resume(output) if (output / EVALUATE_CONFIG).is_file() else "")
     entrants = _load_entrants(config)
     teacher = entrants[TEACHER].policy
     _warn_of_other_steps(config, entrants)
@@ -59,7 +59,7 @@ def evaluate(config: EvaluateConfig, command: list[str]) -> tuple[Results, Clip]
     if config.dataset is not None:
         split = open_split(config.dataset, teacher, tolerance_s=config.tolerance_s)
     else:
-        say_replaced_names(teacher)
+        print_replaced_names(teacher)
     if config.env is not None:
         check_environment(config, entrants)
     with contextlib.nullcontext() if config.resume else _new_folder(output), only_run(output):
@@ -69,7 +69,7 @@ def evaluate(config: EvaluateConfig, command: list[str]) -> tuple[Results, Clip]
         clip: Clip = {}
         if config.env is not None:
             results, clip = run_arms(config, entrants, results)
-        results = concluded(results)
+        results = with_findings(results)
         results.save(output / RESULTS)
     say(f"Done in {time.perf_counter() - started:.0f} s.")
     return results, clip
@@ -159,7 +159,7 @@ def _warn_of_other_steps(config: EvaluateConfig, entrants: dict[PolicyName, Entr
 
 
 def _refuse_another_margin(config: EvaluateConfig) -> None:
-    """A margin is chosen before one looks at outcomes: that of episodes in this folder stays."""
+    """A margin is chosen before outcomes are known: that of the episodes in this folder stays."""
     path = config.output_dir / EVALUATE_CONFIG
     if not config.resume or not path.is_file():
         return
@@ -183,8 +183,8 @@ def _measured_before(config: EvaluateConfig, now: Results) -> Results | None:
     return before if same and before.held_out is not None else None
 
 
-def how_to_go_on(output: Path) -> str:
-    """What to tell the user of an evaluation that was stopped."""
+def how_to_resume(output: Path) -> str:
+    """How to resume an evaluation that was stopped, for the user."""
     if (output / EVALUATE_CONFIG).is_file():
         return f"resume with: {command_to_resume('evaluate', output / EVALUATE_CONFIG)}"
     return "nothing was measured yet, so start again."

@@ -16,7 +16,7 @@ import torch
 from lerobot.utils.constants import OBS_PREFIX
 from torch import Tensor
 
-from chordflow.checks import check_choice, check_fields
+from chordflow.checks import check_fields
 from chordflow.console import doing, say
 from chordflow.couplings import TOLERANCE_S, DatasetConfig, open_split
 from chordflow.deploy.graphs import to_openvino, write_graphs
@@ -35,7 +35,7 @@ from chordflow.experiments.evaluate import check_comparable
 from chordflow.experiments.provenance import weights_sha256
 from chordflow.experiments.run_folder import refuse_existing
 from chordflow.flow.seeds import generator
-from chordflow.flow.solvers import SOLVERS, require_grid_power, time_grid
+from chordflow.flow.solvers import SolverName, require_grid_power, time_grid
 from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint
 from chordflow.policies.sampling import Sampler
 from chordflow.results.schema import installed_versions
@@ -82,7 +82,7 @@ class ExportConfig:
         policy: the checkpoint to export.
         output_dir: new folder.
         num_steps: solver steps from noise to action; by default what the checkpoint is saved with.
-        solver: euler, midpoint, heun or adams_bashforth; euler is what LeRobot runs.
+        solver: of the ODE; euler is what LeRobot runs.
         grid_power: how the steps are graded; 1 is LeRobot's even grid, above 1 they are smaller near the action.
         graphs: one, or two for encoding and step apart, so that the number of steps can be chosen on the robot.
         backend: what runs the folder; onnx is ONNX Runtime, on any machine, and openvino is faster on x86 CPUs.
@@ -98,7 +98,7 @@ class ExportConfig:
     policy: SourceConfig
     output_dir: Path
     num_steps: int | None = None
-    solver: str = "euler"
+    solver: SolverName = "euler"
     grid_power: float = 1.0
     graphs: Graphs = Graphs.ONE
     backend: Backend = Backend.ONNX
@@ -114,7 +114,6 @@ class ExportConfig:
         check_fields(self, "", "max_gap", above=0)
         if self.teacher is not None:
             self.teacher.check("teacher")
-        check_choice("solver", self.solver, SOLVERS)
         require_grid_power(self.grid_power)
         if self.graphs == Graphs.TWO and self.solver != "euler":
             raise UserError(
@@ -222,7 +221,7 @@ def _gap_to(
 
 @contextlib.contextmanager
 def _named(where: str, kind: type[Exception] = UserError) -> Iterator[None]:
-    """Says which checkpoint it is that a sentence is about, of a `UserError` or another kind of error."""
+    """Names the checkpoint in the message of an error, a `UserError` or another kind."""
     try:
         yield
     except (UserError, kind) as error:

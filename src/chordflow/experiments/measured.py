@@ -1,4 +1,4 @@
-"""Who is measured on a dataset, on what, and the results that a job makes of it."""
+"""The policies that are measured on a dataset, and the results of a job."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Entrant:
 
     @property
     def info(self) -> PolicyInfo:
-        """What results say of it."""
+        """The policy as results name it."""
         return PolicyInfo(
             name=self.name,
             path=self.path,
@@ -140,7 +140,7 @@ def measured(
     config: MeasureConfig,
     dataset: DatasetConfig,
 ) -> Results:
-    """The results with what is measured on a split's held-out observations, and what that says.
+    """The results with what is measured on a split's held-out observations, findings included.
 
     Raises:
         UserError: for observations that cannot be read, or actions that are not finite.
@@ -165,11 +165,11 @@ def measured(
         spreads=found.spreads,
         widest=found.widest,
     )
-    return concluded(results)
+    return with_findings(results)
 
 
-def concluded(results: Results) -> Results:
-    """The results with what they say, in findings and in one sentence."""
+def with_findings(results: Results) -> Results:
+    """The results with their findings and their verdict."""
     return replace(results, findings=findings(results), verdict=verdict(results))
 
 

@@ -16,8 +16,8 @@ from chordflow.couplings import BufferConfig, CouplingBuffer, Split
 from chordflow.couplings.store import FOR_TRAINING, CouplingStore, Manifest, difference, read_manifest
 from chordflow.errors import UserError
 from chordflow.experiments.config import CoupleConfig, ReflowJobConfig
-from chordflow.options import look_up
 from chordflow.policies import FlowPolicy
+from chordflow.refusing import look_up
 from chordflow.rollouts.store import weights_hash
 
 
@@ -69,17 +69,19 @@ def fingerprint(split: Split) -> str:
         values = np.ascontiguousarray(np.asarray(table[key][:])[observations.rows])
         digest.update(f"{key}:{values.dtype}:{values.shape}".encode())
         digest.update(values.tobytes())
-    told = {
+    facts = {
         "fps": metadata.fps,
         "tasks": sorted((str(task), int(row["task_index"])) for task, row in metadata.tasks.iterrows()),
         "cameras": {key: (metadata.stats or {}).get(key) for key in sorted(metadata.camera_keys)},
     }
-    digest.update(json.dumps(told, sort_keys=True, default=lambda array: np.asarray(array).tolist()).encode())
+    digest.update(
+        json.dumps(facts, sort_keys=True, default=lambda array: np.asarray(array).tolist()).encode()
+    )
     return digest.hexdigest()
 
 
 def training_settings(folder: Path, num_observations: int | None = None) -> dict[str, Any]:
-    """The settings that a training with so many observations of a store takes from it, unless told otherwise."""
+    """The settings that a training with so many observations of a store takes from it, unless the user gives others."""
     manifest = read_manifest(folder)
     settings = manifest.about["settings"]
     used = min(manifest.num_observations, num_observations or manifest.num_observations)
@@ -92,7 +94,7 @@ def training_settings(folder: Path, num_observations: int | None = None) -> dict
 def open_couplings(
     config: ReflowJobConfig, teacher: FlowPolicy, split: Split, *, with_context: bool
 ) -> CouplingStore | None:
-    """The store that a training takes its couplings from; None where it asks the teacher.
+    """The store that a training takes its couplings from; None where the teacher makes them.
 
     Args:
         config: of the training. How much of the store is used is written into it: the store of a resumed run may have

@@ -1,4 +1,4 @@
-"""What every flow-matching policy answers, whatever its family.
+"""The interface of every flow-matching policy, whatever its family.
 
 Shapes: B batch, H chunk size, D padded action dimension, A real action dimension.
 Convention: t = 1 is noise, t = 0 is the action, v = d x / d t. An adapter converts its family's
@@ -139,7 +139,7 @@ class FlowPolicy(ABC):
         filled_from: parameters that LeRobot's loader fills with another's tensor where a file lacks them, and
             that other one's name.
         normalises_elsewhere: whether the family normalises by other steps than LeRobot's own normaliser, so that
-            nothing is asked of that one.
+            LeRobot's is not checked.
 
     Raises:
         UserError: if the config asks for something that cannot be reflowed.
@@ -341,7 +341,7 @@ class FlowPolicy(ABC):
 
     @property
     def statistics(self) -> Mapping[str, Mapping[str, Any]]:
-        """What the preprocessor knows of the observations that the policy was trained with, by the policy's names."""
+        """The preprocessor's statistics of the observations that the policy was trained with, by the policy's names."""
         return {
             self.own_name(key): values
             for step in self.preprocessor.steps

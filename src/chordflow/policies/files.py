@@ -186,7 +186,7 @@ def _assets(
     content = read_json(folder / name, field)
     if name == PREPROCESSOR:
         steps = content.get("steps")
-        # LeRobot complains of what is no step at all.
+        # LeRobot reports what is no step at all.
         steps = [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
         holders, keys = [step.get("config") for step in steps], adapter.processor_assets
     else:

@@ -27,7 +27,7 @@ from chordflow.results.schema import Results
 from chordflow.results.wording import clean, plural, size
 
 IN_SIGHT = 5
-"""Findings that are shown before one asks for more."""
+"""Findings that are shown unfolded."""
 
 TITLES = {"reflow": "Reflow", "diagnose": "Diagnosis", "evaluate": "Evaluation"}
 
@@ -201,7 +201,7 @@ def _parts(results: Results, folder: Path, tables: dict[str, Section]) -> Iterat
     yield Part("motion", "Motion", [rollout_plots.motion(results)], shown("motion"))
     yield Part(
         "delays", "Under an inference delay", [rollout_plots.delays(results)], shown("delays"),
-        "On a robot the next chunk is asked for while the last one still runs.",
+        "On a robot the next chunk is requested while the last one still runs.",
     )  # fmt: skip
     yield Part("timing", "Where rollouts spend their time", [rollout_plots.timing(results)], shown("timing"))
     yield Part("training", "Training", [flow_plots.loss(results)], [])
@@ -227,7 +227,7 @@ class Embedded:
     """A clip as the page shows it.
 
     Attributes:
-        clip: what the results say of it.
+        clip: its record in the results.
         text: what happens in it.
         note: why it is not shown, a sentence; empty where it is.
         source: the whole file as a data URI; empty where it could not be taken in.
@@ -249,7 +249,7 @@ def embed(clip: Clip, folder: Path) -> Embedded:
     Returns:
         The clip, or a note why it is not shown: nothing about a clip keeps a page from being made.
     """
-    shown = Embedded(clip, _told(clip))
+    shown = Embedded(clip, _outcomes(clip))
     try:
         path = (folder / clip.path).resolve()
         kind = KINDS.get(path.suffix.lower())
@@ -275,8 +275,8 @@ def embed(clip: Clip, folder: Path) -> Embedded:
     return replace(shown, note=f"{clean(clip.path)} {why}", source="")
 
 
-def _told(clip: Clip) -> str:
-    """What happens in a clip, in words: how often each column succeeds."""
+def _outcomes(clip: Clip) -> str:
+    """How often each column of a clip succeeds, in words."""
     columns = []
     for index, name in enumerate(clip.columns):
         won = sum(row[index] for row in clip.outcomes if index < len(row))

@@ -98,10 +98,10 @@ def how_many(rows: list[SuccessRow]) -> str:
 
 
 def noninferiority(results: Results) -> Section | None:
-    """What the pairs say at the margin, over all episodes; None where nobody asked."""
+    """What the pairs say at the margin, over all episodes; None where there is no margin."""
     rows = by_group(results).get("all", [])
     found = [(row, row.noninferiority) for row in rows if row.noninferiority is not None]
-    margins = " or ".join(points_of(margin) for margin in sorted({said.margin for _, said in found}))
+    margins = " or ".join(points_of(margin) for margin in sorted({decision.margin for _, decision in found}))
     return table(
         "noninferiority", f"Not worse than the teacher by more than {margins} points?", found,
         Column("policy", lambda of: POLICY.value(of[0])),
@@ -149,7 +149,7 @@ def sequential(results: Results) -> Section | None:
 
 
 def flip_checks(results: Results) -> Section | None:
-    """Flips of first chunks against the sides taken; None where the environment tells none."""
+    """Flips of first chunks against the sides taken; None where the environment reports none."""
     return table(
         "flips", "Flips of first chunks against the side that was taken", results.flip_checks,
         POLICY,
@@ -198,7 +198,7 @@ def motion_rows(results: Results) -> dict[str, list[MotionRow]]:
 MODES = {
     "none": "no delay",
     "sync": "waits",
-    "async": "goes on, then switches",
+    "async": "continues, then switches",
     "rtc": "real-time chunking",
 }
 """What the robot does while the next chunk is made."""

@@ -43,10 +43,10 @@ def sections(results: Results) -> list[Section]:
 
 def findings(results: Results) -> list[str]:
     """What the measures say beyond the verdict, the most important first."""
-    said = verdict(results)
+    answer = verdict(results)
     texts = [clean(found.text) for found in rules.findings(results)]
     # In a verdict a finding may follow a yes or no, without its capital.
-    return [text for text in texts if text and text[1:] not in said]
+    return [text for text in texts if text and text[1:] not in answer]
 
 
 # ---- For a terminal -------------------------------------------------------------------------------------

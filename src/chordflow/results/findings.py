@@ -40,7 +40,7 @@ TWO_SIDED_SHARE = 0.05
 """Share of observations with several modes from which on a policy counts as two-sided."""
 
 SEEN_CONFIDENCE = 0.95
-"""Probability with which a mode is seen that is said to be seen."""
+"""Probability with which a mode is seen where a finding calls it seen."""
 
 LEAST_IN_MODE, LEAST_SHARE = 2, 0.05
 """Endpoints that make a mode, by the rule of `evaluation.modes`, and the same as a share of the endpoints."""
@@ -81,22 +81,22 @@ def verdict(results: Results) -> str:
         The sentences; the three most important findings where there is no answer.
     """
     answer = of_students.may_replace_the_teacher(results)
-    said: list[str | None] = [answer]
+    sentences: list[str | None] = [answer]
     if results.kind == "diagnose":
-        said = [worth_training(results)[1]]
+        sentences = [worth_training(results)[1]]
     elif results.student is not None:
-        said = [free.no_training_needed(results) or free.untrained_is_as_good(results), answer]
+        sentences = [free.no_training_needed(results) or free.untrained_is_as_good(results), answer]
         if answer is None and (gap := of_students.student_gap(results)):
-            said += [gap, "Success was not tested."]
-    if not any(said):
+            sentences += [gap, "Success was not tested."]
+    if not any(sentences):
         if results.student is not None and results.student_num_steps is None:
-            return "The student's actions were not measured, so nothing can be said of them."
-        said = [found.text for found in findings(results)[:MOST_IMPORTANT]]
-    return " ".join(text for text in said if text) or "Nothing was measured."
+            return "The student's actions were not measured, so there is no verdict."
+        sentences = [found.text for found in findings(results)[:MOST_IMPORTANT]]
+    return " ".join(text for text in sentences if text) or "Nothing was measured."
 
 
 def worth_training(results: Results) -> tuple[bool, str | None]:
-    """Whether distillation is worth it for the policy, and the sentence that says so; None where nothing tells.
+    """Whether distillation is worth it for the policy, and the sentence that says so; None where it was not measured.
 
     No, where the policy acts in one step already; where at most two untrained network evaluations lie within the floor;
     or where even one step would make a chunk less than 1.2 times as fast. Otherwise yes, with what one step loses.
@@ -180,7 +180,7 @@ def one_step_loses(results: Results) -> str | None:
     flips = f", {percent(row.flip_rate)} at another mode" if row.flip_rate else ""
     text = (
         f"One untrained step loses {percent(row.rms)} RMS{_span(row.interval)}{free.noise_text(results, row)} against "
-        f"the policy's {steps(results.teacher_num_steps)} (median {percent(row.median)}{flips})"
+        f"the deployed policy's {steps(results.teacher_num_steps)} (median {percent(row.median)}{flips})"
     )
     two = results.gap(TEACHER, 2, "deployed")
     if two is not None and results.teacher_num_steps > 2:

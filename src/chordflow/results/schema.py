@@ -67,9 +67,9 @@ class PolicyInfo:
         num_steps: steps that it is evaluated at as deployed.
         parameters: number of parameters.
         weights_sha256: of its weights file.
-        step_counts: Euler steps that it was trained for, by its own record; None where that is any number, or
-            nothing is said.
-        method: `--method.type` that it was trained by, by its own record; None where nothing is said.
+        step_counts: Euler steps that it was trained for, by its own record; None where that is any number, or not
+            recorded.
+        method: `--method.type` that it was trained by, by its own record; None where it is not recorded.
         saved_num_steps: steps that its checkpoint is saved with; None in older files.
     """
 

@@ -21,10 +21,11 @@ from lerobot_env_detour.scene import (
 FPS = 10
 
 
-class DetourEnv(gym.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
+class DetourEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
     """Reach the goal without touching the obstacle that stands in between, by an allowed side.
 
-    Observation: `pixels`, uint8 of shape (size, size, 3), and `agent_pos`, float32 of shape (2,).
+    Observation: `pixels`, uint8 of shape (size, size, 3), under the camera's name where it has one, and `agent_pos`,
+    float32 of shape (2,).
     Action: float32 of shape (2,) in [-1, 1], the move in units of `MAX_STEP`.
     Reward: 1 on success, else 0.
 
@@ -46,6 +47,7 @@ class DetourEnv(gym.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
         image_size: int = 64,
         render_size: int = 256,
         render_mode: str | None = "rgb_array",
+        camera: str | None = None,
     ) -> None:
         """Make the environment.
 
@@ -54,6 +56,7 @@ class DetourEnv(gym.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
             image_size: side of the square image in the observation, in pixels.
             render_size: side of the square image that `render` returns, in pixels.
             render_mode: "rgb_array" or None.
+            camera: name of the camera: `pixels` is a dictionary that holds the image under it.
 
         Raises:
             ValueError: if the instruction is unknown or an image is smaller than 16 pixels.
@@ -64,12 +67,14 @@ class DetourEnv(gym.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
             if size < 16:
                 raise ValueError(f"{name} is {size}; it must be at least 16.")
         self.render_mode = render_mode
+        image = gym.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
         self.observation_space = gym.spaces.Dict(
             {
-                "pixels": gym.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8),
+                "pixels": gym.spaces.Dict({camera: image}) if camera else image,
                 "agent_pos": gym.spaces.Box(-1.0, 1.0, (2,), np.float32),
             }
         )
+        self._camera = camera
         self.action_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
         self._instruction = instruction
         self._image_size = image_size
@@ -101,7 +106,7 @@ class DetourEnv(gym.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Begin an episode.
 
         Args:
@@ -118,9 +123,7 @@ class DetourEnv(gym.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
         self._side = "none"
         return self._observe(), self._info("running")
 
-    def step(
-        self, action: NDArray[np.floating]
-    ) -> tuple[dict[str, NDArray[Any]], float, bool, bool, dict[str, Any]]:
+    def step(self, action: NDArray[np.floating]) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Move by `action * MAX_STEP`, the action clipped to [-1, 1].
 
         Args:
@@ -150,9 +153,10 @@ class DetourEnv(gym.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
             self._render_ground = draw_ground(self.scene, self._render_size)
         return draw_agent(self._render_ground, self._position)
 
-    def _observe(self) -> dict[str, NDArray[Any]]:
+    def _observe(self) -> dict[str, Any]:
+        image = draw_agent(self._ground, self._position)
         return {
-            "pixels": draw_agent(self._ground, self._position),
+            "pixels": {self._camera: image} if self._camera else image,
             "agent_pos": self._position.astype(np.float32),
         }
 
