@@ -246,7 +246,7 @@ def test_the_findings_say_what_the_studies_found() -> None:
 
 
 def test_the_documents_name_options_that_there_are() -> None:
-    verbs = json.loads(read(ROOT / "src" / "chordflow" / "cli" / "options.json")).values()
+    verbs = json.loads(read(ROOT / "src" / "chordflow" / "options.json")).values()
     known = {option["name"] for verb in verbs if isinstance(verb, dict) for option in verb["options"]}
     # Of every command, of launchers, of LeRobot's commands, of the benchmarks' scripts, and names that have gone.
     known |= {"help", "config_path", "nproc", "multi_gpu", "num_processes", "config_file", "cpu", "publish", "size",

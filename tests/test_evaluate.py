@@ -432,7 +432,7 @@ def test_policies_that_cannot_be_compared(vlm: Path, student: Path, tmp_path: Pa
 
 @pytest.mark.parametrize(("given", "message"), [
     ({"env.cameras": "[front]"}, "camera.*rename_map"),
-    ({"noise": "gauss"}, "noise=gauss: choose paired or lerobot"),
+    ({"noise": "gauss"}, r"noise=gauss: give paired \| lerobot"),
     ({"margin": 0}, "margin=0"),
     ({"policies": "x"}, "write NAME=PATH"),
     ({"policies": "[student=x]"}, "'student' is taken"),

@@ -218,7 +218,7 @@ def test_whole_episodes_of_a_robot_without_torch_are_those_of_stock_lerobot(
 
 @pytest.mark.parametrize(("options", "message"), [
     (["--num_steps=0"], "num_steps=0: give at least 1"),
-    (["--solver=rk9"], "solver=rk9: choose euler"),
+    (["--solver=rk9"], "solver=rk9: give euler | midpoint"),
     (["--grid_power=0"], "grid_power is 0"),
     (["--graphs=three"], "graphs=three: give one | two"),
     (["--graphs=two", "--solver=heun"], "solver=heun: with graphs=two"),

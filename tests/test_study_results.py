@@ -19,12 +19,12 @@ from chordflow.reporting.study_page import page, plots
 from chordflow.reporting.study_table import SEEDS, by_arm, facts, markdown, render, sections
 from chordflow.reporting.table import escape
 from chordflow.reporting.write import write_report
-from chordflow.results import study as studies
 from chordflow.results import study_summary as summary
+from chordflow.results.old_studies import OLD_KINDS
 from chordflow.results.paying import paying_rounds
 from chordflow.results.study import Study, Untrained, joined
 from chordflow.results.study_summary import answers, headline, standings
-from script_files import ROOT
+from script_files import ROOT, load_script
 from study_samples import CLEAR, TEACHER, beginnings, figures, of_two_seeds, rounds, study, trial
 
 
@@ -259,10 +259,31 @@ def test_a_file_comes_back_and_something_else_is_refused(tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"give a study's study\.json"):
         Study.load(tmp_path / "nothing.json")
     older = r"older layout; .*python scripts/convert_study\.py .*study\.json"
-    for kind, read in itertools.product(studies.OLD_KINDS, (Study.load, write_report)):
+    for kind, read in itertools.product(OLD_KINDS, (Study.load, write_report)):
         path.write_text(json.dumps({"kind": kind}))
         with pytest.raises(UserError, match=older):
             read(path)
+    path.rename(tmp_path / "compare.json")
+    for read, place in ((Study.load, path), (write_report, tmp_path)):
+        with pytest.raises(UserError, match=older.replace("study\\.json", "compare\\.json")):
+            read(place)
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"), [("study.json", "study.json.old"), ("compare.json", "compare.json")]
+)
+def test_the_converter_keeps_the_old_file(
+    name: str, kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = load_script(ROOT / "scripts" / "convert_study.py")
+    monkeypatch.setattr(script, "converted", lambda old: beginnings())
+    (tmp_path / name).write_text('{"kind": "compare"}')
+    script.convert(tmp_path / name)
+    assert (tmp_path / kept).read_text() == '{"kind": "compare"}'
+    assert Study.load(tmp_path / "study.json") == beginnings()
+    (tmp_path / name).write_text('{"kind": "compare"}')
+    with pytest.raises(SystemExit, match="exists; move it"):
+        script.convert(tmp_path / name)
 
 
 def test_studies_of_one_teacher_join() -> None:

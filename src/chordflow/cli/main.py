@@ -13,6 +13,7 @@ from chordflow import __version__, stopping
 from chordflow.cli import help
 from chordflow.errors import MACHINE_ERRORS, UserError, ran_out_of_memory
 from chordflow.quiet import limit_waiting, silence_libraries
+from chordflow.refusing import alike, meant
 
 VERBS = {
     "diagnose": "say before any training whether it is worth it for a checkpoint",
@@ -74,7 +75,8 @@ def main(argv: list[str] | None = None) -> int:
             return 0 if arguments else 2
         verb, *options = help.renamed(arguments)
         if verb not in VERBS:
-            instead = help.GONE_VERBS.get(verb, f"choose one of {', '.join(VERBS)}.")
+            near = meant([name for name in VERBS if alike(verb, name)])
+            instead = help.GONE_VERBS.get(verb, near or f"choose one of {', '.join(VERBS)}.")
             print(f"chordflow: there is no verb {verb!r}; {instead}", file=sys.stderr)
             return 2
         _run(verb, options)
@@ -122,8 +124,7 @@ def _run(verb: str, arguments: list[str]) -> None:
         joins = verb == "study" and options[:1] == [help.JOINS]
         module = import_module(f"chordflow.cli.{'report' if joins else verb if verb in ALONE else 'jobs'}")
     if help.wants_help(options):
-        key, _ = help.entry_of(verb, options)
-        help.show(help.of_config(key, module.CONFIGS[key], options), options)
+        help.answer_with(module.CONFIGS, verb, options)
         return
     with stopping.handled():
         getattr(module, "join" if joins else verb)(options)

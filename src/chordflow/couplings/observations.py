@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from lerobot.utils.constants import ACTION, OBS_PREFIX
 from torch.utils.data import DataLoader, Dataset
 
 from chordflow import stopping
-from chordflow.checks import check_choice, check_once, check_range
+from chordflow.checks import check_once, check_range
 from chordflow.console import doing, say
 from chordflow.couplings.unreadable import check_decoder, collated, not_read, open_metadata, without_missing
 from chordflow.errors import UserError, machine_refuses, ran_out_of_memory, reason
@@ -53,11 +53,9 @@ class DatasetConfig:
     revision: str | None = None
     episodes: list[int] | None = None
     eval_split: float = 0.1
-    video_backend: str | None = None
+    video_backend: Literal["pyav", "torchcodec"] | None = None
 
     def __post_init__(self) -> None:
-        if self.video_backend is not None:
-            check_choice("dataset.video_backend", self.video_backend, ("pyav", "torchcodec"))
         check_range("dataset.eval_split", self.eval_split, above=0, below=1)
 
 

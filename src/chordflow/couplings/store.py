@@ -31,8 +31,8 @@ from chordflow.console import doing
 from chordflow.couplings.blocks import Solved
 from chordflow.disk import whole_file
 from chordflow.errors import UserError, machine_refuses, reason
-from chordflow.options import look_up
 from chordflow.policies import Context
+from chordflow.refusing import look_up
 
 LAYOUT = 2
 """Version of the files' layout. In the first one the manifest held the checksums, of whole files."""

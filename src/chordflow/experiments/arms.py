@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 from chordflow.console import Bar, bar, say
 from chordflow.errors import UserError
@@ -28,7 +28,7 @@ from chordflow.results.schema import (
     SuccessRow,
 )
 from chordflow.results.sequential import SequentialTest
-from chordflow.rollouts.delay import Execution, Hold
+from chordflow.rollouts.delay import Execution
 from chordflow.rollouts.episodes import Episode, Starts, paired
 from chordflow.rollouts.lerobot_noise import run_lerobot_episodes
 from chordflow.rollouts.runner import Runner, open_runner
@@ -324,7 +324,7 @@ class _Rollouts:
         self.runs[arm] = self.runs.get(arm, []) + new
 
 
-def _modes_of(options: DelayConfig, policy: FlowPolicy) -> list[str]:
+def _modes_of(options: DelayConfig, policy: FlowPolicy) -> list[DelayMode]:
     """The modes that a robot could run this policy in."""
     return [mode for mode in options.modes if mode != "rtc" or policy.supports_real_time_chunking]
 
@@ -337,14 +337,13 @@ def _why_no_rtc(entrant: Entrant) -> str:
 
 def _executions(options: DelayConfig, num_steps: int, policy: FlowPolicy) -> Iterator[Execution]:
     """Delays in every mode; real-time chunking with the weight that fits, and with the usual one beside it."""
-    hold = cast(Hold, options.hold)
     for delay in options.control_steps:
-        for mode in cast(list[DelayMode], _modes_of(options, policy)):
+        for mode in _modes_of(options, policy):
             if mode != "rtc":
-                yield Execution(mode, delay, hold)
+                yield Execution(mode, delay, options.hold)
                 continue
             for weight in dict.fromkeys((guidance_weight(num_steps), options.reference_weight)):
-                yield Execution(mode, delay, hold, max_guidance_weight=weight)
+                yield Execution(mode, delay, options.hold, max_guidance_weight=weight)
 
 
 def _run_like_lerobot(

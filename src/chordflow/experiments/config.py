@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from lerobot.envs.configs import EnvConfig
 
-from chordflow.checks import check_choice, check_fields, check_range
+from chordflow.checks import check_fields, check_range
 from chordflow.couplings import LEAST_STEPS, TOLERANCE_S, BufferConfig, CouplingConfig, DatasetConfig
 from chordflow.errors import UserError
 from chordflow.evaluation.paired import MeasureConfig
@@ -268,7 +268,7 @@ class ReflowJobConfig(TrainingSettings):
         measure: what is measured after training.
     """
 
-    recipe: str | None = None
+    recipe: Literal["all_steps", "one_step"] | None = None
     rounds: int | Literal["auto"] = 1
     steps: int = 20_000
     num_inference_steps: int = 1
@@ -283,8 +283,6 @@ class ReflowJobConfig(TrainingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.recipe is not None:
-            check_choice("recipe", self.recipe, RECIPES)
         check_fields(self, "", "steps", "num_inference_steps", at_least=1)
         check_fields(self, "", "save_freq", "save_minutes", at_least=0)
         if self.rounds != AUTO:

@@ -23,9 +23,10 @@ from chordflow.disk import write_json
 from chordflow.errors import UserError
 from chordflow.experiments.config import ReflowJobConfig, SourceConfig
 from chordflow.experiments.run_folder import REFLOW_CONFIG
-from chordflow.options import look_up, plain
+from chordflow.options import plain
 from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint
 from chordflow.policies.files import TRAIN_CONFIG, WEIGHTS, read_config, read_json
+from chordflow.refusing import look_up
 from chordflow.results.wording import steps
 from chordflow.rollouts.episodes import SeedRange
 

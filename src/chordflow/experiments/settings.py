@@ -23,8 +23,9 @@ from chordflow.experiments.export import ExportConfig
 from chordflow.experiments.provenance import BESIDE_SETTINGS, HELD_OUT, check_same_store, check_same_teacher
 from chordflow.experiments.run_folder import REFLOW_CONFIG, folder_of_run, resume_folder
 from chordflow.experiments.stored_couplings import training_settings
-from chordflow.options import CONFIG_PATH, dotted, look_up, merge, options_of, settle, show_value, spelt_out
+from chordflow.options import merge, options_of, settle
 from chordflow.quiet import quiet_stdout
+from chordflow.refusing import CONFIG_PATH, dotted, look_up, show_value, spelt_out
 from chordflow.rollouts.environments import register_environments
 
 CHANGEABLE = (
@@ -56,11 +57,8 @@ def evaluate_settings(given: Mapping[str, Any]) -> EvaluateConfig:
     with quiet_stdout():
         register_environments()
     given, path = split_path(given)
-    if isinstance(given.get("policies"), str):
-        # One alone needs no brackets.
-        given["policies"] = [given["policies"]]
     base = read_settings(path) if path else {}
-    if wants_resume(given):
+    if given.get("resume") is True:
         if path is None:
             raise UserError(f"resume=true needs --config_path=OUTPUT_DIR/{EVALUATE_CONFIG}.")
         # The run may have been moved since: it is where its settings are.
@@ -79,7 +77,7 @@ def couple_settings(given: Mapping[str, Any]) -> CoupleConfig:
         base["num_observations"] = None
     elif path is not None:
         base = read_settings(path)
-    if wants_resume(given) and not base and "output_dir" not in given:
+    if given.get("resume") is True and not base and "output_dir" not in given:
         raise UserError(
             f"resume=true needs --config_path=STORE/{MANIFEST}, or the options of the store again."
         )
@@ -91,7 +89,7 @@ def reflow_settings(given: Mapping[str, Any]) -> tuple[ReflowJobConfig, Path | N
     with quiet_stdout():
         register_environments()
     given, config_path = split_path(spelt_out(given, options_of(ReflowJobConfig)))
-    if not wants_resume(given):
+    if given.get("resume") is not True:
         config = settle(ReflowJobConfig, given, _base(given, config_path))
         settings = draccus.encode(config)
         if config.recipe is not None and merge(settings, RECIPES[config.recipe]) != settings:
@@ -194,14 +192,6 @@ def split_path(given: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
     rest = dict(given)
     path = rest.pop(CONFIG_PATH, None)
     return rest, None if path is None else str(path)
-
-
-def wants_resume(given: Mapping[str, Any]) -> bool:
-    """Whether what was given says `resume=true`."""
-    resume = given.get("resume", False)
-    if not isinstance(resume, bool):
-        raise UserError(f"resume={resume}: give true or false.")
-    return resume
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from chordflow.couplings import store as stores
 from chordflow.couplings.store import FOR_TRAINING, CouplingStore, Manifest, difference, read_manifest
 from chordflow.errors import UserError
 from chordflow.experiments.config import CoupleConfig, ReflowJobConfig
-from chordflow.options import look_up
 from chordflow.policies import FlowPolicy
+from chordflow.refusing import look_up
 from chordflow.rollouts.store import weights_hash
 
 
