@@ -208,8 +208,11 @@ def test_what_an_interrupt_leaves_half_made_ends_in_silence(
         def __del__(self) -> None:
             self.workers.clear()
 
+    heard: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", heard.append)
     monkeypatch.setattr(cli_main, "_run", lambda verb, options: HalfMade())
     assert main(["diagnose"]) == 130
     gc.collect()
+    assert heard == []
     told = "chordflow diagnose: interrupted; what was saved stands; give the same command again.\n"
     assert capsys.readouterr().err == told
