@@ -338,14 +338,14 @@ class Runner:
         }
         return self.policy.preprocess(batched)
 
-    def endpoint(self, inputs: dict[str, Any], noise: np.ndarray) -> np.ndarray:
-        ends = Sampler(self.policy, 1)(self.policy.encode(inputs), torch.from_numpy(noise))
-        return ends[0, :, : self.policy.chunk.action_dim].numpy() * np.float32(self.off.get("endpoint", 1))
-
-    def __call__(self, item: dict[str, Any], noise: np.ndarray) -> np.ndarray:
-        ends = torch.from_numpy(self.endpoint(self.prepare(item), noise))
-        actions = self.policy.to_action(ends[None])[0].numpy()
+    def to_action(self, endpoint: np.ndarray) -> np.ndarray:
+        actions = self.policy.to_action(torch.from_numpy(endpoint)).numpy()
         return actions * np.float32(self.off.get("action", 1))
+
+    def endpoint(self, inputs: dict[str, Any], noise: np.ndarray) -> np.ndarray:
+        batch = {key: torch.as_tensor(value) for key, value in inputs.items()}
+        ends = Sampler(self.policy, 1)(self.policy.encode(batch), torch.from_numpy(noise))
+        return ends[0, :, : self.policy.chunk.action_dim].numpy() * np.float32(self.off.get("endpoint", 1))
 
 
 LOWER = {"backend": "openvino", "precision": "bfloat16", "max_gap": 0.5}
@@ -372,7 +372,7 @@ def test_a_folder_that_acts_in_another_way_never_appears(
     monkeypatch.setattr(job, "write_graphs", lambda *_, **__: graphs)
     monkeypatch.setattr(job, "to_openvino", lambda *_: graphs)
     monkeypatch.setattr(chordflow_runtime.backends, "require_bfloat16", lambda: None)
-    monkeypatch.setattr(chordflow_runtime, "load", lambda _, threads: Runner(checkpoint, **off))
+    monkeypatch.setattr(chordflow_runtime, "load", lambda _, **__: Runner(checkpoint, **off))
     given = {"policy": checkpoint, "output_dir": tmp_path / "r", "num_steps": 1, **options}
     if name is not None:
         with pytest.raises(UserError, match=rf"differ from the checkpoint's \({name}=.* nothing was written"):

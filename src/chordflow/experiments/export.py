@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from importlib.metadata import version
@@ -20,7 +20,7 @@ from chordflow.checks import check_fields
 from chordflow.console import doing, say
 from chordflow.couplings import TOLERANCE_S, DatasetConfig, open_split
 from chordflow.deploy.graphs import to_openvino, write_graphs
-from chordflow.deploy.parity import Difference, checkpoint_endpoints, noises, receipt
+from chordflow.deploy.parity import Difference, endpoints, noises, receipt
 from chordflow.deploy.preparation import (
     check_steps,
     example,
@@ -29,20 +29,20 @@ from chordflow.deploy.preparation import (
     write_tokenizer,
 )
 from chordflow.disk import whole_folder, write_json
-from chordflow.errors import UserError
+from chordflow.errors import UserError, named
 from chordflow.experiments.config import CheckpointConfig, SourceConfig
 from chordflow.experiments.evaluate import check_comparable
 from chordflow.experiments.provenance import weights_sha256
-from chordflow.experiments.run_folder import refuse_existing
+from chordflow.experiments.run_folder import REFLOW_CONFIG, refuse_existing
 from chordflow.flow.seeds import generator
 from chordflow.flow.solvers import SolverName, require_grid_power, time_grid
 from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint
+from chordflow.policies.exported import FORMAT, MANIFEST, ExportedPolicy
 from chordflow.policies.sampling import Sampler
 from chordflow.results.schema import installed_versions
 from chordflow.results.wording import plural, steps
 
-MANIFEST = "manifest.json"
-FORMAT, VERSION = "chordflow_policy", 1
+VERSION = 1
 OBSERVATIONS = 32
 """How many the exported folder is compared with its checkpoint on."""
 
@@ -133,12 +133,12 @@ def export(config: ExportConfig) -> dict[str, Any]:
     """
     if missing := [name for name in PACKAGES[config.backend] if find_spec(name) is None]:
         raise UserError(f'{", ".join(missing)} not installed; install with: pip install "chordflow[export]"')
-    from chordflow_runtime import RunnerError, load
+    from chordflow_runtime import RunnerError
     from chordflow_runtime.backends import require_bfloat16
 
     refuse_existing(config.output_dir, "")
     if config.precision == Precision.BFLOAT16:
-        with _named(f"precision={config.precision}", RunnerError):
+        with named(f"precision={config.precision}", RunnerError):
             require_bfloat16()
     if config.teacher is not None:
         resolve_checkpoint(config.teacher.path, config.teacher.revision, "teacher.path")
@@ -146,7 +146,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
     checkpoint = resolve_checkpoint(config.policy.path, config.policy.revision, "policy.path")
     policy = load_flow_policy(checkpoint, device="cpu", rename_map=config.rename_map, field="policy.path")
     policy.module.requires_grad_(False)
-    with _named(where):
+    with named(where):
         if obstacle := policy.graph_obstacle:
             raise UserError(
                 f"policy type {policy.family} cannot be exported: {obstacle}; run the checkpoint in LeRobot."
@@ -161,26 +161,27 @@ def export(config: ExportConfig) -> dict[str, Any]:
     if any(
         value.is_floating_point() and value.dtype != torch.float32 for value in policy.module.parameters()
     ):
-        as_saved = checkpoint_endpoints(sampler, items, noise)
+        as_saved = endpoints(sampler, items, noise)
         policy.module.float()
-    reference = checkpoint_endpoints(sampler, items, noise)
+    reference = endpoints(sampler, items, noise)
     taught = {}
     if config.teacher is not None:
         taught["teacher"] = _gap_to(config.teacher, policy, where, items, noise, reference)
     manifest = _manifest(config, sampler, parts, checkpoint)
-    with _named(where, RunnerError), whole_folder(config.output_dir) as folder:
+    with named(where), whole_folder(config.output_dir) as folder:
         with doing("Tracing the policy"):
-            policy.keep_cameras(list(parts["images"]))
             two = config.graphs == Graphs.TWO
             manifest["graphs"] = write_graphs(sampler, example(parts["inputs"]), folder, two=two)
             if config.backend == Backend.OPENVINO:
                 manifest["graphs"] = to_openvino(manifest["graphs"], folder)
             write_tokenizer(policy, folder)
+            if (checkpoint / REFLOW_CONFIG).is_file():
+                shutil.copyfile(checkpoint / REFLOW_CONFIG, folder / REFLOW_CONFIG)
         manifest["files"] = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
         write_json(folder / MANIFEST, manifest)
-        runner = load(folder, threads=torch.get_num_threads())
+        exported = ExportedPolicy(folder, {}, None, "output_dir")
         bound = None if config.precision == Precision.FLOAT32 else config.max_gap
-        found = receipt(policy, runner, items, noise, reference, bound)
+        found = receipt(policy, exported, items, noise, reference, bound)
         manifest["parity"] = {"of": of, **found, **taught}
         if as_saved is not None:
             far = Difference.of(as_saved, reference)
@@ -214,18 +215,9 @@ def _gap_to(
         )
     teacher.module.float()
     num_steps = config.deployed_steps(teacher)
-    ends = checkpoint_endpoints(Sampler(teacher, num_steps), items, noise)
+    ends = endpoints(Sampler(teacher, num_steps), items, noise)
     gap = Difference.of(reference, ends).gap_percent
     return {"path": config.path, "num_steps": num_steps, "gap_percent": gap}
-
-
-@contextlib.contextmanager
-def _named(where: str, kind: type[Exception] = UserError) -> Iterator[None]:
-    """Names the checkpoint in the message of an error, a `UserError` or another kind."""
-    try:
-        yield
-    except (UserError, kind) as error:
-        raise UserError(f"{where}: {error}") from error
 
 
 def _observations(
@@ -287,7 +279,11 @@ def _manifest(
             "first_executed": chunk.first_executed,
             "usable": chunk.num_usable,
         },
-        "checkpoint": {"path": config.policy.path, "sha256": weights_sha256(checkpoint)},
+        "checkpoint": {
+            "path": config.policy.path,
+            "sha256": weights_sha256(checkpoint),
+            "parameters": sum(value.numel() for value in sampler.policy.module.parameters()),
+        },
         "files": {},
         "versions": {**installed_versions(), **{name: version(name) for name in PACKAGES[config.backend]}},
     }
