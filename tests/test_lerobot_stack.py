@@ -20,7 +20,11 @@ from typing import Any
 import pytest
 from lerobot.policies.rtc.modeling_rtc import RTCProcessor
 
+import chordflow
+import lerobot_policy_chordflow  # noqa: F401, LeRobot finds it only where it is installed
 from chordflow.demo.teacher import place_teacher
+from chordflow.deploy import parity
+from chordflow.experiments import export as job
 from chordflow.policies import load_flow_policy, save_student
 from forked import forked
 from script_files import ROOT
@@ -91,20 +95,30 @@ def finished(words: list[str], folder: Path, name: str) -> str:
 
 @pytest.mark.slow
 def test_lerobot_eval(outputs: Path) -> None:
-    finished(command("lerobot-eval"), outputs, "eval")
+    finished(command("lerobot-eval --policy.path"), outputs, "eval")
     info = json.loads((outputs / "outputs" / "eval" / "eval_info.json").read_text())
     assert info["overall"]["n_episodes"] == 2
 
 
 @pytest.mark.slow
 def test_lerobot_rollout_alone_and_with_real_time_chunking(outputs: Path) -> None:
-    words = command("lerobot-rollout")
+    words = command("lerobot-rollout --policy.path")
     assert SUCCESS in finished([word for word in words if "inference" not in word], outputs, "rollout")
     said = finished(words, outputs, "real_time")
     # LeRobot's queue drops moves that were not made, so the goal need not be reached.
     assert set(re.findall(r"guided, with weight (.*)", said)) == {"1.0"}
     assert "The episode of seed 0 has ended" in said
     assert "RTC inference error" not in said
+
+
+@pytest.mark.slow
+def test_an_exported_folder_in_lerobots_commands(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "OBSERVATIONS", parity.MODE_OBSERVATIONS)
+    chordflow.export(policy=outputs / "outputs" / "student", output_dir=outputs / "outputs" / "robot")
+    finished(command("lerobot-eval --policy.type"), outputs, "eval_folder")
+    info = json.loads((outputs / "outputs" / "eval_folder" / "eval_info.json").read_text())
+    assert info["overall"]["n_episodes"] == 2
+    assert SUCCESS in finished(command("lerobot-rollout --policy.type"), outputs, "rollout_folder")
 
 
 def test_asynchronous_inference(outputs: Path) -> None:
