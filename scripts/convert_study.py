@@ -1,4 +1,7 @@
-"""Turn a result file of `chordflow compare`, `study init` or `study rounds` into one of `chordflow study`, in place.
+"""Turn a result file of `chordflow compare`, `study init` or `study rounds` into one of `chordflow study`.
+
+compare.json and rounds.json stay, with study.json beside them; another file keeps its name, and what it held is kept as
+NAME.old.
 
 usage: python scripts/convert_study.py FILE...
 """
@@ -6,13 +9,15 @@ usage: python scripts/convert_study.py FILE...
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from chordflow.results.files import decode
-from chordflow.results.study import Study
+from chordflow.results.old_studies import OLD_FILES
+from chordflow.results.study import STUDY, Study
 
 Data = dict[str, Any]
 USUAL_SOLVER = "adams_bashforth"
@@ -140,11 +145,27 @@ def _flat(nested: Data, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", value
 
 
+def convert(file: Path) -> str:
+    """Converts a file, and says what became of it; nothing that is there is lost.
+
+    Raises:
+        SystemExit: if a file would be written over.
+    """
+    old = json.loads(file.read_text(encoding="utf-8"))
+    if old.get("kind") not in KINDS:
+        return f"{file} is {old.get('kind')!r} and stays as it is"
+    beside = file.name in OLD_FILES
+    target = file.with_name(STUDY) if beside else file
+    kept = file if beside else file.with_name(f"{file.name}.old")
+    if (there := target if beside else kept).exists():
+        raise SystemExit(f"{there} exists; move it, and convert {file} again.")
+    new = converted(old)
+    if not beside:
+        shutil.copy2(file, kept)
+    new.save(target)
+    return f"converted {file} to {target}; what was there is in {kept}"
+
+
 if __name__ == "__main__":
-    for file in map(Path, sys.argv[1:]):
-        old = json.loads(file.read_text(encoding="utf-8"))
-        if old.get("kind") in KINDS:
-            converted(old).save(file)
-            print(f"converted {file}")
-        else:
-            print(f"{file} is {old.get('kind')!r} and stays as it is")
+    for name in sys.argv[1:]:
+        print(convert(Path(name)))

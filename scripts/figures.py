@@ -20,7 +20,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from chordflow.experiments.measured import concluded
+from chordflow.experiments.measured import with_findings
 from chordflow.reporting.pictures import save_figures
 from chordflow.reporting.write import write_report
 from chordflow.results.files import write_whole
@@ -122,7 +122,7 @@ def four_rows(results: Results) -> str:
         )
         time = seconds[num_steps] / seconds[deployed]
         rows.append(f"| {label} | {num_steps} | {solved} | {percent(gap.rms)} | {time:.2g} |")
-    head = f"| policy | steps | success in {even.episodes} episodes | gap | time |"
+    head = f"| policy | steps | success in {even.episodes} episodes | gap to the converged ODE | time |"
     return "\n".join([head, "| --- | ---: | ---: | ---: | ---: |", *rows])
 
 
@@ -188,7 +188,7 @@ if __name__ == "__main__":
             folder = options.output_dir / name
             results = folder / "results.json"
             # Of runs that were made earlier: by today's rules.
-            measured = concluded(Results.load(results))
+            measured = with_findings(Results.load(results))
             measured.save(results)
             (folder / "figures").mkdir(exist_ok=True)
             save_figures(measured, folder / "figures")

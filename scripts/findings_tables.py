@@ -1,4 +1,4 @@
-"""Fill the tables of docs/findings.md, in both languages, from the results of benchmarks/metaworld.
+"""Fill the table of docs/findings.md, in both languages, from the results of benchmarks/metaworld.
 
 usage: python scripts/findings_tables.py
 """
@@ -6,7 +6,7 @@ usage: python scripts/findings_tables.py
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,46 +22,6 @@ RECORDINGS = {
     ".": "this one",
 }
 """Folders of runs of the benchmark, in their order, and what the first picture of an episode showed in them."""
-
-
-def metaworld(results: Iterable[dict[str, Any]]) -> str:
-    """Success of every task and policy of the benchmark's sizes, untrained steps beside the student."""
-    rows = [
-        (
-            "size",
-            "task",
-            "sees",
-            "paired episodes",
-            "teacher at 10, %",
-            "untrained at 2: points",
-            "untrained at 1: points",
-            "student at 1: points",
-        )
-    ]
-    for result in results:
-        groups = [row["group"] for row in result["success"] if row["policy"] == "student"]
-        several = len(groups) > 1
-        groups = [group for group in groups if "/" not in group and not (several and group == "all")]
-        for group in groups:
-            found = {
-                (row["policy"], row["num_steps"]): row
-                for row in result["success"]
-                if row["group"] == group and (row["solver"], row.get("grid_power", 1)) == ("euler", 1)
-            }
-            deployed = found["teacher", 10]
-            task = result["settings"]["tasks"][0] if group == "all" else group
-            sees = "positions" if result["settings"]["obs"] == "pixels_full" else "picture"
-            rows.append(
-                (
-                    result["size"],
-                    task,
-                    sees,
-                    str(deployed["episodes"]),
-                    f"{100 * deployed['rate']:.1f}",
-                    *(_points(found.get(key)) for key in (("teacher", 2), ("teacher", 1), ("student", 1))),
-                )
-            )
-    return _table(rows)
 
 
 def recordings(folder: Path) -> str:
@@ -80,7 +40,7 @@ def recordings(folder: Path) -> str:
             "untrained at 1: points",
             "student at 1: points",
             "all tasks, student at 1: points",
-            "gap to that of one untrained step",
+            "gap to the deployed teacher, of one untrained step's",
         )
     ]
     for size in ("small", "small_images"):
@@ -117,11 +77,6 @@ def recordings(folder: Path) -> str:
     return _table(rows)
 
 
-def read(files: Iterable[Path]) -> list[dict[str, Any]]:
-    """Result files, in the order of their names."""
-    return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(files)]
-
-
 def _points(row: dict[str, Any] | None) -> str:
     if row is None or row["versus_teacher"] is None:
         return "-"
@@ -136,12 +91,6 @@ def _table(rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def tables() -> dict[str, str]:
-    """The tables by the names of their marks."""
-    return {"metaworld": metaworld(read(METAWORLD.glob("*.json"))), "recordings": recordings(METAWORLD)}
-
-
 if __name__ == "__main__":
     for document in FINDINGS:
-        for name, table in tables().items():
-            put_between(document, name, table)
+        put_between(document, "recordings", recordings(METAWORLD))

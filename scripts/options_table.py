@@ -1,4 +1,4 @@
-"""Write src/chordflow/cli/options.json: the options of every verb, for helps and refusals that import nothing heavy.
+"""Write src/chordflow/options.json: the options of every verb, for helps and refusals that import nothing heavy.
 
 usage: python scripts/options_table.py
 """
@@ -11,17 +11,17 @@ from typing import Any
 
 from lerobot.envs.configs import EnvConfig
 
-from chordflow.cli.help import TABLE, VerbHelp, of_config
+from chordflow.cli.help import VerbHelp, of_config
 from chordflow.cli.jobs import CONFIGS
 from chordflow.demo.run import DemoConfig
-from chordflow.options import Option
+from chordflow.refusing import TABLE, Option
 
 
 def document() -> str:
     """The file: a line for each option. Usages, common options and texts stay as they are in it."""
     configs = {**CONFIGS, "demo": DemoConfig}
     entries = {
-        key: json.dumps(entry) if isinstance(entry, str) else _entry(of_config(key, configs[key]))
+        key: json.dumps(entry) if isinstance(entry, str) else _entry(of_config(key, configs[key], {}))
         for key, entry in json.loads(TABLE.read_text(encoding="utf-8")).items()
     }
     return "{" + ",\n".join(f"{json.dumps(key)}: {entry}" for key, entry in entries.items()) + "}\n"

@@ -60,9 +60,9 @@ class AsOne(CouplingBuffer):
             for rank in (0, 1)
         ]
 
-    def fill(self, step: int) -> Iterator[int]:
+    def fill(self, step: int, last: int = 0) -> Iterator[int]:
         for rank in self.ranks:
-            yield from rank.fill(step)
+            yield from rank.fill(step, last)
 
     def batch(self, step: int, part: int = 0) -> CouplingBatch:
         rank, own = divmod(part, self.ranks[0].parts)

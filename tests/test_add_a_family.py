@@ -222,7 +222,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("family_of_another_kind:Adapter", "class Adapter: ...", "is no subclass of chordflow.policies.FlowPolicy"),
         ("family_of_a_function:Adapter", "def Adapter(policy): ...", "is no subclass of"),
         ("family_nearly:Unfinished", NEARLY,
-         "does not answer policy_class, steps_field, encoded_once, role_of, velocity (see docs/add-a-family.md)"),
+         "does not define policy_class, steps_field, encoded_once, role_of, velocity (see docs/add-a-family.md)"),
         ("family_nearly:SmolVLAFlowPolicy", NEARLY, "is for family 'smolvla'"),
         ("family_nearly:Unregistered", NEARLY, "register_subclass('elsewhere') was not called"),
     ],

@@ -11,6 +11,7 @@ import pytest
 import chordflow
 from chordflow.cli.main import main
 from chordflow.errors import UserError
+from chordflow.keywords import in_keywords
 from chordflow.results.schema import Results
 from script_files import ROOT
 
@@ -95,12 +96,23 @@ def test_all_functions_are_there_after_a_run_and_agree_with_the_commands(
         chordflow.reflow(teacher="teacher", dataset=data, output_dir="outputs/student", **HOW)
 
 
+def test_commands_in_a_sentence_stay_as_they_are() -> None:
+    said = "measure.num_steps=[1, 2]: lower --steps, or --optimizer.lr=0.1: chordflow reflow --resume=true --a.b=c"
+    assert in_keywords(said, "reflow") == (
+        'measure={"num_steps": [1, 2]}: lower steps, or optimizer={"lr": 0.1}: chordflow reflow --resume=true --a.b=c'
+    )
+
+
 @pytest.mark.parametrize(("options", "message"), [
-    ({"step": 1}, "--step is not an option; did you mean --steps?"),
-    ({"buffer": {"num_observation": 1}}, "did you mean --buffer.num_observations?"),
-    ({"steps": "many"}, "steps=many: give whole number"),
+    ({"step": 1}, "step is not an option; did you mean steps?"),
+    ({"buffer": {"num_observation": 1}},
+        'buffer={"num_observation": ...} is not an option; did you mean buffer={"num_observations": ...}?'),
+    ({"buffer": {"num_observations": "x"}}, 'buffer={"num_observations": x}: give whole number; '),
+    ({"steps": True}, "steps=true: give whole number"),
     ({"config_path": Path("absent.json")}, "config_path=absent.json cannot be read"),
+    ({"couplings": {"num_observations": 8}},
+        'give couplings={"path": ...} as well, or buffer={"num_observations": ...} instead.'),
 ])  # fmt: skip
-def test_the_reader_of_the_command_line_checks_keywords(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=re.escape(message)):
+def test_keywords_are_checked_and_named_in_the_words_of_python(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=f"^(?!.*--).*{re.escape(message)}"):
         chordflow.reflow(**{"teacher": "t", "dataset": "a/b", "output_dir": "out", **options})

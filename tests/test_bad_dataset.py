@@ -61,7 +61,7 @@ BROKEN_DATASETS: dict[str, tuple[Break, str]] = {
         r"format v5\.1, and .* reads v3\.0; a newer LeRobot has made it"),
     "a format that is none": (changed(INFO, codebase_version="latest"), "meta folder is incomplete or broken"),
     "cut frames": (half(FILE), "frames in .* are incomplete or broken"),
-    "fewer frames than told": (drop_frames, "holds 28 frames, but its meta folder tells of 30"),
+    "fewer frames than stated": (drop_frames, "holds 28 frames, but its meta folder lists 30"),
     # The last episode is held out: it would be met only after training.
     "an infinite state": (infinite_state, "observation.state is .* episode 5, frame 4"),
 }  # fmt: skip

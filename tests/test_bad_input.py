@@ -147,7 +147,7 @@ def test_no_checkpoint_at_all(tmp_path: Path, refuse: Refuse) -> None:
     ("--tolerance_s=nan", "tolerance_s=nan: give a number above 0"),
     ("--device=cuda:99", "device=cuda:99 is not available here"),
     ("--device=toaster", "device=toaster is not available here"),
-    ("--resume=perhaps", "resume=perhaps: give true or false"),
+    ("--resume=perhaps", "resume=perhaps: give true | false"),
     ("--resume=yes", "resume=true needs --config_path"),
     ("--config_path=/absent.json", "config_path=/absent.json cannot be read"),
 ])  # fmt: skip

@@ -90,7 +90,7 @@ def test_a_disk_that_is_full_when_results_are_saved_can_be_resumed(
             (folder / "gap.png").touch()
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        patch.setattr(api, "save_figures", fail)
+        patch.setattr("chordflow.reporting.pictures.save_figures", fail)
         assert "pictures cannot be written" in refusal(resume, capsys)
         assert sorted(path.name for path in output.iterdir()) == [
             "checkpoints",

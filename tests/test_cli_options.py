@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -11,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from builders import parse_evaluate
-from chordflow.cli.help import TABLE, VerbHelp, load
+from chordflow.cli.help import VerbHelp, answer, load
 from chordflow.cli.main import VERBS, main
 from chordflow.couplings import DatasetConfig
 from chordflow.errors import UserError
 from chordflow.experiments.config import ReflowJobConfig
-from chordflow.options import build, options_of, read_options
+from chordflow.options import build, nest, options_of, read_options
 from chordflow.policies import Role
+from chordflow.refusing import NONE, TABLE, check
 from chordflow.training.methods import ReflowMethodConfig
 from chordflow.training.objective import BetaTimes, UniformTimes, UShapedTimes
 from chordflow.training.optimizers import AdamWConfig, SOAPConfig
@@ -81,7 +83,7 @@ def test_options_override_the_settings_of_a_file() -> None:
     ("--teacher.num_inference_steps=0", "teacher.num_inference_steps=0: give at least 1"),
     ("--buffer.uses_per_coupling=0", "buffer.uses_per_coupling=0: give at least 1, or null for couplings that"),
     ("--optimizer.type=sgd", "optimizer.type=sgd: choose one of adamw, soap"),
-    ("--optimizer.momentum=0.9", "--optimizer.momentum is not an option"),
+    ("--optimizer.momentum=0.9", "--optimizer.momentum is no option any more"),
     ("--optimizer.lr=0", "optimizer.lr=0"),
     ("--optimizer.betas=[0.9,1.0]", "optimizer.betas=[0.9, 1.0]"),
     ("--optimizer.betas=[0.9]", "optimizer.betas"),
@@ -95,8 +97,8 @@ def test_options_override_the_settings_of_a_file() -> None:
     ("--method.times.type=beta --method.times.alpha=-1", "method.times.alpha=-1.0: give a number above 0."),
     ("--method.times.type=u_shaped --method.times.a=501", "a=501.0: give a number above 0 and at most 500"),
     ("--method.times.type=exponential --method.times.ratio=1", "method.times.ratio=1.0: give another"),
-    ("--recipe=one_stpe", "recipe=one_stpe: choose all_steps or one_step"),
-    ("--coupling.solver=rk9", "coupling.solver=rk9: choose euler"),
+    ("--recipe=one_stpe", "recipe=one_stpe: give all_steps | one_step"),
+    ("--coupling.solver=rk9", "coupling.solver=rk9: give euler | midpoint"),
     ("--student.init=nobody", "student.init=nobody: give teacher | teacher_vlm | pretrained_vlm | random"),
     ("--student.train=[]", "student.train="),
     ("--dataset.eval_split=1.5", "dataset.eval_split=1.5"),
@@ -136,6 +138,57 @@ def table(verb: str) -> VerbHelp:
     return known
 
 
+@pytest.mark.parametrize("given", [
+    "--steps=two", "--steps", "--steps=null", "--rounds=many", "--resume=perhaps", "--recipe=foo", "--rename_map=a",
+    "--coupling.solver=foo", "--measure.solvers=[euler,foo]", "--student.train=[vision,foo]", "--buffer.block_size=x",
+    "--optimizer.betas=[0.9]", "--dataset.root=[a]", "--method.type=foo", "--env.tpe=detour",
+])  # fmt: skip
+def test_what_is_wrong_is_refused_before_anything_is_imported_and_in_the_same_words(given: str) -> None:
+    with pytest.raises(UserError) as early:
+        answer("reflow", ["--teacher.path=t", given])
+    with pytest.raises(UserError) as late:
+        parse(given)
+    assert str(early.value) == str(late.value)
+    name, _, value = given.removeprefix("--").partition("=")
+    assert str(early.value).startswith((f"{name}={value or 'true'}: ", f"--{name} is not"))
+
+
+@pytest.mark.parametrize(
+    "verb", [*filter(lambda key: isinstance(load(key), VerbHelp), json.loads(TABLE.read_text()))]
+)
+def test_every_option_takes_its_default_and_nothing_of_another_kind(verb: str) -> None:
+    options = [option for option in table(verb).options if option.name != "env.type"]
+    for option in options:
+        if option.default is not None:
+            default = nest({option.name: option.default.replace(NONE, "null")})
+            check(options, default, default, whole=False)
+        wrong = nest({option.name: "[[]]"})
+        with pytest.raises(UserError, match=rf"^{re.escape(option.name)}=\[\[\]\]: give "):
+            check(options, wrong, wrong, whole=False)
+
+
+@pytest.mark.parametrize(("command", "hint"), [
+    ("reflow --optimiser.type=adamw", "did you mean --optimizer.type?"),
+    ("reflow --optimiser=adamw", "did you mean --optimizer.type?"),
+    ("reflow --polcy.path=x", "did you mean --policy.path?"),
+    ("reflow --datset=a/b", "did you mean --dataset.repo_id?"),
+    ("reflow --config_path=x --stpes=1", "did you mean --steps?"),
+    ("evaluate --env.tpe=detour --help", "did you mean --env.type?"),
+    ("study methds", "did you mean methods?"),
+    ("relfow", "did you mean reflow?"),
+    ("record", "choose one of diagnose, "),
+    ("reflow --policy.type=smolvla", "is not an option; see --help=all."),
+    ("reflow --wandb.enable=true", "is not an option; see --help=all."),
+    ("reflow --job_name=x", "is not an option; see --help=all."),
+    ("reflow --eval_freq=1", "is not an option; see --help=all."),
+])  # fmt: skip
+def test_a_hint_points_to_what_was_meant_and_to_nothing_else(
+    command: str, hint: str, capsys: Capture
+) -> None:
+    assert main(command.split()) == 2
+    assert hint in capsys.readouterr().err
+
+
 def test_the_table_of_options_is_that_of_the_configs() -> None:
     """Users' scripts depend on these names; after a change on purpose: python scripts/options_table.py."""
     script = load_script(ROOT / "scripts" / "options_table.py")
@@ -165,24 +218,36 @@ def test_the_help_explains_what_people_set_and_all_of_it_everything(verb: str, c
 
 
 def test_a_help_lists_the_options_of_an_environment_and_refuses_a_wrong_one(capsys: Capture) -> None:
+    assert main(["--help"]) == 0
+    listed = capsys.readouterr().out
+    assert all(f"\n  {verb.split()[0]} " in listed for verb in VERBS)
     assert main(["evaluate", "--env.type=detour", "--help"]) == 0
     text = capsys.readouterr().out
     assert "  --env.image_size  (" in text
     assert "  --teacher.path  (" in text
-    assert main(["reflow", "--help", "--stepz=4"]) == 2
-    assert "--stepz is not an option; did you mean --steps?" in capsys.readouterr().err
+    for wrong, message in (
+        ("reflow --help --stepz=4", "--stepz is not an option; did you mean --steps?"),
+        ("evaluate --env.type=nope --help", "env.type=nope: give aloha | "),
+        ("evaluate --env.type detour --env.image_sise=9 --help", "did you mean --env.image_size?"),
+        ("study --env.type=detour --resume=true", "resume=true needs --config_path"),
+    ):
+        assert main(wrong.split()) == 2
+        assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["reflow", "--help"], ["reflow", "--wrong=1"], ["--help"]])
+@pytest.mark.parametrize("arguments", [["reflow", "--help"], ["reflow", "--steps=two"], ["--help"]])
 def test_helps_and_refusals_take_less_than_a_second_and_import_nothing_heavy(arguments: list[str]) -> None:
     code = (
-        "import sys, time, chordflow; from chordflow.cli.main import main; code = main(sys.argv[1:]); "
+        "import sys, time, chordflow; from chordflow.cli.main import main; code = main(sys.argv[1:])\n"
+        "try: chordflow.reflow(teacher='x', foo=1)\n"
+        "except ValueError as error: assert str(error).startswith('foo is not an option'), error\n"
         "assert not {'torch', 'lerobot', 'transformers', 'numpy'} & set(sys.modules), sys.modules; "
         "assert time.process_time() < 1, time.process_time(); "
-        "assert {'reflow', 'report', 'load_policy'} <= set(dir(chordflow)); sys.exit(code)"
+        "public = [name for name in dir(chordflow) if name[0] != '_']; "
+        "assert public == chordflow.__all__, public; sys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
-    assert done.returncode == (2 if "--wrong=1" in arguments else 0), done.stderr
+    assert done.returncode == (2 if "--steps=two" in arguments else 0), done.stderr
 
 
 def test_the_reader_of_a_pipe_may_go() -> None:

@@ -124,7 +124,7 @@ def test_out_of_memory_names_what_to_halve(
     assert (tmp_path / "store").exists() == bool(blocks)
 
 
-def test_interrupted_it_says_how_to_go_on(
+def test_interrupted_it_says_how_to_resume(
     couple: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     output = tmp_path / "new" / "store"

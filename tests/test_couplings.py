@@ -183,7 +183,9 @@ def test_more_noises_go_where_endpoints_spread(tiny_policy: SmolVLAFlowPolicy, s
 def test_every_observation_gets_two_noises_or_all_that_there_are(
     noises: int, share: float, even: int
 ) -> None:
-    assert BufferConfig(noises_per_observation=noises, adaptive_share=share).even_noises == even
+    config = BufferConfig(noises_per_observation=noises, adaptive_share=share)
+    assert config.even_noises == even
+    assert bool(config.sharing) == (share > 0)
 
 
 def test_spread_weights_the_observations(tiny_policy: SmolVLAFlowPolicy, split: Split) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,7 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chordflow.couplings import BufferConfig, CouplingBuffer, CouplingConfig
+from chordflow.couplings import buffer as buffer_module
+from chordflow.couplings.blocks import Block
 from chordflow.couplings.buffer import Window
+from chordflow.errors import UserError
 from gaussian_setup import make_observations, make_policy
 
 
@@ -78,3 +83,54 @@ def test_a_coupling_is_used_about_as_often_as_asked(uses: int, start: int) -> No
     # A draw without replacement at every step: close to binomial, no coupling is favoured.
     assert float(counts.var()) < 1.2 * uses
     assert float((counts.mean(dim=1) - uses).abs().max()) < 5 * math.sqrt(uses / 20)
+
+
+def test_the_next_block_is_made_in_the_background_with_the_same_bits_and_none_past_the_last_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made_by: dict[int, str] = {}
+
+    def run(start: int = 0) -> list[torch.Tensor]:
+        policy = make_policy(horizon=1, padded_dim=1, action_dim=1, state_dim=1)
+        buffer = CouplingBuffer(
+            policy, make_observations(50, 1), CouplingConfig(num_steps=1), BufferConfig(40, 2, 2, 10),
+            seed=0, batch_size=16,
+        )  # fmt: skip
+        make = buffer.make
+
+        def watched(numbers: list[int]) -> Iterator[Block]:
+            made_by.update(dict.fromkeys(numbers, threading.current_thread().name))
+            return make(numbers)
+
+        monkeypatch.setattr(buffer, "make", watched)
+        drawn = []
+        for step in range(start, 20):
+            list(buffer.fill(step, last=19))
+            drawn.append(buffer.batch(step).endpoint)
+        assert max(made_by) == buffer.window.held(19).stop - 1
+        return drawn
+
+    plain = run()
+    assert set(made_by.values()) == {"MainThread"}
+    monkeypatch.setattr(buffer_module, "ALLOWED", 2)
+    for start in (0, 7):
+        made_by.clear()
+        assert all(map(torch.equal, run(start), plain[start:]))
+        assert len([name for name in made_by.values() if name != "MainThread"]) > 3
+
+
+def test_a_fault_in_the_background_is_told_when_its_block_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buffer_module, "ALLOWED", 2)
+    policy = make_policy(horizon=1, padded_dim=1, action_dim=1, state_dim=1)
+    config = BufferConfig(20, 2, 2, 10)
+    buffer = CouplingBuffer(
+        policy, make_observations(50, 1), CouplingConfig(num_steps=1), config, seed=0, batch_size=16
+    )
+    list(buffer.fill(0))
+    policy.module.state_proj.weight.data.fill_(torch.nan)
+    needed = next(step for step in range(100) if buffer.window.held(step).start > 0)
+    for step in range(needed):
+        list(buffer.fill(step, last=100))
+    with pytest.raises(UserError, match="endpoints are NaN"):
+        list(buffer.fill(needed, last=100))
+    buffer.wait()

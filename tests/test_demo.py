@@ -58,7 +58,7 @@ def stopped(where: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     function = getattr(where, name)
 
     def stop(*given: Any, **named: Any) -> Any:
-        if not stopping.asked():
+        if not stopping.requested():
             signal.raise_signal(signal.SIGINT)
         return function(*given, **named)
 

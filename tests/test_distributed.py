@@ -259,7 +259,7 @@ def test_accumulated_gradients_are_those_of_one_batch(tmp_path: Path, parts: int
         ({"ACCELERATE_USE_FSDP": "true"}, "fsdp_version=1: only FSDP2 is supported"),
         (
             {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
-            "FSDP2 is asked for, but there is one process",
+            "FSDP2 is requested, but there is one process",
         ),
         ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "give chordflow --gradient_accumulation_steps=4"),
     ],
@@ -295,7 +295,7 @@ LEFT = {"stopped": ["000002", "last"], "dies": []}
 @pytest.mark.parametrize(
     ("name", "codes", "teller", "sentence"),
     [
-        ("dies", [2, -9], 0, "another of the 2 processes of this run has ended without a word"),
+        ("dies", [2, -9], 0, "another of the 2 processes of this run has ended without an error of its own"),
         ("nan", [2, 2], None, "the loss is not finite at step 3 (loss nan"),
         (
             "no_memory",
@@ -305,7 +305,7 @@ LEFT = {"stopped": ["000002", "last"], "dies": []}
         ),
         ("disk", [2, 2], 0, "checkpoint 000003 cannot be written ([Errno 28] No space left on device)"),
         ("early", [2, 2], 1, "teacher.path=x: no such folder on this machine"),
-        ("interrupted", [2, 130], 1, "interrupted; what was saved stands."),
+        ("interrupted", [2, 130], 1, "interrupted; what was saved stands; give the same command again."),
         # One is asked: both save the same step and leave.
         (
             "stopped",

@@ -15,16 +15,18 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+import yaml
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from chordflow.cli.jobs import study_settings as parse
 from chordflow.demo.teacher import ASSETS, TEACHER_FOLDER
+from chordflow.experiments.study.plan import job_of
 from chordflow.experiments.study.presets import FileStudy
 from chordflow.policies.registry import WITHOUT_ADAPTER, own_families
 from chordflow.results.schema import Results
 from chordflow.results.study import Study
-from chordflow.results.study_summary import curvature, gap, over_seeds, solved
+from chordflow.results.study_summary import curvature, gap, over_seeds
 from chordflow.results.study_summary import success as success_of
 from script_files import ROOT, load_script
 
@@ -178,7 +180,7 @@ def test_the_findings_show_the_benchmark() -> None:
     script = load_script(ROOT / "scripts" / "findings_tables.py")
     for document in script.FINDINGS:
         shown = {part["name"]: part["content"] for part in GENERATED.finditer(read(document))}
-        assert shown == {name: table + "\n" for name, table in script.tables().items()}
+        assert shown == {"recordings": script.recordings(script.METAWORLD) + "\n"}
     runs = {
         str(file.parent.relative_to(script.METAWORLD)) for file in script.METAWORLD.glob("**/small*.json")
     }
@@ -196,66 +198,55 @@ def study(name: str) -> Study:
     return Study.load(ROOT / "docs" / f"{name}.json")
 
 
-def rows(heading: str) -> list[list[list[str]]]:
-    """The figures in the cells of the table below a heading of the findings, without the head and the first column."""
+def holds(heading: str, *figures: str) -> None:
+    """Makes sure that the section of the findings under a heading states figures."""
     section = read(ROOT / "docs" / "findings.md").split(f"\n## {heading}\n")[1].split("\n## ")[0]
-    lines = [line for line in section.splitlines() if line.startswith("| ") and "---" not in line][1:]
-    return [[re.findall(r"[\d.]+", cell) for cell in line.strip("|").split("|")[1:]] for line in lines]
+    missing = set(figures) - set(re.findall(r"\d+(?:\.\d+)?", section))
+    assert not missing, f"{heading}: {missing}"
 
 
-def in_percent(study: Study, name: str, figure: Any, digits: int = 1) -> list[str]:
-    """Median, least and largest over the seeds of an arm."""
+def in_percent(study: Study, name: str, figure: Any, digits: int = 1) -> str:
+    """The median over the seeds of an arm."""
     found = over_seeds(study, study.arm(name), figure)
     assert found is not None
-    return [f"{100 * value:.{digits}f}" for value in (found.middle, found.low, found.high)]
+    return f"{100 * found.middle:.{digits}f}"
 
 
-def test_the_findings_say_what_the_studies_of_beginnings_found() -> None:
-    studies = study("studies/init"), study("studies/init_metaworld")
-    shown = rows("What the student starts from")
-    arms = ["teacher", "teacher_full", "teacher_vlm", "random", "random_full"]
-    for one, at in zip(studies, (0, 2), strict=True):
-        for arm, row in zip(arms, shown[:5], strict=True):
-            name = f"{arm}_lr_0.002"
-            found = [in_percent(one, name, gap()), in_percent(one, name, solved, 0)[:1]]
-            assert row[at : at + 2] == found, arm
+def untrained(study: Study, *steps: int) -> list[str]:
+    """The untrained teacher's gaps."""
+    assert study.untrained is not None
+    found = [study.untrained.figures.gap(n) for n in steps]
+    return [f"{100 * gap.rms:.1f}" for gap in found if gap is not None]
+
+
+def test_the_findings_say_what_the_studies_found() -> None:
+    for name in ("studies/init", "studies/init_metaworld"):
+        one = study(name)
+        arms = ["teacher", "teacher_vlm", "random", "random_full"]
+        holds("What the student starts from", *(in_percent(one, f"{arm}_lr_0.002", gap()) for arm in arms))
+        holds("What the student starts from", *untrained(one, 2))
+    for name in ("studies/rounds", "studies/rounds_metaworld"):
+        one = study(name)
         assert one.untrained is not None
-        for steps, row in zip((1, 2, 10), shown[5:], strict=True):
-            distance = one.untrained.figures.gap(steps)
-            (rate,) = (r.rate for r in one.untrained.success if (r.num_steps, r.group) == (steps, "all"))
-            assert distance is not None
-            assert row[at : at + 2] == [[f"{100 * distance.rms:.1f}"], [f"{100 * rate:.0f}"]]
-
-
-def test_the_findings_say_what_the_studies_of_rounds_found() -> None:
-    studies, shown = (study("studies/rounds"), study("studies/rounds_metaworld")), rows("Rounds")
-    arms = ["round_1", "last_2", "last_3"], ["first_2", "first_3"], ["once"]
-    for one, at in zip(studies, (0, 2), strict=True):
-        assert one.untrained is not None
-        distance = one.untrained.figures.gap(1)
-        assert distance is not None
-        assert shown[0][at] == [f"{100 * one.untrained.figures.curvature:.1f}"]
-        assert shown[0][at + 1] == [f"{100 * distance.rms:.1f}"]
-        for row, names in zip(shown[1:], arms, strict=True):
-            assert row[at] == [in_percent(one, arm, curvature)[0] for arm in names]
-            assert row[at + 1] == [in_percent(one, arm, gap())[0] for arm in names]
-
-
-def test_the_findings_say_what_the_comparisons_of_methods_found() -> None:
-    one, shown = study("compare/methods"), rows("Methods and recipes")
-    arms = ["all_steps", "one_step", "consistency", "noise_biased", "snapflow"]
-    for arm, row in zip(arms, shown[1:], strict=True):
+        arms = ["round_1", "last_2", "last_3", "once"]
+        holds("Rounds", *(in_percent(one, arm, figure) for arm in arms for figure in (curvature, gap())))
+        holds("Rounds", in_percent(one, "first_3", gap()), *untrained(one, 1))
+        holds("Rounds", f"{100 * one.untrained.figures.curvature:.1f}")
+    one = study("compare/methods")
+    holds("Methods and recipes", *untrained(one, 1, 2, 10))
+    for arm, steps in {"all_steps": (1, 2, 10), "one_step": (1, 2), "consistency": (1, 2, 10), "noise_biased": (1,),
+                       "snapflow": (1,)}.items():  # fmt: skip
         success = success_of(one, one.arm(arm))
         assert success is not None
-        gaps = [in_percent(one, arm, gap(steps))[:1] for steps in (1, 2, 10)]
-        assert row == [*gaps, [f"{100 * success.rate:.1f}"]], arm
-    levers, text = study("compare/levers"), read(ROOT / "docs" / "findings.md")
-    for arm in levers.arms:
-        assert f"{in_percent(levers, arm.name, gap())[0]} %" in text, arm.name
+        holds(
+            "Methods and recipes", f"{100 * success.rate:.1f}", *(in_percent(one, arm, gap(n)) for n in steps)
+        )
+    levers = study("compare/levers")
+    holds("Methods and recipes", *(in_percent(levers, arm.name, gap()) for arm in levers.arms))
 
 
 def test_the_documents_name_options_that_there_are() -> None:
-    verbs = json.loads(read(ROOT / "src" / "chordflow" / "cli" / "options.json")).values()
+    verbs = json.loads(read(ROOT / "src" / "chordflow" / "options.json")).values()
     known = {option["name"] for verb in verbs if isinstance(verb, dict) for option in verb["options"]}
     # Of every command, of launchers, of LeRobot's commands, of the benchmarks' scripts, and names that have gone.
     known |= {"help", "config_path", "nproc", "multi_gpu", "num_processes", "config_file", "cpu", "publish", "size",
@@ -277,3 +268,18 @@ def test_the_study_of_the_documents_can_be_run(tmp_path: Path) -> None:
     assert isinstance(study, FileStudy)
     assert (study.seeds, study.steps, study.looks) == ([0, 1, 2], 2000, [500, 1000, 2000])
     assert study.arms["second"] == {"teacher": "large"}
+
+
+def test_the_lines_of_a_file_that_replace_older_options_can_be_run(tmp_path: Path) -> None:
+    text = read(ROOT / "docs" / "study.md").split("## From the older verbs\n")[1]
+    lines = [yaml.safe_load(line) for line in re.findall(r"`([a-z_]+: [^`]+)`", text)]
+    settings = {name: value for line in lines for name, value in line.items() if not isinstance(value, dict)}
+    arms = {name: value for line in lines for name, value in line.items() if isinstance(value, dict)}
+    whole = {"teacher": {"path": "a/b"}, "dataset": {"repo_id": "a/b"}, "output_dir": "c", **settings}
+    (tmp_path / "study.yaml").write_text(
+        yaml.safe_dump({**whole, "arms": {"first": {}, **arms}}), encoding="utf-8"
+    )
+    study = parse("file", [f"--config_path={tmp_path / 'study.yaml'}"])
+    assert (study.seconds, study.looks, study.level, study.keep_looks) == (180, [60, 180], 0.05, True)
+    for arm in study.arms_for(None, tmp_path):
+        assert job_of(study, arm)

@@ -278,7 +278,6 @@ def test_noises_belong_to_observations_whatever_else_is_chosen() -> None:
         ({"converged_num_steps": 50}, "measure.converged_num_steps=50: give at least 100"),
         ({"converged_noises": 17}, "measure.converged_noises=17: give at most 16 (measure.noises_per"),
         ({"num_steps": []}, "measure.num_steps="),
-        ({"solvers": ["euler", "rk9"]}, "measure.solvers=[euler,rk9]: choose euler, midpoint, heun"),
     ],
 )
 def test_bad_settings_are_refused(options: dict, message: str) -> None:

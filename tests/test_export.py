@@ -243,7 +243,7 @@ def test_whole_episodes_of_a_robot_without_torch_are_those_of_stock_lerobot(
 
 @pytest.mark.parametrize(("options", "message"), [
     (["--num_steps=0"], "num_steps=0: give at least 1"),
-    (["--solver=rk9"], "solver=rk9: choose euler"),
+    (["--solver=rk9"], "solver=rk9: give euler | midpoint"),
     (["--grid_power=0"], "grid_power is 0"),
     (["--graphs=three"], "graphs=three: give one | two"),
     (["--graphs=two", "--solver=heun"], "solver=heun: with graphs=two"),
@@ -301,16 +301,17 @@ class Runner:
         }
         return self.policy.preprocess(batched)
 
+    def to_action(self, endpoint: np.ndarray) -> np.ndarray:
+        actions = self.policy.to_action(torch.from_numpy(endpoint)).numpy()
+        return actions * np.float32(self.off.get("action", 1))
+
     def ends(self, inputs: dict[str, Any], noise: np.ndarray) -> torch.Tensor:
-        return Sampler(self.policy, 1)(self.policy.encode(inputs), torch.from_numpy(noise))
+        batch = {key: torch.as_tensor(value) for key, value in inputs.items()}
+        return Sampler(self.policy, 1)(self.policy.encode(batch), torch.from_numpy(noise))
 
     def endpoint(self, inputs: dict[str, Any], noise: np.ndarray) -> np.ndarray:
         ends = self.ends(inputs, noise)[0, :, : self.policy.chunk.action_dim].numpy()
         return ends * np.float32(self.off.get("endpoint", 1))
-
-    def __call__(self, item: dict[str, Any], noise: np.ndarray) -> np.ndarray:
-        actions = self.policy.to_action(self.ends(self.prepare(item), noise))[0].numpy()
-        return actions * np.float32(self.off.get("action", 1))
 
 
 @pytest.mark.parametrize(
@@ -320,7 +321,7 @@ def test_a_folder_that_acts_in_another_way_never_appears(
     off: dict[str, float], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job, "write_graphs", lambda *_, **__: {"kind": "one", "policy": "policy.onnx"})
-    monkeypatch.setattr(chordflow_runtime, "load", lambda _, threads: Runner(checkpoint, **off))
+    monkeypatch.setattr(chordflow_runtime, "load", lambda _, **__: Runner(checkpoint, **off))
     given = {"policy": checkpoint, "output_dir": tmp_path / "r", "num_steps": 1}
     if off:
         with pytest.raises(UserError, match=r"differ from the checkpoint's .* nothing was written"):

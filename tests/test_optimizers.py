@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from torch.optim import Optimizer
 from chordflow.flow.seeds import generator
 from chordflow.policies import Role
 from chordflow.training.optimizers import AdamWConfig, OptimizerConfig, SOAPConfig
+from chordflow.training.soap import SOAP
 from gaussian_policy import GaussianConfig
 from gaussian_setup import AffineStudent
 
@@ -132,3 +134,22 @@ def test_changed_settings_are_put_over_saved_ones() -> None:
     basis = {id(p): soap.state[p]["Q_0"].clone() for p in parameters.values() if p.dim() > 1}
     take(soap, parameters, range(3, 9))
     assert all(torch.equal(soap.state[p]["Q_0"], basis[id(p)]) for p in parameters.values() if p.dim() > 1)
+
+
+def test_a_parameter_without_a_gradient_stands_still_and_others_of_its_shape_step_as_if_alone() -> None:
+    def run(names: str) -> dict[str, torch.Tensor]:
+        own = {name: nn.Parameter(torch.ones(3, 4)) for name in names}
+        optimizer = SOAP(
+            own.values(), lr=1e-2, betas=(0.9, 0.95), shampoo_beta=0.95, eps=1e-8, weight_decay=0.0,
+            precondition_frequency=2, max_precondition_dim=10,
+        )  # fmt: skip
+        for step, (name, parameter) in itertools.product(range(6), own.items()):
+            skipped = name == "b" and step in (2, 3)
+            parameter.grad = None if skipped else torch.randn(3, 4, generator=generator(step, name))
+            if name == names[-1]:
+                optimizer.step()
+        return {name: parameter.detach() for name, parameter in own.items()}
+
+    together = run("ab")
+    for name in "ab":
+        torch.testing.assert_close(together[name], run(name)[name])

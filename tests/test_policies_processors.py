@@ -110,7 +110,7 @@ BROKEN: dict[str, tuple[Change, list[str]]] = {
     ),
     "the identity for the state": (
         mode(BEFORE, STATE="IDENTITY"),
-        ["does not normalise observation.state", "STATE=IDENTITY", "asks for STATE=MEAN_STD"],
+        ["does not normalise observation.state", "STATE=IDENTITY", "sets STATE=MEAN_STD"],
     ),
     "no step": (lambda p: forget_step(p, AFTER), [POST, "does not normalise action", "no step that normalises"]),
     "quantiles that are not there": (

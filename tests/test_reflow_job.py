@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from builders import build_checkpoint, build_vlm
 from chordflow import disk
 from chordflow.cli.main import main
+from chordflow.experiments import run_folder
 from chordflow.policies import Role, load_flow_policy
 from chordflow.results.schema import Results
 from chordflow.training import checkpoints
@@ -236,6 +237,11 @@ def test_a_run_goes_on_elsewhere_at_another_rate_and_in_one_process_alone(
     finally:
         os.close(handle)
     assert "another process works" in capsys.readouterr().err
+    # One that is about to end is waited for.
+    monkeypatch.setattr(disk, "LET_GO_S", 60.0)
+    handle = os.open(output, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    monkeypatch.setattr(run_folder.time, "sleep", lambda seconds: os.close(handle))
     assert main(again) == 0
     after = read_metrics(output / "metrics.jsonl")
     assert [line["step"] for line in after] == [1, 2, 3, 4]

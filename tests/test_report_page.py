@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from chordflow.cli.main import main
-from chordflow.reporting.flow_tables import curvature_by_time, parts
+from chordflow.reporting.flow_tables import curvature_by_time, stretches
 from chordflow.reporting.page import IN_SIGHT, LARGEST, command_lines, embed, page, picture
 from chordflow.reporting.plots import label
 from chordflow.reporting.table import sections
@@ -205,15 +205,15 @@ def test_curvature_by_time_adds_up_to_the_curvature() -> None:
     row = published("evaluate").curvature[0]
     by_time = curvature_by_time(row)
     assert sum(value**2 for value in by_time) / len(by_time) == pytest.approx(row.curvature**2)
-    tenths = parts(row)
+    tenths = stretches(row)
     assert [round(part.begin, 9) for part in tenths] == [round(1 - i / 10, 9) for i in range(10)]
     assert tenths[-1].end == 0
     assert sum(part.share for part in tenths) == pytest.approx(1)
     straight = dataclasses.replace(row, s=0.0, curvature=0.0, s_by_time=[0.0] * 100)
     assert set(curvature_by_time(straight)) == {0.0}
-    assert {part.share for part in parts(straight)} == {0.0}
+    assert {part.share for part in stretches(straight)} == {0.0}
     coarse = dataclasses.replace(row, times=[1.0, 0.66, 0.33], s_by_time=[0.1, 0.1, 0.2])
-    assert [part.share for part in parts(coarse)] == pytest.approx([0.25, 0.25, 0.5])
+    assert [part.share for part in stretches(coarse)] == pytest.approx([0.25, 0.25, 0.5])
 
 
 def test_a_clip_is_taken_in_with_its_first_frame_and_a_video_with_its_controls(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ MISSING: dict[str, Change] = {
 TERMS = {
     r"Floor:": "floor", r"Of noise:": "of noise", r"Median": "median", r"Median, flips ": "flips",
     r"and differences \(": "mean diff", r"Time of a chunk:": "time", r"Time: 1": "time of a chunk",
-    r"Action gap: RMS": "action gap", r"To the untrained:": "to the untrained", r"To the floor:": "to the floor",
+    r"Gap: RMS": "gap to the", r"To the untrained:": "to the untrained", r"To the floor:": "to the floor",
     r"Differences are paired": "points to the teacher", r"\bp is McNemar": "p",
     r"intervals of differences": "points to the teacher", r"Coverage:": "coverage", r"Non-inferior:": "decision",
     r"Needed:": "episodes needed", r"Relative:": "relative", r"Spread:": "median spread", r"Delay:": "delay",

@@ -48,7 +48,7 @@ def test_the_gap_table_holds_every_way_to_act_and_the_floor() -> None:
     assert row(text, "teacher", "1")[3] == "23.1 %"
     assert row(text, "teacher, midpoint", "1")[2:4] == ["2", "16.4 %"]
     assert row(text, "floor", "10")[3:7] == ["-", "3.4 %", "1.6 %", "4.3 %"]
-    assert "Floor: the teacher at ten steps to its own converged ODE" in text
+    assert "Floor: the deployed teacher (ten steps) to its converged ODE" in text
 
 
 def test_success_comes_by_group_with_interval_and_pairing() -> None:

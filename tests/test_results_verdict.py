@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from chordflow.results.actions import CurvatureRow, GapRow, Latency
-from chordflow.results.findings import findings, next_command, verdict
+from chordflow.results.actions import CurvatureRow, FreeWays, GapRow, Latency
+from chordflow.results.findings import findings, next_commands, verdict
 from chordflow.results.schema import PolicyInfo, Results
 from chordflow.results.statistics import Estimate, Interval, NonInferiority
 from chordflow.results.wording import amount, number, percent, points, steps
@@ -49,8 +49,8 @@ def test_a_good_student() -> None:
     )
     said = {found.rule: found.text for found in findings(known)}
     assert said["student_gap"] == (
-        "At one step the student's action gap is 9.1 % RMS, 0.39 (0.33 to 0.45) of the untrained teacher's, mostly "
-        "from few pairs (median 4.3 %, flips 1.6 %)."
+        "At one step the student's action gap to the deployed teacher is 9.1 % RMS, 0.39 (0.33 to 0.45) of the "
+        "untrained teacher's, mostly from few pairs (median 4.3 %, flips 1.6 %)."
     )
     assert said["curvature_of_the_student"] == "Curvature falls from 15 % to 4.5 %."
     assert said["success_beside_untrained"] == "Untrained, the teacher at one step has a success of 71.2 %."
@@ -74,7 +74,7 @@ def test_the_decision_at_the_margin_is_the_answer(decision: Any, begins: str, en
 
 def test_without_episodes_the_actions_are_compared_and_success_is_not_claimed() -> None:
     text = verdict(sample(success=[]))
-    assert text.startswith("At one step the student's action gap is 9.1 % RMS, 0.39 (0.33 to 0.45)")
+    assert text.startswith("At one step the student's action gap to the deployed teacher is 9.1 % RMS, 0.39")
     assert text.endswith(" Success was not tested.")
 
 
@@ -95,7 +95,7 @@ def test_a_gain_needs_the_whole_interval(estimate: Estimate | None, expected: st
 def test_without_a_ratio_to_the_deployed_teacher_the_converged_one_serves() -> None:
     far = gap("student", 1, "converged", 0.09, ratio_to_untrained=ratio(0.5, 0.4, 0.6))
     rows = [gap("student", 1, "deployed", 0.05), far]
-    assert "9.0 % RMS to the converged ODE, 0.50 (0.40 to 0.60)" in verdict(_alone(gaps=rows, latency=ONE))
+    assert "to the converged ODE is 9.0 % RMS, 0.50 (0.40 to 0.60)" in verdict(_alone(gaps=rows, latency=ONE))
 
 
 @pytest.mark.parametrize(("rms", "rows", "enough"), [
@@ -124,7 +124,7 @@ def test_other_solvers_count_by_their_evaluations() -> None:
 
 @pytest.mark.parametrize(("rms", "rate", "expected"), [
     (0.099, 0.70, "Two untrained steps lie as near to the converged ODE as the student."),
-    (0.0991, 0.90, "Two untrained steps cannot be told from the student by success."),
+    (0.0991, 0.90, "Two untrained steps cannot be distinguished from the student by success."),
     (0.099, 0.90, "Two untrained steps are as good as the student by gap and success."),
     (0.0991, 0.70, "Whether the student may replace the teacher at one step is undecided: success is 90.0 %"),
 ])  # fmt: skip
@@ -168,7 +168,7 @@ def test_what_was_not_measured_is_not_claimed() -> None:
     assert "is undecided: success is 90.0 % in 500 episodes each, not paired." in verdict(unpaired)
     assert "fast" not in told(sample(latency=None))
     assert "urvature" not in told(sample(curvature=[curvature("student", 0.04)]))
-    assert verdict(_alone()) == "The student's actions were not measured, so nothing can be said of them."
+    assert verdict(_alone()) == "The student's actions were not measured, so there is no verdict."
     assert verdict(_alone(student=None)) == "Nothing was measured."
 
 
@@ -208,7 +208,7 @@ def test_a_teacher_alone() -> None:
         "The teacher's success is 90.0 % at two steps and 95.0 % at ten steps."
     )
     text = told(sample(student=None))
-    assert "One untrained step loses 23 % RMS against the policy's ten steps" in text
+    assert "One untrained step loses 23 % RMS against the deployed policy's ten steps" in text
     assert "two lose 13 %: distillation can make a chunk at most 3.8 times as fast here." in text
     free = _with_gap(sample(student=None, success=[]), gap("teacher", 2, "converged", 0.04))
     assert verdict(free).startswith("Two untrained steps are enough: they lie within the floor (4.0 %")
@@ -231,7 +231,10 @@ def test_policies_without_a_student_are_told_of() -> None:
     )
     said = {found.rule: found.text for found in findings(results)}
     assert said["trained_for_other_steps"].startswith("Quick was trained for one step only")
-    assert said["gaps_of_others"] == "The action gap is 20 % RMS with quick at two steps."
+    assert (
+        said["gaps_of_others"]
+        == "The action gap to the deployed teacher is 20 % RMS with quick at two steps."
+    )
 
 
 def test_what_to_type_next_has_the_users_own_paths() -> None:
@@ -249,12 +252,47 @@ def test_what_to_type_next_has_the_users_own_paths() -> None:
                    "--output_dir=outputs/student")  # fmt: skip
     evaluate = typed("chordflow evaluate", "--teacher.path=outputs/teacher", "--student.path=outputs/student", *data,
                      "--env.type=YOURS", "--output_dir=outputs/evaluation")  # fmt: skip
-    assert next_command(before) == ("Next", reflow)
+    assert next_commands(before) == [("Next", reflow)]
     free = dataclasses.replace(before, gaps=[*gaps, gap("teacher", 2, "converged", 0.04)])
-    assert next_command(free) == ("To train all the same", reflow)
-    assert next_command(dataclasses.replace(before, gaps=[])) is None
-    assert next_command(sample(success=[], **known)) == ("Next", evaluate)
-    assert next_command(sample()) is None
+    assert next_commands(free) == [("To train all the same", reflow)]
+    assert next_commands(dataclasses.replace(before, gaps=[])) == []
+    assert next_commands(sample(success=[], **known)) == [("Next", evaluate)]
+    assert next_commands(sample()) == []
+
+
+@pytest.mark.parametrize(("nfe", "enough", "firsts"), [
+    (4, 0.04, ["reflow", "export"]),
+    (4, 0.06, ["reflow"]),
+    # As few evaluations as make training needless.
+    (2, 0.04, ["export", "reflow"]),
+])  # fmt: skip
+def test_an_untrained_way_that_lerobot_does_not_run_is_to_be_exported(
+    nfe: int, enough: float, firsts: list[str]
+) -> None:
+    command = ["chordflow", "diagnose", "--policy.path=t", "--policy.revision=v2", "--policy.num_inference_steps=8",
+               "--device=cuda", "--dataset.repo_id=me/data"]  # fmt: skip
+    way = dataclasses.replace(
+        gap("teacher", 3, "converged", enough), solver="adams_bashforth", nfe=nfe, grid_power=1.4
+    )
+    gaps = [gap("teacher", 1, "deployed", 0.2), gap("teacher", 10, "converged", 0.05)]
+    info = dataclasses.replace(_info("teacher", 10), graph_obstacle="")
+    results = _alone(
+        kind="diagnose", student=None, teacher="t", gaps=gaps, command=command, policies=[info],
+        free=FreeWays([0], [1], [way], [gaps[1]]),
+    )  # fmt: skip
+    found = next_commands(results)
+    assert [text.split()[1] for _, text in found] == firsts
+    if "export" in firsts:
+        what, text = found[firsts.index("export")]
+        assert what == ("Next" if firsts[0] == "export" else "Without training")
+        assert text.replace(" \\\n   ", "") == (
+            "chordflow export --policy.path=t --policy.revision=v2 --dataset.repo_id=me/data --num_steps=3 "
+            "--solver=adams_bashforth --grid_power=1.4 --output_dir=outputs/robot"
+        )
+    # Of a family that no graph can hold, or a file that does not say.
+    for obstacle in ("why", None):
+        other = dataclasses.replace(results, policies=[dataclasses.replace(info, graph_obstacle=obstacle)])
+        assert [text.split()[1] for _, text in next_commands(other)] == ["reflow"]
 
 
 def test_numbers_as_a_person_reads_them() -> None:

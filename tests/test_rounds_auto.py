@@ -32,6 +32,7 @@ from test_reflow_job import options, student_of
 from test_rounds import copied, record, resume, same_bits
 
 QUICK = ["--steps=2", "--save_freq=1", "--coupling.num_steps=null", "--teacher.num_inference_steps=17"]
+GAP = "the gap to the first teacher's converged ODE"
 PAYS, LITTLE, DRIFTS = Gain(0.5, 0.2, 0.1), Gain(0.05, 0.02, 0.1), Gain(0.5, -0.02, 0.1)
 
 
@@ -43,10 +44,10 @@ def judged(monkeypatch: pytest.MonkeyPatch, *gains: Gain) -> None:
 @pytest.mark.parametrize(
     ("after", "pays", "reason"),
     [
-        (Standing(0.1, 0.19), True, "curvature fell by 50 % and the gap to the first teacher fell by 5.0 %"),
-        (Standing(0.3, 0.1), True, "curvature grew by 50 % and the gap to the first teacher fell by 50 %"),
-        (Standing(0.19, 0.19), False, "where 10 % of either was asked for"),
-        (Standing(0.01, 0.202), False, "the gap to the first teacher grew by 1.0 %"),
+        (Standing(0.1, 0.19), True, f"curvature fell by 50 % and {GAP} fell by 5.0 %"),
+        (Standing(0.3, 0.1), True, f"curvature grew by 50 % and {GAP} fell by 50 %"),
+        (Standing(0.19, 0.19), False, "where 10 % of either is needed"),
+        (Standing(0.01, 0.202), False, f"{GAP} grew by 1.0 %"),
     ],
 )
 def test_a_round_pays_where_it_straightens_or_nears_and_does_not_drift(
@@ -74,8 +75,8 @@ def test_rounds_are_counted_until_one_does_not_pay() -> None:
     [
         ([PAYS, LITTLE], 4, 2, "took two rounds and stopped because in round 2 curvature fell by 5.0 % and the gap"),
         ([LITTLE], 4, 1, "took one round and stopped because in round 1 curvature fell by 5.0 %"),
-        ([DRIFTS], 4, 1, "took one round and stopped because in round 1 the gap to the first teacher grew by 2.0 %"),
-        ([PAYS, PAYS, DRIFTS], 4, 2, "in round 3 the gap to the first teacher grew by 2.0 %"),
+        ([DRIFTS], 4, 1, f"took one round and stopped because in round 1 {GAP} grew by 2.0 %"),
+        ([PAYS, PAYS, DRIFTS], 4, 2, f"in round 3 {GAP} grew by 2.0 %"),
         ([PAYS, PAYS], 2, 2, "auto_rounds.most=2 allows no more, though in round 2 curvature fell by 50 %"),
     ],
 )  # fmt: skip
@@ -163,7 +164,7 @@ def test_stopped_inside_a_round_it_goes_on_to_the_same_bits(
     output, loss = tmp_path / "out", ReflowMethod.loss
 
     def interrupted(self: ReflowMethod, *arguments: Any) -> Tensor:
-        if (output / "round_2").exists() and not stopping.asked():
+        if (output / "round_2").exists() and not stopping.requested():
             signal.raise_signal(signal.SIGINT)
         return loss(self, *arguments)
 
@@ -175,8 +176,8 @@ def test_stopped_inside_a_round_it_goes_on_to_the_same_bits(
     monkeypatch.setattr(ReflowMethod, "loss", loss)
     results = go_on(output)
     assert results.findings[0].text == (
-        "--rounds=auto took two rounds and stopped because in round 2 the gap to the first teacher grew by 2.0 %; the "
-        "student is that of round 1."
+        f"--rounds=auto took two rounds and stopped because in round 2 {GAP} grew by 2.0 %; the student is that of "
+        "round 1."
     )
     same_bits(last_of(auto, 1), last_of(output, 1))
     if (auto / "round_2").exists():

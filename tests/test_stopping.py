@@ -84,7 +84,7 @@ def test_stopped_at_random_moments_it_resumes_to_the_same_bits(
     chance = random.Random(5)
     for number, place in enumerate(chance.sample(range(1, calls[0]), moments)):
         output, which = tmp_path / str(number), SIGNALS[number % 2]
-        with pytest.raises(Stopped) as caught, stopping.heeded(), signal_at(place, which):
+        with pytest.raises(Stopped) as caught, stopping.handled(), signal_at(place, which):
             train(output, **options)
         assert caught.value.code == (130, 143)[number % 2]
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -219,15 +219,15 @@ def test_held_it_waits_and_otherwise_it_does_not() -> None:
     with pytest.raises(Stopped, match="ended by SIGTERM"), stopping.held():
         work()
     assert reached == ["held", "held by both", "after the inner one"]
-    with pytest.raises(Stopped, match="interrupted"), stopping.heeded():
+    with pytest.raises(Stopped, match="interrupted"), stopping.handled():
         interrupt()
     with pytest.raises(Stopped), stopping.held(), stopping.at_once():
         interrupt()
-    assert stopping.asked() == 0
+    assert stopping.requested() == 0
 
 
 def test_a_signal_that_a_library_swallows_or_makes_an_error_of_is_raised_again() -> None:
-    with stopping.heeded(), bar("work") as progress:
+    with stopping.handled(), bar("work") as progress:
         with contextlib.suppress(BaseException):
             interrupt()
         with pytest.raises(Stopped):
@@ -239,7 +239,7 @@ def test_a_signal_that_a_library_swallows_or_makes_an_error_of_is_raised_again()
         except BaseException as error:
             raise RuntimeError("a callback failed") from error
 
-    with pytest.raises(Stopped) as caught, stopping.heeded(), stopping.says(lambda: "start again."):
+    with pytest.raises(Stopped) as caught, stopping.handled(), stopping.noting(lambda: "start again."):
         convert()
     assert (caught.value.code, caught.value.__notes__) == (143, ["start again."])
 
@@ -249,22 +249,22 @@ def test_what_cannot_be_saved_is_said() -> None:
         signal.raise_signal(signal.SIGINT)
         raise UserError("output_dir: the disk is full")
 
-    with pytest.raises(UserError, match="disk"), stopping.heeded(), stopping.says(str), stopping.held():
+    with pytest.raises(UserError, match="disk"), stopping.handled(), stopping.noting(str), stopping.held():
         save()
 
 
 def test_ignored_signals_stay_ignored_and_other_threads_do_nothing() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with stopping.heeded():
+        with stopping.handled():
             signal.raise_signal(signal.SIGINT)
-            assert stopping.asked() == 0
+            assert stopping.requested() == 0
     finally:
         signal.signal(signal.SIGINT, before)
     seen: list[Any] = []
 
     def work() -> None:
-        with stopping.heeded(), stopping.held():
+        with stopping.handled(), stopping.held():
             seen.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=work)
@@ -278,7 +278,7 @@ import os, signal, sys
 from chordflow import stopping
 now = [0.0]
 stopping.time.monotonic = lambda: now[0]
-with stopping.heeded(), stopping.held("Stopping after the step."):
+with stopping.handled(), stopping.held("Stopping after the step."):
     for number, seconds in zip(sys.argv[1::2], sys.argv[2::2]):
         now[0] += float(seconds)
         os.kill(os.getpid(), int(number))

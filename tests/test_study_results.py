@@ -17,13 +17,14 @@ from chordflow.errors import UserError
 from chordflow.reporting.section import Section
 from chordflow.reporting.study_page import page, plots
 from chordflow.reporting.study_table import SEEDS, by_arm, facts, markdown, render, sections
+from chordflow.reporting.table import escape
 from chordflow.reporting.write import write_report
-from chordflow.results import study as studies
 from chordflow.results import study_summary as summary
+from chordflow.results.old_studies import OLD_KINDS
 from chordflow.results.paying import paying_rounds
 from chordflow.results.study import Study, Untrained, joined
-from chordflow.results.study_summary import headline, standings
-from script_files import ROOT
+from chordflow.results.study_summary import answers, headline, standings
+from script_files import ROOT, load_script
 from study_samples import CLEAR, TEACHER, beginnings, figures, of_two_seeds, rounds, study, trial
 
 
@@ -47,9 +48,11 @@ BETTER = replace(CLEARLY, untrained=Untrained(10, figures(0.2, 0.051, 0.01), TEA
 
 
 @pytest.mark.parametrize(("found", "part"), [
-    (CLEARLY, "At one step one (4.5 %, 4.0 % to 5.0 % over 2 seeds) is nearest to the teacher's converged ODE."),
+    (CLEARLY, "Arm one has the smallest gap at one step to the converged ODE, 4.5 %."),
+    (OVERLAP, "No clear winner: arm a has the smallest gap at one step to the converged ODE, 6.0 %."),
+    (study(CLEAR[0]), "Arm one has a gap of 4.0 % to the teacher's converged ODE at one step."),
     # A student for one step alone is no candidate, and what counts is the worst of the step counts.
-    (CLEARLY, "At every step count (the worst of 1, 2 and 10) all (8.5 %, 8.0 % to 9.0 % over 2 seeds) is"),
+    (CLEARLY, "At every step count (the worst of 1, 2 and 10) all (8.5 %, 8.0 % to 9.0 % over 2 seeds) has"),
     # The ranges over seeds do not overlap, but 40 episodes tell the two no further apart.
     (CLEARLY, "no clear winner between one (95.0 %, 95.0 % to 100.0 % over 2 seeds) and all (87.5 %, 87.5 % to"),
     (OVERLAP, "At one step there is no clear winner between a (6.0 %, 4.0 % to 8.0 % over 2 seeds) and b (8.0 %"),
@@ -65,19 +68,19 @@ BETTER = replace(CLEARLY, untrained=Untrained(10, figures(0.2, 0.051, 0.01), TEA
      "winner between a (97.5 %"),
 ])  # fmt: skip
 def test_who_wins_is_said_where_seeds_and_episodes_tell_them_apart(found: Study, part: str) -> None:
-    assert part in headline(found)
+    assert part in " ".join(answers(found))
 
 
 def test_who_is_clearly_behind_and_who_has_equal_settings_is_no_rival() -> None:
-    assert "c (" not in headline(OVERLAP).partition(". At every step count")[0]
+    assert not any("c (" in text for text in answers(OVERLAP)[:2])
     same = replace(TWICE.arms[-1], settings=TWICE.arms[0].settings, step_counts=[1])
-    assert headline(replace(TWICE, arms=[*TWICE.arms[:-1], same])) == headline(CLEARLY)
+    assert answers(replace(TWICE, arms=[*TWICE.arms[:-1], same])) == answers(CLEARLY)
 
 
 def test_a_student_that_made_no_step_wins_nothing() -> None:
     found = study(*CLEAR[2:], *(replace(one, steps=0) for one in CLEAR[:2]))
     left = "Left out, because the budget was too small for a step: one."
-    assert headline(found) == f"{headline(study(*CLEAR[2:]))} {left}"
+    assert answers(found) == [*answers(study(*CLEAR[2:])), left]
     assert "one (no step)" in [row[0].text for row in by_arm(found).rows]
 
 
@@ -101,7 +104,7 @@ def test_the_table_has_the_teacher_then_medians_and_ranges() -> None:
     assert shown[5][-1] == "any"
     assert by_arm(study(*CLEAR[:-1])).rows[-1][0].text == "bad (1 of 2 seeds)"
     text = markdown(whole)
-    assert text.startswith("**At one step one ")
+    assert text.startswith("**Arm one ")
     held = ("- device: cpu, 1 threads", "- each arm: 5 steps; seeds 0, 1", SEEDS)
     assert all(part in text for part in held)
     # How success is taken over seeds is said only where episodes were run.
@@ -120,19 +123,20 @@ def test_couplings_that_differ_are_told() -> None:
     assert "to the bit" not in markdown(CLEARLY), "not asked for"
 
 
-def test_the_headline_of_beginnings() -> None:
-    found = beginnings()
-    assert headline(found) == (
-        "Gap at one step after 200 steps, the median and range over 3 seeds: teacher: 3.0 % (2.0 % to 4.0 %), under "
-        "5 % by step 100-200; random: 20 % (4.0 % to 30 %), under 5 % by step 200 (1 of 3)."
-    )
-    acts = replace(found, untrained=Untrained(10, figures(0.3, 0.2, 0.1), TEACHER))
-    assert headline(acts).endswith(
-        " Success at one step: teacher: 97.5 %; random: 80.0 %. "
-        "The untrained teacher solves 25.0 % at 1 step, 92.5 % at 2 steps and 90.0 % at 10 steps."
-    )
-    assert "not under 0.1 %" in headline(replace(found, level=0.001))
-    assert headline(replace(found, trials=[])) == "Nothing is measured yet."
+def test_the_headline_is_one_short_sentence_with_its_figure() -> None:
+    published = [
+        Study.load(file) for name in ("compare", "studies") for file in (ROOT / "docs" / name).glob("*.json")
+    ]
+    of_one_teacher = joined([of_two_seeds(), CLEARLY])
+    never = rounds({"last, real 0.1": [[(0.2, 0.4)] * 3]}, kept=None)
+    for found in (CLEARLY, OVERLAP, study(CLEAR[0], CLEAR[2]), beginnings(), of_two_seeds(), never, of_one_teacher,
+                  *published):  # fmt: skip
+        text = headline(found)
+        assert len(text.split()) <= 25, text
+        assert re.fullmatch(r"[A-Z][^;]*?\d %[^;]*\.", text), text
+        assert ". " not in text, text
+        assert markdown(found).startswith(f"**{escape(text)}**")
+    assert headline(replace(beginnings(), trials=[])) == "Nothing is measured yet."
 
 
 def test_the_tables_have_every_arm_and_look() -> None:
@@ -158,13 +162,13 @@ def test_the_headline_says_where_another_round_stopped_paying() -> None:
     found = of_two_seeds()
     last, _ = found.chains
     assert [round(one.gap, 4) for one in standings(found, last)] == [0.3, 0.1, 0.096, 0.115]
-    said = headline(found)
-    assert said == (
-        "Up to three rounds of 100 steps with 2 seeds, measured by curvature and by the gap at one step to the first "
-        "teacher's converged ODE: with last, another round stopped paying after round 2, in 2 of 2 seeds as well "
-        "(curvature 20 % -> 4.5 % -> 2.5 % -> 1.5 %, gap 30 % -> 10 % -> 9.6 % -> 12 %). "
-        "One round instead: curvature 2.0 %, gap 6.0 % with once (300 steps)."
-    )
+    assert answers(found) == [
+        "With last, another round stopped paying after round 2, at a one-step gap of 9.6 % to the first teacher's "
+        "converged ODE.",
+        "last: another round stopped paying after round 2 (curvature 20 % -> 4.5 % -> 2.5 % -> 1.5 %, gap 30 % -> 10 % "
+        "-> 9.6 % -> 12 %; 2 of 2 seeds agree).",
+        "One round instead: curvature 2.0 %, gap 6.0 % with once (300 steps).",
+    ]
     # The second round pays by the medians, and by itself in one seed of two.
     second = summary.judged(found, last, 1)
     assert second is not None
@@ -174,9 +178,9 @@ def test_the_headline_says_where_another_round_stopped_paying() -> None:
 
 def test_rounds_that_all_pay_and_rounds_that_never_do() -> None:
     falling = rounds({"last": [[(0.2 / 2**k, 0.3 / 2**k) for k in (1, 2, 3)]]})
-    assert "with last, round 3 still paid (curvature 20 % -> 10 % -> 5.0 % -> 2.5 %" in headline(falling)
+    assert "last: round 3 still paid (curvature 20 % -> 10 % -> 5.0 % -> 2.5 %" in answers(falling)[1]
     never = rounds({"first, euler": [[(0.2, 0.4)] * 3]}, kept=None)
-    assert "with first, euler, not even round 1 paid (curvature" in headline(never)
+    assert "With first, euler, not even round 1 paid, at a one-step gap of 40 %" in headline(never)
 
 
 def test_seeds_are_judged_whole_or_not_at_all() -> None:
@@ -186,7 +190,7 @@ def test_seeds_are_judged_whole_or_not_at_all() -> None:
     (last, _) = missing.chains
     assert list(summary.whole_seeds(missing, last)) == [0]
     assert [one.gap for one in standings(missing, last)] == [0.3, 0.1, 0.09, 0.11]
-    assert "with 1 of 2 seeds so far" in headline(missing)
+    assert "Judged by 1 of 2 seeds so far." in answers(missing)
     assert "| last (1 of 2 seeds) | 3 |" in markdown(missing)
     for less in (replace(found, trials=found.trials[:2]), replace(found, untrained=None, trials=[])):
         assert headline(less) == "No seed has all its rounds yet."
@@ -255,25 +259,44 @@ def test_a_file_comes_back_and_something_else_is_refused(tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"give a study's study\.json"):
         Study.load(tmp_path / "nothing.json")
     older = r"older layout; .*python scripts/convert_study\.py .*study\.json"
-    for kind, read in itertools.product(studies.OLD_KINDS, (Study.load, write_report)):
+    for kind, read in itertools.product(OLD_KINDS, (Study.load, write_report)):
         path.write_text(json.dumps({"kind": kind}))
         with pytest.raises(UserError, match=older):
             read(path)
+    path.rename(tmp_path / "compare.json")
+    for read, place in ((Study.load, path), (write_report, tmp_path)):
+        with pytest.raises(UserError, match=older.replace("study\\.json", "compare\\.json")):
+            read(place)
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"), [("study.json", "study.json.old"), ("compare.json", "compare.json")]
+)
+def test_the_converter_keeps_the_old_file(
+    name: str, kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = load_script(ROOT / "scripts" / "convert_study.py")
+    monkeypatch.setattr(script, "converted", lambda old: beginnings())
+    (tmp_path / name).write_text('{"kind": "compare"}')
+    script.convert(tmp_path / name)
+    assert (tmp_path / kept).read_text() == '{"kind": "compare"}'
+    assert Study.load(tmp_path / "study.json") == beginnings()
+    (tmp_path / name).write_text('{"kind": "compare"}')
+    with pytest.raises(SystemExit, match="exists; move it"):
+        script.convert(tmp_path / name)
 
 
 def test_studies_of_one_teacher_join() -> None:
     first, second = study(*CLEAR[:3]), study(*CLEAR[3:])
-    assert headline(joined([first, second])) == headline(CLEARLY)
+    assert answers(joined([first, second])) == answers(CLEARLY)
     # Of a trial that both have the first counts; equal names with other settings or budgets are two arms.
     assert joined([first, first]) == first
     anew = [replace(one, step_counts=None) for one in first.arms]
     longer = joined([first, replace(first, steps=50, arms=anew)])
     assert [one.name for one in longer.arms] == ["one", "all", "one (2)", "all (2)"]
     assert [one.steps for one in longer.arms] == [None, None, 50, 50]
-    assert len(longer.trials) == 2 * len(first.trials)
-    # More steps make another arm of the same settings: none stands for the other.
-    said = headline(joined([study(CLEAR[0]), replace(study(CLEAR[0]), steps=50)]))
-    assert "between one (4.0 %) and one (2) (4.0 %)" in said
+    more_steps = answers(joined([study(CLEAR[0]), replace(study(CLEAR[0]), steps=50)]))
+    assert "between one (4.0 %) and one (2) (4.0 %)" in more_steps[1]
     assert "one (2) after 50 steps" in by_arm(longer).title
     chains = joined([of_two_seeds(), replace(of_two_seeds(), steps=200, looks=[200])]).chains
     assert [one.teacher for one in chains[2]] == [None, "last_1 (2)", "last_2 (2)"]
@@ -288,10 +311,9 @@ def test_the_published_studies_are_read_and_say_what_they_said() -> None:
     found = {file.stem: Study.load(file) for file in files if file.parent.name in ("compare", "studies")}
     for name, part in (
         ("methods", "one_step (4.4 %), all_steps (6.4 %, 5.2 % to 7.6 % over 2 seeds)"),
-        ("init", "random_full: 35 % (23 % to 36 %), not under 5 %"),
-        ("rounds", "(curvature 18 % -> 7.0 % -> 6.2 % -> 6.1 %, gap 29 % -> 9.3 % -> 9.7 % -> 10 %)"),
+        ("rounds", "(curvature 18 % -> 7.0 % -> 6.2 % -> 6.1 %, gap 29 % -> 9.3 % -> 9.7 % -> 10 %;"),
     ):
-        assert part in headline(found[name])
+        assert part in " ".join(answers(found[name]))
 
 
 @pytest.mark.parametrize("width", [80, 100, 120])

@@ -18,7 +18,7 @@ class Size:
         tasks: Names of tasks or of LeRobot's groups of tasks.
         demonstrations: Of each task, held-out ones included.
         disturbed: Further ones by task, which begin after the hand was pushed off the expert's path. Without them the
-            demonstrations of reach-round-wall hardly show how a wrong height is mended.
+            demonstrations of reach-round-wall hardly show how a wrong height is corrected.
         episode_length: Steps after which an episode is cut off.
         train_steps: Steps of the teacher.
         batch_size: Of teacher and student.

@@ -1,7 +1,7 @@
 """chordflow: reflow LeRobot flow-matching policies into students that act in one or two steps.
 
-The functions below are those of `chordflow.api`. They are imported at the first use of one of them, so that importing
-chordflow takes no time.
+The functions below are those of `chordflow.api`, which import PyTorch and LeRobot when they are called with options
+that they take.
 """
 
 from typing import Any
@@ -17,8 +17,11 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module("chordflow.api"), name)
+    from chordflow.keywords import checked
+
+    globals()[name] = checked(getattr(import_module("chordflow.api"), name))
+    return globals()[name]
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])

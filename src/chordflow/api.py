@@ -1,8 +1,8 @@
 """chordflow from Python: what the commands do, as functions.
 
 The functions take the names of the options as keywords and plain Python values; a group is a dict. They are checked by
-the reader that checks the command line, and raise `UserError` with the same sentences. `command` is what the results
-name; by default it is the command line that says the same.
+the reader that checks the command line, and raise `UserError`. `command` is the command line that the results name; by
+default the equivalent one. `chordflow.reflow` and the others are these functions as `chordflow.keywords` wraps them.
 
     run = chordflow.reflow(teacher="...", dataset="USER/DATASET", output_dir="outputs/student", steps=2000)
     run.verdict, run.student, run.to_pandas("gaps")
@@ -18,42 +18,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chordflow import stopping
-from chordflow.couplings.store import Manifest, read_manifest
-from chordflow.disk import whole_folder
 from chordflow.errors import UserError
-from chordflow.experiments import couple as couple_job
-from chordflow.experiments import diagnose as diagnose_job
-from chordflow.experiments import evaluate as evaluate_job
-from chordflow.experiments import export as export_job
-from chordflow.experiments.rounds import reflow_rounds
-from chordflow.experiments.run_folder import how_to_go_on, resume_command
-from chordflow.experiments.settings import (
-    couple_settings,
-    diagnose_settings,
-    evaluate_settings,
-    export_settings,
-    reflow_settings,
-)
-from chordflow.policies import FlowPolicy, load_flow_policy
-from chordflow.reporting import study_table
-from chordflow.reporting.pictures import save_clip, save_figures
-from chordflow.reporting.table import markdown
-from chordflow.reporting.write import RESULTS, loaded, write_report
-from chordflow.results import findings
-from chordflow.results.schema import Results
-from chordflow.results.study import Study
-from chordflow.results.study_summary import headline
-from chordflow.training.distributed import joined
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from chordflow.couplings.store import Manifest
+    from chordflow.policies import FlowPolicy
+    from chordflow.results.schema import Results
+    from chordflow.results.study import Study
+
+# What takes seconds to import, each function imports.
 
 CLIP = "clips/episodes.gif"
 """The moving picture of an evaluation, in its folder."""
 
 
 class _Shown:
-    """What a notebook shows of a result: its headline, and its rows."""
+    """A result as a notebook shows it: its headline and its rows."""
 
     def to_pandas(self) -> pd.DataFrame:
         """The rows."""
@@ -88,7 +70,7 @@ class Run(_Shown):
 
     @property
     def measured(self) -> Results:
-        """What was measured; RuntimeError in a process that has not measured."""
+        """The results; RuntimeError in a process that has not measured."""
         if self.results is None:
             raise RuntimeError("only the first process of a run measures")
         return self.results
@@ -96,7 +78,9 @@ class Run(_Shown):
     @property
     def verdict(self) -> str:
         """Whether it was worth it, or may be, in a sentence or two, as the command prints it."""
-        return findings.verdict(self.measured)
+        from chordflow.results.findings import verdict
+
+        return verdict(self.measured)
 
     def to_pandas(self, rows: str | None = None) -> pd.DataFrame:
         """Rows of the results as a table; nested values have columns such as `interval.low`.
@@ -112,6 +96,8 @@ class Run(_Shown):
 
     def to_markdown(self) -> str:
         """The verdict and the tables, as in table.md."""
+        from chordflow.reporting.table import markdown
+
         return markdown(self.measured)
 
 
@@ -125,7 +111,9 @@ class StudyReport(_Shown):
 
     @property
     def verdict(self) -> str:
-        """Which arm is best, or what the study's preset asks."""
+        """The study's answer in one sentence."""
+        from chordflow.results.study_summary import headline
+
         return headline(self.results)
 
     def to_pandas(self, rows: str = "trials") -> pd.DataFrame:
@@ -138,7 +126,9 @@ class StudyReport(_Shown):
 
     def to_markdown(self) -> str:
         """The tables, as in study.md."""
-        return study_table.markdown(self.results)
+        from chordflow.reporting.study_table import markdown
+
+        return markdown(self.results)
 
 
 @dataclass(frozen=True)
@@ -200,7 +190,7 @@ def load_policy(
     device: str | None = None,
     rename_map: Mapping[str, str] | None = None,
 ) -> FlowPolicy:
-    """A checkpoint with what chordflow does to policies: encode, velocity, sample noise.
+    """A checkpoint with chordflow's interface of a policy: encode, velocity, sample_noise.
 
     Args:
         path: `pretrained_model` folder of a LeRobot checkpoint, a run's folder, or a Hub id.
@@ -208,6 +198,8 @@ def load_policy(
         device: cuda, mps or cpu; by default the checkpoint's, or what is available.
         rename_map: observation keys of the data to keys of the policy.
     """
+    from chordflow.policies import load_flow_policy
+
     return load_flow_policy(path, revision=revision, device=device, rename_map=rename_map, field="path")
 
 
@@ -216,8 +208,11 @@ def diagnose(*, command: list[str] | None = None, **options: Any) -> Run:
 
     Options are those of `chordflow diagnose`, such as policy, dataset, output_dir and measure.
     """
+    from chordflow.experiments import diagnose as job
+    from chordflow.experiments.settings import diagnose_settings
+
     config = diagnose_settings(options)
-    folder, results = diagnose_job.diagnose(config, command or command_line("diagnose", options))
+    folder, results = job.diagnose(config, command or command_line("diagnose", options))
     files = _illustrate(results, folder, "make room and diagnose again into a new folder.")
     return Run(folder, results, files)
 
@@ -227,10 +222,15 @@ def reflow(*, command: list[str] | None = None, **options: Any) -> Run:
 
     Options are those of `chordflow reflow`, such as teacher, dataset, output_dir, steps, batch_size and buffer.
     """
+    from chordflow.experiments.rounds import reflow_rounds
+    from chordflow.experiments.run_folder import how_to_resume, resume_command
+    from chordflow.experiments.settings import reflow_settings
+    from chordflow.training.distributed import joined
+
     with joined():
         config, resume_from = reflow_settings(options)
         output = config.output_dir
-        with stopping.says(lambda: how_to_go_on(output)):
+        with stopping.noting(lambda: how_to_resume(output)):
             done = reflow_rounds(config, command or command_line("reflow", options), resume_from)
             if done.measured is None:
                 return Run(output, None, student=done.student)
@@ -243,10 +243,15 @@ def evaluate(*, command: list[str] | None = None, **options: Any) -> Run:
 
     Options are those of `chordflow evaluate`, such as teacher, student, dataset, env, output_dir and eval.
     """
+    from chordflow.experiments import evaluate as job
+    from chordflow.experiments.settings import evaluate_settings
+    from chordflow.reporting.pictures import save_clip
+    from chordflow.reporting.write import RESULTS, write_report
+
     config = evaluate_settings(options)
     output = config.output_dir
-    with stopping.says(lambda: evaluate_job.how_to_go_on(output)):
-        results, clip = evaluate_job.evaluate(config, command or command_line("evaluate", options))
+    with stopping.noting(lambda: job.how_to_resume(output)):
+        results, clip = job.evaluate(config, command or command_line("evaluate", options))
         columns = {name: [(e.seed, e.success, e.frames) for e in run] for name, run in clip.items() if run}
         if columns:
             results = replace(results, clips=[save_clip(columns, output, CLIP)])
@@ -259,18 +264,26 @@ def couple(**options: Any) -> Couplings:
 
     Options are those of `chordflow couple`, such as teacher, dataset, output_dir and num_observations.
     """
+    from chordflow.couplings.store import read_manifest
+    from chordflow.experiments import couple as job
+    from chordflow.experiments.settings import couple_settings
+    from chordflow.training.distributed import joined
+
     with joined():
-        folder = couple_job.couple(couple_settings(options))
+        folder = job.couple(couple_settings(options))
         return Couplings(folder, read_manifest(folder))
 
 
 def export(**options: Any) -> Exported:
-    """Makes a folder that a robot runs without PyTorch, and proves that it acts as the checkpoint does.
+    """Makes a folder that a robot runs without PyTorch, once it is measured to act as the checkpoint does.
 
     Options are those of `chordflow export`, such as policy, output_dir, num_steps and dataset.
     """
+    from chordflow.experiments import export as job
+    from chordflow.experiments.settings import export_settings
+
     config = export_settings(options)
-    return Exported(config.output_dir, export_job.export(config))
+    return Exported(config.output_dir, job.export(config))
 
 
 def report(folder: str | Path, output_dir: str | Path | None = None) -> Run | StudyReport:
@@ -280,6 +293,9 @@ def report(folder: str | Path, output_dir: str | Path | None = None) -> Run | St
         folder: of a run, with its results.json, or of a study; or that file.
         output_dir: where to write them; made where it is missing; by default `folder`.
     """
+    from chordflow.reporting.write import loaded, write_report
+    from chordflow.results.study import Study
+
     files, results, folder = tuple(write_report(folder, output_dir)), loaded(folder), Path(folder)
     folder = folder if folder.is_dir() else folder.parent
     return StudyReport(folder, results, files) if isinstance(results, Study) else Run(folder, results, files)
@@ -299,7 +315,7 @@ def _rows(content: str, rows: str) -> pd.DataFrame:
 
 
 def command_line(verb: str, options: Mapping[str, Any]) -> list[str]:
-    """The command that says the same as keyword arguments."""
+    """The command line that is equivalent to keyword arguments."""
 
     def written(value: Any) -> str:
         return str(value) if isinstance(value, str | Path) else json.dumps(value, default=str)
@@ -313,6 +329,10 @@ def _illustrate(results: Results, folder: Path, remedy: str) -> tuple[Path, ...]
     Raises:
         UserError: if they cannot be written; what to do for the pictures is `remedy`.
     """
+    from chordflow.disk import whole_folder
+    from chordflow.reporting.pictures import save_figures
+    from chordflow.reporting.write import RESULTS, write_report
+
     what = "pictures"
     try:
         # A resumed run draws anew.

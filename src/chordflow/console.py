@@ -39,7 +39,7 @@ def _console() -> Console:
 console = _console()
 
 PATIENCE_S = 3.0
-"""Work that takes longer is named, so that nobody waits in front of a silent terminal."""
+"""Work that takes longer is named on the terminal."""
 
 _shown = {"all": False}
 
@@ -56,7 +56,7 @@ def verbose() -> bool:
 
 @contextmanager
 def doing(text: str) -> Iterator[None]:
-    """Names the work within, where it takes more than `PATIENCE_S` seconds; also a decorator of a function."""
+    """Prints the name of work that takes more than `PATIENCE_S` seconds; also a decorator of a function."""
     timer = threading.Timer(PATIENCE_S, say, [f"{text} ..."])
     timer.daemon = True
     timer.start()

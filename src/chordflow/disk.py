@@ -79,7 +79,7 @@ def whole_folder(path: Path, *, sync: bool = False) -> Iterator[Path]:
 
 
 def remove_folder(path: Path) -> None:
-    """Takes a folder away, whole or hidden: nobody ever sees half of it. One that is not there is no error."""
+    """Removes a folder; it is renamed first, so that half of it is never seen. A missing one is no error."""
     old = path.with_name(f".{path.name}.old.tmp")
     shutil.rmtree(old, ignore_errors=True)
     if path.exists():

@@ -1,7 +1,9 @@
-"""The one error that a user is meant to see, and what is said of others."""
+"""The one error that a user is meant to see, and the reasons of others."""
 
+import contextlib
 import errno
 import re
+from collections.abc import Iterator
 
 # What the machine refuses, as against what a program gets wrong, and what to do about it.
 MACHINE_ERRORS = {
@@ -26,6 +28,15 @@ class UserError(ValueError):
     """
 
 
+@contextlib.contextmanager
+def named(where: str, kind: type[Exception] = UserError) -> Iterator[None]:
+    """Says which option a sentence is about, such as `policy.path=NAME`, of a `UserError` or another kind of error."""
+    try:
+        yield
+    except (UserError, kind) as error:
+        raise UserError(f"{where}: {error}") from error
+
+
 def machine_refuses(error: BaseException) -> bool:
     """Whether an error is the machine's: a full or read-only disk, missing permissions, too many open files."""
     return isinstance(error, OSError) and error.errno in MACHINE_ERRORS
@@ -41,7 +52,7 @@ def ran_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, of whatever device.
 
     PyTorch raises `torch.OutOfMemoryError` where its own allocators of accelerators refuse. For memory of the CPU, of
-    MPS and of CUDA's libraries it raises a plain RuntimeError, which only its message tells from others.
+    MPS and of CUDA's libraries it raises a plain RuntimeError, of which only its message is different.
     """
     # By name: this module is imported before PyTorch, which takes seconds.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":

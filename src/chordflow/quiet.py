@@ -1,4 +1,4 @@
-"""Keeps the libraries' own talk out of chordflow's output, and their patience within bounds."""
+"""Keeps what libraries print out of chordflow's output, and limits how long they wait."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 
 def silence_libraries() -> None:
-    """Takes the word from libraries for the rest of the process; chordflow itself does not log.
+    """Stops libraries from logging for the rest of the process; chordflow itself does not log.
 
     LeRobot prints some sixty lines where ffmpeg is missing, and transformers warns about settings that a
     LeRobot checkpoint fixes on purpose. What goes wrong still reaches the user as an exception.

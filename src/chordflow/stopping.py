@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM, which clusters send: what is whole is kept, and a second signal ends the process at once.
 
 The first signal raises `Stopped` where the program stands, or, within `held`, waits until a step is whole. A signal
-that comes again after `SAME_S` seconds ends the process as if chordflow had never looked at it.
+that comes again after `SAME_S` seconds ends the process as it would without chordflow.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class _State:
-    """What has come to this process."""
+    """The signals of this process."""
 
     installed = False
     number = 0
@@ -46,8 +46,8 @@ class _State:
 _state = _State()
 
 
-def asked() -> int:
-    """The signal that asks the program to stop; 0 where none has come."""
+def requested() -> int:
+    """The signal that is to stop the program; 0 where none has come."""
     return _state.number
 
 
@@ -59,7 +59,7 @@ def check() -> None:
 
 @contextlib.contextmanager
 def taken(handler: Callable[[int, FrameType | None], object]) -> Iterator[bool]:
-    """Lets `handler` take the signals, and gives them back; yields whether it does, as in the main thread alone."""
+    """Context in which `handler` takes the signals; yields whether it does: in the main thread alone."""
     if threading.current_thread() is not threading.main_thread():
         yield False
         return
@@ -75,8 +75,8 @@ def taken(handler: Callable[[int, FrameType | None], object]) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def heeded() -> Iterator[None]:
-    """Within it signals stop the program as this module says; within itself it does nothing more."""
+def handled() -> Iterator[None]:
+    """Context in which signals stop the program as this module says; a nested one changes nothing."""
     if _state.installed:
         yield
         return
@@ -89,8 +89,8 @@ def heeded() -> Iterator[None]:
 
 @contextlib.contextmanager
 def held(message: str = "") -> Iterator[None]:
-    """Within it the first signal waits, as `message` tells the user, and stops the program at the end."""
-    with heeded():
+    """Context in which the first signal waits, prints `message`, and stops the program at the end."""
+    with handled():
         outer, _state.message = _state.message, message or _state.message
         _state.held += 1
         try:
@@ -103,7 +103,7 @@ def held(message: str = "") -> Iterator[None]:
 
 @contextlib.contextmanager
 def at_once() -> Iterator[None]:
-    """Within `held`, around what may be broken off: signals stop the program where it stands."""
+    """Context within `held`, for work that may be broken off: signals stop the program at once."""
     depth, _state.held = _state.held, 0
     try:
         check()
@@ -113,8 +113,8 @@ def at_once() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def says(how: Callable[[], str]) -> Iterator[None]:
-    """Around work that a signal may stop: `how`, of the outermost, then says what is kept and how to resume."""
+def noting(how: Callable[[], str]) -> Iterator[None]:
+    """Context of work that a signal may stop: the outermost `how` then notes what is kept and how to resume."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
@@ -134,7 +134,7 @@ def says(how: Callable[[], str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def starting_worker() -> Iterator[None]:
-    """Around the start of a worker process, which is deaf to signals until it calls `leave_to_parent`."""
+    """Context to start a worker process in, which gets no signals until it calls `leave_to_parent`."""
     if sys.platform == "win32":
         yield
         return

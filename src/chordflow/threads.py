@@ -20,17 +20,17 @@ SMALL = 10_000_000
 
 
 def in_parallel[P, T](
-    function: Callable[[P, threading.Event], T], parts: Sequence[P], device: torch.device
+    function: Callable[[P, threading.Event], T], parts: Sequence[P], module: torch.nn.Module
 ) -> Iterator[T]:
     """Calls a function for each part; on a CPU for several at a time, each with its share of the threads.
 
     What comes out, and in which order, does not depend on that.
 
     Args:
-        function: of a part, and of an event that is set where nobody waits for the result any more: long work then
+        function: of a part, and of an event that is set once the result is not needed any more: long work then
             raises InterruptedError. Gradients are off.
         parts: of the work.
-        device: that does it.
+        module: the network that does it; a small one takes one thread for each part.
     """
     stopped = threading.Event()
 
@@ -39,12 +39,14 @@ def in_parallel[P, T](
         with torch.no_grad():
             return function(part, stopped)
 
-    threads = torch.get_num_threads()
-    workers = min(ALLOWED, MOST, len(parts)) if device.type == "cpu" else 1
+    small, threads = is_small(module), torch.get_num_threads()
+    workers = min(threads, MOST, len(parts)) if next(module.parameters()).device.type == "cpu" else 1
     if workers <= 1:
-        yield from map(call, parts)
+        with one_thread(small):
+            yield from map(call, parts)
         return
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(ALLOWED // workers,))
+    each = 1 if small else threads // workers
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(each,))
     try:
         yield from pool.map(call, parts)
     finally:

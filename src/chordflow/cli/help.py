@@ -1,43 +1,26 @@
-"""What is answered before anything heavy is imported: the help of a verb, and the refusal of a wrong option.
+"""The help of a verb and the refusal of a wrong option, before anything heavy is imported.
 
-`options.json` holds what the help of every verb says. Its titles and options are those of the configs, as
+`options.json` holds the help of every verb. Its titles and options are those of the configs, as
 `scripts/options_table.py` writes them; usages, common options and whole texts are edited there.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from chordflow.errors import UserError
-from chordflow.options import (
-    CONFIG_PATH,
-    NONE,
-    Option,
-    check,
-    dotted,
-    look_up,
-    nest,
-    options_of,
-    read_options,
-    spelt_out,
-    unknown,
-)
+from chordflow.options import nest, options_of, read_options
 from chordflow.quiet import quiet_stdout
-
-TABLE = Path(__file__).with_name("options.json")
+from chordflow.refusing import CONFIG_PATH, ENV, ENV_TYPE, NONE, Option, alike, look_up, meant, refuse, table
+from chordflow.results.old_studies import check_layout
 
 WIDTH = 80
-
-ENV, ENV_TYPE = "env", "env.type"
-"""The group whose options are those of whatever environments are installed."""
 
 FILES = (".yaml", ".yml", ".json")
 """How the names of files of settings end."""
@@ -49,26 +32,18 @@ JOINS = "table"
 
 SAY_WHICH = "say which study; write: chordflow study methods|beginnings|rounds|reuse|FILE.yaml ..."
 
-BRINGS_SETTINGS = (CONFIG_PATH, "recipe", "couplings.path", "resume")
-"""Options that name settings which are not known before they are read."""
-
 GONE_VERBS = {
     "bench": "time training in a checkout with python benchmarks/training/time_training.py, and find out how often a "
     "coupling may be used with chordflow study reuse."
 }
-GONE_OPTIONS = {
-    "optimizer.momentum": "the optimiser muon has left; choose --optimizer.type=soap or adamw.",
-    "checkpoints": "it is called --looks now.",
-    "keep_checkpoints": "it is called --keep_looks now.",
-}
-"""What there is in place of the verbs and options of earlier releases."""
+"""What there is in place of the verbs of earlier releases."""
 
 RENAMED = {"compare": "study methods", "study init": "study beginnings"}
 """Commands that have another name now; the old one goes in the next release."""
 
 
 def renamed(arguments: list[str]) -> list[str]:
-    """A command line by today's names; says so where it has others."""
+    """A command line with today's names; prints a line where it has older ones."""
     for old, new in RENAMED.items():
         count = len(old.split())
         if arguments[:count] == old.split():
@@ -139,23 +114,19 @@ def load(key: str) -> VerbHelp | str | None:
 
     None where the table does not have it.
     """
-    entry = json.loads(TABLE.read_text(encoding="utf-8")).get(key)
-    if not isinstance(entry, dict):
-        return entry
-    options = [Option(**{**row, "choices": tuple(row.get("choices", ()))}) for row in entry.pop("options")]
-    return VerbHelp(**entry, options=options)
+    found = table().get(key)
+    return VerbHelp(**found) if isinstance(found, dict) else found
 
 
-def of_config(key: str, config: type[Any], arguments: Sequence[str] = ()) -> VerbHelp:
-    """The help of a verb with the options of its config, and of the environment that the arguments name."""
+def of_config(key: str, config: type[Any], given: Mapping[str, Any]) -> VerbHelp:
+    """The help of a verb with the options of its config, and of the environment that is given."""
     from chordflow.rollouts.environments import register_environments
 
     with quiet_stdout():
         register_environments()
-    named = read_options([argument for argument in arguments if argument.startswith(f"--{ENV_TYPE}=")])
     known = load(key)
     assert isinstance(known, VerbHelp)
-    options = options_of(config, nest(named))
+    options = options_of(config, given)
     if CONFIG_PATH in known.common:
         text = "settings to start from, JSON or YAML; other options override them"
         options.append(Option(CONFIG_PATH, "path", text, NONE))
@@ -163,19 +134,23 @@ def of_config(key: str, config: type[Any], arguments: Sequence[str] = ()) -> Ver
 
 
 def check_study(arguments: Sequence[str]) -> None:
-    """Makes sure that the first argument of `chordflow study` names one: a preset, a file, or `table`."""
+    """Makes sure that the first argument of `chordflow study` names one: a preset, a file, or `table`.
+
+    Files of older layouts are refused here as well, before anything heavy is imported.
+    """
     first = arguments[0] if arguments else "--"
     if first.startswith("-"):
         if not any(word.startswith(("--resume", f"--{CONFIG_PATH}", "--help", "-h")) for word in arguments):
             raise UserError(SAY_WHICH)
-        return
-    table = json.loads(TABLE.read_text(encoding="utf-8"))
-    names = [JOINS, *(key.removeprefix("study ") for key in table if key.startswith("study "))]
-    names.remove("file")
-    if first not in names and not Path(first).is_file():
-        close = difflib.get_close_matches(first, names, n=1, cutoff=0.6)
-        hint = f"did you mean {close[0]}?" if close else "see chordflow study --help."
-        raise UserError(f"{first!r} is no study and no file; {hint}")
+    else:
+        names = [JOINS, *(key[6:] for key in table() if key.startswith("study ") and key != "study file")]
+        if first not in names and not Path(first).is_file():
+            hint = meant([name for name in names if alike(first, name)]) or "see chordflow study --help."
+            raise UserError(f"{first!r} is no study and no file; {hint}")
+    for word in arguments:
+        path = word.removeprefix(f"--{CONFIG_PATH}=")
+        if path != word or Path(path).is_file():
+            check_layout(Path(path))
 
 
 def entry_of(verb: str, arguments: list[str]) -> tuple[str, list[str]]:
@@ -188,26 +163,42 @@ def entry_of(verb: str, arguments: list[str]) -> tuple[str, list[str]]:
 
 
 def answer(verb: str, arguments: list[str]) -> bool:
-    """Prints the help where that is asked for, and refuses options that there are not.
+    """Prints the help on `--help`, and refuses unknown options.
 
     Returns:
         Whether that was all; otherwise the verb is to be imported, also for the options of an environment.
     """
     if verb == "study":
         check_study(arguments)
-    key, given = entry_of(verb, arguments)
-    known, wanted = load(key), asked(arguments)
+    key, words = entry_of(verb, arguments)
+    known, wanted = load(key), wants_help(arguments)
     if isinstance(known, VerbHelp):
-        refuse(known.options, [argument for argument in given if argument not in HELPS], names_alone=wanted)
-    named = any(argument.startswith(f"--{ENV_TYPE}=") for argument in arguments)
-    if known is None or named or not wanted:
+        given = settings_in(words)
+        refuse(known.options, given, whole=not wanted)
+        if wanted and look_up(given, ENV_TYPE) is not None:
+            return False
+    if known is None or not wanted:
         return False
     show(known, arguments)
     return True
 
 
-def asked(arguments: Sequence[str]) -> bool:
-    """Whether arguments ask for help."""
+def answer_with(configs: Mapping[str, type[Any]], verb: str, arguments: list[str]) -> None:
+    """Prints the help of a verb and an environment, from the configs, and refuses what that does not have."""
+    key, words = entry_of(verb, arguments)
+    given = settings_in(words)
+    known = of_config(key, configs[key], given)
+    refuse(known.options, given, whole=False, with_env=True)
+    show(known, arguments)
+
+
+def settings_in(words: Sequence[str]) -> dict[str, Any]:
+    """The settings that a command line gives, nested."""
+    return nest(read_options([word for word in words if word not in HELPS]))
+
+
+def wants_help(arguments: Sequence[str]) -> bool:
+    """Whether help is among the arguments."""
     return any(argument in HELPS for argument in arguments)
 
 
@@ -215,25 +206,3 @@ def show(known: VerbHelp | str, arguments: Sequence[str]) -> None:
     """Prints a help."""
     text = known if isinstance(known, str) else known.text(everything="--help=all" in arguments)
     print(f"{text}\n\n--verbose prints all findings and tables, not the summary alone.", flush=True)
-
-
-def refuse(options: Sequence[Option], arguments: list[str], *, names_alone: bool) -> None:
-    """Refuses what is wrong whatever settings a file may bring.
-
-    Args:
-        options: of the verb.
-        arguments: what the user gave.
-        names_alone: whether values, and options that are missing, do not matter.
-    """
-    values = read_options(arguments)
-    names = {option.name for option in options}
-    for name in values:
-        if name in GONE_OPTIONS and name not in names:
-            raise UserError(f"--{name} is no option any more: {GONE_OPTIONS[name]}")
-    given = spelt_out(nest(values), options)
-    if not names_alone and not any(look_up(given, name) is not None for name in BRINGS_SETTINGS):
-        check(options, given, given, skip=ENV)
-        return
-    for name in dotted(given, names):
-        if name not in names and not name.startswith(f"{ENV}."):
-            raise UserError(unknown(name, names))

@@ -15,13 +15,14 @@ from chordflow.experiments.couple import CoupleConfig
 from chordflow.experiments.diagnose import DiagnoseConfig
 from chordflow.experiments.evaluate_config import EvaluateConfig
 from chordflow.experiments.export import MANIFEST, ExportConfig
-from chordflow.experiments.settings import read_settings, wants_resume
+from chordflow.experiments.settings import read_settings
 from chordflow.experiments.study.config import StudyConfig
 from chordflow.experiments.study.presets import PAGE, STUDIES, TABLE, FileStudy
 from chordflow.experiments.study.run import run_study
-from chordflow.options import CONFIG_PATH, build, nest, read_options
+from chordflow.options import build, nest, read_options
 from chordflow.policies import relocate as relocate_checkpoints
 from chordflow.quiet import quiet_stdout
+from chordflow.refusing import CONFIG_PATH
 from chordflow.reporting.study_table import render as render_study
 from chordflow.reporting.table import render
 from chordflow.reporting.write import write_study
@@ -41,8 +42,8 @@ CONFIGS: dict[str, type[Any]] = {
 
 
 def couple(arguments: list[str]) -> None:
-    """Makes a store of couplings, and says how to train from it."""
-    # Only the first of several processes talks, here too.
+    """Makes a store of couplings, and prints how to train from it."""
+    # Only the first of several processes prints, here too.
     with distributed.joined():
         folder = api.couple(**nest(read_options(arguments))).folder
         train = f"chordflow reflow --couplings.path={shlex.quote(str(folder))} --output_dir=outputs/student"
@@ -142,7 +143,7 @@ def study_settings(preset: str | None, arguments: list[str]) -> StudyConfig:
         if preset not in (None, saved):
             raise UserError(f"config_path={path} is a study of {saved}; write: chordflow study {saved}")
         preset = saved
-    resume = wants_resume(nest(values))
+    resume = nest(values).get("resume") is True
     if resume and before is None:
         raise UserError(f"resume=true needs --config_path=OUTPUT_DIR/{STUDY}.")
     if preset is None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from importlib import import_module
 from typing import NoReturn
@@ -13,6 +15,7 @@ from chordflow import __version__, stopping
 from chordflow.cli import help
 from chordflow.errors import MACHINE_ERRORS, UserError, ran_out_of_memory
 from chordflow.quiet import limit_waiting, silence_libraries
+from chordflow.refusing import alike, meant
 
 VERBS = {
     "diagnose": "say before any training whether it is worth it for a checkpoint",
@@ -60,8 +63,7 @@ _SIZES = {
 def main(argv: list[str] | None = None) -> int:
     """Runs a verb.
 
-    What the user or the machine is the cause of is said in one line; a fault of chordflow's own keeps its
-    traceback.
+    An error of the user or the machine is printed in one line; a fault of chordflow's own keeps its traceback.
 
     Returns:
         0 where it went well, 2 for input that cannot be used or a machine that refuses, 130 where it was
@@ -75,7 +77,8 @@ def main(argv: list[str] | None = None) -> int:
             return 0 if arguments else 2
         verb, *options = help.renamed(arguments)
         if verb not in VERBS:
-            instead = help.GONE_VERBS.get(verb, f"choose one of {', '.join(VERBS)}.")
+            near = meant([name for name in VERBS if alike(verb, name)])
+            instead = help.GONE_VERBS.get(verb, near or f"choose one of {', '.join(VERBS)}.")
             print(f"chordflow: there is no verb {verb!r}; {instead}", file=sys.stderr)
             return 2
         _run(verb, options)
@@ -84,8 +87,11 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         # A terminal has just shown ^C in the same line.
         start = "\n" if sys.stderr.isatty() else ""
-        notes = " ".join(getattr(interrupt, "__notes__", ["what was saved stands."]))
+        notes = " ".join(
+            getattr(interrupt, "__notes__", ["what was saved stands; give the same command again."])
+        )
         print(f"{start}chordflow {verb}: {str(interrupt) or 'interrupted'}; {notes}", file=sys.stderr)
+        _let_go(interrupt)
         return interrupt.code if isinstance(interrupt, stopping.Stopped) else 130
     except BrokenPipeError:
         # The reader of a pipe has gone, as with `chordflow reflow --help | head`.
@@ -104,6 +110,18 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _let_go(error: BaseException | None) -> None:
+    """Ends what an interrupt left half made, such as a loader's workers; Python would print how that fails."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        while error is not None:
+            traceback.clear_frames(error.__traceback__)
+            error = error.__context__
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
+
+
 def _run(verb: str, arguments: list[str]) -> None:
     options = [word for word in arguments if word != VERBOSE]
     if help.answer(verb, options):
@@ -113,7 +131,7 @@ def _run(verb: str, arguments: list[str]) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # What torch's C++ side warns of, such as of parameters that all had gradients.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    # Only now: the libraries behind a verb take seconds to import and talk while they do.
+    # Only now: the libraries behind a verb take seconds to import, and print meanwhile.
     silence_libraries()
     limit_waiting()
     from chordflow.console import doing, show_all
@@ -122,11 +140,10 @@ def _run(verb: str, arguments: list[str]) -> None:
     with _interruptible(verb), doing("Loading PyTorch and LeRobot"):
         joins = verb == "study" and options[:1] == [help.JOINS]
         module = import_module(f"chordflow.cli.{'report' if joins else verb if verb in ALONE else 'jobs'}")
-    if help.asked(options):
-        key, _ = help.entry_of(verb, options)
-        help.show(help.of_config(key, module.CONFIGS[key], options), options)
+    if help.wants_help(options):
+        help.answer_with(module.CONFIGS, verb, options)
         return
-    with stopping.heeded():
+    with stopping.handled():
         getattr(module, "join" if joins else verb)(options)
 
 

@@ -1,4 +1,4 @@
-"""A block of couplings, and the batches that a training step is handed of them.
+"""A block of couplings, and the batches that a training step takes from blocks.
 
 Shapes: N couplings of a block, B in a batch, K solver steps, H chunk size, D padded action dimension.
 """
@@ -31,7 +31,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a training method asks of its batches.
+    """What a training method needs in its batches.
 
     Attributes:
         couplings: noises with the endpoints to which the teacher carries them; without, its ODE is never solved.
@@ -74,7 +74,7 @@ class Demonstrations:
 
 @dataclass(frozen=True)
 class CouplingBatch:
-    """The couplings of a training step, or those of them that one process looks at in one go.
+    """The couplings of a training step, or those of them in one forward pass of a process.
 
     Attributes:
         noise: x_1, (B, H, D).
@@ -84,8 +84,8 @@ class CouplingBatch:
         rows: which of the whole step's couplings these are, (B,); None where they are all of them.
         total: how many the whole step has; None where these are all of them.
         weight: their part in the step's loss, which is a mean over all of its couplings: B / total.
-        demonstrations: of the same observations, where a method asks for them.
-        path: the teacher's way from `noise` to `endpoint`, where a method asks for it.
+        demonstrations: of the same observations, where a method needs them.
+        path: the teacher's way from `noise` to `endpoint`, where a method needs it.
         real: the entries of a chunk that mean something to the robot, (H, D), true or false: the real dimensions
             of the actions that can be run. None where all do.
     """
@@ -112,13 +112,13 @@ class CouplingBatch:
         return drawn[self.rows.to(drawn.device)]
 
     def demonstrated(self) -> Demonstrations:
-        """The demonstrations; ValueError for a method that has not asked for them (see `Needs`)."""
+        """The demonstrations; ValueError for a method that does not declare them (see `Needs`)."""
         if self.demonstrations is None:
             raise ValueError("the batch holds no demonstrations: the method's `needs` do not ask for them")
         return self.demonstrations
 
     def travelled(self) -> Path:
-        """The path; ValueError for a method that has not asked for it (see `Needs`)."""
+        """The path; ValueError for a method that does not declare it (see `Needs`)."""
         if self.path is None:
             raise ValueError("the batch holds no paths: the method's `needs` do not ask for them")
         return self.path
@@ -126,7 +126,7 @@ class CouplingBatch:
 
 @dataclass(frozen=True)
 class Solved:
-    """What the teacher's network was asked for; noises are drawn anew from the seed and the block's number.
+    """What the teacher's ODE gave; noises are drawn anew from the seed and the block's number.
 
     Attributes:
         observation: of each coupling, an index into the block's observations, int64 (N,) on the CPU.
@@ -147,8 +147,8 @@ class Block:
         endpoint: x_0, (N, H, D), likewise.
         context: the student's encoded observations, where they are kept.
         items: the raw observations, where they are not.
-        path: from `noise` to `endpoint`, where it was asked for.
-        actions: demonstrated ones and where their loss counts, by observation, where they were asked for.
+        path: from `noise` to `endpoint`, where a method needs it.
+        actions: demonstrated ones and where their loss counts, by observation, where a method needs them.
     """
 
     observation: Tensor

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass, field
 from math import isqrt
 
@@ -29,8 +30,10 @@ from chordflow.couplings.blocks import (
 )
 from chordflow.couplings.making import BlockMaker
 from chordflow.couplings.memory import ShortOfMemoryError, enough_memory, free_memory, total_memory
+from chordflow.couplings.observations import Observations
 from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
+from chordflow.threads import ALLOWED
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class CouplingBuffer(BlockMaker):
     """Makes the blocks that a training step draws from, and keeps them as long as they are needed.
 
     Attributes:
-        parts: how often this process looks at `batch_size` couplings in a training step.
+        parts: forward passes of `batch_size` couplings that this process makes in a training step.
         share: which of the blocks are this process's. Each process draws as many couplings as the others, from its
             own blocks.
 
@@ -95,6 +98,13 @@ class CouplingBuffer(BlockMaker):
         super().__post_init__()
         config, processes = self.config, self.share.count
         self._blocks: dict[int, Block] = {}
+        # A network that trains in one thread leaves the others to the next block. What a collection observes, and what
+        # a context that is not kept is made of, is not to be had beforehand, or not in another thread.
+        self._overlaps = (
+            self.small and ALLOWED > 1 and self.student_context and type(self.observations) is Observations
+        )
+        self._ahead: tuple[int, Future[Block]] | None = None
+        self._pool = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(ALLOWED,))
         self.num_blocks = -(-config.num_observations // self.block_size)
         if processes > self.num_blocks:
             raise UserError(
@@ -146,26 +156,44 @@ class CouplingBuffer(BlockMaker):
         """The blocks that this process holds at a training step, oldest first."""
         return [block for block in self.window.held(step) if block % self.share.count == self.share.index]
 
-    def fill(self, step: int) -> Iterator[int]:
+    def fill(self, step: int, last: int = 0) -> Iterator[int]:
         """Makes this process's blocks for `step` that are not in memory; yields after each one how many are.
+
+        The block after them is begun in the background where a step up to `last` needs it and this costs training
+        nothing, until `wait`.
 
         Raises:
             UserError: if the buffer would not fit into memory.
         """
         wanted = self.held_blocks(step)
         missing = [block for block in wanted if block not in self._blocks]
-        if not missing:
-            return
         for block in [block for block in self._blocks if block not in wanted]:
             del self._blocks[block]
-        for number, made in zip(missing, self.make(missing), strict=True):
+        for number, made in zip(missing, self._made(missing), strict=True):
             self._blocks[number] = made
             if len(self._blocks) == 1:
                 self._check_fits(made.num_bytes, made.coupling_bytes, there=made.num_bytes)
             yield len(self._blocks)
+        follows = wanted[-1] + self.share.count
+        if self._overlaps and self._ahead is None and follows < self.window.held(last).stop:
+            self._ahead = follows, self._pool.submit(lambda: next(self.make([follows])))
+
+    def wait(self) -> None:
+        """Waits until nothing is made in the background; a block that is not needed is dropped, its errors too."""
+        if self._ahead is not None:
+            self._ahead[1].exception()
+            self._ahead = None
+
+    def _made(self, numbers: list[int]) -> Iterator[Block]:
+        if numbers and self._ahead is not None and self._ahead[0] == numbers[0]:
+            made, self._ahead, numbers = self._ahead[1].result(), None, numbers[1:]
+            yield made
+        if numbers:
+            self.wait()
+            yield from self.make(numbers)
 
     def batch(self, step: int, part: int = 0) -> CouplingBatch:
-        """What this process looks at in part `part` of step `step`; the buffer must be filled for it."""
+        """The couplings of this process in part `part` of step `step`; the buffer must be filled for it."""
         held = self.window.held(step)
         first = held.start
         drawn = torch.randperm(len(held) * self.per_block, generator=generator(self.seed, "batch", step))
@@ -217,7 +245,7 @@ class CouplingBuffer(BlockMaker):
 
         A block takes `block` bytes, of which `couplings` for noises and endpoints.
         """
-        count = -(-self.num_blocks // self.share.count)
+        count = -(-self.num_blocks // self.share.count) + self._overlaps
         free = free_memory(self.teacher.device)
         # What is there already takes none of what is free.
         room = 0.9 * free + there
@@ -236,7 +264,7 @@ class CouplingBuffer(BlockMaker):
         )
 
     def enough_memory(self) -> contextlib.AbstractContextManager[None]:
-        """Around the making of couplings and the training on them: a UserError names what to lower, and to what."""
+        """Context of making couplings and training on them: out of memory, a UserError names what to lower."""
         return enough_memory(self.teacher.device, self._advice)
 
     def _advice(self, short: ShortOfMemoryError | None) -> str:

@@ -159,7 +159,7 @@ class MixedObservations(Observations):
     """The frames of a dataset, then those of one collection after the other.
 
     A block takes a fixed share of its observations from the collections. Each collection is gone through a number of
-    times and is then followed by the next, which is asked for as the first block needs it. Only keys that both have
+    times and is then followed by the next, which is made as the first block needs it. Only keys that both have
     are shown, so that observations of both can be joined.
 
     Args:
@@ -167,7 +167,7 @@ class MixedObservations(Observations):
         share: of each block that comes from collections, above 0 and at most 1.
         size: observations of each collection.
         passes: how often a collection is gone through.
-        collect: makes the collection of a number; each is asked for once, in the order of the numbers.
+        collect: makes the collection of a number; called once for each, in the order of the numbers.
         collections: those that are there already.
     """
 
@@ -277,7 +277,7 @@ def check_finite(values: Mapping[str, Tensor], seeds: list[int], name: str) -> N
         if not finite.all():
             row = int(torch.nonzero(~finite)[0])
             raise UserError(
-                f"{name}: {key} is NaN or infinite in the episode of seed {seeds[row]}; mend the environment, or begin "
+                f"{name}: {key} is NaN or infinite in the episode of seed {seeds[row]}; repair it, or begin "
                 "with another --collect.seed."
             )
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from chordflow.checks import check_choice, check_fields, check_range
+from chordflow.checks import check_fields, check_range
 from chordflow.errors import UserError
-from chordflow.flow.solvers import SOLVERS, get_solver
+from chordflow.flow.solvers import SolverName, get_solver
 from chordflow.policies import FlowPolicy
 from chordflow.policies.sampling import Sampler
 
@@ -30,14 +30,13 @@ class CouplingConfig:
             spaced u.
     """
 
-    solver: str = "adams_bashforth"
+    solver: SolverName = "adams_bashforth"
     num_steps: int | None = None
     grid_power: float = 1.4
 
     def __post_init__(self) -> None:
         check_range("coupling.num_steps", self.num_steps, at_least=1)
         check_range("coupling.grid_power", self.grid_power, above=0, note=", such as 1 (uniform) or 1.4")
-        check_choice("coupling.solver", self.solver, SOLVERS)
 
     @property
     def steps(self) -> int:

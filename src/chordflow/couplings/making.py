@@ -25,7 +25,7 @@ from chordflow.couplings.store import CouplingStore
 from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
 from chordflow.policies import Context, FlowPolicy
-from chordflow.threads import in_parallel
+from chordflow.threads import in_parallel, is_small, one_thread
 
 
 @dataclass(eq=False)
@@ -49,6 +49,7 @@ class BlockMaker:
         needs: what a block has to hold; by default couplings alone.
         block_size: observations of a block; with a source never fewer than its blocks hold.
         per_block: couplings of a block, N.
+        small: whether the teacher's network runs in one thread; its bits are then the same in whichever thread.
 
     Raises:
         UserError: for a source, or a solver, that lacks what is needed, or a block that does not fit into memory.
@@ -68,6 +69,7 @@ class BlockMaker:
     needs: Needs = field(default_factory=Needs)
     block_size: int = field(init=False)
     per_block: int = field(init=False)
+    small: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.block_size = self.config.block_size
@@ -80,6 +82,7 @@ class BlockMaker:
                 "method."
             )
         self.per_block = self.block_size * self.config.noises_per_observation
+        self.small = is_small(self.teacher.module)
         self._kept_steps = self.coupling.kept_steps(self.config.path_points) if self.needs.paths else ()
         # Of what the blocks hold, as against which of their couplings a step draws.
         self._made_seed = self.seed if self.source is None else self.source.seed
@@ -119,7 +122,7 @@ class BlockMaker:
         return "buffer.block_size", self.block_size
 
     def in_memory(self) -> contextlib.AbstractContextManager[None]:
-        """Around the making of a block: tells what its memory follows where that runs out."""
+        """Context of making a block: out of memory, the error names the option that its memory depends on."""
         option, value = self._sized_by()
         noises = value > self.block_size
         return sized_by(
@@ -150,7 +153,7 @@ class BlockMaker:
 
     @torch.no_grad()
     def solve(self, number: int, context: Context) -> tuple[Solved, Path | None]:
-        """Asks the teacher, with its context, for block `number`'s endpoints, and the ways there where they are needed.
+        """Solves the teacher's ODE for block `number`'s endpoints, and keeps the ways there where they are needed.
 
         Raises:
             UserError: if an endpoint is not finite.
@@ -188,13 +191,15 @@ class BlockMaker:
 
     @torch.no_grad()
     def _make(self, number: int, items: dict[str, Any] | None) -> Block:
-        prepared = self.teacher.preprocess(items) if items is not None else {}
         context: Context | None = None
         solved, path = None, None
-        if self.source is not None:
-            solved, context = self.source.read(number, self.observation_indices(number))
-        elif self.needs.couplings:
-            context = self.teacher.encode(prepared)
+        with one_thread(self.small):
+            prepared = self.teacher.preprocess(items) if items is not None else {}
+            if self.source is not None:
+                solved, context = self.source.read(number, self.observation_indices(number))
+            elif self.needs.couplings:
+                context = self.teacher.encode(prepared)
+        if self.source is None and context is not None:
             solved, path = self.solve(number, context)
         alike = torch.arange(self.block_size).repeat_interleave(self.config.noises_per_observation)
         return Block(
@@ -209,10 +214,11 @@ class BlockMaker:
 
     def _kept(self, context: Context | None, prepared: dict[str, Any]) -> Context:
         """The student's context, of which the teacher's may serve."""
-        if self.student_encode is not None:
-            context = self.student_encode(prepared)
-        elif context is None:
-            context = self.teacher.encode(prepared)
+        with one_thread(self.small):
+            if self.student_encode is not None:
+                context = self.student_encode(prepared)
+            elif context is None:
+                context = self.teacher.encode(prepared)
         return context.detach().to(self.teacher.device)
 
     def _endpoints(self, context: Context, observation: Tensor, noise: Tensor) -> tuple[Tensor, Path | None]:
@@ -224,14 +230,14 @@ class BlockMaker:
             return endpoints(self.teacher, context.index(rows), x_1, self.coupling, self._kept_steps, stopped)
 
         with sized_by("batch_size", self.batch_size, "couplings were solved by the teacher"):
-            found = list(in_parallel(solved, parts, noise.device))
+            found = list(in_parallel(solved, parts, self.teacher.module))
             return torch.cat([end for end, _ in found]), join_paths([path for _, path in found])
 
     def _spread(self, endpoint: Tensor) -> Tensor:
         """How far the endpoints (O, K, H, D) of each observation lie apart in the real dimensions, (O,)."""
         real = self.teacher.chunk.real(endpoint).cpu().double()
         spread = real.var(dim=1).mean(dim=(1, 2)).sqrt()
-        # Weights of zero throughout cannot be drawn from; NaN is reported by whoever looks at the endpoints.
+        # Weights of zero throughout cannot be drawn from; NaN is reported where endpoints are checked.
         return spread.nan_to_num(0.0, 0.0, 0.0) + 1e-12
 
 

@@ -33,7 +33,7 @@ class ShortOfMemoryError(MemoryError):
 
 @contextlib.contextmanager
 def sized_by(option: str, size: int, doing: str) -> Iterator[None]:
-    """Around work whose memory follows a setting; of several around one another, the innermost counts.
+    """Context of work whose memory depends on a setting; of nested ones the innermost counts.
 
     Args:
         option: its name.
@@ -53,7 +53,7 @@ def sized_by(option: str, size: int, doing: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def enough_memory(device: torch.device, advice: Callable[[ShortOfMemoryError | None], str]) -> Iterator[None]:
-    """Makes one UserError of an error of memory that runs out.
+    """Turns an out-of-memory error into a UserError.
 
     `advice` says what was being done and what to do, given the work that ran out of memory, where that is known.
     """
@@ -69,7 +69,7 @@ def enough_memory(device: torch.device, advice: Callable[[ShortOfMemoryError | N
 def enough_memory_at(
     option: str, size: int, doing: str, device: torch.device
 ) -> contextlib.AbstractContextManager[None]:
-    """Around work whose memory follows a single setting (see `sized_by`): a UserError names half its value."""
+    """Context of work sized by one setting (see `sized_by`): out of memory, a UserError names half its value."""
     return enough_memory(device, lambda _: str(ShortOfMemoryError(option, size, doing)))
 
 
@@ -91,7 +91,7 @@ def total_memory(device: torch.device) -> int:
 
 
 def container_limits(membership: Path = _MEMBERSHIP, mount: Path = _CGROUPS) -> Iterator[tuple[int, int]]:
-    """The limits of all control groups that this process is in: psutil tells of the whole machine alone.
+    """The limits of all control groups that this process is in: psutil knows the whole machine alone.
 
     Yields:
         Bytes that may be taken, and bytes that are, but for files in the page cache that the kernel would give up;
@@ -119,7 +119,7 @@ def container_limits(membership: Path = _MEMBERSHIP, mount: Path = _CGROUPS) -> 
 
 
 def _limit(group: Path, limit: str, used: str, reclaimable: str) -> tuple[int, int] | None:
-    """A group's limit and use in bytes; None where it has none, or tells nothing of it."""
+    """A group's limit and use in bytes; None where it has none, or does not report it."""
     try:
         most, taken = int((group / limit).read_text()), int((group / used).read_text())
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())

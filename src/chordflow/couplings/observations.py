@@ -1,6 +1,6 @@
 """Observations from a LeRobotDataset, for couplings and for measuring.
 
-A coupling asks for what a policy sees, never for what a demonstrator did: actions are read only for the training
+A coupling needs what a policy sees, not what a demonstrator did: actions are read only for the training
 methods that declare that they need them.
 """
 
@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,12 +23,12 @@ from lerobot.utils.constants import ACTION, OBS_PREFIX
 from torch.utils.data import DataLoader, Dataset
 
 from chordflow import stopping
-from chordflow.checks import check_choice, check_once, check_range
+from chordflow.checks import check_once, check_range
 from chordflow.console import doing, say
 from chordflow.couplings.unreadable import check_decoder, collated, not_read, open_metadata, without_missing
 from chordflow.errors import UserError, machine_refuses, ran_out_of_memory, reason
 from chordflow.flow.seeds import generator
-from chordflow.policies import FlowPolicy, check_inputs, say_replaced_names
+from chordflow.policies import FlowPolicy, check_inputs, print_replaced_names
 
 TOLERANCE_S = 1e-4
 """Seconds by which a video's frame may miss its timestamp: LeRobot's default."""
@@ -53,11 +53,9 @@ class DatasetConfig:
     revision: str | None = None
     episodes: list[int] | None = None
     eval_split: float = 0.1
-    video_backend: str | None = None
+    video_backend: Literal["pyav", "torchcodec"] | None = None
 
     def __post_init__(self) -> None:
-        if self.video_backend is not None:
-            check_choice("dataset.video_backend", self.video_backend, ("pyav", "torchcodec"))
         check_range("dataset.eval_split", self.eval_split, above=0, below=1)
 
 
@@ -260,7 +258,7 @@ def open_split(
         policy: whose observations, and whose chunks of actions, are read.
         tolerance_s: seconds by which a video's frame may miss its timestamp.
         actions: whether the observations to train on bring the demonstrated actions along.
-        held_out: episodes that are held out, in place of those that the rule chooses: of a run that goes on.
+        held_out: episodes that are held out, in place of those that the rule chooses: of a resumed run.
         judged: whether more episodes are held out, by the same rule, to decide on rounds; or which.
 
     Raises:
@@ -270,7 +268,7 @@ def open_split(
     metadata = open_metadata(config.repo_id, config.root, config.revision)
     if metadata.video_keys:
         check_decoder(config.video_backend)
-    say_replaced_names(policy)
+    print_replaced_names(policy)
     check_fits(metadata, policy)
     episodes = config.episodes if config.episodes is not None else list(range(metadata.total_episodes))
     check_once("dataset.episodes", episodes, at_least=0, at_most=metadata.total_episodes - 1)
@@ -321,15 +319,15 @@ def open_split(
         )
         return list(chain.from_iterable(of_episodes))
 
-    known, told, found = dataset.absolute_to_relative_idx, metadata.total_frames, len(dataset.hf_dataset)
+    known, stated, found = dataset.absolute_to_relative_idx, metadata.total_frames, len(dataset.hf_dataset)
     if known is not None:
         wanted = set(frames(episodes))
-        told, found = len(wanted), len(wanted & known.keys())
-    if found != told:
+        stated, found = len(wanted), len(wanted & known.keys())
+    if found != stated:
         of = " of dataset.episodes" if known is not None else ""
         raise UserError(
-            f"dataset.repo_id={config.repo_id}: {metadata.root} holds {found} frames{of}, but its meta folder tells of "
-            f"{told}; copy or fetch the dataset again."
+            f"dataset.repo_id={config.repo_id}: {metadata.root} holds {found} frames{of}, but its meta folder lists "
+            f"{stated}; copy or fetch the dataset again."
         )
     trained = {tasks[episode] for episode in train}
     split = Split(
@@ -383,7 +381,7 @@ def _timestamps(
 
 def _not_finite(key: str, episode: int, frame: int) -> UserError:
     return UserError(
-        f"dataset: {key} is NaN or infinite in episode {int(episode)}, frame {int(frame)}; mend or drop that episode "
+        f"dataset: {key} is NaN or infinite in episode {int(episode)}, frame {int(frame)}; repair or drop that episode "
         "(--dataset.episodes)."
     )
 

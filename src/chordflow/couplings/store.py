@@ -1,4 +1,4 @@
-"""Couplings on disk: a folder of blocks that the teacher was asked for once, for many trainings.
+"""Couplings on disk: a folder of blocks that are made once, for many trainings.
 
     STORE/manifest.json                what the blocks were made with, written once
     STORE/block-000000.safetensors     its observations, its endpoints, where wanted their contexts, and a checksum
@@ -31,8 +31,8 @@ from chordflow.console import doing
 from chordflow.couplings.blocks import Solved
 from chordflow.disk import whole_file
 from chordflow.errors import UserError, machine_refuses, reason
-from chordflow.options import look_up
 from chordflow.policies import Context
+from chordflow.refusing import look_up
 
 LAYOUT = 2
 """Version of the files' layout. In the first one the manifest held the checksums, of whole files."""
@@ -41,6 +41,12 @@ MANIFEST, LOCK = "manifest.json", ".lock"
 
 FOR_TRAINING = ("teacher", "dataset", "rename_map", "seed", "coupling", "buffer")
 """Settings of the command that began a store, which a training takes from it."""
+
+ENCODING, ENCODING_VERSION = "encoding", 2
+"""Key and value in `made_with` where contexts are stored of observations for which LeRobot has blank images; stores
+without the key hold these images too."""
+
+OLDER_CONTEXTS = "its stored contexts are of an older chordflow, which encoded blank cameras too"
 
 _OBSERVATIONS, _CONTEXT, _SHA256 = "observations", "context.", "sha256"
 
@@ -94,8 +100,8 @@ class Manifest:
             content = json.loads(data)
             if (layout := int(content["layout"])) <= LAYOUT:
                 sums = {
-                    int(name.removeprefix("block-").removesuffix(".safetensors")): str(told["sha256"])
-                    for name, told in content.get("shards", {}).items()
+                    int(name.removeprefix("block-").removesuffix(".safetensors")): str(entry["sha256"])
+                    for name, entry in content.get("shards", {}).items()
                 }
                 made = cls(
                     dict(content["made_with"]), dict(content["about"]), int(content["num_blocks"]), sums
@@ -183,9 +189,9 @@ def read_block(folder: Path, number: int, manifest: Manifest) -> dict[str, Tenso
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     except (SafetensorError, ValueError) as error:
         raise BrokenBlockError(f"is cut or damaged ({reason(error)})") from error
-    told = header.get("__metadata__", {}).get(_SHA256)
-    own = hashlib.sha256(data).hexdigest() if told is None else _digest(tensors)
-    if own != (told or manifest.sums.get(number)):
+    stated = header.get("__metadata__", {}).get(_SHA256)
+    own = hashlib.sha256(data).hexdigest() if stated is None else _digest(tensors)
+    if own != (stated or manifest.sums.get(number)):
         raise BrokenBlockError("is damaged (its checksum is another)")
     return tensors
 
@@ -204,7 +210,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 @contextlib.contextmanager
 def one_job(folder: Path, *, alone: bool = True) -> Iterator[None]:
-    """Holds a store's folder against other jobs; takes the store's files away in the end where no block was made.
+    """Locks a store's folder; removes the store's files in the end where no block was made.
 
     Args:
         folder: the store's; it must exist.
@@ -233,7 +239,7 @@ def one_job(folder: Path, *, alone: bool = True) -> Iterator[None]:
 
 
 def begin(folder: Path, wanted: Manifest) -> None:
-    """Begins a store, or makes sure that the one that is there is the one that is wanted.
+    """Begins a store, or checks that the one on disk has the same settings.
 
     Raises:
         UserError: if the folder holds a store of other settings or of another size, or other files.
@@ -248,6 +254,8 @@ def begin(folder: Path, wanted: Manifest) -> None:
         return
     found = read_manifest(folder, "output_dir")
     name = difference(wanted.made_with, found.made_with)
+    if name == ENCODING:
+        raise UserError(f"output_dir={folder}: {OLDER_CONTEXTS}; name a new folder.")
     if name is not None:
         raise UserError(
             f"output_dir={folder}: this store was made with {name}={look_up(found.made_with, name)}, but now it is "
@@ -280,7 +288,7 @@ def write_block(
     _write(folder, shard_name(number), save(tensors, {_SHA256: _digest(tensors)}))
 
 
-def how_to_go_on(folder: Path) -> str:
+def how_to_resume(folder: Path) -> str:
     """What of a store is made, and the command that makes the rest."""
     done = finished(folder)
     if not done:
@@ -299,7 +307,7 @@ def _write(folder: Path, name: str, data: bytes) -> None:
 
 def _cannot_write(folder: Path, name: str, error: OSError) -> UserError:
     what = (
-        how_to_go_on(folder) if finished(folder) else "choose a folder that can be written to and has room."
+        how_to_resume(folder) if finished(folder) else "choose a folder that can be written to and has room."
     )
     return UserError(f"output_dir={folder}: {name} cannot be written ({error.strerror}); {what}")
 
@@ -310,7 +318,7 @@ class CouplingStore:
 
     Attributes:
         folder: where it is.
-        manifest: what it says of itself.
+        manifest: how it was made.
         num_blocks: how many of its blocks are used.
         template: any context of the teacher's, whose form the stored ones are given; None leaves them unread.
     """

@@ -126,7 +126,7 @@ def _check_format(repo_id: str, root: str | None, error: Exception | None = None
     own, found = _version(CODEBASE_VERSION), _version_in(Path(root) if root else HF_LEROBOT_HOME / repo_id)
     assert own is not None
     if found is None or found[0] == own[0]:
-        # It is not here: of what is on the Hub, only LeRobot's words tell.
+        # It is not here: for one on the Hub, LeRobot's message is all there is.
         if isinstance(error, BackwardCompatibilityError | ForwardCompatibilityError):
             named = re.search(r"in (\S+) format", str(error))
             found = _version(named[1]) if named else None

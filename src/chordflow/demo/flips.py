@@ -8,20 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from chordflow.couplings.blocks import join
 from chordflow.demo.teacher import CAMERA
 from chordflow.evaluation.gap import Modes
+from chordflow.evaluation.paired import Way, solve
 from chordflow.policies import FlowPolicy
-from chordflow.policies.sampling import Sampler, seeded_noise
+from chordflow.policies.sampling import seeded_noise
 from chordflow.results.schema import FlipCheck, PolicyName
 from chordflow.rollouts.acting import chunk_noise
 from chordflow.rollouts.episodes import Episode
 from lerobot_env_detour import DetourEnv
 
-NOISES = 32
+NOISES = 16
 """Endpoints of the teacher from which the modes of a start are found."""
 
 
-class Starts:
+class TeacherStarts:
     """The starts of the teacher's episodes, all under one instruction, with the modes that it has there.
 
     `num_steps` are its steps as deployed.
@@ -29,14 +31,17 @@ class Starts:
 
     def __init__(self, teacher: FlowPolicy, num_steps: int, episodes: Sequence[Episode]) -> None:
         self.episodes = episodes
-        self.modes: list[Modes] = []
-        self.labels: list[int] = []
-        for episode in episodes:
-            own = [seeded_noise(teacher, episode.seed, "modes", k) for k in range(NOISES)]
-            noise = torch.stack([*own, chunk_noise(teacher, episode.seed, 0)])
-            ends = _endpoints(teacher, num_steps, episode, noise)
-            self.modes.append(Modes(ends[None, :-1], teacher.chunk))
-            self.labels.append(int(self.modes[-1].labels(ends[None, -1:])[0, 0]))
+        noise = torch.stack(
+            [
+                torch.stack(
+                    [*(seeded_noise(teacher, e.seed, "modes", k) for k in range(NOISES)), _first(teacher, e)]
+                )
+                for e in episodes
+            ]
+        )
+        ends = _endpoints(teacher, num_steps, episodes, noise)
+        self.modes = Modes(ends[:, :-1], teacher.chunk)
+        self.labels = self.modes.labels(ends[:, -1:])
 
     def check(
         self, name: PolicyName, policy: FlowPolicy, num_steps: int, episodes: Sequence[Episode]
@@ -46,24 +51,30 @@ class Starts:
         Of its `episodes` those of the same seeds are looked at.
         """
         by_seed = {episode.seed: episode for episode in episodes}
+        noise = torch.stack([_first(policy, first)[None] for first in self.episodes])
+        flipped = self.modes.labels(_endpoints(policy, num_steps, self.episodes, noise)) != self.labels
         count = flips = other = agree = 0
-        for first, modes, label in zip(self.episodes, self.modes, self.labels, strict=True):
+        for first, flip in zip(self.episodes, flipped[:, 0].tolist(), strict=True):
             second = by_seed[first.seed]
             if "none" in (first.side, second.side):
                 continue
-            noise = chunk_noise(policy, first.seed, 0)[None]
-            end = _endpoints(policy, num_steps, first, noise)
-            flip = int(modes.labels(end[None])[0, 0]) != label
             changed = first.side != second.side
             count, flips, other = count + 1, flips + flip, other + changed
             agree += flip == changed
         return FlipCheck(name, num_steps, episodes=count, flips=flips, other_side=other, agree=agree)
 
 
-def _endpoints(policy: FlowPolicy, num_steps: int, episode: Episode, noise: Tensor) -> Tensor:
-    """Endpoints (K, H, D) of noises (K, H, D) at the first observation of an episode."""
-    context = policy.encode(policy.preprocess(_observation(episode)))
-    return Sampler(policy, num_steps)(context.repeat(len(noise)), noise).cpu()
+def _first(policy: FlowPolicy, episode: Episode) -> Tensor:
+    """The noise (H, D) of an episode's first chunk."""
+    return chunk_noise(policy, episode.seed, 0)
+
+
+@torch.no_grad()
+def _endpoints(policy: FlowPolicy, num_steps: int, episodes: Sequence[Episode], noise: Tensor) -> Tensor:
+    """Endpoints (N, K, H, D) of noises (N, K, H, D) at the first observations of N episodes."""
+    items = [_observation(episode) for episode in episodes]
+    context, way = policy.encode(policy.preprocess(join(items))), Way("euler", num_steps)
+    return solve(policy, context, noise, [way])[way]
 
 
 def _observation(episode: Episode) -> dict[str, Any]:

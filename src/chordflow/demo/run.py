@@ -27,7 +27,7 @@ from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETR
 from chordflow import stopping
 from chordflow.checks import check_fields
 from chordflow.console import bar, say
-from chordflow.demo.flips import Starts
+from chordflow.demo.flips import TeacherStarts
 from chordflow.demo.teacher import (
     DATASET_FOLDER,
     DATASET_REPO_ID,
@@ -38,7 +38,7 @@ from chordflow.demo.teacher import (
 )
 from chordflow.errors import UserError
 from chordflow.experiments.config import ReflowJobConfig
-from chordflow.experiments.measured import concluded
+from chordflow.experiments.measured import with_findings
 from chordflow.experiments.provenance import read_record
 from chordflow.experiments.reflow import RESULTS
 from chordflow.experiments.rounds import reflow_rounds
@@ -91,7 +91,7 @@ class DemoConfig:
 
 def run_demo(config: DemoConfig) -> Results:
     """Runs the demo; raises UserError if the output folder exists, or there is nothing in it to resume."""
-    with stopping.says(lambda: _how_to_go_on(config)), _folder(config) as checkpoint:
+    with stopping.noting(lambda: _how_to_resume(config)), _folder(config) as checkpoint:
         return _run(config, checkpoint)
 
 
@@ -108,7 +108,7 @@ def _folder(config: DemoConfig) -> Iterator[Path | None]:
             raise UserError(f"seed={config.seed}: the demo began with {began}; give that one.")
         yield checkpoint
         return
-    refuse_existing(output, _how_to_go_on(config) if has_checkpoint(student) else "")
+    refuse_existing(output, _how_to_resume(config) if has_checkpoint(student) else "")
     with new_folder(output):
         try:
             yield None
@@ -120,7 +120,7 @@ def _folder(config: DemoConfig) -> Iterator[Path | None]:
             raise
 
 
-def _how_to_go_on(config: DemoConfig) -> str:
+def _how_to_resume(config: DemoConfig) -> str:
     output = config.output_dir
     if not has_checkpoint(output / STUDENT_FOLDER):
         return "the student has no checkpoint yet, so start again, in a new folder if this one is there."
@@ -154,7 +154,7 @@ def _run(config: DemoConfig, checkpoint: Path | None) -> Results:
         success += success_rows(episodes, name, reference, margin=MARGIN)
         motion += motion_rows(episodes, name, reference, config.seed)
     free = [episode for episode in runs["teacher", steps] if episode.task == ANY_WAY]
-    starts = Starts(policies["teacher"], steps, free[:CHECKED])
+    starts = TeacherStarts(policies["teacher"], steps, free[:CHECKED])
     compared: tuple[tuple[PolicyName, int], ...] = (("teacher", 2), ("student", 1))
     results = dataclasses.replace(
         finished.results,
@@ -167,14 +167,14 @@ def _run(config: DemoConfig, checkpoint: Path | None) -> Results:
         timing=timing,
         clips=[_moving_picture(output, runs, steps)],
     )
-    results = concluded(results)
+    results = with_findings(results)
     results.save(output / RESULTS)
     say(f"The demo took {time.perf_counter() - started:.0f} s.")
     return results
 
 
 def reflow_options(config: DemoConfig, teacher_dir: Path) -> dict[str, Any]:
-    """The main job's options, where they differ from its defaults: a tiny model wants a hundredfold learning rate."""
+    """The main job's options, where they differ from its defaults: a tiny model needs a hundredfold learning rate."""
     return {
         "teacher.path": str(teacher_dir),
         "dataset.repo_id": DATASET_REPO_ID,
@@ -184,6 +184,8 @@ def reflow_options(config: DemoConfig, teacher_dir: Path) -> dict[str, Any]:
         "steps": config.steps,
         "optimizer.lr": 2e-3,
         "num_workers": 0,
+        # Half of the default: what an interval spans follows from the episodes.
+        "measure.converged_noises": 2,
         "seed": config.seed,
     }
 

@@ -133,8 +133,8 @@ def make_teacher(
     Args:
         output_dir: made if it is not there.
         recipe: what to make; the shipped teacher's recipe by default.
-        record_progress: told of episodes, done and in all.
-        train_progress: told of training steps.
+        record_progress: called with the episodes done, and with their number.
+        train_progress: called with the training steps done, and with their number.
 
     Returns:
         The checkpoint's folder, `output_dir / "teacher"`.

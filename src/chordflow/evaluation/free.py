@@ -60,7 +60,7 @@ def halves(episodes: Tensor, seed: int) -> tuple[Tensor, Tensor]:
 
 
 class Search:
-    """Finds the best ways of a teacher, and holds other policies against them on the same pairs.
+    """Finds the best ways of a teacher, and compares other policies with them on the same pairs.
 
     Args:
         work: solves, and counts what is done.
@@ -119,7 +119,7 @@ class Search:
             if reference == "converged":
                 self._best[way.nfe] = gap
 
-    def put_beside(self, name: PolicyName, solved: Mapping[Way, Tensor]) -> None:
+    def add_policy(self, name: PolicyName, solved: Mapping[Way, Tensor]) -> None:
         """Adds another policy on the same pairs, by its endpoints (N, K, H, D) of even Euler steps."""
         if self.found is None:
             return

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 from chordflow.flow.seeds import generator
 from chordflow.policies import FlowPolicy
 from chordflow.policies.sampling import Sampler
-from chordflow.results.actions import ChunkTime, Latency, Memory
+from chordflow.results.actions import ChunkTime, Latency, Memory, PolicyName
 from chordflow.results.statistics import Percentiles
 
 WARM_UP = 5
@@ -30,6 +31,7 @@ def measure_latency(
     teacher_num_steps: int,
     student_num_steps: int,
     chunk_num_steps: Sequence[int] = (),
+    exported: Mapping[PolicyName, Sampler] = MappingProxyType({}),
     warm_up: int = WARM_UP,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Latency:
@@ -42,8 +44,9 @@ def measure_latency(
         teacher_num_steps: of the teacher as deployed.
         student_num_steps: of the student.
         chunk_num_steps: step counts at which whole chunks are timed.
+        exported: exported folders, whose chunks are timed from the graph's inputs on.
         warm_up: untimed rounds before them.
-        clock: seconds; wall time unless a caller knows better.
+        clock: seconds; wall time by default.
     """
     batch = policy.preprocess(items)
     context = policy.encode(batch)
@@ -55,10 +58,14 @@ def measure_latency(
     def chunk(sampler: Sampler) -> Tensor:
         return sampler(policy.encode(batch), noise)
 
+    def graph(sampler: Sampler) -> Callable[[], object]:
+        return partial(sampler, sampler.policy.encode(sampler.policy.preprocess(items)), noise.cpu())
+
     work: dict[str | int, Callable[[], object]] = {
         "encode": lambda: policy.encode(batch),
         "step": lambda: policy.velocity(noise, t, context),
         **{n: partial(chunk, Sampler(policy, n)) for n in sorted(set(chunk_num_steps))},
+        **{f"exported {name}": graph(sampler) for name, sampler in exported.items()},
         # A chunk of the robot's pays for the processors as well, whatever its number of steps.
         "processors": lambda: policy.to_action(noise) if policy.preprocess(items) else None,
     }
@@ -69,7 +76,7 @@ def measure_latency(
             took = _seconds(function, policy.device, clock)
             if number >= warm_up:
                 seconds[name].append(took)
-                memory.look()
+                memory.sample()
     found = {name: _percentiles(times) for name, times in seconds.items()}
     return Latency(
         encode_s=found["encode"].p50,
@@ -81,6 +88,7 @@ def measure_latency(
         encode=found["encode"],
         step=found["step"],
         chunks=[ChunkTime(n, times) for n, times in found.items() if isinstance(n, int)],
+        exported={name: ChunkTime(s.num_steps, found[f"exported {name}"]) for name, s in exported.items()},
         processors_s=found["processors"].p50,
         memory=memory.read(),
     )
@@ -90,7 +98,7 @@ class _MemoryMeter:
     """Memory of a policy while it acts.
 
     On CUDA the weights and the most that is allocated above what was there before: what else is loaded does not count.
-    On a CPU, where allocations cannot be told apart, the largest resident memory of the whole process after any chunk,
+    On a CPU, where allocations are not counted apart, the largest resident memory of the whole process after any chunk,
     libraries and all. Other devices give no comparable figure.
     """
 
@@ -103,13 +111,13 @@ class _MemoryMeter:
             torch.cuda.reset_peak_memory_stats(self.device)
             self.before = torch.cuda.memory_allocated(self.device)
 
-    def look(self) -> None:
+    def sample(self) -> None:
         """Called after each timed run."""
         if self.device.type == "cpu":
             self.resident = max(self.resident, self.process.memory_info().rss)
 
     def read(self) -> Memory | None:
-        """What was found, or None where it cannot be told."""
+        """The measured memory, or None where it cannot be known."""
         if self.device.type == "cuda":
             above = torch.cuda.max_memory_allocated(self.device) - self.before
             return Memory(self.weights, self.weights + above, "accelerator")

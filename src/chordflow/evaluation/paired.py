@@ -13,20 +13,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from chordflow.checks import check_choice, check_fields, check_filled
+from chordflow.checks import check_fields, check_filled
 from chordflow.couplings import Observations
 from chordflow.errors import UserError
 from chordflow.evaluation.modes import MIN_ENDPOINTS
 from chordflow.flow.curvature import Curvature, measure_curvature
 from chordflow.flow.seeds import generator
-from chordflow.flow.solvers import SOLVERS, Velocity, get_solver
+from chordflow.flow.solvers import SolverName, Velocity, get_solver
 from chordflow.policies import Context, FlowPolicy
+from chordflow.policies.exported import ExportedPolicy
 from chordflow.results.actions import CurvatureRow, PolicyName
 from chordflow.results.statistics import ratio_of_rms
 from chordflow.threads import in_parallel
 
 Progress = Callable[[int, int], None]
-"""Told the network evaluations done, of how many."""
+"""Called with the network evaluations done, and with their total."""
 
 
 class Way(NamedTuple):
@@ -70,7 +71,7 @@ class MeasureConfig:
     num_observations: int = 200
     noises_per_observation: int = 16
     num_steps: list[int] = field(default_factory=lambda: [1, 2, 4, 10])
-    solvers: list[str] = field(default_factory=lambda: ["euler", "midpoint"])
+    solvers: list[SolverName] = field(default_factory=lambda: ["euler", "midpoint"])
     converged_num_steps: int = 100
     converged_noises: int = 4
     gap_noises: int | None = None
@@ -86,7 +87,6 @@ class MeasureConfig:
         most, note = self.noises_per_observation, " (measure.noises_per_observation)"
         check_fields(self, "measure.", "converged_noises", "gap_noises", at_most=most, note=note)
         check_filled("measure.num_steps", self.num_steps, note=", such as [1,2,4,10]")
-        check_choice("measure.solvers", self.solvers, SOLVERS)
 
     @property
     def compared_noises(self) -> int:
@@ -165,7 +165,7 @@ def over_batches[T](
     context: Context,
     noise: Tensor,
     batch_size: int,
-    function: Callable[[Velocity, Tensor], T],
+    function: Callable[[Velocity, Tensor, Context], T],
     rows: Tensor | None = None,
 ) -> Iterator[tuple[slice, T]]:
     """Cuts N observations with noises (N, K, H, D) into network batches and calls a function for each.
@@ -177,7 +177,7 @@ def over_batches[T](
         context: of the N observations, or of more where `rows` (N,) chooses among them.
         noise: of the N observations.
         batch_size: noises that go through the network together.
-        function: of a velocity at fixed observations and their noises (n * K, H, D).
+        function: of a velocity at fixed observations, their noises (n * K, H, D), and their context.
         rows: places in the context.
 
     Yields:
@@ -196,9 +196,9 @@ def over_batches[T](
                 raise InterruptedError
             return policy.velocity(x, t, repeated)
 
-        return function(velocity, noise[part].flatten(0, 1))
+        return function(velocity, noise[part].flatten(0, 1), repeated)
 
-    yield from zip(parts, in_parallel(call, parts, noise.device), strict=True)
+    yield from zip(parts, in_parallel(call, parts, policy.module), strict=True)
 
 
 @torch.no_grad()
@@ -212,14 +212,16 @@ def solve(
     on_batch: Callable[[int], None] = lambda nfe: None,
     rows: Tensor | None = None,
 ) -> dict[Way, Tensor]:
-    """Endpoints (N, K, H, D) of noises (N, K, H, D) by several ways, on the CPU.
+    """Endpoints (N, K, H, D) of noises (N, K, H, D) by several ways, on the CPU; of an exported folder by its own.
 
-    `on_batch` is told the network evaluations that a batch's solution takes, also where some are shared; the others are
+    `on_batch` is called with the network evaluations that a batch takes, also where some are shared; the others are
     as in `over_batches`.
     """
     ends = {way: torch.empty(noise.shape, dtype=torch.float32) for way in ways}
 
-    def solve_batch(velocity: Velocity, flat: Tensor) -> list[Tensor]:
+    def solve_batch(velocity: Velocity, flat: Tensor, repeated: Context) -> list[Tensor]:
+        if isinstance(policy, ExportedPolicy):
+            return [policy.endpoints(repeated, flat)]
         remembered = Remembered(velocity)
         return [
             get_solver(way.solver).integrate(remembered, flat, way.num_steps, grid_power=way.grid_power).cpu()
@@ -262,7 +264,7 @@ class Work:
     Args:
         held_out: observations, encoded for every policy that is solved, and noises.
         config: how much.
-        on_progress: told the network evaluations done, of `total`.
+        on_progress: called with the network evaluations done, and with `total`.
 
     Attributes:
         total: network evaluations of all that is to be done, for the caller to set.
@@ -315,7 +317,7 @@ class Work:
         steps, ends = self.config.converged_num_steps, torch.empty(noise.shape, dtype=torch.float32)
         total: Curvature | None = None
 
-        def follow(velocity: Velocity, flat: Tensor) -> tuple[Curvature, Tensor]:
+        def follow(velocity: Velocity, flat: Tensor, _: Context) -> tuple[Curvature, Tensor]:
             chunk = policy.chunk
             return measure_curvature(
                 velocity, flat, steps, real_dims=chunk.action_dim, real_rows=chunk.real_rows

@@ -1,11 +1,11 @@
-"""Policies that act beside each other: which run, in which ways, in which order, and when it is enough."""
+"""The episodes of an evaluation: which policies run, in which ways and order, and when they suffice."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 from chordflow.console import Bar, bar, say
 from chordflow.errors import UserError
@@ -28,7 +28,7 @@ from chordflow.results.schema import (
     SuccessRow,
 )
 from chordflow.results.sequential import SequentialTest
-from chordflow.rollouts.delay import Execution, Hold
+from chordflow.rollouts.delay import Execution
 from chordflow.rollouts.episodes import Episode, Starts, paired
 from chordflow.rollouts.lerobot_noise import run_lerobot_episodes
 from chordflow.rollouts.runner import Runner, open_runner
@@ -58,14 +58,9 @@ def check_environment(config: EvaluateConfig, entrants: dict[PolicyName, Entrant
     for entrant in entrants.values() if delay.control_steps else ():
         policy, modes = entrant.policy, _modes_of(delay, entrant.policy)
         if not modes:
-            raise UserError(
-                f"delay.modes={delay.modes}: LeRobot does not guide the chunks of policy type {policy.family!r} in "
-                "real time; give sync or async."
-            )
+            raise UserError(f"delay.modes={delay.modes}: {_why_no_rtc(entrant)}; give sync or async.")
         if modes != delay.modes:
-            say(
-                f"Delay:   no rtc for {entrant.name}: LeRobot does not guide chunks of {policy.family} in real time"
-            )
+            say(f"Delay:   no rtc for {entrant.name}: {_why_no_rtc(entrant)}")
         executed = config.eval.n_action_steps or policy.chunk.num_executed
         for execution in _executions(delay, 1, policy):
             try:
@@ -105,7 +100,7 @@ def run_arms(
 
 
 @dataclass(frozen=True)
-class Arm:
+class RolloutArm:
     """One way to act: a policy under its name, how its ODE is solved, and what is done about a delay."""
 
     name: PolicyName
@@ -174,8 +169,8 @@ class _Rollouts:
         self.config, self.entrants, self.runner, self.free = config, entrants, runner, free
         self.teacher = self._arm(entrants[TEACHER])
         self.candidates = [self._arm(entrant) for name, entrant in entrants.items() if name != TEACHER]
-        self.runs: dict[Arm, list[Episode]] = {}
-        self.stores: dict[Arm, EpisodeStore] = {}
+        self.runs: dict[RolloutArm, list[Episode]] = {}
+        self.stores: dict[RolloutArm, EpisodeStore] = {}
         self.seeds = list(range(config.seed, config.seed + config.eval.n_episodes))
         numbers = runner.tasks()
         self.tasks = len(numbers)
@@ -215,17 +210,18 @@ class _Rollouts:
             # Of all episodes, those of the runs before an interruption included.
             spent = self.stores[arm].timing
             timing.append(timing_row(arm.name, arm.num_steps, spent, arm.solver, arm.grid_power))
-            if self.recorded and (arm.solver, arm.grid_power) == ("euler", 1.0):
+            if self.recorded and (arm in self.candidates or (arm.solver, arm.grid_power) == ("euler", 1.0)):
                 clip[arm.label] = [episode for episode in episodes if episode.frames is not None]
         results = replace(
             results, success=success, motion=motion, delays=delays, sequential=sequential, timing=timing
         )
         return results, clip
 
-    def _arm(self, entrant: Entrant, num_steps: int | None = None) -> Arm:
-        return Arm(entrant.name, entrant.policy, num_steps or entrant.num_steps)
+    def _arm(self, entrant: Entrant, num_steps: int | None = None) -> RolloutArm:
+        own = entrant.policy
+        return RolloutArm(entrant.name, own, num_steps or entrant.num_steps, own.solver, own.grid_power)
 
-    def _untrained(self) -> list[Arm]:
+    def _untrained(self) -> list[RolloutArm]:
         """The free alternative: the teacher at few steps, by Euler and by the best way at as many evaluations."""
         few = {arm.num_steps for arm in self.candidates} | set(self.config.eval.teacher_num_steps)
         few -= {self.teacher.num_steps}
@@ -234,10 +230,10 @@ class _Rollouts:
         for n in sorted(n for n in few if n < self.teacher.num_steps):
             best = self.free.best(n) if self.free is not None else None
             if best is not None:
-                arms.append(Arm(TEACHER, entrant.policy, best.num_steps, best.solver, best.grid_power))
+                arms.append(RolloutArm(TEACHER, entrant.policy, best.num_steps, best.solver, best.grid_power))
             elif n % 2 == 0:
-                # Nothing tells which way is best.
-                arms.append(Arm(TEACHER, entrant.policy, n // 2, "midpoint"))
+                # Which way is best was not measured.
+                arms.append(RolloutArm(TEACHER, entrant.policy, n // 2, "midpoint"))
         return list(dict.fromkeys(arms))
 
     def _run_core(self) -> list[SequentialRow]:
@@ -281,7 +277,7 @@ class _Rollouts:
         delay, rows = self.config.delay, []
         seeds = seeds[: delay.n_episodes]
         for entrant in self.entrants.values() if delay.control_steps else ():
-            for n in delay.num_steps:
+            for n in delay.num_steps if entrant.exported is None else [entrant.num_steps]:
                 plain = self._arm(entrant, n)
                 ways = [replace(plain, execution=how) for how in _executions(delay, n, entrant.policy)]
                 for arm in (plain, *ways):
@@ -297,11 +293,11 @@ class _Rollouts:
                     rows.append(row)
         return rows
 
-    def _of(self, arm: Arm, seeds: Sequence[int]) -> list[Episode]:
+    def _of(self, arm: RolloutArm, seeds: Sequence[int]) -> list[Episode]:
         wanted = set(seeds)
         return [episode for episode in self.runs[arm] if episode.seed in wanted]
 
-    def _run(self, arm: Arm, seeds: Sequence[int], count: Count | None = None) -> None:
+    def _run(self, arm: RolloutArm, seeds: Sequence[int], count: Count | None = None) -> None:
         """Runs an arm through seeds that it has not run yet, on a bar of its own or on that of `count`."""
         done = {episode.seed for episode in self.runs.get(arm, [])}
         wanted = [seed for seed in seeds if seed not in done]
@@ -328,21 +324,26 @@ class _Rollouts:
         self.runs[arm] = self.runs.get(arm, []) + new
 
 
-def _modes_of(options: DelayConfig, policy: FlowPolicy) -> list[str]:
+def _modes_of(options: DelayConfig, policy: FlowPolicy) -> list[DelayMode]:
     """The modes that a robot could run this policy in."""
     return [mode for mode in options.modes if mode != "rtc" or policy.supports_real_time_chunking]
 
 
+def _why_no_rtc(entrant: Entrant) -> str:
+    if entrant.exported is not None:
+        return "guidance needs a gradient, which an exported graph does not give"
+    return f"LeRobot does not guide the chunks of policy type {entrant.policy.family!r} in real time"
+
+
 def _executions(options: DelayConfig, num_steps: int, policy: FlowPolicy) -> Iterator[Execution]:
     """Delays in every mode; real-time chunking with the weight that fits, and with the usual one beside it."""
-    hold = cast(Hold, options.hold)
     for delay in options.control_steps:
-        for mode in cast(list[DelayMode], _modes_of(options, policy)):
+        for mode in _modes_of(options, policy):
             if mode != "rtc":
-                yield Execution(mode, delay, hold)
+                yield Execution(mode, delay, options.hold)
                 continue
             for weight in dict.fromkeys((guidance_weight(num_steps), options.reference_weight)):
-                yield Execution(mode, delay, hold, max_guidance_weight=weight)
+                yield Execution(mode, delay, options.hold, max_guidance_weight=weight)
 
 
 def _run_like_lerobot(
@@ -359,10 +360,10 @@ def _run_like_lerobot(
     success: list[SuccessRow] = []
     motion: list[MotionRow] = []
     with open_runner(config.env, 1) as runner:
-        # Which start an episode has LeRobot's environments count out by themselves; how many there are is known.
+        # LeRobot's environments choose the start of an episode themselves; only the number of starts is known.
         starts = Starts(runner.tasks())
     for entrant, num_steps in plan:
-        arm = Arm(entrant.name, entrant.policy, num_steps)
+        arm = RolloutArm(entrant.name, entrant.policy, num_steps)
         settings = arm_settings(arm.policy, config.env, n_action_steps=options.n_action_steps, **arm.how)
         del settings["noise_key"]
         drawn = {"noise": "lerobot", "seed": config.seed, "batch_size": options.batch_size}

@@ -3,7 +3,7 @@
     OUTPUT_DIR/observations/collection_000000/    see `couplings.collected`
 
 The first episodes are the teacher's, all others the student's as it is at that step, so a collection is made when the
-first block that takes observations from it is. A run that goes on reads those that its checkpoint had seen.
+first block that takes observations from it is. A resumed run reads those that its checkpoint had seen.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class RunObservations:
     Attributes:
         train: the observations.
         described: who acts where, for the user; empty for a dataset alone.
-        step: optimiser steps that the student has behind it; whoever trains keeps it up to date.
+        step: optimiser steps of the student; the training updates it.
     """
 
     def __init__(self, train: Observations, step: int = 0) -> None:
@@ -125,7 +125,7 @@ class _Collecting(RunObservations):
     ) -> None:
         assert config.env is not None
         self.env, self.config, self.folder = config.env, config.collect, config.output_dir / OBSERVATIONS_DIR
-        # The first collection's alone: every later one goes on where the one before it on disk has ended.
+        # The first collection's alone: every later one begins where the one before it on disk has ended.
         self.first_seed = config.collect.seed + config.seed % SEEDS_APART * EPISODES_OF_A_SEED
         self.recorded = recorded
         self.teacher, self.teacher_steps = teacher, config.teacher.deployed_steps(teacher)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from lerobot.envs.configs import EnvConfig
 
-from chordflow.checks import check_choice, check_fields, check_range
+from chordflow.checks import check_fields, check_range
 from chordflow.couplings import LEAST_STEPS, TOLERANCE_S, BufferConfig, CouplingConfig, DatasetConfig
 from chordflow.errors import UserError
 from chordflow.evaluation.paired import MeasureConfig
@@ -145,8 +145,7 @@ class CollectConfig:
         num_observations: observations that are collected at a time; the teacher acts before the first training step,
             the student as it then is from there on.
         passes: how often they are gone through before others are collected.
-        between_share: share of the observations between two chunks that is kept, at random, beside those at which a
-            chunk was asked for.
+        between_share: share of the observations between two chunks that is kept, at random, beside those at chunks.
         batch_size: episodes side by side.
         num_workers: processes that hold the environments; 0 holds them in this one.
         seed: of the first episode, before a hundred thousand times the last two digits of the run's seed are added; the
@@ -172,7 +171,7 @@ class CollectConfig:
 
 @dataclass
 class CouplingsConfig:
-    """A store of couplings to train from, in place of asking the teacher.
+    """A store of couplings to train from, in place of making them.
 
     Attributes:
         path: folder that `chordflow couple` has made; teacher, dataset and how couplings are made are then its
@@ -199,9 +198,9 @@ class TrainingSettings:
     Attributes:
         teacher: the checkpoint to reflow.
         dataset: LeRobot dataset whose observations are used (its actions only by methods that need them).
-        batch_size: couplings that a process looks at in one go.
-        gradient_accumulation_steps: how often it does so in a step, which then is as one of that many times
-            batch_size, in the memory of one.
+        batch_size: couplings in one forward pass of a process.
+        gradient_accumulation_steps: batches of a step, which is as one of that many times batch_size, in the memory
+            of one.
         num_workers: processes that read observations ahead while the buffer is filled.
         device: cuda, mps or cpu; by default the checkpoint's, or what is available.
         tolerance_s: seconds by which a video's frame may miss its timestamp, as in LeRobot.
@@ -263,13 +262,13 @@ class ReflowJobConfig(TrainingSettings):
         rename_map: observation keys of the dataset to keys of the policy, as JSON; replaces the checkpoint's own.
         resume: resume from the checkpoint that --config_path names.
         auto_rounds: when rounds=auto stops.
-        couplings: a store of couplings that `chordflow couple` has made, in place of asking the teacher.
+        couplings: a store of couplings that `chordflow couple` has made, in place of making them.
         env: environment to collect observations in, with the options that lerobot-eval has for it.
         collect: how observations are collected there.
         measure: what is measured after training.
     """
 
-    recipe: str | None = None
+    recipe: Literal["all_steps", "one_step"] | None = None
     rounds: int | Literal["auto"] = 1
     steps: int = 20_000
     num_inference_steps: int = 1
@@ -284,8 +283,6 @@ class ReflowJobConfig(TrainingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.recipe is not None:
-            check_choice("recipe", self.recipe, RECIPES)
         check_fields(self, "", "steps", "num_inference_steps", at_least=1)
         check_fields(self, "", "save_freq", "save_minutes", at_least=0)
         if self.rounds != AUTO:
@@ -376,7 +373,7 @@ class CoupleConfig:
         num_observations: observations in the store, rounded up to whole blocks; by default every training
             observation of the dataset once. Beyond that number they are gone through again with new noises.
         store_context: store the encoded observations too, so that training reads no images and encodes nothing;
-            how much room they take is said before the first is written.
+            how much room they take is printed before the first is written.
         batch_size: couplings that are solved at once; the same as in training gives the same bits.
         seed: of the order of observations and of the noises.
         num_workers: processes that read observations ahead.

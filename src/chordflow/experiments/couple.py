@@ -1,4 +1,4 @@
-"""Making a store of couplings: the teacher is asked once, for many trainings."""
+"""Making a store of couplings, once for many trainings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from chordflow.couplings.store import (
     Manifest,
     begin,
     finished,
-    how_to_go_on,
+    how_to_resume,
     one_job,
     read_block,
     read_manifest,
@@ -92,7 +92,7 @@ def couple(config: CoupleConfig) -> Path:
             begin(folder, job.manifest)
         # Before the first process has begun the store, or has refused to, no other looks at it.
         processes.wait()
-        stack.enter_context(stopping.says(lambda: how_to_go_on(folder)))
+        stack.enter_context(stopping.noting(lambda: how_to_resume(folder)))
         stack.enter_context(enough_memory(teacher.device, job.advice))
         job.run(read_manifest(folder, "output_dir"))
         processes.wait()
@@ -161,13 +161,13 @@ class _Job:
         kept = context if self.config.store_context else None
         if not self.announced:
             self.announced = True
-            self._announce(kept)
+            self._print_size(kept)
         solved, _ = self.maker.solve(number, context)
         with stopping.held():
             write_block(self.folder, number, self.maker.observation_indices(number), solved, kept)
 
-    def _announce(self, context: Context | None) -> None:
-        """Says how large the store will be, before anything of it is written, and makes sure that it fits."""
+    def _print_size(self, context: Context | None) -> None:
+        """Prints how large the store will be before anything is written, and checks that it fits."""
         blocks, missing = self.manifest.num_blocks, self.manifest.num_blocks - finished(self.folder)
         contexts = context.num_bytes if context is not None else 0
         parts = f"{size(self.endpoint_bytes * blocks)} of endpoints"

@@ -15,6 +15,7 @@ from chordflow.experiments.config import CheckpointConfig
 from chordflow.experiments.measured import load_entrant, measured, read_beforehand, unmeasured
 from chordflow.experiments.provenance import device_name
 from chordflow.experiments.run_folder import new_folder
+from chordflow.flow.solvers import SolverName
 from chordflow.results.schema import TEACHER, Results
 from chordflow.results.wording import plural, steps
 
@@ -31,7 +32,7 @@ class DiagnoseMeasureConfig(MeasureConfig):
 
     gap_noises: int | None = 4
     num_steps: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5, 8, 10])
-    solvers: list[str] = field(default_factory=lambda: ["euler", "midpoint", "heun"])
+    solvers: list[SolverName] = field(default_factory=lambda: ["euler", "midpoint", "heun"])
     latency_repeats: int = 100
 
 

@@ -19,16 +19,17 @@ from chordflow.experiments.config import CheckpointConfig
 from chordflow.experiments.evaluate_config import EvaluateConfig
 from chordflow.experiments.measured import (
     Entrant,
-    concluded,
     load_entrant,
     measured,
     read_beforehand,
     unmeasured,
+    with_findings,
 )
 from chordflow.experiments.reflow import RESULTS
 from chordflow.experiments.run_folder import command_to_resume, new_folder, only_run, refuse_existing
 from chordflow.options import plain
-from chordflow.policies import resolve_checkpoint, say_replaced_names
+from chordflow.policies import print_replaced_names, resolve_checkpoint
+from chordflow.policies.exported import manifest_of
 from chordflow.results.schema import STUDENT, TEACHER, PolicyName, Results
 from chordflow.results.wording import step_counts
 
@@ -39,7 +40,7 @@ def evaluate(config: EvaluateConfig, command: list[str]) -> tuple[Results, Clip]
     """Measures every policy on the dataset and runs it in the environment, as far as either is given.
 
     What is measured on the dataset is saved before the first episode, each episode as it ends, and all results at the
-    end; a run that was stopped goes on from there. `command` is the command line, for the results.
+    end; a run that was stopped resumes from there. `command` is the command line, for the results.
 
     Returns:
         What was measured, and episodes with frames by label, of the same seeds under each; empty without an
@@ -51,7 +52,7 @@ def evaluate(config: EvaluateConfig, command: list[str]) -> tuple[Results, Clip]
     started = time.perf_counter()
     output = config.output_dir
     if not config.resume:
-        refuse_existing(output, how_to_go_on(output) if (output / EVALUATE_CONFIG).is_file() else "")
+        refuse_existing(output, how_to_resume(output) if (output / EVALUATE_CONFIG).is_file() else "")
     entrants = _load_entrants(config)
     teacher = entrants[TEACHER].policy
     _warn_of_other_steps(config, entrants)
@@ -59,7 +60,7 @@ def evaluate(config: EvaluateConfig, command: list[str]) -> tuple[Results, Clip]
     if config.dataset is not None:
         split = open_split(config.dataset, teacher, tolerance_s=config.tolerance_s)
     else:
-        say_replaced_names(teacher)
+        print_replaced_names(teacher)
     if config.env is not None:
         check_environment(config, entrants)
     with contextlib.nullcontext() if config.resume else _new_folder(output), only_run(output):
@@ -69,7 +70,7 @@ def evaluate(config: EvaluateConfig, command: list[str]) -> tuple[Results, Clip]
         clip: Clip = {}
         if config.env is not None:
             results, clip = run_arms(config, entrants, results)
-        results = concluded(results)
+        results = with_findings(results)
         results.save(output / RESULTS)
     say(f"Done in {time.perf_counter() - started:.0f} s.")
     return results, clip
@@ -84,9 +85,15 @@ def _load_entrants(config: EvaluateConfig) -> dict[PolicyName, Entrant]:
     given: dict[PolicyName, tuple[CheckpointConfig, str]] = {TEACHER: (config.teacher, "teacher.path")}
     for name, candidate in config.candidates().items():
         given[name] = (candidate, "student.path" if name == STUDENT else f"policies={name}")
-    for candidate, option in given.values():
+    for name, (candidate, option) in given.items():
         # Cheap to see, so before any weights are read.
-        resolve_checkpoint(candidate.path, candidate.revision, option)
+        if name == TEACHER or not manifest_of(candidate.path):
+            resolve_checkpoint(candidate.path, candidate.revision, option)
+        elif config.noise == "lerobot":
+            raise UserError(
+                f"{option}={candidate.path} is an exported folder, which LeRobot's own rollout cannot run; leave "
+                "noise=lerobot out."
+            )
     entrants: dict[PolicyName, Entrant] = {}
     for name, (candidate, option) in given.items():
         entrants[name] = load_entrant(name, candidate, config, option)
@@ -142,7 +149,9 @@ def _warn_of_other_steps(config: EvaluateConfig, entrants: dict[PolicyName, Entr
         if trained_for is None:
             continue
         further = set(config.eval.teacher_num_steps) if name == TEACHER and config.env is not None else set()
-        others = sorted((swept | delayed | further | {entrant.num_steps}) - set(trained_for))
+        # An exported folder has one number of steps.
+        more = swept | delayed | further if entrant.exported is None else set()
+        others = sorted((more | {entrant.num_steps}) - set(trained_for))
         if others:
             say(
                 f"Warning: {entrant.field}={entrant.path} was trained for {step_counts(trained_for)} only; what it "
@@ -151,7 +160,7 @@ def _warn_of_other_steps(config: EvaluateConfig, entrants: dict[PolicyName, Entr
 
 
 def _refuse_another_margin(config: EvaluateConfig) -> None:
-    """A margin is chosen before one looks at outcomes: that of episodes in this folder stays."""
+    """A margin is chosen before outcomes are known: that of the episodes in this folder stays."""
     path = config.output_dir / EVALUATE_CONFIG
     if not config.resume or not path.is_file():
         return
@@ -175,8 +184,8 @@ def _measured_before(config: EvaluateConfig, now: Results) -> Results | None:
     return before if same and before.held_out is not None else None
 
 
-def how_to_go_on(output: Path) -> str:
-    """What to tell the user of an evaluation that was stopped."""
+def how_to_resume(output: Path) -> str:
+    """How to resume an evaluation that was stopped, for the user."""
     if (output / EVALUATE_CONFIG).is_file():
         return f"resume with: {command_to_resume('evaluate', output / EVALUATE_CONFIG)}"
     return "nothing was measured yet, so start again."

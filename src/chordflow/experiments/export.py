@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from importlib.metadata import version
@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from lerobot.utils.constants import OBS_PREFIX
 
-from chordflow.checks import check_choice, check_fields
+from chordflow.checks import check_fields
 from chordflow.console import doing, say
 from chordflow.couplings import TOLERANCE_S, DatasetConfig, open_split
 from chordflow.deploy.graphs import write_graphs
-from chordflow.deploy.parity import Difference, checkpoint_endpoints, noises, receipt
+from chordflow.deploy.parity import Difference, endpoints, noises, receipt
 from chordflow.deploy.preparation import (
     check_steps,
     example,
@@ -28,19 +28,19 @@ from chordflow.deploy.preparation import (
     write_tokenizer,
 )
 from chordflow.disk import whole_folder, write_json
-from chordflow.errors import UserError
+from chordflow.errors import UserError, named
 from chordflow.experiments.config import SourceConfig
 from chordflow.experiments.provenance import weights_sha256
-from chordflow.experiments.run_folder import refuse_existing
+from chordflow.experiments.run_folder import REFLOW_CONFIG, refuse_existing
 from chordflow.flow.seeds import generator
-from chordflow.flow.solvers import SOLVERS, require_grid_power, time_grid
+from chordflow.flow.solvers import SolverName, require_grid_power, time_grid
 from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint
+from chordflow.policies.exported import FORMAT, MANIFEST, ExportedPolicy
 from chordflow.policies.sampling import Sampler
 from chordflow.results.schema import installed_versions
 from chordflow.results.wording import plural, steps
 
-MANIFEST = "manifest.json"
-FORMAT, VERSION = "chordflow_policy", 1
+VERSION = 1
 OBSERVATIONS = 32
 """How many the exported folder is compared with its checkpoint on."""
 
@@ -63,7 +63,7 @@ class ExportConfig:
         policy: the checkpoint to export.
         output_dir: new folder.
         num_steps: solver steps from noise to action; by default what the checkpoint is saved with.
-        solver: euler, midpoint, heun or adams_bashforth; euler is what LeRobot runs.
+        solver: of the ODE; euler is what LeRobot runs.
         grid_power: how the steps are graded; 1 is LeRobot's even grid, above 1 they are smaller near the action.
         graphs: one, or two for encoding and step apart, so that the number of steps can be chosen on the robot.
         dataset: LeRobot dataset on whose held-out observations folder and checkpoint are compared; by default random
@@ -75,7 +75,7 @@ class ExportConfig:
     policy: SourceConfig
     output_dir: Path
     num_steps: int | None = None
-    solver: str = "euler"
+    solver: SolverName = "euler"
     grid_power: float = 1.0
     graphs: Graphs = Graphs.ONE
     dataset: DatasetConfig | None = None
@@ -84,7 +84,6 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "", "num_steps", at_least=1)
-        check_choice("solver", self.solver, SOLVERS)
         require_grid_power(self.grid_power)
         if self.graphs == Graphs.TWO and self.solver != "euler":
             raise UserError(
@@ -100,14 +99,12 @@ def export(config: ExportConfig) -> dict[str, Any]:
     """
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
         raise UserError(f'{", ".join(missing)} not installed; install with: pip install "chordflow[export]"')
-    from chordflow_runtime import RunnerError, load
-
     refuse_existing(config.output_dir, "")
     where = f"policy.path={config.policy.path}"
     checkpoint = resolve_checkpoint(config.policy.path, config.policy.revision, "policy.path")
     policy = load_flow_policy(checkpoint, device="cpu", rename_map=config.rename_map, field="policy.path")
     policy.module.requires_grad_(False)
-    with _named(where):
+    with named(where):
         if obstacle := policy.graph_obstacle:
             raise UserError(
                 f"policy type {policy.family} cannot be exported: {obstacle}; run the checkpoint in LeRobot."
@@ -122,20 +119,21 @@ def export(config: ExportConfig) -> dict[str, Any]:
     if any(
         value.is_floating_point() and value.dtype != torch.float32 for value in policy.module.parameters()
     ):
-        as_saved = checkpoint_endpoints(sampler, items, noise)
+        as_saved = endpoints(sampler, items, noise)
         policy.module.float()
-    reference = checkpoint_endpoints(sampler, items, noise)
+    reference = endpoints(sampler, items, noise)
     manifest = _manifest(config, sampler, parts, checkpoint)
-    with _named(where, RunnerError), whole_folder(config.output_dir) as folder:
+    with named(where), whole_folder(config.output_dir) as folder:
         with doing("Tracing the policy"):
-            policy.keep_cameras(list(parts["images"]))
             two = config.graphs == Graphs.TWO
             manifest["graphs"] = write_graphs(sampler, example(parts["inputs"]), folder, two=two)
             write_tokenizer(policy, folder)
+            if (checkpoint / REFLOW_CONFIG).is_file():
+                shutil.copyfile(checkpoint / REFLOW_CONFIG, folder / REFLOW_CONFIG)
         manifest["files"] = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
         write_json(folder / MANIFEST, manifest)
-        runner = load(folder, threads=torch.get_num_threads())
-        manifest["parity"] = {"of": of, **receipt(policy, runner, items, noise, reference)}
+        exported = ExportedPolicy(folder, {}, None, "output_dir")
+        manifest["parity"] = {"of": of, **receipt(policy, exported, items, noise, reference)}
         if as_saved is not None:
             far = Difference.of(as_saved, reference)
             manifest["parity"]["as_saved"] = asdict(far)
@@ -144,15 +142,6 @@ def export(config: ExportConfig) -> dict[str, Any]:
             )
         write_json(folder / MANIFEST, manifest)
     return manifest
-
-
-@contextlib.contextmanager
-def _named(where: str, kind: type[Exception] = UserError) -> Iterator[None]:
-    """Says which checkpoint it is that a sentence is about, of a `UserError` or another kind of error."""
-    try:
-        yield
-    except (UserError, kind) as error:
-        raise UserError(f"{where}: {error}") from error
 
 
 def _observations(
@@ -213,7 +202,11 @@ def _manifest(
             "first_executed": chunk.first_executed,
             "usable": chunk.num_usable,
         },
-        "checkpoint": {"path": config.policy.path, "sha256": weights_sha256(checkpoint)},
+        "checkpoint": {
+            "path": config.policy.path,
+            "sha256": weights_sha256(checkpoint),
+            "parameters": sum(value.numel() for value in sampler.policy.module.parameters()),
+        },
         "files": {},
         "versions": {**installed_versions(), **{name: version(name) for name in PACKAGES}},
     }

@@ -1,4 +1,4 @@
-"""Where a student comes from: what is written beside it, and what is checked, by `UserError`, when a run is resumed."""
+"""Where a student comes from: what is written beside it, and what is checked, by `UserError`, on a resume."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from chordflow.disk import write_json
 from chordflow.errors import UserError
 from chordflow.experiments.config import ReflowJobConfig, SourceConfig
 from chordflow.experiments.run_folder import REFLOW_CONFIG
-from chordflow.options import look_up, plain
+from chordflow.options import plain
 from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint
 from chordflow.policies.files import TRAIN_CONFIG, WEIGHTS, read_config, read_json
+from chordflow.refusing import look_up
 from chordflow.results.wording import steps
 from chordflow.rollouts.episodes import SeedRange
 
@@ -140,14 +141,14 @@ def teacher_may_have_seen(teacher_dir: Path, dataset: DatasetConfig, held_out: l
     """Whether the held-out episodes may have been in the teacher's own training.
 
     False only where its `train_config.json` shows that they were not: a list of episodes of this dataset without
-    them, or the same share held out by LeRobot's own rule. A teacher that is itself a student knows which episodes it
-    has left out, and what its own teachers have seen.
+    them, or the same share held out by LeRobot's own rule. The record of a teacher that is itself a student names the
+    episodes that it left out, and what its own teachers have seen.
     """
     record = read_record(teacher_dir)
     try:
         if record:
             own_teacher = Path(record["teacher"]["path"])
-            # Where it is not at hand, nobody knows; a checkpoint is never its own teacher, whatever its record says.
+            # Without that file this is unknown; a checkpoint is never its own teacher, whatever its record says.
             if not own_teacher.is_dir() or own_teacher.resolve() == teacher_dir.resolve():
                 return True
             if teacher_may_have_seen(resolve_checkpoint(own_teacher), dataset, held_out):

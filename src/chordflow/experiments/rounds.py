@@ -4,7 +4,7 @@
     OUTPUT_DIR/checkpoints -> round_2/checkpoints
     OUTPUT_DIR/results.json               all rounds' students against the first teacher
 
-A round's own `results.json` holds its student against its own teacher.
+A round's own `results.json` compares its student with its own teacher.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def reflow_rounds(config: ReflowJobConfig, command: list[str], resume_from: Path
     """Trains and measures as many rounds as are asked for, or as pay.
 
     Every round has the same settings but for its seed. How the student begins and a store of couplings are for the
-    first round: the others begin as their teachers, and ask them. In several processes (see
+    first round: the others begin as their teachers, which make their couplings. In several processes (see
     `training.distributed.joined`) all train, and the first alone writes and measures.
 
     Args:
@@ -138,7 +138,7 @@ class _Rounds:
         self.measured: list[Results | None] = []
 
     def run(self, resume_from: Path | None) -> Finished:
-        """Goes on from a checkpoint, or from the beginning."""
+        """Resumes from a checkpoint, or begins."""
         begin = 1 if resume_from is None else int(read_record(resume_from / PRETRAINED_MODEL_DIR)["round"])
         for number in range(1, begin):
             self._take(number)
@@ -185,7 +185,7 @@ class _Rounds:
         return bool(teachers[-1] == weights_sha256(self.students[-1]))
 
     def _found(self, number: int) -> Path | None:
-        """The checkpoint that a round goes on from, if an earlier process has come that far."""
+        """The checkpoint that a round resumes from, if an earlier process has made one."""
         folder = round_folder(self.root, number)
         if not has_checkpoint(folder):
             return None
@@ -297,7 +297,7 @@ def _side_by_side(
         own: of each round, its student against its own teacher.
         num_steps: Euler steps of the students.
     """
-    said, gaps = [], {}
+    texts, gaps = [], {}
     for number, (name, of_round) in enumerate(zip(names, own, strict=True), 1):
         parts = []
         curvature, gap = results.curvature_of(name), results.gap(name, num_steps, "deployed")
@@ -305,12 +305,12 @@ def _side_by_side(
             parts.append(f"curvature {percent(curvature.curvature)}")
         if gap is not None:
             gaps[number] = gap.rms
-            parts.append(f"action gap {percent(gap.rms)} to the first teacher")
+            parts.append(f"action gap {percent(gap.rms)} to the deployed first teacher")
         taught = of_round.gap(STUDENT, num_steps, "deployed") if of_round and number > 1 else None
         if taught is not None:
             parts.append(f"{percent(taught.rms)} to its own teacher")
-        said.append(f"round {number}: {', '.join(parts)}")
-    text = f"At {steps(num_steps)}, {'; '.join(said)}"
+        texts.append(f"round {number}: {', '.join(parts)}")
+    text = f"At {steps(num_steps)}, {'; '.join(texts)}"
     nearest = min(gaps, key=lambda number: gaps[number])
     return Finding("rounds", f"{text}; round {nearest} is nearest to the first teacher.")
 
@@ -323,7 +323,7 @@ def _joined(losses: Sequence[LossCurve]) -> LossCurve:
 
 
 class Judge:
-    """Whether `--rounds=auto` goes on: students against the run's first teacher, not on the episodes of the results."""
+    """Whether `--rounds=auto` continues: students against the first teacher, not on the episodes of the results."""
 
     def __init__(self, job: Job) -> None:
         self._job, self._rule = job, job.config.auto_rounds

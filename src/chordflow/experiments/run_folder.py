@@ -33,7 +33,7 @@ def refuse_existing(output_dir: Path, go_on: str | None = None) -> None:
     `go_on` says how to resume what is there, and is empty where that cannot be; by default as a run of reflow.
     """
     if go_on is None:
-        go_on = how_to_go_on(output_dir) if has_checkpoint(output_dir) else ""
+        go_on = how_to_resume(output_dir) if has_checkpoint(output_dir) else ""
     if go_on or output_dir.exists():
         instead = f", or {go_on}" if go_on else "."
         raise UserError(f"output_dir={output_dir} exists already; name a new folder{instead}")
@@ -79,7 +79,7 @@ def new_folder(output_dir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def only_run(output_dir: Path, option: str = "output_dir") -> Iterator[None]:
-    """Holds a run's folder, which the user gives by `option`, for one process at a time; the lock ends with it."""
+    """Locks a run's folder, which the user gives by `option`, for one process; the lock ends with the process."""
     if sys.platform == "win32":
         # Windows has no such locks.
         yield
@@ -123,8 +123,8 @@ def command_to_resume(verb: str, config_path: Path) -> str:
     return f"{start} {verb} --resume=true --config_path={shlex.quote(str(config_path))}"
 
 
-def how_to_go_on(output_dir: Path) -> str:
-    """What to tell the user of a run that was stopped."""
+def how_to_resume(output_dir: Path) -> str:
+    """How to resume a run that was stopped, for the user."""
     if has_checkpoint(output_dir):
         return f"resume with: {resume_command(output_dir)}"
     return "no checkpoint was written yet, so start a new run."
@@ -132,7 +132,7 @@ def how_to_go_on(output_dir: Path) -> str:
 
 @contextlib.contextmanager
 def resumable(output_dir: Path) -> Iterator[None]:
-    """Says how to resume, where a run that has a checkpoint fails."""
+    """Context that adds how to resume where a run that has a checkpoint fails."""
     try:
         yield
     except UserError as error:
@@ -142,7 +142,7 @@ def resumable(output_dir: Path) -> Iterator[None]:
             f"{str(error).rstrip('.')}; the checkpoints are whole: resume with: {resume_command(output_dir)}"
         ) from error
     except Exception as error:
-        error.add_note(how_to_go_on(output_dir))
+        error.add_note(how_to_resume(output_dir))
         raise
 
 

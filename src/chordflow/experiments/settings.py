@@ -23,8 +23,9 @@ from chordflow.experiments.export import ExportConfig
 from chordflow.experiments.provenance import BESIDE_SETTINGS, HELD_OUT, check_same_store, check_same_teacher
 from chordflow.experiments.run_folder import REFLOW_CONFIG, folder_of_run, resume_folder
 from chordflow.experiments.stored_couplings import training_settings
-from chordflow.options import CONFIG_PATH, dotted, look_up, merge, options_of, settle, show_value, spelt_out
+from chordflow.options import merge, options_of, settle
 from chordflow.quiet import quiet_stdout
+from chordflow.refusing import CONFIG_PATH, dotted, look_up, show_value, spelt_out
 from chordflow.rollouts.environments import register_environments
 
 CHANGEABLE = (
@@ -36,7 +37,7 @@ CHANGEABLE = (
 """What of a run of reflow may be another when it is resumed; all else would make it another run."""
 
 FIXED = ("optimizer.type",)
-"""What of that may not: the state of one optimiser says nothing to another."""
+"""What of that may not: another optimiser cannot use the state."""
 
 
 def diagnose_settings(given: Mapping[str, Any]) -> DiagnoseConfig:
@@ -56,11 +57,8 @@ def evaluate_settings(given: Mapping[str, Any]) -> EvaluateConfig:
     with quiet_stdout():
         register_environments()
     given, path = split_path(given)
-    if isinstance(given.get("policies"), str):
-        # One alone needs no brackets.
-        given["policies"] = [given["policies"]]
     base = read_settings(path) if path else {}
-    if wants_resume(given):
+    if given.get("resume") is True:
         if path is None:
             raise UserError(f"resume=true needs --config_path=OUTPUT_DIR/{EVALUATE_CONFIG}.")
         # The run may have been moved since: it is where its settings are.
@@ -79,7 +77,7 @@ def couple_settings(given: Mapping[str, Any]) -> CoupleConfig:
         base["num_observations"] = None
     elif path is not None:
         base = read_settings(path)
-    if wants_resume(given) and not base and "output_dir" not in given:
+    if given.get("resume") is True and not base and "output_dir" not in given:
         raise UserError(
             f"resume=true needs --config_path=STORE/{MANIFEST}, or the options of the store again."
         )
@@ -91,7 +89,7 @@ def reflow_settings(given: Mapping[str, Any]) -> tuple[ReflowJobConfig, Path | N
     with quiet_stdout():
         register_environments()
     given, config_path = split_path(spelt_out(given, options_of(ReflowJobConfig)))
-    if not wants_resume(given):
+    if given.get("resume") is not True:
         config = settle(ReflowJobConfig, given, _base(given, config_path))
         settings = draccus.encode(config)
         if config.recipe is not None and merge(settings, RECIPES[config.recipe]) != settings:
@@ -131,7 +129,7 @@ def _base(given: dict[str, Any], config_path: str | None) -> dict[str, Any]:
     base = _without_unused_auto(given, base)
     both = merge(base, given)
     name = both.get("recipe")
-    # A name that is none is refused with all other options, as is whatever else is said of a store.
+    # An unknown name is refused with all other options, as is any other setting of a store.
     under = RECIPES.get(str(name), {})
     path, used = look_up(both, "couplings.path"), str(look_up(both, "couplings.num_observations"))
     if path is not None:
@@ -178,7 +176,7 @@ def _refuse_another_run(
             continue
         can = "cannot change it"
         if name == "dataset.episodes":
-            # What was trained on goes on to be, and what was held out to be measured on.
+            # The observations to train on and to measure on stay the same.
             kept, all_of_them = config.dataset.episodes, saved.dataset.episodes
             if knows_held_out and kept is not None and (all_of_them is None or set(kept) <= set(all_of_them)):
                 continue
@@ -194,14 +192,6 @@ def split_path(given: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
     rest = dict(given)
     path = rest.pop(CONFIG_PATH, None)
     return rest, None if path is None else str(path)
-
-
-def wants_resume(given: Mapping[str, Any]) -> bool:
-    """Whether what was given says `resume=true`."""
-    resume = given.get("resume", False)
-    if not isinstance(resume, bool):
-        raise UserError(f"resume={resume}: give true or false.")
-    return resume
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:

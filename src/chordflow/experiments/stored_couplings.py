@@ -13,11 +13,12 @@ from lerobot.utils.constants import OBS_PREFIX
 
 from chordflow.checks import check_range
 from chordflow.couplings import BufferConfig, CouplingBuffer, Split
+from chordflow.couplings import store as stores
 from chordflow.couplings.store import FOR_TRAINING, CouplingStore, Manifest, difference, read_manifest
 from chordflow.errors import UserError
 from chordflow.experiments.config import CoupleConfig, ReflowJobConfig
-from chordflow.options import look_up
 from chordflow.policies import FlowPolicy
+from chordflow.refusing import look_up
 from chordflow.rollouts.store import weights_hash
 
 
@@ -33,6 +34,7 @@ def made_with(
         store_context: whether contexts are stored.
     """
     chunk, buffer = teacher.chunk, config.buffer
+    blank = teacher.num_blank({teacher.own_name(key) for key in split.metadata.camera_keys})
     found = {
         "chunk": {"horizon": chunk.horizon, "padded_dim": chunk.padded_dim, "action_dim": chunk.action_dim},
         "teacher": {"family": teacher.family, "weights_and_processors": weights_hash(teacher)},
@@ -48,6 +50,7 @@ def made_with(
         # Endpoints depend on it in their last bits.
         "batch_size": config.batch_size,
         "store_context": store_context,
+        **({stores.ENCODING: stores.ENCODING_VERSION} if store_context and blank else {}),
     }
     # As it will be read: tuples become lists.
     plain: dict[str, Any] = json.loads(json.dumps(found))
@@ -69,17 +72,19 @@ def fingerprint(split: Split) -> str:
         values = np.ascontiguousarray(np.asarray(table[key][:])[observations.rows])
         digest.update(f"{key}:{values.dtype}:{values.shape}".encode())
         digest.update(values.tobytes())
-    told = {
+    facts = {
         "fps": metadata.fps,
         "tasks": sorted((str(task), int(row["task_index"])) for task, row in metadata.tasks.iterrows()),
         "cameras": {key: (metadata.stats or {}).get(key) for key in sorted(metadata.camera_keys)},
     }
-    digest.update(json.dumps(told, sort_keys=True, default=lambda array: np.asarray(array).tolist()).encode())
+    digest.update(
+        json.dumps(facts, sort_keys=True, default=lambda array: np.asarray(array).tolist()).encode()
+    )
     return digest.hexdigest()
 
 
 def training_settings(folder: Path, num_observations: int | None = None) -> dict[str, Any]:
-    """The settings that a training with so many observations of a store takes from it, unless told otherwise."""
+    """The settings that a training with so many observations of a store takes from it, unless the user gives others."""
     manifest = read_manifest(folder)
     settings = manifest.about["settings"]
     used = min(manifest.num_observations, num_observations or manifest.num_observations)
@@ -92,7 +97,7 @@ def training_settings(folder: Path, num_observations: int | None = None) -> dict
 def open_couplings(
     config: ReflowJobConfig, teacher: FlowPolicy, split: Split, *, with_context: bool
 ) -> CouplingStore | None:
-    """The store that a training takes its couplings from; None where it asks the teacher.
+    """The store that a training takes its couplings from; None where the teacher makes them.
 
     Args:
         config: of the training. How much of the store is used is written into it: the store of a resumed run may have
@@ -108,9 +113,11 @@ def open_couplings(
         return None
     folder = Path(config.couplings.path)
     manifest = read_manifest(folder)
+    reads = with_context and manifest.made_with["store_context"]
     # What may differ.
-    free = {name: manifest.made_with.get(name) for name in ("seed", "batch_size", "store_context")}
-    wanted = {**made_with(config, teacher, split, store_context=with_context), **free}
+    names = ("seed", "batch_size", "store_context", *(() if reads else (stores.ENCODING,)))
+    free = {name: manifest.made_with.get(name) for name in names}
+    wanted = {**made_with(config, teacher, split, store_context=reads), **free}
     name = difference(wanted, manifest.made_with)
     if name is not None:
         raise UserError(_other(name, wanted, manifest, config))
@@ -126,7 +133,7 @@ def open_couplings(
     config.couplings.num_observations = num_blocks * manifest.block_size
     store = CouplingStore(folder, manifest, num_blocks)
     store.check()
-    if not (with_context and manifest.made_with["store_context"]):
+    if not reads:
         return store
     one = teacher.encode(teacher.preprocess(next(split.train.batches([0], 1))))
     return CouplingStore(folder, manifest, num_blocks, one.detach())
@@ -167,6 +174,8 @@ def _other(name: str, wanted: dict[str, Any], manifest: Manifest, config: Reflow
             f"teacher.path={teacher}: its weights or its processors' statistics are not those that the couplings in "
             f"{folder} were made with; give that teacher, or make a new store."
         )
+    if name == stores.ENCODING:
+        return f"couplings.path={folder}: {stores.OLDER_CONTEXTS}; make a new store."
     if name.startswith("dataset."):
         return (
             f"dataset.repo_id={config.dataset.repo_id}: its training observations are not those that the couplings in "

@@ -298,7 +298,7 @@ class _LossLog:
         self._since: list[float] = []
 
     def add(self, passed: Passed, last: bool) -> None:
-        """Takes down a step."""
+        """Records a step."""
         assert passed.loss is not None
         self._since.append(passed.loss)
         if passed.step == 1 or passed.step % self._every == 0 or last:

@@ -1,6 +1,6 @@
 """Explicit solvers that carry noise at t = 1 to an action at t = 0 along a velocity field.
 
-A solver never asks a policy how many steps to take: the number is an argument.
+The number of steps is an argument, never a policy's own.
 
 Shapes: B batch, H chunk, D padded dimension.
 """
@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -209,6 +209,8 @@ class AdamsBashforth(Solver):
         half_ratio = 0.5 * dt / dt_before
         return dt * ((1.0 + half_ratio) * v_t - half_ratio * v_before)
 
+
+SolverName = Literal["euler", "midpoint", "heun", "adams_bashforth"]
 
 SOLVERS: dict[str, type[Solver]] = {solver.name: solver for solver in (Euler, Midpoint, Heun, AdamsBashforth)}
 """Every solver by its name."""

@@ -7,7 +7,7 @@ from chordflow.policies.base import ChunkSpec, FlowPolicy, Role, VelocityModule
 from chordflow.policies.checkpoint import load_flow_policy, resolve_checkpoint, save_student
 from chordflow.policies.context import Context
 from chordflow.policies.files import relocate
-from chordflow.policies.inputs import check_inputs, say_replaced_names
+from chordflow.policies.inputs import check_inputs, print_replaced_names
 
 __all__ = [
     "ChunkSpec",
@@ -17,8 +17,8 @@ __all__ = [
     "VelocityModule",
     "check_inputs",
     "load_flow_policy",
+    "print_replaced_names",
     "relocate",
     "resolve_checkpoint",
     "save_student",
-    "say_replaced_names",
 ]

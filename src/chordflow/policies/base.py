@@ -1,4 +1,4 @@
-"""What every flow-matching policy answers, whatever its family.
+"""The interface of every flow-matching policy, whatever its family.
 
 Shapes: B batch, H chunk size, D padded action dimension, A real action dimension.
 Convention: t = 1 is noise, t = 0 is the action, v = d x / d t. An adapter converts its family's
@@ -139,7 +139,9 @@ class FlowPolicy(ABC):
         filled_from: parameters that LeRobot's loader fills with another's tensor where a file lacks them, and
             that other one's name.
         normalises_elsewhere: whether the family normalises by other steps than LeRobot's own normaliser, so that
-            nothing is asked of that one.
+            LeRobot's is not checked.
+        solver: by which the policy acts as it is deployed; LeRobot's own but for exported folders.
+        grid_power: of its steps.
 
     Raises:
         UserError: if the config asks for something that cannot be reflowed.
@@ -152,6 +154,8 @@ class FlowPolicy(ABC):
     supports_real_time_chunking: ClassVar[bool] = False
     filled_from: ClassVar[Mapping[str, str]] = {}
     normalises_elsewhere: ClassVar[bool] = False
+    solver: str = "euler"
+    grid_power: float = 1.0
 
     family: str
     policy_class: type[Any]
@@ -331,17 +335,13 @@ class FlowPolicy(ABC):
         own_law = type(self).sample_noise is not FlowPolicy.sample_noise
         return "its noise is not standard normal, as the runner draws it" if own_law else ""
 
-    def keep_cameras(self, keys: Collection[str]) -> None:
-        """Takes all other cameras out of the config, so that no blank image is encoded in their place."""
-        config = self.config
-        left_out = set(config.image_features) - set(keys)
-        config.input_features = {k: v for k, v in config.input_features.items() if k not in left_out}
-        if hasattr(config, "empty_cameras"):
-            config.empty_cameras = 0
+    def num_blank(self, shown: Collection[str]) -> int:
+        """How many blank, masked images LeRobot puts behind the cameras that are `shown`; `encode` leaves them out."""
+        return 0
 
     @property
     def statistics(self) -> Mapping[str, Mapping[str, Any]]:
-        """What the preprocessor knows of the observations that the policy was trained with, by the policy's names."""
+        """The preprocessor's statistics of the observations that the policy was trained with, by the policy's names."""
         return {
             self.own_name(key): values
             for step in self.preprocessor.steps

@@ -102,7 +102,7 @@ def load_flow_policy(
         if wrapped.default_num_steps < 1:
             name = f" ({wrapped.steps_field})" if hasattr(wrapped, "steps_field") else ""
             raise UserError(
-                f"{where}: {CONFIG} asks for {wrapped.default_num_steps} solver steps{name}; set at least 1."
+                f"{where}: {CONFIG} sets {wrapped.default_num_steps} solver steps{name}; set at least 1."
             )
         check_loaded(wrapped, weights, field)
         overrides: dict[str, Any] = {"device_processor": {"device": config.device}}
@@ -216,7 +216,7 @@ def check_loaded(policy: FlowPolicy, file: Path, field: str = "teacher.path") ->
             shape = tuple(part.get_shape())
             if shape != tuple(tensor.shape):
                 raise UserError(
-                    f"{where}: {key} has shape {shape}, but {CONFIG} asks for {tuple(tensor.shape)}; give its weights."
+                    f"{where}: {key} has shape {shape}, but {CONFIG} needs {tuple(tensor.shape)}; give its weights."
                 )
             loaded.add(tensor.data_ptr())
             start = part[:1] if shape else handle.get_tensor(key)
@@ -305,7 +305,7 @@ def save_student(
     for name, source in policy.filled_from.items():
         if source in keys:
             keys.setdefault(name, keys[source])
-    # The loader's copy of another tensor has the last word on it.
+    # The loader's copy of another tensor is what counts.
     for name, tensor in sorted(trained.items(), key=lambda item: item[0] in policy.filled_from):
         if name not in keys:
             raise UserError(

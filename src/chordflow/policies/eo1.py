@@ -153,7 +153,7 @@ class EO1FlowPolicy(FlowPolicy):
         if not torch.equal(is_action, expected.expand_as(is_action)) or start + horizon > width:
             raise UserError(
                 f"the prompts hold {is_action.sum(dim=1).tolist()} action tokens where chunk_size={horizon} in "
-                "config.json asks for as many in one run; make chunk_size in policy_preprocessor.json the same, and "
+                "config.json needs as many in one run; make chunk_size in policy_preprocessor.json the same, and "
                 "keep EO1's special tokens out of the task."
             )
         return start

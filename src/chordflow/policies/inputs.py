@@ -18,12 +18,12 @@ from chordflow.policies.base import FlowPolicy
 
 
 def check_inputs(policy: FlowPolicy, shapes: Mapping[str, Sequence[int]], where: str) -> list[str]:
-    """Makes sure that a policy can look at what is shown.
+    """Checks that observations have what a policy needs.
 
     Args:
-        policy: who looks; what its preprocessor renames is renamed.
+        policy: its preprocessor's renaming is applied.
         shapes: of one observation at one time, by the preprocessor's names. Three sizes make a camera.
-        where: who shows it, such as `dataset.repo_id=NAME`, for messages.
+        where: their source, such as `dataset.repo_id=NAME`, for messages.
 
     Returns:
         The cameras that the policy was trained with, by its statistics, and goes without here.
@@ -60,7 +60,7 @@ def check_inputs(policy: FlowPolicy, shapes: Mapping[str, Sequence[int]], where:
     return [key for key in missing if key in policy.statistics]
 
 
-def say_replaced_names(policy: FlowPolicy) -> None:
+def print_replaced_names(policy: FlowPolicy) -> None:
     """One line where `--rename_map` takes the place of what the checkpoint renames by itself."""
     if policy.replaced_rename_map:
         own = json.dumps(dict(policy.replaced_rename_map))

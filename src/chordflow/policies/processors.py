@@ -1,7 +1,7 @@
 """Whether a checkpoint's processors do what its config says, and whether one observation gets through.
 
 LeRobot passes on as it is what its normalising steps do not list, have no mode for, or have no statistics of: a policy
-then sees and gives numbers of another scale, without a word.
+then sees and gives numbers of another scale, and nothing reports it.
 
 Shapes: B batch, H chunk size, D padded action dimension, A real action dimension, T observed steps.
 """
@@ -88,7 +88,7 @@ def _fault(config: Any, steps: Sequence[Any], key: str, feature: PolicyFeature) 
     if not listing:
         there = "; ".join(map(_about, steps)) or "no step that normalises"
         return (
-            f"does not normalise {key}: it has {there}; {CONFIG} asks for {kind}={wanted.value}, and LeRobot passes on "
+            f"does not normalise {key}: it has {there}; {CONFIG} sets {kind}={wanted.value}, and LeRobot passes on "
             f"what is left out: {remedy}."
         )
     step = listing[0]

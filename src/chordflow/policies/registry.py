@@ -90,7 +90,7 @@ def missing_packages(family: str, where: str, error: BaseException) -> UserError
     """The sentence for a family whose packages are not installed."""
     # LeRobot's message continues with its own command, whose extra may have another name.
     what = reason(error).split(". ")[0]
-    remedy = "install what its distribution asks for"
+    remedy = "install what its distribution requires"
     if family in _ADAPTERS:
         remedy = f'install them with: pip install "lerobot[{_ADAPTERS[family][1]}]=={lerobot.__version__}"'
     return UserError(f"{where}, whose packages are not all installed ({what}); {remedy}")
@@ -118,7 +118,7 @@ def _fault(adapter: object, family: str) -> str | None:
     asked = ("family", "policy_class", "steps_field", "encoded_once")
     missing = [*(name for name in asked if not hasattr(adapter, name)), *sorted(adapter.__abstractmethods__)]
     if missing:
-        return f"does not answer {', '.join(missing)} (see docs/add-a-family.md)"
+        return f"does not define {', '.join(missing)} (see docs/add-a-family.md)"
     if adapter.family != family:
         return f"is for family {adapter.family!r}"
     if family not in PreTrainedConfig.get_known_choices():

@@ -61,7 +61,8 @@ def card(results: Results) -> str:
         is a Hub id, and named in the text otherwise.
     """
     student = next((info for info in results.policies if info.name == STUDENT), None)
-    path = _code(results.student or results.teacher)
+    exported = student.exported if student is not None else None
+    path = _code(exported.checkpoint if exported is not None else results.student or results.teacher)
     lines = [
         f"---\n{_front_matter(results).to_yaml(line_break='\n')}\n---\n",
         f"# {escape(_name(results))}",

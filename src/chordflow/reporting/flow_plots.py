@@ -10,7 +10,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from chordflow.reporting import plots
-from chordflow.reporting.flow_tables import curvature_by_time, dimension_shares, parts, real_dims
+from chordflow.reporting.flow_tables import curvature_by_time, dimension_shares, real_dims, stretches
 from chordflow.reporting.plots import Plot
 from chordflow.reporting.section import at, in_order, ordered, way
 from chordflow.results.actions import (
@@ -50,7 +50,7 @@ def _gap_panel(
     results: Results, which: Reference, rows: Sequence[GapRow], reach: tuple[float, float]
 ) -> Plot:
     figure = plots.canvas(400, "network evaluations for a chunk", "RMS gap, % of the teacher's spread")
-    look = plots.looks(results)
+    look = plots.styles(results)
     solvers = sorted({row.solver for row in rows} - {"euler"})
     crowded = len({row.policy for row in rows}) > 2
 
@@ -92,7 +92,7 @@ def _gap_panel(
         yaxis=plots.log_axis(*reach, range=[math.log10(end) for end in reach]),
     )
     target = (
-        f"the teacher as deployed ({steps(results.teacher_num_steps)})"
+        f"the deployed teacher ({steps(results.teacher_num_steps)})"
         if which == "deployed"
         else f"its converged ODE ({rows[0].reference_num_steps} steps)"
     )
@@ -136,7 +136,7 @@ def trajectories(results: Results) -> list[Plot]:
     axes = f"first component of the chunk{shares[0]}", f"second component{shares[1]}"
     panels: list[Plot] = []
     for name, rows in kept.items():
-        colour = plots.looks(results)[name].colour
+        colour = plots.styles(results)[name].colour
         figure = plots.canvas(430, *axes, **ranges)
         figure.add_scatter(
             x=_joined([row.x[0], row.x[-1]] for row in rows), y=_joined([row.y[0], row.y[-1]] for row in rows),
@@ -212,21 +212,21 @@ def _curved(results: Results) -> list[CurvatureRow]:
 def _by_time(results: Results, rows: Sequence[CurvatureRow]) -> Plot:
     figure = plots.canvas(340, "t: 1 is noise, 0 is the action", "curvature, %")
     figure.update_layout(xaxis={"range": [1.02, -0.02]}, yaxis={"rangemode": "tozero"})
-    said, dashes = [], {"circle": "solid", "square": "dash"}
+    texts, dashes = [], {"circle": "solid", "square": "dash"}
     for row in rows:
-        look, values, name = plots.looks(results)[row.policy], curvature_by_time(row), plots.label(way(row))
-        said_at = [f"{percent(v)} at t = {t:.2f}" for t, v in zip(row.times, values, strict=True)]
+        look, values, name = plots.styles(results)[row.policy], curvature_by_time(row), plots.label(way(row))
+        at_times = [f"{percent(v)} at t = {t:.2f}" for t, v in zip(row.times, values, strict=True)]
         figure.add_scatter(
             x=plots.rounded(row.times), y=plots.rounded(100 * v for v in values), name=name, mode="lines",
             line={"color": look.colour, "width": 2, "dash": dashes.get(look.symbol, "dot")},
-            hoverinfo="text", hovertext=[plots.hover(name, text) for text in said_at],
+            hoverinfo="text", hovertext=[plots.hover(name, text) for text in at_times],
         )  # fmt: skip
         peak = max(range(len(values)), key=values.__getitem__)
-        said.append(
+        texts.append(
             f"{way(row)} {percent(row.curvature)}{span(row.interval, percent)} in all, "
             f"highest {percent(values[peak])} at t = {row.times[peak]:.2f}"
         )
-    caption = f"Relative deviation of the velocity from the chord: {'; '.join(said)}."
+    caption = f"Relative deviation of the velocity from the chord: {'; '.join(texts)}."
     return Plot("curvature-time", "Curvature by time", caption, figure)
 
 
@@ -240,25 +240,25 @@ def _shares(results: Results, shares: Shares, axis: str, height: int) -> go.Figu
     for policy, own in shares.items():
         name = plots.label(policy)
         hovers = [plots.hover(name, f"{what}: {percent(share)} of S") for what, share in own.items()]
-        lengths, colour = [100 * share for share in own.values()], plots.looks(results)[policy].colour
+        lengths, colour = [100 * share for share in own.values()], plots.styles(results)[policy].colour
         plots.add_bars(figure, lengths, name, hovers, colour=colour)
     return figure
 
 
 def _by_part(results: Results, rows: Sequence[CurvatureRow]) -> Plot:
     shares: Shares = {
-        r.policy: {f"t from {p.begin:.2f} to {p.end:.2f}": p.share for p in parts(r)} for r in rows
+        r.policy: {f"t from {p.begin:.2f} to {p.end:.2f}": p.share for p in stretches(r)} for r in rows
     }
     figure = _shares(results, shares, "t, from noise to action", 340)
-    largest = {row.policy: max(parts(row), key=lambda part: part.share) for row in rows}
-    said = [
+    largest = {row.policy: max(stretches(row), key=lambda part: part.share) for row in rows}
+    texts = [
         f"{clean(policy)} most between t = {part.begin:.2f} and {part.end:.2f}, {percent(part.share, 0)} of its S"
         for policy, part in largest.items()
     ]
-    own = parts(rows[-1])
-    texts = [f"{part.begin:.1f}–{part.end:.1f}" for part in own]
-    figure.update_layout(xaxis=plots.ticks(range(len(own)), texts, tickangle=-45))
-    caption = f"Where the paths leave their chords: {'; '.join(said)}."
+    own = stretches(rows[-1])
+    spans = [f"{part.begin:.1f}–{part.end:.1f}" for part in own]
+    figure.update_layout(xaxis=plots.ticks(range(len(own)), spans, tickangle=-45))
+    caption = f"Where the paths leave their chords: {'; '.join(texts)}."
     return Plot("curvature-parts", "Where in time the path bends", caption, figure)
 
 
@@ -272,11 +272,11 @@ def curvature_by_dimension(results: Results) -> list[Plot]:
     }
     figure = _shares(results, shares, "action dimension", 300)
     largest = {policy: max(own.items(), key=lambda pair: pair[1]) for policy, own in shares.items()}
-    said = [f"{clean(policy)} {name}, {percent(share, 0)}" for policy, (name, share) in largest.items()]
+    texts = [f"{clean(policy)} {name}, {percent(share, 0)}" for policy, (name, share) in largest.items()]
     few = len(dimension_shares(rows[0])) <= 12
     figure.update_layout(xaxis={"tickformat": "d"} | ({"dtick": 1} if few else {}))
     kind = "real" if real_dims(rows[0]) is not None else "padded"
-    caption = f"Share of S by {kind} dimension; the most: {'; '.join(said)}."
+    caption = f"Share of S by {kind} dimension; the most: {'; '.join(texts)}."
     return [Plot("curvature-dims", "Which dimensions bend", caption, figure)]
 
 

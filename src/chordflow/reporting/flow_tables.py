@@ -50,7 +50,7 @@ _ratio = "{:.2f}".format
 # ---- Action gaps ----------------------------------------------------------------------------------------
 
 
-class Way(NamedTuple):
+class ShownWay(NamedTuple):
     """A way to act with its gaps to the deployed teacher and to the converged ODE; the floor is one of its own."""
 
     policy: PolicyName
@@ -72,10 +72,10 @@ def summary(results: Results) -> Section | None:
     """The ways to act that a verdict is about, with success, gap and time; None where none of these was measured."""
     shown = [way for way in _summarised(results) if way.row is not None or way.success is not None]
     which = "near" if any(way.near is not None for way in shown) else "far"
-    goal = steps(results.teacher_num_steps) if which == "near" else "its converged ODE"
+    goal = "deployed teacher" if which == "near" else "converged ODE"
     timed = results.timed
 
-    def time(way: Way) -> float | None:
+    def time(way: ShownWay) -> float | None:
         nfe = way.row.nfe if way.row is not None else way.num_steps if way.solver == "euler" else None
         return timed.relative(nfe) if timed is not None and nfe is not None else None
 
@@ -84,21 +84,20 @@ def summary(results: Results) -> Section | None:
         POLICY,
         STEPS,
         Column("success %,\n95 % interval", lambda w: rate(w.success) if w.success else None, percentage),
-        Column("action\ngap", _of(which, "rms"), _gap_percent,
-               f"Action gap: RMS distance to the actions of the teacher at {goal}, from the same noise, relative to "
-               "their spread."),
+        Column(f"gap to the\n{goal}", _of(which, "rms"), _gap_percent,
+               f"Gap: RMS distance to the actions of the {goal} from the same noise, relative to their spread."),
         Column("time of\na chunk", time, _ratio, "Time: 1 is the teacher's as deployed."),
         below=NO_TIMES if results.timings_unreliable else "", marked=partial(is_student, results),
     )  # fmt: skip
     return section if section is not None and len(section.heads) > 2 else None
 
 
-def _of(which: str, name: str) -> Callable[[Way], Any]:
+def _of(which: str, name: str) -> Callable[[ShownWay], Any]:
     """A field of one of a way's gaps; None where that gap was not measured."""
     return lambda way: getattr(getattr(way, which), name, None)
 
 
-def _summarised(results: Results) -> list[Way]:
+def _summarised(results: Results) -> list[ShownWay]:
     deployed, n = results.teacher_num_steps, results.student_num_steps
     counts = {deployed, n or 1}
     counts |= {row.num_steps for row in results.success if row.policy == TEACHER and row.is_stock}
@@ -109,13 +108,17 @@ def _summarised(results: Results) -> list[Way]:
     if results.free is not None and best is not None and not best.is_stock:
         solved = results.success_of(TEACHER, best.num_steps, solver=best.solver, grid_power=best.grid_power)
         near = results.free.best(2, "deployed")
-        ways.append(Way(TEACHER, best.solver, best.num_steps, near, best, solved, grid_power=best.grid_power))
+        ways.append(
+            ShownWay(TEACHER, best.solver, best.num_steps, near, best, solved, grid_power=best.grid_power)
+        )
     return ways + [_way(results, name, num_steps) for name, num_steps in candidates(results)]
 
 
-def _way(results: Results, policy: PolicyName, num_steps: int, solver: str = "euler") -> Way:
+def _way(results: Results, policy: PolicyName, num_steps: int, solver: str = "euler") -> ShownWay:
     near, far = (results.gap(policy, num_steps, kind, solver) for kind in ("deployed", "converged"))
-    return Way(policy, solver, num_steps, near, far, results.success_of(policy, num_steps, solver=solver))
+    return ShownWay(
+        policy, solver, num_steps, near, far, results.success_of(policy, num_steps, solver=solver)
+    )
 
 
 def gaps(results: Results) -> Section | None:
@@ -124,37 +127,38 @@ def gaps(results: Results) -> Section | None:
     flips = ", flips" * any(row.flip_rate is not None for row in results.gaps)
     floor, timed = results.floor, results.timed
 
-    def rms(which: str, goal: object) -> list[Column[Way]]:
+    def rms(which: str, goal: str) -> list[Column[ShownWay]]:
         return [
-            Column(f"RMS\nto {goal}", _of(which, "rms"), _gap_percent),
+            Column(f"RMS to\n{goal}", _of(which, "rms"), _gap_percent),
             Column("95 %\ninterval", _of(which, "interval")),
             Column("of\nnoise", lambda way: _of_noise(results, getattr(way, which)), _whole_percent),
         ]
 
-    def time(way: Way) -> float | None:
+    def time(way: ShownWay) -> float | None:
         return timed.relative(way.row.nfe) if timed and way.row and not way.is_floor else None
 
     found = {(row.policy, row.num_steps, row.solver) for row in results.gaps}
     rows = in_order(results, (_way(results, *one) for one in found))
-    said = [_normalisation(results)]
+    notes = [_normalisation(results)]
     if floor is not None:
-        rows.append(Way(TEACHER, "euler", floor.num_steps, None, floor, is_floor=True))
-        said.append(
-            f"Floor: the teacher at {steps(floor.num_steps)} to its own converged ODE, below which a gap means little."
+        rows.append(ShownWay(TEACHER, "euler", floor.num_steps, None, floor, is_floor=True))
+        notes.append(
+            f"Floor: the deployed teacher ({steps(floor.num_steps)}) to its converged ODE ({fine} steps); a "
+            "smaller gap means little."
         )
     if any(not row.is_stock for row in results.gaps):
-        said.append(STOCK)
+        notes.append(STOCK)
     return table(
-        "gap", "Action gap to the teacher from the same noise, relative to its spread, held out", rows,
+        "gap", "Gap to the deployed teacher and to its converged ODE, relative to its spread, held out", rows,
         Column("policy", lambda w: "floor" if w.is_floor else way(w)),
         STEPS,
         *([Column("nfe", _of("row", "nfe"))] if any(r.nfe != r.num_steps for r in results.gaps) else []),
-        *rms("near", results.teacher_num_steps),
+        *rms("near", "deployed"),
         Column("median", _of("row", "median"), _gap_percent,
                f"Median{flips} and differences (robot's units) are to the deployed teacher where that gap was "
-               "measured, else to the ODE."),
+               "measured, else to the converged ODE."),
         Column("flips", _of("row", "flip_rate"), _gap_percent),
-        *rms("far", fine),
+        *rms("far", "converged"),
         Column("mean\ndiff.", _of("row", "mean_abs"), amount),
         Column("max\ndiff.", _of("row", "max_abs"), amount),
         Column("to the\nuntrained", _of("row", "ratio_to_untrained"), _ratio,
@@ -162,7 +166,7 @@ def gaps(results: Results) -> Section | None:
         Column("to the\nfloor", _of("far", "ratio_to_floor"), _ratio,
                "To the floor: RMS to the converged ODE over that of the teacher as deployed."),
         Column("time", time, _ratio, "Time of a chunk: 1 is the teacher's as deployed."),
-        below=" ".join(text for text in said if text),
+        below=" ".join(text for text in notes if text),
         marked=lambda way: not way.is_floor and is_student(results, way),
     )  # fmt: skip
 
@@ -203,11 +207,11 @@ def free(results: Results) -> Section | None:
 
     others = dict.fromkeys(row.policy for row in found.others if row.policy != TEACHER)
     return table(
-        "free", "Without training: the teacher by the best solver and grid for each number of evaluations", rows,
+        "free", "Without training: the solver and grid of the smallest gap to the converged ODE", rows,
         Column("best way", lambda row: clean(row.solver) + _grid(row.grid_power)),
         STEPS,
         Column("nfe", lambda row: row.nfe),
-        Column(f"RMS\nto {rows[0].reference_num_steps}", lambda row: row.rms, _gap_percent),
+        Column("RMS to\nconverged", lambda row: row.rms, _gap_percent),
         Column("95 %\ninterval", lambda row: row.interval),
         Column("of\nnoise", partial(_of_noise, results), _whole_percent),
         Column("even\nEuler", partial(euler_beside, results), _gap_percent),
@@ -256,7 +260,7 @@ def _relative(row: CurvatureRow, s: float) -> float:
     return math.sqrt(max(s, 0.0) / (row.s / row.curvature**2)) if row.curvature > 0 else 0.0
 
 
-class Part(NamedTuple):
+class Stretch(NamedTuple):
     """A stretch of the way from noise (t = 1) to action (t = 0)."""
 
     begin: float
@@ -265,7 +269,7 @@ class Part(NamedTuple):
     share: float
 
 
-def parts(row: CurvatureRow) -> list[Part]:
+def stretches(row: CurvatureRow) -> list[Stretch]:
     """Curvature and share of S in tenths of the way; fewer where the grid is coarser."""
     grid, total = len(row.s_by_time), sum(row.s_by_time)
     if not grid or len(row.times) != grid:
@@ -275,17 +279,17 @@ def parts(row: CurvatureRow) -> list[Part]:
     for low, high in itertools.pairwise(round(i * grid / number) for i in range(number + 1)):
         inside = sum(row.s_by_time[low:high])
         share = inside / total if total > 0 else 0.0
-        found.append(Part(times[low], times[high], _relative(row, inside / (high - low)), share))
+        found.append(Stretch(times[low], times[high], _relative(row, inside / (high - low)), share))
     return found
 
 
 def curvature_over_time(results: Results) -> Section | None:
     """Curvature of each policy in tenths of the way; None where it was not measured."""
-    rows = [row for row in in_order(results, results.curvature) if parts(row)]
-    if len({len(parts(row)) for row in rows}) > 1:
+    rows = [row for row in in_order(results, results.curvature) if stretches(row)]
+    if len({len(stretches(row)) for row in rows}) > 1:
         return None
 
-    def part(place: int, name: str, head: str) -> Column[tuple[Part, ...]]:
+    def part(place: int, name: str, head: str) -> Column[tuple[Stretch, ...]]:
         return Column(head, lambda of: getattr(of[place], name), percent)
 
     columns = []
@@ -295,7 +299,7 @@ def curvature_over_time(results: Results) -> Section | None:
             columns.append(part(place, "share", f"{name},\nshare of S"))
     return table(
         "curvature-time", "Curvature by time, from the noise (t = 1) to the action (t = 0)",
-        zip(*map(parts, rows), strict=True),
+        zip(*map(stretches, rows), strict=True),
         Column("t", lambda of: Cell(f"{of[0].begin:.2f} to {of[0].end:.2f}", -of[0].begin)),
         *columns,
         left=0, page_only=results.kind == "reflow" or len(rows) > 1,
@@ -303,12 +307,12 @@ def curvature_over_time(results: Results) -> Section | None:
 
 
 def real_dims(row: CurvatureRow) -> int | None:
-    """Number of real dimensions, where the row tells it."""
+    """Number of real dimensions, where the row has it."""
     return len(row.s_by_time_and_dim[0]) if row.s_by_time_and_dim else None
 
 
 def dimension_shares(row: CurvatureRow) -> list[float]:
-    """Share of S in each dimension: the real ones where the row tells them, otherwise all padded ones."""
+    """Share of S in each dimension: the real ones where the row has them, otherwise all padded ones."""
     values = row.s_by_dim[: real_dims(row)]
     total = sum(values)
     return [value / total if total > 0 else 0.0 for value in values]

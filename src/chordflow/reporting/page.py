@@ -22,12 +22,12 @@ from chordflow.reporting.plots import Plot
 from chordflow.reporting.section import Section
 from chordflow.reporting.table import facts, findings, sections
 from chordflow.results.episodes import Clip
-from chordflow.results.findings import next_command, verdict
+from chordflow.results.findings import next_commands, verdict
 from chordflow.results.schema import Results
 from chordflow.results.wording import clean, plural, size
 
 IN_SIGHT = 5
-"""Findings that are shown before one asks for more."""
+"""Findings that are shown unfolded."""
 
 TITLES = {"reflow": "Reflow", "diagnose": "Diagnosis", "evaluate": "Evaluation"}
 
@@ -128,7 +128,7 @@ def page(results: Results, folder: str | Path) -> str:
         kind=kind,
         results=results,
         verdict=verdict(results),
-        next=next_command(results),
+        next=next_commands(results),
         summary=tables.get("summary"),
         findings=found[:IN_SIGHT],
         more=found[IN_SIGHT:],
@@ -201,7 +201,7 @@ def _parts(results: Results, folder: Path, tables: dict[str, Section]) -> Iterat
     yield Part("motion", "Motion", [rollout_plots.motion(results)], shown("motion"))
     yield Part(
         "delays", "Under an inference delay", [rollout_plots.delays(results)], shown("delays"),
-        "On a robot the next chunk is asked for while the last one still runs.",
+        "On a robot the next chunk is requested while the last one still runs.",
     )  # fmt: skip
     yield Part("timing", "Where rollouts spend their time", [rollout_plots.timing(results)], shown("timing"))
     yield Part("training", "Training", [flow_plots.loss(results)], [])
@@ -227,7 +227,7 @@ class Embedded:
     """A clip as the page shows it.
 
     Attributes:
-        clip: what the results say of it.
+        clip: its record in the results.
         text: what happens in it.
         note: why it is not shown, a sentence; empty where it is.
         source: the whole file as a data URI; empty where it could not be taken in.
@@ -249,7 +249,7 @@ def embed(clip: Clip, folder: Path) -> Embedded:
     Returns:
         The clip, or a note why it is not shown: nothing about a clip keeps a page from being made.
     """
-    shown = Embedded(clip, _told(clip))
+    shown = Embedded(clip, _outcomes(clip))
     try:
         path = (folder / clip.path).resolve()
         kind = KINDS.get(path.suffix.lower())
@@ -275,8 +275,8 @@ def embed(clip: Clip, folder: Path) -> Embedded:
     return replace(shown, note=f"{clean(clip.path)} {why}", source="")
 
 
-def _told(clip: Clip) -> str:
-    """What happens in a clip, in words: how often each column succeeds."""
+def _outcomes(clip: Clip) -> str:
+    """How often each column of a clip succeeds, in words."""
     columns = []
     for index, name in enumerate(clip.columns):
         won = sum(row[index] for row in clip.outcomes if index < len(row))

@@ -23,7 +23,7 @@ NEUTRAL = "#808388"
 """Reference lines: floor, ceiling, margin, chords."""
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "pentagon", "hexagon")
-"""Marker of each policy, so that nothing is told by colour alone."""
+"""Marker of each policy, so that colour is never the only mark."""
 
 SEQUENTIAL = [[0.0, "#fff7ea"], [0.25, "#f5c98f"], [0.5, "#e08a4b"], [0.75, "#b04a35"], [1.0, "#5a1733"]]
 """Light to dark in even steps of lightness."""
@@ -72,23 +72,23 @@ def rounded(values: Iterable[float]) -> list[float]:
 
 
 @dataclass(frozen=True)
-class Look:
+class Style:
     """Colour and marker of a policy, the same in all plots of a page."""
 
     colour: str
     symbol: str
 
 
-def looks(results: Results) -> dict[PolicyName, Look]:
+def styles(results: Results) -> dict[PolicyName, Style]:
     """Colour and marker of every policy that the results name."""
     rows: list[Any] = [
         *results.curvature, *results.gaps, *results.success, *results.trajectories, *results.motion,
         *results.delays, *results.sequential, *results.timing, *results.flip_checks,
     ]  # fmt: skip
     names = ordered(results, [*(policy.name for policy in results.policies), *(row.policy for row in rows)])
-    found = {TEACHER: Look(TEACHER_BLUE, SYMBOLS[0]), STUDENT: Look(STUDENT_ORANGE, SYMBOLS[1])}
+    found = {TEACHER: Style(TEACHER_BLUE, SYMBOLS[0]), STUDENT: Style(STUDENT_ORANGE, SYMBOLS[1])}
     for place, name in enumerate(name for name in names if name not in found):
-        found[name] = Look(OTHERS[place % len(OTHERS)], SYMBOLS[(2 + place) % len(SYMBOLS)])
+        found[name] = Style(OTHERS[place % len(OTHERS)], SYMBOLS[(2 + place) % len(SYMBOLS)])
     return found
 
 
@@ -184,7 +184,7 @@ def add_bars(
 ) -> None:
     """Add bars with their hover boxes, standing at `places`, by default at 0, 1, 2, or lying across.
 
-    Stacks are told apart by a hatch over the colour; `trace` are further settings of plotly's.
+    A hatch over the colour marks a stack; `trace` are further settings of plotly's.
     """
     long, at = rounded(values), list(range(len(hovers))) if places is None else rounded(places)
     pattern = {"shape": hatch, "size": 7, "solidity": 0.25, "fillmode": "overlay", "fgcolor": "#ffffff"}

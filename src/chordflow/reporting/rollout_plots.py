@@ -29,7 +29,7 @@ MOST_GROUPS = 8
 """Instructions that have a panel of their own; the table has all."""
 
 
-class Row(NamedTuple):
+class Mark(NamedTuple):
     """A figure with its interval and in words, of a row of results; `more` is a further line of the hover box."""
 
     of: Any
@@ -40,13 +40,13 @@ class Row(NamedTuple):
 
 
 def _forest(
-    results: Results, axis: str, rows: Sequence[Row], scale: float = 100, **x: Any
+    results: Results, axis: str, rows: Sequence[Mark], scale: float = 100, **x: Any
 ) -> tuple[go.Figure, str]:
     """A row for each way to act with its interval, by default in percent, and all of it in words."""
     names = plots.rows_axis([brief(row.of) for row in rows])
     figure = plots.canvas(plots.rows_height(len(rows)), axis, "", showlegend=False, yaxis=names, xaxis=x)
     for place, row in enumerate(rows):
-        name, look = plots.label(at(row.of)), plots.looks(results)[row.of.policy]
+        name, look = plots.label(at(row.of)), plots.styles(results)[row.of.policy]
         plots.add_marks(
             figure, [scale * row.value], [place], name, [plots.hover(name, row.text, *[row.more] * bool(row.more))],
             colour=look.colour, symbol=look.symbol, size=11, cliponaxis=False,
@@ -66,15 +66,15 @@ def success(results: Results) -> list[Plot]:
     first = "all" if "all" in groups else next(iter(groups))
     panels = [_rates(results, first, groups[first], "success")]
     pairs = [(row, row.versus_teacher.difference) for row in groups[first] if row.versus_teacher is not None]
-    if rows := [Row(row, found.value, found.interval, estimate(found, points)) for row, found in pairs]:
-        figure, said = _differences(results, rows, margin := _margin(results))
+    if rows := [Mark(row, found.value, found.interval, estimate(found, points)) for row, found in pairs]:
+        figure, in_words = _differences(results, rows, margin := _margin(results))
         drawn = (
             f" The dashed line is the margin of {tables.points_of(margin)} points."
             if margin is not None
             else ""
         )
         title = "Success against the deployed teacher, paired"
-        panels.append(Plot("difference", title, f"{said} points.{drawn} 95 % intervals.", figure))
+        panels.append(Plot("difference", title, f"{in_words} points.{drawn} 95 % intervals.", figure))
     return panels
 
 
@@ -95,12 +95,12 @@ def _margin(results: Results) -> float | None:
 
 def _rates(results: Results, group: str, found: list[SuccessRow], key: str) -> Plot:
     rows = [
-        Row(row, row.rate, row.interval, _rate_text(row), f"{row.successes} of {row.episodes} episodes")
+        Mark(row, row.rate, row.interval, _rate_text(row), f"{row.successes} of {row.episodes} episodes")
         for row in found
     ]
-    figure, said = _forest(results, "success, %", rows, range=_rate_range(found))
+    figure, in_words = _forest(results, "success, %", rows, range=_rate_range(found))
     title = "Success over all episodes" if group == "all" else f"Success: {clean(group)}"
-    return Plot(key, title, f"{said}. Wilson's 95 % intervals, {tables.how_many(found)} each.", figure)
+    return Plot(key, title, f"{in_words}. Wilson's 95 % intervals, {tables.how_many(found)} each.", figure)
 
 
 def _rate_text(row: SuccessRow | DelayRow) -> str:
@@ -112,14 +112,14 @@ def _rate_range(rows: Sequence[SuccessRow | DelayRow]) -> list[float]:
     return [max(0.0, 100 * low - 4) if low > 0.3 else 0, 100]
 
 
-def _differences(results: Results, rows: Sequence[Row], margin: float | None) -> tuple[go.Figure, str]:
-    figure, said = _forest(results, "points to the deployed teacher", rows)
+def _differences(results: Results, rows: Sequence[Mark], margin: float | None) -> tuple[go.Figure, str]:
+    figure, in_words = _forest(results, "points to the deployed teacher", rows)
     line = {"color": plots.NEUTRAL, "width": 1.2}
     figure.add_shape(type="line", x0=0, x1=0, y0=0, y1=1, yref="paper", line=line, layer="below")
     if margin is not None:
         plots.reference_line(figure, f"margin {points(-margin)}", x=-100 * margin)
         figure.update_layout(margin={"t": 34})
-    return figure, said
+    return figure, in_words
 
 
 def sequential(results: Results) -> list[Plot]:
@@ -131,13 +131,13 @@ def sequential(results: Results) -> list[Plot]:
             f"{found.decision} after {plural(found.episodes, 'episode')}, difference within [{points(found.low)}, "
             f"{points(found.high)}] points"
         )
-        rows.append(Row(row, (found.low + found.high) / 2, Interval(found.low, found.high), text))
+        rows.append(Mark(row, (found.low + found.high) / 2, Interval(found.low, found.high), text))
     if not rows:
         return []
     margin = results.sequential[0].decision.margin
-    figure, said = _differences(results, rows, margin)
+    figure, in_words = _differences(results, rows, margin)
     caption = (
-        f"{said}. The dashed line is the margin of {tables.points_of(margin)} points; marks are middles."
+        f"{in_words}. The dashed line is the margin of {tables.points_of(margin)} points; marks are middles."
     )
     return [Plot("sequential", "Where the sequential run stopped", caption, figure)]
 
@@ -150,9 +150,9 @@ def motion(results: Results) -> list[Plot]:
     panels: list[Plot] = []
     for measure, rows in tables.motion_rows(results).items():
         unit = "s" if measure == "seconds" else "control steps" if measure == "length" else "robot's units"
-        shown = [Row(row, row.mean.value, row.mean.interval, estimate(row.mean)) for row in rows]
-        figure, said = _forest(results, f"{measure}, {unit}", shown, 1, rangemode="tozero", nticks=6)
-        caption = f"{said}. In {tables.MOTION_UNITS[measure]}; 95 % intervals."
+        shown = [Mark(row, row.mean.value, row.mean.interval, estimate(row.mean)) for row in rows]
+        figure, in_words = _forest(results, f"{measure}, {unit}", shown, 1, rangemode="tozero", nticks=6)
+        caption = f"{in_words}. In {tables.MOTION_UNITS[measure]}; 95 % intervals."
         panels.append(Plot(f"motion-{len(panels)}", measure.capitalize(), caption, figure))
     return panels
 
@@ -191,7 +191,7 @@ def _delay_panel(key: str, rows: Sequence[DelayRow]) -> Plot:
             colour=colour, symbol=symbol, size=9, dash=dash, cliponaxis=False,
             error_y=plots.error([row.rate for row in own], [row.interval for row in own]),
         )  # fmt: skip
-    said = [
+    texts = [
         tables.MODES[row.mode]
         + (f" with weight {row.guidance_weight:g}" if row.guidance_weight is not None else "")
         + f" {_rate_text(row)}"
@@ -199,7 +199,7 @@ def _delay_panel(key: str, rows: Sequence[DelayRow]) -> Plot:
         if row.delay == delays[-1]
     ]
     longest = plural(delays[-1], "control step")
-    caption = f"At a delay of {longest}: {'; '.join(said)}. Wilson's 95 % intervals."
+    caption = f"At a delay of {longest}: {'; '.join(texts)}. Wilson's 95 % intervals."
     return Plot(key, f"Under a delay: {at(rows[0])}", caption, figure)
 
 
@@ -262,8 +262,8 @@ def timing(results: Results) -> list[Plot]:
     }
     for what, (colour, hatch) in styles.items():
         shares = [getattr(row, tables.SPENT[what]) / row.total_s if row.total_s > 0 else 0.0 for row in rows]
-        said = [f"{what} {percent(share)}" for share in shares]
-        hovers = [plots.hover(plots.label(at(row)), text) for row, text in zip(rows, said, strict=True)]
+        texts = [f"{what} {percent(share)}" for share in shares]
+        hovers = [plots.hover(plots.label(at(row)), text) for row, text in zip(rows, texts, strict=True)]
         lengths = [100 * share for share in shares]
         plots.add_bars(figure, lengths, what, hovers, colour=colour, hatch=hatch, across=True)
     overheads = "; ".join(f"{at(row)} {percent(row.overhead)}" for row in rows)

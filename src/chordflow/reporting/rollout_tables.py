@@ -98,10 +98,10 @@ def how_many(rows: list[SuccessRow]) -> str:
 
 
 def noninferiority(results: Results) -> Section | None:
-    """What the pairs say at the margin, over all episodes; None where nobody asked."""
+    """What the pairs say at the margin, over all episodes; None where there is no margin."""
     rows = by_group(results).get("all", [])
     found = [(row, row.noninferiority) for row in rows if row.noninferiority is not None]
-    margins = " or ".join(points_of(margin) for margin in sorted({said.margin for _, said in found}))
+    margins = " or ".join(points_of(margin) for margin in sorted({decision.margin for _, decision in found}))
     return table(
         "noninferiority", f"Not worse than the teacher by more than {margins} points?", found,
         Column("policy", lambda of: POLICY.value(of[0])),
@@ -149,7 +149,7 @@ def sequential(results: Results) -> Section | None:
 
 
 def flip_checks(results: Results) -> Section | None:
-    """Flips of first chunks against the sides taken; None where the environment tells none."""
+    """Flips of first chunks against the sides taken; None where the environment reports none."""
     return table(
         "flips", "Flips of first chunks against the side that was taken", results.flip_checks,
         POLICY,
@@ -198,7 +198,7 @@ def motion_rows(results: Results) -> dict[str, list[MotionRow]]:
 MODES = {
     "none": "no delay",
     "sync": "waits",
-    "async": "goes on, then switches",
+    "async": "continues, then switches",
     "rtc": "real-time chunking",
 }
 """What the robot does while the next chunk is made."""
@@ -286,6 +286,9 @@ def latency(results: Results) -> Section | None:
     for n in chunk_steps(results):
         name = f"chunk at {steps(n)}{'' if n in measured else ', summed up'}"
         rows.append(Time(name, timed.chunk_s(n), measured.get(n), timed.relative(n)))
+    for policy, made in timed.exported.items():
+        name, time = f"chunk at {steps(made.num_steps)}, {clean(policy)} (exported)", made.seconds
+        rows.append(Time(name, time.p50, time, time.p50 / timed.teacher_s))
     if (own := timed.processors_s) is not None:
         rows.append(Time("processors, not a part of the above", own, None, own / whole))
 
@@ -316,7 +319,8 @@ def policies(results: Results) -> Section | None:
     return table(
         "policies", "Policies that were compared", results.policies,
         Column("policy", lambda row: clean(row.name)),
-        Column("checkpoint", lambda row: clean(row.path)),
+        Column("checkpoint", lambda row: clean(row.path) + (f" (exported, {row.exported.precision}, of "
+               f"{clean(row.exported.checkpoint)})" if row.exported else "")),
         Column("family", lambda row: clean(row.family)),
         STEPS,
         Column("parameters", lambda row: row.parameters),

@@ -52,7 +52,10 @@ PLOTS: list[list[Shown]] = [
         Shown("loss", "Training loss", "loss", figures.loss),
         Shown("curvature", "Curvature", "curvature, %", figures.curvature),
     ],
-    [Shown(f"gap-{n}", f"Gap at {steps(n)}", "RMS gap, %", figures.gap(n)) for n in STEP_COUNTS],
+    [
+        Shown(f"gap-{n}", f"Gap at {steps(n)} to the converged ODE", "RMS gap, %", figures.gap(n))
+        for n in STEP_COUNTS
+    ],
     [
         Shown("spread", "Spread over noise at one step", "of the teacher's, %", figures.diversity("spread")),
         Shown("modes", "All modes kept at one step", "observations, %", figures.diversity("modes_kept")),
@@ -84,7 +87,7 @@ def page(study: Study) -> str:
         subtitle=f"{figures.budget(study)} each, seeds {', '.join(map(str, study.seeds))}",
         teacher=study.teacher,
         # A browser breaks lines within an arrow of two characters.
-        headline=figures.headline(study).replace("->", "\u2192"),
+        answers=[text.replace("->", "\u2192") for text in figures.answers(study)],
         groups=groups,
         sections=sections(study),
         facts=facts(study),
@@ -155,17 +158,17 @@ def _draw(study: Study, shown: Shown) -> Plot | None:
                 x=[*x, *reversed(x)], y=rounded(scale * value for value in band), mode="lines", fill="toself",
                 line={"width": 0}, fillcolor=colour, opacity=0.18, hoverinfo="skip", showlegend=False, legendgroup=name,
             )  # fmt: skip
-        said = [(text(p.spread.middle), f"{text(p.spread.low)} to {text(p.spread.high)}") for p in points]
+        ranges = [(text(p.spread.middle), f"{text(p.spread.low)} to {text(p.spread.high)}") for p in points]
         hovers = [
             hover(label(f"{name}, {point.at}", 60), ", ".join(texts))
-            for point, texts in zip(points, said, strict=True)
+            for point, texts in zip(points, ranges, strict=True)
         ]
         add_marks(
             figure, x, [scale * point.spread.middle for point in points], label(name, 40), hovers, colour=colour,
             dash=dash, symbol=SYMBOLS[place % len(SYMBOLS)], size=7, legendgroup=name,
             mode="lines+markers" if len(x) <= MOST_MARKERS else "lines",
         )  # fmt: skip
-        ends.append(f"{clean(name)} {said[-1][0]} ({said[-1][1]})")
+        ends.append(f"{clean(name)} {ranges[-1][0]} ({ranges[-1][1]})")
     every = [point for points in lines.values() for point in points]
     low, high = min(point.spread.low for point in every), max(point.spread.high for point in every)
     is_log = shown.key not in ("spread", "modes", "success") and low > 0

@@ -30,7 +30,7 @@ from chordflow.results.wording import (
 )
 
 SEEDS = "Success, points and p are those of the seed with the median success, since all seeds run the same episodes."
-"""What is said below a table of the success of several seeds."""
+"""Printed below a table of the success of several seeds."""
 
 RANGES = "- least to largest"
 """First cell of a row of ranges over seeds."""
@@ -221,19 +221,21 @@ COLUMNS = [
 
 
 def render(study: Study, *, verbose: bool | None = None) -> RenderableType:
-    """What the table says and the table, for a terminal; all tables with `verbose`, by default as the user asks."""
+    """The answer and the table, for a terminal; all tables with `verbose`, by default as the user asks."""
     if verbose if verbose is not None else console.verbose():
         shown = sections(study)
     else:
         shown = [section.short() for section in [by_arm(study, ranges=False)] if section is not None]
-    return Group(Text(figures.headline(study), style="bold"), Text(), *map(Drawn, shown))
+    first, *others = figures.answers(study)
+    return Group(Text(first, style="bold"), *map(Text, others), Text(), *map(Drawn, shown))
 
 
 def markdown(study: Study) -> str:
     """The same content for a document, with all columns; ends with a line break."""
     blocks = [block for section in sections(study) for block in written(section)]
     lines = [f"- {name}: {escape(value)}" for name, value in facts(study)]
-    return "\n\n".join([f"**{escape(figures.headline(study))}**", *blocks, "\n".join(lines)]) + "\n"
+    first, *others = map(escape, figures.answers(study))
+    return "\n\n".join([f"**{first}**", *others, *blocks, "\n".join(lines)]) + "\n"
 
 
 def sections(study: Study) -> list[Section]:
@@ -241,7 +243,7 @@ def sections(study: Study) -> list[Section]:
     found = [by_arm(study)]
     if study.looks_often:
         found += [
-            _by_look(study, "gap", "Gap at one step, RMS, %", figures.gap(), percentage),
+            _by_look(study, "gap", "Gap at one step to the converged ODE, RMS, %", figures.gap(), percentage),
             _by_look(study, "loss", "Training loss", figures.loss, "{:.3g}".format),
             _by_look(study, "success", "Success at one step, %", figures.solved, percentage),
         ]
@@ -307,7 +309,7 @@ def _students(study: Study) -> list[Row]:
         for place, arm in enumerate(chain):
             students = figures.measured(study, arm)
             missing = f" ({len(students)} of {plural(seeds, 'seed')})" if len(students) < seeds else ""
-            name = clean(chain[-1].way) + missing + " (no step)" * figures.untaken(study, arm)
+            name = clean(chain[-1].way) + missing + " (no step)" * figures.without_steps(study, arm)
             found.append(Row(study, name, students, chain, place))
     return found
 
@@ -337,7 +339,7 @@ def _by_look(study: Study, key: str, title: str, of: Figure, text: Writes) -> Se
 
 
 def facts(study: Study) -> list[tuple[str, str]]:
-    """What is said below the tables, name and value."""
+    """Lines below the tables, name and value."""
     teacher, same = study.untrained, figures.same_couplings(study)
     deployed = f", deployed at {steps(teacher.num_steps)}" if teacher is not None else ""
     lines = [("teacher", f"{clean(study.teacher)}{deployed}")]

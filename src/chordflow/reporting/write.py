@@ -10,8 +10,9 @@ from chordflow.reporting import study_page, study_table, table
 from chordflow.reporting.card import card
 from chordflow.reporting.page import page
 from chordflow.results.files import write_whole
+from chordflow.results.old_studies import check_layout, kind_of
 from chordflow.results.schema import Results
-from chordflow.results.study import OLD_KINDS, STUDY, Study, kind_of
+from chordflow.results.study import STUDY, Study
 
 RESULTS = "results.json"
 
@@ -90,8 +91,10 @@ def loaded(folder: str | Path) -> Results | Study:
     if file.is_dir():
         found = [file / name for name in (RESULTS, STUDY) if (file / name).is_file()]
         if not found:
+            check_layout(file)
             raise UserError(
                 f"{file} holds no {RESULTS}; give the folder of a run of chordflow that came to its end."
             )
         file = found[0]
-    return Study.load(file) if kind_of(file) in ("study", *OLD_KINDS) else Results.load(file)
+    check_layout(file)
+    return Study.load(file) if kind_of(file) == "study" else Results.load(file)

@@ -13,7 +13,7 @@ MotionMeasure = Literal["jerk", "path length", "jump", "length", "seconds"]
 """What is measured of an episode's motion; see `rollouts.episodes.Episode` for units."""
 
 DelayMode = Literal["none", "sync", "async", "rtc"]
-"""`sync`: the robot waits for each chunk. `async`: it goes on with the old chunk and then takes the new one.
+"""`sync`: the robot waits for each chunk. `async`: it continues with the old chunk and then takes the new one.
 `rtc`: as before, with LeRobot's real-time chunking."""
 
 

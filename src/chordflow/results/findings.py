@@ -40,7 +40,7 @@ TWO_SIDED_SHARE = 0.05
 """Share of observations with several modes from which on a policy counts as two-sided."""
 
 SEEN_CONFIDENCE = 0.95
-"""Probability with which a mode is seen that is said to be seen."""
+"""Probability with which a mode is seen where a finding calls it seen."""
 
 LEAST_IN_MODE, LEAST_SHARE = 2, 0.05
 """Endpoints that make a mode, by the rule of `evaluation.modes`, and the same as a share of the endpoints."""
@@ -81,22 +81,22 @@ def verdict(results: Results) -> str:
         The sentences; the three most important findings where there is no answer.
     """
     answer = of_students.may_replace_the_teacher(results)
-    said: list[str | None] = [answer]
+    sentences: list[str | None] = [answer]
     if results.kind == "diagnose":
-        said = [worth_training(results)[1]]
+        sentences = [worth_training(results)[1]]
     elif results.student is not None:
-        said = [free.no_training_needed(results) or free.untrained_is_as_good(results), answer]
+        sentences = [free.no_training_needed(results) or free.untrained_is_as_good(results), answer]
         if answer is None and (gap := of_students.student_gap(results)):
-            said += [gap, "Success was not tested."]
-    if not any(said):
+            sentences += [gap, "Success was not tested."]
+    if not any(sentences):
         if results.student is not None and results.student_num_steps is None:
-            return "The student's actions were not measured, so nothing can be said of them."
-        said = [found.text for found in findings(results)[:MOST_IMPORTANT]]
-    return " ".join(text for text in said if text) or "Nothing was measured."
+            return "The student's actions were not measured, so there is no verdict."
+        sentences = [found.text for found in findings(results)[:MOST_IMPORTANT]]
+    return " ".join(text for text in sentences if text) or "Nothing was measured."
 
 
 def worth_training(results: Results) -> tuple[bool, str | None]:
-    """Whether distillation is worth it for the policy, and the sentence that says so; None where nothing tells.
+    """Whether distillation is worth it for the policy, and the sentence that says so; None where it was not measured.
 
     No, where the policy acts in one step already; where at most two untrained network evaluations lie within the floor;
     or where even one step would make a chunk less than 1.2 times as fast. Otherwise yes, with what one step loses.
@@ -109,10 +109,11 @@ def worth_training(results: Results) -> tuple[bool, str | None]:
     return no is None, text and f"{'Yes' if no is None else 'No'}: {text[:1].lower()}{text[1:]}"
 
 
-def next_command(results: Results) -> tuple[str, str] | None:
-    """What to type next, an option a line, with the user's own paths, and what for; None where there is nothing to do.
+def next_commands(results: Results) -> list[tuple[str, str]]:
+    """What to type next and what for, the best first: commands with the user's own paths, an option a line.
 
-    After a diagnosis it is the training; after a reflow or an evaluation without episodes, the evaluation with them.
+    After a diagnosis it is the training, and the export of an untrained way that is enough and that LeRobot does not
+    run; after a reflow or an evaluation without episodes, the evaluation with them.
     """
     command = results.command
     given = [word for word in command if word.startswith(("--dataset.", "--rename_map=", "--device="))]
@@ -125,23 +126,36 @@ def next_command(results: Results) -> tuple[str, str] | None:
     if results.kind == "diagnose":
         worth, text = worth_training(results)
         if text is None or results.teacher_num_steps == 1:
-            return None
+            return []
         own = [
             word for word in command if word.startswith("--policy.") and not word.startswith("--policy.path=")
         ]
-        own = [f"--teacher.{word.removeprefix('--policy.')}" for word in own]
-        words = ["reflow", teacher, *own, *given, "--output_dir=outputs/student"]
-        what = "Next" if worth else "To train all the same"
+        as_teacher = [f"--teacher.{word.removeprefix('--policy.')}" for word in own]
+        words = ["reflow", teacher, *as_teacher, *given, "--output_dir=outputs/student"]
+        commands = [("Next" if worth else "To train all the same", words)]
+        way, known = free.only_exported(results), [info.graph_obstacle for info in results.policies]
+        if way is not None and known == [""]:
+            own = [word for word in own if not word.startswith("--policy.num_inference_steps=")]
+            own += [word for word in given if not word.startswith("--device=")]
+            own += [
+                f"--num_steps={way.num_steps}",
+                f"--solver={way.solver}",
+                f"--grid_power={way.grid_power:g}",
+            ]
+            words = ["export", f"--policy.path={results.teacher}", *own, "--output_dir=outputs/robot"]
+            commands.insert(worth, ("Without training" if worth else "Next", words))
     elif results.kind in ("reflow", "evaluate") and results.student is not None and not results.success:
         # A run's folder stands for its last checkpoint, which its results name from there.
         run = results.settings.get("output_dir") if results.kind == "reflow" else None
         student = f"--student.path={run or results.student}"
         words = ["evaluate", teacher, student, *given, "--env.type=YOURS", "--output_dir=outputs/evaluation"]
-        what = "Next"
+        commands = [("Next", words)]
     else:
-        return None
-    verb, *options = words
-    return what, " \\\n    ".join([f"chordflow {verb}", *(shlex.quote(clean(option)) for option in options)])
+        return []
+    return [
+        (what, " \\\n    ".join([f"chordflow {verb}", *(shlex.quote(clean(option)) for option in options)]))
+        for what, (verb, *options) in commands
+    ]
 
 
 # ---- Rules ----------------------------------------------------------------------------------------------
@@ -180,7 +194,7 @@ def one_step_loses(results: Results) -> str | None:
     flips = f", {percent(row.flip_rate)} at another mode" if row.flip_rate else ""
     text = (
         f"One untrained step loses {percent(row.rms)} RMS{_span(row.interval)}{free.noise_text(results, row)} against "
-        f"the policy's {steps(results.teacher_num_steps)} (median {percent(row.median)}{flips})"
+        f"the deployed policy's {steps(results.teacher_num_steps)} (median {percent(row.median)}{flips})"
     )
     two = results.gap(TEACHER, 2, "deployed")
     if two is not None and results.teacher_num_steps > 2:

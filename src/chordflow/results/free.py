@@ -1,7 +1,7 @@
-"""What a policy does without training: how near its untrained ways are, and the rules that speak of them.
+"""What a policy does without training: how near its untrained ways are, and the findings about them.
 
-A gap is told relative to the whole spread of the teacher's endpoints, and beside it relative to what noise decides:
-most of the spread is between observations, which any way to act knows, so the second figure is the harder one.
+A gap is given relative to the whole spread of the teacher's endpoints, and relative to what noise decides:
+most of the spread is between observations, which any way to act reproduces, so the second figure is the harder one.
 """
 
 from chordflow.results.actions import STUDENT, TEACHER, GapRow, PolicyName
@@ -40,10 +40,10 @@ def fewer_steps_are_free(results: Results) -> str | None:
 
 
 def untrained_is_as_good(results: Results) -> str | None:
-    """An untrained way of at most `FEW_STEPS` evaluations is as near as the student, or cannot be told from it.
+    """An untrained way of at most `FEW_STEPS` evaluations is as near as the student, or succeeds as often.
 
-    As near: its gap to the converged ODE is at most the student's on the same pairs. Not told from it: its success
-    reaches the student's interval. At the student's own Euler steps `student_gap` says more.
+    As near: its gap to the converged ODE is at most the student's on the same pairs. As often: its success reaches the
+    student's interval. At the student's own Euler steps `student_gap` says more.
     """
     n = results.student_num_steps
     if n is None:
@@ -66,7 +66,7 @@ def untrained_is_as_good(results: Results) -> str | None:
         return f"{way} {'is' if one else 'are'} as good as the student by gap and success."
     if near:
         return f"{way} {'lies' if one else 'lie'} as near to the converged ODE as the student."
-    return f"{way} cannot be told from the student by success."
+    return f"{way} cannot be distinguished from the student by success."
 
 
 def better_solver(results: Results) -> str | None:
@@ -79,13 +79,19 @@ def better_solver(results: Results) -> str | None:
         and (euler := euler_beside(results, row)) is not None
         and row.rms <= BETTER_SOLVER * euler
     ]
-    told = [
+    texts = [
         f"at {number(row.nfe)} evaluations {row.solver}{grid_text(row)} is nearer to the converged ODE than even "
         f"Euler steps ({percent(row.rms)} against {percent(euler)} RMS)"
         for place, (row, euler) in enumerate(better)
         if place == 0 or row is deployed
     ]
-    return f"{capital(', '.join(told))}." if told else None
+    return f"{capital(', '.join(texts))}." if texts else None
+
+
+def only_exported(results: Results) -> GapRow | None:
+    """The cheapest untrained way within the floor, where LeRobot's sampler does not take it and a graph does."""
+    row = _cheapest(results, results.teacher_num_steps)
+    return None if row is None or row.is_stock else row
 
 
 def free_ways(results: Results, most: int) -> list[GapRow]:

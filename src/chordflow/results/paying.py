@@ -19,7 +19,7 @@ LEAST_GAIN = 0.1
 
 @dataclass(frozen=True)
 class Standing:
-    """What the rule looks at in one policy.
+    """The figures of a policy that the rule compares.
 
     Attributes:
         curvature: a fraction.
@@ -32,7 +32,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Gain:
-    """What one round has brought.
+    """The gain of one round.
 
     Attributes:
         curvature: its relative reduction; below 0 where it grew.
@@ -57,16 +57,17 @@ class Gain:
     @property
     def reason(self) -> str:
         """Why the round was not worth it, or why it was, in words."""
+        gap = f"the gap to the first teacher's converged ODE {_change(self.gap)}"
         if self.drifted:
-            return f"the gap to the first teacher {_change(self.gap)}"
-        found = f"curvature {_change(self.curvature)} and the gap to the first teacher {_change(self.gap)}"
+            return gap
+        found = f"curvature {_change(self.curvature)} and {gap}"
         if self.pays:
             return found
-        return f"{found}, where {percent(self.least)} of either was asked for"
+        return f"{found}, where {percent(self.least)} of either is needed"
 
 
 def gain(before: Standing, after: Standing, least: float = LEAST_GAIN) -> Gain:
-    """What a round has brought over the one before it, or over the untrained teacher."""
+    """The gain of a round over the one before it, or over the untrained teacher."""
     return Gain(_reduction(before.curvature, after.curvature), _reduction(before.gap, after.gap), least)
 
 

@@ -7,7 +7,7 @@ means of bounded random variables by betting", JRSS B 86:1). Against "the mean o
 product over pairs of `1 - f + f (1 + D) / (1 + u)`, with a fraction f at stake; it falls as u rises, so all u whose
 capital stays below 1/a form an interval, and these intervals are a confidence sequence.
 
-Which fraction is best depends on how often the policies disagree, which nobody knows beforehand. So the first
+Which fraction is best depends on how often the policies disagree, which is not known beforehand. So the first
 capital is split over fixed fractions, each grows by itself, and their sum is the evidence ("diversified Kelly
 betting" there; Cover 1991, "Universal portfolios"): money moves by itself to the fraction that fits. It is a bet that
 depends on the past alone, and the sum depends on nothing but the counts of -1, 0 and 1.
@@ -50,7 +50,7 @@ _LARGEST_LOG = 700.0
 
 @dataclass(frozen=True)
 class SequentialDecision:
-    """Where the paired evidence stood at the pair that decided, or at the last one.
+    """The paired evidence at the pair that decided, or at the last one.
 
     Attributes:
         method: kind of the test.

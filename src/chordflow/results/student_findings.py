@@ -1,4 +1,4 @@
-"""What the measures say of students and other policies beside their teacher, rule by rule, as in `results.findings`."""
+"""Findings about students and other policies compared with their teacher, rule by rule, as in `results.findings`."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def may_replace_the_teacher(results: Results) -> str | None:
     policy is non-inferior at the margin or succeeds clearly more often, *no* where it is inferior or succeeds clearly
     less often, otherwise *undecided*. Rates of episodes that were not paired decide nothing.
     """
-    said = [text for name, n in candidates(results) if (text := _may_replace(results, name, n))]
-    return " ".join(said) or None
+    answers = [text for name, n in candidates(results) if (text := _may_replace(results, name, n))]
+    return " ".join(answers) or None
 
 
 def candidates(results: Results) -> list[tuple[PolicyName, int]]:
@@ -62,10 +62,10 @@ def _may_replace(results: Results, name: PolicyName, num_steps: int) -> str | No
         return (
             f"Whether {who} is undecided: {rates} in {row.episodes} {unpaired}." if row is not None else None
         )
-    told = f"{decided.decision} at a margin of {100 * decided.margin:g}".removeprefix("undecided ")
+    outcome = f"{decided.decision} at a margin of {100 * decided.margin:g}".removeprefix("undecided ")
     if decided.margin == 0:
-        told = {"non-inferior": "higher", "inferior": "lower"}.get(decided.decision, "not distinguishable")
-    span = f"{told}: {points(decided.lower)} to {points(decided.upper)} points in {decided.episodes} paired episodes"
+        outcome = {"non-inferior": "higher", "inferior": "lower"}.get(decided.decision, "not distinguishable")
+    span = f"{outcome}: {points(decided.lower)} to {points(decided.upper)} points in {decided.episodes} paired episodes"
     figures = f"{rates} ({span})" if rates else span
     if decided.decision == "non-inferior":
         return f"Yes, {who}: {figures}."
@@ -97,11 +97,11 @@ def success_of_the_teacher(results: Results) -> str | None:
     if any(row.policy != TEACHER for row in results.success):
         return None
     rows = [row for row in results.success if row.group == "all"]
-    told = [
+    texts = [
         f"{percent(row.rate, 1)} at {steps(row.num_steps, row.solver if not row.is_stock else '')}{grid_text(row)}"
         for row in sorted(rows, key=lambda row: row.num_steps)
     ]
-    return f"The teacher's success is {' and '.join(told)}." if told else None
+    return f"The teacher's success is {' and '.join(texts)}." if texts else None
 
 
 def guidance_weight_matters(results: Results) -> str | None:
@@ -147,9 +147,9 @@ def student_gap(results: Results) -> str | None:
     if not rows:
         return None
     row = next((r for r in rows if r.ratio_to_untrained is not None), rows[0])
-    target = "" if row.reference == "deployed" else " to the converged ODE"
-    gap, found = f"{percent(row.rms)} RMS{target}{noise_text(results, row)}", row.ratio_to_untrained
-    text = f"At {steps(row.num_steps)} the student's action gap is {gap}, "
+    to = f"action gap to the {'deployed teacher' if row.reference == 'deployed' else 'converged ODE'}"
+    gap, found = f"{percent(row.rms)} RMS{noise_text(results, row)}", row.ratio_to_untrained
+    text = f"At {steps(row.num_steps)} the student's {to} is {gap}, "
     if found is None:
         text += "not compared with the untrained teacher's"
     elif found.interval is None:
@@ -159,7 +159,7 @@ def student_gap(results: Results) -> str | None:
     else:
         worse = "worse" if found.interval.low > 1 else "no better"
         text = (
-            f"At {steps(row.num_steps)} the student is {worse} than the untrained teacher (action gap {gap}, ratio "
+            f"At {steps(row.num_steps)} the student is {worse} than the untrained teacher ({to} {gap}, ratio "
             f"{_ratio(found)})"
         )
     if row.rms == 0 or row.rms < TAIL * row.median:
@@ -170,12 +170,12 @@ def student_gap(results: Results) -> str | None:
 
 def gaps_of_others(results: Results) -> str | None:
     """The gaps of all policies but teacher and student, at their own steps."""
-    told = [
+    texts = [
         f"{percent(row.rms)} RMS with {clean(name)} at {steps(n)}"
         for name, n in candidates(results)
         if name != STUDENT and (row := results.gap(name, n, "deployed")) is not None
     ]
-    return f"The action gap is {' and '.join(told)}." if told else None
+    return f"The action gap to the deployed teacher is {' and '.join(texts)}." if texts else None
 
 
 def student_beside_the_floor(results: Results) -> str | None:
@@ -250,6 +250,12 @@ def chunks_come_faster(results: Results) -> str | None:
     if latency is None or results.student is None:
         return None
     share = f"encoding is {percent(latency.encode_share(latency.student_num_steps), 0)} of each"
+    if (own := latency.exported.get(STUDENT)) is not None:
+        faster = latency.teacher_s / own.seconds.p50
+        return (
+            f"Chunks come {faster:.1f} times as fast from the exported folder; as many steps in PyTorch "
+            f"give {latency.speedup:.1f} times ({_beside_ceiling(latency)}: {share})."
+        )
     if latency.speedup < NOTICEABLE_SPEEDUP:
         return f"Chunks come no faster ({share})."
     return f"Chunks come {latency.speedup:.1f} times as fast ({_beside_ceiling(latency)}: {share})."
@@ -267,14 +273,14 @@ def _beside_ceiling(latency: Latency) -> str:
 def trained_for_other_steps(results: Results) -> str | None:
     """Policies that their own record says were trained for one step only, or not for the number they are run at."""
     n = results.student_num_steps
-    told = []
+    texts = []
     for info in results.policies:
         ran = n if info.name == STUDENT and n is not None else info.num_steps
         if info.step_counts is not None and (info.step_counts == [1] or ran not in info.step_counts):
-            told.append(f"{_who(info.name)} was trained for {step_counts(info.step_counts)} only")
-    if not told:
+            texts.append(f"{_who(info.name)} was trained for {step_counts(info.step_counts)} only")
+    if not texts:
         return None
-    return f"{capital('; '.join(told))}: actions at other numbers of steps are not what training was for."
+    return f"{capital('; '.join(texts))}: actions at other numbers of steps are not what training was for."
 
 
 def _student(results: Results) -> PolicyInfo | None:

@@ -5,8 +5,6 @@ One file, written whole after each part of a trial, so that a study can be stopp
 
 from __future__ import annotations
 
-import json
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +14,7 @@ from chordflow.errors import UserError
 from chordflow.results.actions import GapRow, HeldOut, Reference
 from chordflow.results.episodes import SuccessRow
 from chordflow.results.files import RecordFile
+from chordflow.results.old_studies import check_layout
 from chordflow.results.schema import LossCurve, RolloutObservations
 from chordflow.results.statistics import Interval
 
@@ -27,9 +26,6 @@ STUDY = "study.json"
 
 STEP_COUNTS = (1, 2, 10)
 """Euler steps at which every policy's gap is measured."""
-
-OLD_KINDS = {"compare": "methods", "study init": "beginnings", "study rounds": "rounds"}
-"""Files of older layouts, by the preset that such studies belong to."""
 
 Preset = Literal["methods", "beginnings", "rounds", "reuse", "file"]
 """The question: which preset made the arms, or a file that names them."""
@@ -199,7 +195,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Untrained:
-    """The study's teacher, which is there for nothing.
+    """The study's teacher, which takes no training.
 
     Attributes:
         num_steps: Euler steps as deployed.
@@ -236,7 +232,7 @@ class Study(RecordFile):
         held_out: the observations measured on; None until they were.
         untrained: the teacher; None until it was measured.
         trials: one for each arm and seed that is trained.
-        kind: tells the file from others.
+        kind: marks the file as a study.
         schema_version: layout of the file.
     """
 
@@ -273,11 +269,7 @@ class Study(RecordFile):
         Raises:
             UserError: if it is missing, damaged, of an older or a newer layout, or something else.
         """
-        if kind_of(Path(path)) in OLD_KINDS:
-            raise UserError(
-                f"{path} is of an older layout; convert it with: "
-                f"python scripts/convert_study.py {shlex.quote(str(path))}"
-            )
+        check_layout(Path(path))
         return super().load(path)
 
     def arm(self, name: str) -> Arm:
@@ -307,15 +299,6 @@ class Study(RecordFile):
         """Every chain whole, ending in an arm that teaches no other."""
         teachers = {arm.teacher for arm in self.arms}
         return [self.chain(arm) for arm in self.arms if arm.name not in teachers]
-
-
-def kind_of(path: Path) -> str:
-    """What a file of results says that it is; empty where it cannot be read or does not say so."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return ""
-    return str(data.get("kind", "")) if isinstance(data, dict) else ""
 
 
 def joined(studies: Sequence[Study]) -> Study:

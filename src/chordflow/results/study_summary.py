@@ -1,4 +1,4 @@
-"""What a study says: its figures over seeds, whether a round pays, and one headline for each preset."""
+"""What a study shows: its figures over seeds, whether a round pays, and its answer in words."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 from chordflow.results.episodes import SuccessRow
 from chordflow.results.paying import Gain, Standing, gain, paying_rounds
 from chordflow.results.study import STEP_COUNTS, Arm, Look, Study, Trial
-from chordflow.results.wording import clean, counted, number, percent, plural
+from chordflow.results.wording import clean, counted, percent, plural
 
 
 class Measured(NamedTuple):
@@ -65,7 +65,7 @@ class Reached:
 
 @dataclass(frozen=True)
 class Judged:
-    """What a round of a chain brings.
+    """The gain of a round of a chain.
 
     Attributes:
         gain: between the medians over seeds.
@@ -137,8 +137,8 @@ def worst_gap(one: Measured) -> float | None:
     return max(found) if len(found) == len(STEP_COUNTS) else None
 
 
-def untaken(study: Study, arm: Arm) -> bool:
-    """Whether a measured student of an arm made no step, and so is what it began as."""
+def without_steps(study: Study, arm: Arm) -> bool:
+    """Whether a measured student of an arm made no step."""
     return any(one.trial is not None and one.trial.steps == 0 for one in measured(study, arm))
 
 
@@ -146,7 +146,7 @@ def middle_seed(rows: Sequence[SuccessRow]) -> SuccessRow | None:
     """The row of the seed with the median success, of an even number the lower of the two; None without rows.
 
     The students of all seeds run the same episodes against the same outcomes of the teacher. Added up, each episode
-    would count once for each seed, and intervals and tests that take episodes as independent would say too much.
+    would count once for each seed, and intervals that take episodes as independent would be too narrow.
     """
     return sorted(rows, key=lambda row: row.rate)[(len(rows) - 1) // 2] if rows else None
 
@@ -181,9 +181,9 @@ def same_couplings(study: Study) -> bool | None:
 
 
 def whole_seeds(study: Study, chain: Sequence[Arm]) -> dict[int, list[Standing]]:
-    """By seed what the untrained teacher and each round of a chain stand at, of seeds of which every round is measured.
+    """Figures of the untrained teacher and each round of a chain, by seed, for seeds with every round measured.
 
-    Only those are judged, so that no seed comes and goes.
+    So the medians of all rounds are over the same seeds.
     """
     found = {s: [_standing(study, arm, s) for arm in (None, *chain)] for s in study.seeds}
     return {seed: [one for one in line if one] for seed, line in found.items() if all(line)}
@@ -196,14 +196,14 @@ def standings(study: Study, chain: Sequence[Arm]) -> list[Standing]:
 
 
 def judged(study: Study, chain: Sequence[Arm], place: int) -> Judged | None:
-    """What a round of a chain brings, counted from 0; None where no seed is whole."""
+    """The gain of a round of a chain, counted from 0; None where no seed is whole."""
     seeds, found = whole_seeds(study, chain).values(), standings(study, chain)
     gains = [gain(line[place], line[place + 1], study.least_gain) for line in (found, *seeds) if line]
     return Judged(gains[0], sum(one.pays for one in gains[1:]), len(gains) - 1) if gains else None
 
 
 def _standing(study: Study, arm: Arm | None, seed: int) -> Standing | None:
-    """What a seed's student of an arm stands at, or the untrained teacher; None where it is not measured."""
+    """Figures of a seed's student of an arm, or of the untrained teacher; None where they are not measured."""
     trial = study.trial(arm.name, seed) if arm is not None else None
     of = trial.last if trial is not None else study.untrained if arm is None else None
     figures = of.figures if of is not None else None
@@ -211,13 +211,18 @@ def _standing(study: Study, arm: Arm | None, seed: int) -> Standing | None:
     return Standing(figures.curvature, row.rms) if figures is not None and row is not None else None
 
 
-# ---- Headlines --------------------------------------------------------------------------------------------
+# ---- The answer in words ----------------------------------------------------------------------------------
 
 
 def headline(study: Study) -> str:
-    """What the table says, in words: which arm is best where that is clear, or what the preset asks."""
-    said = {"beginnings": _beginnings, "rounds": _rounds}.get(study.preset, _best_arms)(study)
-    return " ".join(text for text in said if text) or "Nothing is measured yet."
+    """The study's answer: one sentence, with the figure that it rests on."""
+    return answers(study)[0]
+
+
+def answers(study: Study) -> list[str]:
+    """The headline, then further sentences: other measures, the untrained teacher, what is left out."""
+    found = _rounds(study) if study.preset == "rounds" else _best_arms(study)
+    return [text for text in found if text] or ["Nothing is measured yet."]
 
 
 def budget(study: Study, arm: Arm | None = None) -> str:
@@ -235,20 +240,24 @@ def level(study: Study) -> str:
 
 
 def _best_arms(study: Study) -> list[str]:
-    idle = [arm for arm in study.arms if untaken(study, arm)]
-    # Chance alone would part arms with equal settings: the first stands for both.
+    idle = [arm for arm in study.arms if without_steps(study, arm)]
+    # Arms with equal settings differ by chance alone: the first stands for both. Converted files have no settings.
     arms: dict[str, Arm] = {}
     for arm in study.arms:
         if study.trials_of(arm.name) and arm not in idle:
-            arms.setdefault(json.dumps([arm.settings, arm.teacher, arm.steps], sort_keys=True), arm)
+            arms.setdefault(
+                json.dumps([arm.settings or arm.differs, arm.teacher, arm.steps], sort_keys=True), arm
+            )
     rivals = list(arms.values())
-    any_steps = [arm for arm in rivals if arm.step_counts is None]
+    any_steps = _by_way(study, [arm for arm in rivals if arm.step_counts is None], worst_gap)
+    one = _by_way(study, rivals, gap())
     left = (
         f"Left out, because the budget was too small for a step: {counted([clean(arm.way) for arm in idle])}."
     )
     return [
-        _nearest(study, rivals, "At one step", gap()),
-        _nearest(study, any_steps, f"At every step count (the worst of {counted(STEP_COUNTS)})", worst_gap),
+        _smallest_gap(one),
+        _nearest(one, "At one step") if len(_close(one)) > 1 else "",
+        _nearest(any_steps, f"At every step count (the worst of {counted(STEP_COUNTS)})"),
         _most_successful(study, rivals),
         _untrained(study, rivals),
         left if idle else "",
@@ -259,12 +268,21 @@ def _by_way(study: Study, arms: Sequence[Arm], figure: Figure) -> dict[str, Spre
     return {arm.way: spread for arm in arms if (spread := over_seeds(study, arm, figure)) is not None}
 
 
-def _nearest(study: Study, arms: Sequence[Arm], where: str, figure: Figure) -> str:
+def _smallest_gap(found: dict[str, Spread]) -> str:
+    """The headline: which arm has the smallest gap at one step, and whether others could."""
+    if not found:
+        return ""
+    first, *others = close = _close(found)
+    name, rms = clean(first), percent(found[first].middle)
+    if len(found) == 1:
+        return f"Arm {name} has a gap of {rms} to the teacher's converged ODE at one step."
+    lead = f"No clear winner{_single(found, close)}: arm" if others else "Arm"
+    return f"{lead} {name} has the smallest gap at one step to the converged ODE, {rms}."
+
+
+def _nearest(found: dict[str, Spread], where: str) -> str:
     """Which arm has the smallest gap, where the ranges over seeds leave no doubt."""
-    found = _by_way(study, arms, figure)
-    first = min(found, key=lambda name: found[name].middle, default="")
-    rivals = [name for name in found if found[name].low <= found[first].high]
-    return _named_best(where, found, first, rivals, "is nearest to the teacher's converged ODE")
+    return _named_best(where, found, _close(found), "has the smallest gap to the teacher's converged ODE")
 
 
 def _most_successful(study: Study, arms: Sequence[Arm]) -> str:
@@ -281,31 +299,40 @@ def _most_successful(study: Study, arms: Sequence[Arm]) -> str:
         for name, row in rows.items()
         if found[name].high >= found[first].low or row.interval.high >= rows[first].interval.low
     ]
-    return _named_best("In episodes at one step", found, first, rivals, "succeeds most often", decimals=1)
+    close = _close(found, first, rivals)
+    return _named_best("In episodes at one step", found, close, "succeeds most often", decimals=1)
+
+
+def _close(found: dict[str, Spread], first: str = "", rivals: Sequence[str] = ()) -> list[str]:
+    """The best arm, by default the one with the least median, then those that may equal it; empty where none is known.
+
+    By default those are the arms whose ranges overlap with the best one's. A single seed has no range.
+    """
+    if not found:
+        return []
+    first = first or min(found, key=lambda name: found[name].middle)
+    rivals = rivals or [name for name in found if found[name].low <= found[first].high]
+    close = [n for n, s in found.items() if n in rivals or n == first or min(s.count, found[first].count) < 2]
+    return sorted(close, key=lambda name: (name != first, abs(found[name].middle - found[first].middle)))
+
+
+def _single(found: dict[str, Spread], close: Sequence[str]) -> str:
+    return " with a single seed" if any(found[name].count < 2 for name in close) else ""
 
 
 def _named_best(
-    where: str,
-    found: dict[str, Spread],
-    first: str,
-    rivals: list[str],
-    wins: str,
-    decimals: int | None = None,
+    where: str, found: dict[str, Spread], close: Sequence[str], wins: str, decimals: int | None = None
 ) -> str:
-    """The sentence on the best arm, `first`, and on the rivals that cannot be told from it."""
-    if not first:
+    """The sentence on the best arm, the first of `close`, and on those that may equal it."""
+    if not close:
         return ""
-    named = {name: f"{clean(name)} ({_spread(spread, decimals)})" for name, spread in found.items()}
+    named = [f"{clean(name)} ({_spread(found[name], decimals)})" for name in close[:3]]
+    named += [f"{len(close) - 3} more"] if len(close) > 3 else []
     if len(found) == 1:
-        return f"{where} there is {named[first]} alone."
-    # A single seed has no range that could overlap.
-    rivals = [n for n, s in found.items() if n in rivals or min(s.count, found[first].count) < 2]
-    if set(rivals) <= {first}:
-        return f"{where} {named[first]} {wins}."
-    close = list(dict.fromkeys([first, *rivals]))
-    close.sort(key=lambda name: abs(found[name].middle - found[first].middle))
-    single = " with a single seed" if any(found[name].count < 2 for name in close) else ""
-    return f"{where} there is no clear winner{single} between {counted([named[n] for n in close])}."
+        return f"{where} there is {named[0]} alone."
+    if len(close) == 1:
+        return f"{where} {named[0]} {wins}."
+    return f"{where} there is no clear winner{_single(found, close)} between {counted(named)}."
 
 
 def _untrained(study: Study, arms: Sequence[Arm]) -> str:
@@ -335,54 +362,17 @@ def _spread(spread: Spread, decimals: int | None = None) -> str:
     return middle + (f", {low} to {high} over {spread.count} seeds" if spread.count > 1 else "")
 
 
-# ---- Beginnings -------------------------------------------------------------------------------------------
-
-
-def _beginnings(study: Study) -> list[str]:
-    """Of every arm the gap, when it falls under the level, and success."""
-    said, acted, unit = [], [], "step" if study.seconds is None else "second"
-    for arm in study.arms:
-        spread, within, rate = (
-            over_seeds(study, arm, gap()),
-            reached(study, arm),
-            over_seeds(study, arm, solved),
-        )
-        if spread is not None and within is not None:
-            over = f" ({percent(spread.low)} to {percent(spread.high)})" if spread.count > 1 else ""
-            when = (
-                f"under {level(study)} by {unit} {within.text}"
-                if within.marks
-                else f"not under {level(study)}"
-            )
-            said.append(f"{clean(arm.way)}: {percent(spread.middle)}{over}, {when}")
-        if rate is not None:
-            acted.append(f"{clean(arm.way)}: {percent(rate.middle, 1)}")
-    own = [
-        f"{percent(row.rate, 1)} at {plural(n, 'step')}" for n, row in sorted(teacher_success(study).items())
-    ]
-    over = (
-        f"Gap at one step after {budget(study)}, the median and range over {plural(len(study.seeds), 'seed')}"
-    )
-    return [
-        f"{over}: {'; '.join(said)}." if said else "",
-        f"Success at one step: {'; '.join(acted)}. The untrained teacher solves {counted(own)}."
-        if acted and own
-        else "",
-    ]
-
-
 # ---- Rounds -----------------------------------------------------------------------------------------------
 
 
 def _rounds(study: Study) -> list[str]:
-    """After which round another one stopped paying."""
-    longest = max((len(chain) for chain in study.chains), default=0)
-    chains = {c[-1].way: c for c in study.chains if len(c) > 1 and standings(study, c)}
+    """After which round another one stopped paying in the first chain, then every chain by round."""
+    chains = [c for c in study.chains if len(c) > 1 and standings(study, c)]
     if not chains:
         return ["No seed has all its rounds yet."]
-    whole = min(len(whole_seeds(study, chain)) for chain in chains.values())
-    seeds = plural(len(study.seeds), "seed")
-    seeds = seeds if whole == len(study.seeds) else f"{whole} of {seeds} so far"
+    first, whole = chains[0], min(len(whole_seeds(study, chain)) for chain in chains)
+    known = standings(study, first)
+    rms = percent(known[paying_rounds(known, study.least_gain) or 1].gap)
     once = [
         f"curvature {percent(known[1].curvature)}, gap {percent(known[1].gap)} with {clean(chain[0].way)} "
         f"({budget(study, chain[0])})"
@@ -390,23 +380,29 @@ def _rounds(study: Study) -> list[str]:
         if len(chain) == 1 and (known := standings(study, chain))
     ]
     return [
-        f"Up to {number(longest)} rounds of {budget(study)} with {seeds}, measured by curvature and by the gap at one "
-        f"step to the first teacher's converged ODE: {'; '.join(_paying(study, c) for c in chains.values())}.",
+        f"With {clean(first[-1].way)}, {_paying(study, first)}, at a one-step gap of {rms} to the first teacher's "
+        "converged ODE.",
+        f"Judged by {whole} of {plural(len(study.seeds), 'seed')} so far."
+        if whole < len(study.seeds)
+        else "",
+        *(_by_round(study, chain) for chain in chains),
         f"One round instead: {'; '.join(once)}." if once else "",
     ]
 
 
 def _paying(study: Study, chain: Sequence[Arm]) -> str:
-    """Where another round stopped paying, with the figures by which that is said."""
-    known, name = standings(study, chain), clean(chain[-1].way)
-    curvatures, gaps = (" -> ".join(percent(getattr(s, of)) for s in known) for of in ("curvature", "gap"))
-    figures = f"curvature {curvatures}, gap {gaps}"
-    paying = paying_rounds(known, study.least_gain)
+    """Where another round stopped paying."""
+    paying = paying_rounds(standings(study, chain), study.least_gain)
     if paying == len(chain):
-        return f"with {name}, round {paying} still paid ({figures})"
-    found = judged(study, chain, paying)
-    agree = (
-        f", in {found.count - found.pays} of {found.count} seeds as well" if found and found.count > 1 else ""
-    )
-    where = f"another round stopped paying after round {paying}" if paying else "not even round 1 paid"
-    return f"with {name}, {where}{agree} ({figures})"
+        return f"round {paying} still paid"
+    return f"another round stopped paying after round {paying}" if paying else "not even round 1 paid"
+
+
+def _by_round(study: Study, chain: Sequence[Arm]) -> str:
+    """Where another round stopped paying, the figures by which it is judged, and how many seeds agree."""
+    known = standings(study, chain)
+    curvatures, gaps = (" -> ".join(percent(getattr(s, of)) for s in known) for of in ("curvature", "gap"))
+    paying = paying_rounds(known, study.least_gain)
+    found = judged(study, chain, paying) if paying < len(chain) else None
+    agree = f"; {found.count - found.pays} of {found.count} seeds agree" if found and found.count > 1 else ""
+    return f"{clean(chain[-1].way)}: {_paying(study, chain)} (curvature {curvatures}, gap {gaps}{agree})."

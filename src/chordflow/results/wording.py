@@ -84,7 +84,7 @@ def percentage(fraction: float) -> str:
 
 
 def p_value(p: float) -> str:
-    """A p-value to three decimals; what is smaller is said to be."""
+    """A p-value to three decimals; below that, `<.001`."""
     return "<.001" if p < 0.001 else f"{p:.3f}"
 
 

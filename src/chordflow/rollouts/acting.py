@@ -170,7 +170,7 @@ class Actor:
         return actions, endpoint
 
     def observe(self, requests: Sequence[Request], space: gym.Space[Any]) -> dict[str, Any]:
-        """What the policy's preprocessor is handed of a batch: as a dataset gives it, (B, ...) or (B, T, ...)."""
+        """The batch that the policy's preprocessor takes, as a dataset gives it: (B, ...) or (B, T, ...)."""
         # The environment's processors know single observations only: the axis T comes after them.
         seen = [(request, observation) for request in requests for observation in request.observations]
         observation = batch_observations(space, [observation for _, observation in seen])

@@ -1,4 +1,4 @@
-"""Observations of episodes that a policy runs: what it is shown where it acts.
+"""Observations of episodes that a policy runs: its inputs where it acts.
 
 Kept are all observations at which a chunk was asked for, and a random share of those between two chunks, at which
 one might have been asked for as well. Episodes run to their ends before any is chosen, so early and late parts of
@@ -22,7 +22,7 @@ from chordflow.rollouts.runner import Running, evaluation_mode, rounds
 from chordflow.rollouts.workers import Host
 
 BATCH = 64
-"""Observations that are handed over together."""
+"""Observations that `take` gets at a time."""
 
 
 class Observed(NamedTuple):
@@ -62,8 +62,8 @@ def collect(
         first_seed: of the first episode; the others follow.
         batch_size: episodes that run side by side.
         between_share: chance of an observation between two chunks to be kept, in [0, 1].
-        take: handed the observations, batch by batch.
-        progress: told how many of them there are.
+        take: called with the observations, batch by batch.
+        progress: called with how many of them there are.
 
     Returns:
         Which episodes of which tasks were run; seeds follow one another.
@@ -110,7 +110,7 @@ def _seeds(first: int, kept: Sized, quota: int) -> Iterator[int]:
 def _between(one: Running, outcome: Outcome, actor: Actor, share: float) -> Iterator[Request]:
     """Of the observations after a chunk's actions a random `share`, as if a chunk had been asked for there.
 
-    Not the last: it begins the next chunk and is kept there, or the episode is over and nobody is asked any more.
+    Not the last: it begins the next chunk and is kept there, or the episode is over.
     """
     count = len(outcome.observations)
     before = len(one.seen) - count

@@ -6,7 +6,7 @@ they were made from: where a policy also predicts actions of the past, these are
 
 - none: c[0:K], as if no time passed.
 - sync: the robot waits for d steps, then c[0:K].
-- async: prev[K:K+d] while the robot goes on, then c[d:K], which belongs to those instants. The first chunk is
+- async: prev[K:K+d] while the robot continues, then c[d:K], which belongs to those instants. The first chunk is
   waited for outside the episode: c[0:K].
 - rtc: as async, with the new chunk made by real-time chunking (Black et al. 2025, arXiv 2506.07339) from what
   is left over of the old one, prev[K:].
@@ -66,7 +66,7 @@ class Execution:
             raise UserError(f"max_guidance_weight is {weight} with mode {self.mode}; only rtc uses it.")
         if self.overlaps and self.delay > executed:
             raise UserError(
-                f"delay is {self.delay}, but a new chunk is asked for every {executed} actions (n_action_steps); "
+                f"delay is {self.delay}, but a new chunk is requested every {executed} actions (n_action_steps); "
                 f"choose a delay of at most {executed}."
             )
         if self.actions_needed(executed) > chunk.num_usable:

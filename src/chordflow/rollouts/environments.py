@@ -52,9 +52,9 @@ def make_environments(env_cfg: Any, count: int, use_async_envs: bool = False) ->
     except Exception as error:
         if machine_refuses(error) or ran_out_of_memory(error):
             raise
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        fault = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"env.type={env_cfg.type}: the environment cannot be made ({said}); check the env options and that its "
+            f"env.type={env_cfg.type}: the environment cannot be made ({fault}); check the env options and that its "
             "package is installed."
         ) from error
     return {(group, number): vector for group, tasks in made.items() for number, vector in tasks.items()}
@@ -150,7 +150,7 @@ class LocalHost:
         return dict(self._starts)
 
     def select(self, task: TaskKey) -> Spaces:
-        """Turns to a task; the sub-environments of the one before are closed."""
+        """Opens a task; the sub-environments of the one before are closed."""
         if self._selected != task:
             if self._selected is not None:
                 close_envs([self._made.pop(self._selected)])

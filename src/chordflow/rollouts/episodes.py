@@ -34,7 +34,7 @@ class Episode:
         length: executed actions.
         sum_reward: sum of the rewards.
         side: the environment's last `info["side"]`, for environments that tell one.
-        chunks: chunks that the policy was asked for.
+        chunks: chunks that the policy made.
         num_steps, solver, grid_power: how each of them was made; see `Runner.run`.
         jerk: see `jerk`, in the robot's units per control step cubed, squared. It compares policies at one control
             rate.
@@ -42,7 +42,7 @@ class Episode:
         seconds: its share of wall-clock time: that of a round is divided evenly among the episodes that took part.
         actions: the executed actions, float32 (T, A).
         frames: where recorded: uint8 (T + 1, height, width, 3), the first before any action.
-        task_group: suite of the task, by LeRobot's name; empty for a single task that nobody named.
+        task_group: suite of the task, by LeRobot's name; empty for a single task without a name.
         task_id: number of the task within its suite.
         mode, delay: see `rollouts.delay.Execution`.
         path_length: *Derived.* Sum over time of the Euclidean norm of `a[t+1] - a[t]`, in the robot's units.

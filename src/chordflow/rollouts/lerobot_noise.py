@@ -50,7 +50,7 @@ def run_lerobot_episodes(
     batch size and on its neighbours.
 
     As in `lerobot-eval`, and other than in paired episodes, `sum_reward` and `success` count one step beyond an
-    episode's end (where the environment resets itself, the first step of an episode that nobody asked for). `side` is
+    episode's end (where the environment resets itself, the first step of another episode). `side` is
     None: LeRobot's rollout hands on no such thing.
 
     Args:

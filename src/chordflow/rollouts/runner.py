@@ -191,7 +191,7 @@ class Runner:
         return self._host.make(1)
 
     def check(self, policy: FlowPolicy, seed: int = 0) -> None:
-        """Asks for a single chunk at the first observation of an episode: whether policy and environment fit.
+        """Makes a single chunk at the first observation of an episode, to check that policy and environment fit.
 
         Raises:
             UserError: as `run`.

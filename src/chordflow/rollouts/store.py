@@ -179,7 +179,7 @@ class EpisodeStore:
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression=codec, write_statistics=False, use_dictionary=False)
         # No fsync: a process that is killed loses nothing, and a power cut costs at most some last episodes,
-        # which are then said to be cut.
+        # which are then reported as cut.
         with whole_file(path, sync=False) as temporary:
             temporary.write_bytes(sink.getvalue())
 

@@ -84,14 +84,14 @@ def success_rows(
 
 
 def _groups(episodes: Sequence[Episode], starts: Starts) -> list[tuple[str, set[EpisodeKey]]]:
-    """Names of the groups that success is told of, each with its episodes."""
-    told: dict[tuple[str, int], set[str]] = defaultdict(set)
+    """The groups that success is given for, by name, each with its episodes."""
+    task_texts: dict[tuple[str, int], set[str]] = defaultdict(set)
     for episode in episodes:
-        told[episode.task_group, episode.task_id].add(episode.task)
+        task_texts[episode.task_group, episode.task_id].add(episode.task)
     suites, tasks, instructions = (defaultdict[str, set[EpisodeKey]](set) for _ in range(3))
     for episode in sorted(episodes, key=lambda e: (e.task_group, e.task_id, e.task)):
         name = f"{episode.task_group}/{episode.task_id}"
-        if len(told[episode.task_group, episode.task_id]) == 1 and episode.task:
+        if len(task_texts[episode.task_group, episode.task_id]) == 1 and episode.task:
             name += f": {episode.task}"
         suites[episode.task_group].add(episode.key)
         tasks[name].add(episode.key)
@@ -101,7 +101,7 @@ def _groups(episodes: Sequence[Episode], starts: Starts) -> list[tuple[str, set[
     trained_on = {episode.key for episode in episodes if starts.trained_on(episode)}
     if trained_on:
         groups += [(STARTS_TRAINED_ON, trained_on), (STARTS_NOT_TRAINED_ON, everything - trained_on)]
-    for division in (suites, tasks) if len(told) > 1 else (instructions,):
+    for division in (suites, tasks) if len(task_texts) > 1 else (instructions,):
         groups += division.items() if len(division) > 1 else []
     return [(name, keys) for name, keys in groups if keys]
 

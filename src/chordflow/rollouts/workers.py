@@ -54,7 +54,7 @@ class WorkerPool:
         return self._ask({i: max(1, -(-(count - i) // size)) for i in range(size)}, "make")[0]
 
     def select(self, task: TaskKey) -> Spaces:
-        """Turns to a task; the sub-environments of the one before are closed."""
+        """Opens a task; the sub-environments of the one before are closed."""
         return self._ask(dict.fromkeys(range(len(self._workers)), task), "select")[0]
 
     def start(self, orders: Sequence[StartOrder]) -> list[Started]:
@@ -78,7 +78,7 @@ class WorkerPool:
                 worker.end()
 
     def _ask(self, given: dict[int, Any], method: str) -> dict[int, Any]:
-        """Calls a method of some hosts, each with its argument; where one fails the others are still heard."""
+        """Calls a method of some hosts, each with its argument; where one fails the others still answer."""
         for number, argument in given.items():
             self._workers[number].send(method, argument)
         answers: dict[int, Any] = {}
@@ -118,7 +118,7 @@ def open_host(env_cfg: Any, batch_size: int, num_workers: int = 0) -> Iterator[H
 
 
 class _Worker:
-    """A process and the line to it."""
+    """A process and its connection."""
 
     def __init__(self, env_cfg: Any) -> None:
         self.name = f"env.type={env_cfg.type}"

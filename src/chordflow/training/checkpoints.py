@@ -93,7 +93,7 @@ def save_checkpoint(
         write_student: fills a `pretrained_model` folder with weights by name.
         processes: of the run.
         batch_size: of each process, micro-batches taken together.
-        losses: of the steps that no line of metrics tells of yet.
+        losses: of the steps that are in no line of metrics yet.
         timed: whether the next checkpoint replaces it.
 
     Returns:
@@ -208,7 +208,7 @@ def load_checkpoint(checkpoint_dir: Path, state: TrainingState) -> tuple[int, li
     """Puts a checkpoint's weights, optimiser, schedule and generators into `state`.
 
     Returns:
-        The number of optimiser steps done, and the losses of those that no line of metrics tells of yet.
+        The number of optimiser steps done, and the losses of those that are in no line of metrics yet.
 
     Raises:
         UserError: if the checkpoint is not complete or does not fit.
@@ -241,7 +241,7 @@ def load_weights(checkpoint_dir: Path, masters: dict[str, nn.Parameter]) -> None
 
 
 def last_good(checkpoint: Path | None) -> str:
-    """What there is to go back to, as messages say it."""
+    """The checkpoint to resume from, for messages."""
     return f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was written yet"
 
 
@@ -255,8 +255,8 @@ def _load_masters(folder: Path, masters: dict[str, nn.Parameter]) -> None:
 
 
 def _cannot_resume(checkpoint_dir: Path, error: Exception) -> UserError:
-    told = str(error).splitlines()[0] if str(error) else type(error).__name__
+    fault = str(error).splitlines()[0] if str(error) else type(error).__name__
     return UserError(
-        f"config_path: the checkpoint {checkpoint_dir} cannot be resumed ({told}); resume from another one in "
+        f"config_path: the checkpoint {checkpoint_dir} cannot be resumed ({fault}); resume from another one in "
         f"{checkpoint_dir.parent}."
     )

@@ -2,7 +2,7 @@
 
 `torchrun` and `accelerate launch` start the same command several times and tell each process its number. The
 processes meet here before anything else happens. From then on an error in one of them is printed once and ends all,
-each with the exit code of the error, and nobody waits for a process that is gone.
+each with the exit code of the error, and no process waits for one that has ended.
 
 DDP and FSDP2 exchange gradients in hooks of the one module that they wrap, and only where its `forward` is
 called: that is `VelocityModule`, and nothing inside it is wrapped. What is frozen is left out of both, so the
@@ -54,7 +54,7 @@ class Processes(Share):
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes, measures and talks."""
+        """Whether this is the process that writes, measures and prints."""
         return self.index == 0
 
     def wait(self) -> None:
@@ -80,13 +80,12 @@ def current() -> Processes:
 
 @contextlib.contextmanager
 def joined() -> Iterator[Processes]:
-    """Meets the processes that were started with this one, if any, and parts from them in the end.
+    """Joins the processes that were started with this one, if any, and leaves them in the end.
 
-    Only the first process talks. Where one fails, its error is raised in it alone; the others leave with
-    `SystemExit` and say nothing.
+    Only the first process prints. Where one fails, its error is raised in it alone; the others end with `SystemExit`.
 
     Raises:
-        UserError: in one process, where another has ended without a word.
+        UserError: in one process, where another has ended without an error of its own.
     """
     count = _number("WORLD_SIZE", 1)
     if count == 1 or dist.is_initialized():
@@ -96,10 +95,10 @@ def joined() -> Iterator[Processes]:
     if torch.cuda.is_available() and local < torch.cuda.device_count():
         # From here on `cuda` is this process's GPU.
         torch.cuda.set_device(local)
-    spoke, console.quiet = console.quiet, console.quiet or index > 0
+    was_quiet, console.quiet = console.quiet, console.quiet or index > 0
     store: dist.Store | None = None
     try:
-        with stopping.heeded():
+        with stopping.handled():
             try:
                 store, index, count = next(dist.rendezvous("env://", timeout=TIMEOUT))
                 dist.init_process_group(
@@ -119,42 +118,42 @@ def joined() -> Iterator[Processes]:
                 _fail(error, store, count)
         dist.destroy_process_group()
     finally:
-        console.quiet = spoke
+        console.quiet = was_quiet
 
 
 def _fail(error: BaseException, store: dist.Store | None, count: int) -> NoReturn:
-    """Raises the error in one process, and leaves quietly in the others."""
+    """Raises the error in one process, and ends the others without a message."""
     lost = isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None
     if lost:
-        # Whoever went has had its reasons: let it tell them.
+        # The process that ended may still report why.
         deadline = time.monotonic() + PATIENCE_S
-        while not _told(store) and time.monotonic() < deadline:
+        while not _error_reported(store) and time.monotonic() < deadline:
             time.sleep(0.05)
-    if not _tells(store):
+    if not _reports_first(store):
         code = error.code if isinstance(error, stopping.Stopped) else 130
         raise SystemExit(code if isinstance(error, KeyboardInterrupt) else 2) from None
     if isinstance(error, stopping.Stopped) and error.number == signal.SIGTERM:
         error.args = (f"{error} (as a launcher does, too, where one of {count} processes is gone)",)
     if lost:
         raise UserError(
-            f"another of the {count} processes of this run has ended without a word ({reason(error)}), as it does "
-            "when it is killed or the machine runs out of memory; checkpoints that were written are whole: go on "
+            f"another of the {count} processes of this run has ended without an error of its own ({reason(error)}), as "
+            "when it is killed or the machine runs out of memory; checkpoints that were written are whole: resume "
             "from the last one or start again."
         ) from error
     raise error
 
 
-def _told(store: dist.Store | None) -> bool:
+def _error_reported(store: dist.Store | None) -> bool:
     """Whether some process has reported an error."""
     try:
         return store is not None and store.add(_FAILED, 0) > 0
     except Exception:
-        # Without a store nobody can tell anybody.
+        # Without a store no process can report.
         return False
 
 
-def _tells(store: dist.Store | None) -> bool:
-    """Whether this process is the one that tells an error: the first that asks."""
+def _reports_first(store: dist.Store | None) -> bool:
+    """Whether this process is the first to report an error."""
     try:
         return store is None or store.add(_FAILED, 1) == 1
     except Exception:
@@ -223,7 +222,7 @@ class Wrapped:
         """Makes sure that gradients will be exchanged: a student that trains alone shows an innocent-looking loss."""
         whole_ones = [name for name, p in self.trainable.items() if not isinstance(p, DTensor)]
         if self.sharded and whole_ones:
-            raise UserError(f"FSDP2 is asked for but is not on: {', '.join(whole_ones[:3])} are not sharded.")
+            raise UserError(f"FSDP2 is requested but is not on: {', '.join(whole_ones[:3])} are not sharded.")
         assert self.sharded or self.processes.count == 1 or isinstance(self.module, DistributedDataParallel)
 
     def __call__(
@@ -301,7 +300,7 @@ def _check_launch(student: FlowPolicy, accumulation: int, fsdp: bool, processes:
     asked, local = given("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", ""), given("LOCAL_WORLD_SIZE", "1")
     if asked.isdigit() and int(asked) not in (1, accumulation):
         raise UserError(
-            f"accelerate launch asks for gradient_accumulation_steps={asked}, chordflow for {accumulation}; give "
+            f"accelerate launch sets gradient_accumulation_steps={asked}, chordflow {accumulation}; give "
             f"chordflow --gradient_accumulation_steps={asked}."
         )
     if processes > 1 and student.device.type == "cuda":
@@ -324,7 +323,7 @@ def _check_launch(student: FlowPolicy, accumulation: int, fsdp: bool, processes:
         )
     if processes == 1:
         raise UserError(
-            "FSDP2 is asked for, but there is one process, with nothing to share; start at least two, or switch it "
+            "FSDP2 is requested, but there is one process, with nothing to share; start at least two, or switch it "
             "off (accelerate launch with distributed_type: NO)."
         )
     if given("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":

@@ -129,7 +129,7 @@ def train(
             unsaved, saved_at = False, time.perf_counter()
         if passed.stop and not last:
             processes.wait()
-            raise stopping.Stopped(stopping.asked() or signal.SIGTERM)
+            raise stopping.Stopped(stopping.requested() or signal.SIGTERM)
     assert training.checkpoint is not None
     if processes.first:
         # It may be a timed one, where fewer steps are asked for than before.
@@ -162,7 +162,7 @@ def _cut_metrics(output_dir: Path, step: int, checkpoint: Path | None) -> None:
 
 @contextlib.contextmanager
 def _logged(output_dir: Path, checkpoint: Path | None) -> Iterator[None]:
-    """Around what writes the log of a run whose last good checkpoint is `checkpoint`."""
+    """Context of writing the log of a run whose last good checkpoint is `checkpoint`."""
     try:
         yield
     except OSError as error:

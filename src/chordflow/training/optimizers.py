@@ -26,7 +26,7 @@ class OptimizerConfig(draccus.ChoiceRegistry):
     """What every optimiser has; names as in LeRobot, `type` chooses which.
 
     Attributes:
-        lr: peak learning rate. 2e-5 suits a fine-tuned checkpoint of full size; a tiny model wants 1e-3.
+        lr: peak learning rate. 2e-5 suits a fine-tuned checkpoint of full size, 1e-3 a tiny model.
         betas: decay rates of Adam's moments.
         eps: added to Adam's denominator.
         weight_decay: decoupled weight decay.

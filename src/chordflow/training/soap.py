@@ -8,7 +8,7 @@ Shapes: K parameters of one shape, n the length of one of its sides.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,12 +92,8 @@ class SOAP(Optimizer):
         super().__init__(params, settings)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step along the gradients that are there."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step along the gradients that are there; a closure, which torch allows for, is not called."""
         for group in self.param_groups:
             alike: dict[torch.Size, list[nn.Parameter]] = {}
             for parameter in group["params"]:
@@ -110,7 +106,6 @@ class SOAP(Optimizer):
                 if group["step"] > 0:
                     _step(stack, gradient, group)
             group["step"] += 1
-        return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes also the state of older checkpoints, whose momentum `exp_avg` is in the standard basis."""
@@ -165,7 +160,7 @@ def _eigenvectors(matrices: Tensor) -> Tensor:
     try:
         vectors = torch.linalg.eigh(matrices).eigenvectors
     except torch.linalg.LinAlgError:
-        # Where most rows are zero, as of words that no instruction holds, single precision may not converge.
+        # Where most rows are zero, as of words that are in no instruction, single precision may not converge.
         vectors = torch.linalg.eigh(matrices.cpu().double()).eigenvectors.to(matrices)
     return vectors.flip(-1)
 

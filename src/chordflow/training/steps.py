@@ -71,7 +71,7 @@ class EMAConfig:
 
 @dataclass
 class LoopConfig:
-    """What the loop itself needs to know; names as in LeRobot.
+    """The settings of the loop; names as in LeRobot.
 
     Its budget is in steps, or in seconds where `steps` is None.
     """
@@ -165,7 +165,7 @@ class Training:
         losses: of the steps since the last line of the log.
         passed: where it stands.
         checkpoint: the last one on disk, for messages.
-        due: asked after every step, in the first process.
+        due: called after every step, in the first process.
     """
 
     def __init__(
@@ -215,6 +215,12 @@ class Training:
             UserError: if a loss or gradient is not finite, or memory runs out.
             Stopped: where a signal stops the making of couplings.
         """
+        try:
+            yield from self._steps()
+        finally:
+            self.buffer.wait()
+
+    def _steps(self) -> Iterator[Passed]:
         config, wrapped, ready = self.config, self.wrapped, None
         for step in itertools.count(self.start):
             if (config.steps is not None and step >= config.steps) or not self._fill(step):
@@ -264,7 +270,9 @@ class Training:
         # Of several processes none may leave the others alone; it may run episodes, for minutes.
         alone = self.wrapped.processes.count == 1
         with stopping.at_once() if alone else contextlib.nullcontext(), self.buffer.enough_memory():
-            for _ in self.buffer.fill(step):
+            for _ in self.buffer.fill(
+                step, _NO_STEPS if self.config.steps is None else self.config.steps - 1
+            ):
                 now = self._watch.seconds
                 self._on_fill(now)
                 if seconds is not None and now >= seconds:
@@ -286,7 +294,7 @@ class Training:
                     wrapped.backward(loss * (batch.weight * processes.count))
                 total += loss.item() * batch.weight
         # The first process's clock and anybody's signal count for all, in a sum that is made anyway.
-        return processes.sum([total, processes.first and self.due(), stopping.asked() > 0])
+        return processes.sum([total, processes.first and self.due(), stopping.requested() > 0])
 
     def _enough_memory(self) -> contextlib.AbstractContextManager[None]:
         device = self.buffer.teacher.device
@@ -296,7 +304,7 @@ class Training:
 def enough_memory_to_step(
     config: OptimizerConfig, parameters: Iterable[Tensor], device: torch.device
 ) -> contextlib.AbstractContextManager[None]:
-    """Around what an optimiser does with gradients: a UserError says what takes less memory."""
+    """Context of an optimiser's step: out of memory, a UserError says what takes less."""
 
     def advice(_: ShortOfMemoryError | None) -> str:
         less = "train less with --student.train, or use a larger device"

@@ -168,7 +168,7 @@ def job_of(config: StudyConfig, arm: ArmSettings) -> ReflowJobConfig:
                 f"scheduler.num_warmup_steps={job.scheduler.num_warmup_steps}: the budget is in seconds; leave it out, "
                 "or give --steps."
             )
-    job.recipe = arm.name if RECIPES.get(arm.name) == arm.settings else None
+    job.recipe = arm.name if RECIPES.get(arm.name) == arm.settings else None  # type: ignore[assignment]
     return job
 
 

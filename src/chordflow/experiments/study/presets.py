@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, fields
 from graphlib import CycleError, TopologicalSorter
 from itertools import product
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 from chordflow.checks import check_choice, check_once, check_range
 from chordflow.errors import UserError
 from chordflow.experiments.config import RECIPES, ReflowJobConfig
 from chordflow.experiments.study.config import ArmSettings, StudyConfig
-from chordflow.flow.solvers import SOLVERS
+from chordflow.flow.solvers import SolverName
 from chordflow.policies import FlowPolicy
 from chordflow.results.schema import TEACHER
 from chordflow.results.study import STUDY, LeftOut, Preset
@@ -72,10 +72,12 @@ class MethodsStudy(StudyConfig):
             yield ArmSettings(name, self._known()[name])
 
 
+Beginning = Literal[
+    "teacher", "teacher_full", "teacher_vlm", "teacher_vlm_full", "pretrained_vlm", "pretrained_vlm_full", "random",
+    "random_full",
+]  # fmt: skip
 BEGINNINGS = {
-    f"{init.value}{'_full' * everything}": (init, everything)
-    for init in StudentInit
-    for everything in (False, True)
+    name: (StudentInit(name.removesuffix("_full")), name.endswith("_full")) for name in get_args(Beginning)
 }
 """What a student can begin as, by name: its `student.init`, and whether all its parts are trained."""
 
@@ -98,7 +100,7 @@ class BeginningsStudy(StudyConfig):
 
     PRESET: ClassVar[Preset] = "beginnings"
 
-    arms: list[str] | None = None
+    arms: list[Beginning] | None = None
     learning_rates: list[float] = field(default_factory=lambda: [1e-4, 2e-5])
 
     def __post_init__(self) -> None:
@@ -109,7 +111,6 @@ class BeginningsStudy(StudyConfig):
             raise UserError(f"optimizer.lr={lr:g}: give --learning_rates='[{lr:g}]' instead.")
         if self.arms is not None:
             check_once("arms", self.arms, note=", such as [teacher,teacher_vlm]")
-            check_choice("arms", self.arms, BEGINNINGS)
         if not self.method.build().needs.couplings:
             raise UserError(
                 f"method.type={self.method.get_choice_name(type(self.method))}: the method does not look at couplings, "
@@ -165,8 +166,10 @@ class RoundsStudy(StudyConfig):
     PRESET: ClassVar[Preset] = "rounds"
 
     rounds: int = 3
-    starts: list[str] = field(default_factory=lambda: ["last", "first", "once"])
-    solvers: list[str] = field(default_factory=lambda: ["adams_bashforth", "euler"])
+    starts: list[Literal["last", "first", "fresh", "once"]] = field(
+        default_factory=lambda: ["last", "first", "once"]
+    )
+    solvers: list[SolverName] = field(default_factory=lambda: ["adams_bashforth", "euler"])
     real_data_shares: list[float] = field(default_factory=lambda: [0.0, 0.1])
     crossed: bool = False
 
@@ -175,9 +178,7 @@ class RoundsStudy(StudyConfig):
         check_range(
             "rounds", self.rounds, at_least=2, note="; a single one is that of chordflow study methods"
         )
-        check_choice("starts", self.starts, ("last", "first", "fresh", "once"))
         check_once("starts", self.starts)
-        check_choice("solvers", self.solvers, SOLVERS)
         check_once("solvers", self.solvers)
         check_once("real_data_shares", self.real_data_shares, at_least=0, below=1, note=", such as [0,0.1]")
         if "once" in self.starts and self.steps is None:
@@ -193,7 +194,7 @@ class RoundsStudy(StudyConfig):
             return [own == other for own, other in zip(way, usual, strict=True)]
 
         # By in how many things a way departs; of one, starts before solvers before shares.
-        ways = product(self.starts, self.solvers, self.real_data_shares)
+        ways: Iterable[tuple[str, str, float]] = product(self.starts, self.solvers, self.real_data_shares)
         order = sorted(ways, key=lambda way: (-sum(kept(way)), kept(way)))
         return order if self.crossed else [way for way in order if sum(kept(way)) >= 2]
 
@@ -201,7 +202,7 @@ class RoundsStudy(StudyConfig):
         """A chain of arms for each way; those that begin with the same round share it."""
         shared: set[str] = set()
         for start, solver, share in self._ways():
-            # The solver that is usual goes without saying.
+            # The default solver is not named.
             prefix = "" if solver == "adams_bashforth" else f"{solver}_"
             way = start if solver == "adams_bashforth" else f"{start}, {solver}"
             if share:

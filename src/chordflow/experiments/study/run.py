@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,7 +16,7 @@ from chordflow.evaluation.measure import Held, Yardstick
 from chordflow.experiments.arms import EPISODES, Count
 from chordflow.experiments.measured import held_out
 from chordflow.experiments.provenance import load_frozen, weights_sha256
-from chordflow.experiments.run_folder import new_folder, only_run, refuse_existing
+from chordflow.experiments.run_folder import command_to_resume, new_folder, only_run, refuse_existing
 from chordflow.experiments.study.config import StudyConfig
 from chordflow.experiments.study.plan import Plan, begun, make_plan, resumed
 from chordflow.experiments.train import train_student
@@ -49,7 +48,7 @@ def run_study(
         UserError: for input that cannot be used.
     """
     output = config.output_dir
-    file, resume = output / STUDY, f"resume with: {resume_command(output)}"
+    file, resume = output / STUDY, f"resume with: {command_to_resume('study', output / STUDY)}"
     if not config.resume:
         refuse_existing(output, resume if file.is_file() else "")
     plan = make_plan(config)
@@ -64,14 +63,9 @@ def run_study(
         return resume if file.is_file() else "nothing was done yet, so start again."
 
     folder = contextlib.nullcontext() if config.resume else new_folder(output)
-    with stopping.says(how), folder, only_run(output):
+    with stopping.noting(how), folder, only_run(output):
         run.all(on_trial)
     return run.study
-
-
-def resume_command(output_dir: Path) -> str:
-    """The command line that resumes a study."""
-    return f"chordflow study --resume=true --config_path={shlex.quote(str(output_dir / STUDY))}"
 
 
 class _Run:
@@ -199,14 +193,15 @@ class _Run:
 
     @contextlib.contextmanager
     def _names(self, arm: str, label: str) -> Iterator[None]:
-        """Around a part of a trial: where it fails, the message names the arm and says how to leave it out."""
+        """Context of a part of a trial: where it fails, the message names the arm and how to leave it out."""
         try:
             yield
         except UserError as error:
             option = {"methods": "methods", "beginnings": "arms"}.get(self.config.PRESET)
             ways = [one.way.partition(",")[0] for one in self.plan.arms.values() if one.name != arm]
             others = ",".join(dict.fromkeys(ways))
-            without = f" To resume without it: {resume_command(self.output)} --{option}='[{others}]'"
+            resume = command_to_resume("study", self.output / STUDY)
+            without = f" To resume without it: {resume} --{option}='[{others}]'"
             raise UserError(f"arms: {label}: {error}{without if option and others else ''}") from error
 
 

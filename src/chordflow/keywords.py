@@ -1,0 +1,50 @@
+"""What makes functions of Python of those of `chordflow.api`: checks before imports, and errors about keywords."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from typing import Any
+
+from chordflow.errors import UserError
+from chordflow.refusing import refuse, table
+
+_COMMAND = r"\b(?:chordflow (?:reflow|couple|diagnose|evaluate|export|report|relocate|study|demo)|torchrun|python3?) .*"
+_NAME = r"([a-z]\w*(?:\.[a-z]\w*)*)"
+_OPTION = re.compile(rf"{_COMMAND}|--{_NAME}(?:=(\S*?)(?=[:;,.)]*(?:\s|$)))?|^{_NAME}=(.*?)(?=: )")
+
+
+def checked[F: Callable[..., Any]](function: F) -> F:
+    """A function of `chordflow.api` that refuses wrong options before it imports anything heavy.
+
+    Its errors name keywords, and groups as dicts, where those of the command line name options.
+    """
+    known = table().get(verb := function.__name__)
+
+    @functools.wraps(function)
+    def call(*args: Any, **given: Any) -> Any:
+        try:
+            if isinstance(known, dict):
+                refuse(known["options"], {name: given[name] for name in given if name != "command"})
+            return function(*args, **given)
+        except UserError as error:
+            error.args = (in_keywords(str(error), verb),)
+            raise
+
+    return call  # type: ignore[return-value]
+
+
+def in_keywords(sentence: str, verb: str) -> str:
+    """A sentence about options of the command line as one about keywords; commands in it stay as they are."""
+
+    def keyword(found: re.Match[str]) -> str:
+        group, *parts = (found[1] or found[3] or "").split(".")
+        if not parts:
+            return found[0].removeprefix("--")
+        value = found[2] or found[4] or "..."
+        for part in reversed(parts):
+            value = f'{{"{part}": {value}}}'
+        return f"{group}={value}"
+
+    return _OPTION.sub(keyword, sentence.replace("see --help=all", f"see: chordflow {verb} --help=all"))
