@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
 import chordflow
@@ -33,6 +34,7 @@ from chordflow_runtime import RunnerError, load
 from chordflow_runtime.backends import require_bfloat16
 from families import CASES
 from lerobot_env_detour import DetourEnv
+from lerobot_policy_chordflow import ChordflowConfig
 from script_files import ROOT, load_script
 from small_policies import Folders
 from small_runs import Capture, contents, edit_json, refused
@@ -212,6 +214,29 @@ def test_an_exported_teacher_keeps_both_sides(teacher: tuple[Path, Path]) -> Non
     assert all(0.2 < share < 0.8 for share in shares)
     # Two shares of 64 differ by more than this once in a thousand times.
     assert abs(shares[0] - shares[1]) < 0.3
+
+
+def test_a_folder_is_a_policy_of_lerobot(teacher: tuple[Path, Path]) -> None:
+    config = ChordflowConfig(folder=str(teacher[1]), threads=1, noise_seed=3)
+    assert {key: feature.shape for key, feature in config.input_features.items()} == {
+        CAMERA: (3, 64, 64), "observation.state": (2,)
+    }  # fmt: skip
+    policy: Any = get_policy_class("chordflow").from_pretrained(None, config=config)
+    before, after = make_pre_post_processors(config)
+    seen, _ = DetourEnv().reset(seed=0)
+    item = {
+        CAMERA: seen["pixels"].transpose(2, 0, 1) / np.float32(255),
+        "observation.state": seen["agent_pos"],
+    }
+    batch = {key: torch.from_numpy(value) for key, value in item.items()} | {"task": "go left"}
+    runner = load(teacher[1], threads=1, seed=3)
+    for _ in range(9):
+        action = after(policy.select_action(before(batch)))
+        np.testing.assert_array_equal(action[0].numpy(), runner.select_action({**item, "task": "go left"}))
+    chunk = policy.predict_action_chunk(before(batch))
+    np.testing.assert_array_equal(chunk[0].numpy(), runner({**item, "task": "go left"}))
+    with pytest.raises(RunnerError, match=r"a batch of 2: .* --eval.batch_size=1"):
+        policy.select_action({key: torch.stack([batch[key]] * 2) for key in item})
 
 
 ROBOT = """
