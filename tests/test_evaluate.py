@@ -14,8 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import chordflow
 from builders import build_checkpoint
 from chordflow.cli.main import main
+from chordflow.deploy import parity
+from chordflow.experiments import export as export_job
 from chordflow.policies import load_flow_policy, save_student
 from chordflow.policies.base import Role
 from chordflow.results.schema import Results
@@ -24,7 +27,7 @@ from chordflow.results.statistics import Interval, compare_success
 from chordflow.rollouts.store import EpisodeStore
 from drift_env import DriftEnv
 from forked import forked
-from small_runs import Capture, Refuse, edit_json, refusal
+from small_runs import Capture, Refuse, edit_json, refusal, refused
 
 EPISODES = 12
 
@@ -38,6 +41,16 @@ def student(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     trained = {name: p.detach() + 0.03 * torch.randn_like(p) for name, p in head.items()}
     folder = tmp_path_factory.mktemp("student") / "pretrained_model"
     save_student(policy, checkpoint, folder, trained, num_steps=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def robot(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the student is exported to."""
+    folder = tmp_path_factory.mktemp("exported") / "robot"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_job, "OBSERVATIONS", parity.MODE_OBSERVATIONS)
+        chordflow.export(policy=student, output_dir=folder)
     return folder
 
 
@@ -85,14 +98,14 @@ def stored(output: Path, arm: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def evaluated(
-    checkpoint: Path, student: Path, dataset_root: Path, tmp_path_factory: Any
+    checkpoint: Path, student: Path, robot: Path, dataset_root: Path, tmp_path_factory: Any
 ) -> tuple[Path, Results]:
     """One evaluation of everything."""
     output = tmp_path_factory.mktemp("evaluated") / "run"
     arguments = options(
         checkpoint, student, output,
         **{
-            "policies": f"[copy={checkpoint},two={student}@2]", "dataset.repo_id": "test/tiny",
+            "policies": f"[copy={checkpoint},two={student}@2,robot={robot}]", "dataset.repo_id": "test/tiny",
             "dataset.root": dataset_root, "measure.num_observations": 3, "measure.latency_repeats": 2,
             "measure.converged_noises": 2, "measure.num_steps": "[1,2]", "delay.control_steps": "[1]",
             "delay.num_steps": "[1]", "delay.n_episodes": 4, "delay.modes": "[sync,async,rtc]", "eval.num_clips": 2,
@@ -104,7 +117,7 @@ def evaluated(
 def test_every_policy_is_a_column(evaluated: tuple[Path, Results], checkpoint: Path) -> None:
     _, results = evaluated
     assert [(p.name, p.num_steps) for p in results.policies] == [
-        ("teacher", 10), ("student", 1), ("copy", 10), ("two", 2),
+        ("teacher", 10), ("student", 1), ("copy", 10), ("two", 2), ("robot", 1),
     ]  # fmt: skip
     rows = [row for row in results.success if row.group == "all"]
     ways = {(row.policy, row.num_steps, row.solver, row.grid_power) for row in rows}
@@ -115,12 +128,12 @@ def test_every_policy_is_a_column(evaluated: tuple[Path, Results], checkpoint: P
     assert ways == {
         ("teacher", 10, "euler", 1), ("teacher", 2, "euler", 1), ("teacher", 1, "euler", 1),
         ("teacher", best.num_steps, best.solver, best.grid_power),
-        ("student", 1, "euler", 1), ("copy", 10, "euler", 1), ("two", 2, "euler", 1),
+        ("student", 1, "euler", 1), ("copy", 10, "euler", 1), ("two", 2, "euler", 1), ("robot", 1, "euler", 1),
     }  # fmt: skip
     beside = {(row.policy, row.num_steps) for row in results.free.others}
     assert beside >= {("teacher", 10), ("student", 1), ("student", 2), ("copy", 10), ("two", 2)}
-    for measured in (results.curvature, results.gaps):
-        assert {row.policy for row in measured} == {"teacher", "student", "copy", "two"}
+    assert {row.policy for row in results.curvature} == {"teacher", "student", "copy", "two"}
+    assert {row.policy for row in results.gaps} == {"teacher", "student", "copy", "two", "robot"}
     assert all(row.overhead >= 0 and row.total_s > 0 for row in results.timing)
 
 
@@ -137,6 +150,74 @@ def test_a_copy_of_the_teacher_is_the_teacher(evaluated: tuple[Path, Results]) -
     gap = results.gap("copy", 10, "deployed")
     assert gap is not None
     assert gap.rms == 0
+
+
+def test_an_exported_folder_does_what_its_checkpoint_does(
+    evaluated: tuple[Path, Results], student: Path, robot: Path
+) -> None:
+    output, results = evaluated
+    for ours, theirs in zip(stored(output, "robot-1-euler"), stored(output, "student-1-euler"), strict=True):
+        for name in ("seed", "success", "length", "side", "chunks", "num_steps"):
+            assert ours[name] == theirs[name]
+        # Of about ten; rounding grows from chunk to chunk.
+        np.testing.assert_allclose(ours["actions"], theirs["actions"], rtol=0, atol=1e-3)
+    for reference in ("deployed", "converged"):
+        rows = [results.gap(name, 1, reference) for name in ("robot", "student")]
+        assert rows[0] is not None
+        assert rows[1] is not None
+        assert rows[0].rms == pytest.approx(rows[1].rms, rel=1e-4)
+        assert rows[0].pairs == rows[1].pairs
+    of = {info.name: info for info in results.policies}
+    assert of["robot"].exported is not None
+    assert of["robot"].exported.checkpoint == str(student)
+    for name in ("weights_sha256", "parameters", "saved_num_steps"):
+        assert getattr(of["robot"], name) == getattr(of["student"], name)
+    assert results.latency is not None
+    assert {name: row.num_steps for name, row in results.latency.exported.items()} == {"robot": 1}
+    assert "(exported, float32, of " in (output / "table.md").read_text()
+
+
+def test_another_solver_that_is_baked_in_is_the_students(
+    checkpoint: Path, robot: Path, tmp_path: Path
+) -> None:
+    """The graph is the same; what the manifest says of it is what rows are called by."""
+    other = Path(shutil.copytree(robot, tmp_path / "other"))
+    way = {"num_steps": 2, "solver": "adams_bashforth", "grid_power": 1.4}
+    edit_json(other / "manifest.json", lambda manifest: manifest.update(way))
+    results = run(options(checkpoint, other, tmp_path / "out", **{"eval.n_episodes": 2}))
+    row = results.success_of("student", 2)
+    assert row is not None
+    assert (row.solver, row.grid_power) == ("adams_bashforth", 1.4)
+    assert "the student" in results.verdict
+
+
+@pytest.mark.parametrize("verb", ["diagnose", "reflow", "couple", "export", "evaluate"])
+def test_where_velocities_are_needed_an_exported_folder_is_refused(
+    verb: str, student: Path, robot: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    name = "teacher" if verb in ("reflow", "couple", "evaluate") else "policy"
+    given = [verb, f"--{name}.path={robot}", f"--output_dir={tmp_path / 'out'}"]
+    given += [] if verb == "export" else ["--dataset.repo_id=test/tiny"]
+    given += [f"--student.path={robot}"] if verb == "evaluate" else []
+    said = refused(given, capsys, tmp_path)
+    assert re.search(
+        rf"{name}.path={robot} .* velocities .* give the checkpoint .* {student}\.$", said.strip()
+    )
+
+
+@pytest.mark.parametrize(("edit", "given", "message"), [
+    ({"version": 2}, {}, "version 2, and this chordflow_runtime reads up to 1"),
+    ({"files": {"policy.onnx": "0" * 64}}, {}, "policy.onnx was changed"),
+    ({}, {"student.num_inference_steps": 3}, "num_steps is 3"),
+    ({}, {"noise": "lerobot"}, "LeRobot's own rollout cannot run"),
+    ({}, {"delay.control_steps": "[1]", "delay.modes": "[rtc]"}, "an exported graph"),
+])  # fmt: skip
+def test_an_exported_folder_that_cannot_act(
+    edit: Any, given: Any, message: str, robot: Path, tmp_path: Path, refuse: Refuse
+) -> None:
+    other = Path(shutil.copytree(robot, tmp_path / "robot"))
+    edit_json(other / "manifest.json", lambda manifest: manifest.update(edit))
+    assert message in refuse(other, **given)
 
 
 def test_rows_follow_from_the_stored_episodes(evaluated: tuple[Path, Results]) -> None:
@@ -169,7 +250,8 @@ def test_delays_stand_beside_the_same_without(evaluated: tuple[Path, Results]) -
             row = rows[policy, mode, weight]
             assert (row.delay, row.num_steps, row.episodes) == (1, 1, 4)
             assert row.versus_undelayed is not None
-    assert len(results.delays) == 4 * 5
+    assert len(results.delays) == 4 * 5 + 3
+    assert {r.mode for r in results.delays if r.policy == "robot"} == {"none", "sync", "async"}
     # Ten times the pull at one step cannot leave motion as it was.
     assert rows["student", "rtc", 10.0].jump != rows["student", "rtc", 1.0].jump
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -32,7 +33,13 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "one camera missing": {**TWO, "empty_cameras": 1, "shown": ("top",)},
         "self attention": {"attention_mode": "self_attn"},
         "prefix length": {"prefix_length": 40},
-        "special tokens, fewer expert layers": {"add_image_special_tokens": True, "num_expert_layers": 1},
+        "special tokens, one camera missing, fewer expert layers": {
+            **TWO,
+            "empty_cameras": 1,
+            "shown": ("top",),
+            "add_image_special_tokens": True,
+            "num_expert_layers": 1,
+        },
     },
     "pi0": PI,
     "pi05": PI,
@@ -90,6 +97,13 @@ def test_variants_equal_the_stock_sampler(family: str, variant: str, tmp_path: P
             actions = policy.policy.predict_action_chunk(dict(batch), noise=noise)
             real = endpoint[..., : policy.chunk.action_dim]
             torch.testing.assert_close(real, actions, rtol=1e-5, atol=1e-5)
+    if family in ("smolvla", "pi0", "pi05") and "special" not in variant:
+        # No blank image goes through the tower.
+        model = policy.module.model
+        tower = model.vlm_with_expert if family == "smolvla" else model.paligemma_with_expert
+        with patch.object(tower, "embed_image", wraps=tower.embed_image) as looked_at:
+            policy.encode(batch)
+        assert looked_at.call_count == len(shown)
 
 
 # How weights in half precision are asked for, and how far from the stock endpoint float32 masters may lead.

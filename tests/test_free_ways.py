@@ -17,6 +17,7 @@ from rich.console import Console
 from chordflow.evaluation.free import GRID_POWERS, candidates
 from chordflow.experiments.arms import _Rollouts
 from chordflow.flow.solvers import SOLVERS, get_solver
+from chordflow.policies import FlowPolicy
 from chordflow.reporting.card import card
 from chordflow.reporting.table import markdown, render
 from chordflow.results.findings import findings, verdict
@@ -85,7 +86,7 @@ def test_episodes_are_run_by_the_best_way(
     options = SimpleNamespace(n_episodes=2, num_clips=0, teacher_num_steps=further)
     config: Any = SimpleNamespace(seed=0, env=None, eval=options)
     entrants: Any = {
-        name: SimpleNamespace(name=name, policy=None, num_steps=num_steps, folder=Path("none"))
+        name: SimpleNamespace(name=name, policy=FlowPolicy, num_steps=num_steps, folder=Path("none"))
         for name, num_steps in (("teacher", 10), ("student", student))
     }
     runner: Any = SimpleNamespace(tasks=lambda: {("", 0): None})

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from chordflow.results.actions import CurvatureRow, GapRow, Latency
-from chordflow.results.findings import findings, next_command, verdict
+from chordflow.results.actions import CurvatureRow, FreeWays, GapRow, Latency
+from chordflow.results.findings import findings, next_commands, verdict
 from chordflow.results.schema import PolicyInfo, Results
 from chordflow.results.statistics import Estimate, Interval, NonInferiority
 from chordflow.results.wording import amount, number, percent, points, steps
@@ -252,12 +252,47 @@ def test_what_to_type_next_has_the_users_own_paths() -> None:
                    "--output_dir=outputs/student")  # fmt: skip
     evaluate = typed("chordflow evaluate", "--teacher.path=outputs/teacher", "--student.path=outputs/student", *data,
                      "--env.type=YOURS", "--output_dir=outputs/evaluation")  # fmt: skip
-    assert next_command(before) == ("Next", reflow)
+    assert next_commands(before) == [("Next", reflow)]
     free = dataclasses.replace(before, gaps=[*gaps, gap("teacher", 2, "converged", 0.04)])
-    assert next_command(free) == ("To train all the same", reflow)
-    assert next_command(dataclasses.replace(before, gaps=[])) is None
-    assert next_command(sample(success=[], **known)) == ("Next", evaluate)
-    assert next_command(sample()) is None
+    assert next_commands(free) == [("To train all the same", reflow)]
+    assert next_commands(dataclasses.replace(before, gaps=[])) == []
+    assert next_commands(sample(success=[], **known)) == [("Next", evaluate)]
+    assert next_commands(sample()) == []
+
+
+@pytest.mark.parametrize(("nfe", "enough", "firsts"), [
+    (4, 0.04, ["reflow", "export"]),
+    (4, 0.06, ["reflow"]),
+    # As few evaluations as make training needless.
+    (2, 0.04, ["export", "reflow"]),
+])  # fmt: skip
+def test_an_untrained_way_that_lerobot_does_not_run_is_to_be_exported(
+    nfe: int, enough: float, firsts: list[str]
+) -> None:
+    command = ["chordflow", "diagnose", "--policy.path=t", "--policy.revision=v2", "--policy.num_inference_steps=8",
+               "--device=cuda", "--dataset.repo_id=me/data"]  # fmt: skip
+    way = dataclasses.replace(
+        gap("teacher", 3, "converged", enough), solver="adams_bashforth", nfe=nfe, grid_power=1.4
+    )
+    gaps = [gap("teacher", 1, "deployed", 0.2), gap("teacher", 10, "converged", 0.05)]
+    info = dataclasses.replace(_info("teacher", 10), graph_obstacle="")
+    results = _alone(
+        kind="diagnose", student=None, teacher="t", gaps=gaps, command=command, policies=[info],
+        free=FreeWays([0], [1], [way], [gaps[1]]),
+    )  # fmt: skip
+    found = next_commands(results)
+    assert [text.split()[1] for _, text in found] == firsts
+    if "export" in firsts:
+        what, text = found[firsts.index("export")]
+        assert what == ("Next" if firsts[0] == "export" else "Without training")
+        assert text.replace(" \\\n   ", "") == (
+            "chordflow export --policy.path=t --policy.revision=v2 --dataset.repo_id=me/data --num_steps=3 "
+            "--solver=adams_bashforth --grid_power=1.4 --output_dir=outputs/robot"
+        )
+    # Of a family that no graph can hold, or a file that does not say.
+    for obstacle in ("why", None):
+        other = dataclasses.replace(results, policies=[dataclasses.replace(info, graph_obstacle=obstacle)])
+        assert [text.split()[1] for _, text in next_commands(other)] == ["reflow"]
 
 
 def test_numbers_as_a_person_reads_them() -> None:

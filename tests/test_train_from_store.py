@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import chordflow.couplings.making as making
-from builders import build_dataset, edit_column
+from builders import build_checkpoint, build_dataset, edit_column
 from builders import parse_reflow as parse
 from chordflow.cli.main import main
 from chordflow.couplings.store import shard_name
 from coupling_stores import command
 from coupling_stores import couple as couple
 from coupling_stores import stores as stores
-from small_runs import Capture, options, refusal, student_of
+from small_runs import Capture, edit_json, options, refusal, student_of
 
 # What `options` of the main job has besides, and a store answers for.
 FROM_STORE = (
@@ -76,6 +76,27 @@ def test_training_from_a_store_ends_in_the_bits_of_training_on_the_fly(
     assert_same_students(on_the_fly, tmp_path / "out")
     told = json.loads((student_of(tmp_path / "out") / "reflow_config.json").read_text(encoding="utf-8"))
     assert told["couplings"] == {"path": str(stores[context].resolve()), "num_observations": 24}
+
+
+def test_contexts_that_hold_blank_cameras_are_refused(
+    stores: dict[bool, Path], vlm: Path, dataset_root: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    teacher, store = build_checkpoint(tmp_path / "teacher", vlm, empty_cameras=1), tmp_path / "store"
+    couple = command(teacher, dataset_root, store, "--store_context=true")
+    assert main(couple) == 0
+    # A look at its size comes after that at its contexts.
+    assert "the store holds 24" in refusal(
+        train_from(store, tmp_path / "new", "--buffer.num_observations=28"), capsys
+    )
+    # As an older release wrote it.
+    edit_json(store / "manifest.json", lambda manifest: manifest["made_with"].pop("encoding"))
+    said = refusal(train_from(store, tmp_path / "new"), capsys)
+    assert f"couplings.path={store}: its stored contexts are of an older chordflow" in said
+    resumed = ["couple", "--resume=true", f"--config_path={store / 'manifest.json'}"]
+    assert f"output_dir={store}: its stored contexts are of an older chordflow" in refusal(resumed, capsys)
+    # Without blank cameras the bits are what they were.
+    for plain in stores.values():
+        assert "encoding" not in json.loads((plain / "manifest.json").read_text())["made_with"]
 
 
 def test_a_resumed_training_finds_its_store(

@@ -19,7 +19,8 @@ def __getattr__(name: str) -> Any:
 
     from chordflow.keywords import checked
 
-    return checked(getattr(import_module("chordflow.api"), name))
+    globals()[name] = checked(getattr(import_module("chordflow.api"), name))
+    return globals()[name]
 
 
 def __dir__() -> list[str]:

@@ -1,7 +1,9 @@
 """The one error that a user is meant to see, and the reasons of others."""
 
+import contextlib
 import errno
 import re
+from collections.abc import Iterator
 
 # What the machine refuses, as against what a program gets wrong, and what to do about it.
 MACHINE_ERRORS = {
@@ -24,6 +26,15 @@ class UserError(ValueError):
     The message is one sentence that names the field, the value it had and what to do. The command line
     prints it without a traceback and exits with code 2.
     """
+
+
+@contextlib.contextmanager
+def named(where: str, kind: type[Exception] = UserError) -> Iterator[None]:
+    """Says which option a sentence is about, such as `policy.path=NAME`, of a `UserError` or another kind of error."""
+    try:
+        yield
+    except (UserError, kind) as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def machine_refuses(error: BaseException) -> bool:

@@ -42,6 +42,12 @@ MANIFEST, LOCK = "manifest.json", ".lock"
 FOR_TRAINING = ("teacher", "dataset", "rename_map", "seed", "coupling", "buffer")
 """Settings of the command that began a store, which a training takes from it."""
 
+ENCODING, ENCODING_VERSION = "encoding", 2
+"""Key and value in `made_with` where contexts are stored of observations for which LeRobot has blank images; stores
+without the key hold these images too."""
+
+OLDER_CONTEXTS = "its stored contexts are of an older chordflow, which encoded blank cameras too"
+
 _OBSERVATIONS, _CONTEXT, _SHA256 = "observations", "context.", "sha256"
 
 
@@ -248,6 +254,8 @@ def begin(folder: Path, wanted: Manifest) -> None:
         return
     found = read_manifest(folder, "output_dir")
     name = difference(wanted.made_with, found.made_with)
+    if name == ENCODING:
+        raise UserError(f"output_dir={folder}: {OLDER_CONTEXTS}; name a new folder.")
     if name is not None:
         raise UserError(
             f"output_dir={folder}: this store was made with {name}={look_up(found.made_with, name)}, but now it is "

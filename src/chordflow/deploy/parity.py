@@ -5,14 +5,11 @@ Shapes: N observations, K noises of each, H chunk size, D padded action dimensio
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import default_collate
 
@@ -21,6 +18,7 @@ from chordflow.errors import UserError
 from chordflow.evaluation.gap import Modes
 from chordflow.flow.seeds import generator
 from chordflow.policies import FlowPolicy
+from chordflow.policies.exported import ExportedPolicy
 from chordflow.policies.sampling import Sampler
 
 NOISES = 4
@@ -31,19 +29,6 @@ MAX_RELATIVE, RMS_RELATIVE = 1e-4, 1e-5
 """What an export in float32 may differ by."""
 
 type Item = Mapping[str, Any]
-
-
-class Runner(Protocol):
-    """What is asked of a loaded folder; `chordflow_runtime` has it."""
-
-    def prepare(self, observation: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-        """The graph's inputs."""
-
-    def endpoint(self, inputs: Mapping[str, NDArray[Any]], noise: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The normalised chunk (H, A)."""
-
-    def __call__(self, observation: Mapping[str, Any], noise: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The chunk (H, A) in the robot's units."""
 
 
 @dataclass(frozen=True)
@@ -81,58 +66,43 @@ def noises(policy: FlowPolicy, count: int) -> list[Tensor]:
     ]
 
 
-def checkpoint_endpoints(sampler: Sampler, items: Sequence[Item], noise: Sequence[Tensor]) -> list[Tensor]:
-    """What the checkpoint makes of observations by its own processors: endpoints (K, H, D) of each."""
+def endpoints(
+    sampler: Sampler, items: Sequence[Item], noise: Sequence[Tensor], what: str = "checkpoint"
+) -> list[Tensor]:
+    """What a policy makes of observations by its own processors: endpoints (K, H, A) of each; `what` is for the bar."""
     policy, found = sampler.policy, []
-    with bar("checkpoint") as progress, torch.no_grad():
+    real = policy.chunk.action_dim
+    with bar(what) as progress, torch.no_grad():
         for done, (item, own) in enumerate(zip(items, noise, strict=True), 1):
             context = policy.encode(policy.preprocess(default_collate([dict(item)])))
-            found.append(sampler(context.repeat(len(own)), own).float())
-            progress.update(done, len(items))
-    return found
-
-
-def folder_endpoints(runner: Runner, items: Sequence[Item], noise: Sequence[Tensor]) -> list[Tensor]:
-    """What the folder makes of them: endpoints (K, H, A) of each."""
-    found = []
-    with bar("exported folder") as progress, warnings.catch_warnings():
-        # Prompts that are cut, as the checkpoint cuts them.
-        warnings.simplefilter("ignore")
-        for done, (item, own) in enumerate(zip(items, noise, strict=True), 1):
-            inputs = runner.prepare(as_robot(item))
-            ends = [runner.endpoint(inputs, one[None].numpy()) for one in own]
-            found.append(torch.from_numpy(np.stack(ends)))
+            found.append(sampler(context.repeat(len(own)), own)[..., :real].float())
             progress.update(done, len(items))
     return found
 
 
 def receipt(
     policy: FlowPolicy,
-    runner: Runner,
+    folder: ExportedPolicy,
     items: Sequence[Item],
     noise: Sequence[Tensor],
     reference: Sequence[Tensor],
+    max_gap: float | None,
 ) -> dict[str, Any]:
-    """Compares a folder with the checkpoint's endpoints (K, H, D), which were computed in float32.
+    """Compares a folder with the checkpoint's endpoints (K, H, A), which were computed in float32.
+
+    A folder in a lower precision may have a gap of `max_gap` percent; one in float32, for which that is None, may
+    differ by rounding.
 
     Raises:
-        UserError: if they differ by more than rounding.
+        UserError: if they differ by more.
     """
-    real = [ends[..., : policy.chunk.action_dim] for ends in reference]
-    actual = folder_endpoints(runner, items, noise)
-    difference = Difference.of(actual, real)
-    units = policy.to_action(reference[0][:1])
-    in_units = Difference.of(
-        [torch.from_numpy(runner(as_robot(items[0]), noise[0][:1].numpy()))[None]], [units]
-    )
-    for name, most in (("max_relative", MAX_RELATIVE), ("rms_relative", RMS_RELATIVE)):
-        for found, of in ((difference, "endpoints"), (in_units, "actions in the robot's units")):
-            value = getattr(found, name)
-            if not value <= most:
-                raise UserError(
-                    f"the exported {of} differ from the checkpoint's ({name}={value:.1e}, at most "
-                    f"{most:.0e}), so nothing was written; run the checkpoint in LeRobot."
-                )
+    actual = endpoints(Sampler(folder, folder.default_num_steps), items, noise, "exported folder")
+    difference = Difference.of(actual, reference)
+    # Both of the folder's endpoint, so that a lower precision does not hide what follows it.
+    in_units = Difference.of(*([own.to_action(actual[0][:1])] for own in (folder, policy)))
+    exact = {"max_relative": MAX_RELATIVE, "rms_relative": RMS_RELATIVE}
+    _refuse_above(exact if max_gap is None else {"gap_percent": max_gap}, difference, "endpoints")
+    _refuse_above(exact, in_units, "actions in the robot's units")
     return {
         "observations": len(items),
         "noises": NOISES,
@@ -143,14 +113,20 @@ def receipt(
     }
 
 
+def _refuse_above(bounds: Mapping[str, float], found: Difference, of: str) -> None:
+    for name, most in bounds.items():
+        value = getattr(found, name)
+        if not value <= most:
+            other = "--max_gap=... allows more, " if name == "gap_percent" else ""
+            raise UserError(
+                f"the exported {of} differ from the checkpoint's ({name}={value:.2g}, at most {most:g}), so nothing "
+                f"was written; {other}another --backend or --precision may be nearer."
+            )
+
+
 def _flips(policy: FlowPolicy, actual: Sequence[Tensor], reference: Sequence[Tensor]) -> int:
     """How many of the pairs on the first observations lie at different modes."""
     first = slice(MODE_OBSERVATIONS)
     modes = Modes(torch.stack(list(reference[first])), policy.chunk)
     labels = [modes.labels(torch.stack(list(ends[first]))) for ends in (actual, reference)]
     return int((labels[0] != labels[1]).sum())
-
-
-def as_robot(item: Item) -> dict[str, Any]:
-    """An observation as a process without PyTorch has it."""
-    return {key: value.numpy() if isinstance(value, Tensor) else value for key, value in item.items()}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 from chordflow.flow.seeds import generator
 from chordflow.policies import FlowPolicy
 from chordflow.policies.sampling import Sampler
-from chordflow.results.actions import ChunkTime, Latency, Memory
+from chordflow.results.actions import ChunkTime, Latency, Memory, PolicyName
 from chordflow.results.statistics import Percentiles
 
 WARM_UP = 5
@@ -30,6 +31,7 @@ def measure_latency(
     teacher_num_steps: int,
     student_num_steps: int,
     chunk_num_steps: Sequence[int] = (),
+    exported: Mapping[PolicyName, Sampler] = MappingProxyType({}),
     warm_up: int = WARM_UP,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Latency:
@@ -42,6 +44,7 @@ def measure_latency(
         teacher_num_steps: of the teacher as deployed.
         student_num_steps: of the student.
         chunk_num_steps: step counts at which whole chunks are timed.
+        exported: exported folders, whose chunks are timed from the graph's inputs on.
         warm_up: untimed rounds before them.
         clock: seconds; wall time by default.
     """
@@ -55,10 +58,14 @@ def measure_latency(
     def chunk(sampler: Sampler) -> Tensor:
         return sampler(policy.encode(batch), noise)
 
+    def graph(sampler: Sampler) -> Callable[[], object]:
+        return partial(sampler, sampler.policy.encode(sampler.policy.preprocess(items)), noise.cpu())
+
     work: dict[str | int, Callable[[], object]] = {
         "encode": lambda: policy.encode(batch),
         "step": lambda: policy.velocity(noise, t, context),
         **{n: partial(chunk, Sampler(policy, n)) for n in sorted(set(chunk_num_steps))},
+        **{f"exported {name}": graph(sampler) for name, sampler in exported.items()},
         # A chunk of the robot's pays for the processors as well, whatever its number of steps.
         "processors": lambda: policy.to_action(noise) if policy.preprocess(items) else None,
     }
@@ -81,6 +88,7 @@ def measure_latency(
         encode=found["encode"],
         step=found["step"],
         chunks=[ChunkTime(n, times) for n, times in found.items() if isinstance(n, int)],
+        exported={name: ChunkTime(s.num_steps, found[f"exported {name}"]) for name, s in exported.items()},
         processors_s=found["processors"].p50,
         memory=memory.read(),
     )

@@ -22,6 +22,7 @@ from chordflow.evaluation.paired import HeldOutSet, MeasureConfig, Progress, Way
 from chordflow.evaluation.spread import diversity, observation_spreads, trajectories, widest_observations
 from chordflow.flow.solvers import get_solver
 from chordflow.policies import FlowPolicy
+from chordflow.policies.exported import ExportedPolicy
 from chordflow.policies.sampling import Sampler
 from chordflow.results.actions import (
     STUDENT,
@@ -80,24 +81,29 @@ def measure(
 
     Args:
         policies: by name, each with its steps as evaluated; `teacher` is one of them, frozen, with its steps as
-            deployed. All are of one family and chunk, and run by Euler as LeRobot runs them. Where prefixes agree
-            an observation is encoded once for all.
+            deployed. All are of one family and chunk, and run by Euler as LeRobot runs them, but for exported folders,
+            which have one way to act and neither curvature nor trajectories. Where prefixes agree an observation is
+            encoded once for all.
         observations: held out by episode.
         config: how much.
         on_progress: see `Progress`.
 
     Raises:
         UserError: for observations that cannot be read, or actions that are not finite.
-        ValueError: if there is no teacher or a policy has another solver than Euler.
+        ValueError: if there is no teacher or a checkpoint has another solver than Euler.
     """
-    if TEACHER not in policies or any(sampler.solver != "euler" for sampler in policies.values()):
-        raise ValueError("policies need one that is named teacher, and the solver euler for all")
+    exported = {name for name, sampler in policies.items() if isinstance(sampler.policy, ExportedPolicy)}
+    if TEACHER not in policies.keys() - exported or any(
+        sampler.solver != "euler" for name, sampler in policies.items() if name not in exported
+    ):
+        raise ValueError("policies need one that is named teacher, and the solver euler for all checkpoints")
     policies = {TEACHER: policies[TEACHER], **policies}
-    networks = {name: sampler.policy for name, sampler in policies.items()}
+    everyone = {name: sampler.policy for name, sampler in policies.items()}
+    networks = {name: policy for name, policy in everyone.items() if name not in exported}
     teacher, teacher_steps = networks[TEACHER], policies[TEACHER].num_steps
     config = replace(config, converged_num_steps=config.fine_num_steps(teacher_steps))
     latency = _latency(policies, observations, config)
-    held_out = encode_held_out(networks, observations, config)
+    held_out = encode_held_out(everyone, observations, config)
     ways = _ways(policies, config)
     work = Work(held_out, config, on_progress)
     compared, every = config.compared_noises, config.noises_per_observation
@@ -112,7 +118,7 @@ def measure(
     converged = {name: work.converge(name, network) for name, network in networks.items()}
     gaps: list[GapRow] = []
     untrained: dict[tuple[Way, Reference], Gap] = {}
-    for name, network in networks.items():
+    for name, network in everyone.items():
         solved = work.solve(name, network, ways[name], compared)
         if name == TEACHER:
             # Modes and spread are seen from all noises.
@@ -129,7 +135,8 @@ def measure(
         if name == TEACHER:
             untrained = found
         for (way, reference), gap in found.items():
-            ratio = targets.ratio(gap, untrained[way, reference]) if name != TEACHER else None
+            euler = untrained[Way("euler", way.nfe), reference]
+            ratio = targets.ratio(gap, euler) if name != TEACHER else None
             gaps.append(replace(targets.row(name, way, reference, gap), ratio_to_untrained=ratio))
     paths, axes = trajectories(networks, held_out, deployed, config.converged_num_steps)
     modes = targets.modes
@@ -164,19 +171,20 @@ def _targets(
 
 
 def _ways(policies: Mapping[PolicyName, Sampler], config: MeasureConfig) -> dict[PolicyName, list[Way]]:
-    """How each policy is solved; whatever the others do, the teacher does as well."""
-    steps = sorted({*config.num_steps, *(sampler.num_steps for sampler in policies.values())})
+    """How each policy is solved; the teacher takes as many evaluations as any other, by Euler."""
+    own = {name: Way(s.solver, s.num_steps, s.grid_power) for name, s in policies.items()}
+    steps = sorted({*config.num_steps, *(way.nfe for way in own.values())})
     teacher = [Way("euler", n) for n in steps]
     for solver in dict.fromkeys(config.solvers):
         # What the same budget of evaluations gives without training.
         fewer = [get_solver(solver).num_steps_for(n) for n in steps if solver != "euler"]
         teacher += [Way(solver, n) for n in fewer if n is not None]
     return {
-        name: [Way("euler", n) for n in sorted({*config.num_steps, sampler.num_steps})]
-        if name != TEACHER
-        else teacher
+        name: [own[name]]
+        if isinstance(sampler.policy, ExportedPolicy)
+        else [Way("euler", n) for n in sorted({*config.num_steps, sampler.num_steps})]
         for name, sampler in policies.items()
-    }
+    } | {TEACHER: teacher}
 
 
 def _latency(
@@ -192,6 +200,7 @@ def _latency(
         teacher_num_steps=teacher.num_steps,
         student_num_steps=student_steps,
         chunk_num_steps=[1, 2, student_steps, teacher.num_steps],
+        exported={name: s for name, s in policies.items() if isinstance(s.policy, ExportedPolicy)},
     )
 
 

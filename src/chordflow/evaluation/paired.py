@@ -21,6 +21,7 @@ from chordflow.flow.curvature import Curvature, measure_curvature
 from chordflow.flow.seeds import generator
 from chordflow.flow.solvers import SolverName, Velocity, get_solver
 from chordflow.policies import Context, FlowPolicy
+from chordflow.policies.exported import ExportedPolicy
 from chordflow.results.actions import CurvatureRow, PolicyName
 from chordflow.results.statistics import ratio_of_rms
 from chordflow.threads import in_parallel
@@ -164,7 +165,7 @@ def over_batches[T](
     context: Context,
     noise: Tensor,
     batch_size: int,
-    function: Callable[[Velocity, Tensor], T],
+    function: Callable[[Velocity, Tensor, Context], T],
     rows: Tensor | None = None,
 ) -> Iterator[tuple[slice, T]]:
     """Cuts N observations with noises (N, K, H, D) into network batches and calls a function for each.
@@ -176,7 +177,7 @@ def over_batches[T](
         context: of the N observations, or of more where `rows` (N,) chooses among them.
         noise: of the N observations.
         batch_size: noises that go through the network together.
-        function: of a velocity at fixed observations and their noises (n * K, H, D).
+        function: of a velocity at fixed observations, their noises (n * K, H, D), and their context.
         rows: places in the context.
 
     Yields:
@@ -195,7 +196,7 @@ def over_batches[T](
                 raise InterruptedError
             return policy.velocity(x, t, repeated)
 
-        return function(velocity, noise[part].flatten(0, 1))
+        return function(velocity, noise[part].flatten(0, 1), repeated)
 
     yield from zip(parts, in_parallel(call, parts, policy.module), strict=True)
 
@@ -211,14 +212,16 @@ def solve(
     on_batch: Callable[[int], None] = lambda nfe: None,
     rows: Tensor | None = None,
 ) -> dict[Way, Tensor]:
-    """Endpoints (N, K, H, D) of noises (N, K, H, D) by several ways, on the CPU.
+    """Endpoints (N, K, H, D) of noises (N, K, H, D) by several ways, on the CPU; of an exported folder by its own.
 
     `on_batch` is called with the network evaluations that a batch takes, also where some are shared; the others are
     as in `over_batches`.
     """
     ends = {way: torch.empty(noise.shape, dtype=torch.float32) for way in ways}
 
-    def solve_batch(velocity: Velocity, flat: Tensor) -> list[Tensor]:
+    def solve_batch(velocity: Velocity, flat: Tensor, repeated: Context) -> list[Tensor]:
+        if isinstance(policy, ExportedPolicy):
+            return [policy.endpoints(repeated, flat)]
         remembered = Remembered(velocity)
         return [
             get_solver(way.solver).integrate(remembered, flat, way.num_steps, grid_power=way.grid_power).cpu()
@@ -314,7 +317,7 @@ class Work:
         steps, ends = self.config.converged_num_steps, torch.empty(noise.shape, dtype=torch.float32)
         total: Curvature | None = None
 
-        def follow(velocity: Velocity, flat: Tensor) -> tuple[Curvature, Tensor]:
+        def follow(velocity: Velocity, flat: Tensor, _: Context) -> tuple[Curvature, Tensor]:
             chunk = policy.chunk
             return measure_curvature(
                 velocity, flat, steps, real_dims=chunk.action_dim, real_rows=chunk.real_rows

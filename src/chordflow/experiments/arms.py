@@ -58,14 +58,9 @@ def check_environment(config: EvaluateConfig, entrants: dict[PolicyName, Entrant
     for entrant in entrants.values() if delay.control_steps else ():
         policy, modes = entrant.policy, _modes_of(delay, entrant.policy)
         if not modes:
-            raise UserError(
-                f"delay.modes={delay.modes}: LeRobot does not guide the chunks of policy type {policy.family!r} in "
-                "real time; give sync or async."
-            )
+            raise UserError(f"delay.modes={delay.modes}: {_why_no_rtc(entrant)}; give sync or async.")
         if modes != delay.modes:
-            say(
-                f"Delay:   no rtc for {entrant.name}: LeRobot does not guide chunks of {policy.family} in real time"
-            )
+            say(f"Delay:   no rtc for {entrant.name}: {_why_no_rtc(entrant)}")
         executed = config.eval.n_action_steps or policy.chunk.num_executed
         for execution in _executions(delay, 1, policy):
             try:
@@ -215,7 +210,7 @@ class _Rollouts:
             # Of all episodes, those of the runs before an interruption included.
             spent = self.stores[arm].timing
             timing.append(timing_row(arm.name, arm.num_steps, spent, arm.solver, arm.grid_power))
-            if self.recorded and (arm.solver, arm.grid_power) == ("euler", 1.0):
+            if self.recorded and (arm in self.candidates or (arm.solver, arm.grid_power) == ("euler", 1.0)):
                 clip[arm.label] = [episode for episode in episodes if episode.frames is not None]
         results = replace(
             results, success=success, motion=motion, delays=delays, sequential=sequential, timing=timing
@@ -223,7 +218,8 @@ class _Rollouts:
         return results, clip
 
     def _arm(self, entrant: Entrant, num_steps: int | None = None) -> RolloutArm:
-        return RolloutArm(entrant.name, entrant.policy, num_steps or entrant.num_steps)
+        own = entrant.policy
+        return RolloutArm(entrant.name, own, num_steps or entrant.num_steps, own.solver, own.grid_power)
 
     def _untrained(self) -> list[RolloutArm]:
         """The free alternative: the teacher at few steps, by Euler and by the best way at as many evaluations."""
@@ -281,7 +277,7 @@ class _Rollouts:
         delay, rows = self.config.delay, []
         seeds = seeds[: delay.n_episodes]
         for entrant in self.entrants.values() if delay.control_steps else ():
-            for n in delay.num_steps:
+            for n in delay.num_steps if entrant.exported is None else [entrant.num_steps]:
                 plain = self._arm(entrant, n)
                 ways = [replace(plain, execution=how) for how in _executions(delay, n, entrant.policy)]
                 for arm in (plain, *ways):
@@ -331,6 +327,12 @@ class _Rollouts:
 def _modes_of(options: DelayConfig, policy: FlowPolicy) -> list[DelayMode]:
     """The modes that a robot could run this policy in."""
     return [mode for mode in options.modes if mode != "rtc" or policy.supports_real_time_chunking]
+
+
+def _why_no_rtc(entrant: Entrant) -> str:
+    if entrant.exported is not None:
+        return "guidance needs a gradient, which an exported graph does not give"
+    return f"LeRobot does not guide the chunks of policy type {entrant.policy.family!r} in real time"
 
 
 def _executions(options: DelayConfig, num_steps: int, policy: FlowPolicy) -> Iterator[Execution]:

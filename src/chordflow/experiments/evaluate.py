@@ -28,7 +28,8 @@ from chordflow.experiments.measured import (
 from chordflow.experiments.reflow import RESULTS
 from chordflow.experiments.run_folder import command_to_resume, new_folder, only_run, refuse_existing
 from chordflow.options import plain
-from chordflow.policies import print_replaced_names, resolve_checkpoint
+from chordflow.policies import FlowPolicy, print_replaced_names, resolve_checkpoint
+from chordflow.policies.exported import manifest_of
 from chordflow.results.schema import STUDENT, TEACHER, PolicyName, Results
 from chordflow.results.wording import step_counts
 
@@ -84,26 +85,40 @@ def _load_entrants(config: EvaluateConfig) -> dict[PolicyName, Entrant]:
     given: dict[PolicyName, tuple[CheckpointConfig, str]] = {TEACHER: (config.teacher, "teacher.path")}
     for name, candidate in config.candidates().items():
         given[name] = (candidate, "student.path" if name == STUDENT else f"policies={name}")
-    for candidate, option in given.values():
+    for name, (candidate, option) in given.items():
         # Cheap to see, so before any weights are read.
-        resolve_checkpoint(candidate.path, candidate.revision, option)
+        if name == TEACHER or not manifest_of(candidate.path):
+            resolve_checkpoint(candidate.path, candidate.revision, option)
+        elif config.noise == "lerobot":
+            raise UserError(
+                f"{option}={candidate.path} is an exported folder, which LeRobot's own rollout cannot run; leave "
+                "noise=lerobot out."
+            )
     entrants: dict[PolicyName, Entrant] = {}
     for name, (candidate, option) in given.items():
         entrants[name] = load_entrant(name, candidate, config, option)
         if name != TEACHER:
-            _check_comparable(entrants[TEACHER], entrants[name])
+            check_comparable(entrants[TEACHER].policy, entrants[name].policy, f"{option}: {candidate.path}")
     return entrants
 
 
-def _check_comparable(teacher: Entrant, other: Entrant) -> None:
-    """Makes sure that one noise and one reference make sense for both."""
-    where = f"{other.field}: {other.path}"
-    if other.policy.family != teacher.policy.family:
+def check_comparable(teacher: FlowPolicy, other: FlowPolicy, where: str) -> None:
+    """Makes sure that one noise and one reference make sense for both.
+
+    Args:
+        teacher: what the other is compared with.
+        other: a policy.
+        where: the option that names it, and its path.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    if other.family != teacher.family:
         raise UserError(
-            f"{where} is a {other.policy.family} policy and the teacher a {teacher.policy.family} one; the same noise "
+            f"{where} is a {other.family} policy and the teacher a {teacher.family} one; the same noise "
             "means something else to each: compare checkpoints of one family."
         )
-    a, b = teacher.policy.chunk, other.policy.chunk
+    a, b = teacher.chunk, other.chunk
     for name, own, wanted, what in (
         ("chunk_size", b.horizon, a.horizon, "chunks"),
         ("max_action_dim", b.padded_dim, a.padded_dim, "padded dimensions"),
@@ -142,7 +157,9 @@ def _warn_of_other_steps(config: EvaluateConfig, entrants: dict[PolicyName, Entr
         if trained_for is None:
             continue
         further = set(config.eval.teacher_num_steps) if name == TEACHER and config.env is not None else set()
-        others = sorted((swept | delayed | further | {entrant.num_steps}) - set(trained_for))
+        # An exported folder has one number of steps.
+        more = swept | delayed | further if entrant.exported is None else set()
+        others = sorted((more | {entrant.num_steps}) - set(trained_for))
         if others:
             say(
                 f"Warning: {entrant.field}={entrant.path} was trained for {step_counts(trained_for)} only; what it "

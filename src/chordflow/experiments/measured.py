@@ -26,12 +26,14 @@ from chordflow.experiments.run_folder import resumable
 from chordflow.experiments.train import Job
 from chordflow.options import plain
 from chordflow.policies import FlowPolicy, resolve_checkpoint
+from chordflow.policies.exported import ExportedPolicy, manifest_of
 from chordflow.policies.sampling import Sampler
 from chordflow.results.findings import findings, verdict
 from chordflow.results.schema import (
     STUDENT,
     TEACHER,
     CouplingSummary,
+    ExportedInfo,
     HeldOut,
     LossCurve,
     PolicyInfo,
@@ -46,9 +48,9 @@ class Entrant:
     """A loaded policy under the name that rows give it.
 
     Attributes:
-        folder: its checkpoint.
+        folder: its checkpoint, or the exported folder, which holds the checkpoint's record.
         path: as the user gave it.
-        num_steps: Euler steps at which it is evaluated as deployed.
+        num_steps: steps at which it is evaluated as deployed, by Euler but for an exported folder.
         field: the option that it came from.
     """
 
@@ -60,18 +62,28 @@ class Entrant:
     field: str = "teacher.path"
 
     @property
+    def exported(self) -> ExportedPolicy | None:
+        """The policy, where it is an exported folder."""
+        return self.policy if isinstance(self.policy, ExportedPolicy) else None
+
+    @property
     def info(self) -> PolicyInfo:
         """The policy as results name it."""
+        own, made_of = self.exported, self.exported.manifest["checkpoint"] if self.exported else {}
         return PolicyInfo(
             name=self.name,
             path=self.path,
             family=self.policy.family,
             num_steps=self.num_steps,
-            parameters=sum(p.numel() for p in self.policy.module.parameters()),
-            weights_sha256=weights_sha256(self.folder),
+            parameters=made_of.get("parameters") or sum(p.numel() for p in self.policy.module.parameters()),
+            weights_sha256=made_of.get("sha256") or weights_sha256(self.folder),
             step_counts=trained_step_counts(self.folder),
             method=trained_method(self.folder),
             saved_num_steps=self.policy.default_num_steps,
+            graph_obstacle=self.policy.graph_obstacle,
+            exported=ExportedInfo(made_of["path"], own.solver, own.grid_power, own.manifest["precision"])
+            if own is not None
+            else None,
         )
 
 
@@ -81,6 +93,9 @@ def load_entrant(name: PolicyName, checkpoint: CheckpointConfig, config: Any, fi
     Raises:
         UserError: if it cannot be loaded; `field` is the option that it came from.
     """
+    if name != TEACHER and manifest_of(checkpoint.path):
+        own = ExportedPolicy(checkpoint.path, config.rename_map, checkpoint.num_inference_steps, field)
+        return Entrant(name, own, Path(checkpoint.path), checkpoint.path, own.default_num_steps, field)
     folder = resolve_checkpoint(checkpoint.path, checkpoint.revision, field)
     policy = load_frozen(folder, config, field)
     steps = checkpoint.num_inference_steps or policy.default_num_steps
@@ -146,7 +161,10 @@ def measured(
         UserError: for observations that cannot be read, or actions that are not finite.
     """
     teacher, size = entrants[TEACHER], config.batch_size
-    samplers = {name: Sampler(entrant.policy, entrant.num_steps) for name, entrant in entrants.items()}
+    samplers = {
+        name: Sampler(entrant.policy, entrant.num_steps, entrant.policy.solver, entrant.policy.grid_power)
+        for name, entrant in entrants.items()
+    }
     with (
         bar("measuring") as progress,
         enough_memory_at("measure.batch_size", size, "noises were measured", teacher.policy.device),

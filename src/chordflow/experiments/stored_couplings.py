@@ -13,6 +13,7 @@ from lerobot.utils.constants import OBS_PREFIX
 
 from chordflow.checks import check_range
 from chordflow.couplings import BufferConfig, CouplingBuffer, Split
+from chordflow.couplings import store as stores
 from chordflow.couplings.store import FOR_TRAINING, CouplingStore, Manifest, difference, read_manifest
 from chordflow.errors import UserError
 from chordflow.experiments.config import CoupleConfig, ReflowJobConfig
@@ -33,6 +34,7 @@ def made_with(
         store_context: whether contexts are stored.
     """
     chunk, buffer = teacher.chunk, config.buffer
+    blank = teacher.num_blank({teacher.own_name(key) for key in split.metadata.camera_keys})
     found = {
         "chunk": {"horizon": chunk.horizon, "padded_dim": chunk.padded_dim, "action_dim": chunk.action_dim},
         "teacher": {"family": teacher.family, "weights_and_processors": weights_hash(teacher)},
@@ -48,6 +50,7 @@ def made_with(
         # Endpoints depend on it in their last bits.
         "batch_size": config.batch_size,
         "store_context": store_context,
+        **({stores.ENCODING: stores.ENCODING_VERSION} if store_context and blank else {}),
     }
     # As it will be read: tuples become lists.
     plain: dict[str, Any] = json.loads(json.dumps(found))
@@ -110,9 +113,11 @@ def open_couplings(
         return None
     folder = Path(config.couplings.path)
     manifest = read_manifest(folder)
+    reads = with_context and manifest.made_with["store_context"]
     # What may differ.
-    free = {name: manifest.made_with.get(name) for name in ("seed", "batch_size", "store_context")}
-    wanted = {**made_with(config, teacher, split, store_context=with_context), **free}
+    names = ("seed", "batch_size", "store_context", *(() if reads else (stores.ENCODING,)))
+    free = {name: manifest.made_with.get(name) for name in names}
+    wanted = {**made_with(config, teacher, split, store_context=reads), **free}
     name = difference(wanted, manifest.made_with)
     if name is not None:
         raise UserError(_other(name, wanted, manifest, config))
@@ -128,7 +133,7 @@ def open_couplings(
     config.couplings.num_observations = num_blocks * manifest.block_size
     store = CouplingStore(folder, manifest, num_blocks)
     store.check()
-    if not (with_context and manifest.made_with["store_context"]):
+    if not reads:
         return store
     one = teacher.encode(teacher.preprocess(next(split.train.batches([0], 1))))
     return CouplingStore(folder, manifest, num_blocks, one.detach())
@@ -169,6 +174,8 @@ def _other(name: str, wanted: dict[str, Any], manifest: Manifest, config: Reflow
             f"teacher.path={teacher}: its weights or its processors' statistics are not those that the couplings in "
             f"{folder} were made with; give that teacher, or make a new store."
         )
+    if name == stores.ENCODING:
+        return f"couplings.path={folder}: {stores.OLDER_CONTEXTS}; make a new store."
     if name.startswith("dataset."):
         return (
             f"dataset.repo_id={config.dataset.repo_id}: its training observations are not those that the couplings in "

@@ -140,6 +140,8 @@ class FlowPolicy(ABC):
             that other one's name.
         normalises_elsewhere: whether the family normalises by other steps than LeRobot's own normaliser, so that
             LeRobot's is not checked.
+        solver: by which the policy acts as it is deployed; LeRobot's own but for exported folders.
+        grid_power: of its steps.
 
     Raises:
         UserError: if the config asks for something that cannot be reflowed.
@@ -152,6 +154,8 @@ class FlowPolicy(ABC):
     supports_real_time_chunking: ClassVar[bool] = False
     filled_from: ClassVar[Mapping[str, str]] = {}
     normalises_elsewhere: ClassVar[bool] = False
+    solver: str = "euler"
+    grid_power: float = 1.0
 
     family: str
     policy_class: type[Any]
@@ -331,13 +335,9 @@ class FlowPolicy(ABC):
         own_law = type(self).sample_noise is not FlowPolicy.sample_noise
         return "its noise is not standard normal, as the runner draws it" if own_law else ""
 
-    def keep_cameras(self, keys: Collection[str]) -> None:
-        """Takes all other cameras out of the config, so that no blank image is encoded in their place."""
-        config = self.config
-        left_out = set(config.image_features) - set(keys)
-        config.input_features = {k: v for k, v in config.input_features.items() if k not in left_out}
-        if hasattr(config, "empty_cameras"):
-            config.empty_cameras = 0
+    def num_blank(self, shown: Collection[str]) -> int:
+        """How many blank, masked images LeRobot puts behind the cameras that are `shown`; `encode` leaves them out."""
+        return 0
 
     @property
     def statistics(self) -> Mapping[str, Mapping[str, Any]]:

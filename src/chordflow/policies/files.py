@@ -18,6 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from chordflow.disk import write_json
 from chordflow.errors import UserError
 from chordflow.policies.base import FlowPolicy
+from chordflow.policies.exported import refuse_exported
 from chordflow.policies.registry import adapter_for, supported_families
 
 CARD = "README.md"
@@ -60,6 +61,7 @@ def find_checkpoint(path: str | Path, revision: str | None = None, field: str = 
     """
     folder = Path(path)
     if folder.is_dir():
+        refuse_exported(folder, field)
         # A step's folder, or that of a whole run, stands for the checkpoint in it.
         for inside in ("pretrained_model", "checkpoints/last/pretrained_model"):
             if not (folder / CONFIG).is_file() and (folder / inside / CONFIG).is_file():

@@ -10,7 +10,7 @@ Shapes: B batch, H chunk size, D = max_action_dim, S = max_state_dim, T prompt t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -85,8 +85,9 @@ class PI0FlowPolicy(FlowPolicy):
         """The keys and values of images and prompt (B, T)."""
         model = self.policy.model
         images, image_masks = self.policy._preprocess_images(batch)
+        shown = slice(len(images) - self.num_blank(batch))
         embeddings, mask, attention = model.embed_prefix(
-            images, image_masks, batch[OBS_LANGUAGE_TOKENS], batch[OBS_LANGUAGE_ATTENTION_MASK]
+            images[shown], image_masks[shown], batch[OBS_LANGUAGE_TOKENS], batch[OBS_LANGUAGE_ATTENTION_MASK]
         )
         # A cache of our own: in training mode with gradient checkpointing the language model would return none.
         cache = DynamicCache()
@@ -112,6 +113,10 @@ class PI0FlowPolicy(FlowPolicy):
         """LeRobot's `resize_with_pad_torch`."""
         height, width = self.config.image_resolution
         return ImageResize(height, width, "centre", clamp=True)
+
+    def num_blank(self, shown: Collection[str]) -> int:
+        """One for each camera that is not shown."""
+        return sum(key not in shown for key in self.config.image_features)
 
     def action_target(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Zero-padded demonstrations; the loss counts the actions that are repeated behind an episode's end too."""

@@ -24,6 +24,7 @@ from chordflow.flow.seeds import generator
 from chordflow.flow.solvers import OnStep, get_solver, require_grid_power, require_num_steps
 from chordflow.policies.base import FlowPolicy
 from chordflow.policies.context import Context
+from chordflow.policies.exported import ExportedPolicy
 
 _LEROBOT = RTCConfig()
 LEROBOT_WEIGHT = _LEROBOT.max_guidance_weight
@@ -60,8 +61,10 @@ class Sampler:
     def __call__(self, context: Context, noise: Tensor, *, on_step: OnStep | None = None) -> Tensor:
         """The endpoints (B, H, D) of `noise` (B, H, D), all padded dimensions carried along.
 
-        `on_step` receives the state before every step, at no cost.
+        `on_step` receives the state before every step, at no cost. An exported folder takes its own steps.
         """
+        if isinstance(self.policy, ExportedPolicy):
+            return self.policy.endpoints(context, noise)
         return get_solver(self.solver).integrate(
             lambda x, t: self.policy.velocity(x, t, context),
             noise,

@@ -9,7 +9,7 @@ Shapes: B batch, H chunk size, D = max_action_dim, A real action dimension.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -78,9 +78,10 @@ class SmolVLAFlowPolicy(FlowPolicy):
         # The adaptation to Aloha writes into the state; the caller's batch stays whole.
         batch = policy._prepare_batch({**batch, OBS_STATE: batch[OBS_STATE].clone()})
         images, image_masks = policy.prepare_images(batch)
+        shown = slice(len(images) - self.num_blank(batch))
         embeddings, mask, attention = model.embed_prefix(
-            images,
-            image_masks,
+            images[shown],
+            image_masks[shown],
             batch[OBS_LANGUAGE_TOKENS],
             batch[OBS_LANGUAGE_ATTENTION_MASK].bool(),
             state=policy.prepare_state(batch),
@@ -103,6 +104,11 @@ class SmolVLAFlowPolicy(FlowPolicy):
             x_t=x_t,
             timestep=t,
         )
+
+    def num_blank(self, shown: Collection[str]) -> int:
+        """At most `empty_cameras`; none where special tokens stand about a blank image, which are not masked."""
+        absent = sum(key not in shown for key in self.config.image_features)
+        return 0 if self.config.add_image_special_tokens else min(absent, self.config.empty_cameras)
 
     def action_target(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Zero-padded demonstrations, valid in the real dimensions inside the episode."""

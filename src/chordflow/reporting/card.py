@@ -50,9 +50,9 @@ action = after(policy.select_action(before(observation)))
 EXPORTED = """\
 # {repo_id}
 
-`{checkpoint}` ({family}) as a graph that a robot runs without PyTorch and LeRobot; number of {solver} steps:
-{num_steps}. On {observations} observations with the same noise it differs from the checkpoint by {max_relative:.1e}
-of the largest action ({gap_percent:.1g} % of the spread).
+`{checkpoint}` ({family}) as a graph that a robot runs without PyTorch and LeRobot, by {backend} in {precision}; number
+of {solver} steps: {num_steps}. On {observations} observations with the same noise it differs from the checkpoint by
+{max_relative:.1e} of the largest action ({gap_percent:.1g} % of the spread).
 
 ```python
 import chordflow_runtime
@@ -83,7 +83,9 @@ def card(results: Results, repo_id: str | None = None, licence: Mapping[str, str
         is a Hub id, and named in the text otherwise.
     """
     student = next((info for info in results.policies if info.name == STUDENT), None)
-    path, name = _code(repo_id or results.student or results.teacher), _name(results, repo_id)
+    exported = student.exported if student is not None else None
+    found = exported.checkpoint if exported is not None else results.student or results.teacher
+    path, name = _code(repo_id or found), _name(results, repo_id)
     lines = [f"{_front_matter(results, name, licence or {})}# {escape(name)}", ""]
     if results.student is None:
         lines += [f"A diagnosis of `{path}`", ""]
@@ -107,7 +109,8 @@ def exported_card(manifest: Mapping[str, Any], repo_id: str, licence: Mapping[st
     found, checkpoint = manifest["parity"], manifest["checkpoint"]["path"]
     text = f"Action gap to the checkpoint in percent, on {found['observations']} observations"
     metrics = [_metric("action_gap", text, found["gap_percent"] / 100, "lerobot", found["of"])]
-    more = {"library_name": "onnx", "tags": [*TAGS, "onnx"], "base_model": hub_id(checkpoint)}
+    backend = str(manifest["backend"])
+    more = {"library_name": backend, "tags": [*TAGS, backend], "base_model": hub_id(checkpoint)}
     known = {**manifest, **found, "checkpoint": _code(checkpoint), "repo_id": repo_id}
     return _front(repo_id.split("/")[-1], metrics, licence, **more) + EXPORTED.format(**known)
 

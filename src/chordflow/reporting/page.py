@@ -22,7 +22,7 @@ from chordflow.reporting.plots import Plot
 from chordflow.reporting.section import Section
 from chordflow.reporting.table import facts, findings, sections
 from chordflow.results.episodes import Clip
-from chordflow.results.findings import next_command, verdict
+from chordflow.results.findings import next_commands, verdict
 from chordflow.results.schema import Results
 from chordflow.results.wording import clean, plural, size
 
@@ -128,7 +128,7 @@ def page(results: Results, folder: str | Path) -> str:
         kind=kind,
         results=results,
         verdict=verdict(results),
-        next=next_command(results),
+        next=next_commands(results),
         summary=tables.get("summary"),
         findings=found[:IN_SIGHT],
         more=found[IN_SIGHT:],

@@ -286,6 +286,9 @@ def latency(results: Results) -> Section | None:
     for n in chunk_steps(results):
         name = f"chunk at {steps(n)}{'' if n in measured else ', summed up'}"
         rows.append(Time(name, timed.chunk_s(n), measured.get(n), timed.relative(n)))
+    for policy, made in timed.exported.items():
+        name, time = f"chunk at {steps(made.num_steps)}, {clean(policy)} (exported)", made.seconds
+        rows.append(Time(name, time.p50, time, time.p50 / timed.teacher_s))
     if (own := timed.processors_s) is not None:
         rows.append(Time("processors, not a part of the above", own, None, own / whole))
 
@@ -316,7 +319,8 @@ def policies(results: Results) -> Section | None:
     return table(
         "policies", "Policies that were compared", results.policies,
         Column("policy", lambda row: clean(row.name)),
-        Column("checkpoint", lambda row: clean(row.path)),
+        Column("checkpoint", lambda row: clean(row.path) + (f" (exported, {row.exported.precision}, of "
+               f"{clean(row.exported.checkpoint)})" if row.exported else "")),
         Column("family", lambda row: clean(row.family)),
         STEPS,
         Column("parameters", lambda row: row.parameters),

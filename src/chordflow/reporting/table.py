@@ -14,7 +14,7 @@ from chordflow.reporting import flow_tables, rollout_tables
 from chordflow.reporting.section import Section
 from chordflow.results import findings as rules
 from chordflow.results.actions import HeldOut
-from chordflow.results.findings import next_command, verdict
+from chordflow.results.findings import next_commands, verdict
 from chordflow.results.schema import Results
 from chordflow.results.wording import clean, percent, plural, seconds, size, steps
 
@@ -64,7 +64,7 @@ def render(results: Results, *, verbose: bool | None = None) -> RenderableType:
     """
     verbose = console.verbose() if verbose is None else verbose
     parts: list[RenderableType] = [Text(verdict(results), style="bold")]
-    if (command := next_command(results)) is not None:
+    for command in next_commands(results):
         parts.append(Text(": ".join(command), no_wrap=True, overflow="ignore"))
     parts.append(Text())
     shown = [section for section in sections(results) if not section.page_only]

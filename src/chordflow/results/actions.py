@@ -287,6 +287,8 @@ class Latency:
         processors_s: median seconds of the checkpoint's processors for one observation and its actions; they are
             not part of `encode_s`. None where they were not timed.
         memory: None where it was not measured.
+        exported: whole chunks of exported folders by policy, from the graph's inputs to the endpoint; all other times
+            are of the teacher's network in PyTorch.
     """
 
     encode_s: float
@@ -300,6 +302,7 @@ class Latency:
     chunks: list[ChunkTime] = field(default_factory=list)
     processors_s: float | None = None
     memory: Memory | None = None
+    exported: dict[PolicyName, ChunkTime] = field(default_factory=dict)
     speedup: float = field(init=False)
     ceiling: float = field(init=False)
     reliable: bool = field(init=False)
@@ -325,6 +328,12 @@ class Latency:
         if whole.get(teacher) and whole.get(num_steps):
             return whole[num_steps] / whole[teacher]
         return self.chunk_s(num_steps) / self.chunk_s(teacher)
+
+    @property
+    def teacher_s(self) -> float:
+        """Median seconds of the teacher's chunk, measured where it was, else summed up."""
+        whole = {chunk.num_steps: chunk.seconds.p50 for chunk in self.chunks}
+        return whole.get(self.teacher_num_steps) or self.chunk_s(self.teacher_num_steps)
 
     def encode_share(self, num_steps: int) -> float:
         """Share of encoding in a chunk at this many steps, from the same figures as the ceiling."""

@@ -109,10 +109,11 @@ def worth_training(results: Results) -> tuple[bool, str | None]:
     return no is None, text and f"{'Yes' if no is None else 'No'}: {text[:1].lower()}{text[1:]}"
 
 
-def next_command(results: Results) -> tuple[str, str] | None:
-    """What to type next, an option a line, with the user's own paths, and what for; None where there is nothing to do.
+def next_commands(results: Results) -> list[tuple[str, str]]:
+    """What to type next and what for, the best first: commands with the user's own paths, an option a line.
 
-    After a diagnosis it is the training; after a reflow or an evaluation without episodes, the evaluation with them.
+    After a diagnosis it is the training, and the export of an untrained way that is enough and that LeRobot does not
+    run; after a reflow or an evaluation without episodes, the evaluation with them.
     """
     command = results.command
     given = [word for word in command if word.startswith(("--dataset.", "--rename_map=", "--device="))]
@@ -125,23 +126,36 @@ def next_command(results: Results) -> tuple[str, str] | None:
     if results.kind == "diagnose":
         worth, text = worth_training(results)
         if text is None or results.teacher_num_steps == 1:
-            return None
+            return []
         own = [
             word for word in command if word.startswith("--policy.") and not word.startswith("--policy.path=")
         ]
-        own = [f"--teacher.{word.removeprefix('--policy.')}" for word in own]
-        words = ["reflow", teacher, *own, *given, "--output_dir=outputs/student"]
-        what = "Next" if worth else "To train all the same"
+        as_teacher = [f"--teacher.{word.removeprefix('--policy.')}" for word in own]
+        words = ["reflow", teacher, *as_teacher, *given, "--output_dir=outputs/student"]
+        commands = [("Next" if worth else "To train all the same", words)]
+        way, known = free.only_exported(results), [info.graph_obstacle for info in results.policies]
+        if way is not None and known == [""]:
+            own = [word for word in own if not word.startswith("--policy.num_inference_steps=")]
+            own += [word for word in given if not word.startswith("--device=")]
+            own += [
+                f"--num_steps={way.num_steps}",
+                f"--solver={way.solver}",
+                f"--grid_power={way.grid_power:g}",
+            ]
+            words = ["export", f"--policy.path={results.teacher}", *own, "--output_dir=outputs/robot"]
+            commands.insert(worth, ("Without training" if worth else "Next", words))
     elif results.kind in ("reflow", "evaluate") and results.student is not None and not results.success:
         # A run's folder stands for its last checkpoint, which its results name from there.
         run = results.settings.get("output_dir") if results.kind == "reflow" else None
         student = f"--student.path={run or results.student}"
         words = ["evaluate", teacher, student, *given, "--env.type=YOURS", "--output_dir=outputs/evaluation"]
-        what = "Next"
+        commands = [("Next", words)]
     else:
-        return None
-    verb, *options = words
-    return what, " \\\n    ".join([f"chordflow {verb}", *(shlex.quote(clean(option)) for option in options)])
+        return []
+    return [
+        (what, " \\\n    ".join([f"chordflow {verb}", *(shlex.quote(clean(option)) for option in options)]))
+        for what, (verb, *options) in commands
+    ]
 
 
 # ---- Rules ----------------------------------------------------------------------------------------------

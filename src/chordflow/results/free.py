@@ -88,6 +88,12 @@ def better_solver(results: Results) -> str | None:
     return f"{capital(', '.join(texts))}." if texts else None
 
 
+def only_exported(results: Results) -> GapRow | None:
+    """The cheapest untrained way within the floor, where LeRobot's sampler does not take it and a graph does."""
+    row = _cheapest(results, results.teacher_num_steps)
+    return None if row is None or row.is_stock else row
+
+
 def free_ways(results: Results, most: int) -> list[GapRow]:
     """Gaps of the untrained policy to the converged ODE, the fewest evaluations and nearest first.
 

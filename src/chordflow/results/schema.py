@@ -38,7 +38,7 @@ from chordflow.results.episodes import (
 )
 from chordflow.results.files import RecordFile
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """Version of the file's layout; raised whenever a field is added, dropped or changes its meaning.
 
 Files of older versions are read: what they do not hold takes its default.
@@ -50,10 +50,28 @@ Files of older versions are read: what they do not hold takes its default.
 4. The method that it was trained by and the step count that it is saved with.
 5. Power of a way's grid, the best ways to act without training, and the student beside them; the ceiling of encoding
    and one step, and whether times are reliable; tasks that are wholly held out; distinct starts of episodes.
+6. Exported folders: what they were made of, their solver and grid, their time.
 """
 
 LEAST_NOISE_SHARE = 0.02
 """Share of the endpoints' variance from which on a gap is given relative to what noise explains."""
+
+
+@dataclass(frozen=True)
+class ExportedInfo:
+    """The folder of `chordflow export` that a policy acts from.
+
+    Attributes:
+        checkpoint: that it was made of, as it was named then.
+        solver: of the graph's steps.
+        grid_power: of their grid.
+        precision: of the graph.
+    """
+
+    checkpoint: str
+    solver: str
+    grid_power: float
+    precision: str
 
 
 @dataclass(frozen=True)
@@ -62,15 +80,17 @@ class PolicyInfo:
 
     Attributes:
         name: as rows call it.
-        path: checkpoint folder or Hub id.
+        path: checkpoint folder, exported folder or Hub id.
         family: LeRobot's policy type.
         num_steps: steps that it is evaluated at as deployed.
         parameters: number of parameters.
-        weights_sha256: of its weights file.
+        weights_sha256: of its weights file; of an exported folder that of the checkpoint that it was made of.
         step_counts: Euler steps that it was trained for, by its own record; None where that is any number, or not
             recorded.
         method: `--method.type` that it was trained by, by its own record; None where it is not recorded.
         saved_num_steps: steps that its checkpoint is saved with; None in older files.
+        exported: where it comes from an exported folder; None for a checkpoint.
+        graph_obstacle: why `chordflow export` does not take such a policy, empty where it does; None in older files.
     """
 
     name: PolicyName
@@ -82,6 +102,8 @@ class PolicyInfo:
     step_counts: list[int] | None = None
     method: str | None = None
     saved_num_steps: int | None = None
+    exported: ExportedInfo | None = None
+    graph_obstacle: str | None = None
 
 
 @dataclass(frozen=True)
@@ -240,10 +262,10 @@ class Results(RecordFile):
     schema_version: int = SCHEMA_VERSION
 
     def gap(
-        self, policy: PolicyName, num_steps: int, reference: Reference, solver: str = "euler"
+        self, policy: PolicyName, num_steps: int, reference: Reference, solver: str | None = None
     ) -> GapRow | None:
-        """The gap row of this policy, step count, reference and solver, or None."""
-        wanted = (policy, num_steps, reference, solver)
+        """The gap row of this policy, step count, reference and solver (by default its `way`), or None."""
+        wanted = (policy, num_steps, reference, solver or self.way(policy)[0])
         rows = (r for r in self.gaps if (r.policy, r.num_steps, r.reference, r.solver) == wanted)
         return next(rows, None)
 
@@ -288,6 +310,11 @@ class Results(RecordFile):
         """Gap of the teacher as deployed to its own converged ODE, below which a gap means little."""
         return self.gap(TEACHER, self.teacher_num_steps, "converged")
 
+    def way(self, policy: PolicyName) -> tuple[str, float]:
+        """Solver and power of the grid by which a policy acts: LeRobot's, but for exported folders."""
+        own = next((info.exported for info in self.policies if info.name == policy), None)
+        return ("euler", 1.0) if own is None else (own.solver, own.grid_power)
+
     def curvature_of(self, policy: PolicyName) -> CurvatureRow | None:
         """The curvature row of this policy, or None."""
         return next((r for r in self.curvature if r.policy == policy), None)
@@ -297,11 +324,11 @@ class Results(RecordFile):
         policy: PolicyName,
         num_steps: int,
         group: str = "all",
-        solver: str = "euler",
+        solver: str | None = None,
         grid_power: float = 1.0,
     ) -> SuccessRow | None:
-        """The success row of this policy, step count, group, solver and grid, or None."""
-        wanted = (policy, num_steps, group, solver, grid_power)
+        """The success row of this policy, step count, group, solver and grid (by default its `way`), or None."""
+        wanted = (policy, num_steps, group, *((solver, grid_power) if solver else self.way(policy)))
         rows = (r for r in self.success if (r.policy, r.num_steps, r.group, r.solver, r.grid_power) == wanted)
         return next(rows, None)
 

@@ -250,6 +250,12 @@ def chunks_come_faster(results: Results) -> str | None:
     if latency is None or results.student is None:
         return None
     share = f"encoding is {percent(latency.encode_share(latency.student_num_steps), 0)} of each"
+    if (own := latency.exported.get(STUDENT)) is not None:
+        faster = latency.teacher_s / own.seconds.p50
+        return (
+            f"Chunks come {faster:.1f} times as fast from the exported folder; as many steps in PyTorch "
+            f"give {latency.speedup:.1f} times ({_beside_ceiling(latency)}: {share})."
+        )
     if latency.speedup < NOTICEABLE_SPEEDUP:
         return f"Chunks come no faster ({share})."
     return f"Chunks come {latency.speedup:.1f} times as fast ({_beside_ceiling(latency)}: {share})."

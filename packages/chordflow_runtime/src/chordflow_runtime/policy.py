@@ -54,7 +54,7 @@ class Policy:
         Raises:
             RunnerError: if the observation is not of this policy, or the noise has another shape.
         """
-        return self._scale.invert(self.endpoint(self.prepare(observation), noise))
+        return self.to_action(self.endpoint(self.prepare(observation), noise))
 
     def prepare(self, observation: Mapping[str, Any]) -> dict[str, Any]:
         """What the graph takes of an observation, by the names of its inputs and with the batch in front."""
@@ -76,6 +76,10 @@ class Policy:
             )
         return endpoint
 
+    def to_action(self, endpoint: Floats) -> Floats:
+        """A chunk (..., A) of `endpoint` in the robot's units."""
+        return self._scale.invert(endpoint)
+
     def select_action(self, observation: Mapping[str, Any], noise: Any = None) -> Floats:
         """The next action (A,) of the current chunk; a new one is made where that is used up, from `noise` if given.
 
@@ -89,7 +93,7 @@ class Policy:
         if not self._actions:
             steps = [self._history[delta - 1] for delta in self._observer.deltas]
             endpoint = self.endpoint(self._observer.feed(steps, observation), noise)
-            self._actions.extend(self._scale.invert(endpoint)[self._executed])
+            self._actions.extend(self.to_action(endpoint)[self._executed])
         return self._actions.popleft()
 
     def reset(self) -> None:
@@ -109,7 +113,7 @@ def load(
 
     Args:
         folder: what `chordflow export` has made.
-        threads: that compute one chunk; by default ONNX Runtime's choice, all cores.
+        threads: that compute one chunk; by default all cores.
         seed: of the noise; by default every policy draws its own.
         num_steps: Euler steps, for a folder of two graphs; by default as it was exported.
 
