@@ -54,10 +54,14 @@ def _step(output: Path) -> int:
     return int(last.resolve().name) if last.exists() else 0
 
 
-def run(folder: Path, count: int, options: list[str], seconds: float) -> list[dict[str, Any]]:
-    """Stops within `seconds` and resumes until `count` processes were stopped; how each of them ended."""
+def _logged(output: Path) -> int:
     from chordflow.training.loop import read_metrics
 
+    return max((int(line["step"]) for line in read_metrics(output / "metrics.jsonl")), default=0)
+
+
+def run(folder: Path, count: int, options: list[str], seconds: float) -> list[dict[str, Any]]:
+    """Stops within `seconds` and resumes until `count` processes were stopped; how each of them ended."""
     context, chance, said = multiprocessing.get_context("fork"), random.Random(1), folder / "said"
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # Until they are heeded: what is tested is chordflow, and not how Python begins and ends.
@@ -78,7 +82,7 @@ def run(folder: Path, count: int, options: list[str], seconds: float) -> list[di
         output = folder / str(chain)
         new = arguments = [*options, f"--output_dir={output}"]
         while True:
-            before, began = _step(output), time.monotonic()
+            before, logged, began = _step(output), _logged(output), time.monotonic()
             process = start(arguments)
             number = (*SIGNALS, signal.SIGKILL)[len(ended) % 3]
             if len(ended) < count:
@@ -91,10 +95,10 @@ def run(folder: Path, count: int, options: list[str], seconds: float) -> list[di
                     # The machine may have been slower before.
                     seconds = min(seconds, time.monotonic() - began)
                 break
-            text, logged = said.read_text(), read_metrics(output / "metrics.jsonl")
+            text = said.read_text()
             ended.append({
                 "signal": number, "code": process.exitcode, "said": text, "before": before, "step": _step(output),
-                "logged": max((int(line["step"]) for line in logged), default=0), "there": output.exists(),
+                "logged": _logged(output), "logged_before": logged, "there": output.exists(),
                 "hidden": [path.name for path in (output / "checkpoints").glob(".*")],
             })  # fmt: skip
             if process.exitcode not in (130, 143, -signal.SIGKILL):

@@ -305,7 +305,7 @@ LEFT = {"stopped": ["000002", "last"], "dies": []}
         ),
         ("disk", [2, 2], 0, "checkpoint 000003 cannot be written ([Errno 28] No space left on device)"),
         ("early", [2, 2], 1, "teacher.path=x: no such folder on this machine"),
-        ("interrupted", [2, 130], 1, "interrupted; what was saved stands."),
+        ("interrupted", [2, 130], 1, "interrupted; what was saved stands; give the same command again."),
         # One is asked: both save the same step and leave.
         (
             "stopped",

@@ -176,10 +176,15 @@ class Exported(_Shown):
     def verdict(self) -> str:
         """How far it lies from the checkpoint, in a sentence."""
         found = self.manifest["parity"]
+        own = (
+            f" The checkpoint's own gap to its teacher is {found['teacher']['gap_percent']:.2g} %."
+            if "teacher" in found
+            else ""
+        )
         return (
             f"On {found['observations']} observations it differs from the checkpoint by {found['max_relative']:.1e} of "
             f"the largest action ({found['gap_percent']:.1g} % of the spread), with {found['flips']} flips in "
-            f"{found['flips_of']}."
+            f"{found['flips_of']}.{own}"
         )
 
 

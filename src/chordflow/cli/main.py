@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from importlib import import_module
 from typing import NoReturn
@@ -85,8 +87,11 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         # A terminal has just shown ^C in the same line.
         start = "\n" if sys.stderr.isatty() else ""
-        notes = " ".join(getattr(interrupt, "__notes__", ["what was saved stands."]))
+        notes = " ".join(
+            getattr(interrupt, "__notes__", ["what was saved stands; give the same command again."])
+        )
         print(f"{start}chordflow {verb}: {str(interrupt) or 'interrupted'}; {notes}", file=sys.stderr)
+        _let_go(interrupt)
         return interrupt.code if isinstance(interrupt, stopping.Stopped) else 130
     except BrokenPipeError:
         # The reader of a pipe has gone, as with `chordflow reflow --help | head`.
@@ -103,6 +108,18 @@ def main(argv: list[str] | None = None) -> int:
         what = f"lower {_SIZES[verb]}" if verb in _SIZES else "use a machine with more memory"
         return _refuse(verb, f"{text}; {what}.")
     return 0
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Ends what an interrupt left half made, such as a loader's workers; Python would print how that fails."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        while error is not None:
+            traceback.clear_frames(error.__traceback__)
+            error = error.__context__
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
 
 
 def _run(verb: str, arguments: list[str]) -> None:
