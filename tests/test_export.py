@@ -312,7 +312,7 @@ def test_what_is_wrong_is_refused(
     assert message in refused(given, capsys, tmp_path)
 
 
-@pytest.mark.parametrize(("family", "why"), [("groot", "get_rope_index"), ("eo1", "action tokens begin")])
+@pytest.mark.parametrize(("family", "why"), [("groot", "get_rope_index"), ("eo1", "get_window_index")])
 def test_a_family_that_no_graph_can_hold_is_refused_by_name(
     family: str, why: str, family_folder: Folders, tmp_path: Path, capsys: Capture
 ) -> None:
