@@ -69,7 +69,11 @@ class Entrant:
     @property
     def info(self) -> PolicyInfo:
         """The policy as results name it."""
-        own, made_of = self.exported, self.exported.manifest["checkpoint"] if self.exported else {}
+        made_of, exported = {}, None
+        if self.exported is not None:
+            own = self.exported.manifest
+            made_of, how = own["checkpoint"], [own[name] for name in ("solver", "grid_power", "precision")]
+            exported = ExportedInfo(made_of["path"], *how, own.get("backend", "onnx"))
         return PolicyInfo(
             name=self.name,
             path=self.path,
@@ -81,9 +85,7 @@ class Entrant:
             method=trained_method(self.folder),
             saved_num_steps=self.policy.default_num_steps,
             graph_obstacle=self.policy.graph_obstacle,
-            exported=ExportedInfo(made_of["path"], own.solver, own.grid_power, own.manifest["precision"])
-            if own is not None
-            else None,
+            exported=exported,
         )
 
 

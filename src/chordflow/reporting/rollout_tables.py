@@ -319,7 +319,7 @@ def policies(results: Results) -> Section | None:
     return table(
         "policies", "Policies that were compared", results.policies,
         Column("policy", lambda row: clean(row.name)),
-        Column("checkpoint", lambda row: clean(row.path) + (f" (exported, {row.exported.precision}, of "
+        Column("checkpoint", lambda row: clean(row.path) + (f" (exported, {row.exported.backend} {row.exported.precision}, of "
                f"{clean(row.exported.checkpoint)})" if row.exported else "")),
         Column("family", lambda row: clean(row.family)),
         STEPS,
