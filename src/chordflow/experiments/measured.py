@@ -72,8 +72,10 @@ class Entrant:
         made_of, exported = {}, None
         if self.exported is not None:
             own = self.exported.manifest
-            made_of, how = own["checkpoint"], [own[name] for name in ("solver", "grid_power", "precision")]
-            exported = ExportedInfo(made_of["path"], *how, own.get("backend", "onnx"))
+            made_of, backend = own["checkpoint"], own.get("backend", "onnx")
+            exported = ExportedInfo(
+                made_of["path"], own["solver"], own["grid_power"], own["precision"], backend
+            )
         return PolicyInfo(
             name=self.name,
             path=self.path,
