@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
@@ -30,9 +32,13 @@ from chordflow.policies.files import PREPROCESSOR
 from chordflow.policies.sampling import Sampler
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
 from chordflow_runtime import RunnerError, load
+from chordflow_runtime.backends import require_bfloat16
 from families import CASES
+from hub_server import Hub
+from hub_server import hub as hub
 from lerobot_env_detour import DetourEnv
 from lerobot_policy_chordflow import ChordflowConfig
+from script_files import ROOT, load_script
 from small_policies import Folders
 from small_runs import Capture, contents, edit_json, refused
 
@@ -42,7 +48,8 @@ STEPS = 2
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Fewer observations are enough for networks this small; the tracer's log is nobody's."""
-    monkeypatch.setattr(job, "OBSERVATIONS", parity.MODE_OBSERVATIONS)
+    monkeypatch.setattr(job, "OBSERVATIONS", 4)
+    monkeypatch.setattr(parity, "MODE_OBSERVATIONS", 2)
     logging.disable(logging.ERROR)
     yield
     logging.disable(logging.NOTSET)
@@ -61,23 +68,51 @@ def assert_close(actual: np.ndarray, expected: torch.Tensor) -> None:
     assert np.sqrt((off**2).mean()) <= 1e-5 * np.sqrt((reference**2).mean())
 
 
-@pytest.mark.parametrize("family", ["smolvla", "pi0", "pi05", "multi_task_dit"])
-def test_a_folder_acts_as_the_stock_policy(family: str, family_folder: Folders, tmp_path: Path) -> None:
+def has_bfloat16() -> bool:
+    try:
+        require_bfloat16()
+    except RunnerError:
+        return False
+    return True
+
+
+def copies(exported: Path) -> Callable[..., dict[str, str]]:
+    """Takes the place of tracing where the same has been traced before."""
+
+    def write_graphs(sampler: Sampler, inputs: Any, folder: Path, *, two: bool) -> dict[str, str]:
+        for file in exported.glob("*.onnx"):
+            shutil.copy(file, folder)
+        return json.loads((exported / "manifest.json").read_text())["graphs"]
+
+    return write_graphs
+
+
+@pytest.mark.parametrize("family", ["pi0", "pi05", "multi_task_dit"])
+def test_a_folder_acts_as_the_stock_policy_in_either_backend(
+    family: str, family_folder: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint = family_folder(family)
-    done = chordflow.export(policy=checkpoint, output_dir=tmp_path / "robot", num_steps=STEPS)
-    runner, policy = load(tmp_path / "robot", threads=1), load_flow_policy(checkpoint, device="cpu")
+    given = {"policy": checkpoint, "num_steps": 1}
+    done = chordflow.export(**given, output_dir=tmp_path / "robot")
+    monkeypatch.setattr(job, "write_graphs", copies(tmp_path / "robot"))
+    chordflow.export(**given, output_dir=tmp_path / "fast", backend="openvino")
+    runners = [load(tmp_path / name, threads=1) for name in ("robot", "fast")]
+    policy = load_flow_policy(checkpoint, device="cpu")
     history = len(policy.observation_delta_indices or [0])
     items = observations(3, seed=5, steps=history if history > 1 else None)
     noise = policy.sample_noise(3, generator(0, "export"))
-    policy.set_num_steps(STEPS)
-    for row, drawn in enumerate(noise):
-        one = {k: v[row : row + 1] for k, v in items.items()}
-        endpoint = CASES[family].stock_endpoint(policy, policy.preprocess(one), drawn[None])
-        assert_close(runner(numpy(items, row), drawn[None].numpy()), policy.to_action(endpoint)[0])
+    policy.set_num_steps(1)
+    wanted = policy.to_action(CASES[family].stock_endpoint(policy, policy.preprocess(items), noise))
+    for runner in runners:
+        rows = [runner(numpy(items, row), drawn[None].numpy()) for row, drawn in enumerate(noise)]
+        assert_close(np.stack(rows), wanted)
     assert done.manifest == json.loads((tmp_path / "robot" / "manifest.json").read_text())
     assert "differs from the checkpoint by" in done.verdict
     # Nobody learns the folders of the machine that exported it.
-    assert b"/site-packages/" not in (tmp_path / "robot" / "policy.onnx").read_bytes()
+    for file in ("robot/policy.onnx", "fast/policy.xml"):
+        content = (tmp_path / file).read_bytes()
+        assert b"/site-packages/" not in content
+        assert bytes(tmp_path) not in content
 
 
 def test_two_graphs_take_any_number_of_steps_on_a_datasets_frames(
@@ -88,12 +123,13 @@ def test_two_graphs_take_any_number_of_steps_on_a_datasets_frames(
     data = build_dataset(tmp_path / "data", 2, 3, cameras=("front",))
     rename = {"observation.images.front": "observation.images.top"}
     options = {"policy": {"path": str(checkpoint)}, "dataset": {"repo_id": "test/tiny", "root": str(data)}}
-    done = chordflow.export(
-        **options, output_dir=tmp_path / "r", graphs="two", rename_map=rename, num_steps=STEPS, grid_power=1.4
-    )
+    options |= {"graphs": "two", "backend": "openvino", "num_steps": STEPS, "grid_power": 1.4}
+    done = chordflow.export(**options, output_dir=tmp_path / "r", rename_map=rename)
     assert done.manifest["parity"]["of"] == "held-out episodes of test/tiny"
     assert done.manifest["rename"] == rename
-    assert {"encode.onnx.data", "step.onnx.data"} < set(done.manifest["files"])
+    made = {f"{name}.{kind}" for name in ("encode", "step") for kind in ("xml", "bin")}
+    assert set(done.manifest["files"]) == {*made, "tokenizer.json"}
+    assert {file.name for file in (tmp_path / "r").iterdir()} == {*done.manifest["files"], "manifest.json"}
     policy = load_flow_policy(checkpoint, device="cpu", rename_map=rename)
     items, noise = observations(1, cameras=("front",)), policy.sample_noise(1, generator(0, "two"))
     context = policy.encode(policy.preprocess(items))
@@ -103,29 +139,30 @@ def test_two_graphs_take_any_number_of_steps_on_a_datasets_frames(
         assert_close(actions, policy.to_action(Sampler(policy, num_steps, grid_power=1.4)(context, noise))[0])
 
 
-def test_a_blank_camera_is_left_out_any_solver_baked_in_and_bfloat16_compared_in_float32(
-    tmp_path: Path, vlm: Path
+def test_blank_cameras_are_left_out_solvers_baked_in_and_a_checkpoint_in_bfloat16_is_compared_in_float32(
+    tmp_path: Path, vlm: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     checkpoint = build_checkpoint(tmp_path / "c", vlm, empty_cameras=1)
-    way = ("adams_bashforth", 1.4)
-    with pytest.MonkeyPatch.context() as patch:
+    options = {"policy": checkpoint, "num_steps": 1, "solver": "midpoint"}
+    with monkeypatch.context() as patch:
         # As LeRobot loads a vision-language model whose weights it fetches.
         loaded = SmolVLAPolicy.from_pretrained
         patch.setattr(
             SmolVLAPolicy, "from_pretrained", lambda *given, **more: lowered(loaded(*given, **more))
         )
         patch.setattr("chordflow.policies.checkpoint.check_loaded", lambda *_: None)
-        options = {"solver": way[0], "grid_power": way[1], "num_steps": STEPS}
-        chordflow.export(policy=checkpoint, output_dir=tmp_path / "r", **options)
+        chordflow.export(**options, output_dir=tmp_path / "r")
     runner, policy = load(tmp_path / "r", threads=1), load_flow_policy(checkpoint, device="cpu")
     found = runner.manifest["parity"]
+    own = found["as_saved"]["gap_percent"]
     assert found["rms_relative"] < 1e-5 < found["as_saved"]["rms_relative"]
+    assert f"the checkpoint itself differs by {own:.1g} % of the spread" in capsys.readouterr().out
     assert [one["key"] for one in runner.manifest["inputs"] if one["kind"] == "image"] == policy.image_keys
     lowered(policy.module).float()
     items, noise = observations(1), policy.sample_noise(1, generator(0, "blank"))
     batch = policy.preprocess(items)
     assert len(policy.module.prepare_images(batch)[0]) == 2
-    ends = Sampler(policy, STEPS, *way)(policy.encode(batch), noise)
+    ends = Sampler(policy, 1, "midpoint")(policy.encode(batch), noise)
     assert_close(runner(numpy(items, 0), noise.numpy()), policy.to_action(ends)[0])
 
 
@@ -140,9 +177,26 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The demo's teacher, and the folder that it is exported to."""
     folder = tmp_path_factory.mktemp("teacher")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "OBSERVATIONS", parity.MODE_OBSERVATIONS)
+        patch.setattr(job, "OBSERVATIONS", 4)
+        patch.setattr(parity, "MODE_OBSERVATIONS", 2)
         chordflow.export(policy=place_teacher(folder), output_dir=folder / "robot", graphs="two")
     return folder / "teacher", folder / "robot"
+
+
+@pytest.mark.skipif(not has_bfloat16(), reason="this processor has no arithmetic in bfloat16")
+def test_bfloat16_is_bounded_beside_the_students_own_gap(
+    teacher: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "write_graphs", copies(teacher[1]))
+    options = {"policy": teacher[0], "graphs": "two", "backend": "openvino", "precision": "bfloat16"}
+    options |= {"teacher": {"path": str(teacher[0]), "num_inference_steps": 2}}
+    done = chordflow.export(**options, output_dir=tmp_path / "r")
+    found = done.manifest["parity"]
+    assert 1e-3 < found["gap_percent"] < 2 < found["teacher"]["gap_percent"]
+    assert f"own gap to its teacher is {found['teacher']['gap_percent']:.2g} %" in done.verdict
+    with pytest.raises(UserError, match=r"gap_percent=.*at most 0.001"):
+        chordflow.export(**options, output_dir=tmp_path / "no", max_gap=1e-3)
+    assert not (tmp_path / "no").exists()
 
 
 def test_an_exported_teacher_keeps_both_sides(teacher: tuple[Path, Path]) -> None:
@@ -247,6 +301,9 @@ def test_whole_episodes_of_a_robot_without_torch_are_those_of_stock_lerobot(
     (["--grid_power=0"], "grid_power is 0"),
     (["--graphs=three"], "graphs=three: give one | two"),
     (["--graphs=two", "--solver=heun"], "solver=heun: with graphs=two"),
+    (["--precision=bfloat16"], "precision=bfloat16: ONNX Runtime has no kernels"),
+    (["--max_gap=0"], "max_gap=0.0: give a number above 0"),
+    (["--teacher.path=nowhere"], "teacher.path=nowhere"),
 ])  # fmt: skip
 def test_what_is_wrong_is_refused(
     options: list[str], message: str, checkpoint: Path, tmp_path: Path, capsys: Capture
@@ -255,7 +312,7 @@ def test_what_is_wrong_is_refused(
     assert message in refused(given, capsys, tmp_path)
 
 
-@pytest.mark.parametrize(("family", "why"), [("groot", "get_rope_index"), ("eo1", "action tokens begin")])
+@pytest.mark.parametrize(("family", "why"), [("groot", "get_rope_index"), ("eo1", "get_window_index")])
 def test_a_family_that_no_graph_can_hold_is_refused_by_name(
     family: str, why: str, family_folder: Folders, tmp_path: Path, capsys: Capture
 ) -> None:
@@ -274,7 +331,7 @@ def test_noise_of_another_law_and_absent_packages_are_refused(
             SmolVLAFlowPolicy, "sample_noise", lambda self, n, source: torch.zeros(n, *self.chunk.shape)
         )
         assert "its noise is not standard normal" in refused(given, capsys, tmp_path)
-    monkeypatch.setattr(job, "PACKAGES", ("onnx", "no_such_package"))
+    monkeypatch.setattr(job, "PACKAGES", {"onnx": ("onnx", "no_such_package")})
     assert 'pip install "chordflow[export]"' in refused(given, capsys, tmp_path)
 
 
@@ -286,6 +343,30 @@ def test_a_step_that_a_manifest_has_no_words_for_is_refused(
     edit_json(checkpoint / PREPROCESSOR, lambda content: content["steps"].insert(0, cropping))
     given = ["export", f"--policy.path={checkpoint}", f"--output_dir={tmp_path / 'r'}"]
     assert "has a step image_crop_resize_processor" in refused(given, capsys, tmp_path)
+
+
+def test_an_exported_folder_goes_to_the_hub(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: Hub, capsys: Capture
+) -> None:
+    monkeypatch.setattr(job, "write_graphs", lambda *_, **__: {"kind": "one", "policy": "policy.onnx"})
+    monkeypatch.setattr(chordflow_runtime, "load", lambda _, **__: Runner(checkpoint))
+    policy = {"path": checkpoint, "push_to_hub": True, "repo_id": "me/robot"}
+    done = chordflow.export(policy=policy, output_dir=tmp_path / "r", num_steps=1)
+    assert f"Hub:     {hub.url}/me/robot" in capsys.readouterr().out
+    assert hub.files == contents(tmp_path / "r")
+    assert hub.repos == {"me/robot": None}
+    card = ModelCard(hub.files["README.md"].decode())
+    (gap,) = card.data.eval_results
+    assert gap.metric_value == pytest.approx(done.manifest["parity"]["gap_percent"], abs=1e-4)
+    assert 'snapshot_download("me/robot", local_dir="policy")' in card.text
+
+
+@pytest.mark.docs
+def test_the_documents_table_is_of_the_committed_results() -> None:
+    script = load_script(ROOT / "benchmarks" / "parity" / "run.py")
+    text = script.DOCUMENT.read_text()
+    assert "| multi_task_dit | openvino | bfloat16 |" in text
+    assert script.filled(text, json.loads(script.RESULTS.read_text())) == text
 
 
 class Runner:
@@ -305,26 +386,40 @@ class Runner:
         actions = self.policy.to_action(torch.from_numpy(endpoint)).numpy()
         return actions * np.float32(self.off.get("action", 1))
 
-    def ends(self, inputs: dict[str, Any], noise: np.ndarray) -> torch.Tensor:
-        batch = {key: torch.as_tensor(value) for key, value in inputs.items()}
-        return Sampler(self.policy, 1)(self.policy.encode(batch), torch.from_numpy(noise))
-
     def endpoint(self, inputs: dict[str, Any], noise: np.ndarray) -> np.ndarray:
-        ends = self.ends(inputs, noise)[0, :, : self.policy.chunk.action_dim].numpy()
-        return ends * np.float32(self.off.get("endpoint", 1))
+        batch = {key: torch.as_tensor(value) for key, value in inputs.items()}
+        ends = Sampler(self.policy, 1)(self.policy.encode(batch), torch.from_numpy(noise))
+        return ends[0, :, : self.policy.chunk.action_dim].numpy() * np.float32(self.off.get("endpoint", 1))
+
+
+LOWER = {"backend": "openvino", "precision": "bfloat16", "max_gap": 0.5}
 
 
 @pytest.mark.parametrize(
-    "off", [{}, {"endpoint": 1 + 3e-5}, {"action": 1.001}, {"endpoint": np.nan}], ids=str
+    ("off", "options", "name"),
+    [
+        ({}, {}, None),
+        ({"endpoint": 1 + 3e-5}, {}, "rms_relative"),
+        ({"action": 1.001}, {}, "max_relative"),
+        ({"endpoint": np.nan}, {}, "max_relative"),
+        ({"endpoint": 1.001}, LOWER, None),
+        ({"endpoint": 1.02}, LOWER, "gap_percent"),
+        ({"action": 1.001}, LOWER, "max_relative"),
+    ],
+    ids=str,
 )
 def test_a_folder_that_acts_in_another_way_never_appears(
-    off: dict[str, float], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(job, "write_graphs", lambda *_, **__: {"kind": "one", "policy": "policy.onnx"})
+    off: dict[str, float], options: dict[str, Any], name: str | None, checkpoint: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    graphs = {"kind": "one", "policy": "policy.onnx"}
+    monkeypatch.setattr(job, "write_graphs", lambda *_, **__: graphs)
+    monkeypatch.setattr(job, "to_openvino", lambda *_: graphs)
+    monkeypatch.setattr(chordflow_runtime.backends, "require_bfloat16", lambda: None)
     monkeypatch.setattr(chordflow_runtime, "load", lambda _, **__: Runner(checkpoint, **off))
-    given = {"policy": checkpoint, "output_dir": tmp_path / "r", "num_steps": 1}
-    if off:
-        with pytest.raises(UserError, match=r"differ from the checkpoint's .* nothing was written"):
+    given = {"policy": checkpoint, "output_dir": tmp_path / "r", "num_steps": 1, **options}
+    if name is not None:
+        with pytest.raises(UserError, match=rf"differ from the checkpoint's \({name}=.* nothing was written"):
             chordflow.export(**given)
         assert not contents(tmp_path)
     else:

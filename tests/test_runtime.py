@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -37,7 +38,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 import chordflow_runtime
-from chordflow_runtime import RunnerError
+from chordflow.deploy.graphs import to_openvino
+from chordflow_runtime import RunnerError, backends
 from chordflow_runtime.images import Camera, Scale
 from chordflow_runtime.language import Language
 
@@ -124,6 +126,18 @@ def observation(seed: int = 0) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("runtime") / "one")
+
+
+def in_openvino(folder: Path, made: Path, **changes: Any) -> Path:
+    """The same policy as OpenVINO's graph."""
+    shutil.copytree(folder, made)
+    manifest = json.loads((made / "manifest.json").read_text())
+    del manifest["files"]
+    graphs = to_openvino(manifest["graphs"], made)
+    write_manifest(
+        made, manifest | {"graphs": graphs, "backend": "openvino", "precision": "float32"} | changes
+    )
+    return made
 
 
 def test_bytes_renamed_cameras_and_batched_tasks_mean_the_same(folder: Path) -> None:
@@ -320,6 +334,44 @@ def test_a_folder_that_cannot_be_trusted_or_followed_is_refused(
         chordflow_runtime.load(folder, **options)
 
 
+def test_openvino_takes_its_own_two_files_and_nothing_else(folder: Path, tmp_path: Path) -> None:
+    made = in_openvino(folder, tmp_path / "made")
+    manifest = json.loads((made / "manifest.json").read_text())
+    assert set(manifest["files"]) == {"policy.bin", "policy.xml", "tokenizer.json"}
+    wanted = chordflow_runtime.load(folder)(observation(), NOISE)
+    np.testing.assert_allclose(
+        chordflow_runtime.load(made, threads=1)(observation(), NOISE), wanted, rtol=1e-6
+    )
+    weights = manifest["files"].pop("policy.bin")
+    for content, listed, says in (
+        (None, {}, "does not list the file 'policy.bin'"),
+        # OpenVINO would know ONNX by its content, which may name any file.
+        ((folder / "policy.onnx").read_bytes(), {"policy.bin": weights}, "policy.xml is no OpenVINO graph"),
+        (b"<?xml version='1.0'?><net", {"policy.bin": weights}, "policy.xml cannot be loaded by openvino"),
+    ):
+        if content is not None:
+            (made / "policy.xml").write_bytes(content)
+            listed |= {"policy.xml": hashlib.sha256(content).hexdigest()}
+        write_manifest(made, manifest | {"files": manifest["files"] | listed})
+        with pytest.raises(RunnerError, match=says):
+            chordflow_runtime.load(made)
+
+
+def test_what_is_absent_here_is_said(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    half = in_openvino(folder, tmp_path / "half", precision="bfloat16")
+    (tmp_path / "cpuinfo").write_text("flags : avx2 avx512f\n")
+    for info in (tmp_path / "cpuinfo", tmp_path / "none"):
+        with monkeypatch.context() as patch:
+            patch.setattr(backends, "CPU_INFO", info)
+            patch.setattr(backends.import_engine("openvino").Core, "get_property", lambda *_: ["FP32"])
+            with pytest.raises(RunnerError, match="no arithmetic in bfloat16"):
+                chordflow_runtime.load(half)
+    for path, package in ((folder, "onnxruntime"), (half, "openvino")):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(RunnerError, match=f"{package} cannot be imported .*pip install {package}"):
+            chordflow_runtime.load(path)
+
+
 @pytest.mark.parametrize("place", ["weights", "../weights", "/proc/version", "*/_ORT_MEM_ADDR_/*"])
 @pytest.mark.parametrize("holder", ["initializer", "node"])
 def test_weights_outside_the_listed_files_are_refused(tmp_path: Path, place: str, holder: str) -> None:
@@ -354,22 +406,31 @@ assert not heavy, heavy
 """
 
 
-def test_the_runner_needs_what_it_declares_alone_and_under_300_mb(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_the_runner_needs_what_it_declares_alone_and_under_300_mb(
+    backend: str, folder: Path, tmp_path: Path
+) -> None:
+    if backend == "openvino":
+        folder = in_openvino(folder, tmp_path / "policy")
     project = tomllib.loads((PACKAGE / "pyproject.toml").read_text())["project"]
-    waiting, found = list(project["dependencies"]), {}
+    waiting, found = [*project["dependencies"], *project["optional-dependencies"][backend]], {}
     while waiting:
         needed = Requirement(waiting.pop())
         if needed.name not in found and (needed.marker is None or needed.marker.evaluate({"extra": ""})):
             found[needed.name] = distribution(needed.name)
             waiting += found[needed.name].requires or []
     # As an empty environment that holds these alone; links stand for copies.
+    place = tmp_path / "packages"
+    place.mkdir()
     files = [(one, file) for one in found.values() for file in one.files or [] if ".." not in file.parts]
     for one, file in files:
-        (tmp_path / file.parts[0]).exists() or (tmp_path / file.parts[0]).symlink_to(
-            one.locate_file(file.parts[0])
-        )
+        if not (place / file.parts[0]).exists():
+            (place / file.parts[0]).symlink_to(one.locate_file(file.parts[0]))
     assert sum(Path(str(one.locate_file(file))).stat().st_size for one, file in files) < 300e6
-    paths = {"PYTHONPATH": f"{tmp_path}:{PACKAGE / 'src'}"}
+    (tmp_path / "home").mkdir()
+    paths = {"PYTHONPATH": f"{place}:{PACKAGE / 'src'}", "HOME": str(tmp_path / "home")}
     command = [sys.executable, "-S", "-c", ALONE, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=paths)
     assert done.returncode == 0, done.stderr
+    # No caches of its own, nor what libraries tell their makers.
+    assert not list((tmp_path / "home").rglob("*"))

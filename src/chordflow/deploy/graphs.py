@@ -1,4 +1,4 @@
-"""A policy as ONNX graphs: the adapter's `encode` and `velocity`, traced as they are.
+"""A policy as graphs of ONNX or OpenVINO: the adapter's `encode` and `velocity`, traced as they are.
 
 Shapes: H chunk size, D padded action dimension, A real action dimension; the batch is 1.
 """
@@ -79,7 +79,7 @@ class _Whole(nn.Module):
 @torch.no_grad()
 def write_graphs(
     sampler: Sampler, inputs: Mapping[str, Tensor], folder: Path, *, two: bool
-) -> dict[str, Any]:
+) -> dict[str, str]:
     """Traces a policy on inputs by name, and writes its graphs; says what they are called, as the manifest does.
 
     Raises:
@@ -99,6 +99,44 @@ def write_graphs(
         step, (noise, torch.ones(1), *context.tensors()), ["x_t", "t", *names], ["velocity"], folder / STEP
     )
     return {"kind": "two", "encode": ENCODE, "step": STEP}
+
+
+def to_openvino(graphs: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """Replaces ONNX graphs, named as `write_graphs` does, with OpenVINO's: an XML file and its weights each.
+
+    Raises:
+        UserError: if OpenVINO cannot read one.
+    """
+    from chordflow_runtime.backends import import_engine
+
+    openvino = import_engine("openvino")
+    made = dict(graphs)
+    for name, file in graphs.items():
+        if name == "kind":
+            continue
+        made[name] = str(Path(file).with_suffix(".xml"))
+        try:
+            # `convert_model` would write this machine's paths into the graph.
+            model = openvino.Core().read_model(folder / file)
+            for node in model.get_ops():
+                if node.get_type_name() == "Interpolate":
+                    _keep_antialias(node)
+            openvino.serialize(model, folder / made[name])
+        except RuntimeError as error:
+            raise UserError(
+                f"OpenVINO {openvino.__version__} cannot read its graph ({reason(error)}); export with --backend=onnx."
+            ) from error
+        del model
+        for old in folder.glob(f"{file}*"):
+            old.unlink()
+    return made
+
+
+def _keep_antialias(node: Any) -> None:
+    """OpenVINO reads ONNX's resizing in a mode that ignores `antialias`; Pillow's is the same as torch's."""
+    known = node.get_attributes()
+    if known["antialias"] and known["mode"] == "linear_onnx":
+        node.set_attribute("mode", "bilinear_pillow")
 
 
 def _write(

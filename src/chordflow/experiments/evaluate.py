@@ -28,7 +28,7 @@ from chordflow.experiments.measured import (
 from chordflow.experiments.reflow import RESULTS
 from chordflow.experiments.run_folder import command_to_resume, new_folder, only_run, refuse_existing
 from chordflow.options import plain
-from chordflow.policies import print_replaced_names, resolve_checkpoint
+from chordflow.policies import FlowPolicy, print_replaced_names, resolve_checkpoint
 from chordflow.policies.exported import manifest_of
 from chordflow.results.schema import STUDENT, TEACHER, PolicyName, Results
 from chordflow.results.wording import step_counts
@@ -98,19 +98,27 @@ def _load_entrants(config: EvaluateConfig) -> dict[PolicyName, Entrant]:
     for name, (candidate, option) in given.items():
         entrants[name] = load_entrant(name, candidate, config, option)
         if name != TEACHER:
-            _check_comparable(entrants[TEACHER], entrants[name])
+            check_comparable(entrants[TEACHER].policy, entrants[name].policy, f"{option}: {candidate.path}")
     return entrants
 
 
-def _check_comparable(teacher: Entrant, other: Entrant) -> None:
-    """Makes sure that one noise and one reference make sense for both."""
-    where = f"{other.field}: {other.path}"
-    if other.policy.family != teacher.policy.family:
+def check_comparable(teacher: FlowPolicy, other: FlowPolicy, where: str) -> None:
+    """Makes sure that one noise and one reference make sense for both.
+
+    Args:
+        teacher: what the other is compared with.
+        other: a policy.
+        where: the option that names it, and its path.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    if other.family != teacher.family:
         raise UserError(
-            f"{where} is a {other.policy.family} policy and the teacher a {teacher.policy.family} one; the same noise "
+            f"{where} is a {other.family} policy and the teacher a {teacher.family} one; the same noise "
             "means something else to each: compare checkpoints of one family."
         )
-    a, b = teacher.policy.chunk, other.policy.chunk
+    a, b = teacher.chunk, other.chunk
     for name, own, wanted, what in (
         ("chunk_size", b.horizon, a.horizon, "chunks"),
         ("max_action_dim", b.padded_dim, a.padded_dim, "padded dimensions"),

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from lerobot.utils.constants import OBS_PREFIX
+from torch import Tensor
 
 from chordflow.checks import check_fields
 from chordflow.console import doing, say
 from chordflow.couplings import TOLERANCE_S, DatasetConfig, open_split
-from chordflow.deploy.graphs import write_graphs
+from chordflow.deploy.graphs import to_openvino, write_graphs
 from chordflow.deploy.parity import Difference, endpoints, noises, receipt
 from chordflow.deploy.preparation import (
     check_steps,
@@ -29,9 +30,11 @@ from chordflow.deploy.preparation import (
 )
 from chordflow.disk import whole_folder, write_json
 from chordflow.errors import UserError, named
-from chordflow.experiments.config import SourceConfig
+from chordflow.experiments.config import CheckpointConfig, SourceConfig
+from chordflow.experiments.evaluate import check_comparable
 from chordflow.experiments.provenance import weights_sha256
 from chordflow.experiments.run_folder import REFLOW_CONFIG, refuse_existing
+from chordflow.experiments.share import HubConfig
 from chordflow.flow.seeds import generator
 from chordflow.flow.solvers import SolverName, require_grid_power, time_grid
 from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint
@@ -44,8 +47,25 @@ VERSION = 1
 OBSERVATIONS = 32
 """How many the exported folder is compared with its checkpoint on."""
 
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-"""What the extra `export` brings."""
+PACKAGES = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("onnx", "onnxscript", "openvino"),
+}
+"""What each backend needs; the extra `export` brings all."""
+
+
+class Backend(StrEnum):
+    """What runs the graph on the robot."""
+
+    ONNX = "onnx"
+    OPENVINO = "openvino"
+
+
+class Precision(StrEnum):
+    """What the graph computes in."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
 
 
 class Graphs(StrEnum):
@@ -56,38 +76,58 @@ class Graphs(StrEnum):
 
 
 @dataclass
+class ExportedPolicyConfig(HubConfig, SourceConfig):
+    """The checkpoint to export, and where on the Hub the exported folder goes."""
+
+
+@dataclass
 class ExportConfig:
     """Export a policy to a folder that a robot runs without PyTorch, proven equal to the checkpoint.
 
     Attributes:
-        policy: the checkpoint to export.
+        policy: the checkpoint to export, and where on the Hub the folder goes.
         output_dir: new folder.
         num_steps: solver steps from noise to action; by default what the checkpoint is saved with.
         solver: of the ODE; euler is what LeRobot runs.
         grid_power: how the steps are graded; 1 is LeRobot's even grid, above 1 they are smaller near the action.
         graphs: one, or two for encoding and step apart, so that the number of steps can be chosen on the robot.
+        backend: what runs the folder; onnx is ONNX Runtime, on any machine, and openvino is faster on x86 CPUs.
+        precision: what it computes in; bfloat16 is faster on a processor that has it, and asks for openvino.
+        max_gap: largest gap of bfloat16 to the checkpoint in float32, in percent of the actions' spread.
+        teacher: of a student, whose own gap to it is then printed too.
         dataset: LeRobot dataset on whose held-out observations folder and checkpoint are compared; by default random
             observations.
         tolerance_s: seconds by which a video's frame may miss its timestamp, as in LeRobot.
         rename_map: observation keys of the robot to keys of the policy, as JSON; replaces the checkpoint's own.
     """
 
-    policy: SourceConfig
+    policy: ExportedPolicyConfig
     output_dir: Path
     num_steps: int | None = None
     solver: SolverName = "euler"
     grid_power: float = 1.0
     graphs: Graphs = Graphs.ONE
+    backend: Backend = Backend.ONNX
+    precision: Precision = Precision.FLOAT32
+    max_gap: float = 2.0
+    teacher: CheckpointConfig | None = None
     dataset: DatasetConfig | None = None
     tolerance_s: float = TOLERANCE_S
     rename_map: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_fields(self, "", "num_steps", at_least=1)
+        check_fields(self, "", "max_gap", above=0)
+        if self.teacher is not None:
+            self.teacher.check("teacher")
         require_grid_power(self.grid_power)
         if self.graphs == Graphs.TWO and self.solver != "euler":
             raise UserError(
                 f"solver={self.solver}: with graphs=two the robot takes Euler steps; choose euler, or graphs=one."
+            )
+        if self.precision == Precision.BFLOAT16 and self.backend == Backend.ONNX:
+            raise UserError(
+                "precision=bfloat16: ONNX Runtime has no kernels for it on a CPU; add --backend=openvino."
             )
 
 
@@ -97,9 +137,17 @@ def export(config: ExportConfig) -> dict[str, Any]:
     Raises:
         UserError: for a policy that cannot be exported, or whose exported form acts in another way. Nothing is left.
     """
-    if missing := [name for name in PACKAGES if find_spec(name) is None]:
+    if missing := [name for name in PACKAGES[config.backend] if find_spec(name) is None]:
         raise UserError(f'{", ".join(missing)} not installed; install with: pip install "chordflow[export]"')
+    from chordflow_runtime import RunnerError
+    from chordflow_runtime.backends import require_bfloat16
+
     refuse_existing(config.output_dir, "")
+    if config.precision == Precision.BFLOAT16:
+        with named(f"precision={config.precision}", RunnerError):
+            require_bfloat16()
+    if config.teacher is not None:
+        resolve_checkpoint(config.teacher.path, config.teacher.revision, "teacher.path")
     where = f"policy.path={config.policy.path}"
     checkpoint = resolve_checkpoint(config.policy.path, config.policy.revision, "policy.path")
     policy = load_flow_policy(checkpoint, device="cpu", rename_map=config.rename_map, field="policy.path")
@@ -122,18 +170,25 @@ def export(config: ExportConfig) -> dict[str, Any]:
         as_saved = endpoints(sampler, items, noise)
         policy.module.float()
     reference = endpoints(sampler, items, noise)
+    taught = {}
+    if config.teacher is not None:
+        taught["teacher"] = _gap_to(config.teacher, policy, where, items, noise, reference)
     manifest = _manifest(config, sampler, parts, checkpoint)
     with named(where), whole_folder(config.output_dir) as folder:
         with doing("Tracing the policy"):
             two = config.graphs == Graphs.TWO
             manifest["graphs"] = write_graphs(sampler, example(parts["inputs"]), folder, two=two)
+            if config.backend == Backend.OPENVINO:
+                manifest["graphs"] = to_openvino(manifest["graphs"], folder)
             write_tokenizer(policy, folder)
             if (checkpoint / REFLOW_CONFIG).is_file():
                 shutil.copyfile(checkpoint / REFLOW_CONFIG, folder / REFLOW_CONFIG)
         manifest["files"] = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
         write_json(folder / MANIFEST, manifest)
         exported = ExportedPolicy(folder, {}, None, "output_dir")
-        manifest["parity"] = {"of": of, **receipt(policy, exported, items, noise, reference)}
+        bound = None if config.precision == Precision.FLOAT32 else config.max_gap
+        found = receipt(policy, exported, items, noise, reference, bound)
+        manifest["parity"] = {"of": of, **found, **taught}
         if as_saved is not None:
             far = Difference.of(as_saved, reference)
             manifest["parity"]["as_saved"] = asdict(far)
@@ -142,6 +197,33 @@ def export(config: ExportConfig) -> dict[str, Any]:
             )
         write_json(folder / MANIFEST, manifest)
     return manifest
+
+
+def _gap_to(
+    config: CheckpointConfig,
+    student: FlowPolicy,
+    where: str,
+    items: Sequence[dict[str, Any]],
+    noise: Sequence[Tensor],
+    reference: Sequence[Tensor],
+) -> dict[str, Any]:
+    """How far a student's endpoints (K, H, A) of every observation lie from its teacher's, as deployed."""
+    teacher = load_flow_policy(
+        resolve_checkpoint(config.path, config.revision, "teacher.path"),
+        device="cpu",
+        rename_map=student.rename_map,
+        field="teacher.path",
+    )
+    check_comparable(teacher, student, where)
+    if teacher.config.input_features != student.config.input_features:
+        raise UserError(
+            f"{where} sees other input_features than teacher.path={config.path}; give its own teacher."
+        )
+    teacher.module.float()
+    num_steps = config.deployed_steps(teacher)
+    ends = endpoints(Sampler(teacher, num_steps), items, noise)
+    gap = Difference.of(reference, ends).gap_percent
+    return {"path": config.path, "num_steps": num_steps, "gap_percent": gap}
 
 
 def _observations(
@@ -190,7 +272,8 @@ def _manifest(
         "solver": sampler.solver,
         "grid_power": sampler.grid_power,
         "times": time_grid(sampler.num_steps, sampler.grid_power) if config.graphs == Graphs.TWO else [],
-        "precision": "float32",
+        "backend": config.backend,
+        "precision": config.precision,
         "noise": {"input": "noise", "shape": [1, *chunk.shape], "law": "standard_normal"},
         "output": {"name": "actions", "shape": [1, chunk.horizon, chunk.action_dim], "unit": "normalised"},
         **parts,
@@ -208,7 +291,7 @@ def _manifest(
             "parameters": sum(value.numel() for value in sampler.policy.module.parameters()),
         },
         "files": {},
-        "versions": {**installed_versions(), **{name: version(name) for name in PACKAGES}},
+        "versions": {**installed_versions(), **{name: version(name) for name in PACKAGES[config.backend]}},
     }
 
 

@@ -1,4 +1,4 @@
-"""The exported graphs in ONNX Runtime: from an observation's inputs and noise to a normalised chunk.
+"""The exported graphs: from an observation's inputs and noise to a normalised chunk.
 
 Shapes: H chunk size, D padded action dimension, A real action dimension.
 """
@@ -11,24 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
-from chordflow_runtime.external_data import external_files
+from chordflow_runtime.backends import open_graph
 from chordflow_runtime.images import Floats
-from chordflow_runtime.manifest import Manifest, RunnerError, listed
+from chordflow_runtime.manifest import Manifest, RunnerError
 
 
 class OneGraph:
     """A graph with its solver steps baked in."""
 
     def __init__(self, manifest: Manifest, folder: Path, threads: int | None) -> None:
-        self._session = _open(manifest, folder, manifest["graphs"]["policy"], threads)
+        self._graph = open_graph(manifest, folder, manifest["graphs"]["policy"], threads)
         self._noise = manifest["noise"]["input"]
 
     def endpoint(self, fed: Mapping[str, Any], noise: Floats) -> Floats:
         """The chunk (1, H, A) of noise (1, H, D) and the inputs of an observation."""
-        chunk: Floats = self._session.run(None, {**fed, self._noise: noise})[0]
-        return chunk
+        return self._graph({**fed, self._noise: noise})["actions"]
 
 
 class TwoGraphs:
@@ -40,18 +38,18 @@ class TwoGraphs:
 
     def __init__(self, manifest: Manifest, folder: Path, threads: int | None, num_steps: int | None) -> None:
         self._encode, self._step = (
-            _open(manifest, folder, manifest["graphs"][name], threads) for name in ("encode", "step")
+            open_graph(manifest, folder, manifest["graphs"][name], threads) for name in ("encode", "step")
         )
-        self._context = [output.name for output in self._encode.get_outputs()]
         self.times = manifest["times"] if num_steps is None else _grid(num_steps, manifest["grid_power"])
 
     def endpoint(self, fed: Mapping[str, Any], noise: Floats) -> Floats:
         """The chunk (1, H, D) of noise (1, H, D) and the inputs of an observation."""
-        context = dict(zip(self._context, self._encode.run(None, fed), strict=True))
+        encoded = self._encode(fed)
+        context = {name: value for name, value in encoded.items() if name.startswith("context.")}
         x = noise
         for t, dt in self.times:
             time = np.array([t], dtype=np.float32)
-            x = x + np.float32(dt) * self._step.run(None, {**context, "x_t": x, "t": time})[0]
+            x = x + np.float32(dt) * self._step({**context, "x_t": x, "t": time})["velocity"]
         return x
 
 
@@ -67,25 +65,6 @@ def open_graphs(
             "or export with --graphs=two."
         )
     return OneGraph(manifest, folder, threads)
-
-
-def _open(manifest: Manifest, folder: Path, name: str, threads: int | None) -> ort.InferenceSession:
-    path = listed(manifest, folder, name)
-    # ONNX Runtime would read whatever file the graph names.
-    for other in external_files(path):
-        listed(manifest, folder, other)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.load_model_format", "ONNX")
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    try:
-        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise RunnerError(
-            f"{path} cannot be loaded by onnxruntime {ort.__version__} ({str(error).strip()[:200]}); install the "
-            f"version that it was exported with, {manifest['versions'].get('onnxruntime', 'see manifest.json')}."
-        ) from error
 
 
 def _grid(num_steps: int, power: float) -> list[tuple[float, float]]:

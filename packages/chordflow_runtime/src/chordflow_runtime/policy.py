@@ -113,7 +113,7 @@ def load(
 
     Args:
         folder: what `chordflow export` has made.
-        threads: that compute one chunk; by default ONNX Runtime's choice, all cores.
+        threads: that compute one chunk; by default all cores.
         seed: of the noise; by default every policy draws its own.
         num_steps: Euler steps, for a folder of two graphs; by default as it was exported.
 
