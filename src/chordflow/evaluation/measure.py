@@ -92,14 +92,11 @@ def measure(
         UserError: for observations that cannot be read, or actions that are not finite.
         ValueError: if there is no teacher or a checkpoint has another solver than Euler.
     """
-    exported = {name for name, sampler in policies.items() if isinstance(sampler.policy, ExportedPolicy)}
-    if TEACHER not in policies.keys() - exported or any(
-        sampler.solver != "euler" for name, sampler in policies.items() if name not in exported
-    ):
+    if TEACHER not in policies or any(s.solver != s.policy.solver for s in policies.values()):
         raise ValueError("policies need one that is named teacher, and the solver euler for all checkpoints")
     policies = {TEACHER: policies[TEACHER], **policies}
     everyone = {name: sampler.policy for name, sampler in policies.items()}
-    networks = {name: policy for name, policy in everyone.items() if name not in exported}
+    networks = {name: own for name, own in everyone.items() if not isinstance(own, ExportedPolicy)}
     teacher, teacher_steps = networks[TEACHER], policies[TEACHER].num_steps
     config = replace(config, converged_num_steps=config.fine_num_steps(teacher_steps))
     latency = _latency(policies, observations, config)

@@ -141,8 +141,11 @@ class EO1FlowPolicy(FlowPolicy):
 
     @property
     def graph_obstacle(self) -> str:
-        """See `_action_start`."""
-        return "where its prompt's action tokens begin, and so how long the prefix is, depends on the prompt's content"
+        """With start and places fixed before tracing, `get_window_index` still counts the windows of images."""
+        return (
+            "Qwen2.5-VL computes the places of its tokens and the windows of its images from what it is shown "
+            "(get_rope_index, get_window_index)"
+        )
 
     def _action_start(self, is_action: Tensor) -> int:
         """Where the action tokens (B, N) begin, in all rows alike."""

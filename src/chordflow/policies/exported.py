@@ -85,8 +85,7 @@ class ExportedPolicy(FlowPolicy):
         )
         self.rename_map = dict(rename_map)
         step = SimpleNamespace(rename_map=self.rename_map or own["rename"])
-        self.preprocessor = SimpleNamespace(steps=[step], state_dict=dict)
-        self.postprocessor = SimpleNamespace(steps=[], state_dict=dict)
+        self.preprocessor = self.postprocessor = SimpleNamespace(steps=[step], state_dict=dict)
         content = torch.frombuffer(bytearray((Path(path) / MANIFEST).read_bytes()), dtype=torch.uint8)
         self.module = nn.ParameterDict({"manifest": nn.Parameter(content, requires_grad=False)})
         self._inputs = [one["name"] for one in own["inputs"]]
@@ -102,15 +101,12 @@ class ExportedPolicy(FlowPolicy):
     def preprocess(self, items: Mapping[str, Any]) -> Batch:
         """The graph's inputs (B, ...) by name, of observations as a dataset or an environment gives them."""
         raw = {new: old for old, new in self.manifest["rename"].items()}
-        seen = {key: value for key, value in items.items() if key.startswith(OBS_PREFIX)}
-        if len(self.config.observation_delta_indices) == 1:
+        one_step, seen = len(self.config.observation_delta_indices) == 1, {}
+        for key in [key for key in items if key.startswith(OBS_PREFIX)]:
+            own, value = self.own_name(key), items[key]
             # Data may bring an axis of a single step, which a robot has not.
-            seen = {key: value[:, -1] if value.dim() in (3, 5) else value for key, value in seen.items()}
-        seen = {
-            raw.get(own, own): value.cpu().numpy()
-            for key, value in seen.items()
-            for own in [self.own_name(key)]
-        }
+            value = value[:, -1] if one_step and value.dim() in (3, 5) else value
+            seen[raw.get(own, own)] = value.cpu().numpy()
         with self._errors(), warnings.catch_warnings():
             # Prompts that are cut, as the checkpoint cuts them.
             warnings.simplefilter("ignore")
@@ -127,14 +123,12 @@ class ExportedPolicy(FlowPolicy):
     def endpoints(self, context: Context, noise: Tensor) -> Tensor:
         """The endpoints (B, H, D) of noise (B, H, D) by the graph's own steps, zero in the padded dimensions."""
         ends = torch.zeros_like(noise)
-        for row in range(len(noise)):
-            inputs = {
-                name: value[row : row + 1].numpy()
-                for name, value in zip(self._inputs, context.tensors(), strict=True)
-            }
+        tensors = dict(zip(self._inputs, context.tensors(), strict=True))
+        for row, (end, one) in enumerate(zip(ends, noise.split(1), strict=True)):
+            inputs = {name: value[row : row + 1].numpy() for name, value in tensors.items()}
             with self._errors():
-                end = self._runner.endpoint(inputs, noise[row : row + 1].numpy())
-            ends[row, :, : self.chunk.action_dim] = torch.from_numpy(end)
+                real = self._runner.endpoint(inputs, one.numpy())
+            end[:, : self.chunk.action_dim] = torch.from_numpy(real)
         return ends
 
     def to_action(self, endpoint: Tensor) -> Tensor:

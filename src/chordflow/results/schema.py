@@ -325,10 +325,11 @@ class Results(RecordFile):
         num_steps: int,
         group: str = "all",
         solver: str | None = None,
-        grid_power: float = 1.0,
+        grid_power: float | None = None,
     ) -> SuccessRow | None:
         """The success row of this policy, step count, group, solver and grid (by default its `way`), or None."""
-        wanted = (policy, num_steps, group, *((solver, grid_power) if solver else self.way(policy)))
+        own, power = self.way(policy)
+        wanted = (policy, num_steps, group, solver or own, power if grid_power is None else grid_power)
         rows = (r for r in self.success if (r.policy, r.num_steps, r.group, r.solver, r.grid_power) == wanted)
         return next(rows, None)
 
