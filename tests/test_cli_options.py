@@ -178,7 +178,6 @@ def test_every_option_takes_its_default_and_nothing_of_another_kind(verb: str) -
     ("relfow", "did you mean reflow?"),
     ("record", "choose one of diagnose, "),
     ("reflow --policy.type=smolvla", "is not an option; see --help=all."),
-    ("reflow --wandb.enable=true", "is not an option; see --help=all."),
     ("reflow --job_name=x", "is not an option; see --help=all."),
     ("reflow --eval_freq=1", "is not an option; see --help=all."),
 ])  # fmt: skip

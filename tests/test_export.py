@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
@@ -33,6 +34,8 @@ from chordflow.policies.smolvla import SmolVLAFlowPolicy
 from chordflow_runtime import RunnerError, load
 from chordflow_runtime.backends import require_bfloat16
 from families import CASES
+from hub_server import Hub
+from hub_server import hub as hub
 from lerobot_env_detour import DetourEnv
 from lerobot_policy_chordflow import ChordflowConfig
 from script_files import ROOT, load_script
@@ -93,6 +96,14 @@ def test_a_folder_acts_as_the_stock_policy_in_either_backend(
     done = chordflow.export(**given, output_dir=tmp_path / "robot")
     monkeypatch.setattr(job, "write_graphs", copies(tmp_path / "robot"))
     chordflow.export(**given, output_dir=tmp_path / "fast", backend="openvino")
+    if family == "multi_task_dit":
+        # What OpenVINO makes of its images if nobody interferes.
+        monkeypatch.setattr(graphs, "_keep_antialias", lambda _: None)
+        with pytest.raises(
+            UserError, match=r"differ from the checkpoint's \(max_relative=.*nothing was written"
+        ):
+            chordflow.export(**given, output_dir=tmp_path / "off", backend="openvino")
+        assert {file.name for file in tmp_path.iterdir()} == {"robot", "fast"}
     runners = [load(tmp_path / name, threads=1) for name in ("robot", "fast")]
     policy = load_flow_policy(checkpoint, device="cpu")
     history = len(policy.observation_delta_indices or [0])
@@ -340,6 +351,22 @@ def test_a_step_that_a_manifest_has_no_words_for_is_refused(
     edit_json(checkpoint / PREPROCESSOR, lambda content: content["steps"].insert(0, cropping))
     given = ["export", f"--policy.path={checkpoint}", f"--output_dir={tmp_path / 'r'}"]
     assert "has a step image_crop_resize_processor" in refused(given, capsys, tmp_path)
+
+
+def test_an_exported_folder_goes_to_the_hub(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: Hub, capsys: Capture
+) -> None:
+    monkeypatch.setattr(job, "write_graphs", lambda *_, **__: {"kind": "one", "policy": "policy.onnx"})
+    monkeypatch.setattr(chordflow_runtime, "load", lambda _, **__: Runner(checkpoint))
+    policy = {"path": checkpoint, "push_to_hub": True, "repo_id": "me/robot"}
+    done = chordflow.export(policy=policy, output_dir=tmp_path / "r", num_steps=1)
+    assert f"Hub:     {hub.url}/me/robot" in capsys.readouterr().out
+    assert hub.files == contents(tmp_path / "r")
+    assert hub.repos == {"me/robot": None}
+    card = ModelCard(hub.files["README.md"].decode())
+    (gap,) = card.data.eval_results
+    assert gap.metric_value == pytest.approx(done.manifest["parity"]["gap_percent"], abs=1e-4)
+    assert 'snapshot_download("me/robot", local_dir="policy")' in card.text
 
 
 @pytest.mark.docs

@@ -21,9 +21,11 @@ def test_the_hub_reads_the_card(kind: str) -> None:
     assert {"robotics", "lerobot", "flow-matching"} <= set(data.tags)
     if results.student is not None:
         row = results.success_of("student", results.student_num_steps)
-        (found,) = data.eval_results
-        assert found.metric_value == pytest.approx(100 * row.rate)
-        assert f"{row.episodes} episodes" in found.metric_name
+        gap = results.gap("student", results.student_num_steps, "deployed")
+        found = {metric.metric_type: metric for metric in data.eval_results}
+        assert found["success_rate"].metric_value == pytest.approx(100 * row.rate)
+        assert f"{row.episodes} episodes" in found["success_rate"].metric_name
+        assert found["action_gap"].metric_value == pytest.approx(100 * gap.rms, abs=1e-4)
 
 
 def test_the_card_links_what_the_hub_has() -> None:

@@ -14,6 +14,7 @@ import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -230,6 +231,8 @@ def reflow(*, command: list[str] | None = None, **options: Any) -> Run:
     from chordflow.experiments.rounds import reflow_rounds
     from chordflow.experiments.run_folder import how_to_resume, resume_command
     from chordflow.experiments.settings import reflow_settings
+    from chordflow.experiments.share import push
+    from chordflow.reporting.card import card
     from chordflow.training.distributed import joined
 
     with joined():
@@ -240,7 +243,11 @@ def reflow(*, command: list[str] | None = None, **options: Any) -> Run:
             if done.measured is None:
                 return Run(output, None, student=done.student)
             how = f"make room and resume with: {resume_command(output)}"
-            return Run(output, done.results, _illustrate(done.results, output, how), done.student)
+            run = Run(output, done.results, _illustrate(done.results, output, how), done.student)
+        if done.log is not None:
+            done.log.end(output / "figures")
+        push(config.policy, done.student, partial(card, done.results), config.teacher)
+        return run
 
 
 def evaluate(*, command: list[str] | None = None, **options: Any) -> Run:
@@ -286,9 +293,13 @@ def export(**options: Any) -> Exported:
     """
     from chordflow.experiments import export as job
     from chordflow.experiments.settings import export_settings
+    from chordflow.experiments.share import push
+    from chordflow.reporting.card import exported_card
 
     config = export_settings(options)
-    return Exported(config.output_dir, job.export(config))
+    manifest = job.export(config)
+    push(config.policy, config.output_dir, partial(exported_card, manifest), config.policy)
+    return Exported(config.output_dir, manifest)
 
 
 def report(folder: str | Path, output_dir: str | Path | None = None) -> Run | StudyReport:

@@ -203,14 +203,21 @@ def spelt_out(given: Mapping[str, Any], options: Iterable[Option]) -> dict[str, 
     """Settings as JSON holds them, without short forms.
 
     `teacher=PATH` is short for `teacher.path=PATH`, and `dataset=ID` for `dataset.repo_id=ID`. `policy`, as LeRobot's
-    commands have it, is the `teacher` of a verb that has no policy of its own. A name alone stands for a list of one.
+    commands have it, is the `teacher` of a verb without a policy of its own, but for options that the verb has in that
+    group. A name alone stands for a list of one.
     """
     kinds = {option.name: option.kind for option in options}
     spelt: dict[str, Any] = json.loads(json.dumps(given, default=str))
     if "policy" in spelt and "teacher.path" in kinds and "policy.path" not in kinds:
-        if "teacher" in spelt:
+        policy = spelt.pop("policy")
+        inside = policy if isinstance(policy, dict) else {}
+        if own := {name: value for name, value in inside.items() if f"policy.{name}" in kinds}:
+            policy = {name: value for name, value in inside.items() if name not in own}
+            spelt["policy"] = own
+        if policy and "teacher" in spelt:
             raise UserError("--policy is another name of --teacher; give one of the two.")
-        spelt["teacher"] = spelt.pop("policy")
+        if policy:
+            spelt["teacher"] = policy
     for group, value in spelt.items():
         main = next((name for end in MAIN[:2] if (name := f"{group}.{end}") in kinds), None)
         if isinstance(value, str) and main is not None:

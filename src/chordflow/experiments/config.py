@@ -13,6 +13,7 @@ from chordflow.checks import check_fields, check_range
 from chordflow.couplings import LEAST_STEPS, TOLERANCE_S, BufferConfig, CouplingConfig, DatasetConfig
 from chordflow.errors import UserError
 from chordflow.evaluation.paired import MeasureConfig
+from chordflow.experiments.share import HubConfig, WandBConfig
 from chordflow.policies import FlowPolicy, Role
 from chordflow.results.paying import LEAST_GAIN
 from chordflow.training.methods import MethodConfig, ReflowMethodConfig
@@ -266,6 +267,8 @@ class ReflowJobConfig(TrainingSettings):
         env: environment to collect observations in, with the options that lerobot-eval has for it.
         collect: how observations are collected there.
         measure: what is measured after training.
+        policy: where on the Hub the student goes.
+        wandb: what Weights & Biases shows of the run.
     """
 
     recipe: Literal["all_steps", "one_step"] | None = None
@@ -280,6 +283,8 @@ class ReflowJobConfig(TrainingSettings):
     couplings: CouplingsConfig = field(default_factory=CouplingsConfig)
     collect: CollectConfig = field(default_factory=CollectConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
+    policy: HubConfig = field(default_factory=HubConfig)
+    wandb: WandBConfig = field(default_factory=WandBConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()

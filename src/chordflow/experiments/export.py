@@ -34,6 +34,7 @@ from chordflow.experiments.config import CheckpointConfig, SourceConfig
 from chordflow.experiments.evaluate import check_comparable
 from chordflow.experiments.provenance import weights_sha256
 from chordflow.experiments.run_folder import REFLOW_CONFIG, refuse_existing
+from chordflow.experiments.share import HubConfig
 from chordflow.flow.seeds import generator
 from chordflow.flow.solvers import SolverName, require_grid_power, time_grid
 from chordflow.policies import FlowPolicy, load_flow_policy, resolve_checkpoint
@@ -75,11 +76,16 @@ class Graphs(StrEnum):
 
 
 @dataclass
+class ExportedPolicyConfig(HubConfig, SourceConfig):
+    """The checkpoint to export, and where on the Hub the exported folder goes."""
+
+
+@dataclass
 class ExportConfig:
     """Export a policy to a folder that a robot runs without PyTorch, proven equal to the checkpoint.
 
     Attributes:
-        policy: the checkpoint to export.
+        policy: the checkpoint to export, and where on the Hub the folder goes.
         output_dir: new folder.
         num_steps: solver steps from noise to action; by default what the checkpoint is saved with.
         solver: of the ODE; euler is what LeRobot runs.
@@ -95,7 +101,7 @@ class ExportConfig:
         rename_map: observation keys of the robot to keys of the policy, as JSON; replaces the checkpoint's own.
     """
 
-    policy: SourceConfig
+    policy: ExportedPolicyConfig
     output_dir: Path
     num_steps: int | None = None
     solver: SolverName = "euler"

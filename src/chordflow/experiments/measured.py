@@ -223,4 +223,7 @@ def measured_students(
             entrants[name] = Entrant(name, policy, folder, path, config.num_inference_steps)
         results = unmeasured("reflow", config, job.command, entrants, seeds)
         results = replace(results, couplings=couplings, loss=loss, training_s=training_s)
-        return measured(results, entrants, job.split, config.measure, config.dataset)
+        results = measured(results, entrants, job.split, config.measure, config.dataset)
+        if job.log is not None:
+            job.log.measured(results)
+        return results

@@ -18,6 +18,7 @@ from chordflow.experiments.config import AUTO, ReflowJobConfig
 from chordflow.experiments.measured import measured_students, read_beforehand
 from chordflow.experiments.provenance import HELD_OUT, JUDGED, Round, device_name, load_teacher, read_record
 from chordflow.experiments.run_folder import new_folder, only_run, refuse_existing, resumable, resume_command
+from chordflow.experiments.share import RunLogger, tracked
 from chordflow.experiments.stored_couplings import described
 from chordflow.experiments.train import Job, ready, refuse_unused_points
 from chordflow.results.schema import STUDENT, CouplingSummary, LossCurve, Results
@@ -38,10 +39,12 @@ class Finished:
     Attributes:
         student: the student's `pretrained_model` folder.
         measured: what was measured; None in all processes but the first, which measures.
+        log: of a run on Weights & Biases, which goes on until `log.end`.
     """
 
     student: Path
     measured: Results | None
+    log: RunLogger | None = None
 
     @property
     def results(self) -> Results:
@@ -89,8 +92,9 @@ def begun(config: ReflowJobConfig, command: list[str], resume_from: Path | None)
             say(f"Rounds:  decided on {judging} held out for this alone")
     nothing = contextlib.nullcontext()
     folder = new_folder(config.output_dir) if resume_from is None and first else nothing
-    with folder, only_run(config.output_dir) if first else nothing:
-        yield Job(config, teacher, teacher_dir, split, command)
+    alone = only_run(config.output_dir) if first else nothing
+    with folder, alone, tracked(config, teacher.family) as log:
+        yield Job(config, teacher, teacher_dir, split, command, log)
     say(f"Done in {time.perf_counter() - started:.0f} s.")
 
 
@@ -124,6 +128,8 @@ def run_round(
     if not current().first:
         return Finished(student_dir, None)
     say(f"Student: {student_dir}")
+    if job.log is not None:
+        job.log.log_policy(trained.checkpoint)
     metrics = read_metrics(config.output_dir / METRICS)
     results = measured_students(
         job,
@@ -134,7 +140,7 @@ def run_round(
         training_s=trained.seconds,
     )
     save_results(results, config.output_dir)
-    return Finished(student_dir, results)
+    return Finished(student_dir, results, job.log)
 
 
 def save_results(results: Results, output_dir: Path) -> None:
@@ -198,6 +204,11 @@ def _train(
             note = f"loss {passed.loss:.5f}, lr {passed.lr:.1e}, {rate:,.0f} samples/s"
             progress.update(passed.step, config.steps, note)
 
+        def log(line: dict[str, float]) -> None:
+            if job.log is not None:
+                # One run shows all rounds.
+                job.log.log_dict(line, (of.number - 1 if of else 0) * config.steps + int(line["step"]))
+
         trained = train(
             job.loop_config(),
             begun.student.policy,
@@ -208,6 +219,7 @@ def _train(
             lambda folder, weights: begun.write(folder, weights, of),
             resume_from=resume_from,
             on_step=show,
+            on_line=log,
         )
     rollouts = observations.summary()
     if rollouts is not None:

@@ -155,7 +155,7 @@ class _Rounds:
         if not current().first:
             return Finished(student, None)
         show_round(self.root, kept)
-        return Finished(student, self._all_measured(kept, why))
+        return Finished(student, self._all_measured(kept, why), self.job.log)
 
     def _take(self, number: int) -> None:
         """Takes a round as it stands."""

@@ -17,6 +17,7 @@ from chordflow import disk
 from chordflow.console import doing
 from chordflow.disk import point_link
 from chordflow.errors import UserError
+from chordflow.experiments.share import WANDB
 from chordflow.policies.files import TRAIN_CONFIG
 from chordflow.training.distributed import current
 from chordflow.training.loop import METRICS
@@ -72,7 +73,8 @@ def new_folder(output_dir: Path) -> Iterator[None]:
             if not has_checkpoint(output_dir):
                 # Without a checkpoint a run cannot be resumed from here, and the same command must work again.
                 (output_dir / METRICS).unlink(missing_ok=True)
-                shutil.rmtree(output_dir / OBSERVATIONS_DIR, ignore_errors=True)
+                for name in (OBSERVATIONS_DIR, WANDB):
+                    shutil.rmtree(output_dir / name, ignore_errors=True)
             _remove_empty([output_dir / CHECKPOINTS_DIR])
             raise
 

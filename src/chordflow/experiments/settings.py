@@ -32,7 +32,7 @@ CHANGEABLE = (
     "resume", "rounds", "auto_rounds.", "steps", "batch_size", "gradient_accumulation_steps",
     "save_freq", "save_minutes", "log_freq", "num_workers", "device", "teacher.path", "student.init_path",
     "dataset.root", "couplings.path", "collect.num_workers", "dataset.video_backend", "tolerance_s", "optimizer.",
-    "scheduler.", "measure.",
+    "scheduler.", "measure.", "policy.", "wandb.",
 )  # fmt: skip
 """What of a run of reflow may be another when it is resumed; all else would make it another run."""
 
@@ -123,9 +123,10 @@ def reflow_settings(given: Mapping[str, Any]) -> tuple[ReflowJobConfig, Path | N
 
 def _base(given: dict[str, Any], config_path: str | None) -> dict[str, Any]:
     """The settings of a file, over those of the store of couplings that is trained from, over those of a recipe."""
-    # The record beside a student serves as settings too: of a new run.
+    # The record beside a student serves as settings too: of a new run, which must not replace that student on the Hub.
     file = read_settings(config_path) if config_path else {}
-    base = {name: value for name, value in file.items() if name not in (*BESIDE_SETTINGS, "resume")}
+    left_out = (*BESIDE_SETTINGS, "resume", *["policy"] * ("chordflow_version" in file))
+    base = {name: value for name, value in file.items() if name not in left_out}
     base = _without_unused_auto(given, base)
     both = merge(base, given)
     name = both.get("recipe")

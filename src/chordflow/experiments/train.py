@@ -31,6 +31,7 @@ from chordflow.experiments.provenance import (
     weights_sha256,
     write_configs,
 )
+from chordflow.experiments.share import RunLogger
 from chordflow.experiments.stored_couplings import open_couplings
 from chordflow.policies import FlowPolicy, resolve_checkpoint, save_student
 from chordflow.policies.base import PREFIX_ROLES
@@ -50,6 +51,7 @@ class Job:
     Attributes:
         split: with actions where the method looks at them.
         command: the command line, for the results.
+        log: what Weights & Biases is told; None where it is not asked for.
     """
 
     config: ReflowJobConfig
@@ -57,6 +59,7 @@ class Job:
     teacher_dir: Path
     split: Split
     command: list[str] = field(default_factory=list)
+    log: RunLogger | None = None
 
     def loop_config(self, seconds: float | None = None) -> LoopConfig:
         """What the loop needs to know; with `seconds` as the budget in place of steps, where they are given."""

@@ -21,6 +21,7 @@ from chordflow.policies.base import FlowPolicy
 from chordflow.policies.exported import refuse_exported
 from chordflow.policies.registry import adapter_for, supported_families
 
+CARD = "README.md"
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -66,7 +67,7 @@ def find_checkpoint(path: str | Path, revision: str | None = None, field: str = 
             if not (folder / CONFIG).is_file() and (folder / inside / CONFIG).is_file():
                 folder = folder / inside
     elif looks_like_hub_id(str(path)):
-        wanted, remedy = ["*.json", "*.safetensors"], "check the path, the id, and the network"
+        wanted, remedy = ["*.json", "*.safetensors", CARD], "check the path, the id, and the network"
         folder = downloaded(str(path), revision, wanted, f"{field}={path}", remedy)
     else:
         raise UserError(

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -46,15 +47,36 @@ action = after(policy.select_action(before(observation)))
 """
 """How to run a student from a shell and from Python."""
 
+EXPORTED = """\
+# {repo_id}
+
+`{checkpoint}` ({family}) as a graph that a robot runs without PyTorch and LeRobot, by {backend} in {precision}; number
+of {solver} steps: {num_steps}. On {observations} observations with the same noise it differs from the checkpoint by
+{max_relative:.1e} of the largest action ({gap_percent:.1g} % of the spread).
+
+```python
+import chordflow_runtime
+from huggingface_hub import snapshot_download
+
+policy = chordflow_runtime.load(snapshot_download("{repo_id}", local_dir="policy"))
+action = policy.select_action(observation)
+```
+"""
+"""What an exported folder is, and how to run it."""
+
+TAGS = ["robotics", "lerobot", "flow-matching", "chordflow"]
+
 FOLDERS = ("outputs", "output", "checkpoints", "runs", "models", "data", "tmp", "..", ".")
 """First parts of paths that look like a Hub id and are folders."""
 
 
-def card(results: Results) -> str:
+def card(results: Results, repo_id: str | None = None, licence: Mapping[str, str] | None = None) -> str:
     """The card: front matter, what was measured with which interval, then the tables.
 
     Args:
         results: what was measured.
+        repo_id: where the student is to be found on the Hub; its path by default.
+        licence: what the front matter says of it, by the Hub's keys.
 
     Returns:
         Markdown whose front matter `huggingface_hub.ModelCard` reads. A teacher or dataset is linked where its name
@@ -62,12 +84,9 @@ def card(results: Results) -> str:
     """
     student = next((info for info in results.policies if info.name == STUDENT), None)
     exported = student.exported if student is not None else None
-    path = _code(exported.checkpoint if exported is not None else results.student or results.teacher)
-    lines = [
-        f"---\n{_front_matter(results).to_yaml(line_break='\n')}\n---\n",
-        f"# {escape(_name(results))}",
-        "",
-    ]
+    found = exported.checkpoint if exported is not None else results.student or results.teacher
+    path, name = _code(repo_id or found), _name(results, repo_id)
+    lines = [f"{_front_matter(results, name, licence or {})}# {escape(name)}", ""]
     if results.student is None:
         lines += [f"A diagnosis of `{path}`", ""]
     else:
@@ -85,41 +104,52 @@ def card(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
+def exported_card(manifest: Mapping[str, Any], repo_id: str, licence: Mapping[str, str]) -> str:
+    """The card of an exported folder, from what its manifest holds; arguments as for `card`."""
+    found, checkpoint = manifest["parity"], manifest["checkpoint"]["path"]
+    text = f"Action gap to the checkpoint in percent, on {found['observations']} observations"
+    metrics = [_metric("action_gap", text, found["gap_percent"] / 100, "lerobot", found["of"])]
+    backend = str(manifest["backend"])
+    more = {"library_name": backend, "tags": [*TAGS, backend], "base_model": hub_id(checkpoint)}
+    known = {**manifest, **found, "checkpoint": _code(checkpoint), "repo_id": repo_id}
+    return _front(repo_id.split("/")[-1], metrics, licence, **more) + EXPORTED.format(**known)
+
+
 # ---- What the Hub reads of it ---------------------------------------------------------------------------
 
 
-def _front_matter(results: Results) -> ModelCardData:
+def _front_matter(results: Results, name: str, licence: Mapping[str, str]) -> str:
     dataset = results.settings.get("dataset")
     found = hub_id(str(dataset.get("repo_id"))) if isinstance(dataset, dict) else None
-    tags = ["robotics", "lerobot", "flow-matching", "chordflow"]
-    extra: dict[str, Any] = {}
+    extra: dict[str, Any] = {"tags": TAGS}
     if results.student is not None:
-        tags += ["reflow", "distillation"]
-        if (base := hub_id(results.teacher)) is not None:
-            extra["base_model"] = base
+        extra = {"tags": [*TAGS, "reflow", "distillation"], "base_model": hub_id(results.teacher)}
+    metrics: list[EvalResult] = []
     n = results.student_num_steps
     if n is not None and (row := results.success_of(STUDENT, n)) is not None:
         env = clean(results.rollouts.env) if results.rollouts is not None else "the run's environment"
         shown = estimate(rate(row), percentage)
-        extra["model_name"] = _name(results)
-        extra["eval_results"] = [
-            EvalResult(
-                task_type="robotics",
-                dataset_type=found or "simulation",
-                dataset_name=env or "simulation",
-                metric_type="success_rate",
-                metric_name=f"Success rate in {row.episodes} episodes, with Wilson's 95 % interval: {shown} %",
-                metric_value=round(100 * row.rate, 4),
-            )
-        ]
-    return ModelCardData(
-        library_name="lerobot",
-        pipeline_tag="robotics",
-        tags=tags,
-        datasets=[found] if found else None,
-        ignore_metadata_errors=False,
-        **extra,
+        text = f"Success rate in {row.episodes} episodes, with Wilson's 95 % interval: {shown} %"
+        metrics.append(_metric("success_rate", text, row.rate, found or "simulation", env or "simulation"))
+    if n is not None and (gap := results.gap(STUDENT, n, "deployed")) is not None:
+        text = f"Action gap to the teacher in percent, on {gap.observations} held-out observations"
+        metrics.append(_metric("action_gap", text, gap.rms, found or "lerobot", found or "held-out episodes"))
+    return _front(
+        name, metrics, licence, library_name="lerobot", datasets=[found] if found else None, **extra
     )
+
+
+def _metric(kind: str, text: str, fraction: float, dataset: str, name: str) -> EvalResult:
+    value = round(100 * fraction, 4)
+    return EvalResult("robotics", dataset, name, metric_type=kind, metric_name=text, metric_value=value)
+
+
+def _front(name: str, metrics: list[EvalResult], licence: Mapping[str, str], **more: Any) -> str:
+    more |= licence
+    if metrics:
+        more |= {"model_name": name, "eval_results": metrics}
+    data = ModelCardData(pipeline_tag="robotics", ignore_metadata_errors=False, **more)
+    return f"---\n{data.to_yaml(line_break='\n')}\n---\n\n"
 
 
 def hub_id(name: str) -> str | None:
@@ -133,9 +163,10 @@ def hub_id(name: str) -> str | None:
     return name
 
 
-def _name(results: Results) -> str:
-    """The last part of the checkpoint's path that names it."""
-    parts = [part for part in re.split(r"[/\\]+", clean(results.student or results.teacher)) if part]
+def _name(results: Results, repo_id: str | None) -> str:
+    """The last part of the checkpoint's path, or of its name on the Hub, that names it."""
+    path = clean(repo_id or results.student or results.teacher)
+    parts = [part for part in re.split(r"[/\\]+", path) if part]
     while len(parts) > 1 and (
         parts[-1] in ("pretrained_model", "checkpoints", "last") or parts[-1].isdigit()
     ):

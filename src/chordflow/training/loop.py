@@ -54,12 +54,13 @@ def train(
     *,
     resume_from: Path | None = None,
     on_step: Callable[[Passed, float], None] = lambda passed, rate: None,
+    on_line: Callable[[dict[str, float]], None] = lambda line: None,
 ) -> Trained:
     """Trains the student on the buffer's couplings, with a log and checkpoints to resume from in `output_dir`.
 
     A signal stops it after a whole step, with a checkpoint that all processes have agreed on. `write_student(folder,
     weights)` writes a `pretrained_model` folder; `on_step` is called after every step, with where it stands and the
-    couplings trained on in a second. All else is as for `Training`.
+    couplings trained on in a second, and `on_line` with every line of the log. All else is as for `Training`.
 
     Raises:
         UserError: if a loss or gradient is not finite, memory runs out, a checkpoint cannot be written, or the
@@ -119,6 +120,7 @@ def train(
             if processes.first:
                 with _logged(output_dir, training.checkpoint), (output_dir / METRICS).open("a") as log:
                     log.write(json.dumps(line) + "\n")
+            on_line(line)
             logged_s, carried = passed.seconds, 0
             losses.clear()
         regular = last or (config.save_freq > 0 and passed.step % config.save_freq == 0)
