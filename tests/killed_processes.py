@@ -54,6 +54,10 @@ def _step(output: Path) -> int:
     return int(last.resolve().name) if last.exists() else 0
 
 
+def _hidden(output: Path) -> set[str]:
+    return {path.name for path in (output / "checkpoints").glob(".*")}
+
+
 def _logged(output: Path) -> int:
     from chordflow.training.loop import read_metrics
 
@@ -82,7 +86,8 @@ def run(folder: Path, count: int, options: list[str], seconds: float) -> list[di
         output = folder / str(chain)
         new = arguments = [*options, f"--output_dir={output}"]
         while True:
-            before, logged, began = _step(output), _logged(output), time.monotonic()
+            before, logged, hidden = _step(output), _logged(output), _hidden(output)
+            began = time.monotonic()
             process = start(arguments)
             number = (*SIGNALS, signal.SIGKILL)[len(ended) % 3]
             if len(ended) < count:
@@ -99,7 +104,7 @@ def run(folder: Path, count: int, options: list[str], seconds: float) -> list[di
             ended.append({
                 "signal": number, "code": process.exitcode, "said": text, "before": before, "step": _step(output),
                 "logged": _logged(output), "logged_before": logged, "there": output.exists(),
-                "hidden": [path.name for path in (output / "checkpoints").glob(".*")],
+                "hidden": sorted(_hidden(output) - hidden),
             })  # fmt: skip
             if process.exitcode not in (130, 143, -signal.SIGKILL):
                 return ended

@@ -96,6 +96,14 @@ def test_a_folder_acts_as_the_stock_policy_in_either_backend(
     done = chordflow.export(**given, output_dir=tmp_path / "robot")
     monkeypatch.setattr(job, "write_graphs", copies(tmp_path / "robot"))
     chordflow.export(**given, output_dir=tmp_path / "fast", backend="openvino")
+    if family == "multi_task_dit":
+        # What OpenVINO makes of its images if nobody interferes.
+        monkeypatch.setattr(graphs, "_keep_antialias", lambda _: None)
+        with pytest.raises(
+            UserError, match=r"differ from the checkpoint's \(max_relative=.*nothing was written"
+        ):
+            chordflow.export(**given, output_dir=tmp_path / "off", backend="openvino")
+        assert {file.name for file in tmp_path.iterdir()} == {"robot", "fast"}
     runners = [load(tmp_path / name, threads=1) for name in ("robot", "fast")]
     policy = load_flow_policy(checkpoint, device="cpu")
     history = len(policy.observation_delta_indices or [0])

@@ -26,6 +26,7 @@ from chordflow.training.loop import read_metrics
 from chordflow.training.methods import ReflowMethod, ReflowMethodConfig
 from chordflow.training.optimizers import AdamWConfig, SOAPConfig
 from chordflow.training.steps import EMAConfig
+from gaussian_setup import make_observations
 from test_training import GROWS, SLIDES, Run, run
 
 STEPS = 8
@@ -297,3 +298,26 @@ def test_a_second_signal_ends_it_at_once(signals: str, code: int, said: str) -> 
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (code, said), done.stderr
     assert done.stderr.startswith("Stopping after the step.\n")
+
+
+def test_a_signal_while_loaders_end_is_taken_by_the_next_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Loader:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            self.left = iter([1, 2])
+
+        def __iter__(self) -> Loader:
+            return self
+
+        def __next__(self) -> int:
+            return next(self.left)
+
+        def _shutdown_workers(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("chordflow.couplings.observations.DataLoader", Loader)
+    with stopping.handled():
+        stream = make_observations(4).stream([[0], [1]])
+        assert next(stream) == 1
+        stream.close()
+        with pytest.raises(stopping.Stopped):
+            stopping.check()

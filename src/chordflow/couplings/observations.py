@@ -6,6 +6,7 @@ methods that declare that they need them.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import re
@@ -172,8 +173,10 @@ class Observations(Dataset[dict[str, Any]]):
                 "where memory or /dev/shm runs out; lower num_workers, down to 0."
             ) from error
         finally:
-            # Left to the garbage collector after an exception, torch waits five seconds for every worker.
-            getattr(iterator, "_shutdown_workers", lambda: None)()
+            # Left to the garbage collector after an exception, torch waits five seconds for every worker. A signal
+            # meanwhile is for whoever checks next: what is raised where a generator is closed gets lost.
+            with contextlib.suppress(stopping.Stopped), stopping.held():
+                getattr(iterator, "_shutdown_workers", lambda: None)()
 
 
 @dataclass(frozen=True)

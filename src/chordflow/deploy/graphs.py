@@ -105,7 +105,7 @@ def to_openvino(graphs: Mapping[str, str], folder: Path) -> dict[str, str]:
     """Replaces ONNX graphs, named as `write_graphs` does, with OpenVINO's: an XML file and its weights each.
 
     Raises:
-        UserError: if OpenVINO cannot read one.
+        UserError: if OpenVINO cannot read one, or the disk is full.
     """
     from chordflow_runtime.backends import import_engine
 
@@ -118,13 +118,18 @@ def to_openvino(graphs: Mapping[str, str], folder: Path) -> dict[str, str]:
         try:
             # `convert_model` would write this machine's paths into the graph.
             model = openvino.Core().read_model(folder / file)
-            for node in model.get_ops():
-                if node.get_type_name() == "Interpolate":
-                    _keep_antialias(node)
+        except RuntimeError as error:
+            raise UserError(
+                f"OpenVINO cannot read its graph ({reason(error)}); export with --backend=onnx."
+            ) from error
+        for node in model.get_ops():
+            if node.get_type_name() == "Interpolate":
+                _keep_antialias(node)
+        try:
             openvino.serialize(model, folder / made[name])
         except RuntimeError as error:
             raise UserError(
-                f"OpenVINO {openvino.__version__} cannot read its graph ({reason(error)}); export with --backend=onnx."
+                f"OpenVINO cannot write its graph ({reason(error)}); make room on the disk."
             ) from error
         del model
         for old in folder.glob(f"{file}*"):

@@ -30,7 +30,6 @@ class DetourRobot(Robot):
         self._config = config
         self._env = DetourEnv(config.instruction)
         self._seen: dict[str, Any] | None = None
-        self._outcome = "running"
 
     @property
     def observation_features(self) -> dict[str, Any]:
@@ -54,6 +53,7 @@ class DetourRobot(Robot):
             calibrate: nothing to do.
         """
         self._seen, _ = self._env.reset(seed=self._config.seed)
+        self._outcome = "running"
 
     @property
     def is_calibrated(self) -> bool:
