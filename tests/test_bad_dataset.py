@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from lerobot.datasets import utils
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from packaging.version import Version
+from PIL import Image
 
 from builders import build_dataset, edit_column
 from chordflow.couplings import unreadable
@@ -42,6 +44,15 @@ def infinite_state(root: Path) -> None:
     edit_column(first(root, FILE), "observation.state", change)
 
 
+def grey(root: Path) -> None:
+    file = io.BytesIO()
+    Image.new("L", (32, 32)).save(file, "PNG")
+    for data in root.glob(FILE):
+        edit_column(
+            data, "observation.images.top", lambda rows: [{**row, "bytes": file.getvalue()} for row in rows]
+        )
+
+
 def drop_frames(root: Path) -> None:
     file = first(root, FILE)
     pq.write_table(pq.read_table(file)[:-2], file)
@@ -62,6 +73,11 @@ BROKEN_DATASETS: dict[str, tuple[Break, str]] = {
     "a format that is none": (changed(INFO, codebase_version="latest"), "meta folder is incomplete or broken"),
     "cut frames": (half(FILE), "frames in .* are incomplete or broken"),
     "fewer frames than stated": (drop_frames, "holds 28 frames, but its meta folder lists 30"),
+    "grey images": (grey, r"top has 1 channel\(s\) in episode \d, frame \d, but meta/info.json says \(32, 32, 3\)"),
+    "a camera of one channel": (
+        lambda r: edit_json(r / INFO, lambda c: c["features"]["observation.images.top"].update(shape=[32, 32, 1])),
+        r"top has shape \(32, 32, 1\), but the checkpoint looks at images of 3 channels",
+    ),
     # The last episode is held out: it would be met only after training.
     "an infinite state": (infinite_state, "observation.state is .* episode 5, frame 4"),
 }  # fmt: skip

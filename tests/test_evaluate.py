@@ -6,7 +6,9 @@ import re
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,12 @@ import pytest
 import torch
 
 import chordflow
+from broken_statistics import AFTER, BEFORE, edit_statistics
 from builders import build_checkpoint
 from chordflow.cli.main import main
 from chordflow.deploy import parity
 from chordflow.experiments import export as export_job
+from chordflow.experiments.evaluate import _measured_before
 from chordflow.policies import load_flow_policy, save_student
 from chordflow.policies.base import Role
 from chordflow.results.schema import Results
@@ -298,6 +302,18 @@ def test_other_weights_are_not_mixed_with_stored_episodes(
     assert {path: path.stat().st_mtime_ns for path in moved.rglob("*.parquet")} == files
 
 
+def test_other_processors_are_measured_anew(moved: Path) -> None:
+    now = Results.load(moved / "results.json")
+    config: Any = SimpleNamespace(resume=True, output_dir=moved)
+
+    def known(sha256: str | None) -> Results:
+        return replace(now, policies=[replace(info, processors_sha256=sha256) for info in now.policies])
+
+    assert _measured_before(config, known("0")) is None
+    known(None).save(moved / "results.json")
+    assert _measured_before(config, now) == known(None)
+
+
 def test_the_margin_is_not_changed_after_a_look(evaluated: tuple[Path, Results], capsys: Capture) -> None:
     output, _ = evaluated
     before = (output / "results.json").read_bytes()
@@ -428,6 +444,42 @@ def test_policies_that_cannot_be_compared(vlm: Path, student: Path, tmp_path: Pa
     other = Path(shutil.copytree(student, tmp_path / "other"))
     edit_json(other / "config.json", lambda config: config.update(type="act"))
     assert re.search("student.path.*'act'", refuse(other))
+
+
+def scaled(folder: Path, key: str, to: Path, pipelines: tuple[str, ...] = (BEFORE, AFTER)) -> Path:
+    """A copy whose statistics of a feature are 20 times as large; weights stay."""
+    shutil.copytree(folder, to)
+    for pipeline in pipelines:
+        edit_statistics(
+            to, pipeline, lambda h: h.update({k: v * 20 for k, v in h.items() if k.startswith(key)})
+        )
+    return to
+
+
+def test_actions_in_other_units_are_compared_in_episodes_only(
+    checkpoint: Path, student: Path, dataset_root: Path, tmp_path: Path, refuse: Refuse
+) -> None:
+    other, data = (
+        scaled(student, "action", tmp_path / "other"),
+        {"dataset.repo_id": "x", "dataset.root": dataset_root},
+    )
+    said = refuse(other, **data)
+    assert f"student.path: {other}: its postprocessor has other statistics of action" in said
+    assert "episodes only (leave --dataset.* of evaluate out)" in said
+    assert "policies=b: " in refuse(**data, policies=f"[b={other}]")
+    run(options(checkpoint, other, tmp_path / "out", **{"eval.n_episodes": 2}))
+
+
+def test_contexts_are_shared_where_the_preprocessor_agrees_too(
+    checkpoint: Path, student: Path, tmp_path: Path
+) -> None:
+    narrow = Path(shutil.copytree(checkpoint, tmp_path / "narrow"))
+    edit_json(narrow / "config.json", lambda config: config.update(tokenizer_max_length=7))
+    states = scaled(checkpoint, "observation", tmp_path / "states")
+    own, *others = (
+        load_flow_policy(path, device="cpu").prefix_hash() for path in (checkpoint, student, narrow, states)
+    )
+    assert [other == own for other in others] == [True, False, False]
 
 
 @pytest.mark.parametrize(("given", "message"), [

@@ -24,6 +24,7 @@ from broken_statistics import (
     AFTER,
     BEFORE,
     add_step,
+    drop,
     edit_config,
     edit_normaliser,
     edit_statistics,
@@ -99,7 +100,7 @@ BROKEN: dict[str, tuple[Change, list[str]]] = {
     ),
     "a state that is not listed": (
         normaliser(BEFORE, lambda c: c["features"].pop(STATE)),
-        ["does not normalise observation.state", "lists observation.images.top, action"],
+        ["does not normalise observation.state", "lists observation.images.top (VISUAL), action (ACTION)"],
     ),
     "a state that is not chosen": (
         normaliser(BEFORE, lambda c: c.update(normalize_observation_keys=[])), ["does not normalise observation.state"]
@@ -111,6 +112,14 @@ BROKEN: dict[str, tuple[Change, list[str]]] = {
     "the identity for the state": (
         mode(BEFORE, STATE="IDENTITY"),
         ["does not normalise observation.state", "STATE=IDENTITY", "sets STATE=MEAN_STD"],
+    ),
+    "a state that the step lists as another kind": (
+        normaliser(BEFORE, lambda c: c["features"][STATE].update(type="ENV")),
+        ["does not normalise observation.state", "observation.state (ENV)"],
+    ),
+    "no mode in the config, one without statistics in the step": (
+        lambda p: [edit_config(p, lambda c: c["normalization_mapping"].pop("ACTION")), drop(p, AFTER, ACTION)],
+        ["no mean and std of action"],
     ),
     "no step": (lambda p: forget_step(p, AFTER), [POST, "does not normalise action", "no step that normalises"]),
     "quantiles that are not there": (
@@ -133,7 +142,20 @@ BROKEN: dict[str, tuple[Change, list[str]]] = {
     "an action wider than the network's": (
         lambda p: widen(p, ACTION, 9), ["config.json has actions of size 9", "max_action_dim is 6"]
     ),
-    "a state wider than the network's": (lambda p: widen(p, STATE, 9), ["the network (config.json)"]),
+    "a state wider than the network's": (
+        lambda p: widen(p, STATE, 9), ["statistics of observation.state of size 9", "max_state_dim is 8"]
+    ),
+    "no state": (
+        lambda p: edit_config(p, lambda c: c["input_features"].pop(STATE)),
+        ["config.json has no observation.state in input_features"],
+    ),
+    "no inputs": (
+        lambda p: edit_config(p, lambda c: c["input_features"].clear()), ["config.json has no observations in"]
+    ),
+    "what LeRobot has not ported": (
+        lambda p: edit_config(p, lambda c: c.update(use_delta_joint_actions_aloha=True)),
+        ["can read (NotImplementedError: `use_delta"],
+    ),
     "a step that fails": (
         lambda p: add_step(p, AFTER, "to_batch_processor") or add_step(p, AFTER, "map_delta_action_to_robot_action"),
         ["the postprocessor (policy_postprocessor.json)"],
@@ -205,10 +227,14 @@ SOUND: dict[str, Change] = {
     ),
     "no normalisation by the config": lambda p: (
         edit_config(p, lambda c: c.update(normalization_mapping=dict.fromkeys(("STATE", "ACTION"), "IDENTITY"))),
+        *(mode(side, STATE="IDENTITY", ACTION="IDENTITY")(p) for side in (BEFORE, AFTER)),
         *(edit_statistics(p, side, dict.clear) for side in (BEFORE, AFTER)),
     ),
     "an image with channels last": lambda p: add_input(p, f"{CAMERA}top", "VISUAL", 32, 32, 3),
     "a base model's further vectors": lambda p: add_input(p, "observation.velocity", "STATE", 3),
+    "a postprocessor of another machine's device": lambda p: edit_steps(
+        p, AFTER, lambda s: s["registry_name"] == "device_processor" and s["config"].update(device="cuda:3")
+    ),
     "steps for relative actions that are off": lambda p: (
         add_step(p, BEFORE, "relative_actions_processor", enabled=False),
         add_step(p, AFTER, "absolute_actions_processor", enabled=False),

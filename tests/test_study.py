@@ -402,7 +402,8 @@ def test_another_study_is_not_resumed(methods: Path) -> None:
     changes: list[tuple[dict[str, Any], str]] = [
         ({"arms": other}, "arms: 'one_step' had other settings"),
         ({"device": "another machine"}, "the study began on"),
-        ({"teacher_sha256": "0"}, "its weights are not those that the study began with"),
+        ({"teacher_processors_sha256": "0"}, "its weights or its processors' statistics are"),
+        ({"teacher_sha256": "0"}, "its processors' statistics are not those that the study began with"),
         (env, "eval: the study began with"),
     ]
     for change, words in changes:

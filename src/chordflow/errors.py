@@ -65,6 +65,7 @@ def reason(error: BaseException) -> str:
     seen = error
     while (cause := seen.__cause__ or seen.__context__) is not None:
         seen = cause
-    text = (str(seen).strip().splitlines() or [""])[0]
+    # Where an object lies in memory tells nobody anything.
+    text = re.sub(r" ?<[^<>]* object at 0x\w+>", "", (str(seen).strip().splitlines() or [""])[0])
     text = text if len(text) <= 200 else text[:200] + " ..."
     return f"{type(seen).__name__}: {text}" if text else type(seen).__name__

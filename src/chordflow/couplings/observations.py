@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.datasets.utils import INFO_PATH
 from lerobot.utils.constants import ACTION, OBS_PREFIX
 from torch.utils.data import DataLoader, Dataset
 
@@ -104,9 +105,18 @@ class Observations(Dataset[dict[str, Any]]):
             for key, value in item.items()
             if key.startswith(OBS_PREFIX) or key in ("task", "episode_index", "frame_index", *self.actions)
         }
+        meta, place = self.dataset.meta, (kept["episode_index"], kept["frame_index"])
+        for key in kept.keys() & set(meta.camera_keys):
+            declared, found = meta.features[key]["shape"], kept[key].shape[-3]
+            if found not in declared:
+                raise UserError(
+                    f"dataset: {key} has {found} channel(s) in episode {int(place[0])}, frame {int(place[1])}, but "
+                    f"{INFO_PATH} says {tuple(declared)}; save its images as RGB, or drop those of another kind "
+                    "(--dataset.episodes)."
+                )
         for key, value in kept.items():
             if isinstance(value, torch.Tensor) and value.is_floating_point() and not value.isfinite().all():
-                raise _not_finite(key, kept["episode_index"], kept["frame_index"])
+                raise _not_finite(key, *place)
         return kept
 
     def of_block(self, number: int, size: int, seed: int) -> list[int]:

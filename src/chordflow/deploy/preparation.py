@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lerobot.configs import FeatureType
 from lerobot.utils.constants import (
     ACTION,
     OBS_LANGUAGE_ATTENTION_MASK,
@@ -85,19 +84,19 @@ def preparation(policy: FlowPolicy, shapes: Mapping[str, Sequence[int]]) -> dict
     inputs, images, normalise = [], {}, {}
     if policy.state_shape is not None:
         inputs.append(_input(OBS_STATE, "state", [*axis, *policy.state_shape]))
-        normalise[OBS_STATE] = normalisation(steps, OBS_STATE, FeatureType.STATE)
+        normalise[OBS_STATE] = normalisation(steps, OBS_STATE)
     for key, shape in shapes.items():
         rule = None if resize is None else {**asdict(resize), "mode": "bilinear", "fill": 0.0}
         images[key] = {"shape": list(shape), "resize": rule}
         seen = shape if resize is None else (shape[0], resize.height, resize.width)
         inputs.append(_input(key, "image", [*axis, *seen]))
-        normalise[key] = normalisation(steps, key, FeatureType.VISUAL)
+        normalise[key] = normalisation(steps, key)
     language = _language(policy)
     if language is not None:
         length = [language["max_length"]]
         inputs.append(_input(OBS_LANGUAGE_TOKENS, "tokens", length, "int64"))
         inputs.append(_input(OBS_LANGUAGE_ATTENTION_MASK, "token_mask", length, "bool"))
-    after = normalisation(policy.postprocessor.steps, ACTION, FeatureType.ACTION)
+    after = normalisation(policy.postprocessor.steps, ACTION)
     return {
         "inputs": inputs,
         "images": images,

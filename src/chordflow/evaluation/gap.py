@@ -221,3 +221,23 @@ def _units(endpoints: Tensor, policy: FlowPolicy) -> Tensor:
     with torch.no_grad():
         actions = policy.to_action(endpoints.flatten(0, 1).to(policy.device)).cpu()
     return actions[:, policy.chunk.real_rows]
+
+
+@torch.no_grad()
+def check_same_units(teacher: FlowPolicy, other: FlowPolicy, where: str) -> None:
+    """Makes sure that two policies turn the same endpoints into the same actions; `where` names the other.
+
+    Gaps are taken between endpoints: by other statistics of the action they would be between different things.
+
+    Raises:
+        UserError: if they do not.
+    """
+    probe = torch.linspace(-1, 1, 3)[:, None, None].expand(3, *teacher.chunk.shape)
+    wanted, own = (policy.to_action(probe.to(policy.device)).cpu().float() for policy in (teacher, other))
+    off = (own - wanted).abs()
+    if (off > 1e-3 * (wanted[2] - wanted[0]).abs() + 1e-6 * wanted.abs()).any():
+        raise UserError(
+            f"{where}: its postprocessor has other statistics of action than the teacher's (the same endpoint becomes "
+            f"actions up to {off.max():.3g} apart), so a gap between endpoints would mean nothing; compare it in "
+            "episodes only (leave --dataset.* of evaluate out), or give a checkpoint that was made from this teacher."
+        )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from chordflow.couplings import Observations
 from chordflow.evaluation.free import Search
-from chordflow.evaluation.gap import Gap, Modes, Targets
+from chordflow.evaluation.gap import Gap, Modes, Targets, check_same_units
 from chordflow.evaluation.latency import measure_latency
 from chordflow.evaluation.paired import HeldOutSet, MeasureConfig, Progress, Way, Work, encode_held_out
 from chordflow.evaluation.spread import diversity, observation_spreads, trajectories, widest_observations
@@ -89,7 +89,8 @@ def measure(
         on_progress: see `Progress`.
 
     Raises:
-        UserError: for observations that cannot be read, or actions that are not finite.
+        UserError: for observations that cannot be read, or actions that are not finite, or in other units than the
+            teacher's.
         ValueError: if there is no teacher or a checkpoint has another solver than Euler.
     """
     if TEACHER not in policies or any(s.solver != s.policy.solver for s in policies.values()):
@@ -98,6 +99,8 @@ def measure(
     everyone = {name: sampler.policy for name, sampler in policies.items()}
     networks = {name: own for name, own in everyone.items() if not isinstance(own, ExportedPolicy)}
     teacher, teacher_steps = networks[TEACHER], policies[TEACHER].num_steps
+    for name, own in everyone.items():
+        check_same_units(teacher, own, name)
     config = replace(config, converged_num_steps=config.fine_num_steps(teacher_steps))
     latency = _latency(policies, observations, config)
     held_out = encode_held_out(everyone, observations, config)
@@ -267,8 +270,9 @@ class Yardstick:
         """Measures a student of the teacher's family and chunk, as reloaded from its checkpoint.
 
         Raises:
-            UserError: if its actions are not finite.
+            UserError: if its actions are not finite, or in other units than the teacher's.
         """
+        check_same_units(self._policy, student, name)
         held_out = self._held_out
         context = held_out.contexts[TEACHER]
         if student.prefix_hash() != self._prefix:

@@ -132,7 +132,7 @@ def encode_held_out(
 ) -> HeldOutSet:
     """Chooses held-out frames, encodes them for every policy, and draws their noises by the first one's law.
 
-    A policy whose prefix has the same weights as the first one's shares its contexts.
+    A policy that encodes as the first one does shares its contexts.
     """
     order = chosen_rows(observations, config)
     first = next(iter(policies.values()))

@@ -14,6 +14,7 @@ from chordflow.console import say
 from chordflow.couplings import Split, open_split
 from chordflow.disk import write_json
 from chordflow.errors import UserError
+from chordflow.evaluation.gap import check_same_units
 from chordflow.experiments.arms import EPISODES, Clip, check_environment, run_arms
 from chordflow.experiments.config import CheckpointConfig
 from chordflow.experiments.evaluate_config import EvaluateConfig
@@ -30,6 +31,7 @@ from chordflow.experiments.run_folder import command_to_resume, new_folder, only
 from chordflow.options import plain
 from chordflow.policies import FlowPolicy, print_replaced_names, resolve_checkpoint
 from chordflow.policies.exported import manifest_of
+from chordflow.results.files import same_where_known
 from chordflow.results.schema import STUDENT, TEACHER, PolicyName, Results
 from chordflow.results.wording import step_counts
 
@@ -98,7 +100,10 @@ def _load_entrants(config: EvaluateConfig) -> dict[PolicyName, Entrant]:
     for name, (candidate, option) in given.items():
         entrants[name] = load_entrant(name, candidate, config, option)
         if name != TEACHER:
-            check_comparable(entrants[TEACHER].policy, entrants[name].policy, f"{option}: {candidate.path}")
+            where = f"{option}: {candidate.path}"
+            check_comparable(entrants[TEACHER].policy, entrants[name].policy, where)
+            if config.dataset is not None:
+                check_same_units(entrants[TEACHER].policy, entrants[name].policy, where)
     return entrants
 
 
@@ -189,6 +194,8 @@ def _measured_before(config: EvaluateConfig, now: Results) -> Results | None:
     settings = ("dataset", "measure", "rename_map")
     same = all(before.settings.get(name) == now.settings[name] for name in settings)
     same &= before.policies == now.policies and before.device == now.device
+    pairs = zip(before.policies, now.policies, strict=False)
+    same &= all(same_where_known(old.processors_sha256, new.processors_sha256) for old, new in pairs)
     return before if same and before.held_out is not None else None
 
 

@@ -30,6 +30,7 @@ from chordflow.deploy.preparation import (
 )
 from chordflow.disk import whole_folder, write_json
 from chordflow.errors import UserError, named
+from chordflow.evaluation.gap import check_same_units
 from chordflow.experiments.config import CheckpointConfig, SourceConfig
 from chordflow.experiments.evaluate import check_comparable
 from chordflow.experiments.provenance import weights_sha256
@@ -215,6 +216,7 @@ def _gap_to(
         field="teacher.path",
     )
     check_comparable(teacher, student, where)
+    check_same_units(teacher, student, where)
     if teacher.config.input_features != student.config.input_features:
         raise UserError(
             f"{where} sees other input_features than teacher.path={config.path}; give its own teacher."

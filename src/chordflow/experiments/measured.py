@@ -17,6 +17,7 @@ from chordflow.experiments.config import CheckpointConfig
 from chordflow.experiments.provenance import (
     device_name,
     load_frozen,
+    processors_sha256,
     teacher_may_have_seen,
     trained_method,
     trained_step_counts,
@@ -88,6 +89,7 @@ class Entrant:
             saved_num_steps=self.policy.default_num_steps,
             graph_obstacle=self.policy.graph_obstacle,
             exported=exported,
+            processors_sha256=processors_sha256(self.folder),
         )
 
 

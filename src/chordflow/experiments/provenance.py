@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -48,9 +49,12 @@ where that is a student."""
 STORE = "couplings_sha256"
 """SHA-256 of what the store of couplings was made with that the student was trained from."""
 
+PROCESSORS = "teacher_processors_sha256"
+"""SHA-256 of what the teacher's processors do."""
+
 BESIDE_SETTINGS = (
     "chordflow_version", "teacher_sha256", "init_sha256", STORE, STEP_COUNTS, "round", "round_seed", "lineage",
-    HELD_OUT, JUDGED, COLLECTED,
+    HELD_OUT, JUDGED, COLLECTED, PROCESSORS,
 )  # fmt: skip
 """What `reflow_config.json` holds beside the settings of the job."""
 
@@ -100,16 +104,20 @@ def load_teacher(config: Any) -> tuple[Path, FlowPolicy]:
 
 
 def check_same_teacher(config: ReflowJobConfig, record: Mapping[str, Any]) -> None:
-    """Makes sure that a run is resumed, by this record, with the weights that it began with."""
-    for field, path, revision, before in (
-        ("teacher.path", config.teacher.path, config.teacher.revision, record.get("teacher_sha256")),
-        ("student.init_path", config.student.init_path, None, record.get("init_sha256")),
+    """Makes sure that a run is resumed, by this record, with the weights and processors that it began with."""
+    teacher, init = config.teacher, config.student.init_path
+    # Runs of an older chordflow did not write down the processors; of student.init_path only weights are taken.
+    for field, path, revision, key, what, sha256_of in (
+        ("teacher.path", teacher.path, teacher.revision, "teacher_sha256", "weights", weights_sha256),
+        ("teacher.path", teacher.path, teacher.revision, PROCESSORS, "processors", processors_sha256),
+        ("student.init_path", init, None, "init_sha256", "weights", weights_sha256),
     ):
+        before = record.get(key)
         if path is None or before is None:
             continue
-        if weights_sha256(resolve_checkpoint(path, revision, field)) != before:
+        if sha256_of(resolve_checkpoint(path, revision, field)) != before:
             raise UserError(
-                f"{field}={path}: its weights are not those that the run began with; restore them or start a new run."
+                f"{field}={path}: its {what} are not those that the run began with; restore them or start a new run."
             )
 
 
@@ -272,6 +280,7 @@ def write_configs(
     record: dict[str, Any] = {
         "chordflow_version": __version__,
         "teacher_sha256": weights_sha256(of.first_teacher),
+        PROCESSORS: processors_sha256(of.first_teacher),
         STEP_COUNTS: config.method.build().step_counts,
         "round": of.number,
         "round_seed": config.seed,
@@ -303,6 +312,15 @@ def weights_sha256(checkpoint: Path) -> str:
     file = (checkpoint / WEIGHTS).resolve()
     about = file.stat()
     return _sha256(file, about.st_ino, about.st_size, about.st_mtime_ns)
+
+
+def processors_sha256(checkpoint: Path) -> str:
+    """The SHA-256 of what a checkpoint's processors do, in hexadecimal."""
+    digest = hashlib.sha256()
+    for file in sorted(checkpoint.glob("policy_p*processor*")):
+        # Devices and folders are others on another machine.
+        digest.update(re.sub(rb'"(device|tokenizer_name|model_name)": "[^"]*"', b"", file.read_bytes()))
+    return digest.hexdigest()
 
 
 @cache

@@ -44,6 +44,9 @@ RELATIVE_ACTIONS = (
 )
 
 PREFIX_ROLES = (Role.VISION, Role.LANGUAGE, Role.PREFIX_PROJECTIONS)
+_BESIDE_PREFIX = (
+    "use_peft", "rtc_config", "push_to_hub", "repo_id", "pretrained_path", "device", "n_action_steps",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -404,8 +407,17 @@ class FlowPolicy(ABC):
         return trainable
 
     def prefix_hash(self) -> str:
-        """SHA-256 over the weights that a context depends on: two policies may share contexts only if these agree."""
-        digest = hashlib.sha256()
+        """SHA-256 over what a context depends on: two policies may share contexts only if these agree.
+
+        These are weights, the preprocessor, and all of the config but what a student may change of its teacher's.
+        """
+        beside = (*_BESIDE_PREFIX, getattr(self, "steps_field", ""))
+        about: list[object] = [{k: v for k, v in vars(self.config).items() if k not in beside}]
+        for step in self.preprocessor.steps:
+            state: dict[str, Tensor] = getattr(step, "state_dict", dict)()
+            about += [type(step).__name__, getattr(step, "get_config", dict)()]
+            about += [(name, tensor.tolist()) for name, tensor in sorted(state.items())]
+        digest = hashlib.sha256(repr(about).encode())
         by_role = self.parameters_by_role()
         for role in PREFIX_ROLES:
             for name, parameter in sorted(by_role[role].items()):

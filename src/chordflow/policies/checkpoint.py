@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from chordflow.policies.files import (
     find_checkpoint,
     is_adapter,
     read_config,
+    read_json,
 )
 from chordflow.policies.lora import merged_checkpoint
 from chordflow.policies.processors import check_processors, try_out
@@ -98,7 +100,8 @@ def load_flow_policy(
         config = _config(folder, adapter, cli_overrides, where)
         _check_weights(weights, field)
         policy = _policy(adapter, family, config, folder, weights, field, where)
-        wrapped = adapter(policy, None, None)
+        with _named(where):
+            wrapped = adapter(policy, None, None)
         if wrapped.default_num_steps < 1:
             name = f" ({wrapped.steps_field})" if hasattr(wrapped, "steps_field") else ""
             raise UserError(
@@ -108,7 +111,10 @@ def load_flow_policy(
         overrides: dict[str, Any] = {"device_processor": {"device": config.device}}
         try:
             preprocessor, postprocessor = make_pre_post_processors(
-                policy_cfg=config, pretrained_path=str(folder), preprocessor_overrides=overrides
+                policy_cfg=config,
+                pretrained_path=str(folder),
+                preprocessor_overrides=overrides,
+                postprocessor_overrides=_to_the_cpu(folder),
             )
         except Exception as error:
             if machine_refuses(error):
@@ -117,17 +123,32 @@ def load_flow_policy(
                 f"{where}: LeRobot {lerobot.__version__} cannot load the processors ({reason(error)}); check that "
                 f"{PREPROCESSOR}, {POSTPROCESSOR} and their .safetensors files are whole, and of no other LeRobot."
             ) from error
-    loaded: FlowPolicy = adapter(policy, preprocessor, postprocessor)
+    with _named(where):
+        loaded: FlowPolicy = adapter(policy, preprocessor, postprocessor)
     if rename_map:
         loaded.rename_map = dict(rename_map)
         loaded.replaced_rename_map = _rename(preprocessor, rename_map, where)
     check_processors(loaded, preprocessor, postprocessor, where)
-    try:
+    with _named(f"{where}: {CONFIG}"):
         loaded.chunk.check_executed(loaded.chunk.num_executed)
-    except UserError as error:
-        raise UserError(f"{where}: {CONFIG}: {error}") from error
     try_out(loaded, preprocessor, where)
     return loaded
+
+
+@contextlib.contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Context in which a refusal says whose it is."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _to_the_cpu(folder: Path) -> dict[str, Any]:
+    """What makes LeRobot load a postprocessor whose actions end where its own do, whatever device it was saved with."""
+    steps = read_json(folder / POSTPROCESSOR, "checkpoint").get("steps", [])
+    there = any(step.get("registry_name") == "device_processor" for step in steps)
+    return {"device_processor": {"device": "cpu"}} if there else {}
 
 
 def _config(folder: Path, adapter: type[FlowPolicy], cli_overrides: list[str], where: str) -> Any:
@@ -146,9 +167,10 @@ def _config(folder: Path, adapter: type[FlowPolicy], cli_overrides: list[str], w
                     "or a copy without these fields, where they do not matter."
                 ) from error
         # The outermost error names the field, the innermost what is wrong with it.
+        outer, inner = _cut(str(error).splitlines()[:1]), reason(error)
         raise UserError(
             f"{where}: {CONFIG} is not a config that LeRobot {lerobot.__version__} can read "
-            f"({_cut(str(error).splitlines()[:1])}: {reason(error)}); give a checkpoint of this release, unchanged."
+            f"({inner if outer in inner else f'{outer}: {inner}'}); give a checkpoint of this release, unchanged."
         ) from error
 
 

@@ -231,7 +231,7 @@ def _check_statistics(step: Any, action_dim: int) -> None:
             for name in ("min", "max"):
                 value = torch.as_tensor((step.stats or {}).get(key, {}).get(name, []))
                 if value.numel() < size or not value.isfinite().all():
-                    missing.append(f"finite {name} of {key} of size {size}")
+                    missing.append(f"finite {name} of {key}" + f" of size {size}" * (key == ACTION))
     if missing:
         raise UserError(
             f"{type(step).__name__} in the processors has no {', no '.join(missing)}, so numbers would pass "

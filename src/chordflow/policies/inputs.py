@@ -51,6 +51,13 @@ def check_inputs(policy: FlowPolicy, shapes: Mapping[str, Sequence[int]], where:
             f"{where} lacks the checkpoint's camera(s) {', '.join(missing)}; it has {', '.join(cameras) or 'none'}: "
             f"{remedy}."
         )
+    for key in cameras:
+        feature = policy.config.image_features.get(policy.own_name(key))
+        if feature is not None and 3 in feature.shape and 3 not in shown[key]:
+            raise UserError(
+                f"{where}: {key} has shape {shown[key]}, but the checkpoint looks at images of 3 channels; give a "
+                "colour camera, or record its images as RGB."
+            )
     if policy.config.robot_state_feature is not None and OBS_STATE not in names:
         raise UserError(
             f"{where} has no {OBS_STATE}, which the checkpoint needs; it has {', '.join(shown) or 'nothing'}."
@@ -61,7 +68,15 @@ def check_inputs(policy: FlowPolicy, shapes: Mapping[str, Sequence[int]], where:
 
 
 def print_replaced_names(policy: FlowPolicy) -> None:
-    """One line where `--rename_map` takes the place of what the checkpoint renames by itself."""
+    """One line on what the checkpoint renames by itself: that it is heeded, or that `--rename_map` takes its place."""
+    own_names = {
+        k: v for step in policy.preprocessor.steps for k, v in getattr(step, "rename_map", {}).items()
+    }
+    if own_names and not policy.rename_map:
+        say(
+            f"Note: the checkpoint's own rename_map is heeded, {json.dumps(own_names)}; a --rename_map takes its place "
+            "where it has entries, if only of a name to itself."
+        )
     if policy.replaced_rename_map:
         own = json.dumps(dict(policy.replaced_rename_map))
         say(f"Note: --rename_map replaces the checkpoint's own rename_map, {own}.")

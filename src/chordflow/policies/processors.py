@@ -20,7 +20,7 @@ from lerobot.processor import (
     RelativeActionsProcessorStep,
     UnnormalizerProcessorStep,
 )
-from lerobot.utils.constants import ACTION
+from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor
 
 from chordflow.errors import UserError, machine_refuses, ran_out_of_memory, reason
@@ -80,19 +80,17 @@ def _fault(config: Any, steps: Sequence[Any], key: str, feature: PolicyFeature) 
     """What keeps the steps of one pipeline from normalising a feature as the config asks, and what to do."""
     kind = feature.type.value
     wanted = config.normalization_mapping.get(kind, NormalizationMode.IDENTITY)
-    if wanted == NormalizationMode.IDENTITY:
-        return None
     remedy = "give a checkpoint as lerobot-train saves it, with the statistics of its own data"
-    able = [step for step in steps if step.norm_map.get(feature.type) in _STATISTICS]
-    listing = [step for step in able if _lists(step, key)]
+    listing = [(step, mode) for step in steps if (mode := _mode(step, key)) in _STATISTICS]
     if not listing:
+        if wanted == NormalizationMode.IDENTITY:
+            return None
         there = "; ".join(map(_about, steps)) or "no step that normalises"
         return (
             f"does not normalise {key}: it has {there}; {CONFIG} sets {kind}={wanted.value}, and LeRobot passes on "
             f"what is left out: {remedy}."
         )
-    step = listing[0]
-    mode = step.norm_map[feature.type]
+    step, mode = listing[0]
     names = _STATISTICS[mode]
     held = statistics_of([step], key)
     if any(name not in held for name in names):
@@ -122,10 +120,15 @@ def statistics_of(steps: Sequence[Any], key: str) -> dict[str, Tensor]:
     }
 
 
-def _lists(step: Any, key: str) -> bool:
-    """Whether a step looks at a feature; the action it takes in any case."""
+def _mode(step: Any, key: str) -> Any:
+    """How a step normalises a feature, which goes by the type that it lists; None where it passes the feature on."""
+    if key == ACTION:
+        return step.norm_map.get(FeatureType.ACTION)
     chosen = step.normalize_observation_keys
-    return key == ACTION or (key in step.features and (chosen is None or key in chosen))
+    if key not in step.features or (chosen is not None and key not in chosen):
+        return None
+    kind = step.features[key].type
+    return None if kind is FeatureType.ACTION else step.norm_map.get(kind)
 
 
 def _keys(step: Any) -> str:
@@ -141,7 +144,7 @@ def _keys(step: Any) -> str:
 def _about(step: Any) -> str:
     """What a step normalises."""
     modes = ", ".join(f"{kind.value}={mode.value}" for kind, mode in step.norm_map.items()) or "nothing"
-    listed = ", ".join(step.features) or "no features"
+    listed = ", ".join(f"{key} ({one.type.value})" for key, one in step.features.items()) or "no features"
     return f"{step_name(step)}, whose norm_map holds {modes} and which lists {listed}"
 
 
@@ -163,6 +166,13 @@ def try_out(policy: FlowPolicy, preprocessor: Any, where: str) -> None:
             f"{where}: {CONFIG} has actions of size {chunk.action_dim}, but max_action_dim is {chunk.padded_dim}; "
             f"{_ONE_ROBOT}."
         )
+    inputs, widest = policy.config.input_features or {}, getattr(policy.config, "max_state_dim", math.inf)
+    size = math.prod(policy.state_shape or ())
+    if not policy.normalises_elsewhere and size > widest:
+        raise UserError(
+            f"{where}: {PREPROCESSOR} has statistics of {OBS_STATE} of size {size}, but max_state_dim is {widest} in "
+            f"{CONFIG}; {_ONE_ROBOT}."
+        )
     part = f"the preprocessor ({PREPROCESSOR})"
     # What a family draws in passing leaves the caller's stream as it was.
     with torch.random.fork_rng(devices=[]):
@@ -181,6 +191,11 @@ def try_out(policy: FlowPolicy, preprocessor: Any, where: str) -> None:
                 raise UserError(
                     f"{where}: one observation does not fit into the memory of {policy.device} ({reason(error)}); give "
                     "a --device with more, or free what other programs hold of it."
+                ) from error
+            if not inputs or (OBS_STATE not in inputs and OBS_STATE in reason(error)):
+                raise UserError(
+                    f"{where}: {CONFIG} has no {OBS_STATE if inputs else 'observations'} in input_features; restore it "
+                    "from a good copy."
                 ) from error
             raise UserError(
                 f"{where}: {part} fails on a blank observation of the sizes in {CONFIG} and {PREPROCESSOR} "
@@ -217,7 +232,7 @@ def blank_observation(policy: FlowPolicy, preprocessor: Any) -> dict[str, Any]:
         if feature.type is FeatureType.VISUAL:
             # Data bring channels first, in whatever order the config lists them.
             value = value.movedim(-1, 0) if value.shape[-1] <= 4 < value.shape[0] else value
-        elif (held := _lower_bound(preprocessor.steps, key, feature.type)) is not None:
+        elif (held := _lower_bound(preprocessor.steps, key)) is not None:
             value = held.cpu()
         # What the preprocessor renames away never reaches the policy under its own name.
         name = next((raw for raw in (key, *raw_names) if policy.own_name(raw) == key), None)
@@ -226,20 +241,20 @@ def blank_observation(policy: FlowPolicy, preprocessor: Any) -> dict[str, Any]:
     return items
 
 
-def _lower_bound(steps: Sequence[Any], key: str, kind: FeatureType) -> Tensor | None:
+def _lower_bound(steps: Sequence[Any], key: str) -> Tensor | None:
     """A value of a feature that its own normalisation makes small; None where there are no statistics of it."""
     held = statistics_of(steps, key)
-    modes = [step.norm_map.get(kind) for step in steps if isinstance(step, NormalizerProcessorStep)]
+    modes = [_mode(step, key) for step in steps if isinstance(step, NormalizerProcessorStep)]
     names = [_STATISTICS[mode][0] for mode in modes if mode in _STATISTICS]
     return next((held[name] for name in (*names, "mean", "min") if name in held), None)
 
 
-def normalisation(steps: Sequence[Any], key: str, kind: FeatureType) -> dict[str, Any] | None:
+def normalisation(steps: Sequence[Any], key: str) -> dict[str, Any] | None:
     """How steps normalise a feature, or undo it: mode, its two statistics and epsilon; None where they pass it on."""
     for step in steps:
-        if not isinstance(step, NormalizerProcessorStep | UnnormalizerProcessorStep) or not _lists(step, key):
+        if not isinstance(step, NormalizerProcessorStep | UnnormalizerProcessorStep):
             continue
-        held, mode = statistics_of([step], key), step.norm_map.get(kind)
+        held, mode = statistics_of([step], key), _mode(step, key)
         if mode in _STATISTICS and held:
             first, second = (held[name].tolist() for name in _STATISTICS[mode])
             return {"mode": mode.value.lower(), "a": first, "b": second, "eps": step.eps}

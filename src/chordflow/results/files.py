@@ -90,6 +90,11 @@ class RecordFile:
         return cls.from_json(text, source=str(path))
 
 
+def same_where_known(one: str | None, other: str | None) -> bool:
+    """Whether two hashes agree, where neither file is too old to have its own."""
+    return None in (one, other) or one == other
+
+
 def encode(value: Any, where: str = "") -> Any:
     """Turns dataclasses, lists and dictionaries into what `json` writes; `where` is the field, for the message.
 

@@ -38,7 +38,7 @@ from chordflow.results.episodes import (
 )
 from chordflow.results.files import RecordFile
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 """Version of the file's layout; raised whenever a field is added, dropped or changes its meaning.
 
 Files of older versions are read: what they do not hold takes its default.
@@ -93,6 +93,7 @@ class PolicyInfo:
         saved_num_steps: steps that its checkpoint is saved with; None in older files.
         exported: where it comes from an exported folder; None for a checkpoint.
         graph_obstacle: why `chordflow export` does not take such a policy, empty where it does; None in older files.
+        processors_sha256: of what its processors do; None in older files.
     """
 
     name: PolicyName
@@ -106,6 +107,7 @@ class PolicyInfo:
     saved_num_steps: int | None = None
     exported: ExportedInfo | None = None
     graph_obstacle: str | None = None
+    processors_sha256: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from typing import Any, ClassVar, Literal, Self
 from chordflow.errors import UserError
 from chordflow.results.actions import GapRow, HeldOut, Reference
 from chordflow.results.episodes import SuccessRow
-from chordflow.results.files import RecordFile
+from chordflow.results.files import RecordFile, same_where_known
 from chordflow.results.old_studies import check_layout
 from chordflow.results.schema import LossCurve, RolloutObservations
 from chordflow.results.statistics import Interval
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Version of the file's layout; raised whenever a field is added, dropped or changes its meaning."""
 
 STUDY = "study.json"
@@ -231,6 +231,7 @@ class Study(RecordFile):
         env: the environment that episodes were run in; empty where none were.
         held_out: the observations measured on; None until they were.
         untrained: the teacher; None until it was measured.
+        teacher_processors_sha256: of what the teacher's processors do; None in older files.
         trials: one for each arm and seed that is trained.
         kind: marks the file as a study.
         schema_version: layout of the file.
@@ -258,6 +259,7 @@ class Study(RecordFile):
     env: str = ""
     held_out: HeldOut | None = None
     untrained: Untrained | None = None
+    teacher_processors_sha256: str | None = None
     trials: list[Trial] = field(default_factory=list)
     kind: Literal["study"] = "study"
     schema_version: int = SCHEMA_VERSION
@@ -319,6 +321,8 @@ def joined(studies: Sequence[Study]) -> Study:
                     f"study {number} has another {name} than the first; join studies of one teacher that were measured "
                     "on the same observations and episodes."
                 )
+        if not same_where_known(study.teacher_processors_sha256, first.teacher_processors_sha256):
+            raise UserError(f"study {number} has a teacher of other processors; join studies of one teacher.")
         names: dict[str | None, str | None] = {None: None}
         for arm in study.arms:
             steps = arm.steps or study.steps

@@ -19,13 +19,14 @@ from chordflow.experiments.config import (
     TrainingSettings,
     env_name,
 )
-from chordflow.experiments.provenance import device_name, load_teacher, weights_sha256
+from chordflow.experiments.provenance import device_name, load_teacher, processors_sha256, weights_sha256
 from chordflow.experiments.rounds import check_teaches, settings_of_round
 from chordflow.experiments.study.config import ArmSettings, StudyConfig
 from chordflow.experiments.study.presets import OWN, STUDIES
 from chordflow.experiments.train import Job, make_buffer, refuse_unused_points
 from chordflow.options import build, plain
 from chordflow.policies import FlowPolicy
+from chordflow.results.files import same_where_known
 from chordflow.results.schema import installed_versions
 from chordflow.results.study import Arm, LeftOut, Study
 from chordflow.training.distributed import fsdp_is_asked_for
@@ -206,6 +207,7 @@ def begun(plan: Plan, command: list[str]) -> Study:
         device=device_name(plan.teacher.device),
         teacher=config.teacher.path,
         teacher_sha256=weights_sha256(plan.teacher_dir),
+        teacher_processors_sha256=processors_sha256(plan.teacher_dir),
         arms=list(plan.arms.values()),
         left_out=plan.left_out,
         seeds=config.seeds,
@@ -238,10 +240,11 @@ def resumed(now: Study, before: Study) -> Study:
             f"the study began on {before.device} and this is {now.device}: seconds of two machines cannot be compared; "
             "start a new study."
         )
-    if now.teacher_sha256 != before.teacher_sha256:
+    processors = (now.teacher_processors_sha256, before.teacher_processors_sha256)
+    if now.teacher_sha256 != before.teacher_sha256 or not same_where_known(*processors):
         raise UserError(
-            f"teacher.path={now.teacher}: its weights are not those that the study began with; restore them or start a "
-            "new study."
+            f"teacher.path={now.teacher}: its weights or its processors' statistics are not those that the study "
+            "began with; restore them or start a new study."
         )
     # What a table calls an arm depends on the others.
     known = {arm.name: replace(arm, way="") for arm in before.arms}
