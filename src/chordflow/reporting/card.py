@@ -138,7 +138,7 @@ def _front_matter(results: Results, name: str, licence: Mapping[str, str]) -> st
         env = clean(results.rollouts.env) if results.rollouts is not None else "the run's environment"
         shown = estimate(rate(row), percentage)
         text = f"Success rate in {row.episodes} episodes, with Wilson's 95 % interval: {shown} %"
-        metrics.append(_metric("success_rate", text, row.rate, found or "simulation", env or "simulation"))
+        metrics.append(_metric("success_rate", text, row.rate, "simulation", env or "simulation"))
     if n is not None and (gap := results.gap(STUDENT, n, "deployed")) is not None:
         text = f"Action gap to the teacher in percent, on {gap.observations} held-out observations"
         metrics.append(_metric("action_gap", text, gap.rms, found or "lerobot", found or "held-out episodes"))
@@ -148,7 +148,7 @@ def _front_matter(results: Results, name: str, licence: Mapping[str, str]) -> st
 
 
 def _metric(kind: str, text: str, fraction: float, dataset: str, name: str) -> EvalResult:
-    value = round(100 * fraction, 4)
+    value = float(f"{100 * fraction:.6g}")
     return EvalResult("robotics", dataset, name, metric_type=kind, metric_name=text, metric_value=value)
 
 
