@@ -344,7 +344,10 @@ def _untrained(study: Study, arms: Sequence[Arm]) -> str:
     best = min(found, key=lambda name: found[name].middle)
     one = found[best]
     how = "at least " if free.rms <= one.middle else "" if free.rms <= one.high else "not "
-    text = f"The untrained teacher at two steps is {how}as good as {clean(best)} at one by its gap ({percent(free.rms)} against {percent(found[best].middle)})"
+    figures = f"{percent(free.rms)} against {percent(one.middle)}"
+    text = (
+        f"The untrained teacher at two steps is {how}as good as {clean(best)} at one by its gap ({figures})"
+    )
     rows = {arm.way: row for arm in arms if (row := success(study, arm)) is not None}
     two = teacher_success(study).get(2)
     if rows and two is not None:
