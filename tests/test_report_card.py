@@ -3,6 +3,7 @@
 import ast
 import importlib
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -88,3 +89,13 @@ def test_the_card_of_hostile_names_holds_no_markup() -> None:
     body = card(hostile()).split("---\n", 2)[2]
     outside = re.sub(r"`[^`\n]*`", "", re.sub(r"```\w+\n.*?\n```", "", body, flags=re.DOTALL))
     assert not re.search("<script|<img", outside)
+
+
+def test_a_runs_card_bears_its_folders_name_and_finds_its_student_from_where_the_run_was_started() -> None:
+    inside = "checkpoints/000010/pretrained_model"
+    text = card(sample(kind="reflow", student=inside), folder=Path("outputs/a1"))
+    assert "\n# a1\n" in text
+    assert f"lerobot-eval --policy.path=outputs/a1/{inside} " in text
+    assert f"--policy.path={inside} " in card(
+        sample(kind="evaluate", student=inside), folder=Path("outputs/b")
+    )
