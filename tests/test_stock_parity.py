@@ -125,7 +125,9 @@ def test_every_job_runs_on_a_checkpoint_of_another_robot(
     diagnose = ["diagnose", f"--policy.path={teacher}", *data, *measure, f"--output_dir={tmp_path / 'd'}"]
     assert main(diagnose) == 0
     assert main(options(teacher, dataset, tmp_path / "r", "--steps=1", *measure)) == 0
-    assert "own rename_map is heeded" in capsys.readouterr().out
+    assert "rename_map" not in capsys.readouterr().out
+    assert main([*diagnose[:-1], f"--output_dir={tmp_path / 'n'}", "--rename_map={}"]) == 2
+    assert "lacks the checkpoint's camera(s)" in capsys.readouterr().err
     student = student_of(tmp_path / "r")
     run_episodes(load_flow_policy(student), DriftEnvConfig(cameras=("front", "hand")), [0], num_steps=1)
     evaluate = [

@@ -19,6 +19,7 @@ from typing import Any
 import draccus
 from draccus import cfgparsing
 from draccus.utils import DraccusException, deflatten
+from lerobot.utils.constants import OBS_STATE
 
 from chordflow.errors import UserError
 from chordflow.refusing import Option, check, chosen_of, kind_of, look_up, parts_of, show_value, spelt_out
@@ -66,6 +67,9 @@ def settle[T](config_class: type[T], given: Mapping[str, Any], base: dict[str, A
     """A config from settings that a user gave, nested and of plain Python types, over those of a file."""
     options = options_of(config_class, merge(base or {}, given))
     given = spelt_out(given, options)
+    if given.get("rename_map") == {}:
+        # Records have an empty map where none was given; a name that stays replaces the checkpoint's own map as well.
+        given = {**given, "rename_map": {OBS_STATE: OBS_STATE}}
     merged = merge(base or {}, given)
     active = check(options, given, merged)
     try:

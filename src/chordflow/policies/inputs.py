@@ -68,15 +68,7 @@ def check_inputs(policy: FlowPolicy, shapes: Mapping[str, Sequence[int]], where:
 
 
 def print_replaced_names(policy: FlowPolicy) -> None:
-    """One line on what the checkpoint renames by itself: that it is heeded, or that `--rename_map` takes its place."""
-    own_names = {
-        k: v for step in policy.preprocessor.steps for k, v in getattr(step, "rename_map", {}).items()
-    }
-    if own_names and not policy.rename_map:
-        say(
-            f"Note: the checkpoint's own rename_map is heeded, {json.dumps(own_names)}; a --rename_map takes its place "
-            "where it has entries, if only of a name to itself."
-        )
+    """One line where `--rename_map` takes the place of what the checkpoint renames by itself."""
     if policy.replaced_rename_map:
         own = json.dumps(dict(policy.replaced_rename_map))
         say(f"Note: --rename_map replaces the checkpoint's own rename_map, {own}.")
