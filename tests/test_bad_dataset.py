@@ -47,10 +47,7 @@ def infinite_state(root: Path) -> None:
 def grey(root: Path) -> None:
     file = io.BytesIO()
     Image.new("L", (32, 32)).save(file, "PNG")
-    for data in root.glob(FILE):
-        edit_column(
-            data, "observation.images.top", lambda rows: [{**row, "bytes": file.getvalue()} for row in rows]
-        )
+    edit_column(first(root, FILE), TOP, lambda rows: [{**row, "bytes": file.getvalue()} for row in rows])
 
 
 def drop_frames(root: Path) -> None:
@@ -58,7 +55,7 @@ def drop_frames(root: Path) -> None:
     pq.write_table(pq.read_table(file)[:-2], file)
 
 
-INFO, FILE = "meta/info.json", "data/**/*.parquet"
+INFO, FILE, TOP = "meta/info.json", "data/**/*.parquet", "observation.images.top"
 
 BROKEN_DATASETS: dict[str, tuple[Break, str]] = {
     "no folder": (shutil.rmtree, r"dataset\.root=.*there is no such folder"),
@@ -74,10 +71,8 @@ BROKEN_DATASETS: dict[str, tuple[Break, str]] = {
     "cut frames": (half(FILE), "frames in .* are incomplete or broken"),
     "fewer frames than stated": (drop_frames, "holds 28 frames, but its meta folder lists 30"),
     "grey images": (grey, r"top has 1 channel\(s\) in episode \d, frame \d, but meta/info.json says \(32, 32, 3\)"),
-    "a camera of one channel": (
-        lambda r: edit_json(r / INFO, lambda c: c["features"]["observation.images.top"].update(shape=[32, 32, 1])),
-        r"top has shape \(32, 32, 1\), but the checkpoint looks at images of 3 channels",
-    ),
+    "a camera of one channel": (lambda r: edit_json(r / INFO, lambda c: c["features"][TOP].update(shape=[32, 32, 1])),
+        r"top has shape \(32, 32, 1\), but the checkpoint looks at images of 3 channels"),
     # The last episode is held out: it would be met only after training.
     "an infinite state": (infinite_state, "observation.state is .* episode 5, frame 4"),
 }  # fmt: skip

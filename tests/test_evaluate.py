@@ -305,13 +305,12 @@ def test_other_weights_are_not_mixed_with_stored_episodes(
 def test_other_processors_are_measured_anew(moved: Path) -> None:
     now = Results.load(moved / "results.json")
     config: Any = SimpleNamespace(resume=True, output_dir=moved)
-
-    def known(sha256: str | None) -> Results:
-        return replace(now, policies=[replace(info, processors_sha256=sha256) for info in now.policies])
-
-    assert _measured_before(config, known("0")) is None
-    known(None).save(moved / "results.json")
-    assert _measured_before(config, now) == known(None)
+    others, older = (
+        replace(now, policies=[replace(one, processors_sha256=other) for one in now.policies])
+        for other in ("0", None)
+    )
+    assert _measured_before(config, others) is None
+    assert _measured_before(config, older) == now
 
 
 def test_the_margin_is_not_changed_after_a_look(evaluated: tuple[Path, Results], capsys: Capture) -> None:
@@ -446,23 +445,19 @@ def test_policies_that_cannot_be_compared(vlm: Path, student: Path, tmp_path: Pa
     assert re.search("student.path.*'act'", refuse(other))
 
 
-def scaled(folder: Path, key: str, to: Path, pipelines: tuple[str, ...] = (BEFORE, AFTER)) -> Path:
+def scaled(folder: Path, key: str, to: Path) -> Path:
     """A copy whose statistics of a feature are 20 times as large; weights stay."""
     shutil.copytree(folder, to)
-    for pipeline in pipelines:
-        edit_statistics(
-            to, pipeline, lambda h: h.update({k: v * 20 for k, v in h.items() if k.startswith(key)})
-        )
+    for pipeline in (BEFORE, AFTER):
+        edit_statistics(to, pipeline, lambda h: h.update({k: 20 * h[k] for k in h if k.startswith(key)}))
     return to
 
 
 def test_actions_in_other_units_are_compared_in_episodes_only(
     checkpoint: Path, student: Path, dataset_root: Path, tmp_path: Path, refuse: Refuse
 ) -> None:
-    other, data = (
-        scaled(student, "action", tmp_path / "other"),
-        {"dataset.repo_id": "x", "dataset.root": dataset_root},
-    )
+    other = scaled(student, "action", tmp_path / "other")
+    data = {"dataset.repo_id": "x", "dataset.root": dataset_root}
     said = refuse(other, **data)
     assert f"student.path: {other}: its postprocessor has other statistics of action" in said
     assert "episodes only (leave --dataset.* of evaluate out)" in said
@@ -476,9 +471,8 @@ def test_contexts_are_shared_where_the_preprocessor_agrees_too(
     narrow = Path(shutil.copytree(checkpoint, tmp_path / "narrow"))
     edit_json(narrow / "config.json", lambda config: config.update(tokenizer_max_length=7))
     states = scaled(checkpoint, "observation", tmp_path / "states")
-    own, *others = (
-        load_flow_policy(path, device="cpu").prefix_hash() for path in (checkpoint, student, narrow, states)
-    )
+    loaded = [load_flow_policy(path, device="cpu") for path in (checkpoint, student, narrow, states)]
+    own, *others = (policy.prefix_hash() for policy in loaded)
     assert [other == own for other in others] == [True, False, False]
 
 
