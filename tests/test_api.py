@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 import chordflow
 from chordflow.cli.main import main
 from chordflow.errors import UserError
-from chordflow.keywords import in_keywords
+from chordflow.keywords import checked, in_keywords
 from chordflow.results.schema import Results
 from script_files import ROOT
 
@@ -94,6 +96,20 @@ def test_all_functions_are_there_after_a_run_and_agree_with_the_commands(
     assert Results.load(tmp_path / "student" / "results.json").gaps == run.results.gaps
     with pytest.raises(UserError, match="output_dir=outputs/student exists already"):
         chordflow.reflow(teacher="teacher", dataset=data, output_dir="outputs/student", **HOW)
+
+
+def test_libraries_are_quiet_within_a_call_and_heard_after_it(
+    caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    def load_policy() -> None:
+        logging.getLogger("library").error("loud")
+        warnings.warn("loud", stacklevel=1)
+
+    logging.disable(logging.NOTSET)
+    checked(load_policy)()
+    assert (caplog.messages, [str(w.message) for w in recwarn if "loud" in str(w.message)]) == ([], [])
+    load_policy()
+    assert (caplog.messages, str(recwarn.pop(UserWarning).message)) == (["loud"], "loud")
 
 
 def test_commands_in_a_sentence_stay_as_they_are() -> None:
