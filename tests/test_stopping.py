@@ -249,6 +249,8 @@ def test_a_signal_that_a_library_swallows_or_makes_an_error_of_is_raised_again()
         with pytest.raises(Stopped) as caught, stopping.handled(), stopping.noting(lambda: "start again."):
             converted()
         assert (caught.value.code, caught.value.__notes__) == (143, ["start again."])
+        with pytest.raises(Stopped), stopping.handled():
+            converted()
 
 
 def test_what_cannot_be_saved_is_said() -> None:

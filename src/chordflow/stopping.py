@@ -85,6 +85,10 @@ def handled() -> Iterator[None]:
     with taken(_take) as _state.installed:
         try:
             yield
+        except Exception as error:
+            if _state.raised:
+                raise Stopped(_state.number) from error
+            raise
         finally:
             _state.installed, _state.number, _state.raised = False, 0, False
 
