@@ -1,7 +1,5 @@
 """`chordflow diagnose` end to end: a small policy, input that cannot be used, and the demo's own figures."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import signal
@@ -44,14 +42,12 @@ def test_the_results_hold_all_that_is_promised(diagnosed: Path, checkpoint: Path
         *((solver, n) for solver in ("midpoint", "heun") for n in (1, 2, 4, 5)),
     }
     assert {r.reference for r in results.gaps} == {"deployed", "converged"}
-    assert results.floor is not None
     assert results.floor.rms > 0
     # One of two episodes for each of three tasks.
     assert results.held_out == HeldOut([3, 4, 5], 3, 16, maybe_seen_by_teacher=True)
     assert len(results.spreads) == len(results.widest) == 3
     assert {name for wide in results.widest for name in wide.pictures} == {"top"}
     assert np.shape(results.curvature[0].s_by_time_and_dim) == (100, 2)
-    assert results.latency is not None
     assert [c.num_steps for c in results.latency.chunks] == [1, 2, 10]
     assert results.latency.memory is not None
     policy = results.policies[0]
@@ -75,7 +71,6 @@ def test_the_same_figures_come_again_in_batches_of_another_size(
     before, again = (Results.load(folder / "results.json") for folder in (diagnosed, tmp_path / "again"))
     for b in again.gaps:
         a = before.gap(b.policy, b.num_steps, b.reference, b.solver)
-        assert a is not None
         assert (a.rms, a.median, a.max_abs) == pytest.approx((b.rms, b.median, b.max_abs), rel=1e-4)
     assert len(again.gaps) >= 4
     assert before.curvature[0].s == pytest.approx(again.curvature[0].s, rel=1e-4)
@@ -157,5 +152,4 @@ def test_the_demos_figures_are_reproduced(tmp_path: Path) -> None:
         assert getattr(curvature, name) == pytest.approx(first[name], rel=1e-3)
     assert curvature.s_by_time == pytest.approx(first["s_by_time"], rel=1e-2)
     assert curvature.s_by_dim == pytest.approx(first["s_by_dim"], rel=1e-3)
-    assert results.held_out is not None
     assert results.held_out.episodes == committed["held_out"]["episodes"]
