@@ -163,7 +163,7 @@ def test_an_exported_folder_does_what_its_checkpoint_does(
     for name in ("weights_sha256", "parameters", "saved_num_steps"):
         assert getattr(of["robot"], name) == getattr(of["student"], name)
     assert {name: row.num_steps for name, row in results.latency.exported.items()} == {"robot": 1}
-    assert "(exported, float32, of " in (output / "table.md").read_text()
+    assert "(exported, onnx float32, of " in (output / "table.md").read_text()
 
 
 def test_another_solver_that_is_baked_in_is_the_students(

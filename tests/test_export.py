@@ -365,7 +365,7 @@ def test_an_exported_folder_goes_to_the_hub(
     assert hub.repos == {"me/robot": None}
     card = ModelCard(hub.files["README.md"].decode())
     (gap,) = card.data.eval_results
-    assert gap.metric_value == pytest.approx(done.manifest["parity"]["gap_percent"], abs=1e-4)
+    assert gap.metric_value == pytest.approx(done.manifest["parity"]["gap_percent"])
     assert 'snapshot_download("me/robot", local_dir="policy")' in card.text
 
 

@@ -123,9 +123,9 @@ def test_other_solvers_count_by_their_evaluations() -> None:
 
 
 @pytest.mark.parametrize(("rms", "rate", "expected"), [
-    (0.099, 0.70, "Two untrained steps lie as near to the converged ODE as the student."),
+    (0.099, 0.70, "Two untrained steps lie at least as near to the converged ODE as the student."),
     (0.0991, 0.90, "Two untrained steps cannot be distinguished from the student by success."),
-    (0.099, 0.90, "Two untrained steps are as good as the student by gap and success."),
+    (0.099, 0.90, "Two untrained steps are at least as good as the student by gap and success."),
     (0.0991, 0.70, "Whether the student may replace the teacher at one step is undecided: success is 90.0 %"),
 ])  # fmt: skip
 def test_two_untrained_steps_are_compared_with_the_student(rms: float, rate: float, expected: str) -> None:

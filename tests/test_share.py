@@ -178,6 +178,7 @@ def test_weights_and_biases_has_loss_rate_gaps_and_pictures_of_one_run_also_when
         return (folder / "report.html",)
 
     monkeypatch.setattr(api, "_illustrate", draw)
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     for name in ("DATA", "CACHE", "CONFIG"):
         monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name))
     run = tmp_path / "out"

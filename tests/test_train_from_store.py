@@ -64,7 +64,7 @@ def test_training_from_a_store_ends_in_the_bits_of_training_on_the_fly(
     assert main(train_from(stores[context], tmp_path / "out", "--log_freq=1")) == 0
     said = capsys.readouterr().out
     assert ("24 observations with their contexts" in said) == context
-    assert "so the store is gone through" not in said
+    assert "so each block is used" not in said
     losses = [
         [(line["loss"], line["grad_norm"]) for line in map(json.loads, (run / "metrics.jsonl").open())]
         for run in (on_the_fly, tmp_path / "out")
@@ -106,7 +106,7 @@ def test_a_resumed_training_finds_its_store(
     with monkeypatch.context() as patch:
         patch.chdir(tmp_path)
         assert main(train_from(Path("store"), outputs[0], "--steps=8", "--save_freq=4")) == 0
-    assert "8 steps would take 44, so the store is gone through 1.8 times" not in capsys.readouterr().out
+    assert "8 steps would take 44, so each block is used 1.8 times" not in capsys.readouterr().out
     cut = Path(shutil.copytree(*outputs, symlinks=True)) / "checkpoints"
     shutil.rmtree(cut / "000008")
     (cut / "last").unlink()
@@ -138,7 +138,7 @@ def test_another_seed_and_a_prefix_of_ones_own_train_on_the_same_couplings(
     # Of 17 observations whole blocks are taken; 9 steps of 8 couplings use 6 blocks of 12 up, beside 4 resident.
     assert (
         "20 observations (the student does not share the teacher's prefix, so their contexts are of no use); 9 steps "
-        "would take 36, so the store is gone through 1.8 times and a coupling is used 1 times on average"
+        "would take 36, so each block is used 1.8 times and a coupling is drawn 1 times on average"
     ) in capsys.readouterr().out
     told = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     assert told["couplings"]["observations"] == 20

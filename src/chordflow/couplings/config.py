@@ -130,7 +130,7 @@ class BufferConfig:
         """How the noises are shared out among the observations, for the user; empty where all get the same by wish."""
         noises, even = self.noises_per_observation, self.even_noises
         if even < noises:
-            return f" ({even} each, {noises - even} where endpoints spread)"
+            return f" ({even} each, and {noises - even} more where endpoints spread)"
         if self.adaptive_share > 0.0:
             return f" (all alike: of {noises}, buffer.adaptive_share={self.adaptive_share:g} has none to share out)"
         return ""

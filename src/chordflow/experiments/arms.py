@@ -309,7 +309,7 @@ class _Rollouts:
             self.stores[arm] = EpisodeStore(config.output_dir / EPISODES / arm.key, settings)
         with contextlib.ExitStack() as stack:
             if count is None:
-                count = Count(stack.enter_context(bar(arm.label)), len(wanted) * self.tasks)
+                count = Count(stack.enter_context(bar(f"episodes, {arm.label}")), len(wanted) * self.tasks)
             else:
                 count.note = arm.label
             new = self.runner.run(
@@ -374,7 +374,7 @@ def _run_like_lerobot(
         # Noise comes from one stream of random numbers, so only a run that has ended is not run again.
         episodes = store.load() if (store.folder / JOINED).exists() else []
         if not episodes:
-            with bar(arm.label) as progress:
+            with bar(f"episodes, {arm.label}") as progress:
                 count = Count(progress, options.n_episodes)
 
                 def save(episode: Episode, store: EpisodeStore = store, count: Count = count) -> None:

@@ -69,7 +69,13 @@ class Entrant:
     @property
     def info(self) -> PolicyInfo:
         """The policy as results name it."""
-        own, made_of = self.exported, self.exported.manifest["checkpoint"] if self.exported else {}
+        made_of, exported = {}, None
+        if self.exported is not None:
+            own = self.exported.manifest
+            made_of, backend = own["checkpoint"], own.get("backend", "onnx")
+            exported = ExportedInfo(
+                made_of["path"], own["solver"], own["grid_power"], own["precision"], backend
+            )
         return PolicyInfo(
             name=self.name,
             path=self.path,
@@ -81,9 +87,7 @@ class Entrant:
             method=trained_method(self.folder),
             saved_num_steps=self.policy.default_num_steps,
             graph_obstacle=self.policy.graph_obstacle,
-            exported=ExportedInfo(made_of["path"], own.solver, own.grid_power, own.manifest["precision"])
-            if own is not None
-            else None,
+            exported=exported,
         )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub import HfApi, metadata_load
 from huggingface_hub.errors import HfHubHTTPError
@@ -18,7 +18,6 @@ from lerobot.common.wandb_utils import WandBLogger
 from lerobot.configs.default import WandBConfig as LeRobotWandBConfig
 
 from chordflow import stopping
-from chordflow.checks import check_choice
 from chordflow.console import doing, say
 from chordflow.disk import write_whole
 from chordflow.errors import UserError, reason
@@ -121,13 +120,13 @@ class WandBConfig(LeRobotWandBConfig):
         entity: user or team that the project belongs to; by default yours.
         notes: text beside the run.
         run_id: a run to go on with; a resumed run finds its own.
-        mode: online, offline (to be sent by `wandb sync`) or disabled; by default online.
+        mode: whether it is sent now, or kept for `wandb sync`; by default online.
         add_tags: tag the run with policy type, seed, dataset and environment.
     """
 
+    mode: Literal["online", "offline", "disabled"] | None = None
+
     def __post_init__(self) -> None:
-        if self.mode is not None:
-            check_choice("wandb.mode", self.mode, ("online", "offline", "disabled"))
         if self.enable and find_spec("wandb") is None:
             raise UserError('wandb.enable=true: wandb is not installed; run: pip install "chordflow[wandb]"')
 

@@ -151,8 +151,8 @@ def described(store: CouplingStore, buffer: CouplingBuffer, steps: int) -> str:
     if last > store.num_blocks:
         uses = steps * buffer.step_size / (store.num_blocks * buffer.per_block)
         text += (
-            f"; {steps:,} steps would take {last * per_block:,}, so the store is gone through "
-            f"{last / store.num_blocks:.1f} times and a coupling is used {uses:.0f} times on average"
+            f"; {steps:,} steps would take {last * per_block:,}, so each block is used "
+            f"{last / store.num_blocks:.1f} times and a coupling is drawn {uses:.0f} times on average"
         )
     return text
 

@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -70,13 +71,19 @@ FOLDERS = ("outputs", "output", "checkpoints", "runs", "models", "data", "tmp", 
 """First parts of paths that look like a Hub id and are folders."""
 
 
-def card(results: Results, repo_id: str | None = None, licence: Mapping[str, str] | None = None) -> str:
+def card(
+    results: Results,
+    repo_id: str | None = None,
+    licence: Mapping[str, str] | None = None,
+    folder: Path = Path(),
+) -> str:
     """The card: front matter, what was measured with which interval, then the tables.
 
     Args:
         results: what was measured.
         repo_id: where the student is to be found on the Hub; its path by default.
         licence: what the front matter says of it, by the Hub's keys.
+        folder: where the results lie; a run writes its student's path relative to it.
 
     Returns:
         Markdown whose front matter `huggingface_hub.ModelCard` reads. A teacher or dataset is linked where its name
@@ -85,7 +92,8 @@ def card(results: Results, repo_id: str | None = None, licence: Mapping[str, str
     student = next((info for info in results.policies if info.name == STUDENT), None)
     exported = student.exported if student is not None else None
     found = exported.checkpoint if exported is not None else results.student or results.teacher
-    path, name = _code(repo_id or found), _name(results, repo_id)
+    found = repo_id or (str(folder / found) if results.kind == "reflow" else found)
+    path, name = _code(found), _name(found)
     lines = [f"{_front_matter(results, name, licence or {})}# {escape(name)}", ""]
     if results.student is None:
         lines += [f"A diagnosis of `{path}`", ""]
@@ -130,7 +138,7 @@ def _front_matter(results: Results, name: str, licence: Mapping[str, str]) -> st
         env = clean(results.rollouts.env) if results.rollouts is not None else "the run's environment"
         shown = estimate(rate(row), percentage)
         text = f"Success rate in {row.episodes} episodes, with Wilson's 95 % interval: {shown} %"
-        metrics.append(_metric("success_rate", text, row.rate, found or "simulation", env or "simulation"))
+        metrics.append(_metric("success_rate", text, row.rate, "simulation", env or "simulation"))
     if n is not None and (gap := results.gap(STUDENT, n, "deployed")) is not None:
         text = f"Action gap to the teacher in percent, on {gap.observations} held-out observations"
         metrics.append(_metric("action_gap", text, gap.rms, found or "lerobot", found or "held-out episodes"))
@@ -140,7 +148,7 @@ def _front_matter(results: Results, name: str, licence: Mapping[str, str]) -> st
 
 
 def _metric(kind: str, text: str, fraction: float, dataset: str, name: str) -> EvalResult:
-    value = round(100 * fraction, 4)
+    value = float(f"{100 * fraction:.6g}")
     return EvalResult("robotics", dataset, name, metric_type=kind, metric_name=text, metric_value=value)
 
 
@@ -163,10 +171,9 @@ def hub_id(name: str) -> str | None:
     return name
 
 
-def _name(results: Results, repo_id: str | None) -> str:
-    """The last part of the checkpoint's path, or of its name on the Hub, that names it."""
-    path = clean(repo_id or results.student or results.teacher)
-    parts = [part for part in re.split(r"[/\\]+", path) if part]
+def _name(path: str) -> str:
+    """The last part of a checkpoint's path, or of its name on the Hub, that names it."""
+    parts = [part for part in re.split(r"[/\\]+", clean(path)) if part]
     while len(parts) > 1 and (
         parts[-1] in ("pretrained_model", "checkpoints", "last") or parts[-1].isdigit()
     ):

@@ -15,7 +15,7 @@ from chordflow.reporting.section import (
     table,
 )
 from chordflow.results.episodes import DelayRow, MotionRow, SuccessRow
-from chordflow.results.schema import Results
+from chordflow.results.schema import PolicyInfo, Results
 from chordflow.results.statistics import Estimate, Interval, Percentiles
 from chordflow.results.wording import (
     REPEATED_STARTS,
@@ -314,13 +314,19 @@ def chunk_steps(results: Results) -> list[int]:
     return sorted(own | {1, timed.student_num_steps, timed.teacher_num_steps})
 
 
+def _checkpoint(info: PolicyInfo) -> str:
+    """Where a policy was loaded from, and of an exported folder what it was made of."""
+    made = info.exported
+    of = f" (exported, {made.backend} {made.precision}, of {clean(made.checkpoint)})" if made else ""
+    return f"{clean(info.path)}{of}"
+
+
 def policies(results: Results) -> Section | None:
     """The policies of the run; None where the file does not list them."""
     return table(
         "policies", "Policies that were compared", results.policies,
         Column("policy", lambda row: clean(row.name)),
-        Column("checkpoint", lambda row: clean(row.path) + (f" (exported, {row.exported.precision}, of "
-               f"{clean(row.exported.checkpoint)})" if row.exported else "")),
+        Column("checkpoint", _checkpoint),
         Column("family", lambda row: clean(row.family)),
         STEPS,
         Column("parameters", lambda row: row.parameters),

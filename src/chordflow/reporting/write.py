@@ -42,7 +42,7 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> list[P
     contents = {
         "report.html": page(results, folder),
         "table.md": table.markdown(results),
-        "model_card.md": card(results),
+        "model_card.md": card(results, folder=folder),
     }
     return _write(contents, target)
 

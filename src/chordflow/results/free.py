@@ -63,9 +63,9 @@ def untrained_is_as_good(results: Results) -> str | None:
     one = row.num_steps == 1
     way = _way(row, cost="" if row.is_stock else " (not in stock LeRobot)")
     if near and often:
-        return f"{way} {'is' if one else 'are'} as good as the student by gap and success."
+        return f"{way} {'is' if one else 'are'} at least as good as the student by gap and success."
     if near:
-        return f"{way} {'lies' if one else 'lie'} as near to the converged ODE as the student."
+        return f"{way} {'lies' if one else 'lie'} at least as near to the converged ODE as the student."
     return f"{way} cannot be distinguished from the student by success."
 
 

@@ -66,12 +66,14 @@ class ExportedInfo:
         solver: of the graph's steps.
         grid_power: of their grid.
         precision: of the graph.
+        backend: that runs it, onnx or openvino.
     """
 
     checkpoint: str
     solver: str
     grid_power: float
     precision: str
+    backend: str
 
 
 @dataclass(frozen=True)

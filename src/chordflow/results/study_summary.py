@@ -342,9 +342,11 @@ def _untrained(study: Study, arms: Sequence[Arm]) -> str:
     if free is None or not found:
         return ""
     best = min(found, key=lambda name: found[name].middle)
+    one = found[best]
+    how = "at least " if free.rms <= one.middle else "" if free.rms <= one.high else "not "
+    figures = f"{percent(free.rms)} against {percent(one.middle)}"
     text = (
-        f"The untrained teacher at two steps is {'' if free.rms <= found[best].high else 'not '}as good as "
-        f"{clean(best)} at one by its gap ({percent(free.rms)} against {percent(found[best].middle)})"
+        f"The untrained teacher at two steps is {how}as good as {clean(best)} at one by its gap ({figures})"
     )
     rows = {arm.way: row for arm in arms if (row := success(study, arm)) is not None}
     two = teacher_success(study).get(2)
