@@ -34,7 +34,7 @@ def test_an_existing_output_folder_is_left_alone(tmp_path: Path, refuse: Refuse)
 def test_a_full_disk(
     checkpoint: Path, dataset_root: Path, whole_run: Path, capsys: Capture, small_disk: Callable[[int], Path]
 ) -> None:
-    """Rooms that end in the first checkpoint, and in the second."""
+    """Rooms that end in the log, in the first checkpoint, and in the second."""
 
     def size(folder: Path) -> int:
         """In KiB as a file system of 4 KiB pages sees it."""
@@ -42,6 +42,7 @@ def test_a_full_disk(
 
     one = size(whole_run / "checkpoints" / "000003")
     for kibibytes, left, message in (
+        (4, [], "no checkpoint was written yet"),
         (one // 2, [], "no checkpoint was written yet"),
         (one + one // 2, ["000003", "last"], "000003; make room"),
     ):

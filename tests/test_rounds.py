@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from chordflow.cli.main import main
 from chordflow.couplings import DatasetConfig
+from chordflow.couplings.making import BlockMaker
 from chordflow.experiments.provenance import lineage, teacher_may_have_seen, weights_sha256
 from chordflow.experiments.rounds import round_seed
 from chordflow.results.schema import Results
@@ -180,6 +181,16 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     assert gaps(two) == gaps(output)
     assert record(last(output, 2))["lineage"] == record(last(two, 2))["lineage"]
     assert os.readlink(output / "checkpoints") == "round_2/checkpoints"
+
+
+def test_interrupted_before_any_checkpoint_nothing_is_left(
+    checkpoint: Path, dataset_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    signal_at(monkeypatch, BlockMaker, "_make", 1)
+    output = tmp_path / "new" / "out"
+    assert main(options(checkpoint, dataset_root, output, *TWO)) == 130
+    assert "no checkpoint was written yet, so start a new run" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 def test_killed_in_the_second_round_it_goes_on_there(two: Path, tmp_path: Path) -> None:
