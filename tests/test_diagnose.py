@@ -13,7 +13,7 @@ from chordflow.demo.teacher import place_teacher, record_demonstrations
 from chordflow.policies import load_flow_policy
 from chordflow.results.findings import findings, verdict
 from chordflow.results.schema import HeldOut, Results
-from small_jobs import measured_in_full
+from small_jobs import drawn, measured_in_full
 from small_runs import Capture, refusal
 
 SMALL = ["--measure.num_observations=3", "--measure.converged_noises=1", "--measure.latency_repeats=2"]
@@ -29,7 +29,7 @@ def arguments(checkpoint: Path, root: Path, output: Path, *more: str) -> list[st
 @pytest.fixture(scope="module")
 def diagnosed(checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("diagnose") / "out"
-    with measured_in_full():
+    with measured_in_full(), drawn():
         assert main(arguments(checkpoint, dataset_root, output)) == 0
     return output
 
