@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from chordflow.reporting.flow_tables import summary
-from chordflow.reporting.table import facts, markdown, render, sections
+from chordflow.reporting.table import Drawn, facts, markdown, render, sections
 from chordflow.results.actions import FreeWays
 from chordflow.results.findings import verdict
 from chordflow.results.schema import PolicyInfo, Results
@@ -90,6 +90,16 @@ def check_whole(text: str, width: int, results: Results) -> None:
 def test_tables_of_every_kind_are_whole_in_a_terminal(width: int) -> None:
     for results in (sample(), diagnosis(), evaluation()):
         check_whole(printed(results, width), width, results)
+
+
+def test_each_part_of_a_table_tells_its_rows_apart() -> None:
+    (gaps,) = (section for section in sections(diagnosis()) if section.key == "gap")
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(Drawn(gaps))
+    heads = [line.split()[:3] for line in capture.get().splitlines() if line.startswith("policy ")]
+    assert len(heads) > 1
+    assert all(head == ["policy", "steps", "nfe"] for head in heads)
 
 
 def test_without_verbose_there_is_one_table_of_at_most_ten_rows() -> None:

@@ -246,7 +246,7 @@ def test_more_rounds_can_be_asked_for(two: Path, tmp_path: Path) -> None:
     (["--rounds=auto", "--auto_rounds.most=1"], "auto_rounds.most=1: give at least 2, or --rounds=1."),
     (["--rounds=auto", "--auto_rounds.least_gain=1"], "auto_rounds.least_gain=1.0: give a number from 0"),
     (["--rounds=2", "--auto_rounds.most=3"], "auto_rounds: these options are about rounds=auto, and rounds=2"),
-    (["--rounds=always"], "rounds=always: give whole number or auto"),
+    (["--rounds=always"], "rounds=always: give a whole number or auto"),
 ])  # fmt: skip
 def test_rounds_that_cannot_be_are_refused(
     checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: Capture, more: list[str],

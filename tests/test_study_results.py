@@ -297,9 +297,12 @@ def test_studies_of_one_teacher_join() -> None:
     assert "one (2) after 50 steps" in by_arm(longer).title
     chains = joined([of_two_seeds(), replace(of_two_seeds(), steps=200, looks=[200])]).chains
     assert [one.teacher for one in chains[2]] == [None, "last_1 (2)", "last_2 (2)"]
-    others: dict[str, Any] = {"teacher_sha256": "2" * 64, "env": "libero", "held_out": None, "seconds": 3.0}
-    for name, other in others.items():
-        with pytest.raises(UserError, match=f"study 2 has another {name}"):
+    others: dict[str, tuple[Any, str]] = {
+        "teacher_sha256": ("2" * 64, "of another teacher"), "env": ("libero", "in another environment"),
+        "held_out": (None, "on other observations"), "seconds": (3.0, "of another budget"),
+    }  # fmt: skip
+    for name, (other, what) in others.items():
+        with pytest.raises(UserError, match=f"study 2 is .*{what}"):
             joined([first, replace(first, **{name: other})])
 
 

@@ -168,6 +168,9 @@ def answer(verb: str, arguments: list[str]) -> bool:
     Returns:
         Whether that was all; otherwise the verb is to be imported, also for the options of an environment.
     """
+    for word in arguments:
+        if word.startswith("--help=") and word not in HELPS:
+            raise UserError(f"{word} is no help; write --help, or --help=all for all options.")
     if verb == "study":
         check_study(arguments)
     key, words = entry_of(verb, arguments)

@@ -34,5 +34,5 @@ def report(arguments: list[str]) -> None:
 def join(arguments: list[str]) -> None:
     """Prints the tables of several studies as one."""
     if len(arguments) < 2:
-        raise UserError("say whose tables; write: chordflow study table A/study.json B/study.json")
+        raise UserError("name the studies' files; write: chordflow study table A/study.json B/study.json")
     console.print(render(joined([Study.load(Path(file)) for file in arguments[1:]])))
