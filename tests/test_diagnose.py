@@ -101,7 +101,7 @@ def test_what_is_wrong_is_one_sentence_and_nothing_is_written(
         (arguments(tmp_path / "none", dataset_root, out), "policy.path"),
         (arguments(checkpoint, tmp_path / "none", out), "dataset.root"),
         ([*given, "--policy.num_inference_steps=0"], "policy.num_inference_steps=0"),
-        ([*given, "--measure.solvers=[rk4]"], "measure.solvers=[rk4]: give list of [euler"),
+        ([*given, "--measure.solvers=[rk4]"], "measure.solvers=[rk4]: give a list of [euler"),
         ([*given, "--policy.pth=x"], "did you mean --policy.path"),
     ):
         assert message in refusal(wrong, capsys)
