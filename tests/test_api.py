@@ -1,7 +1,5 @@
 """chordflow from Python: the functions do what the commands do, refuse as they do, and the document's lines run."""
 
-from __future__ import annotations
-
 import logging
 import re
 import warnings
@@ -39,7 +37,6 @@ def ran(folder: Path) -> dict[str, Any]:
     """What the names in the document's lines stand for after they have run, with smaller sizes."""
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     block = re.search(r"```python\n(.*?)```", text, re.DOTALL)
-    assert block is not None
     lines = [line for line in block[1].splitlines() if line]
     for name, value in (("measure", MEASURE), ("how", HOW)):
         (place,) = (index for index, line in enumerate(lines) if line.startswith(f"{name} = "))

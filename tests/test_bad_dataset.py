@@ -1,7 +1,5 @@
 """Datasets that cannot be used: one sentence, exit code 2, nothing on disk changed."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from pathlib import Path
@@ -15,16 +13,7 @@ from packaging.version import Version
 
 from builders import build_dataset, edit_column
 from chordflow.couplings import unreadable
-from small_runs import (
-    Break,
-    Refuse,
-    changed,
-    edit_json,
-    first,
-    gone,
-    half,
-    written,
-)
+from small_runs import Break, Refuse, changed, edit_json, first, gone, half, written
 from small_runs import refuse as refuse
 
 

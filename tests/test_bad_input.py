@@ -1,7 +1,5 @@
 """Checkpoints and options that cannot be used: one sentence, exit code 2, nothing on disk changed."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

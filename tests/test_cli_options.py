@@ -1,7 +1,5 @@
 """Options: LeRobot's way of writing them, defaults named in the help, one sentence for what is wrong."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

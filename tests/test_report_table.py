@@ -117,7 +117,6 @@ def test_without_verbose_there_is_one_table_of_at_most_ten_rows() -> None:
 def test_the_summary_is_the_verdicts_ways_to_act() -> None:
     best = [gap("teacher", 1, r, 0.1, solver="midpoint", nfe=2) for r in ("deployed", "converged")]
     section = summary(sample(free=FreeWays([0], [1], best, [])))
-    assert section is not None
     assert [[cell.text for cell in row] for row in section.rows] == [
         ["teacher", "10", "92.2 [89.5, 94.2]", "0 %", "1.00"],
         ["teacher", "2", "85.8 [82.5, 88.6]", "13.4 %", "0.35"],

@@ -1,7 +1,5 @@
 """What the options of `chordflow study` mean, without any training."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What a study says in words and shows as tables and plots, from figures that are made up; files that are joined."""
 
-from __future__ import annotations
-
 import html
 import itertools
 import json
@@ -171,7 +169,6 @@ def test_the_headline_says_where_another_round_stopped_paying() -> None:
     ]
     # The second round pays by the medians, and by itself in one seed of two.
     second = summary.judged(found, last, 1)
-    assert second is not None
     assert (second.gain.pays, second.pays, second.count) == (True, 1, 2)
     assert paying_rounds(standings(found, last), 0.1) == 2
 
