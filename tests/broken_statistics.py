@@ -1,7 +1,5 @@
 """Ways to change a checkpoint's processors on disk, as real ones are found to be."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

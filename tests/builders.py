@@ -1,7 +1,5 @@
 """Small real LeRobot checkpoints and datasets for tests: stock classes, random weights."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,12 +51,9 @@ def build_vlm(folder: Path, seed: int | None = None) -> Path:
 
 
 def make_config(
-    vlm: Path,
-    cameras: tuple[str, ...] = ("top",),
-    state_dim: int = STATE_DIM,
-    action_dim: int = ACTION_DIM,
+    vlm: Path, cameras: tuple[str, ...] = ("top",), state_dim: int = STATE_DIM, action_dim: int = ACTION_DIM,
     **options: Any,
-) -> SmolVLAConfig:
+) -> SmolVLAConfig:  # fmt: skip
     """A stock config around `vlm`."""
     inputs = {"observation.state": PolicyFeature(FeatureType.STATE, (state_dim,))}
     for camera in cameras:

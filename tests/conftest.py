@@ -39,8 +39,9 @@ if hasattr(os, "sched_setscheduler"):
 pytest_plugins = ["small_policies", "small_jobs"]
 
 LONGEST = [
-    "test_families", "test_distributed", "test_demo", "test_evaluate", "test_process", "test_rounds", "test_reflow_job",
-    "test_bad_input", "test_study", "test_couple_job", "test_train_from_store", "test_methods_job", "test_collect",
+    "test_process", "test_families", "test_study", "test_reflow_job", "test_evaluate", "test_distributed",
+    "test_rounds", "test_family_variants", "test_train_from_store", "test_env_metaworld_light", "test_dataset_episodes",
+    "test_methods_job", "test_bad_runs", "test_stock_parity", "test_demo", "test_lora", "test_collect",
 ]  # fmt: skip
 
 

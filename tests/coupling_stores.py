@@ -1,7 +1,5 @@
 """Small stores of couplings, and the commands that make them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path

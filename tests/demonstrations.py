@@ -1,7 +1,5 @@
 """Demonstrations for closed-form policies: observations whose actions are drawn from the policy's own Gaussian."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

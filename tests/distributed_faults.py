@@ -5,8 +5,6 @@ each fault, so that the imports are paid once, and leaves what they said, their 
 FOLDER/ended.json.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import multiprocessing
@@ -30,6 +28,7 @@ from chordflow.training import checkpoints
 from chordflow.training.distributed import current, joined
 from chordflow.training.methods import ReflowMethod, ReflowMethodConfig
 from distributed_worker import train_gaussian, work
+from small_jobs import measured_in_few_steps
 
 
 class Faulty(ReflowMethod):
@@ -80,7 +79,8 @@ def run(options: list[str]) -> None:
     """A verb of the command line that trains the Gaussian student with a fault."""
     name, folder, *inputs = options
     if name == "work":
-        work(Path(folder) / name, *map(Path, inputs))
+        with measured_in_few_steps():
+            work(Path(folder) / name, *map(Path, inputs))
         return
     with joined() as processes:
         if name == "disk" and processes.first:

@@ -1,7 +1,5 @@
 """What the processes of a training run do, and one process with the doubled batch: the same code for both."""
 
-from __future__ import annotations
-
 import copy
 import os
 import shutil
@@ -70,15 +68,9 @@ class AsOne(CouplingBuffer):
 
 
 def train_gaussian(
-    output: Path,
-    *,
-    batch_size: int,
-    parts: int = 1,
-    resume_from: Path | None = None,
-    method: Method | None = None,
-    optimizer: OptimizerConfig | None = None,
-    as_two: bool = False,
-) -> None:
+    output: Path, *, batch_size: int, parts: int = 1, resume_from: Path | None = None, method: Method | None = None,
+    optimizer: OptimizerConfig | None = None, as_two: bool = False,
+) -> None:  # fmt: skip
     """Trains a small student in the processes that there are; weights and gradients of every step are kept.
 
     The weights that each process ends with are kept too, where it has them whole. `as_two` has one process train on

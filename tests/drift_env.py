@@ -4,8 +4,6 @@ It complains where it is stepped before a reset, beyond its end, or reset withou
 passes says that rollouts do none of these. `lenient` lifts this for LeRobot's vector environment.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 

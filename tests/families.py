@@ -1,7 +1,5 @@
 """The families under test."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What the small checkpoints of all families have in common."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A small real EO1 checkpoint: Qwen2.5-VL of a few thousand parameters, its processor and random weights."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A small real GR00T N1.7 checkpoint: a base model around a Qwen3-VL of a few thousand parameters, random weights."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

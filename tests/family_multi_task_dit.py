@@ -1,7 +1,5 @@
 """A small real multi-task DiT with the flow-matching objective, for the tests of all families."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 from unittest import mock

@@ -1,7 +1,5 @@
 """pi0 and pi0.5 under test: LeRobot's classes with two small layers."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import Any

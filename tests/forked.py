@@ -1,9 +1,8 @@
 """A process of `chordflow` for tests to kill, forked from their own: it has imported everything already."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
@@ -18,6 +17,13 @@ def _run(arguments: list[str], change: Callable[[], None]) -> None:
             os.dup2(nowhere.fileno(), number)
     change()
     os._exit(main(arguments))
+
+
+def forget_chordflow() -> None:
+    """From here on this process can no longer import it."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "chordflow"]:
+        del sys.modules[name]
+    sys.modules["chordflow"] = None  # type: ignore[assignment]
 
 
 @contextmanager

@@ -3,8 +3,6 @@
 Shapes: B batch, H chunk size, D padded action dimension, A real action dimension, K modes, S state size.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field

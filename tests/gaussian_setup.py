@@ -1,7 +1,5 @@
 """Closed-form policies with observations to match: no checkpoint, no dataset on disk."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 

@@ -7,8 +7,6 @@ the run in FOLDER/whole, which nothing stops. Then it forks until COUNT runs wer
 once, and leaves in FOLDER/ended.json how each ended and what it left. FOLDER/0, FOLDER/1, ... end as FOLDER/whole does.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import multiprocessing

@@ -238,7 +238,6 @@ def _always(answer: Any) -> Callable[..., Any]:
 def pretended(name: str) -> Iterator[torch.device]:
     """Pretends that this machine has a device, `mps` or `cuda` (two of them), and yields it as tensors bear it."""
     here = _concrete(name)
-    assert here is not None
     cuda = here.type == "cuda"
     answers: dict[str, Any] = {
         "cuda.is_available": cuda, "cuda.device_count": 2 if cuda else 0, "cuda.current_device": 0,

@@ -1,7 +1,5 @@
 """Episodes for tests: made up, compared, and watched as an actor makes their chunks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Scripts that are no part of a package, imported by their files."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import sys
@@ -16,8 +14,6 @@ ROOT = Path(__file__).resolve().parent.parent
 def load_script(path: Path) -> ModuleType:
     """A script as a module, which other scripts do not find by its name."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -4,8 +4,6 @@ The sizes of the Gemma variants, of the vision tower and of the vocabulary are n
 class stays LeRobot's or transformers' own; only the numbers that they are built with change.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType

@@ -1,7 +1,5 @@
 """What whole jobs leave out where no test looks at it: most of their time goes into figures and pictures."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import pkgutil
@@ -59,13 +57,6 @@ def measured_in_few_steps() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session", autouse=True)
-def few_steps() -> Iterator[None]:
-    """Jobs measure in few steps."""
-    with measured_in_few_steps():
-        yield
-
-
 @contextlib.contextmanager
 def measured_in_full() -> Iterator[None]:
     """For figures that are compared with published ones, or with those of another process."""
@@ -82,23 +73,40 @@ def full_measures() -> Iterator[None]:
         yield
 
 
+_illustrate = api._illustrate
+
+
 def _undrawn(results: Results, folder: Path, remedy: str) -> tuple[Path, ...]:
     (folder / "figures").mkdir(exist_ok=True)
     return (folder / "report.html",)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def few_steps() -> Iterator[None]:
+    """Jobs measure in few steps and draw nothing."""
+    with measured_in_few_steps(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "_illustrate", _undrawn)
+        yield
+
+
+@contextlib.contextmanager
+def drawn() -> Iterator[None]:
+    """For jobs whose pictures and pages are looked at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "_illustrate", _illustrate)
+        yield
+
+
 @pytest.fixture(autouse=True)
-def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test's own jobs draw nothing, unless it is marked `pictures`; those of shared fixtures do."""
-    if not request.node.get_closest_marker("pictures"):
-        monkeypatch.setattr(api, "_illustrate", _undrawn)
+def drawn_where_marked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The jobs of a test that is marked `pictures` draw."""
+    with drawn() if request.node.get_closest_marker("pictures") else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture(scope="session")
 def whole_run(checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small run with moving averages that nothing stopped, without pictures; not to be written to."""
     output = tmp_path_factory.mktemp("whole") / "läuft 你好"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api, "_illustrate", _undrawn)
-        assert main(options(checkpoint, dataset_root, output, "--ema.enable=true")) == 0
+    assert main(options(checkpoint, dataset_root, output, "--ema.enable=true")) == 0
     return output

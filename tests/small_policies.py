@@ -1,7 +1,5 @@
 """Fixtures that build small checkpoints and datasets once per run."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path

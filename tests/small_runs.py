@@ -1,10 +1,9 @@
 """Command lines of small runs, what a refused one prints and leaves on disk, and ways to break what it is given."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -86,6 +85,21 @@ def refuse(checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: Capture
         return refused(options(teacher, data, tmp_path / out, *more), capsys, tmp_path)
 
     return run
+
+
+def signal_at(
+    patch: pytest.MonkeyPatch, where: Any, name: str, call: int, number: int = signal.SIGINT
+) -> None:
+    """Has this process sent a signal where a function is called for that time."""
+    function, calls = getattr(where, name), []
+
+    def signalled(*given: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) == call:
+            signal.raise_signal(number)
+        return function(*given, **named)
+
+    patch.setattr(where, name, signalled)
 
 
 def edit_json(file: Path, change: Callable[[dict[str, Any]], object]) -> None:

@@ -1,7 +1,5 @@
 """An environment that goes through stored starts as LeRobot's LIBERO does, in two tasks of a suite."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar
 

@@ -1,7 +1,5 @@
 """Studies with figures that are made up: of methods, of beginnings with looks, and of rounds."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,8 +1,8 @@
 """chordflow from Python: the functions do what the commands do, refuse as they do, and the document's lines run."""
 
-from __future__ import annotations
-
+import logging
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 import chordflow
 from chordflow.cli.main import main
 from chordflow.errors import UserError
-from chordflow.keywords import in_keywords
+from chordflow.keywords import checked, in_keywords
 from chordflow.results.schema import Results
 from script_files import ROOT
 
@@ -37,7 +37,6 @@ def ran(folder: Path) -> dict[str, Any]:
     """What the names in the document's lines stand for after they have run, with smaller sizes."""
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     block = re.search(r"```python\n(.*?)```", text, re.DOTALL)
-    assert block is not None
     lines = [line for line in block[1].splitlines() if line]
     for name, value in (("measure", MEASURE), ("how", HOW)):
         (place,) = (index for index, line in enumerate(lines) if line.startswith(f"{name} = "))
@@ -96,6 +95,20 @@ def test_all_functions_are_there_after_a_run_and_agree_with_the_commands(
         chordflow.reflow(teacher="teacher", dataset=data, output_dir="outputs/student", **HOW)
 
 
+def test_libraries_are_quiet_within_a_call_and_heard_after_it(
+    caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    def load_policy() -> None:
+        logging.getLogger("library").error("loud")
+        warnings.warn("loud", stacklevel=1)
+
+    logging.disable(logging.NOTSET)
+    checked(load_policy)()
+    assert (caplog.messages, [str(w.message) for w in recwarn if "loud" in str(w.message)]) == ([], [])
+    load_policy()
+    assert (caplog.messages, str(recwarn.pop(UserWarning).message)) == (["loud"], "loud")
+
+
 def test_commands_in_a_sentence_stay_as_they_are() -> None:
     said = "measure.num_steps=[1, 2]: lower --steps, or --optimizer.lr=0.1: chordflow reflow --resume=true --a.b=c"
     assert in_keywords(said, "reflow") == (
@@ -107,8 +120,8 @@ def test_commands_in_a_sentence_stay_as_they_are() -> None:
     ({"step": 1}, "step is not an option; did you mean steps?"),
     ({"buffer": {"num_observation": 1}},
         'buffer={"num_observation": ...} is not an option; did you mean buffer={"num_observations": ...}?'),
-    ({"buffer": {"num_observations": "x"}}, 'buffer={"num_observations": x}: give whole number; '),
-    ({"steps": True}, "steps=true: give whole number"),
+    ({"buffer": {"num_observations": "x"}}, 'buffer={"num_observations": x}: give a whole number; '),
+    ({"steps": True}, "steps=true: give a whole number"),
     ({"config_path": Path("absent.json")}, "config_path=absent.json cannot be read"),
     ({"couplings": {"num_observations": 8}},
         'give couplings={"path": ...} as well, or buffer={"num_observations": ...} instead.'),

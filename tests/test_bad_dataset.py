@@ -1,7 +1,5 @@
 """Datasets that cannot be used: one sentence, exit code 2, nothing on disk changed."""
 
-from __future__ import annotations
-
 import io
 import re
 import shutil
@@ -17,16 +15,7 @@ from PIL import Image
 
 from builders import build_dataset, edit_column
 from chordflow.couplings import unreadable
-from small_runs import (
-    Break,
-    Refuse,
-    changed,
-    edit_json,
-    first,
-    gone,
-    half,
-    written,
-)
+from small_runs import Break, Refuse, changed, edit_json, first, gone, half, written
 from small_runs import refuse as refuse
 
 

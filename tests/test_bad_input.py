@@ -1,7 +1,5 @@
 """Checkpoints and options that cannot be used: one sentence, exit code 2, nothing on disk changed."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os
@@ -242,7 +240,7 @@ def test_without_a_network_an_unknown_name_is_told_of(
     silent: bool, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Behind some firewalls a server takes calls and never answers."""
-    monkeypatch.setattr("chordflow.cli.main.limit_waiting", partial(limit_waiting, 0.2))
+    monkeypatch.setattr("chordflow.quiet.limit_waiting", partial(limit_waiting, 0.2))
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", False)
     name = "teacher.path=nobody-at-all/no-such-policy"
     with socket.create_server(("127.0.0.1", 0), backlog=100) as server:

@@ -1,7 +1,5 @@
 """Folders, disks and runs that cannot be used: one sentence, exit code 2, nothing half-written, nothing lost."""
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil
@@ -37,18 +35,17 @@ def test_an_existing_output_folder_is_left_alone(tmp_path: Path, refuse: Refuse)
 def test_a_full_disk(
     checkpoint: Path, dataset_root: Path, whole_run: Path, capsys: Capture, small_disk: Callable[[int], Path]
 ) -> None:
-    """Rooms that end in the first checkpoint, in the second, and in the results."""
+    """Rooms that end in the log, in the first checkpoint, and in the second."""
 
     def size(folder: Path) -> int:
         """In KiB as a file system of 4 KiB pages sees it."""
         return sum(-(-path.stat().st_size // 4096) * 4 for path in folder.rglob("*") if path.is_file())
 
-    one, whole = size(whole_run / "checkpoints" / "000003"), size(whole_run / "checkpoints")
+    one = size(whole_run / "checkpoints" / "000003")
     for kibibytes, left, message in (
         (4, [], "no checkpoint was written yet"),
         (one // 2, [], "no checkpoint was written yet"),
         (one + one // 2, ["000003", "last"], "000003; make room"),
-        (whole + 8, ["000003", "000006", "last"], "the checkpoints are whole: make room and resume with"),
     ):
         disk = small_disk(kibibytes)
         output = disk / "out"
@@ -65,12 +62,19 @@ def test_a_full_disk(
 
 @pytest.mark.pictures
 def test_a_disk_that_is_full_when_results_are_saved_can_be_resumed(
-    checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: Capture
+    checkpoint: Path, dataset_root: Path, whole_run: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    """The log fails as soon as it is opened for writing, the results likewise, and then a picture."""
-    output, opened = tmp_path / "out", Path.open
+    """The log fails as soon as it is opened for writing, the results of a resumed run likewise, and then a picture."""
+    new, opened = tmp_path / "new", Path.open
+    output = Path(shutil.copytree(whole_run, tmp_path / "out", symlinks=True))
+    shutil.rmtree(output / "figures")
+    (output / "results.json").unlink()
+    resume = ["reflow", "--resume=true", f"--config_path={student_of(output)}"]
     whole = "the checkpoints are whole: make room and resume with: chordflow reflow --resume=true"
-    for target, message in (("metrics.jsonl", "no checkpoint was written yet"), ("results.json", whole)):
+    for target, command, message in (
+        ("metrics.jsonl", options(checkpoint, dataset_root, new), "no checkpoint was written yet"),
+        ("results.json", resume, whole),
+    ):
 
         def full(self: Path, mode: str = "r", *arguments: Any, target: str = target, **named: Any) -> Any:
             if target in self.name and mode[0] in "wa":
@@ -79,12 +83,11 @@ def test_a_disk_that_is_full_when_results_are_saved_can_be_resumed(
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Path, "open", full)
-            said = refusal(options(checkpoint, dataset_root, output), capsys)
+            said = refusal(command, capsys)
         assert message in said
         assert "No space left on device" in said
-        assert output.exists() == (target == "results.json")
+    assert not new.exists()
     assert sorted(path.name for path in output.iterdir()) == ["checkpoints", "metrics.jsonl"]
-    resume = ["reflow", "--resume=true", f"--config_path={student_of(output)}"]
     with pytest.MonkeyPatch.context() as patch:
 
         def fail(_results: Any, folder: Path) -> None:
@@ -93,11 +96,8 @@ def test_a_disk_that_is_full_when_results_are_saved_can_be_resumed(
 
         patch.setattr("chordflow.reporting.pictures.save_figures", fail)
         assert "pictures cannot be written" in refusal(resume, capsys)
-        assert sorted(path.name for path in output.iterdir()) == [
-            "checkpoints",
-            "metrics.jsonl",
-            "results.json",
-        ]
+        left = sorted(path.name for path in output.iterdir())
+        assert left == ["checkpoints", "metrics.jsonl", "results.json"]
         patch.setattr(api, "_illustrate", lambda *_: (Path(),))
         assert main(resume) == 0
 

@@ -1,7 +1,5 @@
 """Options: LeRobot's way of writing them, defaults named in the help, one sentence for what is wrong."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -73,7 +71,7 @@ def test_options_override_the_settings_of_a_file() -> None:
     ("--optimizer=1", "--optimizer is a group"),
     ("--lr=1", "did you mean --optimizer.lr?"),
     ("--policy.path=t", "--policy is another name of --teacher"),
-    ("--steps=1.5", "steps=1.5: give whole number"),
+    ("--steps=1.5", "steps=1.5: give a whole number"),
     ("--steps=0", "steps=0: give at least 1"),
     ("--steps=", "steps= is empty"),
     ("steps=3", "'steps=3' is not an option"),
@@ -83,6 +81,7 @@ def test_options_override_the_settings_of_a_file() -> None:
     ("--teacher.num_inference_steps=0", "teacher.num_inference_steps=0: give at least 1"),
     ("--buffer.uses_per_coupling=0", "buffer.uses_per_coupling=0: give at least 1, or null for couplings that"),
     ("--optimizer.type=sgd", "optimizer.type=sgd: choose one of adamw, soap"),
+    ("--optimizer.type=muon", "muon: the optimiser muon has left; choose --optimizer.type=soap or adamw."),
     ("--optimizer.momentum=0.9", "--optimizer.momentum is no option any more"),
     ("--optimizer.lr=0", "optimizer.lr=0"),
     ("--optimizer.betas=[0.9,1.0]", "optimizer.betas=[0.9, 1.0]"),
@@ -127,7 +126,7 @@ def test_required_options_are_named() -> None:
     with pytest.raises(UserError, match=r"--teacher.path is missing: "):
         build(ReflowJobConfig, read_options(REQUIRED[1:]))
     with pytest.raises(
-        UserError, match=r"--output_dir and --teacher.path and --dataset.repo_id are missing: "
+        UserError, match=r"--output_dir and --teacher.path and --dataset.repo_id are missing: --output_dir, "
     ):
         build(ReflowJobConfig, {})
 
@@ -174,6 +173,9 @@ def test_every_option_takes_its_default_and_nothing_of_another_kind(verb: str) -
     ("reflow --datset=a/b", "did you mean --dataset.repo_id?"),
     ("reflow --config_path=x --stpes=1", "did you mean --steps?"),
     ("evaluate --env.tpe=detour --help", "did you mean --env.type?"),
+    ("evaluate --policy.dtype=x", "--policy.dtype is not an option; see"),
+    ("diagnose --teacher.path=x", "did you mean --policy.path?"),
+    ("report --help=al", "--help=al is no help; write --help, or --help=all"),
     ("study methds", "did you mean methods?"),
     ("relfow", "did you mean reflow?"),
     ("record", "choose one of diagnose, "),
@@ -273,7 +275,7 @@ def test_a_group_may_be_left_out_whole() -> None:
     (["--dataset.root=x"], "--dataset.repo_id is missing"),
     (["--env.instruction=x"], "--env.type is missing: choose one of"),
     (["--env.type=detour", "--env.image_sise=9"], "did you mean --env.image_size"),
-    (["--env.type=detour", "--env.image_size=x"], "env.image_size=x: give whole number"),
+    (["--env.type=detour", "--env.image_size=x"], "env.image_size=x: give a whole number"),
 ])  # fmt: skip
 def test_a_group_is_asked_for_whole(given: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):

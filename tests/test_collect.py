@@ -1,7 +1,5 @@
 """Observations from episodes: what is kept, how it is stored and read, and what a training makes of it."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from itertools import pairwise
@@ -246,8 +244,6 @@ class TestJob:
         assert [one["step"] for one in abouts] == sorted(one["step"] for one in abouts)
         assert all(later["next_seed"] > one["next_seed"] > 10**9 for one, later in pairwise(abouts))
         made = Results.load(run / "results.json").couplings
-        assert made is not None
-        assert made.rollouts is not None
         assert (made.rollouts.env, made.rollouts.share) == ("drift_of_the_tests", 0.5)
         assert (made.rollouts.collections, made.rollouts.observations) == (len(abouts), 8 * len(abouts))
         # As many as the blocks took.

@@ -1,7 +1,5 @@
 """`chordflow couple`: what it writes, refuses and leaves behind."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -70,15 +68,12 @@ def test_a_store_that_is_there_is_not_written_to_unasked(
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes"]
 
 
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        ("num_observations=0", "num_observations=0: give at least 1"),
-        ("buffer.block_size=0", "buffer.block_size=0: give at least 1"),
-        ("coupling.grid_power=0", "coupling.grid_power=0.0: give a number above 0, such as 1 (uniform)"),
-        ("teacher.num_inference_steps=3", "--teacher.num_inference_steps is not an option"),
-    ],
-)
+@pytest.mark.parametrize(("option", "message"), [
+    ("num_observations=0", "num_observations=0: give at least 1"),
+    ("buffer.block_size=0", "buffer.block_size=0: give at least 1"),
+    ("coupling.grid_power=0", "coupling.grid_power=0.0: give a number above 0, such as 1 (uniform)"),
+    ("teacher.num_inference_steps=3", "--teacher.num_inference_steps is not an option"),
+])  # fmt: skip
 def test_bad_options(tmp_path: Path, capsys: Capture, option: str, message: str) -> None:
     assert message in refusal(command(tmp_path, tmp_path, tmp_path / "out", f"--{option}"), capsys)
 
@@ -102,13 +97,10 @@ def test_a_store_that_does_not_fit_is_not_begun(
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize(
-    ("blocks", "words"),
-    [
-        (0, "while 8 couplings were solved by the teacher at a time; give --batch_size=4."),
-        (2, "at a time; give --batch_size=4 for a new store in another --output_dir: the blocks of"),
-    ],
-)
+@pytest.mark.parametrize(("blocks", "words"), [
+    (0, "while 8 couplings were solved by the teacher at a time; give --batch_size=4."),
+    (2, "at a time; give --batch_size=4 for a new store in another --output_dir: the blocks of"),
+])  # fmt: skip
 def test_out_of_memory_names_what_to_halve(
     couple: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, blocks: int, words: str
 ) -> None:
@@ -160,12 +152,8 @@ def wait_for_blocks(folder: Path, count: int, process: BaseProcess) -> None:
 
 @pytest.mark.parametrize("moments", [(3,), pytest.param((1, 10, 20), marks=pytest.mark.slow)])
 def test_killed_at_any_moment_whole_blocks_stand(
-    couple: Command,
-    tmp_path: Path,
-    capsys: Capture,
-    monkeypatch: pytest.MonkeyPatch,
-    moments: tuple[int, ...],
-) -> None:
+    couple: Command, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, moments: tuple[int, ...],
+) -> None:  # fmt: skip
     """A second job is refused as long as the first one lives, and goes on with what it has left."""
     whole, output = tmp_path / "whole", tmp_path / "out"
     more = ("--num_observations=96", "--num_workers=1")

@@ -1,7 +1,5 @@
 """The coupling store: bit for bit what the teacher would give now, whole blocks only, damage told by name."""
 
-from __future__ import annotations
-
 import copy
 import errno
 import hashlib
@@ -110,16 +108,13 @@ def losses(couplings: CouplingBuffer, steps: int) -> list[float]:
     return seen
 
 
-@pytest.mark.parametrize(
-    ("config", "context", "last"),
-    [
-        # Four blocks were replaced on the way.
-        (CONFIG, False, range(4, 6)),
-        (CONFIG, True, range(4, 6)),
-        # From one block to three.
-        (replace(CONFIG, num_observations=16, uses_per_coupling=4, start_observations=1), False, range(3)),
-    ],
-)
+@pytest.mark.parametrize(("config", "context", "last"), [
+    # Four blocks were replaced on the way.
+    (CONFIG, False, range(4, 6)),
+    (CONFIG, True, range(4, 6)),
+    # From one block to three.
+    (replace(CONFIG, num_observations=16, uses_per_coupling=4, start_observations=1), False, range(3)),
+])  # fmt: skip
 def test_training_from_a_store_is_training_on_the_fly(
     bed: Bed, monkeypatch: pytest.MonkeyPatch, config: BufferConfig, context: bool, last: range
 ) -> None:
@@ -238,7 +233,6 @@ def test_a_block_of_other_observations_or_contexts_of_another_form_is_refused(be
     with pytest.raises(UserError, match=r"block-000000.safetensors was made on other observations"):
         bed.filled(observations=make_observations(10), source=bed.opened())
     store = bed.opened(context=True)
-    assert store.template is not None
     half = replace(store, template=store.template.map(lambda tensor: tensor.half()))
     with pytest.raises(UserError, match="holds contexts of another form"):
         half.read(0, bed.buffer().observation_indices(0))
@@ -264,14 +258,11 @@ def test_a_store_of_the_first_layout_is_read(bed: Bed) -> None:
         bed.opened().check()
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"{", "is cut or no manifest"),
-        (b'{"layout": 99}', r"by a newer chordflow \(layout 99, this one reads 2\)"),
-        (None, "there is no coupling store"),
-    ],
-)
+@pytest.mark.parametrize(("content", "message"), [
+    (b"{", "is cut or no manifest"),
+    (b'{"layout": 99}', r"by a newer chordflow \(layout 99, this one reads 2\)"),
+    (None, "there is no coupling store"),
+])  # fmt: skip
 def test_what_is_no_manifest(tmp_path: Path, content: bytes | None, message: str) -> None:
     if content is not None:
         (tmp_path / "manifest.json").write_bytes(content)
@@ -281,15 +272,12 @@ def test_what_is_no_manifest(tmp_path: Path, content: bytes | None, message: str
         read_manifest(tmp_path / "absent")
 
 
-@pytest.mark.parametrize(
-    "broken",
-    [
-        Manifest(settings(), {"settings": {**ABOUT["settings"], "seed": "one"}}, 1),
-        Manifest(settings(), {"versions": {}}, 1),
-        Manifest({"seed": 1, "store_context": False}, ABOUT, 1),
-        Manifest(settings(), ABOUT, 0),
-    ],
-)
+@pytest.mark.parametrize("broken", [
+    Manifest(settings(), {"settings": {**ABOUT["settings"], "seed": "one"}}, 1),
+    Manifest(settings(), {"versions": {}}, 1),
+    Manifest({"seed": 1, "store_context": False}, ABOUT, 1),
+    Manifest(settings(), ABOUT, 0),
+])  # fmt: skip
 def test_a_manifest_that_lacks_what_is_read_of_it_is_refused(broken: Manifest) -> None:
     with pytest.raises(UserError, match=r"is cut or no manifest of couplings.*; restore it"):
         Manifest.from_json(broken.to_json(), Path("m"))
@@ -300,14 +288,11 @@ def test_a_manifest_that_lacks_what_is_read_of_it_is_refused(broken: Manifest) -
 SOLVED = Solved(torch.zeros(2, dtype=torch.int64), torch.zeros(2, 3, 4))
 
 
-@pytest.mark.parametrize(
-    ("changes", "num_blocks", "message"),
-    [
-        ({"teacher": {"hash": "b"}}, 2, r"made with teacher.hash=a, but now it is b"),
-        ({"more": 1}, 2, r"made with more=None, but now it is 1"),
-        ({}, 3, r"num_observations=12: the store in .* is made for 8"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "num_blocks", "message"), [
+    ({"teacher": {"hash": "b"}}, 2, r"made with teacher.hash=a, but now it is b"),
+    ({"more": 1}, 2, r"made with more=None, but now it is 1"),
+    ({}, 3, r"num_observations=12: the store in .* is made for 8"),
+])  # fmt: skip
 def test_a_store_of_other_settings_is_not_gone_on_with(
     tmp_path: Path, changes: dict[str, Any], num_blocks: int, message: str
 ) -> None:

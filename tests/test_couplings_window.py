@@ -1,7 +1,5 @@
 """Which blocks are resident at a step: a window that grows and then slides, without a state of its own."""
 
-from __future__ import annotations
-
 import math
 import threading
 from collections import Counter
@@ -20,18 +18,15 @@ from chordflow.errors import UserError
 from gaussian_setup import make_observations, make_policy
 
 
-@pytest.mark.parametrize(
-    ("num_blocks", "start", "uses", "held"),
-    [
-        # One more after every use of those that are there: one block is used once in a step, two in two steps, three
-        # in three; four in four, and the oldest leaves.
-        (4, 1, 4, [(0, 1), *[(0, 2)] * 2, *[(0, 3)] * 3, *[(0, 4)] * 4, *[(1, 5)] * 4, (2, 6)]),
-        # Whole from the beginning, it slides.
-        (3, 3, 3, [*[(0, 3)] * 3, *[(1, 4)] * 3, (2, 5)]),
-        # Nothing is ever replaced.
-        (5, 2, None, [(0, 5)] * 7),
-    ],
-)
+@pytest.mark.parametrize(("num_blocks", "start", "uses", "held"), [
+    # One more after every use of those that are there: one block is used once in a step, two in two steps, three
+    # in three; four in four, and the oldest leaves.
+    (4, 1, 4, [(0, 1), *[(0, 2)] * 2, *[(0, 3)] * 3, *[(0, 4)] * 4, *[(1, 5)] * 4, (2, 6)]),
+    # Whole from the beginning, it slides.
+    (3, 3, 3, [*[(0, 3)] * 3, *[(1, 4)] * 3, (2, 5)]),
+    # Nothing is ever replaced.
+    (5, 2, None, [(0, 5)] * 7),
+])  # fmt: skip
 def test_a_window_grows_by_what_a_resident_coupling_was_drawn_and_then_slides(
     num_blocks: int, start: int, uses: int | None, held: list[tuple[int, int]]
 ) -> None:

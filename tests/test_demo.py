@@ -1,12 +1,10 @@
 """The demo end to end, shrunken; stock lerobot-eval on its student; what the published results show."""
 
-from __future__ import annotations
-
 import json
+import os
+import runpy
 import shlex
 import shutil
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +15,11 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from PIL import Image
 
 import chordflow.demo.run as demo
-from chordflow import stopping
 from chordflow.cli.main import main
 from chordflow.results.schema import Results, SuccessRow
 from chordflow.training.methods import ReflowMethod
+from forked import forget_chordflow, forked
+from small_runs import signal_at
 
 ROOT = Path(__file__).parent.parent
 MEASURED = ROOT / "docs" / "demo" / "results.json"
@@ -53,22 +52,10 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def stopped(where: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C where a function is called first."""
-    function = getattr(where, name)
-
-    def stop(*given: Any, **named: Any) -> Any:
-        if not stopping.requested():
-            signal.raise_signal(signal.SIGINT)
-        return function(*given, **named)
-
-    monkeypatch.setattr(where, name, stop)
-
-
 def test_a_demo_that_is_stopped_before_it_trains_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stopped(LeRobotDataset, "save_episode", monkeypatch)
+    signal_at(monkeypatch, LeRobotDataset, "save_episode", 1)
     assert main(["demo", f"--output_dir={tmp_path / 'new' / 'out'}", *OPTIONS]) == 130
     assert "start again" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
@@ -85,7 +72,7 @@ def test_a_demo_that_is_stopped_resumes_to_the_same_student(
     arguments = ["demo", f"--output_dir={folder}", *OPTIONS]
     for where, name in ((ReflowMethod, "loss"), (demo, "run_episodes")):
         with monkeypatch.context() as patch:
-            stopped(where, name, patch)
+            signal_at(patch, where, name, 1)
             assert main(arguments) == 130
         *_, said = capsys.readouterr().err.splitlines()
         command = f"chordflow demo --resume=true '--output_dir={folder}' --steps=3 --episodes=4"
@@ -133,14 +120,20 @@ def test_stock_lerobot_eval_runs_a_relocated_student_without_chordflow(output: P
     shutil.copytree(output / "vlm", elsewhere / "vlm")
     assert main(["relocate", str(elsewhere / "student")]) == 0
     assert str(elsewhere / "vlm") in (elsewhere / "student" / "config.json").read_text()
-    code = (
-        "import sys; sys.modules['chordflow'] = None\n"
-        f"sys.argv = ['lerobot-eval', '--policy.path={elsewhere / 'student'}', '--env.type=detour',"
-        " '--eval.n_episodes=2', '--eval.batch_size=2', '--eval.use_async_envs=false', '--output_dir=eval']\n"
-        "from lerobot.scripts.lerobot_eval import main; main()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+
+    def evaluate_alone() -> None:
+        forget_chordflow()
+        os.chdir(here)
+        sys.argv = [
+            "lerobot-eval", f"--policy.path={elsewhere / 'student'}", "--env.type=detour", "--eval.n_episodes=2",
+            "--eval.batch_size=2", "--eval.use_async_envs=false", "--output_dir=eval",
+        ]  # fmt: skip
+        runpy.run_module("lerobot.scripts.lerobot_eval", run_name="__main__")
+        raise SystemExit
+
+    with forked([], evaluate_alone) as process:
+        process.join(120)
+    assert process.exitcode == 0
     info = json.loads((here / "eval" / "eval_info.json").read_text())
     assert info["overall"]["n_episodes"] == 2
 
@@ -157,12 +150,8 @@ def check_bars(results: Results) -> None:
     assert student.rate - untrained.rate >= 0.20
     assert teacher.rate - student.rate <= 0.08
     before, after = results.gap("teacher", 1, "deployed"), results.gap("student", 1, "deployed")
-    assert before is not None
-    assert after is not None
     assert after.rms <= 0.45 * before.rms
     arc, chord = results.curvature_of("teacher"), results.curvature_of("student")
-    assert arc is not None
-    assert chord is not None
     assert chord.curvature <= arc.curvature / 3
 
 

@@ -1,7 +1,5 @@
 """Training on devices that this machine lacks: on a Mac, and on the second GPU."""
 
-from __future__ import annotations
-
 import functools
 import shutil
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """`chordflow diagnose` end to end: a small policy, input that cannot be used, and the demo's own figures."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import signal
@@ -15,7 +13,7 @@ from chordflow.demo.teacher import place_teacher, record_demonstrations
 from chordflow.policies import load_flow_policy
 from chordflow.results.findings import findings, verdict
 from chordflow.results.schema import HeldOut, Results
-from small_jobs import measured_in_full
+from small_jobs import drawn, measured_in_full
 from small_runs import Capture, refusal
 
 SMALL = ["--measure.num_observations=3", "--measure.converged_noises=1", "--measure.latency_repeats=2"]
@@ -31,7 +29,7 @@ def arguments(checkpoint: Path, root: Path, output: Path, *more: str) -> list[st
 @pytest.fixture(scope="module")
 def diagnosed(checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("diagnose") / "out"
-    with measured_in_full():
+    with measured_in_full(), drawn():
         assert main(arguments(checkpoint, dataset_root, output)) == 0
     return output
 
@@ -44,14 +42,12 @@ def test_the_results_hold_all_that_is_promised(diagnosed: Path, checkpoint: Path
         *((solver, n) for solver in ("midpoint", "heun") for n in (1, 2, 4, 5)),
     }
     assert {r.reference for r in results.gaps} == {"deployed", "converged"}
-    assert results.floor is not None
     assert results.floor.rms > 0
     # One of two episodes for each of three tasks.
     assert results.held_out == HeldOut([3, 4, 5], 3, 16, maybe_seen_by_teacher=True)
     assert len(results.spreads) == len(results.widest) == 3
     assert {name for wide in results.widest for name in wide.pictures} == {"top"}
     assert np.shape(results.curvature[0].s_by_time_and_dim) == (100, 2)
-    assert results.latency is not None
     assert [c.num_steps for c in results.latency.chunks] == [1, 2, 10]
     assert results.latency.memory is not None
     policy = results.policies[0]
@@ -75,7 +71,6 @@ def test_the_same_figures_come_again_in_batches_of_another_size(
     before, again = (Results.load(folder / "results.json") for folder in (diagnosed, tmp_path / "again"))
     for b in again.gaps:
         a = before.gap(b.policy, b.num_steps, b.reference, b.solver)
-        assert a is not None
         assert (a.rms, a.median, a.max_abs) == pytest.approx((b.rms, b.median, b.max_abs), rel=1e-4)
     assert len(again.gaps) >= 4
     assert before.curvature[0].s == pytest.approx(again.curvature[0].s, rel=1e-4)
@@ -106,7 +101,7 @@ def test_what_is_wrong_is_one_sentence_and_nothing_is_written(
         (arguments(tmp_path / "none", dataset_root, out), "policy.path"),
         (arguments(checkpoint, tmp_path / "none", out), "dataset.root"),
         ([*given, "--policy.num_inference_steps=0"], "policy.num_inference_steps=0"),
-        ([*given, "--measure.solvers=[rk4]"], "measure.solvers=[rk4]: give list of [euler"),
+        ([*given, "--measure.solvers=[rk4]"], "measure.solvers=[rk4]: give a list of [euler"),
         ([*given, "--policy.pth=x"], "did you mean --policy.path"),
     ):
         assert message in refusal(wrong, capsys)
@@ -157,5 +152,4 @@ def test_the_demos_figures_are_reproduced(tmp_path: Path) -> None:
         assert getattr(curvature, name) == pytest.approx(first[name], rel=1e-3)
     assert curvature.s_by_time == pytest.approx(first["s_by_time"], rel=1e-2)
     assert curvature.s_by_dim == pytest.approx(first["s_by_dim"], rel=1e-3)
-    assert results.held_out is not None
     assert results.held_out.episodes == committed["held_out"]["episodes"]

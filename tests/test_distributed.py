@@ -1,7 +1,5 @@
 """Several processes: two train as one on what they draw, under DDP and FSDP2, and end together."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -184,7 +182,6 @@ def test_a_run_of_two_processes_goes_on_in_one_by_steps_of_the_same_size(
     assert_same_saved(tmp_path / "run", one, 1e-5)
 
 
-@pytest.mark.usefixtures("full_measures")
 def test_a_student_that_fsdp_trained_is_a_stock_checkpoint(
     two: Path, checkpoint: Path, dataset_root: Path, tmp_path: Path, as_two: list[str]
 ) -> None:
@@ -253,17 +250,11 @@ def test_accumulated_gradients_are_those_of_one_batch(tmp_path: Path, parts: int
 # What the launcher asks for
 
 
-@pytest.mark.parametrize(
-    ("environment", "message"),
-    [
-        ({"ACCELERATE_USE_FSDP": "true"}, "fsdp_version=1: only FSDP2 is supported"),
-        (
-            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
-            "FSDP2 is requested, but there is one process",
-        ),
-        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "give chordflow --gradient_accumulation_steps=4"),
-    ],
-)
+@pytest.mark.parametrize(("environment", "message"), [
+    ({"ACCELERATE_USE_FSDP": "true"}, "fsdp_version=1: only FSDP2 is supported"),
+    ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "FSDP2 is requested, but there is one process"),
+    ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "give chordflow --gradient_accumulation_steps=4"),
+])  # fmt: skip
 def test_what_cannot_be_had_is_refused(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], message: str
 ) -> None:
@@ -292,29 +283,16 @@ LEFT = {"stopped": ["000002", "last"], "dies": []}
 """Checkpoints."""
 
 
-@pytest.mark.parametrize(
-    ("name", "codes", "teller", "sentence"),
-    [
-        ("dies", [2, -9], 0, "another of the 2 processes of this run has ended without an error of its own"),
-        ("nan", [2, 2], None, "the loss is not finite at step 3 (loss nan"),
-        (
-            "no_memory",
-            [2, 2],
-            1,
-            "give --batch_size=4 --gradient_accumulation_steps=2, which trains the same.",
-        ),
-        ("disk", [2, 2], 0, "checkpoint 000003 cannot be written ([Errno 28] No space left on device)"),
-        ("early", [2, 2], 1, "teacher.path=x: no such folder on this machine"),
-        ("interrupted", [2, 130], 1, "interrupted; what was saved stands; give the same command again."),
-        # One is asked: both save the same step and leave.
-        (
-            "stopped",
-            [143, 143],
-            None,
-            "ended by SIGTERM (as a launcher does, too, where one of 2 processes is gone);",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("name", "codes", "teller", "sentence"), [
+    ("dies", [2, -9], 0, "another of the 2 processes of this run has ended without an error of its own"),
+    ("nan", [2, 2], None, "the loss is not finite at step 3 (loss nan"),
+    ("no_memory", [2, 2], 1, "give --batch_size=4 --gradient_accumulation_steps=2, which trains the same."),
+    ("disk", [2, 2], 0, "checkpoint 000003 cannot be written ([Errno 28] No space left on device)"),
+    ("early", [2, 2], 1, "teacher.path=x: no such folder on this machine"),
+    ("interrupted", [2, 130], 1, "interrupted; what was saved stands; give the same command again."),
+    # One is asked: both save the same step and leave.
+    ("stopped", [143, 143], None, "ended by SIGTERM (as a launcher does, too, where one of 2 processes is gone);"),
+])  # fmt: skip
 def test_a_fault_in_one_process_is_told_once_and_ends_both(
     faults: Faults, name: str, codes: list[int], teller: int | None, sentence: str
 ) -> None:

@@ -3,8 +3,6 @@
 `make docs-check` runs these tests; `make test` leaves them out.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter
@@ -142,7 +140,6 @@ def test_the_table_of_the_first_screen_is_what_was_measured() -> None:
     rows = script.four_rows(results).splitlines()
     assert len(rows) == 6
     student = results.success_of("student", 1)
-    assert student is not None
     assert f"| {100 * student.rate:.1f} % |" in rows[-1]
 
 
@@ -208,13 +205,11 @@ def holds(heading: str, *figures: str) -> None:
 def in_percent(study: Study, name: str, figure: Any, digits: int = 1) -> str:
     """The median over the seeds of an arm."""
     found = over_seeds(study, study.arm(name), figure)
-    assert found is not None
     return f"{100 * found.middle:.{digits}f}"
 
 
 def untrained(study: Study, *steps: int) -> list[str]:
     """The untrained teacher's gaps."""
-    assert study.untrained is not None
     found = [study.untrained.figures.gap(n) for n in steps]
     return [f"{100 * gap.rms:.1f}" for gap in found if gap is not None]
 
@@ -227,7 +222,6 @@ def test_the_findings_say_what_the_studies_found() -> None:
         holds("What the student starts from", *untrained(one, 2))
     for name in ("studies/rounds", "studies/rounds_metaworld"):
         one = study(name)
-        assert one.untrained is not None
         arms = ["round_1", "last_2", "last_3", "once"]
         holds("Rounds", *(in_percent(one, arm, figure) for arm in arms for figure in (curvature, gap())))
         holds("Rounds", in_percent(one, "first_3", gap()), *untrained(one, 1))

@@ -1,7 +1,5 @@
 """`chordflow evaluate`: columns for any number of policies, runs that stop early or go on, what it refuses."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import signal
@@ -31,7 +29,7 @@ from chordflow.results.statistics import Interval, compare_success
 from chordflow.rollouts.store import EpisodeStore
 from drift_env import DriftEnv
 from forked import forked
-from small_runs import Capture, Refuse, edit_json, refusal, refused
+from small_runs import Capture, Refuse, edit_json, refusal, refused, signal_at
 
 EPISODES = 12
 
@@ -126,9 +124,7 @@ def test_every_policy_is_a_column(evaluated: tuple[Path, Results], checkpoint: P
     rows = [row for row in results.success if row.group == "all"]
     ways = {(row.policy, row.num_steps, row.solver, row.grid_power) for row in rows}
     # What is best at two evaluations was chosen on the dataset.
-    assert results.free is not None
     best = results.free.best(2)
-    assert best is not None
     assert ways == {
         ("teacher", 10, "euler", 1), ("teacher", 2, "euler", 1), ("teacher", 1, "euler", 1),
         ("teacher", best.num_steps, best.solver, best.grid_power),
@@ -145,14 +141,11 @@ def test_a_copy_of_the_teacher_is_the_teacher(evaluated: tuple[Path, Results]) -
     """Truly paired: the same weights do the same in every episode, step by step."""
     output, results = evaluated
     row = results.success_of("copy", 10)
-    assert row is not None
-    assert row.versus_teacher is not None
     assert (row.versus_teacher.only_first, row.versus_teacher.only_second) == (0, 0)
     for ours, theirs in zip(stored(output, "copy-10-euler"), stored(output, "teacher-10-euler"), strict=True):
         assert ours["actions"] == theirs["actions"]
         assert ours["seed"] == theirs["seed"]
     gap = results.gap("copy", 10, "deployed")
-    assert gap is not None
     assert gap.rms == 0
 
 
@@ -167,16 +160,12 @@ def test_an_exported_folder_does_what_its_checkpoint_does(
         np.testing.assert_allclose(ours["actions"], theirs["actions"], rtol=0, atol=1e-3)
     for reference in ("deployed", "converged"):
         rows = [results.gap(name, 1, reference) for name in ("robot", "student")]
-        assert rows[0] is not None
-        assert rows[1] is not None
         assert rows[0].rms == pytest.approx(rows[1].rms, rel=1e-4)
         assert rows[0].pairs == rows[1].pairs
     of = {info.name: info for info in results.policies}
-    assert of["robot"].exported is not None
     assert of["robot"].exported.checkpoint == str(student)
     for name in ("weights_sha256", "parameters", "saved_num_steps"):
         assert getattr(of["robot"], name) == getattr(of["student"], name)
-    assert results.latency is not None
     assert {name: row.num_steps for name, row in results.latency.exported.items()} == {"robot": 1}
     assert "(exported, onnx float32, of " in (output / "table.md").read_text()
 
@@ -190,7 +179,6 @@ def test_another_solver_that_is_baked_in_is_the_students(
     edit_json(other / "manifest.json", lambda manifest: manifest.update(way))
     results = run(options(checkpoint, other, tmp_path / "out", **{"eval.n_episodes": 2}))
     row = results.success_of("student", 2)
-    assert row is not None
     assert (row.solver, row.grid_power) == ("adams_bashforth", 1.4)
     assert "the student" in results.verdict
 
@@ -229,19 +217,16 @@ def test_rows_follow_from_the_stored_episodes(evaluated: tuple[Path, Results]) -
     teacher, student = stored(output, "teacher-10-euler"), stored(output, "student-1-euler")
     assert [row["seed"] for row in teacher] == list(range(1000, 1000 + EPISODES))
     row = results.success_of("student", 1)
-    assert row is not None
     assert (row.successes, row.episodes) == (sum(e["success"] for e in student), EPISODES)
     assert row.versus_teacher == compare_success(
         [e["success"] for e in student], [e["success"] for e in teacher]
     )
-    assert row.noninferiority is not None
     assert row.noninferiority.margin == 0.02
     (motion,) = (
         m for m in results.motion if (m.policy, m.num_steps, m.measure) == ("student", 1, "path length")
     )
     mean = np.mean([e["path_length"] for e in student])
     assert motion.mean.value == pytest.approx(mean)
-    assert motion.difference is not None
     assert motion.difference.value == pytest.approx(mean - np.mean([e["path_length"] for e in teacher]))
 
 
@@ -287,7 +272,6 @@ def test_a_finished_run_goes_on_with_more_episodes_and_repeats_none(
     assert (again.success, again.gaps, again.latency) == (before.success, before.gaps, before.latency)
     assert main(resume(moved, f"--eval.n_episodes={EPISODES + 2}")) == 0
     row = Results.load(moved / "results.json").success_of("student", 1)
-    assert row is not None
     assert row.episodes == EPISODES + 2
     assert stored(moved, "student-1-euler")[:EPISODES] == stored(output, "student-1-euler")
 
@@ -338,10 +322,8 @@ def test_a_sequential_run_stops_when_the_pairs_decide(
     assert row.decision.episodes == 23
     assert row.decision.stopped_early
     success = results.success_of("copy", 10)
-    assert success is not None
     # No interval of a fixed number of episodes is shown for a run that could stop at any.
     assert success.noninferiority is None
-    assert success.versus_teacher is not None
     assert success.versus_teacher.difference.interval == Interval(
         *confidence_sequence(0, success.episodes, 0)
     )
@@ -357,14 +339,12 @@ def test_lerobots_noise_gives_lerobots_rates(checkpoint: Path, student: Path, tm
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DriftEnv, "lenient", True)
         results = run(options(checkpoint, student, tmp_path / "out", **with_lerobots))
-    assert results.rollouts is not None
     assert results.rollouts.noise == "lerobot"
     assert {row.episodes for row in results.success if row.group == "all"} == {5}
     assert "not paired" in results.verdict
     rows = stored(tmp_path / "out", "student-1-euler-lerobot")
     assert [row["seed"] for row in rows] == list(range(1000, 1005))
     student_row = results.success_of("student", 1)
-    assert student_row is not None
     assert sum(row["success"] for row in rows) == student_row.successes
     # A policy that was run to its end is not run again: the environment would complain here.
     assert main(resume(tmp_path / "out")) == 0
@@ -414,16 +394,8 @@ def test_stopped_it_says_how_to_resume(
     call: int, number: int,
 ) -> None:  # fmt: skip
     """Before the first episode nothing is left; later, what is stored."""
-    save, calls = EpisodeStore.save, []
-
-    def stop(self: EpisodeStore, episodes: Any) -> None:
-        calls.append(1)
-        if len(calls) == call:
-            signal.raise_signal(number)
-        save(self, episodes)
-
     output = tmp_path / "new" / "out"
-    monkeypatch.setattr(EpisodeStore, "save", stop)
+    signal_at(monkeypatch, EpisodeStore, "save", call, number)
     assert main(options(checkpoint, student, output)) == 128 + number
     said = capsys.readouterr().err
     if call == 1:

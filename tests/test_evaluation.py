@@ -1,7 +1,5 @@
 """Gap, flips and modes against closed forms, and solving on held-out observations."""
 
-from __future__ import annotations
-
 import base64
 import io
 import math
@@ -271,15 +269,12 @@ def test_noises_belong_to_observations_whatever_else_is_chosen() -> None:
     assert not torch.equal(encoded(policy, 9, seed=1).noise, whole.noise)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"noises_per_observation": 15}, "measure.noises_per_observation=15: give at least 16"),
-        ({"converged_num_steps": 50}, "measure.converged_num_steps=50: give at least 100"),
-        ({"converged_noises": 17}, "measure.converged_noises=17: give at most 16 (measure.noises_per"),
-        ({"num_steps": []}, "measure.num_steps="),
-    ],
-)
+@pytest.mark.parametrize(("options", "message"), [
+    ({"noises_per_observation": 15}, "measure.noises_per_observation=15: give at least 16"),
+    ({"converged_num_steps": 50}, "measure.converged_num_steps=50: give at least 100"),
+    ({"converged_noises": 17}, "measure.converged_noises=17: give at most 16 (measure.noises_per"),
+    ({"num_steps": []}, "measure.num_steps="),
+])  # fmt: skip
 def test_bad_settings_are_refused(options: dict, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         MeasureConfig(**options)
@@ -298,7 +293,6 @@ def test_the_interval_of_a_gap_covers_about_as_often_as_it_says() -> None:
         spread = (0.25 + wide) * rng.chisquare(4, size=(40, 16)) / 4
         gap = Gap(np.sqrt(squared), np.sqrt(spread), np.zeros((40, 16), dtype=bool), 0.0, 0.0)
         interval = gap.interval(np.arange(40), seed)
-        assert interval is not None
         covered += interval.low <= law <= interval.high
     assert 170 <= covered <= 198
     assert gap.interval(np.zeros(40, dtype=int), 0) is None

@@ -1,11 +1,8 @@
 """What every family's adapter must do, on a small real checkpoint of each."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +35,7 @@ from chordflow.training.methods import (
 from chordflow.training.student import StudentInit, make_student
 from families import CASES
 from family_case import FamilyCase
+from forked import forget_chordflow
 from small_policies import Folders
 
 pytestmark = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -247,9 +245,7 @@ def test_fresh_weights_repeat_and_touch_their_roles_alone(case: FamilyCase, poli
 
 def act_alone(folder: Path, observation: dict[str, Any], output: Path) -> None:
     """Two actions by LeRobot's classes, in a process that can no longer import chordflow."""
-    for name in [name for name in sys.modules if name.split(".")[0] == "chordflow"]:
-        del sys.modules[name]
-    sys.modules["chordflow"] = None  # type: ignore[assignment]
+    forget_chordflow()
     config = PreTrainedConfig.from_pretrained(folder)
     config.pretrained_path = folder
     policy = get_policy_class(config.type).from_pretrained(folder, config=config, strict=True)

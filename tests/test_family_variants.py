@@ -1,7 +1,5 @@
 """Every family's adapter against the stock sampler, over what a config may ask of it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch

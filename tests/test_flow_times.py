@@ -88,18 +88,15 @@ def test_samples_are_a_function_of_the_generator_alone(law: TimeDistribution) ->
     assert bool(((first >= 0) & (first <= 1)).all())
 
 
-@pytest.mark.parametrize(
-    ("make", "field"),
-    [
-        (lambda: Beta(alpha=0.0), "alpha=0.0: give a number above 0"),
-        (lambda: Beta(beta=math.nan), "beta"),
-        (lambda: Beta(offset=0.1), "offset"),
-        (lambda: LogitNormal(std=-1.0), "std"),
-        (lambda: LogitNormal(mean=math.inf), "mean"),
-        (lambda: PointMassMixture(weight=1.5), "weight"),
-        (lambda: PointMassMixture(at=-0.1), "at="),
-    ],
-)
+@pytest.mark.parametrize(("make", "field"), [
+    (lambda: Beta(alpha=0.0), "alpha=0.0: give a number above 0"),
+    (lambda: Beta(beta=math.nan), "beta"),
+    (lambda: Beta(offset=0.1), "offset"),
+    (lambda: LogitNormal(std=-1.0), "std"),
+    (lambda: LogitNormal(mean=math.inf), "mean"),
+    (lambda: PointMassMixture(weight=1.5), "weight"),
+    (lambda: PointMassMixture(at=-0.1), "at="),
+])  # fmt: skip
 def test_bad_parameters_are_named(make: Callable[[], object], field: str) -> None:
     with pytest.raises(UserError, match=field):
         make()

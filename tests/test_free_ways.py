@@ -1,7 +1,5 @@
 """What can be had without training: which ways are tried, on which episodes, and what is said of them."""
 
-from __future__ import annotations
-
 import io
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a policy looks at against what a dataset or an environment shows."""
 
-from __future__ import annotations
-
 import copy
 import json
 import re
@@ -107,47 +105,41 @@ def test_cameras_pass_where_they_pass_lerobot_and_advice_is_good(
         check_inputs(policy, shapes(shown), HERE)
 
 
-@pytest.mark.parametrize(
-    ("how", "shown"),
-    [
-        ({"own": names(front="a", side="b")}, ("front",)),
-        ({"own": names(front="a")}, ("front", "hand")),
-        ({"own": names(front="a")}, ("a",)),
-        ({"given": names(front="b")}, ("front", "hand")),
-        ({"given": names(front="b"), "own": names(front="a")}, ("front",)),
-        # One map for a dataset and an environment whose cameras have other names.
-        ({"given": names(front="a", image="a")}, ("image",)),
-    ],
-)
+@pytest.mark.parametrize(("how", "shown"), [
+    ({"own": names(front="a", side="b")}, ("front",)),
+    ({"own": names(front="a")}, ("front", "hand")),
+    ({"own": names(front="a")}, ("a",)),
+    ({"given": names(front="b")}, ("front", "hand")),
+    ({"given": names(front="b"), "own": names(front="a")}, ("front",)),
+    # One map for a dataset and an environment whose cameras have other names.
+    ({"given": names(front="a", image="a")}, ("image",)),
+])  # fmt: skip
 def test_renamed_cameras_are_found(how: dict[str, Any], shown: tuple[str, ...], policy: Any) -> None:
     set_up(policy, ("a", "b", "c"), **how)
     check_inputs(policy, shapes(shown), HERE)
 
 
-@pytest.mark.parametrize(
-    ("how", "shown", "words"),
-    [
-        ({"own": names(front="a")}, shapes(("side",)), [f"{HERE} lacks", "a, ", '{"observation.images.side"']),
-        # What is renamed already stays in the advice: --rename_map replaces the checkpoint's own.
-        (
-            {"own": names(front="a"), "needs_every_camera": True},
-            shapes(("front", "side", "top")),
-            [json.dumps(names(front="a", side="b", top="c"))],
-        ),
-        ({"needs_every_camera": True}, shapes(("a", "b")), [f"camera(s) {camera('c')};", "give one with them"]),
-        ({}, shapes(()), ["it has none"]),
-        ({"given": names(front="d")}, shapes(("front",)), [f"no {camera('d')!r}", f"looks at {STATE}, {camera('a')}"]),
-        ({"given": names(front="a")}, shapes(("b",)), [f"rename_map names {camera('front')!r}", HERE, camera("b")]),
-        ({"given": names(front="a")}, shapes(("front", "a")), [f"{HERE} has a {camera('a')!r} already"]),
-        ({}, shapes(("a",), state=(5,)), [f"{HERE}: {STATE} has shape (5,)", "trained with (3,)"]),
-        ({}, shapes(("a",), state=()), [f"{HERE} has no {STATE}"]),
-        (
-            {"own": {"observation.joints": STATE}},
-            shapes(("a",), state=(), joints=(5,)),
-            [f"{STATE} has shape (5,)", "trained with (3,)"],
-        ),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("how", "shown", "words"), [
+    ({"own": names(front="a")}, shapes(("side",)), [f"{HERE} lacks", "a, ", '{"observation.images.side"']),
+    # What is renamed already stays in the advice: --rename_map replaces the checkpoint's own.
+    (
+        {"own": names(front="a"), "needs_every_camera": True},
+        shapes(("front", "side", "top")),
+        [json.dumps(names(front="a", side="b", top="c"))],
+    ),
+    ({"needs_every_camera": True}, shapes(("a", "b")), [f"camera(s) {camera('c')};", "give one with them"]),
+    ({}, shapes(()), ["it has none"]),
+    ({"given": names(front="d")}, shapes(("front",)), [f"no {camera('d')!r}", f"looks at {STATE}, {camera('a')}"]),
+    ({"given": names(front="a")}, shapes(("b",)), [f"rename_map names {camera('front')!r}", HERE, camera("b")]),
+    ({"given": names(front="a")}, shapes(("front", "a")), [f"{HERE} has a {camera('a')!r} already"]),
+    ({}, shapes(("a",), state=(5,)), [f"{HERE}: {STATE} has shape (5,)", "trained with (3,)"]),
+    ({}, shapes(("a",), state=()), [f"{HERE} has no {STATE}"]),
+    (
+        {"own": {"observation.joints": STATE}},
+        shapes(("a",), state=(), joints=(5,)),
+        [f"{STATE} has shape (5,)", "trained with (3,)"],
+    ),
+])  # fmt: skip
 def test_what_does_not_fit_is_named(
     how: dict[str, Any], shown: Shapes, words: list[str], policy: Any
 ) -> None:

@@ -1,7 +1,5 @@
 """The benchmark of latency: its reduced sizes run, its full sizes are what they say, its document shows its results."""
 
-from __future__ import annotations
-
 import json
 import re
 import sys
@@ -101,7 +99,6 @@ def test_the_document_shows_the_committed_results(run: ModuleType) -> None:
     assert RESULTS
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
     shown = re.search(r"<!-- table -->\n(.*?)\n<!-- /table -->", text, re.DOTALL)
-    assert shown is not None
     assert shown[1] == run.table(FOLDER / "results")
     for line in shown[1].splitlines()[2:]:
         times = [cell.strip() for cell in line.strip("|").split("|")[-2:]]

@@ -1,7 +1,5 @@
 """Episodes by LeRobot's own noise: those of stock `lerobot-eval`, one by one."""
 
-from __future__ import annotations
-
 import json
 import math
 import sys
@@ -89,15 +87,12 @@ class Stock:
         return tasks[0]["metrics"]
 
 
-@pytest.mark.parametrize(
-    ("episodes", "batch_size", "options"),
-    [
-        (7, 1, {}),
-        (7, 3, {"num_steps": 2}),
-        (4, 3, {"num_steps": 1, "n_action_steps": 3}),
-        (2, 5, {}),  # LeRobot makes that a batch of two
-    ],
-)
+@pytest.mark.parametrize(("episodes", "batch_size", "options"), [
+    (7, 1, {}),
+    (7, 3, {"num_steps": 2}),
+    (4, 3, {"num_steps": 1, "n_action_steps": 3}),
+    (2, 5, {}),  # LeRobot makes that a batch of two
+])  # fmt: skip
 def test_equals_lerobot_eval_episode_by_episode(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, episodes: int, batch_size: int,
     options: dict[str, int],
@@ -168,19 +163,16 @@ def test_several_tasks_follow_one_another_on_one_generator(
     assert expected[0]["metrics"]["sum_rewards"] != expected[1]["metrics"]["sum_rewards"]
 
 
-@pytest.mark.parametrize(
-    ("env", "options", "message"),
-    [
-        ({}, {"n_episodes": 0}, "n_episodes=0: give at least 1"),
-        ({}, {"batch_size": 0}, "batch_size=0: give at least 1"),
-        ({}, {"seed": -1}, "seed=-1: give 0 or more"),
-        ({}, {"num_steps": 0}, "num_steps is 0"),
-        ({}, {"n_action_steps": 9}, "n_action_steps is 9; a chunk has 8 actions"),
-        ({"action_dim": 3}, {}, r"takes actions of shape \(3,\)"),
-        ({"cameras": ("side",)}, {}, r"observation\.images\.top"),
-        ({"state_dim": 5}, {}, r"observation\.state has shape \(5,\)"),
-    ],
-)
+@pytest.mark.parametrize(("env", "options", "message"), [
+    ({}, {"n_episodes": 0}, "n_episodes=0: give at least 1"),
+    ({}, {"batch_size": 0}, "batch_size=0: give at least 1"),
+    ({}, {"seed": -1}, "seed=-1: give 0 or more"),
+    ({}, {"num_steps": 0}, "num_steps is 0"),
+    ({}, {"n_action_steps": 9}, "n_action_steps is 9; a chunk has 8 actions"),
+    ({"action_dim": 3}, {}, r"takes actions of shape \(3,\)"),
+    ({"cameras": ("side",)}, {}, r"observation\.images\.top"),
+    ({"state_dim": 5}, {}, r"observation\.state has shape \(5,\)"),
+])  # fmt: skip
 def test_what_cannot_be_run(
     checkpoint: Path, env: dict[str, Any], options: dict[str, Any], message: str
 ) -> None:

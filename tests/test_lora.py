@@ -1,7 +1,5 @@
 """PEFT adapters as teachers: as `lerobot-train` writes them, merged, and with the actions that stock LeRobot has."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -109,16 +107,13 @@ def adapter(built: Path, checkpoint: Path, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("family", "peft"),
-    [
-        *((family, {}) for family in CASES),
-        ("smolvla", {"full_training_modules": ["action_out_proj"], "target_modules": ["q_proj", "v_proj"]}),
-        ("pi0", {"rank_pattern": {"action_in_proj": 2}, "alpha_pattern": {"action_in_proj": 7}, "lora_alpha": 3}),
-        ("smolvla", {"use_dora": True, "use_rslora": True}),
-        ("smolvla", {"method_type": "MISS"}),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("family", "peft"), [
+    *((family, {}) for family in CASES),
+    ("smolvla", {"full_training_modules": ["action_out_proj"], "target_modules": ["q_proj", "v_proj"]}),
+    ("pi0", {"rank_pattern": {"action_in_proj": 2}, "alpha_pattern": {"action_in_proj": 7}, "lora_alpha": 3}),
+    ("smolvla", {"use_dora": True, "use_rslora": True}),
+    ("smolvla", {"method_type": "MISS"}),
+])  # fmt: skip
 def test_a_merged_adapter_has_the_stock_actions(
     family: str, peft: dict[str, Any], family_folder: Folders, dataset_root: Path, tmp_path: Path
 ) -> None:

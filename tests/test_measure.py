@@ -1,7 +1,5 @@
 """The rows that `measure` makes, against closed forms."""
 
-from __future__ import annotations
-
 import copy
 import math
 
@@ -94,7 +92,6 @@ def test_curvature_is_measured_on_the_fine_grid_whatever_the_policy_is_saved_wit
     assert grid.shape == (100, 2)
     assert grid.sum(axis=1) == pytest.approx(np.array(teacher.s_by_time))
     assert grid.mean(axis=0) == pytest.approx(np.array(teacher.s_by_dim[:2]))
-    assert teacher.interval is not None
     assert teacher.interval.low < teacher.curvature < teacher.interval.high
     assert student.curvature < 1e-3 * teacher.curvature
 
@@ -107,7 +104,6 @@ def test_the_floor_and_the_teacher_as_deployed(measured: Measured) -> None:
     rows = [measured.gap("teacher", n, "converged") for n in (1, 2, 4)]
     # About the width that fifteen episodes of noise leave.
     for row in rows:
-        assert row.interval is not None
         assert row.interval.low < row.rms < row.interval.high
         assert 0.02 < (row.interval.high - row.interval.low) / row.rms < 0.5
     one, two, four = (row.rms for row in rows)
@@ -146,15 +142,12 @@ def test_ratios_are_of_the_same_pairs_and_lie_in_their_intervals(measured: Measu
             if reference == "converged":
                 found += [(row.ratio_to_floor, row.rms / floor.rms) for row in (student, teacher)]
             for ratio, value in found:
-                assert ratio is not None
-                assert ratio.interval is not None
                 assert ratio.value == pytest.approx(value)
                 assert ratio.interval.low <= ratio.value <= ratio.interval.high
     # One step of the exact student ends where the continuous ODE does (c = std), untrained ones short of ten, and a
     # single one in the mean (c = 0).
     hundred = float(euler_factor(torch.tensor(0.6), 100))
     student = measured.gap("student", 1, "converged")
-    assert student.ratio_to_untrained is not None
     assert student.ratio_to_untrained.value == pytest.approx((0.6 - hundred) / hundred, rel=1e-2)
     assert student.nearer_than_deployed == 1.0
     assert measured.gap("teacher", 2, "converged").nearer_than_deployed == 0.0
@@ -166,7 +159,6 @@ def test_the_best_way_is_chosen_on_some_episodes_and_measured_on_the_others(
 ) -> None:
     """By hand: every way is solved at once, on all observations."""
     free = measured.measures.free
-    assert free is not None
     assert not set(free.chosen_on) & set(free.measured_on)
     # The larger half is measured on: an interval needs two episodes.
     assert (len(free.chosen_on), len(free.measured_on)) == (7, 8)
@@ -185,15 +177,11 @@ def test_the_best_way_is_chosen_on_some_episodes_and_measured_on_the_others(
 
     best = min(ways, key=lambda way: rms(way, chosen, CHOICE_NOISES))
     row = free.best(nfe)
-    assert row is not None
     assert (row.solver, row.num_steps, row.grid_power, row.nfe) == (*best, nfe)
     assert row.rms == pytest.approx(rms(best, others, 64), rel=1e-4)
     assert (row.observations, row.pairs) == (16, 16 * 64)
-    assert row.interval is not None
     assert row.interval.low <= row.rms <= row.interval.high
     # Even Euler steps and the floor are of the same pairs.
-    assert row.ratio_to_untrained is not None
-    assert row.ratio_to_floor is not None
     even, floor = rms(Way("euler", nfe), others, 64), rms(deployed, others, 64)
     assert row.ratio_to_untrained.value == pytest.approx(row.rms / even, rel=1e-4)
     assert row.ratio_to_floor.value == pytest.approx(row.rms / floor, rel=1e-4)
@@ -202,20 +190,15 @@ def test_the_best_way_is_chosen_on_some_episodes_and_measured_on_the_others(
 
 def test_the_student_stands_beside_the_best_way_on_the_same_pairs(measured: Measured) -> None:
     free = measured.measures.free
-    assert free is not None
     assert {row.nfe for row in free.ways} == {2, 4, 10}
     floor = free.beside("teacher", 10)
-    assert floor is not None
     for num_steps in (1, 2, 4):
         row, best = free.beside("student", num_steps), free.best(num_steps)
-        assert row is not None
         assert row.pairs == floor.pairs == 16 * 64
-        assert row.ratio_to_floor is not None
         assert row.ratio_to_floor.value == pytest.approx(row.rms / floor.rms)
         if best is None:
             assert (num_steps, row.ratio_to_free) == (1, None)
         else:
-            assert row.ratio_to_free is not None
             assert row.ratio_to_free.value == pytest.approx(row.rms / best.rms)
 
 
@@ -242,7 +225,6 @@ def test_few_episodes_are_said(count: int, num_steps: list[int], noises: int, sa
         # One observation with one noise is all that is left to measure on.
         assert found.free is None or len(found.free.measured_on) > 1
     else:
-        assert found.free is not None
         assert (found.free.chosen_on == found.free.measured_on) is same
         assert all((row.interval is None) == (len(found.free.measured_on) == 1) for row in found.free.ways)
 
@@ -275,10 +257,7 @@ def test_a_way_that_leaves_the_numbers_gives_way_to_another(
     config = MeasureConfig(num_observations=8, num_steps=[nfe], solvers=["euler"], latency_repeats=1)
     teacher = Sampler(policy(GaussianConfig(std=0.6)), 10)
     free = measure({"teacher": teacher}, make_observations(8), config).free
-    assert free is not None
     row, floor = free.best(nfe), free.beside("teacher", 10)
-    assert row is not None
-    assert floor is not None
     assert (row.solver, row.nfe) == (solver, nfe)
     assert (row.rms == floor.rms) is (solver == "euler")
 
@@ -330,7 +309,6 @@ def test_two_modes_are_two_sided_one_step_falls_between_and_the_widest_are_shown
     one = {r.policy: r for r in measures.gaps if (r.num_steps, r.reference) == (1, "deployed")}
     ratio = one["student"].ratio_to_untrained
     assert one["student"].rms == one["teacher"].rms > 0.5
-    assert ratio is not None
     assert ratio.value == 1.0
     # Two modes 4 apart in 8 entries: variance 4 + 0.3^2 each, whatever the observation.
     means = torch.stack([make_observations(12).dataset.states[i] for i in range(12)])

@@ -1,7 +1,5 @@
 """The benchmark on Meta-World: demonstrations whole or not at all, LeRobot's split, and the smallest size in full."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """Training methods: each loss by hand, each optimum in closed form, and what each asks of its batches."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -71,7 +69,6 @@ def joined(parts: Sequence[CouplingBatch]) -> CouplingBatch:
     shown = (
         cat(lambda part: part.demonstrations, "noise", "actions", "valid") if first.demonstrations else None
     )
-    assert first.context is not None
     return replace(
         first, noise=noise, endpoint=endpoint, rows=None, total=None, weight=1.0,
         context=type(first.context).concatenate([part.context for part in parts]),
@@ -166,7 +163,6 @@ def test_a_prefix_that_trains_is_encoded_anew_and_without_the_actions(config: Me
     kept = filled_batch(policy, method.needs)
     anew = filled_batch(policy, method.needs, student_encode=student.encode, student_context=False)
     assert anew.context is None
-    assert anew.batch is not None
     assert set(anew.batch) == {"observation.state"}
     losses = [method.loss(VelocityModule(student), batch, generator(5)) for batch in (kept, anew)]
     torch.testing.assert_close(*losses)
@@ -184,7 +180,6 @@ def test_a_share_of_a_small_batch_is_met_on_average(share: float) -> None:
 
 
 def by_rows(student: AffineStudent, batch: CouplingBatch, row: int, x: Tensor, t: float | Tensor) -> Tensor:
-    assert batch.context is not None
     context = batch.context.index(torch.tensor([row]))
     return student.velocity(x[None], torch.as_tensor(t).reshape(1), context)[0]
 
@@ -202,7 +197,6 @@ def test_a_shortcut_is_the_mean_of_two_steps_of_the_student() -> None:
     for row in range(8):
         noise, action = shown.noise[row], shown.actions[row]
         if shortcut[row]:
-            assert batch.context is not None
             one = by_rows(student, batch, row, noise, 1.0)
             end = Sampler(student, 2)(batch.context.index(torch.tensor([row])), noise[None])[0]
             values.append((one - (noise - end)).square().mean())
@@ -354,29 +348,23 @@ def test_the_fixed_point_of_consistency_is_the_teachers_map(tmp_path: Path) -> N
 # What methods declare
 
 
-@pytest.mark.parametrize(
-    ("config", "step_counts"),
-    [
-        (ReflowMethodConfig(), None), (ReflowMethodConfig(times=UniformTimes(at_noise=1.0)), (1,)),
-        (ReflowMethodConfig(times=UniformTimes(at_noise=1.0), real_data_share=0.1), None),
-        (EndpointMethodConfig(), (1,)), (EndpointMethodConfig(path_share=0.2), None),
-        (NoiseBiasedMethodConfig(), None), (NoiseBiasedMethodConfig(times=BetaTimes(at_noise=1.0)), (1,)),
-        (SnapFlowMethodConfig(), None), (ConsistencyMethodConfig(), None),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("config", "step_counts"), [
+    (ReflowMethodConfig(), None), (ReflowMethodConfig(times=UniformTimes(at_noise=1.0)), (1,)),
+    (ReflowMethodConfig(times=UniformTimes(at_noise=1.0), real_data_share=0.1), None),
+    (EndpointMethodConfig(), (1,)), (EndpointMethodConfig(path_share=0.2), None),
+    (NoiseBiasedMethodConfig(), None), (NoiseBiasedMethodConfig(times=BetaTimes(at_noise=1.0)), (1,)),
+    (SnapFlowMethodConfig(), None), (ConsistencyMethodConfig(), None),
+])  # fmt: skip
 def test_who_sees_one_time_alone_is_for_one_step_alone(
     config: MethodConfig, step_counts: tuple[int, ...] | None
 ) -> None:
     assert config.build().step_counts == step_counts
 
 
-@pytest.mark.parametrize(
-    ("config", "name", "value"),
-    [
-        (ReflowMethodConfig, "method.real_data_share", 1.0), (EndpointMethodConfig, "method.path_share", 1.0),
-        (SnapFlowMethodConfig, "method.shortcut_share", 0.0), (PseudoHuber, "loss.c", 0.0),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("config", "name", "value"), [
+    (ReflowMethodConfig, "method.real_data_share", 1.0), (EndpointMethodConfig, "method.path_share", 1.0),
+    (SnapFlowMethodConfig, "method.shortcut_share", 0.0), (PseudoHuber, "loss.c", 0.0),
+])  # fmt: skip
 def test_numbers_out_of_range_are_refused(config: type, name: str, value: float) -> None:
     with pytest.raises(UserError, match=f"{name}={value}"):
         config(**{name.partition(".")[2]: value})

@@ -1,7 +1,5 @@
 """Every method through the command line on a real, shrunken policy: run, resume, record, load with stock LeRobot."""
 
-from __future__ import annotations
-
 import functools
 import json
 import shutil
@@ -106,15 +104,12 @@ def test_a_method_cannot_be_changed_on_resume(
     assert "resuming cannot change it" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["--method.type=endpoint", "--num_inference_steps=2"],
-         "num_inference_steps=2: with these settings method endpoint trains for one step alone"),
-        (["--student.init_path=x", "--student.init=random"], "student.init_path=x: student.init=random"),
-        (["--student.init_path=nowhere"], "student.init_path=nowhere"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("more", "message"), [
+    (["--method.type=endpoint", "--num_inference_steps=2"],
+     "num_inference_steps=2: with these settings method endpoint trains for one step alone"),
+    (["--student.init_path=x", "--student.init=random"], "student.init_path=x: student.init=random"),
+    (["--student.init_path=nowhere"], "student.init_path=nowhere"),
+])  # fmt: skip
 def test_what_does_not_go_together_is_refused(
     more: list[str], message: str, checkpoint: Path, dataset_root: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

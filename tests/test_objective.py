@@ -1,7 +1,5 @@
 """What training methods share: losses by hand, and laws of the training time as settings."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
@@ -71,16 +69,13 @@ def test_equal_weights_change_gradients_and_not_what_is_logged() -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize(
-    ("config", "law"),
-    [
-        (BetaTimes(alpha=2.0, beta=3.0), laws.Beta(alpha=2.0, beta=3.0)),
-        (LogitNormalTimes(mean=0.5, std=2.0), laws.LogitNormal(mean=0.5, std=2.0)),
-        (UShapedTimes(a=2.0), laws.UShaped(a=2.0)),
-        (ExponentialTimes(ratio=3.0), laws.Exponential(ratio=3.0)),
-        (UniformTimes(), laws.Uniform()),
-    ],
-)
+@pytest.mark.parametrize(("config", "law"), [
+    (BetaTimes(alpha=2.0, beta=3.0), laws.Beta(alpha=2.0, beta=3.0)),
+    (LogitNormalTimes(mean=0.5, std=2.0), laws.LogitNormal(mean=0.5, std=2.0)),
+    (UShapedTimes(a=2.0), laws.UShaped(a=2.0)),
+    (ExponentialTimes(ratio=3.0), laws.Exponential(ratio=3.0)),
+    (UniformTimes(), laws.Uniform()),
+])  # fmt: skip
 def test_each_law_is_the_one_it_names_but_for_the_share_at_noise(
     config: TimesConfig, law: laws.TimeDistribution, share: float
 ) -> None:

@@ -1,7 +1,5 @@
 """What docs/families.md says of families without adapter covers the installed LeRobot; read, never imported."""
 
-from __future__ import annotations
-
 import ast
 import re
 from importlib.util import find_spec
@@ -20,7 +18,6 @@ NO_FLOW = ("act", "diffusion", "gaussian_actor", "pi0_fast", "tdmpc", "vqbet")
 def families() -> set[str]:
     """Every policy type that LeRobot registers."""
     spec, found = find_spec("lerobot"), set()
-    assert spec is not None
     assert spec.submodule_search_locations
     for file in Path(spec.submodule_search_locations[0], "policies").glob("*/configuration_*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

@@ -1,7 +1,5 @@
 """Optimisers: steps equal to the libraries' own, and states that checkpoints hold."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 from collections.abc import Callable

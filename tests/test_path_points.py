@@ -1,7 +1,5 @@
 """Points on the teacher's trajectory: which states a buffer keeps, and what reflow learns from them."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """What is particular to EO1: prompts, its loss, tied weights."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What is particular to GR00T: buckets of time, its own processors, the base model beneath."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 from collections.abc import Callable
@@ -219,14 +217,11 @@ def test_what_cannot_be_reflowed_is_refused(tmp_path: Path, case: str) -> None:
     assert all(word in str(refused.value) for word in words)
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"base_model_path": "nvidia/GR00T-N1.5-3B"},
-        # As LeRobot 0.5 saved one that was fine-tuned from a copy of another name.
-        {"base_model_path": "/moved/base", "tokenizer_assets_repo": "lerobot/eagle2hg-processor-groot-n1p5"},
-    ],
-)
+@pytest.mark.parametrize("fields", [
+    {"base_model_path": "nvidia/GR00T-N1.5-3B"},
+    # As LeRobot 0.5 saved one that was fine-tuned from a copy of another name.
+    {"base_model_path": "/moved/base", "tokenizer_assets_repo": "lerobot/eagle2hg-processor-groot-n1p5"},
+])  # fmt: skip
 def test_the_version_before_is_named_before_its_base_is_asked_for(
     fields: dict[str, Any], checkpoint: Path, tmp_path: Path
 ) -> None:

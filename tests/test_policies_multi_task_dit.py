@@ -1,7 +1,5 @@
 """The adapter for the multi-task DiT: what is particular to it."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -46,13 +44,10 @@ def test_several_steps_need_one(policy: Any) -> None:
             policy.encode(policy.preprocess(observations(2, steps=steps)))
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "remedy"),
-    [
-        ("objective", "diffusion", "policy.objective=flow_matching"),
-        ("integration_method", "rk4", "set integration_method to euler"),
-    ],
-)
+@pytest.mark.parametrize(("field", "value", "remedy"), [
+    ("objective", "diffusion", "policy.objective=flow_matching"),
+    ("integration_method", "rk4", "set integration_method to euler"),
+])  # fmt: skip
 def test_what_cannot_be_reflowed(tmp_path: Path, field: str, value: str, remedy: str) -> None:
     folder = build(tmp_path / "c", **{field: value})
     with pytest.raises(UserError, match=f"{field}={value} .*{remedy}"):

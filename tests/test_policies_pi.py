@@ -1,7 +1,5 @@
 """The adapters of pi0 and pi0.5 against the stock policies, in what is particular to them."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path

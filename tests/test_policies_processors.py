@@ -1,7 +1,5 @@
 """A checkpoint whose processors do not do what its config says is refused at loading; a sound one never is."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import math
@@ -330,30 +328,19 @@ def test_cameras_that_are_normalised_need_statistics_unless_they_are_absent(
 FULL = "one observation does not fit .* of cpu .*--device"
 
 
-@pytest.mark.parametrize(
-    ("method", "outcome", "said"),
-    [
-        ("encode", MemoryError(), FULL),
-        ("encode", torch.OutOfMemoryError("Tried to allocate 2.00 GiB"), FULL),
-        # What is not the checkpoint's fault is not blamed on it.
-        ("encode", OSError(28, "No space left on device"), None),
-        ("encode", UserError("mine"), None),
-        ("to_action", torch.full((1, 8, 2), math.nan), "end in NaN or infinite actions"),
-        ("to_action", torch.zeros(1, 8, 3), rf"{POST} makes actions of shape \(1, 8, 3\)"),
-        (
-            "to_action",
-            RuntimeError("The size"),
-            rf"the postprocessor \({POST}\) fails on a blank observation",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("method", "outcome", "said"), [
+    ("encode", MemoryError(), FULL),
+    ("encode", torch.OutOfMemoryError("Tried to allocate 2.00 GiB"), FULL),
+    # What is not the checkpoint's fault is not blamed on it.
+    ("encode", OSError(28, "No space left on device"), None),
+    ("encode", UserError("mine"), None),
+    ("to_action", torch.full((1, 8, 2), math.nan), "end in NaN or infinite actions"),
+    ("to_action", torch.zeros(1, 8, 3), rf"{POST} makes actions of shape \(1, 8, 3\)"),
+    ("to_action", RuntimeError("The size"), rf"the postprocessor \({POST}\) fails on a blank observation"),
+])  # fmt: skip
 def test_what_only_shows_when_an_observation_goes_through(
-    method: str,
-    outcome: Any,
-    said: str | None,
-    tiny_policy: SmolVLAFlowPolicy,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    method: str, outcome: Any, said: str | None, tiny_policy: SmolVLAFlowPolicy, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     def answer(*_: object) -> Tensor:
         if isinstance(outcome, Exception):
             raise outcome

@@ -1,7 +1,5 @@
 """Real-time chunking: the same as stock LeRobot's, and right at few steps."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What is particular to SmolVLA."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

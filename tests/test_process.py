@@ -1,7 +1,5 @@
 """Runs as a user starts them: what reaches the terminal, and what a signal leaves behind."""
 
-from __future__ import annotations
-
 import gc
 import io
 import json
@@ -28,7 +26,7 @@ from chordflow.reporting.table import render
 from chordflow.results.schema import Results
 from chordflow.training.loop import read_metrics
 from chordflow.training.methods import ReflowMethod
-from test_reflow_job import options, student_of
+from small_runs import options, signal_at, student_of
 
 PROGRESS = [
     r"(Loading|Reading) .* \.\.\.",
@@ -97,11 +95,8 @@ Killed = tuple[subprocess.CompletedProcess[str], Path]
 
 @pytest.fixture(scope="module", params=[3, pytest.param(100, marks=pytest.mark.slow)])
 def killed(
-    request: pytest.FixtureRequest,
-    checkpoint: Path,
-    dataset_root: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Killed:
+    request: pytest.FixtureRequest, checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.TempPathFactory,
+) -> Killed:  # fmt: skip
     """A process that ran well, and forks of it that were stopped; see `killed_processes`."""
     place = tmp_path_factory.mktemp("processes") / "ein Ordner 你好"
     place.mkdir()
@@ -128,17 +123,9 @@ def test_stopped_in_any_stage_what_is_whole_stands(
     capsys: pytest.CaptureFixture[str], where: Any, name: str, call: int, number: int, left: list[str],
 ) -> None:  # fmt: skip
     """And the command that is printed ends in the bits of a run that was not stopped."""
-    function, calls = getattr(where, name), []
-
-    def stopped(*arguments: Any, **named: Any) -> Any:
-        calls.append(1)
-        if len(calls) == call:
-            signal.raise_signal(number)
-        return function(*arguments, **named)
-
     output = tmp_path / "new" / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(where, name, stopped)
+        signal_at(patch, where, name, call, number)
         code = main(options(checkpoint, dataset_root, output, "--ema.enable=true"))
     assert code == 128 + number
     said = capsys.readouterr().err.splitlines()[-1]

@@ -1,7 +1,5 @@
 """Recipes by name: what they set, and what goes before them."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

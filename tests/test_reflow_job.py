@@ -1,7 +1,5 @@
 """The main job end to end on a real, shrunken policy: train, save, resume, measure, load with stock LeRobot."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import shutil
@@ -21,7 +19,7 @@ from chordflow.policies import Role, load_flow_policy
 from chordflow.results.schema import Results
 from chordflow.training import checkpoints
 from chordflow.training.loop import read_metrics
-from small_jobs import measured_in_full
+from small_jobs import drawn, measured_in_full
 from small_runs import SMALL as SMALL
 from small_runs import Capture, refusal
 from small_runs import options as options
@@ -34,7 +32,7 @@ def run(checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.TempPathF
     """A finished run by the default solver and optimiser, with EMA and loader workers, and letters in its name."""
     output = tmp_path_factory.mktemp("runs") / "läuft gut 你好"
     more = ("--ema.enable=true", "--num_workers=2")
-    with measured_in_full():
+    with measured_in_full(), drawn():
         assert main(options(checkpoint, dataset_root, output, *more, optimizer="")) == 0
     return output
 
@@ -55,9 +53,7 @@ def test_a_run_is_laid_out_as_lerobots_and_stock_tools_read_it(run: Path) -> Non
     assert sorted(p.name for p in (run / "figures").iterdir()) == ["gap.png", "loss.png", "trajectories.png"]
     stock = TrainPipelineConfig.from_pretrained(student_of(run))
     assert (stock.steps, stock.batch_size, stock.seed) == (6, 8, 5)
-    assert stock.policy is not None
     assert stock.policy.num_steps == 1  # type: ignore[attr-defined]
-    assert stock.optimizer is not None
     assert stock.optimizer.lr == 1e-3
 
 
@@ -68,18 +64,13 @@ def test_the_student_is_measured_beside_its_teacher(run: Path) -> None:
     for reference in ("deployed", "converged"):
         for num_steps in (1, 2):
             row = results.gap("student", num_steps, reference)
-            assert row is not None
             assert row.ratio_to_untrained is not None
             assert results.gap("teacher", num_steps, reference) is not None
     deployed = results.gap("teacher", 10, "deployed")
-    assert deployed is not None
     assert deployed.rms == 0
-    assert results.latency is not None
     assert min(results.latency.ceiling, results.latency.speedup) > 1
-    assert results.loss is not None
     assert results.loss.steps == [2, 4, 6]
     made = results.couplings
-    assert made is not None
     assert (made.solver, made.num_steps, made.grid_power) == ("adams_bashforth", 2, 1.4)
 
 
@@ -152,14 +143,9 @@ CALLS = 7
     ("whole", "fails_at"), [(1, 1), (1, 4), (1, CALLS - 1), (1, CALLS), (0, 1), (0, CALLS)]
 )
 def test_a_write_that_fails_leaves_the_last_good_checkpoint(
-    checkpoint: Path,
-    dataset_root: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: Capture,
-    whole: int,
-    fails_at: int,
-) -> None:
+    checkpoint: Path, dataset_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture,
+    whole: int, fails_at: int,
+) -> None:  # fmt: skip
     calls: list[int] = []
     output = tmp_path / "out"
     last = output / "checkpoints" / "last"
@@ -249,5 +235,4 @@ def test_a_run_goes_on_elsewhere_at_another_rate_and_in_one_process_alone(
     for old, new in zip(before[2:], after[2:], strict=True):
         assert new["lr"] == pytest.approx(old["lr"] / 100)
     stock = TrainPipelineConfig.from_pretrained(student_of(output))
-    assert stock.optimizer is not None
     assert stock.optimizer.lr == 1e-5

@@ -1,7 +1,5 @@
 """Tables of results with parts missing: nothing below a table speaks of what the table does not show."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Callable

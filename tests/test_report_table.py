@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from chordflow.reporting.flow_tables import summary
-from chordflow.reporting.table import facts, markdown, render, sections
+from chordflow.reporting.table import Drawn, facts, markdown, render, sections
 from chordflow.results.actions import FreeWays
 from chordflow.results.findings import verdict
 from chordflow.results.schema import PolicyInfo, Results
@@ -92,6 +92,16 @@ def test_tables_of_every_kind_are_whole_in_a_terminal(width: int) -> None:
         check_whole(printed(results, width), width, results)
 
 
+def test_each_part_of_a_table_tells_its_rows_apart() -> None:
+    (gaps,) = (section for section in sections(diagnosis()) if section.key == "gap")
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(Drawn(gaps))
+    heads = [line.split()[:3] for line in capture.get().splitlines() if line.startswith("policy ")]
+    assert len(heads) > 1
+    assert all(head == ["policy", "steps", "nfe"] for head in heads)
+
+
 def test_without_verbose_there_is_one_table_of_at_most_ten_rows() -> None:
     infos = [PolicyInfo(f"p{i}", "x", "smolvla", 1, 1, "0" * 64) for i in range(20)]
     many = sample(policies=infos, gaps=[gap(info.name, 1, "deployed", 0.1) for info in infos])
@@ -107,7 +117,6 @@ def test_without_verbose_there_is_one_table_of_at_most_ten_rows() -> None:
 def test_the_summary_is_the_verdicts_ways_to_act() -> None:
     best = [gap("teacher", 1, r, 0.1, solver="midpoint", nfe=2) for r in ("deployed", "converged")]
     section = summary(sample(free=FreeWays([0], [1], best, [])))
-    assert section is not None
     assert [[cell.text for cell in row] for row in section.rows] == [
         ["teacher", "10", "92.2 [89.5, 94.2]", "0 %", "1.00"],
         ["teacher", "2", "85.8 [82.5, 88.6]", "13.4 %", "0.35"],

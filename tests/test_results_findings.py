@@ -1,7 +1,5 @@
 """Rules of the findings: when they speak, when they keep silent, and what they say."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 
@@ -21,13 +19,7 @@ from chordflow.results.episodes import DelayRow, SequentialRow, SuccessRow
 from chordflow.results.findings import findings, unseen_share, verdict
 from chordflow.results.schema import PolicyInfo, Results
 from chordflow.results.sequential import SequentialTest
-from chordflow.results.statistics import (
-    Estimate,
-    Interval,
-    Percentiles,
-    compare_success,
-    non_inferiority,
-)
+from chordflow.results.statistics import Estimate, Interval, Percentiles, compare_success, non_inferiority
 
 
 def gap(rms: float, steps: int, reference: Any = "converged", solver: str = "euler") -> GapRow:

@@ -88,6 +88,7 @@ def _path(*x: int) -> dict[str, Any]:
     ("[]", "no schema_version"),
     (_edited(schema_version="1"), "no schema_version"),
     (_edited(schema_version=SCHEMA_VERSION + 1), f"schema_version {SCHEMA_VERSION + 1}.*upgrade chordflow"),
+    (_edited(kind="study", schema_version=SCHEMA_VERSION + 1), r"of kind study, .*give (?!.*upgrade)"),
     (_edited(colour="red"), "colour is not a known field"),
     (_edited(teacher_num_steps=2.5), "teacher_num_steps is 2.5: .*valid integer"),
     (_edited(gaps=[1]), r"gaps\[0\] is 1: .*dictionary"),

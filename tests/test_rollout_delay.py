@@ -1,7 +1,5 @@
 """Injected delay: which action of which chunk is executed when, and what real-time chunking is asked for."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Policies that look at several past observations: what they are shown, and which actions of a chunk are run."""
 
-from __future__ import annotations
-
 import itertools
 from collections import deque
 from dataclasses import dataclass

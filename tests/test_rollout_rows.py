@@ -1,7 +1,5 @@
 """Measures of episodes, pairs, and rows of success by instruction, task and suite."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
@@ -71,18 +69,11 @@ def test_pairs_are_by_task_and_seed() -> None:
     assert keys == [(key, key) for key in (("a", 0, 1), ("a", 0, 3), ("a", 1, 1))]
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "words"),
-    [
-        ([episode(0)], [episode(0), episode(4)], "seed 4 of /0 .* 0 times in the first"),
-        ([episode(0)] * 2, [episode(0)], "seed 0 .* 2 times in the first run, 1 times .* each once"),
-        (
-            [episode(0, task="left")],
-            [episode(0, task="right")],
-            "instruction 'left' is 1 .* same environment",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("first", "second", "words"), [
+    ([episode(0)], [episode(0), episode(4)], "seed 4 of /0 .* 0 times in the first"),
+    ([episode(0)] * 2, [episode(0)], "seed 0 .* 2 times in the first run, 1 times .* each once"),
+    ([episode(0, task="left")], [episode(0, task="right")], "instruction 'left' is 1 .* same environment"),
+])  # fmt: skip
 def test_what_cannot_be_paired(first: list[Episode], second: list[Episode], words: str) -> None:
     with pytest.raises(UserError, match=words):
         paired(first, second)

@@ -1,7 +1,5 @@
 """The store of episodes: nothing is lost, nothing is run twice, nothing of other settings is mixed in."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -117,30 +115,23 @@ class TestRefusals:
             stored(tmp_path, episode(seed))
         return tmp_path
 
-    @pytest.mark.parametrize(
-        ("other", "words"),
-        [
-            ({"num_steps": 3}, "was run with num_steps=2, but now num_steps=3"),
-            ({"weights": "xyz"}, 'weights="abc", but now weights="xyz"'),
-            ({"env": {"type": "drift", "cameras": ("left",)}}, "was run with env="),
-            ({"delay": 4}, "was run with delay=null, but now delay=4"),
-        ],
-    )
+    @pytest.mark.parametrize(("other", "words"), [
+        ({"num_steps": 3}, "was run with num_steps=2, but now num_steps=3"),
+        ({"weights": "xyz"}, 'weights="abc", but now weights="xyz"'),
+        ({"env": {"type": "drift", "cameras": ("left",)}}, "was run with env="),
+        ({"delay": 4}, "was run with delay=null, but now delay=4"),
+    ])  # fmt: skip
     def test_other_settings(self, folder: Path, other: dict[str, Any], words: str) -> None:
         before = {file.name: file.read_bytes() for file in folder.iterdir()}
         with pytest.raises(UserError, match=words):
             EpisodeStore(folder, {**SETTINGS, **other})
         assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
-    @pytest.mark.parametrize(
-        "spoil",
-        [
-            lambda data: data[: len(data) // 2],
-            lambda data: b"episodes, as it were",
-            lambda data: data[:30] + bytes(40) + data[70:-300] + bytes(200) + data[-100:],
-        ],
-        ids=["cut", "text", "holes"],
-    )
+    @pytest.mark.parametrize("spoil", [
+        lambda data: data[: len(data) // 2],
+        lambda data: b"episodes, as it were",
+        lambda data: data[:30] + bytes(40) + data[70:-300] + bytes(200) + data[-100:],
+    ], ids=["cut", "text", "holes"])  # fmt: skip
     def test_a_broken_file_is_named_and_the_others_kept(
         self, folder: Path, spoil: Callable[[bytes], bytes]
     ) -> None:

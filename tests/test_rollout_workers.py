@@ -1,13 +1,13 @@
 """Environments in processes of their own: the same episodes, clean ends, faults in one sentence."""
 
-from __future__ import annotations
-
+import multiprocessing
 import os
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from lerobot.envs.configs import EnvConfig
 
 from chordflow.errors import UserError
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
+from chordflow.rollouts import workers
 from chordflow.rollouts.delay import Execution
 from chordflow.rollouts.environments import StartOrder
 from chordflow.rollouts.runner import Runner, open_runner
@@ -74,9 +75,20 @@ def children() -> list[psutil.Process]:
 
 @pytest.fixture(scope="module")
 def runner() -> Iterator[Runner]:
-    """Opened once, as starting a process takes seconds."""
-    with open_runner(DriftEnvConfig(), 16, 2) as opened:
-        yield opened
+    """With two workers that are forked, as importing everything anew takes many seconds; slow tests spawn them."""
+    serve, fork = workers._serve, multiprocessing.get_context("fork")
+
+    def serve_alone(line: Connection, env_cfg: Any) -> None:
+        # A fork holds its parent's ends as well, and would never see them close.
+        os.closerange(3, line.fileno())
+        os.closerange(line.fileno() + 1, 4096)
+        serve(line, env_cfg)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers, "_serve", serve_alone)
+        patch.setattr(multiprocessing, "get_context", lambda method: fork)
+        with open_runner(DriftEnvConfig(), 16, 2) as opened:
+            yield opened
 
 
 class TestSameEpisodes:

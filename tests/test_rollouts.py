@@ -1,7 +1,5 @@
 """Rollouts: episodes that depend on seed and policy alone, truly paired noise, and their measures."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,7 +134,6 @@ class TestEpisodes:
             policy, [0, 1, 2], env=DriftEnvConfig(render_mode=render_mode), record_frames={1}
         )
         assert first.frames is third.frames is None
-        assert second.frames is not None
         assert second.frames.shape == (second.length + 1, size, size, 3)
         assert second.frames.dtype == np.uint8
         assert len({frame.tobytes() for frame in second.frames}) == len(second.frames)
@@ -166,15 +163,12 @@ class TestPairing:
         assert all(seen[0][key] == seen[1][key] for key in common)
         assert all(chunk_noise(other, *key).numpy().tobytes() == noise for key, noise in seen[1].items())
 
-    @pytest.mark.parametrize(
-        ("solver", "grid_power", "times"),
-        [
-            ("euler", 1.0, [0.5, 1.0]),
-            ("midpoint", 1.0, [0.25, 0.5, 0.75, 1.0]),
-            ("euler", 2.0, [0.25, 1.0]),
-            ("midpoint", 2.0, [0.125, 0.25, 0.625, 1.0]),
-        ],
-    )
+    @pytest.mark.parametrize(("solver", "grid_power", "times"), [
+        ("euler", 1.0, [0.5, 1.0]),
+        ("midpoint", 1.0, [0.25, 0.5, 0.75, 1.0]),
+        ("euler", 2.0, [0.25, 1.0]),
+        ("midpoint", 2.0, [0.125, 0.25, 0.625, 1.0]),
+    ])  # fmt: skip
     def test_solver_and_grid(
         self, policy: SmolVLAFlowPolicy, monkeypatch: pytest.MonkeyPatch, solver: Any, grid_power: float,
         times: list[float],

@@ -1,12 +1,9 @@
 """Rounds of reflow: each student teaches the next."""
 
-from __future__ import annotations
-
 import json
 import os
 import shlex
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,6 @@ import torch
 from lerobot.configs.train import TrainPipelineConfig
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from safetensors.torch import load_file
-from torch import Tensor
 
 from chordflow.cli.main import main
 from chordflow.couplings import DatasetConfig
@@ -24,25 +20,22 @@ from chordflow.experiments.provenance import lineage, teacher_may_have_seen, wei
 from chordflow.experiments.rounds import round_seed
 from chordflow.results.schema import Results
 from chordflow.training.methods import ReflowMethod
-from test_reflow_job import options, student_of
+from small_jobs import drawn
+from small_runs import Capture, options, signal_at, student_of
 
 STATE = ("pretrained_model/model.safetensors", "training_state/master_weights.safetensors",
          "training_state/optimizer_state.safetensors")  # fmt: skip
+# As the run that other tests use, too.
+AVERAGED = "--ema.enable=true"
+TWO = ("--rounds=2", AVERAGED)
 
 
 @pytest.fixture(scope="module")
 def two(checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of two rounds; not to be written to."""
     output = tmp_path_factory.mktemp("rounds") / "zwei Runden"
-    assert main(options(checkpoint, dataset_root, output, "--rounds=2")) == 0
-    return output
-
-
-@pytest.fixture(scope="module")
-def one(checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of one round; not to be written to."""
-    output = tmp_path_factory.mktemp("rounds") / "one"
-    assert main(options(checkpoint, dataset_root, output)) == 0
+    with drawn():
+        assert main(options(checkpoint, dataset_root, output, *TWO)) == 0
     return output
 
 
@@ -98,10 +91,10 @@ def test_every_round_is_laid_out_as_a_run_and_the_last_one_is_in_front(two: Path
     assert SmolVLAPolicy.from_pretrained(student_of(two)).config.num_steps == 1
 
 
-def test_the_first_round_is_a_run_of_one_round(two: Path, one: Path, checkpoint: Path) -> None:
-    same_bits(last(two, 1), one / "checkpoints" / "000006")
-    assert not (one / "checkpoints").is_symlink()
-    alone = record(one / "checkpoints" / "000006")
+def test_the_first_round_is_a_run_of_one_round(two: Path, whole_run: Path, checkpoint: Path) -> None:
+    same_bits(last(two, 1), whole_run / "checkpoints" / "000006")
+    assert not (whole_run / "checkpoints").is_symlink()
+    alone = record(whole_run / "checkpoints" / "000006")
     assert (alone["rounds"], alone["round"], alone["round_seed"]) == (1, 1, 5)
     assert alone["lineage"] == [alone["teacher_sha256"]] == [weights_sha256(checkpoint)]
 
@@ -111,12 +104,11 @@ def test_the_second_round_is_a_run_taught_by_the_first_ones_student(
 ) -> None:
     teacher = last(two, 1) / "pretrained_model"
     # The student that teaches is saved with one step.
-    more = (f"--seed={round_seed(5, 2)}", "--coupling.num_steps=2")
+    more = (f"--seed={round_seed(5, 2)}", "--coupling.num_steps=2", AVERAGED)
     assert main(options(teacher, dataset_root, tmp_path / "by hand", *more)) == 0
     same_bits(last(two, 2), tmp_path / "by hand" / "checkpoints" / "000006")
     assert gaps(two / "round_2") == gaps(tmp_path / "by hand")
     own = Results.load(two / "round_2" / "results.json")
-    assert own.couplings is not None
     assert (own.couplings.num_steps, own.teacher_num_steps) == (2, 10)
     # It knows its ancestors without having been told of them.
     by_hand = lineage(tmp_path / "by hand" / "checkpoints" / "000006" / "pretrained_model")
@@ -135,7 +127,6 @@ def test_the_record_names_round_and_lineage(two: Path, checkpoint: Path) -> None
     assert {key for key in first if first[key] != second[key]} == {"round", "round_seed", "lineage"}
     stock = TrainPipelineConfig.from_pretrained(last(two, 2) / "pretrained_model")
     assert (stock.seed, stock.steps) == (round_seed(5, 2), 6)
-    assert stock.policy is not None
     assert stock.policy.pretrained_path == last(two, 1) / "pretrained_model"
 
 
@@ -152,7 +143,6 @@ def test_all_rounds_are_held_against_the_first_teacher(two: Path, checkpoint: Pa
 
     def rms(of: Results, name: str) -> float:
         row = of.gap(name, 1, "deployed")
-        assert row is not None
         return row.rms
 
     # The first round's own teacher is the first one.
@@ -160,40 +150,25 @@ def test_all_rounds_are_held_against_the_first_teacher(two: Path, checkpoint: Pa
     assert second.policies[0].weights_sha256 == results.policies[1].weights_sha256
     said, gap = next(f.text for f in results.findings if f.rule == "rounds"), 100 * rms(second, "student")
     assert f"{gap:.1f} % to its own teacher" in said or f"{gap:.0f} % to its own" in said
-    assert results.loss is not None
     assert results.loss.steps == [2, 4, 6, 8, 10, 12]
     assert results.training_s == pytest.approx((alone.training_s or 0) + (second.training_s or 0))
     # Held out from the student's training, but perhaps not from that of the one that taught it.
-    assert second.held_out is not None
     assert second.held_out.maybe_seen_by_teacher
     assert "round_1" in (two / "report.html").read_text()
 
 
-def interrupt_at(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
-    """Ctrl-C while the loss is looked at for that time; a round here looks eight times, the fourth before it saves."""
-    calls, loss = [], ReflowMethod.loss
-
-    def counted(self: ReflowMethod, *arguments: Any) -> Tensor:
-        calls.append(1)
-        if len(calls) == call:
-            signal.raise_signal(signal.SIGINT)
-        return loss(self, *arguments)
-
-    monkeypatch.setattr(ReflowMethod, "loss", counted)
-
-
-# In its first step, and after its checkpoint; a run by the rule is interrupted there in the quick tests.
-IN_ROUND_2 = [pytest.param(*at, marks=pytest.mark.slow) for at in ((9, 2, 1), (14, 2, 5))]
-
-
-@pytest.mark.parametrize(("call", "number", "step"), [(6, 1, 5), *IN_ROUND_2])
+# In round 1, and in the first step of round 2 and after its checkpoint; a round here calls the loss eight times, the
+# fourth before it saves. In the quick tests a run by the rule is interrupted in round 2, and one of a single round in
+# every stage.
+@pytest.mark.slow
+@pytest.mark.parametrize(("call", "number", "step"), [(6, 1, 5), (9, 2, 1), (14, 2, 5)])
 def test_an_interrupted_run_goes_on_to_the_same_bits(
     two: Path, checkpoint: Path, dataset_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str], call: int, number: int, step: int,
+    capsys: Capture, call: int, number: int, step: int,
 ) -> None:  # fmt: skip
     output = tmp_path / "out"
-    interrupt_at(monkeypatch, call)
-    assert main(options(checkpoint, dataset_root, output, "--rounds=2")) == 130
+    signal_at(monkeypatch, ReflowMethod, "loss", call)
+    assert main(options(checkpoint, dataset_root, output, *TWO)) == 130
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("chordflow reflow: interrupted; resume with: chordflow reflow --resume=true"), said
     reached = output / f"round_{number}" / "checkpoints" / f"{step:06d}"
@@ -209,15 +184,11 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
 
 
 def test_interrupted_before_any_checkpoint_nothing_is_left(
-    checkpoint: Path, dataset_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    def make(*_: object) -> None:
-        signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(BlockMaker, "_make", make)
+    checkpoint: Path, dataset_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    signal_at(monkeypatch, BlockMaker, "_make", 1)
     output = tmp_path / "new" / "out"
-    assert main(options(checkpoint, dataset_root, output, "--rounds=2")) == 130
+    assert main(options(checkpoint, dataset_root, output, *TWO)) == 130
     assert "no checkpoint was written yet, so start a new run" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
@@ -238,7 +209,7 @@ def test_killed_in_the_second_round_it_goes_on_there(two: Path, tmp_path: Path) 
 
 
 def test_rounds_after_the_one_resumed_are_kept_while_their_teacher_is_the_same(
-    two: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    two: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     run = copied(two, tmp_path)
     weights = last(run, 2) / "pretrained_model" / "model.safetensors"
@@ -268,20 +239,17 @@ def test_more_rounds_can_be_asked_for(two: Path, tmp_path: Path) -> None:
     assert results.seeds.keys() == {"training", "round 2", "round 3", "measuring"}
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["--rounds=0"], "rounds=0: give at least 1"),
-        (["--rounds=2", "--method.type=endpoint"], "rounds=2: a student of method.type=endpoint"),
-        (["--rounds=2", "--method.type=noise_biased"], "rounds=2: method.type=noise_biased has no teacher"),
-        (["--rounds=auto", "--auto_rounds.most=1"], "auto_rounds.most=1: give at least 2, or --rounds=1."),
-        (["--rounds=auto", "--auto_rounds.least_gain=1"], "auto_rounds.least_gain=1.0: give a number from 0"),
-        (["--rounds=2", "--auto_rounds.most=3"], "auto_rounds: these options are about rounds=auto, and rounds=2"),
-        (["--rounds=always"], "rounds=always: give whole number or auto"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("more", "message"), [
+    (["--rounds=0"], "rounds=0: give at least 1"),
+    (["--rounds=2", "--method.type=endpoint"], "rounds=2: a student of method.type=endpoint"),
+    (["--rounds=2", "--method.type=noise_biased"], "rounds=2: method.type=noise_biased has no teacher"),
+    (["--rounds=auto", "--auto_rounds.most=1"], "auto_rounds.most=1: give at least 2, or --rounds=1."),
+    (["--rounds=auto", "--auto_rounds.least_gain=1"], "auto_rounds.least_gain=1.0: give a number from 0"),
+    (["--rounds=2", "--auto_rounds.most=3"], "auto_rounds: these options are about rounds=auto, and rounds=2"),
+    (["--rounds=always"], "rounds=always: give a whole number or auto"),
+])  # fmt: skip
 def test_rounds_that_cannot_be_are_refused(
-    checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str],
+    checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: Capture, more: list[str],
     message: str,
 ) -> None:  # fmt: skip
     assert main(options(checkpoint, dataset_root, tmp_path / "out", *more)) == 2
@@ -290,8 +258,8 @@ def test_rounds_that_cannot_be_are_refused(
 
 
 def test_what_does_not_fit_a_run_of_rounds_is_refused(
-    two: Path, one: Path, checkpoint: Path, dataset_root: Path, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    two: Path, whole_run: Path, checkpoint: Path, dataset_root: Path, tmp_path: Path,
+    capsys: Capture,
 ) -> None:  # fmt: skip
     run = copied(two, tmp_path)
 
@@ -301,7 +269,7 @@ def test_what_does_not_fit_a_run_of_rounds_is_refused(
         assert all(word in said for word in words), said
 
     refused(resume(run, "--rounds=1"), "rounds=1: the checkpoint is of round 2 of 2; give at least 2.")
-    again = options(checkpoint, dataset_root, run, "--rounds=2")
+    again = options(checkpoint, dataset_root, run, *TWO)
     refused(again, "exists already; name a new folder, or resume with")
     (run / "round_2").rename(run / "second")
     refused(resume(run, place="second/checkpoints/last"), "whose folder is named round_2")
@@ -312,7 +280,7 @@ def test_what_does_not_fit_a_run_of_rounds_is_refused(
     shutil.rmtree(run / "round_1")
     refused(resume(run), "the student of round 1, is missing; restore it")
     # A folder of one round has no room for a second.
-    refused(resume(one, "--rounds=2"), "rounds=2: the run began with one round")
+    refused(resume(whole_run, "--rounds=2"), "rounds=2: the run began with one round")
 
 
 def test_rounds_draw_apart_and_a_seed_fits_every_library() -> None:

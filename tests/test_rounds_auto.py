@@ -1,22 +1,17 @@
 """`chordflow reflow --rounds=auto`: as many rounds as pay, by a rule that is written down."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
 import shutil
-import signal
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from torch import Tensor
 
 from builders import parse_reflow as parse
-from chordflow import stopping
 from chordflow.cli.main import main
 from chordflow.couplings import DatasetConfig, open_split
 from chordflow.evaluation.measure import Yardstick
@@ -27,8 +22,8 @@ from chordflow.policies import load_flow_policy
 from chordflow.results.paying import Gain, Standing, gain, paying_rounds
 from chordflow.results.schema import STUDENT, TEACHER, Results
 from chordflow.training.methods import ReflowMethod
-from small_jobs import FewSteps
-from test_reflow_job import options, student_of
+from small_jobs import FewSteps, drawn
+from small_runs import Capture, options, signal_at, student_of
 from test_rounds import copied, record, resume, same_bits
 
 QUICK = ["--steps=2", "--save_freq=1", "--coupling.num_steps=null", "--teacher.num_inference_steps=17"]
@@ -41,15 +36,12 @@ def judged(monkeypatch: pytest.MonkeyPatch, *gains: Gain) -> None:
     monkeypatch.setattr(Judge, "_gain", lambda self, students: gains[len(students) - 1])
 
 
-@pytest.mark.parametrize(
-    ("after", "pays", "reason"),
-    [
-        (Standing(0.1, 0.19), True, f"curvature fell by 50 % and {GAP} fell by 5.0 %"),
-        (Standing(0.3, 0.1), True, f"curvature grew by 50 % and {GAP} fell by 50 %"),
-        (Standing(0.19, 0.19), False, "where 10 % of either is needed"),
-        (Standing(0.01, 0.202), False, f"{GAP} grew by 1.0 %"),
-    ],
-)
+@pytest.mark.parametrize(("after", "pays", "reason"), [
+    (Standing(0.1, 0.19), True, f"curvature fell by 50 % and {GAP} fell by 5.0 %"),
+    (Standing(0.3, 0.1), True, f"curvature grew by 50 % and {GAP} fell by 50 %"),
+    (Standing(0.19, 0.19), False, "where 10 % of either is needed"),
+    (Standing(0.01, 0.202), False, f"{GAP} grew by 1.0 %"),
+])  # fmt: skip
 def test_a_round_pays_where_it_straightens_or_nears_and_does_not_drift(
     after: Standing, pays: bool, reason: str
 ) -> None:
@@ -70,16 +62,13 @@ def test_rounds_are_counted_until_one_does_not_pay() -> None:
     assert "grew from nothing" in drifted.reason
 
 
-@pytest.mark.parametrize(
-    ("gains", "most", "kept", "words"),
-    [
-        ([PAYS, LITTLE], 4, 2, "took two rounds and stopped because in round 2 curvature fell by 5.0 % and the gap"),
-        ([LITTLE], 4, 1, "took one round and stopped because in round 1 curvature fell by 5.0 %"),
-        ([DRIFTS], 4, 1, f"took one round and stopped because in round 1 {GAP} grew by 2.0 %"),
-        ([PAYS, PAYS, DRIFTS], 4, 2, f"in round 3 {GAP} grew by 2.0 %"),
-        ([PAYS, PAYS], 2, 2, "auto_rounds.most=2 allows no more, though in round 2 curvature fell by 50 %"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("gains", "most", "kept", "words"), [
+    ([PAYS, LITTLE], 4, 2, "took two rounds and stopped because in round 2 curvature fell by 5.0 % and the gap"),
+    ([LITTLE], 4, 1, "took one round and stopped because in round 1 curvature fell by 5.0 %"),
+    ([DRIFTS], 4, 1, f"took one round and stopped because in round 1 {GAP} grew by 2.0 %"),
+    ([PAYS, PAYS, DRIFTS], 4, 2, f"in round 3 {GAP} grew by 2.0 %"),
+    ([PAYS, PAYS], 2, 2, "auto_rounds.most=2 allows no more, though in round 2 curvature fell by 50 %"),
+])  # fmt: skip
 def test_why_it_stops_and_which_student_it_keeps(
     monkeypatch: pytest.MonkeyPatch, gains: list[Gain], most: int, kept: int, words: str
 ) -> None:
@@ -89,7 +78,6 @@ def test_why_it_stops_and_which_student_it_keeps(
     for taken in range(1, len(gains)):
         assert judge.after(students[:taken]) is None
     stopped = judge.after(students)
-    assert stopped is not None
     assert stopped[0] == kept
     assert words in stopped[1].text
     assert stopped[1].text.endswith(f"; the student is that of round {kept}.")
@@ -111,7 +99,8 @@ def auto(checkpoint: Path, dataset_root: Path, tmp_path_factory: pytest.TempPath
     """A finished run by the rule's own measuring; not to be written to."""
     output = tmp_path_factory.mktemp("auto") / "run"
     more = ("--rounds=auto", "--auto_rounds.most=2", "--auto_rounds.least_gain=0", *QUICK)
-    assert main(options(checkpoint, dataset_root, output, *more)) == 0
+    with drawn():
+        assert main(options(checkpoint, dataset_root, output, *more)) == 0
     return output
 
 
@@ -124,7 +113,6 @@ def test_it_stops_by_the_rule_on_episodes_that_are_neither_trained_nor_reported_
     names = [STUDENT if number == kept else f"round_{number}" for number in range(1, taken + 1)]
     assert [info.name for info in results.policies] == [TEACHER, *names]
     left_out = record(last_of(auto, 1))
-    assert results.held_out is not None
     assert left_out["held_out_episodes"] == results.held_out.episodes
     teacher = load_flow_policy(checkpoint, device="cpu")
     dataset = DatasetConfig("test/tiny", root=str(dataset_root), eval_split=0.4)
@@ -133,7 +121,6 @@ def test_it_stops_by_the_rule_on_episodes_that_are_neither_trained_nor_reported_
     apart = [trained, set(split.judged_episodes), set(split.held_out_episodes)]
     assert all(apart)
     assert len(set.union(*apart)) == sum(map(len, apart))
-    assert split.judged is not None
     measure = replace(parse(resume(auto, place="round_1/checkpoints/last")[1:])[0].measure, num_steps=[1])
     yardstick = Yardstick(teacher, split.judged, FewSteps(**vars(measure)), 17)
     students = [load_flow_policy(last_of(auto, n) / "pretrained_model") for n in range(1, taken + 1)]
@@ -161,19 +148,14 @@ def test_stopped_inside_a_round_it_goes_on_to_the_same_bits(
     auto: Path, checkpoint: Path, dataset_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the second round, between its two steps; then once more, when all is done."""
-    output, loss = tmp_path / "out", ReflowMethod.loss
-
-    def interrupted(self: ReflowMethod, *arguments: Any) -> Tensor:
-        if (output / "round_2").exists() and not stopping.requested():
-            signal.raise_signal(signal.SIGINT)
-        return loss(self, *arguments)
-
+    output = tmp_path / "out"
     judged(monkeypatch, PAYS, DRIFTS)
-    monkeypatch.setattr(ReflowMethod, "loss", interrupted)
-    assert main(options(checkpoint, dataset_root, output, "--rounds=auto", *QUICK)) == 130
+    with monkeypatch.context() as patch:
+        # A round calls the loss twice in every step, as it looks at the weights that it saves.
+        signal_at(patch, ReflowMethod, "loss", 5)
+        assert main(options(checkpoint, dataset_root, output, "--rounds=auto", *QUICK)) == 130
     assert os.readlink(output / "checkpoints") == "round_2/checkpoints"
     assert os.readlink(output / "round_2" / "checkpoints" / "last") == "000001"
-    monkeypatch.setattr(ReflowMethod, "loss", loss)
     results = go_on(output)
     assert results.findings[0].text == (
         f"--rounds=auto took two rounds and stopped because in round 2 {GAP} grew by 2.0 %; the student is that of "
@@ -186,7 +168,6 @@ def test_stopped_inside_a_round_it_goes_on_to_the_same_bits(
     for number, measured_at in ((1, 17), (2, 10)):
         assert record(last_of(output, number))["coupling"]["num_steps"] == 17
         own = Results.load(output / f"round_{number}" / "results.json")
-        assert own.couplings is not None
         assert (own.couplings.num_steps, own.teacher_num_steps) == (17, measured_at)
     # The student of the round that drifted away is measured, and the one before is the run's.
     assert os.readlink(output / "checkpoints") == "round_1/checkpoints"
@@ -199,7 +180,7 @@ def test_stopped_inside_a_round_it_goes_on_to_the_same_bits(
 
 
 def test_a_run_by_the_rule_goes_on_by_a_number_or_by_another_rule(
-    auto: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    auto: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     given = parse(resume(auto, "--rounds=2", place="round_1/checkpoints/last")[1:])[0]
     assert (given.rounds, given.auto_rounds) == (2, AutoRoundsConfig())

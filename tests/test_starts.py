@@ -1,7 +1,5 @@
 """Starts that repeat, as LIBERO's do: what they depend on, how they are counted, which were trained on."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -127,7 +125,6 @@ def test_rows_of_repeated_episodes_have_the_intervals_of_these_once() -> None:
     one = success_rows(single, "student", teacher, Starts())[0]
     many = success_rows(again, "student", taught, starts)[0]
     assert (many.episodes, many.starts, one.starts) == (21, 7, None)
-    assert many.versus_teacher is not None
     assert many.versus_teacher.starts == 7
     assert ends(many) == pytest.approx(ends(one))
     plain = motion_rows(single, "student", teacher, 0)
@@ -147,14 +144,11 @@ def test_rows_of_repeated_episodes_have_the_intervals_of_these_once() -> None:
 # Which were trained on
 
 
-@pytest.mark.parametrize(
-    ("number", "ranges", "expected"),
-    [
-        (None, [(0, 5, 8)], {5, 6, 7}), (10, [(0, 1_000_000_005, 1_000_000_008)], {5, 6, 7}), (10, [], set()),
-        (4, [(0, 10, 99)], {0, 1, 2, 3}), (10, [(0, 8, 12)], {8, 9, 0, 1}), (10, [(1, 0, 5)], set()),
-        (10, [(0, 3, 4), (0, 13, 14)], {3}),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("number", "ranges", "expected"), [
+    (None, [(0, 5, 8)], {5, 6, 7}), (10, [(0, 1_000_000_005, 1_000_000_008)], {5, 6, 7}), (10, [], set()),
+    (4, [(0, 10, 99)], {0, 1, 2, 3}), (10, [(0, 8, 12)], {8, 9, 0, 1}), (10, [(1, 0, 5)], set()),
+    (10, [(0, 3, 4), (0, 13, 14)], {3}),
+])  # fmt: skip
 def test_a_start_was_trained_on_where_its_remainder_was(
     number: int | None, ranges: list[tuple[int, int, int]], expected: set[int]
 ) -> None:
@@ -232,13 +226,10 @@ def test_an_evaluation_counts_starts_once_and_marks_those_trained_on(
 NOWHERE = {"env": "another", "group": "stored", "number": 0, "first": 0, "stop": 9}
 
 
-@pytest.mark.parametrize(
-    ("ranges", "expected"),
-    [
-        (None, []), ([{"nonsense": 1}], []), (["text"], []), (7, []), ([{**NOWHERE, "first": "x"}], []),
-        ([NOWHERE], [SeedRange(**NOWHERE)]),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("ranges", "expected"), [
+    (None, []), ([{"nonsense": 1}], []), (["text"], []), (7, []), ([{**NOWHERE, "first": "x"}], []),
+    ([NOWHERE], [SeedRange(**NOWHERE)]),
+])  # fmt: skip
 def test_a_record_that_says_nothing_of_collecting_marks_nothing(
     ranges: Any, expected: list[SeedRange], tmp_path: Path
 ) -> None:

@@ -1,7 +1,5 @@
 """What stock LeRobot runs on the data of another robot, chordflow runs, with the same actions."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -44,13 +42,9 @@ def names(**cameras: str) -> dict[str, str]:
 
 
 def other_robot(
-    family: str,
-    cameras: Sequence[str],
-    state_dim: int = 3,
-    own: dict[str, str] | None = None,
-    of: tuple[str, ...] = BASE_CAMERAS,
-    **options: Any,
-) -> Build:
+    family: str, cameras: Sequence[str], state_dim: int = 3, own: dict[str, str] | None = None,
+    of: tuple[str, ...] = BASE_CAMERAS, **options: Any,
+) -> Build:  # fmt: skip
     """A base of cameras `of` and a state of 6, fine-tuned on another robot with a rename map of its `own`."""
 
     def build(folder: Path) -> tuple[Path, Path]:

@@ -240,9 +240,17 @@ def test_a_signal_that_a_library_swallows_or_makes_an_error_of_is_raised_again()
         except BaseException as error:
             raise RuntimeError("a callback failed") from error
 
-    with pytest.raises(Stopped) as caught, stopping.handled(), stopping.noting(lambda: "start again."):
-        convert()
-    assert (caught.value.code, caught.value.__notes__) == (143, ["start again."])
+    def convert_in_c() -> None:
+        with contextlib.suppress(BaseException):
+            signal.raise_signal(signal.SIGTERM)
+        raise UserError("teacher.path: it cannot be read")
+
+    for converted in (convert, convert_in_c):
+        with pytest.raises(Stopped) as caught, stopping.handled(), stopping.noting(lambda: "start again."):
+            converted()
+        assert (caught.value.code, caught.value.__notes__) == (143, ["start again."])
+        with pytest.raises(Stopped), stopping.handled():
+            converted()
 
 
 def test_what_cannot_be_saved_is_said() -> None:

@@ -1,7 +1,5 @@
 """`chordflow study` on a small SmolVLA: what it trains and measures, how it resumes, what it refuses on the way."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable
@@ -115,10 +113,8 @@ def test_every_method_is_trained_measured_and_run(methods: Path) -> None:
     collections = methods / "acted" / "seed_5" / "observations"
     about = json.loads((collections / "collection_000000" / "collection.json").read_text())
     assert 0 < about["next_seed"] - (10**9 + 5 * EPISODES_OF_A_SEED) < EPISODES_OF_A_SEED
-    assert found.untrained is not None
     assert {row.num_steps for row in found.untrained.success} == {1, 2, 10}
     for figures in (found.untrained.figures, *(trial.last.figures for trial in found.trials)):
-        assert figures is not None
         assert {(row.num_steps, row.reference) for row in figures.gaps} == {
             (n, reference) for n in (1, 2, 10) for reference in ("deployed", "converged")
         }
@@ -126,7 +122,6 @@ def test_every_method_is_trained_measured_and_run(methods: Path) -> None:
     for trial in found.trials:
         assert trial.training_s > (trial.ready_s or 0) > 0
         row = trial.last.success[0]
-        assert row.versus_teacher is not None
         assert row.versus_teacher.episodes == row.episodes == 4
         stored = pq.read_table(methods / trial.arm / "seed_5" / "episodes" / "episodes.parquet")
         assert sum(stored["success"].to_pylist()) == row.successes
@@ -145,9 +140,7 @@ def test_figures_are_those_of_the_checkpoint_on_disk(
     config = FewSteps(4, num_steps=[1, 2, 10], solvers=["euler"], converged_noises=1, latency_repeats=1)
     samplers = {"teacher": Sampler(teacher, 10), "student": Sampler(student, 1)}
     measures = measure(samplers, split.held_out, config)
-    assert found.untrained is not None
     for figures, name in ((found.untrained.figures, "teacher"), (look.figures, "student")):
-        assert figures is not None
         (curvature,) = (row for row in measures.curvature if row.policy == name)
         assert (figures.s, figures.curvature) == (curvature.s, curvature.curvature)
         expected = [replace(row, ratio_to_untrained=None) for row in measures.gaps if row.policy == name]
@@ -201,17 +194,14 @@ def test_every_beginning_is_looked_at_on_the_way(beginnings: Path) -> None:
     assert [arm.way for arm in found.arms] == ["teacher", "pretrained_vlm", "random_full"]
     heads = [arm.settings["student"]["train"] for arm in found.arms]
     assert heads == [["action_head"], ["action_head"], [role.value for role in Role]]
-    assert found.untrained is not None
     for trial in found.trials:
         assert (trial.samples, [(look.mark, look.step) for look in trial.looks]) == (12, [(0, 0), (3, 3)])
-        assert trial.losses is not None
         assert trial.losses.steps == [1, 2, 3]
         assert all(look.figures is not None for look in trial.looks)
     teacher, vlm, everything = found.trials
     # Before any step the student from the teacher is the teacher, and the others are far from it.
     for num_steps in (1, 2, 10):
         own = found.untrained.figures.gap(num_steps)
-        assert own is not None
         assert teacher.looks[0].rms(num_steps) == pytest.approx(own.rms, rel=1e-5)
     firsts = [trial.losses.losses[0] for trial in (teacher, vlm, everything) if trial.losses is not None]
     assert firsts[0] < min(firsts[1:])
@@ -269,7 +259,6 @@ def test_episodes_are_run_at_every_look(study: Run, with_vlm: Path, tmp_path: Pa
     assert trial.training_s >= 0.3
     assert [(look.mark, look.success[0].episodes) for look in trial.looks] == [(0, 4), (0.3, 4)]
     assert all(look.success[0].versus_teacher is not None for look in trial.looks)
-    assert found.untrained is not None
     at_one = next(row for row in found.untrained.success if row.num_steps == 1)
     assert trial.looks[0].success[0].successes == at_one.successes
     assert all((output / look.student).is_dir() for look in trial.looks)

@@ -1,7 +1,5 @@
 """What the options of `chordflow study` mean, without any training."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -219,7 +217,7 @@ def test_what_is_no_study_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "say which study" in refused(capsys, "--steps=3")
     assert "'method' is no study and no file; did you mean methods?" in refused(capsys, "method")
     assert "'arms.yaml' is no study and no file" in refused(capsys, "arms.yaml")
-    assert "say whose tables" in refused(capsys, "table")
+    assert "name the studies' files" in refused(capsys, "table")
     assert "cannot be read" in refused(capsys, "table", str(tmp_path / "study.json"))
     assert main(["study", "--help"]) == 0
     said = capsys.readouterr().out.splitlines()
@@ -246,7 +244,10 @@ def test_another_file_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixtu
         {"kind": "study", "schema_version": 1, "preset": "methods", "settings": {}},
     ):
         path.write_text(json.dumps(content))
-        assert "is no readable result of chordflow study" in refused(capsys, *resume(tmp_path)[1:])
+        said = (
+            "is of kind reflow" if content["kind"] == "reflow" else "is no readable result of chordflow study"
+        )
+        assert said in refused(capsys, *resume(tmp_path)[1:])
     Study("methods", [], {"steps": 2}, {}, "cpu", "a/b", "0", [], [0], 2, None, [2.0]).save(path)
     assert "holds settings that cannot be used (--" in refused(capsys, *resume(tmp_path)[1:])
     said = refused(capsys, "rounds", *resume(tmp_path)[1:])

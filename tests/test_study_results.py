@@ -1,7 +1,5 @@
 """What a study says in words and shows as tables and plots, from figures that are made up; files that are joined."""
 
-from __future__ import annotations
-
 import html
 import itertools
 import json
@@ -171,7 +169,6 @@ def test_the_headline_says_where_another_round_stopped_paying() -> None:
     ]
     # The second round pays by the medians, and by itself in one seed of two.
     second = summary.judged(found, last, 1)
-    assert second is not None
     assert (second.gain.pays, second.pays, second.count) == (True, 1, 2)
     assert paying_rounds(standings(found, last), 0.1) == 2
 
@@ -300,9 +297,12 @@ def test_studies_of_one_teacher_join() -> None:
     assert "one (2) after 50 steps" in by_arm(longer).title
     chains = joined([of_two_seeds(), replace(of_two_seeds(), steps=200, looks=[200])]).chains
     assert [one.teacher for one in chains[2]] == [None, "last_1 (2)", "last_2 (2)"]
-    others: dict[str, Any] = {"teacher_sha256": "2" * 64, "env": "libero", "held_out": None, "seconds": 3.0}
-    for name, other in others.items():
-        with pytest.raises(UserError, match=f"study 2 has another {name}"):
+    others: dict[str, tuple[Any, str]] = {
+        "teacher_sha256": ("2" * 64, "of another teacher"), "env": ("libero", "in another environment"),
+        "held_out": (None, "on other observations"), "seconds": (3.0, "of another budget"),
+    }  # fmt: skip
+    for name, (other, what) in others.items():
+        with pytest.raises(UserError, match=f"study 2 is .*{what}"):
             joined([first, replace(first, **{name: other})])
 
 

@@ -1,7 +1,5 @@
 """Speed-up, ceiling and share of encoding: of one source, and no number where timings contradict each other."""
 
-from __future__ import annotations
-
 import io
 import re
 import time
@@ -93,8 +91,6 @@ def test_latency_of_a_policy_of_known_times() -> None:
 
     slow, counts = Slow(0.006, 0.002, lambda now: 1.0), {"teacher_num_steps": 5, "student_num_steps": 1}
     latency = measure_latency(slow, items(1), 12, chunk_num_steps=[5, 1, 5], **counts)
-    assert latency.encode is not None
-    assert latency.step is not None
     assert [chunk.num_steps for chunk in latency.chunks] == [1, 5]
     assert (latency.encode.p50, latency.step.p50) == (latency.encode_s, latency.step_s)
     assert latency.encode_s >= 0.006
@@ -103,10 +99,8 @@ def test_latency_of_a_policy_of_known_times() -> None:
         assert chunk.seconds.p50 >= 0.006 + 0.002 * chunk.num_steps
         # Measured for itself, it is what its parts take, up to what a busy machine adds to either.
         assert chunk.seconds.p50 == pytest.approx(latency.chunk_s(chunk.num_steps), rel=0.35)
-    assert latency.processors_s is not None
     assert 0 < latency.processors_s < 0.006
     weights = 2 * 16 + 16 + 16 + 16  # state_proj's weight and bias, log_std, offsets
-    assert latency.memory is not None
     assert (latency.memory.weights_bytes, latency.memory.kind) == (4 * weights, "process")
     assert latency.memory.peak_bytes > 50_000_000
 

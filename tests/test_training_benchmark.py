@@ -1,7 +1,5 @@
 """The scripts of benchmarks/training: they run on something small, and the documents show what they found."""
 
-from __future__ import annotations
-
 import json
 import re
 import sys

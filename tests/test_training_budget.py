@@ -1,7 +1,5 @@
 """A budget in seconds: the loop's own steps, a rate that follows the time, a watch that can be stopped."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass

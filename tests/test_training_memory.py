@@ -1,7 +1,5 @@
 """What each of several processes draws, and what to halve where memory ends."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -133,16 +131,13 @@ def test_out_of_memory_names_what_to_halve(
     assert str(caught.value).endswith(said)
 
 
-@pytest.mark.parametrize(
-    ("modes", "memory", "batch_size", "stored", "option"),
-    [
-        (1, 5_000, 6, False, "--buffer.num_observations=4."),
-        (1, 5_000, 6, True, "--buffer.num_observations=4."),
-        (20, 100_000, 6, False, "--batch_size=3 "),
-        # Of half as many couplings there is no step.
-        (1, 5_000, 24, False, "make a step smaller, which draws 24 couplings."),
-    ],
-)
+@pytest.mark.parametrize(("modes", "memory", "batch_size", "stored", "option"), [
+    (1, 5_000, 6, False, "--buffer.num_observations=4."),
+    (1, 5_000, 6, True, "--buffer.num_observations=4."),
+    (20, 100_000, 6, False, "--batch_size=3 "),
+    # Of half as many couplings there is no step.
+    (1, 5_000, 24, False, "make a step smaller, which draws 24 couplings."),
+])  # fmt: skip
 def test_a_buffer_that_fills_the_memory_is_what_to_halve(
     monkeypatch: pytest.MonkeyPatch, modes: int, memory: int, batch_size: int, stored: bool, option: str
 ) -> None:

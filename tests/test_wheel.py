@@ -1,7 +1,5 @@
 """The wheel holds all that runs without this repository: demo, teacher, runner, tables of options."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

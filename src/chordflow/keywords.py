@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from chordflow.errors import UserError
+from chordflow.quiet import load, restored
 from chordflow.refusing import refuse, table
 
 _COMMAND = r"\b(?:chordflow (?:reflow|couple|diagnose|evaluate|export|report|relocate|study|demo)|torchrun|python3?) .*"
@@ -18,7 +19,8 @@ _OPTION = re.compile(rf"{_COMMAND}|--{_NAME}(?:=(\S*?)(?=[:;,.)]*(?:\s|$)))?|^{_
 def checked[F: Callable[..., Any]](function: F) -> F:
     """A function of `chordflow.api` that refuses wrong options before it imports anything heavy.
 
-    Its errors name keywords, and groups as dicts, where those of the command line name options.
+    It is as quiet as a command. Its errors name keywords, and groups as dicts, where those of the command line name
+    options.
     """
     known = table().get(verb := function.__name__)
 
@@ -27,7 +29,10 @@ def checked[F: Callable[..., Any]](function: F) -> F:
         try:
             if isinstance(known, dict):
                 refuse(known["options"], {name: given[name] for name in given if name != "command"})
-            return function(*args, **given)
+            with restored():
+                if verb != "report":
+                    load("chordflow.experiments.settings")
+                return function(*args, **given)
         except UserError as error:
             error.args = (in_keywords(str(error), verb),)
             raise

@@ -8,6 +8,34 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
+from importlib import import_module
+from types import ModuleType
+
+
+def load(module: str, what: str = "PyTorch and LeRobot") -> ModuleType:
+    """Imports what takes seconds, says so, and keeps `what` it imports quiet for the rest of the process."""
+    # Read when torch is first imported. OpenMP's threads otherwise spin while they wait for each other, and on a
+    # machine that does something else as well a small network then runs many times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # What torch's C++ side warns of, such as of parameters that all had gradients.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    silence_libraries()
+    limit_waiting()
+    from chordflow.console import doing
+
+    with doing(f"Loading {what}"):
+        return import_module(module)
+
+
+@contextlib.contextmanager
+def restored() -> Iterator[None]:
+    """Gives a caller from Python its own warnings and logs back at the end."""
+    disabled = logging.root.manager.disable
+    with warnings.catch_warnings():
+        try:
+            yield
+        finally:
+            logging.disable(disabled)
 
 
 def silence_libraries() -> None:

@@ -45,12 +45,15 @@ ENV, ENV_TYPE = "env", "env.type"
 BRINGS_SETTINGS = (CONFIG_PATH, "recipe", "couplings.path", "resume")
 """Options that name settings which are not known before they are read."""
 
+_NO_MUON = "the optimiser muon has left; choose --optimizer.type=soap or adamw."
+
 GONE_OPTIONS = {
-    "optimizer.momentum": "the optimiser muon has left; choose --optimizer.type=soap or adamw.",
+    "optimizer.momentum": _NO_MUON,
+    "optimizer.type=muon": _NO_MUON,
     "checkpoints": "it is called --looks now.",
     "keep_checkpoints": "it is called --keep_looks now.",
 }
-"""What there is in place of the options of earlier releases."""
+"""What there is in place of the options of earlier releases, and of values of options."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,8 @@ def check(
         if whole and last == "type" and group != skip:
             known, chosen = option.kind.split(" | "), chosen_of(merged, option)
             if chosen not in (NONE, *known):
-                raise UserError(f"{option.name}={chosen}: choose one of {', '.join(known)}.")
+                rule = GONE_OPTIONS.get(f"{option.name}={chosen}", f"choose one of {', '.join(known)}.")
+                raise UserError(f"{option.name}={chosen}: {rule}")
             if chosen == NONE and look_up(merged, group):
                 near = [unknown(name, active) for name in dotted(given, ()) if alike(name, option.name)]
                 raise UserError([*near, f"--{option.name} is missing: choose one of {', '.join(known)}."][0])
@@ -136,14 +140,18 @@ def check(
         value, existing = look_up(merged, name), active.get(name, [])
         fits = any(_is(value, one.kind) or (value is None and one.default == NONE) for one in existing)
         if existing and not fits and name.partition(".")[0] != skip:
-            one = existing[0]
-            raise UserError(f"{one.name}={_written(value)}: give {one.kind}; {one.text}.")
+            one, written = existing[0], f"{name}={_written(value)}"
+            raise UserError(
+                f"{written}: {GONE_OPTIONS.get(written, f'give {_asked(one.kind)}; {one.text}.')}"
+            )
     left = [one for existing in active.values() for one in existing]
     missing = [one for one in left if one.default is None and look_up(merged, one.name) is None]
     missing = [one for one in missing if not one.group or look_up(merged, one.group) is not None]
     if whole and missing:
-        listed, verb = " and ".join(f"--{one.name}" for one in missing), "is" if len(missing) == 1 else "are"
-        raise UserError(f"{listed} {verb} missing: {'; '.join(one.text for one in missing)}.")
+        verb = "is" if len(missing) == 1 else "are"
+        listed = " and ".join(f"--{one.name}" for one in missing)
+        which = [f"--{one.name}, {one.text}" if len(missing) > 1 else one.text for one in missing]
+        raise UserError(f"{listed} {verb} missing: {'; '.join(which)}.")
     return left
 
 
@@ -172,6 +180,11 @@ def kind_of(hint: Any, default: Any = None) -> str:
         return " | ".join(str(member.value) for member in hint)
     names = {int: "whole number", float: "number", bool: "true | false", str: "text", Path: "path"}
     return names.get(hint, FOREIGN + getattr(hint, "__name__", str(hint)))
+
+
+def _asked(kind: str) -> str:
+    """A kind as a sentence asks for it, such as a whole number and a list of numbers."""
+    return re.sub(r"^(?=whole|number|list|path|JSON)", "a ", re.sub(r"^(list of .*number)$", r"\1s", kind))
 
 
 def _is(value: Any, kind: str) -> bool:
@@ -211,6 +224,9 @@ def spelt_out(given: Mapping[str, Any], options: Iterable[Option]) -> dict[str, 
     if "policy" in spelt and "teacher.path" in kinds and "policy.path" not in kinds:
         policy = spelt.pop("policy")
         inside = policy if isinstance(policy, dict) else {}
+        for name in inside:
+            if not {f"policy.{name}", f"teacher.{name}"} & kinds.keys():
+                raise UserError(unknown(f"policy.{name}", kinds))
         if own := {name: value for name, value in inside.items() if f"policy.{name}" in kinds}:
             policy = {name: value for name, value in inside.items() if name not in own}
             spelt["policy"] = own
@@ -253,12 +269,13 @@ def unknown(name: str, known: Collection[str]) -> str:
         return f"--{name} is no option any more: {GONE_OPTIONS[name]}"
     if "teacher.path" in known and "policy.path" not in known:
         known = [*known, *(f"policy{one[7:]}" for one in known if one.startswith("teacher."))]
-    group, _, last = name.rpartition(".")
+    sought = name if "policy.path" not in known else re.sub(r"^teacher\b", "policy", name)
+    group, _, last = sought.rpartition(".")
     parts = [(option, *option.rpartition(".")[::2]) for option in known]
     # A name without a group may be the last part of an option, or a group.
     near = [option for option, of, end in parts if alike(group, of) and alike(last, end)]
     near = near or [option for option, of, end in parts if not group and end == last]
-    near = near or [option for option, of, end in parts if not group and end in MAIN and alike(name, of)]
+    near = near or [option for option, of, end in parts if not group and end in MAIN and alike(sought, of)]
     near.sort(key=lambda option: -difflib.SequenceMatcher(None, name, option).ratio())
     return f"--{name} is not an option; {meant([f'--{one}' for one in near]) or 'see --help=all.'}"
 

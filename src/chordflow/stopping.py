@@ -40,6 +40,7 @@ class _State:
     number = 0
     since = 0.0
     held = 0
+    raised = False
     message = ""
 
 
@@ -54,6 +55,7 @@ def requested() -> int:
 def check() -> None:
     """Raises `Stopped` again where a library has swallowed it, unless signals are held."""
     if _state.number and not _state.held:
+        _state.raised = True
         raise Stopped(_state.number)
 
 
@@ -83,8 +85,12 @@ def handled() -> Iterator[None]:
     with taken(_take) as _state.installed:
         try:
             yield
+        except Exception as error:
+            if _state.raised:
+                raise Stopped(_state.number) from error
+            raise
         finally:
-            _state.installed, _state.number = False, 0
+            _state.installed, _state.number, _state.raised = False, 0, False
 
 
 @contextlib.contextmanager
@@ -124,10 +130,10 @@ def noting(how: Callable[[], str]) -> Iterator[None]:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, Stopped):
             cause = cause.__cause__ or cause.__context__
-        if cause is None:
+        if cause is None and not _state.raised:
             raise
-        # A library has made an error of its own of the signal.
-        stopped = Stopped(cause.number)
+        # A library has made an error of its own of the signal; one in C may leave no trace of it.
+        stopped = Stopped(cause.number if cause is not None else _state.number)
         stopped.add_note(how())
         raise stopped from error
 
@@ -165,8 +171,7 @@ def _take(number: int, _frame: FrameType | None) -> None:
             os.kill(os.getpid(), number)
         return
     _state.number, _state.since = number, now
-    if not _state.held:
-        raise Stopped(number)
+    check()
     if _state.message and os.environ.get("RANK", "0") == "0":
         # Not by print, in the midst of which this may be.
         os.write(2, f"{_state.message}\n".encode())

@@ -55,6 +55,16 @@ def renamed(arguments: list[str]) -> list[str]:
     return arguments
 
 
+ONE_FOLDER = {
+    "report": (
+        "output_dir",
+        "the folder with results.json is missing; write chordflow report DIR [--output_dir=FOLDER].",
+    ),
+    "relocate": ("vlm.path", "the checkpoint's folder is missing; write chordflow relocate DIR."),
+}
+"""Verbs of a folder and one option: the option, and what to say where the folder is missing."""
+
+
 @dataclass(frozen=True)
 class VerbHelp:
     """The help of a verb: what it does, commands to copy, the names of options that people set, and all options."""
@@ -144,6 +154,8 @@ def check_study(arguments: Sequence[str]) -> None:
             raise UserError(SAY_WHICH)
     else:
         names = [JOINS, *(key[6:] for key in table() if key.startswith("study ") and key != "study file")]
+        if first == JOINS and len(arguments) < 2:
+            raise UserError("name the studies' files; write: chordflow study table A/study.json B/study.json")
         if first not in names and not Path(first).is_file():
             hint = meant([name for name in names if alike(first, name)]) or "see chordflow study --help."
             raise UserError(f"{first!r} is no study and no file; {hint}")
@@ -151,6 +163,23 @@ def check_study(arguments: Sequence[str]) -> None:
         path = word.removeprefix(f"--{CONFIG_PATH}=")
         if path != word or Path(path).is_file():
             check_layout(Path(path))
+
+
+def folder_and_option(verb: str, arguments: Sequence[str]) -> tuple[str, str | None]:
+    """What `report` or `relocate` is given: a folder, and its one option."""
+    option, missing = ONE_FOLDER[verb]
+    words = list(arguments)
+    if words and words[0].startswith("--"):
+        words.sort(key=lambda word: word.startswith("--"))
+    if not words or words[0].startswith("--"):
+        raise UserError(missing)
+    folder, options = words[0], read_options(words[1:])
+    for name, value in options.items():
+        if name != option:
+            raise UserError(f"--{name} is not an option; there is only --{option}.")
+        if not value:
+            raise UserError(f"{option} is empty; give a folder, or leave it out.")
+    return folder, options.get(option)
 
 
 def entry_of(verb: str, arguments: list[str]) -> tuple[str, list[str]]:
@@ -168,8 +197,13 @@ def answer(verb: str, arguments: list[str]) -> bool:
     Returns:
         Whether that was all; otherwise the verb is to be imported, also for the options of an environment.
     """
+    for word in arguments:
+        if word.startswith("--help=") and word not in HELPS:
+            raise UserError(f"{word} is no help; write --help, or --help=all for all options.")
     if verb == "study":
         check_study(arguments)
+    elif verb in ONE_FOLDER and not wants_help(arguments):
+        folder_and_option(verb, arguments)
     key, words = entry_of(verb, arguments)
     known, wanted = load(key), wants_help(arguments)
     if isinstance(known, VerbHelp):

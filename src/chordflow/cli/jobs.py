@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from chordflow import api
-from chordflow.cli.help import SAY_WHICH
+from chordflow.cli.help import SAY_WHICH, folder_and_option
 from chordflow.console import console, say
 from chordflow.errors import UserError
 from chordflow.experiments.config import ReflowJobConfig
@@ -90,13 +90,7 @@ def reflow(arguments: list[str]) -> None:
 
 def relocate(arguments: list[str]) -> None:
     """Repairs every checkpoint below a folder whose vision-language model has moved."""
-    if not arguments or arguments[0].startswith("--"):
-        raise UserError("the checkpoint's folder is missing; write chordflow relocate DIR.")
-    options = read_options(arguments[1:])
-    vlm = options.pop("vlm.path", None)
-    if options:
-        raise UserError(f"--{next(iter(options))} is not an option; there is only --vlm.path.")
-    changed = relocate_checkpoints(arguments[0], vlm)
+    changed = relocate_checkpoints(*folder_and_option("relocate", arguments))
     for file in changed:
         say(f"rewrote {file}")
     if not changed:

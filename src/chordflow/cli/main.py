@@ -8,13 +8,12 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
-from importlib import import_module
 from typing import NoReturn
 
 from chordflow import __version__, stopping
 from chordflow.cli import help
 from chordflow.errors import MACHINE_ERRORS, UserError, ran_out_of_memory
-from chordflow.quiet import limit_waiting, silence_libraries
+from chordflow.quiet import load
 from chordflow.refusing import alike, meant
 
 VERBS = {
@@ -126,20 +125,14 @@ def _run(verb: str, arguments: list[str]) -> None:
     options = [word for word in arguments if word != VERBOSE]
     if help.answer(verb, options):
         return
-    # Read when torch is first imported. OpenMP's threads otherwise spin while they wait for each other, and on a
-    # machine that does something else as well a small network then runs many times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # What torch's C++ side warns of, such as of parameters that all had gradients.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    # Only now: the libraries behind a verb take seconds to import, and print meanwhile.
-    silence_libraries()
-    limit_waiting()
-    from chordflow.console import doing, show_all
+    # Only now: the libraries behind a verb take seconds to import.
+    from chordflow.console import show_all
 
     show_all(VERBOSE in arguments)
-    with _interruptible(verb), doing("Loading PyTorch and LeRobot"):
-        joins = verb == "study" and options[:1] == [help.JOINS]
-        module = import_module(f"chordflow.cli.{'report' if joins else verb if verb in ALONE else 'jobs'}")
+    joins = verb == "study" and options[:1] == [help.JOINS]
+    name = "report" if joins else verb if verb in ALONE else "jobs"
+    with _interruptible(verb):
+        module = load(f"chordflow.cli.{name}", *["what draws tables and pages"] * (name == "report"))
     if help.wants_help(options):
         help.answer_with(module.CONFIGS, verb, options)
         return

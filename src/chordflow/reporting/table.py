@@ -11,7 +11,7 @@ from rich.text import Text
 
 from chordflow import console
 from chordflow.reporting import flow_tables, rollout_tables
-from chordflow.reporting.section import Section
+from chordflow.reporting.section import KEYS, Section
 from chordflow.results import findings as rules
 from chordflow.results.actions import HeldOut
 from chordflow.results.findings import next_commands, verdict
@@ -88,7 +88,7 @@ def render(results: Results, *, verbose: bool | None = None) -> RenderableType:
 
 
 class Drawn:
-    """A table for a terminal: where it is too wide, further columns follow below, each time after the words."""
+    """A table for a terminal: where it is too wide, further columns follow below, each time after words and `KEYS`."""
 
     def __init__(self, section: Section) -> None:
         self.section = section
@@ -102,9 +102,10 @@ class Drawn:
             return Measurement.get(console, options.update(width=10_000), self._block(places)).minimum
 
         yield Text(section.title, style="bold")
-        keys = list(range(section.left or 1))
+        counts = [place for place, head in enumerate(section.heads) if head in KEYS]
+        keys = sorted({*range(section.left or 1), *counts})
         if needed(keys) > width / 2:
-            keys = keys[:1]
+            keys = sorted({0, *counts})
         rest = [place for place in range(len(section.heads)) if place not in keys]
         while True:
             taken = min(1, len(rest))

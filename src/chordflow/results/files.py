@@ -5,7 +5,7 @@ import functools
 import json
 import math
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args, get_type_hints
 
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -20,7 +20,7 @@ class RecordFile:
 
     Attributes:
         VERB: the command that makes such files.
-        GIVE: what to give in place of a file that is none.
+        GIVE: what to give in place of a file that is none; its field `kind` tells one from others.
         VERSION: the newest `schema_version` that can be read.
     """
 
@@ -54,7 +54,12 @@ class RecordFile:
             data = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{unreadable}: not valid JSON ({error}); give {cls.GIVE}.") from None
-        found = data.get("schema_version") if isinstance(data, dict) else None
+        data = data if isinstance(data, dict) else {}
+        kind, known = data.get("kind"), get_args(get_type_hints(cls)["kind"])
+        if isinstance(kind, str) and kind not in known:
+            # A version would be compared with that of another layout.
+            raise UserError(f"{source} is of kind {kind}, not {' or '.join(known)}; give {cls.GIVE}.")
+        found = data.get("schema_version")
         if type(found) is not int or found < 1:
             raise UserError(f"{source} has no schema_version; give {cls.GIVE}.")
         if found > cls.VERSION:

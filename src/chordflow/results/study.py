@@ -315,11 +315,14 @@ def joined(studies: Sequence[Study]) -> Study:
     first = studies[0]
     arms, trials = list(first.arms), list(first.trials)
     for number, study in enumerate(studies[1:], 2):
-        for name in ("teacher_sha256", "held_out", "env", "seconds"):
+        for name, what in (
+            ("teacher_sha256", "of another teacher"), ("held_out", "measured on other observations"),
+            ("env", "measured in another environment"), ("seconds", "of another budget in seconds"),
+        ):  # fmt: skip
             if getattr(study, name) != getattr(first, name):
                 raise UserError(
-                    f"study {number} has another {name} than the first; join studies of one teacher that were measured "
-                    "on the same observations and episodes."
+                    f"study {number} is {what} than the first; join studies of one teacher and budget that were "
+                    "measured on the same observations and episodes."
                 )
         if not same_where_known(study.teacher_processors_sha256, first.teacher_processors_sha256):
             raise UserError(f"study {number} has a teacher of other processors; join studies of one teacher.")
