@@ -190,6 +190,19 @@ def test_a_hint_points_to_what_was_meant_and_to_nothing_else(
     assert hint in capsys.readouterr().err
 
 
+def test_a_file_of_settings_is_checked_before_anything_is_imported(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(
+        "teacher: {path: t}\ndataset: {repo_id: a/b}\narms: {a: {}}\nmeasure: {latency_repeats: 2}\n"
+    )
+    with pytest.raises(UserError, match=r"^--measure\.latency_repeats is not an option"):
+        answer("study", [str(file), "--output_dir=out"])
+    file.write_text(file.read_text().partition("measure")[0])
+    assert not answer("study", [str(file), "--output_dir=out"])
+    with pytest.raises(UserError, match=r"^config_path=absent\.json cannot be read"):
+        answer("diagnose", ["--config_path=absent.json"])
+
+
 def test_the_table_of_options_is_that_of_the_configs() -> None:
     """Users' scripts depend on these names; after a change on purpose: python scripts/options_table.py."""
     script = load_script(ROOT / "scripts" / "options_table.py")

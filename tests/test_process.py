@@ -16,12 +16,12 @@ import pytest
 from rich.console import Console
 
 from builders import build_dataset
-from chordflow import api
 from chordflow.cli import main as cli_main
 from chordflow.cli.main import main
 from chordflow.couplings.making import BlockMaker
 from chordflow.experiments import measured
 from chordflow.experiments import reflow as job
+from chordflow.reporting import pictures
 from chordflow.reporting.table import render
 from chordflow.results.schema import Results
 from chordflow.training.loop import read_metrics
@@ -115,7 +115,7 @@ def test_a_good_run_prints_its_own_words_alone(killed: Killed) -> None:
     # Its first call is the first step's, and the fourth looks at the weights before the third step's are saved.
     (ReflowMethod, "loss", 5, signal.SIGTERM, ["000003", "000004"]),
     (measured, "measure", 1, signal.SIGINT, ["000003", "000006"]),
-    pytest.param(api, "save_figures", 1, signal.SIGTERM, ["000003", "000006"],
+    pytest.param(pictures, "save_figures", 1, signal.SIGTERM, ["000003", "000006"],
                  marks=[pytest.mark.slow, pytest.mark.pictures]),
 ], ids=["loading", "filling", "training", "measuring", "pictures"])  # fmt: skip
 def test_stopped_in_any_stage_what_is_whole_stands(

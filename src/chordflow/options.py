@@ -10,10 +10,12 @@ import dataclasses
 import inspect
 import json
 import re
+import shlex
 import typing
 from collections import deque
 from collections.abc import Mapping
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import draccus
@@ -22,7 +24,17 @@ from draccus.utils import DraccusException, deflatten
 from lerobot.utils.constants import OBS_STATE
 
 from chordflow.errors import UserError
-from chordflow.refusing import Option, check, chosen_of, kind_of, look_up, parts_of, show_value, spelt_out
+from chordflow.refusing import (
+    CONFIG_PATH,
+    Option,
+    check,
+    chosen_of,
+    kind_of,
+    look_up,
+    parts_of,
+    show_value,
+    spelt_out,
+)
 
 
 def read_options(arguments: list[str]) -> dict[str, str]:
@@ -56,6 +68,32 @@ def nest(values: Mapping[str, str]) -> dict[str, Any]:
         return deflatten(parsed, sep=".")
     except (TypeError, AttributeError) as error:
         raise UserError(f"--{next(iter(values))}: a group cannot have a value of its own.") from error
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The settings in a JSON or YAML file, also those of older releases."""
+    path = Path(path)
+    try:
+        with path.open(encoding="utf-8") as file:
+            content = cfgparsing.load_config(file, file=str(path))
+    except OSError as error:
+        raise UserError(
+            f"{CONFIG_PATH}={shlex.quote(str(path))} cannot be read ({error.strerror})."
+        ) from error
+    except Exception as error:
+        raise UserError(f"{CONFIG_PATH}={path} is neither JSON nor YAML; repair the file.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{CONFIG_PATH}={path} holds no settings; give a JSON object or a YAML mapping.")
+    return {name: _renewed(name, value) for name, value in content.items()}
+
+
+def _renewed(name: str, value: Any) -> Any:
+    """A setting of an older release as it is now written."""
+    if isinstance(value, dict):
+        return {inner: _renewed(inner, inside) for inner, inside in value.items()}
+    # 0 stood for couplings that are never replaced.
+    never = name == "uses_per_coupling" and value == 0 and not isinstance(value, bool)
+    return None if never else value
 
 
 def build[T](config_class: type[T], values: Mapping[str, str], base: dict[str, Any] | None = None) -> T:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from chordflow.errors import UserError
-from chordflow.options import nest, options_of, read_options
+from chordflow.options import merge, nest, options_of, read_options, read_settings
 from chordflow.quiet import quiet_stdout
 from chordflow.refusing import CONFIG_PATH, ENV, ENV_TYPE, NONE, Option, alike, look_up, meant, refuse, table
 from chordflow.results.old_studies import check_layout
@@ -209,6 +209,12 @@ def answer(verb: str, arguments: list[str]) -> bool:
     if isinstance(known, VerbHelp):
         given = settings_in(words)
         refuse(known.options, given, whole=not wanted)
+        path = None if wanted or given.get("resume") is True else given.pop(CONFIG_PATH, None)
+        if path is not None and (verb == "study" or not Path(str(path)).exists()):
+            file = read_settings(str(path))
+            if "kind" not in file:
+                # Of a study's file all is known: it is checked as options are.
+                refuse(known.options, merge(file, given))
         if wanted and look_up(given, ENV_TYPE) is not None:
             return False
     if known is None or not wanted:

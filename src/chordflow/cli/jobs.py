@@ -15,11 +15,10 @@ from chordflow.experiments.couple import CoupleConfig
 from chordflow.experiments.diagnose import DiagnoseConfig
 from chordflow.experiments.evaluate_config import EvaluateConfig
 from chordflow.experiments.export import MANIFEST, ExportConfig
-from chordflow.experiments.settings import read_settings
 from chordflow.experiments.study.config import StudyConfig
 from chordflow.experiments.study.presets import PAGE, STUDIES, TABLE, FileStudy
 from chordflow.experiments.study.run import run_study
-from chordflow.options import build, nest, read_options
+from chordflow.options import build, nest, read_options, read_settings
 from chordflow.policies import relocate as relocate_checkpoints
 from chordflow.quiet import quiet_stdout
 from chordflow.refusing import CONFIG_PATH

@@ -5,13 +5,11 @@ What cannot be used is refused with a `UserError`.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import draccus
-from draccus import cfgparsing
 
 from chordflow.couplings.store import MANIFEST, read_manifest
 from chordflow.errors import UserError
@@ -23,7 +21,7 @@ from chordflow.experiments.export import ExportConfig
 from chordflow.experiments.provenance import BESIDE_SETTINGS, HELD_OUT, check_same_store, check_same_teacher
 from chordflow.experiments.run_folder import REFLOW_CONFIG, folder_of_run, resume_folder
 from chordflow.experiments.stored_couplings import training_settings
-from chordflow.options import merge, options_of, settle
+from chordflow.options import merge, options_of, read_settings, settle
 from chordflow.quiet import quiet_stdout
 from chordflow.refusing import CONFIG_PATH, dotted, look_up, show_value, spelt_out
 from chordflow.rollouts.environments import register_environments
@@ -193,29 +191,3 @@ def split_path(given: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
     rest = dict(given)
     path = rest.pop(CONFIG_PATH, None)
     return rest, None if path is None else str(path)
-
-
-def read_settings(path: str | Path) -> dict[str, Any]:
-    """The settings in a JSON or YAML file, also those of older releases."""
-    path = Path(path)
-    try:
-        with path.open(encoding="utf-8") as file:
-            content = cfgparsing.load_config(file, file=str(path))
-    except OSError as error:
-        raise UserError(
-            f"{CONFIG_PATH}={shlex.quote(str(path))} cannot be read ({error.strerror})."
-        ) from error
-    except Exception as error:
-        raise UserError(f"{CONFIG_PATH}={path} is neither JSON nor YAML; repair the file.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{CONFIG_PATH}={path} holds no settings; give a JSON object or a YAML mapping.")
-    return {name: _renewed(name, value) for name, value in content.items()}
-
-
-def _renewed(name: str, value: Any) -> Any:
-    """A setting of an older release as it is now written."""
-    if isinstance(value, dict):
-        return {inner: _renewed(inner, inside) for inner, inside in value.items()}
-    # 0 stood for couplings that are never replaced.
-    never = name == "uses_per_coupling" and value == 0 and not isinstance(value, bool)
-    return None if never else value
