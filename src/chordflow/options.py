@@ -21,7 +21,6 @@ from typing import Any
 import draccus
 from draccus import cfgparsing
 from draccus.utils import DraccusException, deflatten
-from lerobot.utils.constants import OBS_STATE
 
 from chordflow.errors import UserError
 from chordflow.refusing import (
@@ -107,7 +106,7 @@ def settle[T](config_class: type[T], given: Mapping[str, Any], base: dict[str, A
     given = spelt_out(given, options)
     if given.get("rename_map") == {}:
         # Records have an empty map where none was given; a name that stays replaces the checkpoint's own map as well.
-        given = {**given, "rename_map": {OBS_STATE: OBS_STATE}}
+        given = {**given, "rename_map": {"observation.state": "observation.state"}}
     merged = merge(base or {}, given)
     active = check(options, given, merged)
     try:
