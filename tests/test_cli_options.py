@@ -81,7 +81,7 @@ def test_options_override_the_settings_of_a_file() -> None:
     ("--teacher.num_inference_steps=0", "teacher.num_inference_steps=0: give at least 1"),
     ("--buffer.uses_per_coupling=0", "buffer.uses_per_coupling=0: give at least 1, or null for couplings that"),
     ("--optimizer.type=sgd", "optimizer.type=sgd: choose one of adamw, soap"),
-    ("--optimizer.type=muon", "muon: the optimiser muon has left; choose --optimizer.type=soap or adamw."),
+    ("--optimizer.type=muon", "muon: the optimiser muon was removed; choose --optimizer.type=soap or adamw."),
     ("--optimizer.momentum=0.9", "--optimizer.momentum is no option any more"),
     ("--optimizer.lr=0", "optimizer.lr=0"),
     ("--optimizer.betas=[0.9,1.0]", "optimizer.betas=[0.9, 1.0]"),

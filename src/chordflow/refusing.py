@@ -45,7 +45,7 @@ ENV, ENV_TYPE = "env", "env.type"
 BRINGS_SETTINGS = (CONFIG_PATH, "recipe", "couplings.path", "resume")
 """Options that name settings which are not known before they are read."""
 
-_NO_MUON = "the optimiser muon has left; choose --optimizer.type=soap or adamw."
+_NO_MUON = "the optimiser muon was removed; choose --optimizer.type=soap or adamw."
 
 GONE_OPTIONS = {
     "optimizer.momentum": _NO_MUON,
