@@ -31,6 +31,7 @@ from chordflow.experiments.collect import run_observations
 from chordflow.experiments.config import ReflowJobConfig
 from chordflow.options import build
 from chordflow.policies import FlowPolicy, load_flow_policy
+from chordflow.reporting.table import markdown
 from chordflow.results.schema import Results
 from chordflow.rollouts.acting import Actor, Request
 from chordflow.rollouts.collecting import Observed, collect
@@ -250,7 +251,7 @@ class TestJob:
         assert 8 * (len(abouts) - 1) < made.observations / 2 <= 8 * len(abouts)
         record = json.loads((student_of(run) / "reflow_config.json").read_text())
         assert (record["observations"], record["env"]["type"]) == ("rollout", "drift_of_the_tests")
-        assert "of the observations" in (run / "table.md").read_text()
+        assert "of the observations" in markdown(Results.load(run / "results.json"))
 
     @pytest.fixture
     def cut(self, run: Path, tmp_path: Path) -> Path:

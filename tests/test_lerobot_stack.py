@@ -121,6 +121,8 @@ def test_an_exported_folder_in_lerobots_commands(outputs: Path, monkeypatch: pyt
     assert SUCCESS in finished(command("lerobot-rollout --policy.type"), outputs, "rollout_folder")
 
 
+# gRPC does not survive a fork of a process that has run whatever other tests run.
+@pytest.mark.slow
 def test_asynchronous_inference(outputs: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -62,7 +62,7 @@ def test_the_gap_picture_holds_every_euler_row_and_the_floor() -> None:
         assert "midpoint" in " ".join(str(line.get_label()) for line in panel.get_lines())
     assert ([0, 1], pytest.approx([4.3, 4.3])) in found
     assert [text.get_text() for text in far.texts] == ["floor 4.3 %"]
-    assert near.get_title(loc="left") == "Gap to the teacher as deployed (ten steps)"
+    assert near.get_title(loc="left") == "Gap to the deployed teacher (ten steps)"
     assert near.get_ylim() == far.get_ylim()
 
 

@@ -50,8 +50,8 @@ def timed(
     trainable, fill = trained.train_roles([Role.ACTION_HEAD]), source.fill
     config = LoopConfig(None, seed=3, seconds=seconds, optimizer=AdamWConfig(lr=lr))
 
-    def costly(step: int) -> Iterator[int]:
-        for done in fill(step):
+    def costly(step: int, last: int) -> Iterator[int]:
+        for done in fill(step, last):
             clock.now += filling
             yield done
 
