@@ -3,7 +3,9 @@
 import fcntl
 import os
 import shutil
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -227,7 +229,8 @@ def test_a_run_goes_on_elsewhere_at_another_rate_and_in_one_process_alone(
     monkeypatch.setattr(disk, "LET_GO_S", 60.0)
     handle = os.open(output, os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)
-    monkeypatch.setattr(run_folder.time, "sleep", lambda seconds: os.close(handle))
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: os.close(handle))
+    monkeypatch.setattr(run_folder, "time", clock)
     assert main(again) == 0
     after = read_metrics(output / "metrics.jsonl")
     assert [line["step"] for line in after] == [1, 2, 3, 4]

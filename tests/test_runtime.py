@@ -406,6 +406,7 @@ assert not heavy, heavy
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["onnx", "openvino"])
 def test_the_runner_needs_what_it_declares_alone_and_under_300_mb(
     backend: str, folder: Path, tmp_path: Path
