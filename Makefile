@@ -28,12 +28,9 @@ figures: setup ## make every published figure of the demo anew (with Chromium), 
 	@sh scripts/setup_browser.sh
 	@$(PYTHON) scripts/figures.py
 
-# In three parts: of workers that have run for minutes some were seen to die as they started a process.
 test: setup ## run the tests in two processes, but for the slow ones, those of documents and those that need a browser
-	@for part in a-d e-o p-z; do \
-		OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
-			-m "not slow and not browser and not docs" $(PYTEST_ARGS) tests/test_[$$part]*.py || [ $$? -eq 5 ] || exit 1; \
-	done
+	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+		-m "not slow and not browser and not docs" $(PYTEST_ARGS)
 
 test-slow: setup ## run the slow tests
 	@$(PYTHON) -m pytest -m slow $(PYTEST_ARGS)

@@ -263,7 +263,6 @@ for line in sys.stdin:
 """
 
 
-@pytest.mark.slow
 def test_whole_episodes_of_a_robot_without_torch_are_those_of_stock_lerobot(
     teacher: tuple[Path, Path],
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import hashlib
 import json
 import re
@@ -357,6 +359,26 @@ def test_openvino_takes_its_own_two_files_and_nothing_else(folder: Path, tmp_pat
             chordflow_runtime.load(made)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux says of this process")
+def test_signals_find_their_stack_after_openvino_has_gone(folder: Path, tmp_path: Path) -> None:
+    class Stack(ctypes.Structure):
+        _fields_ = [("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+    made, stack = in_openvino(folder, tmp_path / "made"), Stack()
+    first, second = chordflow_runtime.load(made), chordflow_runtime.load(made)
+    for policy in (first, second):
+        policy(observation(), NOISE)
+    del policy, first
+    gc.collect()
+    del second
+    gc.collect()
+    assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack)) == 0
+    maps = [line.split("-", 1) for line in Path("/proc/self/maps").read_text().splitlines()]
+    held = [(int(start, 16), int(rest.split()[0], 16)) for start, rest in maps]
+    off = stack.flags == 2
+    assert off or any(start <= stack.start and stack.start + stack.size <= end for start, end in held)
+
+
 def test_what_is_absent_here_is_said(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     half = in_openvino(folder, tmp_path / "half", precision="bfloat16")
     (tmp_path / "cpuinfo").write_text("flags : avx2 avx512f\n")
@@ -406,7 +428,6 @@ assert not heavy, heavy
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["onnx", "openvino"])
 def test_the_runner_needs_what_it_declares_alone_and_under_300_mb(
     backend: str, folder: Path, tmp_path: Path

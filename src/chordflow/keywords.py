@@ -1,4 +1,4 @@
-"""What makes functions of Python of those of `chordflow.api`: checks before imports, and errors about keywords."""
+"""Wraps the functions of `chordflow.api`: they check options before imports, and their errors name keywords."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def to_openvino(graphs: Mapping[str, str], folder: Path) -> dict[str, str]:
     Raises:
         UserError: if OpenVINO cannot read one, or the disk is full.
     """
-    from chordflow_runtime.backends import import_engine
+    from chordflow_runtime.backends import import_engine, openvino_core
 
     openvino = import_engine("openvino")
     made = dict(graphs)
@@ -117,7 +117,7 @@ def to_openvino(graphs: Mapping[str, str], folder: Path) -> dict[str, str]:
         made[name] = str(Path(file).with_suffix(".xml"))
         try:
             # `convert_model` would write this machine's paths into the graph.
-            model = openvino.Core().read_model(folder / file)
+            model = openvino_core().read_model(folder / file)
         except RuntimeError as error:
             raise UserError(
                 f"OpenVINO cannot read its graph ({reason(error)}); export with --backend=onnx."

@@ -1,4 +1,4 @@
-"""Where a run is shown to others: the Hugging Face Hub, and Weights & Biases by LeRobot's own logger."""
+"""Uploads to the Hugging Face Hub, and logs to Weights & Biases by LeRobot's own logger."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ class RunLogger(WandBLogger):
 def tracked(config: Any, family: str) -> Iterator[RunLogger | None]:
     """Begins a run on Weights & Biases, where that is asked for, in the first process alone.
 
-    It ends with `RunLogger.end`, or where what is done within fails.
+    `RunLogger.end` ends it; an error within this context ends it as failed.
     """
     if not (config.wandb.enable and current().first):
         yield None

@@ -1,4 +1,4 @@
-"""Studies of older layouts: how they are known, and where they are converted. It imports nothing heavy."""
+"""Recognises studies of older layouts and names their converter; it imports nothing heavy."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def require_bfloat16() -> None:
     if CPU_INFO.is_file():
         has = CPU_INFO.read_text(encoding="utf-8").split()
     else:
-        has = import_engine("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        has = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     # The last two are of Arm, and OpenVINO's.
     if not {"avx512_bf16", "amx_bf16", "bf16", "BF16"}.intersection(has):
         raise RunnerError(
@@ -62,6 +63,16 @@ def import_engine(package: str) -> Any:
         raise RunnerError(
             f"{package} cannot be imported ({error}); install it with: pip install {package}"
         ) from error
+
+
+@cache
+def openvino_core() -> Any:
+    """OpenVINO's one core in this process.
+
+    A core sets a signal stack for the thread, and puts back what it found when it goes. Of two, the later one can put
+    back the stack of the earlier, which is no longer there: the next signal then ends the process.
+    """
+    return import_engine("openvino").Core()
 
 
 def _onnx(engine: Any, manifest: Manifest, path: Path, threads: int | None) -> Graph:
@@ -90,7 +101,7 @@ def _openvino(engine: Any, manifest: Manifest, path: Path, threads: int | None) 
     options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "bf16" if lower else "f32"}
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = threads
-    core = engine.Core()
+    core = openvino_core()
     compiled = core.compile_model(core.read_model(path, weights), "CPU", options)
 
     def run(fed: Mapping[str, Any]) -> dict[str, Floats]:
