@@ -11,6 +11,7 @@ import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +113,9 @@ def _entry(options: list[Option]) -> list[str]:
     else:
         notes = [with_choice[0], f"default: {first.default}" * (first.default != NONE)]
     note = "; ".join(filter(None, notes))
-    head, *more = textwrap.wrap(
-        f"--{first.name}  ({first.kind})", WIDTH - 6, break_on_hyphens=False, break_long_words=False
-    )
-    text = textwrap.wrap(first.text + f" [{note}]" * bool(note), WIDTH - 6, break_long_words=False)
+    wrapped = partial(textwrap.wrap, width=WIDTH - 6, break_long_words=False)
+    head, *more = wrapped(f"--{first.name}  ({first.kind})", break_on_hyphens=False)
+    text = wrapped(first.text + f" [{note}]" * bool(note))
     return [f"  {head}", *(f"      {line}" for line in [*more, *text])]
 
 
