@@ -13,15 +13,7 @@ from chordflow.reporting import plots
 from chordflow.reporting.flow_tables import curvature_by_time, dimension_shares, real_dims, stretches
 from chordflow.reporting.plots import Plot
 from chordflow.reporting.section import at, in_order, ordered, way
-from chordflow.results.actions import (
-    REFERENCES,
-    TEACHER,
-    CurvatureRow,
-    GapRow,
-    PolicyName,
-    Reference,
-    WideObservation,
-)
+from chordflow.results.actions import REFERENCES, TEACHER, CurvatureRow, GapRow, Reference, WideObservation
 from chordflow.results.schema import Results
 from chordflow.results.wording import clean, number, percent, plural, span, steps
 
@@ -200,7 +192,7 @@ def curvature(results: Results) -> list[Plot]:
     return [_by_time(results, rows), _by_part(results, rows)] if rows else []
 
 
-type Shares = dict[PolicyName, dict[str, float]]
+type Shares = dict[str, dict[str, float]]
 """Shares of S by policy, each with its name."""
 
 

@@ -123,12 +123,10 @@ def sequential(results: Results) -> list[Plot]:
     """The interval of each sequential run when it stopped, with the margin."""
     rows = []
     for row in in_order(results, results.sequential):
-        found = row.decision
-        text = (
-            f"{found.decision} after {plural(found.episodes, 'episode')}, difference within [{points(found.low)}, "
-            f"{points(found.high)}] points"
-        )
-        rows.append(Mark(row, (found.low + found.high) / 2, Interval(found.low, found.high), text))
+        found, interval = row.decision, Interval(row.decision.low, row.decision.high)
+        within = f"difference within{span(interval, points)} points"
+        text = f"{found.decision} after {plural(found.episodes, 'episode')}, {within}"
+        rows.append(Mark(row, (found.low + found.high) / 2, interval, text))
     if not rows:
         return []
     figure, in_words, line = _differences(results, rows, results.sequential[0].decision.margin)

@@ -143,7 +143,7 @@ def next_commands(results: Results) -> list[tuple[str, str]]:
             ]
             words = ["export", f"--policy.path={results.teacher}", *own, "--output_dir=outputs/robot"]
             commands.insert(worth, ("Without training" if worth else "Next", words))
-    elif results.kind in ("reflow", "evaluate") and results.student is not None and not results.success:
+    elif results.student is not None and not results.success:
         # A run's folder stands for its last checkpoint, which its results name from there.
         run = results.settings.get("output_dir") if results.kind == "reflow" else None
         student = f"--student.path={run or results.student}"
