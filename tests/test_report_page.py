@@ -16,12 +16,13 @@ import pytest
 
 from chordflow.cli.main import main
 from chordflow.reporting.flow_tables import curvature_by_time, stretches
-from chordflow.reporting.page import IN_SIGHT, LARGEST, command_lines, embed, page, picture
+from chordflow.reporting.page import IN_SIGHT, LARGEST, embed, page, picture
 from chordflow.reporting.plots import label
 from chordflow.reporting.table import sections
 from chordflow.reporting.write import write_report
 from chordflow.results.episodes import Clip
 from chordflow.results.schema import Results
+from chordflow.results.wording import command_lines
 from report_samples import HOSTILE, MAKERS, SCRIPT, picture_of, published, sample, write_clip
 from small_runs import Capture
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from chordflow.errors import UserError
 from chordflow.reporting.section import Section
-from chordflow.reporting.study_page import page, plots
+from chordflow.reporting.study_page import page, panels
 from chordflow.reporting.study_table import SEEDS, by_arm, facts, markdown, render, sections
 from chordflow.reporting.table import escape
 from chordflow.reporting.write import write_report
@@ -21,7 +21,7 @@ from chordflow.results import study_summary as summary
 from chordflow.results.old_studies import OLD_KINDS
 from chordflow.results.paying import paying_rounds
 from chordflow.results.study import Study, Untrained, joined
-from chordflow.results.study_summary import answers, headline, standings
+from chordflow.results.study_summary import answers, standings
 from script_files import ROOT, load_script
 from study_samples import CLEAR, TEACHER, beginnings, figures, of_two_seeds, rounds, study, trial
 
@@ -129,12 +129,12 @@ def test_the_headline_is_one_short_sentence_with_its_figure() -> None:
     never = rounds({"last, real 0.1": [[(0.2, 0.4)] * 3]}, kept=None)
     for found in (CLEARLY, OVERLAP, study(CLEAR[0], CLEAR[2]), beginnings(), of_two_seeds(), never, of_one_teacher,
                   *published):  # fmt: skip
-        text = headline(found)
+        text = answers(found)[0]
         assert len(text.split()) <= 25, text
         assert re.fullmatch(r"[A-Z][^;]*?\d %[^;]*\.", text), text
         assert ". " not in text, text
         assert markdown(found).startswith(f"**{escape(text)}**")
-    assert headline(replace(beginnings(), trials=[])) == "Nothing is measured yet."
+    assert answers(replace(beginnings(), trials=[]))[0] == "Nothing is measured yet."
 
 
 def test_the_tables_have_every_arm_and_look() -> None:
@@ -177,7 +177,7 @@ def test_rounds_that_all_pay_and_rounds_that_never_do() -> None:
     falling = rounds({"last": [[(0.2 / 2**k, 0.3 / 2**k) for k in (1, 2, 3)]]})
     assert "last: round 3 still paid (curvature 20 % -> 10 % -> 5.0 % -> 2.5 %" in answers(falling)[1]
     never = rounds({"first, euler": [[(0.2, 0.4)] * 3]}, kept=None)
-    assert "With first, euler, not even round 1 paid, at a one-step gap of 40 %" in headline(never)
+    assert "With first, euler, not even round 1 paid, at a one-step gap of 40 %" in answers(never)[0]
 
 
 def test_seeds_are_judged_whole_or_not_at_all() -> None:
@@ -190,7 +190,7 @@ def test_seeds_are_judged_whole_or_not_at_all() -> None:
     assert "Judged by 1 of 2 seeds so far." in answers(missing)
     assert "| last (1 of 2 seeds) | 3 |" in markdown(missing)
     for less in (replace(found, trials=found.trials[:2]), replace(found, untrained=None, trials=[])):
-        assert headline(less) == "No seed has all its rounds yet."
+        assert answers(less)[0] == "No seed has all its rounds yet."
 
 
 def test_the_table_of_rounds_shows_medians_ranges_and_falls() -> None:
@@ -207,7 +207,7 @@ def test_the_table_of_rounds_shows_medians_ranges_and_falls() -> None:
 
 def test_plots_over_looks() -> None:
     found = beginnings()
-    drawn = {plot.key: plot for group in plots(found) for plot in group}
+    drawn = {plot.key: plot for group in panels(found) for plot in group}
     assert list(drawn) == ["loss", "curvature", "gap-1", "gap-2", "gap-10", "success"]
     band, line = drawn["gap-1"].figure.data[:2]
     assert (list(line.x), list(line.y)) == ([0, 100, 200], [30, 6, 3])
@@ -215,11 +215,11 @@ def test_plots_over_looks() -> None:
     assert "teacher 3.0 % (2.0 % to 4.0 %)" in drawn["gap-1"].caption
     # The loss has more points than there are looks.
     assert list(drawn["loss"].figure.data[1].x) == [1, 50, 100, 200]
-    assert plots(CLEARLY) == [], "a line of one point is none"
+    assert panels(CLEARLY) == [], "a line of one point is none"
 
 
 def test_plots_over_a_chain_go_from_the_untrained_teacher() -> None:
-    drawn = {plot.key: plot for group in plots(of_two_seeds(30)) for plot in group}
+    drawn = {plot.key: plot for group in panels(of_two_seeds(30)) for plot in group}
     assert list(drawn) == ["curvature", "gap-1", "gap-2", "gap-10", "spread", "modes", "success"]
     band, last, _, once = drawn["gap-1"].figure.data
     assert (list(last.x), list(last.y)) == ([0, 100, 200, 300], [30, 10, 9.6, 11.5])

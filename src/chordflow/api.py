@@ -36,18 +36,9 @@ CLIP = "clips/episodes.gif"
 
 
 class _Shown:
-    """A result as a notebook shows it: its headline and its rows."""
+    """A result as a notebook shows it: its `verdict` and its rows, `to_pandas()`."""
 
-    def to_pandas(self) -> pd.DataFrame:
-        """The rows."""
-        raise NotImplementedError
-
-    @property
-    def verdict(self) -> str:
-        """The headline."""
-        raise NotImplementedError
-
-    def _repr_html_(self) -> str:
+    def _repr_html_(self: Any) -> str:
         from html import escape
 
         return f"<p><b>{escape(self.verdict)}</b></p>{self.to_pandas().to_html(index=False, border=0)}"
@@ -113,9 +104,9 @@ class StudyReport(_Shown):
     @property
     def verdict(self) -> str:
         """The study's answer in one sentence."""
-        from chordflow.results.study_summary import headline
+        from chordflow.results.study_summary import answers
 
-        return headline(self.results)
+        return answers(self.results)[0]
 
     def to_pandas(self, rows: str = "trials") -> pd.DataFrame:
         """Rows of the results as a table: trials or arms.
@@ -177,11 +168,8 @@ class Exported(_Shown):
     def verdict(self) -> str:
         """How far it lies from the checkpoint, in a sentence."""
         found = self.manifest["parity"]
-        own = (
-            f" The checkpoint's own gap to its teacher is {found['teacher']['gap_percent']:.2g} %."
-            if "teacher" in found
-            else ""
-        )
+        gap = found["teacher"]["gap_percent"] if "teacher" in found else None
+        own = f" The checkpoint's own gap to its teacher is {gap:.2g} %." if gap is not None else ""
         return (
             f"On {found['observations']} observations it differs from the checkpoint by {found['max_relative']:.1e} of "
             f"the largest action ({found['gap_percent']:.1g} % of the spread), with {found['flips']} flips in "

@@ -13,14 +13,11 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    ProgressColumn,
-    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Column
-from rich.text import Text
 
 from chordflow import stopping
 
@@ -28,15 +25,10 @@ PIPED_WIDTH = 120
 """Columns of what goes to a file or a pipe, where no terminal says how many there are."""
 
 
-def _console() -> Console:
-    made = Console(highlight=False)
-    if not made.is_terminal and "COLUMNS" not in os.environ:
-        # The tables are made for 100 columns; with the 80 that are assumed otherwise their names would be cut.
-        made.width = PIPED_WIDTH
-    return made
-
-
-console = _console()
+console = Console(highlight=False)
+if not console.is_terminal and "COLUMNS" not in os.environ:
+    # The tables are made for 100 columns; with the 80 that are assumed otherwise their names would be cut.
+    console.width = PIPED_WIDTH
 
 PATIENCE_S = 3.0
 """Work that takes longer is named on the terminal."""
@@ -66,13 +58,6 @@ def doing(text: str) -> Iterator[None]:
         timer.cancel()
 
 
-class _Note(ProgressColumn):
-    """Whatever the work wants to show beside its bar."""
-
-    def render(self, task: Task) -> Text:
-        return Text(str(task.fields.get("note", "")), style="cyan")
-
-
 class Bar:
     """A progress bar, or a line now and then where the output is not a terminal."""
 
@@ -91,12 +76,8 @@ class Bar:
         elif total and (done / total - self._shown >= 0.25 or done >= total > self._shown * total):
             self._shown = done / total
             left = (time.monotonic() - self._began) * (total - done) / done
-            parts = [
-                f"{100 * self._shown:.0f} %",
-                *([note] if note else []),
-                *([f"{left:.0f} s left"] if done < total else []),
-            ]
-            say(f"  {self._description}: {', '.join(parts)}")
+            parts = [f"{100 * self._shown:.0f} %", note, f"{left:.0f} s left" * (done < total)]
+            say(f"  {self._description}: {', '.join(filter(None, parts))}")
 
 
 @contextmanager
@@ -106,11 +87,12 @@ def bar(description: str) -> Iterator[Bar]:
         with doing(f"  {description}"):
             yield Bar(None, description)
         return
+    cut = Column(no_wrap=True, overflow="ellipsis")
     columns = (
         TextColumn("{task.description:>9}"),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
-        _Note(table_column=Column(no_wrap=True, overflow="ellipsis")),
+        TextColumn("{task.fields[note]}", "cyan", markup=False, table_column=cut),
         TimeElapsedColumn(table_column=Column(min_width=7)),
         TextColumn("left"),
         TimeRemainingColumn(compact=True, table_column=Column(min_width=5)),

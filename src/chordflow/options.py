@@ -216,13 +216,10 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Nested settings with those of `over` put over them; a group whose type changes is replaced whole."""
     result = dict(base)
     for key, value in over.items():
-        before = result.get(key)
+        before: Any = result.get(key)
+        groups = isinstance(value, dict) and isinstance(before, dict)
         # The former settings of a group whose type changes belong to another class.
-        if (
-            isinstance(value, dict)
-            and isinstance(before, dict)
-            and before.get("type") in (None, value.get("type", before.get("type")))
-        ):
+        if groups and before.get("type") in (None, value.get("type", before.get("type"))):
             value = merge(before, value)
         result[key] = value
     return result
@@ -230,9 +227,6 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def plain(config: Any) -> dict[str, Any]:
     """The settings of a config as JSON holds them; environments of LeRobot's keep enumerations among theirs."""
-
-    def value_of(item: object) -> Any:
-        return item.value if isinstance(item, Enum) else str(item)
-
-    settings: dict[str, Any] = json.loads(json.dumps(draccus.encode(config), default=value_of))
+    text = json.dumps(draccus.encode(config), default=lambda o: o.value if isinstance(o, Enum) else str(o))
+    settings: dict[str, Any] = json.loads(text)
     return settings

@@ -141,9 +141,8 @@ def check(
         fits = any(_is(value, one.kind) or (value is None and one.default == NONE) for one in existing)
         if existing and not fits and name.partition(".")[0] != skip:
             one, written = existing[0], f"{name}={_written(value)}"
-            raise UserError(
-                f"{written}: {GONE_OPTIONS.get(written, f'give {_asked(one.kind)}; {one.text}.')}"
-            )
+            rule = GONE_OPTIONS.get(written, f"give {_asked(one.kind)}; {one.text}.")
+            raise UserError(f"{written}: {rule}")
     left = [one for existing in active.values() for one in existing]
     missing = [one for one in left if one.default is None and look_up(merged, one.name) is None]
     missing = [one for one in missing if not one.group or look_up(merged, one.group) is not None]

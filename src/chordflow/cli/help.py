@@ -11,6 +11,7 @@ import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +57,10 @@ def renamed(arguments: list[str]) -> list[str]:
 
 
 ONE_FOLDER = {
-    "report": (
-        "output_dir",
-        "the folder with results.json is missing; write chordflow report DIR [--output_dir=FOLDER].",
-    ),
-    "relocate": ("vlm.path", "the checkpoint's folder is missing; write chordflow relocate DIR."),
+    "report": ("output_dir", "the folder with results.json", "DIR [--output_dir=FOLDER]"),
+    "relocate": ("vlm.path", "the checkpoint's folder", "DIR"),
 }
-"""Verbs of a folder and one option: the option, and what to say where the folder is missing."""
+"""Verbs of a folder and one option: the option, what the folder is, and how to write both."""
 
 
 @dataclass(frozen=True)
@@ -112,10 +110,9 @@ def _entry(options: list[Option]) -> list[str]:
     else:
         notes = [with_choice[0], f"default: {first.default}" * (first.default != NONE)]
     note = "; ".join(filter(None, notes))
-    head, *more = textwrap.wrap(
-        f"--{first.name}  ({first.kind})", WIDTH - 6, break_on_hyphens=False, break_long_words=False
-    )
-    text = textwrap.wrap(first.text + f" [{note}]" * bool(note), WIDTH - 6, break_long_words=False)
+    wrapped = partial(textwrap.wrap, width=WIDTH - 6, break_long_words=False)
+    head, *more = wrapped(f"--{first.name}  ({first.kind})", break_on_hyphens=False)
+    text = wrapped(first.text + f" [{note}]" * bool(note))
     return [f"  {head}", *(f"      {line}" for line in [*more, *text])]
 
 
@@ -167,12 +164,12 @@ def check_study(arguments: Sequence[str]) -> None:
 
 def folder_and_option(verb: str, arguments: Sequence[str]) -> tuple[str, str | None]:
     """What `report` or `relocate` is given: a folder, and its one option."""
-    option, missing = ONE_FOLDER[verb]
+    option, what, usage = ONE_FOLDER[verb]
     words = list(arguments)
     if words and words[0].startswith("--"):
         words.sort(key=lambda word: word.startswith("--"))
     if not words or words[0].startswith("--"):
-        raise UserError(missing)
+        raise UserError(f"{what} is missing; write chordflow {verb} {usage}.")
     folder, options = words[0], read_options(words[1:])
     for name, value in options.items():
         if name != option:

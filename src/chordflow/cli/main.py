@@ -86,10 +86,10 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         # A terminal has just shown ^C in the same line.
         start = "\n" if sys.stderr.isatty() else ""
-        notes = " ".join(
-            getattr(interrupt, "__notes__", ["what was saved stands; give the same command again."])
+        notes = getattr(interrupt, "__notes__", ["what was saved stands; give the same command again."])
+        print(
+            f"{start}chordflow {verb}: {str(interrupt) or 'interrupted'}; {' '.join(notes)}", file=sys.stderr
         )
-        print(f"{start}chordflow {verb}: {str(interrupt) or 'interrupted'}; {notes}", file=sys.stderr)
         _let_go(interrupt)
         return interrupt.code if isinstance(interrupt, stopping.Stopped) else 130
     except BrokenPipeError:

@@ -31,14 +31,14 @@ class TeacherStarts:
 
     def __init__(self, teacher: FlowPolicy, num_steps: int, episodes: Sequence[Episode]) -> None:
         self.episodes = episodes
-        noise = torch.stack(
+        drawn = [
             [
-                torch.stack(
-                    [*(seeded_noise(teacher, e.seed, "modes", k) for k in range(NOISES)), _first(teacher, e)]
-                )
-                for e in episodes
+                *(seeded_noise(teacher, e.seed, "modes", k) for k in range(NOISES)),
+                chunk_noise(teacher, e.seed, 0),
             ]
-        )
+            for e in episodes
+        ]
+        noise = torch.stack([torch.stack(own) for own in drawn])
         ends = _endpoints(teacher, num_steps, episodes, noise)
         self.modes = Modes(ends[:, :-1], teacher.chunk)
         self.labels = self.modes.labels(ends[:, -1:])
@@ -51,7 +51,7 @@ class TeacherStarts:
         Of its `episodes` those of the same seeds are looked at.
         """
         by_seed = {episode.seed: episode for episode in episodes}
-        noise = torch.stack([_first(policy, first)[None] for first in self.episodes])
+        noise = torch.stack([chunk_noise(policy, first.seed, 0)[None] for first in self.episodes])
         flipped = self.modes.labels(_endpoints(policy, num_steps, self.episodes, noise)) != self.labels
         count = flips = other = agree = 0
         for first, flip in zip(self.episodes, flipped[:, 0].tolist(), strict=True):
@@ -62,11 +62,6 @@ class TeacherStarts:
             count, flips, other = count + 1, flips + flip, other + changed
             agree += flip == changed
         return FlipCheck(name, num_steps, episodes=count, flips=flips, other_side=other, agree=agree)
-
-
-def _first(policy: FlowPolicy, episode: Episode) -> Tensor:
-    """The noise (H, D) of an episode's first chunk."""
-    return chunk_noise(policy, episode.seed, 0)
 
 
 @torch.no_grad()

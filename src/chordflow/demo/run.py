@@ -46,6 +46,7 @@ from chordflow.experiments.run_folder import has_checkpoint, new_folder, refuse_
 from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.reporting.pictures import MAX_BYTES, save_clip
 from chordflow.results.schema import Clip, PolicyName, Results, Rollouts
+from chordflow.results.wording import plural
 from chordflow.rollouts.episodes import Episode, Timing
 from chordflow.rollouts.runner import run_episodes
 from chordflow.rollouts.summaries import motion_rows, success_rows, timing_row
@@ -148,7 +149,7 @@ def _run(config: DemoConfig, checkpoint: Path | None) -> Results:
     success, motion, timing = [], [], []
     for name, n in (("teacher", steps), ("teacher", 2), ("teacher", 1), ("student", 1)):
         reference, spent = runs.get(("teacher", steps)), Timing()
-        episodes = _episodes(policies[name], n, config.episodes, f"{name}, {n} step{'s' * (n > 1)}", spent)
+        episodes = _episodes(policies[name], n, config.episodes, f"{name}, {plural(n, 'step')}", spent)
         runs[name, n] = episodes
         timing.append(timing_row(name, n, spent))
         success += success_rows(episodes, name, reference, margin=MARGIN)
@@ -191,16 +192,13 @@ def reflow_options(config: DemoConfig, teacher_dir: Path) -> dict[str, Any]:
 
 
 def _teacher_and_data(config: DemoConfig) -> Path:
+    output = config.output_dir
     if config.from_scratch:
         with bar("demonstrations") as recording, bar("teacher") as training:
-            return make_teacher(
-                config.output_dir, record_progress=recording.update, train_progress=training.update
-            )
-    teacher_dir = place_teacher(config.output_dir)
+            return make_teacher(output, record_progress=recording.update, train_progress=training.update)
+    teacher_dir = place_teacher(output)
     with bar("demonstrations") as progress:
-        record_demonstrations(
-            config.output_dir / DATASET_FOLDER, config.demonstrations, progress=progress.update
-        )
+        record_demonstrations(output / DATASET_FOLDER, config.demonstrations, progress.update)
     return teacher_dir
 
 
@@ -231,10 +229,8 @@ def _episodes(policy: FlowPolicy, num_steps: int, count: int, name: str, timing:
 
 def _moving_picture(output: Path, runs: dict[tuple[PolicyName, int], list[Episode]], steps: int) -> Clip:
     """The same starts side by side, the first ones by seed: the picture shows the run, not a choice from it."""
-    columns = {
-        f"teacher, {steps} steps": runs["teacher", steps],
-        "teacher, 1 step": runs["teacher", 1],
-        "student, 1 step": runs["student", 1],
+    filmed = {
+        f"{name}, {plural(n, 'step')}": [(e.seed, e.success, e.frames) for e in runs[name, n]]
+        for name, n in (("teacher", steps), ("teacher", 1), ("student", 1))
     }
-    filmed = {label: [(e.seed, e.success, e.frames) for e in run] for label, run in columns.items()}
     return save_clip(filmed, output, "demo.gif", MAX_BYTES)

@@ -77,39 +77,37 @@ class TeacherRecipe:
     def train_arguments(self) -> list[str]:
         """The arguments of `lerobot-train`, with paths relative to the folder that it is run in."""
         side = self.vlm.image_size
-        policy = {
-            "type": "smolvla",
-            "device": "cpu",
-            "push_to_hub": "false",
-            "vlm_model_name": VLM_FOLDER,
-            "load_vlm_weights": "false",
-            "num_vlm_layers": self.vlm.text_layers,
-            "expert_width_multiplier": self.expert_width_multiplier,
-            "train_expert_only": "false",
-            "freeze_vision_encoder": "false",
-            "resize_imgs_with_padding": f"[{side},{side}]",
-            "tokenizer_max_length": 16,
-            "chunk_size": self.chunk_size,
-            "n_action_steps": self.n_action_steps,
-            "optimizer_lr": self.lr,
-            "scheduler_warmup_steps": 100,
-            "scheduler_decay_steps": self.steps,
-            "scheduler_decay_lr": self.lr / 100,
+        options = {
+            "dataset.repo_id": DATASET_REPO_ID,
+            "dataset.root": DATASET_FOLDER,
+            "dataset.use_imagenet_stats": "false",
+            "policy.type": "smolvla",
+            "policy.device": "cpu",
+            "policy.push_to_hub": "false",
+            "policy.vlm_model_name": VLM_FOLDER,
+            "policy.load_vlm_weights": "false",
+            "policy.num_vlm_layers": self.vlm.text_layers,
+            "policy.expert_width_multiplier": self.expert_width_multiplier,
+            "policy.train_expert_only": "false",
+            "policy.freeze_vision_encoder": "false",
+            "policy.resize_imgs_with_padding": f"[{side},{side}]",
+            "policy.tokenizer_max_length": 16,
+            "policy.chunk_size": self.chunk_size,
+            "policy.n_action_steps": self.n_action_steps,
+            "policy.optimizer_lr": self.lr,
+            "policy.scheduler_warmup_steps": 100,
+            "policy.scheduler_decay_steps": self.steps,
+            "policy.scheduler_decay_lr": self.lr / 100,
+            "output_dir": TRAINING_FOLDER,
+            "steps": self.steps,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "num_workers": 0,
+            "env_eval_freq": 0,
+            "save_freq": self.steps,
+            "log_freq": 50,
         }
-        return [
-            f"--dataset.repo_id={DATASET_REPO_ID}",
-            f"--dataset.root={DATASET_FOLDER}",
-            "--dataset.use_imagenet_stats=false",
-            *(f"--policy.{name}={value}" for name, value in policy.items()),
-            f"--output_dir={TRAINING_FOLDER}",
-            f"--steps={self.steps}",
-            f"--batch_size={self.batch_size}",
-            f"--seed={self.seed}",
-            "--num_workers=0",
-            "--env_eval_freq=0",
-            f"--save_freq={self.steps}",
-            "--log_freq=50",
-        ]
+        return [f"--{name}={value}" for name, value in options.items()]
 
 
 def place_teacher(output_dir: Path) -> Path:
@@ -125,8 +123,8 @@ def make_teacher(
     output_dir: Path,
     recipe: TeacherRecipe | None = None,
     *,
-    record_progress: Progress | None = None,
-    train_progress: Progress | None = None,
+    record_progress: Progress = lambda done, total: None,
+    train_progress: Progress = lambda done, total: None,
 ) -> Path:
     """Makes a teacher from nothing: `vlm/`, `dataset/`, `teacher_training/` and `teacher/` in the output folder.
 
@@ -156,7 +154,7 @@ def _place(checkpoint: Path, output_dir: Path) -> Path:
     return teacher
 
 
-def _train(folder: Path, recipe: TeacherRecipe, progress: Progress | None) -> Path:
+def _train(folder: Path, recipe: TeacherRecipe, progress: Progress) -> Path:
     """Trains by LeRobot's command in a process of its own; the checkpoint's paths are relative to `folder`."""
     log = folder / f"{TRAINING_FOLDER}.log"
     command = [sys.executable, "-m", "chordflow.demo.cached_train", *recipe.train_arguments()]
@@ -166,8 +164,7 @@ def _train(folder: Path, recipe: TeacherRecipe, progress: Progress | None) -> Pa
         try:
             while process.poll() is None:
                 time.sleep(0.5)
-                if progress is not None:
-                    progress(_steps_done(log), recipe.steps)
+                progress(_steps_done(log), recipe.steps)
         finally:
             # An interrupted demo must not leave a training run behind.
             if process.poll() is None:
@@ -177,8 +174,7 @@ def _train(folder: Path, recipe: TeacherRecipe, progress: Progress | None) -> Pa
         with log.open(errors="replace") as lines:
             end = "".join(deque(lines, maxlen=15))
         raise RuntimeError(f"LeRobot's training of the teacher failed; the end of {log}:\n{end}")
-    if progress is not None:
-        progress(recipe.steps, recipe.steps)
+    progress(recipe.steps, recipe.steps)
     return (folder / TRAINING_FOLDER / "checkpoints" / "last" / "pretrained_model").resolve()
 
 
@@ -190,7 +186,9 @@ def _steps_done(log: Path) -> int:
     return int(counts[-1]) if counts else 0
 
 
-def record_demonstrations(root: Path, num_episodes: int, progress: Progress | None = None) -> None:
+def record_demonstrations(
+    root: Path, num_episodes: int, progress: Progress = lambda done, total: None
+) -> None:
     """Lets the expert solve episodes and writes the successful ones as a LeRobotDataset of images.
 
     Episode `i` uses the seed `FIRST_SEED + i` for layout, instruction, side and noise, so the dataset is a function
@@ -223,8 +221,7 @@ def record_demonstrations(root: Path, num_episodes: int, progress: Progress | No
                 dataset.add_frame(frame)
             if frames:
                 dataset.save_episode()
-                if progress is not None:
-                    progress(dataset.num_episodes, num_episodes)
+                progress(dataset.num_episodes, num_episodes)
     finally:
         dataset.finalize()
         env.close()

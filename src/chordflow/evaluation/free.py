@@ -111,9 +111,8 @@ class Search:
         )
         self._best = {}
         for way, reference in product(best, REFERENCES):
-            gap, even = (
-                here.gap(e, reference) for e in (ends[way], solved[Way("euler", way.nfe)][rows, :noises])
-            )
+            gap = here.gap(ends[way], reference)
+            even = here.gap(solved[Way("euler", way.nfe)][rows, :noises], reference)
             row = here.row(TEACHER, way, reference, gap)
             self.found.ways.append(replace(row, ratio_to_untrained=here.ratio(gap, even)))
             if reference == "converged":

@@ -90,10 +90,8 @@ class Modes:
 
     def labels(self, endpoints: Tensor) -> NDArray[np.int_]:
         """Nearest mode of each endpoint, (N, K)."""
-        flat = flatten(endpoints, self.chunk)
-        return np.stack(
-            [nearest_mode(ends, centres) for ends, centres in zip(flat, self.centres, strict=True)]
-        )
+        pairs = zip(flatten(endpoints, self.chunk), self.centres, strict=True)
+        return np.stack([nearest_mode(ends, centres) for ends, centres in pairs])
 
 
 def action_gap(actual: Tensor, reference: Tensor, modes: Modes, policy: FlowPolicy) -> Gap:

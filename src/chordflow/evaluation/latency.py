@@ -8,7 +8,6 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from chordflow.flow.seeds import generator
 from chordflow.policies import FlowPolicy
 from chordflow.policies.sampling import Sampler
 from chordflow.results.actions import ChunkTime, Latency, Memory, PolicyName
-from chordflow.results.statistics import Percentiles
+from chordflow.results.statistics import percentiles
 
 WARM_UP = 5
 
@@ -77,7 +76,7 @@ def measure_latency(
             if number >= warm_up:
                 seconds[name].append(took)
                 memory.sample()
-    found = {name: _percentiles(times) for name, times in seconds.items()}
+    found = {name: percentiles(times) for name, times in seconds.items()}
     return Latency(
         encode_s=found["encode"].p50,
         step_s=found["step"].p50,
@@ -122,11 +121,6 @@ class _MemoryMeter:
             above = torch.cuda.max_memory_allocated(self.device) - self.before
             return Memory(self.weights, self.weights + above, "accelerator")
         return Memory(self.weights, self.resident, "process") if self.device.type == "cpu" else None
-
-
-def _percentiles(seconds: Sequence[float]) -> Percentiles:
-    p50, p90, p95, p99 = (float(p) for p in np.percentile(seconds, [50, 90, 95, 99]))
-    return Percentiles(p50, p90, p95, p99)
 
 
 def _seconds(function: Callable[[], object], device: torch.device, clock: Callable[[], float]) -> float:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from chordflow.couplings import Observations
 from chordflow.evaluation.free import Search
-from chordflow.evaluation.gap import Gap, Modes, Targets, check_same_units
+from chordflow.evaluation.gap import Modes, Targets, check_same_units
 from chordflow.evaluation.latency import measure_latency
 from chordflow.evaluation.paired import HeldOutSet, MeasureConfig, Progress, Way, Work, encode_held_out
 from chordflow.evaluation.spread import diversity, observation_spreads, trajectories, widest_observations
@@ -24,45 +24,8 @@ from chordflow.flow.solvers import get_solver
 from chordflow.policies import FlowPolicy
 from chordflow.policies.exported import ExportedPolicy
 from chordflow.policies.sampling import Sampler
-from chordflow.results.actions import (
-    STUDENT,
-    TEACHER,
-    CurvatureRow,
-    FreeWays,
-    GapRow,
-    Latency,
-    ObservationSpread,
-    PolicyName,
-    Reference,
-    TrajectoryRow,
-    WideObservation,
-)
+from chordflow.results.actions import STUDENT, TEACHER, CurvatureRow, GapRow, Latency, Measures, PolicyName
 from chordflow.results.study import Diversity
-
-
-@dataclass(frozen=True)
-class Measures:
-    """Everything measured without an environment.
-
-    Attributes:
-        curvature: a row per policy.
-        gaps: a row per policy, solver, steps and reference.
-        free: the best ways to act without training; None where none takes more than one evaluation.
-        latency: encode, step and whole chunks.
-        trajectories: a few paths of each policy, on one plane.
-        trajectory_axes: share of their variance along its two axes.
-        spreads: how two-sided the teacher is at each held-out observation that was used.
-        widest: the observations at which its endpoints spread most.
-    """
-
-    curvature: list[CurvatureRow]
-    gaps: list[GapRow]
-    free: FreeWays | None
-    latency: Latency
-    trajectories: list[TrajectoryRow]
-    trajectory_axes: list[float]
-    spreads: list[ObservationSpread]
-    widest: list[WideObservation]
 
 
 @torch.no_grad()
@@ -117,7 +80,6 @@ def measure(
 
     converged = {name: work.converge(name, network) for name, network in networks.items()}
     gaps: list[GapRow] = []
-    untrained: dict[tuple[Way, Reference], Gap] = {}
     for name, network in everyone.items():
         solved = work.solve(name, network, ways[name], compared)
         if name == TEACHER:

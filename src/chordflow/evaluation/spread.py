@@ -50,21 +50,19 @@ def observation_spreads(endpoints: Tensor, modes: Modes, held_out: HeldOutSet) -
     own = np.sqrt(np.mean(np.sum((flat - flat.mean(axis=1, keepdims=True)) ** 2, axis=-1), axis=1))
     overall = np.sqrt(np.mean(np.sum((flat - flat.mean(axis=(0, 1))) ** 2, axis=-1)))
     labels, counts = modes.labels(endpoints), modes.counts
-    rows = []
-    for index in range(len(flat)):
-        shares = np.bincount(labels[index], minlength=counts[index]) / flat.shape[1]
-        rows.append(
-            ObservationSpread(
-                observation=index,
-                episode=int(held_out.episodes[index]),
-                frame=int(held_out.frames[index]),
-                task=held_out.tasks[index],
-                spread=float(own[index] / overall) if overall > 0 else 0.0,
-                modes=int(counts[index]),
-                shares=sorted((float(share) for share in shares), reverse=True),
-            )
+    shares = [np.bincount(seen, minlength=n) / flat.shape[1] for seen, n in zip(labels, counts, strict=True)]
+    return [
+        ObservationSpread(
+            observation=index,
+            episode=int(held_out.episodes[index]),
+            frame=int(held_out.frames[index]),
+            task=held_out.tasks[index],
+            spread=float(own[index] / overall) if overall > 0 else 0.0,
+            modes=int(counts[index]),
+            shares=sorted(shares[index].tolist(), reverse=True),
         )
-    return rows
+        for index in range(len(flat))
+    ]
 
 
 def widest_observations(
@@ -105,9 +103,7 @@ def widest_observations(
     return rows
 
 
-def _main_plane(
-    points: NDArray[np.float64],
-) -> tuple[NDArray[np.float64], NDArray[np.float64], list[float]]:
+def _main_plane(points: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64], list[float]]:
     """The mean (F,) of points (K, F), their two main components (2, F), and the share of variance along each."""
     centre = points.mean(axis=0)
     _, scales, components = np.linalg.svd(points - centre, full_matrices=False)

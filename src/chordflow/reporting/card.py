@@ -10,12 +10,13 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from chordflow.reporting.page import command_lines
+from chordflow.refusing import look_up
+from chordflow.reporting.page import asset
 from chordflow.reporting.rollout_tables import rate
 from chordflow.reporting.table import escape, markdown
 from chordflow.results.actions import STUDENT
 from chordflow.results.schema import PolicyInfo, Results
-from chordflow.results.wording import clean, estimate, percentage, steps
+from chordflow.results.wording import clean, command_lines, estimate, percentage, steps
 
 METHODS = {
     "reflow": "reflow (rectified flow, Liu et al. 2022)",
@@ -25,45 +26,6 @@ METHODS = {
     "consistency": "consistency distillation along the teacher's trajectories (Song et al. 2023)",
 }
 """The method of a run in words, by its `--method.type`."""
-
-USE = """\
-## How to use it
-
-LeRobot alone runs it; chordflow is not needed. `{path}` is its folder or Hub id:
-
-```sh
-lerobot-eval --policy.path={quoted} --env.type=YOURS
-```
-
-```python
-from lerobot.configs.policies import PreTrainedConfig
-from lerobot.policies.factory import get_policy_class, make_pre_post_processors
-
-path = {path!r}
-config = PreTrainedConfig.from_pretrained(path)
-policy = get_policy_class(config.type).from_pretrained(path)
-before, after = make_pre_post_processors(config, pretrained_path=path)
-action = after(policy.select_action(before(observation)))
-```
-"""
-"""How to run a student from a shell and from Python."""
-
-EXPORTED = """\
-# {repo_id}
-
-`{checkpoint}` ({family}) as a graph that a robot runs without PyTorch and LeRobot, by {backend} in {precision}; number
-of {solver} steps: {num_steps}. On {observations} observations with the same noise it differs from the checkpoint by
-{max_relative:.1e} of the largest action ({gap_percent:.1g} % of the spread).
-
-```python
-import chordflow_runtime
-from huggingface_hub import snapshot_download
-
-policy = chordflow_runtime.load(snapshot_download("{repo_id}", local_dir="policy"))
-action = policy.select_action(observation)
-```
-"""
-"""What an exported folder is, and how to run it."""
 
 TAGS = ["robotics", "lerobot", "flow-matching", "chordflow"]
 
@@ -89,7 +51,7 @@ def card(
         Markdown whose front matter `huggingface_hub.ModelCard` reads. A teacher or dataset is linked where its name
         is a Hub id, and named in the text otherwise.
     """
-    student = next((info for info in results.policies if info.name == STUDENT), None)
+    student = results.info(STUDENT)
     exported = student.exported if student is not None else None
     found = exported.checkpoint if exported is not None else results.student or results.teacher
     found = repo_id or (str(folder / found) if results.kind == "reflow" else found)
@@ -103,7 +65,7 @@ def card(
             f"and weights layout{_steps(results, student)}.",
             "",
             *_trained_for(student),
-            USE.format(path=path, quoted=shlex.quote(path)),
+            asset("student.md").format(path=path, quoted=shlex.quote(path)),
         ]
     command = command_lines(results.command).replace("```", "'''")
     lines += ["## Results", "", markdown(results), "## Measure it again", "", "```sh", command, "```", ""]
@@ -120,18 +82,17 @@ def exported_card(manifest: Mapping[str, Any], repo_id: str, licence: Mapping[st
     backend = str(manifest["backend"])
     more = {"library_name": backend, "tags": [*TAGS, backend], "base_model": hub_id(checkpoint)}
     known = {**manifest, **found, "checkpoint": _code(checkpoint), "repo_id": repo_id}
-    return _front(repo_id.split("/")[-1], metrics, licence, **more) + EXPORTED.format(**known)
+    return _front(repo_id.split("/")[-1], metrics, licence, **more) + asset("exported.md").format(**known)
 
 
 # ---- What the Hub reads of it ---------------------------------------------------------------------------
 
 
 def _front_matter(results: Results, name: str, licence: Mapping[str, str]) -> str:
-    dataset = results.settings.get("dataset")
-    found = hub_id(str(dataset.get("repo_id"))) if isinstance(dataset, dict) else None
-    extra: dict[str, Any] = {"tags": TAGS}
+    found = hub_id(str(look_up(results.settings, "dataset.repo_id")))
+    about: dict[str, Any] = {"library_name": "lerobot", "datasets": [found] if found else None, "tags": TAGS}
     if results.student is not None:
-        extra = {"tags": [*TAGS, "reflow", "distillation"], "base_model": hub_id(results.teacher)}
+        about |= {"tags": [*TAGS, "reflow", "distillation"], "base_model": hub_id(results.teacher)}
     metrics: list[EvalResult] = []
     n = results.student_num_steps
     if n is not None and (row := results.success_of(STUDENT, n)) is not None:
@@ -142,9 +103,7 @@ def _front_matter(results: Results, name: str, licence: Mapping[str, str]) -> st
     if n is not None and (gap := results.gap(STUDENT, n, "deployed")) is not None:
         text = f"Action gap to the teacher in percent, on {gap.observations} held-out observations"
         metrics.append(_metric("action_gap", text, gap.rms, found or "lerobot", found or "held-out episodes"))
-    return _front(
-        name, metrics, licence, library_name="lerobot", datasets=[found] if found else None, **extra
-    )
+    return _front(name, metrics, licence, **about)
 
 
 def _metric(kind: str, text: str, fraction: float, dataset: str, name: str) -> EvalResult:
@@ -174,11 +133,8 @@ def hub_id(name: str) -> str | None:
 def _name(path: str) -> str:
     """The last part of a checkpoint's path, or of its name on the Hub, that names it."""
     parts = [part for part in re.split(r"[/\\]+", clean(path)) if part]
-    while len(parts) > 1 and (
-        parts[-1] in ("pretrained_model", "checkpoints", "last") or parts[-1].isdigit()
-    ):
-        parts.pop()
-    return parts[-1] if parts else "policy"
+    named = [part for part in parts if not re.fullmatch(r"pretrained_model|checkpoints|last|\d+", part)]
+    return ([*parts[:1], *named] or ["policy"])[-1]
 
 
 # ---- What it says of the student ------------------------------------------------------------------------
@@ -186,8 +142,7 @@ def _name(path: str) -> str:
 
 def _made_by(results: Results, student: PolicyInfo | None) -> str:
     """How the student was trained; nothing where neither its record nor the settings of this run say it."""
-    method = results.settings.get("method")
-    name = method.get("type") if isinstance(method, dict) else None
+    name = look_up(results.settings, "method.type")
     if student is not None and student.method is not None:
         name = student.method
     return f", made by {METHODS.get(str(name), f'`{_code(str(name))}`')}" if name is not None else ""

@@ -13,15 +13,7 @@ from chordflow.reporting import plots
 from chordflow.reporting.flow_tables import curvature_by_time, dimension_shares, real_dims, stretches
 from chordflow.reporting.plots import Plot
 from chordflow.reporting.section import at, in_order, ordered, way
-from chordflow.results.actions import (
-    REFERENCES,
-    TEACHER,
-    CurvatureRow,
-    GapRow,
-    PolicyName,
-    Reference,
-    WideObservation,
-)
+from chordflow.results.actions import REFERENCES, TEACHER, CurvatureRow, GapRow, Reference, WideObservation
 from chordflow.results.schema import Results
 from chordflow.results.wording import clean, number, percent, plural, span, steps
 
@@ -200,7 +192,7 @@ def curvature(results: Results) -> list[Plot]:
     return [_by_time(results, rows), _by_part(results, rows)] if rows else []
 
 
-type Shares = dict[PolicyName, dict[str, float]]
+type Shares = dict[str, dict[str, float]]
 """Shares of S by policy, each with its name."""
 
 
@@ -234,9 +226,8 @@ def _shares(results: Results, shares: Shares, axis: str, height: int) -> go.Figu
     """Bars of shares of S, in a colour for each policy."""
     # No axis of shares goes beyond 100 %.
     top = min(100.0, max(1.0, *(110 * share for own in shares.values() for share in own.values())))
-    figure = plots.canvas(
-        height, axis, "share of S, %", barmode="group", bargap=0.25, yaxis={"range": [0.0, top]}
-    )
+    figure = plots.canvas(height, axis, "share of S, %", barmode="group", bargap=0.25)
+    figure.update_layout(yaxis={"range": [0.0, top]})
     for policy, own in shares.items():
         name = plots.label(policy)
         hovers = [plots.hover(name, f"{what}: {percent(share)} of S") for what, share in own.items()]
@@ -283,23 +274,23 @@ def curvature_by_dimension(results: Results) -> list[Plot]:
 def heat_maps(results: Results) -> list[Plot]:
     """The integrand of S by time and real dimension, a panel for each policy, all of one scale."""
     rows = [
-        r for r in in_order(results, results.curvature) if real_dims(r) and _is_whole(r.s_by_time_and_dim)
+        row
+        for row in in_order(results, results.curvature)
+        if real_dims(row) and len(set(map(len, row.s_by_time_and_dim))) == 1
     ]
     top = max((value for row in rows for line in row.s_by_time_and_dim for value in line), default=0.0)
     panels: list[Plot] = []
     for row in rows:
         grid = list(zip(*row.s_by_time_and_dim, strict=True))
         times, upright = row.times[: len(row.s_by_time_and_dim)], {"autorange": "reversed", "showgrid": False}
-        figure = plots.canvas(
-            110 + 30 * max(4, min(len(grid), 12)), "t: 1 is noise, 0 is the action", "dimension"
-        )
+        most = min(len(grid), 12)
+        figure = plots.canvas(110 + 30 * max(4, most), "t: 1 is noise, 0 is the action", "dimension")
         figure.add_heatmap(
             x=plots.rounded(times), y=list(range(len(grid))), z=list(map(plots.rounded, grid)), zmin=0,
             zmax=top or 1.0, colorscale=plots.SEQUENTIAL,
             colorbar={"thickness": 12, "outlinewidth": 0, "title": {"text": "S at t", "side": "right"}},
             hovertemplate="dimension %{y}, t = %{x:.2f}: %{z:.3g}<extra></extra>",
         )  # fmt: skip
-        most = min(len(grid), 12)
         figure.update_layout(xaxis=upright, yaxis={**upright, "tickformat": "d", "nticks": most})
         places = ((dim, time) for dim in range(len(grid)) for time in range(len(times)))
         dim, time = max(places, key=lambda place: grid[place[0]][place[1]])
@@ -309,10 +300,6 @@ def heat_maps(results: Results) -> list[Plot]:
         )
         panels.append(Plot(f"heat-{len(panels)}", f"Time by dimension: {way(row)}", caption, figure))
     return panels
-
-
-def _is_whole(lines: Sequence[Sequence[float]]) -> bool:
-    return len(set(map(len, lines))) == 1
 
 
 # ---- Spreads --------------------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ from chordflow.reporting.section import (
     Cell,
     Column,
     Section,
+    as_saved,
     in_order,
-    is_student,
     table,
     way,
 )
@@ -26,16 +26,7 @@ from chordflow.results.episodes import SuccessRow
 from chordflow.results.free import euler_beside
 from chordflow.results.schema import Results
 from chordflow.results.student_findings import candidates
-from chordflow.results.wording import (
-    UNRELIABLE,
-    amount,
-    capital,
-    clean,
-    percent,
-    percentage,
-    plural,
-    steps,
-)
+from chordflow.results.wording import UNRELIABLE, amount, capital, clean, percent, percentage, plural, steps
 
 NO_TIMES = f"{capital(UNRELIABLE)}."
 """What is shown in place of unreliable times."""
@@ -56,11 +47,11 @@ class ShownWay(NamedTuple):
     policy: PolicyName
     solver: str
     num_steps: int
+    grid_power: float
     near: GapRow | None
     far: GapRow | None
     success: SuccessRow | None = None
     is_floor: bool = False
-    grid_power: float = 1.0
 
     @property
     def row(self) -> GapRow | None:
@@ -87,7 +78,7 @@ def summary(results: Results) -> Section | None:
         Column(f"gap to the\n{goal}", _of(which, "rms"), _gap_percent,
                f"Gap: RMS distance to the actions of the {goal} from the same noise, relative to their spread."),
         Column("time of\na chunk", time, _ratio, "Time: 1 is the teacher's as deployed."),
-        below=NO_TIMES if results.timings_unreliable else "", marked=partial(is_student, results),
+        below=NO_TIMES if results.timings_unreliable else "", marked=partial(as_saved, results),
     )  # fmt: skip
     return section if section is not None and len(section.heads) > 2 else None
 
@@ -108,17 +99,14 @@ def _summarised(results: Results) -> list[ShownWay]:
     if results.free is not None and best is not None and not best.is_stock:
         solved = results.success_of(TEACHER, best.num_steps, solver=best.solver, grid_power=best.grid_power)
         near = results.free.best(2, "deployed")
-        ways.append(
-            ShownWay(TEACHER, best.solver, best.num_steps, near, best, solved, grid_power=best.grid_power)
-        )
+        ways.append(ShownWay(TEACHER, best.solver, best.num_steps, best.grid_power, near, best, solved))
     return ways + [_way(results, name, num_steps) for name, num_steps in candidates(results)]
 
 
 def _way(results: Results, policy: PolicyName, num_steps: int, solver: str = "euler") -> ShownWay:
     near, far = (results.gap(policy, num_steps, kind, solver) for kind in ("deployed", "converged"))
-    return ShownWay(
-        policy, solver, num_steps, near, far, results.success_of(policy, num_steps, solver=solver)
-    )
+    solved = results.success_of(policy, num_steps, solver=solver)
+    return ShownWay(policy, solver, num_steps, 1.0, near, far, solved)
 
 
 def gaps(results: Results) -> Section | None:
@@ -141,7 +129,7 @@ def gaps(results: Results) -> Section | None:
     rows = in_order(results, (_way(results, *one) for one in found))
     notes = [_normalisation(results)]
     if floor is not None:
-        rows.append(ShownWay(TEACHER, "euler", floor.num_steps, None, floor, is_floor=True))
+        rows.append(ShownWay(TEACHER, "euler", floor.num_steps, 1.0, None, floor, is_floor=True))
         notes.append(
             f"Floor: the deployed teacher ({steps(floor.num_steps)}) to its converged ODE ({fine} steps); a "
             "smaller gap means little."
@@ -167,7 +155,7 @@ def gaps(results: Results) -> Section | None:
                "To the floor: RMS to the converged ODE over that of the teacher as deployed."),
         Column("time", time, _ratio, "Time of a chunk: 1 is the teacher's as deployed."),
         below=" ".join(text for text in notes if text),
-        marked=lambda way: not way.is_floor and is_student(results, way),
+        marked=partial(as_saved, results),
     )  # fmt: skip
 
 
@@ -201,14 +189,12 @@ def free(results: Results) -> Section | None:
     rows = [row for row in found.ways if row.reference == "converged"]
 
     def beside(name: PolicyName) -> Column[GapRow]:
-        return Column(
-            clean(name), lambda row: getattr(found.beside(name, row.nfe), "rms", None), _gap_percent
-        )
+        return Column(clean(name), lambda of: getattr(found.beside(name, of.nfe), "rms", None), _gap_percent)
 
     others = dict.fromkeys(row.policy for row in found.others if row.policy != TEACHER)
     return table(
         "free", "Without training: the solver and grid of the smallest gap to the converged ODE", rows,
-        Column("best way", lambda row: clean(row.solver) + _grid(row.grid_power)),
+        Column("best way", lambda row: clean(row.solver) + f", grid power {row.grid_power:g}" * (row.grid_power != 1)),
         STEPS,
         Column("nfe", lambda row: row.nfe),
         Column("RMS to\nconverged", lambda row: row.rms, _gap_percent),
@@ -219,10 +205,6 @@ def free(results: Results) -> Section | None:
         below="Tried: Euler, midpoint, Heun and Adams-Bashforth on even grids and on grids of power 1.4 and 2 (steps "
         f"grow smaller towards the action). {_split(found)} Stock LeRobot takes even Euler steps alone.",
     )  # fmt: skip
-
-
-def _grid(power: float) -> str:
-    return "" if power == 1 else f", grid power {power:g}"
 
 
 def _split(found: FreeWays) -> str:

@@ -1,11 +1,9 @@
 """The report: one HTML file that holds all it needs and fetches nothing."""
 
 import base64
-import binascii
 import hashlib
 import io
 import json
-import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from jinja2.utils import htmlsafe_json_dumps
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
@@ -24,7 +23,7 @@ from chordflow.reporting.table import facts, findings, sections
 from chordflow.results.episodes import Clip
 from chordflow.results.findings import next_commands, verdict
 from chordflow.results.schema import Results
-from chordflow.results.wording import clean, plural, size
+from chordflow.results.wording import clean, command_lines, plural, size
 
 IN_SIGHT = 5
 """Findings that are shown unfolded."""
@@ -47,9 +46,10 @@ def rendered(
     template: str, plots: Iterable[Plot], command: list[str], settings: dict[str, Any], **values: Any
 ) -> str:
     """A whole page of a template, with all its plots; whatever comes out of the results is escaped."""
-    scripts = {name: _asset(f"{name}.js") for name in ("theme", "report")} | {"plotly": get_plotlyjs()}
+    figures = {plot.key: json.loads(plot.figure.to_json()) for plot in plots}
+    scripts = {name: asset(f"{name}.js") for name in ("theme", "report")} | {"plotly": get_plotlyjs()}
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_asset), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+        loader=jinja2.FunctionLoader(asset), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["clean"] = clean
@@ -57,9 +57,10 @@ def rendered(
     environment.filters["unbroken"] = lambda text: text.replace(" ", "\u00a0").replace("\u00a0[", " [")
     return environment.get_template(f"{template}.html.j2").render(
         policy=_policy(scripts.values()),
-        style=_asset("style.css"),
+        style=asset("style.css"),
         scripts=scripts,
-        plots=json_in_html({plot.key: json.loads(plot.figure.to_json()) for plot in plots}),
+        # Nothing in it can end its script element or begin another.
+        plots=htmlsafe_json_dumps(figures, allow_nan=False, separators=(",", ":")),
         command=command_lines(command),
         settings=list(_flat(settings)),
         **values,
@@ -76,21 +77,6 @@ def _policy(scripts: Iterable[str]) -> str:
     )
 
 
-def json_in_html(value: Any) -> str:
-    """JSON that may stand in a script element: nothing in it can end the element or begin another."""
-    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
-
-
-def command_lines(command: list[str]) -> str:
-    """The command as one would type it, an option a line."""
-    words = [shlex.quote(clean(word)) for word in command]
-    begin = next((i for i, word in enumerate(words) if word.startswith(("--", "'--"))), len(words))
-    return " \\\n    ".join([" ".join(words[:begin]), *words[begin:]])
-
-
 def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Nested settings as dotted names and values."""
     for key, value in settings.items():
@@ -101,7 +87,7 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str
             yield name, clean(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
     """The text of a file of the templates' folder."""
     return (files("chordflow.reporting") / "templates" / name).read_text(encoding="utf-8")
 
@@ -215,8 +201,8 @@ def _widest(results: Results) -> Iterator[Plot]:
     }
     for place, found in enumerate(results.widest):
         title = titles.get(found.observation, f"Observation {found.observation}")
-        pictures = [(clean(camera), picture(encoded)) for camera, encoded in found.pictures.items()]
-        yield flow_plots.endpoints(found, place, title, [(camera, uri) for camera, uri in pictures if uri])
+        pictures = [(clean(camera), uri) for camera, png in found.pictures.items() if (uri := picture(png))]
+        yield flow_plots.endpoints(found, place, title, pictures)
 
 
 # ---- Pictures and clips, read from beside the results, never from anywhere else ------------------------
@@ -293,6 +279,6 @@ def picture(encoded: str) -> str:
     """A PNG in base64, as in `WideObservation.pictures`, as a data URI; empty if it is none."""
     try:
         data = base64.b64decode(encoded, validate=True)
-    except (binascii.Error, ValueError):
+    except ValueError:
         return ""
     return _data_uri("image/png", data) if data.startswith(b"\x89PNG\r\n\x1a\n") else ""

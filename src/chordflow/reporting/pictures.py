@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from chordflow.console import doing
 from chordflow.errors import UserError
@@ -101,10 +101,8 @@ def _draw(panel: Axes, plot: Plot) -> None:
     for line in layout.shapes:
         panel.axhline(line.y0, color=line.line.color, ls="--", lw=1.5)
     for note in layout.annotations:
-        y = 10**note.y if layout.yaxis.type == "log" else note.y
-        panel.annotate(
-            _text(note.text), (0.01, y), xycoords=("axes fraction", "data"), va="bottom", fontsize=9
-        )
+        place = 0.01, 10**note.y if layout.yaxis.type == "log" else note.y
+        panel.annotate(_text(note.text), place, xycoords=("axes fraction", "data"), va="bottom", fontsize=9)
     for name, axis, given in (("x", panel.xaxis, layout.xaxis), ("y", panel.yaxis, layout.yaxis)):
         panel.set(**{f"{name}label": _text(given.title.text), f"{name}scale": given.type or "linear"})
         if given.tickvals is not None:
@@ -215,13 +213,12 @@ def _painter(
     height, width = (side + 2 * _BORDER for side in cells[0][0][0][0].shape[:2])
     # Matplotlib brings a font of many scripts, and the same one as in the other pictures.
     font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), _FONT)
-    page = Image.new(
-        "RGB", (_GAP + len(cells) * (width + _GAP), _HEAD + len(cells[0]) * (height + _GAP)), _PAPER
-    )
+    across, down = width + _GAP, height + _GAP
+    page = Image.new("RGB", (_GAP + len(cells) * across, _HEAD + len(cells[0]) * down), _PAPER)
     draw = ImageDraw.Draw(page)
     for x, label in enumerate(columns):
-        centre = _GAP + x * (width + _GAP) + width / 2
-        draw.text((centre, _HEAD / 2), _fitted(label, font, width + _GAP - 2), _INK, font, anchor="mm")
+        centre = _GAP + x * across + width / 2
+        draw.text((centre, _HEAD / 2), _fitted(label, font, across - 2), _INK, font, anchor="mm")
 
     def picture(time: int) -> Image.Image:
         filled = page.copy()
@@ -229,7 +226,7 @@ def _painter(
             for y, (frames, solved) in enumerate(column):
                 over = time >= len(frames) - 1
                 cell = _cell(frames[min(time, len(frames) - 1)], solved if over else None)
-                filled.paste(cell, (_GAP + x * (width + _GAP), _HEAD + y * (height + _GAP)))
+                filled.paste(cell, (_GAP + x * across, _HEAD + y * down))
         return filled
 
     return picture
@@ -237,10 +234,8 @@ def _painter(
 
 def _cell(frame: NDArray[np.uint8], solved: bool | None) -> Image.Image:
     """One frame with its border and mark."""
-    image = Image.fromarray(frame)
     colour = RUNNING if solved is None else SUCCESS if solved else FAILURE
-    cell = Image.new("RGB", (image.width + 2 * _BORDER, image.height + 2 * _BORDER), colour)
-    cell.paste(image, (_BORDER, _BORDER))
+    cell = ImageOps.expand(Image.fromarray(frame), _BORDER, colour)
     if solved is not None:
         left, top = cell.width - _BORDER - _MARK, _BORDER
         draw = ImageDraw.Draw(cell)
@@ -253,11 +248,8 @@ def _cell(frame: NDArray[np.uint8], solved: bool | None) -> Image.Image:
 def _gif(picture: Callable[[int], Image.Image], times: int, colours: int) -> bytes:
     """All times in one palette, without dither: what does not move costs nothing."""
     # Pictures spread over time, the last one with all its marks among them.
-    spread = [picture(round(time)) for time in np.linspace(0, times - 1, min(times, 6))]
-    width, height = spread[0].size
-    montage = Image.new("RGB", (width, height * len(spread)))
-    for row, one in enumerate(spread):
-        montage.paste(one, (0, row * height))
+    spread = [np.asarray(picture(round(time))) for time in np.linspace(0, times - 1, min(times, 6))]
+    montage = Image.fromarray(np.vstack(spread))
     palette = montage.quantize(colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     first, *rest = (
         picture(time).quantize(palette=palette, dither=Image.Dither.NONE) for time in range(times)
@@ -272,8 +264,5 @@ def _gif(picture: Callable[[int], Image.Image], times: int, colours: int) -> byt
 
 def _fitted(label: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     """The label, cut where it would run into the next column."""
-    if font.getlength(label) <= width:
-        return label
-    while label and font.getlength(label + "…") > width:
-        label = label[:-1]
-    return label + "…"
+    texts = [label, *(label[:end] + "…" for end in range(len(label) - 1, 0, -1))]
+    return next((text for text in texts if font.getlength(text) <= width), "…")

@@ -221,11 +221,6 @@ def reference_line(
     elif y is not None:
         figure.add_shape(type="line", y0=y, y1=y, x0=0, x1=1, xref="paper", line=line)
         # Annotations of a logarithmic axis take the logarithm, shapes the value.
-        place = {
-            "x": 0.01,
-            "xref": "paper",
-            "y": math.log10(y) if log else y,
-            "xanchor": "left",
-            "yanchor": "bottom",
-        }
+        at = math.log10(y) if log else y
+        place = {"x": 0.01, "xref": "paper", "y": at, "xanchor": "left", "yanchor": "bottom"}
     figure.add_annotation(text=text, showarrow=False, font={"size": 12}, **place)

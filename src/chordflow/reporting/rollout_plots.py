@@ -1,6 +1,8 @@
 """Plots of rollouts: success, differences, sequential decisions, motion, delays; and of time."""
 
+import itertools
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
@@ -67,22 +69,15 @@ def success(results: Results) -> list[Plot]:
     panels = [_rates(results, first, groups[first], "success")]
     pairs = [(row, row.versus_teacher.difference) for row in groups[first] if row.versus_teacher is not None]
     if rows := [Mark(row, found.value, found.interval, estimate(found, points)) for row, found in pairs]:
-        figure, in_words = _differences(results, rows, margin := _margin(results))
-        drawn = (
-            f" The dashed line is the margin of {tables.points_of(margin)} points."
-            if margin is not None
-            else ""
-        )
+        figure, in_words, line = _differences(results, rows, _margin(results))
         title = "Success against the deployed teacher, paired"
-        panels.append(Plot("difference", title, f"{in_words} points.{drawn} 95 % intervals.", figure))
+        panels.append(Plot("difference", title, f"{in_words} points{line}. 95 % intervals.", figure))
     return panels
 
 
 def success_by_group(results: Results) -> list[Plot]:
     """A panel of rates for each instruction."""
-    groups = [(group, rows) for group, rows in tables.by_group(results).items() if group != "all"][
-        :MOST_GROUPS
-    ]
+    groups = [group for group in tables.by_group(results).items() if group[0] != "all"][:MOST_GROUPS]
     return [_rates(results, *group, f"success-{place}") for place, group in enumerate(groups)]
 
 
@@ -112,33 +107,30 @@ def _rate_range(rows: Sequence[SuccessRow | DelayRow]) -> list[float]:
     return [max(0.0, 100 * low - 4) if low > 0.3 else 0, 100]
 
 
-def _differences(results: Results, rows: Sequence[Mark], margin: float | None) -> tuple[go.Figure, str]:
+def _differences(results: Results, rows: Sequence[Mark], margin: float | None) -> tuple[go.Figure, str, str]:
+    """The plot, its rows in words, and what the dashed line is, where there is one."""
     figure, in_words = _forest(results, "points to the deployed teacher", rows)
     line = {"color": plots.NEUTRAL, "width": 1.2}
     figure.add_shape(type="line", x0=0, x1=0, y0=0, y1=1, yref="paper", line=line, layer="below")
-    if margin is not None:
-        plots.reference_line(figure, f"margin {points(-margin)}", x=-100 * margin)
-        figure.update_layout(margin={"t": 34})
-    return figure, in_words
+    if margin is None:
+        return figure, in_words, ""
+    plots.reference_line(figure, f"margin {points(-margin)}", x=-100 * margin)
+    figure.update_layout(margin={"t": 34})
+    return figure, in_words, f". The dashed line is the margin of {tables.points_of(margin)} points"
 
 
 def sequential(results: Results) -> list[Plot]:
     """The interval of each sequential run when it stopped, with the margin."""
     rows = []
     for row in in_order(results, results.sequential):
-        found = row.decision
-        text = (
-            f"{found.decision} after {plural(found.episodes, 'episode')}, difference within [{points(found.low)}, "
-            f"{points(found.high)}] points"
-        )
-        rows.append(Mark(row, (found.low + found.high) / 2, Interval(found.low, found.high), text))
+        found, interval = row.decision, Interval(row.decision.low, row.decision.high)
+        within = f"difference within{span(interval, points)} points"
+        text = f"{found.decision} after {plural(found.episodes, 'episode')}, {within}"
+        rows.append(Mark(row, (found.low + found.high) / 2, interval, text))
     if not rows:
         return []
-    margin = results.sequential[0].decision.margin
-    figure, in_words = _differences(results, rows, margin)
-    caption = (
-        f"{in_words}. The dashed line is the margin of {tables.points_of(margin)} points; marks are middles."
-    )
+    figure, in_words, line = _differences(results, rows, results.sequential[0].decision.margin)
+    caption = f"{in_words}{line}; marks are middles."
     return [Plot("sequential", "Where the sequential run stopped", caption, figure)]
 
 
@@ -159,10 +151,8 @@ def motion(results: Results) -> list[Plot]:
 
 def delays(results: Results) -> list[Plot]:
     """Success by delay, a panel for each policy and step count, a line for each way to meet the delay."""
-    by_way: dict[tuple[str, int], list[DelayRow]] = {}
-    for row in tables.delay_rows(results):
-        by_way.setdefault((row.policy, row.num_steps), []).append(row)
-    return [_delay_panel(f"delay-{place}", rows) for place, rows in enumerate(by_way.values())]
+    by_way = itertools.groupby(tables.delay_rows(results), attrgetter("policy", "num_steps"))
+    return [_delay_panel(f"delay-{place}", list(rows)) for place, (_, rows) in enumerate(by_way)]
 
 
 def _delay_panel(key: str, rows: Sequence[DelayRow]) -> Plot:
@@ -175,10 +165,10 @@ def _delay_panel(key: str, rows: Sequence[DelayRow]) -> Plot:
         "async": (plots.STUDENT_ORANGE, "square", "dash"),
     }
     weights = sorted({row.guidance_weight or 0.0 for row in rows if row.mode == "rtc"})
-    lines: dict[tuple[str, float | None], list[DelayRow]] = {}
-    for row in rows:
-        lines.setdefault((row.mode, row.guidance_weight), []).append(row)
-    for place, ((mode, weight), own) in enumerate(lines.items()):
+    lines = [
+        (kind, list(own)) for kind, own in itertools.groupby(rows, attrgetter("mode", "guidance_weight"))
+    ]
+    for place, ((mode, weight), own) in enumerate(lines):
         # Lines beside each other, so that none hides another's interval.
         shift = 0.012 * (delays[-1] or 1) * (place - (len(lines) - 1) / 2)
         name = tables.MODES[mode] + (f", weight {weight:g}" if weight is not None else "")

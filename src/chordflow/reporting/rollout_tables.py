@@ -3,17 +3,7 @@
 from functools import partial
 from typing import Any, NamedTuple
 
-from chordflow.reporting.section import (
-    POLICY,
-    STEPS,
-    STOCK,
-    Cell,
-    Column,
-    Section,
-    in_order,
-    is_student,
-    table,
-)
+from chordflow.reporting.section import POLICY, STEPS, STOCK, Cell, Column, Section, as_saved, in_order, table
 from chordflow.results.episodes import DelayRow, MotionRow, SuccessRow
 from chordflow.results.schema import PolicyInfo, Results
 from chordflow.results.statistics import Estimate, Interval, Percentiles
@@ -80,7 +70,7 @@ def success(results: Results) -> Section | None:
         Column("p", lambda row: row.versus_teacher.p_value if row.versus_teacher else None, p_value),
         Column("coverage of\nthe interval", lambda row: row.coverage, partial(percent, decimals=1),
                "Coverage: how often Wilson's interval holds a rate like this one, exactly."),
-        left=2, below=" ".join(note for note, holds in notes.items() if holds), marked=partial(is_student, results),
+        left=2, below=" ".join(note for note, holds in notes.items() if holds), marked=partial(as_saved, results),
     )  # fmt: skip
 
 
@@ -112,7 +102,7 @@ def noninferiority(results: Results) -> Section | None:
         Column("episodes\nneeded", lambda of: of[1].episodes_needed,
                note="Needed: about how many paired episodes would decide, where these do not."),
         left=2, below="Non-inferior: the whole interval lies above minus the margin; inferior: below it.",
-        marked=lambda of: is_student(results, of[0]),
+        marked=lambda of: as_saved(results, of[0]),
     )  # fmt: skip
 
 
@@ -144,7 +134,7 @@ def sequential(results: Results) -> Section | None:
         Column("e-value,\ninferior", lambda row: row.decision.e_inferior, amount),
         Column("looks", lambda row: row.decision.looks),
         Column("stopped\nearly", lambda row: "yes" if row.decision.stopped_early else "no"),
-        left=2, below=below, marked=partial(is_student, results),
+        left=2, below=below, marked=partial(as_saved, results),
     )  # fmt: skip
 
 
@@ -184,7 +174,7 @@ def motion(results: Results) -> Section | None:
         Column("mean,\n95 % interval", lambda row: row.mean),
         Column("to the teacher,\npaired", lambda row: row.difference),
         Column("episodes", lambda row: row.episodes),
-        left=2, below=f"Units: {units}.", marked=partial(is_student, results),
+        left=2, below=f"Units: {units}.", marked=partial(as_saved, results),
     )  # fmt: skip
 
 

@@ -73,14 +73,12 @@ class Column[Row]:
         value: what it has of a row.
         text: writes its numbers; whole numbers need none.
         note: a sentence below the table, for where the column is shown.
-        wide: whether a summary leaves it out.
     """
 
     head: str
     value: Callable[[Row], Value]
     text: Writes | None = None
     note: str = ""
-    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,6 @@ class Section:
         marked: rows of the student as saved.
         below: a line of explanation.
         page_only: whether the page alone shows it.
-        wide: columns that a summary leaves out.
     """
 
     key: str
@@ -107,20 +104,12 @@ class Section:
     marked: set[int]
     below: str
     page_only: bool
-    wide: set[int]
 
     def short(self) -> "Section":
-        """The table without its wide columns and the rows after `MOST_ROWS`."""
-        kept = [place for place in range(len(self.heads)) if place not in self.wide]
-        more = len(self.rows) - MOST_ROWS
-        return replace(
-            self,
-            heads=[self.heads[place] for place in kept],
-            left=sum(place < self.left for place in kept),
-            rows=[[row[place] for place in kept] for row in self.rows[:MOST_ROWS]],
-            below=f"{self.below} {plural(more, 'more row')}: --verbose.".strip() if more > 0 else self.below,
-            wide=set(),
-        )
+        """The table without the rows after `MOST_ROWS`."""
+        more = plural(len(self.rows) - MOST_ROWS, "more row")
+        below = f"{self.below} {more}: --verbose.".strip() if len(self.rows) > MOST_ROWS else self.below
+        return replace(self, rows=self.rows[:MOST_ROWS], below=below)
 
 
 def table[Row](
@@ -163,7 +152,6 @@ def table[Row](
         marked={place for place, row in enumerate(rows) if marked(row)},
         below=" ".join(text for text in (below, *(columns[place].note for place in kept)) if text),
         page_only=page_only,
-        wide={place for place, column in enumerate(kept) if columns[column].wide},
     )
 
 
@@ -215,7 +203,7 @@ def brief(row: Any, longest: int = 26) -> str:
     return (name if len(name) <= room else name[: room - 1].rstrip() + "…") + rest
 
 
-def is_student(results: Results, row: Any) -> bool:
+def as_saved(results: Results, row: Any) -> bool:
     """Whether a row is of the student as saved."""
     return (row.policy, _solver(row)[0], row.num_steps) == (STUDENT, "euler", results.student_num_steps)
 

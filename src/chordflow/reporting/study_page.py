@@ -5,37 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from chordflow.reporting import plots
 from chordflow.reporting.page import rendered
-from chordflow.reporting.plots import (
-    COLOURS,
-    SYMBOLS,
-    Plot,
-    add_marks,
-    canvas,
-    hover,
-    label,
-    log_axis,
-    reference_line,
-    rounded,
-    ticks,
-)
+from chordflow.reporting.plots import Plot
 from chordflow.reporting.section import Writes
 from chordflow.reporting.study_table import facts, sections
 from chordflow.results import study_summary as figures
-from chordflow.results.study import STEP_COUNTS, STUDY, Arm, Look, Study
-from chordflow.results.study_summary import Figure, Measured, Spread
+from chordflow.results.study import STEP_COUNTS, STUDY, Arm, Study
+from chordflow.results.study_summary import Figure, Spread
 from chordflow.results.wording import clean, percent, steps
 
 DASHES = ("solid", "dash", "dot", "dashdot")
 MOST_MARKERS = 15
 """Points of a line that are still marked one by one."""
-NAMES = {
-    "methods": "Methods",
-    "beginnings": "Beginnings",
-    "rounds": "Rounds",
-    "reuse": "Reuse",
-    "file": "Study",
-}
 
 
 class Shown(NamedTuple):
@@ -75,14 +57,15 @@ class Point(NamedTuple):
 
 def page(study: Study) -> str:
     """The HTML of a study."""
-    groups = plots(study)
+    groups = panels(study)
+    name = "Study" if study.preset == "file" else study.preset.capitalize()
     return rendered(
         "study",
         (plot for group in groups for plot in group),
         study.command,
         study.settings,
-        title=f"{NAMES[study.preset]}: {clean(study.teacher)}",
-        heading=NAMES[study.preset],
+        title=f"{name}: {clean(study.teacher)}",
+        heading=name,
         file=STUDY,
         subtitle=f"{figures.budget(study)} each, seeds {', '.join(map(str, study.seeds))}",
         teacher=study.teacher,
@@ -94,7 +77,7 @@ def page(study: Study) -> str:
     )
 
 
-def plots(study: Study) -> list[list[Plot]]:
+def panels(study: Study) -> list[list[Plot]]:
     """Groups of plots, over the looks or over the rounds of a chain; none where there is but one point a line."""
     if not study.looks_often and all(len(chain) == 1 for chain in study.chains):
         return []
@@ -125,11 +108,9 @@ def _over_chain(study: Study, shown: Shown, chain: Sequence[Arm]) -> list[Point]
         x += arm.steps or study.steps or study.seconds or 0
         if (spread := figures.over_seeds(study, arm, shown.of)) is not None:
             points.append(Point(x, f"round {place}", spread))
-    if points and (teacher := study.untrained) is not None:
-        acted = [row for row in teacher.success if (row.num_steps, row.group) == (1, "all")]
-        look = Look(0, 0, None, "", "", teacher.figures, acted)
-        if (spread := figures.spread_of([shown.of(Measured(None, look))])) is not None:
-            points.insert(0, Point(0, "teacher, untrained", spread))
+    teacher = figures.untrained(study)
+    if points and teacher and (spread := figures.spread_of([shown.of(teacher)])) is not None:
+        points.insert(0, Point(0, "teacher, untrained", spread))
     return points
 
 
@@ -142,7 +123,8 @@ def _draw(study: Study, shown: Shown) -> Plot | None:
     lines = {name: points for name, points in lines.items() if points}
     if not lines:
         return None
-    figure = canvas(380, "optimiser step" if study.seconds is None else "seconds of training", shown.axis)
+    unit = "optimiser step" if study.seconds is None else "seconds of training"
+    figure = plots.canvas(380, unit, shown.axis)
     scale = 100.0 if shown.axis.endswith("%") else 1.0
     text: Writes = percent if scale > 1 else "{:.3g}".format
     # Arms named `START, KIND`: a colour for each start, a dash for each kind.
@@ -151,21 +133,21 @@ def _draw(study: Study, shown: Shown) -> Plot | None:
     for name, points in lines.items():
         start, _, kind = name.partition(", ")
         place, dash = starts.index(start), DASHES[kinds.index(kind) % len(DASHES)]
-        colour, x = COLOURS[place % len(COLOURS)], [point.x for point in points]
+        colour, x = plots.COLOURS[place % len(plots.COLOURS)], [point.x for point in points]
         if any(point.spread.count > 1 for point in points):
             band = [point.spread.high for point in points] + [point.spread.low for point in reversed(points)]
             figure.add_scatter(
-                x=[*x, *reversed(x)], y=rounded(scale * value for value in band), mode="lines", fill="toself",
+                x=[*x, *reversed(x)], y=plots.rounded(scale * value for value in band), mode="lines", fill="toself",
                 line={"width": 0}, fillcolor=colour, opacity=0.18, hoverinfo="skip", showlegend=False, legendgroup=name,
             )  # fmt: skip
         ranges = [(text(p.spread.middle), f"{text(p.spread.low)} to {text(p.spread.high)}") for p in points]
         hovers = [
-            hover(label(f"{name}, {point.at}", 60), ", ".join(texts))
+            plots.hover(plots.label(f"{name}, {point.at}", 60), ", ".join(texts))
             for point, texts in zip(points, ranges, strict=True)
         ]
-        add_marks(
-            figure, x, [scale * point.spread.middle for point in points], label(name, 40), hovers, colour=colour,
-            dash=dash, symbol=SYMBOLS[place % len(SYMBOLS)], size=7, legendgroup=name,
+        plots.add_marks(
+            figure, x, [scale * point.spread.middle for point in points], plots.label(name, 40), hovers, colour=colour,
+            dash=dash, symbol=plots.SYMBOLS[place % len(plots.SYMBOLS)], size=7, legendgroup=name,
             mode="lines+markers" if len(x) <= MOST_MARKERS else "lines",
         )  # fmt: skip
         ends.append(f"{clean(name)} {ranges[-1][0]} ({ranges[-1][1]})")
@@ -173,11 +155,11 @@ def _draw(study: Study, shown: Shown) -> Plot | None:
     low, high = min(point.spread.low for point in every), max(point.spread.high for point in every)
     is_log = shown.key not in ("spread", "modes", "success") and low > 0
     if is_log:
-        figure.update_layout(yaxis=log_axis(scale * low, scale * high))
+        figure.update_layout(yaxis=plots.log_axis(scale * low, scale * high))
     if study.looks_often and shown.key == "gap-1":
-        reference_line(figure, figures.level(study), y=100 * study.level, log=is_log)
+        plots.reference_line(figure, figures.level(study), y=100 * study.level, log=is_log)
     if not study.looks_often:
         marks = sorted({point.x for point in every})
-        figure.update_layout(xaxis=ticks(marks, (f"{mark:,g}" for mark in marks)))
+        figure.update_layout(xaxis=plots.ticks(marks, (f"{mark:,g}" for mark in marks)))
     caption = f"Median over seeds, in a band from the least to the largest; at the end {'; '.join(ends)}."
     return Plot(shown.key, shown.title, caption, figure)

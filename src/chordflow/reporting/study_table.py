@@ -14,7 +14,7 @@ from chordflow.reporting.table import Drawn, escape, held_out, written
 from chordflow.results import study_summary as figures
 from chordflow.results.episodes import SuccessRow
 from chordflow.results.statistics import PairedSuccess
-from chordflow.results.study import STEP_COUNTS, Arm, Look, Study
+from chordflow.results.study import STEP_COUNTS, Arm, Study
 from chordflow.results.study_summary import Figure, Measured, Spread
 from chordflow.results.wording import (
     clean,
@@ -127,7 +127,7 @@ def _reached(row: Row) -> Value:
     if row.arm is None:
         return None
     found = [figures.reached(row.study, row.arm, name) for name in ("rms", "median")]
-    return "; ".join(one.text for one in found if one is not None) or None
+    return "; ".join(filter(None, found)) or None
 
 
 def _fall(name: str) -> Callable[[Row], Value]:
@@ -272,34 +272,28 @@ def by_arm(study: Study, *, ranges: bool = True) -> Section | None:
         if ranges and len(row.measured) > 1:
             shown.append(replace(row, name=RANGES, ranges=True))
     columns = [
-        Column(
-            column.head.replace("{level}", figures.level(study)),
-            column.value,
-            wide=column.narrow not in traits,
-        )
+        Column(column.head.replace("{level}", figures.level(study)), column.value)
         for column in COLUMNS
-        if column.needs in traits
+        if column.needs in traits and (ranges or column.narrow in traits)
     ]
     return table(
         "study", "; ".join([f"Students after {figures.budget(study)} each", *own]), shown,
         Column("arm", lambda row: row.name),
         *columns,
-        left=1 + ("settings" in traits), below=below,
+        left=1 + (ranges and "settings" in traits), below=below,
     )  # fmt: skip
 
 
 def _teacher(study: Study) -> list[Row]:
     """The free alternative, which stands above every student: at one step, then success at two and as deployed."""
-    teacher, found = study.untrained, []
-    if teacher is None:
-        return []
-    acted = {row.num_steps: row for row in teacher.success if row.group == "all"}
-    for n in sorted({1, 2, teacher.num_steps}):
-        known, success = teacher.figures if n == 1 else None, [acted[n]] if n in acted else []
-        name = f"- {'deployed, ' * (n == teacher.num_steps)}at {steps(n)}" if n > 1 else "teacher, untrained"
-        if n == 1 or success:
-            look = Look(0, 0, None, "", study.teacher_sha256, known, success)
-            found.append(Row(study, name, [Measured(None, look)], place=-n))
+    found, deployed = [], study.untrained.num_steps if study.untrained is not None else 1
+    for n in sorted({1, 2, deployed}):
+        name = f"- {'deployed, ' * (n == deployed)}at {steps(n)}" if n > 1 else "teacher, untrained"
+        teacher = figures.untrained(study, n)
+        if teacher and n > 1:
+            teacher = Measured(None, replace(teacher.look, figures=None))
+        if teacher and (n == 1 or teacher.look.success):
+            found.append(Row(study, name, [teacher], place=-n))
     return found
 
 

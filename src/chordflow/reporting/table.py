@@ -1,7 +1,7 @@
 """The measures as text: for the terminal and, with the same content, as markdown."""
 
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType
@@ -18,17 +18,15 @@ from chordflow.results.findings import next_commands, verdict
 from chordflow.results.schema import Results
 from chordflow.results.wording import clean, percent, plural, seconds, size, steps
 
-type Maker = Callable[[Results], Section | None]
-
 NAME = 16
 """Characters of a name that a terminal shows in one line, where the name has as many."""
 
 
 def sections(results: Results) -> list[Section]:
     """Every table that there is something for, the page's own included, in the order of reading."""
-    gaps: list[Maker] = [flow_tables.gaps, flow_tables.free]
-    rollouts: list[Maker] = [rollout_tables.success, rollout_tables.noninferiority, rollout_tables.sequential]
-    makers: list[Maker] = [
+    gaps = [flow_tables.gaps, flow_tables.free]
+    rollouts = [rollout_tables.success, rollout_tables.noninferiority, rollout_tables.sequential]
+    makers = [
         flow_tables.summary,
         # What reflow is about comes first, and rollouts where they are what was asked for.
         *([*gaps, *rollouts] if results.kind == "reflow" else [*rollouts, *gaps]),
@@ -67,13 +65,11 @@ def render(results: Results, *, verbose: bool | None = None) -> RenderableType:
     for command in next_commands(results):
         parts.append(Text(": ".join(command), no_wrap=True, overflow="ignore"))
     parts.append(Text())
-    shown = [section for section in sections(results) if not section.page_only]
-    if not verbose:
-        shown = [section for section in shown if section.key == "summary"]
-    elif found := findings(results):
+    if verbose and (found := findings(results)):
         parts += [*(Text(f"- {finding}") for finding in found), Text()]
-    for section in shown:
-        parts += [Drawn(section), Text()]
+    for section in sections(results):
+        if not section.page_only and (verbose or section.key == "summary"):
+            parts += [Drawn(section), Text()]
     if verbose:
         grid = Table.grid(padding=(0, 2))
         grid.add_column(style="dim", no_wrap=True)
@@ -121,16 +117,12 @@ class Drawn:
     def _block(self, places: Collection[int]) -> Table:
         """Some columns of the table."""
         section = self.section
-        made = Table(
-            box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True, padding=(0, 1)
-        )
+        made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
         for place in places:
             texts = [section.heads[place], *(row[place].text for row in section.rows)]
             longest = max(len(word) for text in texts for word in text.split() or [""])
-            words, natural = (
-                place < section.left,
-                max(len(line) for text in texts for line in text.split("\n")),
-            )
+            natural = max(len(line) for text in texts for line in text.split("\n"))
+            words = place < section.left
             made.add_column(
                 Text(section.heads[place]),
                 justify="left" if words else "right",
@@ -142,30 +134,24 @@ class Drawn:
             )
         for index, row in enumerate(section.rows):
             style = "bold" if index in section.marked else ""
-            made.add_row(
-                *(Text("" if row[place].repeats else row[place].text, style=style) for place in places)
-            )
+            made.add_row(*(Text("" if row[place].repeats else row[place].text, style) for place in places))
         return made
 
 
 # ---- As markdown ----------------------------------------------------------------------------------------
 
 
-def markdown(results: Results, keys: Collection[str] | None = None) -> str:
-    """The same content for a README or a model card.
-
-    Args:
-        results: what was measured; what was not is left out.
-        keys: tables to show, by `Section.key`, without the findings beyond the verdict; everything by default.
+def markdown(results: Results) -> str:
+    """The same content for a document or a model card: what was measured, what was not is left out.
 
     Returns:
         Markdown that ends with a line break. Names out of files are escaped.
     """
     blocks = [f"**{escape(verdict(results))}**"]
-    if keys is None and (found := findings(results)):
+    if found := findings(results):
         blocks.append("\n".join(f"- {escape(text)}" for text in found))
     for section in sections(results):
-        if not section.page_only and (keys is None or section.key in keys):
+        if not section.page_only:
             blocks += written(section)
     blocks.append("\n".join(f"- {name}: {escape(value)}" for name, value in facts(results)))
     return "\n\n".join(blocks) + "\n"

@@ -338,3 +338,28 @@ class Latency:
     def encode_share(self, num_steps: int) -> float:
         """Share of encoding in a chunk at this many steps, from the same figures as the ceiling."""
         return self.encode_s / self.chunk_s(num_steps)
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Everything measured without an environment.
+
+    Attributes:
+        curvature: a row per policy.
+        gaps: a row per policy, solver, steps and reference.
+        free: the best ways to act without training; None where none takes more than one evaluation.
+        latency: encode, step and whole chunks.
+        trajectories: a few paths of each policy, on one plane.
+        trajectory_axes: share of their variance along its two axes.
+        spreads: how two-sided the teacher is at each held-out observation that was used.
+        widest: the observations at which its endpoints spread most.
+    """
+
+    curvature: list[CurvatureRow]
+    gaps: list[GapRow]
+    free: FreeWays | None
+    latency: Latency
+    trajectories: list[TrajectoryRow]
+    trajectory_axes: list[float]
+    spreads: list[ObservationSpread]
+    widest: list[WideObservation]

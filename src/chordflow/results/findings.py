@@ -5,18 +5,18 @@ the measures as they are; only what is printed is rounded. docs/diagnose.md give
 """
 
 import math
-import shlex
 from collections.abc import Callable
 
 import numpy as np
 from scipy.stats import beta
 
+from chordflow.refusing import look_up
 from chordflow.results import free
 from chordflow.results import student_findings as of_students
 from chordflow.results.actions import TEACHER
 from chordflow.results.schema import Finding, Results
 from chordflow.results.statistics import Interval
-from chordflow.results.wording import UNRELIABLE, capital, clean, percent, size, steps
+from chordflow.results.wording import UNRELIABLE, capital, command_lines, percent, size, steps
 
 LITTLE_SPEEDUP = 1.2
 """Below this ceiling step distillation is not worth its training."""
@@ -117,11 +117,10 @@ def next_commands(results: Results) -> list[tuple[str, str]]:
     """
     command = results.command
     given = [word for word in command if word.startswith(("--dataset.", "--rename_map=", "--device="))]
-    stored = results.settings.get("dataset")
-    if isinstance(stored, dict):
-        for name in ("root", "repo_id"):
-            if stored.get(name) and not any(word.startswith(f"--dataset.{name}=") for word in given):
-                given.insert(0, f"--dataset.{name}={stored[name]}")
+    for option in ("dataset.root", "dataset.repo_id"):
+        stored = look_up(results.settings, option)
+        if stored and not any(word.startswith(f"--{option}=") for word in given):
+            given.insert(0, f"--{option}={stored}")
     teacher = f"--teacher.path={results.teacher}"
     if results.kind == "diagnose":
         worth, text = worth_training(results)
@@ -144,7 +143,7 @@ def next_commands(results: Results) -> list[tuple[str, str]]:
             ]
             words = ["export", f"--policy.path={results.teacher}", *own, "--output_dir=outputs/robot"]
             commands.insert(worth, ("Without training" if worth else "Next", words))
-    elif results.kind in ("reflow", "evaluate") and results.student is not None and not results.success:
+    elif results.student is not None and not results.success:
         # A run's folder stands for its last checkpoint, which its results name from there.
         run = results.settings.get("output_dir") if results.kind == "reflow" else None
         student = f"--student.path={run or results.student}"
@@ -152,10 +151,7 @@ def next_commands(results: Results) -> list[tuple[str, str]]:
         commands = [("Next", words)]
     else:
         return []
-    return [
-        (what, " \\\n    ".join([f"chordflow {verb}", *(shlex.quote(clean(option)) for option in options)]))
-        for what, (verb, *options) in commands
-    ]
+    return [(what, command_lines(["chordflow", *words])) for what, words in commands]
 
 
 # ---- Rules ----------------------------------------------------------------------------------------------

@@ -316,8 +316,13 @@ class Results(RecordFile):
 
     def way(self, policy: PolicyName) -> tuple[str, float]:
         """Solver and power of the grid by which a policy acts: LeRobot's, but for exported folders."""
-        own = next((info.exported for info in self.policies if info.name == policy), None)
+        info = self.info(policy)
+        own = info.exported if info is not None else None
         return ("euler", 1.0) if own is None else (own.solver, own.grid_power)
+
+    def info(self, policy: PolicyName) -> PolicyInfo | None:
+        """What the run says of this policy, or None."""
+        return next((info for info in self.policies if info.name == policy), None)
 
     def curvature_of(self, policy: PolicyName) -> CurvatureRow | None:
         """The curvature row of this policy, or None."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from chordflow.results.actions import ABOVE, REFERENCES, STUDENT, TEACHER, Latency, PolicyName
 from chordflow.results.episodes import DelayRow
 from chordflow.results.free import grid_text, noise_text
-from chordflow.results.schema import PolicyInfo, Results
+from chordflow.results.schema import Results
 from chordflow.results.statistics import Estimate, NonInferiority, non_inferiority
 from chordflow.results.wording import capital, clean, number, percent, points, step_counts, steps
 
@@ -58,10 +58,9 @@ def _may_replace(results: Results, name: PolicyName, num_steps: int) -> str | No
         rates += f" against the teacher's {percent(teacher, 1)}" if teacher is not None else ""
     who = f"{_who(name)} may replace the teacher at {steps(num_steps)}"
     if decided is None:
-        unpaired = "episodes each, not paired"
-        return (
-            f"Whether {who} is undecided: {rates} in {row.episodes} {unpaired}." if row is not None else None
-        )
+        if row is None:
+            return None
+        return f"Whether {who} is undecided: {rates} in {row.episodes} episodes each, not paired."
     outcome = f"{decided.decision} at a margin of {100 * decided.margin:g}".removeprefix("undecided ")
     if decided.margin == 0:
         outcome = {"non-inferior": "higher", "inferior": "lower"}.get(decided.decision, "not distinguishable")
@@ -199,7 +198,7 @@ def student_beside_the_best_way(results: Results) -> str | None:
     A student that was trained for a few numbers of steps is looked at there alone. Training is shown to give more where
     the whole interval lies below 1; without one, where the ratio does.
     """
-    info = _student(results)
+    info = results.info(STUDENT)
     counts = info.step_counts if info is not None else None
     rows = [
         (row.nfe, row.ratio_to_free)
@@ -209,9 +208,7 @@ def student_beside_the_best_way(results: Results) -> str | None:
     if not rows:
         return None
     rows.sort(key=lambda pair: pair[0])
-    equal = [
-        number(nfe) for nfe, found in rows if (found.interval.high if found.interval else found.value) >= 1
-    ]
+    equal = [number(nfe) for nfe, one in rows if (one.interval.high if one.interval else one.value) >= 1]
     more = f"; at {' and '.join(equal)} it does not show that training gives more than a better solver"
     return (
         "The student's RMS gap to the converged ODE over that of the best way to act without training, by network "
@@ -232,7 +229,8 @@ def curvature_of_the_student(results: Results) -> str | None:
 
     Nothing of a student that is for few step counts, since curvature is measured along many.
     """
-    teacher, student, info = results.curvature_of(TEACHER), results.curvature_of(STUDENT), _student(results)
+    teacher, student = results.curvature_of(TEACHER), results.curvature_of(STUDENT)
+    info = results.info(STUDENT)
     if teacher is None or student is None or (info is not None and info.step_counts is not None):
         return None
     before, after = percent(teacher.curvature), percent(student.curvature)
@@ -281,7 +279,3 @@ def trained_for_other_steps(results: Results) -> str | None:
     if not texts:
         return None
     return f"{capital('; '.join(texts))}: actions at other numbers of steps are not what training was for."
-
-
-def _student(results: Results) -> PolicyInfo | None:
-    return next((info for info in results.policies if info.name == STUDENT), None)

@@ -113,10 +113,6 @@ class Figures:
         rows = (row for row in self.gaps if (row.num_steps, row.reference) == (num_steps, reference))
         return next(rows, None)
 
-    def diversity_at(self, num_steps: int) -> Diversity | None:
-        """The row of a number of steps, or None."""
-        return next((row for row in self.diversity if row.num_steps == num_steps), None)
-
 
 @dataclass(frozen=True)
 class Look:
@@ -281,11 +277,6 @@ class Study(RecordFile):
     def trial(self, arm: str, seed: int) -> Trial | None:
         """A trial, or None where it is not trained yet."""
         return next((t for t in self.trials if (t.arm, t.seed) == (arm, seed)), None)
-
-    def trials_of(self, arm: str) -> list[Trial]:
-        """The trials of an arm with the seeds that are asked for, by seed, whose end is measured."""
-        found = [self.trial(arm, seed) for seed in self.seeds]
-        return [trial for trial in found if trial is not None and trial.last.figures is not None]
 
     @property
     def looks_often(self) -> bool:

@@ -42,28 +42,6 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Reached:
-    """When the gap of an arm falls under the level.
-
-    Attributes:
-        marks: the first look under it, of each trial that has one, rising.
-        trials: trials of which all looks are measured.
-    """
-
-    marks: list[float]
-    trials: int
-
-    @property
-    def text(self) -> str:
-        """In a few words: `500-1,000`, or `1,000 (2 of 3)` where not all did; `never`."""
-        if not self.marks:
-            return "never"
-        low, high = f"{self.marks[0]:,g}", f"{self.marks[-1]:,g}"
-        marks = low if low == high else f"{low}-{high}"
-        return marks if len(self.marks) == self.trials else f"{marks} ({len(self.marks)} of {self.trials})"
-
-
-@dataclass(frozen=True)
 class Judged:
     """The gain of a round of a chain.
 
@@ -110,7 +88,8 @@ def diversity(name: str) -> Figure:
     """A figure of the spread over noise at one step, by its name."""
 
     def figure(one: Measured) -> float | None:
-        return getattr(one.look.figures and one.look.figures.diversity_at(1), name, None)
+        rows = one.look.figures.diversity if one.look.figures is not None else []
+        return next((getattr(row, name) for row in rows if row.num_steps == 1), None)
 
     return figure
 
@@ -122,12 +101,11 @@ def solved(one: Measured) -> float | None:
 
 def loss(one: Measured, step: int | None = None) -> float | None:
     """The training loss by which a trial has made so many steps, by default those of the look: at 0 of the first."""
-    if one.trial is None or one.trial.losses is None:
+    curve = one.trial.losses if one.trial is not None else None
+    if curve is None:
         return None
     upto = max(one.look.step if step is None else step, 1)
-    found = [
-        loss for at, loss in zip(one.trial.losses.steps, one.trial.losses.losses, strict=True) if at <= upto
-    ]
+    found = [loss for at, loss in zip(curve.steps, curve.losses, strict=True) if at <= upto]
     return found[-1] if found else None
 
 
@@ -156,21 +134,30 @@ def success(study: Study, arm: Arm) -> SuccessRow | None:
     return middle_seed([one.look.success[0] for one in measured(study, arm) if one.look.success])
 
 
-def teacher_success(study: Study) -> dict[int, SuccessRow]:
-    """The untrained teacher's success over all episodes, by its number of steps."""
-    rows = study.untrained.success if study.untrained is not None else []
-    return {row.num_steps: row for row in rows if row.group == "all"}
+def untrained(study: Study, num_steps: int = 1) -> Measured | None:
+    """The teacher with its success over all episodes at a number of steps; None until it is measured."""
+    if study.untrained is None:
+        return None
+    acted = [row for row in study.untrained.success if (row.num_steps, row.group) == (num_steps, "all")]
+    return Measured(None, Look(0, 0, None, "", study.teacher_sha256, study.untrained.figures, acted))
 
 
-def reached(study: Study, arm: Arm, name: str = "rms") -> Reached | None:
-    """When the gap of an arm at one step falls under the level; None where no trial is measured."""
+def reached(study: Study, arm: Arm, name: str = "rms") -> str | None:
+    """When the gap of an arm at one step falls under the level, by the first look of each trial that shows it.
+
+    Such as `500-1,000`, `1,000 (2 of 3)` where not all did, or `never`; None where no trial is measured whole.
+    """
     trials = [one.trial for one in measured(study, arm) if one.trial is not None]
     trials = [trial for trial in trials if all(look.figures is not None for look in trial.looks)]
     under = [
         [look.mark for look in trial.looks if (row := look.gap(1)) and getattr(row, name) < study.level]
         for trial in trials
     ]
-    return Reached(sorted(marks[0] for marks in under if marks), len(trials)) if trials else None
+    firsts = sorted(marks[0] for marks in under if marks)
+    if not firsts:
+        return "never" if trials else None
+    text = "-".join(dict.fromkeys(f"{mark:,g}" for mark in (firsts[0], firsts[-1])))
+    return text if len(firsts) == len(trials) else f"{text} ({len(firsts)} of {len(trials)})"
 
 
 def same_couplings(study: Study) -> bool | None:
@@ -214,13 +201,8 @@ def _standing(study: Study, arm: Arm | None, seed: int) -> Standing | None:
 # ---- The answer in words ----------------------------------------------------------------------------------
 
 
-def headline(study: Study) -> str:
-    """The study's answer: one sentence, with the figure that it rests on."""
-    return answers(study)[0]
-
-
 def answers(study: Study) -> list[str]:
-    """The headline, then further sentences: other measures, the untrained teacher, what is left out."""
+    """The headline with its figure; then sentences on other measures, the untrained teacher and what is left out."""
     found = _rounds(study) if study.preset == "rounds" else _best_arms(study)
     return [text for text in found if text] or ["Nothing is measured yet."]
 
@@ -244,23 +226,20 @@ def _best_arms(study: Study) -> list[str]:
     # Arms with equal settings differ by chance alone: the first stands for both. Converted files have no settings.
     arms: dict[str, Arm] = {}
     for arm in study.arms:
-        if study.trials_of(arm.name) and arm not in idle:
-            arms.setdefault(
-                json.dumps([arm.settings or arm.differs, arm.teacher, arm.steps], sort_keys=True), arm
-            )
+        if measured(study, arm) and arm not in idle:
+            key = json.dumps([arm.settings or arm.differs, arm.teacher, arm.steps], sort_keys=True)
+            arms.setdefault(key, arm)
     rivals = list(arms.values())
     any_steps = _by_way(study, [arm for arm in rivals if arm.step_counts is None], worst_gap)
     one = _by_way(study, rivals, gap())
-    left = (
-        f"Left out, because the budget was too small for a step: {counted([clean(arm.way) for arm in idle])}."
-    )
+    left = counted([clean(arm.way) for arm in idle])
     return [
         _smallest_gap(one),
         _nearest(one, "At one step") if len(_close(one)) > 1 else "",
         _nearest(any_steps, f"At every step count (the worst of {counted(STEP_COUNTS)})"),
         _most_successful(study, rivals),
         _untrained(study, rivals),
-        left if idle else "",
+        f"Left out, because the budget was too small for a step: {left}." if idle else "",
     ]
 
 
@@ -337,9 +316,9 @@ def _named_best(
 
 def _untrained(study: Study, arms: Sequence[Arm]) -> str:
     """Whether the untrained teacher at two steps is as good as the best student at one."""
-    free = study.untrained.figures.gap(2) if study.untrained is not None else None
-    found = _by_way(study, arms, gap())
-    if free is None or not found:
+    two, found = untrained(study, 2), _by_way(study, arms, gap())
+    free = two.look.gap(2) if two is not None else None
+    if two is None or free is None or not found:
         return ""
     best = min(found, key=lambda name: found[name].middle)
     one = found[best]
@@ -349,12 +328,11 @@ def _untrained(study: Study, arms: Sequence[Arm]) -> str:
         f"The untrained teacher at two steps is {how}as good as {clean(best)} at one by its gap ({figures})"
     )
     rows = {arm.way: row for arm in arms if (row := success(study, arm)) is not None}
-    two = teacher_success(study).get(2)
-    if rows and two is not None:
-        most = max(rows, key=lambda name: rows[name].rate)
+    if rows and two.look.success:
+        most, acted = max(rows, key=lambda name: rows[name].rate), two.look.success[0]
         text += (
-            f", and {'' if two.interval.high >= rows[most].interval.low else 'not '}as good as {clean(most)} in "
-            f"episodes ({percent(two.rate, 1)} against {percent(rows[most].rate, 1)})"
+            f", and {'' if acted.interval.high >= rows[most].interval.low else 'not '}as good as {clean(most)} in "
+            f"episodes ({percent(acted.rate, 1)} against {percent(rows[most].rate, 1)})"
         )
     return f"{text}."
 

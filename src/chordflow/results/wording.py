@@ -1,6 +1,7 @@
 """Numbers as a person reads them."""
 
 import math
+import shlex
 from collections.abc import Callable, Sequence
 
 from chordflow.results.statistics import Estimate, Interval
@@ -130,3 +131,10 @@ def capital(text: str) -> str:
 def clean(text: str) -> str:
     """One line of printable text: names may hold line breaks, terminal codes and marks that turn the writing."""
     return "".join(c if c.isprintable() else " " for c in text).strip()
+
+
+def command_lines(command: list[str]) -> str:
+    """The command as one would type it, an option a line."""
+    words = [shlex.quote(clean(word)) for word in command]
+    begin = next((i for i, word in enumerate(words) if word.startswith(("--", "'--"))), len(words))
+    return " \\\n    ".join([" ".join(words[:begin]), *words[begin:]])
