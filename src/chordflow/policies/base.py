@@ -417,7 +417,7 @@ class FlowPolicy(ABC):
             tensors |= by_role[role]
         for number, step in enumerate(self.preprocessor.steps):
             about += [type(step).__name__, getattr(step, "get_config", dict)()]
-            state = getattr(step, "state_dict", dict)()
+            state: dict[str, Tensor] = getattr(step, "state_dict", dict)()
             tensors |= {f"{number}/{name}": tensor for name, tensor in state.items()}
         return tensors_sha256(tensors, repr(about).encode())
 
