@@ -24,14 +24,13 @@ from chordflow.flow.seeds import generator
 from chordflow.policies import FlowPolicy, Role, VelocityModule, load_flow_policy, save_student
 from chordflow.policies.registry import own_families
 from chordflow.results.schema import Results
-from chordflow.training.methods import (
+from chordflow.training.methods import MethodConfig
+from chordflow.training.methods.coupled import (
     ConsistencyMethodConfig,
     EndpointMethodConfig,
-    MethodConfig,
-    NoiseBiasedMethodConfig,
     ReflowMethodConfig,
-    SnapFlowMethodConfig,
 )
+from chordflow.training.methods.demonstrated import NoiseBiasedMethodConfig, SnapFlowMethodConfig
 from chordflow.training.student import StudentInit, make_student
 from families import CASES
 from family_case import FamilyCase

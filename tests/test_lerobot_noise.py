@@ -164,10 +164,6 @@ def test_several_tasks_follow_one_another_on_one_generator(
 
 
 @pytest.mark.parametrize(("env", "options", "message"), [
-    ({}, {"n_episodes": 0}, "n_episodes=0: give at least 1"),
-    ({}, {"batch_size": 0}, "batch_size=0: give at least 1"),
-    ({}, {"seed": -1}, "seed=-1: give 0 or more"),
-    ({}, {"num_steps": 0}, "num_steps is 0"),
     ({}, {"n_action_steps": 9}, "n_action_steps is 9; a chunk has 8 actions"),
     ({"action_dim": 3}, {}, r"takes actions of shape \(3,\)"),
     ({"cameras": ("side",)}, {}, r"observation\.images\.top"),

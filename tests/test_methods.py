@@ -9,23 +9,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from chordflow.couplings import BufferConfig, CouplingBatch, CouplingBuffer, Demonstrations, Needs, Share
-from chordflow.couplings.blocks import join_paths
+from chordflow.couplings import BufferConfig, CouplingBatch, CouplingBuffer, Needs, Share
+from chordflow.couplings.blocks import Demonstrations, join_paths
 from chordflow.errors import UserError
 from chordflow.flow import times as laws
 from chordflow.flow.seeds import generator
 from chordflow.policies import Context, Role, VelocityModule
 from chordflow.policies.sampling import Sampler
 from chordflow.training.loop import train
-from chordflow.training.methods import (
+from chordflow.training.methods import MethodConfig
+from chordflow.training.methods.base import chosen_rows
+from chordflow.training.methods.coupled import (
     ConsistencyMethodConfig,
     EndpointMethodConfig,
-    MethodConfig,
-    NoiseBiasedMethodConfig,
     ReflowMethodConfig,
-    SnapFlowMethodConfig,
 )
-from chordflow.training.methods.base import chosen_rows
+from chordflow.training.methods.demonstrated import NoiseBiasedMethodConfig, SnapFlowMethodConfig
 from chordflow.training.objective import BetaTimes, LossConfig, MeanSquaredError, PseudoHuber, UniformTimes
 from chordflow.training.optimizers import AdamWConfig
 from chordflow.training.steps import LoopConfig

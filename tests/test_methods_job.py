@@ -24,7 +24,8 @@ from chordflow.flow.seeds import generator
 from chordflow.policies import VelocityModule
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
 from chordflow.results.schema import Results
-from chordflow.training.methods import MethodConfig, NoiseBiasedMethodConfig
+from chordflow.training.methods import MethodConfig
+from chordflow.training.methods.demonstrated import NoiseBiasedMethodConfig
 from chordflow.training.objective import BetaTimes
 from test_reflow_job import options, resume, student_of
 

@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -37,12 +37,11 @@ class Student(AffineStudent):
 
 
 def make(
-    build: Callable[[dict[str, nn.Parameter], AffineStudent], Optimizer],
+    build: Callable[[Iterable[nn.Parameter]], Optimizer],
 ) -> tuple[dict[str, nn.Parameter], Optimizer]:
     """Parameters of a fresh student, and their optimiser."""
-    student = Student(GaussianConfig())
-    parameters = student.train_roles([Role.ACTION_HEAD])
-    return parameters, build(parameters, student)
+    parameters = Student(GaussianConfig()).train_roles([Role.ACTION_HEAD])
+    return parameters, build(parameters.values())
 
 
 def take(optimizer: Optimizer, parameters: dict[str, nn.Parameter], steps: range) -> None:
@@ -58,7 +57,7 @@ def test_soap_steps_as_the_packages_own(largest: int) -> None:
     more = {"weight_decay": 0.1, "precondition_frequency": 3, "max_precondition_dim": largest}
     done, soap = make(SOAPConfig(lr=1e-3, betas=(0.9, 0.95), **more).build)
     expected, package = make(
-        lambda p, _: pytorch_optimizer.SOAP(list(p.values()), lr=1e-3, betas=(0.9, 0.95), **more)
+        lambda parameters: pytorch_optimizer.SOAP(list(parameters), lr=1e-3, betas=(0.9, 0.95), **more)
     )
     take(soap, done, range(12))
     take(package, expected, range(12))
@@ -69,7 +68,7 @@ def test_soap_steps_as_the_packages_own(largest: int) -> None:
 def test_a_state_with_its_momentum_in_the_standard_basis_goes_on() -> None:
     """As checkpoints were written before."""
     more = {"lr": 1e-3, "weight_decay": 0.1, "precondition_frequency": 3}
-    expected, package = make(lambda p, _: pytorch_optimizer.SOAP(list(p.values()), **more))
+    expected, package = make(lambda parameters: pytorch_optimizer.SOAP(list(parameters), **more))
     take(package, expected, range(5))
     done, soap = make(SOAPConfig(**more).build)
     state = {}
@@ -112,7 +111,7 @@ def test_a_state_on_disk_goes_on_in_the_same_bits(
     parameters, first = make(config.build)
     take(first, parameters, range(pause))
     save_optimizer_state(first, tmp_path)
-    again = config.build(parameters, Student(GaussianConfig()))
+    again = config.build(parameters.values())
     load_optimizer_state(again, tmp_path)
     # As the loop does, which lets Accelerate have them.
     take(Accelerator(cpu=True).prepare(again), parameters, range(pause, 9))

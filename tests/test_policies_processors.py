@@ -154,6 +154,10 @@ BROKEN: dict[str, tuple[Change, list[str]]] = {
         lambda p: edit_config(p, lambda c: c.update(use_delta_joint_actions_aloha=True)),
         ["can read (NotImplementedError: `use_delta"],
     ),
+    "joints that are not Aloha's": (
+        lambda p: edit_config(p, lambda c: c.update(adapt_to_pi_aloha=True)),
+        ["adapt_to_pi_aloha=true", "observation.state has size 3", "Aloha's 14 joints; set it to false"],
+    ),
     "a step that fails": (
         lambda p: add_step(p, AFTER, "to_batch_processor") or add_step(p, AFTER, "map_delta_action_to_robot_action"),
         ["the postprocessor (policy_postprocessor.json)"],
@@ -274,7 +278,7 @@ def check(config: Any, before: Any, after: Any, needs_every: bool, cameras: list
     mode=st.sampled_from([mode for mode in NormalizationMode if mode is not NormalizationMode.IDENTITY]),
     key=st.sampled_from([STATE, ACTION]),
     side=st.sampled_from([BEFORE, AFTER]),
-    fault=st.sampled_from(["none", "lower", "upper", "nan", "size", "elsewhere"]),
+    fault=st.sampled_from(["none", "lower", "upper", "nan", "size", "elsewhere", "empty", "scalar"]),
 )
 def test_any_mode_needs_its_own_two_statistics(
     mode: NormalizationMode, key: str, side: str, fault: str
@@ -297,6 +301,8 @@ def test_any_mode_needs_its_own_two_statistics(
     elif fault == "size":
         # PyTorch would spread one number over all dimensions.
         broken[key][pair[1]] = torch.ones(1)
+    elif fault in ("empty", "scalar"):
+        broken[key] = {kind: torch.ones(() if fault == "scalar" else 0) for kind in pair}
     of = (broken, held) if side == BEFORE else (held, broken)
     # The state is of no concern behind the policy.
     if fault == "none" or (key == STATE and side == AFTER):

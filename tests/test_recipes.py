@@ -10,7 +10,7 @@ from builders import parse_reflow as parse
 from chordflow.errors import UserError
 from chordflow.experiments.config import ReflowJobConfig
 from chordflow.experiments.provenance import BESIDE_SETTINGS
-from chordflow.training.methods import EndpointMethodConfig, ReflowMethodConfig
+from chordflow.training.methods.coupled import EndpointMethodConfig, ReflowMethodConfig
 
 REQUIRED = ["--teacher.path=t", "--dataset.repo_id=a/b", "--output_dir=out"]
 

@@ -83,13 +83,8 @@ def test_batch_size_changes_nothing(policy, mode):
 
 
 @pytest.mark.parametrize(("execution", "executed", "words"), [
-    (Execution("later"), 4, "mode=later: choose none, sync, async or rtc"),
-    (Execution("sync", 1, "ones"), 4, "hold=ones: choose zeros or last"),
-    (Execution("sync", -1), 4, "delay=-1: give 0 or more"),
-    (Execution("none", 1), 4, "delay is 1 with mode none"),
     (Execution("async", 5), 4, "delay is 5, .* every 4 actions"),
     (Execution("rtc", 3), 6, "n_action_steps is 6 and delay 3, but a chunk has 8"),
-    (Execution("async", 1, max_guidance_weight=2.0), 4, "max_guidance_weight is 2.0 with mode async"),
 ])  # fmt: skip
 def test_delays_that_cannot_be(execution, executed, words):
     with pytest.raises(UserError, match=words):
@@ -98,12 +93,3 @@ def test_delays_that_cannot_be(execution, executed, words):
 
 def test_a_waiting_robot_may_wait_longer_than_a_round():
     Execution("sync", 9).check(ChunkSpec(8, 6, 2, 4), 4)
-
-
-@pytest.mark.parametrize(("options", "words"), [
-    ({"solver": "heun"}, "solver is 'heun'"),
-    ({"grid_power": 1.4, "n_action_steps": 2}, r"grid_power 1\.4; real-time chunking has even Euler steps"),
-])  # fmt: skip
-def test_real_time_chunking_is_euler(policy, options, words):
-    with pytest.raises(UserError, match=words):
-        run(policy, Execution("rtc", 1), **options)

@@ -77,8 +77,3 @@ def test_pairs_are_by_task_and_seed() -> None:
 def test_what_cannot_be_paired(first: list[Episode], second: list[Episode], words: str) -> None:
     with pytest.raises(UserError, match=words):
         paired(first, second)
-
-
-def test_runs_are_not_mixed() -> None:
-    with pytest.raises(UserError, match="2 different solver settings"):
-        success_rows([episode(0), episode(1, num_steps=2)], "teacher")

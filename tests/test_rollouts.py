@@ -272,10 +272,8 @@ class TestRunner:
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    ({"seeds": [0, 0]}, "give at least one, each once"),
     ({"num_steps": 0}, "num_steps is 0"),
     ({"solver": "rk45"}, "solver is 'rk45'"),
-    ({"batch_size": 0}, "batch_size=0: give at least 1"),
     ({"n_action_steps": 9}, "n_action_steps is 9; a chunk has 8"),
     ({"env": DriftEnvConfig(action_dim=3)}, r"takes actions of shape \(3,\).*have shape \(2,\)"),
     ({"env": DetourEnvConfig(instruction="go up")}, r"env.type=detour: the environment cannot be made \(.*'go up'"),

@@ -20,7 +20,7 @@ from chordflow.policies.smolvla import SmolVLAFlowPolicy
 from chordflow.results.schema import Results
 from chordflow.results.statistics import compare_success
 from chordflow.results.wording import REPEATED_STARTS, STARTS_NOT_TRAINED_ON, STARTS_TRAINED_ON
-from chordflow.rollouts.acting import NOISE_KEY, chunk_noise, chunk_noises
+from chordflow.rollouts.acting import NOISE_KEY, chunk_noise
 from chordflow.rollouts.episodes import Episode, SeedRange, Starts
 from chordflow.rollouts.runner import open_runner
 from chordflow.rollouts.store import EpisodeStore, arm_settings
@@ -84,7 +84,7 @@ def test_no_two_chunks_share_noises(seed: int, chunk: int, group: str, task: int
         (seed, chunk, None), (seed + 1, chunk, None), (seed, chunk + 1, None), (seed, chunk, (group, task)),
         (seed, chunk, (group, task + 1)), (seed, chunk, (group + "x", task)),
     ]  # fmt: skip
-    assert len({noise.numpy().tobytes() for noise in chunk_noises(policy, keys)}) == len(keys)
+    assert len({chunk_noise(policy, *key).numpy().tobytes() for key in keys}) == len(keys)
 
 
 def test_stores_record_what_noise_is_a_function_of(tiny_policy: SmolVLAFlowPolicy, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from chordflow.options import build, read_options
 from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.policies.base import Role
 from chordflow.results.study import LeftOut, Study
-from chordflow.training.methods import EndpointMethodConfig, MethodConfig
+from chordflow.training.methods import MethodConfig
+from chordflow.training.methods.coupled import EndpointMethodConfig
 from chordflow.training.optimizers import AdamWConfig, SOAPConfig
 from chordflow.training.student import StudentInit
 from test_study import SMALL, resume

@@ -50,7 +50,7 @@ class TrainingStep:
     ) -> None:  # fmt: skip
         self._module, self._trainable = VelocityModule(student), trainable
         self._method, self._config, self._seed = ReflowMethodConfig().build(), optimizer, seed
-        self._optimizer = optimizer.build(dict(trainable), student)
+        self._optimizer = optimizer.build(trainable.values())
 
     def __call__(self, source: CouplingBuffer, step: int, rate: float) -> float:
         """Trains on the couplings of a step, which have been made; returns their mean loss.

@@ -66,7 +66,7 @@ def soap_flop(shapes: Iterable[torch.Size]) -> int:
     weights = [torch.nn.Parameter(torch.empty(shape, device="meta")) for shape in shapes]
     for weight in weights:
         weight.grad = torch.empty_like(weight)
-    optimizer = SOAPConfig().build({str(i): weight for i, weight in enumerate(weights)}, None)  # type: ignore[arg-type]
+    optimizer = SOAPConfig().build(weights)
     optimizer.step()
     with FlopCounterMode(display=False) as counter:
         optimizer.step()

@@ -3,7 +3,7 @@
 import contextlib
 import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 # What the machine refuses, as against what a program gets wrong, and what to do about it.
 MACHINE_ERRORS = {
@@ -35,6 +35,17 @@ def named(where: str, kind: type[Exception] = UserError) -> Iterator[None]:
         yield
     except (UserError, kind) as error:
         raise UserError(f"{where}: {error}") from error
+
+
+@contextlib.contextmanager
+def explained(sentence: Callable[[Exception], str]) -> Iterator[None]:
+    """Makes a `UserError` of an error, by a sentence about it; what the machine refuses is left as it is."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or machine_refuses(error) or ran_out_of_memory(error):
+            raise
+        raise UserError(sentence(error)) from error
 
 
 def machine_refuses(error: BaseException) -> bool:

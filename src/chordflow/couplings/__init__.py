@@ -1,6 +1,6 @@
 """From a teacher to couplings of noise and endpoint, and the buffer that keeps them in memory."""
 
-from chordflow.couplings.blocks import CouplingBatch, Demonstrations, Needs, Path, Share
+from chordflow.couplings.blocks import CouplingBatch, Needs, Share
 from chordflow.couplings.buffer import CouplingBuffer
 from chordflow.couplings.config import LEAST_STEPS, BufferConfig, CouplingConfig
 from chordflow.couplings.observations import TOLERANCE_S, DatasetConfig, Observations, Split, open_split
@@ -13,10 +13,8 @@ __all__ = [
     "CouplingBuffer",
     "CouplingConfig",
     "DatasetConfig",
-    "Demonstrations",
     "Needs",
     "Observations",
-    "Path",
     "Share",
     "Split",
     "open_split",

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from chordflow.couplings.observations import Observations, walk
 from chordflow.disk import whole_folder
-from chordflow.errors import UserError, machine_refuses, ran_out_of_memory, reason
+from chordflow.errors import UserError, explained, reason
 from chordflow.policies import FlowPolicy
 
 ABOUT = "collection.json"
@@ -286,17 +286,13 @@ def _about(path: Path) -> About:
     return About(**json.loads((path / ABOUT).read_text(encoding="utf-8")))
 
 
-@contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        if machine_refuses(error) or ran_out_of_memory(error):
-            raise
-        raise UserError(
+def _readable(path: Path) -> contextlib.AbstractContextManager[None]:
+    return explained(
+        lambda error: (
             f"config_path: the observations in {path}, which the checkpoint was trained with, cannot be read "
             f"({reason(error)}); restore the folder, or start a new run."
-        ) from error
+        )
+    )
 
 
 def _stored(value: Tensor) -> NDArray[Any]:

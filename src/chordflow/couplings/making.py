@@ -93,11 +93,8 @@ class BlockMaker:
         """What a block takes at least, in bytes: the noises, endpoints and paths of its couplings."""
         if not self.needs.couplings:
             return 0
-        return (
-            self.per_block
-            * (2 + len(self._kept_steps))
-            * self.teacher.sample_noise(1, torch.Generator()).nbytes
-        )
+        each = self.teacher.sample_noise(1, torch.Generator()).nbytes
+        return each * self.per_block * (2 + len(self._kept_steps))
 
     def _check_block_fits(self) -> None:
         """Refuses a block by arithmetic, since even to list a billion observations takes minutes."""

@@ -23,12 +23,8 @@ class ShortOfMemoryError(MemoryError):
 
     def __str__(self) -> str:
         """What was being done, and what to do."""
-        return f"while {self.size} {self.doing} at a time; {self.halved}"
-
-    @property
-    def halved(self) -> str:
-        """What to do."""
-        return f"give --{self.option}={self.size // 2}" if self.size > 1 else "use a larger device"
+        less = f"give --{self.option}={self.size // 2}" if self.size > 1 else "use a larger device"
+        return f"while {self.size} {self.doing} at a time; {less}"
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+from lerobot.datasets.factory import resolve_delta_timestamps
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.datasets.utils import INFO_PATH
 from lerobot.utils.constants import ACTION, OBS_PREFIX
@@ -28,7 +29,7 @@ from chordflow import stopping
 from chordflow.checks import check_once, check_range
 from chordflow.console import doing, say
 from chordflow.couplings.unreadable import check_decoder, collated, not_read, open_metadata, without_missing
-from chordflow.errors import UserError, machine_refuses, ran_out_of_memory, reason
+from chordflow.errors import UserError, explained, ran_out_of_memory, reason
 from chordflow.flow.seeds import generator
 from chordflow.policies import FlowPolicy, check_inputs, print_replaced_names
 
@@ -72,8 +73,7 @@ def walk(positions: Iterable[int], count: int, *names: int | str) -> list[int]:
 
 @functools.lru_cache(maxsize=4)
 def _pass(epoch: int, count: int, *names: int | str) -> list[int]:
-    order: list[int] = torch.randperm(count, generator=generator(*names, epoch)).tolist()
-    return order
+    return torch.randperm(count, generator=generator(*names, epoch)).tolist()
 
 
 class Observations(Dataset[dict[str, Any]]):
@@ -307,23 +307,24 @@ def open_split(
                 f"dataset.episodes={episodes}: rounds=auto decides on episodes that are neither trained nor reported "
                 "on, and of these none is left; name more, or give a number of rounds."
             )
-    try:
+    looked_at = resolve_delta_timestamps(policy.config, metadata) or {}
+    if not actions:
+        looked_at.pop(ACTION, None)
+    with explained(
+        lambda error: (
+            f"dataset.repo_id={config.repo_id}: the frames in {metadata.root} are incomplete or broken, and the Hub "
+            f"gives no others ({reason(error)}); copy or fetch the dataset again{without_missing(metadata, episodes)}."
+        )
+    ):
         dataset = LeRobotDataset(
             config.repo_id,
             root=config.root,
             revision=config.revision,
             episodes=config.episodes,
-            delta_timestamps=_timestamps(policy, metadata, actions=actions),
+            delta_timestamps=looked_at or None,
             tolerance_s=tolerance_s,
             video_backend=config.video_backend or ("pyav" if metadata.video_keys else None),
         )
-    except Exception as error:
-        if machine_refuses(error):
-            raise
-        raise UserError(
-            f"dataset.repo_id={config.repo_id}: the frames in {metadata.root} are incomplete or broken, and the Hub "
-            f"gives no others ({reason(error)}); copy or fetch the dataset again{without_missing(metadata, episodes)}."
-        ) from error
     starts = {int(row["episode_index"]): row for row in metadata.episodes}
 
     def frames(chosen: list[int]) -> list[int]:
@@ -373,23 +374,6 @@ def check_fits(metadata: LeRobotDatasetMetadata, policy: FlowPolicy) -> None:
             f"{where}: {ACTION} has shape {shape}, but the checkpoint was trained with {expected}; give the dataset "
             "that it was fine-tuned on."
         )
-
-
-def _timestamps(
-    policy: FlowPolicy, metadata: LeRobotDatasetMetadata, *, actions: bool
-) -> dict[str, list[float]] | None:
-    """Seconds from now of what is looked at, as LeRobot's own training asks for them."""
-    looked_at = {
-        key: policy.observation_delta_indices for key in metadata.features if key.startswith(OBS_PREFIX)
-    }
-    if actions:
-        looked_at[ACTION] = policy.config.action_delta_indices
-    times = {
-        key: [index / metadata.fps for index in indices]
-        for key, indices in looked_at.items()
-        if indices is not None
-    }
-    return times or None
 
 
 def _not_finite(key: str, episode: int, frame: int) -> UserError:

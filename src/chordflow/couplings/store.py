@@ -32,6 +32,7 @@ from chordflow.couplings.blocks import Solved
 from chordflow.disk import whole_file
 from chordflow.errors import UserError, machine_refuses, reason
 from chordflow.policies import Context
+from chordflow.policies.hashes import tensors_sha256
 from chordflow.refusing import look_up
 
 LAYOUT = 2
@@ -190,19 +191,10 @@ def read_block(folder: Path, number: int, manifest: Manifest) -> dict[str, Tenso
     except (SafetensorError, ValueError) as error:
         raise BrokenBlockError(f"is cut or damaged ({reason(error)})") from error
     stated = header.get("__metadata__", {}).get(_SHA256)
-    own = hashlib.sha256(data).hexdigest() if stated is None else _digest(tensors)
+    own = hashlib.sha256(data).hexdigest() if stated is None else tensors_sha256(tensors)
     if own != (stated or manifest.sums.get(number)):
         raise BrokenBlockError("is damaged (its checksum is another)")
     return tensors
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of contiguous tensors of the CPU, with their names, types and shapes."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 # Writing: whole blocks or none, by one job at a time, whose processes make blocks of their own.
@@ -285,7 +277,7 @@ def write_block(
         tensors[f"{_CONTEXT}{index}"] = tensor
     # Copies: two fields of a context may share memory, which the format does not allow.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    _write(folder, shard_name(number), save(tensors, {_SHA256: _digest(tensors)}))
+    _write(folder, shard_name(number), save(tensors, {_SHA256: tensors_sha256(tensors)}))
 
 
 def how_to_resume(folder: Path) -> str:

@@ -46,6 +46,7 @@ SEEDS_APART = 100
 """Seeds of runs after which the episodes repeat: seeds of environments are small, and a round's have an end."""
 
 
+@dataclasses.dataclass
 class RunObservations:
     """What a run's buffer reads.
 
@@ -55,10 +56,9 @@ class RunObservations:
         step: optimiser steps of the student; the training updates it.
     """
 
-    def __init__(self, train: Observations, step: int = 0) -> None:
-        self.train = train
-        self.described = ""
-        self.step = step
+    train: Observations
+    step: int = 0
+    described: str = ""
 
     def check_complete(self, blocks: int, block_size: int) -> None:
         """Makes sure that what the first `blocks` blocks were made of is still there."""

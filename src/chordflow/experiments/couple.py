@@ -36,7 +36,7 @@ from chordflow.couplings.store import (
 )
 from chordflow.errors import UserError
 from chordflow.experiments.config import CoupleConfig
-from chordflow.experiments.provenance import absolute, device_name, load_teacher, weights_sha256
+from chordflow.experiments.provenance import device_name, load_teacher, make_absolute, weights_sha256
 from chordflow.experiments.run_folder import made_folder
 from chordflow.experiments.stored_couplings import made_with
 from chordflow.policies import Context, FlowPolicy
@@ -106,9 +106,7 @@ def _settings(config: CoupleConfig, dataset: Path) -> dict[str, Any]:
     The folder of a dataset from the Hub, whose branches and tags may move on, is named by a commit.
     """
     settings: dict[str, Any] = draccus.encode(config)
-    for group, name in (("teacher", "path"), ("dataset", "root")):
-        if settings[group][name] is not None:
-            settings[group][name] = absolute(settings[group][name])
+    make_absolute(settings, "teacher.path", "dataset.root")
     if dataset.parent.name == "snapshots":
         settings["dataset"]["revision"] = dataset.name
     return settings

@@ -268,15 +268,7 @@ def write_configs(
     written["policy"] = {**read_config(folder), "pretrained_path": absolute(config.teacher.path)}
     write_json(folder / TRAIN_CONFIG, written)
     settings, begun_with = plain(of.job), of.job.student.init_path
-    # A run is resumed from wherever the user happens to be.
-    for group, name in (
-        ("teacher", "path"),
-        ("dataset", "root"),
-        ("couplings", "path"),
-        ("student", "init_path"),
-    ):
-        if settings[group][name] is not None:
-            settings[group][name] = absolute(settings[group][name])
+    make_absolute(settings, "teacher.path", "dataset.root", "couplings.path", "student.init_path")
     record: dict[str, Any] = {
         "chordflow_version": __version__,
         "teacher_sha256": weights_sha256(of.first_teacher),
@@ -305,6 +297,13 @@ def _same(settings: Any, *names: str) -> dict[str, Any]:
 def absolute(path: str) -> str:
     """A local folder's whole path; a Hub id as it is."""
     return str(Path(path).resolve()) if Path(path).is_dir() else path
+
+
+def make_absolute(settings: dict[str, Any], *options: str) -> None:
+    """Whole paths for options that name folders: a run is resumed from wherever the user happens to be."""
+    for group, name in (option.split(".") for option in options):
+        if settings[group][name] is not None:
+            settings[group][name] = absolute(settings[group][name])
 
 
 def weights_sha256(checkpoint: Path) -> str:

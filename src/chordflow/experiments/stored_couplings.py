@@ -53,8 +53,7 @@ def made_with(
         **({stores.ENCODING: stores.ENCODING_VERSION} if store_context and blank else {}),
     }
     # As it will be read: tuples become lists.
-    plain: dict[str, Any] = json.loads(json.dumps(found))
-    return plain
+    return json.loads(json.dumps(found))
 
 
 def fingerprint(split: Split) -> str:

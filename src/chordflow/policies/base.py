@@ -7,7 +7,6 @@ convention here and nowhere else.
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from chordflow.errors import UserError
 from chordflow.policies.context import Context
+from chordflow.policies.hashes import tensors_sha256
 from chordflow.policies.images import ImageResize
 from chordflow.quiet import quiet_stdout
 
@@ -252,8 +252,6 @@ class FlowPolicy(ABC):
 
     def set_num_steps(self, num_steps: int) -> None:
         """Sets `steps_field`."""
-        if not hasattr(self.config, self.steps_field):
-            raise ValueError(f"{type(self.config).__name__} has no field {self.steps_field!r}")
         setattr(self.config, self.steps_field, num_steps)
 
     def set_num_executed(self, num_executed: int) -> None:
@@ -413,18 +411,15 @@ class FlowPolicy(ABC):
         """
         beside = (*_BESIDE_PREFIX, getattr(self, "steps_field", ""))
         about: list[object] = [{k: v for k, v in vars(self.config).items() if k not in beside}]
-        for step in self.preprocessor.steps:
-            state: dict[str, Tensor] = getattr(step, "state_dict", dict)()
-            about += [type(step).__name__, getattr(step, "get_config", dict)()]
-            about += [(name, tensor.tolist()) for name, tensor in sorted(state.items())]
-        digest = hashlib.sha256(repr(about).encode())
         by_role = self.parameters_by_role()
+        tensors: dict[str, Tensor] = {}
         for role in PREFIX_ROLES:
-            for name, parameter in sorted(by_role[role].items()):
-                data = parameter.detach().cpu().contiguous()
-                digest.update(f"{name}:{data.dtype}:{tuple(data.shape)}".encode())
-                digest.update(data.view(torch.uint8).numpy().tobytes() if data.dim() else b"")
-        return digest.hexdigest()
+            tensors |= by_role[role]
+        for number, step in enumerate(self.preprocessor.steps):
+            about += [type(step).__name__, getattr(step, "get_config", dict)()]
+            state: dict[str, Tensor] = getattr(step, "state_dict", dict)()
+            tensors |= {f"{number}/{name}": tensor for name, tensor in state.items()}
+        return tensors_sha256(tensors, repr(about).encode())
 
 
 class VelocityModule(nn.Module):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from chordflow.console import doing
 from chordflow.disk import write_json
-from chordflow.errors import UserError, machine_refuses, ran_out_of_memory, reason
+from chordflow.errors import UserError, explained, machine_refuses, named, ran_out_of_memory, reason
 from chordflow.policies.base import FlowPolicy
 from chordflow.policies.files import (
     CONFIG,
@@ -100,48 +99,36 @@ def load_flow_policy(
         config = _config(folder, adapter, cli_overrides, where)
         _check_weights(weights, field)
         policy = _policy(adapter, family, config, folder, weights, field, where)
-        with _named(where):
+        with named(where):
             wrapped = adapter(policy, None, None)
         if wrapped.default_num_steps < 1:
-            name = f" ({wrapped.steps_field})" if hasattr(wrapped, "steps_field") else ""
             raise UserError(
-                f"{where}: {CONFIG} sets {wrapped.default_num_steps} solver steps{name}; set at least 1."
+                f"{where}: {CONFIG} sets {wrapped.default_num_steps} solver steps ({wrapped.steps_field}); set at "
+                "least 1."
             )
         check_loaded(wrapped, weights, field)
-        overrides: dict[str, Any] = {"device_processor": {"device": config.device}}
-        try:
+        with explained(
+            lambda error: (
+                f"{where}: LeRobot {lerobot.__version__} cannot load the processors ({reason(error)}); check that "
+                f"{PREPROCESSOR}, {POSTPROCESSOR} and their .safetensors files are whole, and of no other LeRobot."
+            )
+        ):
             preprocessor, postprocessor = make_pre_post_processors(
                 policy_cfg=config,
                 pretrained_path=str(folder),
-                preprocessor_overrides=overrides,
+                preprocessor_overrides={"device_processor": {"device": config.device}},
                 postprocessor_overrides=_to_the_cpu(folder),
             )
-        except Exception as error:
-            if machine_refuses(error):
-                raise
-            raise UserError(
-                f"{where}: LeRobot {lerobot.__version__} cannot load the processors ({reason(error)}); check that "
-                f"{PREPROCESSOR}, {POSTPROCESSOR} and their .safetensors files are whole, and of no other LeRobot."
-            ) from error
-    with _named(where):
+    with named(where):
         loaded: FlowPolicy = adapter(policy, preprocessor, postprocessor)
     if rename_map:
         loaded.rename_map = dict(rename_map)
         loaded.replaced_rename_map = _rename(preprocessor, rename_map, where)
     check_processors(loaded, preprocessor, postprocessor, where)
-    with _named(f"{where}: {CONFIG}"):
+    with named(f"{where}: {CONFIG}"):
         loaded.chunk.check_executed(loaded.chunk.num_executed)
     try_out(loaded, preprocessor, where)
     return loaded
-
-
-@contextlib.contextmanager
-def _named(where: str) -> Iterator[None]:
-    """Context in which a refusal says whose it is."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
 
 
 def _to_the_cpu(folder: Path) -> dict[str, Any]:
@@ -153,25 +140,25 @@ def _to_the_cpu(folder: Path) -> dict[str, Any]:
 
 def _config(folder: Path, adapter: type[FlowPolicy], cli_overrides: list[str], where: str) -> Any:
     """The config as LeRobot reads it."""
-    try:
-        return PreTrainedConfig.from_pretrained(folder, cli_overrides=cli_overrides)
-    except Exception as error:
-        if machine_refuses(error):
-            raise
+
+    def sentence(error: Exception) -> str:
         if config_class := getattr(adapter.policy_class, "config_class", None):
             known = {item.name for item in fields(config_class)} | {"type"}
             if unknown := sorted(set(read_config(folder)) - known):
-                raise UserError(
+                return (
                     f"{where}: {CONFIG} has fields that LeRobot {lerobot.__version__} does not know "
                     f"({', '.join(unknown)}): it was saved by an older or newer LeRobot; give one of this LeRobot, "
                     "or a copy without these fields, where they do not matter."
-                ) from error
+                )
         # The outermost error names the field, the innermost what is wrong with it.
         outer, inner = _cut(str(error).splitlines()[:1]), reason(error)
-        raise UserError(
+        return (
             f"{where}: {CONFIG} is not a config that LeRobot {lerobot.__version__} can read "
             f"({inner if outer in inner else f'{outer}: {inner}'}); give a checkpoint of this release, unchanged."
-        ) from error
+        )
+
+    with explained(sentence):
+        return PreTrainedConfig.from_pretrained(folder, cli_overrides=cli_overrides)
 
 
 def _policy(

@@ -79,6 +79,8 @@ class ExportedPolicy(FlowPolicy):
         self.config = SimpleNamespace(
             num_steps=num_steps or own["num_steps"],
             observation_delta_indices=own["observation_deltas"],
+            action_delta_indices=None,
+            reward_delta_indices=None,
             input_features=cameras | states,
             image_features=cameras,
             robot_state_feature=states.get(OBS_STATE),

@@ -20,7 +20,7 @@ from torch import nn
 
 from chordflow.console import say
 from chordflow.disk import whole_folder, write_json
-from chordflow.errors import UserError, ran_out_of_memory, reason
+from chordflow.errors import UserError, explained, reason
 from chordflow.policies.files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -91,18 +91,14 @@ def _merge(folder: Path, field: str, base: Path, load: Callable[[Path], nn.Modul
             "'chordflow[peft]'"
         ) from error
     policy = load(base)
-    try:
+    with explained(
+        lambda error: f"{where}: PEFT cannot put this adapter on {base} ({reason(error)}); {remedy}."
+    ):
         config = PeftConfig.from_pretrained(str(folder))
         config.inference_mode = True
         model: Any = PeftModel(policy, config)
         # In two steps, since PEFT's own function for both only warns of what was not loaded.
         loaded = model.load_adapter(str(folder), "default", torch_device="cpu")
-    except Exception as error:
-        if ran_out_of_memory(error):
-            raise
-        raise UserError(
-            f"{where}: PEFT cannot put this adapter on {base} ({reason(error)}); {remedy}."
-        ) from error
     if astray := [*loaded.unexpected_keys, *loaded.missing_keys]:
         what = "holds" if loaded.unexpected_keys else "lacks"
         raise UserError(

@@ -102,6 +102,13 @@ def _fault(config: Any, steps: Sequence[Any], key: str, feature: PolicyFeature) 
     for name in names:
         if not held[name].isfinite().all():
             return f"has a {name} of {key} with NaN or infinite numbers; {remedy}, computed anew from whole data."
+        # Of a single number LeRobot itself makes a scalar, where it moves statistics to another device.
+        scalar = held[name].dim() == 0 and math.prod(feature.shape) != 1
+        if feature.type is not FeatureType.VISUAL and (scalar or size == 0):
+            shape = tuple(held[name].shape)
+            return (
+                f"has a {name} of {key} of shape {shape}, where each dimension needs a number; {_ONE_ROBOT}."
+            )
         if held[name].numel() != size:
             other = f"{CONFIG} has {key} of size" if key == ACTION else f"{names[0]} has size"
             return f"has a {name} of {key} of size {held[name].numel()}, but {other} {size}; {_ONE_ROBOT}."

@@ -9,7 +9,6 @@ Shapes: B batch, H chunk size, D padded action dimension, A real action dimensio
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -19,9 +18,8 @@ from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from lerobot.policies.rtc.modeling_rtc import RTCProcessor
 from torch import Tensor
 
-from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
-from chordflow.flow.solvers import OnStep, get_solver, require_grid_power, require_num_steps
+from chordflow.flow.solvers import OnStep, get_solver, require_num_steps
 from chordflow.policies.base import FlowPolicy
 from chordflow.policies.context import Context
 from chordflow.policies.exported import ExportedPolicy
@@ -42,20 +40,12 @@ class Sampler:
         num_steps: solver steps from noise to endpoint.
         solver: euler (LeRobot's own), midpoint, heun, or adams_bashforth.
         grid_power: times are `u ** grid_power` for evenly spaced u; 1 is LeRobot's uniform grid.
-
-    Raises:
-        UserError: if there is no such solver, or a number is out of its range.
     """
 
     policy: FlowPolicy
     num_steps: int
     solver: str = "euler"
     grid_power: float = 1.0
-
-    def __post_init__(self) -> None:
-        get_solver(self.solver)
-        require_num_steps(self.num_steps)
-        require_grid_power(self.grid_power)
 
     @torch.no_grad()
     def __call__(self, context: Context, noise: Tensor, *, on_step: OnStep | None = None) -> Tensor:
@@ -117,34 +107,13 @@ class RealTimeSampler:
         max_guidance_weight: the guidance's upper limit, above 0; by default `guidance_weight(num_steps)`.
         execution_horizon: leading actions that are guided at all, at least 1; by default LeRobot's.
         schedule: how guidance fades over them, from the first that the delay leaves open to the last.
-
-    Raises:
-        UserError: if a number is out of its range.
     """
 
     policy: FlowPolicy
     num_steps: int
     max_guidance_weight: float | None = None
-    execution_horizon: int | None = None
+    execution_horizon: int = _LEROBOT.execution_horizon
     schedule: RTCAttentionSchedule = _LEROBOT.prefix_attention_schedule
-
-    def __post_init__(self) -> None:
-        require_num_steps(self.num_steps)
-        if not (0 < self.weight < math.inf):
-            raise UserError(f"max_guidance_weight is {self.weight}; choose a number above 0.")
-        if self.horizon < 1:
-            raise UserError(f"execution_horizon is {self.horizon}; guide at least 1 action.")
-
-    @property
-    def weight(self) -> float:
-        """The maximum guidance weight in force."""
-        given = self.max_guidance_weight
-        return guidance_weight(self.num_steps) if given is None else given
-
-    @property
-    def horizon(self) -> int:
-        """The execution horizon in force."""
-        return _LEROBOT.execution_horizon if self.execution_horizon is None else self.execution_horizon
 
     @torch.no_grad()
     def __call__(
@@ -163,10 +132,11 @@ class RealTimeSampler:
             inference_delay: leading actions that will be executed before this chunk arrives; these are
                 guided with full weight.
         """
+        weight = self.max_guidance_weight
         config = RTCConfig(
             prefix_attention_schedule=self.schedule,
-            max_guidance_weight=self.weight,
-            execution_horizon=self.horizon,
+            max_guidance_weight=guidance_weight(self.num_steps) if weight is None else weight,
+            execution_horizon=self.execution_horizon,
         )
         return euler_integrate(
             lambda x_t, t: self.policy.velocity(x_t, t, context),
@@ -176,5 +146,5 @@ class RealTimeSampler:
             rtc_enabled=True,
             inference_delay=inference_delay,
             prev_chunk_left_over=None if left_over is None else left_over.to(noise),
-            execution_horizon=self.horizon,
+            execution_horizon=self.execution_horizon,
         )

@@ -9,6 +9,7 @@ Shapes: B batch, H chunk size, D = max_action_dim, A real action dimension.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -31,6 +32,9 @@ from chordflow.policies.context import Context, PrefixContext
 from chordflow.policies.files import CONFIG
 from chordflow.policies.images import ImageResize
 from chordflow.quiet import quiet_stdout
+
+ALOHA_JOINTS = 14
+"""Those of two arms, grippers included, by whose places `adapt_to_pi_aloha` goes."""
 
 _VLM = "vlm_with_expert.vlm."
 # The language model lies inside what is otherwise vision.
@@ -65,6 +69,16 @@ class SmolVLAFlowPolicy(FlowPolicy):
             raise UserError(
                 "use_cache=false in config.json: SmolVLA's own sampler needs its prefix cache; set use_cache=true."
             )
+
+    def __init__(self, policy: Any, preprocessor: Any, postprocessor: Any) -> None:
+        super().__init__(policy, preprocessor, postprocessor)
+        if self.config.adapt_to_pi_aloha and preprocessor is not None and self.state_shape is not None:
+            size = math.prod(self.state_shape)
+            if size < ALOHA_JOINTS:
+                raise UserError(
+                    f"adapt_to_pi_aloha=true in {CONFIG}: {OBS_STATE} has size {size}, and the option is for Aloha's "
+                    f"{ALOHA_JOINTS} joints; set it to false, or give a checkpoint of an Aloha."
+                )
 
     def to_action(self, endpoint: Tensor) -> Tensor:
         """Endpoints (B, H, D) to actions in the robot's units (B, H, A)."""
@@ -148,7 +162,6 @@ class SmolVLAFlowPolicy(FlowPolicy):
                     f"vlm_model_name={name} in {CONFIG} is a model without weights; leave pretrained_vlm out, or give "
                     "a checkpoint that names one with weights."
                 ) from error
-        with quiet_stdout(), torch.random.fork_rng(devices=[]):
             _, found = AutoModelForImageTextToText.from_pretrained(
                 name, dtype="bfloat16", low_cpu_mem_usage=True, output_loading_info=True
             )

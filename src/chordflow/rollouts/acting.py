@@ -12,7 +12,7 @@ needed, from the present on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,13 +45,6 @@ def chunk_noise(
     on seed and chunk alone.
     """
     return seeded_noise(policy, episode_seed, "rollout", chunk_index, *(task or ()))
-
-
-def chunk_noises(
-    policy: FlowPolicy, keys: Iterable[tuple[int, int] | tuple[int, int, TaskKey | None]]
-) -> Tensor:
-    """`chunk_noise` (B, H, D) of several keys (episode seed, chunk index), with or without a task."""
-    return torch.stack([chunk_noise(policy, *key) for key in keys])
 
 
 @dataclass(frozen=True)
@@ -140,14 +133,11 @@ class Actor:
         execution.check(policy.chunk, self.executed)
         self._guided: RealTimeSampler | None = None
         if execution.mode == "rtc":
-            if (solver, grid_power) != ("euler", 1.0):
-                raise UserError(
-                    f"solver is {solver!r} and grid_power {grid_power:g}; real-time chunking has even Euler steps: "
-                    "choose euler with grid_power 1."
-                )
+            assert (solver, grid_power) == ("euler", 1.0)
             guided = RealTimeSampler(policy, num_steps, execution.max_guidance_weight)
             # Counted from the present, like the delay.
-            self._guided = replace(guided, execution_horizon=guided.horizon + policy.chunk.first_executed)
+            horizon = guided.execution_horizon + policy.chunk.first_executed
+            self._guided = replace(guided, execution_horizon=horizon)
         self._before, self._after = make_env_pre_post_processors(env_cfg, policy_cfg=policy.config)
 
     @torch.no_grad()
@@ -159,9 +149,9 @@ class Actor:
         policy, measure = self.policy, self.timing.measure
         with measure("processors", policy.device):
             batch = policy.preprocess(self.observe(requests, spaces.observation))
-        noise = chunk_noises(policy, [(one.seed, one.chunk_index, one.noise_task) for one in requests])
+        noises = [chunk_noise(policy, one.seed, one.chunk_index, one.noise_task) for one in requests]
         with measure("network", policy.device):
-            endpoint = self._sample(batch, noise.to(policy.device), requests)
+            endpoint = self._sample(batch, torch.stack(noises).to(policy.device), requests)
         with measure("processors", policy.device):
             actions = self._to_robot(endpoint)
         check_actions(policy, self.env_cfg, spaces.action.shape or ())

@@ -15,12 +15,11 @@ they were made from: where a policy also predicts actions of the past, these are
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chordflow.checks import check_choice, check_range
 from chordflow.errors import UserError
 from chordflow.policies import ChunkSpec
 from chordflow.results.episodes import DelayMode
@@ -55,15 +54,7 @@ class Execution:
         return executed + self.delay if self.overlaps else executed
 
     def check(self, chunk: ChunkSpec, executed: int) -> None:
-        """Raises UserError for a delay that cannot be, or that chunks of this size and K do not bridge."""
-        check_choice("mode", self.mode, get_args(DelayMode))
-        check_choice("hold", self.hold, get_args(Hold))
-        check_range("delay", self.delay, at_least=0)
-        if self.mode == "none" and self.delay:
-            raise UserError(f"delay is {self.delay} with mode none; choose the mode sync, async or rtc.")
-        if self.max_guidance_weight is not None and self.mode != "rtc":
-            weight = self.max_guidance_weight
-            raise UserError(f"max_guidance_weight is {weight} with mode {self.mode}; only rtc uses it.")
+        """Raises UserError for a delay that chunks of this size and K do not bridge."""
         if self.overlaps and self.delay > executed:
             raise UserError(
                 f"delay is {self.delay}, but a new chunk is requested every {executed} actions (n_action_steps); "

@@ -9,8 +9,8 @@ Shapes: A action dimension, K actions that are sent, k <= K that are executed be
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -24,7 +24,7 @@ from lerobot.envs.utils import NEW_ROLLOUT_OPTION
 from lerobot.utils.import_utils import register_third_party_plugins
 from numpy.typing import NDArray
 
-from chordflow.errors import UserError, machine_refuses, ran_out_of_memory, reason
+from chordflow.errors import UserError, explained, reason
 from chordflow.quiet import quiet_stdout
 
 type Vector = gym.vector.VectorEnv[Any, Any, Any]
@@ -46,17 +46,16 @@ def make_environments(env_cfg: Any, count: int, use_async_envs: bool = False) ->
     Raises:
         UserError: if they cannot be made: a package that is not installed, an unknown task, wrong options.
     """
-    try:
-        with quiet_stdout():
-            made = make_env(env_cfg, n_envs=count, use_async_envs=use_async_envs)
-    except Exception as error:
-        if machine_refuses(error) or ran_out_of_memory(error):
-            raise
+
+    def sentence(error: Exception) -> str:
         fault = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
+        return (
             f"env.type={env_cfg.type}: the environment cannot be made ({fault}); check the env options and that its "
             "package is installed."
-        ) from error
+        )
+
+    with explained(sentence), quiet_stdout():
+        made = make_env(env_cfg, n_envs=count, use_async_envs=use_async_envs)
     return {(group, number): vector for group, tasks in made.items() for number, vector in tasks.items()}
 
 
@@ -205,7 +204,8 @@ class _Slot:
             observation = _reset(self.env, order.seed)
             self.limit = _step_limit(self.env)
             picture = _frame(self.env, observation) if order.recorded else None
-            return Started(self._own(observation), _instruction(self.env), picture)
+            task = instruction(self.env.get_wrapper_attr, "")
+            return Started(self._own(observation), str(task() if callable(task) else task), picture)
 
     def step(self, actions: NDArray[np.float32]) -> Outcome:
         kept, outcome = self.order.kept, Outcome()
@@ -231,19 +231,13 @@ class _Slot:
         """What outlives the next step: environments may write all their observations into the same arrays."""
         return observation if self.order.kept == 1 else deepcopy(observation)
 
-    @contextmanager
-    def _faults(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except UserError:
-            raise
-        except Exception as error:
-            if machine_refuses(error) or ran_out_of_memory(error):
-                raise
-            raise UserError(
+    def _faults(self, what: str) -> AbstractContextManager[None]:
+        return explained(
+            lambda error: (
                 f"{self.name}: the environment {what} in the episode of seed {self.order.seed}, step {self.length} "
                 f"({reason(error)}); check the env options, or leave this seed out."
-            ) from error
+            )
+        )
 
 
 def _reset(env: gym.Env[Any, Any], seed: int) -> Any:
@@ -267,15 +261,12 @@ def _number_of_starts(vector: Vector) -> int | None:
     return None
 
 
-def _instruction(env: gym.Env[Any, Any]) -> str:
-    """What LeRobot's rollout gives the policy as `task`: `task_description`, else `task`, else nothing."""
+def instruction(get: Callable[[str], Any], otherwise: Any) -> Any:
+    """What LeRobot's rollout gives the policy as `task`: the attribute `task_description`, else `task`."""
     for name in ("task_description", "task"):
-        try:
-            value = env.get_wrapper_attr(name)
-        except (AttributeError, NotImplementedError):
-            continue
-        return str(value() if callable(value) else value)
-    return ""
+        with suppress(AttributeError, NotImplementedError):
+            return get(name)
+    return otherwise
 
 
 def _step_limit(env: gym.Env[Any, Any]) -> int | None:

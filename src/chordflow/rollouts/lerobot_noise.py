@@ -20,12 +20,10 @@ from lerobot.scripts.lerobot_eval import rollout
 from lerobot.utils.constants import ACTION
 from lerobot.utils.random_utils import get_rng_state, set_rng_state, set_seed
 
-from chordflow.checks import check_range
 from chordflow.errors import UserError
 from chordflow.policies import FlowPolicy
-from chordflow.policies.sampling import Sampler
 from chordflow.rollouts.acting import check_actions, check_finite, check_observation
-from chordflow.rollouts.environments import TaskKey, Vector, make_environments
+from chordflow.rollouts.environments import TaskKey, Vector, instruction, make_environments
 from chordflow.rollouts.episodes import Episode, jerk, jump
 
 
@@ -72,12 +70,12 @@ def run_lerobot_episodes(
     Raises:
         UserError: as `Runner.run`, and for a policy that `lerobot-eval` refuses.
     """
-    check_range("seed", seed, at_least=0)
-    check_range("n_episodes", n_episodes, at_least=1)
-    check_range("batch_size", batch_size, at_least=1)
     count = min(batch_size, n_episodes)
     episodes: list[Episode] = []
-    with _seeded(seed), ExitStack() as stack:
+    with ExitStack() as stack:
+        # The caller's streams are left as they were.
+        stack.callback(set_rng_state, get_rng_state())
+        set_seed(seed)
         tasks = make_environments(env_cfg, count, use_async_envs)
         stack.callback(close_envs, list(tasks.values()))
         policy = load()
@@ -99,7 +97,7 @@ def run_lerobot_episodes(
 def _configure(policy: FlowPolicy, num_steps: int | None, n_action_steps: int | None) -> None:
     """Sets what `--policy.*` would set, and refuses what `lerobot-eval` refuses."""
     if num_steps is not None:
-        policy.set_num_steps(Sampler(policy, num_steps).num_steps)
+        policy.set_num_steps(num_steps)
     if n_action_steps is not None:
         policy.set_num_executed(n_action_steps)
     rtc = policy.rtc_config
@@ -122,12 +120,11 @@ def _run_batch(
     def note_instructions(env: Vector) -> None:
         # First called after the reset: later on an environment may have begun another episode by itself.
         if not instructions:
-            instructions.extend(_instructions(env))
+            instructions.extend(map(str, instruction(env.call, [""] * env.num_envs)))
 
     def preprocess(observation: dict[str, Any]) -> dict[str, Any]:
         check_observation(policy, env_cfg, observation)
-        batch: dict[str, Any] = policy.preprocessor(observation)
-        return batch
+        return policy.preprocessor(observation)
 
     # Its own bar is hidden; callers have `progress`.
     with _lerobot_settings(policy), redirect_stderr(io.StringIO()):
@@ -174,16 +171,6 @@ def _run_batch(
     return episodes
 
 
-def _instructions(env: Vector) -> list[str]:
-    """What LeRobot's rollout gives the policy as `task` of each sub-environment."""
-    for name in ("task_description", "task"):
-        try:
-            return [str(task) for task in env.call(name)]
-        except (AttributeError, NotImplementedError):
-            continue
-    return [""] * env.num_envs
-
-
 @contextmanager
 def _lerobot_settings(policy: FlowPolicy) -> Iterator[None]:
     """The precision that `lerobot-eval` sets for the whole process, and back."""
@@ -196,14 +183,3 @@ def _lerobot_settings(policy: FlowPolicy) -> Iterator[None]:
             yield
     finally:
         matmul.allow_tf32, cudnn.benchmark = saved
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seeds the global generators as `lerobot-eval` does, and leaves the caller's streams as they were."""
-    state = get_rng_state()
-    set_seed(seed)
-    try:
-        yield
-    finally:
-        set_rng_state(state)

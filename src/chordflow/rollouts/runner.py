@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from chordflow.checks import check_once
 from chordflow.policies import FlowPolicy
 from chordflow.rollouts.acting import Actor, Request
 from chordflow.rollouts.delay import NO_DELAY, Execution, round_actions
@@ -242,7 +241,6 @@ class Runner:
             UserError: for impossible arguments, an environment that cannot be made, fails, or lacks what the
                 policy looks at, another action size, or an action that is not finite.
         """
-        check_once("seeds", seeds, at_least=0)
         begin, paused, spent = time.perf_counter(), 0.0, Timing()
         actor = Actor(policy, self.env_cfg, num_steps, solver, n_action_steps, execution, spent, grid_power)
         episodes: dict[EpisodeKey, Episode] = {}

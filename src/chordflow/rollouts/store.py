@@ -6,7 +6,6 @@ together are a parquet file, a row each; `compact` joins all to one file. Files 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -18,12 +17,12 @@ import draccus
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from pydantic import TypeAdapter
 
 from chordflow.disk import whole_file, write_json
 from chordflow.errors import UserError, machine_refuses, reason
 from chordflow.policies import FlowPolicy
+from chordflow.policies.hashes import tensors_sha256
 from chordflow.rollouts.acting import NOISE_KEY
 from chordflow.rollouts.delay import NO_DELAY, Execution
 from chordflow.rollouts.episodes import Episode, EpisodeKey, Timing
@@ -79,17 +78,12 @@ def arm_settings(
 
 
 def weights_hash(policy: FlowPolicy) -> str:
-    """SHA-256 over names, types, shapes and bytes of all tensors of a policy and of its two processors."""
+    """SHA-256 over all tensors of a policy and of its two processors."""
     tensors = dict(policy.module.state_dict())
     for which in ("preprocessor", "postprocessor"):
         for step, state in getattr(policy, which).state_dict().items():
             tensors |= {f"{which}.{step}.{name}": tensor for name, tensor in state.items()}
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        data = tensor.detach().cpu().contiguous()
-        digest.update(f"{name}:{data.dtype}:{tuple(data.shape)}".encode())
-        digest.update(data.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return tensors_sha256(tensors)
 
 
 class EpisodeStore:

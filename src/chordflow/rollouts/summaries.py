@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import get_args
 
-from chordflow.errors import UserError
 from chordflow.results.episodes import MotionMeasure
 from chordflow.results.schema import DelayRow, MotionRow, PolicyName, SuccessRow, TimingRow
 from chordflow.results.sequential import confidence_sequence
@@ -50,12 +49,8 @@ def success_rows(
         tasks by number. A division into one group alone would repeat the first row and is left out.
 
     Raises:
-        UserError: if there are no episodes, they mix solvers or step counts, or the seeds differ from the
-            teacher's.
+        UserError: if the seeds differ from the teacher's.
     """
-    settings = {(e.solver, e.num_steps, e.grid_power, e.mode, e.delay) for e in episodes}
-    if len(settings) != 1:
-        raise UserError(f"episodes hold {len(settings)} different solver settings; give one run's episodes.")
     starts = starts or Starts()
     pairs = paired(episodes, teacher) if teacher is not None else []
     rows = []

@@ -15,7 +15,6 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from chordflow import stopping
-from chordflow.checks import check_range
 from chordflow.errors import MACHINE_ERRORS, UserError, ran_out_of_memory, reason
 from chordflow.rollouts.environments import (
     ChunkOrder,
@@ -109,8 +108,6 @@ Host = LocalHost | WorkerPool
 @contextlib.contextmanager
 def open_host(env_cfg: Any, batch_size: int, num_workers: int = 0) -> Iterator[Host]:
     """Holds sub-environments, and the processes that they live in; see `runner.open_runner`."""
-    check_range("batch_size", batch_size, at_least=1)
-    check_range("num_workers", num_workers, at_least=0)
     # More workers than episodes side by side would only wait.
     workers = min(num_workers, batch_size)
     with contextlib.closing(WorkerPool(env_cfg, workers) if workers else LocalHost(env_cfg)) as host:

@@ -7,9 +7,10 @@ checkpoints/last -> 000500
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -180,10 +181,8 @@ def keep(checkpoint_dir: Path) -> None:
 
 def training_step(checkpoint_dir: Path) -> int:
     """The number of optimiser steps that a checkpoint has behind it; UserError if it does not say."""
-    try:
+    with _resuming(checkpoint_dir):
         return int(load_training_step(checkpoint_dir / TRAINING_STATE_DIR))
-    except Exception as error:
-        raise _cannot_resume(checkpoint_dir, error) from error
 
 
 def check_same_size(checkpoint_dir: Path, step_size: int, asked: str) -> None:
@@ -191,11 +190,9 @@ def check_same_size(checkpoint_dir: Path, step_size: int, asked: str) -> None:
 
     `asked` is what makes them up, as the sentence says it.
     """
-    try:
+    with _resuming(checkpoint_dir):
         processes = load_training_num_processes(checkpoint_dir)
         batch = load_training_batch_size(checkpoint_dir)
-    except Exception as error:
-        raise _cannot_resume(checkpoint_dir, error) from error
     if processes is not None and batch is not None and processes * batch != step_size:
         raise UserError(
             f"{asked} make {step_size} couplings a step, but the run began with {processes * batch} ({processes} "
@@ -214,30 +211,24 @@ def load_checkpoint(checkpoint_dir: Path, state: TrainingState) -> tuple[int, li
         UserError: if the checkpoint is not complete or does not fit.
     """
     folder = checkpoint_dir / TRAINING_STATE_DIR
-    try:
-        _load_masters(folder, state.masters)
-        with torch.no_grad():
-            if state.ema is not None:
-                averages = load_file(folder / EMA_WEIGHTS)
-                for name, tensor in state.ema.items():
-                    tensor.copy_(part_of(averages[name], tensor))
-        with quiet_stdout():
-            step, _, _ = load_training_state(checkpoint_dir, state.optimizer, state.scheduler)
+    load_weights(checkpoint_dir, state.masters)
+    with _resuming(checkpoint_dir), quiet_stdout():
+        if state.ema is not None:
+            _copy(load_file(folder / EMA_WEIGHTS), state.ema)
+        step, _, _ = load_training_state(checkpoint_dir, state.optimizer, state.scheduler)
         shard_state(state.optimizer)
         # Checkpoints of version 0.1 have none.
         kept = folder / LOSSES
-        losses = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else []
-    except Exception as error:
-        raise _cannot_resume(checkpoint_dir, error) from error
-    return step, losses
+        return step, json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else []
 
 
 def load_weights(checkpoint_dir: Path, masters: dict[str, nn.Parameter]) -> None:
     """Puts a checkpoint's trained weights alone into `masters`; UserError if they are not complete or do not fit."""
-    try:
-        _load_masters(checkpoint_dir / TRAINING_STATE_DIR, masters)
-    except Exception as error:
-        raise _cannot_resume(checkpoint_dir, error) from error
+    with _resuming(checkpoint_dir):
+        saved = load_file(checkpoint_dir / TRAINING_STATE_DIR / MASTERS)
+        if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in masters.items()}:
+            raise ValueError("other parameters were trained")
+        _copy(saved, masters)
 
 
 def last_good(checkpoint: Path | None) -> str:
@@ -246,17 +237,18 @@ def last_good(checkpoint: Path | None) -> str:
 
 
 @torch.no_grad()
-def _load_masters(folder: Path, masters: dict[str, nn.Parameter]) -> None:
-    saved = load_file(folder / MASTERS)
-    if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in masters.items()}:
-        raise ValueError("other parameters were trained")
-    for name, parameter in masters.items():
-        parameter.copy_(part_of(saved[name], parameter))
+def _copy(saved: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
+    for name, tensor in into.items():
+        tensor.copy_(part_of(saved[name], tensor))
 
 
-def _cannot_resume(checkpoint_dir: Path, error: Exception) -> UserError:
-    fault = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return UserError(
-        f"config_path: the checkpoint {checkpoint_dir} cannot be resumed ({fault}); resume from another one in "
-        f"{checkpoint_dir.parent}."
-    )
+@contextlib.contextmanager
+def _resuming(checkpoint_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        fault = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"config_path: the checkpoint {checkpoint_dir} cannot be resumed ({fault}); resume from another one in "
+            f"{checkpoint_dir.parent}."
+        ) from error

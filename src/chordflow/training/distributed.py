@@ -24,7 +24,7 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, get_int_from_env
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -87,11 +87,11 @@ def joined() -> Iterator[Processes]:
     Raises:
         UserError: in one process, where another has ended without an error of its own.
     """
-    count = _number("WORLD_SIZE", 1)
+    count = get_int_from_env(["WORLD_SIZE"], 1)
     if count == 1 or dist.is_initialized():
         yield current()
         return
-    index, local = _number("RANK", 0), _number("LOCAL_RANK", 0)
+    index, local = (get_int_from_env([name], 0) for name in ("RANK", "LOCAL_RANK"))
     if torch.cuda.is_available() and local < torch.cuda.device_count():
         # From here on `cuda` is this process's GPU.
         torch.cuda.set_device(local)
@@ -127,9 +127,9 @@ def _fail(error: BaseException, store: dist.Store | None, count: int) -> NoRetur
     if lost:
         # The process that ended may still report why.
         deadline = time.monotonic() + PATIENCE_S
-        while not _error_reported(store) and time.monotonic() < deadline:
+        while not _reports(store, 0) and time.monotonic() < deadline:
             time.sleep(0.05)
-    if not _reports_first(store):
+    if _reports(store, 1) > 1:
         code = error.code if isinstance(error, stopping.Stopped) else 130
         raise SystemExit(code if isinstance(error, KeyboardInterrupt) else 2) from None
     if isinstance(error, stopping.Stopped) and error.number == signal.SIGTERM:
@@ -143,26 +143,12 @@ def _fail(error: BaseException, store: dist.Store | None, count: int) -> NoRetur
     raise error
 
 
-def _error_reported(store: dist.Store | None) -> bool:
-    """Whether some process has reported an error."""
+def _reports(store: dist.Store | None, own: int) -> int:
+    """How many errors processes have reported, `own` of them this one now; where the store is gone, no others."""
     try:
-        return store is not None and store.add(_FAILED, 0) > 0
+        return own if store is None else store.add(_FAILED, own)
     except Exception:
-        # Without a store no process can report.
-        return False
-
-
-def _reports_first(store: dist.Store | None) -> bool:
-    """Whether this process is the first to report an error."""
-    try:
-        return store is None or store.add(_FAILED, 1) == 1
-    except Exception:
-        return True
-
-
-def _number(name: str, default: int) -> int:
-    value = os.environ.get(name, "")
-    return int(value) if value.isdigit() else default
+        return own
 
 
 class Wrapped:
@@ -203,27 +189,20 @@ class Wrapped:
                 f"num_processes={self.accelerator.num_processes}: {self.processes.count} have met; start chordflow "
                 "by torchrun or accelerate launch."
             )
-        module = VelocityModule(student)
-        frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+        self.module: nn.Module = VelocityModule(student)
+        frozen = {name: p for name, p in self.module.named_parameters() if not p.requires_grad}
         if self.sharded:
-            ignored = {parameter for name, parameter in module.named_parameters() if name in frozen}
-            fully_shard(module, ignored_params=ignored)
-            self.module: nn.Module = module
+            fully_shard(self.module, ignored_params=set(frozen.values()))
         else:
-            ignored_names = [*frozen, *(name for name, _ in module.named_buffers())]
-            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ignored_names)
-            self.module = self.accelerator.prepare(module)
-        self.trainable = {
-            name: parameter for name, parameter in student.module.named_parameters() if name in trainable
-        }
-        self._check()
-
-    def _check(self) -> None:
-        """Makes sure that gradients will be exchanged: a student that trains alone shows an innocent-looking loss."""
-        whole_ones = [name for name, p in self.trainable.items() if not isinstance(p, DTensor)]
-        if self.sharded and whole_ones:
-            raise UserError(f"FSDP2 is requested but is not on: {', '.join(whole_ones[:3])} are not sharded.")
-        assert self.sharded or self.processes.count == 1 or isinstance(self.module, DistributedDataParallel)
+            ignored = [*frozen, *(name for name, _ in self.module.named_buffers())]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.module, ignored)
+            self.module = self.accelerator.prepare(self.module)
+        self.trainable = {name: p for name, p in student.module.named_parameters() if name in trainable}
+        # A student that trains alone shows an innocent-looking loss.
+        if self.sharded:
+            assert all(isinstance(parameter, DTensor) for parameter in self.trainable.values())
+        else:
+            assert self.processes.count == 1 or isinstance(self.module, DistributedDataParallel)
 
     def __call__(
         self, x_t: Tensor, t: Tensor, context: Context | None = None, batch: Batch | None = None
@@ -241,12 +220,7 @@ class Wrapped:
         if self.sharded:
             # Accelerate's FSDP2 shards the module itself, and all of it.
             return optimizer, scheduler
-        prepared: tuple[Optimizer, LRScheduler] = self.accelerator.prepare(optimizer, scheduler)
-        return prepared
-
-    def backward(self, loss: Tensor) -> None:
-        """Adds the gradients of a loss."""
-        self.accelerator.backward(loss)
+        return self.accelerator.prepare(optimizer, scheduler)
 
     def part(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """Around one micro-batch: gradients are exchanged in the last of a step alone."""

@@ -6,7 +6,7 @@ the parameter groups.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,6 @@ from torch.optim import Optimizer
 
 from chordflow.checks import check_fields, check_range
 from chordflow.errors import UserError
-from chordflow.policies import FlowPolicy
 from chordflow.training.soap import SOAP
 
 
@@ -47,35 +46,22 @@ class OptimizerConfig(draccus.ChoiceRegistry):
     def __post_init__(self) -> None:
         check_range("optimizer.lr", self.lr, above=0)
         check_fields(self, "optimizer.", "eps", "weight_decay", at_least=0)
-        if not (len(self.betas) == 2 and all(0.0 <= beta < 1.0 for beta in self.betas)):
-            raise UserError(f"optimizer.betas={list(self.betas)}: give two numbers from 0 up to but not 1.")
+        check_range("optimizer.betas", list(self.betas), at_least=0, below=1)
         if not self.grad_clip_norm > 0:
             raise UserError(f"optimizer.grad_clip_norm={self.grad_clip_norm}: give a norm above 0.")
 
-    def build(self, parameters: Mapping[str, nn.Parameter], student: FlowPolicy) -> Optimizer:
-        """The optimiser of a student's trained parameters.
-
-        Args:
-            parameters: by name, float32.
-            student: whose parameters they are.
-
-        Raises:
-            UserError: where they do not suit the optimiser.
-        """
+    def build(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
+        """The optimiser of a student's trained parameters, float32."""
         raise NotImplementedError(f"{type(self).__name__} does not name its optimiser; AdamWConfig is one")
 
-    def group_settings(self) -> list[dict[str, Any]]:
-        """The settings of each parameter group but for its learning rate."""
-        return [self._adam]
+    def settings(self) -> dict[str, Any]:
+        """The settings of its parameter group but for the learning rate."""
+        return {"betas": self.betas, "eps": self.eps, "weight_decay": self.weight_decay}
 
     def put_over(self, optimizer: Optimizer) -> None:
         """Puts these settings over those that a checkpoint brought along; the rates are the scheduler's."""
-        for group, settings in zip(optimizer.param_groups, self.group_settings(), strict=True):
-            group.update(initial_lr=self.lr, **settings)
-
-    @property
-    def _adam(self) -> dict[str, Any]:
-        return {"betas": self.betas, "eps": self.eps, "weight_decay": self.weight_decay}
+        for group in optimizer.param_groups:
+            group.update(initial_lr=self.lr, **self.settings())
 
 
 @OptimizerConfig.register_subclass("adamw")
@@ -83,9 +69,9 @@ class OptimizerConfig(draccus.ChoiceRegistry):
 class AdamWConfig(OptimizerConfig):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101)."""
 
-    def build(self, parameters: Mapping[str, nn.Parameter], student: FlowPolicy) -> Optimizer:
+    def build(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         """torch's AdamW over all of them."""
-        return torch.optim.AdamW(list(parameters.values()), lr=self.lr, **self._adam)
+        return torch.optim.AdamW(parameters, lr=self.lr, **self.settings())
 
 
 @OptimizerConfig.register_subclass("soap")
@@ -110,17 +96,15 @@ class SOAPConfig(OptimizerConfig):
         super().__post_init__()
         check_fields(self, "optimizer.", "precondition_frequency", "max_precondition_dim", at_least=1)
 
-    def build(self, parameters: Mapping[str, nn.Parameter], student: FlowPolicy) -> Optimizer:
+    def build(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         """SOAP over all of them."""
-        return SOAP(list(parameters.values()), lr=self.lr, **self.group_settings()[0])
+        return SOAP(parameters, lr=self.lr, **self.settings())
 
-    def group_settings(self) -> list[dict[str, Any]]:
+    def settings(self) -> dict[str, Any]:
         """Adam's and the basis's."""
-        return [
-            {
-                **self._adam,
-                "shampoo_beta": self.betas[1],
-                "precondition_frequency": self.precondition_frequency,
-                "max_precondition_dim": self.max_precondition_dim,
-            }
-        ]
+        return {
+            **super().settings(),
+            "shampoo_beta": self.betas[1],
+            "precondition_frequency": self.precondition_frequency,
+            "max_precondition_dim": self.max_precondition_dim,
+        }

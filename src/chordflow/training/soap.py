@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -46,15 +46,10 @@ class _Stack:
         return [{name: tensor[k] for name, tensor in named.items()} for k in range(len(self.parameters))]
 
 
-class SOAP(Optimizer):
-    """Takes the steps of the paper's algorithm and keeps the momentum in the basis.
+class Settings(TypedDict):
+    """The settings of SOAP.
 
-    The paper turns the momentum into the basis at every step; here it is turned where the basis changes, which is the
-    same but for rounding. The first step moves nothing: it looks at the gradients for the first basis. The state is
-    tensors alone, so that a checkpoint can hold it.
-
-    Args:
-        params: what to train.
+    Attributes:
         lr: learning rate.
         betas: decay rates of momentum and squares.
         shampoo_beta: decay rate of the preconditioner.
@@ -64,32 +59,26 @@ class SOAP(Optimizer):
         max_precondition_dim: longer sides, and vectors, keep the standard basis.
     """
 
-    def __init__(
-        self,
-        params: Iterable[nn.Parameter],
-        lr: float,
-        *,
-        betas: tuple[float, float],
-        shampoo_beta: float,
-        eps: float,
-        weight_decay: float,
-        precondition_frequency: int,
-        max_precondition_dim: int,
-    ) -> None:
-        settings = {
-            "lr": lr,
-            "betas": betas,
-            "shampoo_beta": shampoo_beta,
-            "eps": eps,
-            "weight_decay": weight_decay,
-        }
-        settings |= {
-            "precondition_frequency": precondition_frequency,
-            "max_precondition_dim": max_precondition_dim,
-            "step": 0,
-        }
+    lr: float
+    betas: tuple[float, float]
+    shampoo_beta: float
+    eps: float
+    weight_decay: float
+    precondition_frequency: int
+    max_precondition_dim: int
+
+
+class SOAP(Optimizer):
+    """Takes the steps of the paper's algorithm and keeps the momentum in the basis.
+
+    The paper turns the momentum into the basis at every step; here it is turned where the basis changes, which is the
+    same but for rounding. The first step moves nothing: it looks at the gradients for the first basis. The state is
+    tensors alone, so that a checkpoint can hold it.
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], **settings: Unpack[Settings]) -> None:
         self._stacks: dict[tuple[nn.Parameter, ...], _Stack] = {}
-        super().__init__(params, settings)
+        super().__init__(params, {**settings, "step": 0})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

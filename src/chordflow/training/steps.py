@@ -185,12 +185,10 @@ class Training:
         self._small = is_small(student.module)
         self._watch, self._on_fill, self._on_batch = watch or Stopwatch(), on_fill, on_batch
         self.wrapped = wrapped = Wrapped(student, trainable, buffer.parts)
-        masters, processes = wrapped.trainable, wrapped.processes
+        masters = wrapped.trainable
         check_sharding(config.optimizer, wrapped.sharded)
-        if (buffer.share.index, buffer.share.count) != (processes.index, processes.count):
-            raise ValueError(f"the buffer's share is {buffer.share}, this process is of {processes}")
         with self._enough_memory():
-            optimizer = config.optimizer.build(masters, student)
+            optimizer = config.optimizer.build(masters.values())
         steps = config.steps or _NO_STEPS
         warmup = config.scheduler.warmup(steps)
         scheduler = CosineAnnealingWithWarmupSchedulerConfig(num_warmup_steps=warmup).build(optimizer, steps)
@@ -291,7 +289,7 @@ class Training:
                 if backward:
                     self._on_batch(batch)
                     # Gradients are averaged over the processes, where a loss is a sum of what they have.
-                    wrapped.backward(loss * (batch.weight * processes.count))
+                    wrapped.accelerator.backward(loss * (batch.weight * processes.count))
                 total += loss.item() * batch.weight
         # The first process's clock and anybody's signal count for all, in a sum that is made anyway.
         return processes.sum([total, processes.first and self.due(), stopping.requested() > 0])

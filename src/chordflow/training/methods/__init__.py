@@ -1,32 +1,7 @@
-"""Training methods: a class and a config each."""
+"""Training methods: a class and a config each, which their modules register."""
 
+from chordflow.training.methods import demonstrated
 from chordflow.training.methods.base import Method, MethodConfig
-from chordflow.training.methods.coupled import (
-    ConsistencyMethod,
-    ConsistencyMethodConfig,
-    EndpointMethod,
-    EndpointMethodConfig,
-    ReflowMethod,
-    ReflowMethodConfig,
-)
-from chordflow.training.methods.demonstrated import (
-    NoiseBiasedMethod,
-    NoiseBiasedMethodConfig,
-    SnapFlowMethod,
-    SnapFlowMethodConfig,
-)
+from chordflow.training.methods.coupled import ReflowMethod, ReflowMethodConfig
 
-__all__ = [
-    "ConsistencyMethod",
-    "ConsistencyMethodConfig",
-    "EndpointMethod",
-    "EndpointMethodConfig",
-    "Method",
-    "MethodConfig",
-    "NoiseBiasedMethod",
-    "NoiseBiasedMethodConfig",
-    "ReflowMethod",
-    "ReflowMethodConfig",
-    "SnapFlowMethod",
-    "SnapFlowMethodConfig",
-]
+__all__ = ["Method", "MethodConfig", "ReflowMethod", "ReflowMethodConfig", "demonstrated"]
