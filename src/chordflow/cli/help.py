@@ -49,10 +49,8 @@ def renamed(arguments: list[str]) -> list[str]:
         count = len(old.split())
         if arguments[:count] == old.split():
             print(f"chordflow {old} is now chordflow {new}; the old name goes in the next release.")
-            looks = (
-                re.sub(r"^--(keep_)?checkpoints(?==|$)", r"--\1looks", word) for word in arguments[count:]
-            )
-            return [*new.split(), *looks]
+            looks = re.compile(r"^--(keep_)?checkpoints(?==|$)")
+            return [*new.split(), *(looks.sub(r"--\1looks", word) for word in arguments[count:])]
     return arguments
 
 

@@ -76,7 +76,6 @@ class TeacherRecipe:
 
     def train_arguments(self) -> list[str]:
         """The arguments of `lerobot-train`, with paths relative to the folder that it is run in."""
-        side = self.vlm.image_size
         options = {
             "dataset.repo_id": DATASET_REPO_ID,
             "dataset.root": DATASET_FOLDER,
@@ -90,7 +89,7 @@ class TeacherRecipe:
             "policy.expert_width_multiplier": self.expert_width_multiplier,
             "policy.train_expert_only": "false",
             "policy.freeze_vision_encoder": "false",
-            "policy.resize_imgs_with_padding": f"[{side},{side}]",
+            "policy.resize_imgs_with_padding": f"[{self.vlm.image_size},{self.vlm.image_size}]",
             "policy.tokenizer_max_length": 16,
             "policy.chunk_size": self.chunk_size,
             "policy.n_action_steps": self.n_action_steps,

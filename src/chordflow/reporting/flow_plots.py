@@ -235,9 +235,7 @@ def _shares(results: Results, shares: Shares, axis: str, height: int) -> go.Figu
 
 
 def _by_part(results: Results, rows: Sequence[CurvatureRow]) -> Plot:
-    shares: Shares = {
-        r.policy: {f"t from {p.begin:.2f} to {p.end:.2f}": p.share for p in stretches(r)} for r in rows
-    }
+    shares = {r.policy: {f"t from {p.begin:.2f} to {p.end:.2f}": p.share for p in stretches(r)} for r in rows}
     figure = _shares(results, shares, "t, from noise to action", 340)
     largest = {row.policy: max(stretches(row), key=lambda part: part.share) for row in rows}
     texts = [
@@ -256,9 +254,7 @@ def curvature_by_dimension(results: Results) -> list[Plot]:
     rows = [row for row in _curved(results) if row.s_by_dim]
     if not rows:
         return []
-    shares: Shares = {
-        row.policy: {f"dimension {i}": s for i, s in enumerate(dimension_shares(row))} for row in rows
-    }
+    shares = {row.policy: {f"dimension {i}": s for i, s in enumerate(dimension_shares(row))} for row in rows}
     figure = _shares(results, shares, "action dimension", 300)
     largest = {policy: max(own.items(), key=lambda pair: pair[1]) for policy, own in shares.items()}
     texts = [f"{clean(policy)} {name}, {percent(share, 0)}" for policy, (name, share) in largest.items()]

@@ -323,10 +323,8 @@ def _untrained(study: Study, arms: Sequence[Arm]) -> str:
     best = min(found, key=lambda name: found[name].middle)
     one = found[best]
     how = "at least " if free.rms <= one.middle else "" if free.rms <= one.high else "not "
-    figures = f"{percent(free.rms)} against {percent(one.middle)}"
-    text = (
-        f"The untrained teacher at two steps is {how}as good as {clean(best)} at one by its gap ({figures})"
-    )
+    gaps = f"{percent(free.rms)} against {percent(one.middle)}"
+    text = f"The untrained teacher at two steps is {how}as good as {clean(best)} at one by its gap ({gaps})"
     rows = {arm.way: row for arm in arms if (row := success(study, arm)) is not None}
     if rows and two.look.success:
         most, acted = max(rows, key=lambda name: rows[name].rate), two.look.success[0]
