@@ -111,8 +111,9 @@ if [ -z "$uv" ]; then
 else
     set -- uv
 fi
+# Compiled as it is installed, a package need not be compiled when the first command imports it.
 say "installing the packages of requirements.lock."
-step "install the packages of requirements.lock" "$@" pip install --python "$python" -r requirements.lock
+step "install the packages of requirements.lock" "$@" pip install --python "$python" --compile-bytecode -r requirements.lock
 set -- "$@" pip install --python "$python" --no-deps --editable .
 for project in packages/*/pyproject.toml; do
     if [ -f "$project" ]; then set -- "$@" --editable "${project%/pyproject.toml}"; fi

@@ -90,7 +90,7 @@ def script(path: Path, text: str) -> None:
 
 
 INSTALLS = [
-    "uv pip install --python .venv/bin/python -r requirements.lock",
+    "uv pip install --python .venv/bin/python --compile-bytecode -r requirements.lock",
     "uv pip install --python .venv/bin/python --no-deps --editable . --editable packages/env",
 ]
 PYTHON_CALLS = ["python venv", "pip install uv", *INSTALLS]

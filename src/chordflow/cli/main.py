@@ -87,9 +87,8 @@ def main(argv: list[str] | None = None) -> int:
         # A terminal has just shown ^C in the same line.
         start = "\n" if sys.stderr.isatty() else ""
         notes = getattr(interrupt, "__notes__", ["what was saved stands; give the same command again."])
-        print(
-            f"{start}chordflow {verb}: {str(interrupt) or 'interrupted'}; {' '.join(notes)}", file=sys.stderr
-        )
+        said = f"{str(interrupt) or 'interrupted'}; {' '.join(notes)}"
+        print(f"{start}chordflow {verb}: {said}", file=sys.stderr)
         _let_go(interrupt)
         return interrupt.code if isinstance(interrupt, stopping.Stopped) else 130
     except BrokenPipeError:

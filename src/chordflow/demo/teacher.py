@@ -123,8 +123,8 @@ def make_teacher(
     output_dir: Path,
     recipe: TeacherRecipe | None = None,
     *,
-    record_progress: Progress = lambda done, total: None,
-    train_progress: Progress = lambda done, total: None,
+    record_progress: Progress = lambda *done: None,
+    train_progress: Progress = lambda *done: None,
 ) -> Path:
     """Makes a teacher from nothing: `vlm/`, `dataset/`, `teacher_training/` and `teacher/` in the output folder.
 
@@ -186,9 +186,7 @@ def _steps_done(log: Path) -> int:
     return int(counts[-1]) if counts else 0
 
 
-def record_demonstrations(
-    root: Path, num_episodes: int, progress: Progress = lambda done, total: None
-) -> None:
+def record_demonstrations(root: Path, num_episodes: int, progress: Progress = lambda *done: None) -> None:
     """Lets the expert solve episodes and writes the successful ones as a LeRobotDataset of images.
 
     Episode `i` uses the seed `FIRST_SEED + i` for layout, instruction, side and noise, so the dataset is a function

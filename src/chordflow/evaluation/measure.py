@@ -34,7 +34,7 @@ def measure(
     observations: Observations,
     config: MeasureConfig,
     *,
-    on_progress: Progress = lambda done, total: None,
+    on_progress: Progress = lambda *done: None,
 ) -> Measures:
     """Measures a teacher, and students as reloaded from their checkpoints against it.
 
@@ -205,7 +205,7 @@ class Yardstick:
         observations: Observations,
         config: MeasureConfig,
         teacher_steps: int,
-        on_progress: Progress = lambda done, total: None,
+        on_progress: Progress = lambda *done: None,
     ) -> None:
         self._config = replace(config, converged_num_steps=config.fine_num_steps(teacher_steps))
         self._policy, self._observations = teacher, observations
@@ -226,9 +226,7 @@ class Yardstick:
         return len(self._held_out.noise)
 
     @torch.no_grad()
-    def of(
-        self, name: PolicyName, student: FlowPolicy, on_progress: Progress = lambda done, total: None
-    ) -> Held:
+    def of(self, name: PolicyName, student: FlowPolicy, on_progress: Progress = lambda *done: None) -> Held:
         """Measures a student of the teacher's family and chunk, as reloaded from its checkpoint.
 
         Raises:

@@ -78,12 +78,9 @@ def widest_observations(
     too few episodes. The endpoints (N, K, H, D) are the teacher's as deployed, with the modes found among them.
     """
     ordered = sorted(spreads, key=lambda row: -row.spread)
-    widest: dict[int, ObservationSpread] = {}
-    for row in ordered:
-        widest.setdefault(row.episode, row)
-    first = list(widest.values())
-    rest = [row for row in ordered if row not in first]
-    chosen = sorted([*first, *rest][:NUM_WIDEST], key=lambda row: -row.spread)
+    widest = {row.episode: row for row in reversed(ordered)}
+    ranked = sorted(ordered, key=lambda row: row is not widest[row.episode])
+    chosen = sorted(ranked[:NUM_WIDEST], key=lambda row: -row.spread)
     labels = modes.labels(endpoints)
     rows = []
     for row in chosen:

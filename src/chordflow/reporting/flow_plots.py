@@ -32,15 +32,13 @@ def gaps(results: Results) -> list[Plot]:
     values = [100 * row.rms for row in [*results.gaps, *best] if row.rms > 0]
     # One scale for both, so that they can be compared.
     reach = (min(values) / 1.2, max(values) * 1.2) if values else (1.0, 1.0)
-    of = {which: [row for row in results.gaps if row.reference == which] for which in REFERENCES}
-    return [
-        _gap_panel(results, which, rows, reach) for which, rows in of.items() if any(r.rms > 0 for r in rows)
-    ]
+    found = [[row for row in results.gaps if row.reference == which] for which in REFERENCES]
+    return [_gap_panel(results, rows, reach) for rows in found if any(row.rms > 0 for row in rows)]
 
 
-def _gap_panel(
-    results: Results, which: Reference, rows: Sequence[GapRow], reach: tuple[float, float]
-) -> Plot:
+def _gap_panel(results: Results, rows: Sequence[GapRow], reach: tuple[float, float]) -> Plot:
+    """RMS gaps of all policies to one reference."""
+    which = rows[0].reference
     figure = plots.canvas(400, "network evaluations for a chunk", "RMS gap, % of the teacher's spread")
     look = plots.styles(results)
     solvers = sorted({row.solver for row in rows} - {"euler"})
@@ -273,11 +271,8 @@ def curvature_by_dimension(results: Results) -> list[Plot]:
 
 def heat_maps(results: Results) -> list[Plot]:
     """The integrand of S by time and real dimension, a panel for each policy, all of one scale."""
-    rows = [
-        row
-        for row in in_order(results, results.curvature)
-        if real_dims(row) and len(set(map(len, row.s_by_time_and_dim))) == 1
-    ]
+    whole = [row for row in results.curvature if len(set(map(len, row.s_by_time_and_dim))) == 1]
+    rows = in_order(results, filter(real_dims, whole))
     top = max((value for row in rows for line in row.s_by_time_and_dim for value in line), default=0.0)
     panels: list[Plot] = []
     for row in rows:

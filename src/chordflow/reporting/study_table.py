@@ -253,9 +253,7 @@ def sections(study: Study) -> list[Section]:
 def by_arm(study: Study, *, ranges: bool = True) -> Section | None:
     """The untrained teacher, then a row for each arm and each round of a chain, and one of its ranges over seeds."""
     traits = _traits(study)
-    own = [
-        f"{clean(arm.way)} after {figures.budget(study, arm)}" for arm in study.arms if arm.steps is not None
-    ]
+    own = [f"{clean(a.way)} after {figures.budget(study, a)}" for a in study.arms if a.steps is not None]
     students = _students(study)
     rows = [*_teacher(study), *students]
     below = (

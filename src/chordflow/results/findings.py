@@ -126,15 +126,14 @@ def next_commands(results: Results) -> list[tuple[str, str]]:
         worth, text = worth_training(results)
         if text is None or results.teacher_num_steps == 1:
             return []
-        own = [
-            word for word in command if word.startswith("--policy.") and not word.startswith("--policy.path=")
-        ]
-        as_teacher = [f"--teacher.{word.removeprefix('--policy.')}" for word in own]
-        words = ["reflow", teacher, *as_teacher, *given, "--output_dir=outputs/student"]
+        policy = [word.removeprefix("--policy.") for word in command if word.startswith("--policy.")]
+        own = [f"--teacher.{word}" for word in policy if not word.startswith("path=")]
+        words = ["reflow", teacher, *own, *given, "--output_dir=outputs/student"]
         commands = [("Next" if worth else "To train all the same", words)]
         way, known = free.only_exported(results), [info.graph_obstacle for info in results.policies]
         if way is not None and known == [""]:
-            own = [word for word in own if not word.startswith("--policy.num_inference_steps=")]
+            set_anew = ("path=", "num_inference_steps=")
+            own = [f"--policy.{word}" for word in policy if not word.startswith(set_anew)]
             own += [word for word in given if not word.startswith("--device=")]
             own += [
                 f"--num_steps={way.num_steps}",
