@@ -271,6 +271,7 @@ def test_couplings_take_as_many_steps_as_the_teacher_but_at_least_ten_by_euler_a
     assert config.steps == (asked or least)
     config.settle(deployed)
     assert config.num_steps == config.steps == steps
+    assert config.nfe == {"euler": steps, "midpoint": 2 * steps, "adams_bashforth": steps + 1}[solver]
     # Once written out it stays.
     config.settle(7)
     assert config.num_steps == steps

@@ -17,7 +17,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from chordflow.couplings import CouplingBuffer, CouplingConfig
 from chordflow.flow.seeds import generator
-from chordflow.flow.solvers import get_solver
 from chordflow.policies import FlowPolicy
 from chordflow.training.steps import Stopwatch
 
@@ -65,8 +64,8 @@ def measure_roofline(
     return {
         "dtype": str(dtype).removeprefix("torch."),
         "peak_flop_per_s": peak_flop_per_s(device, dtype),
-        "solver_nfe": get_solver(coupling.solver).nfe(coupling.steps),
-        "naive_nfe": get_solver(naive_coupling.solver).nfe(naive_coupling.steps),
+        "solver_nfe": coupling.nfe,
+        "naive_nfe": naive_coupling.nfe,
         "encode": encode,
         "velocity": velocity,
         "train": train,

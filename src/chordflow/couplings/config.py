@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from chordflow.checks import check_fields, check_range
 from chordflow.errors import UserError
-from chordflow.flow.solvers import SolverName
+from chordflow.flow.solvers import SolverName, get_solver
 from chordflow.policies import FlowPolicy
 from chordflow.policies.sampling import Sampler
 
@@ -46,6 +46,11 @@ class CouplingConfig:
     @property
     def _least(self) -> int:
         return LEAST_STEPS if self.solver == "euler" else LEAST_FINE_STEPS
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations of a coupling."""
+        return get_solver(self.solver).nfe(self.steps)
 
     def settle(self, deployed: int) -> None:
         """Writes the default out, now that the steps that the teacher takes when deployed are known."""
