@@ -183,9 +183,6 @@ def test_a_student_with_an_encoder_of_its_own_reads_the_observations(bed: Bed) -
     assert trains.batch is not None
 
 
-# ---- Damage ----------------------------------------------------------------------------------------------
-
-
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
 
@@ -282,8 +279,6 @@ def test_a_manifest_that_lacks_what_is_read_of_it_is_refused(broken: Manifest) -
     with pytest.raises(UserError, match=r"is cut or no manifest of couplings.*; restore it"):
         Manifest.from_json(broken.to_json(), Path("m"))
 
-
-# ---- Writing ---------------------------------------------------------------------------------------------
 
 SOLVED = Solved(torch.zeros(2, dtype=torch.int64), torch.zeros(2, 3, 4))
 

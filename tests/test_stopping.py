@@ -163,9 +163,6 @@ def test_weights_that_the_last_update_destroyed_are_not_saved(tmp_path: Path) ->
     assert names(tmp_path) == ["000001", "last"]
 
 
-# By the clock
-
-
 @pytest.mark.parametrize(("minutes", "save_freq", "expected"), [
     (1e-9, 3, ["1", "2", "3", "3 4", "3 5", "3 6", "3 6 7", "3 6 8"]),
     (1e6, 0, [""] * 7 + ["8"]),
@@ -197,9 +194,6 @@ def test_a_timed_checkpoint_that_becomes_the_student_stays(tmp_path: Path) -> No
     run(tmp_path, steps=5, resume_from=last(tmp_path))
     run(tmp_path, steps=STEPS, resume_from=last(tmp_path))
     assert names(tmp_path) == ["000005", "000008", "last"]
-
-
-# The signals themselves
 
 
 def interrupt() -> None:

@@ -83,9 +83,6 @@ def saved(done: Run, name: str) -> dict[str, Tensor]:
     return load_file(done.trained.checkpoint / f"{name}.safetensors")
 
 
-# The method
-
-
 def batch_of(policy: FlowPolicy, count: int) -> CouplingBatch:
     noise, endpoint = policy.sample_noise(2 * count, generator(0)).chunk(2)
     context = policy.encode({"observation.state": torch.ones(count, 2)})
@@ -106,9 +103,6 @@ def test_every_padded_dimension_and_every_row_counts_alike() -> None:
     losses = [exact_but(where) for where in itertools.product(range(3), range(4), range(4))]
     assert losses == pytest.approx([1 / (3 * 4 * 4)] * 48)
     assert max(losses) - min(losses) < 1e-7
-
-
-# The loop
 
 
 def test_two_steps_equal_adamw_by_hand(tmp_path: Path) -> None:
@@ -255,9 +249,6 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [2, 4, 6, 8]
 
 
-# Students
-
-
 def test_one_prefix_serves_both_only_while_it_is_equal_and_frozen() -> None:
     teacher, student = make_policy(), AffineStudent(GaussianConfig())
     assert shares_prefix(teacher, student, [Role.ACTION_HEAD])
@@ -303,9 +294,6 @@ def test_a_student_begins_where_it_is_told_and_frozen_parameters_share_the_teach
     assert all(torch.equal(before[name], parameter) for name, parameter in originals.items())
     assert set(student.fresh) == (set(originals) - head if random else set())
     assert shares_prefix(teacher, student.policy, [Role.ACTION_HEAD]) == (not random)
-
-
-# What reflow is for
 
 
 Reflowed = tuple[GaussianFlowPolicy, AffineStudent, Measures]
