@@ -18,7 +18,7 @@ from chordflow.couplings.store import shard_name
 from coupling_stores import command
 from coupling_stores import couple as couple
 from coupling_stores import stores as stores
-from small_runs import Capture, changed, cut_back, edit_json, options, refusal, resume, student_of, weights
+from small_runs import Capture, changed, cut_back, edit_json, options, refusal, student_of, weights
 
 # What `options` of the main job has besides, and a store answers for.
 FROM_STORE = (
@@ -108,7 +108,8 @@ def test_a_resumed_training_finds_its_store(
         patch.chdir(tmp_path)
         assert main(train_from(Path("store"), outputs[0], "--steps=8", "--save_freq=4")) == 0
     assert "8 steps would take 44, so each block is used 1.8 times" not in capsys.readouterr().out
-    resumed = resume(cut_back(Path(shutil.copytree(*outputs, symlinks=True)), 4), 4)
+    cut = cut_back(Path(shutil.copytree(*outputs, symlinks=True)), 4)
+    resumed = ["reflow", "--resume=true", f"--config_path={student_of(cut)}"]
     # It has been moved, and another one has taken its place.
     moved = store.rename(tmp_path / "moved")
     missing = f"couplings.path={store}: there is no folder; the run began with one: say with --couplings.path"
