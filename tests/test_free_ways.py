@@ -55,24 +55,25 @@ def test_no_way_is_tried_twice_under_two_names(nfe: int) -> None:
         ends.append(tuple(round(float(x), 9) for x in end.flatten()))
     assert len(set(ends)) == len(ends)
     if nfe >= 4 and nfe % 2 == 0:
-        assert ({way.solver for way in ways}, {way.grid_power for way in ways}) == (
-            set(SOLVERS),
-            set(GRID_POWERS),
-        )
+        assert {way.solver for way in ways} == set(SOLVERS)
+        assert {way.grid_power for way in ways} == set(GRID_POWERS)
 
 
-def best_ways(*rows: GapRow, **changes: Any) -> FreeWays:
-    return replace(FreeWays([0], [1, 2], list(rows), []), **changes)
+def best_ways(*rows: GapRow) -> FreeWays:
+    return FreeWays([0], [1, 2], list(rows), [])
+
+
+def two(rms: float) -> GapRow:
+    return gap("teacher", 2, "converged", rms, grid_power=2.0, ratio_to_untrained=ratio(0.8, 0.7, 0.9))
 
 
 AB4 = gap("teacher", 3, "converged", 0.05, solver="adams_bashforth", nfe=4, grid_power=2.0,
           ratio_to_untrained=ratio(0.5, 0.4, 0.6))  # fmt: skip
-EULER2 = gap("teacher", 2, "converged", 0.1, grid_power=2.0, ratio_to_untrained=ratio(0.8, 0.7, 0.9))
 
 
 @pytest.mark.parametrize(("free", "student", "further", "expected"), [
     (None, 2, [3], [(2, "euler", 1.0), (3, "euler", 1.0), (1, "midpoint", 1.0)]),
-    (best_ways(AB4, EULER2), 1, [2, 4],
+    (best_ways(AB4, two(0.1)), 1, [2, 4],
      [(1, "euler", 1.0), (2, "euler", 1.0), (4, "euler", 1.0), (2, "euler", 2.0), (3, "adams_bashforth", 2.0)]),
     (best_ways(gap("teacher", 2, "converged", 0.1)), 2, [], [(2, "euler", 1.0)]),
     (best_ways(gap("teacher", 9, "converged", 0.01, solver="adams_bashforth", nfe=10)), 10, [20],
@@ -108,11 +109,6 @@ def with_free(ways: list[GapRow], others: list[GapRow], **changes: Any) -> Resul
 
 def said(results: Results) -> dict[str, str]:
     return {finding.rule: finding.text for finding in findings(results)}
-
-
-def two(rms: float, **changes: Any) -> GapRow:
-    row = gap("teacher", 2, "converged", rms, grid_power=2.0, ratio_to_untrained=ratio(0.8, 0.7, 0.9))
-    return replace(row, **changes)
 
 
 @pytest.mark.parametrize(("rms", "floor", "student", "expected"), [

@@ -234,11 +234,8 @@ def trained(
     steps: int = 600, observations: int = 512,
 ) -> tuple[GaussianFlowPolicy, AffineStudent, Tensor, GaussianContext]:  # fmt: skip
     """A student after training, with noise and contexts of other observations."""
-    teacher, method, student = (
-        make_policy(std=std),
-        config.build(),
-        (student or AffineStudent)(GaussianConfig()),
-    )
+    teacher, method = make_policy(std=std), config.build()
+    student = (student or AffineStudent)(GaussianConfig())
     buffer = make_buffer(
         teacher, method.needs, BufferConfig(observations, 4, None, 256), observations, batch_size=256,
         coupling=euler(5),
