@@ -283,9 +283,13 @@ def test_other_processors_are_measured_anew(moved: Path) -> None:
     assert _measured_before(config, older) == now
 
 
-def test_the_margin_is_not_changed_after_a_look(evaluated: tuple[Path, Results], capsys: Capture) -> None:
+def test_neither_margin_nor_student_is_another_after_a_look(
+    evaluated: tuple[Path, Results], checkpoint: Path, capsys: Capture
+) -> None:
     output = evaluated[0]
     assert "margin=30: the run began with 2" in refused(resume(output, "--margin=30"), capsys, output)
+    other = resume(output, f"--student.path={checkpoint}", "--student.num_inference_steps=1")
+    assert re.search(r"episodes.parquet was run with \w+=", refused(other, capsys, output))
 
 
 def test_a_sequential_run_stops_when_the_pairs_decide(
