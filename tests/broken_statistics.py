@@ -1,6 +1,5 @@
 """Ways to change a checkpoint's processors on disk, as real ones are found to be."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,17 +7,15 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from small_runs import edit_json
+
 NORMALISERS = ("normalizer_processor", "unnormalizer_processor")
 BEFORE, AFTER = "policy_preprocessor", "policy_postprocessor"
 
 
 def edit_steps(folder: Path, pipeline: str, change: Callable[[dict[str, Any]], object]) -> None:
     """Applies `change` to every step of `pipeline`: an entry of its JSON file."""
-    file = folder / f"{pipeline}.json"
-    content = json.loads(file.read_text())
-    for step in content["steps"]:
-        change(step)
-    file.write_text(json.dumps(content))
+    edit_json(folder / f"{pipeline}.json", lambda content: [change(step) for step in content["steps"]])
 
 
 def edit_normaliser(folder: Path, pipeline: str, change: Callable[[dict[str, Any]], object]) -> None:
@@ -43,14 +40,5 @@ def drop(folder: Path, pipeline: str, *beginnings: str) -> None:
 
 def add_step(folder: Path, pipeline: str, registry_name: str, **config: Any) -> None:
     """Puts a further step behind those of `pipeline`."""
-    file = folder / f"{pipeline}.json"
-    content = json.loads(file.read_text())
-    content["steps"].append({"registry_name": registry_name, "config": config})
-    file.write_text(json.dumps(content))
-
-
-def edit_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Applies `change` to `config.json`."""
-    content = json.loads((folder / "config.json").read_text())
-    change(content)
-    (folder / "config.json").write_text(json.dumps(content))
+    step = {"registry_name": registry_name, "config": config}
+    edit_json(folder / f"{pipeline}.json", lambda content: content["steps"].append(step))

@@ -14,7 +14,7 @@ from transformers import Qwen2Tokenizer
 
 from builders import ACTION_DIM, STATE_DIM
 from chordflow.flow.solvers import Euler
-from chordflow.policies import FlowPolicy
+from chordflow.policies import FlowPolicy, load_flow_policy
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,11 @@ def save(policy: Any, folder: Path, stats: dict[str, Any]) -> Path:
     for pipeline in make_pre_post_processors(policy.config, dataset_stats=stats):
         pipeline.save_pretrained(folder)
     return folder
+
+
+def load(folder: Path) -> Any:
+    """A checkpoint, wrapped."""
+    return load_flow_policy(folder, device="cpu")
 
 
 @torch.no_grad()

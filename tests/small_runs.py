@@ -46,6 +46,15 @@ def resume(run: Path, step: int, *more: str) -> list[str]:
     return ["reflow", "--resume=true", f"--config_path={run}/checkpoints/{step:06d}/pretrained_model", *more]
 
 
+def cut_back(run: Path, step: int) -> Path:
+    """Takes a run back to an earlier checkpoint, as if it had been killed some steps after it."""
+    last = run / "checkpoints" / "last"
+    shutil.rmtree(last.resolve())
+    last.unlink()
+    last.symlink_to(f"{step:06d}")
+    return run
+
+
 def contents(folder: Path) -> dict[str, bytes | str]:
     """Everything below a folder, by relative path."""
 

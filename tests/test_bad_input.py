@@ -9,32 +9,19 @@ import socket
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import constants as hub
 from safetensors.torch import save_file
 
+from broken_statistics import BEFORE, edit_steps
 from builders import build_checkpoint
 from chordflow.cli import jobs
 from chordflow.cli.main import main
 from chordflow.policies import load_flow_policy
 from chordflow.quiet import limit_waiting
-from small_runs import (
-    Break,
-    Capture,
-    Refuse,
-    changed,
-    edit_json,
-    gone,
-    half,
-    options,
-    refusal,
-    refused,
-    weights,
-    written,
-)
+from small_runs import Break, Capture, Refuse, changed, edit_json, gone, half, refused, weights, written
 from small_runs import refuse as refuse
 
 
@@ -52,20 +39,18 @@ def keys(rename: Callable[[str], str]) -> Break:
     return weights(renamed)
 
 
-def other_steps(change: Callable[[list[dict[str, Any]]], object]) -> Break:
-    return lambda p: edit_json(p / PRE, lambda c: change(c["steps"]))
-
-
 OUT_PROJECTION = "model.action_out_proj.weight"
-CONFIG, PRE, WEIGHTS = "config.json", "policy_preprocessor.json", "model.safetensors"
+CONFIG, PRE, WEIGHTS = "config.json", f"{BEFORE}.json", "model.safetensors"
 UNFIT, UNREAD = r"does not fit config\.json", r"config\.json is not a config that LeRobot 0\.6\.1 can read"
 PROCESSORS, MOVED = "cannot load the processors", "does not exist; run: chordflow relocate"
+MOVED_TOKENIZER = {"tokenizer_name": "/moved/vlm"}
 
 BROKEN_CHECKPOINTS: dict[str, tuple[Break, str]] = {
     "no preprocessor": (gone(PRE), r"policy_preprocessor\.json is missing.*migrate_policy_normalization"),
     "no statistics of actions": (gone("policy_postprocessor_*.safetensors"), f"{PROCESSORS}.*check that {PRE}"),
     "preprocessor not JSON": (half(PRE), r"policy_preprocessor\.json is not valid JSON"),
-    "a step nobody knows": (other_steps(lambda steps: steps[0].update(registry_name="nobody_knows_this")),
+    "a step nobody knows": (
+        lambda p: edit_json(p / PRE, lambda c: c["steps"][0].update(registry_name="nobody_knows_this")),
         f"{PROCESSORS}.*nobody_knows_this"),
     "steps are no list": (changed(PRE, steps="none"), PROCESSORS),
     "cut weights": (half(WEIGHTS), r"model\.safetensors is cut or broken"),
@@ -96,7 +81,7 @@ BROKEN_CHECKPOINTS: dict[str, tuple[Break, str]] = {
     "a language model that has moved": (changed(CONFIG, vlm_model_name="/moved/vlm"),
         rf"vlm_model_name=/moved/vlm in config\.json {MOVED}"),
     "a tokenizer that has moved": (
-        other_steps(lambda s: [x["config"].update(tokenizer_name="/moved/vlm") for x in s if "tokenizer" in str(x)]),
+        lambda p: edit_steps(p, BEFORE, lambda s: "tokenizer" in str(s) and s["config"].update(MOVED_TOKENIZER)),
         rf"tokenizer_name=/moved/vlm in policy_preprocessor\.json {MOVED}"),
     "a language model on the Hub": (changed(CONFIG, vlm_model_name="nobody/has-this-vlm"),
         "vlm_model_name=nobody/has-this-vlm in config.json is neither in the local Hub cache nor on a Hub"),
@@ -153,20 +138,15 @@ def test_options_that_cannot_be_used(more: str, message: str, refuse: Refuse) ->
     assert message in refuse(*more.split())
 
 
-def test_a_config_file_that_is_none_of_ours(
-    checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: Capture
-) -> None:
+def test_a_config_file_that_is_none_of_ours(tmp_path: Path, refuse: Refuse) -> None:
     for name, content, message in (
         ("stock.json", json.dumps({"dataset": {"repo_id": "a/b"}, "policy": {"type": "smolvla"}}), "policy"),
         ("list.json", "[1, 2]", "holds no settings"),
         ("broken.json", '{"steps": ', "neither JSON nor YAML"),
-        ("wrong.yaml", "steps: [a, b]", "steps="),
+        ("wrong.yaml", "tolerance_s: [a, b]", "tolerance_s="),
     ):
         (tmp_path / name).write_text(content)
-        arguments = options(checkpoint, dataset_root, tmp_path / "out", f"--config_path={tmp_path / name}")
-        arguments = [a for a in arguments if not a.startswith("--steps")]
-        said = refused(arguments, capsys, tmp_path)
-        assert message in said
+        assert message in refuse(f"--config_path={tmp_path / name}")
 
 
 GIVEN = ["reflow", "--teacher.path=x", "--dataset.repo_id=a/b", "--output_dir=absent"]
@@ -179,7 +159,7 @@ def refused_allocation(count: int) -> BaseException:
 
 
 def test_what_the_machine_refuses_anywhere_is_one_line(
-    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail_with(error: BaseException) -> None:
         def run(arguments: list[str]) -> None:
@@ -196,7 +176,7 @@ def test_what_the_machine_refuses_anywhere_is_one_line(
         (RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)"), "out of memory (MPS backend"),
     ):  # fmt: skip
         fail_with(error)
-        assert message in refusal(GIVEN, capsys)
+        assert message in refused(GIVEN, capsys, tmp_path)
     # A fault of chordflow's own is not the user's: it keeps its traceback.
     for fault in (RuntimeError("a bug"), FileNotFoundError(errno.ENOENT, "No such file", "/x")):
         fail_with(fault)
@@ -206,7 +186,7 @@ def test_what_the_machine_refuses_anywhere_is_one_line(
 
 def test_relocating_what_cannot_be(checkpoint: Path, vlm: Path, tmp_path: Path, capsys: Capture) -> None:
     moved = Path(shutil.copytree(checkpoint, tmp_path / "run" / "a"))
-    edit_json(moved / "config.json", lambda c: c.update(vlm_model_name="/moved/nowhere"))
+    changed("config.json", vlm_model_name="/moved/nowhere")(moved)
     (tmp_path / "empty").mkdir()
     for arguments, message in (
         ([], "the checkpoint's folder is missing"),

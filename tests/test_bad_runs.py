@@ -19,8 +19,6 @@ from small_runs import Break, Capture, Refuse, gone, half, options, refusal, ref
 from small_runs import refuse as refuse
 from small_runs import small_disk as small_disk
 
-# ---- The output folder -----------------------------------------------------------------------------------
-
 
 def test_an_existing_output_folder_is_left_alone(tmp_path: Path, refuse: Refuse) -> None:
     (tmp_path / "out").mkdir()
@@ -100,9 +98,6 @@ def test_a_disk_that_is_full_when_results_are_saved_can_be_resumed(
         assert left == ["checkpoints", "metrics.jsonl", "results.json"]
         patch.setattr(api, "_illustrate", lambda *_: (Path(),))
         assert main(resume) == 0
-
-
-# ---- Resuming --------------------------------------------------------------------------------------------
 
 
 STATE, STUDENT = "checkpoints/000003/training_state", "checkpoints/000003/pretrained_model"

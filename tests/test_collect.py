@@ -41,7 +41,7 @@ from chordflow.rollouts.workers import open_host
 from drift_env import DriftEnvConfig
 from family_multi_task_dit import build as build_dit
 from gaussian_setup import make_observations
-from small_runs import Capture, options, refused, student_of
+from small_runs import Capture, cut_back, options, refused, student_of
 
 FIRST = 50
 ROLLOUT = ("--observations=rollout", "--env.type=drift_of_the_tests", "--collect.num_observations=8",
@@ -256,11 +256,7 @@ class TestJob:
     @pytest.fixture
     def cut(self, run: Path, tmp_path: Path) -> Path:
         """The run as if it had been killed some steps after its first checkpoint."""
-        cut = Path(shutil.copytree(run, tmp_path / "cut", symlinks=True))
-        shutil.rmtree(cut / "checkpoints" / "000006")
-        (cut / "checkpoints" / "last").unlink()
-        (cut / "checkpoints" / "last").symlink_to("000003")
-        return cut
+        return cut_back(Path(shutil.copytree(run, tmp_path / "cut", symlinks=True)), 3)
 
     def resume(self, run: Path) -> int:
         return main(["reflow", "--resume=true", f"--config_path={run}/checkpoints/last/pretrained_model"])

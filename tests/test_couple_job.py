@@ -53,9 +53,6 @@ def test_a_dataset_of_the_hub_is_told_by_its_commit(typed: str | None) -> None:
         assert (told["repo_id"], told["revision"]) == ("a/b", revision)
 
 
-# ---- Making one ------------------------------------------------------------------------------------------
-
-
 def test_a_store_that_is_there_is_not_written_to_unasked(
     stores: dict[bool, Path], couple: Command, tmp_path: Path, capsys: Capture
 ) -> None:

@@ -173,17 +173,11 @@ def test_a_student_with_an_encoder_of_its_own_reads_the_observations(bed: Bed) -
         return bed.teacher.encode(prepared).map(lambda tensor: tensor * 2)
 
     store = bed.opened(context=True)
-    found = [
-        bed.filled(source=source, student_encode=encode).batch(0).context.tensors()[0]
-        for source in (None, store)
-    ]
-    assert torch.equal(*found)
+    found = [bed.filled(source=source, student_encode=encode).batch(0).context for source in (None, store)]
+    assert torch.equal(*(context.tensors()[0] for context in found))
     trains = bed.filled(source=store, student_encode=encode, student_context=False).batch(0)
     assert trains.context is None
     assert trains.batch is not None
-
-
-# ---- Damage ----------------------------------------------------------------------------------------------
 
 
 def cut(path: Path) -> None:
@@ -196,14 +190,11 @@ def flip(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
-DAMAGES = [
+@pytest.mark.parametrize(("damage", "message"), [
     (Path.unlink, r"block-000002.safetensors is missing: 5 of 6 blocks are made"),
     (cut, r"block-000002.safetensors is cut or damaged"),
     (flip, r"block-000002.safetensors is damaged \(its checksum"),
-]
-
-
-@pytest.mark.parametrize(("damage", "message"), DAMAGES)
+])  # fmt: skip
 @pytest.mark.parametrize("early", [True, False])
 def test_a_damaged_block_is_named(bed: Bed, damage: Any, message: str, early: bool) -> None:
     folder = bed.make()
@@ -283,8 +274,6 @@ def test_a_manifest_that_lacks_what_is_read_of_it_is_refused(broken: Manifest) -
         Manifest.from_json(broken.to_json(), Path("m"))
 
 
-# ---- Writing ---------------------------------------------------------------------------------------------
-
 SOLVED = Solved(torch.zeros(2, dtype=torch.int64), torch.zeros(2, 3, 4))
 
 
@@ -316,9 +305,8 @@ def test_a_full_disk_leaves_whole_blocks(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / f".{shard_name(1)}.tmp").write_bytes(b"half of it")
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(
-            UserError, match=r"block-000001.* cannot be written \(No space left on device\); 1 of 3 b"
-        ):
+        words = r"block-000001.* cannot be written \(No space left on device\); 1 of 3 b"
+        with pytest.raises(UserError, match=words):
             write_block(tmp_path, 1, [0], SOLVED, None)
     assert sorted(path.name for path in tmp_path.iterdir()) == [shard_name(0), "manifest.json"]
 

@@ -36,13 +36,9 @@ def test_a_window_grows_by_what_a_resident_coupling_was_drawn_and_then_slides(
 
 
 @given(
-    num_blocks=st.integers(1, 12),
-    start=st.integers(1, 12),
-    per_block=st.integers(1, 300),
-    uses=st.integers(1, 16),
-    step_size=st.integers(1, 300),
-    step=st.integers(0, 10**12),
-)
+    num_blocks=st.integers(1, 12), start=st.integers(1, 12), per_block=st.integers(1, 300), uses=st.integers(1, 16),
+    step_size=st.integers(1, 300), step=st.integers(0, 10**12),
+)  # fmt: skip
 def test_a_window_never_shrinks_turns_back_or_outgrows_itself(
     num_blocks: int, start: int, per_block: int, uses: int, step_size: int, step: int
 ) -> None:
@@ -55,14 +51,16 @@ def test_a_window_never_shrinks_turns_back_or_outgrows_itself(
     assert now.start == 0 or len(now) == num_blocks
 
 
+def buffer_of(*sizes: int, **more: int) -> CouplingBuffer:
+    policy = make_policy(horizon=1, padded_dim=1, action_dim=1, state_dim=1)
+    coupling, config = CouplingConfig(num_steps=1), BufferConfig(*sizes, **more)
+    return CouplingBuffer(policy, make_observations(50, 1), coupling, config, seed=0, batch_size=16)
+
+
 @pytest.mark.parametrize("uses", [1, 3, 8])
 @pytest.mark.parametrize("start", [1, 4])
 def test_a_coupling_is_used_about_as_often_as_asked(uses: int, start: int) -> None:
-    policy = make_policy(horizon=1, padded_dim=1, action_dim=1, state_dim=1)
-    buffer = CouplingBuffer(
-        policy, make_observations(50, 1), CouplingConfig(num_steps=1),
-        BufferConfig(40, 2, uses, 10, start_observations=10 * start), seed=0, batch_size=16,
-    )  # fmt: skip
+    buffer = buffer_of(40, 2, uses, 10, start_observations=10 * start)
     drawn: Counter[float] = Counter()
     blocks: dict[int, list[float]] = {}
     last = 120 * uses
@@ -86,11 +84,7 @@ def test_the_next_block_is_made_in_the_background_with_the_same_bits_and_none_pa
     made_by: dict[int, str] = {}
 
     def run(start: int = 0) -> list[torch.Tensor]:
-        policy = make_policy(horizon=1, padded_dim=1, action_dim=1, state_dim=1)
-        buffer = CouplingBuffer(
-            policy, make_observations(50, 1), CouplingConfig(num_steps=1), BufferConfig(40, 2, 2, 10),
-            seed=0, batch_size=16,
-        )  # fmt: skip
+        buffer = buffer_of(40, 2, 2, 10)
         make = buffer.make
 
         def watched(numbers: list[int]) -> Iterator[Block]:
@@ -116,13 +110,9 @@ def test_the_next_block_is_made_in_the_background_with_the_same_bits_and_none_pa
 
 def test_a_fault_in_the_background_is_told_when_its_block_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buffer_module, "ALLOWED", 2)
-    policy = make_policy(horizon=1, padded_dim=1, action_dim=1, state_dim=1)
-    config = BufferConfig(20, 2, 2, 10)
-    buffer = CouplingBuffer(
-        policy, make_observations(50, 1), CouplingConfig(num_steps=1), config, seed=0, batch_size=16
-    )
+    buffer = buffer_of(20, 2, 2, 10)
     list(buffer.fill(0))
-    policy.module.state_proj.weight.data.fill_(torch.nan)
+    buffer.teacher.module.state_proj.weight.data.fill_(torch.nan)
     needed = next(step for step in range(100) if buffer.window.held(step).start > 0)
     for step in range(needed):
         list(buffer.fill(step, last=100))

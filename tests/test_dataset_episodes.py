@@ -33,7 +33,7 @@ from chordflow.experiments.stored_couplings import fingerprint
 from chordflow.policies.sampling import Sampler
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
 from chordflow.results.schema import Results
-from small_runs import Capture, Refuse, options, refusal, student_of
+from small_runs import Capture, Refuse, edit_json, options, refusal, student_of
 from small_runs import refuse as refuse
 
 CAMERA = "observation.images.top"
@@ -128,10 +128,8 @@ def test_some_episodes_files_are_enough(
         same = Observations(full.train.dataset, ours.frames)
         for a, b in zip(read(ours), read(same), strict=True):
             assert a.keys() == b.keys()
-            assert all(
-                torch.equal(a[key], b[key]) if isinstance(a[key], torch.Tensor) else a[key] == b[key]
-                for key in a
-            )
+            equal = (a[k].equal(b[k]) if isinstance(a[k], torch.Tensor) else a[k] == b[k] for k in a)
+            assert all(equal)
     assert {int(item["episode_index"]) for item in read(part.train) + read(part.held_out)} == set(named)
     # A store of couplings that was made on the whole dataset is still one of these observations.
     as_opened_before = replace(full, train=Observations(full.train.dataset, part.train.frames))
@@ -171,9 +169,7 @@ def test_a_timestamp_out_of_tolerance(
 ) -> None:  # fmt: skip
     root = Path(shutil.copytree(of_videos, tmp_path / "data"))
     for episode in range(3) if verb == "couple" else range(3, 6):
-        edit_column(
-            file_of(root, "data", episode), "timestamp", lambda times: [time + 0.02 for time in times]
-        )
+        edit_column(file_of(root, "data", episode), "timestamp", lambda times: [t + 0.02 for t in times])
     arguments = [verb, f"--teacher.path={checkpoint}", "--dataset.repo_id=test/tiny", f"--dataset.root={root}",
                  f"--output_dir={tmp_path / 'out'}", "--device=cpu", "--num_workers=0"]  # fmt: skip
     said = refusal(arguments, capsys)
@@ -292,13 +288,8 @@ def test_a_frame_that_breaks_after_training(
     assert results.held_out.maybe_seen_by_teacher
     assert all(row.interval is None for row in results.gaps)
     printed = " ".join(capsys.readouterr().out.split())
-    for caveat in (
-        "have no other episode",
-        "the teacher may have seen",
-        "no intervals",
-        "too few for intervals",
-    ):
-        assert caveat in printed
+    caveats = "have no other episode", "the teacher may have seen", "no intervals", "too few for intervals"
+    assert all(caveat in printed for caveat in caveats), printed
     assert weights.read_bytes() == trained
 
 
@@ -328,14 +319,11 @@ def test_a_frame_that_breaks_while_training(
     said = refusal([*resume, "--dataset.episodes=[0,1,2,3,4,5]"], capsys)
     assert re.search(r"dataset\.episodes=\[0,1,2,3,4,5\]: .* can only leave some of them out", said)
     # As a teacher it has not seen what it held out, and may have seen all else: the episode that was dropped, too.
-    record = json.loads((student / "reflow_config.json").read_text())
     teacher = Path(shutil.copytree(checkpoint, tmp_path / "teacher"))
     (teacher / "train_config.json").write_text('{"dataset": {"repo_id": "test/tiny", "episodes": []}}')
-    record["teacher"]["path"] = str(teacher)
-    (student / "reflow_config.json").write_text(json.dumps(record))
+    edit_json(student / "reflow_config.json", lambda record: record["teacher"].update(path=str(teacher)))
     for episodes, seen in (([3, 4, 5], False), ([episode], True)):
         assert teacher_may_have_seen(student, DatasetConfig("test/tiny"), episodes) == seen
     # A checkpoint of an older chordflow does not say what it held out.
-    del record[HELD_OUT]
-    (student / "reflow_config.json").write_text(json.dumps(record))
+    edit_json(student / "reflow_config.json", lambda record: record.pop(HELD_OUT))
     assert "dataset.episodes=[0,3,4]" in refusal([*resume, "--dataset.episodes=[0,3,4]"], capsys)

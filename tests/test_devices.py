@@ -17,7 +17,7 @@ from chordflow.results.schema import Results
 from chordflow.training.distributed import Processes, Wrapped
 from chordflow.training.loop import read_metrics
 from pretended_device import FREE, WrongDevice, pretended
-from small_runs import options, student_of
+from small_runs import cut_back, options, resume, student_of
 
 QUICK = [
     "--steps=2", "--save_freq=1", "--log_freq=1", "--batch_size=4", "--teacher.num_inference_steps=2",
@@ -67,15 +67,10 @@ def test_a_run_on_another_device_is_resumed_there(
     name: str, run_on: Callable[[str], Path], tmp_path: Path
 ) -> None:
     with pretended(name):
-        cut = Path(shutil.copytree(run_on(name), tmp_path / "cut", symlinks=True))
-        last = cut / "checkpoints" / "last"
-        shutil.rmtree(last.resolve())
-        last.unlink()
-        last.symlink_to("000001")
-        config = last / "pretrained_model" / "train_config.json"
+        cut = cut_back(Path(shutil.copytree(run_on(name), tmp_path / "cut", symlinks=True)), 1)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(MeasureConfig, "__post_init__", lambda self: None)
-            assert main(["reflow", "--resume=true", f"--config_path={config}"]) == 0
+            assert main(resume(cut, 1)) == 0
     losses = [read_metrics(run / "metrics.jsonl")[-1]["loss"] for run in (cut, run_on(name))]
     assert losses[0] == losses[1]
 

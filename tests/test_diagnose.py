@@ -87,9 +87,6 @@ def test_without_a_folder_one_is_dated(
     assert results.verdict.startswith("No: the policy acts in one step already")
 
 
-# Input that cannot be used
-
-
 def test_what_is_wrong_is_one_sentence_and_nothing_is_written(
     checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: Capture
 ) -> None:

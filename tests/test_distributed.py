@@ -98,16 +98,9 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float) ->
         torch.testing.assert_close(a[name], b[name], rtol=tolerance, atol=tolerance, msg=name)
 
 
-SAVED = [
-    MASTERS,
-    "training_state/ema_weights.safetensors",
-    "training_state/optimizer_state.safetensors",
-    "pretrained_model/student.safetensors",
-]
-
-
 def assert_same_saved(a: Path, b: Path, tolerance: float) -> None:
-    for file in SAVED:
+    more = ("training_state/ema_weights", "training_state/optimizer_state", "pretrained_model/student")
+    for file in (MASTERS, *(f"{name}.safetensors" for name in more)):
         assert_same(weights(a, file), weights(b, file), tolerance)
 
 

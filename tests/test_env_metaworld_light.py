@@ -267,9 +267,8 @@ def test_what_cannot_render_is_told_in_one_sentence(wanted):
         f"import runpy\ncheck_machine = runpy.run_path({machine.__file__!r})['check_machine']\n"
         "try:\n    check_machine()\nexcept RuntimeError as error:\n    print('told:', error)\n"
     )
-    environment = {name: value for name, value in os.environ.items() if name != "DISPLAY"} | {
-        "MUJOCO_GL": wanted
-    }
+    environment = {name: value for name, value in os.environ.items() if name != "DISPLAY"}
+    environment["MUJOCO_GL"] = wanted
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

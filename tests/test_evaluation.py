@@ -59,9 +59,6 @@ def noise(policy: GaussianFlowPolicy) -> Tensor:
     return policy.sample_noise(N * K, generator(0, "noise")).unflatten(0, (N, K))
 
 
-# The gap
-
-
 @pytest.mark.parametrize(("num_steps", "reference_steps"), [(1, 10), (2, 10), (4, 10), (10, None), (1, None)])
 def test_the_gap_is_the_closed_form(
     policy: GaussianFlowPolicy, context: Context, noise: Tensor, num_steps: int, reference_steps: int | None
@@ -116,9 +113,6 @@ def test_a_reference_without_spread_is_refused_with_a_sentence(policy: GaussianF
         action_gap(one, one, modes, policy)
 
 
-# Flips
-
-
 def test_flips_are_exactly_the_pairs_that_change_sides() -> None:
     policy = make_policy(num_modes=2, separation=4.0, std=0.3)
     held_out = encoded(policy, 30, noises_per_observation=64)
@@ -138,9 +132,6 @@ def test_flips_are_exactly_the_pairs_that_change_sides() -> None:
     moved = action_gap(reference + 0.5, reference, modes, policy)
     assert moved.flip_rate == 0.0
     assert moved.rms > 0.1
-
-
-# Modes
 
 
 @pytest.mark.parametrize("dim", [1, 2, 32])
@@ -194,9 +185,6 @@ def test_equal_points_are_one_mode_and_few_are_refused() -> None:
     assert len(mode_centres(np.ones((16, 4)))) == 1
     with pytest.raises(ValueError, match="15 endpoints are too few"):
         mode_centres(np.zeros((15, 2)))
-
-
-# Solving on held-out observations
 
 
 class Counting(GaussianFlowPolicy):

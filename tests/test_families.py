@@ -1,6 +1,5 @@
 """What every family's adapter must do, on a small real checkpoint of each."""
 
-import multiprocessing
 import os
 import shutil
 from collections.abc import Callable
@@ -15,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import drift_env  # noqa: F401 (registers the environment)
-from broken_statistics import edit_config
 from builders import observations
 from chordflow.cli.main import main
 from chordflow.couplings import BufferConfig, CouplingBuffer, CouplingConfig, DatasetConfig, open_split
@@ -34,8 +32,9 @@ from chordflow.training.methods.demonstrated import NoiseBiasedMethodConfig, Sna
 from chordflow.training.student import StudentInit, make_student
 from families import CASES
 from family_case import FamilyCase
-from forked import forget_chordflow
+from forked import forget_chordflow, forked
 from small_policies import Folders
+from small_runs import changed
 
 pytestmark = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
@@ -148,35 +147,26 @@ def test_preprocessing_and_encoding_leave_what_they_are_given_whole(
 # The parts of the names by which parameters have a role, the first that is found.
 PARTS: dict[str, dict[Role, tuple[str, ...]]] = {
     "smolvla": {
-        Role.LANGUAGE: ("text_model", "vlm.lm_head"),
-        Role.VISION: ("vlm.model",),
-        Role.PREFIX_PROJECTIONS: ("state_proj",),
-        Role.ACTION_HEAD: ("lm_expert", "action_"),
+        Role.LANGUAGE: ("text_model", "vlm.lm_head"), Role.VISION: ("vlm.model",),
+        Role.PREFIX_PROJECTIONS: ("state_proj",), Role.ACTION_HEAD: ("lm_expert", "action_"),
     },
     "pi0": {
-        Role.VISION: ("multi_modal_projector", "vision_tower"),
-        Role.LANGUAGE: ("language_model", "lm_head"),
+        Role.VISION: ("multi_modal_projector", "vision_tower"), Role.LANGUAGE: ("language_model", "lm_head"),
         Role.ACTION_HEAD: ("",),
     },
     "eo1": {
-        Role.VISION: (".visual.",),
-        Role.LANGUAGE: ("vlm_backbone",),
-        Role.PREFIX_PROJECTIONS: ("state_proj",),
+        Role.VISION: (".visual.",), Role.LANGUAGE: ("vlm_backbone",), Role.PREFIX_PROJECTIONS: ("state_proj",),
         Role.ACTION_HEAD: ("action_",),
     },
     "groot": {
-        Role.VISION: (".visual.",),
-        Role.LANGUAGE: ("backbone",),
-        Role.PREFIX_PROJECTIONS: (".vl", "state_encoder"),
+        Role.VISION: (".visual.",), Role.LANGUAGE: ("backbone",), Role.PREFIX_PROJECTIONS: (".vl", "state_encoder"),
         Role.ACTION_HEAD: ("action_head",),
     },
     "multi_task_dit": {
-        Role.VISION: ("vision_encoder",),
-        Role.LANGUAGE: ("text_encoder.text_encoder",),
-        Role.PREFIX_PROJECTIONS: ("text_encoder.projection",),
-        Role.ACTION_HEAD: ("noise_predictor",),
+        Role.VISION: ("vision_encoder",), Role.LANGUAGE: ("text_encoder.text_encoder",),
+        Role.PREFIX_PROJECTIONS: ("text_encoder.projection",), Role.ACTION_HEAD: ("noise_predictor",),
     },
-}
+}  # fmt: skip
 PARTS["pi05"] = PARTS["pi0"]
 
 # What nothing that acts depends on. The heads read the last language layer's keys and values, not its output; a key's
@@ -252,6 +242,7 @@ def act_alone(folder: Path, observation: dict[str, Any], output: Path) -> None:
     policy.reset()
     actions = [after(policy.select_action(before(dict(observation)))) for _ in range(2)]
     torch.save(torch.stack(actions), output)
+    raise SystemExit
 
 
 def test_a_saved_student_runs_in_stock_lerobot_without_chordflow(
@@ -275,11 +266,8 @@ def test_a_saved_student_runs_in_stock_lerobot_without_chordflow(
     assert all(torch.equal(parameters[n], p.to(parameters[n].dtype)) for n, p in trained.items())
     # And by LeRobot alone.
     observation = {key: value[:1] for key, value in observations(1).items()}
-    alone = multiprocessing.get_context("fork").Process(
-        target=act_alone, args=(student, observation, tmp_path / "actions.pt")
-    )
-    alone.start()
-    alone.join()
+    with forked([], lambda: act_alone(student, observation, tmp_path / "actions.pt")) as alone:
+        alone.join()
     assert alone.exitcode == 0
     actions = torch.load(tmp_path / "actions.pt", weights_only=True)
     assert (actions.shape[0], actions.shape[-1], bool(actions.isfinite().all())) == (2, 2, True)
@@ -346,7 +334,7 @@ def test_no_steps_and_missing_weights_are_named(
 ) -> None:
     config = (copied / "config.json").read_text()
     for field in (shared.steps_field, "n_action_steps"):
-        edit_config(copied, lambda c, field=field: c.update({field: 0}))
+        changed("config.json", **{field: 0})(copied)
         assert field in refused(copied)
         (copied / "config.json").write_text(config)
     # Also where LeRobot's own loader would go on with random weights.

@@ -100,9 +100,6 @@ def test_reflow_of_the_gaussian_coupling_is_straight_and_keeps_the_endpoints() -
     torch.testing.assert_close(one_step, flow.endpoint(noise))
 
 
-# The straight path
-
-
 @given(st.integers(0, 1000), st.floats(0.0, 0.9), st.floats(0.001, 0.1))
 def test_velocity_is_the_derivative_of_the_path(seed: int, t: float, dt: float) -> None:
     noise, endpoint = (_randn(3, 4, 5, seed=s) for s in (seed, seed + 1))

@@ -90,9 +90,6 @@ def test_adams_bashforth_by_hand() -> None:
     torch.testing.assert_close(path, torch.stack(states), rtol=1e-12, atol=1e-12)
 
 
-# Grids
-
-
 @pytest.mark.parametrize("num_steps", [1, 2, 7, 16])
 @pytest.mark.parametrize("power", [0.7, 1.0, 1.4, 3.0])
 def test_a_grid_goes_from_noise_to_action(num_steps: int, power: float) -> None:

@@ -17,6 +17,7 @@ from chordflow.experiments.arms import _Rollouts
 from chordflow.flow.solvers import SOLVERS, get_solver
 from chordflow.policies import FlowPolicy
 from chordflow.reporting.card import card
+from chordflow.reporting.flow_tables import summary
 from chordflow.reporting.table import markdown, render
 from chordflow.results.findings import findings, verdict
 from chordflow.results.schema import (
@@ -55,24 +56,25 @@ def test_no_way_is_tried_twice_under_two_names(nfe: int) -> None:
         ends.append(tuple(round(float(x), 9) for x in end.flatten()))
     assert len(set(ends)) == len(ends)
     if nfe >= 4 and nfe % 2 == 0:
-        assert ({way.solver for way in ways}, {way.grid_power for way in ways}) == (
-            set(SOLVERS),
-            set(GRID_POWERS),
-        )
+        assert {way.solver for way in ways} == set(SOLVERS)
+        assert {way.grid_power for way in ways} == set(GRID_POWERS)
 
 
-def best_ways(*rows: GapRow, **changes: Any) -> FreeWays:
-    return replace(FreeWays([0], [1, 2], list(rows), []), **changes)
+def best_ways(*rows: GapRow) -> FreeWays:
+    return FreeWays([0], [1, 2], list(rows), [])
+
+
+def two(rms: float) -> GapRow:
+    return gap("teacher", 2, "converged", rms, grid_power=2.0, ratio_to_untrained=ratio(0.8, 0.7, 0.9))
 
 
 AB4 = gap("teacher", 3, "converged", 0.05, solver="adams_bashforth", nfe=4, grid_power=2.0,
           ratio_to_untrained=ratio(0.5, 0.4, 0.6))  # fmt: skip
-EULER2 = gap("teacher", 2, "converged", 0.1, grid_power=2.0, ratio_to_untrained=ratio(0.8, 0.7, 0.9))
 
 
 @pytest.mark.parametrize(("free", "student", "further", "expected"), [
     (None, 2, [3], [(2, "euler", 1.0), (3, "euler", 1.0), (1, "midpoint", 1.0)]),
-    (best_ways(AB4, EULER2), 1, [2, 4],
+    (best_ways(AB4, two(0.1)), 1, [2, 4],
      [(1, "euler", 1.0), (2, "euler", 1.0), (4, "euler", 1.0), (2, "euler", 2.0), (3, "adams_bashforth", 2.0)]),
     (best_ways(gap("teacher", 2, "converged", 0.1)), 2, [], [(2, "euler", 1.0)]),
     (best_ways(gap("teacher", 9, "converged", 0.01, solver="adams_bashforth", nfe=10)), 10, [20],
@@ -110,11 +112,6 @@ def said(results: Results) -> dict[str, str]:
     return {finding.rule: finding.text for finding in findings(results)}
 
 
-def two(rms: float, **changes: Any) -> GapRow:
-    row = gap("teacher", 2, "converged", rms, grid_power=2.0, ratio_to_untrained=ratio(0.8, 0.7, 0.9))
-    return replace(row, **changes)
-
-
 @pytest.mark.parametrize(("rms", "floor", "student", "expected"), [
     # On its own pairs it is within their floor, whatever the floor of all pairs (4.3 %) is.
     (0.055, 0.06, 0.03, "Two untrained euler steps with grid power 2 are enough: they lie within the floor"),
@@ -126,6 +123,27 @@ def test_the_verdict_holds_the_best_way_to_its_own_pairs(
 ) -> None:
     others = [gap("teacher", 10, "converged", floor), gap("student", 1, "converged", student)]
     assert verdict(with_free([two(rms)], others)).startswith(expected)
+
+
+@pytest.mark.parametrize(("row", "said", "name"), [
+    (gap("teacher", 1, "converged", 0.05, solver="heun", nfe=2), "One untrained heun step (two evaluations, not in "
+     "stock LeRobot) lies at least as near", ["teacher, heun (2 evaluations)", "1"]),
+    (gap("teacher", 2, "converged", 0.05), "Two untrained steps lie at least as near", ["teacher", "2"]),
+])  # fmt: skip
+def test_the_way_that_a_verdict_names_is_in_its_table(row: GapRow, said: str, name: list[str]) -> None:
+    results = sample(success=[])
+    gaps = [r for r in results.gaps if (r.policy, r.num_steps) == ("student", 1) or r == results.floor]
+    results = replace(
+        results, gaps=[*gaps, row, *(gap("teacher", n, "converged", 0.9) for n in range(11, 31))]
+    )
+    assert verdict(results).startswith(said)
+    for one in (
+        results,
+        replace(results, student=None, kind="diagnose", gaps=[*results.gaps, replace(row, rms=0)]),
+    ):
+        rows = summary(one).rows
+        assert name in [[cell.text for cell in cells[:2]] for cells in rows]
+        assert len(rows) <= 10
 
 
 def test_stock_steps_come_before_the_best_way_at_the_same_cost() -> None:

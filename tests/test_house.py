@@ -25,12 +25,7 @@ def test_whatever_chordflow_imports_is_declared() -> None:
     providers = packages_distributions()
     # The demo's environment comes with the repository, not from a registry; PEFT by the extra of its name.
     assert project["optional-dependencies"]["peft"]
-    for name in names - {
-        *sys.stdlib_module_names,
-        "chordflow",
-        "chordflow_runtime",
-        "lerobot_env_detour",
-        "peft",
-    }:
+    ours = {"chordflow", "chordflow_runtime", "lerobot_env_detour", "peft"}
+    for name in names - ours - sys.stdlib_module_names:
         of = {canonicalize_name(provider) for provider in providers[name]}
         assert of & declared, f"{name} is imported, but {' or '.join(of)} is not among the dependencies"

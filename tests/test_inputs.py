@@ -25,15 +25,10 @@ HERE = "dataset.repo_id=me/data"
 STATE = "observation.state"
 
 
-@pytest.fixture(scope="module")
-def loaded(checkpoint: Path) -> FlowPolicy:
-    return load_flow_policy(checkpoint, device="cpu")
-
-
 @pytest.fixture
-def policy(loaded: FlowPolicy) -> Any:
+def policy(policy: FlowPolicy) -> Any:
     """The checkpoint with a config and a preprocessor of its own."""
-    own: Any = copy.copy(loaded)
+    own: Any = copy.copy(policy)
     own.config, own.preprocessor = copy.deepcopy(own.config), copy.deepcopy(own.preprocessor)
     return own
 
@@ -122,11 +117,8 @@ def test_renamed_cameras_are_found(how: dict[str, Any], shown: tuple[str, ...], 
 @pytest.mark.parametrize(("how", "shown", "words"), [
     ({"own": names(front="a")}, shapes(("side",)), [f"{HERE} lacks", "a, ", '{"observation.images.side"']),
     # What is renamed already stays in the advice: --rename_map replaces the checkpoint's own.
-    (
-        {"own": names(front="a"), "needs_every_camera": True},
-        shapes(("front", "side", "top")),
-        [json.dumps(names(front="a", side="b", top="c"))],
-    ),
+    ({"own": names(front="a"), "needs_every_camera": True}, shapes(("front", "side", "top")),
+     [json.dumps(names(front="a", side="b", top="c"))]),
     ({"needs_every_camera": True}, shapes(("a", "b")), [f"camera(s) {camera('c')};", "give one with them"]),
     ({}, shapes(()), ["it has none"]),
     ({"given": names(front="d")}, shapes(("front",)), [f"no {camera('d')!r}", f"looks at {STATE}, {camera('a')}"]),
@@ -134,11 +126,8 @@ def test_renamed_cameras_are_found(how: dict[str, Any], shown: tuple[str, ...], 
     ({"given": names(front="a")}, shapes(("front", "a")), [f"{HERE} has a {camera('a')!r} already"]),
     ({}, shapes(("a",), state=(5,)), [f"{HERE}: {STATE} has shape (5,)", "trained with (3,)"]),
     ({}, shapes(("a",), state=()), [f"{HERE} has no {STATE}"]),
-    (
-        {"own": {"observation.joints": STATE}},
-        shapes(("a",), state=(), joints=(5,)),
-        [f"{STATE} has shape (5,)", "trained with (3,)"],
-    ),
+    ({"own": {"observation.joints": STATE}}, shapes(("a",), state=(), joints=(5,)),
+     [f"{STATE} has shape (5,)", "trained with (3,)"]),
 ])  # fmt: skip
 def test_what_does_not_fit_is_named(
     how: dict[str, Any], shown: Shapes, words: list[str], policy: Any

@@ -73,18 +73,12 @@ class Stock:
         overrides = [f"--{name}={value}" for name, value in policy.items()]
         config = PreTrainedConfig.from_pretrained(checkpoint, cli_overrides=overrides)
         config.pretrained_path = checkpoint
+        run = EvalConfig(n_episodes=episodes, batch_size=batch_size, use_async_envs=False)
         with quiet_stdout():
             lerobot_eval.eval_main(
-                EvalPipelineConfig(
-                    env=env_cfg,
-                    eval=EvalConfig(n_episodes=episodes, batch_size=batch_size, use_async_envs=False),
-                    policy=config,
-                    output_dir=self.output,
-                    seed=SEED,
-                )
+                EvalPipelineConfig(env=env_cfg, eval=run, policy=config, output_dir=self.output, seed=SEED)
             )
-        tasks = json.loads((self.output / "eval_info.json").read_text())["per_task"]
-        return tasks[0]["metrics"]
+        return json.loads((self.output / "eval_info.json").read_text())["per_task"][0]["metrics"]
 
 
 @pytest.mark.parametrize(("episodes", "batch_size", "options"), [

@@ -22,19 +22,7 @@ from chordflow.quiet import quiet_stdout
 from coupling_stores import command
 from families import CASES
 from small_policies import Folders
-from small_runs import (
-    Break,
-    Capture,
-    changed,
-    contents,
-    edit_json,
-    gone,
-    options,
-    refused,
-    student_of,
-    weights,
-    written,
-)
+from small_runs import Break, Capture, changed, contents, gone, options, refused, student_of, weights, written
 
 WEIGHTS = "adapter_model.safetensors"
 # LeRobot names parts of its own for three families; for the others the user does.
@@ -103,7 +91,7 @@ def adapter(built: Path, checkpoint: Path, tmp_path: Path) -> Path:
     """One that may be broken, and so may its base."""
     base = shutil.copytree(checkpoint, tmp_path / "base")
     folder = Path(shutil.copytree(built, tmp_path / "adapter"))
-    edit_json(folder / "adapter_config.json", lambda c: c.update(base_model_name_or_path=str(base)))
+    changed(ABOUT, base_model_name_or_path=str(base))(folder)
     return folder
 
 
@@ -210,13 +198,13 @@ def test_where_the_base_is(how: str, adapter: Path, tmp_path: Path, monkeypatch:
         monkeypatch.setattr(files, "snapshot_download", lambda repo, **_: tmp_path / Path(repo).name)
     else:
         monkeypatch.chdir(tmp_path / "deep")
-    edit_json(adapter / "adapter_config.json", lambda c: c.update(base_model_name_or_path=name))
+    changed(ABOUT, base_model_name_or_path=name)(adapter)
     assert weights_sha256(resolve_checkpoint(adapter)) == expected
 
 
 def test_relocating_an_adapter(adapter: Path, vlm: Path, tmp_path: Path, capsys: Capture) -> None:
     resolve_checkpoint(adapter)
-    edit_json(adapter / "config.json", lambda c: c.update(vlm_model_name="/moved/tiny-smolvlm"))
+    changed("config.json", vlm_model_name="/moved/tiny-smolvlm")(adapter)
     said = refused(options(adapter, tmp_path, tmp_path / "out"), capsys, tmp_path)
     assert f"run: chordflow relocate {adapter}" in said
     relocate(adapter, vlm)
@@ -232,10 +220,8 @@ ABOUT, UNFIT = "adapter_config.json", "PEFT cannot put this adapter on"
 BROKEN: dict[str, tuple[Break, str]] = {
     "no adapter weights": (gone(WEIGHTS), f"the file {WEIGHTS} is missing"),
     "base moved": (lambda p: (p.parent / "base").rename(p.parent / "gone"), "base_model_name_or_path="),
-    "base not on the Hub": (
-        changed(ABOUT, base_model_name_or_path="some/where"),
-        "base_model_name_or_path=some/where in adapter_config.json: there is no such folder, and the Hub",
-    ),
+    "base not on the Hub": (changed(ABOUT, base_model_name_or_path="some/where"),
+        "base_model_name_or_path=some/where in adapter_config.json: there is no such folder, and the Hub"),
     "no base named": (changed(ABOUT, base_model_name_or_path=None), "names no base_model_name_or_path"),
     "base without weights": (base(gone("model.safetensors")), "no model.safetensors is there"),
     "cut adapter": (written(WEIGHTS, b"short"), UNFIT),

@@ -75,9 +75,6 @@ def joined(parts: Sequence[CouplingBatch]) -> CouplingBatch:
     )  # fmt: skip
 
 
-# What a batch holds
-
-
 @EVERY
 def test_the_teacher_is_asked_only_for_what_a_method_needs(
     config: MethodConfig, monkeypatch: pytest.MonkeyPatch
@@ -175,9 +172,6 @@ def test_a_share_of_a_small_batch_is_met_on_average(share: float) -> None:
     assert sum(counts) / len(counts) / 8 == pytest.approx(share, abs=0.01)
 
 
-# Losses by hand
-
-
 def by_rows(student: AffineStudent, batch: CouplingBatch, row: int, x: Tensor, t: float | Tensor) -> Tensor:
     context = batch.context.index(torch.tensor([row]))
     return student.velocity(x[None], torch.as_tensor(t).reshape(1), context)[0]
@@ -235,19 +229,13 @@ def test_what_an_endpoint_does_in_padded_dimensions_counts_only_for_more_steps(
     assert (loss(3) > 0.1) == counts
 
 
-# Optima in closed form
-
-
 def trained(
     output: Path, config: MethodConfig, student: type[AffineStudent] | None = None, *, std: float = 0.4,
     steps: int = 600, observations: int = 512,
 ) -> tuple[GaussianFlowPolicy, AffineStudent, Tensor, GaussianContext]:  # fmt: skip
     """A student after training, with noise and contexts of other observations."""
-    teacher, method, student = (
-        make_policy(std=std),
-        config.build(),
-        (student or AffineStudent)(GaussianConfig()),
-    )
+    teacher, method = make_policy(std=std), config.build()
+    student = (student or AffineStudent)(GaussianConfig())
     buffer = make_buffer(
         teacher, method.needs, BufferConfig(observations, 4, None, 256), observations, batch_size=256,
         coupling=euler(5),
@@ -342,9 +330,6 @@ def test_the_fixed_point_of_consistency_is_the_teachers_map(tmp_path: Path) -> N
     assert ends_from_path(student, teacher, context, noise) < 0.03
     # So one step is five of the teacher.
     assert distance(Sampler(student, 1)(context, noise), Sampler(teacher, 5)(context, noise)) < 0.03
-
-
-# What methods declare
 
 
 @pytest.mark.parametrize(("config", "step_counts"), [

@@ -12,7 +12,7 @@ from lerobot.configs.default import DatasetConfig as LeRobotDatasetConfig
 from lerobot.configs.train import TrainPipelineConfig
 from lerobot.datasets.factory import make_train_eval_datasets
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from builders import build_checkpoint, edit_column
 from chordflow.cli.main import main
@@ -27,7 +27,8 @@ from chordflow.results.schema import Results
 from chordflow.training.methods import MethodConfig
 from chordflow.training.methods.demonstrated import NoiseBiasedMethodConfig
 from chordflow.training.objective import BetaTimes
-from test_reflow_job import options, resume, student_of
+from small_runs import Refuse, cut_back, options, refusal, resume, student_of, weights
+from small_runs import refuse as refuse
 
 # Measures are not what is tested here.
 LITTLE = ["--measure.num_observations=2", "--measure.num_steps=[1]", "--measure.solvers=[]"]
@@ -88,21 +89,11 @@ def test_a_run_and_what_it_leaves(
     assert ("trained_for_other_steps" in told) == (name == "endpoint")
 
     # Killed after the third step and resumed: the same bits.
-    cut = Path(shutil.copytree(output, tmp_path / "cut", symlinks=True))
-    shutil.rmtree(cut / "checkpoints" / "000006")
-    (cut / "checkpoints" / "last").unlink()
-    (cut / "checkpoints" / "last").symlink_to("000003")
+    cut = cut_back(Path(shutil.copytree(output, tmp_path / "cut", symlinks=True)), 3)
     assert main(resume(cut, 3)) == 0
     state = Path("..", "training_state", "optimizer_state.safetensors")
     for file in (Path("model.safetensors"), state):
         assert (student_of(cut) / file).read_bytes() == (student_of(output) / file).read_bytes()
-
-
-def test_a_method_cannot_be_changed_on_resume(
-    run_of: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(resume(run_of("endpoint"), 3, "--method.type=snapflow")) == 2
-    assert "resuming cannot change it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("more", "message"), [
@@ -111,13 +102,8 @@ def test_a_method_cannot_be_changed_on_resume(
     (["--student.init_path=x", "--student.init=random"], "student.init_path=x: student.init=random"),
     (["--student.init_path=nowhere"], "student.init_path=nowhere"),
 ])  # fmt: skip
-def test_what_does_not_go_together_is_refused(
-    more: list[str], message: str, checkpoint: Path, dataset_root: Path, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    assert main(options(checkpoint, dataset_root, tmp_path / "out", *more)) == 2
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+def test_what_does_not_go_together_is_refused(more: list[str], message: str, refuse: Refuse) -> None:
+    assert message in refuse(*more)
 
 
 def test_evaluating_a_student_of_one_step_at_others_warns(
@@ -236,16 +222,14 @@ def test_a_beginning_that_does_not_fit_or_has_changed_is_refused(
     first_run: Path, checkpoint: Path, vlm: Path, dataset_root: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    def begin(path: Path) -> int:
+    def begin(path: Path) -> list[str]:
         more = [*LITTLE, f"--student.init_path={path}"]
-        return main(options(checkpoint, dataset_root, tmp_path / "out", *more))
+        return options(checkpoint, dataset_root, tmp_path / "out", *more)
 
-    assert begin(build_checkpoint(tmp_path / "other", vlm, chunk_size=4)) == 2
-    assert "made from this teacher" in capsys.readouterr().err
+    other = build_checkpoint(tmp_path / "other", vlm, chunk_size=4)
+    assert "made from this teacher" in refusal(begin(other), capsys)
     moved = Path(shutil.copytree(student_of(first_run), tmp_path / "moved"))
-    assert begin(moved) == 0
-    weights = load_file(moved / "model.safetensors")
-    key = next(key for key in weights if "lm_expert" in key)
-    save_file({**weights, key: weights[key] + 1}, moved / "model.safetensors")
-    assert main(resume(tmp_path / "out", 3)) == 2
-    assert f"student.init_path={moved}: its weights are not those" in capsys.readouterr().err
+    assert main(begin(moved)) == 0
+    weights(lambda held: held[min(key for key in held if "lm_expert" in key)].add_(1))(moved)
+    said = refusal(resume(tmp_path / "out", 3), capsys)
+    assert f"student.init_path={moved}: its weights are not those" in said

@@ -36,9 +36,7 @@ class Student(AffineStudent):
         return module
 
 
-def make(
-    build: Callable[[Iterable[nn.Parameter]], Optimizer],
-) -> tuple[dict[str, nn.Parameter], Optimizer]:
+def make(build: Callable[[Iterable[nn.Parameter]], Optimizer]) -> tuple[dict[str, nn.Parameter], Optimizer]:
     """Parameters of a fresh student, and their optimiser."""
     parameters = Student(GaussianConfig()).train_roles([Role.ACTION_HEAD])
     return parameters, build(parameters.values())

@@ -15,10 +15,10 @@ from broken_statistics import BEFORE, edit_steps
 from builders import observations
 from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
-from chordflow.policies import FlowPolicy, Role, load_flow_policy
+from chordflow.policies import FlowPolicy, Role
 from chordflow.policies.checkpoint import save_student
 from chordflow.policies.eo1 import EO1FlowPolicy
-from family_case import on_path
+from family_case import load, on_path
 from family_eo1 import CHUNK, PADDED_DIM, build
 from small_policies import Folders
 
@@ -41,10 +41,6 @@ def policy(checkpoint: Path) -> EO1FlowPolicy:
 def shared(family_policy: Callable[[str], FlowPolicy]) -> Any:
     """The checkpoint, loaded once; not to be changed."""
     return family_policy("eo1")
-
-
-def load(folder: Path) -> Any:
-    return load_flow_policy(folder, device="cpu")
 
 
 def demonstrations(batch: int) -> dict[str, Any]:
@@ -106,14 +102,13 @@ def test_a_fresh_policy_needs_no_weights_of_the_backbone(policy: EO1FlowPolicy) 
 def test_a_sliding_window_is_refused(tmp_path: Path) -> None:
     folder = build(tmp_path / "c", backbone={"sliding_window": 16})
     with pytest.raises(UserError, match="use_sliding_window=true"):
-        load_flow_policy(folder, device="cpu")
+        load(folder)
 
 
 def test_a_preprocessor_for_another_chunk_is_refused(tmp_path: Path) -> None:
     folder = build(tmp_path / "c")
-    edit_steps(
-        folder, BEFORE, lambda s: "chunk_size" in s["config"] and s["config"].update(chunk_size=CHUNK + 1)
-    )
+    other = {"chunk_size": CHUNK + 1}
+    edit_steps(folder, BEFORE, lambda s: "chunk_size" in s["config"] and s["config"].update(other))
     with pytest.raises(UserError, match=f"chunk_size={CHUNK}"):
         load(folder)
 

@@ -3,6 +3,7 @@
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -10,23 +11,18 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from broken_statistics import AFTER, BEFORE, drop, edit_config, edit_steps
+from broken_statistics import AFTER, BEFORE, drop, edit_steps
 from builders import observations
 from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
 from chordflow.flow.solvers import Euler
-from chordflow.policies import load_flow_policy
 from chordflow.policies.registry import adapter_for
-from family_case import euler, on_path
+from family_case import euler, load, on_path
 from family_groot import HORIZON, PADDED_DIM, build, stock_batch, stock_endpoint
 from small_policies import Folders
+from small_runs import changed, edit_json
 
 ONE_TASK = ["go left"]
-
-
-def load(folder: Path) -> Any:
-    """The checkpoint, wrapped."""
-    return load_flow_policy(folder, device="cpu")
 
 
 def alike(batch: int, **options: Any) -> dict[str, Any]:
@@ -185,6 +181,11 @@ def test_the_base_model_has_the_number_of_steps_unless_the_config_has(tmp_path: 
     assert load(folder).module.get_submodule("_groot_model.action_head").num_inference_timesteps == 2
 
 
+def as_it_is(step: dict[str, Any]) -> None:
+    """Has a step that scales pass numbers on."""
+    step["config"].update({"normalize_min_max": False} if "normalize_min_max" in step["config"] else {})
+
+
 UNFIT: dict[str, tuple[dict[str, Any], Callable[[Path], object], list[str]]] = {
     "a transformer without mask": (
         {"base": {"use_alternate_vl_dit": False}}, bool, ["use_alternate_vl_dit=False", "base_model_path", "null"]
@@ -204,6 +205,16 @@ UNFIT: dict[str, tuple[dict[str, Any], Callable[[Path], object], list[str]]] = {
         libero(), lambda p: edit_steps(p, AFTER, lambda step: step["config"].pop("raw_stats", None)),
         ["GrootN17ActionDecodeStep", "no raw_stats"],
     ),
+    "no step that unnormalises": (
+        {}, lambda p: edit_json(p / f"{AFTER}.json", lambda c: c["steps"].pop(0)),
+        ["teacher.path=", f"{AFTER}.json has no step that unnormalises action"],
+    ),
+    **{
+        f"{side} without its minima and maxima": (
+            {}, partial(edit_steps, pipeline=side, change=as_it_is), [step, "no normalize_min_max=true"],
+        )
+        for side, step in ((BEFORE, "GrootN17PackInputsStep"), (AFTER, "GrootActionUnpackUnnormalizeStep"))
+    },
 }  # fmt: skip
 
 
@@ -226,7 +237,7 @@ def test_the_version_before_is_named_before_its_base_is_asked_for(
     fields: dict[str, Any], checkpoint: Path, tmp_path: Path
 ) -> None:
     old = Path(shutil.copytree(checkpoint, tmp_path / "old"))
-    edit_config(old, lambda c: c.update(fields))
+    changed("config.json", **fields)(old)
     with pytest.raises(UserError) as refused:
         load(old)
     said = str(refused.value)
@@ -238,15 +249,14 @@ def test_the_version_before_is_named_before_its_base_is_asked_for(
 def test_lerobots_own_normaliser_is_not_asked_for(checkpoint: Path, tmp_path: Path) -> None:
     """Whatever the config says of it: GR00T's own steps normalise."""
     folder = Path(shutil.copytree(checkpoint, tmp_path / "c"))
-    edit_config(folder, lambda c: c.update(normalization_mapping={"STATE": "MEAN_STD", "ACTION": "MEAN_STD"}))
+    changed("config.json", normalization_mapping={"STATE": "MEAN_STD", "ACTION": "MEAN_STD"})(folder)
     assert load(folder).config.normalization_mapping["ACTION"] == "MEAN_STD"
 
 
 def test_a_package_that_is_asked_for_late_is_missed_early(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tree", None)
-    with pytest.raises(
-        UserError, match=r'packages are not all installed.*pip install "lerobot\[groot\]==0\.6\.1"'
-    ):
+    words = r'packages are not all installed.*pip install "lerobot\[groot\]==0\.6\.1"'
+    with pytest.raises(UserError, match=words):
         adapter_for("groot")
 
 

@@ -9,24 +9,19 @@ from unittest import mock
 import pytest
 import torch
 
-from broken_statistics import edit_config
 from builders import ACTION_DIM, observations
-from chordflow.cli.main import main
 from chordflow.couplings.observations import DatasetConfig, open_split
 from chordflow.errors import UserError
-from chordflow.policies import Role, load_flow_policy
-from family_case import on_path
+from chordflow.policies import Role
+from family_case import load, on_path
 from family_multi_task_dit import build
+from small_runs import changed, refused
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two observed steps; not to be written to."""
     return build(tmp_path_factory.mktemp("dit") / "c", num_steps=5)
-
-
-def load(folder: Path) -> Any:
-    return load_flow_policy(folder, device="cpu")
 
 
 @pytest.fixture
@@ -51,7 +46,7 @@ def test_several_steps_need_one(policy: Any) -> None:
 def test_what_cannot_be_reflowed(tmp_path: Path, field: str, value: str, remedy: str) -> None:
     folder = build(tmp_path / "c", **{field: value})
     with pytest.raises(UserError, match=f"{field}={value} .*{remedy}"):
-        load_flow_policy(folder, device="cpu")
+        load(folder)
 
 
 def test_a_chunk_is_cut_like_the_stock_policys(tmp_path: Path) -> None:
@@ -111,10 +106,8 @@ def test_a_clip_folder_keeps_clip_in_its_path(tmp_path: Path, capsys: pytest.Cap
     """LeRobot takes no other for a CLIP model, so a checkpoint that names one would never load again."""
     folder = build(tmp_path / "here" / "c")
     config = json.loads((folder / "config.json").read_text())
-    edit_config(folder, lambda c: c.update(vision_encoder_name="/gone/clip"))
-    before = (folder / "config.json").read_text()
+    changed("config.json", vision_encoder_name="/gone/clip")(folder)
     elsewhere = tmp_path.with_name("another") / "vision"
     shutil.copytree(config["vision_encoder_name"], elsewhere, dirs_exist_ok=True)
-    assert main(["relocate", str(folder), f"--vlm.path={elsewhere}"]) == 2
-    assert "only where 'clip' is a part of its path" in capsys.readouterr().err
-    assert (folder / "config.json").read_text() == before
+    said = refused(["relocate", str(folder), f"--vlm.path={elsewhere}"], capsys, folder)
+    assert "only where 'clip' is a part of its path" in said

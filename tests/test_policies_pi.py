@@ -14,10 +14,11 @@ import family_pi
 from builders import observations
 from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
-from chordflow.policies import FlowPolicy, Role, VelocityModule, load_flow_policy, save_student
+from chordflow.policies import FlowPolicy, Role, VelocityModule, save_student
 from chordflow.quiet import quiet_stdout
-from family_case import euler, on_path
+from family_case import euler, load, on_path
 from small_policies import Folders
+from small_runs import weights
 
 LM_HEAD = "model.paligemma_with_expert.paligemma.lm_head.weight"
 EMBEDDING = "model.paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight"
@@ -39,10 +40,6 @@ def build(family: str, tmp_path: Path) -> Callable[..., Any]:
 def checkpoint(family: str, family_folder: Folders) -> Path:
     """A stock checkpoint; not to be written to."""
     return family_folder(family)
-
-
-def load(folder: Path) -> Any:
-    return load_flow_policy(folder, device="cpu")
 
 
 @pytest.fixture
@@ -99,8 +96,7 @@ def older_names(policy: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_files_with_openpis_keys_load_and_students_keep_them(
     tmp_path: Path, family: str, checkpoint: Path
 ) -> None:
-    folder = tmp_path / "older"
-    shutil.copytree(checkpoint, folder)
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "older"))
     tensors = load_file(checkpoint / "model.safetensors")
     # Saved as one with the output layer.
     tensors[LM_HEAD] = tensors.pop(EMBEDDING)
@@ -127,14 +123,9 @@ def test_files_with_openpis_keys_load_and_students_keep_them(
             assert torch.equal(parameter, trained.get(name, reference.module.get_parameter(name))), name
 
 
-def test_a_missing_embedding_is_not_filled_from_a_missing_layer(
-    tmp_path: Path, family: str, checkpoint: Path
-) -> None:
-    folder = tmp_path / "cut"
-    shutil.copytree(checkpoint, folder)
-    tensors = load_file(checkpoint / "model.safetensors")
-    del tensors[LM_HEAD], tensors[EMBEDDING]
-    save_file(tensors, folder / "model.safetensors")
+def test_a_missing_embedding_is_not_filled_from_a_missing_layer(tmp_path: Path, checkpoint: Path) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "cut"))
+    weights(lambda tensors: [tensors.pop(name) for name in (LM_HEAD, EMBEDDING)])(folder)
     with pytest.raises(UserError, match=r"lacks .*lm_head\.weight' and 1 more; give complete weights"):
         load(folder)
 

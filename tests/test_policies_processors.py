@@ -18,22 +18,13 @@ from lerobot.processor import NormalizerProcessorStep, PolicyProcessorPipeline, 
 from torch import Tensor
 
 import drift_env  # noqa: F401 (registers the environment)
-from broken_statistics import (
-    AFTER,
-    BEFORE,
-    add_step,
-    drop,
-    edit_config,
-    edit_normaliser,
-    edit_statistics,
-    edit_steps,
-)
+from broken_statistics import AFTER, BEFORE, add_step, drop, edit_normaliser, edit_statistics, edit_steps
 from builders import ACTION_DIM, STATE_DIM, make_config, observations
 from chordflow.errors import UserError
 from chordflow.policies import load_flow_policy
 from chordflow.policies.processors import blank_observation, check_processors, try_out
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
-from small_runs import options, refused
+from small_runs import changed, edit_json, options, refused
 
 Change = Callable[[Path], object]
 
@@ -44,6 +35,10 @@ STATE, ACTION, CAMERA = "observation.state", "action", "observation.images."
 def teacher(checkpoint: Path, tmp_path: Path) -> Path:
     """A checkpoint that may be changed."""
     return Path(shutil.copytree(checkpoint, tmp_path / "teacher"))
+
+
+def config(change: Callable[[dict[str, Any]], object]) -> Change:
+    return lambda p: edit_json(p / "config.json", change)
 
 
 def fill(name: str, value: float) -> Callable[[dict[str, Tensor]], object]:
@@ -70,12 +65,12 @@ def widen(folder: Path, key: str, size: int) -> None:
     for pipeline in (BEFORE, AFTER):
         edit_statistics(folder, pipeline, resized(key, size))
     features = "output_features" if key == ACTION else "input_features"
-    edit_config(folder, lambda c: c[features][key].update(shape=[size]))
+    config(lambda c: c[features][key].update(shape=[size]))(folder)
 
 
 def add_input(folder: Path, key: str, kind: str, *shape: int) -> None:
     """Lists an observation in `config.json` alone, as a base model's stay there when it is fine-tuned."""
-    edit_config(folder, lambda c: c["input_features"].update({key: {"type": kind, "shape": list(shape)}}))
+    config(lambda c: c["input_features"].update({key: {"type": kind, "shape": list(shape)}}))(folder)
 
 
 def held(pipeline: str, change: Callable[[dict[str, Tensor]], object]) -> Change:
@@ -116,7 +111,7 @@ BROKEN: dict[str, tuple[Change, list[str]]] = {
         ["does not normalise observation.state", "observation.state (ENV)"],
     ),
     "no mode in the config, one without statistics in the step": (
-        lambda p: [edit_config(p, lambda c: c["normalization_mapping"].pop("ACTION")), drop(p, AFTER, ACTION)],
+        lambda p: [config(lambda c: c["normalization_mapping"].pop("ACTION"))(p), drop(p, AFTER, ACTION)],
         ["no mean and std of action"],
     ),
     "no step": (lambda p: forget_step(p, AFTER), [POST, "does not normalise action", "no step that normalises"]),
@@ -144,18 +139,16 @@ BROKEN: dict[str, tuple[Change, list[str]]] = {
         lambda p: widen(p, STATE, 9), ["statistics of observation.state of size 9", "max_state_dim is 8"]
     ),
     "no state": (
-        lambda p: edit_config(p, lambda c: c["input_features"].pop(STATE)),
-        ["config.json has no observation.state in input_features"],
+        config(lambda c: c["input_features"].pop(STATE)), ["config.json has no observation.state in input_features"]
     ),
     "no inputs": (
-        lambda p: edit_config(p, lambda c: c["input_features"].clear()), ["config.json has no observations in"]
+        config(lambda c: c["input_features"].clear()), ["config.json has no observations in"]
     ),
     "what LeRobot has not ported": (
-        lambda p: edit_config(p, lambda c: c.update(use_delta_joint_actions_aloha=True)),
-        ["can read (NotImplementedError: `use_delta"],
+        changed("config.json", use_delta_joint_actions_aloha=True), ["can read (NotImplementedError: `use_delta"]
     ),
     "joints that are not Aloha's": (
-        lambda p: edit_config(p, lambda c: c.update(adapt_to_pi_aloha=True)),
+        changed("config.json", adapt_to_pi_aloha=True),
         ["adapt_to_pi_aloha=true", "observation.state has size 3", "Aloha's 14 joints; set it to false"],
     ),
     "a step that fails": (
@@ -163,8 +156,7 @@ BROKEN: dict[str, tuple[Change, list[str]]] = {
         ["the postprocessor (policy_postprocessor.json)"],
     ),
     "no action": (
-        lambda p: edit_config(p, lambda c: c["output_features"].clear()),
-        ["config.json has no action in output_features"],
+        config(lambda c: c["output_features"].clear()), ["config.json has no action in output_features"]
     ),
 }  # fmt: skip
 
@@ -224,11 +216,11 @@ SOUND: dict[str, Change] = {
     "an action that is not listed": lambda p: [
         edit_normaliser(p, side, lambda c: c["features"].pop(ACTION)) for side in (BEFORE, AFTER)
     ],
-    "another mode than the config's, with its statistics": lambda p: edit_config(
-        p, lambda c: c["normalization_mapping"].update(ACTION="QUANTILES")
+    "another mode than the config's, with its statistics": config(
+        lambda c: c["normalization_mapping"].update(ACTION="QUANTILES")
     ),
     "no normalisation by the config": lambda p: (
-        edit_config(p, lambda c: c.update(normalization_mapping=dict.fromkeys(("STATE", "ACTION"), "IDENTITY"))),
+        changed("config.json", normalization_mapping=dict.fromkeys(("STATE", "ACTION"), "IDENTITY"))(p),
         *(mode(side, STATE="IDENTITY", ACTION="IDENTITY")(p) for side in (BEFORE, AFTER)),
         *(edit_statistics(p, side, dict.clear) for side in (BEFORE, AFTER)),
     ),

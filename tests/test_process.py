@@ -50,13 +50,9 @@ def started(command: list[str]) -> subprocess.CompletedProcess[str]:
     silenced = {"TOKENIZERS_PARALLELISM", "HF_HUB_DISABLE_PROGRESS_BARS", "TRANSFORMERS_VERBOSITY"}
     environment = {name: value for name, value in os.environ.items() if name not in silenced}
     path = os.pathsep.join([str(tests), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment |= {"PYTHONPATH": path, "PYTHONWARNINGS": "default", "COLUMNS": "100"}
     # The threads of a GPU would not survive a fork.
-    environment |= {
-        "PYTHONPATH": path,
-        "PYTHONWARNINGS": "default",
-        "COLUMNS": "100",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
+    environment["CUDA_VISIBLE_DEVICES"] = ""
     return subprocess.run(command, cwd=tests, env=environment, capture_output=True, text=True, timeout=3600)
 
 

@@ -22,11 +22,7 @@ from chordflow.results.schema import Results
 from chordflow.training import checkpoints
 from chordflow.training.loop import read_metrics
 from small_jobs import drawn, measured_in_full
-from small_runs import SMALL as SMALL
-from small_runs import Capture, refusal
-from small_runs import options as options
-from small_runs import resume as resume
-from small_runs import student_of as student_of
+from small_runs import Capture, cut_back, options, refusal, resume, student_of
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +75,9 @@ def test_the_student_is_measured_beside_its_teacher(run: Path) -> None:
 @pytest.mark.usefixtures("full_measures")
 def test_a_resumed_run_ends_in_the_same_bits(run: Path, tmp_path: Path) -> None:
     cut = tmp_path / "moved elsewhere"
-    shutil.copytree(run, cut, symlinks=True)
-    # As if killed after the third step's checkpoint, with a half-written one behind it.
-    shutil.rmtree(cut / "checkpoints" / "000006")
+    cut_back(Path(shutil.copytree(run, cut, symlinks=True)), 3)
+    # With a half-written checkpoint behind it.
     (cut / "checkpoints" / ".000006.tmp").mkdir()
-    (cut / "checkpoints" / "last").unlink()
-    (cut / "checkpoints" / "last").symlink_to("000003")
     (cut / "results.json").unlink()
     # Workers read ahead and change nothing: the run had two.
     assert main(resume(cut, 3, "--num_workers=0")) == 0
@@ -183,7 +176,7 @@ def test_a_write_that_fails_leaves_the_last_good_checkpoint(
 @pytest.mark.parametrize("more", [
     "--student.init=random", "--seed=9", "--batch_size=4", "--coupling.num_steps=1", "--num_inference_steps=2",
     "--ema.enable=true", "--output_dir=elsewhere", "--buffer.block_size=2", "--student.train=[language]",
-    "--method.times.at_noise=0.1", "--optimizer.type=adamw",
+    "--method.times.at_noise=0.1", "--method.type=snapflow", "--optimizer.type=adamw",
 ])  # fmt: skip
 def test_what_would_make_it_another_run_is_refused(run: Path, more: str, capsys: Capture) -> None:
     before = (run / "metrics.jsonl").read_text()

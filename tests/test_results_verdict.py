@@ -231,10 +231,8 @@ def test_policies_without_a_student_are_told_of() -> None:
     )
     said = {found.rule: found.text for found in findings(results)}
     assert said["trained_for_other_steps"].startswith("Quick was trained for one step only")
-    assert (
-        said["gaps_of_others"]
-        == "The action gap to the deployed teacher is 20 % RMS with quick at two steps."
-    )
+    others = "The action gap to the deployed teacher is 20 % RMS with quick at two steps."
+    assert said["gaps_of_others"] == others
 
 
 def test_what_to_type_next_has_the_users_own_paths() -> None:

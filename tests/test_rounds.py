@@ -21,7 +21,8 @@ from chordflow.experiments.rounds import round_seed
 from chordflow.results.schema import Results
 from chordflow.training.methods import ReflowMethod
 from small_jobs import drawn
-from small_runs import Capture, options, signal_at, student_of
+from small_runs import Capture, Refuse, cut_back, edit_json, options, refusal, signal_at, student_of
+from small_runs import refuse as refuse
 
 STATE = ("pretrained_model/model.safetensors", "training_state/master_weights.safetensors",
          "training_state/optimizer_state.safetensors")  # fmt: skip
@@ -43,15 +44,6 @@ def copied(run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(run, tmp_path / "copy", symlinks=True))
 
 
-def cut(run: Path, number: int) -> None:
-    """Takes a round back to its third step."""
-    checkpoints = run / f"round_{number}" / "checkpoints"
-    shutil.rmtree(checkpoints / "000006")
-    (checkpoints / "last").unlink()
-    (checkpoints / "last").symlink_to("000003")
-    (run / f"round_{number}" / "results.json").unlink()
-
-
 def resume(run: Path, *more: str, place: str = "checkpoints/last") -> list[str]:
     config = run / place / "pretrained_model" / "train_config.json"
     return ["reflow", "--resume=true", f"--config_path={config}", *more]
@@ -70,8 +62,7 @@ def gaps(run: Path) -> list[tuple[str, int, str, float]]:
 
 
 def record(checkpoint: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((checkpoint / "pretrained_model" / "reflow_config.json").read_text())
-    return found
+    return json.loads((checkpoint / "pretrained_model" / "reflow_config.json").read_text())
 
 
 def last(run: Path, number: int) -> Path:
@@ -142,8 +133,7 @@ def test_all_rounds_are_held_against_the_first_teacher(two: Path, checkpoint: Pa
     assert sorted(rows, key=lambda row: -row.curvature) == rows
 
     def rms(of: Results, name: str) -> float:
-        row = of.gap(name, 1, "deployed")
-        return row.rms
+        return of.gap(name, 1, "deployed").rms
 
     # The first round's own teacher is the first one.
     assert rms(results, "round_1") == rms(alone, "student")
@@ -195,7 +185,8 @@ def test_interrupted_before_any_checkpoint_nothing_is_left(
 
 def test_killed_in_the_second_round_it_goes_on_there(two: Path, tmp_path: Path) -> None:
     run = copied(two, tmp_path)
-    cut(run, 2)
+    cut_back(run / "round_2", 3)
+    (run / "round_2" / "results.json").unlink()
     (run / "round_2" / "checkpoints" / ".000006.tmp").mkdir()
     (run / "checkpoints").unlink()
     (run / "checkpoints").symlink_to("round_1/checkpoints")
@@ -248,24 +239,17 @@ def test_more_rounds_can_be_asked_for(two: Path, tmp_path: Path) -> None:
     (["--rounds=2", "--auto_rounds.most=3"], "auto_rounds: these options are about rounds=auto, and rounds=2"),
     (["--rounds=always"], "rounds=always: give a whole number or auto"),
 ])  # fmt: skip
-def test_rounds_that_cannot_be_are_refused(
-    checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: Capture, more: list[str],
-    message: str,
-) -> None:  # fmt: skip
-    assert main(options(checkpoint, dataset_root, tmp_path / "out", *more)) == 2
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+def test_rounds_that_cannot_be_are_refused(more: list[str], message: str, refuse: Refuse) -> None:
+    assert message in refuse(*more)
 
 
 def test_what_does_not_fit_a_run_of_rounds_is_refused(
-    two: Path, whole_run: Path, checkpoint: Path, dataset_root: Path, tmp_path: Path,
-    capsys: Capture,
-) -> None:  # fmt: skip
+    two: Path, whole_run: Path, checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: Capture
+) -> None:
     run = copied(two, tmp_path)
 
     def refused(arguments: list[str], *words: str) -> None:
-        assert main(arguments) == 2
-        said = capsys.readouterr().err
+        said = refusal(arguments, capsys)
         assert all(word in said for word in words), said
 
     refused(resume(run, "--rounds=1"), "rounds=1: the checkpoint is of round 2 of 2; give at least 2.")
@@ -296,13 +280,10 @@ def test_a_students_teachers_may_have_seen_what_it_has_not(
     dataset, student = DatasetConfig("test/tiny", eval_split=0.1), last(two, 1) / "pretrained_model"
     assert teacher_may_have_seen(student, dataset, [5])
     # With a teacher that is known to have had the same episodes held out.
-    teacher, copy_of = tmp_path / "teacher", tmp_path / "student"
-    shutil.copytree(checkpoint, teacher)
-    shutil.copytree(student, copy_of)
+    teacher = Path(shutil.copytree(checkpoint, tmp_path / "teacher"))
+    copy_of = Path(shutil.copytree(student, tmp_path / "student"))
     shutil.copyfile(student / "train_config.json", teacher / "train_config.json")
-    ours = json.loads((student / "reflow_config.json").read_text())
-    ours["teacher"]["path"] = str(teacher)
-    (copy_of / "reflow_config.json").write_text(json.dumps(ours))
+    edit_json(copy_of / "reflow_config.json", lambda ours: ours["teacher"].update(path=str(teacher)))
     assert not teacher_may_have_seen(copy_of, dataset, [5])
     shutil.rmtree(teacher)
     assert teacher_may_have_seen(copy_of, dataset, [5])

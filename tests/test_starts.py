@@ -29,8 +29,8 @@ from drift_env import DriftEnvConfig
 from gaussian_setup import make_policy
 from rollout_checks import episode as make_episode
 from rollout_checks import run
+from small_runs import edit_json, options, student_of
 from stored_starts_env import StoredStartsConfig, StoredStartsEnv
-from test_reflow_job import options, student_of
 
 
 def episode(seed: int, success: bool = True, task: int = 0, jump: float = 0.0) -> Episode:
@@ -42,9 +42,6 @@ def episode(seed: int, success: bool = True, task: int = 0, jump: float = 0.0) -
 
 def ends(estimate: Any) -> list[float]:
     return [estimate.interval.low, estimate.interval.high]
-
-
-# What a start and a noise depend on
 
 
 @pytest.mark.parametrize(("config", "expected"), [
@@ -98,9 +95,6 @@ def test_stores_record_what_noise_is_a_function_of(tiny_policy: SmolVLAFlowPolic
         EpisodeStore(tmp_path, settings)
 
 
-# How they are counted
-
-
 @given(
     pairs=st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60),
     repeats=st.integers(1, 4),
@@ -139,9 +133,6 @@ def test_rows_of_repeated_episodes_have_the_intervals_of_these_once() -> None:
     ]
     assert [row.starts for row in delays] == [None, 7]
     assert delays[1].interval.low == pytest.approx(delays[0].interval.low)
-
-
-# Which were trained on
 
 
 @pytest.mark.parametrize(("number", "ranges", "expected"), [
@@ -197,9 +188,7 @@ def evaluated(teacher: Path, student: Path, output: Path, **others: Any) -> Resu
 def with_record(student: Path, folder: Path, ranges: list[dict[str, Any]]) -> Path:
     """A copy of a student whose record says something else."""
     shutil.copytree(student, folder)
-    record = json.loads((folder / "reflow_config.json").read_text())
-    record.pop("collected")
-    (folder / "reflow_config.json").write_text(json.dumps(record | {"collected": ranges}))
+    edit_json(folder / "reflow_config.json", lambda record: record.update(collected=ranges))
     return folder
 
 

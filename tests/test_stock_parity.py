@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 import family_multi_task_dit
-from broken_statistics import edit_config
 from builders import build_dataset
 from chordflow.cli.main import main
 from chordflow.couplings.observations import DatasetConfig, open_split
@@ -26,7 +25,7 @@ from chordflow.rollouts.runner import run_episodes
 from drift_env import DriftEnvConfig
 from families import CASES
 from family_case import euler
-from small_runs import options, student_of
+from small_runs import edit_json, options, student_of
 
 BASE_CAMERAS = ("camera1", "camera2", "camera3")
 BASE_STATE = 6
@@ -49,7 +48,8 @@ def other_robot(
 
     def build(folder: Path) -> tuple[Path, Path]:
         base = CASES[family].build(folder / "base", cameras=of, **options)
-        edit_config(base, lambda c: c["input_features"]["observation.state"].update(shape=[BASE_STATE]))
+        state = {"shape": [BASE_STATE]}
+        edit_json(base / "config.json", lambda c: c["input_features"]["observation.state"].update(state))
         dataset = build_dataset(folder / "data", 2, 2, cameras=tuple(cameras), state_dim=state_dim)
         return fine_tuned(base, dataset, folder / "pretrained_model", own), dataset
 
@@ -66,32 +66,21 @@ def more_cameras(folder: Path) -> tuple[Path, Path]:
 SITUATIONS: dict[str, tuple[Build, dict[str, str]]] = {
     "smolvla, one of three cameras": (other_robot("smolvla", ["camera2"]), {}),
     "smolvla, two of three cameras and a blank one": (
-        other_robot("smolvla", ["camera1", "camera3"], state_dim=1, empty_cameras=1),
-        {},
-    ),
+        other_robot("smolvla", ["camera1", "camera3"], state_dim=1, empty_cameras=1), {}),
     "smolvla, its own rename_map and a camera left over": (
-        other_robot("smolvla", ["front", "hand"], state_dim=8, own=names(front="camera2")),
-        {},
-    ),
+        other_robot("smolvla", ["front", "hand"], state_dim=8, own=names(front="camera2")), {}),
     "smolvla, --rename_map in place of its own": (
         other_robot("smolvla", ["front", "hand"], own=names(front="camera2", hand="camera1")),
-        names(front="camera1", hand="camera2"),
-    ),
+        names(front="camera1", hand="camera2")),
     "pi0, two of three cameras": (other_robot("pi0", ["camera1", "camera3"]), {}),
     "pi0, its own rename_map onto a blank camera": (
-        other_robot(
-            "pi0", ["front", "hand"], own=names(front="camera3", hand="empty_camera_0"), empty_cameras=1
-        ),
-        {},
-    ),
+        other_robot("pi0", ["front", "hand"], own=names(front="camera3", hand="empty_camera_0"), empty_cameras=1), {}),
     "pi05, one of three cameras": (other_robot("pi05", ["camera3"], state_dim=2), {}),
     "eo1, its own rename_map": (
-        other_robot("eo1", ["front"], own=names(front="camera1"), of=("camera1",)),
-        {},
-    ),
+        other_robot("eo1", ["front"], own=names(front="camera1"), of=("camera1",)), {}),
     "groot, one of three cameras": (other_robot("groot", ["camera2"], state_dim=5), {}),
     "multi_task_dit, more cameras": (more_cameras, {}),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("situation", SITUATIONS)
@@ -181,17 +170,13 @@ def fine_tuned(base: Path, dataset: Path, folder: Path, rename_map: dict[str, st
     shared = {"norm_map": config.normalization_mapping, "stats": metadata.stats}
     before = {**shared, "features": {**config.input_features, **config.output_features}}
     processors = make_pre_post_processors(
-        config,
-        pretrained_path=str(base),
-        dataset_stats=metadata.stats,
-        dataset_meta=metadata,
+        config, pretrained_path=str(base), dataset_stats=metadata.stats, dataset_meta=metadata,
         preprocessor_overrides={
-            "device_processor": {"device": "cpu"},
-            "normalizer_processor": before,
+            "device_processor": {"device": "cpu"}, "normalizer_processor": before,
             "rename_observations_processor": {"rename_map": rename_map or {}},
         },
         postprocessor_overrides={"unnormalizer_processor": {**shared, "features": config.output_features}},
-    )
+    )  # fmt: skip
     policy.save_pretrained(folder)
     for pipeline in processors:
         pipeline.save_pretrained(folder)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from chordflow import stopping
 from chordflow.console import bar
+from chordflow.couplings import BufferConfig
 from chordflow.couplings.making import BlockMaker
 from chordflow.errors import UserError
 from chordflow.stopping import SIGNALS, Stopped
@@ -27,10 +28,13 @@ from chordflow.training.methods import ReflowMethod, ReflowMethodConfig
 from chordflow.training.optimizers import AdamWConfig, SOAPConfig
 from chordflow.training.steps import EMAConfig
 from gaussian_setup import make_observations
-from test_training import GROWS, SLIDES, Run, run
+from test_training import Run, run
 
 STEPS = 8
 AVERAGED = EMAConfig(enable=True, decay=0.9)
+SLIDES = BufferConfig(8, 4, 1, 4)
+GROWS = BufferConfig(16, 4, 4, 4, start_observations=4)
+"""In eight steps of eight couplings, from one block to three."""
 
 
 def names(output: Path) -> list[str]:
@@ -75,7 +79,9 @@ def train(output: Path, **options: Any) -> Run:
 @pytest.mark.parametrize(("moments", "options"), [
     (10, {"optimizer": SOAPConfig(lr=1e-3, precondition_frequency=3), "buffer": GROWS, "ema": AVERAGED}),
     (3, {"optimizer": AdamWConfig(lr=1e-3), "buffer": SLIDES}),
-], ids=["soap", "adamw"])  # fmt: skip
+    (1, {"optimizer": AdamWConfig(lr=1e-3), "buffer": GROWS, "ema": AVERAGED}),
+    (1, {"optimizer": SOAPConfig(lr=1e-3, precondition_frequency=3), "buffer": SLIDES, "ema": AVERAGED}),
+], ids=["soap", "adamw", "adamw, grows", "soap, slides"])  # fmt: skip
 def test_stopped_at_random_moments_it_resumes_to_the_same_bits(
     tmp_path: Path, moments: int, options: dict[str, Any]
 ) -> None:
@@ -100,7 +106,7 @@ def test_stopped_at_random_moments_it_resumes_to_the_same_bits(
         for step in ("000003", "000006", "000008"):
             same(whole / "checkpoints" / step, output / "checkpoints" / step)
         files = (one / "metrics.jsonl" for one in (whole, output))
-        lines = [[(line["step"], line["loss"]) for line in read_metrics(file)] for file in files]
+        lines = [[(line["step"], line["loss"], line["lr"]) for line in read_metrics(file)] for file in files]
         assert lines[0] == lines[1]
 
 
@@ -163,9 +169,6 @@ def test_weights_that_the_last_update_destroyed_are_not_saved(tmp_path: Path) ->
     assert names(tmp_path) == ["000001", "last"]
 
 
-# By the clock
-
-
 @pytest.mark.parametrize(("minutes", "save_freq", "expected"), [
     (1e-9, 3, ["1", "2", "3", "3 4", "3 5", "3 6", "3 6 7", "3 6 8"]),
     (1e6, 0, [""] * 7 + ["8"]),
@@ -197,9 +200,6 @@ def test_a_timed_checkpoint_that_becomes_the_student_stays(tmp_path: Path) -> No
     run(tmp_path, steps=5, resume_from=last(tmp_path))
     run(tmp_path, steps=STEPS, resume_from=last(tmp_path))
     assert names(tmp_path) == ["000005", "000008", "last"]
-
-
-# The signals themselves
 
 
 def interrupt() -> None:

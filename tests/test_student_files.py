@@ -15,8 +15,7 @@ from chordflow.experiments.provenance import write_configs
 from chordflow.policies import Role, load_flow_policy, save_student
 from families import CASES
 from small_policies import Folders
-from small_runs import edit_json
-from test_reflow_job import options
+from small_runs import edit_json, options
 
 # What a machine without the teacher's, or LeRobot's parser, would put other values for.
 ELSEWHERE = {

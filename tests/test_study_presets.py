@@ -240,14 +240,11 @@ def test_a_file_that_cannot_be_is_refused(tmp_path: Path, capsys: pytest.Capture
 
 def test_another_file_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "study.json"
-    for content in (
-        {"kind": "reflow", "schema_version": 1, "settings": {}},
-        {"kind": "study", "schema_version": 1, "preset": "methods", "settings": {}},
+    for kind, said in (
+        ("reflow", "is of kind reflow"),
+        ("study", "is no readable result of chordflow study"),
     ):
-        path.write_text(json.dumps(content))
-        said = (
-            "is of kind reflow" if content["kind"] == "reflow" else "is no readable result of chordflow study"
-        )
+        path.write_text(json.dumps({"kind": kind, "schema_version": 1, "preset": "methods", "settings": {}}))
         assert said in refused(capsys, *resume(tmp_path)[1:])
     Study("methods", [], {"steps": 2}, {}, "cpu", "a/b", "0", [], [0], 2, None, [2.0]).save(path)
     assert "holds settings that cannot be used (--" in refused(capsys, *resume(tmp_path)[1:])

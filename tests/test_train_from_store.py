@@ -2,14 +2,15 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import chordflow.couplings.making as making
+from broken_statistics import BEFORE, edit_statistics
 from builders import build_checkpoint, build_dataset, edit_column
 from builders import parse_reflow as parse
 from chordflow.cli.main import main
@@ -17,7 +18,7 @@ from chordflow.couplings.store import shard_name
 from coupling_stores import command
 from coupling_stores import couple as couple
 from coupling_stores import stores as stores
-from small_runs import Capture, edit_json, options, refusal, student_of
+from small_runs import Capture, changed, cut_back, edit_json, options, refusal, student_of, weights
 
 # What `options` of the main job has besides, and a store answers for.
 FROM_STORE = (
@@ -107,12 +108,8 @@ def test_a_resumed_training_finds_its_store(
         patch.chdir(tmp_path)
         assert main(train_from(Path("store"), outputs[0], "--steps=8", "--save_freq=4")) == 0
     assert "8 steps would take 44, so each block is used 1.8 times" not in capsys.readouterr().out
-    cut = Path(shutil.copytree(*outputs, symlinks=True)) / "checkpoints"
-    shutil.rmtree(cut / "000008")
-    (cut / "last").unlink()
-    (cut / "last").symlink_to("000004")
-    settings = cut / "last" / "pretrained_model" / "train_config.json"
-    resumed = ["reflow", "--resume=true", f"--config_path={settings}"]
+    cut = cut_back(Path(shutil.copytree(*outputs, symlinks=True)), 4)
+    resumed = ["reflow", "--resume=true", f"--config_path={student_of(cut)}"]
     # It has been moved, and another one has taken its place.
     moved = store.rename(tmp_path / "moved")
     missing = f"couplings.path={store}: there is no folder; the run began with one: say with --couplings.path"
@@ -144,9 +141,6 @@ def test_another_seed_and_a_prefix_of_ones_own_train_on_the_same_couplings(
     assert told["couplings"]["observations"] == 20
     told = json.loads((student_of(tmp_path / "out") / "reflow_config.json").read_text(encoding="utf-8"))
     assert told["seed"] == 6
-
-
-# ---- What is not the store's -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("option", "message"), [
@@ -184,31 +178,17 @@ def test_no_store_there(tmp_path: Path, capsys: Capture) -> None:
     assert "couplings.path=nowhere: there is no folder; make one with: chordflow couple" in said
 
 
-def changed_weights(folder: Path) -> None:
-    weights = load_file(folder / "model.safetensors")
-    name = next(name for name in weights if "action_out" in name)
-    weights[name] = weights[name] * 1.0001
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-
-
-def changed_statistics(folder: Path) -> None:
-    file = next(folder.glob("policy_preprocessor_step_*.safetensors"))
-    save_file({name: tensor * 2 for name, tensor in load_file(file).items()}, file)
-
-
-def changed_chunk(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "chunk_size": 12}))
+ANOTHER = "its weights or its processors' statistics are not those that the couplings in"
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    (changed_weights, "its weights or its processors' statistics are not those that the couplings in"),
-    (changed_statistics, "its weights or its processors' statistics are not those that the couplings in"),
-    (changed_chunk, "its chunks have 8 actions of 6 dimensions (2 real), but those of"),
+    (weights(lambda held: held["model.action_out_proj.weight"].mul_(1.0001)), ANOTHER),
+    (lambda p: edit_statistics(p, BEFORE, lambda held: [tensor.mul_(2) for tensor in held.values()]), ANOTHER),
+    (changed("config.json", chunk_size=12), "its chunks have 8 actions of 6 dimensions (2 real), but those of"),
 ])  # fmt: skip
 def test_another_teacher_is_refused(
-    stores: dict[bool, Path], checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: Capture,
-    change: Callable[[Path], None], message: str,
+    stores: dict[bool, Path], checkpoint: Path, dataset_root: Path, tmp_path: Path, capsys: Capture, change: Any,
+    message: str,
 ) -> None:  # fmt: skip
     teacher = Path(shutil.copytree(checkpoint, tmp_path / "teacher"))
     # A copy is the same teacher.

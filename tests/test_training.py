@@ -22,7 +22,7 @@ from chordflow.policies.base import PREFIX_ROLES
 from chordflow.policies.sampling import Sampler
 from chordflow.training.loop import Trained, read_metrics, train
 from chordflow.training.methods import Method, ReflowMethod, ReflowMethodConfig
-from chordflow.training.optimizers import AdamWConfig, OptimizerConfig, SOAPConfig
+from chordflow.training.optimizers import AdamWConfig
 from chordflow.training.steps import EMAConfig, LoopConfig, Passed, SchedulerConfig
 from chordflow.training.student import StudentInit, make_student, shares_prefix
 from closed_forms import GaussianFlow
@@ -41,7 +41,6 @@ class Run:
     trainable: dict[str, nn.Parameter]
     progress: list[Passed] = field(default_factory=list)
     weights: list[dict[str, Tensor]] = field(default_factory=list)
-    saved: dict[Path, dict[str, Tensor]] = field(default_factory=dict)
     trained: Trained = field(init=False)
 
 
@@ -57,10 +56,8 @@ def run(
 
     def write(folder: Path, given: dict[str, Tensor]) -> None:
         folder.mkdir(parents=True)
-        save_file(
-            {name: tensor.contiguous() for name, tensor in given.items()}, folder / "student.safetensors"
-        )
-        done.saved[folder.parent] = {name: tensor.clone() for name, tensor in given.items()}
+        held = {name: tensor.contiguous() for name, tensor in given.items()}
+        save_file(held, folder / "student.safetensors")
 
     def on_step(passed: Passed, _rate: float) -> None:
         done.progress.append(passed)
@@ -83,9 +80,6 @@ def saved(done: Run, name: str) -> dict[str, Tensor]:
     return load_file(done.trained.checkpoint / f"{name}.safetensors")
 
 
-# The method
-
-
 def batch_of(policy: FlowPolicy, count: int) -> CouplingBatch:
     noise, endpoint = policy.sample_noise(2 * count, generator(0)).chunk(2)
     context = policy.encode({"observation.state": torch.ones(count, 2)})
@@ -106,9 +100,6 @@ def test_every_padded_dimension_and_every_row_counts_alike() -> None:
     losses = [exact_but(where) for where in itertools.product(range(3), range(4), range(4))]
     assert losses == pytest.approx([1 / (3 * 4 * 4)] * 48)
     assert max(losses) - min(losses) < 1e-7
-
-
-# The loop
 
 
 def test_two_steps_equal_adamw_by_hand(tmp_path: Path) -> None:
@@ -224,40 +215,6 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
         run(tmp_path / "other", steps=6, method=Breaking())
 
 
-# Resuming
-
-
-SLIDES = BufferConfig(8, 4, 1, 4)
-GROWS = BufferConfig(16, 4, 4, 4, start_observations=4)
-"""In eight steps of eight couplings, from one block to three."""
-
-
-@pytest.mark.parametrize(("optimizer", "buffer"), [
-    (AdamWConfig(lr=1e-3), SLIDES),
-    (AdamWConfig(lr=1e-3), GROWS),
-    (SOAPConfig(lr=1e-3, precondition_frequency=3), SLIDES),
-])  # fmt: skip
-def test_a_resumed_run_is_the_uninterrupted_one(
-    tmp_path: Path, optimizer: OptimizerConfig, buffer: BufferConfig
-) -> None:
-    options: dict[str, Any] = {"steps": 8, "save_freq": 4, "ema": EMAConfig(enable=True, decay=0.9)}
-    options |= {"buffer": buffer, "optimizer": optimizer}
-    whole = run(tmp_path, **options)
-    resumed = run(tmp_path, resume_from=tmp_path / "checkpoints" / "000004", **options)
-    after, expected = ([(p.step, p.loss, p.lr) for p in r.progress[-4:]] for r in (resumed, whole))
-    assert after == expected
-    assert [step for step, _, _ in after] == [5, 6, 7, 8] == [p.step for p in resumed.progress]
-    assert resumed.trained.samples == whole.trained.samples / 2
-    ends = [r.saved[tmp_path / "checkpoints" / ".000008.tmp"] for r in (whole, resumed)]
-    for name, parameter in whole.trainable.items():
-        assert torch.equal(parameter, resumed.trainable[name])
-        assert torch.equal(ends[0][name], ends[1][name])
-    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [2, 4, 6, 8]
-
-
-# Students
-
-
 def test_one_prefix_serves_both_only_while_it_is_equal_and_frozen() -> None:
     teacher, student = make_policy(), AffineStudent(GaussianConfig())
     assert shares_prefix(teacher, student, [Role.ACTION_HEAD])
@@ -268,11 +225,8 @@ def test_one_prefix_serves_both_only_while_it_is_equal_and_frozen() -> None:
     assert not shares_prefix(teacher, student, [Role.ACTION_HEAD])
 
 
-# The VLM that this checkpoint's config names has no weights; one that has is in test_study_init.py.
-WITHOUT_ANOTHER_VLM = [init for init in StudentInit if init != StudentInit.PRETRAINED_VLM]
-
-
-@pytest.mark.parametrize("init", WITHOUT_ANOTHER_VLM)
+# The VLM that this checkpoint's config names has no weights; one that has is in test_study.py.
+@pytest.mark.parametrize("init", [init for init in StudentInit if init != StudentInit.PRETRAINED_VLM])
 def test_a_student_begins_where_it_is_told_and_frozen_parameters_share_the_teachers_memory(
     checkpoint: Path, init: StudentInit
 ) -> None:
@@ -283,9 +237,7 @@ def test_a_student_begins_where_it_is_told_and_frozen_parameters_share_the_teach
         make_student(teacher, checkpoint, init, [Role.ACTION_HEAD], seed=seed) for seed in (4, 4, 5)
     )
     head, random = set(teacher.parameters_by_role()[Role.ACTION_HEAD]), init == StudentInit.RANDOM
-    fresh = {
-        StudentInit.TEACHER: set(), StudentInit.TEACHER_VLM: head, StudentInit.RANDOM: set(originals)
-    }[init]  # fmt: skip
+    fresh = set(originals) if random else head if init == StudentInit.TEACHER_VLM else set()
     assert set(student.trainable) == head
     others = [dict(one.policy.module.named_parameters()) for one in (again, other)]
     for name, parameter in student.policy.module.named_parameters():
@@ -303,9 +255,6 @@ def test_a_student_begins_where_it_is_told_and_frozen_parameters_share_the_teach
     assert all(torch.equal(before[name], parameter) for name, parameter in originals.items())
     assert set(student.fresh) == (set(originals) - head if random else set())
     assert shares_prefix(teacher, student.policy, [Role.ACTION_HEAD]) == (not random)
-
-
-# What reflow is for
 
 
 Reflowed = tuple[GaussianFlowPolicy, AffineStudent, Measures]

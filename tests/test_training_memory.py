@@ -93,9 +93,6 @@ def test_fewer_blocks_than_processes_are_refused() -> None:
         gaussian_buffer(9, parts=2, share=Share(0, 2))
 
 
-# Memory
-
-
 def short(*_: object, **__: object) -> Any:
     # A plain RuntimeError on a CPU, and refused before any memory is used.
     torch.empty(1 << 50)

@@ -156,6 +156,27 @@ class Count:
         self.progress.update(self.done, max(self.done, self.total), self.note)
 
 
+def _arm(entrant: Entrant, num_steps: int | None = None) -> RolloutArm:
+    own = entrant.policy
+    return RolloutArm(entrant.name, own, num_steps or entrant.num_steps, own.solver, own.grid_power)
+
+
+def _store(config: EvaluateConfig, arm: RolloutArm) -> EpisodeStore:
+    settings = arm_settings(arm.policy, config.env, n_action_steps=config.eval.n_action_steps, **arm.how)
+    return EpisodeStore(config.output_dir / EPISODES / arm.key, settings)
+
+
+def refuse_other_episodes(config: EvaluateConfig, entrants: dict[PolicyName, Entrant]) -> None:
+    """Makes sure, before anything is written, that the episodes of a run that is resumed were of these policies.
+
+    Raises:
+        UserError: if they were of others, or made in another way.
+    """
+    for arm in map(_arm, entrants.values()):
+        if config.env is not None and (config.output_dir / EPISODES / arm.key).is_dir():
+            _store(config, arm)
+
+
 class _Rollouts:
     """The episodes of one evaluation, with paired noise."""
 
@@ -167,8 +188,8 @@ class _Rollouts:
         free: FreeWays | None,
     ) -> None:
         self.config, self.entrants, self.runner, self.free = config, entrants, runner, free
-        self.teacher = self._arm(entrants[TEACHER])
-        self.candidates = [self._arm(entrant) for name, entrant in entrants.items() if name != TEACHER]
+        self.teacher = _arm(entrants[TEACHER])
+        self.candidates = [_arm(entrant) for name, entrant in entrants.items() if name != TEACHER]
         self.runs: dict[RolloutArm, list[Episode]] = {}
         self.stores: dict[RolloutArm, EpisodeStore] = {}
         self.seeds = list(range(config.seed, config.seed + config.eval.n_episodes))
@@ -217,16 +238,12 @@ class _Rollouts:
         )
         return results, clip
 
-    def _arm(self, entrant: Entrant, num_steps: int | None = None) -> RolloutArm:
-        own = entrant.policy
-        return RolloutArm(entrant.name, own, num_steps or entrant.num_steps, own.solver, own.grid_power)
-
     def _untrained(self) -> list[RolloutArm]:
         """The free alternative: the teacher at few steps, by Euler and by the best way at as many evaluations."""
         few = {arm.num_steps for arm in self.candidates} | set(self.config.eval.teacher_num_steps)
         few -= {self.teacher.num_steps}
         entrant = self.entrants[TEACHER]
-        arms = [self._arm(entrant, n) for n in sorted(few)]
+        arms = [_arm(entrant, n) for n in sorted(few)]
         for n in sorted(n for n in few if n < self.teacher.num_steps):
             best = self.free.best(n) if self.free is not None else None
             if best is not None:
@@ -278,7 +295,7 @@ class _Rollouts:
         seeds = seeds[: delay.n_episodes]
         for entrant in self.entrants.values() if delay.control_steps else ():
             for n in delay.num_steps if entrant.exported is None else [entrant.num_steps]:
-                plain = self._arm(entrant, n)
+                plain = _arm(entrant, n)
                 ways = [replace(plain, execution=how) for how in _executions(delay, n, entrant.policy)]
                 for arm in (plain, *ways):
                     self._run(arm, seeds)
@@ -303,10 +320,8 @@ class _Rollouts:
         wanted = [seed for seed in seeds if seed not in done]
         if not wanted:
             return
-        config, executed = self.config, self.config.eval.n_action_steps
         if arm not in self.stores:
-            settings = arm_settings(arm.policy, config.env, n_action_steps=executed, **arm.how)
-            self.stores[arm] = EpisodeStore(config.output_dir / EPISODES / arm.key, settings)
+            self.stores[arm] = _store(self.config, arm)
         with contextlib.ExitStack() as stack:
             if count is None:
                 count = Count(stack.enter_context(bar(f"episodes, {arm.label}")), len(wanted) * self.tasks)
@@ -315,7 +330,7 @@ class _Rollouts:
             new = self.runner.run(
                 arm.policy,
                 wanted,
-                n_action_steps=executed,
+                n_action_steps=self.config.eval.n_action_steps,
                 store=self.stores[arm],
                 record_frames=[seed for seed in wanted if seed in self.recorded],
                 progress=count,

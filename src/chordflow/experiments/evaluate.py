@@ -15,7 +15,7 @@ from chordflow.couplings import Split, open_split
 from chordflow.disk import write_json
 from chordflow.errors import UserError
 from chordflow.evaluation.gap import check_same_units
-from chordflow.experiments.arms import EPISODES, Clip, check_environment, run_arms
+from chordflow.experiments.arms import EPISODES, Clip, check_environment, refuse_other_episodes, run_arms
 from chordflow.experiments.config import CheckpointConfig
 from chordflow.experiments.evaluate_config import EvaluateConfig
 from chordflow.experiments.measured import (
@@ -67,6 +67,7 @@ def evaluate(config: EvaluateConfig, command: list[str]) -> tuple[Results, Clip]
         check_environment(config, entrants)
     with contextlib.nullcontext() if config.resume else _new_folder(output), only_run(output):
         _refuse_another_margin(config)
+        refuse_other_episodes(config, entrants)
         write_json(output / EVALUATE_CONFIG, plain(config))
         results = _on_the_dataset(config, command, entrants, split)
         clip: Clip = {}
