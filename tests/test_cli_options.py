@@ -174,6 +174,8 @@ def test_every_option_takes_its_default_and_nothing_of_another_kind(verb: str) -
     ("reflow --config_path=x --stpes=1", "did you mean --steps?"),
     ("evaluate --env.tpe=detour --help", "did you mean --env.type?"),
     ("evaluate --policy.dtype=x", "--policy.dtype is not an option; see"),
+    *((f"{verb} --teacher.{path}=x", "did you mean --teacher.path?") for verb in ("reflow", "evaluate")
+      for path in ("pth", "paht")),
     ("diagnose --teacher.path=x", "did you mean --policy.path?"),
     ("report --help=al", "--help=al is no help; write --help, or --help=all"),
     ("study methds", "did you mean methods?"),

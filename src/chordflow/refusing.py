@@ -266,9 +266,9 @@ def unknown(name: str, known: Collection[str]) -> str:
         return f"--{name} is a group; set one of its options: {', '.join(members)}."
     if name in GONE_OPTIONS:
         return f"--{name} is no option any more: {GONE_OPTIONS[name]}"
+    sought = re.sub(r"^teacher\b", "policy", name) if "policy.path" in known else name
     if "teacher.path" in known and "policy.path" not in known:
         known = [*known, *(f"policy{one[7:]}" for one in known if one.startswith("teacher."))]
-    sought = name if "policy.path" not in known else re.sub(r"^teacher\b", "policy", name)
     group, _, last = sought.rpartition(".")
     parts = [(option, *option.rpartition(".")[::2]) for option in known]
     # A name without a group may be the last part of an option, or a group.

@@ -63,9 +63,9 @@ def evaluate(arguments: list[str]) -> None:
     """Compares policies with their teacher."""
     done = api.evaluate(command=["chordflow", "evaluate", *arguments], **nest(read_options(arguments)))
     console.print(render(done.measured))
-    say(f"Results: {done.folder / 'results.json'}")
-    for path in done.files:
-        say(f"Report:  {path}")
+    page, tables, card = done.files
+    say(f"Results: {done.folder / 'results.json'}, tables in {tables}, model card in {card}")
+    say(f"Report:  {page}")
 
 
 def export(arguments: list[str]) -> None:
