@@ -11,7 +11,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from broken_statistics import AFTER, BEFORE, drop, edit_steps
+from broken_statistics import AFTER, BEFORE, drop, edit_statistics, edit_steps
 from builders import observations
 from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
@@ -208,6 +208,10 @@ UNFIT: dict[str, tuple[dict[str, Any], Callable[[Path], object], list[str]]] = {
     "no step that unnormalises": (
         {}, lambda p: edit_json(p / f"{AFTER}.json", lambda c: c["steps"].pop(0)),
         ["teacher.path=", f"{AFTER}.json has no step that unnormalises action"],
+    ),
+    "actions that leave on another scale": (
+        {}, lambda p: edit_statistics(p, AFTER, lambda held: held["action.max"].mul_(3)),
+        ["teacher.path=", "normalises action by a max of 14 in dimension 0", "unnormalises it by one of 42"],
     ),
     **{
         f"{side} without its minima and maxima": (

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from chordflow.errors import UserError
 from chordflow.policies.base import RELATIVE_ACTIONS, Batch, ChunkSpec, FlowPolicy, Role, role_by_beginning
 from chordflow.policies.context import Context
+from chordflow.policies.processors import check_same_statistics
 from chordflow.quiet import quiet_stdout
 
 _ROLES = {
@@ -98,6 +99,16 @@ class GrootFlowPolicy(FlowPolicy):
             if isinstance(step, GrootN17VLMEncodeStep):
                 # Saved with the device that trained it, and out of reach of LeRobot's override for loading.
                 step.device = str(self.config.device)
+        dim = self.config.action_feature.shape[0]
+        flat = [
+            {name: torch.as_tensor(step.stats[ACTION][name]).flatten()[:dim] for name in ("min", "max")}
+            for pipeline in (preprocessor, postprocessor)
+            for step in getattr(pipeline, "steps", ())
+            if isinstance(step, GrootN17PackInputsStep | GrootActionUnpackUnnormalizeStep)
+        ]
+        # Where the base model brings an embodiment's statistics, both steps hold these by groups instead.
+        if len(flat) > 1:
+            check_same_statistics(flat[0], flat[1], ("min", "max"))
         # As LeRobot's own sampler does before it predicts: in training there is dropout.
         policy.eval()
 
