@@ -291,8 +291,15 @@ def test_the_converter_keeps_the_old_file(
     assert (tmp_path / kept).read_text() == '{"kind": "compare"}'
     assert Study.load(tmp_path / "study.json") == beginnings()
     (tmp_path / name).write_text('{"kind": "compare"}')
-    with pytest.raises(SystemExit, match="exists; move it"):
+    with pytest.raises(UserError, match="exists; move it"):
         script.convert(tmp_path / name)
+    for spoilt, said in (("[]", "is no result of"), ('{"kind": "compare"}', "is damaged")):
+        (tmp_path / "other.json").write_text(spoilt)
+        monkeypatch.undo()
+        with pytest.raises(UserError, match=said):
+            script.convert(tmp_path / "other.json")
+    with pytest.raises(UserError, match="is no file"):
+        script.convert(tmp_path / "absent")
 
 
 def test_studies_of_one_teacher_join() -> None:
