@@ -11,7 +11,7 @@ import pytest
 import torch
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
-from broken_statistics import AFTER, edit_statistics
+from broken_statistics import AFTER, BEFORE, edit_statistics
 from builders import build_checkpoint
 from chordflow import api
 from chordflow.cli.main import main
@@ -136,7 +136,8 @@ def test_resuming_with_another_teacher_or_fewer_steps(
     said = refused([*resume, f"--teacher.path={other}"], capsys, tmp_path)
     assert f"teacher.path={other}: its weights are not those that the run began with" in said
     scaled = Path(shutil.copytree(checkpoint, tmp_path / "scaled"))
-    edit_statistics(scaled, AFTER, lambda held: held.update({"action.std": held["action.std"] * 20}))
+    for side in (BEFORE, AFTER):
+        edit_statistics(scaled, side, lambda held: held["action.std"].mul_(20))
     said = refused([*resume, f"--teacher.path={scaled}"], capsys, tmp_path)
     assert f"teacher.path={scaled}: its processors are not those that the run began with" in said
     said = refused([*resume, "--steps=2"], capsys, tmp_path)

@@ -17,12 +17,14 @@ import torch
 from huggingface_hub import ModelCard
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+from onnx import TensorProto, helper, numpy_helper
+from onnxscript import ir
 
 import chordflow
 import chordflow_runtime
 from builders import build_checkpoint, build_dataset, observations
 from chordflow.demo.teacher import CAMERA, place_teacher
-from chordflow.deploy import graphs, parity
+from chordflow.deploy import graphs, int8, parity
 from chordflow.errors import UserError
 from chordflow.evaluation.gap import Modes
 from chordflow.experiments import export as job
@@ -32,7 +34,7 @@ from chordflow.policies.files import PREPROCESSOR
 from chordflow.policies.sampling import Sampler
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
 from chordflow_runtime import RunnerError, load
-from chordflow_runtime.backends import require_bfloat16
+from chordflow_runtime.backends import openvino_core, require_bfloat16
 from families import CASES
 from hub_server import Hub
 from hub_server import hub as hub
@@ -79,7 +81,7 @@ def has_bfloat16() -> bool:
 def copies(exported: Path) -> Callable[..., dict[str, str]]:
     """Takes the place of tracing where the same has been traced before."""
 
-    def write_graphs(sampler: Sampler, inputs: Any, folder: Path, *, two: bool) -> dict[str, str]:
+    def write_graphs(sampler: Sampler, inputs: Any, folder: Path, **_: bool) -> dict[str, str]:
         for file in exported.glob("*.onnx"):
             shutil.copy(file, folder)
         return json.loads((exported / "manifest.json").read_text())["graphs"]
@@ -207,6 +209,60 @@ def test_bfloat16_is_bounded_beside_the_students_own_gap(
     assert not (tmp_path / "no").exists()
 
 
+def shown(node: Any) -> set[str]:
+    """The inputs of a graph that a node depends on."""
+    found, ahead = {node}, [node]
+    while ahead:
+        one = ahead.pop()
+        sources = {value.get_source_output().get_node() for value in one.inputs()} - found
+        found |= sources
+        ahead += sources
+    return {one.get_friendly_name() for one in found if one.get_type_name() == "Parameter"}
+
+
+def test_int8_is_for_activations_of_the_vision_tower_alone(
+    checkpoint: Path, dataset_root: Path, tmp_path: Path
+) -> None:
+    dataset = {"repo_id": "test/tiny", "root": str(dataset_root)}
+    options = {"backend": "openvino", "precision": "int8", "num_steps": 1, "max_gap": 5}
+    done = chordflow.export(policy=checkpoint, dataset=dataset, output_dir=tmp_path / "r", **options)
+    assert 0.01 < done.manifest["parity"]["gap_percent"] < 5
+    operations = openvino_core().read_model(tmp_path / "r" / "policy.xml").get_ops()
+    # What goes into queries, keys and values, their output, and the two layers behind them. Whatever follows the
+    # tower depends on words, state or noise too, but for the connector, which would be a fifth.
+    rounded = [node for node in operations if node.get_type_name() == "FakeQuantize"]
+    assert [shown(node) for node in rounded] == [{"observation.images.top"}] * 4
+    constants = [node.output(0) for node in operations if node.get_type_name() == "Constant"]
+    matrices = [one for one in constants if len(one.shape) == 2 and min(one.shape) > 1]
+    assert {one.element_type.to_string() for one in matrices} == {"i8"}
+
+
+def test_a_tower_is_found_where_its_weights_are_transposed_and_refused_where_there_is_none(
+    tmp_path: Path,
+) -> None:
+    weight = numpy_helper.from_array(np.eye(256, dtype=np.float32), "weight")
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 256]) for name in "xy")
+    nodes = [
+        helper.make_node("Transpose", ["weight"], ["turned"], "turn", perm=[1, 0]),
+        helper.make_node("MatMul", ["x", "turned"], ["y"], "product"),
+    ]
+    graph = helper.make_graph(nodes, "tower", [x], [y], [weight])
+    opset = [helper.make_opsetid("", 20)]
+    traced = ir.from_proto(helper.make_model(graph, opset_imports=opset, ir_version=10))
+    given = {"x": np.linspace(-1, 1, 256, dtype=np.float32)[None]}
+    ir.save(traced, tmp_path / "none.onnx")
+    with pytest.raises(UserError, match="policy type other has no vision tower"):
+        int8.quantize_tower(tmp_path / "none.onnx", "other", [given])
+    for node in traced.graph:
+        node.metadata_props["pkg.torch.onnx.name_scopes"] = "['', 'module.vision_model.layers.0']"
+    int8.mark_tower(traced)
+    ir.save(traced, tmp_path / "one.onnx")
+    int8.quantize_tower(tmp_path / "one.onnx", "other", [given])
+    compiled = openvino_core().compile_model(tmp_path / "one.onnx", "CPU")
+    off = np.abs(compiled(given)[0] - given["x"]).max()
+    assert 1e-4 < off < 0.01
+
+
 def test_an_exported_teacher_keeps_both_sides(teacher: tuple[Path, Path]) -> None:
     runner, policy = load(teacher[1], threads=1, seed=0), load_flow_policy(teacher[0], device="cpu")
     env = DetourEnv(instruction="go any way")
@@ -310,6 +366,8 @@ def test_whole_episodes_of_a_robot_without_torch_are_those_of_stock_lerobot(
     (["--graphs=three"], "graphs=three: give one | two"),
     (["--graphs=two", "--solver=heun"], "solver=heun: with graphs=two"),
     (["--precision=bfloat16"], "precision=bfloat16: ONNX Runtime has no kernels"),
+    (["--precision=int8"], "precision=int8: it is made for OpenVINO alone"),
+    (["--precision=int8", "--backend=openvino"], "precision=int8: its ranges are measured"),
     (["--max_gap=0"], "max_gap=0.0: give a number above 0"),
     (["--teacher.path=nowhere"], "teacher.path=nowhere"),
 ])  # fmt: skip

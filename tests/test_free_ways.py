@@ -17,6 +17,7 @@ from chordflow.experiments.arms import _Rollouts
 from chordflow.flow.solvers import SOLVERS, get_solver
 from chordflow.policies import FlowPolicy
 from chordflow.reporting.card import card
+from chordflow.reporting.flow_tables import summary
 from chordflow.reporting.table import markdown, render
 from chordflow.results.findings import findings, verdict
 from chordflow.results.schema import (
@@ -122,6 +123,27 @@ def test_the_verdict_holds_the_best_way_to_its_own_pairs(
 ) -> None:
     others = [gap("teacher", 10, "converged", floor), gap("student", 1, "converged", student)]
     assert verdict(with_free([two(rms)], others)).startswith(expected)
+
+
+@pytest.mark.parametrize(("row", "said", "name"), [
+    (gap("teacher", 1, "converged", 0.05, solver="heun", nfe=2), "One untrained heun step (two evaluations, not in "
+     "stock LeRobot) lies at least as near", ["teacher, heun (2 evaluations)", "1"]),
+    (gap("teacher", 2, "converged", 0.05), "Two untrained steps lie at least as near", ["teacher", "2"]),
+])  # fmt: skip
+def test_the_way_that_a_verdict_names_is_in_its_table(row: GapRow, said: str, name: list[str]) -> None:
+    results = sample(success=[])
+    gaps = [r for r in results.gaps if (r.policy, r.num_steps) == ("student", 1) or r == results.floor]
+    results = replace(
+        results, gaps=[*gaps, row, *(gap("teacher", n, "converged", 0.9) for n in range(11, 31))]
+    )
+    assert verdict(results).startswith(said)
+    for one in (
+        results,
+        replace(results, student=None, kind="diagnose", gaps=[*results.gaps, replace(row, rms=0)]),
+    ):
+        rows = summary(one).rows
+        assert name in [[cell.text for cell in cells[:2]] for cells in rows]
+        assert len(rows) <= 10
 
 
 def test_stock_steps_come_before_the_best_way_at_the_same_cost() -> None:

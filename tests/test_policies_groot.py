@@ -3,6 +3,7 @@
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -10,7 +11,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from broken_statistics import AFTER, BEFORE, drop, edit_steps
+from broken_statistics import AFTER, BEFORE, drop, edit_statistics, edit_steps
 from builders import observations
 from chordflow.errors import UserError
 from chordflow.flow.seeds import generator
@@ -19,7 +20,7 @@ from chordflow.policies.registry import adapter_for
 from family_case import euler, load, on_path
 from family_groot import HORIZON, PADDED_DIM, build, stock_batch, stock_endpoint
 from small_policies import Folders
-from small_runs import changed
+from small_runs import changed, edit_json
 
 ONE_TASK = ["go left"]
 
@@ -180,6 +181,11 @@ def test_the_base_model_has_the_number_of_steps_unless_the_config_has(tmp_path: 
     assert load(folder).module.get_submodule("_groot_model.action_head").num_inference_timesteps == 2
 
 
+def as_it_is(step: dict[str, Any]) -> None:
+    """Has a step that scales pass numbers on."""
+    step["config"].update({"normalize_min_max": False} if "normalize_min_max" in step["config"] else {})
+
+
 UNFIT: dict[str, tuple[dict[str, Any], Callable[[Path], object], list[str]]] = {
     "a transformer without mask": (
         {"base": {"use_alternate_vl_dit": False}}, bool, ["use_alternate_vl_dit=False", "base_model_path", "null"]
@@ -199,6 +205,20 @@ UNFIT: dict[str, tuple[dict[str, Any], Callable[[Path], object], list[str]]] = {
         libero(), lambda p: edit_steps(p, AFTER, lambda step: step["config"].pop("raw_stats", None)),
         ["GrootN17ActionDecodeStep", "no raw_stats"],
     ),
+    "no step that unnormalises": (
+        {}, lambda p: edit_json(p / f"{AFTER}.json", lambda c: c["steps"].pop(0)),
+        ["teacher.path=", f"{AFTER}.json has no step that unnormalises action"],
+    ),
+    "actions that leave on another scale": (
+        {}, lambda p: edit_statistics(p, AFTER, lambda held: held["action.max"].mul_(3)),
+        ["teacher.path=", "normalises action by a max of 14 in dimension 0", "unnormalises it by one of 42"],
+    ),
+    **{
+        f"{side} without its minima and maxima": (
+            {}, partial(edit_steps, pipeline=side, change=as_it_is), [step, "no normalize_min_max=true"],
+        )
+        for side, step in ((BEFORE, "GrootN17PackInputsStep"), (AFTER, "GrootActionUnpackUnnormalizeStep"))
+    },
 }  # fmt: skip
 
 

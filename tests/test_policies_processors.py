@@ -124,6 +124,10 @@ BROKEN: dict[str, tuple[Change, list[str]]] = {
     "actions of another robot": (
         held(AFTER, resized(ACTION, 7)), [POST, "mean of action of size 7", "config.json has action of size 2"]
     ),
+    "actions of another scale": (
+        held(BEFORE, lambda h: [h[name].mul_(5).add_(1) for name in ("action.mean", "action.std")]),
+        [f"{PRE} normalises action by a mean of ", f"dimension 0, {POST} unnormalises it by one of "],
+    ),
     "relative actions": (
         lambda p: add_step(p, BEFORE, "relative_actions_processor", enabled=True),
         [PRE, "relative_actions_processor with enabled=true", "absolute actions"],
@@ -212,6 +216,8 @@ SOUND: dict[str, Change] = {
     "further statistics": held(
         BEFORE, lambda h: h.update({f"{STATE}.q01": torch.full((3,), math.nan), f"{STATE}.count": torch.ones(1)})
     ),
+    # Of one robot, computed once in float64.
+    "statistics that differ by rounding": held(BEFORE, lambda h: h["action.mean"].mul_(1 + 1e-6)),
     # LeRobot normalises the action whether the step lists it or not.
     "an action that is not listed": lambda p: [
         edit_normaliser(p, side, lambda c: c["features"].pop(ACTION)) for side in (BEFORE, AFTER)

@@ -273,6 +273,7 @@ def test_three_files_are_written_where_they_are_wanted(tmp_path: Path, capsys: C
     assert main(["report", str(tmp_path / "run"), f"--output_dir={output}"]) == 0
     assert os.listdir(tmp_path / "run") == ["results.json"]
     said, names = capsys.readouterr().out, ["model_card.md", "report.html", "table.md"]
+    assert said.count("Report:") == said.count("Tables:") == 1
     assert sorted(os.listdir(output)) == names
     assert all(name in said for name in names)
     assert (output / "report.html").read_text(encoding="utf-8") == page(sample(), tmp_path)

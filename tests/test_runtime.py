@@ -388,6 +388,16 @@ def test_what_is_absent_here_is_said(folder: Path, tmp_path: Path, monkeypatch: 
             patch.setattr(backends.import_engine("openvino").Core, "get_property", lambda *_: ["FP32"])
             with pytest.raises(RunnerError, match="no arithmetic in bfloat16"):
                 chordflow_runtime.load(half)
+    given: dict[str, Any] = {}
+    eighth = in_openvino(folder, tmp_path / "eighth", precision="int8")
+    monkeypatch.setattr(backends, "CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(
+        backends.import_engine("openvino").Core, "compile_model", lambda *options: given.update(options[3])
+    )
+    for has, wanted in (("avx2", "f32"), ("avx512_bf16", "bf16")):
+        (tmp_path / "cpuinfo").write_text(f"flags : {has}\n")
+        chordflow_runtime.load(eighth)
+        assert given == {"INFERENCE_PRECISION_HINT": wanted, "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
     for path, package in ((folder, "onnxruntime"), (half, "openvino")):
         monkeypatch.setitem(sys.modules, package, None)
         with pytest.raises(RunnerError, match=f"{package} cannot be imported .*pip install {package}"):

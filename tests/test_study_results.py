@@ -24,6 +24,7 @@ from chordflow.results.study import Study, Untrained, joined
 from chordflow.results.study_summary import answers, standings
 from script_files import ROOT, load_script
 from study_samples import CLEAR, TEACHER, beginnings, figures, of_two_seeds, rounds, study, trial
+from study_samples import arm as sample_arm
 
 
 def cells(section: Section) -> list[list[str]]:
@@ -73,6 +74,17 @@ def test_who_is_clearly_behind_and_who_has_equal_settings_is_no_rival() -> None:
     assert not any("c (" in text for text in answers(OVERLAP)[:2])
     same = replace(TWICE.arms[-1], settings=TWICE.arms[0].settings, step_counts=[1])
     assert answers(replace(TWICE, arms=[*TWICE.arms[:-1], same])) == answers(CLEARLY)
+
+
+def test_an_arm_of_a_file_keeps_its_name_whatever_it_teaches() -> None:
+    arms = [
+        sample_arm("small"),
+        sample_arm("large"),
+        *(sample_arm(n, teacher="large") for n in ("second", "third")),
+    ]
+    found = study(*(trial(one.name, 0, figures(0.1, 0.1, 0.1)) for one in arms), preset="file", arms=arms)
+    names = ["teacher, untrained", "small", "large", "second", "third"]
+    assert [row[0] for row in cells(by_arm(found))] == names
 
 
 def test_a_student_that_made_no_step_wins_nothing() -> None:

@@ -4,7 +4,8 @@
     .venv/bin/python benchmarks/parity/run.py --table
 
 The demo's teacher is trained; the others are the tests' small random policies, one of each family that can be
-exported. Writes results.json beside this file and the table of docs/deploy.md; `--table` only the latter.
+exported. int8, which needs a dataset, is measured on the demonstrations of the former. Writes results.json beside this
+file and the table of docs/deploy.md; `--table` only the latter.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import chordflow
-from chordflow.demo.teacher import place_teacher
+from chordflow.demo.teacher import DATASET_REPO_ID, place_teacher, record_demonstrations
 from chordflow.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).with_name("results.json")
 DOCUMENT = ROOT / "docs" / "deploy.md"
 FAMILIES = ("smolvla", "pi0", "pi05", "multi_task_dit")
+EPISODES = 20
 WAYS = (("onnx", "float32"), ("openvino", "float32"), ("openvino", "bfloat16"))
 
 
@@ -51,9 +53,15 @@ def measure() -> dict[str, Any]:
         for family in FAMILIES:
             policies[family] = (CASES[family].build(folder / family / "pretrained_model"), {"num_steps": 1})
         for policy, (checkpoint, given) in policies.items():
-            for backend, precision in WAYS:
+            ways = WAYS
+            if policy == "the demo's teacher":
+                record_demonstrations(folder / "dataset", EPISODES)
+                ways = (*WAYS, ("openvino", "int8"))
+            for backend, precision in ways:
                 row = {"policy": policy, "backend": backend, "precision": precision}
                 options = {"backend": backend, "precision": precision, **given}
+                if precision == "int8":
+                    options["dataset"] = {"repo_id": DATASET_REPO_ID, "root": str(folder / "dataset")}
                 try:
                     done = chordflow.export(
                         policy=checkpoint, output_dir=folder / f"robot{len(rows)}", **options

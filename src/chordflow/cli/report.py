@@ -14,10 +14,10 @@ from chordflow.results.study import Study, joined
 def report(arguments: list[str]) -> None:
     """Writes the report of a folder."""
     folder, output = folder_and_option("report", arguments)
-    paths = write_report(folder, output)
+    page, *others = write_report(folder, output)
     console.print(printed(folder))
-    for path in paths:
-        say(f"Report:  {path}")
+    say(f"Report:  {page}")
+    say(f"Tables:  {', model card in '.join(map(str, others))}")
 
 
 def join(arguments: list[str]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chordflow.deploy.int8 import compress_weights, mark_tower
 from chordflow.errors import UserError, machine_refuses, ran_out_of_memory, reason
 from chordflow.policies import Context, FlowPolicy
 from chordflow.policies.sampling import Sampler
@@ -78,9 +79,11 @@ class _Whole(nn.Module):
 
 @torch.no_grad()
 def write_graphs(
-    sampler: Sampler, inputs: Mapping[str, Tensor], folder: Path, *, two: bool
+    sampler: Sampler, inputs: Mapping[str, Tensor], folder: Path, *, two: bool, int8: bool = False
 ) -> dict[str, str]:
     """Traces a policy on inputs by name, and writes its graphs; says what they are called, as the manifest does.
+
+    With `int8` they are marked as `quantize_tower` reads them.
 
     Raises:
         UserError: if the family's code cannot be traced.
@@ -88,21 +91,22 @@ def write_graphs(
     keys, values = list(inputs), tuple(inputs.values())
     noise = torch.randn(1, *sampler.policy.chunk.shape)
     if not two:
-        _write(_Whole(sampler, keys), (noise, *values), ["noise", *keys], ["actions"], folder / POLICY)
+        _write(_Whole(sampler, keys), (noise, *values), ["noise", *keys], ["actions"], folder / POLICY, int8)
         return {"kind": "one", "policy": POLICY}
     encode = _Encode(sampler.policy, keys)
     context = encode.context(values)
     names = [CONTEXT + name for name in context.names()]
-    _write(encode, values, keys, names, folder / ENCODE)
+    _write(encode, values, keys, names, folder / ENCODE, int8)
     step = _Step(sampler.policy, type(context))
-    _write(
-        step, (noise, torch.ones(1), *context.tensors()), ["x_t", "t", *names], ["velocity"], folder / STEP
-    )
+    given = (noise, torch.ones(1), *context.tensors())
+    _write(step, given, ["x_t", "t", *names], ["velocity"], folder / STEP, int8)
     return {"kind": "two", "encode": ENCODE, "step": STEP}
 
 
-def to_openvino(graphs: Mapping[str, str], folder: Path) -> dict[str, str]:
+def to_openvino(graphs: Mapping[str, str], folder: Path, int8: bool = False) -> dict[str, str]:
     """Replaces ONNX graphs, named as `write_graphs` does, with OpenVINO's: an XML file and its weights each.
+
+    With `int8` the weights are compressed.
 
     Raises:
         UserError: if OpenVINO cannot read one, or the disk is full.
@@ -125,6 +129,8 @@ def to_openvino(graphs: Mapping[str, str], folder: Path) -> dict[str, str]:
         for node in model.get_ops():
             if node.get_type_name() == "Interpolate":
                 _keep_antialias(node)
+        if int8:
+            compress_weights(model)
         try:
             openvino.serialize(model, folder / made[name])
         except RuntimeError as error:
@@ -145,7 +151,12 @@ def _keep_antialias(node: Any) -> None:
 
 
 def _write(
-    module: nn.Module, values: tuple[Tensor, ...], inputs: list[str], outputs: list[str], path: Path
+    module: nn.Module,
+    values: tuple[Tensor, ...],
+    inputs: list[str],
+    outputs: list[str],
+    path: Path,
+    int8: bool,
 ) -> None:
     module.eval()
     try:
@@ -163,6 +174,8 @@ def _write(
             f"it cannot be made an ONNX graph with torch {torch.__version__} ({reason(error)}); run the checkpoint in "
             "LeRobot."
         ) from error
+    if int8:
+        mark_tower(graph.model)
     for node in graph.model.graph.all_nodes():
         # Traces of the exporting machine's stack, with its paths.
         node.metadata_props.clear()

@@ -18,10 +18,12 @@ from torch import Tensor
 
 from chordflow.checks import check_fields
 from chordflow.console import doing, say
-from chordflow.couplings import TOLERANCE_S, DatasetConfig, open_split
+from chordflow.couplings import TOLERANCE_S, DatasetConfig, Observations, open_split
 from chordflow.deploy.graphs import to_openvino, write_graphs
+from chordflow.deploy.int8 import prepared, quantize_tower
 from chordflow.deploy.parity import Difference, endpoints, noises, receipt
 from chordflow.deploy.preparation import (
+    TOKENIZER,
     check_steps,
     example,
     preparation,
@@ -50,7 +52,7 @@ OBSERVATIONS = 32
 
 PACKAGES = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
-    "openvino": ("onnx", "onnxscript", "openvino"),
+    "openvino": ("onnx", "onnxscript", "onnxruntime", "openvino"),
 }
 """What each backend needs; the extra `export` brings all."""
 
@@ -67,6 +69,7 @@ class Precision(StrEnum):
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
+    INT8 = "int8"
 
 
 class Graphs(StrEnum):
@@ -93,11 +96,12 @@ class ExportConfig:
         grid_power: how the steps are graded; 1 is LeRobot's even grid, above 1 they are smaller near the action.
         graphs: one, or two for encoding and step apart, so that the number of steps can be chosen on the robot.
         backend: what runs the folder; onnx is ONNX Runtime, on any machine, and openvino is faster on x86 CPUs.
-        precision: what it computes in; bfloat16 is faster on a processor that has it, and asks for openvino.
-        max_gap: largest gap of bfloat16 to the checkpoint in float32, in percent of the actions' spread.
+        precision: what it computes in; bfloat16 is faster on a processor that has it, and asks for openvino, as does
+            int8 (the vision tower and all weights), which is faster again and measures its ranges on the dataset.
+        max_gap: largest gap of a lower precision to the checkpoint in float32, in percent of the actions' spread.
         teacher: of a student, whose own gap to it is then printed too.
         dataset: LeRobot dataset on whose held-out observations folder and checkpoint are compared; by default random
-            observations.
+            observations, but for int8.
         tolerance_s: seconds by which a video's frame may miss its timestamp, as in LeRobot.
         rename_map: observation keys of the robot to keys of the policy, as JSON; replaces the checkpoint's own.
     """
@@ -126,9 +130,13 @@ class ExportConfig:
             raise UserError(
                 f"solver={self.solver}: with graphs=two the robot takes Euler steps; choose euler, or graphs=one."
             )
-        if self.precision == Precision.BFLOAT16 and self.backend == Backend.ONNX:
+        if self.precision != Precision.FLOAT32 and self.backend == Backend.ONNX:
+            bfloat16 = "ONNX Runtime has no kernels for it on a CPU"
+            why = bfloat16 if self.precision == Precision.BFLOAT16 else "it is made for OpenVINO alone"
+            raise UserError(f"precision={self.precision}: {why}; add --backend=openvino.")
+        if self.precision == Precision.INT8 and self.dataset is None:
             raise UserError(
-                "precision=bfloat16: ONNX Runtime has no kernels for it on a CPU; add --backend=openvino."
+                "precision=int8: its ranges are measured on the pictures of a dataset; add --dataset.repo_id=..."
             )
 
 
@@ -160,7 +168,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
             )
         check_steps(policy)
     sampler = Sampler(policy, config.num_steps or policy.default_num_steps, config.solver, config.grid_power)
-    items, parts, of = _observations(config, policy)
+    items, measured, parts, of = _observations(config, policy)
     say(f"Policy: {config.policy.path} ({policy.family}), {steps(sampler.num_steps)} by {config.solver}")
     say(f"Compared on {plural(len(items), 'observation')} ({of})")
     noise = noises(policy, len(items))
@@ -175,13 +183,18 @@ def export(config: ExportConfig) -> dict[str, Any]:
     if config.teacher is not None:
         taught["teacher"] = _gap_to(config.teacher, policy, where, items, noise, reference)
     manifest = _manifest(config, sampler, parts, checkpoint)
-    with named(where), whole_folder(config.output_dir) as folder:
+    int8 = config.precision == Precision.INT8
+    with named(where, RunnerError), whole_folder(config.output_dir) as folder:
         with doing("Tracing the policy"):
             two = config.graphs == Graphs.TWO
-            manifest["graphs"] = write_graphs(sampler, example(parts["inputs"]), folder, two=two)
-            if config.backend == Backend.OPENVINO:
-                manifest["graphs"] = to_openvino(manifest["graphs"], folder)
+            graphs = write_graphs(sampler, example(parts["inputs"]), folder, two=two, int8=int8)
+            manifest["graphs"] = graphs
             write_tokenizer(policy, folder)
+            if int8:
+                inputs = prepared(manifest | {"files": [TOKENIZER]}, folder, measured)
+                quantize_tower(folder / graphs["encode" if two else "policy"], policy.family, inputs)
+            if config.backend == Backend.OPENVINO:
+                manifest["graphs"] = to_openvino(graphs, folder, int8)
             if (checkpoint / REFLOW_CONFIG).is_file():
                 shutil.copyfile(checkpoint / REFLOW_CONFIG, folder / REFLOW_CONFIG)
         manifest["files"] = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
@@ -230,28 +243,36 @@ def _gap_to(
 
 def _observations(
     config: ExportConfig, policy: FlowPolicy
-) -> tuple[list[dict[str, Any]], dict[str, Any], str]:
-    """What folder and checkpoint are compared on, how the graph's inputs are made of it, and what it is."""
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any], str]:
+    """What folder and checkpoint are compared on, what int8 is measured on, the graph's inputs; the first's name."""
     if config.dataset is None:
         features = policy.config.input_features
         shown = [key for key in policy.image_keys if key in policy.statistics] or policy.image_keys
         shapes = {key: _channels_first(features[key].shape) for key in shown}
         parts = preparation(policy, shapes)
-        return random_observations(policy, parts, OBSERVATIONS), parts, "random"
+        return random_observations(policy, parts, OBSERVATIONS), [], parts, "random"
     split = open_split(config.dataset, policy, tolerance_s=config.tolerance_s)
-    count = len(split.held_out)
-    order = torch.randperm(count, generator=generator(0, "export")).tolist()
-    # A short dataset shows its frames again, with other noises.
-    items = [split.held_out[order[i % count]] for i in range(OBSERVATIONS)]
-    if len(policy.observation_delta_indices or []) == 1:
-        # Data bring an axis of steps where a policy asks for this one by name; a robot does not.
-        items = [{k: v[-1] if k.startswith(OBS_PREFIX) else v for k, v in item.items()} for item in items]
+    items = _some(split.held_out, policy)
+    measured = _some(split.train, policy) if config.precision == Precision.INT8 else []
     known = policy.config.image_features
     shapes = {
         own: tuple(items[0][key].shape[-3:]) for key in items[0] if (own := policy.own_name(key)) in known
     }
     ordered = {key: shapes[key] for key in known if key in shapes}
-    return items, preparation(policy, ordered), f"held-out episodes of {config.dataset.repo_id}"
+    of = f"held-out episodes of {config.dataset.repo_id}"
+    return items, measured, preparation(policy, ordered), of
+
+
+def _some(observations: Observations, policy: FlowPolicy) -> list[dict[str, Any]]:
+    """Some of a dataset, always the same, as a robot gives them."""
+    count = len(observations)
+    order = torch.randperm(count, generator=generator(0, "export")).tolist()
+    # A short dataset shows its frames again, with other noises.
+    items = [observations[order[i % count]] for i in range(OBSERVATIONS)]
+    if len(policy.observation_delta_indices or []) == 1:
+        # Data bring an axis of steps where a policy asks for this one by name; a robot does not.
+        items = [{k: v[-1] if k.startswith(OBS_PREFIX) else v for k, v in item.items()} for item in items]
+    return items
 
 
 def _channels_first(shape: Sequence[int]) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from lerobot.policies.groot.configuration_groot import GROOT_N1_5, infer_groot_m
 from lerobot.policies.groot.groot_n1_7 import GR00TN17
 from lerobot.policies.groot.modeling_groot import GrootPolicy
 from lerobot.policies.groot.processor_groot import (
+    GrootActionUnpackUnnormalizeStep,
     GrootN17ActionDecodeStep,
     GrootN17PackInputsStep,
     GrootN17VLMEncodeStep,
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from chordflow.errors import UserError
 from chordflow.policies.base import RELATIVE_ACTIONS, Batch, ChunkSpec, FlowPolicy, Role, role_by_beginning
 from chordflow.policies.context import Context
+from chordflow.policies.processors import check_same_statistics
 from chordflow.quiet import quiet_stdout
 
 _ROLES = {
@@ -38,6 +40,7 @@ _ROLES = {
     Role.PREFIX_PROJECTIONS: ("action_head.vl", "action_head.state_encoder."),
     Role.ACTION_HEAD: ("action_head.action_", "action_head.model.", "action_head.position_embedding."),
 }
+_REMEDY = "give a checkpoint as lerobot-train saves it, with the statistics of its own data"
 _TIME_ROUNDING = 1e-3
 """In buckets: more than a float32 time is off, less than k / n is short of a bucket's end for n up to 900."""
 
@@ -83,6 +86,12 @@ class GrootFlowPolicy(FlowPolicy):
         super().__init__(policy, preprocessor, postprocessor)
         self._model = policy._groot_model
         _check_base(self._model.config)
+        undo = GrootActionUnpackUnnormalizeStep | GrootN17ActionDecodeStep
+        if postprocessor is not None and not any(isinstance(step, undo) for step in postprocessor.steps):
+            raise UserError(
+                "policy_postprocessor.json has no step that unnormalises action, so the robot would get numbers "
+                f"between -1 and 1; {_REMEDY}."
+            )
         for step in (*getattr(preprocessor, "steps", ()), *getattr(postprocessor, "steps", ())):
             if isinstance(step, GrootN17ActionDecodeStep) and step.use_relative_action:
                 raise UserError(f"use_relative_action=true in policy_postprocessor.json: {RELATIVE_ACTIONS}.")
@@ -90,6 +99,16 @@ class GrootFlowPolicy(FlowPolicy):
             if isinstance(step, GrootN17VLMEncodeStep):
                 # Saved with the device that trained it, and out of reach of LeRobot's override for loading.
                 step.device = str(self.config.device)
+        dim = self.config.action_feature.shape[0]
+        flat = [
+            {name: torch.as_tensor(step.stats[ACTION][name]).flatten()[:dim] for name in ("min", "max")}
+            for pipeline in (preprocessor, postprocessor)
+            for step in getattr(pipeline, "steps", ())
+            if isinstance(step, GrootN17PackInputsStep | GrootActionUnpackUnnormalizeStep)
+        ]
+        # Where the base model brings an embodiment's statistics, both steps hold these by groups instead.
+        if len(flat) > 1:
+            check_same_statistics(flat[0], flat[1], ("min", "max"))
         # As LeRobot's own sampler does before it predicts: in training there is dropout.
         policy.eval()
 
@@ -225,7 +244,9 @@ def _check_statistics(step: Any, action_dim: int) -> None:
     missing: list[str] = []
     if isinstance(step, GrootN17ActionDecodeStep):
         missing = [name for name in ("raw_stats", "modality_config") if not getattr(step, name)]
-    elif getattr(step, "normalize_min_max", False):
+    elif not getattr(step, "normalize_min_max", True):
+        missing = ["normalize_min_max=true"]
+    elif hasattr(step, "normalize_min_max"):
         sizes = {ACTION: action_dim} | ({OBS_STATE: 1} if isinstance(step, GrootN17PackInputsStep) else {})
         for key, size in sizes.items():
             for name in ("min", "max"):
@@ -235,7 +256,7 @@ def _check_statistics(step: Any, action_dim: int) -> None:
     if missing:
         raise UserError(
             f"{type(step).__name__} in the processors has no {', no '.join(missing)}, so numbers would pass "
-            "unnormalised; give a checkpoint as lerobot-train saves it, with the statistics of its own data."
+            f"unnormalised; {_REMEDY}."
         )
 
 

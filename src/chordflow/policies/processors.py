@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from lerobot.processor import (
 from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor
 
-from chordflow.errors import UserError, machine_refuses, ran_out_of_memory, reason
+from chordflow.errors import UserError, machine_refuses, named, ran_out_of_memory, reason
 from chordflow.flow.seeds import generator
 from chordflow.policies.base import RELATIVE_ACTIONS, FlowPolicy
 from chordflow.policies.files import CONFIG, POSTPROCESSOR, PREPROCESSOR, WEIGHTS
@@ -72,6 +72,11 @@ def check_processors(policy: FlowPolicy, preprocessor: Any, postprocessor: Any, 
         for key, feature in features.items():
             if fault := _fault(config, steps, key, feature):
                 raise UserError(f"{where}: {file} {fault}")
+    both = [step for steps in (before, after) for step in steps if _mode(step, ACTION) in _STATISTICS]
+    if len({_mode(step, ACTION) for step in both}) == 1 < len(both):
+        first, *_, last = (statistics_of([step], ACTION) for step in both)
+        with named(where):
+            check_same_statistics(first, last, _STATISTICS[_mode(both[0], ACTION)])
     faults = [fault for key in policy.image_keys if (fault := _fault(config, before, key, inputs[key]))]
     if faults and (policy.needs_every_camera or len(faults) == len(policy.image_keys)):
         raise UserError(f"{where}: {PREPROCESSOR} {faults[0]}")
@@ -114,6 +119,25 @@ def _fault(config: Any, steps: Sequence[Any], key: str, feature: PolicyFeature) 
             other = f"{CONFIG} has {key} of size" if key == ACTION else f"{names[0]} has size"
             return f"has a {name} of {key} of size {held[name].numel()}, but {other} {size}; {_ONE_ROBOT}."
     return None
+
+
+def check_same_statistics(before: Mapping[str, Any], after: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Makes sure that actions leave a policy on the scale on which demonstrations enter it.
+
+    Raises:
+        UserError: where the statistics `names` of the action, (A,) each, differ by more than a float32's rounding.
+    """
+    first, second = (
+        torch.stack([torch.as_tensor(held[name]).flatten().float() for name in names])
+        for held in (before, after)
+    )
+    apart = (first - second).abs() > 1e-5 * first.abs().amax(0)
+    if apart.any():
+        row, dim = apart.nonzero()[0].tolist()
+        raise UserError(
+            f"{PREPROCESSOR} normalises {ACTION} by a {names[row]} of {first[row, dim]:g} in dimension {dim}, "
+            f"{POSTPROCESSOR} unnormalises it by one of {second[row, dim]:g}; {_ONE_ROBOT}."
+        )
 
 
 def statistics_of(steps: Sequence[Any], key: str) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from chordflow.reporting.section import (
 )
 from chordflow.results.actions import TEACHER, CurvatureRow, FreeWays, GapRow, PolicyName
 from chordflow.results.episodes import SuccessRow
-from chordflow.results.free import euler_beside
+from chordflow.results.free import euler_beside, named
 from chordflow.results.schema import Results
 from chordflow.results.student_findings import candidates
 from chordflow.results.wording import UNRELIABLE, amount, capital, clean, percent, percentage, plural, steps
@@ -62,6 +62,10 @@ class ShownWay(NamedTuple):
 def summary(results: Results) -> Section | None:
     """The ways to act that a verdict is about, with success, gap and time; None where none of these was measured."""
     shown = [way for way in _summarised(results) if way.row is not None or way.success is not None]
+    # Where there are too many, those that the verdict names stay.
+    said = [_how(row) for row in named(results)]
+    most = sorted(shown, key=lambda way: _how(way) not in said)[:MOST_ROWS]
+    shown = [way for way in shown if way in most]
     which = "near" if any(way.near is not None for way in shown) else "far"
     goal = "deployed teacher" if which == "near" else "converged ODE"
     timed = results.timed
@@ -70,9 +74,13 @@ def summary(results: Results) -> Section | None:
         nfe = way.row.nfe if way.row is not None else way.num_steps if way.solver == "euler" else None
         return timed.relative(nfe) if timed is not None and nfe is not None else None
 
+    def name(shown: ShownWay) -> str:
+        nfe = getattr(shown.row, "nfe", shown.num_steps)
+        return way(shown) + f" ({nfe} evaluations)" * (nfe != shown.num_steps)
+
     section = table(
-        "summary", "At a glance", shown[:MOST_ROWS],
-        POLICY,
+        "summary", "At a glance", shown,
+        Column("policy", name),
         STEPS,
         Column("success %,\n95 % interval", lambda w: rate(w.success) if w.success else None, percentage),
         Column(f"gap to the\n{goal}", _of(which, "rms"), _gap_percent,
@@ -94,13 +102,21 @@ def _summarised(results: Results) -> list[ShownWay]:
     counts |= {row.num_steps for row in results.success if row.policy == TEACHER and row.is_stock}
     if results.student is None and not results.success:
         counts |= {row.num_steps for row in results.gaps if (row.policy, row.solver) == (TEACHER, "euler")}
-    ways = [_way(results, TEACHER, num_steps) for num_steps in sorted(counts, reverse=True)]
     best = results.free.best(2) if results.free is not None else None
-    if results.free is not None and best is not None and not best.is_stock:
-        solved = results.success_of(TEACHER, best.num_steps, solver=best.solver, grid_power=best.grid_power)
-        near = results.free.best(2, "deployed")
-        ways.append(ShownWay(TEACHER, best.solver, best.num_steps, best.grid_power, near, best, solved))
+    counts |= {row.num_steps for row in named(results) if row.is_stock}
+    ways = [_way(results, TEACHER, num_steps) for num_steps in sorted(counts, reverse=True)]
+    others = {_how(row): row for row in [*([best] if best is not None else []), *named(results)]}
+    for row in others.values():
+        if not row.is_stock:
+            kept = results.free.best(row.nfe, "deployed") if results.free is not None else None
+            near = kept or results.gap(TEACHER, row.num_steps, "deployed", row.solver)
+            solved = results.success_of(TEACHER, row.num_steps, solver=row.solver, grid_power=row.grid_power)
+            ways.append(ShownWay(TEACHER, row.solver, row.num_steps, row.grid_power, near, row, solved))
     return ways + [_way(results, name, num_steps) for name, num_steps in candidates(results)]
+
+
+def _how(row: GapRow | ShownWay) -> tuple[PolicyName, str, int, float]:
+    return row.policy, row.solver, row.num_steps, row.grid_power
 
 
 def _way(results: Results, policy: PolicyName, num_steps: int, solver: str = "euler") -> ShownWay:

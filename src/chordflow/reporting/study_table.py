@@ -296,12 +296,20 @@ def _teacher(study: Study) -> list[Row]:
 
 
 def _students(study: Study) -> list[Row]:
-    found, seeds = [], len(study.seeds)
+    found, seeds, own = [], len(study.seeds), set()
     for chain in study.chains:
         for place, arm in enumerate(chain):
+            # An arm of a file keeps its own name, and has one row however many it teaches.
+            if arm.name in own:
+                continue
+            own |= {arm.name} & {arm.way}
             students = figures.measured(study, arm)
             missing = f" ({len(students)} of {plural(seeds, 'seed')})" if len(students) < seeds else ""
-            name = clean(chain[-1].way) + missing + " (no step)" * figures.without_steps(study, arm)
+            name = (
+                clean((arm if arm.name in own else chain[-1]).way)
+                + missing
+                + " (no step)" * figures.without_steps(study, arm)
+            )
             found.append(Row(study, name, students, chain, place))
     return found
 

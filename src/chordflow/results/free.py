@@ -45,6 +45,26 @@ def untrained_is_as_good(results: Results) -> str | None:
     As near: its gap to the converged ODE is at most the student's on the same pairs. As often: its success reaches the
     student's interval. At the student's own Euler steps `student_gap` says more.
     """
+    found = _as_good(results)
+    if found is None:
+        return None
+    near, often, row = found
+    one, way = row.num_steps == 1, _way(row, "" if row.is_stock else "not in stock LeRobot")
+    if near and often:
+        return f"{way} {'is' if one else 'are'} at least as good as the student by gap and success."
+    if near:
+        return f"{way} {'lies' if one else 'lie'} at least as near to the converged ODE as the student."
+    return f"{way} cannot be distinguished from the student by success."
+
+
+def named(results: Results) -> list[GapRow]:
+    """The untrained ways that a verdict names: the cheapest within the floor, and the one as good as the student."""
+    cheapest, found = _cheapest(results, results.teacher_num_steps), _as_good(results)
+    return [row for row in (cheapest, found and found[2]) if row]
+
+
+def _as_good(results: Results) -> tuple[bool, bool, GapRow] | None:
+    """Whether `untrained_is_as_good` by gap, whether by success, and the way."""
     n = results.student_num_steps
     if n is None:
         return None
@@ -57,16 +77,7 @@ def untrained_is_as_good(results: Results) -> str | None:
         often = success is not None and own is not None and success.rate >= own.interval.low
         if (near or often) and (row.num_steps, row.is_stock) != (n, True):
             found.append((near, often, row))
-    if not found:
-        return None
-    near, often, row = max(found, key=lambda f: (f[0] and f[1], f[0]))
-    one = row.num_steps == 1
-    way = _way(row, cost="" if row.is_stock else " (not in stock LeRobot)")
-    if near and often:
-        return f"{way} {'is' if one else 'are'} at least as good as the student by gap and success."
-    if near:
-        return f"{way} {'lies' if one else 'lie'} at least as near to the converged ODE as the student."
-    return f"{way} cannot be distinguished from the student by success."
+    return max(found, key=lambda f: (f[0] and f[1], f[0]), default=None)
 
 
 def better_solver(results: Results) -> str | None:
@@ -177,11 +188,11 @@ def _how_near(results: Results, row: GapRow) -> str:
     return f"within the floor ({text})"
 
 
-def _way(row: GapRow, cost: str | None = None) -> str:
+def _way(row: GapRow, note: str = "") -> str:
     kind = "untrained" if row.is_stock else f"untrained {row.solver}"
-    if cost is None:
-        cost = "" if row.nfe == row.num_steps else f" ({number(row.nfe)} evaluations)"
-    return capital(f"{steps(row.num_steps, kind)}{grid_text(row)}{cost}")
+    cost = "" if row.nfe == row.num_steps else f"{number(row.nfe)} evaluations"
+    notes = ", ".join(filter(None, (cost, note)))
+    return capital(f"{steps(row.num_steps, kind)}{grid_text(row)}{f' ({notes})' * bool(notes)}")
 
 
 def _how_to_use(row: GapRow) -> str:

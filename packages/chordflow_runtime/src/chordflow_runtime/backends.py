@@ -39,14 +39,19 @@ def open_graph(manifest: Manifest, folder: Path, name: str, threads: int | None)
         ) from error
 
 
-def require_bfloat16() -> None:
-    """Raises RunnerError where the processor has no arithmetic in bfloat16: OpenVINO would imitate it, slowly."""
+def has_bfloat16() -> bool:
+    """Whether the processor has arithmetic in bfloat16."""
     if CPU_INFO.is_file():
         has = CPU_INFO.read_text(encoding="utf-8").split()
     else:
         has = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     # The last two are of Arm, and OpenVINO's.
-    if not {"avx512_bf16", "amx_bf16", "bf16", "BF16"}.intersection(has):
+    return not {"avx512_bf16", "amx_bf16", "bf16", "BF16"}.isdisjoint(has)
+
+
+def require_bfloat16() -> None:
+    """Raises RunnerError where the processor has no arithmetic in bfloat16: OpenVINO would imitate it, slowly."""
+    if not has_bfloat16():
         raise RunnerError(
             "this processor has no arithmetic in bfloat16 (avx512_bf16 or amx_bf16); export with --precision=float32."
         )
@@ -95,10 +100,13 @@ def _openvino(engine: Any, manifest: Manifest, path: Path, threads: int | None) 
         # By its content OpenVINO would also read other formats, some of which name further files.
         if file.read(5) != b"<?xml":
             raise RunnerError(f"{path} is no OpenVINO graph; export the policy again.")
-    lower = manifest["precision"] == "bfloat16"
-    if lower:
+    precision = manifest["precision"]
+    if precision == "bfloat16":
         require_bfloat16()
+    lower = precision == "bfloat16" or (precision == "int8" and has_bfloat16())
     options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "bf16" if lower else "f32"}
+    # Where weights are int8 alone OpenVINO would otherwise round activations to int8 as well.
+    options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = threads
     core = openvino_core()
