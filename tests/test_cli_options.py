@@ -149,7 +149,9 @@ def test_what_is_wrong_is_refused_before_anything_is_imported_and_in_the_same_wo
         parse(given)
     assert str(early.value) == str(late.value)
     name, _, value = given.removeprefix("--").partition("=")
-    assert str(early.value).startswith((f"{name}={value or 'true'}: ", f"--{name} is not"))
+    assert str(early.value).startswith(
+        (f"{name}={value or 'true (an option without a value is true)'}: ", f"--{name} is not")
+    )
 
 
 @pytest.mark.parametrize(
@@ -177,6 +179,7 @@ def test_every_option_takes_its_default_and_nothing_of_another_kind(verb: str) -
     *((f"{verb} --teacher.{path}=x", "did you mean --teacher.path?") for verb in ("reflow", "evaluate")
       for path in ("pth", "paht")),
     ("diagnose --teacher.path=x", "did you mean --policy.path?"),
+    ("reflow --verbose=maybe", "verbose=maybe: give true or false."),
     ("report --help=al", "--help=al is no help; write --help, or --help=all"),
     ("study methds", "did you mean methods?"),
     ("relfow", "did you mean reflow?"),

@@ -356,7 +356,7 @@ def test_an_interrupted_study_resumes_in_the_same_bits(
     seconds = [look.seconds for look in third.looks]
     assert [replace(look, seconds=s) for look, s in zip(again.looks, seconds, strict=True)] == third.looks
     assert main(resume(output, "--steps=4", "--looks=[4]")) == 2
-    assert "steps: the study began with 3" in capsys.readouterr().err
+    assert "steps=4: the study began with 3" in capsys.readouterr().err
 
 
 def test_a_trial_that_fails_can_be_left_out_and_seeds_be_added(

@@ -186,10 +186,14 @@ WRONG: list[tuple[str, list[str], str]] = [
     ("rounds", ["--rounds=1"], "rounds=1: give at least 2"),
     ("rounds", ["--seconds=3"], "starts holds once, which has a number of steps"),
     ("file", [], "arms=[]: give at least one, each once, as in arms: {"),
-    ("file", ['--arms={"a": {"teacher": "b"}}'], "arms: 'a': teacher=b: choose a."),
+    ("file", ['--arms={"a": {"teacher": "b"}}'], "arms: 'a': teacher=b: there is no other arm; leave it"),
+    ("file", ['--arms={"a": {"teacher": "z"}, "b": null}'], "arms: 'a': teacher=z: choose b."),
+    ("file", ['--arms={"a": {"steps": "abc"}}'], "arms: 'a': steps=abc: give a whole number, at least 1."),
+    ("file", ['--arms={"a": {"steps": 2}}', "--seconds=9"], "arms: 'a': steps=2: the budget of this study is in sec"),
+    ("file", ["--arms=[a,b]"], "give a JSON object or YAML mapping"),
     ("file", ['--arms={"a": {"teacher": "b"}, "b": {"teacher": "a"}}'], ": an arm cannot teach itself"),
     ("file", ['--arms={"a": {"teacher.path": "x"}}'], "arms: 'a' sets teacher.path, which all arms of a study"),
-    ("file", ['--arms={"a": {"steps": 0}}'], "arms: 'a': steps=0: give at least 1"),
+    ("file", ['--arms={"a": {"steps": 0}}'], "arms: 'a': steps=0: give a whole number, at least 1"),
 ]  # fmt: skip
 
 
@@ -248,6 +252,9 @@ def test_another_file_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert said in refused(capsys, *resume(tmp_path)[1:])
     Study("methods", [], {"steps": 2}, {}, "cpu", "a/b", "0", [], [0], 2, None, [2.0]).save(path)
     assert "holds settings that cannot be used (--" in refused(capsys, *resume(tmp_path)[1:])
+    assert "steps=8: the study began with 2, and another" in refused(
+        capsys, *resume(tmp_path, "--steps=8")[1:]
+    )
     said = refused(capsys, "rounds", *resume(tmp_path)[1:])
     assert "is a study of methods; write: chordflow study methods" in said
 

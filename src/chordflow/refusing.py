@@ -142,7 +142,8 @@ def check(
         if existing and not fits and name.partition(".")[0] != skip:
             one, written = existing[0], f"{name}={_written(value)}"
             rule = GONE_OPTIONS.get(written, f"give {_asked(one.kind)}; {one.text}.")
-            raise UserError(f"{written}: {rule}")
+            alone = " (an option without a value is true)" * (value is True)
+            raise UserError(f"{written}{alone}: {rule}")
     left = [one for existing in active.values() for one in existing]
     missing = [one for one in left if one.default is None and look_up(merged, one.name) is None]
     missing = [one for one in missing if not one.group or look_up(merged, one.group) is not None]
@@ -183,6 +184,7 @@ def kind_of(hint: Any, default: Any = None) -> str:
 
 def _asked(kind: str) -> str:
     """A kind as a sentence asks for it, such as a whole number and a list of numbers."""
+    kind = kind.replace("JSON object", "JSON object or YAML mapping")
     return re.sub(r"^(?=whole|number|list|path|JSON)", "a ", re.sub(r"^(list of .*number)$", r"\1s", kind))
 
 

@@ -136,13 +136,20 @@ def study_settings(preset: str | None, arguments: list[str]) -> StudyConfig:
         if preset not in (None, saved):
             raise UserError(f"config_path={path} is a study of {saved}; write: chordflow study {saved}")
         preset = saved
-    resume = nest(values).get("resume") is True
+    given = nest(values)
+    resume = given.get("resume") is True
     if resume and before is None:
         raise UserError(f"resume=true needs --config_path=OUTPUT_DIR/{STUDY}.")
     if preset is None:
         raise UserError(SAY_WHICH)
     settings = {**base.get("settings", base), "resume": False}
     if resume and before is not None:
+        for name in ("steps", "seconds"):
+            if name in given and given[name] != (began := settings.get(name)):
+                raise UserError(
+                    f"{name}={given[name]}: the study began with {began}, and another budget is another study; leave "
+                    "the option out, or start a new study."
+                )
         # The folder may have been moved since: it is where its file is.
         settings["output_dir"] = str(Path(before).resolve().parent)
         try:

@@ -35,6 +35,9 @@ ALONE = ("report", "demo")
 VERBOSE = "--verbose"
 """An option of the output of every verb."""
 
+SAID = (f"{VERBOSE}=true", f"{VERBOSE}=false")
+"""How else it may be written."""
+
 
 def usage() -> str:
     """What `chordflow --help` prints."""
@@ -121,13 +124,16 @@ def _let_go(error: BaseException | None) -> None:
 
 
 def _run(verb: str, arguments: list[str]) -> None:
-    options = [word for word in arguments if word != VERBOSE]
+    given = [word for word in arguments if word.partition("=")[0] == VERBOSE]
+    options = [word for word in arguments if word not in given]
+    if wrong := [word for word in given if word not in (VERBOSE, *SAID)]:
+        raise UserError(f"{wrong[0].removeprefix('--')}: give true or false.")
     if help.answer(verb, options):
         return
     # Only now: the libraries behind a verb take seconds to import.
     from chordflow.console import show_all
 
-    show_all(VERBOSE in arguments)
+    show_all(given[-1:] not in ([], [SAID[1]]))
     joins = verb == "study" and options[:1] == [help.JOINS]
     name = "report" if joins else verb if verb in ALONE else "jobs"
     with _interruptible(verb):

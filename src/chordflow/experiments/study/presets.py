@@ -276,13 +276,23 @@ class FileStudy(StudyConfig):
         check_once(
             "arms", list(self.arms), note=", as in arms: {plain: {}, huber: {method.loss.type: huber}}"
         )
+        # In YAML, nothing behind a name is null.
+        self.arms = {name: {} if own is None else own for name, own in self.arms.items()}
         check_arms("arms", self.arms, also=("teacher", "steps"))
         for name, settings in self.arms.items():
             teacher, steps = settings.get("teacher"), settings.get("steps")
-            if teacher is not None and teacher not in list(self.arms):
-                raise UserError(f"arms: {name!r}: teacher={teacher}: choose {' or '.join(self.arms)}.")
-            if steps is not None and (self.steps is None or not isinstance(steps, int) or steps < 1):
-                raise UserError(f"arms: {name!r}: steps={steps}: give at least 1, and no budget in seconds.")
+            others = [other for other in self.arms if other != name]
+            rule = ""
+            if teacher is not None and teacher not in self.arms:
+                rule = f"teacher={teacher}: " + (
+                    f"choose {' or '.join(others)}." if others else "there is no other arm; leave it out."
+                )
+            elif steps is not None and self.steps is None:
+                rule = f"steps={steps}: the budget of this study is in seconds; leave it out."
+            elif steps is not None and (type(steps) is not int or steps < 1):
+                rule = f"steps={steps}: give a whole number, at least 1."
+            if rule:
+                raise UserError(f"arms: {name!r}: {rule}")
         self._ordered()
 
     def _ordered(self) -> list[str]:
