@@ -101,6 +101,10 @@ def adapter(built: Path, checkpoint: Path, tmp_path: Path) -> Path:
     ("pi0", {"rank_pattern": {"action_in_proj": 2}, "alpha_pattern": {"action_in_proj": 7}, "lora_alpha": 3}),
     ("smolvla", {"use_dora": True, "use_rslora": True}),
     ("smolvla", {"method_type": "MISS"}),
+    # Their output heads share the embedding's tensor.
+    ("eo1", {"target_modules": ["lm_head", "q_proj"]}),
+    ("groot", {"target_modules": ["q_proj"], "full_training_modules": ["lm_head"]}),
+    ("eo1", {"target_modules": ["q_proj"], "full_training_modules": ["embed_tokens"]}),
 ])  # fmt: skip
 def test_a_merged_adapter_has_the_stock_actions(
     family: str, peft: dict[str, Any], family_folder: Folders, dataset_root: Path, tmp_path: Path
