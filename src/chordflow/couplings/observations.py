@@ -282,7 +282,9 @@ def open_split(
     if metadata.video_keys:
         check_decoder(config.video_backend)
     print_replaced_names(policy)
-    check_fits(metadata, policy)
+    if absent := check_fits(metadata, policy):
+        lacks = f"dataset.repo_id={config.repo_id} lacks {', '.join(absent)}"
+        say(f"Warning: {lacks}; {policy.family} acts without, as it does in LeRobot.")
     episodes = config.episodes if config.episodes is not None else list(range(metadata.total_episodes))
     check_once("dataset.episodes", episodes, at_least=0, at_most=metadata.total_episodes - 1)
     if len(episodes) < 2:
@@ -358,22 +360,22 @@ def open_split(
     return split
 
 
-def check_fits(metadata: LeRobotDatasetMetadata, policy: FlowPolicy) -> None:
-    """Refuses a dataset without the cameras that a checkpoint looks at, or with another size of state or action."""
+def check_fits(metadata: LeRobotDatasetMetadata, policy: FlowPolicy) -> list[str]:
+    """Refuses a dataset without the cameras that a checkpoint looks at, or with another size of state or action.
+
+    Returns the cameras that the checkpoint was trained with and goes without.
+    """
     where, features = f"dataset.repo_id={metadata.repo_id}", metadata.features
     absent = check_inputs(policy, {key: feature["shape"] for key, feature in features.items()}, where)
-    if absent:
-        say(
-            f"Warning: {where} lacks {', '.join(absent)}; {policy.family} acts without, as it does in LeRobot."
-        )
     if ACTION not in features:
         raise UserError(f"{where} has no {ACTION}, which the checkpoint needs.")
-    shape, expected = tuple(features[ACTION]["shape"]), tuple(policy.config.action_feature.shape)
+    shape, expected = tuple(features[ACTION]["shape"]), (policy.chunk.action_dim,)
     if shape != expected:
         raise UserError(
             f"{where}: {ACTION} has shape {shape}, but the checkpoint was trained with {expected}; give the dataset "
             "that it was fine-tuned on."
         )
+    return absent
 
 
 def _not_finite(key: str, episode: int, frame: int) -> UserError:

@@ -34,6 +34,7 @@ from chordflow.policies.files import (
     read_config,
     read_json,
 )
+from chordflow.policies.inputs import check_targets
 from chordflow.policies.lora import merged_checkpoint
 from chordflow.policies.processors import check_processors, try_out
 from chordflow.policies.registry import adapter_for, missing_packages
@@ -124,6 +125,8 @@ def load_flow_policy(
     if rename_map:
         loaded.rename_map = dict(rename_map)
         loaded.replaced_rename_map = _rename(preprocessor, rename_map, where)
+        with named(where):
+            check_targets(loaded)
     check_processors(loaded, preprocessor, postprocessor, where)
     with named(f"{where}: {CONFIG}"):
         loaded.chunk.check_executed(loaded.chunk.num_executed)
