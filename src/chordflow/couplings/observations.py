@@ -11,7 +11,7 @@ import functools
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Literal
@@ -106,6 +106,7 @@ class Observations(Dataset[dict[str, Any]]):
             if key.startswith(OBS_PREFIX) or key in ("task", "episode_index", "frame_index", *self.actions)
         }
         meta, place = self.dataset.meta, (kept["episode_index"], kept["frame_index"])
+        restore_axes(kept, meta.features)
         for key in kept.keys() & set(meta.camera_keys):
             declared, found = meta.features[key]["shape"], kept[key].shape[-3]
             if found not in declared:
@@ -376,6 +377,13 @@ def check_fits(metadata: LeRobotDatasetMetadata, policy: FlowPolicy) -> list[str
             "that it was fine-tuned on."
         )
     return absent
+
+
+def restore_axes(item: dict[str, Any], features: Mapping[str, Any]) -> None:
+    """Makes vectors of one number (..., 1) again of what LeRobot gives as numbers (...), of a dataset's `features`."""
+    for key in item.keys() & features.keys():
+        if key.startswith((OBS_PREFIX, ACTION)) and tuple(features[key]["shape"]) == (1,):
+            item[key] = item[key][..., None]
 
 
 def _not_finite(key: str, episode: int, frame: int) -> UserError:
