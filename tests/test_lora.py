@@ -227,6 +227,11 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "base not on the Hub": (changed(ABOUT, base_model_name_or_path="some/where"),
         "base_model_name_or_path=some/where in adapter_config.json: there is no such folder, and the Hub"),
     "no base named": (changed(ABOUT, base_model_name_or_path=None), "names no base_model_name_or_path"),
+    "no adapter config": (gone(ABOUT), f"the file {ABOUT} is missing"),
+    "an adapter as base": (base(lambda p: (p / "model.safetensors").rename(p / ABOUT)),
+        "base in adapter_config.json: an adapter is there"),
+    "a base's run": (lambda p: changed(ABOUT, base_model_name_or_path=str(p.parent / "run"))(
+        shutil.move(p.parent / "base", p.parent / "run" / "pretrained_model") and p), "run/pretrained_model there."),
     "base without weights": (base(gone("model.safetensors")), "no model.safetensors is there"),
     "cut adapter": (written(WEIGHTS, b"short"), UNFIT),
     "cut config": (written(ABOUT, "{"), "adapter_config.json is not valid JSON"),

@@ -13,6 +13,7 @@ import lerobot
 import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import make_pre_post_processors
+from lerobot.utils.constants import ACTION
 from lerobot.utils.device_utils import is_torch_device_available
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -161,7 +162,11 @@ def _config(folder: Path, adapter: type[FlowPolicy], cli_overrides: list[str], w
         )
 
     with explained(sentence):
-        return PreTrainedConfig.from_pretrained(folder, cli_overrides=cli_overrides)
+        config = PreTrainedConfig.from_pretrained(folder, cli_overrides=cli_overrides)
+    for features, what in (("input_features", "observations"), ("output_features", ACTION)):
+        if not getattr(config, features):
+            raise UserError(f"{where}: {CONFIG} has no {what} in {features}; restore it from a good copy.")
+    return config
 
 
 def _policy(

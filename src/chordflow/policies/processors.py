@@ -237,10 +237,9 @@ def try_out(policy: FlowPolicy, preprocessor: Any, where: str) -> None:
                     f"{where}: one observation does not fit into the memory of {policy.device} ({reason(error)}); give "
                     "a --device with more, or free what other programs hold of it."
                 ) from error
-            if not inputs or (OBS_STATE not in inputs and OBS_STATE in reason(error)):
+            if OBS_STATE not in inputs and OBS_STATE in reason(error):
                 raise UserError(
-                    f"{where}: {CONFIG} has no {OBS_STATE if inputs else 'observations'} in input_features; restore it "
-                    "from a good copy."
+                    f"{where}: {CONFIG} has no {OBS_STATE} in input_features; restore it from a good copy."
                 ) from error
             raise UserError(
                 f"{where}: {part} fails on a blank observation of the sizes in {CONFIG} and {PREPROCESSOR} "
