@@ -15,7 +15,7 @@ from gaussian_policy import GaussianConfig, GaussianContext, GaussianFlowPolicy
 class StateDataset:
     """What `Observations` asks of a LeRobotDataset, with states drawn from a seed."""
 
-    meta = SimpleNamespace(video_keys=[], camera_keys=[])
+    meta = SimpleNamespace(video_keys=[], camera_keys=[], features={})
     absolute_to_relative_idx = None
 
     def __init__(self, count: int, state_dim: int, seed: int = 0) -> None:

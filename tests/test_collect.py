@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from safetensors.torch import load_file
 from torch.utils.data import default_collate
 
+from builders import build_dataset
 from chordflow.cli.main import main
-from chordflow.couplings import DatasetConfig, open_split
+from chordflow.couplings import DatasetConfig, Observations, open_split
 from chordflow.couplings.collected import (
     About,
     Collection,
@@ -43,7 +45,7 @@ from family_multi_task_dit import build as build_dit
 from gaussian_setup import make_observations
 from small_runs import Capture, cut_back, options, refused, student_of
 
-FIRST = 50
+FIRST, PLACE = 50, ("episode_index", "frame_index")
 ROLLOUT = ("--observations=rollout", "--env.type=drift_of_the_tests", "--collect.num_observations=8",
            "--collect.batch_size=4", "--collect.between_share=0.3")  # fmt: skip
 
@@ -139,9 +141,26 @@ def about(observations: int, *, step: int = 0, history: int | None = None) -> Ab
 
 def fake_collection(folder: Path, number: int, size: int, step: int = 0) -> Collection:
     values = {"observation.state": torch.full((size, 2), float(number))}
-    values |= {name: torch.arange(size) for name in ("episode_index", "frame_index")}
+    values |= {name: torch.arange(size) for name in PLACE}
     frames = list(frames_of(values, ["go"] * size, None))
     return write_collection(folder, number, frames, 10, about(size, step=step))
+
+
+@pytest.mark.parametrize(("times", "state", "action"), [
+    (None, (1,), (1,)), ({"action": [0, 0.1, 0.2], "observation.state": [-0.1, 0]}, (2, 1), (3, 1)),
+])  # fmt: skip
+def test_vectors_of_one_number_keep_their_axis(
+    times: dict[str, list[float]] | None, state: Any, action: Any, tmp_path: Path
+) -> None:
+    root = build_dataset(tmp_path / "data", 1, 3, cameras=(), state_dim=1, action_dim=1)
+    recorded = Observations(LeRobotDataset("test/tiny", root, delta_timestamps=times), [0], actions=True)[0]
+    assert (recorded["observation.state"].shape, recorded["action"].shape) == (state, action)
+    values = {"observation.state": torch.ones(1, *state)} | {key: torch.arange(1) for key in PLACE}
+    history = 2 if times else None
+    stored = write_collection(
+        tmp_path, 0, list(frames_of(values, ["go"], history)), 10, about(1, history=history)
+    )
+    assert torch.equal(stored.item(0)["observation.state"], torch.ones(state))
 
 
 class TestMixed:

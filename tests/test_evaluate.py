@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,8 +19,9 @@ from broken_statistics import AFTER, BEFORE, edit_statistics
 from builders import build_checkpoint
 from chordflow.cli.main import main
 from chordflow.deploy import parity
+from chordflow.errors import UserError
 from chordflow.experiments import export as export_job
-from chordflow.experiments.evaluate import _measured_before
+from chordflow.experiments.evaluate import _check_shown, _measured_before
 from chordflow.policies import load_flow_policy, save_student
 from chordflow.policies.base import Role
 from chordflow.results.schema import Results
@@ -29,9 +30,9 @@ from chordflow.results.statistics import Interval, compare_success
 from chordflow.rollouts.store import EpisodeStore
 from drift_env import DriftEnv
 from forked import forked
-from small_runs import Capture, Refuse, changed, refusal, refused, signal_at
+from small_runs import Break, Capture, Refuse, changed, edit_json, refusal, refused, signal_at
 
-EPISODES = 12
+EPISODES, CAMERA = 12, "observation.images.top"
 
 
 @pytest.fixture(scope="module")
@@ -413,6 +414,39 @@ def test_actions_in_other_units_are_compared_in_episodes_only(
     assert "episodes only (leave --dataset.* of evaluate out)" in said
     assert "policies=b: " in refuse(**data, policies=f"[b={other}]")
     run(options(checkpoint, other, tmp_path / "out", **{"eval.n_episodes": 2}))
+
+
+def of_state_1(folder: Path) -> None:
+    edit_statistics(folder, BEFORE, lambda h: h.update({k: h[k][:1] for k in h if "state" in k}))
+
+
+def of_wrist(folder: Path) -> None:
+    def move(config: dict[str, Any]) -> None:
+        config["input_features"]["observation.images.wrist"] = config["input_features"].pop(CAMERA)
+
+    edit_json(folder / "config.json", move)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (of_state_1, r"observation\.state has shape \(3,\), but the checkpoint was trained with \(1,\)"),
+    (of_wrist, r"dataset\.repo_id=x lacks the checkpoint's camera\(s\) observation\.images\.wrist"),
+])  # fmt: skip
+def test_every_policy_has_to_fit_the_dataset(
+    change: Break, message: str, student: Path, dataset_root: Path, tmp_path: Path, refuse: Refuse
+) -> None:
+    other = Path(shutil.copytree(student, tmp_path / "other"))
+    change(other)
+    said = refuse(other, **{"dataset.repo_id": "x", "dataset.root": dataset_root})
+    assert re.search(f"student\\.path: {other}: .*{message}", said), said
+
+
+def test_policies_that_look_at_other_frames_are_compared_in_episodes_only() -> None:
+    policies = [SimpleNamespace(observation_delta_indices=frames) for frames in ([-1, 0], None)]
+    other: Any = SimpleNamespace(field="policies=b", path="x", policy=policies[1])
+    with pytest.raises(
+        UserError, match=r"policies=b: x looks at the frames \[0\].* the teacher at \[-1, 0\]"
+    ):
+        _check_shown(other, cast(Any, policies[0]), cast(Any, None))
 
 
 def test_contexts_are_shared_where_the_preprocessor_agrees_too(

@@ -333,9 +333,12 @@ def test_no_steps_and_missing_weights_are_named(
     case: FamilyCase, copied: Path, shared: Any, refused: Refused
 ) -> None:
     config = (copied / "config.json").read_text()
-    for field in (shared.steps_field, "n_action_steps"):
-        changed("config.json", **{field: 0})(copied)
-        assert field in refused(copied)
+    nothing = {shared.steps_field: 0, "n_action_steps": 0, "input_features": None, "output_features": None}
+    for field, value in nothing.items():
+        changed("config.json", **{field: value})(copied)
+        said = refused(copied)
+        assert field in said
+        assert value == 0 or f" in {field}; restore it from a good copy." in said
         (copied / "config.json").write_text(config)
     # Also where LeRobot's own loader would go on with random weights.
     tensors = load_file(copied / "model.safetensors")

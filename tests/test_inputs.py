@@ -149,7 +149,11 @@ def test_statistics_tell_the_state_that_a_policy_was_trained_with(
     expected = (1,) if kinds else (STATE_DIM,)
     assert policy.state_shape == expected
     assert accepted(policy, shapes(("top",), state=expected))
-    assert not accepted(policy, shapes(("top",), state=(expected[0] + 1,)))
+    said = (
+        r"trained with \(1,\)" if kinds else r"no statistics of it and \(3,\) in config.json.*input_features"
+    )
+    with pytest.raises(UserError, match=said):
+        check_inputs(policy, shapes(("top",), state=(expected[0] + 1,)), HERE)
 
 
 def test_a_camera_that_the_policy_was_trained_with_is_returned(policy: Any) -> None:

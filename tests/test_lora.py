@@ -101,6 +101,10 @@ def adapter(built: Path, checkpoint: Path, tmp_path: Path) -> Path:
     ("pi0", {"rank_pattern": {"action_in_proj": 2}, "alpha_pattern": {"action_in_proj": 7}, "lora_alpha": 3}),
     ("smolvla", {"use_dora": True, "use_rslora": True}),
     ("smolvla", {"method_type": "MISS"}),
+    # Their output heads share the embedding's tensor.
+    ("eo1", {"target_modules": ["lm_head", "q_proj"]}),
+    ("groot", {"target_modules": ["q_proj"], "full_training_modules": ["lm_head"]}),
+    ("eo1", {"target_modules": ["q_proj"], "full_training_modules": ["embed_tokens"]}),
 ])  # fmt: skip
 def test_a_merged_adapter_has_the_stock_actions(
     family: str, peft: dict[str, Any], family_folder: Folders, dataset_root: Path, tmp_path: Path
@@ -223,6 +227,11 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "base not on the Hub": (changed(ABOUT, base_model_name_or_path="some/where"),
         "base_model_name_or_path=some/where in adapter_config.json: there is no such folder, and the Hub"),
     "no base named": (changed(ABOUT, base_model_name_or_path=None), "names no base_model_name_or_path"),
+    "no adapter config": (gone(ABOUT), f"the file {ABOUT} is missing"),
+    "an adapter as base": (base(lambda p: (p / "model.safetensors").rename(p / ABOUT)),
+        "base in adapter_config.json: an adapter is there"),
+    "a base's run": (lambda p: changed(ABOUT, base_model_name_or_path=str(p.parent / "run"))(
+        shutil.move(p.parent / "base", p.parent / "run" / "pretrained_model") and p), "run/pretrained_model there."),
     "base without weights": (base(gone("model.safetensors")), "no model.safetensors is there"),
     "cut adapter": (written(WEIGHTS, b"short"), UNFIT),
     "cut config": (written(ABOUT, "{"), "adapter_config.json is not valid JSON"),

@@ -21,7 +21,7 @@ import drift_env  # noqa: F401 (registers the environment)
 from broken_statistics import AFTER, BEFORE, add_step, drop, edit_normaliser, edit_statistics, edit_steps
 from builders import ACTION_DIM, STATE_DIM, make_config, observations
 from chordflow.errors import UserError
-from chordflow.policies import load_flow_policy
+from chordflow.policies import check_inputs, load_flow_policy
 from chordflow.policies.processors import blank_observation, check_processors, try_out
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
 from small_runs import changed, edit_json, options, refused
@@ -356,10 +356,19 @@ def test_what_only_shows_when_an_observation_goes_through(
     assert (raised.value is outcome) == (said is None)
 
 
-def test_renamed_cameras_come_under_the_name_that_data_have(checkpoint: Path) -> None:
-    top, wrist, image = f"{CAMERA}top", f"{CAMERA}wrist", "observation.image"
-    policy = load_flow_policy(checkpoint, device="cpu", rename_map={top: wrist, image: top})
-    assert set(blank_observation(policy, policy.preprocessor)) == {"task", STATE, image}
+@pytest.mark.parametrize(("renaming", "said"), [
+    ({f"{CAMERA}top": STATE}, "dataset.repo_id=x has a 'observation.state' already"),
+    ({f"{CAMERA}top": "observation.image"}, "path=.*rename_map=.*the checkpoint has no 'observation.image'"),
+    ({STATE: "observation.velocity"}, "path=.*rename_map=.*the checkpoint has no 'observation.velocity'"),
+])  # fmt: skip
+def test_a_wrong_rename_map_is_not_the_checkpoints_fault(
+    renaming: dict[str, str], said: str, checkpoint: Path
+) -> None:
+    shown = {STATE: (3,), f"{CAMERA}top": (32, 32, 3)}
+    with pytest.raises(UserError, match=said):
+        check_inputs(
+            load_flow_policy(checkpoint, device="cpu", rename_map=renaming), shown, "dataset.repo_id=x"
+        )
 
 
 def test_a_trial_leaves_the_callers_random_numbers_alone(tiny_policy: SmolVLAFlowPolicy) -> None:

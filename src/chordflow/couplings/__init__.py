@@ -3,7 +3,14 @@
 from chordflow.couplings.blocks import CouplingBatch, Needs, Share
 from chordflow.couplings.buffer import CouplingBuffer
 from chordflow.couplings.config import LEAST_STEPS, BufferConfig, CouplingConfig
-from chordflow.couplings.observations import TOLERANCE_S, DatasetConfig, Observations, Split, open_split
+from chordflow.couplings.observations import (
+    TOLERANCE_S,
+    DatasetConfig,
+    Observations,
+    Split,
+    check_fits,
+    open_split,
+)
 
 __all__ = [
     "LEAST_STEPS",
@@ -17,5 +24,6 @@ __all__ = [
     "Observations",
     "Share",
     "Split",
+    "check_fits",
     "open_split",
 ]

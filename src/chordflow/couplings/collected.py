@@ -27,7 +27,7 @@ from lerobot.utils.constants import OBS_PREFIX
 from numpy.typing import NDArray
 from torch import Tensor
 
-from chordflow.couplings.observations import Observations, walk
+from chordflow.couplings.observations import Observations, restore_axes, walk
 from chordflow.disk import whole_folder
 from chordflow.errors import UserError, explained, reason
 from chordflow.policies import FlowPolicy
@@ -123,6 +123,8 @@ class Collection:
         """An observation, as `Observations` gives those of a dataset."""
         count = self.about.history or 1
         frames = [self._dataset[row * count + step] for step in range(count)]
+        for frame in frames:
+            restore_axes(frame, self._dataset.meta.features)
         found: dict[str, Any] = {"task": frames[0]["task"]}
         for key, value in frames[0].items():
             if key.startswith(OBS_PREFIX):

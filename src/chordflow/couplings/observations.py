@@ -11,7 +11,7 @@ import functools
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Literal
@@ -106,6 +106,7 @@ class Observations(Dataset[dict[str, Any]]):
             if key.startswith(OBS_PREFIX) or key in ("task", "episode_index", "frame_index", *self.actions)
         }
         meta, place = self.dataset.meta, (kept["episode_index"], kept["frame_index"])
+        restore_axes(kept, meta.features)
         for key in kept.keys() & set(meta.camera_keys):
             declared, found = meta.features[key]["shape"], kept[key].shape[-3]
             if found not in declared:
@@ -282,7 +283,9 @@ def open_split(
     if metadata.video_keys:
         check_decoder(config.video_backend)
     print_replaced_names(policy)
-    check_fits(metadata, policy)
+    if absent := check_fits(metadata, policy):
+        lacks = f"dataset.repo_id={config.repo_id} lacks {', '.join(absent)}"
+        say(f"Warning: {lacks}; {policy.family} acts without, as it does in LeRobot.")
     episodes = config.episodes if config.episodes is not None else list(range(metadata.total_episodes))
     check_once("dataset.episodes", episodes, at_least=0, at_most=metadata.total_episodes - 1)
     if len(episodes) < 2:
@@ -358,22 +361,29 @@ def open_split(
     return split
 
 
-def check_fits(metadata: LeRobotDatasetMetadata, policy: FlowPolicy) -> None:
-    """Refuses a dataset without the cameras that a checkpoint looks at, or with another size of state or action."""
+def check_fits(metadata: LeRobotDatasetMetadata, policy: FlowPolicy) -> list[str]:
+    """Refuses a dataset without the cameras that a checkpoint looks at, or with another size of state or action.
+
+    Returns the cameras that the checkpoint was trained with and goes without.
+    """
     where, features = f"dataset.repo_id={metadata.repo_id}", metadata.features
     absent = check_inputs(policy, {key: feature["shape"] for key, feature in features.items()}, where)
-    if absent:
-        say(
-            f"Warning: {where} lacks {', '.join(absent)}; {policy.family} acts without, as it does in LeRobot."
-        )
     if ACTION not in features:
         raise UserError(f"{where} has no {ACTION}, which the checkpoint needs.")
-    shape, expected = tuple(features[ACTION]["shape"]), tuple(policy.config.action_feature.shape)
+    shape, expected = tuple(features[ACTION]["shape"]), (policy.chunk.action_dim,)
     if shape != expected:
         raise UserError(
             f"{where}: {ACTION} has shape {shape}, but the checkpoint was trained with {expected}; give the dataset "
             "that it was fine-tuned on."
         )
+    return absent
+
+
+def restore_axes(item: dict[str, Any], features: Mapping[str, Any]) -> None:
+    """Makes vectors of one number (..., 1) again of what LeRobot gives as numbers (...), of a dataset's `features`."""
+    for key in item.keys() & features.keys():
+        if key.startswith((OBS_PREFIX, ACTION)) and tuple(features[key]["shape"]) == (1,):
+            item[key] = item[key][..., None]
 
 
 def _not_finite(key: str, episode: int, frame: int) -> UserError:

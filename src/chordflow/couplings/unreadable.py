@@ -100,6 +100,11 @@ def open_metadata(repo_id: str, root: str | None, revision: str | None) -> LeRob
     _check_format(repo_id, str(metadata.root))
     if metadata.total_episodes == 0 or metadata.total_frames == 0:
         raise UserError(f"dataset.repo_id={repo_id}: the dataset is empty; record episodes first.")
+    if metadata.total_episodes != len(metadata.episodes):
+        raise UserError(
+            f"dataset.root={metadata.root}: {INFO_PATH} says total_episodes={metadata.total_episodes}, but "
+            f"meta/episodes lists {len(metadata.episodes)}; correct that number, or copy or fetch the dataset again."
+        )
     return metadata
 
 
@@ -149,11 +154,21 @@ def _check_format(repo_id: str, root: str | None, error: Exception | None = None
 
 
 def _version_in(root: Path) -> tuple[int, int] | None:
-    """The format that a folder's info names; None where it is absent or broken, which LeRobot finds as well."""
+    """The format that a folder's info names; None where there is none or it is broken, which LeRobot finds as well.
+
+    Raises:
+        UserError: for a format that is none.
+    """
     try:
-        return _version(json.loads((root / INFO_PATH).read_text(encoding="utf-8"))["codebase_version"])
-    except (OSError, ValueError, KeyError, TypeError):
+        named = dict(json.loads((root / INFO_PATH).read_text(encoding="utf-8"))).get("codebase_version")
+    except (OSError, ValueError, TypeError):
         return None
+    if (found := _version(str(named))) is None:
+        raise UserError(
+            f"dataset.root={root}: {INFO_PATH} says codebase_version={json.dumps(named)}, which is no format such as "
+            f'"{CODEBASE_VERSION}"; write the one that it was recorded in, or copy or fetch the dataset again.'
+        )
+    return found
 
 
 def _version(text: str) -> tuple[int, int] | None:

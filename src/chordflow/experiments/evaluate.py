@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from chordflow.console import say
-from chordflow.couplings import Split, open_split
+from chordflow.couplings import Split, check_fits, open_split
 from chordflow.disk import write_json
-from chordflow.errors import UserError
+from chordflow.errors import UserError, named
 from chordflow.evaluation.gap import check_same_units
 from chordflow.experiments.arms import EPISODES, Clip, check_environment, refuse_other_episodes, run_arms
 from chordflow.experiments.config import CheckpointConfig
@@ -61,6 +61,9 @@ def evaluate(config: EvaluateConfig, command: list[str]) -> tuple[Results, Clip]
     split = None
     if config.dataset is not None:
         split = open_split(config.dataset, teacher, tolerance_s=config.tolerance_s)
+        for entrant in entrants.values():
+            if entrant.name != TEACHER:
+                _check_shown(entrant, teacher, split)
     else:
         print_replaced_names(teacher)
     if config.env is not None:
@@ -135,6 +138,25 @@ def check_comparable(teacher: FlowPolicy, other: FlowPolicy, where: str) -> None
                 f"{where}: {name} is {own}, but the teacher's is {wanted}; {what} must agree for actions to be "
                 "compared: give a checkpoint that was made from this teacher."
             )
+
+
+def _check_shown(entrant: Entrant, teacher: FlowPolicy, split: Split) -> None:
+    """Makes sure that a candidate can act on what the dataset is read for: the teacher's observations.
+
+    Raises:
+        UserError: if it looks at other frames, or at what the dataset does not have.
+    """
+    where = f"{entrant.field}: {entrant.path}"
+    own, read = (policy.observation_delta_indices or [0] for policy in (entrant.policy, teacher))
+    if own != read:
+        raise UserError(
+            f"{where} looks at the frames {own} of an observation (0 is now), but the teacher at {read}, for which the "
+            "dataset is read: give one of the same n_obs_steps, or compare them in episodes only (leave --dataset.* of "
+            "evaluate out)."
+        )
+    with named(where):
+        if absent := check_fits(split.metadata, entrant.policy):
+            say(f"Warning: {where} acts without {', '.join(absent)}, which the dataset lacks.")
 
 
 def _on_the_dataset(

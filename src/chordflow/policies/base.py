@@ -365,10 +365,14 @@ class FlowPolicy(ABC):
 
     def check_state(self, shape: tuple[int, ...], where: str) -> None:
         """Raises UserError for a state of a size that the policy was not trained with; `where` says who shows it."""
-        if self.state_shape not in (None, shape):
+        if (own := self.state_shape) not in (None, shape):
+            told, remedy = f"was trained with {own}", ""
+            if not self.statistics.get(OBS_STATE):
+                told = f"has no statistics of it and {own} in config.json"
+                remedy = ", or write the shape that it was trained with into input_features there"
             raise UserError(
-                f"{where}: {OBS_STATE} has shape {shape}, but the checkpoint was trained with {self.state_shape}; give "
-                "observations of its own robot."
+                f"{where}: {OBS_STATE} has shape {shape}, but the checkpoint {told}; give observations of its own "
+                f"robot{remedy}."
             )
 
     @property

@@ -13,6 +13,7 @@ import lerobot
 import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import make_pre_post_processors
+from lerobot.utils.constants import ACTION
 from lerobot.utils.device_utils import is_torch_device_available
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -34,6 +35,7 @@ from chordflow.policies.files import (
     read_config,
     read_json,
 )
+from chordflow.policies.inputs import check_targets
 from chordflow.policies.lora import merged_checkpoint
 from chordflow.policies.processors import check_processors, try_out
 from chordflow.policies.registry import adapter_for, missing_packages
@@ -124,6 +126,8 @@ def load_flow_policy(
     if rename_map:
         loaded.rename_map = dict(rename_map)
         loaded.replaced_rename_map = _rename(preprocessor, rename_map, where)
+        with named(where):
+            check_targets(loaded)
     check_processors(loaded, preprocessor, postprocessor, where)
     with named(f"{where}: {CONFIG}"):
         loaded.chunk.check_executed(loaded.chunk.num_executed)
@@ -158,7 +162,11 @@ def _config(folder: Path, adapter: type[FlowPolicy], cli_overrides: list[str], w
         )
 
     with explained(sentence):
-        return PreTrainedConfig.from_pretrained(folder, cli_overrides=cli_overrides)
+        config = PreTrainedConfig.from_pretrained(folder, cli_overrides=cli_overrides)
+    for features, what in (("input_features", "observations"), ("output_features", ACTION)):
+        if not getattr(config, features):
+            raise UserError(f"{where}: {CONFIG} has no {what} in {features}; restore it from a good copy.")
+    return config
 
 
 def _policy(

@@ -76,8 +76,10 @@ def find_checkpoint(path: str | Path, revision: str | None = None, field: str = 
     _require_file(folder, CONFIG, field)
     # Before the other files: what a checkpoint lacks does not matter if it cannot be reflowed at all.
     check_family(folder, field)
-    weights = ADAPTER_WEIGHTS if is_adapter(folder, field) else WEIGHTS
-    for name in (weights, PREPROCESSOR, POSTPROCESSOR):
+    whole = (folder / WEIGHTS).is_file() or not read_config(folder, field).get("use_peft")
+    adapter = is_adapter(folder, field) or not whole
+    weights = (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if adapter else (WEIGHTS,)
+    for name in (*weights, PREPROCESSOR, POSTPROCESSOR):
         _require_file(folder, name, field)
     return folder
 

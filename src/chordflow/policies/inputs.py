@@ -74,15 +74,23 @@ def print_replaced_names(policy: FlowPolicy) -> None:
         say(f"Note: --rename_map replaces the checkpoint's own rename_map, {own}.")
 
 
-def _check_renaming(policy: FlowPolicy, shown: Mapping[str, object], where: str) -> None:
-    """Raises UserError where what `--rename_map` asks for cannot be meant."""
+def check_targets(policy: FlowPolicy) -> None:
+    """Raises UserError where `--rename_map` makes something of an observation that the policy does not look at."""
     given, looked_at = json.dumps(dict(policy.rename_map)), list(policy.config.input_features or {})
-    for key, target in policy.rename_map.items():
-        sources = [source for source in shown if policy.own_name(source) == target]
+    for target in policy.rename_map.values():
         if target not in looked_at:
             raise UserError(
-                f"rename_map={given}: the checkpoint has no {target!r}; it looks at {', '.join(looked_at)}."
+                f"rename_map={given}: the checkpoint has no {target!r}; it looks at {', '.join(looked_at)}: write each "
+                "as the data's name, then the checkpoint's."
             )
+
+
+def _check_renaming(policy: FlowPolicy, shown: Mapping[str, object], where: str) -> None:
+    """Raises UserError where what `--rename_map` asks for cannot be meant."""
+    check_targets(policy)
+    given = json.dumps(dict(policy.rename_map))
+    for key, target in policy.rename_map.items():
+        sources = [source for source in shown if policy.own_name(source) == target]
         if not sources:
             raise UserError(
                 f"rename_map names {key!r}, which {where} does not have; its observations are {', '.join(shown)}."

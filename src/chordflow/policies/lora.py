@@ -91,6 +91,7 @@ def _merge(folder: Path, field: str, base: Path, load: Callable[[Path], nn.Modul
             "'chordflow[peft]'"
         ) from error
     policy = load(base)
+    tied = _untie(policy)
     with explained(
         lambda error: f"{where}: PEFT cannot put this adapter on {base} ({reason(error)}); {remedy}."
     ):
@@ -105,12 +106,32 @@ def _merge(folder: Path, field: str, base: Path, load: Callable[[Path], nn.Modul
             f"{where}: {ADAPTER_WEIGHTS} {what} {astray[0]!r}, which is not so of an adapter for {base}; {remedy}."
         )
     try:
-        return model.merge_and_unload(safe_merge=True)
+        merged = model.merge_and_unload(safe_merge=True)
     except (AttributeError, NotImplementedError, ValueError) as error:
         raise UserError(
             f"{where}: an adapter of peft_type={config.peft_type.value} cannot be merged into its base "
             f"({reason(error)}); give one that can, as a LoRA, with finite weights."
         ) from error
+    for head, embedding in tied.items():
+        merged.get_submodule(head).weight = merged.get_submodule(embedding).weight
+    return merged
+
+
+def _untie(policy: nn.Module) -> dict[str, str]:
+    """Gives output heads that share a word embedding's tensor one of their own; returns both names of each.
+
+    Actions do not depend on such a head; but what an adapter changes of it would be merged into the embedding too.
+    """
+    modules = dict(policy.named_modules())
+    shared = {id(one.weight): name for name, one in modules.items() if isinstance(one, nn.Embedding)}
+    tied = {
+        name: shared[id(one.weight)]
+        for name, one in modules.items()
+        if not isinstance(one, nn.Embedding) and id(getattr(one, "weight", None)) in shared
+    }
+    for name in tied:
+        modules[name].weight = nn.Parameter(modules[name].weight.detach().clone())
+    return tied
 
 
 def _base(folder: Path, field: str) -> Path:
@@ -126,6 +147,16 @@ def _base(folder: Path, field: str) -> Path:
     # A path from where the adapter was trained: often an ancestor of where it is.
     places = [Path(name), *(parent / name for parent in folder.resolve().parents)]
     place = next((place for place in places if (place / WEIGHTS).is_file()), None)
+    for there in places if place is None else ():
+        if (there / ADAPTER_CONFIG).is_file():
+            raise UserError(
+                f"{where}: an adapter is there; merge it into its own base (merge_and_unload of PEFT), and write there "
+                "where the result is."
+            )
+        if (there / "pretrained_model" / WEIGHTS).is_file():
+            raise UserError(
+                f"{where}: {WEIGHTS} is in a folder of that; write {there / 'pretrained_model'} there."
+            )
     if place is None and looks_like_hub_id(name):
         remedy = "write there where the base is now, or fetch it once while online"
         place = downloaded(name, config.get("revision"), [CONFIG, WEIGHTS], where, remedy)

@@ -8,8 +8,9 @@ Shapes: B batch, H chunk size, D padded action dimension, A real action dimensio
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -184,6 +185,19 @@ def step_name(step: Any) -> str:
     return getattr(type(step), "_registry_name", None) or type(step).__name__
 
 
+@contextlib.contextmanager
+def _unrenamed(preprocessor: Any) -> Iterator[None]:
+    """Context in which observations come by the policy's own names: only data can show whether a renaming is right."""
+    before = [(step, step.rename_map) for step in preprocessor.steps if hasattr(step, "rename_map")]
+    for step, _ in before:
+        step.rename_map = {}
+    try:
+        yield
+    finally:
+        for step, own in before:
+            step.rename_map = own
+
+
 @torch.no_grad()
 def try_out(policy: FlowPolicy, preprocessor: Any, where: str) -> None:
     """Takes a blank observation to actions in one step, so that what cannot work fails before any training.
@@ -206,7 +220,7 @@ def try_out(policy: FlowPolicy, preprocessor: Any, where: str) -> None:
         )
     part = f"the preprocessor ({PREPROCESSOR})"
     # What a family draws in passing leaves the caller's stream as it was.
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _unrenamed(preprocessor):
         try:
             batch = policy.preprocess(blank_observation(policy, preprocessor))
             part = f"the network ({CONFIG})"
@@ -223,10 +237,9 @@ def try_out(policy: FlowPolicy, preprocessor: Any, where: str) -> None:
                     f"{where}: one observation does not fit into the memory of {policy.device} ({reason(error)}); give "
                     "a --device with more, or free what other programs hold of it."
                 ) from error
-            if not inputs or (OBS_STATE not in inputs and OBS_STATE in reason(error)):
+            if OBS_STATE not in inputs and OBS_STATE in reason(error):
                 raise UserError(
-                    f"{where}: {CONFIG} has no {OBS_STATE if inputs else 'observations'} in input_features; restore it "
-                    "from a good copy."
+                    f"{where}: {CONFIG} has no {OBS_STATE} in input_features; restore it from a good copy."
                 ) from error
             raise UserError(
                 f"{where}: {part} fails on a blank observation of the sizes in {CONFIG} and {PREPROCESSOR} "
@@ -246,12 +259,11 @@ def try_out(policy: FlowPolicy, preprocessor: Any, where: str) -> None:
 
 
 def blank_observation(policy: FlowPolicy, preprocessor: Any) -> dict[str, Any]:
-    """One observation as an environment would give it: black images, and a state that normalisation makes small.
+    """One observation by the policy's own names: black images, and a state that normalisation makes small.
 
     Vectors have the size of their statistics: a fine-tuned checkpoint keeps the sizes of the model that it began with
     in `input_features`.
     """
-    raw_names = [old for step in preprocessor.steps for old in getattr(step, "rename_map", {})]
     indices = policy.observation_delta_indices or [0]
     # A single step has no axis: SmolVLA's adaptation to Aloha takes none.
     steps = (len(indices),) if len(indices) > 1 else ()
@@ -265,10 +277,7 @@ def blank_observation(policy: FlowPolicy, preprocessor: Any) -> dict[str, Any]:
             value = value.movedim(-1, 0) if value.shape[-1] <= 4 < value.shape[0] else value
         elif (held := _lower_bound(preprocessor.steps, key)) is not None:
             value = held.cpu()
-        # What the preprocessor renames away never reaches the policy under its own name.
-        name = next((raw for raw in (key, *raw_names) if policy.own_name(raw) == key), None)
-        if name is not None:
-            items[name] = value.expand(1, *steps, *value.shape).clone()
+        items[key] = value.expand(1, *steps, *value.shape).clone()
     return items
 
 
