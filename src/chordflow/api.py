@@ -308,7 +308,8 @@ def report(folder: str | Path, output_dir: str | Path | None = None) -> Run | St
     if isinstance(results, Study):
         return StudyReport(folder, results, files)
     # A run writes its student's path relative to itself.
-    return Run(folder, results, files, folder / results.student if results.kind == "reflow" else None)
+    student = folder / results.student if results.kind == "reflow" and results.student is not None else None
+    return Run(folder, results, files, student)
 
 
 def _rows(content: str, rows: str) -> pd.DataFrame:
