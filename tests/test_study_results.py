@@ -251,6 +251,9 @@ def test_the_page_is_whole_and_escaped(found: Study) -> None:
     assert not re.search("<b>|<i>", outside)
     held = json.loads(re.findall(r'id="plots">(.*?)</script>', text)[0])
     assert set(re.findall(r'data-plot="([\w-]+)"', text)) == set(held)
+    folded = text.partition('<details class="part">')[2]
+    assert 'id="table-study"' not in folded
+    assert ('id="table-gap"' in folded) == found.looks_often
     needed = ('id="theme"', 'id="status"', "chordflow study", "Made by chordflow from study.json", "env.type")
     assert all(part in html.unescape(text) for part in needed)
 

@@ -305,12 +305,9 @@ def _students(study: Study) -> list[Row]:
             own |= {arm.name} & {arm.way}
             students = figures.measured(study, arm)
             missing = f" ({len(students)} of {plural(seeds, 'seed')})" if len(students) < seeds else ""
-            name = (
-                clean((arm if arm.name in own else chain[-1]).way)
-                + missing
-                + " (no step)" * figures.without_steps(study, arm)
-            )
-            found.append(Row(study, name, students, chain, place))
+            missing += " (no step)" * figures.without_steps(study, arm)
+            way = clean((arm if arm.name in own else chain[-1]).way)
+            found.append(Row(study, way + missing, students, chain, place))
     return found
 
 

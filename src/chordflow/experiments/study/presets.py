@@ -284,9 +284,8 @@ class FileStudy(StudyConfig):
             others = [other for other in self.arms if other != name]
             rule = ""
             if teacher is not None and teacher not in self.arms:
-                rule = f"teacher={teacher}: " + (
-                    f"choose {' or '.join(others)}." if others else "there is no other arm; leave it out."
-                )
+                known = f"choose {' or '.join(others)}." if others else "there is no other arm; leave it out."
+                rule = f"teacher={teacher}: {known}"
             elif steps is not None and self.steps is None:
                 rule = f"steps={steps}: the budget of this study is in seconds; leave it out."
             elif steps is not None and (type(steps) is not int or steps < 1):
