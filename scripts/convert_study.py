@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from chordflow.errors import UserError
 from chordflow.results.files import decode
-from chordflow.results.old_studies import OLD_FILES
+from chordflow.results.old_studies import OLD_FILES, kind_of
 from chordflow.results.study import STUDY, Study
 
 Data = dict[str, Any]
@@ -149,17 +150,24 @@ def convert(file: Path) -> str:
     """Converts a file, and says what became of it; nothing that is there is lost.
 
     Raises:
-        SystemExit: if a file would be written over.
+        UserError: if it is missing or none of these files, or a file would be written over.
     """
+    if not file.is_file():
+        raise UserError(f"{file} is no file; give a compare.json, rounds.json or study.json.")
+    if (kind := kind_of(file)) not in KINDS:
+        if kind == "study":
+            return f"{file} is of today's layout and stays as it is"
+        raise UserError(f"{file} is no result of chordflow compare, study init or study rounds.")
     old = json.loads(file.read_text(encoding="utf-8"))
-    if old.get("kind") not in KINDS:
-        return f"{file} is {old.get('kind')!r} and stays as it is"
     beside = file.name in OLD_FILES
     target = file.with_name(STUDY) if beside else file
     kept = file if beside else file.with_name(f"{file.name}.old")
     if (there := target if beside else kept).exists():
-        raise SystemExit(f"{there} exists; move it, and convert {file} again.")
-    new = converted(old)
+        raise UserError(f"{there} exists; move it, and convert {file} again.")
+    try:
+        new = converted(old)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file} is damaged ({error}); restore it from a good copy.") from error
     if not beside:
         shutil.copy2(file, kept)
     new.save(target)
@@ -167,5 +175,9 @@ def convert(file: Path) -> str:
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:]:
-        print(convert(Path(name)))
+    try:
+        for name in sys.argv[1:]:
+            print(convert(Path(name)))
+    except UserError as error:
+        print(f"convert_study: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -80,7 +80,9 @@ def test_all_functions_are_there_after_a_run_and_agree_with_the_commands(
     assert store.to_pandas().iloc[0]["observations"] == 8
     assert "observations" in store.to_markdown()
     assert "<table" in store._repr_html_()
-    assert chordflow.report(run.folder, tmp_path / "page").results == run.results
+    shown = chordflow.report(run.folder, tmp_path / "page")
+    assert (shown.results, shown.student.resolve()) == (run.results, run.student.resolve())
+    assert repr(run) == "Run('outputs/student')"
     given = {"dataset": data, "measure": MEASURE}
     again = chordflow.diagnose(policy={"path": "teacher"}, output_dir=tmp_path / "again", **given)
     assert again.results.gaps == ran["found"].results.gaps
@@ -107,6 +109,11 @@ def test_libraries_are_quiet_within_a_call_and_heard_after_it(
     assert (caplog.messages, [str(w.message) for w in recwarn if "loud" in str(w.message)]) == ([], [])
     load_policy()
     assert (caplog.messages, str(recwarn.pop(UserWarning).message)) == (["loud"], "loud")
+
+
+def test_values_without_a_keyword_are_refused_by_python() -> None:
+    with pytest.raises(TypeError, match="positional argument"):
+        chordflow.reflow("t", "a/b", output_dir="out")
 
 
 def test_commands_in_a_sentence_stay_as_they_are() -> None:

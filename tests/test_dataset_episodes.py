@@ -33,6 +33,7 @@ from chordflow.experiments.stored_couplings import fingerprint
 from chordflow.policies.sampling import Sampler
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
 from chordflow.results.schema import Results
+from chordflow.training.checkpoints import training_step
 from small_runs import Capture, Refuse, edit_json, options, refusal, student_of
 from small_runs import refuse as refuse
 
@@ -299,7 +300,7 @@ def test_a_frame_that_breaks_while_training(
     root, output = Path(shutil.copytree(of_one_each, tmp_path / "data")), tmp_path / "out"
     # Each step makes the one block that it looks at.
     more = ["--dataset.eval_split=0.4", "--measure.num_observations=99", "--buffer.num_observations=2",
-            "--buffer.block_size=2", "--batch_size=4", "--save_freq=2"]  # fmt: skip
+            "--buffer.block_size=2", "--batch_size=4", "--save_freq=100"]  # fmt: skip
     split = open_tiny(tiny_policy, root, eval_split=0.4)
     assert split.held_out_episodes == [3, 4, 5]
     first = [split.train.of_block(number, 2, 5) for number in range(4)]
@@ -308,6 +309,8 @@ def test_a_frame_that_breaks_while_training(
     cut_image(root, episode, frame)
     said = refusal(options(checkpoint, root, output, *more), capsys)
     assert f"frame {frame} of episode {episode} of test/tiny" in said
+    # Nothing of what was trained is lost.
+    assert training_step(output / "checkpoints" / "last") == 3
     resume = told(said)
     kept = [number for number in range(6) if number != episode]
     assert "resuming cannot change it" in refusal([*resume, "--dataset.repo_id=test/other"], capsys)

@@ -223,7 +223,7 @@ def test_what_is_no_study_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "'method' is no study and no file; did you mean methods?" in refused(capsys, "method")
     assert "'arms.yaml' is no study and no file" in refused(capsys, "arms.yaml")
     assert "name the studies' files" in refused(capsys, "table")
-    assert "cannot be read" in refused(capsys, "table", str(tmp_path / "study.json"))
+    assert "/study.json cannot be read" in refused(capsys, "table", str(tmp_path))
     assert main(["study", "--help"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert {*STUDIES} - {"file"} <= {line.split()[0] for line in said if line.startswith("  ")}

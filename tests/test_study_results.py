@@ -173,7 +173,7 @@ def test_the_headline_says_where_another_round_stopped_paying() -> None:
     last, _ = found.chains
     assert [round(one.gap, 4) for one in standings(found, last)] == [0.3, 0.1, 0.096, 0.115]
     assert answers(found) == [
-        "With last, another round stopped paying after round 2, at a one-step gap of 9.6 % to the first teacher's "
+        "Chain last: another round stopped paying after round 2, at a one-step gap of 9.6 % to the first teacher's "
         "converged ODE.",
         "last: another round stopped paying after round 2 (curvature 20 % -> 4.5 % -> 2.5 % -> 1.5 %, gap 30 % -> 10 % "
         "-> 9.6 % -> 12 %; 2 of 2 seeds agree).",
@@ -189,7 +189,7 @@ def test_rounds_that_all_pay_and_rounds_that_never_do() -> None:
     falling = rounds({"last": [[(0.2 / 2**k, 0.3 / 2**k) for k in (1, 2, 3)]]})
     assert "last: round 3 still paid (curvature 20 % -> 10 % -> 5.0 % -> 2.5 %" in answers(falling)[1]
     never = rounds({"first, euler": [[(0.2, 0.4)] * 3]}, kept=None)
-    assert "With first, euler, not even round 1 paid, at a one-step gap of 40 %" in answers(never)[0]
+    assert "Chain first, euler: not even round 1 paid, at a one-step gap of 40 %" in answers(never)[0]
 
 
 def test_seeds_are_judged_whole_or_not_at_all() -> None:
@@ -291,8 +291,15 @@ def test_the_converter_keeps_the_old_file(
     assert (tmp_path / kept).read_text() == '{"kind": "compare"}'
     assert Study.load(tmp_path / "study.json") == beginnings()
     (tmp_path / name).write_text('{"kind": "compare"}')
-    with pytest.raises(SystemExit, match="exists; move it"):
+    with pytest.raises(UserError, match="exists; move it"):
         script.convert(tmp_path / name)
+    for spoilt, said in (("[]", "is no result of"), ('{"kind": "compare"}', "is damaged")):
+        (tmp_path / "other.json").write_text(spoilt)
+        monkeypatch.undo()
+        with pytest.raises(UserError, match=said):
+            script.convert(tmp_path / "other.json")
+    with pytest.raises(UserError, match="is no file"):
+        script.convert(tmp_path / "absent")
 
 
 def test_studies_of_one_teacher_join() -> None:

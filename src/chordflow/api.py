@@ -36,7 +36,10 @@ CLIP = "clips/episodes.gif"
 
 
 class _Shown:
-    """A result as a notebook shows it: its `verdict` and its rows, `to_pandas()`."""
+    """A result as a notebook shows it: its `verdict` and its rows, `to_pandas()`; elsewhere its folder, in a line."""
+
+    def __repr__(self: Any) -> str:
+        return f"{type(self).__name__}({str(self.folder)!r})"
 
     def _repr_html_(self: Any) -> str:
         from html import escape
@@ -44,7 +47,7 @@ class _Shown:
         return f"<p><b>{escape(self.verdict)}</b></p>{self.to_pandas().to_html(index=False, border=0)}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run(_Shown):
     """What a job leaves.
 
@@ -93,7 +96,7 @@ class Run(_Shown):
         return markdown(self.measured)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StudyReport(_Shown):
     """What a study came to: its folder, all that was measured, its page and its table."""
 
@@ -123,7 +126,7 @@ class StudyReport(_Shown):
         return markdown(self.results)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Couplings(_Shown):
     """A store of couplings, which `reflow(couplings=folder, ...)` trains from, and what it was made with."""
 
@@ -151,7 +154,7 @@ class Couplings(_Shown):
         return f"Couplings in {self.folder}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Exported(_Shown):
     """A folder that `chordflow_runtime.load` takes, and what its manifest holds."""
 
@@ -302,7 +305,11 @@ def report(folder: str | Path, output_dir: str | Path | None = None) -> Run | St
 
     files, results, folder = tuple(write_report(folder, output_dir)), loaded(folder), Path(folder)
     folder = folder if folder.is_dir() else folder.parent
-    return StudyReport(folder, results, files) if isinstance(results, Study) else Run(folder, results, files)
+    if isinstance(results, Study):
+        return StudyReport(folder, results, files)
+    # A run writes its student's path relative to itself.
+    student = folder / results.student if results.kind == "reflow" and results.student is not None else None
+    return Run(folder, results, files, student)
 
 
 def _rows(content: str, rows: str) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from typing import Any
 
 from chordflow.errors import UserError
 from chordflow.quiet import load, restored
-from chordflow.refusing import refuse, table
+from chordflow.refusing import BARE, refuse, table
 
 _COMMAND = r"\b(?:chordflow (?:reflow|couple|diagnose|evaluate|export|report|relocate|study|demo)|torchrun|python3?) .*"
 _NAME = r"([a-z]\w*(?:\.[a-z]\w*)*)"
@@ -27,7 +27,8 @@ def checked[F: Callable[..., Any]](function: F) -> F:
     @functools.wraps(function)
     def call(*args: Any, **given: Any) -> Any:
         try:
-            if isinstance(known, dict):
+            # Python itself refuses values without a keyword.
+            if isinstance(known, dict) and not args:
                 refuse(known["options"], {name: given[name] for name in given if name != "command"})
             with restored():
                 if verb != "report":
@@ -52,4 +53,5 @@ def in_keywords(sentence: str, verb: str) -> str:
             value = f'{{"{part}": {value}}}'
         return f"{group}={value}"
 
-    return _OPTION.sub(keyword, sentence.replace("see --help=all", f"see: chordflow {verb} --help=all"))
+    sentence = sentence.replace("see --help=all", f"see: chordflow {verb} --help=all").replace(BARE, "")
+    return _OPTION.sub(keyword, sentence)

@@ -39,6 +39,9 @@ _CLASSES: dict[str, Any] = {"text": str | int | float, "path": str | Path, "JSON
 
 TABLE = Path(__file__).with_name("options.json")
 
+BARE = " (an option without a value is true)"
+"""Behind a value that the command line has not shown."""
+
 ENV, ENV_TYPE = "env", "env.type"
 """The group whose options are those of whatever environments are installed."""
 
@@ -142,8 +145,7 @@ def check(
         if existing and not fits and name.partition(".")[0] != skip:
             one, written = existing[0], f"{name}={_written(value)}"
             rule = GONE_OPTIONS.get(written, f"give {_asked(one.kind)}; {one.text}.")
-            alone = " (an option without a value is true)" * (value is True)
-            raise UserError(f"{written}{alone}: {rule}")
+            raise UserError(f"{written}{BARE * (value is True)}: {rule}")
     left = [one for existing in active.values() for one in existing]
     missing = [one for one in left if one.default is None and look_up(merged, one.name) is None]
     missing = [one for one in missing if not one.group or look_up(merged, one.group) is not None]

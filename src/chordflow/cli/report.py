@@ -8,7 +8,7 @@ from chordflow.cli.help import folder_and_option
 from chordflow.console import console, say
 from chordflow.reporting.study_table import render
 from chordflow.reporting.write import printed, write_report
-from chordflow.results.study import Study, joined
+from chordflow.results.study import STUDY, Study, joined
 
 
 def report(arguments: list[str]) -> None:
@@ -22,4 +22,5 @@ def report(arguments: list[str]) -> None:
 
 def join(arguments: list[str]) -> None:
     """Prints the tables of several studies as one."""
-    console.print(render(joined([Study.load(Path(file)) for file in arguments[1:]])))
+    files = [file / STUDY if file.is_dir() else file for file in map(Path, arguments[1:])]
+    console.print(render(joined([Study.load(file) for file in files])))

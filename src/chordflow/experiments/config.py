@@ -250,7 +250,7 @@ class ReflowJobConfig(TrainingSettings):
             of steps; the defaults) or one_step (the most exact student at one step, and for that alone). Recorded
             only if none of its settings was given another value.
         rounds: how often to reflow, or auto for as often as it pays; each round begins as the student of the round
-            before and is taught by it. steps, and everything else, are of each.
+            before and is taught by it; steps and all other options count for each round.
         steps: optimiser steps.
         num_inference_steps: Euler steps that the student is saved with.
         seed: of everything random in training.

@@ -53,8 +53,7 @@ def rendered(
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["clean"] = clean
-    # A figure stays whole; its interval may stand below it.
-    environment.filters["unbroken"] = lambda text: text.replace(" ", "\u00a0").replace("\u00a0[", " [")
+    environment.filters |= {"unbroken": _unbroken, "parted": _parted}
     return environment.get_template(f"{template}.html.j2").render(
         policy=_policy(scripts.values()),
         style=asset("style.css"),
@@ -65,6 +64,17 @@ def rendered(
         settings=list(_flat(settings)),
         **values,
     )
+
+
+def _unbroken(text: str) -> str:
+    """A figure that stays whole: its interval or the end of a range may stand below it, and each of several parts."""
+    whole = text.replace(" ", "\u00a0").replace("\u00a0[", " [").replace("\u00a0to\u00a0", " to\u00a0")
+    return _parted(whole) if text.count("/") > 1 else whole
+
+
+def _parted(text: str) -> str:
+    """A text that may break behind its strokes."""
+    return text.replace("/", "/\u200b")
 
 
 def _policy(scripts: Iterable[str]) -> str:

@@ -210,9 +210,10 @@ def student_beside_the_best_way(results: Results) -> str | None:
     rows.sort(key=lambda pair: pair[0])
     equal = [number(nfe) for nfe, one in rows if (one.interval.high if one.interval else one.value) >= 1]
     more = f"; at {' and '.join(equal)} it does not show that training gives more than a better solver"
+    shown = ", ".join(f"{_ratio(found)} at {number(nfe)}" for nfe, found in rows)
     return (
-        "The student's RMS gap to the converged ODE over that of the best way to act without training, by network "
-        f"evaluations: {', '.join(f'{_ratio(found)} at {number(nfe)}' for nfe, found in rows)}{more if equal else ''}."
+        "The student's RMS gap to the converged ODE, divided by that of the best way without training at as many "
+        f"network evaluations, is {shown}{more if equal else ''}."
     )
 
 

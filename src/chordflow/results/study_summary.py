@@ -358,7 +358,7 @@ def _rounds(study: Study) -> list[str]:
         if len(chain) == 1 and (known := standings(study, chain))
     ]
     return [
-        f"With {clean(first[-1].way)}, {_paying(study, first)}, at a one-step gap of {rms} to the first teacher's "
+        f"Chain {clean(first[-1].way)}: {_paying(study, first)}, at a one-step gap of {rms} to the first teacher's "
         "converged ODE.",
         f"Judged by {whole} of {plural(len(study.seeds), 'seed')} so far."
         if whole < len(study.seeds)

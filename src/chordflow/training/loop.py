@@ -58,9 +58,10 @@ def train(
 ) -> Trained:
     """Trains the student on the buffer's couplings, with a log and checkpoints to resume from in `output_dir`.
 
-    A signal stops it after a whole step, with a checkpoint that all processes have agreed on. `write_student(folder,
-    weights)` writes a `pretrained_model` folder; `on_step` is called after every step, with where it stands and the
-    couplings trained on in a second, and `on_line` with every line of the log. All else is as for `Training`.
+    A signal stops it after a whole step, with a checkpoint that all processes have agreed on; a process alone saves one
+    where couplings cannot be made, too. `write_student(folder, weights)` writes a `pretrained_model` folder; `on_step`
+    is called after every step, with where it stands and the couplings trained on in a second, and `on_line` with every
+    line of the log. All else is as for `Training`.
 
     Raises:
         UserError: if a loss or gradient is not finite, memory runs out, a checkpoint cannot be written, or the
@@ -96,8 +97,12 @@ def train(
     while True:
         try:
             passed = next(steps, None)
-        except stopping.Stopped:
-            # What the loss after the last update would need may be gone from the buffer.
+        except (stopping.Stopped, UserError) as error:
+            # Where one process of several fails, the others do not come to save. What the loss after the last update
+            # would need may be gone from the buffer.
+            unsaved &= training.between_steps and (
+                isinstance(error, stopping.Stopped) or processes.count == 1
+            )
             if unsaved and all(bool(weights.isfinite().all()) for weights in training.state.masters.values()):
                 save(training.passed.step, timed=True)
             raise

@@ -166,6 +166,7 @@ class Training:
         passed: where it stands.
         checkpoint: the last one on disk, for messages.
         due: called after every step, in the first process.
+        between_steps: whether the last step is whole and no other has begun: while couplings are made.
     """
 
     def __init__(
@@ -202,6 +203,7 @@ class Training:
         self._optimizer, self._scheduler = wrapped.prepare(optimizer, scheduler)
         self.passed = Passed(self.start)
         self.due: Callable[[], bool] = lambda: False
+        self.between_steps = True
 
     def run(self) -> Iterator[Passed]:
         """Trains until the budget is used up, and yields after every step.
@@ -223,6 +225,7 @@ class Training:
         for step in itertools.count(self.start):
             if (config.steps is not None and step >= config.steps) or not self._fill(step):
                 return
+            self.between_steps = False
             now = self._watch.seconds
             ready = now if ready is None else ready
             with self.buffer.enough_memory(), one_thread(self._small):
@@ -247,6 +250,7 @@ class Training:
             samples = (step + 1 - self.start) * self.buffer.step_size
             now = self._watch.seconds
             self.passed = Passed(step + 1, now, samples, ready, value, norm, lr, due > 0, stop > 0)
+            self.between_steps = True
             yield self.passed
             if config.seconds is not None and now >= config.seconds:
                 return

@@ -255,7 +255,7 @@ class ReuseStudy(StudyConfig):
         for use, noises in product(self.uses, self.noises):
             name = f"uses_{'all' if use is None else use}_noises_{noises}"
             settings = {"buffer": {"uses_per_coupling": use, "noises_per_observation": noises}}
-            yield ArmSettings(name, settings, name.replace("_", " "))
+            yield ArmSettings(name, settings, f"uses={'null' if use is None else use} noises={noises}")
 
 
 @dataclass
