@@ -231,7 +231,7 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "an adapter as base": (base(lambda p: (p / "model.safetensors").rename(p / ABOUT)),
         "base in adapter_config.json: an adapter is there"),
     "a base's run": (lambda p: changed(ABOUT, base_model_name_or_path=str(p.parent / "run"))(
-        shutil.move(p.parent / "base", p.parent / "run" / "pretrained_model") and p), "run/pretrained_model there."),
+        shutil.move(p.parent / "base", p.parent / "run" / "pretrained_model") and p), "/run/pretrained_model; write"),
     "base without weights": (base(gone("model.safetensors")), "no model.safetensors is there"),
     "cut adapter": (written(WEIGHTS, b"short"), UNFIT),
     "cut config": (written(ABOUT, "{"), "adapter_config.json is not valid JSON"),

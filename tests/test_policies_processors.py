@@ -160,7 +160,8 @@ BROKEN: dict[str, tuple[Change, list[str]]] = {
         ["the postprocessor (policy_postprocessor.json)"],
     ),
     "no action": (
-        config(lambda c: c["output_features"].clear()), ["config.json has no action in output_features"]
+        config(lambda c: c["output_features"][ACTION].update(type="STATE")),
+        ["config.json has no action in output_features"],
     ),
 }  # fmt: skip
 

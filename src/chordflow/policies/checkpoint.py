@@ -163,9 +163,10 @@ def _config(folder: Path, adapter: type[FlowPolicy], cli_overrides: list[str], w
 
     with explained(sentence):
         config = PreTrainedConfig.from_pretrained(folder, cli_overrides=cli_overrides)
-    for features, what in (("input_features", "observations"), ("output_features", ACTION)):
-        if not getattr(config, features):
-            raise UserError(f"{where}: {CONFIG} has no {what} in {features}; restore it from a good copy.")
+    inputs = ("observations", "input_features", config.input_features)
+    for what, field, held in (inputs, (ACTION, "output_features", config.action_feature)):
+        if not held:
+            raise UserError(f"{where}: {CONFIG} has no {what} in {field}; restore it from a good copy.")
     return config
 
 

@@ -77,8 +77,7 @@ def find_checkpoint(path: str | Path, revision: str | None = None, field: str = 
     # Before the other files: what a checkpoint lacks does not matter if it cannot be reflowed at all.
     check_family(folder, field)
     whole = (folder / WEIGHTS).is_file() or not read_config(folder, field).get("use_peft")
-    adapter = is_adapter(folder, field) or not whole
-    weights = (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if adapter else (WEIGHTS,)
+    weights = [WEIGHTS] if whole and not is_adapter(folder, field) else [ADAPTER_CONFIG, ADAPTER_WEIGHTS]
     for name in (*weights, PREPROCESSOR, POSTPROCESSOR):
         _require_file(folder, name, field)
     return folder

@@ -88,27 +88,20 @@ class GrootFlowPolicy(FlowPolicy):
         _check_base(self._model.config)
         undo = GrootActionUnpackUnnormalizeStep | GrootN17ActionDecodeStep
         if postprocessor is not None and not any(isinstance(step, undo) for step in postprocessor.steps):
-            raise UserError(
-                "policy_postprocessor.json has no step that unnormalises action, so the robot would get numbers "
-                f"between -1 and 1; {_REMEDY}."
-            )
+            raise UserError(f"policy_postprocessor.json has no step that unnormalises action; {_REMEDY}.")
+        dim, flat = self.config.action_feature.shape[0], []
         for step in (*getattr(preprocessor, "steps", ()), *getattr(postprocessor, "steps", ())):
             if isinstance(step, GrootN17ActionDecodeStep) and step.use_relative_action:
                 raise UserError(f"use_relative_action=true in policy_postprocessor.json: {RELATIVE_ACTIONS}.")
-            _check_statistics(step, self.config.action_feature.shape[0])
+            _check_statistics(step, dim)
+            # Where the base model brings an embodiment's statistics, both sides hold them by groups instead.
+            if isinstance(step, GrootN17PackInputsStep | GrootActionUnpackUnnormalizeStep):
+                flat.append(step.stats[ACTION])
             if isinstance(step, GrootN17VLMEncodeStep):
                 # Saved with the device that trained it, and out of reach of LeRobot's override for loading.
                 step.device = str(self.config.device)
-        dim = self.config.action_feature.shape[0]
-        flat = [
-            {name: torch.as_tensor(step.stats[ACTION][name]).flatten()[:dim] for name in ("min", "max")}
-            for pipeline in (preprocessor, postprocessor)
-            for step in getattr(pipeline, "steps", ())
-            if isinstance(step, GrootN17PackInputsStep | GrootActionUnpackUnnormalizeStep)
-        ]
-        # Where the base model brings an embodiment's statistics, both steps hold these by groups instead.
         if len(flat) > 1:
-            check_same_statistics(flat[0], flat[1], ("min", "max"))
+            check_same_statistics(flat[0], flat[-1], ("min", "max"), dim)
         # As LeRobot's own sampler does before it predicts: in training there is dropout.
         policy.eval()
 

@@ -149,14 +149,9 @@ def _base(folder: Path, field: str) -> Path:
     place = next((place for place in places if (place / WEIGHTS).is_file()), None)
     for there in places if place is None else ():
         if (there / ADAPTER_CONFIG).is_file():
-            raise UserError(
-                f"{where}: an adapter is there; merge it into its own base (merge_and_unload of PEFT), and write there "
-                "where the result is."
-            )
-        if (there / "pretrained_model" / WEIGHTS).is_file():
-            raise UserError(
-                f"{where}: {WEIGHTS} is in a folder of that; write {there / 'pretrained_model'} there."
-            )
+            raise UserError(f"{where}: an adapter is there; merge it into its own base, and name the result.")
+        if (inside := there / "pretrained_model" / WEIGHTS).is_file():
+            raise UserError(f"{where}: {WEIGHTS} is not there, but in {inside.parent}; write that.")
     if place is None and looks_like_hub_id(name):
         remedy = "write there where the base is now, or fetch it once while online"
         place = downloaded(name, config.get("revision"), [CONFIG, WEIGHTS], where, remedy)
