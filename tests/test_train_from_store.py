@@ -236,7 +236,7 @@ def test_a_damaged_store_is_refused_and_mended_by_the_command_that_it_names(
     assert main(["couple", "--resume=true", f"--config_path={store}/manifest.json"]) == 0
     said = capsys.readouterr().out
     assert "Block 4 is damaged (its checksum is another): it is made anew" in said
-    assert "1 blocks are to be made" in said
+    assert "; 1 to be made" in said
     assert {path.name: path.read_bytes() for path in store.iterdir()} == good
     rewritten = {path.name for path in store.iterdir() if path.stat().st_mtime_ns != times[path.name]}
     assert rewritten == {shard_name(2), shard_name(4)}
