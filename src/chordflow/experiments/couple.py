@@ -175,8 +175,7 @@ class _Job:
         say(
             f"Store:   {self.manifest.num_observations:,} observations x "
             f"{self.config.buffer.noises_per_observation} noises on average{self.maker.config.sharing} in {blocks:,} "
-            f"block{'s' * (blocks > 1)}, {parts}"
-            + (f"; {missing:,} to be made" if missing < blocks else "")
+            f"block{'s' * (blocks > 1)}, {parts}" + (f"; {missing:,} to be made" if missing < blocks else "")
         )
         self.check_room(contexts)
 
