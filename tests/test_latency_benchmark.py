@@ -24,6 +24,12 @@ def run() -> Iterator[ModuleType]:
 
 
 @pytest.fixture(scope="module")
+def runtimes(run: ModuleType) -> Iterator[ModuleType]:
+    with scripts_of(FOLDER) as load:
+        yield load("runtimes")
+
+
+@pytest.fixture(scope="module")
 def policies(run: ModuleType) -> ModuleType:
     return sys.modules["random_policies"]
 
@@ -103,3 +109,27 @@ def test_the_document_shows_the_committed_results(run: ModuleType) -> None:
     for line in shown[1].splitlines()[2:]:
         times = [cell.strip() for cell in line.strip("|").split("|")[-2:]]
         assert all(times) if "CPU" not in line else not any(times)
+
+
+@pytest.mark.docs
+def test_the_document_shows_the_committed_runtimes(runtimes: ModuleType) -> None:
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    shown = re.search(r"<!-- runtimes -->\n(.*?)\n<!-- /runtimes -->", text, re.DOTALL)
+    assert shown[1] == runtimes.table(FOLDER / "runtimes")
+
+
+@pytest.mark.slow
+def test_runtimes_take_turns_on_one_policy(
+    runtimes: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "result.json"
+    options = ["--policy=smolvla", "--size=reduced", "--rounds=2", f"--output={output}"]
+    monkeypatch.setattr(sys, "argv", ["runtimes.py", *options])
+    runtimes.main()
+    result = json.loads(output.read_text(encoding="utf-8"))
+    found = {(row["way"], row["num_steps"]): row["p50_s"] for row in result["rows"]}
+    assert set(found) == {(way, n) for way in runtimes.WAYS for n in runtimes.STEPS}
+    for way in runtimes.WAYS:
+        assert found[way, 10] > found[way, 2] > found[way, 1] > 0
+    assert found["PyTorch", 1] > found["OpenVINO", 1]
+    assert result["exports"]["ONNX Runtime"]["max_relative"] < 1e-4

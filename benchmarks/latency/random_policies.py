@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -44,7 +44,7 @@ def load_config(family: Family, size: Size, dtype: str = "float32") -> PreTraine
 
 def outline(family: Family, size: Size, dtype: str) -> nn.Module:
     """The stock policy without storage: its names, shapes and dtypes."""
-    with _assets(family, size) as folder:
+    with assets(family, size) as folder:
         config = load_config(family, size, dtype)
         config.device = "meta"
         if family == "smolvla":
@@ -63,7 +63,7 @@ def acting(policy: nn.Module) -> int:
     return sum(parameter.numel() for name, parameter in policy.named_parameters() if ".lm_head." not in name)
 
 
-def build(family: Family, size: Size, device: str, dtype: str) -> FlowPolicy:
+def build(family: Family, size: Size, device: str, dtype: str, checkpoint: Path | None = None) -> FlowPolicy:
     """A stock policy with random weights, in the dtypes that LeRobot gives it, behind its adapter.
 
     Args:
@@ -71,9 +71,10 @@ def build(family: Family, size: Size, device: str, dtype: str) -> FlowPolicy:
         size: which of the configs.
         device: `cpu` or `cuda`.
         dtype: `float32` or `bfloat16`; in the latter some parameters stay float32, as in LeRobot.
+        checkpoint: where it is saved too, with statistics that change nothing; to be loaded within `assets`.
     """
     torch.manual_seed(0)
-    with _assets(family, size) as folder:
+    with assets(family, size, checkpoint and checkpoint.parent) as folder:
         config = load_config(family, size, dtype)
         config.device = device
         if family == "smolvla":
@@ -92,8 +93,23 @@ def build(family: Family, size: Size, device: str, dtype: str) -> FlowPolicy:
             return TokenizerProcessorStep(tokenizer_name=str(folder), **options)
 
         with patch.object(processor_pi05, "TokenizerProcessorStep", local):
-            processors = make_pre_post_processors(config, dataset_stats=None)
+            processors = make_pre_post_processors(config, dataset_stats=_statistics(config))
+    if checkpoint is not None:
+        for part in (policy, *processors):
+            part.save_pretrained(checkpoint)
     return adapter_for(family)(policy, *processors)
+
+
+def _statistics(config: PreTrainedConfig) -> dict[str, dict[str, torch.Tensor]]:
+    """Those of numbers that lie around 0 already."""
+    low = {"min": -1.0, "q01": -1.0, "mean": 0.0}
+    high = {"std": 1.0, "q99": 1.0, "max": 1.0}
+    features = {**config.input_features, **config.output_features}
+    shapes = {name: feature.shape for name, feature in features.items() if name not in config.image_features}
+    return {
+        name: {kind: torch.full(shape, value) for kind, value in {**low, **high}.items()}
+        for name, shape in shapes.items()
+    }
 
 
 def observation(policy: FlowPolicy) -> dict[str, Any]:
@@ -110,10 +126,13 @@ def observation(policy: FlowPolicy) -> dict[str, Any]:
 
 
 @contextmanager
-def _assets(family: Family, size: Size) -> Iterator[Path]:
-    """What the constructors look for outside the config: SmolVLM's config and processor, pi0.5's sizes."""
+def assets(family: Family, size: Size, folder: Path | None = None) -> Iterator[Path]:
+    """What the constructors look for outside the config: SmolVLM's config and processor, pi0.5's sizes.
+
+    They lie in `folder`, or are gone afterwards.
+    """
     source = CONFIGS / f"{family}-{size}"
-    with TemporaryDirectory() as name:
+    with TemporaryDirectory() if folder is None else nullcontext(folder) as name:
         folder = build_tiny_vlm(Path(name) / "vlm", [PROMPT])
         if (source / "vlm").is_dir():
             shutil.copy(source / "vlm" / "config.json", folder / "config.json")
