@@ -46,7 +46,7 @@ OPTIMIZERS = {"adamw": AdamWConfig, "soap": SOAPConfig}
 class RandomFrames:
     """What `Observations` asks of a dataset, with frames of the policy's own shapes."""
 
-    meta = SimpleNamespace(video_keys=[])
+    meta = SimpleNamespace(video_keys=[], camera_keys=[], features={})
     absolute_to_relative_idx = None
 
     def __init__(self, policy: FlowPolicy) -> None:
