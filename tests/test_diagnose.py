@@ -129,7 +129,9 @@ def test_the_demos_figures_are_reproduced(tmp_path: Path) -> None:
         "diagnose", f"--policy.path={teacher}", "--dataset.repo_id=chordflow/detour",
         f"--dataset.root={tmp_path / 'dataset'}", "--device=cpu",
     ]  # fmt: skip
-    assert main([*given, f"--output_dir={tmp_path / 'out'}", "--measure.gap_noises=16"]) == 0
+    # As the demo measures.
+    same = ["--measure.gap_noises=16", "--measure.converged_noises=2"]
+    assert main([*given, f"--output_dir={tmp_path / 'out'}", *same]) == 0
     committed = json.loads((Path(__file__).parents[1] / "docs/demo/results.json").read_text(encoding="utf-8"))
     results = Results.load(tmp_path / "out" / "results.json")
     compared = 0
