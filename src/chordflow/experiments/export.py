@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -35,7 +34,7 @@ from chordflow.errors import UserError, named
 from chordflow.evaluation.gap import check_same_units
 from chordflow.experiments.config import CheckpointConfig, SourceConfig
 from chordflow.experiments.evaluate import check_comparable
-from chordflow.experiments.provenance import weights_sha256
+from chordflow.experiments.provenance import file_sha256, weights_sha256
 from chordflow.experiments.run_folder import REFLOW_CONFIG, refuse_existing
 from chordflow.experiments.share import HubConfig
 from chordflow.flow.seeds import generator
@@ -197,7 +196,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
                 manifest["graphs"] = to_openvino(graphs, folder, int8)
             if (checkpoint / REFLOW_CONFIG).is_file():
                 shutil.copyfile(checkpoint / REFLOW_CONFIG, folder / REFLOW_CONFIG)
-        manifest["files"] = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
+        manifest["files"] = {file.name: file_sha256(file) for file in sorted(folder.iterdir())}
         write_json(folder / MANIFEST, manifest)
         exported = ExportedPolicy(folder, {}, None, "output_dir")
         bound = None if config.precision == Precision.FLOAT32 else config.max_gap
@@ -316,8 +315,3 @@ def _manifest(
         "files": {},
         "versions": {**installed_versions(), **{name: version(name) for name in PACKAGES[config.backend]}},
     }
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

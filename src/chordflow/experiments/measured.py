@@ -180,14 +180,7 @@ def measured(
     results = replace(
         results,
         held_out=held_out(split, len(found.spreads), noises, dataset, teacher.folder),
-        curvature=found.curvature,
-        gaps=found.gaps,
-        free=found.free,
-        latency=found.latency,
-        trajectories=found.trajectories,
-        trajectory_axes=found.trajectory_axes,
-        spreads=found.spreads,
-        widest=found.widest,
+        **vars(found),
     )
     return with_findings(results)
 

@@ -308,7 +308,12 @@ def make_absolute(settings: dict[str, Any], *options: str) -> None:
 
 def weights_sha256(checkpoint: Path) -> str:
     """The SHA-256 of a checkpoint's weights file, in hexadecimal."""
-    file = (checkpoint / WEIGHTS).resolve()
+    return file_sha256(checkpoint / WEIGHTS)
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    file = path.resolve()
     about = file.stat()
     return _sha256(file, about.st_ino, about.st_size, about.st_mtime_ns)
 
