@@ -140,20 +140,22 @@ def test_what_does_not_fit_is_named(
 
 @pytest.mark.parametrize("kinds", [("mean", "std"), ("min", "max"), ("q01", "q99"), ()])
 def test_statistics_tell_the_state_that_a_policy_was_trained_with(
-    kinds: tuple[str, ...], policy: Any
+    kinds: tuple[str, ...], policy: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The config tells it only where they do not."""
+    """Without them any size fits that LeRobot pads, with a note where the config has another."""
     step = next(step for step in policy.preprocessor.steps if hasattr(step, "stats"))
     step.stats, step._stats_explicitly_provided = {}, False
     step.load_state_dict({f"{STATE}.{kind}": torch.ones(1) for kind in kinds})
     expected = (1,) if kinds else (STATE_DIM,)
     assert policy.state_shape == expected
     assert accepted(policy, shapes(("top",), state=expected))
-    said = (
-        r"trained with \(1,\)" if kinds else r"no statistics of it and \(3,\) in config.json.*input_features"
-    )
+    wider = (policy.config.max_state_dim,)
+    if not kinds:
+        assert accepted(policy, shapes(("top",), state=wider))
+        assert f"{STATE} has shape {wider}, but {expected} in config.json" in capsys.readouterr().out
+    said = r"trained with \(1,\)" if kinds else rf"max_state_dim={wider[0]} in config.json"
     with pytest.raises(UserError, match=said):
-        check_inputs(policy, shapes(("top",), state=(expected[0] + 1,)), HERE)
+        check_inputs(policy, shapes(("top",), state=(expected[0] + wider[0],)), HERE)
 
 
 def test_a_camera_that_the_policy_was_trained_with_is_returned(policy: Any) -> None:

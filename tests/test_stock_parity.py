@@ -56,6 +56,26 @@ def other_robot(
     return build
 
 
+def unnormalised(family: str) -> Build:
+    """A fine-tuned checkpoint that normalises neither states nor actions, and so keeps no statistics of them."""
+
+    def build(folder: Path) -> tuple[Path, Path]:
+        checkpoint, dataset = other_robot(family, ["camera1"], of=("camera1",))(folder)
+        identity = dict.fromkeys(("STATE", "ACTION", "VISUAL"), "IDENTITY")
+        edit_json(checkpoint / "config.json", lambda c: c.update(normalization_mapping=identity))
+        for side in ("pre", "post"):
+            def edit(file: dict[str, Any]) -> None:
+                for step in file["steps"]:
+                    if "norm_map" in step["config"]:
+                        step["config"]["norm_map"] = identity
+                        del step["state_file"]
+
+            edit_json(checkpoint / f"policy_{side}processor.json", edit)
+        return checkpoint, dataset
+
+    return build
+
+
 def more_cameras(folder: Path) -> tuple[Path, Path]:
     """A policy that needs all of its cameras, and a dataset that has one besides."""
     dataset = build_dataset(folder / "data", 2, 2, cameras=("hand", "top"))
@@ -80,6 +100,7 @@ SITUATIONS: dict[str, tuple[Build, dict[str, str]]] = {
         other_robot("eo1", ["front"], own=names(front="camera1"), of=("camera1",)), {}),
     "groot, one of three cameras": (other_robot("groot", ["camera2"], state_dim=5), {}),
     "multi_task_dit, more cameras": (more_cameras, {}),
+    **{f"{family}, nothing normalised": (unnormalised(family), {}) for family in ("smolvla", "pi0", "pi05", "eo1")},
 }  # fmt: skip
 
 

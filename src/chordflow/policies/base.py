@@ -363,18 +363,6 @@ class FlowPolicy(ABC):
         feature = self.config.robot_state_feature
         return None if feature is None else tuple(feature.shape)
 
-    def check_state(self, shape: tuple[int, ...], where: str) -> None:
-        """Raises UserError for a state of a size that the policy was not trained with; `where` says who shows it."""
-        if (own := self.state_shape) not in (None, shape):
-            told, remedy = f"was trained with {own}", ""
-            if not self.statistics.get(OBS_STATE):
-                told = f"has no statistics of it and {own} in config.json"
-                remedy = ", or write the shape that it was trained with into input_features there"
-            raise UserError(
-                f"{where}: {OBS_STATE} has shape {shape}, but the checkpoint {told}; give observations of its own "
-                f"robot{remedy}."
-            )
-
     @property
     def rtc_config(self) -> Any | None:
         """LeRobot's `RTCConfig` that the checkpoint is saved with; None where it has none."""

@@ -132,18 +132,6 @@ class GrootFlowPolicy(FlowPolicy):
             real_horizon=min(len(config.action_delta_indices), head.action_horizon),
         )
 
-    def check_state(self, shape: tuple[int, ...], where: str) -> None:
-        """Raises UserError for a state that does not fit in.
-
-        What a checkpoint was trained with is not known: fine-tuning leaves both the base checkpoint's `input_features`
-        and its statistics, which are cut or filled to the state's size.
-        """
-        if shape[0] > self.config.max_state_dim:
-            raise UserError(
-                f"{where}: {OBS_STATE} has shape {shape}, but max_state_dim={self.config.max_state_dim} in "
-                "config.json; give observations of its own robot."
-            )
-
     def encode(self, batch: Batch) -> GrootContext:
         """Encodes images and language into features, and the state.
 

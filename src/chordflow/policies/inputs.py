@@ -63,8 +63,27 @@ def check_inputs(policy: FlowPolicy, shapes: Mapping[str, Sequence[int]], where:
             f"{where} has no {OBS_STATE}, which the checkpoint needs; it has {', '.join(shown) or 'nothing'}."
         )
     if OBS_STATE in names:
-        policy.check_state(shown[names[OBS_STATE]], where)
+        _check_state(policy, shown[names[OBS_STATE]], where)
     return [key for key in missing if key in policy.statistics]
+
+
+def _check_state(policy: FlowPolicy, shape: tuple[int, ...], where: str) -> None:
+    """Raises UserError for a state of a size that the policy was not trained with.
+
+    Without statistics of its own nothing tells that size, since fine-tuning leaves the base's `input_features`; a
+    family that pads states to `max_state_dim` takes any that fits, as in LeRobot.
+    """
+    own, shown = policy.state_shape, f"{where}: {OBS_STATE} has shape {shape}, but"
+    widest = getattr(policy.config, "max_state_dim", None)
+    told = not policy.normalises_elsewhere and bool(policy.statistics.get(OBS_STATE))
+    if told or widest is None:
+        if own not in (None, shape):
+            how = f"was trained with {own}" if told else f"has {own} in config.json"
+            raise UserError(f"{shown} the checkpoint {how}; give observations of its own robot.")
+    elif shape[0] > widest:
+        raise UserError(f"{shown} max_state_dim={widest} in config.json; give observations of its own robot.")
+    elif own != shape and not policy.normalises_elsewhere:
+        say(f"Note: {shown} {own} in config.json; without statistics of it nothing tells which is right.")
 
 
 def print_replaced_names(policy: FlowPolicy) -> None:
