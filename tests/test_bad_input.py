@@ -78,6 +78,9 @@ BROKEN_CHECKPOINTS: dict[str, tuple[Break, str]] = {
     "keys of another policy": (keys(lambda key: f"{key}.more"),
         rf"{UNFIT}: it holds 'model\..*\.more' and \d+ more, which this policy does not have"),
     "a value of the wrong kind": (changed(CONFIG, chunk_size="many"), rf"{UNREAD}.*chunk_size"),
+    "null for what needs a value": (changed(CONFIG, normalization_mapping=None),
+        r"config\.json has null for normalization_mapping; restore"),
+    "null for a size": (changed(CONFIG, max_state_dim=None), r"config\.json has null for max_state_dim; restore"),
     "a language model that has moved": (changed(CONFIG, vlm_model_name="/moved/vlm"),
         rf"vlm_model_name=/moved/vlm in config\.json {MOVED}"),
     "a tokenizer that has moved": (

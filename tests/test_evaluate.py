@@ -461,7 +461,7 @@ def test_contexts_are_shared_where_the_preprocessor_agrees_too(
 
 
 @pytest.mark.parametrize(("given", "message"), [
-    ({"env.cameras": "[front]"}, "camera.*rename_map"),
+    ({"env.cameras": "[front]"}, "teacher.path=.*env.type=drift_of_the_tests lacks .*camera.*rename_map"),
     ({"noise": "gauss"}, r"noise=gauss: give paired \| lerobot"),
     ({"margin": 0}, "margin=0"),
     ({"policies": "x"}, "write NAME=PATH"),

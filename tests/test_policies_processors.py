@@ -128,6 +128,11 @@ BROKEN: dict[str, tuple[Change, list[str]]] = {
         held(BEFORE, lambda h: [h[name].mul_(5).add_(1) for name in ("action.mean", "action.std")]),
         [f"{PRE} normalises action by a mean of ", f"dimension 0, {POST} unnormalises it by one of "],
     ),
+    "actions that leave by another mode than they enter": (
+        lambda p: (mode(BEFORE, ACTION="MIN_MAX")(p), held(BEFORE, lambda h: h.update(
+            {f"{ACTION}.min": h[f"{ACTION}.mean"] - 1, f"{ACTION}.max": h[f"{ACTION}.mean"] + 1}))(p)),
+        [f"{PRE} normalises action by MIN_MAX, {POST} unnormalises it by MEAN_STD"],
+    ),
     "relative actions": (
         lambda p: add_step(p, BEFORE, "relative_actions_processor", enabled=True),
         [PRE, "relative_actions_processor with enabled=true", "absolute actions"],

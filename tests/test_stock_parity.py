@@ -64,6 +64,7 @@ def unnormalised(family: str) -> Build:
         identity = dict.fromkeys(("STATE", "ACTION", "VISUAL"), "IDENTITY")
         edit_json(checkpoint / "config.json", lambda c: c.update(normalization_mapping=identity))
         for side in ("pre", "post"):
+
             def edit(file: dict[str, Any]) -> None:
                 for step in file["steps"]:
                     if "norm_map" in step["config"]:

@@ -69,7 +69,7 @@ def check_environment(config: EvaluateConfig, entrants: dict[PolicyName, Entrant
                 raise UserError(f"delay.control_steps={delay.control_steps}: {error}") from error
     with open_runner(config.env, 1) as runner:
         for entrant in entrants.values():
-            runner.check(entrant.policy, config.seed)
+            runner.check(entrant.policy, config.seed, f"{entrant.field}={entrant.path}")
 
 
 def run_arms(

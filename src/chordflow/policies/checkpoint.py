@@ -154,6 +154,8 @@ def _config(folder: Path, adapter: type[FlowPolicy], cli_overrides: list[str], w
                     f"({', '.join(unknown)}): it was saved by an older or newer LeRobot; give one of this LeRobot, "
                     "or a copy without these fields, where they do not matter."
                 )
+        if nulls := _nulls(folder, adapter):
+            return f"{where}: {nulls}"
         # The outermost error names the field, the innermost what is wrong with it.
         outer, inner = _cut(str(error).splitlines()[:1]), reason(error)
         return (
@@ -168,6 +170,16 @@ def _config(folder: Path, adapter: type[FlowPolicy], cli_overrides: list[str], w
         if not held:
             raise UserError(f"{where}: {CONFIG} has no {what} in {field}; restore it from a good copy.")
     return config
+
+
+def _nulls(folder: Path, adapter: type[FlowPolicy]) -> str:
+    """What is wrong with a config that LeRobot cannot use and that has null where it knows a default; else empty."""
+    config_class = getattr(adapter.policy_class, "config_class", None)
+    known = (
+        {item.name for item in fields(config_class) if item.default is not None} if config_class else set()
+    )
+    found = [name for name, value in read_config(folder).items() if value is None and name in known]
+    return f"{CONFIG} has null for {', '.join(found)}; restore it from a good copy." if found else ""
 
 
 def _policy(
@@ -190,6 +202,8 @@ def _policy(
             raise UserError(
                 f"{field}={weights.parent}: {WEIGHTS} does not fit {CONFIG} ({_cut(lines[1:] or lines)}); give its own."
             ) from error
+        if nulls := _nulls(folder, adapter):
+            raise UserError(f"{where}: {nulls}") from error
         raise UserError(
             f"{where}: LeRobot cannot build the policy that {CONFIG} describes ({reason(error)}); check {CONFIG} and "
             f"the vision-language model that it names, or run: chordflow relocate {folder} --vlm.path=FOLDER"

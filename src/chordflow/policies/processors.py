@@ -71,10 +71,17 @@ def check_processors(policy: FlowPolicy, preprocessor: Any, postprocessor: Any, 
             if fault := _fault(config, steps, key, feature):
                 raise UserError(f"{where}: {file} {fault}")
     both = [step for steps in (before, after) for step in steps if _mode(step, ACTION) in _STATISTICS]
-    if len({_mode(step, ACTION) for step in both}) == 1 < len(both):
-        first, *_, last = (statistics_of([step], ACTION) for step in both)
+    if len(both) > 1:
+        modes = [_mode(step, ACTION) for step in (both[0], both[-1])]
+        if modes[0] != modes[1]:
+            raise UserError(
+                f"{where}: {PREPROCESSOR} normalises {ACTION} by {modes[0].value}, {POSTPROCESSOR} unnormalises it by "
+                f"{modes[1].value}; {_ONE_ROBOT}."
+            )
         with named(where):
-            check_same_statistics(first, last, _STATISTICS[_mode(both[0], ACTION)])
+            check_same_statistics(
+                *(statistics_of([step], ACTION) for step in (both[0], both[-1])), names=_STATISTICS[modes[0]]
+            )
     faults = [fault for key in policy.image_keys if (fault := _fault(config, before, key, inputs[key]))]
     if faults and (policy.needs_every_camera or len(faults) == len(policy.image_keys)):
         raise UserError(f"{where}: {PREPROCESSOR} {faults[0]}")

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from chordflow.errors import named
 from chordflow.policies import FlowPolicy
 from chordflow.rollouts.acting import Actor, Request
 from chordflow.rollouts.delay import NO_DELAY, Execution, round_actions
@@ -189,18 +190,18 @@ class Runner:
         """The tasks that the config names, each with the number of its starts; see `LocalHost.make`."""
         return self._host.make(1)
 
-    def check(self, policy: FlowPolicy, seed: int = 0) -> None:
+    def check(self, policy: FlowPolicy, seed: int, given: str) -> None:
         """Makes a single chunk at the first observation of an episode, to check that policy and environment fit.
 
         Raises:
-            UserError: as `run`.
+            UserError: as `run`; where the policy does not fit, it begins with how it was `given`, as an option.
         """
         task, *_ = self._host.make(1)
         spaces = self._host.select(task)
         actor = Actor(policy, self.env_cfg, 1)
         (started,) = self._host.start([StartOrder(0, seed)])
         seen = actor.history.choose([started.observation])
-        with evaluation_mode(policy):
+        with named(given), evaluation_mode(policy):
             actor.act([Request(seed, 0, 0, seen, started.task)], spaces)
 
     def run(

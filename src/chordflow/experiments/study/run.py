@@ -217,7 +217,7 @@ class _Episodes:
     def __init__(self, plan: Plan) -> None:
         self.plan, self.config = plan, plan.config
         with open_runner(self.config.env, 1) as runner:
-            runner.check(plan.teacher, self.config.eval.seed)
+            runner.check(plan.teacher, self.config.eval.seed, f"teacher.path={self.config.teacher.path}")
 
     def teacher(self) -> list[SuccessRow]:
         """The teacher's success untrained at one and two steps, and as deployed."""
