@@ -72,15 +72,16 @@ def check_processors(policy: FlowPolicy, preprocessor: Any, postprocessor: Any, 
                 raise UserError(f"{where}: {file} {fault}")
     both = [step for steps in (before, after) for step in steps if _mode(step, ACTION) in _STATISTICS]
     if len(both) > 1:
-        modes = [_mode(step, ACTION) for step in (both[0], both[-1])]
-        if modes[0] != modes[1]:
+        first, last = both[0], both[-1]
+        into, out = (_mode(step, ACTION) for step in (first, last))
+        if into != out:
             raise UserError(
-                f"{where}: {PREPROCESSOR} normalises {ACTION} by {modes[0].value}, {POSTPROCESSOR} unnormalises it by "
-                f"{modes[1].value}; {_ONE_ROBOT}."
+                f"{where}: {PREPROCESSOR} normalises {ACTION} by {into.value}, {POSTPROCESSOR} unnormalises it by "
+                f"{out.value}; {_ONE_ROBOT}."
             )
         with named(where):
             check_same_statistics(
-                *(statistics_of([step], ACTION) for step in (both[0], both[-1])), names=_STATISTICS[modes[0]]
+                statistics_of([first], ACTION), statistics_of([last], ACTION), _STATISTICS[into]
             )
     faults = [fault for key in policy.image_keys if (fault := _fault(config, before, key, inputs[key]))]
     if faults and (policy.needs_every_camera or len(faults) == len(policy.image_keys)):
