@@ -25,6 +25,7 @@ from chordflow.reporting.pictures import save_figures
 from chordflow.reporting.write import write_report
 from chordflow.results.files import write_whole
 from chordflow.results.schema import Results
+from chordflow.results.student_findings import may_replace_the_teacher
 from chordflow.results.wording import percent
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,7 +34,6 @@ PICTURE = ROOT / "docs" / "report.png"
 PICTURE_SIZE = "1200,1500"
 """Pixels, as Chromium reads them: the page's head down to its first plots."""
 
-READMES = (ROOT / "README.md", ROOT / "README.zh.md")
 PLACES: dict[str, tuple[Path, tuple[str, ...]]] = {
     "demo": (
         ROOT / "docs" / "demo",
@@ -123,17 +123,38 @@ def four_rows(results: Results) -> str:
         time = seconds[num_steps] / seconds[deployed]
         rows.append(f"| {label} | {num_steps} | {solved} | {percent(gap.rms)} | {time:.2g} |")
     head = f"| policy | steps | success in {even.episodes} episodes | gap to the converged ODE | time |"
-    return "\n".join([head, "| --- | ---: | ---: | ---: | ---: |", *rows])
+    answer = may_replace_the_teacher(results)
+    return "\n".join([head, "| --- | ---: | ---: | ---: | ---: |", *rows, "", f"*{answer}*"])
 
 
-def fill(text: str, results: Results) -> str:
-    """A README with the measured table in its place.
+CHINESE = {
+    "policy | steps": "策略 | 步数",
+    "success in": "成功率，",
+    "episodes | gap to the converged ODE | time": "个回合 | 与收敛 ODE 的动作差距 | 时间",
+    "| teacher, untrained, on the grid of its smallest gap": "| 教师，未训练，差距最小的网格",
+    "| teacher, untrained": "| 教师，未训练",
+    "| teacher": "| 教师",
+    "**student**": "**学生**",
+    "(even steps:": "（等长步：",
+    " %)": " %）",
+}
+"""What the table says in Chinese; the verdict stands there as chordflow prints it."""
+
+
+READMES: dict[Path, dict[str, str]] = {ROOT / "README.md": {}, ROOT / "README.zh.md": CHINESE}
+
+
+def fill(text: str, results: Results, words: dict[str, str]) -> str:
+    """A README with the measured table in its place, in other `words`.
 
     Raises:
         ValueError: If there is not exactly one place for it.
     """
     pattern = re.compile(r"(?<=<!-- readme table -->\n).*?(?=<!-- end -->)", re.DOTALL)
-    text, count = pattern.subn(lambda _: f"{four_rows(results)}\n", text)
+    table, gap, answer = four_rows(results).partition("\n\n")
+    for english, other in words.items():
+        table = table.replace(english, other)
+    text, count = pattern.subn(lambda _: f"{table}{gap}{answer}\n", text)
     if count != 1:
         raise ValueError(f"there are {count} places for the table; there must be one")
     return text
@@ -142,7 +163,10 @@ def fill(text: str, results: Results) -> str:
 def fill_documents() -> None:
     """Writes the table into both READMEs, or into neither."""
     results = Results.load(PLACES["evaluate"][0] / "results.json")
-    for readme, text in [(readme, fill(readme.read_text(encoding="utf-8"), results)) for readme in READMES]:
+    filled = {
+        readme: fill(readme.read_text(encoding="utf-8"), results, words) for readme, words in READMES.items()
+    }
+    for readme, text in filled.items():
         write_whole(readme, text.encode("utf-8"))
 
 

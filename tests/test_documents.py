@@ -22,6 +22,7 @@ from chordflow.demo.teacher import ASSETS, TEACHER_FOLDER
 from chordflow.experiments.study.plan import job_of
 from chordflow.experiments.study.presets import FileStudy
 from chordflow.policies.registry import WITHOUT_ADAPTER, own_families
+from chordflow.results.findings import verdict
 from chordflow.results.schema import Results
 from chordflow.results.study import Study
 from chordflow.results.study_summary import curvature, gap, over_seeds
@@ -97,7 +98,12 @@ def parts(text: str) -> dict[str, Any]:
         "figures": Counter(re.sub(r"\s", "", found) for found in FIGURE.findall(prose.translate(WIDE))),
         # Chinese has no spaces, and markdown then takes some marks of emphasis for asterisks.
         "asterisks": prose.count("*"),
-        "generated": [(part["name"], part["content"]) for part in GENERATED.finditer(text)],
+        # The first table has words of its own in each language, which another test holds.
+        "generated": [
+            (part["name"], part["content"])
+            for part in GENERATED.finditer(text)
+            if part["name"] != "readme table"
+        ],
     }
 
 
@@ -133,14 +139,15 @@ def test_the_first_screen_is_short() -> None:
 def test_the_table_of_the_first_screen_is_what_was_measured() -> None:
     script = load_script(ROOT / "scripts" / "figures.py")
     results = Results.load(script.PLACES["evaluate"][0] / "results.json")
-    for readme in script.READMES:
-        # The first screen is short.
-        assert read(readme).count("\n") <= 120
-        assert script.fill(read(readme), results) == read(readme), "run: python scripts/figures.py --tables"
-    rows = script.four_rows(results).splitlines()
+    for readme, words in script.READMES.items():
+        assert script.fill(read(readme), results, words) == read(readme), (
+            "run: python scripts/figures.py --tables"
+        )
+    *rows, _, answer = script.four_rows(results).splitlines()
     assert len(rows) == 6
     student = results.success_of("student", 1)
     assert f"| {100 * student.rate:.1f} % |" in rows[-1]
+    assert answer == f"*{verdict(results)}*"
 
 
 def test_every_published_figure_of_the_demo_is_of_one_student_and_of_the_shipped_teacher() -> None:

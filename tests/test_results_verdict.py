@@ -209,7 +209,7 @@ def test_a_teacher_alone() -> None:
     )
     text = told(sample(student=None))
     assert "One untrained step loses 23 % RMS against the deployed policy's ten steps" in text
-    assert "two lose 13 %: distillation can make a chunk at most 3.8 times as fast here." in text
+    assert "Two lose 13 %; distillation can make a chunk at most 3.8 times as fast here." in text
     free = _with_gap(sample(student=None, success=[]), gap("teacher", 2, "converged", 0.04))
     assert verdict(free).startswith("Two untrained steps are enough: they lie within the floor (4.0 %")
 

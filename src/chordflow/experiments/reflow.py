@@ -64,7 +64,7 @@ def begun(config: ReflowJobConfig, command: list[str], resume_from: Path | None)
         refuse_unused_points(config)
         if first:
             refuse_existing(config.output_dir)
-    teacher_dir, teacher = load_teacher(config)
+    teacher_dir, teacher = load_teacher(config.teacher, config.device, config.rename_map)
     config.coupling.settle(config.teacher.num_inference_steps or teacher.default_num_steps)
     record = read_record(resume_from / PRETRAINED_MODEL_DIR) if resume_from is not None else {}
     held_out = record.get(HELD_OUT)

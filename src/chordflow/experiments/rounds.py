@@ -209,7 +209,8 @@ class _Rounds:
         say(f"Round {number} of {'at most ' if self.judge is not None else ''}{self.most}")
         job = replace(self.job, config=config)
         if number > 1:
-            job = replace(job, teacher=load_frozen(teacher_dir, config), teacher_dir=teacher_dir)
+            teacher = load_frozen(teacher_dir, config.device, config.rename_map)
+            job = replace(job, teacher=teacher, teacher_dir=teacher_dir)
         of = Round(number, self.job.config, self.job.teacher_dir)
         with self._folder(number, new=go_on is None) as shows:
             finished = run_round(job, go_on, of=of, on_step=shows)
@@ -378,7 +379,7 @@ class Judge:
                 yardstick = Yardstick(teacher, observations, measure, deployed, progress.update)
             self._standings[0] = _standing(yardstick.teacher, steps)
             for number, folder in students.items():
-                student = load_frozen(folder, config, STUDENT)
+                student = load_frozen(folder, config.device, config.rename_map, STUDENT)
                 with bar(f"round {number} against it") as progress:
                     held = yardstick.of(STUDENT, student, progress.update)
                 self._standings[number] = _standing(held, steps)

@@ -186,23 +186,24 @@ def one_step_loses(results: Results) -> str | None:
     row = results.gap(TEACHER, 1, "deployed")
     if row is None or results.teacher_num_steps == 1:
         return None
-    flips = f", {percent(row.flip_rate)} at another mode" if row.flip_rate else ""
     text = (
         f"One untrained step loses {percent(row.rms)} RMS{_span(row.interval)}{free.noise_text(results, row)} against "
-        f"the deployed policy's {steps(results.teacher_num_steps)} (median {percent(row.median)}{flips})"
+        f"the deployed policy's {steps(results.teacher_num_steps)}."
     )
     two = results.gap(TEACHER, 2, "deployed")
-    if two is not None and results.teacher_num_steps > 2:
-        text += f", two lose {percent(two.rms)}"
-    if results.timed is None:
-        return f"{text}."
-    return f"{text}: distillation can make a chunk at most {results.timed.ceiling:.1f} times as fast here."
+    rest = [f"two lose {percent(two.rms)}"] if two is not None and results.teacher_num_steps > 2 else []
+    if results.timed is not None and results.student is None:
+        rest += [f"distillation can make a chunk at most {results.timed.ceiling:.1f} times as fast here"]
+    return f"{text} {capital('; '.join(rest))}." if rest else text
 
 
 def encoding_limits(results: Results) -> str | None:
     """Encoding takes at least `ENCODING_SHARE` of a one-step chunk."""
     latency = results.timed
     if latency is None or latency.ceiling < LITTLE_SPEEDUP or results.teacher_num_steps == 1:
+        return None
+    if results.student is not None:
+        # `chunks_come_faster` names share and ceiling beside what was gained.
         return None
     share = latency.encode_share(1)
     if share < ENCODING_SHARE:
