@@ -176,7 +176,7 @@ def _write(
     free: Mapping[str, int],
 ) -> None:
     module.eval()
-    shapes = torch.export.ShapesCollection()
+    shapes: Any = torch.export.ShapesCollection()
     for name, value in zip(inputs, values, strict=True):
         if name in free:
             shapes[value] = {free[name]: torch.export.Dim.DYNAMIC}

@@ -91,9 +91,11 @@ class ExportedPolicy(FlowPolicy):
         self.module = nn.ParameterDict({"manifest": nn.Parameter(content, requires_grad=False)})
         self._inputs = [one["name"] for one in own["inputs"]]
         fields = [(f"input_{index}", Tensor) for index in range(len(self._inputs))]
-        self._context = make_dataclass("GraphInputs", fields, bases=(Context,), frozen=True)
         free = [any(isinstance(size, str) for size in one["shape"]) for one in own["inputs"]]
-        self._context.growing = {name: 1 for (name, _), long in zip(fields, free, strict=True) if long}
+        growing = {name: 1 for (name, _), any_length in zip(fields, free, strict=True) if any_length}
+        self._context: Any = make_dataclass(
+            "GraphInputs", fields, bases=(Context,), frozen=True, namespace={"growing": growing}
+        )
 
     @property
     def chunk(self) -> ChunkSpec:
