@@ -24,7 +24,7 @@ from chordflow.flow.solvers import get_solver
 from chordflow.policies import FlowPolicy
 from chordflow.policies.exported import ExportedPolicy
 from chordflow.policies.sampling import Sampler
-from chordflow.results.actions import STUDENT, TEACHER, CurvatureRow, GapRow, Latency, Measures, PolicyName
+from chordflow.results.actions import STUDENT, TEACHER, CurvatureRow, GapRow, Measures, PolicyName
 from chordflow.results.study import Diversity
 
 
@@ -65,7 +65,17 @@ def measure(
     for name, own in everyone.items():
         check_same_units(teacher, own, name)
     config = replace(config, converged_num_steps=config.fine_num_steps(teacher_steps))
-    latency = _latency(policies, observations, config)
+    # The teacher's network stands for all. Without a student one step's is timed: the speed-up is then the ceiling.
+    student_steps = policies[STUDENT].num_steps if STUDENT in policies else 1
+    latency = measure_latency(
+        teacher,
+        next(observations.batches([0], 1)),
+        config.latency_repeats,
+        teacher_num_steps=teacher_steps,
+        student_num_steps=student_steps,
+        chunk_num_steps=[1, 2, student_steps, teacher_steps],
+        exported={name: sampler for name, sampler in policies.items() if name not in networks},
+    )
     held_out = encode_held_out(everyone, observations, config)
     ways = _ways(policies, config)
     work = Work(held_out, config, on_progress)
@@ -147,23 +157,6 @@ def _ways(policies: Mapping[PolicyName, Sampler], config: MeasureConfig) -> dict
         else [Way("euler", n) for n in sorted({*config.num_steps, sampler.num_steps})]
         for name, sampler in policies.items()
     } | {TEACHER: teacher}
-
-
-def _latency(
-    policies: Mapping[PolicyName, Sampler], observations: Observations, config: MeasureConfig
-) -> Latency:
-    """Of the teacher's network, which stands for all; without a student one step's, so that speed-up is the ceiling."""
-    teacher = policies[TEACHER]
-    student_steps = policies[STUDENT].num_steps if STUDENT in policies else 1
-    return measure_latency(
-        teacher.policy,
-        next(observations.batches([0], 1)),
-        config.latency_repeats,
-        teacher_num_steps=teacher.num_steps,
-        student_num_steps=student_steps,
-        chunk_num_steps=[1, 2, student_steps, teacher.num_steps],
-        exported={name: s for name, s in policies.items() if isinstance(s.policy, ExportedPolicy)},
-    )
 
 
 @dataclass(frozen=True)

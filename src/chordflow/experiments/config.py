@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
@@ -128,13 +127,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 """Settings that go together, by name: nested, those that differ from the defaults."""
-
-
-class ObservationSource(StrEnum):
-    """Whose observations couplings are made for."""
-
-    DATASET = "dataset"
-    ROLLOUT = "rollout"
 
 
 @dataclass
@@ -276,7 +268,7 @@ class ReflowJobConfig(TrainingSettings):
     steps: int = 20_000
     num_inference_steps: int = 1
     seed: int = 1000
-    observations: ObservationSource = ObservationSource.DATASET
+    observations: Literal["dataset", "rollout"] = "dataset"
     save_freq: int = 2_000
     save_minutes: float = 10.0
     auto_rounds: AutoRoundsConfig = field(default_factory=AutoRoundsConfig)
@@ -298,7 +290,7 @@ class ReflowJobConfig(TrainingSettings):
                 "leave them out."
             )
         method = self.method.build()
-        if self.observations == ObservationSource.ROLLOUT:
+        if self.observations == "rollout":
             self._check_rollout(needs_actions=method.needs.actions)
         elif self.env is not None:
             raise UserError(

@@ -16,10 +16,8 @@ from chordflow.experiments.measured import load_entrant, measured, read_beforeha
 from chordflow.experiments.provenance import device_name
 from chordflow.experiments.run_folder import new_folder
 from chordflow.flow.solvers import SolverName
-from chordflow.results.schema import TEACHER, Results
+from chordflow.results.schema import RESULTS, TEACHER, Results
 from chordflow.results.wording import plural, steps
-
-RESULTS = "results.json"
 
 
 @dataclass

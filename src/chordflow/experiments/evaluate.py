@@ -26,13 +26,12 @@ from chordflow.experiments.measured import (
     unmeasured,
     with_findings,
 )
-from chordflow.experiments.reflow import RESULTS
 from chordflow.experiments.run_folder import command_to_resume, new_folder, only_run, refuse_existing
 from chordflow.options import plain
 from chordflow.policies import FlowPolicy, print_replaced_names, resolve_checkpoint
 from chordflow.policies.exported import manifest_of
 from chordflow.results.files import same_where_known
-from chordflow.results.schema import STUDENT, TEACHER, PolicyName, Results
+from chordflow.results.schema import RESULTS, STUDENT, TEACHER, PolicyName, Results
 from chordflow.results.wording import step_counts
 
 EVALUATE_CONFIG = "evaluate_config.json"

@@ -32,14 +32,14 @@ from chordflow.experiments.config import (
 )
 from chordflow.experiments.measured import measured_students
 from chordflow.experiments.provenance import Round, load_frozen, read_record, weights_sha256
-from chordflow.experiments.reflow import RESULTS, Finished, begun, run_round, save_results
+from chordflow.experiments.reflow import Finished, begun, run_round, save_results
 from chordflow.experiments.run_folder import has_checkpoint, new_folder, resumable, round_folder, show_round
 from chordflow.experiments.train import Job
 from chordflow.flow.seeds import derive_seed
 from chordflow.options import plain
 from chordflow.results.findings import ROUNDS_AUTO
 from chordflow.results.paying import Gain, Standing, gain
-from chordflow.results.schema import STUDENT, Finding, LossCurve, PolicyName, Results
+from chordflow.results.schema import RESULTS, STUDENT, Finding, LossCurve, PolicyName, Results
 from chordflow.results.wording import number as in_words
 from chordflow.results.wording import percent, steps
 from chordflow.training.checkpoints import training_step

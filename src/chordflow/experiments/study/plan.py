@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from chordflow.couplings import DatasetConfig, Split, open_split
-from chordflow.errors import UserError
+from chordflow.errors import UserError, named
 from chordflow.experiments.config import (
     RECIPES,
-    ObservationSource,
     ReflowJobConfig,
     TrainingSettings,
     env_name,
@@ -122,21 +119,13 @@ def make_plan(config: StudyConfig) -> Plan:
     trials = [(name, seed) for seed in config.seeds for name in arms]
     plan = Plan(teacher, teacher_dir, teacher_steps, arms, jobs, trials, left_out, config.dataset, splits)
     for name, job in jobs.items():
-        with _naming(name):
+        with named(f"arms: {name!r}"):
             # States of the trajectory that all arms keep are for those that train on them.
             if job.buffer.path_points != config.buffer.path_points or not any(m.needs.paths for m in methods):
                 refuse_unused_points(job)
             first = plan.job(name, 0, folder=teacher_dir)
             make_buffer(first, first.split.train)
     return plan
-
-
-@contextlib.contextmanager
-def _naming(arm: str) -> Iterator[None]:
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"arms: {arm!r}: {error}") from error
 
 
 def job_of(config: StudyConfig, arm: ArmSettings) -> ReflowJobConfig:
@@ -151,11 +140,11 @@ def job_of(config: StudyConfig, arm: ArmSettings) -> ReflowJobConfig:
     if arm.teacher is not None:
         # What students begin as is for the first round: the others begin as their teachers.
         base["student"] = {"train": base["student"]["train"]}
-    if arm.settings.get("observations") == ObservationSource.ROLLOUT and "env" not in arm.settings:
+    if arm.settings.get("observations") == "rollout" and "env" not in arm.settings:
         # Observations are collected where episodes are run, unless the arm names another environment.
         base["env"] = settings["env"]
     own = dotted(arm.settings).items()
-    with _naming(arm.name):
+    with named(f"arms: {arm.name!r}"):
         values = {name: value if isinstance(value, str) else json.dumps(value) for name, value in own}
         job = build(ReflowJobConfig, values, base)
         if config.seconds is not None and job.scheduler.num_warmup_steps is not None:
