@@ -89,7 +89,9 @@ def test_a_demo_that_is_stopped_resumes_to_the_same_student(
 
 def success(results: Results, policy: Any, num_steps: int, group: str = "all") -> SuccessRow:
     wanted = (policy, num_steps, group, "euler", 1)
-    return next(r for r in results.success if (r.policy, r.num_steps, r.group, r.solver, r.grid_power) == wanted)
+    return next(
+        r for r in results.success if (r.policy, r.num_steps, r.group, r.solver, r.grid_power) == wanted
+    )
 
 
 def test_the_demo_leaves_what_it_promises(output: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from chordflow.checks import number
 from chordflow.console import say
 from chordflow.couplings import TOLERANCE_S, DatasetConfig, open_split
 from chordflow.errors import UserError
@@ -28,10 +29,10 @@ class DiagnoseMeasureConfig(MeasureConfig):
     solved for; modes and spread are seen from all.
     """
 
-    gap_noises: int | None = 4
-    num_steps: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5, 8, 10])
+    gap_noises: int | None = number(4, at_least=1)
+    num_steps: list[int] = number([1, 2, 3, 4, 5, 8, 10], at_least=1)
     solvers: list[SolverName] = field(default_factory=lambda: ["euler", "midpoint", "heun"])
-    latency_repeats: int = 100
+    latency_repeats: int = number(100, at_least=1)
 
 
 @dataclass
