@@ -34,13 +34,7 @@ from chordflow.rollouts.episodes import Episode, Starts, paired
 from chordflow.rollouts.lerobot_noise import run_lerobot_episodes
 from chordflow.rollouts.runner import Runner, open_runner
 from chordflow.rollouts.store import JOINED, EpisodeStore, arm_settings
-from chordflow.rollouts.summaries import (
-    delay_row,
-    motion_rows,
-    success_rows,
-    timing_row,
-    valid_under_looking,
-)
+from chordflow.rollouts.summaries import delay_row, motion_rows, success_rows, timing_row, valid_under_looking
 
 EPISODES = "episodes"
 """Folder of the episodes, in a run's folder."""

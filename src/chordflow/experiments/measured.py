@@ -178,9 +178,7 @@ def measured(
         found = measure(samplers, split.held_out, config, on_progress=progress.update)
     noises = config.noises_per_observation
     results = replace(
-        results,
-        held_out=held_out(split, len(found.spreads), noises, dataset, teacher.folder),
-        **vars(found),
+        results, held_out=held_out(split, len(found.spreads), noises, dataset, teacher.folder), **vars(found)
     )
     return with_findings(results)
 

@@ -10,12 +10,7 @@ from typing import Any
 
 from chordflow.couplings import DatasetConfig, Split, open_split
 from chordflow.errors import UserError, named
-from chordflow.experiments.config import (
-    RECIPES,
-    ReflowJobConfig,
-    TrainingSettings,
-    env_name,
-)
+from chordflow.experiments.config import RECIPES, ReflowJobConfig, TrainingSettings, env_name
 from chordflow.experiments.provenance import device_name, load_teacher, processors_sha256, weights_sha256
 from chordflow.experiments.rounds import check_teaches, settings_of_round
 from chordflow.experiments.study.config import ArmSettings, StudyConfig

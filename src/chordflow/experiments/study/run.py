@@ -36,9 +36,7 @@ FREE_STEPS = (1, 2)
 
 
 def run_study(
-    config: StudyConfig,
-    command: list[str],
-    on_trial: Callable[[Study], None] = lambda study: None,
+    config: StudyConfig, command: list[str], on_trial: Callable[[Study], None] = lambda study: None
 ) -> Study:
     """Runs what is missing of a study; its file is written after every part of a trial.
 
