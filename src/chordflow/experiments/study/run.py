@@ -14,7 +14,7 @@ from lerobot.envs.configs import EnvConfig
 from chordflow import stopping
 from chordflow.console import bar, say
 from chordflow.errors import UserError
-from chordflow.evaluation.measure import Held, Yardstick
+from chordflow.evaluation.measure import Yardstick
 from chordflow.evaluation.paired import MeasureConfig
 from chordflow.experiments.arms import EPISODES, Count
 from chordflow.experiments.measured import held_out
@@ -25,7 +25,7 @@ from chordflow.experiments.study.plan import Plan, begun, make_plan, resumed
 from chordflow.experiments.train import train_student
 from chordflow.policies import FlowPolicy
 from chordflow.results.schema import STUDENT, TEACHER, SuccessRow
-from chordflow.results.study import STUDY, Figures, Look, Study, Trial, Untrained
+from chordflow.results.study import STUDY, Look, Study, Trial, Untrained
 from chordflow.rollouts.episodes import Episode
 from chordflow.rollouts.runner import open_runner
 from chordflow.rollouts.store import EpisodeStore, arm_settings
@@ -129,7 +129,7 @@ class _Run:
         """The teacher's own figures and episodes."""
         plan, untrained = self.plan, self.study.untrained
         if untrained is None:
-            untrained = Untrained(plan.teacher_steps, _figures(yardstick, yardstick.teacher))
+            untrained = Untrained(plan.teacher_steps, yardstick.teacher)
             noises = self.measure.noises_per_observation
             on = held_out(plan.split, yardstick.num_observations, noises, plan.dataset, plan.teacher_dir)
             self._save(replace(self.study, held_out=on, untrained=untrained))
@@ -162,9 +162,7 @@ class _Run:
             student = self._reloaded(trial.arm, look)
             if look.figures is None:
                 with bar(f"{at}, gaps") as progress:
-                    look = replace(
-                        look, figures=_figures(yardstick, yardstick.of(STUDENT, student, progress.update))
-                    )
+                    look = replace(look, figures=yardstick.of(STUDENT, student, progress.update))
                 trial = self._save_trial(replace(trial, looks=[*before, look, *after]))
         if self.episodes is not None and not look.success:
             look = replace(look, success=self.episodes.student(student, look, at))
@@ -215,12 +213,6 @@ class _Run:
             resume = command_to_resume("study", self.output / STUDY)
             without = f" To resume without it: {resume} --{option}='[{others}]'"
             raise UserError(f"arms: {label}: {error}{without if option and others else ''}") from error
-
-
-def _figures(yardstick: Yardstick, held: Held) -> Figures:
-    """What was measured of a policy, as results keep it."""
-    row = held.curvature
-    return Figures(row.s, row.curvature, row.interval, held.gaps, yardstick.diversity(held))
 
 
 @dataclass
