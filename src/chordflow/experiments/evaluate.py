@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from chordflow.console import say
@@ -67,7 +65,8 @@ def evaluate(config: EvaluateConfig, command: list[str]) -> tuple[Results, Clip]
         print_replaced_names(teacher)
     if config.env is not None:
         check_environment(config, entrants)
-    with contextlib.nullcontext() if config.resume else _new_folder(output), only_run(output):
+    new = new_folder(output, _has_measured, (EVALUATE_CONFIG, EPISODES))
+    with contextlib.nullcontext() if config.resume else new, only_run(output):
         _refuse_another_margin(config)
         refuse_other_episodes(config, entrants)
         write_json(output / EVALUATE_CONFIG, plain(config))
@@ -228,14 +227,5 @@ def how_to_resume(output: Path) -> str:
     return "nothing was measured yet, so start again."
 
 
-@contextlib.contextmanager
-def _new_folder(output: Path) -> Iterator[None]:
-    """The folder of a new run, which a run that fails before anything was measured takes away again."""
-    with new_folder(output):
-        try:
-            yield
-        except BaseException:
-            if not (output / RESULTS).exists() and not any((output / EPISODES).rglob("*.parquet")):
-                (output / EVALUATE_CONFIG).unlink(missing_ok=True)
-                shutil.rmtree(output / EPISODES, ignore_errors=True)
-            raise
+def _has_measured(output: Path) -> bool:
+    return (output / RESULTS).exists() or any((output / EPISODES).rglob("*.parquet"))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from chordflow.checks import check_once, check_range, number
+from chordflow.checks import check_range, number, once
 from chordflow.errors import UserError
 from chordflow.evaluation.paired import MeasureConfig
 from chordflow.experiments.config import TrainingSettings
@@ -117,7 +117,7 @@ class StudyConfig(TrainingSettings):
 
     PRESET: ClassVar[Preset]
 
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    seeds: list[int] = once([0, 1, 2], at_least=0, note=", such as [0,1,2]")
     steps: int | None = number(None, at_least=1)
     seconds: float | None = number(None, above=0)
     looks: list[float] | None = None
@@ -133,7 +133,6 @@ class StudyConfig(TrainingSettings):
             raise UserError(f"steps={self.steps} and seconds={self.seconds}: give one of the two.")
         if self.seconds is None and self.steps is None:
             self.steps = DEFAULT_STEPS
-        check_once("seeds", self.seeds, at_least=0, note=", such as [0,1,2]")
         if self.looks is None:
             self.looks = self.default_looks()
         check_range("looks", self.looks, at_least=0)
