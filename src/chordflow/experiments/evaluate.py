@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import time
 from pathlib import Path
 
 from chordflow.console import say
 from chordflow.couplings import Split, check_fits, open_split
-from chordflow.disk import write_json
+from chordflow.disk import read_object, write_json
 from chordflow.errors import UserError, named
 from chordflow.evaluation.gap import check_same_units
 from chordflow.experiments.arms import EPISODES, Clip, check_environment, refuse_other_episodes, run_arms
@@ -195,10 +194,7 @@ def _warn_of_other_steps(config: EvaluateConfig, entrants: dict[PolicyName, Entr
 
 def _refuse_another_margin(config: EvaluateConfig) -> None:
     """A margin is chosen before outcomes are known: that of the episodes in this folder stays."""
-    path = config.output_dir / EVALUATE_CONFIG
-    if not config.resume or not path.is_file():
-        return
-    before = json.loads(path.read_text(encoding="utf-8")).get("margin")
+    before = read_object(config.output_dir / EVALUATE_CONFIG).get("margin") if config.resume else None
     if before not in (None, config.margin):
         raise UserError(
             f"margin={config.margin:g}: the run began with {before:g}, and a margin is chosen before one looks; "

@@ -6,7 +6,8 @@ import json
 import os
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+
+from draccus.utils import flatten
 
 from chordflow.couplings import DatasetConfig, Split, open_split
 from chordflow.errors import UserError, named
@@ -138,7 +139,7 @@ def job_of(config: StudyConfig, arm: ArmSettings) -> ReflowJobConfig:
     if arm.settings.get("observations") == "rollout" and "env" not in arm.settings:
         # Observations are collected where episodes are run, unless the arm names another environment.
         base["env"] = settings["env"]
-    own = dotted(arm.settings).items()
+    own = flatten(arm.settings).items()
     with named(f"arms: {arm.name!r}"):
         values = {name: value if isinstance(value, str) else json.dumps(value) for name, value in own}
         job = build(ReflowJobConfig, values, base)
@@ -156,7 +157,7 @@ def _described(arm: ArmSettings, job: ReflowJobConfig) -> Arm:
     return Arm(
         name=arm.name,
         way=arm.way or arm.name,
-        differs=dotted(arm.settings),
+        differs=flatten(arm.settings),
         settings={name: settings[name] for name in OWN},
         method=job.method_name,
         stock_checkpoint=method.stock_checkpoint,
@@ -164,14 +165,6 @@ def _described(arm: ArmSettings, job: ReflowJobConfig) -> Arm:
         teacher=arm.teacher,
         steps=arm.steps,
     )
-
-
-def dotted(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name, as options have them."""
-    found: dict[str, Any] = {}
-    for key, value in nested.items():
-        found |= dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
 
 
 def begun(config: StudyConfig, plan: Plan, command: list[str]) -> Study:
