@@ -46,6 +46,7 @@ from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.reporting.pictures import MAX_BYTES, save_clip
 from chordflow.results.schema import RESULTS, Clip, PolicyName, Results, Rollouts
 from chordflow.results.wording import plural
+from chordflow.rollouts.acting import Actor
 from chordflow.rollouts.episodes import Episode, Timing
 from chordflow.rollouts.runner import run_episodes
 from chordflow.rollouts.summaries import motion_rows, success_rows, timing_row
@@ -214,10 +215,8 @@ def _episodes(policy: FlowPolicy, num_steps: int, count: int, name: str, timing:
     with bar(f"episodes of the {name}") as progress:
         for instruction, seeds in plan.items():
             episodes += run_episodes(
-                policy,
-                DetourEnvConfig(instruction=instruction),
+                Actor(policy, DetourEnvConfig(instruction=instruction), num_steps),
                 seeds,
-                num_steps=num_steps,
                 batch_size=BATCH_SIZE,
                 timing=timing,
                 record_frames=seeds[:SHOWN] if instruction == ANY_WAY else (),

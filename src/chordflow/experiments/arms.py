@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 from chordflow.console import Bar, bar, say
 from chordflow.errors import UserError, named
@@ -29,6 +28,7 @@ from chordflow.results.schema import (
     SuccessRow,
 )
 from chordflow.results.sequential import SequentialTest
+from chordflow.rollouts.acting import Actor
 from chordflow.rollouts.delay import Execution
 from chordflow.rollouts.episodes import Episode, Starts, paired
 from chordflow.rollouts.lerobot_noise import run_lerobot_episodes
@@ -103,10 +103,10 @@ class RolloutArm:
     grid_power: float = 1.0
     execution: Execution = field(default_factory=Execution)
 
-    @property
-    def how(self) -> dict[str, Any]:
-        """What episodes depend on besides policy, task and seed."""
-        return {name: getattr(self, name) for name in ("num_steps", "solver", "grid_power", "execution")}
+    def actor(self, config: EvaluateConfig) -> Actor:
+        """Who runs its episodes."""
+        how, executed = (self.num_steps, self.solver, self.grid_power), config.eval.n_action_steps
+        return Actor(self.policy, config.env, *how, executed, self.execution)
 
     @property
     def key(self) -> str:
@@ -155,8 +155,7 @@ def _arm(entrant: Entrant, num_steps: int | None = None) -> RolloutArm:
 
 
 def _store(config: EvaluateConfig, arm: RolloutArm) -> EpisodeStore:
-    settings = arm_settings(arm.policy, config.env, n_action_steps=config.eval.n_action_steps, **arm.how)
-    return EpisodeStore(config.output_dir / EPISODES / arm.key, settings)
+    return EpisodeStore(config.output_dir / EPISODES / arm.key, arm_settings(arm.actor(config)))
 
 
 def refuse_other_episodes(config: EvaluateConfig, entrants: dict[PolicyName, Entrant]) -> None:
@@ -321,13 +320,11 @@ class _Rollouts:
             else:
                 count.note = arm.label
             new = self.runner.run(
-                arm.policy,
+                arm.actor(self.config),
                 wanted,
-                n_action_steps=self.config.eval.n_action_steps,
                 store=self.stores[arm],
                 record_frames=[seed for seed in wanted if seed in self.recorded],
                 progress=count,
-                **arm.how,
             )
         self.runs[arm] = self.runs.get(arm, []) + new
 
@@ -372,7 +369,7 @@ def _run_like_lerobot(
         starts = Starts(runner.tasks())
     for entrant, num_steps in plan:
         arm = RolloutArm(entrant.name, entrant.policy, num_steps)
-        settings = arm_settings(arm.policy, config.env, n_action_steps=options.n_action_steps, **arm.how)
+        settings = arm_settings(arm.actor(config))
         del settings["noise_key"]
         drawn = {"noise": "lerobot", "seed": config.seed, "batch_size": options.batch_size}
         store = EpisodeStore(
