@@ -56,7 +56,7 @@ def collected(
     found: list[Observed] = []
     with open_host(DriftEnvConfig(), batch_size) as host:
         ranges = collect(
-            host, policy, DriftEnvConfig(), count, num_steps=2, first_seed=FIRST, batch_size=batch_size,
+            host, Actor(policy, DriftEnvConfig(), 2), count, first_seed=FIRST, batch_size=batch_size,
             between_share=between_share, take=found.append,
         )  # fmt: skip
     return found, ranges
