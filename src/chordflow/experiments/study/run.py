@@ -132,7 +132,7 @@ class _Run:
         if untrained is None:
             untrained = Untrained(plan.teacher_steps, yardstick.teacher)
             noises = self.measure.noises_per_observation
-            on = held_out(plan.split, yardstick.num_observations, noises, plan.dataset, plan.teacher_dir)
+            on = held_out(plan.split, yardstick.num_observations, noises, plan.teacher_dir)
             self._save(replace(self.study, held_out=on, untrained=untrained))
         if self.episodes is not None and not untrained.success:
             untrained = replace(untrained, success=self.episodes.teacher())
