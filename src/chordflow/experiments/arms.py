@@ -79,7 +79,7 @@ def run_arms(
     """
     rollouts = Rollouts(
         env=env_name(config.env),
-        noise="lerobot" if config.noise == "lerobot" else "paired",
+        noise=config.noise,
         first_seed=config.seed,
         batch_size=config.eval.batch_size,
         num_workers=config.eval.num_workers,
@@ -187,9 +187,8 @@ class _Rollouts:
         self.seeds = list(range(config.seed, config.seed + config.eval.n_episodes))
         numbers = runner.tasks()
         self.tasks = len(numbers)
-        env = config.env
         ranges = [run for entrant in entrants.values() for run in collected_in(entrant.folder)]
-        collected = [run for run in ranges if env is not None and run.env == env.type]
+        collected = [run for run in ranges if config.env is not None and run.env == config.env.type]
         self.starts = Starts.known(numbers, collected)
         self.least_starts = min((number for number in numbers.values() if number), default=len(self.seeds))
         # Of a suite with many tasks the pictures of all of them would be too much to keep.
