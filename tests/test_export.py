@@ -30,6 +30,7 @@ from chordflow.evaluation.gap import Modes
 from chordflow.experiments import export as job
 from chordflow.flow.seeds import generator
 from chordflow.policies import load_flow_policy
+from chordflow.policies.exported import ExportedPolicy
 from chordflow.policies.files import PREPROCESSOR
 from chordflow.policies.sampling import Sampler
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
@@ -81,7 +82,7 @@ def has_bfloat16() -> bool:
 def copies(exported: Path) -> Callable[..., dict[str, str]]:
     """Takes the place of tracing where the same has been traced before."""
 
-    def write_graphs(sampler: Sampler, inputs: Any, folder: Path, **_: bool) -> dict[str, str]:
+    def write_graphs(sampler: Sampler, inputs: Any, folder: Path, **_: Any) -> dict[str, str]:
         for file in exported.glob("*.onnx"):
             shutil.copy(file, folder)
         return json.loads((exported / "manifest.json").read_text())["graphs"]
@@ -107,6 +108,8 @@ def test_a_folder_acts_as_the_stock_policy_in_either_backend(
             chordflow.export(**given, output_dir=tmp_path / "off", backend="openvino")
         assert {file.name for file in tmp_path.iterdir()} == {"robot", "fast"}
     runners = [load(tmp_path / name, threads=1) for name in ("robot", "fast")]
+    assert [runner.manifest["language"]["padding"] for runner in runners] == ["longest", "max_length"]
+    assert ["onnxruntime" in runner.manifest["versions"] for runner in runners] == [True, False]
     policy = load_flow_policy(checkpoint, device="cpu")
     history = len(policy.observation_delta_indices or [0])
     items = observations(3, seed=5, steps=history if history > 1 else None)
@@ -116,6 +119,12 @@ def test_a_folder_acts_as_the_stock_policy_in_either_backend(
     for runner in runners:
         rows = [runner(numpy(items, row), drawn[None].numpy()) for row, drawn in enumerate(noise)]
         assert_close(np.stack(rows), wanted)
+    prompts = [runners[0].prepare(numpy(items, row))["observation.language.tokens"] for row in range(3)]
+    assert len({one.size for one in prompts}) > 1
+    # Side by side they have one length.
+    exported = ExportedPolicy(tmp_path / "robot", {}, None, "student.path")
+    ends = Sampler(exported, 1)(exported.encode(exported.preprocess(items)), noise)
+    assert_close(exported.to_action(ends).numpy(), wanted)
     assert done.manifest == json.loads((tmp_path / "robot" / "manifest.json").read_text())
     assert "differs from the checkpoint by" in done.verdict
     # Nobody learns the folders of the machine that exported it.
@@ -227,6 +236,7 @@ def test_int8_is_for_activations_of_the_vision_tower_alone(
     options = {"backend": "openvino", "precision": "int8", "num_steps": 1, "max_gap": 5}
     done = chordflow.export(policy=checkpoint, dataset=dataset, output_dir=tmp_path / "r", **options)
     assert 0.01 < done.manifest["parity"]["gap_percent"] < 5
+    assert "onnxruntime" in done.manifest["versions"]
     operations = openvino_core().read_model(tmp_path / "r" / "policy.xml").get_ops()
     # What goes into queries, keys and values, their output, and the two layers behind them. Whatever follows the
     # tower depends on words, state or noise too, but for the connector, which would be a fifth.

@@ -247,9 +247,10 @@ def test_instructions_are_lerobots_tokens(folder: Path, kind: str, step: Any, si
         st.text(max_size=40) | st.just(" 把_杯子\n放好 é\n"),
         st.lists(st.floats(-1.5, 1.5, width=32), min_size=S, max_size=S),
         st.integers(3, 60),
+        st.sampled_from(["max_length", "longest"]),
     )
-    def same(text: str, numbers: list[float], length: int) -> None:
-        options: dict[str, Any] = {"max_length": length, "padding": "max_length", "padding_side": side}
+    def same(text: str, numbers: list[float], length: int, padding: str) -> None:
+        options: dict[str, Any] = {"max_length": length, "padding": padding, "padding_side": side}
         steps = [AddBatchDimensionProcessorStep(), step(), TokenizerProcessorStep(tokenizer=known, **options)]
         state = torch.tensor(numbers)
         wanted = PolicyProcessorPipeline(steps)({STATE: state, "task": text})

@@ -90,11 +90,11 @@ def test_an_arm_with_another_solver_is_resumed(checkpoint: Path, dataset_root: P
     given = [f"--teacher.path={checkpoint}", f"--dataset.root={dataset_root}", f"--output_dir={tmp_path}"]
     own = json.dumps({"ten": {"coupling": {"solver": "euler"}}})
     config = parse("methods", [*given, *SMALL, "--methods=[reflow,ten]", f"--recipes={own}", "--steps=2"])
-    before = begun(make_plan(config), [])
+    before = begun(config, make_plan(config), [])
     before.save(tmp_path / "study.json")
     added = json.dumps({name: {"coupling": {"solver": "euler"}} for name in ("ten", "also")})
     config = parse(None, resume(tmp_path, "--methods=[reflow,ten,also]", f"--recipes={added}")[1:])
-    after = resumed(begun(make_plan(config), []), before)
+    after = resumed(begun(config, make_plan(config), []), before)
     assert [arm.settings["coupling"]["num_steps"] for arm in after.arms] == [16, 10, 10]
 
 

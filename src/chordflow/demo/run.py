@@ -40,12 +40,11 @@ from chordflow.errors import UserError
 from chordflow.experiments.config import ReflowJobConfig
 from chordflow.experiments.measured import with_findings
 from chordflow.experiments.provenance import read_record
-from chordflow.experiments.reflow import RESULTS
 from chordflow.experiments.rounds import reflow_rounds
 from chordflow.experiments.run_folder import has_checkpoint, new_folder, refuse_existing
 from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.reporting.pictures import MAX_BYTES, save_clip
-from chordflow.results.schema import Clip, PolicyName, Results, Rollouts
+from chordflow.results.schema import RESULTS, Clip, PolicyName, Results, Rollouts
 from chordflow.results.wording import plural
 from chordflow.rollouts.episodes import Episode, Timing
 from chordflow.rollouts.runner import run_episodes

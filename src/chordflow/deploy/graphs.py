@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -79,11 +80,23 @@ class _Whole(nn.Module):
 
 @torch.no_grad()
 def write_graphs(
-    sampler: Sampler, inputs: Mapping[str, Tensor], folder: Path, *, two: bool, int8: bool = False
+    sampler: Sampler,
+    inputs: Mapping[str, Tensor],
+    folder: Path,
+    *,
+    two: bool,
+    int8: bool = False,
+    free: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, str]:
     """Traces a policy on inputs by name, and writes its graphs; says what they are called, as the manifest does.
 
-    With `int8` they are marked as `quantize_tower` reads them.
+    Args:
+        sampler: of the policy.
+        inputs: what it is traced on.
+        folder: where the graphs go.
+        two: whether encoding and step are apart.
+        int8: marks the graphs as `quantize_tower` reads them.
+        free: by input, the axis that may have any size from 2 on, the same in all.
 
     Raises:
         UserError: if the family's code cannot be traced.
@@ -91,15 +104,18 @@ def write_graphs(
     keys, values = list(inputs), tuple(inputs.values())
     noise = torch.randn(1, *sampler.policy.chunk.shape)
     if not two:
-        _write(_Whole(sampler, keys), (noise, *values), ["noise", *keys], ["actions"], folder / POLICY, int8)
+        whole = _Whole(sampler, keys)
+        _write(whole, (noise, *values), ["noise", *keys], ["actions"], folder / POLICY, int8, free)
         return {"kind": "one", "policy": POLICY}
     encode = _Encode(sampler.policy, keys)
     context = encode.context(values)
     names = [CONTEXT + name for name in context.names()]
-    _write(encode, values, keys, names, folder / ENCODE, int8)
+    _write(encode, values, keys, names, folder / ENCODE, int8, free)
     step = _Step(sampler.policy, type(context))
     given = (noise, torch.ones(1), *context.tensors())
-    _write(step, given, ["x_t", "t", *names], ["velocity"], folder / STEP, int8)
+    # With the prompt varies whatever is as long as the prefix.
+    prefix = {CONTEXT + name: axis for name, axis in type(context).growing.items() if free}
+    _write(step, given, ["x_t", "t", *names], ["velocity"], folder / STEP, int8, prefix)
     return {"kind": "two", "encode": ENCODE, "step": STEP}
 
 
@@ -157,13 +173,18 @@ def _write(
     outputs: list[str],
     path: Path,
     int8: bool,
+    free: Mapping[str, int],
 ) -> None:
     module.eval()
+    shapes: Any = torch.export.ShapesCollection()
+    for name, value in zip(inputs, values, strict=True):
+        if name in free:
+            shapes[value] = {free[name]: torch.export.Dim.DYNAMIC}
     try:
         # What the tracer says to those who write networks.
         with quiet_stdout(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            program = torch.export.export(module, values, strict=False)
+            program = torch.export.export(module, values, strict=False, dynamic_shapes=shapes)
             graph: Any = torch.onnx.export(
                 program, (), dynamo=True, verbose=False, input_names=inputs, output_names=outputs
             )

@@ -28,6 +28,9 @@ from chordflow.policies.processors import normalisation, step_name
 
 TOKENIZER = "tokenizer.json"
 
+PROMPT = "prompt"
+"""Stands in an input's shape for the length of the prompt, where a graph takes any."""
+
 _TEMPLATES = {
     "smolvla_new_line_processor": "ensure_newline",
     "pi0_new_line_processor": "ensure_newline",
@@ -70,12 +73,15 @@ def check_steps(policy: FlowPolicy) -> None:
                 )
 
 
-def preparation(policy: FlowPolicy, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+def preparation(
+    policy: FlowPolicy, shapes: Mapping[str, Sequence[int]], *, free_prompt: bool = False
+) -> dict[str, Any]:
     """The parts of a manifest that say how inputs are made of an observation, and actions of what the graph gives.
 
     Args:
         policy: of a family whose steps `check_steps` knows.
         shapes: of every camera that is shown, (3, height, width), by the policy's name for it.
+        free_prompt: whether the graph may take a prompt of any length, which then needs no padding.
     """
     steps = policy.preprocessor.steps
     history = policy.observation_delta_indices or [0]
@@ -93,7 +99,9 @@ def preparation(policy: FlowPolicy, shapes: Mapping[str, Sequence[int]]) -> dict
         normalise[key] = normalisation(steps, key)
     language = _language(policy)
     if language is not None:
-        length = [language["max_length"]]
+        free = free_prompt and policy.free_prompt and language["max_length"] > 1
+        language["padding"] = "longest" if free else "max_length"
+        length = [PROMPT if free else language["max_length"]]
         inputs.append(_input(OBS_LANGUAGE_TOKENS, "tokens", length, "int64"))
         inputs.append(_input(OBS_LANGUAGE_ATTENTION_MASK, "token_mask", length, "bool"))
     after = normalisation(policy.postprocessor.steps, ACTION)
@@ -109,7 +117,7 @@ def preparation(policy: FlowPolicy, shapes: Mapping[str, Sequence[int]]) -> dict
     }
 
 
-def _input(key: str, kind: str, shape: Sequence[int], dtype: str = "float32") -> dict[str, Any]:
+def _input(key: str, kind: str, shape: Sequence[int | str], dtype: str = "float32") -> dict[str, Any]:
     return {"name": key, "key": key, "kind": kind, "shape": [1, *shape], "dtype": dtype}
 
 
@@ -125,8 +133,6 @@ def _language(policy: FlowPolicy) -> dict[str, Any] | None:
     return {
         "tokenizer": TOKENIZER,
         "max_length": step.max_length,
-        # Whatever the checkpoint pads to: LeRobot's code fixes the length of a traced prompt. Padding is masked.
-        "padding": "max_length",
         "padding_side": step.padding_side,
         "pad_id": step.input_tokenizer.pad_token_id,
         "truncation": step.truncation,
@@ -155,12 +161,12 @@ def write_tokenizer(policy: FlowPolicy, folder: Path) -> None:
     tokenizer.save(str(folder / TOKENIZER))
 
 
-def example(inputs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """Values to trace on, by the name of each input."""
+def example(parts: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Values to trace on, by the name of each input of what `preparation` gives."""
     source = generator(0, "example")
     values = {}
-    for one in inputs:
-        shape = one["shape"]
+    for one in parts["inputs"]:
+        shape = [parts["language"]["max_length"] if size == PROMPT else size for size in one["shape"]]
         if one["dtype"] == "float32":
             values[one["name"]] = torch.rand(shape, generator=source)
         else:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from chordflow.console import Bar, bar, say
-from chordflow.errors import UserError
+from chordflow.errors import UserError, named
 from chordflow.experiments.config import env_name
 from chordflow.experiments.evaluate_config import DelayConfig, EvaluateConfig
 from chordflow.experiments.measured import Entrant
@@ -33,13 +34,7 @@ from chordflow.rollouts.episodes import Episode, Starts, paired
 from chordflow.rollouts.lerobot_noise import run_lerobot_episodes
 from chordflow.rollouts.runner import Runner, open_runner
 from chordflow.rollouts.store import JOINED, EpisodeStore, arm_settings
-from chordflow.rollouts.summaries import (
-    delay_row,
-    motion_rows,
-    success_rows,
-    timing_row,
-    valid_under_looking,
-)
+from chordflow.rollouts.summaries import delay_row, motion_rows, success_rows, timing_row, valid_under_looking
 
 EPISODES = "episodes"
 """Folder of the episodes, in a run's folder."""
@@ -63,10 +58,8 @@ def check_environment(config: EvaluateConfig, entrants: dict[PolicyName, Entrant
             say(f"Delay:   no rtc for {entrant.name}: {_why_no_rtc(entrant)}")
         executed = config.eval.n_action_steps or policy.chunk.num_executed
         for execution in _executions(delay, 1, policy):
-            try:
+            with named(f"delay.control_steps={delay.control_steps}"):
                 execution.check(policy.chunk, executed)
-            except UserError as error:
-                raise UserError(f"delay.control_steps={delay.control_steps}: {error}") from error
     with open_runner(config.env, 1) as runner:
         for entrant in entrants.values():
             runner.check(entrant.policy, config.seed, f"{entrant.field}={entrant.path}")
@@ -389,20 +382,16 @@ def _run_like_lerobot(
         # Noise comes from one stream of random numbers, so only a run that has ended is not run again.
         episodes = store.load() if (store.folder / JOINED).exists() else []
         if not episodes:
+            load = partial(
+                load_flow_policy,
+                entrant.folder,
+                device=config.device,
+                rename_map=config.rename_map,
+                field=entrant.field,
+            )
             with bar(f"episodes, {arm.label}") as progress:
-                count = Count(progress, options.n_episodes)
-
-                def save(episode: Episode, store: EpisodeStore = store, count: Count = count) -> None:
-                    store.save([episode])
-                    count(episode)
-
                 episodes = run_lerobot_episodes(
-                    lambda entrant=entrant: load_flow_policy(  # type: ignore[misc]
-                        entrant.folder,
-                        device=config.device,
-                        rename_map=config.rename_map,
-                        field=entrant.field,
-                    ),
+                    load,
                     config.env,
                     seed=config.seed,
                     n_episodes=options.n_episodes,
@@ -410,10 +399,10 @@ def _run_like_lerobot(
                     num_steps=num_steps,
                     n_action_steps=options.n_action_steps,
                     use_async_envs=options.num_workers > 0,
-                    progress=save,
+                    progress=Count(progress, options.n_episodes),
                 )
-        store.save(episodes)
-        store.compact()
+            store.save(episodes)
+            store.compact()
         success += success_rows(episodes, entrant.name, None, starts, config.margin_fraction)
         motion += motion_rows(episodes, entrant.name, None, config.seed, starts)
     return replace(results, success=success, motion=motion)

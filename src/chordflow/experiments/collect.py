@@ -30,7 +30,7 @@ from chordflow.couplings.collected import (
     write_collection,
 )
 from chordflow.errors import UserError
-from chordflow.experiments.config import ObservationSource, ReflowJobConfig
+from chordflow.experiments.config import ReflowJobConfig
 from chordflow.experiments.run_folder import OBSERVATIONS_DIR
 from chordflow.policies import FlowPolicy
 from chordflow.results.schema import RolloutObservations
@@ -90,7 +90,7 @@ def run_observations(
         UserError: for a collection that cannot be read, or more than one process; while collections are made, if the
             environment or the disk fails.
     """
-    if config.observations == ObservationSource.DATASET:
+    if config.observations == "dataset":
         yield RunObservations(recorded, start)
         return
     if current().count > 1:

@@ -57,7 +57,7 @@ def couple(config: CoupleConfig) -> Path:
         raise UserError(
             f"output_dir={folder} holds a store already; name a new folder, or resume with: {remake_command(folder)}"
         )
-    teacher_dir, teacher = load_teacher(config)
+    teacher_dir, teacher = load_teacher(config.teacher, config.device, config.rename_map)
     config.coupling.settle(teacher.default_num_steps)
     split = open_split(config.dataset, teacher, tolerance_s=config.tolerance_s)
     block_size, wanted = config.buffer.block_size, config.num_observations

@@ -22,6 +22,7 @@ from chordflow.deploy.graphs import to_openvino, write_graphs
 from chordflow.deploy.int8 import prepared, quantize_tower
 from chordflow.deploy.parity import Difference, endpoints, noises, receipt
 from chordflow.deploy.preparation import (
+    PROMPT,
     TOKENIZER,
     check_steps,
     example,
@@ -49,11 +50,8 @@ VERSION = 1
 OBSERVATIONS = 32
 """How many the exported folder is compared with its checkpoint on."""
 
-PACKAGES = {
-    "onnx": ("onnx", "onnxscript", "onnxruntime"),
-    "openvino": ("onnx", "onnxscript", "onnxruntime", "openvino"),
-}
-"""What each backend needs; the extra `export` brings all."""
+PACKAGES = {"onnx": ("onnxruntime",), "openvino": ("openvino",), "int8": ("onnxruntime",)}
+"""What backends and precisions need beside what all do; the extra `export` brings all."""
 
 
 class Backend(StrEnum):
@@ -145,7 +143,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
     Raises:
         UserError: for a policy that cannot be exported, or whose exported form acts in another way. Nothing is left.
     """
-    if missing := [name for name in PACKAGES[config.backend] if find_spec(name) is None]:
+    if missing := [name for name in _packages(config) if find_spec(name) is None]:
         raise UserError(f'{", ".join(missing)} not installed; install with: pip install "chordflow[export]"')
     from chordflow_runtime import RunnerError
     from chordflow_runtime.backends import require_bfloat16
@@ -186,7 +184,8 @@ def export(config: ExportConfig) -> dict[str, Any]:
     with named(where, RunnerError), whole_folder(config.output_dir) as folder:
         with doing("Tracing the policy"):
             two = config.graphs == Graphs.TWO
-            graphs = write_graphs(sampler, example(parts["inputs"]), folder, two=two, int8=int8)
+            free = {one["name"]: 1 for one in parts["inputs"] if PROMPT in one["shape"]}
+            graphs = write_graphs(sampler, example(parts), folder, two=two, int8=int8, free=free)
             manifest["graphs"] = graphs
             write_tokenizer(policy, folder)
             if int8:
@@ -210,6 +209,12 @@ def export(config: ExportConfig) -> dict[str, Any]:
             )
         write_json(folder / MANIFEST, manifest)
     return manifest
+
+
+def _packages(config: ExportConfig) -> list[str]:
+    """What an export imports; int8's ranges are measured in ONNX Runtime, whatever runs the graph."""
+    own = [PACKAGES.get(name, ()) for name in (config.backend, config.precision)]
+    return sorted({"onnx", "onnxscript", *own[0], *own[1]})
 
 
 def _gap_to(
@@ -244,11 +249,13 @@ def _observations(
     config: ExportConfig, policy: FlowPolicy
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any], str]:
     """What folder and checkpoint are compared on, what int8 is measured on, the graph's inputs; the first's name."""
+    # In OpenVINO a free length would take half as long again in the demo's student.
+    free = config.backend == Backend.ONNX
     if config.dataset is None:
         features = policy.config.input_features
         shown = [key for key in policy.image_keys if key in policy.statistics] or policy.image_keys
         shapes = {key: _channels_first(features[key].shape) for key in shown}
-        parts = preparation(policy, shapes)
+        parts = preparation(policy, shapes, free_prompt=free)
         return random_observations(policy, parts, OBSERVATIONS), [], parts, "random"
     split = open_split(config.dataset, policy, tolerance_s=config.tolerance_s)
     items = _some(split.held_out, policy)
@@ -259,7 +266,7 @@ def _observations(
     }
     ordered = {key: shapes[key] for key in known if key in shapes}
     of = f"held-out episodes of {config.dataset.repo_id}"
-    return items, measured, preparation(policy, ordered), of
+    return items, measured, preparation(policy, ordered, free_prompt=free), of
 
 
 def _some(observations: Observations, policy: FlowPolicy) -> list[dict[str, Any]]:
@@ -313,5 +320,5 @@ def _manifest(
             "parameters": sum(value.numel() for value in sampler.policy.module.parameters()),
         },
         "files": {},
-        "versions": {**installed_versions(), **{name: version(name) for name in PACKAGES[config.backend]}},
+        "versions": {**installed_versions(), **{name: version(name) for name in _packages(config)}},
     }

@@ -103,7 +103,7 @@ def load_entrant(name: PolicyName, checkpoint: CheckpointConfig, config: Any, fi
         own = ExportedPolicy(checkpoint.path, config.rename_map, checkpoint.num_inference_steps, field)
         return Entrant(name, own, Path(checkpoint.path), checkpoint.path, own.default_num_steps, field)
     folder = resolve_checkpoint(checkpoint.path, checkpoint.revision, field)
-    policy = load_frozen(folder, config, field)
+    policy = load_frozen(folder, config.device, config.rename_map, field)
     steps = checkpoint.num_inference_steps or policy.default_num_steps
     return Entrant(name, policy, folder, checkpoint.path, steps, field)
 
@@ -178,9 +178,7 @@ def measured(
         found = measure(samplers, split.held_out, config, on_progress=progress.update)
     noises = config.noises_per_observation
     results = replace(
-        results,
-        held_out=held_out(split, len(found.spreads), noises, dataset, teacher.folder),
-        **vars(found),
+        results, held_out=held_out(split, len(found.spreads), noises, dataset, teacher.folder), **vars(found)
     )
     return with_findings(results)
 
@@ -214,7 +212,8 @@ def measured_students(
     entrants = {TEACHER: Entrant(TEACHER, job.teacher, job.teacher_dir, config.teacher.path, steps)}
     with resumable(config.output_dir):
         for name, folder in students.items():
-            policy, path = load_frozen(folder, config, STUDENT), os.path.relpath(folder, config.output_dir)
+            policy = load_frozen(folder, config.device, config.rename_map, STUDENT)
+            path = os.path.relpath(folder, config.output_dir)
             entrants[name] = Entrant(name, policy, folder, path, config.num_inference_steps)
         results = unmeasured("reflow", config, job.command, entrants, seeds)
         results = replace(results, couplings=couplings, loss=loss, training_s=training_s)

@@ -20,7 +20,7 @@ from lerobot.optim.schedulers import CosineAnnealingWithWarmupSchedulerConfig
 from chordflow import __version__
 from chordflow.couplings import DatasetConfig
 from chordflow.couplings.store import MANIFEST, read_manifest
-from chordflow.disk import write_json
+from chordflow.disk import read_object, write_json
 from chordflow.errors import UserError
 from chordflow.experiments.config import ReflowJobConfig, SourceConfig
 from chordflow.experiments.run_folder import REFLOW_CONFIG
@@ -74,24 +74,23 @@ class Round:
     first_teacher: Path
 
 
-def load_frozen(path: str | Path, config: Any, field: str = "teacher.path") -> FlowPolicy:
-    """A policy that is not trained, loaded as a job's `device` and `rename_map` say.
-
-    Raises:
-        UserError: if it cannot be loaded; `field` is the option that it came from.
-    """
-    policy = load_flow_policy(path, device=config.device, rename_map=config.rename_map, field=field)
+def load_frozen(
+    path: str | Path, device: str | None, rename_map: dict[str, str], field: str = "teacher.path"
+) -> FlowPolicy:
+    """A policy that is not trained; what is given and raised is as in `load_flow_policy`."""
+    policy = load_flow_policy(path, device=device, rename_map=rename_map, field=field)
     policy.module.requires_grad_(False)
     return policy
 
 
-def load_teacher(config: Any) -> tuple[Path, FlowPolicy]:
+def load_teacher(
+    source: SourceConfig, device: str | None, rename_map: dict[str, str]
+) -> tuple[Path, FlowPolicy]:
     """The folder of a job's teacher, and the teacher, frozen.
 
     Raises:
         UserError: if it cannot be loaded, or is no flow at every time: its couplings are solved by many steps.
     """
-    source: SourceConfig = config.teacher
     folder = resolve_checkpoint(source.path, source.revision)
     counts = trained_step_counts(folder)
     if counts is not None:
@@ -100,7 +99,7 @@ def load_teacher(config: Any) -> tuple[Path, FlowPolicy]:
             f"teacher.path={source.path}: it is a student that was trained for {trained} alone, and its velocity "
             "elsewhere leads nowhere that another student could learn; give the teacher that it was made by."
         )
-    return folder, load_frozen(folder, config)
+    return folder, load_frozen(folder, device, rename_map)
 
 
 def check_same_teacher(config: ReflowJobConfig, record: Mapping[str, Any]) -> None:
@@ -178,11 +177,7 @@ def teacher_may_have_seen(teacher_dir: Path, dataset: DatasetConfig, held_out: l
 
 def read_record(checkpoint: Path) -> dict[str, Any]:
     """What chordflow has written beside a student, in its `pretrained_model` folder; empty for any other checkpoint."""
-    try:
-        record = json.loads((checkpoint / REFLOW_CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
+    return read_object(checkpoint / REFLOW_CONFIG)
 
 
 def trained_step_counts(checkpoint: Path) -> list[int] | None:

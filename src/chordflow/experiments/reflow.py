@@ -21,15 +21,13 @@ from chordflow.experiments.run_folder import new_folder, only_run, refuse_existi
 from chordflow.experiments.share import RunLogger, tracked
 from chordflow.experiments.stored_couplings import described
 from chordflow.experiments.train import Job, ready, refuse_unused_points
-from chordflow.results.schema import STUDENT, CouplingSummary, LossCurve, Results
+from chordflow.results.schema import RESULTS, STUDENT, CouplingSummary, LossCurve, Results
 from chordflow.results.wording import plural
 from chordflow.training.checkpoints import check_same_size
 from chordflow.training.distributed import Processes, current, fsdp_is_asked_for
 from chordflow.training.loop import METRICS, Trained, read_metrics, train
 from chordflow.training.methods import Method
 from chordflow.training.steps import Passed, check_sharding
-
-RESULTS = "results.json"
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def begun(config: ReflowJobConfig, command: list[str], resume_from: Path | None)
         refuse_unused_points(config)
         if first:
             refuse_existing(config.output_dir)
-    teacher_dir, teacher = load_teacher(config)
+    teacher_dir, teacher = load_teacher(config.teacher, config.device, config.rename_map)
     config.coupling.settle(config.teacher.num_inference_steps or teacher.default_num_steps)
     record = read_record(resume_from / PRETRAINED_MODEL_DIR) if resume_from is not None else {}
     held_out = record.get(HELD_OUT)

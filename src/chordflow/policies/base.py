@@ -336,6 +336,11 @@ class FlowPolicy(ABC):
         own_law = type(self).sample_noise is not FlowPolicy.sample_noise
         return "its noise is not standard normal, as the runner draws it" if own_law else ""
 
+    @property
+    def free_prompt(self) -> bool:
+        """Whether `encode` takes a prompt without its padding for the same, of any length, in a graph too."""
+        return True
+
     def num_blank(self, shown: Collection[str]) -> int:
         """How many blank, masked images LeRobot puts behind the cameras that are `shown`; `encode` leaves them out."""
         return 0

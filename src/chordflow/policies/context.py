@@ -99,6 +99,33 @@ class Context:
         return cls(*joined)
 
 
+def embed_prefix(
+    embed: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]],
+    words: Callable[[Tensor], Tensor],
+    tokens: Tensor,
+    mask: Tensor,
+    behind: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """LeRobot's `embed_prefix`, which a graph of any prompt length can be traced from.
+
+    LeRobot counts a prompt's tokens in Python, which fixes their number in a graph; there the prompt comes in later.
+
+    Args:
+        embed: gives embeddings (B, P, width), mask (B, P) and attention (B, P) for a prompt and its mask.
+        words: the embeddings (B, T, width) of tokens (B, T).
+        tokens: (B, T).
+        mask: (B, T).
+        behind: how many tokens stand behind the prompt.
+    """
+    if not torch.compiler.is_exporting():
+        return embed(tokens, mask)
+    others = embed(tokens[:, :0], mask[:, :0])
+    prompt = words(tokens), mask, torch.zeros_like(mask)
+    at = others[1].shape[1] - behind
+    parts = [torch.cat((a[:, :at], new, a[:, at:]), dim=1) for a, new in zip(others, prompt, strict=True)]
+    return parts[0], parts[1], parts[2]
+
+
 def _pad(tensor: Tensor, axis: int, length: int, *, left: bool) -> Tensor:
     missing = length - tensor.shape[axis]
     if not missing:

@@ -14,7 +14,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.utils.constants import OBS_PREFIX, OBS_STATE
@@ -92,7 +91,11 @@ class ExportedPolicy(FlowPolicy):
         self.module = nn.ParameterDict({"manifest": nn.Parameter(content, requires_grad=False)})
         self._inputs = [one["name"] for one in own["inputs"]]
         fields = [(f"input_{index}", Tensor) for index in range(len(self._inputs))]
-        self._context = make_dataclass("GraphInputs", fields, bases=(Context,), frozen=True)
+        free = [any(isinstance(size, str) for size in one["shape"]) for one in own["inputs"]]
+        growing = {name: 1 for (name, _), any_length in zip(fields, free, strict=True) if any_length}
+        self._context: Any = make_dataclass(
+            "GraphInputs", fields, bases=(Context,), frozen=True, namespace={"growing": growing}
+        )
 
     @property
     def chunk(self) -> ChunkSpec:
@@ -116,7 +119,8 @@ class ExportedPolicy(FlowPolicy):
                 self._runner.prepare({"task": task, **{key: value[row] for key, value in seen.items()}})
                 for row, task in enumerate(items["task"])
             ]
-        return {name: torch.from_numpy(np.concatenate([one[name] for one in found])) for name in self._inputs}
+        rows = [self._context(*(torch.as_tensor(one[name]) for name in self._inputs)) for one in found]
+        return dict(zip(self._inputs, self._context.concatenate(rows).tensors(), strict=True))
 
     def encode(self, batch: Batch) -> Context:
         """The inputs as they are: the graph encodes them with every noise."""

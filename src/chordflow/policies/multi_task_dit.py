@@ -111,6 +111,11 @@ class MultiTaskDiTFlowPolicy(FlowPolicy):
         vector = context.vector.to(x_t.dtype)
         return self.canonical(self.policy.noise_predictor(x_t, self.native_time(t), conditioning_vec=vector))
 
+    @property
+    def free_prompt(self) -> bool:
+        """Not where padding in front moves the words: CLIP counts their places from the first token."""
+        return self.config.tokenizer_padding_side == "right"
+
     def action_target(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Raises UserError where `sigma_min` ends paths beside the demonstrations, not at them."""
         if self.config.sigma_min > 0:

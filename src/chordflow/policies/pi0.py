@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from chordflow.policies.base import Batch, FlowPolicy, Role, role_by_beginning
-from chordflow.policies.context import Context, PrefixContext
+from chordflow.policies.context import Context, PrefixContext, embed_prefix
 from chordflow.policies.images import ImageResize
 
 _MODEL = "model."
@@ -86,8 +87,11 @@ class PI0FlowPolicy(FlowPolicy):
         model = self.policy.model
         images, image_masks = self.policy._preprocess_images(batch)
         shown = slice(len(images) - self.num_blank(batch))
-        embeddings, mask, attention = model.embed_prefix(
-            images[shown], image_masks[shown], batch[OBS_LANGUAGE_TOKENS], batch[OBS_LANGUAGE_ATTENTION_MASK]
+        embeddings, mask, attention = embed_prefix(
+            partial(model.embed_prefix, images[shown], image_masks[shown]),
+            model.paligemma_with_expert.embed_language_tokens,
+            batch[OBS_LANGUAGE_TOKENS],
+            batch[OBS_LANGUAGE_ATTENTION_MASK],
         )
         # A cache of our own: in training mode with gradient checkpointing the language model would return none.
         cache = DynamicCache()

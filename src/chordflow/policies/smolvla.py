@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -28,7 +29,7 @@ from transformers import AutoModelForImageTextToText
 
 from chordflow.errors import UserError, machine_refuses
 from chordflow.policies.base import Batch, FlowPolicy, Role, role_by_beginning
-from chordflow.policies.context import Context, PrefixContext
+from chordflow.policies.context import Context, PrefixContext, embed_prefix
 from chordflow.policies.files import CONFIG
 from chordflow.policies.images import ImageResize
 from chordflow.quiet import quiet_stdout
@@ -93,13 +94,13 @@ class SmolVLAFlowPolicy(FlowPolicy):
         batch = policy._prepare_batch({**batch, OBS_STATE: batch[OBS_STATE].clone()})
         images, image_masks = policy.prepare_images(batch)
         shown = slice(len(images) - self.num_blank(batch))
-        embeddings, mask, attention = model.embed_prefix(
-            images[shown],
-            image_masks[shown],
-            batch[OBS_LANGUAGE_TOKENS],
-            batch[OBS_LANGUAGE_ATTENTION_MASK].bool(),
-            state=policy.prepare_state(batch),
+        embed = partial(
+            model.embed_prefix, images[shown], image_masks[shown], state=policy.prepare_state(batch)
         )
+        prompt = batch[OBS_LANGUAGE_TOKENS], batch[OBS_LANGUAGE_ATTENTION_MASK].bool()
+        # The state is one token.
+        parts = embed_prefix(embed, self._words, *prompt, behind=1) if self.free_prompt else embed(*prompt)
+        embeddings, mask, attention = parts
         _, cache = model.vlm_with_expert.forward(
             attention_mask=make_att_2d_masks(mask, attention),
             position_ids=torch.cumsum(mask, dim=1) - 1,
@@ -108,6 +109,16 @@ class SmolVLAFlowPolicy(FlowPolicy):
             use_cache=True,
         )
         return PrefixContext(PrefixContext.stack(cache), mask)
+
+    def _words(self, tokens: Tensor) -> Tensor:
+        """Embeddings of tokens (B, T), scaled as in LeRobot's `embed_prefix`."""
+        found = self.policy.model.vlm_with_expert.embed_language_tokens(tokens)
+        return found * math.sqrt(found.shape[-1])
+
+    @property
+    def free_prompt(self) -> bool:
+        """Not where LeRobot pads the whole prefix to one length."""
+        return self.config.prefix_length <= 0
 
     def velocity(self, x_t: Tensor, t: Tensor, context: Context) -> Tensor:
         """SmolVLA's own `denoise_step` on a cache made for this call."""

@@ -101,10 +101,7 @@ def collect(
 
 def _seeds(first: int, kept: Sized, quota: int) -> Iterator[int]:
     """Episodes begin while less than `quota` is kept."""
-    for seed in itertools.count(first):
-        if len(kept) >= quota:
-            return
-        yield seed
+    return itertools.takewhile(lambda _: len(kept) < quota, itertools.count(first))
 
 
 def _between(one: Running, outcome: Outcome, actor: Actor, share: float) -> Iterator[Request]:

@@ -41,8 +41,8 @@ class Language:
         self._max_length = int(entry["max_length"])
         if entry["truncation"]:
             self._tokenizer.enable_truncation(self._max_length)
-        if entry["padding"] != "max_length":
-            raise ValueError(f"padding {entry['padding']}")
+        # A graph that takes any length was traced for 2 tokens or more.
+        self._least = {"max_length": self._max_length, "longest": 2}[entry["padding"]]
         self._pads_left = {"left": True, "right": False}[entry["padding_side"]]
         self._pad_id = int(entry["pad_id"])
         self._template = [STEPS[step["kind"]] for step in entry["template"]]
@@ -63,7 +63,9 @@ class Language:
             self._has_warned = True
             what = f"task has more than the policy's {self._max_length} tokens"
             warnings.warn(f"{what}; what is beyond is cut off, as in LeRobot", stacklevel=2)
-        missing = max(0, self._max_length - len(encoded.ids))
+        if (count := len(encoded.ids)) > self._max_length:
+            raise RunnerError(f"task has {count} tokens; the policy takes {self._max_length}: shorten it.")
+        missing = max(0, self._least - count)
         pads = (missing, 0) if self._pads_left else (0, missing)
         tokens = np.pad(np.array(encoded.ids, dtype=np.int64), pads, constant_values=self._pad_id)
         return tokens, np.pad(np.array(encoded.attention_mask, dtype=bool), pads)

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
-from chordflow.couplings import Split, open_split
-from chordflow.errors import UserError
-from chordflow.experiments.config import (
-    RECIPES,
-    ObservationSource,
-    ReflowJobConfig,
-    TrainingSettings,
-    env_name,
-)
+from draccus.utils import flatten
+
+from chordflow.couplings import DatasetConfig, Split, open_split
+from chordflow.errors import UserError, named
+from chordflow.experiments.config import RECIPES, ReflowJobConfig, TrainingSettings, env_name
 from chordflow.experiments.provenance import device_name, load_teacher, processors_sha256, weights_sha256
 from chordflow.experiments.rounds import check_teaches, settings_of_round
 from chordflow.experiments.study.config import ArmSettings, StudyConfig
@@ -46,18 +39,21 @@ class Plan:
         teacher: loaded and frozen.
         teacher_steps: its Euler steps as deployed.
         arms: by name, teachers first.
-        jobs: the settings that train each arm; seed, folder and teacher are put in for each trial.
+        jobs: the settings that train each arm, in its folder; seed and teacher are put in for each trial.
+        trials: arm and seed of each, seed by seed: a study that is stopped has whole seeds.
         left_out: arms that this teacher cannot have.
-        splits: the observations, with and without actions, as far as an arm needs them.
+        dataset: that is trained on and measured on.
+        splits: its observations, with and without actions, as far as an arm needs them.
     """
 
-    config: StudyConfig
     teacher: FlowPolicy
     teacher_dir: Path
     teacher_steps: int
     arms: dict[str, Arm]
     jobs: dict[str, ReflowJobConfig]
+    trials: list[tuple[str, int]]
     left_out: list[LeftOut]
+    dataset: DatasetConfig
     splits: dict[bool, Split]
 
     @property
@@ -65,19 +61,9 @@ class Plan:
         """The observations; those that are held out are the same in all."""
         return next(iter(self.splits.values()))
 
-    @property
-    def trials(self) -> list[tuple[str, int]]:
-        """Arm and seed of every trial, seed by seed: a study that is stopped has whole seeds."""
-        return [(name, seed) for seed in self.config.seeds for name in self.arms]
-
     def folder(self, arm: str, seed: int) -> Path:
         """Where a trial lies."""
-        return self.config.output_dir / arm / f"seed_{seed}"
-
-    def looks(self, arm: str) -> list[float]:
-        """When the students of an arm are written and measured."""
-        steps = self.arms[arm].steps
-        return [steps] if steps is not None else self.config.looks or []
+        return self.jobs[arm].output_dir / f"seed_{seed}"
 
     def round(self, arm: str) -> int:
         """How many trainings lead to an arm's student, its own included."""
@@ -106,7 +92,7 @@ def make_plan(config: StudyConfig) -> Plan:
             f"{given}: a study trains in one process; start it without torchrun or accelerate launch, or train each "
             "arm by chordflow reflow."
         )
-    teacher_dir, teacher = load_teacher(config)
+    teacher_dir, teacher = load_teacher(config.teacher, config.device, config.rename_map)
     teacher_steps = config.teacher.deployed_steps(teacher)
     arms: dict[str, Arm] = {}
     jobs: dict[str, ReflowJobConfig] = {}
@@ -126,23 +112,16 @@ def make_plan(config: StudyConfig) -> Plan:
         actions: open_split(config.dataset, teacher, tolerance_s=config.tolerance_s, actions=actions)
         for actions in sorted({method.needs.actions for method in methods})
     }
-    plan = Plan(config, teacher, teacher_dir, teacher_steps, arms, jobs, left_out, splits)
+    trials = [(name, seed) for seed in config.seeds for name in arms]
+    plan = Plan(teacher, teacher_dir, teacher_steps, arms, jobs, trials, left_out, config.dataset, splits)
     for name, job in jobs.items():
-        with _naming(name):
+        with named(f"arms: {name!r}"):
             # States of the trajectory that all arms keep are for those that train on them.
             if job.buffer.path_points != config.buffer.path_points or not any(m.needs.paths for m in methods):
                 refuse_unused_points(job)
             first = plan.job(name, 0, folder=teacher_dir)
             make_buffer(first, first.split.train)
     return plan
-
-
-@contextlib.contextmanager
-def _naming(arm: str) -> Iterator[None]:
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"arms: {arm!r}: {error}") from error
 
 
 def job_of(config: StudyConfig, arm: ArmSettings) -> ReflowJobConfig:
@@ -153,15 +132,15 @@ def job_of(config: StudyConfig, arm: ArmSettings) -> ReflowJobConfig:
     """
     settings = plain(config)
     base = {name: settings[name] for name in SHARED}
-    base |= {"output_dir": str(config.output_dir), "steps": arm.steps or config.steps or 1}
+    base |= {"output_dir": str(config.output_dir / arm.name), "steps": arm.steps or config.steps or 1}
     if arm.teacher is not None:
         # What students begin as is for the first round: the others begin as their teachers.
         base["student"] = {"train": base["student"]["train"]}
-    if arm.settings.get("observations") == ObservationSource.ROLLOUT and "env" not in arm.settings:
+    if arm.settings.get("observations") == "rollout" and "env" not in arm.settings:
         # Observations are collected where episodes are run, unless the arm names another environment.
         base["env"] = settings["env"]
-    own = dotted(arm.settings).items()
-    with _naming(arm.name):
+    own = flatten(arm.settings).items()
+    with named(f"arms: {arm.name!r}"):
         values = {name: value if isinstance(value, str) else json.dumps(value) for name, value in own}
         job = build(ReflowJobConfig, values, base)
         if config.seconds is not None and job.scheduler.num_warmup_steps is not None:
@@ -178,7 +157,7 @@ def _described(arm: ArmSettings, job: ReflowJobConfig) -> Arm:
     return Arm(
         name=arm.name,
         way=arm.way or arm.name,
-        differs=dotted(arm.settings),
+        differs=flatten(arm.settings),
         settings={name: settings[name] for name in OWN},
         method=job.method_name,
         stock_checkpoint=method.stock_checkpoint,
@@ -188,17 +167,8 @@ def _described(arm: ArmSettings, job: ReflowJobConfig) -> Arm:
     )
 
 
-def dotted(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name, as options have them."""
-    found: dict[str, Any] = {}
-    for key, value in nested.items():
-        found |= dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
-
-
-def begun(plan: Plan, command: list[str]) -> Study:
+def begun(config: StudyConfig, plan: Plan, command: list[str]) -> Study:
     """A study of which nothing is measured."""
-    config = plan.config
     return Study(
         preset=config.PRESET,
         command=command,

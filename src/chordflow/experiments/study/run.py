@@ -5,24 +5,27 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+
+from lerobot.envs.configs import EnvConfig
 
 from chordflow import stopping
 from chordflow.console import bar, say
 from chordflow.errors import UserError
-from chordflow.evaluation.measure import Held, Yardstick
+from chordflow.evaluation.measure import Yardstick
+from chordflow.evaluation.paired import MeasureConfig
 from chordflow.experiments.arms import EPISODES, Count
 from chordflow.experiments.measured import held_out
 from chordflow.experiments.provenance import load_frozen, weights_sha256
 from chordflow.experiments.run_folder import command_to_resume, new_folder, only_run, refuse_existing
-from chordflow.experiments.study.config import StudyConfig
+from chordflow.experiments.study.config import EpisodesConfig, StudyConfig
 from chordflow.experiments.study.plan import Plan, begun, make_plan, resumed
 from chordflow.experiments.train import train_student
 from chordflow.policies import FlowPolicy
 from chordflow.results.schema import STUDENT, TEACHER, SuccessRow
-from chordflow.results.study import STUDY, Figures, Look, Study, Trial, Untrained
+from chordflow.results.study import STUDY, Look, Study, Trial, Untrained
 from chordflow.rollouts.episodes import Episode
 from chordflow.rollouts.runner import open_runner
 from chordflow.rollouts.store import EpisodeStore, arm_settings
@@ -33,9 +36,7 @@ FREE_STEPS = (1, 2)
 
 
 def run_study(
-    config: StudyConfig,
-    command: list[str],
-    on_trial: Callable[[Study], None] = lambda study: None,
+    config: StudyConfig, command: list[str], on_trial: Callable[[Study], None] = lambda study: None
 ) -> Study:
     """Runs what is missing of a study; its file is written after every part of a trial.
 
@@ -52,12 +53,16 @@ def run_study(
     if not config.resume:
         refuse_existing(output, resume if file.is_file() else "")
     plan = make_plan(config)
-    study = begun(plan, command)
+    study = begun(config, plan, command)
     if config.resume:
         study = resumed(study, Study.load(file))
     for arm in study.left_out:
         say(f"Left out: {arm.name}: {arm.reason}")
-    run = _Run(plan, study)
+    episodes = None
+    if config.env is not None:
+        episodes = _Episodes(output, plan, config.env, config.eval)
+        episodes.check(f"teacher.path={config.teacher.path}")
+    run = _Run(output, plan, study, config.measure.full(), config.keep_looks, episodes)
 
     def how() -> str:
         return resume if file.is_file() else "nothing was done yet, so start again."
@@ -68,13 +73,24 @@ def run_study(
     return run.study
 
 
+@dataclass
 class _Run:
-    """A study on its way."""
+    """A study on its way; its own settings are taken apart before, and those of training are in the plan's jobs.
 
-    def __init__(self, plan: Plan, study: Study) -> None:
-        self.plan, self.config, self.study = plan, plan.config, study
-        self.output = plan.config.output_dir
-        self.episodes = _Episodes(plan) if plan.config.env is not None else None
+    Attributes:
+        output: its folder.
+        study: what is measured so far.
+        measure: how policies are measured.
+        keep_looks: whether students stay that were looked at on their way.
+        episodes: that policies run; None without an environment.
+    """
+
+    output: Path
+    plan: Plan
+    study: Study
+    measure: MeasureConfig
+    keep_looks: bool
+    episodes: _Episodes | None
 
     def _save(self, study: Study) -> None:
         study.save(self.output / STUDY)
@@ -87,17 +103,14 @@ class _Run:
 
     def all(self, on_trial: Callable[[Study], None]) -> None:
         """Does whatever is missing."""
-        plan, config = self.plan, self.config
-        missing = [(arm, seed) for arm, seed in plan.trials if not self._done(self.study.trial(arm, seed))]
-        budget = f"{config.steps:,} steps" if config.steps is not None else f"{config.seconds:g} s"
-        say(
-            f"Study: {len(missing)} of {len(plan.trials)} trials to go, {budget} each, on {self.study.device}"
-        )
-        if missing or self.study.untrained is None:
-            measure = config.measure.full()
+        plan, study = self.plan, self.study
+        missing = [(arm, seed) for arm, seed in plan.trials if not self._done(study.trial(arm, seed))]
+        budget = f"{study.steps:,} steps" if study.steps is not None else f"{study.seconds:g} s"
+        say(f"Study: {len(missing)} of {len(plan.trials)} trials to go, {budget} each, on {study.device}")
+        if missing or study.untrained is None:
             with bar("teacher") as progress:
                 yardstick = Yardstick(
-                    plan.teacher, plan.split.held_out, measure, plan.teacher_steps, progress.update
+                    plan.teacher, plan.split.held_out, self.measure, plan.teacher_steps, progress.update
                 )
             self._without_training(yardstick)
             on_trial(self.study)
@@ -116,11 +129,9 @@ class _Run:
         """The teacher's own figures and episodes."""
         plan, untrained = self.plan, self.study.untrained
         if untrained is None:
-            untrained = Untrained(plan.teacher_steps, _figures(yardstick, yardstick.teacher))
-            noises = self.config.measure.noises_per_observation
-            on = held_out(
-                plan.split, yardstick.num_observations, noises, self.config.dataset, plan.teacher_dir
-            )
+            untrained = Untrained(plan.teacher_steps, yardstick.teacher)
+            noises = self.measure.noises_per_observation
+            on = held_out(plan.split, yardstick.num_observations, noises, plan.dataset, plan.teacher_dir)
             self._save(replace(self.study, held_out=on, untrained=untrained))
         if self.episodes is not None and not untrained.success:
             untrained = replace(untrained, success=self.episodes.teacher())
@@ -136,7 +147,7 @@ class _Run:
         for place, look in enumerate(trial.looks):
             if not self._measured(look):
                 trial = self._measure(yardstick, trial, place, label)
-            if look.mark != trial.last.mark and not self.config.keep_looks:
+            if look.mark != trial.last.mark and not self.keep_looks:
                 # Only now, when its figures are on disk. Its folder holds the records of episodes, if there are any.
                 folder = self.output / look.student
                 shutil.rmtree(folder, ignore_errors=True)
@@ -148,12 +159,10 @@ class _Run:
         look, before, after = trial.looks[place], trial.looks[:place], trial.looks[place + 1 :]
         at = f"{label}, look {look.mark:g}" if after else label
         with self._names(trial.arm, label):
-            student = self._reloaded(look)
+            student = self._reloaded(trial.arm, look)
             if look.figures is None:
                 with bar(f"{at}, gaps") as progress:
-                    look = replace(
-                        look, figures=_figures(yardstick, yardstick.of(STUDENT, student, progress.update))
-                    )
+                    look = replace(look, figures=yardstick.of(STUDENT, student, progress.update))
                 trial = self._save_trial(replace(trial, looks=[*before, look, *after]))
         if self.episodes is not None and not look.success:
             look = replace(look, success=self.episodes.student(student, look, at))
@@ -165,23 +174,23 @@ class _Run:
         # Of a trial that was interrupted before it was written down; what it collects is written there.
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        teacher = teacher_dir = None
+        teacher, teacher_dir, steps = None, None, plan.arms[arm].steps
         if (name := plan.arms[arm].teacher) is not None:
             taught_by = self.study.trial(name, seed)
             assert taught_by is not None
-            teacher, teacher_dir = self._reloaded(taught_by.last), self.output / taught_by.last.student
+            teacher, teacher_dir = self._reloaded(name, taught_by.last), self.output / taught_by.last.student
         return train_student(
             plan.job(arm, seed, teacher, teacher_dir),
             arm,
             seed,
             self.output,
-            looks=plan.looks(arm),
-            seconds=self.config.seconds,
+            looks=[steps] if steps is not None else self.study.looks,
+            seconds=self.study.seconds,
             # All arms of beginnings have the same couplings, which a hash proves.
-            digest=self.config.PRESET == "beginnings",
+            digest=self.study.preset == "beginnings",
         )
 
-    def _reloaded(self, look: Look) -> FlowPolicy:
+    def _reloaded(self, arm: str, look: Look) -> FlowPolicy:
         """A student as it lies on disk."""
         folder = self.output / look.student
         if not folder.is_dir() or weights_sha256(folder) != look.weights_sha256:
@@ -189,7 +198,8 @@ class _Run:
                 f"output_dir={self.output}: {look.student} is not there or not what was trained; restore it, or start "
                 "a new study."
             )
-        return load_frozen(folder, self.config, STUDENT)
+        job = self.plan.jobs[arm]
+        return load_frozen(folder, job.device, job.rename_map, STUDENT)
 
     @contextlib.contextmanager
     def _names(self, arm: str, label: str) -> Iterator[None]:
@@ -197,7 +207,7 @@ class _Run:
         try:
             yield
         except UserError as error:
-            option = {"methods": "methods", "beginnings": "arms"}.get(self.config.PRESET)
+            option = {"methods": "methods", "beginnings": "arms"}.get(self.study.preset)
             ways = [one.way.partition(",")[0] for one in self.plan.arms.values() if one.name != arm]
             others = ",".join(dict.fromkeys(ways))
             resume = command_to_resume("study", self.output / STUDY)
@@ -205,19 +215,19 @@ class _Run:
             raise UserError(f"arms: {label}: {error}{without if option and others else ''}") from error
 
 
-def _figures(yardstick: Yardstick, held: Held) -> Figures:
-    """What was measured of a policy, as results keep it."""
-    row = held.curvature
-    return Figures(row.s, row.curvature, row.interval, held.gaps, yardstick.diversity(held))
-
-
+@dataclass
 class _Episodes:
-    """Episodes of a study, all with the same noise; raises UserError if the teacher cannot act in the environment."""
+    """Episodes of a study, all with the same noise."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan, self.config = plan, plan.config
-        with open_runner(self.config.env, 1) as runner:
-            runner.check(plan.teacher, self.config.eval.seed, f"teacher.path={self.config.teacher.path}")
+    output: Path
+    plan: Plan
+    env: EnvConfig
+    options: EpisodesConfig
+
+    def check(self, given: str) -> None:
+        """Makes sure that the teacher, `given` by an option, can act in the environment; UserError if not."""
+        with open_runner(self.env, 1) as runner:
+            runner.check(self.plan.teacher, self.options.seed, given)
 
     def teacher(self) -> list[SuccessRow]:
         """The teacher's success untrained at one and two steps, and as deployed."""
@@ -233,15 +243,15 @@ class _Episodes:
 
     def student(self, policy: FlowPolicy, look: Look, label: str) -> list[SuccessRow]:
         """A student's success at one step, paired with the teacher as deployed."""
-        folder = (self.config.output_dir / look.student).parent
+        folder = (self.output / look.student).parent
         return success_rows(self._run(label, policy, 1, folder), STUDENT, self.deployed)
 
     def _of_teacher(self, num_steps: int) -> list[Episode]:
-        folder = self.config.output_dir / TEACHER / f"{num_steps}_steps"
+        folder = self.output / TEACHER / f"{num_steps}_steps"
         return self._run(TEACHER, self.plan.teacher, num_steps, folder)
 
     def _run(self, label: str, policy: FlowPolicy, num_steps: int, folder: Path) -> list[Episode]:
-        env, options = self.config.env, self.config.eval
+        env, options = self.env, self.options
         executed = options.n_action_steps
         settings = arm_settings(policy, env, num_steps=num_steps, n_action_steps=executed)
         store = EpisodeStore(folder / EPISODES, settings)
