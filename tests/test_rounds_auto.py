@@ -123,9 +123,9 @@ def test_it_stops_by_the_rule_on_episodes_that_are_neither_trained_nor_reported_
     measure = replace(parse(resume(auto, place="round_1/checkpoints/last")[1:])[0].measure, num_steps=[1])
     yardstick = Yardstick(teacher, split.judged, FewSteps(**vars(measure)), 17)
     students = [load_flow_policy(last_of(auto, n) / "pretrained_model") for n in range(1, taken + 1)]
-    held = [yardstick.teacher, *(yardstick.of(STUDENT, student) for student in students)]
-    rows = [(one, row) for one in held for row in one.gaps if row.reference == "converged"]
-    standings = [Standing(one.curvature.curvature, row.rms) for one, row in rows if row.num_steps == 1]
+    found = [yardstick.teacher, *(yardstick.of(STUDENT, student) for student in students)]
+    rows = [(one, row) for one in found for row in one.gaps if row.reference == "converged"]
+    standings = [Standing(one.curvature, row.rms) for one, row in rows if row.num_steps == 1]
     assert taken == min(paying_rounds(standings, 0.0) + 1, 2)
     drifted = standings[-1].gap > standings[-2].gap
     assert kept == (taken - 1 if drifted and taken > 1 else taken)

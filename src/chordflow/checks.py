@@ -5,8 +5,9 @@ Such as "buffer.block_size=0: give at least 1.", "seeds=[1, 1]: give at least on
 """
 
 import math
-from collections.abc import Collection, Sequence
-from typing import Any, NotRequired, TypedDict, Unpack
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import field, fields
+from typing import Any, ClassVar, NotRequired, TypedDict, Unpack
 
 from chordflow.errors import UserError
 
@@ -23,6 +24,39 @@ class Bounds(TypedDict):
     at_most: NotRequired[float]
     below: NotRequired[float]
     note: NotRequired[str]
+
+
+class Checked:
+    """Settings that check themselves as they are made: every `number` and what is given `once`, by its bounds.
+
+    `PREFIX` is what their options begin with.
+    """
+
+    PREFIX: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for one in fields(self):  # type: ignore[arg-type]
+            if "check" in one.metadata:
+                one.metadata["check"](
+                    self.PREFIX + one.name, getattr(self, one.name), **one.metadata["bounds"]
+                )
+
+
+def number[T](default: T, **bounds: Unpack[Bounds]) -> T:
+    """A field of `Checked` settings: its default, and where the number, or each of a list of them, may lie."""
+    return _field(default, check_range, bounds)
+
+
+def once[T](default: list[T], **bounds: Unpack[Bounds]) -> list[T]:
+    """A field of `Checked` settings: a list that holds something, and nothing twice, with bounds of its numbers."""
+    return _field(default, check_once, bounds)
+
+
+def _field[T](default: T, check: Callable[..., None], bounds: Bounds) -> T:
+    metadata = {"check": check, "bounds": bounds}
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)  # type: ignore[return-value]
+    return field(default=default, metadata=metadata)
 
 
 def check_range(field: str, value: float | Sequence[float] | None, **bounds: Unpack[Bounds]) -> None:

@@ -57,6 +57,15 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where the file cannot be read or holds none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 @contextlib.contextmanager
 def whole_folder(path: Path, *, sync: bool = False) -> Iterator[Path]:
     """Yields an empty temporary folder to fill, renamed where the block ends well, and removed where it does not.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from chordflow.checks import check_fields, check_range
+from chordflow.checks import Checked, number
 from chordflow.errors import UserError
 from chordflow.flow.solvers import SolverName, get_solver
 from chordflow.policies import FlowPolicy
@@ -18,7 +18,7 @@ LEAST_FINE_STEPS = 16
 
 
 @dataclass
-class CouplingConfig:
+class CouplingConfig(Checked):
     """How the teacher's ODE is solved; never taken from the step count that a policy is saved with.
 
     Attributes:
@@ -30,13 +30,11 @@ class CouplingConfig:
             spaced u.
     """
 
-    solver: SolverName = "adams_bashforth"
-    num_steps: int | None = None
-    grid_power: float = 1.4
+    PREFIX = "coupling."
 
-    def __post_init__(self) -> None:
-        check_range("coupling.num_steps", self.num_steps, at_least=1)
-        check_range("coupling.grid_power", self.grid_power, above=0, note=", such as 1 (uniform) or 1.4")
+    solver: SolverName = "adams_bashforth"
+    num_steps: int | None = number(None, at_least=1)
+    grid_power: float = number(1.4, above=0, note=", such as 1 (uniform) or 1.4")
 
     @property
     def steps(self) -> int:
@@ -83,7 +81,7 @@ class CouplingConfig:
 
 
 @dataclass
-class BufferConfig:
+class BufferConfig(Checked):
     """How many couplings are kept and how long.
 
     Attributes:
@@ -101,21 +99,17 @@ class BufferConfig:
             spread over its solver's steps, where a method trains on them; by default all.
     """
 
-    num_observations: int = 512
-    noises_per_observation: int = 4
-    uses_per_coupling: int | None = 12
-    block_size: int = 64
-    adaptive_share: float = 0.5
-    start_observations: int = 64
-    path_points: int | None = None
+    PREFIX = "buffer."
 
-    def __post_init__(self) -> None:
-        names = ("num_observations", "noises_per_observation", "block_size", "start_observations")
-        check_fields(self, "buffer.", *names, at_least=1)
-        check_range("buffer.path_points", self.path_points, at_least=1, note=", or leave it out for all")
-        note = ", or null for couplings that are never replaced"
-        check_range("buffer.uses_per_coupling", self.uses_per_coupling, at_least=1, note=note)
-        check_range("buffer.adaptive_share", self.adaptive_share, at_least=0, at_most=1)
+    num_observations: int = number(512, at_least=1)
+    noises_per_observation: int = number(4, at_least=1)
+    uses_per_coupling: int | None = number(
+        12, at_least=1, note=", or null for couplings that are never replaced"
+    )
+    block_size: int = number(64, at_least=1)
+    adaptive_share: float = number(0.5, at_least=0, at_most=1)
+    start_observations: int = number(64, at_least=1)
+    path_points: int | None = number(None, at_least=1, note=", or leave it out for all")
 
     @property
     def even_noises(self) -> int:

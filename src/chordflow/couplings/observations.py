@@ -26,7 +26,7 @@ from lerobot.utils.constants import ACTION, OBS_PREFIX
 from torch.utils.data import DataLoader, Dataset
 
 from chordflow import stopping
-from chordflow.checks import check_once, check_range
+from chordflow.checks import Checked, check_once, check_range, number
 from chordflow.console import doing, say
 from chordflow.couplings.unreadable import check_decoder, collated, not_read, open_metadata, without_missing
 from chordflow.errors import UserError, explained, ran_out_of_memory, reason
@@ -38,7 +38,7 @@ TOLERANCE_S = 1e-4
 
 
 @dataclass
-class DatasetConfig:
+class DatasetConfig(Checked):
     """Which observations; names as in LeRobot.
 
     Attributes:
@@ -51,15 +51,14 @@ class DatasetConfig:
         video_backend: decoder for videos: pyav, the default, or torchcodec, which needs ffmpeg.
     """
 
+    PREFIX = "dataset."
+
     repo_id: str
     root: str | None = None
     revision: str | None = None
     episodes: list[int] | None = None
-    eval_split: float = 0.1
+    eval_split: float = number(0.1, above=0, below=1)
     video_backend: Literal["pyav", "torchcodec"] | None = None
-
-    def __post_init__(self) -> None:
-        check_range("dataset.eval_split", self.eval_split, above=0, below=1)
 
 
 def walk(positions: Iterable[int], count: int, *names: int | str) -> list[int]:
@@ -200,6 +199,7 @@ class Split:
         held_out_episodes: the episodes of these.
         whole_tasks: how many of these are of a task of which training sees no episode.
         metadata: of the dataset.
+        dataset: the settings that chose them.
         judged: those to decide on how many rounds are trained; None where that is not asked for.
         judged_episodes: the episodes of these.
     """
@@ -209,6 +209,7 @@ class Split:
     held_out_episodes: list[int]
     whole_tasks: int
     metadata: LeRobotDatasetMetadata
+    dataset: DatasetConfig
     judged: Observations | None = None
     judged_episodes: list[int] = field(default_factory=list)
 
@@ -353,6 +354,7 @@ def open_split(
         measured,
         sum(tasks[episode] not in trained for episode in measured),
         metadata,
+        config,
         Observations(dataset, frames(judged_on)) if judged_on else None,
         judged_on,
     )

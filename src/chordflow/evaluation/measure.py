@@ -9,7 +9,7 @@ Shapes: N observations, K noises for each, H chunk size, D padded action dimensi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -24,8 +24,8 @@ from chordflow.flow.solvers import get_solver
 from chordflow.policies import FlowPolicy
 from chordflow.policies.exported import ExportedPolicy
 from chordflow.policies.sampling import Sampler
-from chordflow.results.actions import STUDENT, TEACHER, CurvatureRow, GapRow, Latency, Measures, PolicyName
-from chordflow.results.study import Diversity
+from chordflow.results.actions import STUDENT, TEACHER, CurvatureRow, GapRow, Measures, PolicyName
+from chordflow.results.study import Figures
 
 
 @torch.no_grad()
@@ -65,7 +65,17 @@ def measure(
     for name, own in everyone.items():
         check_same_units(teacher, own, name)
     config = replace(config, converged_num_steps=config.fine_num_steps(teacher_steps))
-    latency = _latency(policies, observations, config)
+    # The teacher's network stands for all. Without a student one step's is timed: the speed-up is then the ceiling.
+    student_steps = policies[STUDENT].num_steps if STUDENT in policies else 1
+    latency = measure_latency(
+        teacher,
+        next(observations.batches([0], 1)),
+        config.latency_repeats,
+        teacher_num_steps=teacher_steps,
+        student_num_steps=student_steps,
+        chunk_num_steps=[1, 2, student_steps, teacher_steps],
+        exported={name: sampler for name, sampler in policies.items() if name not in networks},
+    )
     held_out = encode_held_out(everyone, observations, config)
     ways = _ways(policies, config)
     work = Work(held_out, config, on_progress)
@@ -149,38 +159,6 @@ def _ways(policies: Mapping[PolicyName, Sampler], config: MeasureConfig) -> dict
     } | {TEACHER: teacher}
 
 
-def _latency(
-    policies: Mapping[PolicyName, Sampler], observations: Observations, config: MeasureConfig
-) -> Latency:
-    """Of the teacher's network, which stands for all; without a student one step's, so that speed-up is the ceiling."""
-    teacher = policies[TEACHER]
-    student_steps = policies[STUDENT].num_steps if STUDENT in policies else 1
-    return measure_latency(
-        teacher.policy,
-        next(observations.batches([0], 1)),
-        config.latency_repeats,
-        teacher_num_steps=teacher.num_steps,
-        student_num_steps=student_steps,
-        chunk_num_steps=[1, 2, student_steps, teacher.num_steps],
-        exported={name: s for name, s in policies.items() if isinstance(s.policy, ExportedPolicy)},
-    )
-
-
-@dataclass(frozen=True)
-class Held:
-    """What was found of one policy.
-
-    Attributes:
-        curvature: on its own trajectories.
-        gaps: a row for each number of Euler steps and reference.
-        endpoints: (N, K, H, D) by number of Euler steps, on the CPU.
-    """
-
-    curvature: CurvatureRow
-    gaps: list[GapRow]
-    endpoints: dict[int, Tensor]
-
-
 class Yardstick:
     """The teacher's endpoints on held-out observations, as deployed and as its ODE converges.
 
@@ -218,7 +196,7 @@ class Yardstick:
         solved = work.solve(TEACHER, teacher, ways, every)
         noises = self._config.gap_noises
         self._targets = _targets(work, teacher, solved[deployed], teacher_steps, converged, noises)
-        self.teacher = self._held(TEACHER, curvature, solved)
+        self.teacher = self._figures(TEACHER, curvature, solved)
 
     @property
     def num_observations(self) -> int:
@@ -226,7 +204,9 @@ class Yardstick:
         return len(self._held_out.noise)
 
     @torch.no_grad()
-    def of(self, name: PolicyName, student: FlowPolicy, on_progress: Progress = lambda *done: None) -> Held:
+    def of(
+        self, name: PolicyName, student: FlowPolicy, on_progress: Progress = lambda *done: None
+    ) -> Figures:
         """Measures a student of the teacher's family and chunk, as reloaded from its checkpoint.
 
         Raises:
@@ -241,15 +221,7 @@ class Yardstick:
         noises = self._config.compared_noises
         work = self._work(own, self._ways, noises, on_progress)
         curvature, _ = work.converge(name, student)
-        return self._held(name, curvature, work.solve(name, student, self._ways, noises))
-
-    def diversity(self, held: Held) -> list[Diversity]:
-        """How far a policy's endpoints spread over noise beside the teacher's as deployed, at each number of steps."""
-        reference = self._targets.deployed
-        return [
-            diversity(ends, reference[:, : ends.shape[1]], self._targets.modes, num_steps)
-            for num_steps, ends in sorted(held.endpoints.items())
-        ]
+        return self._figures(name, curvature, work.solve(name, student, self._ways, noises))
 
     @property
     def _ways(self) -> list[Way]:
@@ -261,7 +233,13 @@ class Yardstick:
         work.total += work.cost(self._config.converged_num_steps, self._config.converged_noises)
         return work
 
-    def _held(self, name: PolicyName, curvature: CurvatureRow, solved: dict[Way, Tensor]) -> Held:
-        found = self._targets.gaps(name, solved).items()
-        gaps = [self._targets.row(name, way, reference, gap) for (way, reference), gap in found]
-        return Held(curvature, gaps, {way.num_steps: ends for way, ends in solved.items()})
+    def _figures(self, name: PolicyName, curvature: CurvatureRow, solved: dict[Way, Tensor]) -> Figures:
+        targets, found = self._targets, self._targets.gaps(name, solved).items()
+        gaps = [targets.row(name, way, reference, gap) for (way, reference), gap in found]
+        # Modes are seen from all noises alone.
+        spreads = [
+            diversity(ends, targets.deployed, targets.modes, way.num_steps)
+            for way, ends in sorted(solved.items(), key=lambda one: one[0].num_steps)
+            if ends.shape == targets.deployed.shape
+        ]
+        return Figures(curvature.s, curvature.curvature, curvature.interval, gaps, spreads)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from chordflow.checks import check_fields, check_filled
+from chordflow.checks import Checked, check_fields, check_filled, number
 from chordflow.couplings import Observations
 from chordflow.errors import UserError
 from chordflow.evaluation.modes import MIN_ENDPOINTS
@@ -50,7 +50,7 @@ class Way(NamedTuple):
 
 
 @dataclass
-class MeasureConfig:
+class MeasureConfig(Checked):
     """How much is measured after training.
 
     Attributes:
@@ -68,22 +68,21 @@ class MeasureConfig:
         seed: of the observations and noises chosen.
     """
 
-    num_observations: int = 200
-    noises_per_observation: int = 16
-    num_steps: list[int] = field(default_factory=lambda: [1, 2, 4, 10])
+    PREFIX = "measure."
+
+    num_observations: int = number(200, at_least=1)
+    noises_per_observation: int = number(16, at_least=MIN_ENDPOINTS)
+    num_steps: list[int] = number([1, 2, 4, 10], at_least=1)
     solvers: list[SolverName] = field(default_factory=lambda: ["euler", "midpoint"])
-    converged_num_steps: int = 100
-    converged_noises: int = 4
-    gap_noises: int | None = None
-    batch_size: int = 64
-    latency_repeats: int = 30
+    converged_num_steps: int = number(100, at_least=100)
+    converged_noises: int = number(4, at_least=1)
+    gap_noises: int | None = number(None, at_least=1)
+    batch_size: int = number(64, at_least=1)
+    latency_repeats: int = number(30, at_least=1)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_fields(self, "measure.", "num_observations", "converged_noises", "gap_noises", at_least=1)
-        check_fields(self, "measure.", "batch_size", "latency_repeats", "num_steps", at_least=1)
-        check_fields(self, "measure.", "noises_per_observation", at_least=MIN_ENDPOINTS)
-        check_fields(self, "measure.", "converged_num_steps", at_least=100)
+        super().__post_init__()
         most, note = self.noises_per_observation, " (measure.noises_per_observation)"
         check_fields(self, "measure.", "converged_noises", "gap_noises", at_most=most, note=note)
         check_filled("measure.num_steps", self.num_steps, note=", such as [1,2,4,10]")

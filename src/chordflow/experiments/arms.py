@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
 
 from chordflow.console import Bar, bar, say
-from chordflow.errors import UserError
+from chordflow.errors import UserError, named
 from chordflow.experiments.config import env_name
 from chordflow.experiments.evaluate_config import DelayConfig, EvaluateConfig
 from chordflow.experiments.measured import Entrant
@@ -28,18 +28,13 @@ from chordflow.results.schema import (
     SuccessRow,
 )
 from chordflow.results.sequential import SequentialTest
+from chordflow.rollouts.acting import Actor
 from chordflow.rollouts.delay import Execution
 from chordflow.rollouts.episodes import Episode, Starts, paired
 from chordflow.rollouts.lerobot_noise import run_lerobot_episodes
 from chordflow.rollouts.runner import Runner, open_runner
 from chordflow.rollouts.store import JOINED, EpisodeStore, arm_settings
-from chordflow.rollouts.summaries import (
-    delay_row,
-    motion_rows,
-    success_rows,
-    timing_row,
-    valid_under_looking,
-)
+from chordflow.rollouts.summaries import delay_row, motion_rows, success_rows, timing_row, valid_under_looking
 
 EPISODES = "episodes"
 """Folder of the episodes, in a run's folder."""
@@ -63,10 +58,8 @@ def check_environment(config: EvaluateConfig, entrants: dict[PolicyName, Entrant
             say(f"Delay:   no rtc for {entrant.name}: {_why_no_rtc(entrant)}")
         executed = config.eval.n_action_steps or policy.chunk.num_executed
         for execution in _executions(delay, 1, policy):
-            try:
+            with named(f"delay.control_steps={delay.control_steps}"):
                 execution.check(policy.chunk, executed)
-            except UserError as error:
-                raise UserError(f"delay.control_steps={delay.control_steps}: {error}") from error
     with open_runner(config.env, 1) as runner:
         for entrant in entrants.values():
             runner.check(entrant.policy, config.seed, f"{entrant.field}={entrant.path}")
@@ -86,7 +79,7 @@ def run_arms(
     """
     rollouts = Rollouts(
         env=env_name(config.env),
-        noise="lerobot" if config.noise == "lerobot" else "paired",
+        noise=config.noise,
         first_seed=config.seed,
         batch_size=config.eval.batch_size,
         num_workers=config.eval.num_workers,
@@ -110,10 +103,10 @@ class RolloutArm:
     grid_power: float = 1.0
     execution: Execution = field(default_factory=Execution)
 
-    @property
-    def how(self) -> dict[str, Any]:
-        """What episodes depend on besides policy, task and seed."""
-        return {name: getattr(self, name) for name in ("num_steps", "solver", "grid_power", "execution")}
+    def actor(self, config: EvaluateConfig) -> Actor:
+        """Who runs its episodes."""
+        how, executed = (self.num_steps, self.solver, self.grid_power), config.eval.n_action_steps
+        return Actor(self.policy, config.env, *how, executed, self.execution)
 
     @property
     def key(self) -> str:
@@ -162,8 +155,7 @@ def _arm(entrant: Entrant, num_steps: int | None = None) -> RolloutArm:
 
 
 def _store(config: EvaluateConfig, arm: RolloutArm) -> EpisodeStore:
-    settings = arm_settings(arm.policy, config.env, n_action_steps=config.eval.n_action_steps, **arm.how)
-    return EpisodeStore(config.output_dir / EPISODES / arm.key, settings)
+    return EpisodeStore(config.output_dir / EPISODES / arm.key, arm_settings(arm.actor(config)))
 
 
 def refuse_other_episodes(config: EvaluateConfig, entrants: dict[PolicyName, Entrant]) -> None:
@@ -195,9 +187,8 @@ class _Rollouts:
         self.seeds = list(range(config.seed, config.seed + config.eval.n_episodes))
         numbers = runner.tasks()
         self.tasks = len(numbers)
-        env = config.env
         ranges = [run for entrant in entrants.values() for run in collected_in(entrant.folder)]
-        collected = [run for run in ranges if env is not None and run.env == env.type]
+        collected = [run for run in ranges if config.env is not None and run.env == config.env.type]
         self.starts = Starts.known(numbers, collected)
         self.least_starts = min((number for number in numbers.values() if number), default=len(self.seeds))
         # Of a suite with many tasks the pictures of all of them would be too much to keep.
@@ -328,13 +319,11 @@ class _Rollouts:
             else:
                 count.note = arm.label
             new = self.runner.run(
-                arm.policy,
+                arm.actor(self.config),
                 wanted,
-                n_action_steps=self.config.eval.n_action_steps,
                 store=self.stores[arm],
                 record_frames=[seed for seed in wanted if seed in self.recorded],
                 progress=count,
-                **arm.how,
             )
         self.runs[arm] = self.runs.get(arm, []) + new
 
@@ -379,7 +368,7 @@ def _run_like_lerobot(
         starts = Starts(runner.tasks())
     for entrant, num_steps in plan:
         arm = RolloutArm(entrant.name, entrant.policy, num_steps)
-        settings = arm_settings(arm.policy, config.env, n_action_steps=options.n_action_steps, **arm.how)
+        settings = arm_settings(arm.actor(config))
         del settings["noise_key"]
         drawn = {"noise": "lerobot", "seed": config.seed, "batch_size": options.batch_size}
         store = EpisodeStore(
@@ -389,20 +378,16 @@ def _run_like_lerobot(
         # Noise comes from one stream of random numbers, so only a run that has ended is not run again.
         episodes = store.load() if (store.folder / JOINED).exists() else []
         if not episodes:
+            load = partial(
+                load_flow_policy,
+                entrant.folder,
+                device=config.device,
+                rename_map=config.rename_map,
+                field=entrant.field,
+            )
             with bar(f"episodes, {arm.label}") as progress:
-                count = Count(progress, options.n_episodes)
-
-                def save(episode: Episode, store: EpisodeStore = store, count: Count = count) -> None:
-                    store.save([episode])
-                    count(episode)
-
                 episodes = run_lerobot_episodes(
-                    lambda entrant=entrant: load_flow_policy(  # type: ignore[misc]
-                        entrant.folder,
-                        device=config.device,
-                        rename_map=config.rename_map,
-                        field=entrant.field,
-                    ),
+                    load,
                     config.env,
                     seed=config.seed,
                     n_episodes=options.n_episodes,
@@ -410,10 +395,10 @@ def _run_like_lerobot(
                     num_steps=num_steps,
                     n_action_steps=options.n_action_steps,
                     use_async_envs=options.num_workers > 0,
-                    progress=save,
+                    progress=Count(progress, options.n_episodes),
                 )
-        store.save(episodes)
-        store.compact()
+            store.save(episodes)
+            store.compact()
         success += success_rows(episodes, entrant.name, None, starts, config.margin_fraction)
         motion += motion_rows(episodes, entrant.name, None, config.seed, starts)
     return replace(results, success=success, motion=motion)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
 from lerobot.envs.configs import EnvConfig
 
-from chordflow.checks import check_fields, check_range
+from chordflow.checks import Checked, check_fields, number
 from chordflow.couplings import LEAST_STEPS, TOLERANCE_S, BufferConfig, CouplingConfig, DatasetConfig
 from chordflow.errors import UserError
 from chordflow.evaluation.paired import MeasureConfig
@@ -100,7 +99,7 @@ AUTO: Literal["auto"] = "auto"
 
 
 @dataclass
-class AutoRoundsConfig:
+class AutoRoundsConfig(Checked):
     """When `rounds=auto` stops.
 
     Attributes:
@@ -109,12 +108,10 @@ class AutoRoundsConfig:
             converged ODE, by this share or more, and the gap does not grow; the first one that does not is the last.
     """
 
-    most: int = 4
-    least_gain: float = LEAST_GAIN
+    PREFIX = "auto_rounds."
 
-    def __post_init__(self) -> None:
-        check_fields(self, "auto_rounds.", "most", at_least=2, note=", or --rounds=1")
-        check_fields(self, "auto_rounds.", "least_gain", at_least=0, below=1)
+    most: int = number(4, at_least=2, note=", or --rounds=1")
+    least_gain: float = number(LEAST_GAIN, at_least=0, below=1)
 
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -130,15 +127,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 """Settings that go together, by name: nested, those that differ from the defaults."""
 
 
-class ObservationSource(StrEnum):
-    """Whose observations couplings are made for."""
-
-    DATASET = "dataset"
-    ROLLOUT = "rollout"
-
-
 @dataclass
-class CollectConfig:
+class CollectConfig(Checked):
     """Observations from episodes in an environment, with observations=rollout.
 
     Attributes:
@@ -153,21 +143,15 @@ class CollectConfig:
             others follow. By default far from those of chordflow evaluate.
     """
 
-    share: float = 0.5
-    num_observations: int = 512
-    passes: int = 1
-    between_share: float = 0.1
-    batch_size: int = 16
-    num_workers: int = 0
-    seed: int = 1_000_000_000
+    PREFIX = "collect."
 
-    def __post_init__(self) -> None:
-        check_range(
-            "collect.share", self.share, above=0, at_most=1, note=", or leave --observations=rollout out"
-        )
-        check_range("collect.between_share", self.between_share, at_least=0, at_most=1)
-        check_fields(self, "collect.", "num_observations", "passes", "batch_size", at_least=1)
-        check_fields(self, "collect.", "num_workers", "seed", at_least=0)
+    share: float = number(0.5, above=0, at_most=1, note=", or leave --observations=rollout out")
+    num_observations: int = number(512, at_least=1)
+    passes: int = number(1, at_least=1)
+    between_share: float = number(0.1, at_least=0, at_most=1)
+    batch_size: int = number(16, at_least=1)
+    num_workers: int = number(0, at_least=0)
+    seed: int = number(1_000_000_000, at_least=0)
 
 
 @dataclass
@@ -193,7 +177,7 @@ class CouplingsConfig:
 
 
 @dataclass
-class TrainingSettings:
+class TrainingSettings(Checked):
     """What every training has, that of `chordflow reflow` and that of a study's arm.
 
     Attributes:
@@ -217,10 +201,10 @@ class TrainingSettings:
     teacher: CheckpointConfig
     dataset: DatasetConfig
     output_dir: Path
-    batch_size: int = 64
-    gradient_accumulation_steps: int = 1
-    num_workers: int = 4
-    log_freq: int = 50
+    batch_size: int = number(64, at_least=1)
+    gradient_accumulation_steps: int = number(1, at_least=1)
+    num_workers: int = number(4, at_least=0)
+    log_freq: int = number(50, at_least=1)
     device: str | None = None
     tolerance_s: float = TOLERANCE_S
     rename_map: dict[str, str] = field(default_factory=dict)
@@ -236,8 +220,7 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         self.teacher.check("teacher")
-        check_fields(self, "", "batch_size", "gradient_accumulation_steps", "log_freq", at_least=1)
-        check_fields(self, "", "num_workers", at_least=0)
+        super().__post_init__()
 
 
 @dataclass
@@ -273,12 +256,12 @@ class ReflowJobConfig(TrainingSettings):
 
     recipe: Literal["all_steps", "one_step"] | None = None
     rounds: int | Literal["auto"] = 1
-    steps: int = 20_000
-    num_inference_steps: int = 1
+    steps: int = number(20_000, at_least=1)
+    num_inference_steps: int = number(1, at_least=1)
     seed: int = 1000
-    observations: ObservationSource = ObservationSource.DATASET
-    save_freq: int = 2_000
-    save_minutes: float = 10.0
+    observations: Literal["dataset", "rollout"] = "dataset"
+    save_freq: int = number(2_000, at_least=0)
+    save_minutes: float = number(10.0, at_least=0)
     auto_rounds: AutoRoundsConfig = field(default_factory=AutoRoundsConfig)
     couplings: CouplingsConfig = field(default_factory=CouplingsConfig)
     collect: CollectConfig = field(default_factory=CollectConfig)
@@ -288,8 +271,6 @@ class ReflowJobConfig(TrainingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_fields(self, "", "steps", "num_inference_steps", at_least=1)
-        check_fields(self, "", "save_freq", "save_minutes", at_least=0)
         if self.rounds != AUTO:
             check_fields(self, "", "rounds", at_least=1)
         if self.rounds != AUTO and self.auto_rounds != AutoRoundsConfig():
@@ -298,7 +279,7 @@ class ReflowJobConfig(TrainingSettings):
                 "leave them out."
             )
         method = self.method.build()
-        if self.observations == ObservationSource.ROLLOUT:
+        if self.observations == "rollout":
             self._check_rollout(needs_actions=method.needs.actions)
         elif self.env is not None:
             raise UserError(
@@ -368,7 +349,7 @@ class BlocksConfig:
 
 
 @dataclass
-class CoupleConfig:
+class CoupleConfig(Checked):
     """Make a store of couplings: a teacher's noises and endpoints on disk, for many trainings.
 
     Attributes:
@@ -394,21 +375,17 @@ class CoupleConfig:
     teacher: SourceConfig
     dataset: DatasetConfig
     output_dir: Path
-    num_observations: int | None = None
+    num_observations: int | None = number(None, at_least=1)
     store_context: bool = False
-    batch_size: int = 64
+    batch_size: int = number(64, at_least=1)
     seed: int = 1000
-    num_workers: int = 4
+    num_workers: int = number(4, at_least=0)
     device: str | None = None
     tolerance_s: float = TOLERANCE_S
     rename_map: dict[str, str] = field(default_factory=dict)
     resume: bool = False
     coupling: CouplingConfig = field(default_factory=CouplingConfig)
     buffer: BlocksConfig = field(default_factory=BlocksConfig)
-
-    def __post_init__(self) -> None:
-        check_fields(self, "", "num_observations", "batch_size", at_least=1)
-        check_fields(self, "", "num_workers", at_least=0)
 
 
 def env_name(env: EnvConfig | None) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from chordflow.checks import number
 from chordflow.console import say
 from chordflow.couplings import TOLERANCE_S, DatasetConfig, open_split
 from chordflow.errors import UserError
@@ -16,10 +17,8 @@ from chordflow.experiments.measured import load_entrant, measured, read_beforeha
 from chordflow.experiments.provenance import device_name
 from chordflow.experiments.run_folder import new_folder
 from chordflow.flow.solvers import SolverName
-from chordflow.results.schema import TEACHER, Results
+from chordflow.results.schema import RESULTS, TEACHER, Results
 from chordflow.results.wording import plural, steps
-
-RESULTS = "results.json"
 
 
 @dataclass
@@ -30,10 +29,10 @@ class DiagnoseMeasureConfig(MeasureConfig):
     solved for; modes and spread are seen from all.
     """
 
-    gap_noises: int | None = 4
-    num_steps: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5, 8, 10])
+    gap_noises: int | None = number(4, at_least=1)
+    num_steps: list[int] = number([1, 2, 3, 4, 5, 8, 10], at_least=1)
     solvers: list[SolverName] = field(default_factory=lambda: ["euler", "midpoint", "heun"])
-    latency_repeats: int = 100
+    latency_repeats: int = number(100, at_least=1)
 
 
 @dataclass
@@ -99,7 +98,7 @@ def diagnose(config: DiagnoseConfig, command: list[str]) -> tuple[Path, Results]
                 "converged ODE say nothing, and no student can be made of it."
             )
         results = unmeasured("diagnose", config, command, {TEACHER: entrant}, {})
-        results = measured(results, {TEACHER: entrant}, split, config.measure, config.dataset)
+        results = measured(results, {TEACHER: entrant}, split, config.measure)
         results.save(folder / RESULTS)
     say(f"Done in {time.perf_counter() - started:.0f} s.")
     return folder, results

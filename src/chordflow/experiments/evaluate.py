@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from chordflow.console import say
 from chordflow.couplings import Split, check_fits, open_split
-from chordflow.disk import write_json
+from chordflow.disk import read_object, write_json
 from chordflow.errors import UserError, named
 from chordflow.evaluation.gap import check_same_units
 from chordflow.experiments.arms import EPISODES, Clip, check_environment, refuse_other_episodes, run_arms
@@ -26,13 +23,12 @@ from chordflow.experiments.measured import (
     unmeasured,
     with_findings,
 )
-from chordflow.experiments.reflow import RESULTS
 from chordflow.experiments.run_folder import command_to_resume, new_folder, only_run, refuse_existing
 from chordflow.options import plain
 from chordflow.policies import FlowPolicy, print_replaced_names, resolve_checkpoint
 from chordflow.policies.exported import manifest_of
 from chordflow.results.files import same_where_known
-from chordflow.results.schema import STUDENT, TEACHER, PolicyName, Results
+from chordflow.results.schema import RESULTS, STUDENT, TEACHER, PolicyName, Results
 from chordflow.results.wording import step_counts
 
 EVALUATE_CONFIG = "evaluate_config.json"
@@ -68,7 +64,8 @@ def evaluate(config: EvaluateConfig, command: list[str]) -> tuple[Results, Clip]
         print_replaced_names(teacher)
     if config.env is not None:
         check_environment(config, entrants)
-    with contextlib.nullcontext() if config.resume else _new_folder(output), only_run(output):
+    new = new_folder(output, _has_measured, (EVALUATE_CONFIG, EPISODES))
+    with contextlib.nullcontext() if config.resume else new, only_run(output):
         _refuse_another_margin(config)
         refuse_other_episodes(config, entrants)
         write_json(output / EVALUATE_CONFIG, plain(config))
@@ -164,14 +161,14 @@ def _on_the_dataset(
 ) -> Results:
     """The results without episodes; those of the run that is resumed, where nothing they depend on changed."""
     results = unmeasured("evaluate", config, command, entrants, {"episodes": config.seed})
-    if split is None or config.dataset is None:
+    if split is None:
         return results
     before = _measured_before(config, results)
     if before is not None:
         say("Measures on the dataset are those of the run that is resumed.")
         return dataclasses.replace(before, command=command, settings=results.settings)
     read_beforehand(split, config.measure)
-    results = measured(results, entrants, split, config.measure, config.dataset)
+    results = measured(results, entrants, split, config.measure)
     results.save(config.output_dir / RESULTS)
     return results
 
@@ -197,10 +194,7 @@ def _warn_of_other_steps(config: EvaluateConfig, entrants: dict[PolicyName, Entr
 
 def _refuse_another_margin(config: EvaluateConfig) -> None:
     """A margin is chosen before outcomes are known: that of the episodes in this folder stays."""
-    path = config.output_dir / EVALUATE_CONFIG
-    if not config.resume or not path.is_file():
-        return
-    before = json.loads(path.read_text(encoding="utf-8")).get("margin")
+    before = read_object(config.output_dir / EVALUATE_CONFIG).get("margin") if config.resume else None
     if before not in (None, config.margin):
         raise UserError(
             f"margin={config.margin:g}: the run began with {before:g}, and a margin is chosen before one looks; "
@@ -229,14 +223,5 @@ def how_to_resume(output: Path) -> str:
     return "nothing was measured yet, so start again."
 
 
-@contextlib.contextmanager
-def _new_folder(output: Path) -> Iterator[None]:
-    """The folder of a new run, which a run that fails before anything was measured takes away again."""
-    with new_folder(output):
-        try:
-            yield
-        except BaseException:
-            if not (output / RESULTS).exists() and not any((output / EPISODES).rglob("*.parquet")):
-                (output / EVALUATE_CONFIG).unlink(missing_ok=True)
-                shutil.rmtree(output / EPISODES, ignore_errors=True)
-            raise
+def _has_measured(output: Path) -> bool:
+    return (output / RESULTS).exists() or any((output / EPISODES).rglob("*.parquet"))

@@ -9,7 +9,7 @@ from typing import Literal
 
 from lerobot.envs.configs import EnvConfig
 
-from chordflow.checks import check_fields, check_filled, check_range
+from chordflow.checks import Checked, check_filled, number
 from chordflow.couplings import TOLERANCE_S, DatasetConfig
 from chordflow.errors import UserError
 from chordflow.experiments.config import CheckpointConfig
@@ -19,7 +19,7 @@ from chordflow.rollouts.delay import Hold
 
 
 @dataclass
-class ActingConfig:
+class ActingConfig(Checked):
     """How episodes are run, with LeRobot's names.
 
     Attributes:
@@ -28,14 +28,12 @@ class ActingConfig:
         n_action_steps: executed actions of each chunk; by default the checkpoint's.
     """
 
-    n_episodes: int = 50
-    batch_size: int = 16
-    num_workers: int = 0
-    n_action_steps: int | None = None
+    PREFIX = "eval."
 
-    def __post_init__(self) -> None:
-        check_fields(self, "eval.", "n_episodes", "batch_size", "n_action_steps", at_least=1)
-        check_fields(self, "eval.", "num_workers", at_least=0)
+    n_episodes: int = number(50, at_least=1)
+    batch_size: int = number(16, at_least=1)
+    num_workers: int = number(0, at_least=0)
+    n_action_steps: int | None = number(None, at_least=1)
 
 
 @dataclass
@@ -49,17 +47,12 @@ class RolloutConfig(ActingConfig):
         num_clips: episodes in the moving picture; 0 for none.
     """
 
-    teacher_num_steps: list[int] = field(default_factory=list)
-    num_clips: int = 3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_fields(self, "eval.", "teacher_num_steps", at_least=1)
-        check_fields(self, "eval.", "num_clips", at_least=0)
+    teacher_num_steps: list[int] = number([], at_least=1)
+    num_clips: int = number(3, at_least=0)
 
 
 @dataclass
-class SequentialConfig:
+class SequentialConfig(Checked):
     """Stop as soon as the pairs decide.
 
     Attributes:
@@ -68,15 +61,14 @@ class SequentialConfig:
         min_episodes: never stop before this many episodes of every task.
     """
 
-    enable: bool = False
-    min_episodes: int = 30
+    PREFIX = "sequential."
 
-    def __post_init__(self) -> None:
-        check_fields(self, "sequential.", "min_episodes", at_least=1)
+    enable: bool = False
+    min_episodes: int = number(30, at_least=1)
 
 
 @dataclass
-class DelayConfig:
+class DelayConfig(Checked):
     """Rollouts under an inference delay.
 
     Attributes:
@@ -91,22 +83,23 @@ class DelayConfig:
         n_episodes: episodes of every task; by default eval.n_episodes.
     """
 
-    control_steps: list[int] = field(default_factory=list)
+    PREFIX = "delay."
+
+    control_steps: list[int] = number([], at_least=1)
     modes: list[Literal["sync", "async", "rtc"]] = field(default_factory=lambda: ["sync", "rtc"])
-    num_steps: list[int] = field(default_factory=lambda: [1, 2, 10])
+    num_steps: list[int] = number([1, 2, 10], at_least=1)
     hold: Hold = "zeros"
-    reference_weight: float = 10.0
-    n_episodes: int | None = None
+    reference_weight: float = number(10.0, above=0)
+    n_episodes: int | None = number(None, at_least=1)
 
     def __post_init__(self) -> None:
-        check_fields(self, "delay.", "control_steps", "num_steps", "n_episodes", at_least=1)
-        check_fields(self, "delay.", "reference_weight", above=0)
+        super().__post_init__()
         check_filled("delay.modes", self.modes)
         check_filled("delay.num_steps", self.num_steps, note=", such as [1,2,10]")
 
 
 @dataclass
-class EvaluateConfig:
+class EvaluateConfig(Checked):
     """Compare few-step policies with their teacher: gaps on a dataset, paired episodes in an environment.
 
     Attributes:
@@ -135,8 +128,8 @@ class EvaluateConfig:
     output_dir: Path
     policies: list[str] = field(default_factory=list)
     noise: Literal["paired", "lerobot"] = "paired"
-    margin: float = 2.0
-    seed: int = 1000
+    margin: float = number(2.0, above=0, below=100, note=" (percentage points), such as 2")
+    seed: int = number(1000, at_least=0)
     device: str | None = None
     tolerance_s: float = TOLERANCE_S
     rename_map: dict[str, str] = field(default_factory=dict)
@@ -150,8 +143,7 @@ class EvaluateConfig:
     measure: DiagnoseMeasureConfig = field(default_factory=DiagnoseMeasureConfig)
 
     def __post_init__(self) -> None:
-        check_range("margin", self.margin, above=0, below=100, note=" (percentage points), such as 2")
-        check_range("seed", self.seed, at_least=0)
+        super().__post_init__()
         self.teacher.check("teacher")
         if self.student is not None:
             self.student.check("student")

@@ -20,7 +20,7 @@ from lerobot.optim.schedulers import CosineAnnealingWithWarmupSchedulerConfig
 from chordflow import __version__
 from chordflow.couplings import DatasetConfig
 from chordflow.couplings.store import MANIFEST, read_manifest
-from chordflow.disk import write_json
+from chordflow.disk import read_object, write_json
 from chordflow.errors import UserError
 from chordflow.experiments.config import ReflowJobConfig, SourceConfig
 from chordflow.experiments.run_folder import REFLOW_CONFIG
@@ -177,11 +177,7 @@ def teacher_may_have_seen(teacher_dir: Path, dataset: DatasetConfig, held_out: l
 
 def read_record(checkpoint: Path) -> dict[str, Any]:
     """What chordflow has written beside a student, in its `pretrained_model` folder; empty for any other checkpoint."""
-    try:
-        record = json.loads((checkpoint / REFLOW_CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
+    return read_object(checkpoint / REFLOW_CONFIG)
 
 
 def trained_step_counts(checkpoint: Path) -> list[int] | None:

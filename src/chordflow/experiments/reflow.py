@@ -21,15 +21,13 @@ from chordflow.experiments.run_folder import new_folder, only_run, refuse_existi
 from chordflow.experiments.share import RunLogger, tracked
 from chordflow.experiments.stored_couplings import described
 from chordflow.experiments.train import Job, ready, refuse_unused_points
-from chordflow.results.schema import STUDENT, CouplingSummary, LossCurve, Results
+from chordflow.results.schema import RESULTS, STUDENT, CouplingSummary, LossCurve, Results
 from chordflow.results.wording import plural
 from chordflow.training.checkpoints import check_same_size
 from chordflow.training.distributed import Processes, current, fsdp_is_asked_for
 from chordflow.training.loop import METRICS, Trained, read_metrics, train
 from chordflow.training.methods import Method
 from chordflow.training.steps import Passed, check_sharding
-
-RESULTS = "results.json"
 
 
 @dataclass(frozen=True)

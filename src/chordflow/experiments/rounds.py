@@ -21,7 +21,7 @@ from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETR
 from chordflow.console import bar, say
 from chordflow.couplings.memory import enough_memory_at
 from chordflow.errors import UserError
-from chordflow.evaluation.measure import Held, Yardstick
+from chordflow.evaluation.measure import Yardstick
 from chordflow.experiments.config import (
     AUTO,
     AutoRoundsConfig,
@@ -32,14 +32,15 @@ from chordflow.experiments.config import (
 )
 from chordflow.experiments.measured import measured_students
 from chordflow.experiments.provenance import Round, load_frozen, read_record, weights_sha256
-from chordflow.experiments.reflow import RESULTS, Finished, begun, run_round, save_results
+from chordflow.experiments.reflow import Finished, begun, run_round, save_results
 from chordflow.experiments.run_folder import has_checkpoint, new_folder, resumable, round_folder, show_round
 from chordflow.experiments.train import Job
 from chordflow.flow.seeds import derive_seed
 from chordflow.options import plain
 from chordflow.results.findings import ROUNDS_AUTO
 from chordflow.results.paying import Gain, Standing, gain
-from chordflow.results.schema import STUDENT, Finding, LossCurve, PolicyName, Results
+from chordflow.results.schema import RESULTS, STUDENT, Finding, LossCurve, PolicyName, Results
+from chordflow.results.study import Figures
 from chordflow.results.wording import number as in_words
 from chordflow.results.wording import percent, steps
 from chordflow.training.checkpoints import training_step
@@ -381,10 +382,11 @@ class Judge:
             for number, folder in students.items():
                 student = load_frozen(folder, config.device, config.rename_map, STUDENT)
                 with bar(f"round {number} against it") as progress:
-                    held = yardstick.of(STUDENT, student, progress.update)
-                self._standings[number] = _standing(held, steps)
+                    self._standings[number] = _standing(
+                        yardstick.of(STUDENT, student, progress.update), steps
+                    )
 
 
-def _standing(held: Held, num_steps: int) -> Standing:
-    (rms,) = (row.rms for row in held.gaps if (row.num_steps, row.reference) == (num_steps, "converged"))
-    return Standing(held.curvature.curvature, rms)
+def _standing(figures: Figures, num_steps: int) -> Standing:
+    (rms,) = (row.rms for row in figures.gaps if (row.num_steps, row.reference) == (num_steps, "converged"))
+    return Standing(figures.curvature, rms)

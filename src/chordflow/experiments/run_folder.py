@@ -8,7 +8,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
@@ -40,6 +40,11 @@ def refuse_existing(output_dir: Path, go_on: str | None = None) -> None:
         raise UserError(f"output_dir={output_dir} exists already; name a new folder{instead}")
 
 
+def has_checkpoint(output_dir: Path) -> bool:
+    """Whether a run has written a checkpoint."""
+    return (output_dir / CHECKPOINTS_DIR / LAST_CHECKPOINT_LINK).exists()
+
+
 @contextlib.contextmanager
 def made_folder(folder: Path, *, new: bool = True) -> Iterator[None]:
     """Makes a folder, `new` or not, and takes away what it made of it and of those above if it is empty in the end."""
@@ -64,17 +69,23 @@ def _remove_empty(folders: list[Path]) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(output_dir: Path) -> Iterator[None]:
-    """Makes the folder of a run, and takes it away again if the run fails before anything is in it."""
+def new_folder(
+    output_dir: Path,
+    resumes: Callable[[Path], bool] = has_checkpoint,
+    others: Sequence[str] = (METRICS, OBSERVATIONS_DIR, WANDB),
+) -> Iterator[None]:
+    """Makes the folder of a run, and takes it away again if the run fails before anything is in it.
+
+    Where it holds nothing from which a run `resumes`, the same command must work again: `others` in it are removed.
+    """
     with made_folder(output_dir):
         try:
             yield
         except BaseException:
-            if not has_checkpoint(output_dir):
-                # Without a checkpoint a run cannot be resumed from here, and the same command must work again.
-                (output_dir / METRICS).unlink(missing_ok=True)
-                for name in (OBSERVATIONS_DIR, WANDB):
-                    shutil.rmtree(output_dir / name, ignore_errors=True)
+            for path in (output_dir / name for name in others) if not resumes(output_dir) else ():
+                shutil.rmtree(path, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    path.unlink()
             _remove_empty([output_dir / CHECKPOINTS_DIR])
             raise
 
@@ -105,11 +116,6 @@ def only_run(output_dir: Path, option: str = "output_dir") -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def has_checkpoint(output_dir: Path) -> bool:
-    """Whether a run has written a checkpoint."""
-    return (output_dir / CHECKPOINTS_DIR / LAST_CHECKPOINT_LINK).exists()
 
 
 def resume_command(output_dir: Path) -> str:

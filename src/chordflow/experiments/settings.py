@@ -40,14 +40,17 @@ FIXED = ("optimizer.type",)
 
 def diagnose_settings(given: Mapping[str, Any]) -> DiagnoseConfig:
     """The settings of a diagnosis."""
-    given, path = split_path(given)
-    return settle(DiagnoseConfig, given, read_settings(path) if path else None)
+    return _settled(DiagnoseConfig, given)
 
 
 def export_settings(given: Mapping[str, Any]) -> ExportConfig:
     """The settings of an export."""
+    return _settled(ExportConfig, given)
+
+
+def _settled[T](config_class: type[T], given: Mapping[str, Any]) -> T:
     given, path = split_path(given)
-    return settle(ExportConfig, given, read_settings(path) if path else None)
+    return settle(config_class, given, read_settings(path) if path else None)
 
 
 def evaluate_settings(given: Mapping[str, Any]) -> EvaluateConfig:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +217,7 @@ def train_student(
     job = replace(job, config=deepcopy(job.config))
     config, watch, label = job.config, Stopwatch(job.teacher.device), f"{arm}, seed {seed}"
     found: list[Look] = []
-    hashed, losses = hashlib.sha256(), _LossLog(config.log_freq)
+    hashed, losses = hashlib.sha256(), list[float]()
 
     def hash_batch(batch: CouplingBatch) -> None:
         for tensor in (batch.noise, batch.endpoint) if digest else ():
@@ -262,7 +263,8 @@ def train_student(
 
         look(training.passed)
         for passed in training.run():
-            losses.add(passed, last=passed.step == training.config.steps)
+            assert passed.loss is not None
+            losses.append(passed.loss)
             begun.observations.step = passed.step
             show(passed, passed.seconds)
             look(passed)
@@ -284,7 +286,7 @@ def train_student(
         steps=passed.step,
         samples=passed.samples,
         loss=passed.loss,
-        losses=losses.curve,
+        losses=_curve(losses, config.log_freq, ends=seconds is None),
         buffer_bytes=largest,
         looks=found,
         couplings_sha256=hashed.hexdigest() if digest else "",
@@ -292,22 +294,12 @@ def train_student(
     )
 
 
-class _LossLog:
-    """The loss by step: that of the first step, then means since the entry before."""
-
-    def __init__(self, every: int) -> None:
-        self._every = every
-        self.curve = LossCurve([], [])
-        self._since: list[float] = []
-
-    def add(self, passed: Passed, last: bool) -> None:
-        """Records a step."""
-        assert passed.loss is not None
-        self._since.append(passed.loss)
-        if passed.step == 1 or passed.step % self._every == 0 or last:
-            self.curve.steps.append(passed.step)
-            self.curve.losses.append(sum(self._since) / len(self._since))
-            self._since = []
+def _curve(losses: list[float], every: int, *, ends: bool) -> LossCurve:
+    """The first loss, then means since the entry before; the last entry is the end where training `ends` by steps."""
+    last = len(losses)
+    steps = [n for n in range(1, last + 1) if n == 1 or n % every == 0 or (ends and n == last)]
+    means = [sum(losses[start:stop]) / (stop - start) for start, stop in pairwise([0, *steps])]
+    return LossCurve(steps, means)
 
 
 def _write(begun: Ready, run_folder: Path, weights: dict[str, Tensor]) -> Path:

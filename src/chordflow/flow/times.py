@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from chordflow.checks import check_fields, check_range
+from chordflow.checks import Checked, number
 from chordflow.errors import UserError
 
 
-class TimeDistribution(ABC):
+class TimeDistribution(Checked, ABC):
     """A law of the training time t on [0, 1]."""
 
     def sample(self, n: int, generator: torch.Generator, device: torch.device | str | None = None) -> Tensor:
@@ -52,13 +52,13 @@ class Beta(TimeDistribution):
         offset: its lower end, at least 0; `offset + scale` is at most 1.
     """
 
-    alpha: float = 1.5
-    beta: float = 1.0
-    scale: float = 0.999
+    alpha: float = number(1.5, above=0)
+    beta: float = number(1.0, above=0)
+    scale: float = number(0.999, above=0)
     offset: float = 0.001
 
     def __post_init__(self) -> None:
-        check_fields(self, "", "alpha", "beta", "scale", above=0)
+        super().__post_init__()
         # The margin lets decimal fractions such as 0.9 + 0.1 pass in spite of rounding.
         if not (self.offset >= 0.0 and self.offset + self.scale <= 1.0 + 1e-9):
             raise UserError(
@@ -83,12 +83,8 @@ class LogitNormal(TimeDistribution):
         std: standard deviation of logit(t), positive.
     """
 
-    mean: float = 0.0
-    std: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_range("mean", self.mean)
-        check_range("std", self.std, above=0)
+    mean: float = number(0.0)
+    std: float = number(1.0, above=0)
 
     def _sample(self, n: int, generator: torch.Generator) -> Tensor:
         normal = torch.randn(n, generator=generator, device=generator.device, dtype=torch.float64)
@@ -107,10 +103,7 @@ class UShaped(TimeDistribution):
         a: steepness, positive. The density at the ends is cosh(a / 2) times that in the middle.
     """
 
-    a: float = 4.0
-
-    def __post_init__(self) -> None:
-        check_range("a", self.a, above=0, at_most=500, note=", beyond which every time is an end point")
+    a: float = number(4.0, above=0, at_most=500, note=", beyond which every time is an end point")
 
     def _sample(self, n: int, generator: torch.Generator) -> Tensor:
         # The cumulative law is (sinh(a s) / sinh(a / 2) + 1) / 2, which has an inverse in closed form.
@@ -129,10 +122,10 @@ class Exponential(TimeDistribution):
         ratio: how many times as likely noise is as the action, positive and not 1.
     """
 
-    ratio: float = 10.0
+    ratio: float = number(10.0, above=0)
 
     def __post_init__(self) -> None:
-        check_range("ratio", self.ratio, above=0)
+        super().__post_init__()
         # Near 1 the formula below loses all its digits.
         if abs(self.ratio - 1.0) < 1e-6:
             raise UserError(f"ratio={self.ratio}: give another number than 1, or take the uniform law.")
@@ -155,12 +148,9 @@ class PointMassMixture(TimeDistribution):
         base: law of the remaining samples.
     """
 
-    weight: float = 0.5
-    at: float = 1.0
+    weight: float = number(0.5, at_least=0, at_most=1)
+    at: float = number(1.0, at_least=0, at_most=1)
     base: TimeDistribution = field(default_factory=Uniform)
-
-    def __post_init__(self) -> None:
-        check_fields(self, "", "weight", "at", at_least=0, at_most=1)
 
     def _sample(self, n: int, generator: torch.Generator) -> Tensor:
         at_point = _uniform(n, generator) < self.weight

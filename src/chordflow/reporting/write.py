@@ -11,10 +11,8 @@ from chordflow.reporting.card import card
 from chordflow.reporting.page import page
 from chordflow.results.files import write_whole
 from chordflow.results.old_studies import check_layout, kind_of
-from chordflow.results.schema import Results
+from chordflow.results.schema import RESULTS, Results
 from chordflow.results.study import STUDY, Study
-
-RESULTS = "results.json"
 
 
 @doing("Writing the report")

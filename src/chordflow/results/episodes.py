@@ -19,10 +19,8 @@ DelayMode = Literal["none", "sync", "async", "rtc"]
 
 def _derive_rate(row: SuccessRow | DelayRow) -> None:
     """Sets the rate, and Wilson's interval of as many episodes as begin differently."""
-    if row.starts is None:
-        interval = wilson_interval(row.successes, row.episodes)
-    else:
-        interval = wilson_interval(row.successes * row.starts / row.episodes, row.starts)
+    starts = row.starts or row.episodes
+    interval = wilson_interval(row.successes * starts / row.episodes, starts)
     object.__setattr__(row, "interval", interval)
     object.__setattr__(row, "rate", row.successes / row.episodes)
 

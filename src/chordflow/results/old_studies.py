@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 
+from chordflow.disk import read_object
 from chordflow.errors import UserError
 
 OLD_KINDS = ("compare", "study init", "study rounds")
@@ -32,8 +32,4 @@ def check_layout(path: Path) -> None:
 
 def kind_of(path: Path) -> str:
     """What a file of results says that it is; empty where it cannot be read or does not say so."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return ""
-    return str(data.get("kind", "")) if isinstance(data, dict) else ""
+    return str(read_object(path).get("kind", ""))

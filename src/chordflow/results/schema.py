@@ -53,6 +53,9 @@ Files of older versions are read: what they do not hold takes its default.
 6. Exported folders: what they were made of, their solver and grid, their time.
 """
 
+RESULTS = "results.json"
+"""Name of the file."""
+
 LEAST_NOISE_SHARE = 0.02
 """Share of the endpoints' variance from which on a gap is given relative to what noise explains."""
 
@@ -329,16 +332,11 @@ class Results(RecordFile):
         return next((r for r in self.curvature if r.policy == policy), None)
 
     def success_of(
-        self,
-        policy: PolicyName,
-        num_steps: int,
-        group: str = "all",
-        solver: str | None = None,
-        grid_power: float | None = None,
+        self, policy: PolicyName, num_steps: int, solver: str | None = None, grid_power: float | None = None
     ) -> SuccessRow | None:
-        """The success row of this policy, step count, group, solver and grid (by default its `way`), or None."""
+        """The row over all episodes of this policy, step count, solver and grid (by default its `way`), or None."""
         own, power = self.way(policy)
-        wanted = (policy, num_steps, group, solver or own, power if grid_power is None else grid_power)
+        wanted = (policy, num_steps, "all", solver or own, power if grid_power is None else grid_power)
         rows = (r for r in self.success if (r.policy, r.num_steps, r.group, r.solver, r.grid_power) == wanted)
         return next(rows, None)
 

@@ -15,7 +15,7 @@ import draccus
 import torch
 from torch import Tensor
 
-from chordflow.checks import check_range
+from chordflow.checks import Checked, number
 from chordflow.errors import UserError
 from chordflow.flow import times
 
@@ -24,7 +24,7 @@ LEAST = 1e-8
 
 
 @dataclass
-class LossConfig(draccus.ChoiceRegistry):
+class LossConfig(Checked, draccus.ChoiceRegistry):
     """The distance of a velocity to its target.
 
     Attributes:
@@ -83,10 +83,9 @@ class PseudoHuber(LossConfig):
         c: where squares turn straight, per entry.
     """
 
-    c: float = 0.00054
+    PREFIX = "loss."
 
-    def __post_init__(self) -> None:
-        check_range("loss.c", self.c, above=0)
+    c: float = number(0.00054, above=0)
 
     def of_samples(self, error: Tensor, valid: Tensor) -> Tensor:
         """The pseudo-Huber distance of each sample as a vector, per entry that counts."""
@@ -101,7 +100,7 @@ def _count(valid: Tensor) -> Tensor:
 
 
 @dataclass
-class TimesConfig(draccus.ChoiceRegistry):
+class TimesConfig(Checked, draccus.ChoiceRegistry):
     """At which times t the student is trained (t = 1 is noise, t = 0 the action).
 
     Attributes:
@@ -110,10 +109,12 @@ class TimesConfig(draccus.ChoiceRegistry):
     """
 
     law: ClassVar[type[times.TimeDistribution]]
-    at_noise: float = 0.5
+    PREFIX = "method.times."
+
+    at_noise: float = number(0.5, at_least=0, at_most=1)
 
     def __post_init__(self) -> None:
-        check_range("method.times.at_noise", self.at_noise, at_least=0, at_most=1)
+        super().__post_init__()
         try:
             self.base()
         except UserError as error:

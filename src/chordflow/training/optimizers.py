@@ -15,13 +15,13 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from chordflow.checks import check_fields, check_range
+from chordflow.checks import Checked, check_range, number
 from chordflow.errors import UserError
 from chordflow.training.soap import SOAP
 
 
 @dataclass
-class OptimizerConfig(draccus.ChoiceRegistry):
+class OptimizerConfig(Checked, draccus.ChoiceRegistry):
     """What every optimiser has; names as in LeRobot, `type` chooses which.
 
     Attributes:
@@ -32,10 +32,12 @@ class OptimizerConfig(draccus.ChoiceRegistry):
         grad_clip_norm: gradients are scaled down to this norm.
     """
 
-    lr: float = 2e-5
+    PREFIX = "optimizer."
+
+    lr: float = number(2e-5, above=0)
     betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 1e-10
+    eps: float = number(1e-8, at_least=0)
+    weight_decay: float = number(1e-10, at_least=0)
     grad_clip_norm: float = 10.0
 
     @classmethod
@@ -44,8 +46,7 @@ class OptimizerConfig(draccus.ChoiceRegistry):
         return "soap"
 
     def __post_init__(self) -> None:
-        check_range("optimizer.lr", self.lr, above=0)
-        check_fields(self, "optimizer.", "eps", "weight_decay", at_least=0)
+        super().__post_init__()
         check_range("optimizer.betas", list(self.betas), at_least=0, below=1)
         if not self.grad_clip_norm > 0:
             raise UserError(f"optimizer.grad_clip_norm={self.grad_clip_norm}: give a norm above 0.")
@@ -89,12 +90,8 @@ class SOAPConfig(OptimizerConfig):
     """
 
     betas: tuple[float, float] = (0.95, 0.95)
-    precondition_frequency: int = 10
-    max_precondition_dim: int = 1024
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_fields(self, "optimizer.", "precondition_frequency", "max_precondition_dim", at_least=1)
+    precondition_frequency: int = number(10, at_least=1)
+    max_precondition_dim: int = number(1024, at_least=1)
 
     def build(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         """SOAP over all of them."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from chordflow import stopping
-from chordflow.checks import check_range
+from chordflow.checks import Checked, number
 from chordflow.couplings import CouplingBatch, CouplingBuffer
 from chordflow.couplings.memory import ShortOfMemoryError, enough_memory
 from chordflow.errors import UserError
@@ -36,17 +36,16 @@ _NO_STEPS = 1_000_000
 
 
 @dataclass
-class SchedulerConfig:
+class SchedulerConfig(Checked):
     """Linear warm-up, then a cosine to zero.
 
     Attributes:
         num_warmup_steps: steps until the peak; by default a twentieth of all steps, at most 1000.
     """
 
-    num_warmup_steps: int | None = None
+    PREFIX = "scheduler."
 
-    def __post_init__(self) -> None:
-        check_range("scheduler.num_warmup_steps", self.num_warmup_steps, at_least=0)
+    num_warmup_steps: int | None = number(None, at_least=0)
 
     def warmup(self, steps: int) -> int:
         """Warm-up steps of a run of `steps`."""
@@ -54,7 +53,7 @@ class SchedulerConfig:
 
 
 @dataclass
-class EMAConfig:
+class EMAConfig(Checked):
     """An exponential moving average of the trained weights, saved as the student.
 
     Attributes:
@@ -62,11 +61,10 @@ class EMAConfig:
         decay: weight of the old average at every step.
     """
 
-    enable: bool = False
-    decay: float = 0.999
+    PREFIX = "ema."
 
-    def __post_init__(self) -> None:
-        check_range("ema.decay", self.decay, above=0, below=1)
+    enable: bool = False
+    decay: float = number(0.999, above=0, below=1)
 
 
 @dataclass

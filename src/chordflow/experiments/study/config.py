@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from chordflow.checks import check_fields, check_once, check_range
+from chordflow.checks import check_range, number, once
 from chordflow.errors import UserError
 from chordflow.evaluation.paired import MeasureConfig
 from chordflow.experiments.config import TrainingSettings
@@ -63,11 +63,7 @@ class EpisodesConfig(ActingConfig):
         seed: of the first episode; the others follow.
     """
 
-    seed: int = 1000
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_fields(self, "eval.", "seed", at_least=0)
+    seed: int = number(1000, at_least=0)
 
     @property
     def seeds(self) -> list[int]:
@@ -121,13 +117,13 @@ class StudyConfig(TrainingSettings):
 
     PRESET: ClassVar[Preset]
 
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    steps: int | None = None
-    seconds: float | None = None
+    seeds: list[int] = once([0, 1, 2], at_least=0, note=", such as [0,1,2]")
+    steps: int | None = number(None, at_least=1)
+    seconds: float | None = number(None, above=0)
     looks: list[float] | None = None
     keep_looks: bool = False
-    level: float = 0.05
-    least_gain: float = LEAST_GAIN
+    level: float = number(0.05, above=0)
+    least_gain: float = number(LEAST_GAIN, at_least=0, below=1)
     eval: EpisodesConfig = field(default_factory=EpisodesConfig)
     measure: StudyMeasureConfig = field(default_factory=StudyMeasureConfig)
 
@@ -137,10 +133,6 @@ class StudyConfig(TrainingSettings):
             raise UserError(f"steps={self.steps} and seconds={self.seconds}: give one of the two.")
         if self.seconds is None and self.steps is None:
             self.steps = DEFAULT_STEPS
-        check_fields(self, "", "steps", at_least=1)
-        check_fields(self, "", "seconds", "level", above=0)
-        check_once("seeds", self.seeds, at_least=0, note=", such as [0,1,2]")
-        check_fields(self, "", "least_gain", at_least=0, below=1)
         if self.looks is None:
             self.looks = self.default_looks()
         check_range("looks", self.looks, at_least=0)

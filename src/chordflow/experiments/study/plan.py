@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
-from chordflow.couplings import DatasetConfig, Split, open_split
-from chordflow.errors import UserError
-from chordflow.experiments.config import (
-    RECIPES,
-    ObservationSource,
-    ReflowJobConfig,
-    TrainingSettings,
-    env_name,
-)
+from draccus.utils import flatten
+
+from chordflow.couplings import Split, open_split
+from chordflow.errors import UserError, named
+from chordflow.experiments.config import RECIPES, ReflowJobConfig, TrainingSettings, env_name
 from chordflow.experiments.provenance import device_name, load_teacher, processors_sha256, weights_sha256
 from chordflow.experiments.rounds import check_teaches, settings_of_round
 from chordflow.experiments.study.config import ArmSettings, StudyConfig
@@ -49,8 +42,7 @@ class Plan:
         jobs: the settings that train each arm, in its folder; seed and teacher are put in for each trial.
         trials: arm and seed of each, seed by seed: a study that is stopped has whole seeds.
         left_out: arms that this teacher cannot have.
-        dataset: that is trained on and measured on.
-        splits: its observations, with and without actions, as far as an arm needs them.
+        splits: the observations, with and without actions, as far as an arm needs them.
     """
 
     teacher: FlowPolicy
@@ -60,7 +52,6 @@ class Plan:
     jobs: dict[str, ReflowJobConfig]
     trials: list[tuple[str, int]]
     left_out: list[LeftOut]
-    dataset: DatasetConfig
     splits: dict[bool, Split]
 
     @property
@@ -120,23 +111,15 @@ def make_plan(config: StudyConfig) -> Plan:
         for actions in sorted({method.needs.actions for method in methods})
     }
     trials = [(name, seed) for seed in config.seeds for name in arms]
-    plan = Plan(teacher, teacher_dir, teacher_steps, arms, jobs, trials, left_out, config.dataset, splits)
+    plan = Plan(teacher, teacher_dir, teacher_steps, arms, jobs, trials, left_out, splits)
     for name, job in jobs.items():
-        with _naming(name):
+        with named(f"arms: {name!r}"):
             # States of the trajectory that all arms keep are for those that train on them.
             if job.buffer.path_points != config.buffer.path_points or not any(m.needs.paths for m in methods):
                 refuse_unused_points(job)
             first = plan.job(name, 0, folder=teacher_dir)
             make_buffer(first, first.split.train)
     return plan
-
-
-@contextlib.contextmanager
-def _naming(arm: str) -> Iterator[None]:
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"arms: {arm!r}: {error}") from error
 
 
 def job_of(config: StudyConfig, arm: ArmSettings) -> ReflowJobConfig:
@@ -151,11 +134,11 @@ def job_of(config: StudyConfig, arm: ArmSettings) -> ReflowJobConfig:
     if arm.teacher is not None:
         # What students begin as is for the first round: the others begin as their teachers.
         base["student"] = {"train": base["student"]["train"]}
-    if arm.settings.get("observations") == ObservationSource.ROLLOUT and "env" not in arm.settings:
+    if arm.settings.get("observations") == "rollout" and "env" not in arm.settings:
         # Observations are collected where episodes are run, unless the arm names another environment.
         base["env"] = settings["env"]
-    own = dotted(arm.settings).items()
-    with _naming(arm.name):
+    own = flatten(arm.settings).items()
+    with named(f"arms: {arm.name!r}"):
         values = {name: value if isinstance(value, str) else json.dumps(value) for name, value in own}
         job = build(ReflowJobConfig, values, base)
         if config.seconds is not None and job.scheduler.num_warmup_steps is not None:
@@ -172,7 +155,7 @@ def _described(arm: ArmSettings, job: ReflowJobConfig) -> Arm:
     return Arm(
         name=arm.name,
         way=arm.way or arm.name,
-        differs=dotted(arm.settings),
+        differs=flatten(arm.settings),
         settings={name: settings[name] for name in OWN},
         method=job.method_name,
         stock_checkpoint=method.stock_checkpoint,
@@ -180,14 +163,6 @@ def _described(arm: ArmSettings, job: ReflowJobConfig) -> Arm:
         teacher=arm.teacher,
         steps=arm.steps,
     )
-
-
-def dotted(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name, as options have them."""
-    found: dict[str, Any] = {}
-    for key, value in nested.items():
-        found |= dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
 
 
 def begun(config: StudyConfig, plan: Plan, command: list[str]) -> Study:

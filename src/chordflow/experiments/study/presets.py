@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
-from chordflow.checks import check_choice, check_once, check_range
+from chordflow.checks import check_choice, check_once, check_range, number, once
 from chordflow.errors import UserError
 from chordflow.experiments.config import RECIPES, ReflowJobConfig
 from chordflow.experiments.study.config import ArmSettings, StudyConfig
@@ -101,11 +101,10 @@ class BeginningsStudy(StudyConfig):
     PRESET: ClassVar[Preset] = "beginnings"
 
     arms: list[Beginning] | None = None
-    learning_rates: list[float] = field(default_factory=lambda: [1e-4, 2e-5])
+    learning_rates: list[float] = once([1e-4, 2e-5], above=0, note=", such as [1e-4,2e-5]")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_once("learning_rates", self.learning_rates, above=0, note=", such as [1e-4,2e-5]")
         if self.optimizer.lr != OptimizerConfig.lr and self.optimizer.lr not in self.learning_rates:
             lr = self.optimizer.lr
             raise UserError(f"optimizer.lr={lr:g}: give --learning_rates='[{lr:g}]' instead.")
@@ -165,22 +164,14 @@ class RoundsStudy(StudyConfig):
 
     PRESET: ClassVar[Preset] = "rounds"
 
-    rounds: int = 3
-    starts: list[Literal["last", "first", "fresh", "once"]] = field(
-        default_factory=lambda: ["last", "first", "once"]
-    )
-    solvers: list[SolverName] = field(default_factory=lambda: ["adams_bashforth", "euler"])
-    real_data_shares: list[float] = field(default_factory=lambda: [0.0, 0.1])
+    rounds: int = number(3, at_least=2, note="; a single one is that of chordflow study methods")
+    starts: list[Literal["last", "first", "fresh", "once"]] = once(["last", "first", "once"])
+    solvers: list[SolverName] = once(["adams_bashforth", "euler"])
+    real_data_shares: list[float] = once([0.0, 0.1], at_least=0, below=1, note=", such as [0,0.1]")
     crossed: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(
-            "rounds", self.rounds, at_least=2, note="; a single one is that of chordflow study methods"
-        )
-        check_once("starts", self.starts)
-        check_once("solvers", self.solvers)
-        check_once("real_data_shares", self.real_data_shares, at_least=0, below=1, note=", such as [0,0.1]")
         if "once" in self.starts and self.steps is None:
             raise UserError(
                 "starts holds once, which has a number of steps: give --steps in the place of --seconds."
@@ -224,8 +215,8 @@ class RoundsStudy(StudyConfig):
             if start == "first":
                 settings = {**settings, "student": {"init_path": str(folder.resolve())}}
             taught_by = first
-            for number in range(2, self.rounds + 1):
-                name = f"{prefix}{start}_{number}"
+            for nth in range(2, self.rounds + 1):
+                name = f"{prefix}{start}_{nth}"
                 yield ArmSettings(name, settings, way, teacher=taught_by)
                 taught_by = name
 
@@ -241,14 +232,12 @@ class ReuseStudy(StudyConfig):
 
     PRESET: ClassVar[Preset] = "reuse"
 
-    uses: list[int | None] = field(default_factory=lambda: [1, 3, 10])
-    noises: list[int] = field(default_factory=lambda: [1, 6])
+    uses: list[int | None] = once([1, 3, 10])
+    noises: list[int] = once([1, 6], at_least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_once("uses", self.uses)
         check_range("uses", [use for use in self.uses if use is not None], at_least=1)
-        check_once("noises", self.noises, at_least=1)
 
     def arms_for(self, teacher: FlowPolicy, folder: Path) -> Iterator[ArmSettings]:
         """An arm for each pair."""

@@ -14,7 +14,7 @@ from lerobot.envs.configs import EnvConfig
 from chordflow import stopping
 from chordflow.console import bar, say
 from chordflow.errors import UserError
-from chordflow.evaluation.measure import Held, Yardstick
+from chordflow.evaluation.measure import Yardstick
 from chordflow.evaluation.paired import MeasureConfig
 from chordflow.experiments.arms import EPISODES, Count
 from chordflow.experiments.measured import held_out
@@ -25,7 +25,8 @@ from chordflow.experiments.study.plan import Plan, begun, make_plan, resumed
 from chordflow.experiments.train import train_student
 from chordflow.policies import FlowPolicy
 from chordflow.results.schema import STUDENT, TEACHER, SuccessRow
-from chordflow.results.study import STUDY, Figures, Look, Study, Trial, Untrained
+from chordflow.results.study import STUDY, Look, Study, Trial, Untrained
+from chordflow.rollouts.acting import Actor
 from chordflow.rollouts.episodes import Episode
 from chordflow.rollouts.runner import open_runner
 from chordflow.rollouts.store import EpisodeStore, arm_settings
@@ -36,9 +37,7 @@ FREE_STEPS = (1, 2)
 
 
 def run_study(
-    config: StudyConfig,
-    command: list[str],
-    on_trial: Callable[[Study], None] = lambda study: None,
+    config: StudyConfig, command: list[str], on_trial: Callable[[Study], None] = lambda study: None
 ) -> Study:
     """Runs what is missing of a study; its file is written after every part of a trial.
 
@@ -131,9 +130,9 @@ class _Run:
         """The teacher's own figures and episodes."""
         plan, untrained = self.plan, self.study.untrained
         if untrained is None:
-            untrained = Untrained(plan.teacher_steps, _figures(yardstick, yardstick.teacher))
+            untrained = Untrained(plan.teacher_steps, yardstick.teacher)
             noises = self.measure.noises_per_observation
-            on = held_out(plan.split, yardstick.num_observations, noises, plan.dataset, plan.teacher_dir)
+            on = held_out(plan.split, yardstick.num_observations, noises, plan.teacher_dir)
             self._save(replace(self.study, held_out=on, untrained=untrained))
         if self.episodes is not None and not untrained.success:
             untrained = replace(untrained, success=self.episodes.teacher())
@@ -164,9 +163,7 @@ class _Run:
             student = self._reloaded(trial.arm, look)
             if look.figures is None:
                 with bar(f"{at}, gaps") as progress:
-                    look = replace(
-                        look, figures=_figures(yardstick, yardstick.of(STUDENT, student, progress.update))
-                    )
+                    look = replace(look, figures=yardstick.of(STUDENT, student, progress.update))
                 trial = self._save_trial(replace(trial, looks=[*before, look, *after]))
         if self.episodes is not None and not look.success:
             look = replace(look, success=self.episodes.student(student, look, at))
@@ -219,12 +216,6 @@ class _Run:
             raise UserError(f"arms: {label}: {error}{without if option and others else ''}") from error
 
 
-def _figures(yardstick: Yardstick, held: Held) -> Figures:
-    """What was measured of a policy, as results keep it."""
-    row = held.curvature
-    return Figures(row.s, row.curvature, row.interval, held.gaps, yardstick.diversity(held))
-
-
 @dataclass
 class _Episodes:
     """Episodes of a study, all with the same noise."""
@@ -261,19 +252,16 @@ class _Episodes:
         return self._run(TEACHER, self.plan.teacher, num_steps, folder)
 
     def _run(self, label: str, policy: FlowPolicy, num_steps: int, folder: Path) -> list[Episode]:
-        env, options = self.env, self.options
-        executed = options.n_action_steps
-        settings = arm_settings(policy, env, num_steps=num_steps, n_action_steps=executed)
-        store = EpisodeStore(folder / EPISODES, settings)
+        options = self.options
+        actor = Actor(policy, self.env, num_steps, n_action_steps=options.n_action_steps)
+        store = EpisodeStore(folder / EPISODES, arm_settings(actor))
         with (
             bar(f"{label}, episodes at {num_steps}") as progress,
-            open_runner(env, options.batch_size, options.num_workers) as runner,
+            open_runner(self.env, options.batch_size, options.num_workers) as runner,
         ):
             episodes = runner.run(
-                policy,
+                actor,
                 options.seeds,
-                num_steps=num_steps,
-                n_action_steps=executed,
                 store=store,
                 progress=Count(progress, len(options.seeds) * len(runner.tasks())),
             )

@@ -14,6 +14,7 @@ import draccus
 import torch
 from torch import Tensor
 
+from chordflow.checks import Checked
 from chordflow.couplings import CouplingBatch, Needs
 from chordflow.training.objective import LossConfig, MeanSquaredError
 
@@ -21,12 +22,14 @@ VelocityFunction = Callable[..., Tensor]
 
 
 @dataclass
-class MethodConfig(draccus.ChoiceRegistry):
+class MethodConfig(Checked, draccus.ChoiceRegistry):
     """Settings of a training method; `--method.type` chooses which.
 
     Attributes:
         loss: distance of the student's velocity to its target.
     """
+
+    PREFIX = "method."
 
     loss: LossConfig = field(default_factory=MeanSquaredError)
 

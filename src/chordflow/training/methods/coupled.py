@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from chordflow.checks import check_range
+from chordflow.checks import number
 from chordflow.couplings import CouplingBatch, Needs
 from chordflow.flow import times
 from chordflow.flow.path import interpolate, velocity_target
 from chordflow.training.methods.base import Method, MethodConfig, VelocityFunction, chosen_rows
 from chordflow.training.objective import TimesConfig, UniformTimes
+
+WHY_NOT_ALL = "; a step from the noise has to be learned too"
+"""Why not every coupling is entered on its way."""
 
 
 @MethodConfig.register_subclass("reflow")
@@ -33,13 +36,10 @@ class ReflowMethodConfig(MethodConfig):
     """
 
     times: TimesConfig = field(default_factory=UniformTimes)
-    path_share: float = 0.0
-    real_data_share: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check_path_share(self.path_share)
-        why = "; without any coupling, noise_biased is the method"
-        check_range("method.real_data_share", self.real_data_share, at_least=0, below=1, note=why)
+    path_share: float = number(0.0, at_least=0, below=1, note=WHY_NOT_ALL)
+    real_data_share: float = number(
+        0.0, at_least=0, below=1, note="; without any coupling, noise_biased is the method"
+    )
 
     def build(self) -> Method:
         """The method."""
@@ -112,10 +112,7 @@ class EndpointMethodConfig(MethodConfig):
             can take more than one step.
     """
 
-    path_share: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check_path_share(self.path_share)
+    path_share: float = number(0.0, at_least=0, below=1, note=WHY_NOT_ALL)
 
     def build(self) -> Method:
         """The method."""
@@ -211,8 +208,3 @@ class ConsistencyMethod(Method):
             there = torch.where(last, endpoint, there)
         v_t = velocity(x_t, t, context=couplings.context, batch=couplings.batch)
         return self.config.loss(v_t, (x_t - there) / t[:, None, None])
-
-
-def _check_path_share(share: float) -> None:
-    why = "; a step from the noise has to be learned too"
-    check_range("method.path_share", share, at_least=0, below=1, note=why)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from chordflow.checks import check_range
+from chordflow.checks import number
 from chordflow.couplings import CouplingBatch, Needs
 from chordflow.flow import times
 from chordflow.flow.path import interpolate, velocity_target
@@ -74,11 +74,9 @@ class SnapFlowMethodConfig(MethodConfig):
         shortcut_share: share of every batch that learns the shortcut; the rest is flow matching on demonstrations.
     """
 
-    shortcut_share: float = 0.5
-
-    def __post_init__(self) -> None:
-        why = "; the shortcut and the field that it is made of are both learned"
-        check_range("method.shortcut_share", self.shortcut_share, above=0, below=1, note=why)
+    shortcut_share: float = number(
+        0.5, above=0, below=1, note="; the shortcut and the field that it is made of are both learned"
+    )
 
     def build(self) -> Method:
         """The method."""
