@@ -190,7 +190,7 @@ class _Rollouts:
         self.tasks = len(numbers)
         env = config.env
         ranges = [run for entrant in entrants.values() for run in collected_in(entrant.folder)]
-        collected = [run for run in ranges if env is not None and run.env == env.type]
+        collected = [run for run in ranges if env is not None and run.env in (env.type, env_name(env))]
         self.starts = Starts.known(numbers, collected)
         self.least_starts = min((number for number in numbers.values() if number), default=len(self.seeds))
         # Of a suite with many tasks the pictures of all of them would be too much to keep.

@@ -95,7 +95,9 @@ def collect(
                 requests = [kept[row] for row in chosen[start : start + BATCH]]
                 observation = actor.observe(requests, space)
                 take(Observed(observation, [one.seed for one in requests], [one.step for one in requests]))
-            ranges.append(SeedRange(env_cfg.type, *task, first, seed))
+            # LeRobot gives the tasks of a suite names of their own, and all of Gym's the type's.
+            named = f"{env_cfg.type}, {env_cfg.task}" if task[0] == env_cfg.type else env_cfg.type
+            ranges.append(SeedRange(named, *task, first, seed))
     return ranges
 
 
