@@ -27,6 +27,7 @@ from chordflow.demo.teacher import (
 from chordflow.policies.checkpoint import load_flow_policy
 from chordflow.quiet import silence_libraries
 from chordflow.results.statistics import wilson_interval
+from chordflow.rollouts.acting import Actor
 from chordflow.rollouts.episodes import Episode
 from chordflow.rollouts.runner import run_episodes
 from lerobot_env_detour import INSTRUCTIONS, DetourEnvConfig
@@ -70,7 +71,7 @@ def main() -> None:
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.episodes)
     measured = {}
     for num_steps in NUM_STEPS:
-        episodes = run_episodes(policy, DetourEnvConfig(), seeds, num_steps=num_steps, batch_size=64)
+        episodes = run_episodes(Actor(policy, DetourEnvConfig(), num_steps), seeds, batch_size=64)
         groups = {name: [episode for episode in episodes if episode.task == name] for name in INSTRUCTIONS}
         measured[str(num_steps)] = {
             "all": success(episodes),

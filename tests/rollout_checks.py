@@ -26,7 +26,9 @@ def load(folder: Path) -> SmolVLAFlowPolicy:
 def run(policy: Any, seeds: Any = range(20), num_steps: int = 1, **options: Any) -> list[Episode]:
     """Episodes of the tests' environment, or of another `env`."""
     env = options.pop("env", None) or DriftEnvConfig()
-    return run_episodes(policy, env, seeds, num_steps=num_steps, **options)
+    names = {"solver", "grid_power", "n_action_steps", "execution"} & options.keys()
+    actor = Actor(policy, env, num_steps, **{name: options.pop(name) for name in names})
+    return run_episodes(actor, seeds, **options)
 
 
 def episode(seed: int, success: bool = True, task: str = "go", **options: Any) -> Episode:

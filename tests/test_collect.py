@@ -56,7 +56,7 @@ def collected(
     found: list[Observed] = []
     with open_host(DriftEnvConfig(), batch_size) as host:
         ranges = collect(
-            host, policy, DriftEnvConfig(), count, num_steps=2, first_seed=FIRST, batch_size=batch_size,
+            host, Actor(policy, DriftEnvConfig(), 2), count, first_seed=FIRST, batch_size=batch_size,
             between_share=between_share, take=found.append,
         )  # fmt: skip
     return found, ranges
@@ -113,7 +113,7 @@ class TestCollecting:
     def test_a_policy_with_a_history_sees_the_same_frames(self, tmp_path: Path) -> None:
         """Every frame may be kept: those of an episode's last chunk too, and nothing beyond its end."""
         policy = load_flow_policy(build_dit(tmp_path / "c", num_steps=2, seed=1, n_obs_steps=3), device="cpu")
-        (episode,) = run_episodes(policy, DriftEnvConfig(), [FIRST], num_steps=2)
+        (episode,) = run_episodes(Actor(policy, DriftEnvConfig(), 2), [FIRST])
         found, (ran,) = collected(policy, episode.length, between_share=1.0, batch_size=1)
         assert ran.stop - ran.first == 1
         # Another task of the same type has other starts.

@@ -25,6 +25,7 @@ from chordflow.demo.teacher import (
 from chordflow.demo.tiny_vlm import TinyVLMSize, build_tiny_vlm
 from chordflow.errors import UserError
 from chordflow.policies import load_flow_policy
+from chordflow.rollouts.acting import Actor
 from chordflow.rollouts.runner import run_episodes
 from lerobot_env_detour import INSTRUCTIONS, DetourEnv, DetourEnvConfig
 
@@ -143,11 +144,11 @@ def test_a_teacher_that_knows_the_camera_by_its_old_name_acts_the_same(tmp_path)
     renaming = load_flow_policy(teacher, device="cpu", rename_map={CAMERA: old})
     own = load_flow_policy(teacher, device="cpu")
     runs = [
-        run_episodes(policy, DetourEnvConfig(camera=camera), range(2), num_steps=2)
+        run_episodes(Actor(policy, DetourEnvConfig(camera=camera), 2), range(2))
         for policy, camera in ((new, "front"), (renaming, "front"), (own, None))
     ]
     for run in runs[1:]:
         for first, second in zip(runs[0], run, strict=True):
             np.testing.assert_array_equal(first.actions, second.actions)
     with pytest.raises(UserError, match=rf"--rename_map='{{\"{CAMERA}\": \"{old}\"}}'"):
-        run_episodes(own, DetourEnvConfig(), range(1), num_steps=1)
+        run_episodes(Actor(own, DetourEnvConfig(), 1), range(1))

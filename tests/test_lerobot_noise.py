@@ -22,6 +22,7 @@ from builders import build_checkpoint
 from chordflow.errors import UserError
 from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.quiet import quiet_stdout
+from chordflow.rollouts.acting import Actor
 from chordflow.rollouts.episodes import Episode
 from chordflow.rollouts.lerobot_noise import run_lerobot_episodes
 from chordflow.rollouts.runner import run_episodes
@@ -127,7 +128,7 @@ def test_the_episodes_tell_batches_and_steps_apart(checkpoint: Path) -> None:
     assert not np.array_equal(one[1].actions[:1], three[1].actions[:1])
     assert not np.array_equal(three[1].actions[:1], two_steps[1].actions[:1])
     # The environment's episodes are those of paired noise: instruction and first observation by the seed.
-    paired = run_episodes(load_flow_policy(checkpoint, device="cpu"), drift(), [SEED], num_steps=10)
+    paired = run_episodes(Actor(load_flow_policy(checkpoint, device="cpu"), drift(), 10), [SEED])
     assert [e.task for e in (paired[0], three[0], two_steps[0])] == 3 * [one[0].task]
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from chordflow.errors import UserError
 from chordflow.policies import FlowPolicy, load_flow_policy
-from chordflow.rollouts.acting import History, chunk_noise
+from chordflow.rollouts.acting import Actor, History, chunk_noise
 from chordflow.rollouts.delay import Execution
 from chordflow.rollouts.episodes import Episode
 from chordflow.rollouts.lerobot_noise import run_lerobot_episodes
@@ -158,7 +158,7 @@ class TestEpisodes:
     @pytest.mark.slow  # processes take seconds to start
     def test_other_processes_bring_back_the_same(self, policy: FlowPolicy, reference: list[Episode]) -> None:
         with open_runner(DriftEnvConfig(), 3, 2) as runner:
-            assert_same(runner.run(policy, SEEDS, num_steps=2), reference, atol=1e-4)
+            assert_same(runner.run(Actor(policy, runner.env_cfg, 2), SEEDS), reference, atol=1e-4)
 
     def test_the_environments_processors_see_single_observations(self, policy: FlowPolicy) -> None:
         """LIBERO's turns pictures by 180 degrees, along axes that it counts from the front."""

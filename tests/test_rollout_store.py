@@ -13,6 +13,7 @@ import torch
 
 from chordflow.errors import UserError
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
+from chordflow.rollouts.acting import Actor
 from chordflow.rollouts.delay import Execution
 from chordflow.rollouts.episodes import Episode, Timing
 from chordflow.rollouts.store import JOINED, STORE_VERSION, EpisodeStore, arm_settings, weights_hash
@@ -162,7 +163,7 @@ class TestSettings:
     def test_name_all_that_an_episode_depends_on(self, tiny_policy: SmolVLAFlowPolicy) -> None:
         def settings(**options: Any) -> dict[str, Any]:
             env = DriftEnvConfig(**options.pop("env", {}))
-            return arm_settings(tiny_policy, env, **{"num_steps": 2, **options})
+            return arm_settings(Actor(tiny_policy, env, **{"num_steps": 2, **options}))
 
         plain = settings()
         assert plain == settings() == settings(grid_power=1.0)

@@ -19,6 +19,7 @@ from lerobot.envs.configs import EnvConfig
 from chordflow.errors import UserError
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
 from chordflow.rollouts import workers
+from chordflow.rollouts.acting import Actor
 from chordflow.rollouts.delay import Execution
 from chordflow.rollouts.environments import StartOrder
 from chordflow.rollouts.runner import Runner, open_runner
@@ -99,16 +100,16 @@ class TestSameEpisodes:
         here = run(policy, SEEDS, 3, batch_size=batch_size)
         assert {e.success for e in here} == {True, False}
         runner.batch_size = batch_size
-        there = runner.run(policy, SEEDS, num_steps=3)
+        there = runner.run(Actor(policy, runner.env_cfg, 3), SEEDS)
         # The network sees the same batches: the same to the bit.
         assert here == there
         assert [e.actions.tobytes() for e in here] == [e.actions.tobytes() for e in there]
 
     def test_pictures_and_delay(self, policy: SmolVLAFlowPolicy, runner: Runner) -> None:
-        options: dict[str, Any] = {"num_steps": 1, "execution": Execution("rtc", 2), "record_frames": [1, 4]}
-        expected = run(policy, SEEDS[:6], batch_size=16, **options)
+        expected = run(policy, SEEDS[:6], batch_size=16, execution=Execution("rtc", 2), record_frames=[1, 4])
         runner.batch_size = 16
-        for a, b in zip(runner.run(policy, SEEDS[:6], **options), expected, strict=True):
+        actor = Actor(policy, runner.env_cfg, 1, execution=Execution("rtc", 2))
+        for a, b in zip(runner.run(actor, SEEDS[:6], record_frames=[1, 4]), expected, strict=True):
             assert a == b
             assert (a.frames is not None) == (a.seed in (1, 4))
             if a.frames is not None and b.frames is not None:
@@ -127,13 +128,13 @@ class TestFaults:
                 (103, r"cannot be reset in the episode of seed 103, .*no such\); check"),
             ):
                 with pytest.raises(UserError, match=words):
-                    runner.run(policy, [1, seed, 2], num_steps=1)
+                    runner.run(Actor(policy, runner.env_cfg, 1), [1, seed, 2])
             # It can still be used.
-            assert len(runner.run(policy, [1, 2], num_steps=1)) == 2
+            assert len(runner.run(Actor(policy, runner.env_cfg, 1), [1, 2])) == 2
             if num_workers:
                 words = r"ended by itself \(killed by SIGKILL\).*--num_workers=0"
                 with pytest.raises(UserError, match=words):
-                    runner.run(policy, [1, 102, 2], num_steps=1)
+                    runner.run(Actor(policy, runner.env_cfg, 1), [1, 102, 2])
         assert set(children()) == before
 
     @pytest.mark.slow

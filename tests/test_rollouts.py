@@ -14,7 +14,7 @@ from lerobot.envs.configs import EnvConfig
 from builders import build_checkpoint
 from chordflow.errors import UserError
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
-from chordflow.rollouts.acting import chunk_noise
+from chordflow.rollouts.acting import Actor, chunk_noise
 from chordflow.rollouts.episodes import Episode, Timing
 from chordflow.rollouts.runner import open_runner
 from chordflow.rollouts.summaries import motion_rows, success_rows
@@ -222,8 +222,8 @@ class TestRunner:
 
         monkeypatch.setattr(DriftEnv, "reset", spied)
         with open_runner(DriftSuitesConfig(), 2) as runner:
-            episodes = runner.run(policy, seeds, num_steps=1)
-            assert runner.run(policy, seeds, num_steps=1) == episodes
+            episodes = runner.run(Actor(policy, runner.env_cfg, 1), seeds)
+            assert runner.run(Actor(policy, runner.env_cfg, 1), seeds) == episodes
         assert all(vector.closed for vector in made)
         tasks = [("spatial", 0), ("spatial", 3), ("goal", 0)]
         assert [e.key for e in episodes] == [(*task, seed) for task in tasks for seed in seeds]
@@ -249,20 +249,22 @@ class TestRunner:
         whole = run(policy, batch_size=4)
         made.clear()
         with open_runner(DriftEnvConfig(), batch_size=4) as runner:
-            blocks = [runner.run(policy, SEEDS[i : i + 5], num_steps=1) for i in range(0, 20, 5)]
+            blocks = [runner.run(Actor(policy, runner.env_cfg, 1), SEEDS[i : i + 5]) for i in range(0, 20, 5)]
             assert list(runner.tasks()) == [("drift_of_the_tests", 0)]
             assert len(made) == 4
             assert_same([e for block in blocks for e in block], whole, atol=1e-4)
             # More side by side than before.
             runner.batch_size = 8
-            assert [e.seed for e in runner.run(policy, SEEDS, num_steps=1)] == SEEDS
+            assert [e.seed for e in runner.run(Actor(policy, runner.env_cfg, 1), SEEDS)] == SEEDS
 
     def test_time_is_split(self, policy: SmolVLAFlowPolicy) -> None:
         first, second = Timing(), Timing()
         with open_runner(DriftEnvConfig(), batch_size=4) as runner:
-            runner.run(policy, SEEDS, num_steps=1, timing=first, progress=lambda _: time.sleep(0.02))
+            runner.run(
+                Actor(policy, runner.env_cfg, 1), SEEDS, timing=first, progress=lambda _: time.sleep(0.02)
+            )
             begin = time.perf_counter()
-            episodes = runner.run(policy, SEEDS, num_steps=8, timing=second)
+            episodes = runner.run(Actor(policy, runner.env_cfg, 8), SEEDS, timing=second)
             wall = time.perf_counter() - begin
         # What the caller does as episodes end is no time of the run.
         assert first.total_s < 20 * 0.02 + second.total_s

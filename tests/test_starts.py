@@ -20,7 +20,7 @@ from chordflow.policies.smolvla import SmolVLAFlowPolicy
 from chordflow.results.schema import Results
 from chordflow.results.statistics import compare_success
 from chordflow.results.wording import REPEATED_STARTS, STARTS_NOT_TRAINED_ON, STARTS_TRAINED_ON
-from chordflow.rollouts.acting import NOISE_KEY, chunk_noise
+from chordflow.rollouts.acting import NOISE_KEY, Actor, chunk_noise
 from chordflow.rollouts.episodes import Episode, SeedRange, Starts
 from chordflow.rollouts.runner import open_runner
 from chordflow.rollouts.store import EpisodeStore, arm_settings
@@ -85,7 +85,7 @@ def test_no_two_chunks_share_noises(seed: int, chunk: int, group: str, task: int
 
 
 def test_stores_record_what_noise_is_a_function_of(tiny_policy: SmolVLAFlowPolicy, tmp_path: Path) -> None:
-    settings = arm_settings(tiny_policy, StoredStartsConfig(), num_steps=1)
+    settings = arm_settings(Actor(tiny_policy, StoredStartsConfig(), 1))
     assert settings["noise_key"] == NOISE_KEY == 2
     # As an older version left them, which gave all tasks the same noises.
     store = EpisodeStore(tmp_path, {name: value for name, value in settings.items() if name != "noise_key"})

@@ -21,6 +21,7 @@ from chordflow.cli.main import main
 from chordflow.couplings.observations import DatasetConfig, open_split
 from chordflow.policies import load_flow_policy
 from chordflow.quiet import quiet_stdout
+from chordflow.rollouts.acting import Actor
 from chordflow.rollouts.runner import run_episodes
 from drift_env import DriftEnvConfig
 from families import CASES
@@ -134,7 +135,7 @@ def test_every_job_runs_on_a_checkpoint_of_another_robot(
     assert main([*diagnose[:-1], f"--output_dir={tmp_path / 'n'}", "--rename_map={}"]) == 2
     assert "lacks the checkpoint's camera(s)" in capsys.readouterr().err
     student = student_of(tmp_path / "r")
-    run_episodes(load_flow_policy(student), DriftEnvConfig(cameras=("front", "hand")), [0], num_steps=1)
+    run_episodes(Actor(load_flow_policy(student), DriftEnvConfig(cameras=("front", "hand")), 1), [0])
     evaluate = [
         "evaluate", f"--teacher.path={teacher}", f"--student.path={student}", "--env.type=drift_of_the_tests",
         "--env.cameras=[hand]", f"--rename_map={json.dumps(names(hand='camera1'))}", "--eval.n_episodes=1",

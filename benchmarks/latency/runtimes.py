@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from random_policies import acting, assets, build
 from run import compile_parts, environment
 
@@ -35,19 +36,27 @@ from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.policies.sampling import Sampler
 from chordflow.results.statistics import percentiles
 
+FRAMES = 8
 RESULTS = Path(__file__).parent / "runtimes"
 STEPS = (10, 2, 1)
+PARTS = ("encode", "step")
 EAGER, HALF, COMPILED = "PyTorch", "PyTorch, bfloat16", "PyTorch, compiled"
-# What weights at random lose in bfloat16 says nothing; benchmarks/parity has the figures of trained ones.
-EXPORTED = {
+# What weights at random lose in a lower precision says nothing; benchmarks/parity has the figures of trained ones.
+LOWER = {"backend": "openvino", "max_gap": 1000.0}
+EXPORTED: dict[str, dict[str, Any]] = {
     "ONNX Runtime": {"backend": "onnx"},
     "OpenVINO": {"backend": "openvino"},
-    "OpenVINO, bfloat16": {"backend": "openvino", "precision": "bfloat16", "max_gap": 100.0},
+    "OpenVINO, bfloat16": {**LOWER, "precision": "bfloat16"},
+    "OpenVINO, int8": {**LOWER, "precision": "int8"},
+    "ONNX Runtime, one graph": {"backend": "onnx", "graphs": "one"},
+    "OpenVINO, one graph": {"backend": "openvino", "graphs": "one"},
 }
+"""Two graphs, of which one pair takes any number of steps, but where it says one: that has its one step baked in."""
+
 WAYS = (EAGER, HALF, COMPILED, *EXPORTED)
 
-Chunk = Callable[[int], object]
-"""Makes a chunk at a number of steps."""
+Chunk = Callable[[int | str], object]
+"""Makes a chunk at a number of steps, or one of its `PARTS`."""
 
 
 def main() -> None:
@@ -80,7 +89,9 @@ def measure(checkpoint: Path, folder: Path, names: list[str], rounds: int, threa
     clock = time.process_time if threads == 1 else time.perf_counter
     policy = load_flow_policy(checkpoint, device="cpu")
     shapes = {key: policy.config.image_features[key].shape for key in policy.image_keys}
-    item = random_observations(policy, preparation(policy, shapes), 1)[0]
+    items = random_observations(policy, preparation(policy, shapes), FRAMES)
+    item = items[0]
+    _write_dataset(policy, items, folder / "dataset")
     noise = policy.sample_noise(1, torch.Generator().manual_seed(0))
     made = {name: {"load_s": 0.0} for name in names}
     chunks: dict[str, Chunk] = {}
@@ -89,7 +100,9 @@ def measure(checkpoint: Path, folder: Path, names: list[str], rounds: int, threa
             chunks[name], made[name] = _exported(checkpoint, folder, name, item, noise, threads)
         else:
             chunks[name] = _in_torch(policy, name, item, noise)
-    seconds: dict[tuple[str, int], list[float]] = {(name, n): [] for name in names for n in STEPS}
+    seconds: dict[tuple[str, int | str], list[float]] = {
+        (name, n): [] for name in names for n in ((1,) if name.endswith("one graph") else (*STEPS, *PARTS))
+    }
     # The first round warms up.
     for number in range(rounds + 1):
         for (name, num_steps), found in seconds.items():
@@ -123,10 +136,18 @@ def _in_torch(policy: FlowPolicy, name: str, item: dict[str, Any], noise: torch.
     if name == COMPILED:
         compile_parts(policy, items)
 
-    def chunk(num_steps: int) -> object:
-        with torch.no_grad():
-            context = policy.encode(policy.preprocess(items))
-            return policy.to_action(Sampler(policy, num_steps)(context, noise))
+    batch, time_one = policy.preprocess(items), torch.ones(1)
+    with torch.no_grad():
+        encoded = policy.encode(batch)
+
+    @torch.no_grad()
+    def chunk(what: int | str) -> object:
+        if what == "encode":
+            return policy.encode(batch)
+        if what == "step":
+            return policy.velocity(noise, time_one, encoded)
+        context = policy.encode(policy.preprocess(items))
+        return policy.to_action(Sampler(policy, int(what))(context, noise))
 
     return chunk
 
@@ -137,20 +158,54 @@ def _exported(
     # The checkpoint's own comparison, on one observation in place of 32: a chunk of full size takes seconds.
     export.OBSERVATIONS = parity.MODE_OBSERVATIONS = 1
     robot, start = folder / name.replace(", ", "_"), time.perf_counter()
-    done = chordflow.export(policy=checkpoint, output_dir=robot, graphs="two", num_steps=1, **EXPORTED[name])
+    options = {"graphs": "two", "num_steps": 1, **EXPORTED[name]}
+    if options.get("precision") == "int8":
+        options["dataset"] = {
+            "repo_id": "benchmark/noise",
+            "root": str(folder / "dataset"),
+            "eval_split": 0.5,
+        }
+    done = chordflow.export(policy=checkpoint, output_dir=robot, **options)
     export_s, start = time.perf_counter() - start, time.perf_counter()
     policy = chordflow_runtime.load(robot, threads=threads)
     load_s = time.perf_counter() - start
     size = sum(file.stat().st_size for file in robot.iterdir())
     raw = {key: np.asarray(value) if torch.is_tensor(value) else value for key, value in item.items()}
     by_steps = {n: time_grid(n) for n in STEPS}
+    drawn, graphs, prepared = noise.numpy(), policy._graphs, policy.prepare(raw)
+    given: dict[str, Any] = {}
+    if options["graphs"] == "two":
+        given = {**policy.encode(prepared), "x_t": drawn, "t": np.ones(1, dtype=np.float32)}
 
-    def chunk(num_steps: int) -> object:
+    def chunk(what: int | str) -> object:
+        if what == "encode":
+            return policy.encode(prepared)
+        if what == "step":
+            return graphs._step(given)
         # One pair of graphs takes any number of steps; loaded for each, large ones would not fit into memory.
-        policy._graphs.times = by_steps[num_steps]
-        return policy(raw, noise.numpy())
+        graphs.times = by_steps[int(what)]
+        return policy(raw, drawn)
 
     return chunk, {"export_s": export_s, "load_s": load_s, "bytes": size, **done.manifest["parity"]}
+
+
+def _write_dataset(policy: FlowPolicy, items: list[dict[str, Any]], root: Path) -> None:
+    """Observations as a dataset of episodes of one frame each, for int8's ranges."""
+    shown = {key: value for key, value in items[0].items() if key != "task"}
+    features = {
+        key: {"dtype": "image", "shape": (*value.shape[1:], 3), "names": ["height", "width", "channels"]}
+        if value.dim() == 3
+        else {"dtype": "float32", "shape": tuple(value.shape), "names": None}
+        for key, value in shown.items()
+    }
+    features["action"] = {"dtype": "float32", "shape": (policy.chunk.action_dim,), "names": None}
+    dataset = LeRobotDataset.create("benchmark/noise", fps=10, features=features, root=root, use_videos=False)
+    for item in items:
+        frame = {key: value.movedim(0, -1).numpy() for key, value in item.items() if key in shown}
+        action = np.zeros(policy.chunk.action_dim, dtype=np.float32)
+        dataset.add_frame({**frame, "action": action, "task": item["task"]})
+        dataset.save_episode()
+    dataset.finalize()
 
 
 def table(folder: Path) -> str:
@@ -165,15 +220,14 @@ def _table(result: dict[str, Any]) -> str:
     where = result["environment"]
     head = (
         "how", "PyTorch / this, ten steps", "two", "one", "PyTorch at ten / this at one",
-        "bfloat16 at ten / this at one", "ten / one", "p99 / p50 at one",
+        "bfloat16 at ten / this at one", "ten / one", "encode / step", "p99 / p50 at one",
     )  # fmt: skip
     lines = [head, ("---", *["---:"] * (len(head) - 1))]
     for way in ways:
-        ratios = [p50[EAGER, n] / p50[way, n] for n in STEPS]
-        ratios += [p50[EAGER, 10] / p50[way, 1]]
-        half = [f"{p50[HALF, 10] / p50[way, 1]:.2f}" if HALF in ways else ""]
-        own = [f"{p50[way, 10] / p50[way, 1]:.2f}", f"{p99[way, 1] / p50[way, 1]:.2f}"]
-        lines.append((way, *(f"{ratio:.2f}" for ratio in ratios), *half, *own))
+        pairs = [*(((EAGER, n), (way, n)) for n in STEPS), *(((one, 10), (way, 1)) for one in (EAGER, HALF))]
+        pairs += [((way, 10), (way, 1)), ((way, "encode"), (way, "step"))]
+        cells = [f"{p50[a] / p50[b]:.2f}" if a in p50 and b in p50 else "" for a, b in pairs]
+        lines.append((way, *cells, f"{p99[way, 1] / p50[way, 1]:.2f}"))
     said = (
         f"**{result['policy']}** ({result['parameters'] / 1e6:.3g} M parameters), {where['device_name']}, "
         f"{where['threads']} thread{'s' * (where['threads'] > 1)}, {result['rounds']} rounds:\n\n"

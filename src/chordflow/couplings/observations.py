@@ -209,6 +209,7 @@ class Split:
         held_out_episodes: the episodes of these.
         whole_tasks: how many of these are of a task of which training sees no episode.
         metadata: of the dataset.
+        dataset: the settings that chose them.
         judged: those to decide on how many rounds are trained; None where that is not asked for.
         judged_episodes: the episodes of these.
     """
@@ -218,6 +219,7 @@ class Split:
     held_out_episodes: list[int]
     whole_tasks: int
     metadata: LeRobotDatasetMetadata
+    dataset: DatasetConfig
     judged: Observations | None = None
     judged_episodes: list[int] = field(default_factory=list)
 
@@ -364,6 +366,7 @@ def open_split(
         measured,
         sum(tasks[episode] not in trained for episode in measured),
         metadata,
+        config,
         Observations(dataset, frames(judged_on), unused=unused) if judged_on else None,
         judged_on,
     )

@@ -25,7 +25,7 @@ from draccus.utils import deflatten
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
 
 from chordflow import stopping
-from chordflow.checks import check_fields
+from chordflow.checks import Checked, number
 from chordflow.console import bar, say
 from chordflow.demo.flips import TeacherStarts
 from chordflow.demo.teacher import (
@@ -46,6 +46,7 @@ from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.reporting.pictures import MAX_BYTES, save_clip
 from chordflow.results.schema import RESULTS, Clip, PolicyName, Results, Rollouts
 from chordflow.results.wording import plural
+from chordflow.rollouts.acting import Actor
 from chordflow.rollouts.episodes import Episode, Timing
 from chordflow.rollouts.runner import run_episodes
 from chordflow.rollouts.summaries import motion_rows, success_rows, timing_row
@@ -63,7 +64,7 @@ STUDENT_FOLDER = "student"
 
 
 @dataclass
-class DemoConfig:
+class DemoConfig(Checked):
     """Run the whole job on a tiny SmolVLA that has to go round an obstacle, by the left or the right.
 
     Attributes:
@@ -78,15 +79,11 @@ class DemoConfig:
 
     output_dir: Path
     from_scratch: bool = False
-    demonstrations: int = 400
-    steps: int = 2_000
-    episodes: int = 500
+    demonstrations: int = number(400, at_least=10)
+    steps: int = number(2_000, at_least=1)
+    episodes: int = number(500, at_least=2)
     seed: int = 1000
     resume: bool = False
-
-    def __post_init__(self) -> None:
-        for name, least in (("demonstrations", 10), ("steps", 1), ("episodes", 2)):
-            check_fields(self, "", name, at_least=least)
 
 
 def run_demo(config: DemoConfig) -> Results:
@@ -214,10 +211,8 @@ def _episodes(policy: FlowPolicy, num_steps: int, count: int, name: str, timing:
     with bar(f"episodes of the {name}") as progress:
         for instruction, seeds in plan.items():
             episodes += run_episodes(
-                policy,
-                DetourEnvConfig(instruction=instruction),
+                Actor(policy, DetourEnvConfig(instruction=instruction), num_steps),
                 seeds,
-                num_steps=num_steps,
                 batch_size=BATCH_SIZE,
                 timing=timing,
                 record_frames=seeds[:SHOWN] if instruction == ANY_WAY else (),

@@ -6,7 +6,7 @@ Shapes: H chunk size, D padded action dimension, A real action dimension; the ba
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chordflow.deploy.int8 import compress_weights, mark_tower
+from chordflow.deploy.int8 import compress_weights, mark_tower, quantize_tower
 from chordflow.errors import UserError, machine_refuses, ran_out_of_memory, reason
 from chordflow.policies import Context, FlowPolicy
 from chordflow.policies.sampling import Sampler
@@ -26,8 +26,8 @@ POLICY, ENCODE, STEP = "policy.onnx", "encode.onnx", "step.onnx"
 CONTEXT = "context."
 """How the names of the context's tensors begin, between two graphs."""
 
-LARGEST_FILE = 1_900_000_000
-"""Bytes of weights that go into the graph's own file: protobuf ends at 2 GiB. More lie in a file beside it."""
+LARGEST_FILE = 200_000_000
+"""Bytes of weights that go into the graph's own file, whole copies of which are made on the way; more lie beside it."""
 
 
 class _Encode(nn.Module):
@@ -119,13 +119,22 @@ def write_graphs(
     return {"kind": "two", "encode": ENCODE, "step": STEP}
 
 
-def to_openvino(graphs: Mapping[str, str], folder: Path, int8: bool = False) -> dict[str, str]:
+def to_openvino(
+    graphs: Mapping[str, str],
+    folder: Path,
+    family: str = "",
+    frames: Iterable[Mapping[str, Any]] | None = None,
+) -> dict[str, str]:
     """Replaces ONNX graphs, named as `write_graphs` does, with OpenVINO's: an XML file and its weights each.
 
-    With `int8` the weights are compressed.
+    Args:
+        graphs: of which family, and by which names.
+        folder: where they are.
+        family: for messages.
+        frames: inputs of the graph that encodes, for int8: they give the ranges of the vision tower.
 
     Raises:
-        UserError: if OpenVINO cannot read one, or the disk is full.
+        UserError: if OpenVINO cannot read one, int8 finds no vision tower, or the disk is full.
     """
     from chordflow_runtime.backends import import_engine, openvino_core
 
@@ -145,7 +154,9 @@ def to_openvino(graphs: Mapping[str, str], folder: Path, int8: bool = False) -> 
         for node in model.get_ops():
             if node.get_type_name() == "Interpolate":
                 _keep_antialias(node)
-        if int8:
+        if frames is not None:
+            if name != "step":
+                quantize_tower(model, family, frames)
             compress_weights(model)
         try:
             openvino.serialize(model, folder / made[name])

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -48,61 +46,46 @@ def prepared(
         yield observer.feed(observer.steps(raw), raw)
 
 
-def quantize_tower(graph: Path, family: str, inputs: Iterable[Mapping[str, Any]]) -> None:
-    """Puts products of marked nodes with weights into int8, in an ONNX file, by the ranges that `inputs` give.
+def quantize_tower(model: Any, family: str, inputs: Iterable[Mapping[str, Any]]) -> None:
+    """Rounds what marked products of an OpenVINO model multiply weights with, in the ranges that `inputs` give.
 
     Raises:
         UserError: if nothing is marked.
     """
-    from chordflow_runtime.backends import import_engine
+    from openvino import Model, opset13
 
-    import_engine("onnxruntime")
-    import onnx
-    from onnx.utils import Extractor
-    from onnxruntime.quantization import QuantType, quantize_static
+    from chordflow_runtime.backends import has_bfloat16, openvino_core
 
-    model = onnx.load(graph)
-    weights = {weight.name for weight in model.graph.initializer}
-    tower = [
-        node
-        for node in model.graph.node
-        if node.name.startswith(MARK) and node.op_type == "MatMul" and node.input[1] in weights
-    ]
-    if not tower:
+    uses: dict[tuple[str, int], list[Any]] = {}
+    for node in model.get_ordered_ops():
+        weight = node.get_type_name() == "MatMul" and node.input_value(1).get_node()
+        if weight and weight.get_type_name() == "Constant" and node.get_friendly_name().startswith(MARK):
+            source = node.input_value(0)
+            uses.setdefault((source.get_node().get_name(), source.get_index()), []).append(node.input(0))
+    if not uses:
         raise UserError(
             f"policy type {family} has no vision tower that chordflow finds; choose --precision=bfloat16."
         )
-    frames = list(inputs)
-    # Of a whole model the quantiser would hold many copies.
-    cut = Extractor(model).extract_model(list(frames[0]), [node.output[0] for node in tower])
-    left = iter(frames)
-    with TemporaryDirectory(dir=graph.parent) as name:
-        made = Path(name) / "tower.onnx"
-        onnx.save(cut, made)
-        quantize_static(
-            made,
-            made,
-            SimpleNamespace(get_next=lambda: next(left, None)),
-            op_types_to_quantize=["MatMul"],
-            nodes_to_quantize=[node.name for node in tower],
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"]},
-        )
-        rounded = onnx.load(made).graph
-    done = {node.name for node in cut.graph.node}
-    rest = [node for node in model.graph.node if node.name not in done]
-    del model.graph.node[:]
-    model.graph.node.extend([*rounded.node, *rest])
-    used = {name for node in model.graph.node for name in node.input}
-    kept = [weight for weight in model.graph.initializer if weight.name in used]
-    new = [weight for weight in rounded.initializer if weight.name not in weights]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend([*kept, *new])
-    for old in graph.parent.glob(f"{graph.name}*"):
-        old.unlink()
-    onnx.save(model, graph, save_as_external_data=True, location=f"{graph.name}.data")
+    sources = [of_one[0].get_source_output() for of_one in uses.values()]
+    probe = Model([opset13.result(source) for source in sources], model.get_parameters())
+    precision = "bf16" if has_bfloat16() else "f32"
+    compiled = openvino_core().compile_model(probe, "CPU", {"INFERENCE_PRECISION_HINT": precision})
+    low, high = np.zeros((2, len(sources)), dtype=np.float32)
+    for one in inputs:
+        seen = compiled(dict(one)).to_tuple()
+        low = np.minimum(low, [values.min() for values in seen])
+        high = np.maximum(high, [values.max() for values in seen])
+    del compiled, probe
+    step = np.maximum(high - low, 1e-12) / 255
+    # Zero stays zero.
+    low = -step * np.round(-low / step)
+    for source, of_one, ends in zip(
+        sources, uses.values(), zip(low, low + 255 * step, strict=True), strict=True
+    ):
+        bounds = [opset13.constant(np.float32(end)) for end in (*ends, *ends)]
+        rounded = opset13.fake_quantize(source, *bounds, levels=256)
+        for use in of_one:
+            use.replace_source_output(rounded.output(0))
 
 
 def compress_weights(model: Any) -> None:

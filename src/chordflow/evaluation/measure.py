@@ -236,9 +236,10 @@ class Yardstick:
     def _figures(self, name: PolicyName, curvature: CurvatureRow, solved: dict[Way, Tensor]) -> Figures:
         targets, found = self._targets, self._targets.gaps(name, solved).items()
         gaps = [targets.row(name, way, reference, gap) for (way, reference), gap in found]
-        # Of fewer noises the deployed teacher's own are the first.
+        # Modes are seen from all noises alone.
         spreads = [
-            diversity(ends, targets.deployed[:, : ends.shape[1]], targets.modes, way.num_steps)
+            diversity(ends, targets.deployed, targets.modes, way.num_steps)
             for way, ends in sorted(solved.items(), key=lambda one: one[0].num_steps)
+            if ends.shape == targets.deployed.shape
         ]
         return Figures(curvature.s, curvature.curvature, curvature.interval, gaps, spreads)

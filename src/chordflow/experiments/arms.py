@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 from chordflow.console import Bar, bar, say
 from chordflow.errors import UserError, named
@@ -29,6 +28,7 @@ from chordflow.results.schema import (
     SuccessRow,
 )
 from chordflow.results.sequential import SequentialTest
+from chordflow.rollouts.acting import Actor
 from chordflow.rollouts.delay import Execution
 from chordflow.rollouts.episodes import Episode, Starts, paired
 from chordflow.rollouts.lerobot_noise import run_lerobot_episodes
@@ -79,7 +79,7 @@ def run_arms(
     """
     rollouts = Rollouts(
         env=env_name(config.env),
-        noise="lerobot" if config.noise == "lerobot" else "paired",
+        noise=config.noise,
         first_seed=config.seed,
         batch_size=config.eval.batch_size,
         num_workers=config.eval.num_workers,
@@ -103,10 +103,10 @@ class RolloutArm:
     grid_power: float = 1.0
     execution: Execution = field(default_factory=Execution)
 
-    @property
-    def how(self) -> dict[str, Any]:
-        """What episodes depend on besides policy, task and seed."""
-        return {name: getattr(self, name) for name in ("num_steps", "solver", "grid_power", "execution")}
+    def actor(self, config: EvaluateConfig) -> Actor:
+        """Who runs its episodes."""
+        how, executed = (self.num_steps, self.solver, self.grid_power), config.eval.n_action_steps
+        return Actor(self.policy, config.env, *how, executed, self.execution)
 
     @property
     def key(self) -> str:
@@ -155,8 +155,7 @@ def _arm(entrant: Entrant, num_steps: int | None = None) -> RolloutArm:
 
 
 def _store(config: EvaluateConfig, arm: RolloutArm) -> EpisodeStore:
-    settings = arm_settings(arm.policy, config.env, n_action_steps=config.eval.n_action_steps, **arm.how)
-    return EpisodeStore(config.output_dir / EPISODES / arm.key, settings)
+    return EpisodeStore(config.output_dir / EPISODES / arm.key, arm_settings(arm.actor(config)))
 
 
 def refuse_other_episodes(config: EvaluateConfig, entrants: dict[PolicyName, Entrant]) -> None:
@@ -188,9 +187,10 @@ class _Rollouts:
         self.seeds = list(range(config.seed, config.seed + config.eval.n_episodes))
         numbers = runner.tasks()
         self.tasks = len(numbers)
-        env = config.env
         ranges = [run for entrant in entrants.values() for run in collected_in(entrant.folder)]
-        collected = [run for run in ranges if env is not None and run.env in (env.type, env_name(env))]
+        # Older records have the type alone.
+        here = {config.env.type, env_name(config.env)} if config.env is not None else set()
+        collected = [run for run in ranges if run.env in here]
         self.starts = Starts.known(numbers, collected)
         self.least_starts = min((number for number in numbers.values() if number), default=len(self.seeds))
         # Of a suite with many tasks the pictures of all of them would be too much to keep.
@@ -321,13 +321,11 @@ class _Rollouts:
             else:
                 count.note = arm.label
             new = self.runner.run(
-                arm.policy,
+                arm.actor(self.config),
                 wanted,
-                n_action_steps=self.config.eval.n_action_steps,
                 store=self.stores[arm],
                 record_frames=[seed for seed in wanted if seed in self.recorded],
                 progress=count,
-                **arm.how,
             )
         self.runs[arm] = self.runs.get(arm, []) + new
 
@@ -372,7 +370,7 @@ def _run_like_lerobot(
         starts = Starts(runner.tasks())
     for entrant, num_steps in plan:
         arm = RolloutArm(entrant.name, entrant.policy, num_steps)
-        settings = arm_settings(arm.policy, config.env, n_action_steps=options.n_action_steps, **arm.how)
+        settings = arm_settings(arm.actor(config))
         del settings["noise_key"]
         drawn = {"noise": "lerobot", "seed": config.seed, "batch_size": options.batch_size}
         store = EpisodeStore(

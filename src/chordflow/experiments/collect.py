@@ -35,6 +35,7 @@ from chordflow.experiments.run_folder import OBSERVATIONS_DIR
 from chordflow.policies import FlowPolicy
 from chordflow.results.schema import RolloutObservations
 from chordflow.results.wording import percent, plural, steps
+from chordflow.rollouts.acting import Actor
 from chordflow.rollouts.collecting import Observed, collect
 from chordflow.rollouts.workers import Host, open_host
 from chordflow.training.distributed import current
@@ -186,10 +187,8 @@ class _Collecting(RunObservations):
         with bar("episodes") as progress:
             ranges = collect(
                 self._host,
-                policy,
-                self.env,
+                Actor(policy, self.env, num_steps),
                 config.num_observations,
-                num_steps=num_steps,
                 first_seed=before[-1].about.next_seed if before else self.first_seed,
                 batch_size=config.batch_size,
                 between_share=config.between_share,

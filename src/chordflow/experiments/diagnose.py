@@ -98,7 +98,7 @@ def diagnose(config: DiagnoseConfig, command: list[str]) -> tuple[Path, Results]
                 "converged ODE say nothing, and no student can be made of it."
             )
         results = unmeasured("diagnose", config, command, {TEACHER: entrant}, {})
-        results = measured(results, {TEACHER: entrant}, split, config.measure, config.dataset)
+        results = measured(results, {TEACHER: entrant}, split, config.measure)
         results.save(folder / RESULTS)
     say(f"Done in {time.perf_counter() - started:.0f} s.")
     return folder, results

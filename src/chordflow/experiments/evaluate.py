@@ -161,14 +161,14 @@ def _on_the_dataset(
 ) -> Results:
     """The results without episodes; those of the run that is resumed, where nothing they depend on changed."""
     results = unmeasured("evaluate", config, command, entrants, {"episodes": config.seed})
-    if split is None or config.dataset is None:
+    if split is None:
         return results
     before = _measured_before(config, results)
     if before is not None:
         say("Measures on the dataset are those of the run that is resumed.")
         return dataclasses.replace(before, command=command, settings=results.settings)
     read_beforehand(split, config.measure)
-    results = measured(results, entrants, split, config.measure, config.dataset)
+    results = measured(results, entrants, split, config.measure)
     results.save(config.output_dir / RESULTS)
     return results
 

@@ -19,7 +19,7 @@ from chordflow.checks import check_fields
 from chordflow.console import doing, say
 from chordflow.couplings import TOLERANCE_S, DatasetConfig, Observations, open_split
 from chordflow.deploy.graphs import to_openvino, write_graphs
-from chordflow.deploy.int8 import prepared, quantize_tower
+from chordflow.deploy.int8 import prepared
 from chordflow.deploy.parity import Difference, endpoints, noises, receipt
 from chordflow.deploy.preparation import (
     PROMPT,
@@ -50,8 +50,8 @@ VERSION = 1
 OBSERVATIONS = 32
 """How many the exported folder is compared with its checkpoint on."""
 
-PACKAGES = {"onnx": ("onnxruntime",), "openvino": ("openvino",), "int8": ("onnxruntime",)}
-"""What backends and precisions need beside what all do; the extra `export` brings all."""
+PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
+"""What each backend needs; the extra `export` brings all."""
 
 
 class Backend(StrEnum):
@@ -143,7 +143,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
     Raises:
         UserError: for a policy that cannot be exported, or whose exported form acts in another way. Nothing is left.
     """
-    if missing := [name for name in _packages(config) if find_spec(name) is None]:
+    if missing := [name for name in PACKAGES[config.backend] if find_spec(name) is None]:
         raise UserError(f'{", ".join(missing)} not installed; install with: pip install "chordflow[export]"')
     from chordflow_runtime import RunnerError
     from chordflow_runtime.backends import require_bfloat16
@@ -188,11 +188,9 @@ def export(config: ExportConfig) -> dict[str, Any]:
             graphs = write_graphs(sampler, example(parts), folder, two=two, int8=int8, free=free)
             manifest["graphs"] = graphs
             write_tokenizer(policy, folder)
-            if int8:
-                inputs = prepared(manifest | {"files": [TOKENIZER]}, folder, measured)
-                quantize_tower(folder / graphs["encode" if two else "policy"], policy.family, inputs)
             if config.backend == Backend.OPENVINO:
-                manifest["graphs"] = to_openvino(graphs, folder, int8)
+                frames = prepared(manifest | {"files": [TOKENIZER]}, folder, measured) if int8 else None
+                manifest["graphs"] = to_openvino(graphs, folder, policy.family, frames)
             if (checkpoint / REFLOW_CONFIG).is_file():
                 shutil.copyfile(checkpoint / REFLOW_CONFIG, folder / REFLOW_CONFIG)
         manifest["files"] = {file.name: file_sha256(file) for file in sorted(folder.iterdir())}
@@ -209,12 +207,6 @@ def export(config: ExportConfig) -> dict[str, Any]:
             )
         write_json(folder / MANIFEST, manifest)
     return manifest
-
-
-def _packages(config: ExportConfig) -> list[str]:
-    """What an export imports; int8's ranges are measured in ONNX Runtime, whatever runs the graph."""
-    own = [PACKAGES.get(name, ()) for name in (config.backend, config.precision)]
-    return sorted({"onnx", "onnxscript", *own[0], *own[1]})
 
 
 def _gap_to(
@@ -320,5 +312,5 @@ def _manifest(
             "parameters": sum(value.numel() for value in sampler.policy.module.parameters()),
         },
         "files": {},
-        "versions": {**installed_versions(), **{name: version(name) for name in _packages(config)}},
+        "versions": {**installed_versions(), **{name: version(name) for name in PACKAGES[config.backend]}},
     }

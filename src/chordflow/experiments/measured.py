@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from chordflow.console import bar
-from chordflow.couplings import DatasetConfig, Split
+from chordflow.couplings import Split
 from chordflow.couplings.memory import enough_memory_at
 from chordflow.evaluation.measure import measure
 from chordflow.evaluation.paired import MeasureConfig, chosen_rows
@@ -123,11 +123,9 @@ def read_beforehand(split: Split, config: MeasureConfig) -> None:
             progress.update(done, len(rows))
 
 
-def held_out(
-    split: Split, observations: int, noises: int, dataset: DatasetConfig, teacher_dir: Path
-) -> HeldOut:
+def held_out(split: Split, observations: int, noises: int, teacher_dir: Path) -> HeldOut:
     """What was measured on: so many held-out observations and noises of each, and whether the teacher saw them."""
-    seen = split.whole_tasks > 0 or teacher_may_have_seen(teacher_dir, dataset, split.held_out_episodes)
+    seen = split.whole_tasks > 0 or teacher_may_have_seen(teacher_dir, split.dataset, split.held_out_episodes)
     return HeldOut(split.held_out_episodes, observations, noises, seen, split.whole_tasks)
 
 
@@ -155,11 +153,7 @@ def unmeasured(
 
 
 def measured(
-    results: Results,
-    entrants: Mapping[PolicyName, Entrant],
-    split: Split,
-    config: MeasureConfig,
-    dataset: DatasetConfig,
+    results: Results, entrants: Mapping[PolicyName, Entrant], split: Split, config: MeasureConfig
 ) -> Results:
     """The results with what is measured on a split's held-out observations, findings included.
 
@@ -178,7 +172,7 @@ def measured(
         found = measure(samplers, split.held_out, config, on_progress=progress.update)
     noises = config.noises_per_observation
     results = replace(
-        results, held_out=held_out(split, len(found.spreads), noises, dataset, teacher.folder), **vars(found)
+        results, held_out=held_out(split, len(found.spreads), noises, teacher.folder), **vars(found)
     )
     return with_findings(results)
 
@@ -217,7 +211,7 @@ def measured_students(
             entrants[name] = Entrant(name, policy, folder, path, config.num_inference_steps)
         results = unmeasured("reflow", config, job.command, entrants, seeds)
         results = replace(results, couplings=couplings, loss=loss, training_s=training_s)
-        results = measured(results, entrants, job.split, config.measure, config.dataset)
+        results = measured(results, entrants, job.split, config.measure)
         if job.log is not None:
             job.log.measured(results)
         return results

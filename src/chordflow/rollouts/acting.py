@@ -107,7 +107,18 @@ class Request:
 class Actor:
     """A policy with its solver, its way of execution, and the processors of environment and checkpoint.
 
-    Arguments are those of `Runner.run`. `executed` is K, the actions of a chunk until the next one is asked for.
+    Args:
+        policy: who acts.
+        env_cfg: a LeRobot `EnvConfig`.
+        num_steps: solver steps for each chunk; the step count that the policy is saved with is not used.
+        solver: euler, midpoint, heun or adams_bashforth.
+        grid_power: how the steps are graded; 1 for LeRobot's even steps.
+        n_action_steps: executed actions of each chunk; the policy's own by default.
+        execution: what delay there is and what the robot does meanwhile.
+
+    Attributes:
+        executed: K, the actions of a chunk until the next one is asked for.
+        timing: where the time goes that it takes.
 
     Raises:
         UserError: for impossible arguments.
@@ -119,16 +130,15 @@ class Actor:
         env_cfg: Any,
         num_steps: int,
         solver: str = "euler",
+        grid_power: float = 1.0,
         n_action_steps: int | None = None,
         execution: Execution = NO_DELAY,
-        timing: Timing | None = None,
-        grid_power: float = 1.0,
     ) -> None:
         self.policy, self.env_cfg, self.execution = policy, env_cfg, execution
         self.executed = policy.chunk.num_executed if n_action_steps is None else n_action_steps
         self.history = History.of(policy)
         self.sampler = Sampler(policy, num_steps, solver, grid_power)
-        self.timing = timing or Timing()
+        self.timing = Timing()
         policy.chunk.check_executed(self.executed)
         execution.check(policy.chunk, self.executed)
         self._guided: RealTimeSampler | None = None

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from chordflow.policies import FlowPolicy
 from chordflow.rollouts.acting import Actor, Request
 from chordflow.rollouts.environments import Outcome
 from chordflow.rollouts.episodes import SeedRange
@@ -38,11 +37,9 @@ class Observed(NamedTuple):
 
 def collect(
     host: Host,
-    policy: FlowPolicy,
-    env_cfg: Any,
+    actor: Actor,
     count: int,
     *,
-    num_steps: int,
     first_seed: int,
     batch_size: int,
     between_share: float,
@@ -55,10 +52,8 @@ def collect(
 
     Args:
         host: of the environments.
-        policy: who acts, with Euler steps and without delay, executing as much of a chunk as it is saved with.
-        env_cfg: a LeRobot `EnvConfig`.
+        actor: who acts, without delay.
         count: observations.
-        num_steps: Euler steps for each chunk.
         first_seed: of the first episode; the others follow.
         batch_size: episodes that run side by side.
         between_share: chance of an observation between two chunks to be kept, in [0, 1].
@@ -71,11 +66,10 @@ def collect(
     Raises:
         UserError: if the environment cannot be made, fails or does not fit the policy, or an action is not finite.
     """
-    actor = Actor(policy, env_cfg, num_steps)
     tasks = host.make(batch_size)
     seed = first_seed
     ranges: list[SeedRange] = []
-    with evaluation_mode(policy):
+    with evaluation_mode(actor.policy):
         for number, task in enumerate(tasks):
             done, target = (count * n // len(tasks) for n in (number, number + 1))
             if done == target:
@@ -95,8 +89,9 @@ def collect(
                 requests = [kept[row] for row in chosen[start : start + BATCH]]
                 observation = actor.observe(requests, space)
                 take(Observed(observation, [one.seed for one in requests], [one.step for one in requests]))
+            env = actor.env_cfg
             # LeRobot gives the tasks of a suite names of their own, and all of Gym's the type's.
-            named = f"{env_cfg.type}, {env_cfg.task}" if task[0] == env_cfg.type else env_cfg.type
+            named = f"{env.type}, {env.task}" if task[0] == env.type else env.type
             ranges.append(SeedRange(named, *task, first, seed))
     return ranges
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from chordflow.errors import named
 from chordflow.policies import FlowPolicy
 from chordflow.rollouts.acting import Actor, Request
-from chordflow.rollouts.delay import NO_DELAY, Execution, round_actions
+from chordflow.rollouts.delay import round_actions
 from chordflow.rollouts.environments import ChunkOrder, Outcome, Started, StartOrder, TaskKey
 from chordflow.rollouts.episodes import Episode, EpisodeKey, Timing, jerk, jump
 from chordflow.rollouts.store import EpisodeStore
@@ -206,14 +206,9 @@ class Runner:
 
     def run(
         self,
-        policy: FlowPolicy,
+        actor: Actor,
         seeds: Sequence[int],
         *,
-        num_steps: int,
-        solver: str = "euler",
-        grid_power: float = 1.0,
-        n_action_steps: int | None = None,
-        execution: Execution = NO_DELAY,
         store: EpisodeStore | None = None,
         record_frames: Collection[int] = (),
         progress: Callable[[Episode], object] | None = None,
@@ -222,13 +217,8 @@ class Runner:
         """Runs one episode for each task and seed, but for the noise (see `rollouts.acting`) as LeRobot's own rollout.
 
         Args:
-            policy: who acts.
+            actor: who acts, and how, in this environment.
             seeds: of the episodes, each once; every task gets all of them.
-            num_steps: solver steps for each chunk; the step count that the policy is saved with is not used.
-            solver: euler, midpoint, heun or adams_bashforth.
-            grid_power: how the steps are graded; 1 for LeRobot's even steps.
-            n_action_steps: executed actions of each chunk; the policy's own by default.
-            execution: what delay there is and what the robot does meanwhile.
             store: where each episode is saved as it ends; those that it holds are not run again (but where
                 pictures are asked for that it lacks).
             record_frames: seeds of the episodes whose pictures are kept.
@@ -239,11 +229,11 @@ class Runner:
             The episodes, task by task in LeRobot's order, each in the order of `seeds`.
 
         Raises:
-            UserError: for impossible arguments, an environment that cannot be made, fails, or lacks what the
+            UserError: for an environment that cannot be made, fails, or lacks what the
                 policy looks at, another action size, or an action that is not finite.
         """
         begin, paused, spent = time.perf_counter(), 0.0, Timing()
-        actor = Actor(policy, self.env_cfg, num_steps, solver, n_action_steps, execution, spent, grid_power)
+        actor.timing = spent
         episodes: dict[EpisodeKey, Episode] = {}
 
         def report(episode: Episode) -> None:
@@ -256,7 +246,7 @@ class Runner:
                 paused += time.perf_counter() - called
 
         try:
-            with evaluation_mode(policy):
+            with evaluation_mode(actor.policy):
                 with spent.measure("simulator"):
                     tasks = list(self._host.make(min(self.batch_size, len(seeds))))
                 for key in ((*task, seed) for task in tasks for seed in seeds):
@@ -304,20 +294,14 @@ def open_runner(env_cfg: Any, batch_size: int = 32, num_workers: int = 0) -> Ite
 
 
 def run_episodes(
-    policy: FlowPolicy,
-    env_cfg: Any,
-    seeds: Sequence[int],
-    *,
-    batch_size: int = 32,
-    num_workers: int = 0,
-    **options: Any,
+    actor: Actor, seeds: Sequence[int], *, batch_size: int = 32, num_workers: int = 0, **options: Any
 ) -> list[Episode]:
     """Runs one episode for each task and seed, in environments that are made for it.
 
     The arguments, what is returned and what is raised are those of `open_runner` and `Runner.run`.
     """
-    with open_runner(env_cfg, batch_size, num_workers) as runner:
-        return runner.run(policy, seeds, **options)
+    with open_runner(actor.env_cfg, batch_size, num_workers) as runner:
+        return runner.run(actor, seeds, **options)
 
 
 @contextmanager

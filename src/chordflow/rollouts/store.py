@@ -23,8 +23,7 @@ from chordflow.disk import whole_file, write_json
 from chordflow.errors import UserError, machine_refuses, reason
 from chordflow.policies import FlowPolicy
 from chordflow.policies.hashes import tensors_sha256
-from chordflow.rollouts.acting import NOISE_KEY
-from chordflow.rollouts.delay import NO_DELAY, Execution
+from chordflow.rollouts.acting import NOISE_KEY, Actor
 from chordflow.rollouts.episodes import Episode, EpisodeKey, Timing
 
 STORE_VERSION = 1
@@ -53,26 +52,18 @@ _MAY_LACK = ("side", "jerk", "jump", "frames", "frames_shape")
 SCHEMA = pa.schema([pa.field(name, kind, name in _MAY_LACK) for name, kind in _COLUMNS.items()])
 
 
-def arm_settings(
-    policy: FlowPolicy,
-    env_cfg: Any,
-    *,
-    num_steps: int,
-    solver: str = "euler",
-    grid_power: float = 1.0,
-    n_action_steps: int | None = None,
-    execution: Execution = NO_DELAY,
-) -> dict[str, Any]:
+def arm_settings(actor: Actor) -> dict[str, Any]:
     """All that an episode depends on besides its task and seed, as plain values by name, weights by `weights_hash`."""
+    how = actor.sampler
     return {
-        "weights": weights_hash(policy),
-        "num_steps": num_steps,
-        "solver": solver,
+        "weights": weights_hash(actor.policy),
+        "num_steps": how.num_steps,
+        "solver": how.solver,
         # Stores of even steps were made before there were others.
-        **({"grid_power": grid_power} if grid_power != 1 else {}),
-        "n_action_steps": policy.chunk.num_executed if n_action_steps is None else n_action_steps,
-        **asdict(execution),
-        "env": draccus.encode(env_cfg),
+        **({"grid_power": how.grid_power} if how.grid_power != 1 else {}),
+        "n_action_steps": actor.executed,
+        **asdict(actor.execution),
+        "env": draccus.encode(actor.env_cfg),
         "noise_key": NOISE_KEY,
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import get_args
+from typing import Any, get_args
 
 from chordflow.results.episodes import MotionMeasure
 from chordflow.results.schema import DelayRow, MotionRow, PolicyName, SuccessRow, TimingRow
@@ -60,15 +60,12 @@ def success_rows(
         chosen = [(a.success, b.success) for a, b in pairs if a.key in keys]
         versus = compare_success(*zip(*chosen, strict=True), starts=distinct) if chosen else None
         row = SuccessRow(
-            policy=policy,
-            solver=episodes[0].solver,
-            num_steps=episodes[0].num_steps,
+            **_how(episodes, policy),
             group=group,
             successes=sum(episode.success for episode in members),
             episodes=len(members),
             versus_teacher=versus,
             starts=distinct,
-            grid_power=episodes[0].grid_power,
         )
         if margin is not None:
             statement = non_inferiority(versus, margin) if versus is not None else None
@@ -146,17 +143,19 @@ def motion_rows(
             difference = mean_interval(differences, seed=seed, clusters=clusters)
         rows.append(
             MotionRow(
-                policy=policy,
-                solver=episodes[0].solver,
-                num_steps=episodes[0].num_steps,
+                **_how(episodes, policy),
                 measure=measure,
                 mean=mean,
                 difference=difference,
                 episodes=sum(getattr(one, name) is not None for one in episodes),
-                grid_power=episodes[0].grid_power,
             )
         )
     return rows
+
+
+def _how(episodes: Sequence[Episode], policy: PolicyName) -> dict[str, Any]:
+    """How a policy acted in the episodes of a run, as rows have it."""
+    return {"policy": policy} | {of: getattr(episodes[0], of) for of in ("solver", "num_steps", "grid_power")}
 
 
 def timing_row(

@@ -16,6 +16,9 @@ from chordflow_runtime.backends import open_graph
 from chordflow_runtime.images import Floats
 from chordflow_runtime.manifest import Manifest, RunnerError
 
+CONTEXT = "context."
+"""How the names of an encoded observation's tensors begin."""
+
 
 class OneGraph:
     """A graph with its solver steps baked in."""
@@ -23,6 +26,10 @@ class OneGraph:
     def __init__(self, manifest: Manifest, folder: Path, threads: int | None) -> None:
         self._graph = open_graph(manifest, folder, manifest["graphs"]["policy"], threads)
         self._noise = manifest["noise"]["input"]
+
+    def encode(self, fed: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The inputs of an observation as they are: the graph encodes them with every noise."""
+        return fed
 
     def endpoint(self, fed: Mapping[str, Any], noise: Floats) -> Floats:
         """The chunk (1, H, A) of noise (1, H, D) and the inputs of an observation."""
@@ -42,11 +49,15 @@ class TwoGraphs:
         )
         self.times = manifest["times"] if num_steps is None else _grid(num_steps, manifest["grid_power"])
 
+    def encode(self, fed: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The inputs of an observation, encoded; what is encoded already is given back."""
+        if all(name.startswith(CONTEXT) for name in fed):
+            return fed
+        return {name: value for name, value in self._encode(fed).items() if name.startswith(CONTEXT)}
+
     def endpoint(self, fed: Mapping[str, Any], noise: Floats) -> Floats:
-        """The chunk (1, H, D) of noise (1, H, D) and the inputs of an observation."""
-        encoded = self._encode(fed)
-        context = {name: value for name, value in encoded.items() if name.startswith("context.")}
-        x = noise
+        """The chunk (1, H, D) of noise (1, H, D) and the inputs of an observation, encoded or not."""
+        context, x = self.encode(fed), noise
         for t, dt in self.times:
             time = np.array([t], dtype=np.float32)
             x = x + np.float32(dt) * self._step({**context, "x_t": x, "t": time})["velocity"]

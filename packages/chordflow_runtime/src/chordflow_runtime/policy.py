@@ -60,8 +60,12 @@ class Policy:
         """What the graph takes of an observation, by the names of its inputs and with the batch in front."""
         return self._observer.feed(self._observer.steps(observation), observation)
 
+    def encode(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What `prepare` makes, encoded ahead for any number of noises; the same again where there is one graph."""
+        return self._graphs.encode(inputs)
+
     def endpoint(self, inputs: Mapping[str, Any], noise: Any = None) -> Floats:
-        """The chunk (H, A) as the graph gives it, normalised, of what `prepare` makes and noise."""
+        """The chunk (H, A) as the graph gives it, normalised, of what `prepare` or `encode` makes and noise."""
         if noise is None:
             noise = self._generator.standard_normal(self._noise_shape, dtype=np.float32)
         noise = np.asarray(noise, dtype=np.float32)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from draccus.utils import flatten
 
-from chordflow.couplings import DatasetConfig, Split, open_split
+from chordflow.couplings import Split, open_split
 from chordflow.errors import UserError, named
 from chordflow.experiments.config import RECIPES, ReflowJobConfig, TrainingSettings, env_name
 from chordflow.experiments.provenance import device_name, load_teacher, processors_sha256, weights_sha256
@@ -42,8 +42,7 @@ class Plan:
         jobs: the settings that train each arm, in its folder; seed and teacher are put in for each trial.
         trials: arm and seed of each, seed by seed: a study that is stopped has whole seeds.
         left_out: arms that this teacher cannot have.
-        dataset: that is trained on and measured on.
-        splits: its observations, with and without actions, as far as an arm needs them.
+        splits: the observations, with and without actions, as far as an arm needs them.
     """
 
     teacher: FlowPolicy
@@ -53,7 +52,6 @@ class Plan:
     jobs: dict[str, ReflowJobConfig]
     trials: list[tuple[str, int]]
     left_out: list[LeftOut]
-    dataset: DatasetConfig
     splits: dict[bool, Split]
 
     @property
@@ -113,7 +111,7 @@ def make_plan(config: StudyConfig) -> Plan:
         for actions in sorted({method.needs.actions for method in methods})
     }
     trials = [(name, seed) for seed in config.seeds for name in arms]
-    plan = Plan(teacher, teacher_dir, teacher_steps, arms, jobs, trials, left_out, config.dataset, splits)
+    plan = Plan(teacher, teacher_dir, teacher_steps, arms, jobs, trials, left_out, splits)
     for name, job in jobs.items():
         with named(f"arms: {name!r}"):
             # States of the trajectory that all arms keep are for those that train on them.

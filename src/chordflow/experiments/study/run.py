@@ -26,6 +26,7 @@ from chordflow.experiments.train import train_student
 from chordflow.policies import FlowPolicy
 from chordflow.results.schema import STUDENT, TEACHER, SuccessRow
 from chordflow.results.study import STUDY, Look, Study, Trial, Untrained
+from chordflow.rollouts.acting import Actor
 from chordflow.rollouts.episodes import Episode
 from chordflow.rollouts.runner import open_runner
 from chordflow.rollouts.store import EpisodeStore, arm_settings
@@ -131,7 +132,7 @@ class _Run:
         if untrained is None:
             untrained = Untrained(plan.teacher_steps, yardstick.teacher)
             noises = self.measure.noises_per_observation
-            on = held_out(plan.split, yardstick.num_observations, noises, plan.dataset, plan.teacher_dir)
+            on = held_out(plan.split, yardstick.num_observations, noises, plan.teacher_dir)
             self._save(replace(self.study, held_out=on, untrained=untrained))
         if self.episodes is not None and not untrained.success:
             untrained = replace(untrained, success=self.episodes.teacher())
@@ -251,19 +252,16 @@ class _Episodes:
         return self._run(TEACHER, self.plan.teacher, num_steps, folder)
 
     def _run(self, label: str, policy: FlowPolicy, num_steps: int, folder: Path) -> list[Episode]:
-        env, options = self.env, self.options
-        executed = options.n_action_steps
-        settings = arm_settings(policy, env, num_steps=num_steps, n_action_steps=executed)
-        store = EpisodeStore(folder / EPISODES, settings)
+        options = self.options
+        actor = Actor(policy, self.env, num_steps, n_action_steps=options.n_action_steps)
+        store = EpisodeStore(folder / EPISODES, arm_settings(actor))
         with (
             bar(f"{label}, episodes at {num_steps}") as progress,
-            open_runner(env, options.batch_size, options.num_workers) as runner,
+            open_runner(self.env, options.batch_size, options.num_workers) as runner,
         ):
             episodes = runner.run(
-                policy,
+                actor,
                 options.seeds,
-                num_steps=num_steps,
-                n_action_steps=executed,
                 store=store,
                 progress=Count(progress, len(options.seeds) * len(runner.tasks())),
             )
