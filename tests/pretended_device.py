@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
 FREE, TOTAL = 22 * 2**30, 24 * 2**30
+CPU_AND_CUDA = {aten._linalg_eigh.default, aten.linalg_qr.default}
 INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 
 
@@ -150,6 +151,8 @@ def _call(func: Any, args: Any, kwargs: dict[str, Any], here: torch.device) -> A
     generator = kwargs.get("generator")
     if generator is not None and place is not None and generator.device.type != place.type:
         raise WrongDevice(f"{func}: expected a {place.type} generator but found {generator.device}")
+    if place is not None and place.type == "mps" and func in CPU_AND_CUDA:
+        raise NotImplementedError(f"The operator '{func}' is not currently implemented for the MPS device.")
     out = func(*_map(_elem, args), **{key: _map(_elem, value) for key, value in kwargs.items()})
     if place is None or func is aten._local_scalar_dense.default:
         return out
@@ -225,6 +228,9 @@ class _Names(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         if func is torch.tensor and isinstance(args[0], list | tuple):
             args = (plain(args[0]), *args[1:])
+        if func is torch.Tensor.__getitem__ and isinstance(args[1], list):
+            # C++ makes the index on the wrapper's own device, which holds no numbers.
+            args = (args[0], torch.tensor(args[1]))
         args = tuple(indexed(arg) if isinstance(arg, str | torch.device) else arg for arg in args)
         kwargs = {key: indexed(value) if key == "device" else value for key, value in (kwargs or {}).items()}
         return func(*args, **kwargs)
@@ -249,7 +255,7 @@ def pretended(name: str) -> Iterator[torch.device]:
         "cuda.random.get_rng_state": torch.zeros(16, dtype=torch.uint8),
         **dict.fromkeys(
             ("cuda._lazy_init", "cuda.synchronize", "cuda.reset_peak_memory_stats", "cuda.set_rng_state",
-             "cuda.manual_seed_all", "cuda.manual_seed", "cuda.random.set_rng_state", "mps.synchronize",
+             "cuda.manual_seed_all", "cuda.manual_seed", "cuda.random.set_rng_state", "accelerator.synchronize",
              "mps.manual_seed"), None,
         ),
     }  # fmt: skip

@@ -1,11 +1,13 @@
 """Datasets that cannot be used: one sentence, exit code 2, nothing on disk changed."""
 
 import io
+import math
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from lerobot.datasets import utils
@@ -14,7 +16,8 @@ from packaging.version import Version
 from PIL import Image
 
 from builders import build_dataset, edit_column
-from chordflow.couplings import unreadable
+from chordflow.couplings import DatasetConfig, open_split, unreadable
+from chordflow.policies import FlowPolicy
 from small_runs import Break, Refuse, changed, edit_json, first, gone, half, written
 from small_runs import refuse as refuse
 
@@ -78,6 +81,20 @@ def test_a_broken_dataset(case: str, data: Path, refuse: Refuse) -> None:
     breaks(data)
     said = refuse(data=data, out="new/out")
     assert re.search(message, said), said
+
+
+def test_numbers_that_no_policy_looks_at_may_be_missing(data: Path, tiny_policy: FlowPolicy) -> None:
+    """As where a robot's driver does not report the effort."""
+    edit_json(data / INFO, lambda c: c["features"].update(
+        {"observation.effort": {"dtype": "float32", "shape": [2], "names": None}}
+    ))  # fmt: skip
+    for file in data.glob(FILE):
+        table = pq.read_table(file)
+        effort = pa.array([[math.nan] * 2] * len(table), pa.list_(pa.float32()))
+        pq.write_table(table.append_column("observation.effort", effort).replace_schema_metadata(), file)
+    train = open_split(DatasetConfig("test/tiny", root=str(data)), tiny_policy).train
+    assert train[0]["observation.effort"].isnan().all()
+    assert train[0]["observation.state"].isfinite().all()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

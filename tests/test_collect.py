@@ -116,6 +116,8 @@ class TestCollecting:
         (episode,) = run_episodes(Actor(policy, DriftEnvConfig(), 2), [FIRST])
         found, (ran,) = collected(policy, episode.length, between_share=1.0, batch_size=1)
         assert ran.stop - ran.first == 1
+        # Another task of the same type has other starts.
+        assert ran.env == "drift_of_the_tests, Drift-v0"
         assert sorted(places(found)) == [(FIRST, step) for step in range(episode.length)]
         states = torch.cat([one.observation["observation.state"] for one in found])
         states = states[torch.tensor([step for _, step in places(found)]).argsort()]

@@ -1,8 +1,10 @@
 """`chordflow couple`: what it writes, refuses and leaves behind."""
 
 import hashlib
+import itertools
 import json
 import os
+import shlex
 import signal
 import time
 from multiprocessing.process import BaseProcess
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from safetensors.torch import load_file
 
 import chordflow.couplings.making as making
@@ -145,6 +148,28 @@ def wait_for_blocks(folder: Path, count: int, process: BaseProcess) -> None:
         assert process.exitcode is None
         assert time.monotonic() < deadline
         time.sleep(0.002)
+
+
+def test_a_frame_that_cannot_be_read_leaves_whole_blocks_and_true_advice(
+    couple: Command, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, reads = LeRobotDataset.__getitem__, itertools.count()
+
+    def broken(self: LeRobotDataset, index: int) -> dict[str, Any]:
+        if next(reads) == 9:
+            raise OSError("cut")
+        return read(self, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LeRobotDataset, "__getitem__", broken)
+        said = refusal(couple(tmp_path / "s"), capsys)
+    assert "cannot be read (OSError: cut); repair the file or drop the episode" in said
+    assert (
+        "A store without the episode is another one, in a new folder; of this one, 2 of 6 blocks are made"
+        in said
+    )
+    assert main(shlex.split(said.partition("resume with: chordflow ")[2])) == 0
+    assert finished(tmp_path / "s") == 6
 
 
 @pytest.mark.parametrize("moments", [(3,), pytest.param((1, 10, 20), marks=pytest.mark.slow)])

@@ -24,7 +24,7 @@ QUICK = [
     "--measure.num_observations=1", "--measure.latency_repeats=1", "--measure.converged_num_steps=4",
     "--measure.converged_noises=2", "--measure.num_steps=[1]", "--measure.solvers=[euler]",
     "--buffer.num_observations=4", "--buffer.noises_per_observation=4", "--ema.enable=true",
-    "--student.init=teacher_vlm",
+    "--student.init=teacher_vlm", "--optimizer.precondition_frequency=1",
 ]  # fmt: skip
 
 
@@ -40,7 +40,9 @@ def run_on(
         with pytest.MonkeyPatch.context() as patch:
             # A hundred steps are the fewest for a figure, and here none is read.
             patch.setattr(MeasureConfig, "__post_init__", lambda self: None)
-            assert main(options(checkpoint, dataset_root, output, *QUICK, f"--device={name}")) == 0
+            assert (
+                main(options(checkpoint, dataset_root, output, *QUICK, f"--device={name}", optimizer="")) == 0
+            )
         return output
 
     return run

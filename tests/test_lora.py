@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from builders import observations
 from chordflow.cli.main import main
+from chordflow.errors import UserError
 from chordflow.experiments.provenance import weights_sha256
 from chordflow.policies import Role, files, load_flow_policy, lora, relocate, resolve_checkpoint, save_student
 from chordflow.quiet import quiet_stdout
@@ -254,6 +255,12 @@ def test_a_broken_adapter(
     assert message in said
     assert not (tmp_path / "out").exists()
     assert not [place for place in lora.MERGED.glob("*") if place.is_dir()]
+
+
+def test_a_bias_for_a_layer_that_has_none_cannot_be_merged(checkpoint: Path, tmp_path: Path) -> None:
+    folder = build_adapter(checkpoint, tmp_path / "adapter", lora_bias=True)
+    with pytest.raises(UserError, match=r"cannot be merged into its base .*lora_bias"):
+        load_flow_policy(folder, device="cpu")
 
 
 def test_where_peft_is_not_installed(

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from chordflow.couplings import BufferConfig, CouplingBuffer, CouplingConfig
-from chordflow.experiments.train import _LossLog
+from chordflow.experiments.train import _curve
 from chordflow.policies import Role
 from chordflow.training.loop import read_metrics, train
 from chordflow.training.methods import ReflowMethodConfig
 from chordflow.training.optimizers import AdamWConfig
-from chordflow.training.steps import LoopConfig, Passed, SchedulerConfig, Stopwatch, Training, rate_at
+from chordflow.training.steps import LoopConfig, SchedulerConfig, Stopwatch, Training, rate_at
 from gaussian_setup import AffineStudent, make_observations, make_policy
 
 SMALL = BufferConfig(num_observations=8, noises_per_observation=4, uses_per_coupling=2, block_size=4)
@@ -127,7 +127,7 @@ def test_a_run_that_ends_before_the_couplings_are_made_has_trained_nothing() -> 
 
 
 def test_the_loss_is_logged_by_step() -> None:
-    log = _LossLog(every=3)
-    for step, loss in enumerate([9.0, 1.0, 3.0, 4.0, 6.0, 8.0, 5.0, 7.0], 1):
-        log.add(Passed(step, loss=loss), last=step == 8)
-    assert (log.curve.steps, log.curve.losses) == ([1, 3, 6, 8], [9.0, 2.0, 6.0, 6.0])
+    losses = [9.0, 1.0, 3.0, 4.0, 6.0, 8.0, 5.0, 7.0]
+    found = [_curve(losses, 3, ends=ends) for ends in (True, False)]
+    assert [curve.steps for curve in found] == [[1, 3, 6, 8], [1, 3, 6]]
+    assert found[0].losses == [9.0, 2.0, 6.0, 6.0]

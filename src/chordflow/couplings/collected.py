@@ -182,7 +182,7 @@ class MixedObservations(Observations):
         collect: Callable[[int], Collection],
         collections: list[Collection],
     ) -> None:
-        super().__init__(recorded.dataset, recorded.frames)
+        super().__init__(recorded.dataset, recorded.frames, unused=recorded.unused)
         self.share, self.size, self.passes = share, size, passes
         self.collections = collections
         self._collect: Callable[[int], Collection] | None = collect

@@ -22,7 +22,7 @@ from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.factory import resolve_delta_timestamps
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.datasets.utils import INFO_PATH
-from lerobot.utils.constants import ACTION, OBS_PREFIX
+from lerobot.utils.constants import ACTION, OBS_ENV_STATE, OBS_PREFIX, OBS_STATE
 from torch.utils.data import DataLoader, Dataset
 
 from chordflow import stopping
@@ -78,11 +78,19 @@ def _pass(epoch: int, count: int, *names: int | str) -> list[int]:
 class Observations(Dataset[dict[str, Any]]):
     """Frames of a LeRobotDataset of all episodes or of some, by their indices among the frames of all.
 
-    With `actions` the demonstrated ones come along, as the dataset was opened to give them.
+    With `actions` the demonstrated ones come along, as the dataset was opened to give them. What no policy looks at is
+    `unused`: it comes along, too, whatever numbers it holds.
     """
 
-    def __init__(self, dataset: LeRobotDataset, frames: Sequence[int], *, actions: bool = False) -> None:
-        self.dataset = dataset
+    def __init__(
+        self,
+        dataset: LeRobotDataset,
+        frames: Sequence[int],
+        *,
+        actions: bool = False,
+        unused: Collection[str] = (),
+    ) -> None:
+        self.dataset, self.unused = dataset, unused
         self.frames = list(frames)
         rows = dataset.absolute_to_relative_idx
         self.rows = self.frames if rows is None else [rows[frame] for frame in self.frames]
@@ -115,7 +123,9 @@ class Observations(Dataset[dict[str, Any]]):
                     "(--dataset.episodes)."
                 )
         for key, value in kept.items():
-            if isinstance(value, torch.Tensor) and value.is_floating_point() and not value.isfinite().all():
+            if key in self.unused or not isinstance(value, torch.Tensor) or not value.is_floating_point():
+                continue
+            if not value.isfinite().all():
                 raise _not_finite(key, *place)
         return kept
 
@@ -133,7 +143,7 @@ class Observations(Dataset[dict[str, Any]]):
         rows = np.asarray(self.rows)
         for key in table.column_names:
             looked_at = key.startswith(OBS_PREFIX) or key in self.actions
-            if not looked_at or key in self.dataset.meta.camera_keys:
+            if not looked_at or key in self.dataset.meta.camera_keys or key in self.unused:
                 continue
             values = np.asarray(table[key][:])
             if not np.issubdtype(values.dtype, np.floating):
@@ -348,14 +358,16 @@ def open_split(
             f"{stated}; copy or fetch the dataset again."
         )
     trained = {tasks[episode] for episode in train}
+    vectors = metadata.features.keys() - set(metadata.camera_keys)
+    unused = {key for key in vectors if policy.own_name(key) not in (OBS_STATE, OBS_ENV_STATE, ACTION)}
     split = Split(
-        Observations(dataset, frames(train), actions=actions),
-        Observations(dataset, frames(measured)),
+        Observations(dataset, frames(train), actions=actions, unused=unused),
+        Observations(dataset, frames(measured), unused=unused),
         measured,
         sum(tasks[episode] not in trained for episode in measured),
         metadata,
         config,
-        Observations(dataset, frames(judged_on)) if judged_on else None,
+        Observations(dataset, frames(judged_on), unused=unused) if judged_on else None,
         judged_on,
     )
     split.train.check_states()

@@ -125,8 +125,10 @@ class _MemoryMeter:
 
 def _seconds(function: Callable[[], object], device: torch.device, clock: Callable[[], float]) -> float:
     def wait() -> None:
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        elif device.type == "mps":
+            torch.mps.synchronize()
 
     wait()
     start = clock()

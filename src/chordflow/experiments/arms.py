@@ -188,7 +188,9 @@ class _Rollouts:
         numbers = runner.tasks()
         self.tasks = len(numbers)
         ranges = [run for entrant in entrants.values() for run in collected_in(entrant.folder)]
-        collected = [run for run in ranges if config.env is not None and run.env == config.env.type]
+        # Older records have the type alone.
+        here = {config.env.type, env_name(config.env)} if config.env is not None else set()
+        collected = [run for run in ranges if run.env in here]
         self.starts = Starts.known(numbers, collected)
         self.least_starts = min((number for number in numbers.values() if number), default=len(self.seeds))
         # Of a suite with many tasks the pictures of all of them would be too much to keep.

@@ -94,7 +94,15 @@ def couple(config: CoupleConfig) -> Path:
         processes.wait()
         stack.enter_context(stopping.noting(lambda: how_to_resume(folder)))
         stack.enter_context(enough_memory(teacher.device, job.advice))
-        job.run(read_manifest(folder, "output_dir"))
+        try:
+            job.run(read_manifest(folder, "output_dir"))
+        except UserError as error:
+            if "--dataset.episodes" not in str(error):
+                raise
+            raise UserError(
+                f"{error} A store without the episode is another one, in a new folder; of this one, "
+                f"{how_to_resume(folder)}"
+            ) from error
         processes.wait()
     say(f"Done in {time.perf_counter() - started:.0f} s.")
     return folder

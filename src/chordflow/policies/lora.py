@@ -107,7 +107,7 @@ def _merge(folder: Path, field: str, base: Path, load: Callable[[Path], nn.Modul
         )
     try:
         merged = model.merge_and_unload(safe_merge=True)
-    except (AttributeError, NotImplementedError, ValueError) as error:
+    except (AttributeError, RuntimeError, ValueError) as error:
         raise UserError(
             f"{where}: an adapter of peft_type={config.peft_type.value} cannot be merged into its base "
             f"({reason(error)}); give one that can, as a LoRA, with finite weights."

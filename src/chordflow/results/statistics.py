@@ -155,7 +155,7 @@ def wilson_interval(successes: float, episodes: int) -> Interval:
         ValueError: if the counts are impossible.
     """
     if episodes < 1 or not 0 <= successes <= episodes:
-        raise ValueError(f"{successes} successes in {episodes} episodes is impossible.")
+        raise ValueError(f"{successes:g} successes in {episodes} episodes is impossible.")
     low, high = wilson_limits(successes, episodes)
     return Interval(float(low), float(high))
 

@@ -89,7 +89,10 @@ def collect(
                 requests = [kept[row] for row in chosen[start : start + BATCH]]
                 observation = actor.observe(requests, space)
                 take(Observed(observation, [one.seed for one in requests], [one.step for one in requests]))
-            ranges.append(SeedRange(actor.env_cfg.type, *task, first, seed))
+            env = actor.env_cfg
+            # LeRobot gives the tasks of a suite names of their own, and all of Gym's the type's.
+            named = f"{env.type}, {env.task}" if task[0] == env.type else env.type
+            ranges.append(SeedRange(named, *task, first, seed))
     return ranges
 
 

@@ -128,7 +128,8 @@ def paired(first: Sequence[Episode], second: Sequence[Episode]) -> list[tuple[Ep
 class SeedRange:
     """Episodes that were run one after the other in a task: suite `group`, `number` in it, of the environment `env`.
 
-    Their seeds begin with `first` and end before `stop`.
+    The environment is its type, with the task's id where that is no suite. Seeds begin with `first` and end before
+    `stop`.
     """
 
     env: str

@@ -147,11 +147,16 @@ def _stacks(alike: Iterable[list[nn.Parameter]]) -> Iterator[list[nn.Parameter]]
 def _eigenvectors(matrices: Tensor) -> Tensor:
     """Those of symmetric matrices (K, n, n) in columns, by falling eigenvalue."""
     try:
-        vectors = torch.linalg.eigh(matrices).eigenvectors
+        vectors = torch.linalg.eigh(_factorable(matrices)).eigenvectors
     except torch.linalg.LinAlgError:
         # Where most rows are zero, as of words that are in no instruction, single precision may not converge.
-        vectors = torch.linalg.eigh(matrices.cpu().double()).eigenvectors.to(matrices)
-    return vectors.flip(-1)
+        vectors = torch.linalg.eigh(matrices.cpu().double()).eigenvectors
+    return vectors.to(matrices).flip(-1)
+
+
+def _factorable(matrices: Tensor) -> Tensor:
+    """Matrices where torch can factor them: on MPS it has neither `eigh` nor `qr`."""
+    return matrices.cpu() if matrices.device.type == "mps" else matrices
 
 
 def _step(stack: _Stack, gradient: Tensor, group: dict[str, Any]) -> None:
@@ -179,7 +184,7 @@ def _renew(stack: _Stack) -> None:
         order = (basis * product).sum(dim=1).argsort(dim=1, descending=True)
         along = order.view(len(order), *[-1 if i == side else 1 for i in range(stack.square.dim() - 1)])
         stack.square.copy_(torch.take_along_dim(stack.square, along, side + 1))
-        basis.copy_(torch.linalg.qr(torch.take_along_dim(product, order[:, None], 2)).Q)
+        basis.copy_(torch.linalg.qr(_factorable(torch.take_along_dim(product, order[:, None], 2))).Q)
     stack.momentum.copy_(_turn(momentum, stack.basis))
 
 
