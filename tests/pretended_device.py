@@ -255,7 +255,7 @@ def pretended(name: str) -> Iterator[torch.device]:
         "cuda.random.get_rng_state": torch.zeros(16, dtype=torch.uint8),
         **dict.fromkeys(
             ("cuda._lazy_init", "cuda.synchronize", "cuda.reset_peak_memory_stats", "cuda.set_rng_state",
-             "cuda.manual_seed_all", "cuda.manual_seed", "cuda.random.set_rng_state", "accelerator.synchronize",
+             "cuda.manual_seed_all", "cuda.manual_seed", "cuda.random.set_rng_state", "mps.synchronize",
              "mps.manual_seed"), None,
         ),
     }  # fmt: skip
