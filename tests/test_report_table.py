@@ -118,12 +118,20 @@ def test_without_verbose_there_is_one_table_of_at_most_ten_rows() -> None:
 
 def test_the_summary_is_the_verdicts_ways_to_act() -> None:
     best = [gap("teacher", 1, r, 0.1, solver="midpoint", nfe=2) for r in ("deployed", "converged")]
+    graded = [dataclasses.replace(row, solver="euler", num_steps=2, grid_power=2.0) for row in best]
+    section = summary(sample(free=FreeWays([0], [1], graded, [])))
+    assert [cell.text for cell in section.rows[3]] == ["teacher, euler (grid 2)", "2", "-", "10.0 %", "0.35"]
+    assert section.below.startswith(
+        "Gap of teacher, euler (grid 2): on the half of the held-out episodes that did"
+    )
+    # What was measured on all observations stands as the other rows do.
     section = summary(sample(free=FreeWays([0], [1], best, [])))
+    assert "half" not in section.below
     assert [[cell.text for cell in row] for row in section.rows] == [
         ["teacher", "10", "92.2 [89.5, 94.2]", "0 %", "1.00"],
         ["teacher", "2", "85.8 [82.5, 88.6]", "13.4 %", "0.35"],
         ["teacher", "1", "71.2 [67.1, 75.0]", "23.1 %", "0.27"],
-        ["teacher, midpoint (2 evaluations)", "1", "-", "10.0 %", "0.35"],
+        ["teacher, midpoint (2 evaluations)", "1", "-", "16.4 %", "0.35"],
         ["student", "1", "91.0 [88.2, 93.2]", "9.1 %", "0.27"],
     ]
     assert section.marked == {4}

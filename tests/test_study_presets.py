@@ -235,10 +235,14 @@ def test_a_file_that_cannot_be_is_refused(tmp_path: Path, capsys: pytest.Capture
         ("arms: [", "is neither JSON nor YAML"),
         ("- 1", "holds no settings"),
         ("teacher: {path: t}\ndataset: {repo_id: a/b}\narms: {a: {}}", "--output_dir is missing"),
+        ("arms: {a: {}, b: {}, a: {steps: 3}}", "a stands there twice"),
         ("teacher: {path: t}\ndataset: {repo_id: a/b}\noutput_dir: o\narms: {a: 3}", "arms: 'a' is 3"),
     ]:
         file.write_text(text)
         assert words in refused(capsys, str(file))
+    assert "give one of the two; a study that is resumed takes another arm as --arms.NAME" in refused(
+        capsys, str(file), "--resume=true", "--config_path=study.json"
+    )
     assert "--armz is not an option; did you mean --arms" in refused(capsys, str(file), "--armz={}")
 
 

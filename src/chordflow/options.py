@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import draccus
+import yaml
 from draccus import cfgparsing
 from draccus.utils import DraccusException, deflatten
 
@@ -71,19 +72,32 @@ def nest(values: Mapping[str, str]) -> dict[str, Any]:
 
 def read_settings(path: str | Path) -> dict[str, Any]:
     """The settings in a JSON or YAML file, also those of older releases."""
-    path = Path(path)
+    path, twice = Path(path), None
     try:
         with path.open(encoding="utf-8") as file:
             content = cfgparsing.load_config(file, file=str(path))
+        if path.suffix in (".yaml", ".yml"):
+            twice = _twice(yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader))
     except OSError as error:
         raise UserError(
             f"{CONFIG_PATH}={shlex.quote(str(path))} cannot be read ({error.strerror})."
         ) from error
     except Exception as error:
         raise UserError(f"{CONFIG_PATH}={path} is neither JSON nor YAML; repair the file.") from error
+    if twice:
+        raise UserError(f"{CONFIG_PATH}={path}: {twice} stands there twice, in one place; give it once.")
     if not isinstance(content, dict):
         raise UserError(f"{CONFIG_PATH}={path} holds no settings; give a JSON object or a YAML mapping.")
     return {name: _renewed(name, value) for name, value in content.items()}
+
+
+def _twice(node: Any) -> str | None:
+    """A name that a mapping of a YAML file holds twice, of which YAML keeps the last in silence."""
+    if isinstance(node, yaml.MappingNode):
+        names = [key.value for key, _ in node.value]
+        doubled = next((name for name in names if names.count(name) > 1), None)
+        return doubled or next(filter(None, (_twice(value) for _, value in node.value)), None)
+    return None
 
 
 def _renewed(name: str, value: Any) -> Any:

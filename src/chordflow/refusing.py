@@ -55,6 +55,8 @@ GONE_OPTIONS = {
     "optimizer.type=muon": _NO_MUON,
     "checkpoints": "it is called --looks now.",
     "keep_checkpoints": "it is called --keep_looks now.",
+    "budgets": "give --seconds, and --looks for the smaller ones.",
+    "schedules": "give --uses and --noises of chordflow study reuse.",
 }
 """What there is in place of the options of earlier releases, and of values of options."""
 

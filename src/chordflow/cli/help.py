@@ -154,6 +154,11 @@ def check_study(arguments: Sequence[str]) -> None:
         if first not in names and not Path(first).is_file():
             hint = meant([name for name in names if alike(first, name)]) or "see chordflow study --help."
             raise UserError(f"{first!r} is no study and no file; {hint}")
+        if first not in names and any(word.startswith(f"--{CONFIG_PATH}") for word in arguments):
+            raise UserError(
+                f"{first} and --{CONFIG_PATH}: give one of the two; a study that is resumed takes another arm as "
+                "--arms.NAME.OPTION=VALUE."
+            )
     for word in arguments:
         path = word.removeprefix(f"--{CONFIG_PATH}=")
         if path != word or Path(path).is_file():

@@ -128,6 +128,8 @@ def study_settings(preset: str | None, arguments: list[str]) -> StudyConfig:
     """
     values = read_options(arguments)
     path = values.pop(CONFIG_PATH, None)
+    if path is not None and Path(path).is_dir():
+        path = str(Path(path) / STUDY)
     base: dict[str, Any] = read_settings(path) if path is not None else {}
     before = path if "kind" in base else None
     if before is not None:
@@ -157,6 +159,6 @@ def study_settings(preset: str | None, arguments: list[str]) -> StudyConfig:
         except UserError as error:
             raise UserError(
                 f"config_path={path} holds settings that cannot be used ({error}); restore the file, or start a new "
-                "study."
+                "study; one that was converted cannot be resumed."
             ) from error
     return build(STUDIES[preset], values, settings)

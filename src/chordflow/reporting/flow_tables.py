@@ -52,6 +52,7 @@ class ShownWay(NamedTuple):
     far: GapRow | None
     success: SuccessRow | None = None
     is_floor: bool = False
+    on_half: bool = False
 
     @property
     def row(self) -> GapRow | None:
@@ -78,6 +79,12 @@ def summary(results: Results) -> Section | None:
         nfe = getattr(shown.row, "nfe", shown.num_steps)
         return way(shown) + f" ({nfe} evaluations)" * (nfe != shown.num_steps)
 
+    halves = [name(way) for way in shown if way.on_half and getattr(way, which) is not None]
+    notes = [NO_TIMES] if results.timings_unreliable else []
+    if halves:
+        notes.append(
+            f"Gap of {' and '.join(halves)}: on the half of the held-out episodes that did not choose it."
+        )
     section = table(
         "summary", "At a glance", shown,
         Column("policy", name),
@@ -86,7 +93,7 @@ def summary(results: Results) -> Section | None:
         Column(f"gap to the\n{goal}", _of(which, "rms"), _gap_percent,
                f"Gap: RMS distance to the actions of the {goal} from the same noise, relative to their spread."),
         Column("time of\na chunk", time, _ratio, "Time: 1 is the teacher's as deployed."),
-        below=NO_TIMES if results.timings_unreliable else "", marked=partial(as_saved, results),
+        below=" ".join(notes), marked=partial(as_saved, results),
     )  # fmt: skip
     return section if section is not None and len(section.heads) > 2 else None
 
@@ -108,10 +115,12 @@ def _summarised(results: Results) -> list[ShownWay]:
     others = {_how(row): row for row in [*([best] if best is not None else []), *named(results)]}
     for row in others.values():
         if not row.is_stock:
-            kept = results.free.best(row.nfe, "deployed") if results.free is not None else None
-            near = kept or results.gap(TEACHER, row.num_steps, "deployed", row.solver)
+            like = _way(results, TEACHER, row.num_steps, row.solver) if row.grid_power == 1 else None
+            if like is None or like.row is None:
+                near = results.free.best(row.nfe, "deployed") if results.free is not None else None
+                like = ShownWay(TEACHER, row.solver, row.num_steps, row.grid_power, near, row, on_half=True)
             solved = results.success_of(TEACHER, row.num_steps, solver=row.solver, grid_power=row.grid_power)
-            ways.append(ShownWay(TEACHER, row.solver, row.num_steps, row.grid_power, near, row, solved))
+            ways.append(like._replace(success=solved))
     return ways + [_way(results, name, num_steps) for name, num_steps in candidates(results)]
 
 

@@ -321,7 +321,7 @@ def check_arms(
         UserError: if not.
     """
     taken = {TEACHER, STUDY, TABLE, PAGE, *taken}
-    shared = {f.name for f in fields(ReflowJobConfig)} - {*OWN}
+    shared = {f.name for kind in (ReflowJobConfig, StudyConfig) for f in fields(kind)} - {*OWN}
     for name, settings in arms.items():
         # Some file systems tell no capitals apart.
         if not NAME.fullmatch(name) or name.casefold() in taken:
