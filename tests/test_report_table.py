@@ -189,7 +189,9 @@ def test_the_command_prints_whole_tables_into_a_terminal(tmp_path: Path) -> None
     evaluation().save(tmp_path / "results.json")
     made = beginnings()
     differs = {"student.init": "pretrained_vlm", "student.train": ["prefix_projections", "action_head"]}
-    wide = dataclasses.replace(made.arms[0], name="wide", way="pretrained_vlm_full, lr 0.0001", differs=differs)
+    wide = dataclasses.replace(
+        made.arms[0], name="wide", way="pretrained_vlm_full, lr 0.0001", differs=differs
+    )
     made = dataclasses.replace(made, arms=[*made.arms, wide], seeds=[0])
     made.save(tmp_path / "study.json")
     for verb, tables in (
