@@ -85,6 +85,16 @@ def test_an_arm_of_a_file_keeps_its_name_whatever_it_teaches() -> None:
     found = study(*(trial(one.name, 0, figures(0.1, 0.1, 0.1)) for one in arms), preset="file", arms=arms)
     names = ["teacher, untrained", "small", "large", "second", "third"]
     assert [row[0] for row in cells(by_arm(found))] == names
+    differs = [row["differs in"] for row in by_head(by_arm(found))]
+    assert differs == ["-", "", "", "teacher=large", "teacher=large"]
+
+
+def test_the_rows_shown_first_hold_the_best_arm() -> None:
+    last = [trial(f"arm_{n:02}", 0, figures(0.5 - n / 100, 0.1, 0.1)) for n in range(20)]
+    shown = by_arm(study(*last), ranges=False).short()
+    names = [row[0] for row in cells(shown)]
+    assert names == ["teacher, untrained", *(f"arm_{n:02}" for n in (*range(6), 17, 18, 19))]
+    assert "11 more rows" in shown.below
 
 
 def test_a_student_that_made_no_step_wins_nothing() -> None:
@@ -215,6 +225,11 @@ def test_the_table_of_rounds_shows_medians_ranges_and_falls() -> None:
     assert [by_round["teacher, untrained", "0"][name] for name in shown[1:3]] == ["40.0", "0.0"]
     assert [row["curvature %"] for row in rows if row["arm"] == "- least to largest"][1] == "2.0-3.0"
     assert {("observations with several modes", "4"), ("once", "300 steps")} <= set(facts(of_two_seeds()))
+    # What is explained is shown.
+    for ranges in (False, True):
+        assert [
+            f"{word}: " in by_arm(of_two_seeds(), ranges=ranges).below for word in ("Spread", "Modes")
+        ] == [ranges] * 2
 
 
 def test_plots_over_looks() -> None:

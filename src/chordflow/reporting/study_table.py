@@ -10,27 +10,16 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from chordflow import console
-from chordflow.reporting.section import ABSENT, Cell, Column, Section, Value, Writes, table
+from chordflow.reporting.section import ABSENT, MOST_ROWS, Cell, Column, Section, Value, Writes, table
 from chordflow.reporting.table import Drawn, escape, held_out, written
 from chordflow.results import study_summary as figures
 from chordflow.results.episodes import SuccessRow
 from chordflow.results.statistics import PairedSuccess
 from chordflow.results.study import STEP_COUNTS, Arm, Study
 from chordflow.results.study_summary import Figure, Measured
-from chordflow.results.wording import (
-    clean,
-    counted,
-    estimate,
-    p_value,
-    percent,
-    percentage,
-    plural,
-    points,
-    span,
-    steps,
-)
+from chordflow.results.wording import clean, estimate, p_value, percentage, plural, points, span, steps
 
-SEEDS = "Success, points and p are those of the seed with the median success, since all seeds run the same episodes."
+SEEDS = "Figures of episodes are those of the seed with the median success, since all seeds run the same episodes."
 """Printed below a table of the success of several seeds."""
 
 RANGES = "- least to largest"
@@ -75,6 +64,7 @@ class OverSeeds:
         own: makes the cell in place of the medians.
         needs: the trait of the studies that have such a column; one in which nothing was measured is left out anyway.
         narrow: the trait of the studies in which a terminal has room for it.
+        note: a sentence below the table, for where the column is shown.
         joint: between the least and the largest.
     """
 
@@ -83,6 +73,7 @@ class OverSeeds:
     own: Callable[[Row], Value] | None = None
     needs: str = "any"
     narrow: str = ""
+    note: str = ""
     joint: str = "-"
 
     def value(self, row: Row) -> Value:
@@ -152,10 +143,11 @@ def _differs(row: Row) -> Value:
     """The settings of an arm that are not the same in all arms."""
     if row.arm is None:
         return None
+    taught = {"teacher": row.arm.teacher} if row.arm.teacher is not None else {}
     values = {
         name: " ".join(map(str, value)) if isinstance(value, list) else value
-        for name, value in row.arm.differs.items()
-        if len({str(arm.differs.get(name)) for arm in row.study.arms}) > 1
+        for name, value in (taught | row.arm.differs).items()
+        if name in taught or len({str(arm.differs.get(name)) for arm in row.study.arms}) > 1
     }
     return clean(", ".join(f"{name}={value}" for name, value in values.items()))
 
@@ -190,8 +182,9 @@ COLUMNS = [
         [(_floor, "{:.2f}".format), (figures.gap(1, "nearer_than_deployed"), percentage)],
     ),
     OverSeeds("steps to {level}:\nRMS; median", own=_reached, needs="looks", narrow="any"),
-    OverSeeds("spread\n%", [(figures.diversity("spread"), percentage)]),
-    OverSeeds("modes\nkept %", [(figures.diversity("modes_kept"), percentage)]),
+    OverSeeds("spread\n%", [(figures.diversity("spread"), percentage)],
+              note="Spread: of the endpoints of one step over noise, compared with the deployed teacher's."),
+    OverSeeds("modes\nkept %", [(figures.diversity("modes_kept"), percentage)], note="Modes: of the same endpoints."),
     OverSeeds(
         "success at\none step, %", [(figures.solved, percentage)], narrow="any",
         own=_acted(lambda row: f"{percentage(row.rate)}{span(row.interval, percentage)}"),
@@ -212,7 +205,7 @@ COLUMNS = [
     OverSeeds("samples", [(lambda one: getattr(one.trial, "samples", None), "{:,.0f}".format)], needs="neither"),
     OverSeeds("stock\ncheckpoint", own=_of_arm(lambda a: "yes" if a.stock_checkpoint else "no"), needs="neither"),
     OverSeeds(
-        "for\nsteps", own=_of_arm(lambda a: "any" if a.step_counts is None else counted(a.step_counts)),
+        "for\nsteps", own=_of_arm(lambda a: ", ".join(map(str, a.step_counts)) if a.step_counts else "any"),
         needs="neither",
     ),
 ]  # fmt: skip
@@ -262,16 +255,19 @@ def by_arm(study: Study, *, ranges: bool = True) -> Section | None:
         f"endpoints, held out. Of several seeds the median{', and below it the least and the largest' * ranges}."
     )
     below += f" {SEEDS}" * any(one.look.success for row in students for one in row.measured)
-    if any(one.look.figures and one.look.figures.diversity for row in rows for one in row.measured):
-        below += " Spread and modes: of the endpoints of one step over noise, compared with the deployed teacher's."
     below += " --verbose adds ranges, further columns and figures by look." * (not ranges)
+    if not ranges:
+        # The rows shown first hold the arms that the answer names.
+        said = [None, *figures.leaders(study)]
+        first = sorted(rows, key=lambda row: row.arm not in said)[:MOST_ROWS]
+        rows.sort(key=lambda row: row not in first)
     shown = []
     for row in rows:
         shown.append(row)
         if ranges and len(row.measured) > 1:
             shown.append(replace(row, name=RANGES, ranges=True))
     columns = [
-        Column(column.head.replace("{level}", figures.level(study)), column.value)
+        Column(column.head.replace("{level}", figures.level(study)), column.value, note=column.note)
         for column in COLUMNS
         if column.needs in traits and (ranges or column.narrow in traits)
     ]
@@ -340,7 +336,7 @@ def facts(study: Study) -> list[tuple[str, str]]:
     lines += [(clean(arm.way), figures.budget(study, arm)) for arm in study.arms if arm.steps is not None]
     if "chains" in _traits(study):
         lines.append(("a round pays", (
-            f"if curvature or the gap at one step falls by {percent(study.least_gain)} or more and the gap does not "
+            f"if curvature or the gap at one step falls by {100 * study.least_gain:g} % or more and the gap does not "
             "grow: by the medians over seeds, and in brackets in how many seeds by themselves"
         )))  # fmt: skip
     if teacher is not None and teacher.figures.diversity:

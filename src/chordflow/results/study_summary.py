@@ -221,15 +221,24 @@ def level(study: Study) -> str:
 # ---- Which arm is best ------------------------------------------------------------------------------------
 
 
-def _best_arms(study: Study) -> list[str]:
-    idle = [arm for arm in study.arms if without_steps(study, arm)]
+def leaders(study: Study) -> list[Arm]:
+    """The arms that the first two sentences name; of rounds these name the first chain, which stands first."""
+    names = [] if study.preset == "rounds" else _close(_by_way(study, _rivals(study), gap()))[:3]
+    return [arm for arm in study.arms if study.label(arm) in names]
+
+
+def _rivals(study: Study) -> list[Arm]:
     # Arms with equal settings differ by chance alone: the first stands for both. Converted files have no settings.
     arms: dict[str, Arm] = {}
     for arm in study.arms:
-        if measured(study, arm) and arm not in idle:
+        if measured(study, arm) and not without_steps(study, arm):
             key = json.dumps([arm.settings or arm.differs, arm.teacher, arm.steps], sort_keys=True)
             arms.setdefault(key, arm)
-    rivals = list(arms.values())
+    return list(arms.values())
+
+
+def _best_arms(study: Study) -> list[str]:
+    idle, rivals = [arm for arm in study.arms if without_steps(study, arm)], _rivals(study)
     any_steps = _by_way(study, [arm for arm in rivals if arm.step_counts is None], worst_gap)
     one = _by_way(study, rivals, gap())
     left = counted([clean(study.label(arm)) for arm in idle])
