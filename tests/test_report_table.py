@@ -15,12 +15,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from chordflow.reporting import study_table
 from chordflow.reporting.flow_tables import summary
+from chordflow.reporting.section import Section
 from chordflow.reporting.table import Drawn, facts, markdown, render, sections
 from chordflow.results.actions import FreeWays
 from chordflow.results.findings import verdict
 from chordflow.results.schema import PolicyInfo, Results
 from report_samples import MAKERS, diagnosis, evaluation, gap, sample, success
+from study_samples import beginnings
 
 
 def printed(results: Results, width: int = 200, verbose: bool = True) -> str:
@@ -74,14 +77,14 @@ def test_facts_below_the_tables() -> None:
     assert "ten steps, grid power 1.4; buffer" in dict(facts(sample(couplings=couplings)))["couplings"]
 
 
-def check_whole(text: str, width: int, results: Results) -> None:
+def check_whole(text: str, width: int, tables: list[Section]) -> None:
     """No line is cut, no column lost, no word broken."""
     assert all(
         len(line) <= width for line in text.splitlines() if not line.startswith(("Report:", "Tables:"))
     )
     assert "…" not in text
     words = set(text.split())
-    for section in sections(results):
+    for section in tables:
         if not section.page_only:
             shown = [*section.heads, *(cell.text for row in section.rows for cell in row if not cell.repeats)]
             missing = {word for cell in shown for word in cell.split()} - words
@@ -91,7 +94,7 @@ def check_whole(text: str, width: int, results: Results) -> None:
 @pytest.mark.parametrize("width", [80, 100, 120])
 def test_tables_of_every_kind_are_whole_in_a_terminal(width: int) -> None:
     for results in (sample(), diagnosis(), evaluation()):
-        check_whole(printed(results, width), width, results)
+        check_whole(printed(results, width), width, sections(results))
 
 
 def test_each_part_of_a_table_tells_its_rows_apart() -> None:
@@ -182,11 +185,28 @@ def test_markdown_of_every_kind_has_whole_rows() -> None:
 
 
 def test_the_command_prints_whole_tables_into_a_terminal(tmp_path: Path) -> None:
+    """Of a run, and of a study whose arms differ in so much that their settings want the whole width."""
     evaluation().save(tmp_path / "results.json")
+    made = beginnings()
+    differs = {"student.init": "pretrained_vlm", "student.train": ["prefix_projections", "action_head"]}
+    wide = dataclasses.replace(
+        made.arms[0], name="wide", way="pretrained_vlm_full, lr 0.0001", differs=differs
+    )
+    made = dataclasses.replace(made, arms=[*made.arms, wide], seeds=[0])
+    made.save(tmp_path / "study.json")
+    for verb, tables in (
+        (["report"], sections(evaluation())),
+        (["study", "table"], study_table.sections(made)),
+    ):
+        check_whole(in_a_terminal(80, *verb, str(tmp_path), "--verbose"), 80, tables)
+
+
+def in_a_terminal(width: int, *arguments: str) -> str:
+    """What the command prints into a terminal."""
     ours, theirs = pty.openpty()
-    termios.tcsetwinsize(ours, (50, 80))
+    termios.tcsetwinsize(ours, (50, width))
     environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")} | {"TERM": "xterm"}
-    command = [sys.executable, "-m", "chordflow", "report", tmp_path, "--verbose"]
+    command = [sys.executable, "-m", "chordflow", *arguments]
     with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment) as process:
         os.close(theirs)
         shown = bytearray()
@@ -196,5 +216,4 @@ def test_the_command_prints_whole_tables_into_a_terminal(tmp_path: Path) -> None
                 shown += part
         os.close(ours)
     assert process.returncode == 0
-    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode()).replace("\r", "")
-    check_whole(text, 80, evaluation())
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode()).replace("\r", "")

@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection, Iterator
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.measure import Measurement
 from rich.table import Table
@@ -107,22 +108,26 @@ class Drawn:
             taken = min(1, len(rest))
             while taken < len(rest) and needed([*keys, *rest[: taken + 1]]) <= width:
                 taken += 1
-            yield self._block([*keys, *rest[:taken]])
+            places = [*keys, *rest[:taken]]
+            yield self._block(places, spare=max(width - needed(places), 0))
             if not (rest := rest[taken:]):
                 break
             yield Text()
         if section.below:
             yield Text(section.below, style="dim")
 
-    def _block(self, places: Collection[int]) -> Table:
-        """Some columns of the table."""
+    def _block(self, places: Collection[int], spare: int = 0) -> Table:
+        """Some columns of the table; those of words share what is spare beyond the narrowest, the first one first."""
         section = self.section
         made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
         for place in places:
             texts = [section.heads[place], *(row[place].text for row in section.rows)]
-            longest = max(len(word) for text in texts for word in text.split() or [""])
-            natural = max(len(line) for text in texts for line in text.split("\n"))
+            longest = max(cell_len(word) for text in texts for word in text.split() or [""])
+            natural = max(cell_len(line) for text in texts for line in text.split("\n"))
             words = place < section.left
+            least = max(longest, min(NAME, natural)) if words else natural
+            more = min(spare, natural - least)
+            spare -= more
             made.add_column(
                 Text(section.heads[place]),
                 justify="left" if words else "right",
@@ -130,7 +135,8 @@ class Drawn:
                 overflow="fold",
                 # A name may take several lines, parted between its words; a figure that is parted is a wrong figure.
                 no_wrap=not words,
-                min_width=max(longest, min(NAME, natural)) if words else natural,
+                # Rich takes from the widest column first, below the least that its words need.
+                width=least + more,
             )
         for index, row in enumerate(section.rows):
             style = "bold" if index in section.marked else ""
