@@ -243,6 +243,29 @@ def test_plots_over_a_chain_go_from_the_untrained_teacher() -> None:
     assert list(drawn["success"].figure.data[1].y) == [90, 75, 75, 75]
 
 
+def test_rounds_and_budgets_of_one_way_are_told_apart() -> None:
+    found = of_two_seeds()
+    more = [replace(one, arm="once_200") for one in found.trials if one.arm == "once"]
+    twice = [replace(t, looks=[replace(t.last, mark=50), t.last]) for t in [*found.trials, *more]]
+    arms = [*found.arms, replace(found.arm("once"), name="once_200", steps=200)]
+    looked = replace(found, arms=arms, trials=twice, looks=[50, 100])
+    names = [*(f"last, round {n}" for n in (1, 2, 3)), "once after 300 steps", "once after 200 steps"]
+    (gaps,) = (section for section in sections(looked) if section.key == "gap")
+    assert [row[0] for row in cells(gaps) if row[0] != "- least to largest"] == names
+    (drawn,) = (plot for group in panels(looked) for plot in group if plot.key == "gap-1")
+    assert all(f"{name} " in drawn.caption for name in names)
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(render(looked, verbose=True))
+    heads = [
+        line.split()[:2]
+        for line in capture.get().split("by optimiser")[0].splitlines()
+        if line.startswith("arm ")
+    ]
+    assert len(heads) > 1
+    assert all(head == ["arm", "round"] for head in heads)
+
+
 @pytest.mark.parametrize("found", [beginnings(), of_two_seeds(), CLEARLY], ids=["init", "rounds", "methods"])
 def test_the_page_is_whole_and_escaped(found: Study) -> None:
     text = page(replace(found, teacher="a/<b>", settings={"env": {"type": "<i>"}}))

@@ -12,7 +12,7 @@ from chordflow.results.wording import amount, clean, estimate, percentage, plura
 ABSENT = "-"
 """What stands where nothing was measured."""
 
-KEYS = ("steps", "nfe")
+KEYS = ("round", "steps", "nfe")
 """Heads of columns of figures that tell rows apart; every part of a table that is parted has them."""
 
 MOST_ROWS = 10

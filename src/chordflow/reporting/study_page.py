@@ -117,9 +117,9 @@ def _over_chain(study: Study, shown: Shown, chain: Sequence[Arm]) -> list[Point]
 def _draw(study: Study, shown: Shown) -> Plot | None:
     """Lines of medians, each in a band from the least to the largest; None where no line has a point."""
     if study.looks_often:
-        lines = {arm.way: _over_looks(study, shown, arm) for arm in study.arms}
+        lines = {study.label(arm): _over_looks(study, shown, arm) for arm in study.arms}
     else:
-        lines = {chain[-1].way: _over_chain(study, shown, chain) for chain in study.chains}
+        lines = {study.label(c[-1], by_round=False): _over_chain(study, shown, c) for c in study.chains}
     lines = {name: points for name, points in lines.items() if points}
     if not lines:
         return None

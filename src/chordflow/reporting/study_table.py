@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -15,7 +16,7 @@ from chordflow.results import study_summary as figures
 from chordflow.results.episodes import SuccessRow
 from chordflow.results.statistics import PairedSuccess
 from chordflow.results.study import STEP_COUNTS, Arm, Study
-from chordflow.results.study_summary import Figure, Measured, Spread
+from chordflow.results.study_summary import Figure, Measured
 from chordflow.results.wording import (
     clean,
     counted,
@@ -306,33 +307,24 @@ def _students(study: Study) -> list[Row]:
             students = figures.measured(study, arm)
             missing = f" ({len(students)} of {plural(seeds, 'seed')})" if len(students) < seeds else ""
             missing += " (no step)" * figures.without_steps(study, arm)
-            way = clean((arm if arm.name in own else chain[-1]).way)
+            way = clean(study.label(arm if arm.name in own else chain[-1], by_round=False))
             found.append(Row(study, way + missing, students, chain, place))
     return found
 
 
 def _by_look(study: Study, key: str, title: str, of: Figure, text: Writes) -> Section | None:
     """A figure at every look, a row for each arm that has it; None where nothing has it."""
-    rows = []
+    rows: list[list[Value]] = []
     for arm in study.arms:
-        spreads = {mark: figures.over_seeds(study, arm, of, mark) for mark in study.looks}
-        counts = [spread.count for spread in spreads.values() if spread is not None]
-        rows += [(clean(arm.way), spreads)] if counts else []
-        rows += [(RANGES, spreads)] if max(counts, default=0) > 1 else []
-
-    def at(mark: float) -> Column[tuple[str, dict[float, Spread | None]]]:
-        def value(row: tuple[str, dict[float, Spread | None]]) -> Value:
-            name, spreads = row
-            if (spread := spreads[mark]) is None:
-                return None
-            if name == RANGES:
-                return f"{text(spread.low)}-{text(spread.high)}"
-            return Cell(text(spread.middle), spread.middle)
-
-        return Column(f"{mark:,g}", value)
-
+        spreads = [figures.over_seeds(study, arm, of, mark) for mark in study.looks]
+        cells = [Cell(text(s.middle), s.middle) if s else None for s in spreads]
+        rows += [[clean(study.label(arm)), *cells]] if any(spreads) else []
+        if any(s.count > 1 for s in spreads if s):
+            rows.append([RANGES, *(f"{text(s.low)}-{text(s.high)}" if s else None for s in spreads)])
+    heads = ["arm", *(f"{mark:,g}" for mark in study.looks)]
+    columns = [Column(head, itemgetter(place)) for place, head in enumerate(heads)]
     unit = "optimiser steps" if study.seconds is None else "seconds"
-    return table(key, f"{title}, by {unit}", rows, Column("arm", lambda row: row[0]), *map(at, study.looks))
+    return table(key, f"{title}, by {unit}", rows, *columns)
 
 
 def facts(study: Study) -> list[tuple[str, str]]:

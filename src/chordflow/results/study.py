@@ -287,6 +287,14 @@ class Study(RecordFile):
         """The arms that lead to an arm, each taught by the one before, itself last: round 1, round 2 and so on."""
         return [*(self.chain(self.arm(arm.teacher)) if arm.teacher is not None else []), arm]
 
+    def label(self, arm: Arm, *, by_round: bool = True) -> str:
+        """What tells an arm from the others: its way, and where they share it the round, or else its own budget."""
+        if arm.name != arm.way and (arm.teacher is not None or any(a.teacher == arm.name for a in self.arms)):
+            return f"{arm.way}, round {len(self.chain(arm))}" if by_round else arm.way
+        if sum(one.way == arm.way for one in self.arms) == 1:
+            return arm.way
+        return f"{arm.way} after {arm.steps} steps" if arm.steps is not None else arm.name
+
     @property
     def chains(self) -> list[list[Arm]]:
         """Every chain whole, ending in an arm that teaches no other."""

@@ -232,7 +232,7 @@ def _best_arms(study: Study) -> list[str]:
     rivals = list(arms.values())
     any_steps = _by_way(study, [arm for arm in rivals if arm.step_counts is None], worst_gap)
     one = _by_way(study, rivals, gap())
-    left = counted([clean(arm.way) for arm in idle])
+    left = counted([clean(study.label(arm)) for arm in idle])
     return [
         _smallest_gap(one),
         _nearest(one, "At one step") if len(_close(one)) > 1 else "",
@@ -244,7 +244,8 @@ def _best_arms(study: Study) -> list[str]:
 
 
 def _by_way(study: Study, arms: Sequence[Arm], figure: Figure) -> dict[str, Spread]:
-    return {arm.way: spread for arm in arms if (spread := over_seeds(study, arm, figure)) is not None}
+    found = ((study.label(arm), over_seeds(study, arm, figure)) for arm in arms)
+    return {name: spread for name, spread in found if spread is not None}
 
 
 def _smallest_gap(found: dict[str, Spread]) -> str:
@@ -270,7 +271,7 @@ def _most_successful(study: Study, arms: Sequence[Arm]) -> str:
     Ranges over seeds that do not overlap say nothing of the chance of episodes, which all seeds share: the intervals of
     the median seeds must not overlap either.
     """
-    rows = {arm.way: row for arm in arms if (row := success(study, arm)) is not None}
+    rows = {study.label(arm): row for arm in arms if (row := success(study, arm)) is not None}
     found = {name: replace(s, middle=rows[name].rate) for name, s in _by_way(study, arms, solved).items()}
     first = max(rows, key=lambda name: rows[name].rate, default="")
     rivals = [
@@ -325,7 +326,7 @@ def _untrained(study: Study, arms: Sequence[Arm]) -> str:
     how = "at least " if free.rms <= one.middle else "" if free.rms <= one.high else "not "
     gaps = f"{percent(free.rms)} against {percent(one.middle)}"
     text = f"The untrained teacher at two steps is {how}as good as {clean(best)} at one by its gap ({gaps})"
-    rows = {arm.way: row for arm in arms if (row := success(study, arm)) is not None}
+    rows = {study.label(arm): row for arm in arms if (row := success(study, arm)) is not None}
     if rows and two.look.success:
         most, acted = max(rows, key=lambda name: rows[name].rate), two.look.success[0]
         text += (
