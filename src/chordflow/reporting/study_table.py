@@ -272,7 +272,7 @@ def by_arm(study: Study, *, ranges: bool = True) -> Section | None:
         if column.needs in traits and (ranges or column.narrow in traits)
     ]
     return table(
-        "study", "; ".join([f"Students after {figures.budget(study)} each", *own]), shown,
+        "study", "; ".join([f"Students after {figures.budget(study)} each", *dict.fromkeys(own)]), shown,
         Column("arm", lambda row: row.name),
         *columns,
         left=1 + (ranges and "settings" in traits), below=below,
@@ -293,14 +293,14 @@ def _teacher(study: Study) -> list[Row]:
 
 
 def _students(study: Study) -> list[Row]:
-    found, seeds, own = [], len(study.seeds), set()
+    found, own = [], set()
     for chain in study.chains:
         for place, arm in enumerate(chain):
             # An arm of a file keeps its own name, and has one row however many it teaches.
             if arm.name in own:
                 continue
             own |= {arm.name} & {arm.way}
-            students = figures.measured(study, arm)
+            students, seeds = figures.measured(study, arm), study.planned(arm)
             missing = f" ({len(students)} of {plural(seeds, 'seed')})" if len(students) < seeds else ""
             missing += " (no step)" * figures.without_steps(study, arm)
             way = clean(study.label(arm if arm.name in own else chain[-1], by_round=False))

@@ -278,6 +278,10 @@ class Study(RecordFile):
         """A trial, or None where it is not trained yet."""
         return next((t for t in self.trials if (t.arm, t.seed) == (arm, seed)), None)
 
+    def planned(self, arm: Arm) -> int:
+        """How many seeds an arm is to have."""
+        return len(self.seeds)
+
     @property
     def looks_often(self) -> bool:
         """Whether students are measured on their way, too."""
@@ -302,7 +306,22 @@ class Study(RecordFile):
         return [self.chain(arm) for arm in self.arms if arm.name not in teachers]
 
 
-def joined(studies: Sequence[Study]) -> Study:
+@dataclass(frozen=True)
+class Joined(Study):
+    """Several studies as one, without a file.
+
+    Attributes:
+        own_seeds: of the studies that have an arm, by its name.
+    """
+
+    own_seeds: dict[str, set[int]] = field(default_factory=dict)
+
+    def planned(self, arm: Arm) -> int:
+        """How many seeds an arm is to have in its own studies."""
+        return len(self.own_seeds[arm.name])
+
+
+def joined(studies: Sequence[Study]) -> Joined:
     """Several studies of one teacher, measured alike, as one.
 
     Arms of one name, settings and budget are one arm with the seeds of both; an arm that only shares its name gets the
@@ -313,6 +332,7 @@ def joined(studies: Sequence[Study]) -> Study:
     """
     first = studies[0]
     arms, trials = list(first.arms), list(first.trials)
+    seeds = {arm.name: set(first.seeds) for arm in arms}
     for number, study in enumerate(studies[1:], 2):
         for name, what in (
             ("teacher_sha256", "of another teacher"), ("held_out", "measured on other observations"),
@@ -329,16 +349,16 @@ def joined(studies: Sequence[Study]) -> Study:
         for arm in study.arms:
             steps = arm.steps or study.steps
             own = replace(arm, teacher=names[arm.teacher], steps=None if steps == first.steps else steps)
-            if all(own.name != known.name for known in arms):
+            if own not in arms:
+                if own.name in seeds:
+                    own = replace(own, name=f"{arm.name} ({number})", way=f"{arm.way} ({number})")
                 arms.append(own)
-            elif own not in arms:
-                own = replace(own, name=f"{arm.name} ({number})", way=f"{arm.way} ({number})")
-                arms.append(own)
+            seeds.setdefault(own.name, set()).update(study.seeds)
             names[arm.name] = own.name
         for trial in study.trials:
             if names[trial.arm] not in {t.arm for t in trials if t.seed == trial.seed}:
                 trials.append(replace(trial, arm=str(names[trial.arm])))
-    return replace(
+    whole = replace(
         first,
         preset=first.preset if len({study.preset for study in studies}) == 1 else "file",
         arms=arms,
@@ -346,3 +366,4 @@ def joined(studies: Sequence[Study]) -> Study:
         seeds=list(dict.fromkeys(seed for study in studies for seed in study.seeds)),
         looks=sorted({look for study in studies for look in study.looks}),
     )
+    return Joined(**vars(whole), own_seeds=seeds)

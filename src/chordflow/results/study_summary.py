@@ -243,7 +243,7 @@ def _best_arms(study: Study) -> list[str]:
     one = _by_way(study, rivals, gap())
     left = counted([clean(study.label(arm)) for arm in idle])
     return [
-        _smallest_gap(one),
+        _smallest_gap(one, {arm.steps or study.steps or 0 for arm in rivals}),
         _nearest(one, "At one step") if len(_close(one)) > 1 else "",
         _nearest(any_steps, f"At every step count (the worst of {counted(STEP_COUNTS)})"),
         _most_successful(study, rivals),
@@ -257,7 +257,7 @@ def _by_way(study: Study, arms: Sequence[Arm], figure: Figure) -> dict[str, Spre
     return {name: spread for name, spread in found if spread is not None}
 
 
-def _smallest_gap(found: dict[str, Spread]) -> str:
+def _smallest_gap(found: dict[str, Spread], budgets: set[int]) -> str:
     """The headline: which arm has the smallest gap at one step, and whether others could."""
     if not found:
         return ""
@@ -266,7 +266,8 @@ def _smallest_gap(found: dict[str, Spread]) -> str:
     if len(found) == 1:
         return f"Arm {name} has a gap of {rms} to the teacher's converged ODE at one step."
     lead = f"No clear winner{_single(found, close)}: arm" if others else "Arm"
-    return f"{lead} {name} has the smallest gap at one step to the converged ODE, {rms}."
+    differ = f", but budgets differ ({min(budgets)} to {max(budgets)} steps)" if len(budgets) > 1 else ""
+    return f"{lead} {name} has the smallest gap at one step to the converged ODE, {rms}{differ}."
 
 
 def _nearest(found: dict[str, Spread], where: str) -> str:
@@ -306,7 +307,8 @@ def _close(found: dict[str, Spread], first: str = "", rivals: Sequence[str] = ()
 
 
 def _single(found: dict[str, Spread], close: Sequence[str]) -> str:
-    return " with a single seed" if any(found[name].count < 2 for name in close) else ""
+    counts = [found[name].count for name in close]
+    return f" with a single seed{' of some arms' if max(counts) > 1 else ''}" if min(counts) < 2 else ""
 
 
 def _named_best(
@@ -358,7 +360,8 @@ def _rounds(study: Study) -> list[str]:
     chains = [c for c in study.chains if len(c) > 1 and standings(study, c)]
     if not chains:
         return ["No seed has all its rounds yet."]
-    first, whole = chains[0], min(len(whole_seeds(study, chain)) for chain in chains)
+    first, seeds = chains[0], [(len(whole_seeds(study, c)), study.planned(c[-1])) for c in chains]
+    whole, planned = min(seeds, key=lambda counts: counts[0] - counts[1])
     known = standings(study, first)
     rms = percent(known[paying_rounds(known, study.least_gain) or 1].gap)
     once = [
@@ -370,9 +373,7 @@ def _rounds(study: Study) -> list[str]:
     return [
         f"Chain {clean(first[-1].way)}: {_paying(study, first)}, at a one-step gap of {rms} to the first teacher's "
         "converged ODE.",
-        f"Judged by {whole} of {plural(len(study.seeds), 'seed')} so far."
-        if whole < len(study.seeds)
-        else "",
+        f"Judged by {whole} of {plural(planned, 'seed')} so far." if whole < planned else "",
         *(_by_round(study, chain) for chain in chains),
         f"One round instead: {'; '.join(once)}." if once else "",
     ]
