@@ -27,6 +27,9 @@ ANY_WAY = "go any way"
 OPTIONS = ("--demonstrations=10", "--steps=3", "--episodes=4")
 
 
+AS_SHIPPED = {"reflow_options": demo.reflow_options, "CHECKED": demo.CHECKED}
+
+
 @pytest.fixture(scope="module", autouse=True)
 def shrunken() -> Iterator[None]:
     """Few couplings and measurements."""
@@ -161,7 +164,9 @@ def test_the_committed_demo_shows_what_it_has_to() -> None:
 
 
 @pytest.mark.slow
-def test_a_fresh_demo_shows_what_it_has_to(tmp_path: Path) -> None:
+def test_a_fresh_demo_shows_what_it_has_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten minutes on two busy cores: teacher as shipped, everything else anew."""
+    for name, value in AS_SHIPPED.items():
+        monkeypatch.setattr(demo, name, value)
     assert main(["demo", f"--output_dir={tmp_path / 'demo'}"]) == 0
     check_bars(Results.load(tmp_path / "demo" / "results.json"))

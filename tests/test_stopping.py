@@ -227,6 +227,18 @@ def test_held_it_waits_and_otherwise_it_does_not() -> None:
     assert stopping.requested() == 0
 
 
+def test_a_signal_after_the_work_says_that_all_is_saved() -> None:
+    def work() -> None:
+        with stopping.handled():
+            with stopping.noting(lambda: "resume"):
+                pass
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(stopping.Stopped) as caught:
+        work()
+    assert caught.value.__notes__ == ["all is saved."]
+
+
 def test_a_signal_that_a_library_swallows_or_makes_an_error_of_is_raised_again() -> None:
     with stopping.handled(), bar("work") as progress:
         with contextlib.suppress(BaseException):

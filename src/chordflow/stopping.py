@@ -41,6 +41,7 @@ class _State:
     since = 0.0
     held = 0
     raised = False
+    finished = False
     message = ""
 
 
@@ -85,12 +86,16 @@ def handled() -> Iterator[None]:
     with taken(_take) as _state.installed:
         try:
             yield
+        except Stopped as stopped:
+            if _state.finished and not hasattr(stopped, "__notes__"):
+                stopped.add_note("all is saved.")
+            raise
         except Exception as error:
             if _state.raised:
                 raise Stopped(_state.number) from error
             raise
         finally:
-            _state.installed, _state.number, _state.raised = False, 0, False
+            _state.installed, _state.number, _state.raised, _state.finished = False, 0, False, False
 
 
 @contextlib.contextmanager
@@ -123,6 +128,7 @@ def noting(how: Callable[[], str]) -> Iterator[None]:
     """Context of work that a signal may stop: the outermost `how` then notes what is kept and how to resume."""
     try:
         yield
+        _state.finished = True
     except KeyboardInterrupt as interrupt:
         interrupt.__notes__ = [how()]
         raise
