@@ -235,7 +235,7 @@ def test_a_file_that_cannot_be_is_refused(tmp_path: Path, capsys: pytest.Capture
         ("arms: [", "is neither JSON nor YAML"),
         ("- 1", "holds no settings"),
         ("teacher: {path: t}\ndataset: {repo_id: a/b}\narms: {a: {}}", "--output_dir is missing"),
-        ("arms: {a: {}, b: {}, a: {steps: 3}}", "a stands there twice"),
+        ("arms: {a: {}, b: {}, a: {steps: 3}}", "holds a twice"),
         ("teacher: {path: t}\ndataset: {repo_id: a/b}\noutput_dir: o\narms: {a: 3}", "arms: 'a' is 3"),
     ]:
         file.write_text(text)

@@ -85,7 +85,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     except Exception as error:
         raise UserError(f"{CONFIG_PATH}={path} is neither JSON nor YAML; repair the file.") from error
     if twice:
-        raise UserError(f"{CONFIG_PATH}={path}: {twice} stands there twice, in one place; give it once.")
+        raise UserError(f"{CONFIG_PATH}={path} holds {twice} twice, side by side; give it once.")
     if not isinstance(content, dict):
         raise UserError(f"{CONFIG_PATH}={path} holds no settings; give a JSON object or a YAML mapping.")
     return {name: _renewed(name, value) for name, value in content.items()}
