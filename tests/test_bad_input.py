@@ -177,6 +177,7 @@ def test_what_the_machine_refuses_anywhere_is_one_line(
         (refused_allocation(1 << 50), "you tried to allocate 4503599627370496 bytes."),
         (refused_allocation(1 << 62), "out of memory (Storage size calculation overflowed"),
         (RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)"), "out of memory (MPS backend"),
+        (RuntimeError("DataLoader worker (pid 9) exited"), "lower --num_workers"),
     ):  # fmt: skip
         fail_with(error)
         assert message in refused(GIVEN, capsys, tmp_path)

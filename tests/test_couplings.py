@@ -142,6 +142,7 @@ def test_an_own_encoder_is_used_where_the_prefix_is_not_shared(
 
 
 def test_a_worker_that_dies_is_told_of(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The first may die while the second is started.
     monkeypatch.setattr(LeRobotDataset, "__getitem__", lambda self, index: os._exit(1))
     with pytest.raises(UserError, match=r"^num_workers=2: a process that reads observations died"):
         list(split.train.batches(range(4), 2, 2))

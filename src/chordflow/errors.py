@@ -71,6 +71,16 @@ def ran_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
 
 
+def worker_died(error: BaseException) -> str:
+    """The sentence about a data loader's worker that died, which torch raises wherever the program is; else nothing."""
+    if not isinstance(error, RuntimeError) or "DataLoader worker" not in str(error):
+        return ""
+    return (
+        f"a process that reads observations died ({reason(error)}), as it does where memory or /dev/shm runs out; "
+        "lower --num_workers, down to 0."
+    )
+
+
 def reason(error: BaseException) -> str:
     """The innermost cause of an error, in a few words on one line."""
     seen = error

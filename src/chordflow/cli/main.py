@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from chordflow import __version__, stopping
 from chordflow.cli import help
-from chordflow.errors import MACHINE_ERRORS, UserError, ran_out_of_memory
+from chordflow.errors import MACHINE_ERRORS, UserError, ran_out_of_memory, worker_died
 from chordflow.quiet import load
 from chordflow.refusing import alike, meant
 
@@ -103,6 +103,8 @@ def main(argv: list[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _refuse(verb, f"{where}{error.strerror}; {MACHINE_ERRORS[error.errno]} and try again.")
     except Exception as error:
+        if sentence := worker_died(error):
+            return _refuse(verb, sentence)
         if not ran_out_of_memory(error):
             raise
         text = "out of memory" + (f" ({str(error).splitlines()[0]})" if str(error) else "")

@@ -29,7 +29,7 @@ from chordflow import stopping
 from chordflow.checks import Checked, check_once, check_range, number
 from chordflow.console import doing, say
 from chordflow.couplings.unreadable import check_decoder, collated, not_read, open_metadata, without_missing
-from chordflow.errors import UserError, explained, ran_out_of_memory, reason
+from chordflow.errors import UserError, explained, ran_out_of_memory, reason, worker_died
 from chordflow.flow.seeds import generator
 from chordflow.policies import FlowPolicy, check_inputs, print_replaced_names
 
@@ -177,21 +177,19 @@ class Observations(Dataset[dict[str, Any]]):
             multiprocessing_context="spawn" if num_workers and self.dataset.meta.video_keys else None,
             worker_init_fn=_quiet_worker if num_workers else None,
         )
-        with stopping.starting_worker():
-            iterator = iter(loader)
+        iterator = None
         try:
+            with stopping.starting_worker():
+                iterator = iter(loader)
             yield from iterator
         except UserError as error:
             # A worker's exception arrives with its traceback in the message.
             sentences = re.findall("dataset: .*", str(error))
             raise UserError(sentences[-1] if sentences else str(error)) from None
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise UserError(
-                f"num_workers={num_workers}: a process that reads observations died ({reason(error)}), as it does "
-                "where memory or /dev/shm runs out; lower num_workers, down to 0."
-            ) from error
+            if sentence := worker_died(error):
+                raise UserError(f"num_workers={num_workers}: {sentence}") from error
+            raise
         finally:
             # Left to the garbage collector after an exception, torch waits five seconds for every worker. A signal
             # meanwhile is for whoever checks next: what is raised where a generator is closed gets lost.
