@@ -10,11 +10,20 @@ from typing import Any
 
 from PIL import Image
 
-from chordflow.results.actions import CurvatureRow, GapRow, HeldOut, Latency, PolicyName, Reference
+from chordflow.results.actions import (
+    ChunkTime,
+    CurvatureRow,
+    FreeWays,
+    GapRow,
+    HeldOut,
+    Latency,
+    PolicyName,
+    Reference,
+)
 from chordflow.results.episodes import Clip, Rollouts, SequentialRow, SuccessRow
-from chordflow.results.schema import CouplingSummary, Finding, LossCurve, Results
+from chordflow.results.schema import CouplingSummary, ExportedInfo, Finding, LossCurve, PolicyInfo, Results
 from chordflow.results.sequential import SequentialDecision
-from chordflow.results.statistics import Estimate, Interval, PairedSuccess
+from chordflow.results.statistics import Estimate, Interval, PairedSuccess, Percentiles
 from script_files import ROOT
 
 VERSIONS = {"python": "3.12.3", "torch": "2.11.0", "lerobot": "0.6.1", "chordflow": "0.1.0"}
@@ -137,6 +146,23 @@ def evaluation(**changes: Any) -> Results:
     clip = Clip("clip.gif", ["teacher", "student"], [0, 1, 2], [[True, True], [True, False], [True, True]])
     value = replace(base, policies=infos, success=success, sequential=sequential, clips=[clip], **rows)
     return replace(value, **changes)
+
+
+def exported() -> Results:
+    """What evaluate writes of an exported folder with two steps of a solver, three evaluations, of its own time."""
+    base, how = sample(), {"solver": "adams_bashforth", "grid_power": 1.4}
+    gaps = [row for row in base.gaps if row.policy == "teacher"]
+    own = gap("student", 2, "deployed", 0.0945, nfe=3, ratio_to_untrained=ratio(0.93, 0.83, 0.97), **how)
+    far = replace(own, reference="converged", rms=0.0964)
+    best = [gap("teacher", n, "converged", 0.2, grid_power=2.0) for n in (2, 3)]
+    times = Latency(0.1, 0.1, 1, 50, 10, 2, exported={"student": ChunkTime(2, Percentiles(*[0.055] * 4))})
+    made = ExportedInfo("me/checkpoint", precision="float32", backend="onnx", **how)
+    return replace(
+        base, kind="evaluate", student="outputs/robot", gaps=[*gaps, own, far], latency=times,
+        success=[*base.success, replace(success("student", 2, 0.9, (-0.02, -0.04, 0.0)), **how)],
+        policies=[PolicyInfo("student", "outputs/robot", "smolvla", 2, 1, "0" * 64, exported=made)],
+        free=FreeWays([0], [1], best, [far]),
+    )  # fmt: skip
 
 
 def picture_of(red: int, size: int = 48) -> str:

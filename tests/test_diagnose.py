@@ -115,8 +115,10 @@ def test_a_student_of_one_step_is_warned_of(
     measured = "chordflow.experiments.diagnose.measured"
     monkeypatch.setattr(measured, lambda *_, **__: signal.raise_signal(signal.SIGINT))
     assert main(arguments(student, dataset_root, tmp_path / "out")) == 130
-    said = capsys.readouterr().out.replace("\n", " ")
+    heard = capsys.readouterr()
+    said = heard.out.replace("\n", " ")
     assert f"Warning: policy.path={student} is a student that was trained for one step only" in said
+    assert heard.err.endswith("interrupted; nothing was written; give the same command again.\n")
 
 
 @pytest.mark.slow

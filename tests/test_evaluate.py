@@ -172,6 +172,8 @@ def test_another_solver_that_is_baked_in_is_the_students(
     results = run(options(checkpoint, other, tmp_path / "out", **{"eval.n_episodes": 2}))
     row = results.success_of("student", 2)
     assert (row.solver, row.grid_power) == ("adams_bashforth", 1.4)
+    # The teacher beside it makes as many evaluations.
+    assert results.success_of("teacher", 3) is not None
     assert "the student" in results.verdict
 
 

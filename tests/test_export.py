@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from onnxscript import ir
 import chordflow
 import chordflow_runtime
 from builders import build_checkpoint, build_dataset, observations
+from chordflow.cli.main import main
 from chordflow.demo.teacher import CAMERA, place_teacher
 from chordflow.deploy import graphs, int8, parity
 from chordflow.errors import UserError
@@ -34,6 +36,7 @@ from chordflow.policies.exported import ExportedPolicy
 from chordflow.policies.files import PREPROCESSOR
 from chordflow.policies.sampling import Sampler
 from chordflow.policies.smolvla import SmolVLAFlowPolicy
+from chordflow.reporting.card import exported_card
 from chordflow_runtime import RunnerError, load
 from chordflow_runtime.backends import openvino_core, require_bfloat16
 from families import CASES
@@ -506,6 +509,20 @@ def test_a_folder_that_acts_in_another_way_never_appears(
             chordflow.export(**given)
         assert not contents(tmp_path)
     else:
-        chordflow.export(**given)
+        done = chordflow.export(**given)
+        if options:
+            # Two digits, beside a bound.
+            gap = f"({done.manifest['parity']['gap_percent']:.2f} % of the spread)"
+            assert gap in done.verdict
+            assert gap in exported_card(done.manifest, "me/robot", {})
         with pytest.raises(UserError, match=r"output_dir=.* exists already"):
             chordflow.export(**given)
+
+
+def test_an_interrupted_export_says_that_nothing_was_written(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(job, "write_graphs", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    assert main(["export", f"--policy.path={checkpoint}", f"--output_dir={tmp_path / 'r'}"]) == 130
+    assert "interrupted; nothing was written; give the same command again." in capsys.readouterr().err
+    assert not contents(tmp_path)

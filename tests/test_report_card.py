@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 
 from chordflow.reporting.card import METHODS, card, hub_id
 from chordflow.results.schema import PolicyInfo
-from report_samples import MAKERS, diagnosis, hostile, sample
+from report_samples import MAKERS, diagnosis, exported, hostile, sample
 
 
 @pytest.mark.parametrize("kind", MAKERS)
@@ -75,6 +75,17 @@ def info(**more: Any) -> PolicyInfo:
 ])  # fmt: skip
 def test_the_card_says_how_a_student_was_made_and_at_which_steps_it_acts(changes: Any, text: str) -> None:
     assert text in card(sample(**changes))
+
+
+def test_the_card_of_an_exported_folder_is_not_its_checkpoints() -> None:
+    found = ModelCard(card(exported()), ignore_metadata_errors=False)
+    data, text = found.data, " ".join(found.text.split())
+    assert (data.library_name, data.base_model, data.model_name) == ("onnx", "me/checkpoint", "robot")
+    assert {metric.metric_value for metric in data.eval_results} == {90, 9.45}
+    assert "# robot `me/checkpoint` (smolvla) as a graph" in text
+    assert "by onnx in float32; number of adams_bashforth steps: 2, grid power 1.4." in text
+    assert "chordflow_runtime.load('outputs/robot')" in text
+    assert "lerobot-eval" not in text
 
 
 def test_the_card_does_not_guess_and_has_words_for_every_method() -> None:

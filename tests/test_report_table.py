@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from chordflow.reporting import study_table
+from chordflow.reporting import flow_plots, rollout_plots, study_table
 from chordflow.reporting.flow_tables import summary
 from chordflow.reporting.section import Section
 from chordflow.reporting.table import Drawn, facts, markdown, render, sections
 from chordflow.results.actions import FreeWays
 from chordflow.results.findings import verdict
 from chordflow.results.schema import PolicyInfo, Results
-from report_samples import MAKERS, diagnosis, evaluation, gap, sample, success
+from report_samples import MAKERS, diagnosis, evaluation, exported, gap, sample, success
 from study_samples import beginnings
 
 
@@ -138,6 +138,31 @@ def test_the_summary_is_the_verdicts_ways_to_act() -> None:
         ["student", "1", "91.0 [88.2, 93.2]", "9.1 %", "0.27"],
     ]
     assert section.marked == {4}
+
+
+def test_an_exported_folder_has_its_own_way_evaluations_and_time() -> None:
+    results = exported()
+    section = summary(results)
+    assert [cell.text for cell in section.rows[-1]] == [
+        "student, adams_bashforth (grid 1.4) (3 evaluations)", "2", "90.0 [87.1, 92.3]", "9.4 %", "0.05",
+    ]  # fmt: skip
+    assert section.marked == {len(section.rows) - 1}
+    tables = {section.key: section for section in sections(results)}
+    found = [[cell.text for cell in row] for row in tables["gap"].rows if "student" in row[0].text]
+    assert [(row[0], row[2], row[-1]) for row in found] == [
+        ("student, adams_bashforth (grid 1.4)", "3", "0.05")
+    ]
+    assert [row[-1].text for row in tables["free"].rows] == ["-", "9.6 %"]
+    text = markdown(results)
+    assert "0.93 (0.83 to 0.97) of the untrained teacher's at three Euler steps, as many evaluations" in text
+    assert (
+        "Chunks come 20.0 times as fast from the exported folder; as many evaluations in PyTorch give 2.8"
+        in text
+    )
+    panels = [plot.caption for plot in [*flow_plots.gaps(results), *rollout_plots.latency(results)]]
+    assert [re.search(r"student.* at two steps|exported folders", text) is not None for text in panels] == [
+        True
+    ] * 3
 
 
 def test_long_names_take_several_lines_and_figures_are_kept() -> None:

@@ -139,7 +139,7 @@ def test_success_is_told_apart_down_to_the_lower_end_of_the_students_interval() 
     assert 0.40 < student.interval.low < 0.41
     for rate, found in ((0.41, True), (0.40, False)):
         rows = [student, success("teacher", 1, rate, (-0.1, -0.2, -0.05), episodes=100)]
-        assert ("so training shows no clear gain" in told(_alone(success=rows, latency=ONE))) is found
+        assert ("so the student shows no clear gain" in told(_alone(success=rows, latency=ONE))) is found
 
 
 @pytest.mark.parametrize(("versus", "answer", "finding"), [

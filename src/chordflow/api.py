@@ -35,6 +35,10 @@ CLIP = "clips/episodes.gif"
 """The moving picture of an evaluation, in its folder."""
 
 
+NOTHING = "nothing was written; give the same command again."
+"""What an interrupt of a verb that writes at its end leaves."""
+
+
 class _Shown:
     """A result as a notebook shows it: its `verdict` and its rows, `to_pandas()`; elsewhere its folder, in a line."""
 
@@ -170,12 +174,14 @@ class Exported(_Shown):
     @property
     def verdict(self) -> str:
         """How far it lies from the checkpoint, in a sentence."""
+        from chordflow.results.wording import percent
+
         found = self.manifest["parity"]
         gap = found["teacher"]["gap_percent"] if "teacher" in found else None
         own = f" The checkpoint's own gap to its teacher is {gap:.2g} %." if gap is not None else ""
         return (
             f"On {found['observations']} observations it differs from the checkpoint by {found['max_relative']:.1e} of "
-            f"the largest action ({found['gap_percent']:.1g} % of the spread), with {found['flips']} flips in "
+            f"the largest action ({percent(found['gap_percent'] / 100)} of the spread), with {found['flips']} flips in "
             f"{found['flips_of']}.{own}"
         )
 
@@ -209,8 +215,11 @@ def diagnose(*, command: list[str] | None = None, **options: Any) -> Run:
     from chordflow.experiments.settings import diagnose_settings
 
     config = diagnose_settings(options)
-    folder, results = job.diagnose(config, command or command_line("diagnose", options))
-    files = _illustrate(results, folder, "make room and diagnose again into a new folder.")
+    with stopping.noting(lambda: NOTHING):
+        folder, results = job.diagnose(config, command or command_line("diagnose", options))
+    report = f"the results are saved; make their report with: chordflow report {shlex.quote(str(folder))}"
+    with stopping.noting(lambda: report):
+        files = _illustrate(results, folder, "make room and diagnose again into a new folder.")
     return Run(folder, results, files)
 
 
@@ -288,7 +297,8 @@ def export(**options: Any) -> Exported:
     from chordflow.reporting.card import exported_card
 
     config = export_settings(options)
-    manifest = job.export(config)
+    with stopping.noting(lambda: NOTHING):
+        manifest = job.export(config)
     push(config.policy, config.output_dir, partial(exported_card, manifest), config.policy)
     return Exported(config.output_dir, manifest)
 

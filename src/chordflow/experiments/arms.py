@@ -13,6 +13,7 @@ from chordflow.experiments.config import env_name
 from chordflow.experiments.evaluate_config import DelayConfig, EvaluateConfig
 from chordflow.experiments.measured import Entrant
 from chordflow.experiments.provenance import collected_in
+from chordflow.flow.solvers import get_solver
 from chordflow.policies import FlowPolicy, load_flow_policy
 from chordflow.policies.sampling import guidance_weight
 from chordflow.results.episodes import DelayMode
@@ -233,8 +234,8 @@ class _Rollouts:
 
     def _untrained(self) -> list[RolloutArm]:
         """The free alternative: the teacher at few steps, by Euler and by the best way at as many evaluations."""
-        few = {arm.num_steps for arm in self.candidates} | set(self.config.eval.teacher_num_steps)
-        few -= {self.teacher.num_steps}
+        few = {get_solver(arm.solver).nfe(arm.num_steps) for arm in self.candidates}
+        few = few.union(self.config.eval.teacher_num_steps) - {self.teacher.num_steps}
         entrant = self.entrants[TEACHER]
         arms = [_arm(entrant, n) for n in sorted(few)]
         for n in sorted(n for n in few if n < self.teacher.num_steps):

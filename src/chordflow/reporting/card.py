@@ -16,7 +16,7 @@ from chordflow.reporting.rollout_tables import rate
 from chordflow.reporting.table import escape, markdown
 from chordflow.results.actions import STUDENT
 from chordflow.results.schema import PolicyInfo, Results
-from chordflow.results.wording import clean, command_lines, estimate, percentage, steps
+from chordflow.results.wording import clean, command_lines, estimate, percent, percentage, steps
 
 METHODS = {
     "reflow": "reflow (rectified flow, Liu et al. 2022)",
@@ -52,13 +52,16 @@ def card(
         is a Hub id, and named in the text otherwise.
     """
     student = results.info(STUDENT)
-    exported = student.exported if student is not None else None
-    found = exported.checkpoint if exported is not None else results.student or results.teacher
+    found = results.student or results.teacher
     found = repo_id or (str(folder / found) if results.kind == "reflow" else found)
     path, name = _code(found), _name(found)
     lines = [f"{_front_matter(results, name, licence or {})}# {escape(name)}", ""]
     if results.student is None:
         lines += [f"A diagnosis of `{path}`", ""]
+    elif student is not None and (made := student.exported) is not None:
+        teacher = f"`{_code(results.teacher)}` at {steps(results.teacher_num_steps)}"
+        compared = f"The results call it the student, and {teacher} the teacher."
+        lines.append(_graph({**vars(student), **vars(made)}, made.checkpoint, compared, repr(path)))
     else:
         lines += [
             f"A student of `{_code(results.teacher)}`{_made_by(results, student)}: it has the teacher's class, config "
@@ -79,10 +82,29 @@ def exported_card(manifest: Mapping[str, Any], repo_id: str, licence: Mapping[st
     found, checkpoint = manifest["parity"], manifest["checkpoint"]["path"]
     text = f"Action gap to the checkpoint in percent, on {found['observations']} observations"
     metrics = [_metric("action_gap", text, found["gap_percent"] / 100, "lerobot", found["of"])]
-    backend = str(manifest["backend"])
-    more = {"library_name": backend, "tags": [*TAGS, backend], "base_model": hub_id(checkpoint)}
-    known = {**manifest, **found, "checkpoint": _code(checkpoint), "repo_id": repo_id}
-    return _front(repo_id.split("/")[-1], metrics, licence, **more) + asset("exported.md").format(**known)
+    compared = (
+        f"On {found['observations']} observations with the same noise it differs from the checkpoint by "
+        f"{found['max_relative']:.1e} of the largest action ({percent(found['gap_percent'] / 100)} of the spread)."
+    )
+    folder = f'snapshot_download("{repo_id}", local_dir="policy")'
+    front = _front(
+        repo_id.split("/")[-1], metrics, licence, **_of_graph(str(manifest["backend"]), checkpoint)
+    )
+    imports = "\nfrom huggingface_hub import snapshot_download"
+    return f"{front}# {repo_id}\n\n{_graph(manifest, checkpoint, compared, folder, imports)}"
+
+
+def _graph(known: Mapping[str, Any], checkpoint: str, compared: str, folder: str, imports: str = "") -> str:
+    """What an exported folder is, and how to load it."""
+    grid = "" if known["grid_power"] == 1 else f", grid power {known['grid_power']:g}"
+    words = {"checkpoint": _code(checkpoint), "compared": compared, "folder": folder, "grid": grid}
+    words["imports"] = f"import chordflow_runtime{imports}"
+    return asset("exported.md").format(**{**known, **words})
+
+
+def _of_graph(backend: str, checkpoint: str) -> dict[str, Any]:
+    """What the Hub reads of an exported folder."""
+    return {"library_name": backend, "tags": [*TAGS, backend], "base_model": hub_id(checkpoint)}
 
 
 # ---- What the Hub reads of it ---------------------------------------------------------------------------
@@ -91,7 +113,10 @@ def exported_card(manifest: Mapping[str, Any], repo_id: str, licence: Mapping[st
 def _front_matter(results: Results, name: str, licence: Mapping[str, str]) -> str:
     found = hub_id(str(look_up(results.settings, "dataset.repo_id")))
     about: dict[str, Any] = {"library_name": "lerobot", "datasets": [found] if found else None, "tags": TAGS}
-    if results.student is not None:
+    info = results.info(STUDENT)
+    if info is not None and info.exported is not None:
+        about |= _of_graph(info.exported.backend, info.exported.checkpoint)
+    elif results.student is not None:
         about |= {"tags": [*TAGS, "reflow", "distillation"], "base_model": hub_id(results.teacher)}
     metrics: list[EvalResult] = []
     n = results.student_num_steps

@@ -62,7 +62,7 @@ def _gap_panel(results: Results, rows: Sequence[GapRow], reach: tuple[float, flo
     shown = [
         row
         for row in in_order(results, rows)
-        if row.rms > 0 and (not crowded or row.solver == "euler" or row.policy == TEACHER)
+        if row.rms > 0 and (not crowded or row.solver == results.way(row.policy)[0] or row.policy == TEACHER)
     ]
     for (policy, solver), own in itertools.groupby(shown, lambda row: (row.policy, row.solver)):
         line = sorted(own, key=lambda row: row.nfe)
@@ -95,7 +95,7 @@ def _gap_caption(results: Results, reference: Reference, rows: Sequence[GapRow])
         f"{at(row)} {percent(row.rms)}{span(row.interval, percent)}"
         for policy, own in itertools.groupby(in_order(results, rows), lambda row: row.policy)
         for row in sorted(own, key=lambda row: row.num_steps)
-        if row.solver == "euler" and row.num_steps in few_steps
+        if row.solver == results.way(row.policy)[0] and row.num_steps in few_steps
     ]
     text = f"RMS, {', '.join(few)}." if few else "RMS by network evaluations."
     if reference == "converged" and results.floor is not None:

@@ -73,7 +73,7 @@ def summary(results: Results) -> Section | None:
 
     def time(way: ShownWay) -> float | None:
         nfe = way.row.nfe if way.row is not None else way.num_steps if way.solver == "euler" else None
-        return timed.relative(nfe) if timed is not None and nfe is not None else None
+        return timed.relative(nfe, way.policy) if timed is not None and nfe is not None else None
 
     def name(shown: ShownWay) -> str:
         nfe = getattr(shown.row, "nfe", shown.num_steps)
@@ -104,7 +104,7 @@ def _of(which: str, name: str) -> Callable[[ShownWay], Any]:
 
 
 def _summarised(results: Results) -> list[ShownWay]:
-    deployed, n = results.teacher_num_steps, results.student_num_steps
+    deployed, n = results.teacher_num_steps, results.student_nfe
     counts = {deployed, n or 1}
     counts |= {row.num_steps for row in results.success if row.policy == TEACHER and row.is_stock}
     if results.student is None and not results.success:
@@ -128,10 +128,11 @@ def _how(row: GapRow | ShownWay) -> tuple[PolicyName, str, int, float]:
     return row.policy, row.solver, row.num_steps, row.grid_power
 
 
-def _way(results: Results, policy: PolicyName, num_steps: int, solver: str = "euler") -> ShownWay:
+def _way(results: Results, policy: PolicyName, num_steps: int, solver: str | None = None) -> ShownWay:
+    own, power = results.way(policy)
     near, far = (results.gap(policy, num_steps, kind, solver) for kind in ("deployed", "converged"))
     solved = results.success_of(policy, num_steps, solver=solver)
-    return ShownWay(policy, solver, num_steps, 1.0, near, far, solved)
+    return ShownWay(policy, solver or own, num_steps, power, near, far, solved)
 
 
 def gaps(results: Results) -> Section | None:
@@ -148,7 +149,7 @@ def gaps(results: Results) -> Section | None:
         ]
 
     def time(way: ShownWay) -> float | None:
-        return timed.relative(way.row.nfe) if timed and way.row and not way.is_floor else None
+        return timed.relative(way.row.nfe, way.policy) if timed and way.row and not way.is_floor else None
 
     found = {(row.policy, row.num_steps, row.solver) for row in results.gaps}
     rows = in_order(results, (_way(results, *one) for one in found))
@@ -214,7 +215,8 @@ def free(results: Results) -> Section | None:
     rows = [row for row in found.ways if row.reference == "converged"]
 
     def beside(name: PolicyName) -> Column[GapRow]:
-        return Column(clean(name), lambda of: getattr(found.beside(name, of.nfe), "rms", None), _gap_percent)
+        own = {row.nfe: row.rms for row in found.others if row.policy == name}
+        return Column(clean(name), lambda of: own.get(of.nfe), _gap_percent)
 
     others = dict.fromkeys(row.policy for row in found.others if row.policy != TEACHER)
     return table(

@@ -203,8 +203,9 @@ def latency(results: Results) -> list[Plot]:
         return []
     counts = tables.chunk_steps(results)
     names = [steps(n) + ("" if n != timed.teacher_num_steps else ", teacher") for n in counts]
+    names += [f"{steps(made.num_steps)}, {name} (exported)" for name, made in timed.exported.items()]
     figure = plots.canvas(
-        plots.rows_height(len(counts)) + 60, "ms for one chunk", "", barmode="stack", bargap=0.35, showlegend=True,
+        plots.rows_height(len(names)) + 60, "ms for one chunk", "", barmode="stack", bargap=0.35, showlegend=True,
         legend={"y": 1.12, "traceorder": "normal"}, margin={"t": 34}, xaxis={"rangemode": "tozero"},
         yaxis=plots.rows_axis(names),
     )  # fmt: skip
@@ -212,18 +213,19 @@ def latency(results: Results) -> list[Plot]:
         ("encode", plots.NEUTRAL, "", [timed.encode_s] * len(counts)),
         ("steps", plots.TEACHER_BLUE, "/", [n * timed.step_s for n in counts]),
     ):
-        hovers = [f"{name}: {what} {seconds(time)}" for name, time in zip(names, times, strict=True)]
+        hovers = [f"{name}: {what} {seconds(time)}" for name, time in zip(names, times, strict=False)]
         lengths = [1000 * time for time in times]
         plots.add_bars(figure, lengths, what, hovers, colour=colour, hatch=hatch, across=True)
-    measured = {chunk.num_steps: chunk.seconds for chunk in timed.chunks}
-    places = [place for place, n in enumerate(counts) if n in measured]
+    chunks = {chunk.num_steps: chunk.seconds for chunk in timed.chunks}
+    known = [chunks.get(n) for n in counts] + [made.seconds for made in timed.exported.values()]
+    measured = {place: found for place, found in enumerate(known) if found is not None}
     symbols = {"p50": "line-ns-open", "p90": "triangle-up", "p95": "diamond", "p99": "x"}
-    for which, symbol in symbols.items() if places else ():
-        times = [getattr(measured[counts[place]], which) for place in places]
-        hovers = [f"{names[at]}: {which} {seconds(time)}" for at, time in zip(places, times, strict=True)]
+    for which, symbol in symbols.items() if measured else ():
+        times = [getattr(found, which) for found in measured.values()]
+        hovers = [f"{names[at]}: {which} {seconds(time)}" for at, time in zip(measured, times, strict=True)]
         plots.add_marks(
-            figure, [1000 * time for time in times], places, which, hovers, colour=plots.STUDENT_ORANGE, symbol=symbol,
-            size=9, marker={"line": {"width": 2, "color": plots.STUDENT_ORANGE}},
+            figure, [1000 * time for time in times], measured, which, hovers, colour=plots.STUDENT_ORANGE,
+            symbol=symbol, size=9, marker={"line": {"width": 2, "color": plots.STUDENT_ORANGE}},
         )  # fmt: skip
     plots.reference_line(figure, f"ceiling {timed.ceiling:.2f}x", x=1000 * timed.chunk_s(1))
     caption = (
@@ -232,6 +234,8 @@ def latency(results: Results) -> list[Plot]:
         f"{steps(timed.teacher_num_steps)} is the most there is; encoding is {percent(timed.encode_share(1), 0)} of "
         "that chunk."
     )
+    if timed.exported:
+        caption += " Of exported folders whole chunks are timed: marks without a bar."
     return [Plot("latency", "Time of a chunk", caption, figure)]
 
 

@@ -278,7 +278,7 @@ def latency(results: Results) -> Section | None:
         rows.append(Time(name, timed.chunk_s(n), measured.get(n), timed.relative(n)))
     for policy, made in timed.exported.items():
         name, time = f"chunk at {steps(made.num_steps)}, {clean(policy)} (exported)", made.seconds
-        rows.append(Time(name, time.p50, time, time.p50 / timed.teacher_s))
+        rows.append(Time(name, time.p50, time, timed.relative(made.num_steps, policy)))
     if (own := timed.processors_s) is not None:
         rows.append(Time("processors, not a part of the above", own, None, own / whole))
 

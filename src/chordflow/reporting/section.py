@@ -205,7 +205,9 @@ def brief(row: Any, longest: int = 26) -> str:
 
 def as_saved(results: Results, row: Any) -> bool:
     """Whether a row is of the student as saved."""
-    return (row.policy, _solver(row)[0], row.num_steps) == (STUDENT, "euler", results.student_num_steps)
+    own = results.way(STUDENT)
+    solver, power = (getattr(row, name, of) for name, of in zip(("solver", "grid_power"), own, strict=True))
+    return (row.policy, row.num_steps, solver, power) == (STUDENT, results.student_num_steps, *own)
 
 
 POLICY: Column[Any] = Column("policy", way)

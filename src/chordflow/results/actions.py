@@ -321,19 +321,18 @@ class Latency:
         """Seconds for one chunk at this many Euler steps, summed up from encoding and steps."""
         return self.encode_s + num_steps * self.step_s
 
-    def relative(self, num_steps: int) -> float:
-        """Time of a chunk over that of the teacher's: of whole chunks where both were timed, else of sums."""
+    def relative(self, num_steps: int, policy: PolicyName = TEACHER) -> float:
+        """Time of a chunk over that of the teacher's: of whole chunks where both were timed, else of sums.
+
+        An exported folder has its own time.
+        """
         whole = {chunk.num_steps: chunk.seconds.p50 for chunk in self.chunks}
         teacher = self.teacher_num_steps
+        if policy in self.exported:
+            return self.exported[policy].seconds.p50 / (whole.get(teacher) or self.chunk_s(teacher))
         if whole.get(teacher) and whole.get(num_steps):
             return whole[num_steps] / whole[teacher]
         return self.chunk_s(num_steps) / self.chunk_s(teacher)
-
-    @property
-    def teacher_s(self) -> float:
-        """Median seconds of the teacher's chunk, measured where it was, else summed up."""
-        whole = {chunk.num_steps: chunk.seconds.p50 for chunk in self.chunks}
-        return whole.get(self.teacher_num_steps) or self.chunk_s(self.teacher_num_steps)
 
     def encode_share(self, num_steps: int) -> float:
         """Share of encoding in a chunk at this many steps, from the same figures as the ceiling."""

@@ -18,7 +18,7 @@ BETTER_SOLVER = 0.9
 
 def no_training_needed(results: Results) -> str | None:
     """Untrained, with at most `FEW_STEPS` evaluations, the policy is within the floor of itself as deployed."""
-    row = _cheapest(results, max(FEW_STEPS, results.student_num_steps or 0))
+    row = _cheapest(results, max(FEW_STEPS, results.student_nfe or 0))
     if row is None:
         return None
     enough, lie = ("is", "it lies") if row.num_steps == 1 else ("are", "they lie")
@@ -65,17 +65,17 @@ def named(results: Results) -> list[GapRow]:
 
 def _as_good(results: Results) -> tuple[bool, bool, GapRow] | None:
     """Whether `untrained_is_as_good` by gap, whether by success, and the way."""
-    n = results.student_num_steps
-    if n is None:
+    n, nfe = results.student_num_steps, results.student_nfe
+    if n is None or nfe is None:
         return None
     own, found = results.success_of(STUDENT, n), []
-    for row in free_ways(results, max(FEW_STEPS, n)):
+    for row in free_ways(results, max(FEW_STEPS, nfe)):
         if _as_good_as_deployed(results, row):
             return None
         student, success = _on_the_same_pairs(results, row, STUDENT, n), _success_beside(results, row)
         near = student is not None and row.rms <= student.rms
         often = success is not None and own is not None and success.rate >= own.interval.low
-        if (near or often) and (row.num_steps, row.is_stock) != (n, True):
+        if (near or often) and (row.nfe, row.is_stock) != (nfe, True):
             found.append((near, often, row))
     return max(found, key=lambda f: (f[0] and f[1], f[0]), default=None)
 

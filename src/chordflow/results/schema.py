@@ -313,6 +313,12 @@ class Results(RecordFile):
         return min((r.num_steps for r in rows if r.policy == STUDENT), default=None)
 
     @property
+    def student_nfe(self) -> int | None:
+        """Network evaluations of the student as saved: its steps, but for exported folders of other solvers."""
+        n = self.student_num_steps
+        return next((row.nfe for row in self.gaps if (row.policy, row.num_steps) == (STUDENT, n)), n)
+
+    @property
     def floor(self) -> GapRow | None:
         """Gap of the teacher as deployed to its own converged ODE, below which a gap means little."""
         return self.gap(TEACHER, self.teacher_num_steps, "converged")

@@ -80,15 +80,15 @@ def _who(name: PolicyName) -> str:
 
 
 def success_beside_untrained(results: Results) -> str | None:
-    """The untrained teacher's success at the student's steps: no clear gain where it reaches the student's interval."""
-    n = results.student_num_steps
-    if n is None or n == results.teacher_num_steps:
+    """The untrained teacher's success at as many evaluations: no clear gain where it reaches the student's interval."""
+    n, nfe = results.student_num_steps, results.student_nfe
+    if n is None or nfe is None or nfe == results.teacher_num_steps:
         return None
-    student, untrained = results.success_of(STUDENT, n), results.success_of(TEACHER, n)
+    student, untrained = results.success_of(STUDENT, n), results.success_of(TEACHER, nfe)
     if student is None or untrained is None:
         return None
-    gain = ", so training shows no clear gain" if untrained.rate >= student.interval.low else ""
-    return f"Untrained, the teacher at {steps(n)} has a success of {percent(untrained.rate, 1)}{gain}."
+    gain = ", so the student shows no clear gain" if untrained.rate >= student.interval.low else ""
+    return f"Untrained, the teacher at {steps(nfe)} has a success of {percent(untrained.rate, 1)}{gain}."
 
 
 def success_of_the_teacher(results: Results) -> str | None:
@@ -148,17 +148,18 @@ def student_gap(results: Results) -> str | None:
     row = next((r for r in rows if r.ratio_to_untrained is not None), rows[0])
     to = f"action gap to the {'deployed teacher' if row.reference == 'deployed' else 'converged ODE'}"
     gap, found = f"{percent(row.rms)} RMS{noise_text(results, row)}", row.ratio_to_untrained
+    cost = "" if row.nfe == row.num_steps else f" at {steps(row.nfe, 'Euler')}, as many evaluations"
     text = f"At {steps(row.num_steps)} the student's {to} is {gap}, "
     if found is None:
         text += "not compared with the untrained teacher's"
     elif found.interval is None:
-        text += f"{found.value:.2f} of the untrained teacher's on too few episodes to tell"
+        text += f"{found.value:.2f} of the untrained teacher's{cost} on too few episodes to tell"
     elif found.interval.high < 1:
-        text += f"{_ratio(found)} of the untrained teacher's"
+        text += f"{_ratio(found)} of the untrained teacher's{cost}"
     else:
         worse = "worse" if found.interval.low > 1 else "no better"
         text = (
-            f"At {steps(row.num_steps)} the student is {worse} than the untrained teacher ({to} {gap}, ratio "
+            f"At {steps(row.num_steps)} the student is {worse} than the untrained teacher{cost} ({to} {gap}, ratio "
             f"{_ratio(found)})"
         )
     if row.rms == 0 or row.rms < TAIL * row.median:
@@ -248,24 +249,26 @@ def chunks_come_faster(results: Results) -> str | None:
     latency = results.timed
     if latency is None or results.student is None:
         return None
-    share = f"encoding is {percent(latency.encode_share(latency.student_num_steps), 0)} of each"
-    if (own := latency.exported.get(STUDENT)) is not None:
-        faster = latency.teacher_s / own.seconds.p50
+    nfe = results.student_nfe or latency.student_num_steps
+    speedup = 1 / latency.relative(nfe)
+    share = f"encoding is {percent(latency.encode_share(nfe), 0)} of each"
+    if STUDENT in latency.exported:
+        faster = 1 / latency.relative(nfe, STUDENT)
         return (
-            f"Chunks come {faster:.1f} times as fast from the exported folder; as many steps in PyTorch "
-            f"give {latency.speedup:.1f} times ({_beside_ceiling(latency)}: {share})."
+            f"Chunks come {faster:.1f} times as fast from the exported folder; as many evaluations in PyTorch "
+            f"give {speedup:.1f} times ({_beside_ceiling(latency, speedup)}: {share})."
         )
-    if latency.speedup < NOTICEABLE_SPEEDUP:
+    if speedup < NOTICEABLE_SPEEDUP:
         return f"Chunks come no faster ({share})."
-    return f"Chunks come {latency.speedup:.1f} times as fast ({_beside_ceiling(latency)}: {share})."
+    return f"Chunks come {speedup:.1f} times as fast ({_beside_ceiling(latency, speedup)}: {share})."
 
 
-def _beside_ceiling(latency: Latency) -> str:
+def _beside_ceiling(latency: Latency, speedup: float) -> str:
     """How a measured speed-up, of whole chunks, stands to the ceiling, of their parts; it may lie a little above."""
-    speedup, ceiling = f"{latency.speedup:.1f}", f"{latency.ceiling:.1f}"
-    if speedup == ceiling:
+    ceiling = f"{latency.ceiling:.1f}"
+    if f"{speedup:.1f}" == ceiling:
         return "the ceiling"
-    near = abs(latency.speedup - latency.ceiling) <= ABOVE * latency.ceiling
+    near = abs(speedup - latency.ceiling) <= ABOVE * latency.ceiling
     return f"near the ceiling of {ceiling}" if near else f"ceiling {ceiling}"
 
 
