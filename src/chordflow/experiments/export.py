@@ -18,7 +18,7 @@ from torch import Tensor
 from chordflow.checks import check_fields
 from chordflow.console import doing, say
 from chordflow.couplings import TOLERANCE_S, DatasetConfig, Observations, open_split
-from chordflow.deploy.graphs import to_openvino, write_graphs
+from chordflow.deploy.graphs import NOISE, to_openvino, write_graphs
 from chordflow.deploy.int8 import prepared
 from chordflow.deploy.parity import Difference, endpoints, noises, receipt
 from chordflow.deploy.preparation import (
@@ -185,6 +185,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
         with doing("Tracing the policy"):
             two = config.graphs == Graphs.TWO
             free = {one["name"]: 1 for one in parts["inputs"] if PROMPT in one["shape"]}
+            free |= {NOISE: 0} if manifest["noise"]["shape"][0] != 1 else {}
             graphs = write_graphs(sampler, example(parts), folder, two=two, int8=int8, free=free)
             manifest["graphs"] = graphs
             write_tokenizer(policy, folder)
@@ -284,6 +285,9 @@ def _manifest(
 ) -> dict[str, Any]:
     """All of the manifest that is known before the graphs are."""
     chunk = sampler.policy.chunk
+    # OpenVINO computes what depends on a free number of noises less exactly, such as the embedding of times.
+    free = config.graphs == Graphs.ONE and config.backend == Backend.ONNX
+    draws = "draws" if free else 1
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -295,8 +299,12 @@ def _manifest(
         "times": time_grid(sampler.num_steps, sampler.grid_power) if config.graphs == Graphs.TWO else [],
         "backend": config.backend,
         "precision": config.precision,
-        "noise": {"input": "noise", "shape": [1, *chunk.shape], "law": "standard_normal"},
-        "output": {"name": "actions", "shape": [1, chunk.horizon, chunk.action_dim], "unit": "normalised"},
+        "noise": {"input": NOISE, "shape": [draws, *chunk.shape], "law": "standard_normal"},
+        "output": {
+            "name": "actions",
+            "shape": [draws, chunk.horizon, chunk.action_dim],
+            "unit": "normalised",
+        },
         **parts,
         "chunk": {
             "horizon": chunk.horizon,

@@ -36,7 +36,7 @@ class Policy:
         self._executed = slice(first, first + int(manifest["chunk"]["num_executed"]))
         if manifest["noise"]["law"] != "standard_normal":
             raise ValueError(f"noise of law {manifest['noise']['law']}")
-        self._noise_shape = tuple(manifest["noise"]["shape"])
+        self._noise_shape = (1, *manifest["noise"]["shape"][1:])
         self._generator = np.random.default_rng(seed)
         self._graphs = open_graphs(manifest, folder, threads, num_steps)
         self._actions: deque[Floats] = deque()
@@ -73,12 +73,16 @@ class Policy:
             raise RunnerError(
                 f"noise has shape {noise.shape}; give finite numbers of shape {self._noise_shape}."
             )
-        endpoint = self._graphs.endpoint(inputs, noise)[0, :, : self._action_dim]
-        if not np.isfinite(endpoint).all():
+        return self.endpoints(inputs, noise)[0]
+
+    def endpoints(self, inputs: Mapping[str, Any], noise: Floats) -> Floats:
+        """The normalised chunks (K, H, A) of one observation and several noises (K, H, D)."""
+        endpoints = self._graphs.endpoints(inputs, noise)[..., : self._action_dim]
+        if not np.isfinite(endpoints).all():
             raise RunnerError(
                 "the graph gave NaN or infinite actions; look at the observation and the checkpoint."
             )
-        return endpoint
+        return endpoints
 
     def to_action(self, endpoint: Floats) -> Floats:
         """A chunk (..., A) of `endpoint` in the robot's units."""
