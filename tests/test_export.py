@@ -409,6 +409,16 @@ def test_a_family_that_no_graph_can_hold_is_refused_by_name(
     assert why in said
 
 
+def test_an_adapter_that_acts_in_another_way_than_lerobots_class_exports_nothing(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = SmolVLAFlowPolicy.velocity
+    monkeypatch.setattr(SmolVLAFlowPolicy, "velocity", lambda *given: real(*given) * (1 + 3e-5))
+    with pytest.raises(UserError, match=r"LeRobot's own class \(rms_relative=.*nothing was written"):
+        chordflow.export(policy=checkpoint, output_dir=tmp_path / "r")
+    assert not contents(tmp_path)
+
+
 def test_noise_of_another_law_and_absent_packages_are_refused(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:

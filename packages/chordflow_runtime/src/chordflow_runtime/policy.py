@@ -68,7 +68,10 @@ class Policy:
         """The chunk (H, A) as the graph gives it, normalised, of what `prepare` or `encode` makes and noise."""
         if noise is None:
             noise = self._generator.standard_normal(self._noise_shape, dtype=np.float32)
-        noise = np.asarray(noise, dtype=np.float32)
+        try:
+            noise = np.asarray(noise, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise RunnerError(f"noise is {noise!r}; give numbers of shape {self._noise_shape}.") from error
         if noise.shape != self._noise_shape or not np.isfinite(noise).all():
             raise RunnerError(
                 f"noise has shape {noise.shape}; give finite numbers of shape {self._noise_shape}."
@@ -128,9 +131,11 @@ def load(
     Raises:
         RunnerError: if the folder was changed, is of a newer version, or cannot be run here.
     """
-    for name, value in (("threads", threads), ("num_steps", num_steps)):
-        if value is not None and value < 1:
-            raise RunnerError(f"{name} is {value}; choose at least 1, or leave it out.")
+    for name, value, least in (("threads", threads, 1), ("num_steps", num_steps, 1), ("seed", seed, 0)):
+        if value is not None and (not isinstance(value, int) or value < least):
+            raise RunnerError(
+                f"{name} is {value!r}; choose a whole number, at least {least}, or leave it out."
+            )
     folder = Path(folder)
     try:
         return Policy(read_manifest(folder), folder, threads, seed, num_steps)
