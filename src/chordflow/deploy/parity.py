@@ -23,6 +23,9 @@ from chordflow.policies.exported import ExportedPolicy
 from chordflow.policies.sampling import Sampler
 
 NOISES = 4
+STOCK_OBSERVATIONS = 2
+"""On which chordflow's adapter is compared with LeRobot's class."""
+
 MODE_OBSERVATIONS, MODE_NOISES = 8, 16
 """On so many observations so many noises, so that flips from one mode to another are seen."""
 
@@ -76,8 +79,8 @@ def endpoints(
     with bar(what) as progress, torch.no_grad():
         for done, (item, own) in enumerate(zip(items, noise, strict=True), 1):
             context = policy.encode(policy.preprocess(default_collate([dict(item)])))
-            # One as a robot draws it; the others together where the graph can, which encodes anew each time.
-            parts = (own[:1], own[1:])
+            # As many together as there are, since one graph encodes anew each time; sometimes one, as on a robot.
+            parts = (own[:1], own[1:]) if len(own) > NOISES else (own,)
             ends = [sampler(context.repeat(len(part)), part)[..., :real].float() for part in parts]
             found.append(torch.cat(ends))
             progress.update(done, len(items))
@@ -96,7 +99,7 @@ def check_stock(policy: FlowPolicy, items: Sequence[Item], num_steps: int) -> Di
     policy.set_num_steps(num_steps)
     if policy.rtc_config is not None:
         policy.rtc_config.enabled = False
-    for seed, item in enumerate(items[:MODE_OBSERVATIONS]):
+    for seed, item in enumerate(items[:STOCK_OBSERVATIONS]):
         now, history = {"task": item["task"]}, {"task": item["task"]}
         for key in [key for key in item if key.startswith(OBS_PREFIX)]:
             one_step = len(policy.observation_delta_indices or [0]) == 1
