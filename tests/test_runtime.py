@@ -44,6 +44,7 @@ from chordflow.deploy.graphs import to_openvino
 from chordflow_runtime import RunnerError, backends
 from chordflow_runtime.images import Camera, Scale
 from chordflow_runtime.language import Language
+from chordflow_runtime.manifest import content_sha256
 
 H, D, A, S, LENGTH = 6, 5, 2, 3, 16
 STATE, TOP = "observation.state", "observation.images.top"
@@ -77,7 +78,8 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Writes a manifest that lists what is in the folder."""
     files = [file for file in sorted(folder.iterdir()) if file.suffix != ".json" or file.stem == "tokenizer"]
     hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-    (folder / "manifest.json").write_text(json.dumps({"files": hashes} | manifest))
+    whole = {"files": hashes} | manifest
+    (folder / "manifest.json").write_text(json.dumps(whole | {"sha256": content_sha256(whole)}))
 
 
 def build(folder: Path, *, steps: int = 1, **changes: Any) -> Path:
@@ -278,6 +280,8 @@ def test_a_long_instruction_is_cut_with_one_warning(folder: Path) -> None:
         ({STATE: None}, f"no {STATE}"),
         ({"task": None}, "no task"),
         ({"task": 3}, "task is 3"),
+        ({"task": "go \udcff"}, r"task is 'go \\udcff'"),
+        ({TOP: np.zeros((0, 0, 3), dtype=np.uint8)}, r"\(0, 0, 3\); give"),
         ({STATE: np.zeros(S + 1)}, rf"{STATE} .* shape \(4,\); give 3"),
         ({STATE: np.array([0, np.nan, 0])}, f"{STATE} .*nan"),
         ({STATE: "left"}, f"{STATE} is 'left'"),
@@ -300,12 +304,22 @@ def test_noise_of_another_shape_and_actions_that_are_no_numbers_are_refused(fold
     policy = chordflow_runtime.load(folder)
     with pytest.raises(RunnerError, match=rf"noise has shape \(1, {H}, {A}\).*\(1, {H}, {D}\)"):
         policy(observation(), NOISE[..., :A])
+    with pytest.raises(RunnerError, match="noise is 'x'; give numbers"):
+        policy(observation(), "x")
+    with pytest.raises(RunnerError, match="observation is None; give a dict"):
+        policy(None)  # type: ignore[arg-type]
     with pytest.raises(RunnerError, match="graph gave NaN"):
         policy(observation(), np.full_like(NOISE, 3e38))
 
 
 def overwrite(name: str, content: bytes) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_bytes(content)
+
+
+def rescaled(folder: Path) -> None:
+    """As if somebody had written into the manifest."""
+    file = folder / "manifest.json"
+    file.write_text(file.read_text().replace('"unnormalise": {}', '"unnormalise": {"action": 2}'))
 
 
 @pytest.mark.parametrize(
@@ -315,6 +329,7 @@ def overwrite(name: str, content: bytes) -> Callable[[Path], object]:
         (lambda folder: (folder / "policy.onnx").unlink(), {}, {}, "policy.onnx is missing"),
         (lambda folder: (folder / "manifest.json").unlink(), {}, {}, "no manifest.json"),
         (overwrite("manifest.json", b"{"), {}, {}, "cannot be followed"),
+        (rescaled, {}, {}, "manifest.json was changed"),
         (None, {"version": 2}, {}, "version 2.*up to 1"),
         (None, {"format": "package"}, {}, "format 'package'"),
         (None, {"files": {"../x": ""}}, {}, "lists '../x'"),
@@ -325,6 +340,8 @@ def overwrite(name: str, content: bytes) -> Callable[[Path], object]:
         (None, {}, {"num_steps": 3}, "num_steps is 3"),
         (None, {}, {"num_steps": 0}, "num_steps is 0"),
         (None, {}, {"threads": 0}, "threads is 0"),
+        (None, {}, {"threads": 1.5}, "threads is 1.5"),
+        (None, {}, {"seed": -1}, "seed is -1"),
     ],
 )  # fmt: skip
 def test_a_folder_that_cannot_be_trusted_or_followed_is_refused(

@@ -1,6 +1,6 @@
 """A policy as graphs of ONNX or OpenVINO: the adapter's `encode` and `velocity`, traced as they are.
 
-Shapes: H chunk size, D padded action dimension, A real action dimension; the batch is 1.
+Shapes: K noises of one observation, H chunk size, D padded action dimension, A real action dimension.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from chordflow.quiet import quiet_stdout
 
 POLICY, ENCODE, STEP = "policy.onnx", "encode.onnx", "step.onnx"
 """Names of the graphs in a folder."""
+
+NOISE = "noise"
+"""The name of a whole graph's first input."""
 
 CONTEXT = "context."
 """How the names of the context's tensors begin, between two graphs."""
@@ -73,9 +76,11 @@ class _Whole(nn.Module):
         self.sampler = sampler
 
     def forward(self, noise: Tensor, *observation: Tensor) -> Tensor:
-        """The real dimensions of the endpoint, (1, H, A)."""
-        endpoint = self.sampler(self.encode.context(observation), noise)
-        return endpoint[..., : self.policy.chunk.action_dim]
+        """The real dimensions of the endpoints, (K, H, A), of noise (K, H, D) and one observation."""
+        # `len` would fix the number in the graph.
+        draws = noise.shape[0]
+        context = self.encode.context(observation).map(lambda one: one.expand(draws, *one.shape[1:]))
+        return self.sampler(context, noise)[..., : self.policy.chunk.action_dim]
 
 
 @torch.no_grad()
@@ -96,23 +101,25 @@ def write_graphs(
         folder: where the graphs go.
         two: whether encoding and step are apart.
         int8: marks the graphs as `quantize_tower` reads them.
-        free: by input, the axis that may have any size from 2 on, the same in all.
+        free: by input, the axis that may have any size: the first of noise, the second of what is as long as the
+            prompt, the same from 2 on in all of these.
 
     Raises:
         UserError: if the family's code cannot be traced.
     """
     keys, values = list(inputs), tuple(inputs.values())
-    noise = torch.randn(1, *sampler.policy.chunk.shape)
     if not two:
         whole = _Whole(sampler, keys)
-        _write(whole, (noise, *values), ["noise", *keys], ["actions"], folder / POLICY, int8, free)
+        # The tracer takes an axis of one for fixed.
+        noise = torch.randn(2 if NOISE in free else 1, *sampler.policy.chunk.shape)
+        _write(whole, (noise, *values), [NOISE, *keys], ["actions"], folder / POLICY, int8, free)
         return {"kind": "one", "policy": POLICY}
     encode = _Encode(sampler.policy, keys)
     context = encode.context(values)
     names = [CONTEXT + name for name in context.names()]
     _write(encode, values, keys, names, folder / ENCODE, int8, free)
     step = _Step(sampler.policy, type(context))
-    given = (noise, torch.ones(1), *context.tensors())
+    given = (torch.randn(1, *sampler.policy.chunk.shape), torch.ones(1), *context.tensors())
     # With the prompt varies whatever is as long as the prefix.
     prefix = {CONTEXT + name: axis for name, axis in type(context).growing.items() if free}
     _write(step, given, ["x_t", "t", *names], ["velocity"], folder / STEP, int8, prefix)

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from lerobot.utils.constants import OBS_PREFIX
 from torch import Tensor
 from torch.utils.data import default_collate
 
@@ -22,11 +23,14 @@ from chordflow.policies.exported import ExportedPolicy
 from chordflow.policies.sampling import Sampler
 
 NOISES = 4
+STOCK_OBSERVATIONS = 2
+"""On which chordflow's adapter is compared with LeRobot's class."""
+
 MODE_OBSERVATIONS, MODE_NOISES = 8, 16
 """On so many observations so many noises, so that flips from one mode to another are seen."""
 
-MAX_RELATIVE, RMS_RELATIVE = 1e-4, 1e-5
-"""What an export in float32 may differ by."""
+EXACT = {"max_relative": 1e-4, "rms_relative": 1e-5}
+"""What may differ in float32."""
 
 type Item = Mapping[str, Any]
 
@@ -75,9 +79,47 @@ def endpoints(
     with bar(what) as progress, torch.no_grad():
         for done, (item, own) in enumerate(zip(items, noise, strict=True), 1):
             context = policy.encode(policy.preprocess(default_collate([dict(item)])))
-            found.append(sampler(context.repeat(len(own)), own)[..., :real].float())
+            # As many together as there are, since one graph encodes anew each time; sometimes one, as on a robot.
+            parts = (own[:1], own[1:]) if len(own) > NOISES else (own,)
+            ends = [sampler(context.repeat(len(part)), part)[..., :real].float() for part in parts]
+            found.append(torch.cat(ends))
             progress.update(done, len(items))
     return found
+
+
+def check_stock(policy: FlowPolicy, items: Sequence[Item], num_steps: int) -> Difference:
+    """How far the adapter, which is traced, acts from LeRobot's own class on the first observations.
+
+    Both take Euler steps from the noise that LeRobot draws of torch's global generator, at an episode's start.
+
+    Raises:
+        UserError: if they differ by more than rounding.
+    """
+    stock, chunk, found, wanted = policy.policy, policy.chunk, [], []
+    policy.set_num_steps(num_steps)
+    if policy.rtc_config is not None:
+        policy.rtc_config.enabled = False
+    for seed, item in enumerate(items[:STOCK_OBSERVATIONS]):
+        now, history = {"task": item["task"]}, {"task": item["task"]}
+        for key in [key for key in item if key.startswith(OBS_PREFIX)]:
+            one_step = len(policy.observation_delta_indices or [0]) == 1
+            now[key] = item[key] if one_step else item[key][-1]
+            history[key] = item[key] if one_step else now[key].expand_as(item[key])
+        with torch.no_grad():
+            noise = policy.sample_noise(1, torch.manual_seed(seed))
+            end = Sampler(policy, num_steps)(
+                policy.encode(policy.preprocess(default_collate([history]))), noise
+            )
+            found.append(end[0, chunk.first_executed :, : chunk.action_dim][: chunk.num_executed])
+            torch.manual_seed(seed)
+            stock.reset()
+            batch = policy.preprocessor(default_collate([now]))
+            wanted.append(torch.cat([stock.select_action(dict(batch)) for _ in found[-1]]))
+    difference = Difference.of(found, wanted)
+    _refuse_above(
+        EXACT, difference, "chordflow's actions differ from those of LeRobot's own class", "please report it"
+    )
+    return difference
 
 
 def receipt(
@@ -100,27 +142,30 @@ def receipt(
     difference = Difference.of(actual, reference)
     # Both of the folder's endpoint, so that a lower precision does not hide what follows it.
     in_units = Difference.of(*([own.to_action(actual[0][:1])] for own in (folder, policy)))
-    exact = {"max_relative": MAX_RELATIVE, "rms_relative": RMS_RELATIVE}
-    _refuse_above(exact if max_gap is None else {"gap_percent": max_gap}, difference, "endpoints")
-    _refuse_above(exact, in_units, "actions in the robot's units")
+    other = "another --backend or --precision may be nearer"
+    if max_gap is not None:
+        other = f"--max_gap=... allows more, {other}"
+    bounds = EXACT if max_gap is None else {"gap_percent": max_gap}
+    _refuse_above(bounds, difference, "the exported endpoints differ from the checkpoint's", other)
+    _refuse_above(
+        EXACT, in_units, "the exported actions in the robot's units differ from the checkpoint's", other
+    )
     return {
         "observations": len(items),
         "noises": NOISES,
         **asdict(difference),
         "flips": _flips(policy, actual, reference),
         "flips_of": MODE_OBSERVATIONS * MODE_NOISES,
-        "reference": "the checkpoint in float32, which takes the same steps as LeRobot's own class",
+        "reference": "the checkpoint in float32, by chordflow's adapter",
     }
 
 
-def _refuse_above(bounds: Mapping[str, float], found: Difference, of: str) -> None:
+def _refuse_above(bounds: Mapping[str, float], found: Difference, what: str, remedy: str) -> None:
     for name, most in bounds.items():
         value = getattr(found, name)
         if not value <= most:
-            other = "--max_gap=... allows more, " if name == "gap_percent" else ""
             raise UserError(
-                f"the exported {of} differ from the checkpoint's ({name}={value:.2g}, at most {most:g}), so nothing "
-                f"was written; {other}another --backend or --precision may be nearer."
+                f"{what} ({name}={value:.2g}, at most {most:g}), so nothing was written; {remedy}."
             )
 
 

@@ -117,8 +117,12 @@ def preparation(
     }
 
 
+_UNITS = {"tokens": "token", "token_mask": "true for a token"}
+
+
 def _input(key: str, kind: str, shape: Sequence[int | str], dtype: str = "float32") -> dict[str, Any]:
-    return {"name": key, "key": key, "kind": kind, "shape": [1, *shape], "dtype": dtype}
+    unit = _UNITS.get(kind, "normalised")
+    return {"name": key, "key": key, "kind": kind, "shape": [1, *shape], "dtype": dtype, "unit": unit}
 
 
 def _tokenizing(policy: FlowPolicy) -> Any | None:

@@ -18,9 +18,9 @@ from torch import Tensor
 from chordflow.checks import check_fields
 from chordflow.console import doing, say
 from chordflow.couplings import TOLERANCE_S, DatasetConfig, Observations, open_split
-from chordflow.deploy.graphs import to_openvino, write_graphs
+from chordflow.deploy.graphs import NOISE, to_openvino, write_graphs
 from chordflow.deploy.int8 import prepared
-from chordflow.deploy.parity import Difference, endpoints, noises, receipt
+from chordflow.deploy.parity import Difference, check_stock, endpoints, noises, receipt
 from chordflow.deploy.preparation import (
     PROMPT,
     TOKENIZER,
@@ -147,6 +147,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
         raise UserError(f'{", ".join(missing)} not installed; install with: pip install "chordflow[export]"')
     from chordflow_runtime import RunnerError
     from chordflow_runtime.backends import require_bfloat16
+    from chordflow_runtime.manifest import content_sha256
 
     refuse_existing(config.output_dir, "")
     if config.precision == Precision.BFLOAT16:
@@ -175,6 +176,8 @@ def export(config: ExportConfig) -> dict[str, Any]:
     ):
         as_saved = endpoints(sampler, items, noise)
         policy.module.float()
+    with doing("Comparing with LeRobot's own class"), named(where):
+        stock = check_stock(policy, items, sampler.num_steps)
     reference = endpoints(sampler, items, noise)
     taught = {}
     if config.teacher is not None:
@@ -185,6 +188,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
         with doing("Tracing the policy"):
             two = config.graphs == Graphs.TWO
             free = {one["name"]: 1 for one in parts["inputs"] if PROMPT in one["shape"]}
+            free |= {NOISE: 0} if manifest["noise"]["shape"][0] != 1 else {}
             graphs = write_graphs(sampler, example(parts), folder, two=two, int8=int8, free=free)
             manifest["graphs"] = graphs
             write_tokenizer(policy, folder)
@@ -194,17 +198,18 @@ def export(config: ExportConfig) -> dict[str, Any]:
             if (checkpoint / REFLOW_CONFIG).is_file():
                 shutil.copyfile(checkpoint / REFLOW_CONFIG, folder / REFLOW_CONFIG)
         manifest["files"] = {file.name: file_sha256(file) for file in sorted(folder.iterdir())}
-        write_json(folder / MANIFEST, manifest)
+        write_json(folder / MANIFEST, manifest | {"sha256": content_sha256(manifest)})
         exported = ExportedPolicy(folder, {}, None, "output_dir")
         bound = None if config.precision == Precision.FLOAT32 else config.max_gap
         found = receipt(policy, exported, items, noise, reference, bound)
-        manifest["parity"] = {"of": of, **found, **taught}
+        manifest["parity"] = {"of": of, **found, "stock": asdict(stock), **taught}
         if as_saved is not None:
             far = Difference.of(as_saved, reference)
             manifest["parity"]["as_saved"] = asdict(far)
             say(
                 f"As saved, not in float32, the checkpoint itself differs by {far.gap_percent:.1g} % of the spread"
             )
+        manifest["sha256"] = content_sha256(manifest)
         write_json(folder / MANIFEST, manifest)
     return manifest
 
@@ -284,6 +289,10 @@ def _manifest(
 ) -> dict[str, Any]:
     """All of the manifest that is known before the graphs are."""
     chunk = sampler.policy.chunk
+    # OpenVINO computes what depends on a free number of noises less exactly, such as the embedding of times.
+    free = config.graphs == Graphs.ONE and config.backend == Backend.ONNX
+    draws = "draws" if free else 1
+    packages = (*PACKAGES[config.backend], "numpy", "tokenizers")
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -295,8 +304,12 @@ def _manifest(
         "times": time_grid(sampler.num_steps, sampler.grid_power) if config.graphs == Graphs.TWO else [],
         "backend": config.backend,
         "precision": config.precision,
-        "noise": {"input": "noise", "shape": [1, *chunk.shape], "law": "standard_normal"},
-        "output": {"name": "actions", "shape": [1, chunk.horizon, chunk.action_dim], "unit": "normalised"},
+        "noise": {"input": NOISE, "shape": [draws, *chunk.shape], "law": "standard_normal"},
+        "output": {
+            "name": "actions",
+            "shape": [draws, chunk.horizon, chunk.action_dim],
+            "unit": "normalised",
+        },
         **parts,
         "chunk": {
             "horizon": chunk.horizon,
@@ -312,5 +325,5 @@ def _manifest(
             "parameters": sum(value.numel() for value in sampler.policy.module.parameters()),
         },
         "files": {},
-        "versions": {**installed_versions(), **{name: version(name) for name in PACKAGES[config.backend]}},
+        "versions": {**installed_versions(), **{name: version(name) for name in packages}},
     }

@@ -90,6 +90,9 @@ class ExportedPolicy(FlowPolicy):
         content = torch.frombuffer(bytearray((Path(path) / MANIFEST).read_bytes()), dtype=torch.uint8)
         self.module = nn.ParameterDict({"manifest": nn.Parameter(content, requires_grad=False)})
         self._inputs = [one["name"] for one in own["inputs"]]
+        self._row: tuple[Tensor, ...] = ()
+        self._encoded: Mapping[str, Any] = {}
+        """The observation that was encoded last, as it is and encoded."""
         fields = [(f"input_{index}", Tensor) for index in range(len(self._inputs))]
         free = [any(isinstance(size, str) for size in one["shape"]) for one in own["inputs"]]
         growing = {name: 1 for (name, _), any_length in zip(fields, free, strict=True) if any_length}
@@ -129,15 +132,20 @@ class ExportedPolicy(FlowPolicy):
     def endpoints(self, context: Context, noise: Tensor) -> Tensor:
         """The endpoints (B, H, D) of noise (B, H, D) by the graph's own steps, zero in the padded dimensions."""
         ends = torch.zeros_like(noise)
-        rows = zip(*(tensor.split(1) for tensor in context.tensors()), strict=True)
-        before: tuple[Tensor, ...] = ()
-        for end, one, row in zip(ends, noise.split(1), rows, strict=True):
+        rows = list(zip(*(tensor.split(1) for tensor in context.tensors()), strict=True))
+        start = 0
+        for stop in range(1, len(rows) + 1):
+            if stop < len(rows) and all(map(torch.equal, rows[stop], rows[start])):
+                continue
             with self._errors():
-                if not before or not all(map(torch.equal, row, before)):
-                    inputs = {name: value.numpy() for name, value in zip(self._inputs, row, strict=True)}
-                    before, encoded = row, self._runner.encode(inputs)
-                real = self._runner.endpoint(encoded, one.numpy())
-            end[:, : self.chunk.action_dim] = torch.from_numpy(real)
+                if not self._row or not all(map(torch.equal, rows[start], self._row)):
+                    inputs = {
+                        name: value.numpy() for name, value in zip(self._inputs, rows[start], strict=True)
+                    }
+                    self._row, self._encoded = rows[start], self._runner.encode(inputs)
+                real = self._runner.endpoints(self._encoded, noise[start:stop].numpy())
+            ends[start:stop, :, : self.chunk.action_dim] = torch.from_numpy(real)
+            start = stop
         return ends
 
     def to_action(self, endpoint: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The exported graphs: from an observation's inputs and noise to a normalised chunk.
 
-Shapes: H chunk size, D padded action dimension, A real action dimension.
+Shapes: K noises, H chunk size, D padded action dimension, A real action dimension.
 """
 
 from __future__ import annotations
@@ -26,14 +26,16 @@ class OneGraph:
     def __init__(self, manifest: Manifest, folder: Path, threads: int | None) -> None:
         self._graph = open_graph(manifest, folder, manifest["graphs"]["policy"], threads)
         self._noise = manifest["noise"]["input"]
+        self._together = manifest["noise"]["shape"][0] != 1
 
     def encode(self, fed: Mapping[str, Any]) -> Mapping[str, Any]:
         """The inputs of an observation as they are: the graph encodes them with every noise."""
         return fed
 
-    def endpoint(self, fed: Mapping[str, Any], noise: Floats) -> Floats:
-        """The chunk (1, H, A) of noise (1, H, D) and the inputs of an observation."""
-        return self._graph({**fed, self._noise: noise})["actions"]
+    def endpoints(self, fed: Mapping[str, Any], noise: Floats) -> Floats:
+        """The chunks (K, H, A) of noises (K, H, D) and the inputs of one observation."""
+        groups = [noise] if self._together else np.split(noise, len(noise))
+        return np.concatenate([self._graph({**fed, self._noise: group})["actions"] for group in groups])
 
 
 class TwoGraphs:
@@ -55,9 +57,12 @@ class TwoGraphs:
             return fed
         return {name: value for name, value in self._encode(fed).items() if name.startswith(CONTEXT)}
 
-    def endpoint(self, fed: Mapping[str, Any], noise: Floats) -> Floats:
-        """The chunk (1, H, D) of noise (1, H, D) and the inputs of an observation, encoded or not."""
-        context, x = self.encode(fed), noise
+    def endpoints(self, fed: Mapping[str, Any], noise: Floats) -> Floats:
+        """The chunks (K, H, D) of noises (K, H, D) and the inputs of one observation, encoded or not."""
+        context = self.encode(fed)
+        return np.concatenate([self._steps(context, one) for one in np.split(noise, len(noise))])
+
+    def _steps(self, context: Mapping[str, Any], x: Floats) -> Floats:
         for t, dt in self.times:
             time = np.array([t], dtype=np.float32)
             x = x + np.float32(dt) * self._step({**context, "x_t": x, "t": time})["velocity"]

@@ -74,7 +74,7 @@ class Camera:
         image = np.asarray(value)
         if image.dtype == np.uint8 and image.ndim == 3:
             image = image.transpose(2, 0, 1) / np.float32(255)
-        if image.ndim != 3 or image.shape[0] != 3 or image.dtype.kind != "f":
+        if image.ndim != 3 or image.shape[0] != 3 or image.size == 0 or image.dtype.kind != "f":
             raise RunnerError(
                 f"{self.key} is {np.asarray(value).dtype} of shape {np.shape(value)}; give (height, width, 3) uint8 or "
                 "(3, height, width) float."

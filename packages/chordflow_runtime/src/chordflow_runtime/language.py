@@ -54,7 +54,8 @@ class Language:
         """Tokens and their mask, of the instruction and the normalised state, by its key."""
         # A batch of one, as LeRobot's data loader gives it, means the same.
         text = task[0] if isinstance(task, list | tuple) and len(task) == 1 else task
-        if not isinstance(text, str):
+        # What could not be decoded stands in a string as half a character.
+        if not isinstance(text, str) or any("\ud800" <= letter <= "\udfff" for letter in text):
             raise RunnerError(f"task is {task!r}; give the instruction as a string.")
         for write in self._template:
             text = write(text, state)

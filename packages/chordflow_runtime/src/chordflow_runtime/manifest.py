@@ -23,7 +23,7 @@ class RunnerError(ValueError):
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a folder all of whose files are unchanged.
+    """The manifest of a folder, which is unchanged, as are all files.
 
     Raises:
         RunnerError: if the folder holds no policy, one of a newer format, or a file that was changed.
@@ -38,9 +38,17 @@ def read_manifest(folder: Path) -> Manifest:
         raise RunnerError(
             f"{path} has version {version}, and this chordflow_runtime reads up to {VERSION}; install a newer one."
         )
+    if manifest.get("sha256") != content_sha256(manifest):
+        raise RunnerError(f"{path} was changed; copy it again, or export the policy again.")
     for name, digest in manifest["files"].items():
         _check_file(folder, name, digest)
     return manifest
+
+
+def content_sha256(manifest: Mapping[str, Any]) -> str:
+    """What a manifest says of itself under `sha256`: the digest of all that it says besides."""
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def listed(manifest: Mapping[str, Any], folder: Path, name: str) -> Path:

@@ -89,6 +89,8 @@ class Observer:
 
     def _named(self, observation: Mapping[str, Any]) -> dict[str, Any]:
         """The features that the policy looks at, by its own names."""
+        if not isinstance(observation, Mapping):
+            raise RunnerError(f"the observation is {observation!r}; give a dict by LeRobot's item keys.")
         named = {self._rename.get(key, key): value for key, value in observation.items()}
         for key in self._readers:
             if key not in named:

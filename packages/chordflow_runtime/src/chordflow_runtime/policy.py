@@ -36,7 +36,7 @@ class Policy:
         self._executed = slice(first, first + int(manifest["chunk"]["num_executed"]))
         if manifest["noise"]["law"] != "standard_normal":
             raise ValueError(f"noise of law {manifest['noise']['law']}")
-        self._noise_shape = tuple(manifest["noise"]["shape"])
+        self._noise_shape = (1, *manifest["noise"]["shape"][1:])
         self._generator = np.random.default_rng(seed)
         self._graphs = open_graphs(manifest, folder, threads, num_steps)
         self._actions: deque[Floats] = deque()
@@ -68,17 +68,24 @@ class Policy:
         """The chunk (H, A) as the graph gives it, normalised, of what `prepare` or `encode` makes and noise."""
         if noise is None:
             noise = self._generator.standard_normal(self._noise_shape, dtype=np.float32)
-        noise = np.asarray(noise, dtype=np.float32)
+        try:
+            noise = np.asarray(noise, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise RunnerError(f"noise is {noise!r}; give numbers of shape {self._noise_shape}.") from error
         if noise.shape != self._noise_shape or not np.isfinite(noise).all():
             raise RunnerError(
                 f"noise has shape {noise.shape}; give finite numbers of shape {self._noise_shape}."
             )
-        endpoint = self._graphs.endpoint(inputs, noise)[0, :, : self._action_dim]
-        if not np.isfinite(endpoint).all():
+        return self.endpoints(inputs, noise)[0]
+
+    def endpoints(self, inputs: Mapping[str, Any], noise: Floats) -> Floats:
+        """The normalised chunks (K, H, A) of one observation and several noises (K, H, D)."""
+        endpoints = self._graphs.endpoints(inputs, noise)[..., : self._action_dim]
+        if not np.isfinite(endpoints).all():
             raise RunnerError(
                 "the graph gave NaN or infinite actions; look at the observation and the checkpoint."
             )
-        return endpoint
+        return endpoints
 
     def to_action(self, endpoint: Floats) -> Floats:
         """A chunk (..., A) of `endpoint` in the robot's units."""
@@ -124,9 +131,11 @@ def load(
     Raises:
         RunnerError: if the folder was changed, is of a newer version, or cannot be run here.
     """
-    for name, value in (("threads", threads), ("num_steps", num_steps)):
-        if value is not None and value < 1:
-            raise RunnerError(f"{name} is {value}; choose at least 1, or leave it out.")
+    for name, value, least in (("threads", threads, 1), ("num_steps", num_steps, 1), ("seed", seed, 0)):
+        if value is not None and (not isinstance(value, int) or value < least):
+            raise RunnerError(
+                f"{name} is {value!r}; choose a whole number, at least {least}, or leave it out."
+            )
     folder = Path(folder)
     try:
         return Policy(read_manifest(folder), folder, threads, seed, num_steps)
