@@ -159,10 +159,8 @@ def test_an_exported_folder_has_its_own_way_evaluations_and_time() -> None:
         "Chunks come 20.0 times as fast from the exported folder; as many evaluations in PyTorch give 2.8"
         in text
     )
-    panels = [plot.caption for plot in [*flow_plots.gaps(results), *rollout_plots.latency(results)]]
-    assert [re.search(r"student.* at two steps|exported folders", text) is not None for text in panels] == [
-        True
-    ] * 3
+    panels = [*flow_plots.gaps(results), *rollout_plots.latency(results)]
+    assert all(re.search("student.* at two steps|Exported folders", panel.caption) for panel in panels)
 
 
 def test_long_names_take_several_lines_and_figures_are_kept() -> None:

@@ -79,7 +79,7 @@ def summary(results: Results) -> Section | None:
         nfe = getattr(shown.row, "nfe", shown.num_steps)
         return way(shown) + f" ({nfe} evaluations)" * (nfe != shown.num_steps)
 
-    halves = [name(way) for way in shown if way.on_half and getattr(way, which) is not None]
+    halves = dict.fromkeys(name(way) for way in shown if way.on_half and getattr(way, which) is not None)
     notes = [NO_TIMES] if results.timings_unreliable else []
     if halves:
         notes.append(

@@ -203,7 +203,7 @@ def latency(results: Results) -> list[Plot]:
         return []
     counts = tables.chunk_steps(results)
     names = [steps(n) + ("" if n != timed.teacher_num_steps else ", teacher") for n in counts]
-    names += [f"{steps(made.num_steps)}, {name} (exported)" for name, made in timed.exported.items()]
+    names += [f"exported {name}" for name in timed.exported]
     figure = plots.canvas(
         plots.rows_height(len(names)) + 60, "ms for one chunk", "", barmode="stack", bargap=0.35, showlegend=True,
         legend={"y": 1.12, "traceorder": "normal"}, margin={"t": 34}, xaxis={"rangemode": "tozero"},
@@ -235,7 +235,7 @@ def latency(results: Results) -> list[Plot]:
         "that chunk."
     )
     if timed.exported:
-        caption += " Of exported folders whole chunks are timed: marks without a bar."
+        caption += " Exported folders, marks without a bar, are timed whole; the line does not bound them."
     return [Plot("latency", "Time of a chunk", caption, figure)]
 
 
