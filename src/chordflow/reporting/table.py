@@ -169,7 +169,8 @@ def written(section: Section) -> list[str]:
     heads = [escape(head.replace("\n", " ")) for head in section.heads]
     rows = [["" if cell.repeats else escape(cell.text) for cell in row] for row in section.rows]
     lines = "\n".join(f"| {' | '.join(row)} |" for row in [heads, rule, *rows])
-    return [f"{escape(section.title)}:", lines, *([escape(section.below)] if section.below else [])]
+    title = escape(section.title) + ":" * (not section.title.endswith("?"))
+    return [title, lines, *([escape(section.below)] if section.below else [])]
 
 
 def escape(text: str) -> str:
