@@ -28,6 +28,7 @@ from chordflow.results.schema import Results
 from chordflow.results.sequential import confidence_sequence
 from chordflow.results.statistics import Interval, compare_success
 from chordflow.rollouts.store import EpisodeStore
+from chordflow_runtime.manifest import content_sha256
 from drift_env import DriftEnv
 from forked import forked
 from small_runs import Break, Capture, Refuse, changed, edit_json, refusal, refused, signal_at
@@ -55,6 +56,11 @@ def robot(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(export_job, "OBSERVATIONS", parity.MODE_OBSERVATIONS)
         chordflow.export(policy=student, output_dir=folder)
     return folder
+
+
+def sealed(folder: Path, **edit: Any) -> None:
+    """Changes the manifest of an exported folder, its own digest included."""
+    edit_json(folder / "manifest.json", lambda c: c.update(edit, sha256=content_sha256(c | edit)))
 
 
 def options(teacher: Path, student: Path | None, output: Path, **others: Any) -> list[str]:
@@ -168,7 +174,7 @@ def test_another_solver_that_is_baked_in_is_the_students(
 ) -> None:
     """The graph is the same; what the manifest says of it is what rows are called by."""
     other = Path(shutil.copytree(robot, tmp_path / "other"))
-    changed("manifest.json", num_steps=2, solver="adams_bashforth", grid_power=1.4)(other)
+    sealed(other, num_steps=2, solver="adams_bashforth", grid_power=1.4)
     results = run(options(checkpoint, other, tmp_path / "out", **{"eval.n_episodes": 2}))
     row = results.success_of("student", 2)
     assert (row.solver, row.grid_power) == ("adams_bashforth", 1.4)
@@ -200,7 +206,7 @@ def test_an_exported_folder_that_cannot_act(
     edit: Any, given: Any, message: str, robot: Path, tmp_path: Path, refuse: Refuse
 ) -> None:
     other = Path(shutil.copytree(robot, tmp_path / "robot"))
-    changed("manifest.json", **edit)(other)
+    sealed(other, **edit)
     assert message in refuse(other, **given)
 
 
